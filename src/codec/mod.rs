@@ -1,0 +1,1 @@
+//! Codecs: from a blob's bytes to the decoded stream, from the start or from a checkpoint.

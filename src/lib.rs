@@ -1,0 +1,32 @@
+//! peelfs mounts any OCI image as a directory, lazily, and verifies every byte it shows.
+//!
+//! The modules stand on floors and import downwards only (`tests/layering.rs` holds them to it):
+//!
+//! | floor | knows | modules |
+//! |---|---|---|
+//! | 5 front ends | people and the kernel | [`cli`], [`fuse`] |
+//! | 4 image | one image as a file system | [`image`] |
+//! | 3 content | how to make bytes present | [`content`] |
+//! | 2 knowledge | what a layer and a tree look like | [`layer`], [`overlay`] |
+//! | 1 bytes | where bytes come from, are decoded and kept | [`source`], [`codec`], [`store`] |
+//! | 0 words | what things are called | [`digest`], [`descriptor`], [`offsets`], [`trust`], [`reference`], [`platform`], [`documents`] |
+//!
+//! [`loopback`] is a registry for demos and tests and stands beside the floors.
+
+pub mod cli;
+pub mod codec;
+pub mod content;
+pub mod descriptor;
+pub mod digest;
+pub mod documents;
+pub mod fuse;
+pub mod image;
+pub mod layer;
+pub mod loopback;
+pub mod offsets;
+pub mod overlay;
+pub mod platform;
+pub mod reference;
+pub mod source;
+pub mod store;
+pub mod trust;
