@@ -7,8 +7,8 @@
 //! | typed | means |
 //! |---|---|
 //! | `[docker://][HOST[:PORT]/]NAME[:TAG][@DIGEST]` | a registry; no host means Docker Hub |
-//! | `oci:DIR[:NAME][@DIGEST]` | an image layout (image-spec, image-layout.md) |
-//! | `oci-archive:FILE[:NAME][@DIGEST]` | a tar of such a layout |
+//! | `oci:DIR[:NAME \| :@POSITION][@DIGEST]` | an image layout (image-spec, image-layout.md) |
+//! | `oci-archive:FILE[:NAME \| :@POSITION][@DIGEST]` | a tar of such a layout |
 //! | `docker-archive:FILE[:NAME[:TAG] \| :@POSITION]` | what `docker save` writes |
 //! | `dir:DIR` | what `skopeo copy … dir:DIR` writes |
 //!
@@ -304,9 +304,9 @@ impl Grammar {
             return Some(Pick::Only);
         }
         match (self, text.strip_prefix('@')) {
-            (Self::Docker, Some(position)) => position.parse().ok().map(Pick::Position),
+            (_, Some(position)) => position.parse().ok().map(Pick::Position),
             (Self::Docker, None) => RegistryName::parse(text).ok().map(|_| Pick::Named(text.to_owned())),
-            (Self::RefName, _) => {
+            (Self::RefName, None) => {
                 let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._:@/+".contains(&b);
                 text.bytes().all(allowed).then(|| Pick::Named(text.to_owned()))
             }
