@@ -1,1 +1,319 @@
-//! Placeholder.
+//! Image layouts: `oci-layout`, `index.json` and `blobs/ALGORITHM/HEX` (image-spec, image-layout.md).
+//!
+//! The same tree of files comes as a directory and inside a tar, so it is read through [`Files`].
+//!
+//! `index.json` is not itself the image: it lists what the layout holds. A name picks the entry that
+//! carries it as `org.opencontainers.image.ref.name`, or as the name containerd and BuildKit add. With
+//! neither name nor digest there has to be one image, or entries without any name, which then are the
+//! platforms of one image.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::local::{Blobs, Links, LocalSource, Piece, listed, unusable};
+use super::{MANIFEST_LIMIT, SourceError};
+use crate::descriptor::{Descriptor, MediaType};
+use crate::digest::{Algorithm, Digest};
+use crate::documents::{Document, Index, IndexEntry};
+use crate::reference::{LocalName, Pick, RegistryName};
+
+/// Opens a layout in a directory.
+///
+/// # Errors
+/// [`SourceError`] if there is no layout, or not the image in it that `local` names.
+pub(super) fn open(name: String, local: &LocalName) -> Result<LocalSource, SourceError> {
+    let reading = local.reading(|path| path.symlink_metadata().is_ok());
+    let metadata = std::fs::metadata(&reading.path)
+        .map_err(|cause| SourceError::Io { path: reading.path.display().to_string(), cause })?;
+    if !metadata.is_dir() {
+        return Err(SourceError::Unsupported {
+            place: format!("`{}`", reading.path.display()),
+            why: "an image layout is a directory".to_owned(),
+            hint: Some(format!("for a tar of a layout write `oci-archive:{}`", reading.path.display())),
+        });
+    }
+    open_files(name, &reading.pick, local.digest(), Directory(reading.path))
+}
+
+/// Files by their name in a layout.
+pub(super) trait Files: Send + Sync {
+    /// The file, if there is one. May block on the disk.
+    fn find(&self, name: &str) -> Result<Option<Piece>, SourceError>;
+
+    /// What to say if this turns out to be no layout.
+    fn no_layout_hint(&self) -> Option<String>;
+}
+
+struct Directory(PathBuf);
+
+impl Files for Directory {
+    fn find(&self, name: &str) -> Result<Option<Piece>, SourceError> {
+        Piece::find(&self.0.join(Path::new(name)), Links::Refuse)
+    }
+
+    fn no_layout_hint(&self) -> Option<String> {
+        let here = |name: &str| self.0.join(name).symlink_metadata().is_ok();
+        (here("manifest.json") && here("version")).then(|| format!("try `dir:{}`", self.0.display()))
+    }
+}
+
+struct LayoutBlobs<F>(F);
+
+impl<F: Files> Blobs for LayoutBlobs<F> {
+    fn open(&self, blob: &Descriptor) -> Result<Option<Piece>, SourceError> {
+        self.0.find(&blob_path(&blob.digest))
+    }
+}
+
+/// Opens a layout that `files` hold.
+pub(super) fn open_files(
+    name: String,
+    pick: &Pick,
+    digest: Option<&Digest>,
+    files: impl Files + 'static,
+) -> Result<LocalSource, SourceError> {
+    check_version(&name, &files)?;
+    let Some(index) = files.find("index.json")? else {
+        return Err(no_layout(&name, "it has no `index.json`", &files));
+    };
+    let bytes = index.read_whole(MANIFEST_LIMIT)?;
+    let index = match Document::parse(&bytes, Some(&MediaType::OciIndex)) {
+        Ok(Document::Index(index)) => index,
+        Ok(Document::Manifest(_)) => unreachable!("a document declared as an index is read as one or refused"),
+        Err(error) => return Err(unusable(&name, "`index.json`", &error)),
+    };
+    let (root, document) = match digest {
+        Some(digest) => (by_digest(&name, &index, digest, &files)?, None),
+        None => match choose(&name, &index, pick)? {
+            Chosen::Entry(entry) => (entry.descriptor.clone(), None),
+            Chosen::Whole => (whole(&index, &bytes), Some(bytes)),
+        },
+    };
+    Ok(LocalSource::new(name, root, document, LayoutBlobs(files)))
+}
+
+enum Chosen<'a> {
+    Entry(&'a IndexEntry),
+    /// The entries are the platforms of one image, and `index.json` is its image index.
+    Whole,
+}
+
+fn choose<'a>(name: &str, index: &'a Index, pick: &Pick) -> Result<Chosen<'a>, SourceError> {
+    let (what, found): (_, Vec<_>) = match pick {
+        Pick::Named(wanted) => {
+            (format!("image `{wanted}`"), index.entries.iter().filter(|entry| is_named(entry, wanted)).collect())
+        }
+        Pick::Only => ("an image".to_owned(), index.entries.iter().filter(|entry| entry.may_be_image()).collect()),
+        Pick::Position(at) => (format!("image @{at}"), index.entries.get(*at).into_iter().collect()),
+    };
+    let same = found.windows(2).all(|pair| pair[0].descriptor.digest == pair[1].descriptor.digest);
+    match found.first() {
+        Some(entry) if same => Ok(Chosen::Entry(entry)),
+        Some(_) if *pick == Pick::Only && found.iter().all(|entry| names(entry).next().is_none()) => Ok(Chosen::Whole),
+        Some(_) => {
+            let digests: Vec<_> = found.iter().map(|entry| entry.descriptor.digest.to_string()).collect();
+            let hint = match pick {
+                Pick::Only => format!("add one of {} after `:`", listed(index.entries.iter().flat_map(names))),
+                Pick::Named(_) | Pick::Position(_) => {
+                    format!("add one of {} after `@`", listed(digests.iter().map(String::as_str)))
+                }
+            };
+            let why = format!("it holds {} images that this could mean", found.len());
+            Err(SourceError::Unsupported { place: name.to_owned(), why, hint: Some(hint) })
+        }
+        None => {
+            let of = listed(index.entries.iter().flat_map(names));
+            let said = if of.is_empty() { "no image in it has a name".to_owned() } else { format!("it has {of}") };
+            Err(SourceError::NotFound { what, place: name.to_owned(), said: Some(said) })
+        }
+    }
+}
+
+fn names(entry: &IndexEntry) -> impl Iterator<Item = &str> {
+    let annotations = &entry.descriptor.annotations;
+    NAMES.iter().filter_map(|key| annotations.get(*key)).map(String::as_str).filter(|name| !name.is_empty())
+}
+
+/// Whether an entry carries this name, literally or as the same registry reference.
+fn is_named(entry: &IndexEntry, wanted: &str) -> bool {
+    let full = |name: &str| name.parse::<RegistryName>().ok();
+    names(entry).any(|name| name == wanted)
+        || names(entry).any(|name| name.contains('/') && full(name).is_some_and(|name| Some(name) == full(wanted)))
+}
+
+/// The document with this digest, whether `index.json` lists it or an image index further down does.
+fn by_digest(name: &str, index: &Index, digest: &Digest, files: &impl Files) -> Result<Descriptor, SourceError> {
+    if let Some(entry) = index.entries.iter().find(|entry| entry.descriptor.digest == *digest) {
+        return Ok(entry.descriptor.clone());
+    }
+    let Some(piece) = files.find(&blob_path(digest))? else {
+        return Err(SourceError::NotFound { what: format!("manifest {digest}"), place: name.to_owned(), said: None });
+    };
+    let bytes = piece.read_whole(MANIFEST_LIMIT)?;
+    let document = Document::parse(&bytes, None).map_err(|error| unusable(name, &format!("blob {digest}"), &error))?;
+    Ok(descriptor(document.media_type().clone(), digest.clone(), piece.len()))
+}
+
+fn whole(index: &Index, bytes: &Bytes) -> Descriptor {
+    descriptor(index.media_type.clone(), Digest::of(Algorithm::Sha256, bytes), bytes.len() as u64)
+}
+
+pub(super) fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type, digest, size, data: None, annotations: Default::default() }
+}
+
+fn check_version(name: &str, files: &impl Files) -> Result<(), SourceError> {
+    #[derive(serde::Deserialize)]
+    struct Layout {
+        #[serde(rename = "imageLayoutVersion")]
+        version: String,
+    }
+    let Some(marker) = files.find("oci-layout")? else {
+        return Err(no_layout(name, "it has no `oci-layout`", files));
+    };
+    let marker = marker.read_whole(MARKER_LIMIT)?;
+    match serde_json::from_slice(&marker) {
+        Ok(Layout { version }) if version.starts_with("1.") => Ok(()),
+        Ok(Layout { version }) => {
+            let version: String = version.chars().take(32).flat_map(char::escape_debug).collect();
+            Err(no_layout(name, &format!("its layout version is `{version}`, not 1.0.0"), files))
+        }
+        Err(_) => Err(no_layout(name, "its `oci-layout` has no version", files)),
+    }
+}
+
+fn no_layout(name: &str, why: &str, files: &impl Files) -> SourceError {
+    SourceError::Unsupported {
+        place: name.to_owned(),
+        why: format!("{why}, so it is not an image layout"),
+        hint: files.no_layout_hint(),
+    }
+}
+
+/// A [`Digest`] is checked when made, so this never leads out of the layout.
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
+const MARKER_LIMIT: u64 = 4096;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::BlobSource;
+    use super::super::local::made::{Layout, layers, open, told};
+
+    #[tokio::test]
+    async fn the_only_image_needs_no_name() {
+        let mut layout = Layout::new();
+        layout.image(b"layer", None);
+        let source = open(&format!("oci:{}", layout.path().display())).await.unwrap();
+        assert_eq!(layers(&source).await, [b"layer"]);
+    }
+
+    #[tokio::test]
+    async fn names_and_digests_pick_among_several() {
+        let mut layout = Layout::new();
+        layout.image(b"one", Some("v1"));
+        let two = layout.image(b"two", Some("docker.io/library/app:v2"));
+        let at = layout.path().display();
+        for (picked, expected) in [
+            (":v1".to_owned(), b"one"),
+            (":docker.io/library/app:v2".to_owned(), b"two"),
+            (":app:v2".to_owned(), b"two"),
+            (":@1".to_owned(), b"two"),
+            (format!("@{two}"), b"two"),
+            (format!(":v1@{two}"), b"two"),
+        ] {
+            let source = open(&format!("oci:{at}{picked}")).await.unwrap();
+            assert_eq!(layers(&source).await, [expected], "{picked}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_digest_below_the_index_is_found() {
+        let mut layout = Layout::new();
+        let hidden = layout.image(b"hidden", None);
+        let mut other = Layout::new();
+        other.image(b"shown", None);
+        std::fs::copy(other.path().join("index.json"), layout.path().join("index.json")).unwrap();
+        let source = open(&format!("oci:{}@{hidden}", layout.path().display())).await.unwrap();
+        assert_eq!(layers(&source).await, [b"hidden"]);
+    }
+
+    #[tokio::test]
+    async fn unnamed_entries_are_the_platforms_of_one_image() {
+        let mut layout = Layout::new();
+        layout.image(b"one", None);
+        layout.image(b"two", None);
+        let source = open(&format!("oci:{}", layout.path().display())).await.unwrap();
+        let (descriptor, bytes) = source.root().await.unwrap();
+        assert!(descriptor.media_type.is_index());
+        assert!(bytes.verify(&descriptor.digest, descriptor.size).is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named_with_what_there_is() {
+        let mut layout = Layout::new();
+        layout.image(b"one", Some("v1"));
+        layout.image(b"two", Some("v2"));
+        layout.image(b"three", Some("v2"));
+        let empty = tempfile::tempdir_in(layout.path()).unwrap();
+        let at = layout.path().display();
+        std::fs::write(empty.path().join("file"), "").unwrap();
+        let absent = format!("@{}", crate::digest::Digest::of(crate::digest::Algorithm::Sha256, b""));
+        let mut all = String::new();
+        for name in [
+            format!("oci:{at}"),
+            format!("oci:{at}:v3"),
+            format!("oci:{at}:v2"),
+            format!("oci:{at}:@3"),
+            format!("oci:{at}{absent}"),
+            format!("oci:{at}/no"),
+            format!("oci:{}", empty.path().display()),
+            format!("oci:{}", empty.path().join("file").display()),
+        ] {
+            let error = open(&name).await.err().unwrap();
+            let text =
+                told(&error, layout.path()).replace(&empty.path().file_name().unwrap().display().to_string(), "EMPTY");
+            all.push_str(&format!("{text}\n"));
+        }
+        insta::assert_snapshot!(all, @r#"
+        oci:TMP cannot be used: it holds 3 images that this could mean | add one of `v1`, `v2` after `:`
+        image `v3` not found in oci:TMP:v3 | it has `v1`, `v2`
+        oci:TMP:v2 cannot be used: it holds 2 images that this could mean | add one of `sha256:2d6aea52b3993935baf3d11dc7785cbfc137652d3ac3ac91a09012a206d121ae`, `sha256:bf7e8bab99cbd3e4610f58e74a375d010af105c7e33d17b8ed9207217e0ee184` after `@`
+        image @3 not found in oci:TMP:@3 | it has `v1`, `v2`
+        manifest sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 not found in oci:TMP@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+        cannot read TMP/no: No such file or directory (os error 2)
+        oci:TMP/EMPTY cannot be used: it has no `oci-layout`, so it is not an image layout
+        `TMP/EMPTY/file` cannot be used: an image layout is a directory | for a tar of a layout write `oci-archive:TMP/EMPTY/file`
+        "#);
+    }
+
+    #[tokio::test]
+    async fn broken_layouts_are_refused() {
+        let layout = Layout::new();
+        let name = format!("oci:{}", layout.path().display());
+        let mut all = String::new();
+        for (file, content) in [
+            ("index.json", "{"),
+            ("index.json", r#"{"schemaVersion":2,"manifests":[]}"#),
+            ("index.json", r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#),
+            ("oci-layout", "{}"),
+            ("oci-layout", r#"{"imageLayoutVersion":"2.0.0\u001b"}"#),
+        ] {
+            std::fs::write(layout.path().join(file), content).unwrap();
+            let error = open(&name).await.err().unwrap();
+            all.push_str(&format!("{}\n", told(&error, layout.path())));
+        }
+        insta::assert_snapshot!(all, @r#"
+        oci:TMP cannot be used: `index.json`: the document is malformed: EOF while parsing an object at line 1 column 1
+        an image not found in oci:TMP | no image in it has a name
+        oci:TMP cannot be used: `index.json`: the document is ambiguous: it has both `manifests` and `layers`
+        oci:TMP cannot be used: its `oci-layout` has no version, so it is not an image layout
+        oci:TMP cannot be used: its layout version is `2.0.0\u{1b}`, not 1.0.0, so it is not an image layout
+        "#);
+    }
+}

@@ -4,10 +4,12 @@
 //! ranges of blobs. It promises nothing about the bytes: everything leaves as [`Untrusted`]. It is
 //! the network seam: faults are injected behind this trait, and a simulation can replace it.
 
-pub mod archive;
-pub mod directory;
-pub mod layout;
+mod archive;
+mod directory;
+mod layout;
+pub mod local;
 pub mod registry;
+mod tarfile;
 
 use std::future::Future;
 use std::ops::Range;

@@ -1,0 +1,455 @@
+//! Local sources: images in files of this machine, read in place.
+//!
+//! Layouts, archives and directories differ in how a digest becomes a piece of a file, and in nothing
+//! else. That difference is `Blobs`; everything that reads is here, once.
+//!
+//! A path may name a FIFO or a device, and reading one would hang or do worse. So files are opened
+//! without blocking and only regular ones are read. A file that is shorter than its descriptor says, or
+//! that shrinks while it is read, ends in an error.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError, archive, blob_name, directory, layout};
+use crate::descriptor::Descriptor;
+use crate::documents::DocumentError;
+use crate::offsets::BlobOffset;
+use crate::reference::{Place, Reference};
+use crate::trust::Untrusted;
+
+/// An image in files of this machine.
+pub struct LocalSource {
+    name: String,
+    root: Descriptor,
+    root_document: Option<Bytes>,
+    blobs: Arc<dyn Blobs>,
+}
+
+impl LocalSource {
+    /// Opens what `reference` names; `None` if it names a registry.
+    ///
+    /// # Errors
+    /// [`SourceError`] if it is not there, or is not what its transport says.
+    pub async fn open(reference: &Reference) -> Option<Result<Self, SourceError>> {
+        if let Place::Registry(_) = reference.place() {
+            return None;
+        }
+        let reference = reference.clone();
+        let open = move || {
+            let name = reference.to_string();
+            match reference.place() {
+                Place::Registry(_) => unreachable!("registries were sorted out above"),
+                Place::Layout(local) => layout::open(name, local),
+                Place::OciArchive(local) => archive::open_oci(name, local),
+                Place::DockerArchive(local) => archive::open_docker(name, local),
+                Place::Directory(path) => directory::open(name, path),
+            }
+        };
+        Some(blocking(open).await)
+    }
+
+    /// An image whose root document is `root`: these bytes, or else a blob like the others.
+    pub(super) fn new(name: String, root: Descriptor, document: Option<Bytes>, blobs: impl Blobs + 'static) -> Self {
+        Self { name, root, root_document: document, blobs: Arc::new(blobs) }
+    }
+
+    async fn document(&self, descriptor: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
+        if let Some(document) = self.root_document.as_ref().filter(|_| self.root.digest == descriptor.digest) {
+            return Ok(Untrusted::new(document.clone()));
+        }
+        let what = blob_name(&descriptor.digest);
+        if descriptor.size > MANIFEST_LIMIT {
+            let why =
+                format!("a manifest of {} bytes is larger than the {MANIFEST_LIMIT} that are read", descriptor.size);
+            return Err(SourceError::Protocol { what, place: self.name.clone(), why });
+        }
+        let piece = self.piece(descriptor).await?;
+        blocking(move || piece.read_whole(MANIFEST_LIMIT)).await.map(Untrusted::new)
+    }
+
+    /// The piece of a file that is this blob, if its size is right.
+    async fn piece(&self, blob: &Descriptor) -> Result<Piece, SourceError> {
+        let (blobs, wanted) = (Arc::clone(&self.blobs), blob.clone());
+        let piece = blocking(move || blobs.open(&wanted)).await?;
+        let Some(piece) = piece else {
+            return Err(SourceError::NotFound { what: blob_name(&blob.digest), place: self.name.clone(), said: None });
+        };
+        if piece.len != blob.size {
+            let why = format!("it has {} bytes, its descriptor says {}", piece.len, blob.size);
+            return Err(SourceError::Protocol { what: blob_name(&blob.digest), place: self.name.clone(), why });
+        }
+        Ok(piece)
+    }
+}
+
+impl BlobSource for LocalSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
+        Box::pin(async { Ok(self.root.clone()) })
+    }
+
+    fn root(&self) -> BoxFuture<'_, Result<(Descriptor, Untrusted<Bytes>), SourceError>> {
+        Box::pin(async { Ok((self.root.clone(), self.document(&self.root).await?)) })
+    }
+
+    fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        Box::pin(self.document(descriptor))
+    }
+
+    fn stream<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        range: Range<BlobOffset>,
+    ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
+        Box::pin(async move {
+            if range.start > range.end || range.end.0 > blob.size {
+                let why = format!("bytes {} to {} are not within its {} bytes", range.start, range.end, blob.size);
+                return Err(SourceError::Protocol { what: blob_name(&blob.digest), place: self.name.clone(), why });
+            }
+            Ok(self.piece(blob).await?.stream(range))
+        })
+    }
+}
+
+/// How one kind of place turns a descriptor into a piece of a file.
+pub(super) trait Blobs: Send + Sync {
+    /// The piece that should be this blob, if there is one. May block on the disk.
+    fn open(&self, blob: &Descriptor) -> Result<Option<Piece>, SourceError>;
+}
+
+/// A regular file or a part of one.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    file: Arc<File>,
+    path: Arc<str>,
+    start: u64,
+    len: u64,
+}
+
+/// What to do with a symbolic link in the last component of a path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Links {
+    /// Go where it leads: the user typed the path.
+    Follow,
+    /// Refuse: the path was made from what a document says.
+    Refuse,
+}
+
+impl Piece {
+    /// A whole regular file.
+    pub(super) fn open(path: &Path, links: Links) -> Result<Self, SourceError> {
+        let shown = path.display().to_string();
+        let flags = if links == Links::Refuse { OFlags::NOFOLLOW } else { OFlags::empty() };
+        let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).expect("open flags are small");
+        let opened = File::options().read(true).custom_flags(flags).open(path);
+        let checked = opened.and_then(|file| {
+            let metadata = file.metadata()?;
+            if metadata.is_file() { Ok((file, metadata.len())) } else { Err(io::Error::other("not a regular file")) }
+        });
+        match checked {
+            Ok((file, len)) => Ok(Self { file: Arc::new(file), path: shown.into(), start: 0, len }),
+            Err(cause) if links == Links::Refuse && cause.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                let cause = io::Error::other("it is a symbolic link, and none is followed here");
+                Err(SourceError::Io { path: shown, cause })
+            }
+            Err(cause) => Err(SourceError::Io { path: shown, cause }),
+        }
+    }
+
+    /// As [`open`](Self::open), but `None` if there is nothing at the path.
+    pub(super) fn find(path: &Path, links: Links) -> Result<Option<Self>, SourceError> {
+        match Self::open(path, links) {
+            Err(SourceError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The part from `start`, `len` bytes long; `None` if this piece does not hold it.
+    pub(super) fn part(&self, start: u64, len: u64) -> Option<Self> {
+        let end = start.checked_add(len)?;
+        (end <= self.len).then(|| Self { start: self.start + start, len, ..self.clone() })
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Fills `buffer` from the byte `at` on.
+    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        let within = at.checked_add(buffer.len() as u64).is_some_and(|end| end <= self.len);
+        let read = if within {
+            self.file.read_exact_at(buffer, self.start + at)
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        };
+        read.map_err(|cause| SourceError::Io { path: self.path.to_string(), cause })
+    }
+
+    /// All bytes, if they are at most `limit`.
+    pub(super) fn read_whole(&self, limit: u64) -> Result<Bytes, SourceError> {
+        if self.len > limit {
+            let why = format!("a document of {} bytes is larger than the {limit} that are read", self.len);
+            return Err(SourceError::Unsupported { place: self.path.to_string(), why, hint: None });
+        }
+        let mut all = vec![0; usize::try_from(self.len).expect("limits of documents fit into memory")];
+        self.read_at(0, &mut all)?;
+        Ok(all.into())
+    }
+
+    /// The bytes of `range`, one read ahead of the one that is waited for.
+    fn stream(self, range: Range<BlobOffset>) -> ByteStream {
+        let offsets = (range.start.0..range.end.0).step_by(READ_BYTES);
+        let reads = stream::iter(offsets).map(move |at| {
+            let piece = self.clone();
+            let len = (range.end.0 - at).min(READ_BYTES as u64);
+            blocking(move || {
+                let mut buffer = vec![0; usize::try_from(len).expect("at most READ_BYTES")];
+                piece.read_at(at, &mut buffer)?;
+                Ok(Bytes::from(buffer))
+            })
+        });
+        ByteStream::new(reads.buffered(2))
+    }
+}
+
+/// Runs what waits for the disk where waiting is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, SourceError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(SourceError::Io { path: "the disk".to_owned(), cause: io::ErrorKind::Interrupted.into() }),
+        },
+    }
+}
+
+/// A document that cannot be used makes the place that holds it unusable.
+pub(super) fn unusable(place: &str, what: &str, error: &DocumentError) -> SourceError {
+    SourceError::Unsupported { place: place.to_owned(), why: format!("{what}: {error}"), hint: error.hint() }
+}
+
+/// Names for a message: escaped, in backticks, and not without end.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted = |name: &str| format!("`{}`", name.chars().take(128).flat_map(char::escape_debug).collect::<String>());
+    let mut names: Vec<_> = names.into_iter().map(quoted).collect();
+    names.sort_unstable();
+    names.dedup();
+    let more = names.len().saturating_sub(NAMES_SHOWN);
+    names.truncate(NAMES_SHOWN);
+    let names = names.join(", ");
+    if more == 0 { names } else { format!("{names} and {more} more") }
+}
+
+const READ_BYTES: usize = 256 << 10;
+const NAMES_SHOWN: usize = 20;
+
+/// Small images on disk, for the tests of all local sources.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod made {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+
+    /// A directory with an image layout in it.
+    pub(in super::super) struct Layout {
+        pub(in super::super) dir: tempfile::TempDir,
+        entries: Vec<serde_json::Value>,
+    }
+
+    impl Layout {
+        pub(in super::super) fn new() -> Self {
+            let layout = Self { dir: tempfile::tempdir().unwrap(), entries: Vec::new() };
+            fs::create_dir_all(layout.dir.path().join("blobs/sha256")).unwrap();
+            fs::write(layout.dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+            layout
+        }
+
+        pub(in super::super) fn path(&self) -> &Path {
+            self.dir.path()
+        }
+
+        pub(in super::super) fn blob_path(&self, digest: &Digest) -> std::path::PathBuf {
+            self.path().join("blobs/sha256").join(digest.hex())
+        }
+
+        pub(in super::super) fn blob(&self, bytes: &[u8]) -> Digest {
+            let digest = Digest::of(Algorithm::Sha256, bytes);
+            fs::write(self.blob_path(&digest), bytes).unwrap();
+            digest
+        }
+
+        /// An image of one layer with these bytes, listed in `index.json` under `name`.
+        pub(in super::super) fn image(&mut self, layer: &[u8], name: Option<&str>) -> Digest {
+            let config = config(&[layer]);
+            let manifest = serde_json::json!({
+                "schemaVersion": 2,
+                "config": { "mediaType": CONFIG, "digest": self.blob(&config), "size": config.len() },
+                "layers": [{ "mediaType": LAYER, "digest": self.blob(layer), "size": layer.len() }],
+            });
+            let manifest = manifest.to_string();
+            let digest = self.blob(manifest.as_bytes());
+            let mut entry = serde_json::json!({ "mediaType": MANIFEST, "digest": digest, "size": manifest.len() });
+            if let Some(name) = name {
+                entry["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": name });
+            }
+            self.entries.push(entry);
+            self.write_index();
+            digest
+        }
+
+        pub(in super::super) fn write_index(&self) {
+            let index = serde_json::json!({ "schemaVersion": 2, "manifests": self.entries });
+            fs::write(self.path().join("index.json"), index.to_string()).unwrap();
+        }
+    }
+
+    pub(in super::super) fn config(layers: &[&[u8]]) -> Vec<u8> {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(Algorithm::Sha256, layer)).collect();
+        let rootfs = serde_json::json!({ "type": "layers", "diff_ids": diff_ids });
+        serde_json::json!({ "os": "linux", "architecture": "amd64", "rootfs": rootfs }).to_string().into()
+    }
+
+    pub(in super::super) async fn open(reference: &str) -> Result<LocalSource, SourceError> {
+        LocalSource::open(&reference.parse().unwrap()).await.unwrap()
+    }
+
+    /// Reads root, configuration and all layers as a user of the source would; the layers' bytes.
+    pub(in super::super) async fn layers(source: &LocalSource) -> Vec<Vec<u8>> {
+        use crate::documents::{Document, ImageConfig};
+        let (descriptor, bytes) = source.root().await.unwrap();
+        assert_eq!(source.head().await.unwrap(), descriptor);
+        let bytes = bytes.verify(&descriptor.digest, descriptor.size).unwrap();
+        let Document::Manifest(manifest) = Document::parse(&bytes, Some(&descriptor.media_type)).unwrap() else {
+            panic!("an index")
+        };
+        let all = |descriptor: &Descriptor| BlobOffset(0)..BlobOffset(descriptor.size);
+        let config = source.read_at(&manifest.config, all(&manifest.config)).await.unwrap();
+        let config = config.verify(&manifest.config.digest, manifest.config.size).unwrap();
+        ImageConfig::parse(&config, manifest.layers.len()).unwrap();
+        let mut layers = Vec::new();
+        for layer in &manifest.layers {
+            let bytes = source.read_at(layer, all(layer)).await.unwrap();
+            layers.push(bytes.verify(&layer.digest, layer.size).unwrap().to_vec());
+        }
+        layers
+    }
+
+    /// Error and hint as a user would see them.
+    pub(in super::super) fn told(error: &SourceError, temporary: &Path) -> String {
+        let hint = match error {
+            SourceError::Unsupported { hint, .. } => hint.clone(),
+            SourceError::NotFound { said, .. } => said.clone(),
+            _ => None,
+        };
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        let hint = hint.map(|hint| format!(" | {hint}")).unwrap_or_default();
+        format!("{error}{cause}{hint}").replace(&temporary.display().to_string(), "TMP")
+    }
+
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::made::{Layout, open, told};
+    use super::*;
+    use crate::descriptor::MediaType;
+    use crate::digest::{Algorithm, Digest};
+
+    fn blob(digest: Digest, size: u64) -> Descriptor {
+        Descriptor { media_type: MediaType::parse(""), digest, size, data: None, annotations: Default::default() }
+    }
+
+    #[tokio::test]
+    async fn any_range_is_the_same_slice_of_the_blob() {
+        let mut layout = Layout::new();
+        let bytes: Vec<u8> = (0..700_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
+        layout.image(&bytes, None);
+        let source = open(&format!("oci:{}", layout.path().display())).await.unwrap();
+        let blob = blob(Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
+        for (start, end) in [(0, 700_000), (0, 0), (700_000, 700_000), (1, 2), (262_143, 262_145), (100, 600_000)] {
+            let range = BlobOffset(start as u64)..BlobOffset(end as u64);
+            let read = source.read_at(&blob, range).await.unwrap().into_unverified();
+            assert_eq!(read, &bytes[start..end], "{start}..{end}");
+        }
+        for (start, end) in [(0, 700_001), (5, 4), (u64::MAX, u64::MAX)] {
+            assert!(source.read_at(&blob, BlobOffset(start)..BlobOffset(end)).await.is_err(), "{start}..{end}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_of_the_right_size_is_an_error_and_no_hang() {
+        let mut layout = Layout::new();
+        layout.image(b"layer", None);
+        let name = format!("oci:{}", layout.path().display());
+        let digest = |n: u8| Digest::of(Algorithm::Sha256, &[n]);
+        let fifo = layout.blob_path(&digest(1));
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", layout.blob_path(&digest(2))).unwrap();
+        std::fs::create_dir(layout.blob_path(&digest(3))).unwrap();
+        std::fs::write(layout.blob_path(&digest(4)), b"four").unwrap();
+        let source = open(&name).await.unwrap();
+        let mut all = String::new();
+        for n in 1..=5 {
+            let blob = blob(digest(n), 5);
+            let error = source.read_at(&blob, BlobOffset(0)..BlobOffset(5)).await.unwrap_err();
+            all.push_str(&format!("{}\n", told(&error, layout.path()).replace(digest(n).hex(), "HEX")));
+        }
+        insta::assert_snapshot!(all, @r#"
+        cannot read TMP/blobs/sha256/HEX: not a regular file
+        cannot read TMP/blobs/sha256/HEX: it is a symbolic link, and none is followed here
+        cannot read TMP/blobs/sha256/HEX: not a regular file
+        oci:TMP sent a wrong answer for blob sha256:HEX: it has 4 bytes, its descriptor says 5
+        blob sha256:HEX not found in oci:TMP
+        "#);
+    }
+
+    #[tokio::test]
+    async fn a_manifest_beyond_the_limit_is_not_read() {
+        let mut layout = Layout::new();
+        layout.image(b"layer", None);
+        let source = open(&format!("oci:{}", layout.path().display())).await.unwrap();
+        let huge = blob(Digest::of(Algorithm::Sha256, b"layer"), u64::MAX);
+        assert!(matches!(source.manifest(&huge).await, Err(SourceError::Protocol { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_shrinks_while_it_is_read_ends_in_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(600_000).unwrap();
+        let piece = Piece::open(file.path(), Links::Refuse).unwrap();
+        file.as_file().set_len(300_000).unwrap();
+        let mut stream = piece.stream(BlobOffset(0)..BlobOffset(600_000));
+        assert!(stream.next().await.unwrap().is_ok());
+        assert!(stream.next().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_registry_reference_is_left_to_the_registry() {
+        assert!(LocalSource::open(&"python".parse().unwrap()).await.is_none());
+    }
+}
