@@ -1,1 +1,18 @@
-//! Placeholder.
+//! A registry on loopback that can lie, and images to put into it.
+//!
+//! The demo needs a registry that is always there, and the tests need one that misbehaves at a byte of
+//! their choosing: cuts a body, resets the connection, answers for another range, never answers. Web
+//! frameworks exist to make such answers impossible, so this one is written on [`std::net::TcpListener`]
+//! with one thread per connection and writes HTTP/1.1 by hand. It listens on 127.0.0.1 only, waits for
+//! gates that a test opens instead of sleeping, and writes down every request it saw.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`tar`] | writing tar archives, good ones and odd ones |
+//! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
+//!
+//! Nothing here is used by a mount; the reading side shares no code with it beyond the ground floor, so
+//! a misunderstanding of a format cannot hide by being made twice in the same function.
+
+pub mod image;
+pub mod tar;
