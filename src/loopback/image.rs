@@ -578,7 +578,7 @@ fn host_platform() -> String {
 }
 
 /// The annotation by which a layout names its tags (image-spec, annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// A skippable frame of four bytes (RFC 8878, 3.1.2).
 const SKIPPABLE_FRAME: [u8; 12] = [0x5e, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, b's', b'k', b'i', b'p'];
 

@@ -8,11 +8,22 @@
 //!
 //! | module | knows |
 //! |---|---|
+//! | [`registry`] | routes, ranges, what is served; the handle a test holds |
+//! | [`faults`] | which request is answered wrongly, and how |
+//! | [`auth`] | passwords, tokens and the tickets of redirect targets |
 //! | [`tar`] | writing tar archives, good ones and odd ones |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
 //!
 //! Nothing here is used by a mount; the reading side shares no code with it beyond the ground floor, so
 //! a misunderstanding of a format cannot hide by being made twice in the same function.
 
+mod answer;
+pub mod auth;
+mod catalog;
+pub mod faults;
+mod http;
 pub mod image;
+pub mod registry;
 pub mod tar;
+
+pub use http::Request;
