@@ -13,6 +13,7 @@
 //! | [`auth`] | passwords, tokens and the tickets of redirect targets |
 //! | [`tar`] | writing tar archives, good ones and odd ones |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
+//! | [`sample`] | the image of the demo |
 //!
 //! Nothing here is used by a mount; the reading side shares no code with it beyond the ground floor, so
 //! a misunderstanding of a format cannot hide by being made twice in the same function.
@@ -24,6 +25,7 @@ pub mod faults;
 mod http;
 pub mod image;
 pub mod registry;
+pub mod sample;
 pub mod tar;
 
 pub use http::Request;
