@@ -1,1 +1,750 @@
-//! Codecs: from a blob's bytes to the decoded stream, from the start or from a checkpoint.
+//! Codecs: from a layer's compressed blob to its decoded stream, and back into its middle.
+//!
+//! Layers are compressed for being unpacked from front to back, once. A lazy mount needs the middle, so the
+//! one unavoidable front-to-back pass ([`LayerDecoder::first_pass`]) notes where decoding can begin again
+//! ([`Mark`]) and what must be known to do so ([`Window`]); ever after, [`LayerDecoder::resume`] begins there.
+//!
+//! Decoders are pushed to: the caller has bytes from somewhere and gives them in pieces of any size. Nothing
+//! here does I/O, waits or locks. Input is hostile until a digest says otherwise, and digests are known last;
+//! so every blob yields bytes or one error, in time that is linear in its input and output, and memory that
+//! is bounded by [`Limits`] and the piece at hand.
+//!
+//! ```
+//! use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
+//! use peelfs::descriptor::Compression;
+//!
+//! let mut decoder = LayerDecoder::first_pass(Compression::Stored, Limits::default())?;
+//! let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
+//! let mut input = &b"a layer"[..];
+//! assert_eq!(decoder.decode(&mut input, &mut out)?, Status::NeedInput);
+//! decoder.finish()?;
+//! assert_eq!(out.decoded(), b"a layer");
+//! # Ok::<(), peelfs::codec::CodecError>(())
+//! ```
+
+mod gzip;
+mod inflate;
+mod marks;
+mod output;
+#[cfg(test)]
+mod samples;
+mod stored;
+mod window;
+mod zstd;
+
+use crate::descriptor::Compression;
+use crate::offsets::{BlobOffset, DecodedOffset};
+
+pub use self::inflate::{Alphabet, InflateError};
+pub use self::marks::{Mark, StartKind};
+pub use self::output::{Filled, OutputBuffer};
+pub use self::window::{Window, WindowError};
+
+use self::gzip::Gzip;
+use self::marks::FirstPass;
+use self::zstd::Zstd;
+
+/// A layer being decoded, from its beginning or from a mark.
+pub struct LayerDecoder {
+    format: Format,
+    limits: Limits,
+    first_pass: Option<FirstPass>,
+    /// What lies before the first byte to decode, until the first call puts it in the output buffer.
+    window: Option<Box<[u8]>>,
+    blob: BlobOffset,
+    decoded: DecodedOffset,
+    failed: Option<CodecError>,
+}
+
+/// What a layer may cost. A layer that goes beyond is an error, not a slow success.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// How many bytes a layer may decode to.
+    pub decoded: u64,
+    /// The largest zstd window, as a power of two in bytes: libzstd holds that much memory.
+    pub zstd_window_log: u32,
+    /// How many bytes one byte of zstd may decode to on average, once [`Limits::ratio_free`] bytes are
+    /// decoded. Deflate needs no such limit: it cannot exceed 1032.
+    pub zstd_ratio: u64,
+    /// How many bytes are decoded before `zstd_ratio` matters: sparse files compress without measure.
+    pub ratio_free: u64,
+}
+
+/// Why [`LayerDecoder::decode`] returned.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Status {
+    /// The input is used up and all it gives is in the output: there may be more to come.
+    NeedInput,
+    /// The output is full: hand it over and call again, also if no input is left.
+    OutputFull,
+    /// The layer has ended; the input that follows it was dropped, and any more would be.
+    End,
+}
+
+/// A blob that is not what it should be.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CodecError {
+    /// The blob, or what follows a member's magic number, is not gzip.
+    #[error("no gzip member at byte {at} of the blob")]
+    NoMember {
+        /// Where one should begin.
+        at: BlobOffset,
+    },
+    /// RFC 1952 knows method 8 only.
+    #[error("gzip member with unknown compression method {method} at byte {at} of the blob")]
+    GzipMethod {
+        /// Where the method stands.
+        at: BlobOffset,
+        /// CM
+        method: u8,
+    },
+    /// Reserved bits must be zero (RFC 1952, 2.3.1.2).
+    #[error("gzip member with reserved flags {flags:#04x} at byte {at} of the blob")]
+    GzipFlags {
+        /// Where the flags stand.
+        at: BlobOffset,
+        /// FLG
+        flags: u8,
+    },
+    /// A file name or comment beyond 64 KiB.
+    #[error("endless gzip header at byte {at} of the blob")]
+    GzipHeader {
+        /// How far it was read.
+        at: BlobOffset,
+    },
+    /// FHCRC is set and CRC16 is wrong.
+    #[error("gzip header with a wrong checksum at byte {at} of the blob")]
+    GzipHeaderCheck {
+        /// Where the header ends.
+        at: BlobOffset,
+    },
+    /// A member that is not as long as its trailer says.
+    #[error("gzip member of {got} bytes where its trailer at byte {at} of the blob says {stated} (both modulo 2^32)")]
+    MemberLength {
+        /// Where the trailer ends.
+        at: BlobOffset,
+        /// ISIZE
+        stated: u32,
+        /// Bytes decoded, modulo 2^32.
+        got: u32,
+    },
+    /// A corrupt deflate stream.
+    #[error("corrupt deflate stream at byte {at} of the blob")]
+    Inflate {
+        /// Near where.
+        at: BlobOffset,
+        /// What is wrong.
+        source: InflateError,
+    },
+    /// The blob, or what follows a frame, is not zstd.
+    #[error("no zstd frame at byte {at} of the blob")]
+    NoFrame {
+        /// Where one should begin.
+        at: BlobOffset,
+    },
+    /// A frame that would take too much memory.
+    #[error("zstd frame needs a window of {window} bytes at byte {at} of the blob; the limit is {limit}")]
+    ZstdWindow {
+        /// Where its header ends.
+        at: BlobOffset,
+        /// What it asks for.
+        window: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// A corrupt zstd frame.
+    #[error("corrupt zstd frame at byte {at} of the blob: {reason}")]
+    Zstd {
+        /// Near where.
+        at: BlobOffset,
+        /// What libzstd says.
+        reason: &'static str,
+    },
+    /// The blob ends inside a member or frame, or is empty.
+    #[error("compressed blob cut short at byte {at}")]
+    Truncated {
+        /// Where it ends.
+        at: BlobOffset,
+    },
+    /// [`Limits::decoded`] is exceeded.
+    #[error("layer decodes to more than the limit of {limit} bytes")]
+    TooLong {
+        /// The limit.
+        limit: u64,
+    },
+    /// [`Limits::zstd_ratio`] is exceeded.
+    #[error("layer decodes to {decoded} bytes from {blob}; the limit is {limit} bytes for each")]
+    Ratio {
+        /// Bytes decoded.
+        decoded: u64,
+        /// Bytes of the blob they came from.
+        blob: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Decoding was to begin at a mark that does not allow it.
+    #[error("decoding of a {compression:?} layer cannot begin at {mark:?}")]
+    NoStart {
+        /// How the layer is compressed.
+        compression: Compression,
+        /// The mark.
+        mark: Mark,
+    },
+    /// The output buffer belongs to another decoder.
+    #[error("output buffer stands at {buffer} of the decoded stream, the decoder at {decoder}")]
+    StrangeBuffer {
+        /// Where the buffer's next byte lies.
+        buffer: DecodedOffset,
+        /// Where the decoder's next byte lies.
+        decoder: DecodedOffset,
+    },
+}
+
+enum Format {
+    Stored,
+    Gzip(Box<Gzip>),
+    Zstd(Box<Zstd>),
+}
+
+/// Input, and where it lies in the blob.
+struct Feed<'a, 'b> {
+    rest: &'a mut &'b [u8],
+    end: BlobOffset,
+}
+
+impl Feed<'_, '_> {
+    /// The offset of the next byte of the input.
+    fn at(&self) -> BlobOffset {
+        BlobOffset(self.end.0 - self.rest.len() as u64)
+    }
+}
+
+impl LayerDecoder {
+    /// Decodes a layer from its beginning and finds its marks, the first of which is the beginning.
+    ///
+    /// # Errors
+    /// [`CodecError::Zstd`] if there is no memory for libzstd.
+    pub fn first_pass(compression: Compression, limits: Limits) -> Result<Self, CodecError> {
+        let (format, kind) = match compression {
+            Compression::Stored => (Format::Stored, StartKind::Stored),
+            Compression::Gzip => (Format::Gzip(Box::new(Gzip::new())), StartKind::Member),
+            Compression::Zstd => (Format::Zstd(Box::new(Zstd::new(&limits)?)), StartKind::Frame),
+        };
+        Ok(Self {
+            format,
+            limits,
+            first_pass: Some(FirstPass::new(kind)),
+            window: Some(Box::default()),
+            blob: BlobOffset(0),
+            decoded: DecodedOffset(0),
+            failed: None,
+        })
+    }
+
+    /// Decodes on from a mark, through all members or frames that follow; input begins with the byte at
+    /// `start.blob`. Offsets in errors and buffers are those of the whole layer.
+    ///
+    /// # Errors
+    /// [`CodecError::NoStart`] if the mark is no start of such a layer, or a checkpoint without its window.
+    pub fn resume(
+        compression: Compression,
+        limits: Limits,
+        start: &Mark,
+        window: Option<&Window>,
+    ) -> Result<Self, CodecError> {
+        let no_start = || CodecError::NoStart { compression, mark: *start };
+        let checkpoint = start.kind == StartKind::Checkpoint;
+        // Marks may come from a damaged file; sums of offsets must not overflow.
+        if start.blob.0 > FARTHEST || start.decoded.0 > FARTHEST || start.bit > if checkpoint { 7 } else { 0 } {
+            return Err(no_start());
+        }
+        let mut before = &[][..];
+        let format = match (compression, start.kind) {
+            (Compression::Stored, StartKind::Stored) => Format::Stored,
+            (Compression::Gzip, StartKind::Member) => Format::Gzip(Box::new(Gzip::at_member(start.decoded))),
+            (Compression::Gzip, StartKind::Checkpoint) => {
+                before = window.ok_or_else(no_start)?.bytes();
+                Format::Gzip(Box::new(Gzip::at_checkpoint(start.decoded, start.bit, before.len())))
+            }
+            (Compression::Zstd, StartKind::Frame) => Format::Zstd(Box::new(Zstd::new(&limits)?)),
+            _ => return Err(no_start()),
+        };
+        Ok(Self {
+            format,
+            limits,
+            first_pass: None,
+            window: Some(before.into()),
+            blob: start.blob,
+            decoded: start.decoded,
+            failed: None,
+        })
+    }
+
+    /// Decodes from the front of `input` to the end of `out`, until one of them is used up. Input that was
+    /// not used is left in `input` and must come first in the next call's.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the blob; the same error again if called again. What `out` got before the
+    /// error is as good as any unverified byte.
+    pub fn decode(&mut self, input: &mut &[u8], out: &mut OutputBuffer) -> Result<Status, CodecError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.try_decode(input, out).inspect_err(|error| self.failed = Some(error.clone()))
+    }
+
+    /// Hears that the blob has ended.
+    ///
+    /// # Errors
+    /// [`CodecError::Truncated`] if the blob is not complete.
+    pub fn finish(&mut self) -> Result<(), CodecError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let may_end = match &self.format {
+            Format::Stored => true,
+            Format::Gzip(gzip) => gzip.may_end(),
+            Format::Zstd(zstd) => zstd.may_end(),
+        };
+        if may_end { Ok(()) } else { Err(CodecError::Truncated { at: self.blob }) }
+    }
+
+    /// The marks found since the last call. A mark is found by the call to [`LayerDecoder::decode`] that
+    /// decodes the byte at it, and the first one, at 0, at once; so every mark but that is followed by bytes.
+    pub fn take_marks(&mut self) -> Vec<Mark> {
+        self.first_pass.as_mut().map_or_else(Vec::new, FirstPass::take_marks)
+    }
+
+    /// The windows completed since the last call, with the numbers of their marks, counted from 0 over all
+    /// marks. Each checkpoint gets one, when 32 KiB after it are decoded or its member ends.
+    pub fn take_windows(&mut self) -> Vec<(usize, Window)> {
+        self.first_pass.as_mut().map_or_else(Vec::new, FirstPass::take_windows)
+    }
+
+    /// Where the next byte of the input lies in the blob.
+    pub fn blob_offset(&self) -> BlobOffset {
+        self.blob
+    }
+
+    fn try_decode(&mut self, input: &mut &[u8], out: &mut OutputBuffer) -> Result<Status, CodecError> {
+        let begun = match self.window.take() {
+            Some(window) => out.begin(self.decoded, &window),
+            None => out.end() == self.decoded,
+        };
+        if !begun {
+            return Err(CodecError::StrangeBuffer { buffer: out.end(), decoder: self.decoded });
+        }
+        let mut feed = Feed { end: self.blob + input.len() as u64, rest: input };
+        let pass = self.first_pass.as_mut();
+        let status = match &mut self.format {
+            Format::Stored => stored::decode(&mut feed, out, pass),
+            Format::Gzip(gzip) => gzip.decode(&mut feed, out, pass)?,
+            Format::Zstd(zstd) => zstd.decode(&mut feed, out, pass)?,
+        };
+        self.blob = feed.at();
+        self.decoded = out.end();
+        self.check_limits()?;
+        Ok(status)
+    }
+
+    fn check_limits(&self) -> Result<(), CodecError> {
+        if self.decoded.0 > self.limits.decoded {
+            return Err(CodecError::TooLong { limit: self.limits.decoded });
+        }
+        let limit = self.limits.zstd_ratio;
+        if matches!(self.format, Format::Zstd(_))
+            && self.decoded.0 > self.limits.ratio_free
+            && self.decoded.0 > self.blob.0.saturating_mul(limit)
+        {
+            return Err(CodecError::Ratio { decoded: self.decoded.0, blob: self.blob.0, limit });
+        }
+        Ok(())
+    }
+}
+
+impl Default for Limits {
+    /// 64 GiB, windows of 128 MiB, and 2000 to one beyond a GiB.
+    fn default() -> Self {
+        Self { decoded: 64 << 30, zstd_window_log: 27, zstd_ratio: 2000, ratio_free: 1 << 30 }
+    }
+}
+
+/// Beyond any offset of a layer, and so far below `u64::MAX` that sums cannot overflow.
+const FARTHEST: u64 = 1 << 60;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use super::samples::{KINDS, Kind, Random, sample};
+    use super::*;
+
+    fn gzip(data: &[u8], level: u32) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(data: &[u8], level: i32) -> Vec<u8> {
+        ::zstd::bulk::compress(data, level).unwrap()
+    }
+
+    struct Decoded {
+        data: Vec<u8>,
+        marks: Vec<Mark>,
+        windows: Vec<(usize, Window)>,
+    }
+
+    /// Pushes `blob` through in pieces of `piece()` bytes with a buffer of `capacity`, holding the decoder to
+    /// its promises on the way.
+    fn push(
+        decoder: &mut LayerDecoder,
+        blob: &[u8],
+        capacity: usize,
+        mut piece: impl FnMut() -> usize,
+    ) -> Result<Decoded, CodecError> {
+        let mut out = OutputBuffer::new(capacity);
+        let mut all = Decoded { data: Vec::new(), marks: decoder.take_marks(), windows: Vec::new() };
+        let mut recycled = None;
+        let mut rest = blob;
+        let start = decoder.decoded.0;
+        loop {
+            let (mut now, later) = rest.split_at(piece().min(rest.len()));
+            loop {
+                let before = decoder.decoded;
+                let status = decoder.decode(&mut now, &mut out)?;
+                for mark in decoder.take_marks() {
+                    assert!(before <= mark.decoded && mark.decoded < decoder.decoded, "{mark:?} not in this call");
+                    all.marks.push(mark);
+                }
+                all.windows.extend(decoder.take_windows());
+                match status {
+                    Status::OutputFull => {
+                        assert!(out.is_full() && out.decoded().len() < capacity + 258);
+                        let filled = out.hand_over(recycled.take());
+                        assert_eq!(filled.start().0 - start, all.data.len() as u64);
+                        all.data.extend_from_slice(&filled);
+                        recycled = Some(filled);
+                    }
+                    Status::NeedInput | Status::End => {
+                        assert_eq!(now, b"");
+                        break;
+                    }
+                }
+            }
+            rest = later;
+            if rest.is_empty() {
+                decoder.finish()?;
+                all.data.extend_from_slice(out.decoded());
+                return Ok(all);
+            }
+        }
+    }
+
+    fn first_pass(compression: Compression, blob: &[u8]) -> Result<Decoded, CodecError> {
+        push(&mut LayerDecoder::first_pass(compression, Limits::default())?, blob, OutputBuffer::CAPACITY, || {
+            usize::MAX
+        })
+    }
+
+    /// Resumes at every mark that is a start and compares everything from there, or the first `check` bytes.
+    fn resume_everywhere(compression: Compression, blob: &[u8], pass: &Decoded, check: usize, random: &mut Random) {
+        assert_eq!((pass.marks[0].decoded.0, pass.marks[0].blob.0), (0, 0));
+        assert!(pass.marks.windows(2).all(|pair| pair[0].decoded < pair[1].decoded && pair[0].blob <= pair[1].blob));
+        let checkpoints = pass.marks.iter().enumerate().filter(|(_, mark)| mark.kind == StartKind::Checkpoint);
+        assert!(checkpoints.map(|(number, _)| number).eq(pass.windows.iter().map(|(number, _)| *number)));
+        for (number, mark) in pass.marks.iter().enumerate() {
+            if !mark.kind.is_start() {
+                assert!(LayerDecoder::resume(compression, Limits::default(), mark, None).is_err());
+                continue;
+            }
+            let window = pass.windows.iter().find(|(n, _)| *n == number).map(|(_, w)| w.to_bytes());
+            let window = window.map(|bytes| Window::from_bytes(&bytes).unwrap());
+            let mut decoder = LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
+            let (from, at) = (mark.blob.0 as usize, mark.decoded.0 as usize);
+            // What lies before a later mark is decoded from what lies before it in the blob.
+            let next = pass.marks.get(number + 1 + random.below(3));
+            let blob_end = next.map_or(blob.len(), |next| next.blob.0 as usize + usize::from(next.bit > 0));
+            let end = next.map_or(pass.data.len(), |next| next.decoded.0 as usize);
+            let mut out = OutputBuffer::new(pass.data.len() - at + 1);
+            assert_ne!(decoder.decode(&mut &blob[from..blob_end], &mut out), Ok(Status::OutputFull));
+            assert!(out.decoded().len() >= end - at, "{mark:?} to {next:?}");
+            assert!(pass.data[at..].starts_with(out.decoded()), "{mark:?}");
+
+            let mut decoder = LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
+            if pass.data.len() - at <= check {
+                let rest = push(&mut decoder, &blob[from..], 70_000, || 1 + random.below(50_000)).unwrap();
+                assert!(rest.data == pass.data[at..], "{mark:?}");
+                assert_eq!((rest.marks.len(), rest.windows.len()), (0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn gzip_layers_decode_whatever_the_level_and_the_pieces() {
+        let mut random = Random::new(1);
+        for kind in KINDS {
+            for level in 0..10 {
+                for length in [0, 1, 300, 40_000, 300_000] {
+                    let data = sample(kind, length, &mut random);
+                    let blob = gzip(&data, level);
+                    let largest = 1 << random.below(18);
+                    let capacity = 1 + random.magnitude(19);
+                    let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+                    let decoded = push(&mut decoder, &blob, capacity, || 1 + random.below(largest)).unwrap();
+                    assert!(decoded.data == data, "{kind:?} {level} {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gzip_layers_decode_again_from_every_mark() {
+        let mut random = Random::new(2);
+        for kind in KINDS {
+            for level in [0, 1, 6, 9] {
+                let data = sample(kind, 1_500_000 + random.below(1_000_000), &mut random);
+                let blob = gzip(&data, level);
+                let pass = first_pass(Compression::Gzip, &blob).unwrap();
+                assert!(pass.data == data);
+                assert!(pass.marks.len() >= 2);
+                resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+            }
+        }
+    }
+
+    #[test]
+    fn members_of_all_sizes_decode_again_from_every_mark() {
+        let mut random = Random::new(3);
+        let (mut blob, mut data) = (Vec::new(), Vec::new());
+        for _ in 0..60 {
+            let length = random.magnitude(19);
+            let member = sample(Kind::Mixed, length, &mut random);
+            blob.extend(gzip(&member, random.below(10) as u32));
+            data.extend(member);
+        }
+        let pass = first_pass(Compression::Gzip, &blob).unwrap();
+        assert!(pass.data == data);
+        let kinds = |kind| pass.marks.iter().filter(|mark| mark.kind == kind).count();
+        assert!(kinds(StartKind::Member) > 1 && kinds(StartKind::Checkpoint) > 1);
+        resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+    }
+
+    #[test]
+    fn marks_and_windows_do_not_depend_on_the_pieces() {
+        let mut random = Random::new(4);
+        let data = sample(Kind::Mixed, 3_000_000, &mut random);
+        for (compression, blob) in [
+            (Compression::Stored, data.clone()),
+            (Compression::Gzip, gzip(&data, 6)),
+            (Compression::Zstd, [zstd(&data[..400_000], 3), zstd(&data[400_000..], 3)].concat()),
+        ] {
+            let whole = first_pass(compression, &blob).unwrap();
+            for capacity in [700, 100_000] {
+                let mut decoder = LayerDecoder::first_pass(compression, Limits::default()).unwrap();
+                let pieces = push(&mut decoder, &blob, capacity, || 1 + random.below(4 * capacity)).unwrap();
+                assert!(pieces.data == whole.data);
+                assert_eq!(pieces.marks, whole.marks);
+                assert!(pieces.windows == whole.windows);
+            }
+        }
+    }
+
+    #[test]
+    fn a_span_without_a_start_is_cut_every_mebibyte() {
+        // Long matches: blocks of many MiB.
+        let mut random = Random::new(12);
+        let data: Vec<u8> = (0..40).flat_map(|byte| vec![byte; 500_000 + random.below(9)]).collect();
+        let blob = gzip(&data, 6);
+        let pass = first_pass(Compression::Gzip, &blob).unwrap();
+        assert!(pass.marks.iter().any(|mark| mark.kind == StartKind::Continued));
+        assert!(pass.marks.windows(2).all(|pair| pair[1].decoded - pair[0].decoded < (1 << 20) + 258));
+        resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+        let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+        let pieces = push(&mut decoder, &blob, 100_000, || 1).unwrap();
+        assert_eq!(pieces.marks, pass.marks);
+    }
+
+    #[test]
+    fn windows_hold_far_less_than_32_kib() {
+        let data = sample(Kind::Text, 4_000_000, &mut Random::new(5));
+        let pass = first_pass(Compression::Gzip, &gzip(&data, 6)).unwrap();
+        assert!(pass.windows.len() > 5);
+        let kept: usize = pass.windows.iter().map(|(_, window)| window.to_bytes().len()).sum();
+        assert!(kept / pass.windows.len() < 8 << 10, "{} bytes each", kept / pass.windows.len());
+    }
+
+    #[test]
+    fn zstd_layers_decode_whatever_the_level_and_the_pieces() {
+        let mut random = Random::new(6);
+        for kind in KINDS {
+            for level in [-5, 1, 3, 9] {
+                for length in [0, 1, 300, 40_000, 300_000] {
+                    let data = sample(kind, length, &mut random);
+                    let blob = zstd(&data, level);
+                    let largest = 1 << random.below(18);
+                    let capacity = 1 + random.magnitude(19);
+                    let mut decoder = LayerDecoder::first_pass(Compression::Zstd, Limits::default()).unwrap();
+                    let decoded = push(&mut decoder, &blob, capacity, || 1 + random.below(largest)).unwrap();
+                    assert!(decoded.data == data, "{kind:?} {level} {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frames_of_all_sizes_decode_again_from_every_frame_mark() {
+        let mut random = Random::new(7);
+        let (mut blob, mut data) = (Vec::new(), Vec::new());
+        for i in 0..60 {
+            let length = random.magnitude(20);
+            let frame = sample(Kind::Mixed, length, &mut random);
+            let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 1 + i % 3).unwrap();
+            encoder.include_checksum(i % 2 == 0).unwrap();
+            encoder.include_contentsize(i % 5 == 0).unwrap();
+            if i % 5 == 0 {
+                encoder.set_pledged_src_size(Some(frame.len() as u64)).unwrap();
+            }
+            encoder.write_all(&frame).unwrap();
+            blob.extend(encoder.finish().unwrap());
+            if i % 7 == 0 {
+                let skipped = random.below(100);
+                blob.extend((0x184d_2a50 + i as u32 % 16).to_le_bytes());
+                blob.extend((skipped as u32).to_le_bytes());
+                blob.resize(blob.len() + skipped, 0xfd);
+            }
+            data.extend(frame);
+        }
+        let long = sample(Kind::Mixed, 4_000_000, &mut random);
+        blob.extend(zstd(&long, 1));
+        data.extend(long);
+        let pass = first_pass(Compression::Zstd, &blob).unwrap();
+        assert!(pass.data == data);
+        let kinds = |kind| pass.marks.iter().filter(|mark| mark.kind == kind).count();
+        assert!(kinds(StartKind::Frame) > 1 && kinds(StartKind::Continued) > 1);
+        resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
+    }
+
+    #[test]
+    fn stored_layers_have_a_mark_every_256_kib() {
+        let mut random = Random::new(8);
+        let data = sample(Kind::Random, 1_000_000, &mut random);
+        let pass = first_pass(Compression::Stored, &data).unwrap();
+        let places: Vec<_> = pass.marks.iter().map(|mark| (mark.blob.0, mark.decoded.0)).collect();
+        assert_eq!(places, [0, 262_144, 524_288, 786_432].map(|at| (at, at)));
+        resume_everywhere(Compression::Stored, &data, &pass, usize::MAX, &mut random);
+    }
+
+    #[test]
+    fn no_span_is_empty_at_the_end_of_a_layer() {
+        let data = sample(Kind::Text, 262_144, &mut Random::new(9));
+        let members = [gzip(&data, 6), gzip(b"", 6)].concat();
+        let frames = [zstd(&data, 1), zstd(b"", 1)].concat();
+        for (compression, blob) in
+            [(Compression::Stored, &data), (Compression::Gzip, &members), (Compression::Zstd, &frames)]
+        {
+            let pass = first_pass(compression, blob).unwrap();
+            assert!(pass.marks.iter().all(|mark| mark.decoded.0 == 0 || mark.decoded.0 < 262_144));
+        }
+    }
+
+    #[test]
+    fn truncation_anywhere_is_an_error() {
+        let data = sample(Kind::Mixed, 3000, &mut Random::new(10));
+        let checked = {
+            let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.include_checksum(true).unwrap();
+            encoder.write_all(&data).unwrap();
+            encoder.finish().unwrap()
+        };
+        for (compression, blob) in [
+            (Compression::Gzip, gzip(&data, 6)),
+            (Compression::Gzip, gzip(&data, 0)),
+            (Compression::Zstd, zstd(&data, 3)),
+            (Compression::Zstd, checked),
+        ] {
+            assert!(first_pass(compression, &blob).is_ok());
+            for cut in 0..blob.len() {
+                let at = BlobOffset(cut as u64);
+                let result = first_pass(compression, &blob[..cut]);
+                assert_eq!(result.err(), Some(CodecError::Truncated { at }), "{compression:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_layer_beyond_its_limit_is_an_error_and_stays_one() {
+        let limits = Limits { decoded: 10_000, ..Limits::default() };
+        for (compression, blob) in [
+            (Compression::Stored, vec![0; 10_001]),
+            (Compression::Gzip, gzip(&[0; 10_001], 6)),
+            (Compression::Zstd, zstd(&[0; 10_001], 3)),
+        ] {
+            let mut decoder = LayerDecoder::first_pass(compression, limits).unwrap();
+            let mut out = OutputBuffer::new(1 << 20);
+            let error = Err(CodecError::TooLong { limit: 10_000 });
+            assert_eq!(decoder.decode(&mut &blob[..], &mut out), error);
+            assert_eq!(decoder.decode(&mut &b""[..], &mut out), error);
+            assert_eq!(decoder.finish().err(), error.err());
+        }
+    }
+
+    #[test]
+    fn zstd_bombs_are_an_error_once_the_free_bytes_are_spent() {
+        let blob = zstd(&vec![0; 8 << 20], 3);
+        let limits = Limits { ratio_free: 4 << 20, ..Limits::default() };
+        let mut decoder = LayerDecoder::first_pass(Compression::Zstd, limits).unwrap();
+        let result = push(&mut decoder, &blob, 1 << 20, || usize::MAX);
+        assert!(matches!(result, Err(CodecError::Ratio { limit: 2000, .. })));
+        assert!(first_pass(Compression::Zstd, &blob).is_ok());
+    }
+
+    #[test]
+    fn marks_that_are_no_starts_are_refused() {
+        let mark = |kind, bit, blob| Mark { blob: BlobOffset(blob), bit, decoded: DecodedOffset(5), kind };
+        for (compression, mark) in [
+            (Compression::Gzip, mark(StartKind::Stored, 0, 5)),
+            (Compression::Gzip, mark(StartKind::Frame, 0, 5)),
+            (Compression::Gzip, mark(StartKind::Checkpoint, 0, 5)),
+            (Compression::Gzip, mark(StartKind::Checkpoint, 8, 5)),
+            (Compression::Gzip, mark(StartKind::Member, 1, 5)),
+            (Compression::Zstd, mark(StartKind::Continued, 0, 5)),
+            (Compression::Stored, mark(StartKind::Stored, 0, u64::MAX)),
+        ] {
+            let decoder = LayerDecoder::resume(compression, Limits::default(), &mark, None);
+            assert_eq!(decoder.err(), Some(CodecError::NoStart { compression, mark }));
+        }
+    }
+
+    #[test]
+    fn a_decoder_refuses_the_buffer_of_another() {
+        let mut decoder = LayerDecoder::first_pass(Compression::Stored, Limits::default()).unwrap();
+        let mut out = OutputBuffer::new(100);
+        decoder.decode(&mut &b"abc"[..], &mut out).unwrap();
+        let mut other = LayerDecoder::first_pass(Compression::Stored, Limits::default()).unwrap();
+        assert!(matches!(other.decode(&mut &b"x"[..], &mut out), Err(CodecError::StrangeBuffer { .. })));
+        assert!(matches!(
+            decoder.decode(&mut &b"x"[..], &mut OutputBuffer::new(100)),
+            Err(CodecError::StrangeBuffer { .. })
+        ));
+    }
+
+    #[test]
+    fn damaged_layers_give_an_error_or_bytes_and_never_a_panic() {
+        let mut random = Random::new(11);
+        let data = sample(Kind::Mixed, 20_000, &mut random);
+        for (compression, blob) in [(Compression::Gzip, gzip(&data, 6)), (Compression::Zstd, zstd(&data, 3))] {
+            for _ in 0..2000 {
+                let mut damaged = blob.clone();
+                for _ in 0..1 + random.below(3) {
+                    let at = random.below(damaged.len());
+                    damaged[at] = random.next() as u8;
+                }
+                let mut decoder = LayerDecoder::first_pass(compression, Limits::default()).unwrap();
+                let _ = push(&mut decoder, &damaged, 10_000, || 1 + random.below(5000));
+            }
+        }
+    }
+}

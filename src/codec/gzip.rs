@@ -1,0 +1,460 @@
+//! Gzip (RFC 1952): members around deflate streams.
+//!
+//! A layer is any number of members one after the other: one from most tools, one per file in eStargz. What
+//! may follow the last member is not written down; the tools agree on this much and so does this decoder:
+//! zero padding and anything else that does not begin like a member is ignored, as gzip(1) does with a
+//! warning. What does begin like a member must be one.
+//!
+//! A member's CRC-32 is not computed: every layer's bytes are checked against digests, which say more. Its
+//! length is checked where its beginning was seen, for the clear message.
+
+use super::inflate::{Inflate, Stop};
+use super::marks::{FirstPass, Mark, StartKind};
+use super::output::OutputBuffer;
+use super::window::{References, Unwatched, Watched, Window};
+use super::{CodecError, Feed, Status};
+use crate::offsets::{BlobOffset, DecodedOffset};
+
+/// A gzip layer being decoded.
+pub(super) struct Gzip {
+    phase: Phase,
+    inflate: Inflate,
+    /// Where the present member's output begins, or what is known of it: matches reach no further back.
+    history: DecodedOffset,
+    /// Whether `history` is where the member begins.
+    whole_member: bool,
+    /// The checkpoint whose window is in the making.
+    watched: Option<DecodedOffset>,
+    references: Option<References>,
+}
+
+enum Phase {
+    Header(Header),
+    Body,
+    Trailer {
+        have: u8,
+        length: u32,
+    },
+    Between(Between),
+    /// Something that is no member follows the last one.
+    Junk,
+}
+
+/// What came after a member so far.
+#[derive(Clone, Copy)]
+enum Between {
+    Nothing,
+    Zeros,
+    /// The first byte of a member's header, which lies here.
+    HalfMagic(BlobOffset),
+}
+
+impl Gzip {
+    /// At the first member, which must be there.
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Header(Header::new()),
+            inflate: Inflate::new(),
+            history: DecodedOffset(0),
+            whole_member: true,
+            watched: None,
+            references: None,
+        }
+    }
+
+    /// At the header of a member whose output begins at `at`.
+    pub(super) fn at_member(at: DecodedOffset) -> Self {
+        Self { history: at, ..Self::new() }
+    }
+
+    /// At a deflate block, with `window` bytes known before it.
+    pub(super) fn at_checkpoint(at: DecodedOffset, bit: u8, window: usize) -> Self {
+        let mut gzip = Self::new();
+        gzip.phase = Phase::Body;
+        gzip.inflate.begin_at_bit(bit);
+        gzip.history = DecodedOffset(at.0.saturating_sub(window as u64));
+        gzip.whole_member = false;
+        gzip
+    }
+
+    /// Whether the input may end here.
+    pub(super) fn may_end(&self) -> bool {
+        matches!(self.phase, Phase::Between(_) | Phase::Junk)
+    }
+
+    pub(super) fn decode(
+        &mut self,
+        feed: &mut Feed<'_, '_>,
+        out: &mut OutputBuffer,
+        mut pass: Option<&mut FirstPass>,
+    ) -> Result<Status, CodecError> {
+        loop {
+            let at = self.at(feed);
+            match &mut self.phase {
+                Phase::Header(header) => {
+                    let Some(byte) = self.inflate.next_byte(feed.rest) else { return Ok(Status::NeedInput) };
+                    if header.push(byte, at)? {
+                        self.inflate.begin_at_bit(0);
+                        self.phase = Phase::Body;
+                    }
+                }
+                Phase::Body => match self.body(feed, out, pass.as_deref_mut())? {
+                    Stop::Input => return Ok(Status::NeedInput),
+                    Stop::Output if out.is_full() => return Ok(Status::OutputFull),
+                    Stop::Output | Stop::Block => {}
+                    Stop::Stream => self.phase = Phase::Trailer { have: 0, length: 0 },
+                },
+                Phase::Trailer { have, length } => {
+                    let Some(byte) = self.inflate.next_byte(feed.rest) else { return Ok(Status::NeedInput) };
+                    *have += 1;
+                    if *have > 4 {
+                        *length |= u32::from(byte) << (8 * (*have - 5));
+                    }
+                    if *have == 8 {
+                        let got = (out.end() - self.history) as u32;
+                        if self.whole_member && *length != got {
+                            return Err(CodecError::MemberLength { at, stated: *length, got });
+                        }
+                        self.phase = Phase::Between(Between::Nothing);
+                    }
+                }
+                Phase::Between(between) => {
+                    let Some(byte) = self.inflate.next_byte(feed.rest) else { return Ok(Status::NeedInput) };
+                    self.phase = match (*between, byte) {
+                        (Between::Nothing | Between::Zeros, 0) => Phase::Between(Between::Zeros),
+                        (Between::Nothing, MAGIC_1) => Phase::Between(Between::HalfMagic(at)),
+                        (Between::HalfMagic(start), MAGIC_2) => {
+                            self.begin_member(start, out.end(), pass.as_deref_mut());
+                            Phase::Header(Header::after_magic())
+                        }
+                        _ => Phase::Junk,
+                    };
+                }
+                Phase::Junk => {
+                    *feed.rest = &[];
+                    return Ok(Status::End);
+                }
+            }
+        }
+    }
+
+    /// The offset of the next byte that is not used.
+    fn at(&self, feed: &Feed<'_, '_>) -> BlobOffset {
+        BlobOffset(feed.at().0 - u64::from(self.inflate.unused_bits() / 8))
+    }
+
+    fn begin_member(&mut self, blob: BlobOffset, decoded: DecodedOffset, pass: Option<&mut FirstPass>) {
+        self.history = decoded;
+        self.whole_member = true;
+        if let Some(pass) = pass
+            && pass.start_wanted(decoded)
+        {
+            pass.offer(Mark { blob, bit: 0, decoded, kind: StartKind::Member });
+        }
+    }
+
+    /// Inflates up to the next stop, or the next thing to be noted.
+    fn body(
+        &mut self,
+        feed: &mut Feed<'_, '_>,
+        out: &mut OutputBuffer,
+        pass: Option<&mut FirstPass>,
+    ) -> Result<Stop, CodecError> {
+        let mut until = DecodedOffset(u64::MAX / 2);
+        if let Some(pass) = &pass {
+            until = pass.next_continued();
+        }
+        let stop = if let (Some(mark), Some(references)) = (self.watched, &mut self.references) {
+            let index = out.index(mark).expect("a window is complete before its mark leaves the history");
+            let mut target = out.target(until.min(mark + Window::MAX as u64), self.history);
+            let stop = self.inflate.run(feed.rest, &mut target, &mut Watched { references, mark: index });
+            let end = target.at;
+            out.filled_to(end);
+            stop
+        } else {
+            let mut target = out.target(until, self.history);
+            let stop = self.inflate.run(feed.rest, &mut target, &mut Unwatched);
+            let end = target.at;
+            out.filled_to(end);
+            stop
+        }
+        .map_err(|source| CodecError::Inflate { at: self.at(feed), source })?;
+        if let Some(pass) = pass {
+            self.note(stop, feed, out, pass);
+        }
+        Ok(stop)
+    }
+
+    /// Notes marks and windows after a run.
+    fn note(&mut self, stop: Stop, feed: &Feed<'_, '_>, out: &OutputBuffer, pass: &mut FirstPass) {
+        let decoded = out.end();
+        pass.decoded(decoded);
+        if let (Some(mark), Some(references)) = (self.watched, &self.references)
+            && (decoded - mark >= Window::MAX as u64 || stop == Stop::Stream)
+        {
+            pass.window_complete(references, mark);
+            self.watched = None;
+        }
+        let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
+        if stop == Stop::Block && pass.start_wanted(decoded) {
+            let (blob, bit) = (BlobOffset(bits / 8), (bits % 8) as u8);
+            pass.offer(Mark { blob, bit, decoded, kind: StartKind::Checkpoint });
+            // Empty blocks move the mark on, but not its window.
+            if self.watched != Some(decoded) {
+                self.references.get_or_insert_with(References::new).begin(out.history());
+                self.watched = Some(decoded);
+            }
+        } else if decoded >= pass.next_continued() {
+            pass.offer(Mark { blob: BlobOffset(bits.div_ceil(8)), bit: 0, decoded, kind: StartKind::Continued });
+        }
+    }
+}
+
+/// A member's header, read byte by byte.
+struct Header {
+    field: Field,
+    flags: u8,
+    crc: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Field {
+    Fixed { have: u8 },
+    ExtraLength { low: Option<u8> },
+    Extra { left: u16 },
+    Name { length: u32 },
+    Comment { length: u32 },
+    Check { low: Option<u8> },
+    Done,
+}
+
+impl Header {
+    fn new() -> Self {
+        Self { field: Field::Fixed { have: 0 }, flags: 0, crc: 0 }
+    }
+
+    fn after_magic() -> Self {
+        let mut header = Self::new();
+        header.crc = crc32(crc32(0, MAGIC_1), MAGIC_2);
+        header.field = Field::Fixed { have: 2 };
+        header
+    }
+
+    /// Takes the byte at `at`; true if it was the last.
+    fn push(&mut self, byte: u8, at: BlobOffset) -> Result<bool, CodecError> {
+        if !matches!(self.field, Field::Check { .. }) {
+            self.crc = crc32(self.crc, byte);
+        }
+        let ended = match &mut self.field {
+            Field::Fixed { have } => {
+                match *have {
+                    0 if byte != MAGIC_1 => return Err(CodecError::NoMember { at }),
+                    1 if byte != MAGIC_2 => return Err(CodecError::NoMember { at: BlobOffset(at.0 - 1) }),
+                    2 if byte != DEFLATE => return Err(CodecError::GzipMethod { at, method: byte }),
+                    3 if byte & RESERVED != 0 => return Err(CodecError::GzipFlags { at, flags: byte }),
+                    3 => self.flags = byte,
+                    _ => {}
+                }
+                *have += 1;
+                *have == 10
+            }
+            Field::ExtraLength { low: low @ None } => {
+                *low = Some(byte);
+                false
+            }
+            Field::ExtraLength { low: Some(low) } => {
+                let left = u16::from_le_bytes([*low, byte]);
+                self.field = Field::Extra { left };
+                left == 0
+            }
+            Field::Extra { left } => {
+                *left -= 1;
+                *left == 0
+            }
+            Field::Name { length } | Field::Comment { length } => {
+                *length += 1;
+                if *length > LONGEST_TEXT {
+                    return Err(CodecError::GzipHeader { at });
+                }
+                byte == 0
+            }
+            Field::Check { low: low @ None } => {
+                *low = Some(byte);
+                false
+            }
+            Field::Check { low: Some(low) } => {
+                if u16::from_le_bytes([*low, byte]) != self.crc as u16 {
+                    return Err(CodecError::GzipHeaderCheck { at });
+                }
+                true
+            }
+            Field::Done => true,
+        };
+        if ended {
+            self.field = self.following();
+        }
+        Ok(matches!(self.field, Field::Done))
+    }
+
+    /// The field after the present one.
+    fn following(&self) -> Field {
+        let fields = [
+            (EXTRA, Field::ExtraLength { low: None }),
+            (NAME, Field::Name { length: 0 }),
+            (COMMENT, Field::Comment { length: 0 }),
+            (HEADER_CHECK, Field::Check { low: None }),
+        ];
+        let passed = match self.field {
+            Field::Fixed { .. } => 0,
+            Field::ExtraLength { .. } | Field::Extra { .. } => 1,
+            Field::Name { .. } => 2,
+            Field::Comment { .. } => 3,
+            Field::Check { .. } | Field::Done => 4,
+        };
+        fields[passed..].iter().find(|(flag, _)| self.flags & flag != 0).map_or(Field::Done, |&(_, field)| field)
+    }
+}
+
+/// CRC-32 of one byte more, bit by bit: headers are short.
+fn crc32(crc: u32, byte: u8) -> u32 {
+    let mut crc = !crc ^ u32::from(byte);
+    for _ in 0..8 {
+        crc = (crc >> 1) ^ ((crc & 1) * 0xedb8_8320);
+    }
+    !crc
+}
+
+const MAGIC_1: u8 = 0x1f;
+const MAGIC_2: u8 = 0x8b;
+const DEFLATE: u8 = 8;
+
+const HEADER_CHECK: u8 = 1 << 1;
+const EXTRA: u8 = 1 << 2;
+const NAME: u8 = 1 << 3;
+const COMMENT: u8 = 1 << 4;
+const RESERVED: u8 = 0xe0;
+
+/// The longest file name or comment that is read over, in bytes; RFC 1952 sets no bound.
+const LONGEST_TEXT: u32 = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use super::super::{InflateError, LayerDecoder, Limits};
+    use super::*;
+    use crate::descriptor::Compression;
+
+    fn member(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A member of "abc" with this header behind the magic number and the method.
+    fn with_header(rest: &[u8]) -> Vec<u8> {
+        [&[MAGIC_1, MAGIC_2, DEFLATE], rest, &member(b"abc")[10..]].concat()
+    }
+
+    /// Decodes a blob that fits in one buffer, whole and byte by byte.
+    fn decode(blob: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let decoded = [blob.len().max(1), 1].map(|piece| {
+            let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default())?;
+            let mut out = OutputBuffer::new(1 << 20);
+            for mut input in blob.chunks(piece) {
+                decoder.decode(&mut input, &mut out)?;
+            }
+            decoder.finish()?;
+            Ok(out.decoded().to_vec())
+        });
+        assert_eq!(decoded[0], decoded[1]);
+        let [decoded, _] = decoded;
+        decoded
+    }
+
+    #[test]
+    fn every_header_field_is_read_over() {
+        let time_and_system = [0, 0, 0, 0, 0, 255];
+        for flags in 0..32 {
+            let mut header = vec![flags];
+            header.extend(time_and_system);
+            if flags & EXTRA != 0 {
+                header.extend(b"\x05\x00extra");
+            }
+            if flags & NAME != 0 {
+                header.extend(b"layer.tar\0");
+            }
+            if flags & COMMENT != 0 {
+                header.extend(b"no comment\0");
+            }
+            if flags & HEADER_CHECK != 0 {
+                let sum = [MAGIC_1, MAGIC_2, DEFLATE].iter().chain(&header).fold(0, |crc, &byte| crc32(crc, byte));
+                header.extend((sum as u16).to_le_bytes());
+            }
+            let blob = with_header(&header);
+            assert_eq!(decode(&blob).unwrap(), b"abc", "flags {flags:#x}");
+            assert_eq!(decode(&[&blob[..], &blob].concat()).unwrap(), b"abcabc", "flags {flags:#x}");
+            let mut other = flate2::bufread::GzDecoder::new(&blob[..]);
+            assert_eq!(std::io::copy(&mut other, &mut std::io::sink()).unwrap(), 3);
+        }
+        assert_eq!(decode(&with_header(b"\x04\0\0\0\0\0\0\0\0")).unwrap(), b"abc", "an empty extra field");
+    }
+
+    #[test]
+    fn headers_that_are_wrong_have_their_errors() {
+        let at = BlobOffset;
+        let endless = [b"\x08\0\0\0\0\0\0", &[b'x'; 70_000][..]].concat();
+        for (blob, error) in [
+            (b"PK\x03\x04".to_vec(), CodecError::NoMember { at: at(0) }),
+            (b"\x1f\x9d\x90".to_vec(), CodecError::NoMember { at: at(0) }),
+            (b"\x1f\x8b\x07".to_vec(), CodecError::GzipMethod { at: at(2), method: 7 }),
+            (with_header(b"\x40"), CodecError::GzipFlags { at: at(3), flags: 0x40 }),
+            (with_header(&endless), CodecError::GzipHeader { at: at(10 + (64 << 10)) }),
+            (with_header(b"\x02\0\0\0\0\0\0??"), CodecError::GzipHeaderCheck { at: at(11) }),
+            ([member(b"a"), b"\x1f\x8b\x07".to_vec()].concat(), CodecError::GzipMethod { at: at(23), method: 7 }),
+        ] {
+            assert_eq!(decode(&blob), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_members_length_must_be_what_its_trailer_says() {
+        let mut blob = member(b"abc");
+        let end = blob.len();
+        blob[end - 4] = 4;
+        let at = BlobOffset(end as u64 - 1);
+        assert_eq!(decode(&blob), Err(CodecError::MemberLength { at, stated: 4, got: 3 }));
+    }
+
+    #[test]
+    fn what_follows_the_last_member_is_ignored_unless_it_begins_like_one() {
+        let members = [member(b"abc"), member(b""), member(b"def")].concat();
+        for tail in [&b""[..], &[0; 1000], b"\0\0\x1f\x8b", b"\x1f", b"\x1f\x1f\x8b", b"junk", b"\0junk"] {
+            assert_eq!(decode(&[&members, tail].concat()).unwrap(), b"abcdef", "{tail:?}");
+        }
+        assert!(decode(&[&members[..], b"\x1f\x8b"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_match_does_not_reach_into_the_member_before() {
+        // A fixed block that is a match one byte back, and a member that has nothing one byte back.
+        let bad = with_header(&[0, 0, 0, 0, 0, 0, 255, 0x03, 0x02, 0x00]);
+        let decoded = decode(&[member(b"abcd"), bad].concat());
+        let Err(CodecError::Inflate { source, .. }) = decoded else { panic!("{decoded:?}") };
+        assert_eq!(source, InflateError::Distance { distance: 1, reach: 0 });
+    }
+
+    #[test]
+    fn a_million_empty_members_are_one_mark() {
+        let one = member(b"");
+        let blob = [one.repeat(1_000_000), member(b"abc")].concat();
+        let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+        let mut out = OutputBuffer::new(100);
+        assert_eq!(decoder.decode(&mut &blob[..], &mut out).unwrap(), Status::NeedInput);
+        decoder.finish().unwrap();
+        assert_eq!(out.decoded(), b"abc");
+        assert_eq!(decoder.take_marks().len(), 1);
+    }
+}

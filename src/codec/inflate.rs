@@ -1,0 +1,1102 @@
+//! Inflate (RFC 1951), written for layers: fast, resumable at any input byte, and curious about windows.
+//!
+//! Ready-made inflaters are either fast and want the whole buffer, or stream and keep their state to
+//! themselves. A lazy file system needs three things together: to stop at deflate block boundaries, where
+//! decoding can begin again later; to know which bytes of the 32 KiB before such a boundary are ever
+//! referred to after it (about a tenth, so a checkpoint costs 2 KiB and not 32); and to lose no speed over
+//! it, since inflate is the slowest stage of opening a layer.
+//!
+//! Codes are looked up in a primary table whose long codes lead to subtables. A table entry is one `u32`
+//! that holds everything a symbol needs:
+//!
+//! ```text
+//!  bit 31      a literal; its byte is in bits 16..24
+//!  bits 16..31 base of a length or distance; for a pointer, where the subtable begins
+//!  bit 15      exceptional: bit 14 a pointer, bit 13 end of block, neither an invalid code
+//!  bits 8..12  length of the code itself; for a pointer, log2 of the subtable's size
+//!  bits 0..6   bits to drop: the code and its extra bits
+//! ```
+//!
+//! What counts as an invalid stream is what zlib says: the tests hold both to one verdict.
+
+use super::window::Watch;
+
+/// An inflate stream in progress.
+pub(super) struct Inflate {
+    bits: Bits,
+    phase: Phase,
+    last_block: bool,
+    tables: Box<Tables>,
+}
+
+/// Why [`Inflate::run`] returned.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stop {
+    /// The input is used up.
+    Input,
+    /// The output has reached `until`, or passed it by the end of one match.
+    Output,
+    /// A block has ended and another one follows: decoding can begin here again.
+    Block,
+    /// The last block has ended.
+    Stream,
+}
+
+/// Where [`Inflate::run`] writes.
+pub(super) struct Target<'a> {
+    /// History and output in one; at least [`OVERRUN`] bytes longer than `until`.
+    pub(super) bytes: &'a mut [u8],
+    /// Index of the next byte to write.
+    pub(super) at: usize,
+    /// Stop as soon as `at` is here; a match in progress is finished first.
+    pub(super) until: usize,
+    /// The first index a match may refer to.
+    pub(super) floor: usize,
+}
+
+/// How a deflate stream can be wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InflateError {
+    /// Block type 3.
+    #[error("reserved deflate block type")]
+    BlockType,
+    /// LEN and NLEN of a stored block do not agree.
+    #[error("stored block whose length and its complement disagree")]
+    StoredLength,
+    /// More than 286 literal and length codes or 30 distance codes.
+    #[error("deflate block with {lengths} length and {distances} distance codes")]
+    TooManyCodes {
+        /// HLIT + 257
+        lengths: usize,
+        /// HDIST + 1
+        distances: usize,
+    },
+    /// The code lengths do not make a prefix code.
+    #[error("{0} code lengths of a deflate block make no code")]
+    Code(Alphabet),
+    /// A repeat of code lengths with nothing to repeat, or past the end.
+    #[error("misplaced repeat of code lengths in a deflate block")]
+    Repeat,
+    /// The block could never end.
+    #[error("deflate block without an end-of-block code")]
+    NoEndOfBlock,
+    /// Bits that are no code of the block.
+    #[error("invalid {0} code in a deflate block")]
+    Symbol(Alphabet),
+    /// A match that begins before the stream.
+    #[error("match {distance} bytes back where {reach} are known")]
+    Distance {
+        /// How far back the match begins.
+        distance: usize,
+        /// How many bytes there are.
+        reach: usize,
+    },
+}
+
+/// The three codes of a deflate block.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Alphabet {
+    /// The code that code lengths are written in.
+    CodeLength,
+    /// Literals, lengths and end of block.
+    Literal,
+    /// Distances.
+    Distance,
+}
+
+impl std::fmt::Display for Alphabet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CodeLength => "code length",
+            Self::Literal => "literal/length",
+            Self::Distance => "distance",
+        })
+    }
+}
+
+/// Bits read from the input and not used yet. Bits above `count` are zero, and `count` is below 64.
+#[derive(Default)]
+struct Bits {
+    buf: u64,
+    count: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Before a block, with this many bits to drop first.
+    Begin {
+        drop: u32,
+    },
+    StoredLength,
+    Stored {
+        left: usize,
+    },
+    DynamicHeader,
+    CodeLengths {
+        have: usize,
+    },
+    Lengths {
+        have: usize,
+    },
+    Symbols,
+    Ended,
+}
+
+struct Tables {
+    literal: [u32; LITERAL_TABLE],
+    distance: [u32; DISTANCE_TABLE],
+    code_length: [u32; 1 << CODE_LENGTH_BITS],
+    lengths: [u8; 286 + 30],
+    code_lengths: [u8; 19],
+    literals: usize,
+    distances: usize,
+    code_length_count: usize,
+    /// The tables hold the fixed codes, which streams of tiny blocks would otherwise have built each time.
+    fixed: bool,
+}
+
+impl Inflate {
+    /// A stream at its first block.
+    pub(super) fn new() -> Self {
+        Self {
+            bits: Bits::default(),
+            phase: Phase::Begin { drop: 0 },
+            last_block: false,
+            tables: Box::new(Tables {
+                literal: [0; LITERAL_TABLE],
+                distance: [0; DISTANCE_TABLE],
+                code_length: [0; 1 << CODE_LENGTH_BITS],
+                lengths: [0; 316],
+                code_lengths: [0; 19],
+                literals: 0,
+                distances: 0,
+                code_length_count: 0,
+                fixed: false,
+            }),
+        }
+    }
+
+    /// Begins at a block whose first bit is bit `bit` of the next input byte.
+    pub(super) fn begin_at_bit(&mut self, bit: u8) {
+        debug_assert!(bit < 8);
+        self.phase = Phase::Begin { drop: u32::from(bit) };
+        self.last_block = false;
+    }
+
+    /// How many bits of the input taken so far are not used yet.
+    pub(super) fn unused_bits(&self) -> u32 {
+        self.bits.count
+    }
+
+    /// The next whole byte after a stream's end: containers are read through here, because the inflater
+    /// may have taken more input than it used.
+    pub(super) fn next_byte(&mut self, input: &mut &[u8]) -> Option<u8> {
+        if self.bits.count >= 8 {
+            return Some(self.bits.take(8) as u8);
+        }
+        debug_assert_eq!(self.bits.count, 0, "read between streams, where bits are aligned");
+        let (&byte, rest) = input.split_first()?;
+        *input = rest;
+        Some(byte)
+    }
+
+    /// Decodes until something stops it, telling `watch` of every match.
+    pub(super) fn run(
+        &mut self,
+        input: &mut &[u8],
+        target: &mut Target<'_>,
+        watch: &mut impl Watch,
+    ) -> Result<Stop, InflateError> {
+        loop {
+            match self.phase {
+                Phase::Begin { drop } => {
+                    if !self.bits.need(drop + 3, input) {
+                        return Ok(Stop::Input);
+                    }
+                    self.bits.take(drop);
+                    self.last_block = self.bits.take(1) == 1;
+                    self.phase = match self.bits.take(2) {
+                        0 => {
+                            self.bits.take(self.bits.count & 7);
+                            Phase::StoredLength
+                        }
+                        1 => {
+                            self.tables.load_fixed();
+                            Phase::Symbols
+                        }
+                        2 => Phase::DynamicHeader,
+                        _ => return Err(InflateError::BlockType),
+                    };
+                }
+                Phase::StoredLength => {
+                    if !self.bits.need(32, input) {
+                        return Ok(Stop::Input);
+                    }
+                    let length = self.bits.take(16);
+                    if length != !self.bits.take(16) & 0xffff {
+                        return Err(InflateError::StoredLength);
+                    }
+                    self.phase = Phase::Stored { left: length as usize };
+                }
+                Phase::Stored { left } => {
+                    let left = self.stored(left, input, target);
+                    self.phase = Phase::Stored { left };
+                    if left == 0 {
+                        return Ok(self.block_ended());
+                    }
+                    return Ok(if target.at >= target.until { Stop::Output } else { Stop::Input });
+                }
+                Phase::DynamicHeader => {
+                    if !self.bits.need(14, input) {
+                        return Ok(Stop::Input);
+                    }
+                    let tables = &mut self.tables;
+                    tables.fixed = false;
+                    tables.literals = self.bits.take(5) as usize + 257;
+                    tables.distances = self.bits.take(5) as usize + 1;
+                    tables.code_length_count = self.bits.take(4) as usize + 4;
+                    tables.code_lengths = [0; 19];
+                    if tables.literals > 286 || tables.distances > 30 {
+                        return Err(InflateError::TooManyCodes {
+                            lengths: tables.literals,
+                            distances: tables.distances,
+                        });
+                    }
+                    self.phase = Phase::CodeLengths { have: 0 };
+                }
+                Phase::CodeLengths { have } => {
+                    if have == self.tables.code_length_count {
+                        let tables = &mut *self.tables;
+                        build(
+                            &mut tables.code_length,
+                            CODE_LENGTH_BITS,
+                            &tables.code_lengths,
+                            Incomplete::Never,
+                            |s| (s as u32) << BASE_SHIFT,
+                        )
+                        .map_err(|Unbuildable| InflateError::Code(Alphabet::CodeLength))?;
+                        self.phase = Phase::Lengths { have: 0 };
+                        continue;
+                    }
+                    if !self.bits.need(3, input) {
+                        return Ok(Stop::Input);
+                    }
+                    self.tables.code_lengths[CODE_LENGTH_ORDER[have]] = self.bits.take(3) as u8;
+                    self.phase = Phase::CodeLengths { have: have + 1 };
+                }
+                Phase::Lengths { have } => {
+                    let have = self.code_lengths(have, input)?;
+                    self.phase = Phase::Lengths { have };
+                    if have < self.tables.literals + self.tables.distances {
+                        return Ok(Stop::Input);
+                    }
+                    self.tables.load_dynamic()?;
+                    self.phase = Phase::Symbols;
+                }
+                Phase::Symbols => {
+                    return Ok(match self.symbols(input, target, watch)? {
+                        SymbolStop::Input => Stop::Input,
+                        SymbolStop::Output => Stop::Output,
+                        SymbolStop::EndOfBlock => self.block_ended(),
+                    });
+                }
+                Phase::Ended => return Ok(Stop::Stream),
+            }
+        }
+    }
+
+    fn block_ended(&mut self) -> Stop {
+        if self.last_block {
+            self.bits.take(self.bits.count & 7);
+            self.phase = Phase::Ended;
+            return Stop::Stream;
+        }
+        self.phase = Phase::Begin { drop: 0 };
+        Stop::Block
+    }
+
+    /// Copies what it can of a stored block and returns how much is left.
+    fn stored(&mut self, mut left: usize, input: &mut &[u8], target: &mut Target<'_>) -> usize {
+        while left > 0 && self.bits.count >= 8 && target.at < target.until {
+            target.bytes[target.at] = self.bits.take(8) as u8;
+            target.at += 1;
+            left -= 1;
+        }
+        if self.bits.count == 0 {
+            let length = left.min(input.len()).min(target.until.saturating_sub(target.at));
+            let (now, later) = input.split_at(length);
+            target.bytes[target.at..target.at + length].copy_from_slice(now);
+            target.at += length;
+            left -= length;
+            *input = later;
+        }
+        left
+    }
+
+    /// Reads code lengths from the `have`th on, and returns how many there are now.
+    fn code_lengths(&mut self, mut have: usize, input: &mut &[u8]) -> Result<usize, InflateError> {
+        let tables = &mut *self.tables;
+        let total = tables.literals + tables.distances;
+        while have < total {
+            self.bits.need(7 + 7, input);
+            let entry = tables.code_length[(self.bits.buf & mask(CODE_LENGTH_BITS)) as usize];
+            let symbol = (entry >> BASE_SHIFT) as usize;
+            let (extra, base) = match symbol {
+                16 => (2, 3),
+                17 => (3, 3),
+                18 => (7, 11),
+                _ => (0, 1),
+            };
+            let code = entry & DROP;
+            if code + extra > self.bits.count {
+                return Ok(have);
+            }
+            self.bits.take(code);
+            let repeat = base + self.bits.take(extra) as usize;
+            let length = match symbol {
+                16 if have == 0 => return Err(InflateError::Repeat),
+                16 => tables.lengths[have - 1],
+                17 | 18 => 0,
+                _ => symbol as u8,
+            };
+            if have + repeat > total {
+                return Err(InflateError::Repeat);
+            }
+            tables.lengths[have..have + repeat].fill(length);
+            have += repeat;
+        }
+        Ok(have)
+    }
+
+    fn symbols(
+        &mut self,
+        input: &mut &[u8],
+        target: &mut Target<'_>,
+        watch: &mut impl Watch,
+    ) -> Result<SymbolStop, InflateError> {
+        loop {
+            if target.at + 2 < target.until && input.len() >= FAST_INPUT && self.fast_symbols(input, target, watch)? {
+                return Ok(SymbolStop::EndOfBlock);
+            }
+            if target.at >= target.until {
+                return Ok(SymbolStop::Output);
+            }
+            if let Some(stop) = self.one_symbol(input, target, watch)? {
+                return Ok(stop);
+            }
+        }
+    }
+
+    /// Decodes symbols while there is plenty of input; true at the end of the block.
+    fn fast_symbols(
+        &mut self,
+        input: &mut &[u8],
+        target: &mut Target<'_>,
+        watch: &mut impl Watch,
+    ) -> Result<bool, InflateError> {
+        let Tables { literal: literals, distance: distances, .. } = &*self.tables;
+        let out = &mut target.bytes[..target.until + OVERRUN];
+        // Two literals and a match begin before `target.until` if the iteration begins two bytes earlier: runs
+        // end where the careful loop would end them, so marks do not depend on how the input was cut.
+        let (until, floor) = (target.until - 2, target.floor);
+        let mut at = target.at;
+        let mut rest = *input;
+        let mut buf = self.bits.buf;
+        // Only the low byte counts: `count -= entry` then needs no mask.
+        let mut count = self.bits.count;
+
+        macro_rules! refill {
+            () => {
+                let word = rest.first_chunk::<8>().expect("two refills fit in FAST_INPUT");
+                buf |= u64::from_le_bytes(*word) << (count & 63);
+                rest = &rest[7 - ((count >> 3) & 7) as usize..];
+                count |= 56;
+            };
+        }
+        macro_rules! drop_bits {
+            ($entry:expr) => {
+                buf >>= $entry & 63;
+                count = count.wrapping_sub($entry);
+            };
+        }
+
+        let mut ended = false;
+        refill!();
+        let mut entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+        // An iteration begins with at least 56 - 33 bits, refilled below, and the entry of the next symbol.
+        loop {
+            if entry & LITERAL != 0 {
+                out[at] = (entry >> BASE_SHIFT) as u8;
+                at += 1;
+                drop_bits!(entry);
+                entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+                if entry & LITERAL != 0 {
+                    out[at] = (entry >> BASE_SHIFT) as u8;
+                    at += 1;
+                    drop_bits!(entry);
+                    entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+                    if entry & LITERAL != 0 {
+                        out[at] = (entry >> BASE_SHIFT) as u8;
+                        at += 1;
+                        drop_bits!(entry);
+                        if at >= until || rest.len() < FAST_INPUT {
+                            break;
+                        }
+                        refill!();
+                        entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+                        continue;
+                    }
+                }
+            }
+            if entry & EXCEPTIONAL != 0 {
+                if entry & POINTER != 0 {
+                    buf >>= LITERAL_BITS;
+                    count = count.wrapping_sub(LITERAL_BITS);
+                    entry = literals[pointed(entry, buf) & (LITERAL_TABLE - 1)];
+                    if entry & LITERAL != 0 {
+                        out[at] = (entry >> BASE_SHIFT) as u8;
+                        at += 1;
+                        drop_bits!(entry);
+                        if at >= until || rest.len() < FAST_INPUT {
+                            break;
+                        }
+                        refill!();
+                        entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+                        continue;
+                    }
+                }
+                if entry & EXCEPTIONAL != 0 {
+                    if entry & END_OF_BLOCK == 0 {
+                        return Err(InflateError::Symbol(Alphabet::Literal));
+                    }
+                    drop_bits!(entry);
+                    ended = true;
+                    break;
+                }
+            }
+            let length = (entry >> BASE_SHIFT) as usize + extra(entry, buf);
+            drop_bits!(entry);
+            refill!();
+
+            let mut entry_d = distances[(buf & mask(DISTANCE_BITS)) as usize];
+            if entry_d & EXCEPTIONAL != 0 {
+                if entry_d & POINTER != 0 {
+                    buf >>= DISTANCE_BITS;
+                    count = count.wrapping_sub(DISTANCE_BITS);
+                    entry_d = distances[pointed(entry_d, buf) & (DISTANCE_TABLE - 1)];
+                }
+                if entry_d & EXCEPTIONAL != 0 {
+                    return Err(InflateError::Symbol(Alphabet::Distance));
+                }
+            }
+            let distance = (entry_d >> BASE_SHIFT) as usize + extra(entry_d, buf);
+            drop_bits!(entry_d);
+            if distance > at - floor {
+                return Err(InflateError::Distance { distance, reach: at - floor });
+            }
+            watch.note(at - distance, length);
+            let done = at + length >= until || rest.len() < FAST_INPUT;
+            if !done {
+                refill!();
+                entry = literals[(buf & mask(LITERAL_BITS)) as usize];
+            }
+            copy_match(out, at, distance, length);
+            at += length;
+            if done {
+                break;
+            }
+        }
+        let count = count & 63;
+        self.bits = Bits { buf: buf & mask(count), count };
+        *input = rest;
+        target.at = at;
+        Ok(ended)
+    }
+
+    /// Decodes one symbol with whatever input there is; `None` to go on.
+    fn one_symbol(
+        &mut self,
+        input: &mut &[u8],
+        target: &mut Target<'_>,
+        watch: &mut impl Watch,
+    ) -> Result<Option<SymbolStop>, InflateError> {
+        self.bits.need(48, input);
+        let (buf, count) = (self.bits.buf, self.bits.count);
+        let (entry, code) = look_up(&self.tables.literal, LITERAL_BITS, buf);
+        let used = code + (entry & DROP);
+        if used > count {
+            return Ok(Some(SymbolStop::Input));
+        }
+        if entry & LITERAL != 0 {
+            self.bits.take(used);
+            target.bytes[target.at] = (entry >> BASE_SHIFT) as u8;
+            target.at += 1;
+            return Ok(None);
+        }
+        if entry & EXCEPTIONAL != 0 {
+            if entry & END_OF_BLOCK == 0 {
+                return Err(InflateError::Symbol(Alphabet::Literal));
+            }
+            self.bits.take(used);
+            return Ok(Some(SymbolStop::EndOfBlock));
+        }
+        let length = (entry >> BASE_SHIFT) as usize + extra(entry, buf >> code);
+
+        let (entry, code) = look_up(&self.tables.distance, DISTANCE_BITS, buf >> used);
+        let used_d = code + (entry & DROP);
+        if used + used_d > count {
+            return Ok(Some(SymbolStop::Input));
+        }
+        if entry & EXCEPTIONAL != 0 {
+            return Err(InflateError::Symbol(Alphabet::Distance));
+        }
+        let distance = (entry >> BASE_SHIFT) as usize + extra(entry, buf >> (used + code));
+        let reach = target.at - target.floor;
+        if distance > reach {
+            return Err(InflateError::Distance { distance, reach });
+        }
+        self.bits.take(used);
+        self.bits.take(used_d);
+        watch.note(target.at - distance, length);
+        copy_match(target.bytes, target.at, distance, length);
+        target.at += length;
+        Ok(None)
+    }
+}
+
+enum SymbolStop {
+    Input,
+    Output,
+    EndOfBlock,
+}
+
+impl Bits {
+    /// Takes input until there are `bits` (at most 56), or as many as there are.
+    fn need(&mut self, bits: u32, input: &mut &[u8]) -> bool {
+        if self.count < bits {
+            if let Some(word) = input.first_chunk::<8>() {
+                self.buf |= u64::from_le_bytes(*word) << self.count;
+                *input = &input[((63 - self.count) >> 3) as usize..];
+                self.count |= 56;
+                self.buf &= mask(self.count);
+                return true;
+            }
+            while self.count < 56 {
+                let Some((&byte, rest)) = input.split_first() else { break };
+                self.buf |= u64::from(byte) << self.count;
+                self.count += 8;
+                *input = rest;
+            }
+        }
+        self.count >= bits
+    }
+
+    /// Drops `bits` (at most 32 and no more than there are) and returns them.
+    fn take(&mut self, bits: u32) -> u32 {
+        debug_assert!(bits <= self.count && bits <= 32);
+        let taken = self.buf & mask(bits);
+        self.buf >>= bits;
+        self.count -= bits;
+        taken as u32
+    }
+}
+
+impl Tables {
+    fn load_dynamic(&mut self) -> Result<(), InflateError> {
+        let (literals, rest) = self.lengths.split_at(self.literals);
+        let distances = &rest[..self.distances];
+        if literals[256] == 0 {
+            return Err(InflateError::NoEndOfBlock);
+        }
+        build(&mut self.literal, LITERAL_BITS, literals, Incomplete::OneCode, |s| LITERAL_SYMBOLS[s])
+            .map_err(|Unbuildable| InflateError::Code(Alphabet::Literal))?;
+        build(&mut self.distance, DISTANCE_BITS, distances, Incomplete::OneCode, |s| DISTANCE_SYMBOLS[s])
+            .map_err(|Unbuildable| InflateError::Code(Alphabet::Distance))
+    }
+
+    fn load_fixed(&mut self) {
+        if self.fixed {
+            return;
+        }
+        let mut lengths = [8; 288];
+        lengths[144..256].fill(9);
+        lengths[256..280].fill(7);
+        build(&mut self.literal, LITERAL_BITS, &lengths, Incomplete::Never, |s| LITERAL_SYMBOLS[s])
+            .and_then(|()| {
+                build(&mut self.distance, DISTANCE_BITS, &[5; 32], Incomplete::Never, |s| DISTANCE_SYMBOLS[s])
+            })
+            .expect("the fixed codes are complete");
+        self.fixed = true;
+    }
+}
+
+/// Which incomplete codes are let through, as zlib does.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Incomplete {
+    Never,
+    /// No code at all, or one of one bit: encoders write these when a block uses no or one distance.
+    OneCode,
+}
+
+#[derive(Debug)]
+struct Unbuildable;
+
+/// Fills `table` for the canonical code with these code lengths (at most 15 each).
+fn build(
+    table: &mut [u32],
+    primary: u32,
+    lengths: &[u8],
+    incomplete: Incomplete,
+    symbol: impl Fn(usize) -> u32,
+) -> Result<(), Unbuildable> {
+    let mut count = [0_u16; 16];
+    for &length in lengths {
+        count[usize::from(length & 15)] += 1;
+    }
+    count[0] = 0;
+    let longest = count.iter().rposition(|&n| n > 0).unwrap_or(0) as u32;
+
+    let mut first = [0_u16; 17];
+    let mut room = 1_i32;
+    for length in 1..16 {
+        room = 2 * room - i32::from(count[length]);
+        if room < 0 {
+            return Err(Unbuildable);
+        }
+        first[length + 1] = first[length] + count[length];
+    }
+    if room > 0 && (incomplete == Incomplete::Never || longest > 1) {
+        return Err(Unbuildable);
+    }
+    let mut sorted = [0_u16; 288];
+    for (symbol, &length) in lengths.iter().enumerate() {
+        if length > 0 {
+            let place = &mut first[usize::from(length & 15)];
+            sorted[usize::from(*place)] = symbol as u16;
+            *place += 1;
+        }
+    }
+
+    // Codes are filled in by length; the table holds those up to the present length and doubles with it.
+    // `code` is bit-reversed, as deflate sends codes from their top bit.
+    let mut sorted = sorted.iter().map(|&s| symbol(usize::from(s)));
+    let mut code = 0_usize;
+    let mut filled = 1_usize;
+    table[0] = INVALID;
+    for length in 1..=primary.min(longest.max(1)) {
+        table.copy_within(..filled, filled);
+        filled *= 2;
+        for _ in 0..count[length as usize] {
+            table[code] = sorted.next().expect("counted") + length * ONE_BIT;
+            code = next_code(code, length);
+        }
+        if room > 0 {
+            table[code..2].fill(INVALID);
+        }
+    }
+    while filled < 1 << primary {
+        table.copy_within(..filled, filled);
+        filled *= 2;
+    }
+
+    let mut prefix = usize::MAX;
+    let (mut subtable, mut subtable_bits) = (0, 0);
+    for length in primary + 1..=longest {
+        for done in 0..count[length as usize] {
+            if code & (filled - 1) != prefix {
+                prefix = code & (filled - 1);
+                subtable += if subtable == 0 { filled } else { 1 << subtable_bits };
+                // As long as the codes that follow leave room in the subtable, some are longer.
+                subtable_bits = length - primary;
+                let mut used = u32::from(count[length as usize] - done);
+                while used < 1 << subtable_bits {
+                    subtable_bits += 1;
+                    used = 2 * used + u32::from(count[(primary + subtable_bits) as usize]);
+                }
+                table[prefix] =
+                    (subtable as u32) << BASE_SHIFT | EXCEPTIONAL | POINTER | subtable_bits << CODE_SHIFT | primary;
+            }
+            let entry = sorted.next().expect("counted") + (length - primary) * ONE_BIT;
+            let slots = &mut table[subtable..subtable + (1 << subtable_bits)];
+            for slot in slots.iter_mut().skip(code >> primary).step_by(1 << (length - primary)) {
+                *slot = entry;
+            }
+            code = next_code(code, length);
+        }
+    }
+    Ok(())
+}
+
+/// The bit-reversed successor of a bit-reversed code; all ones stay.
+fn next_code(code: usize, length: u32) -> usize {
+    let zeros = !code & ((1 << length) - 1);
+    if zeros == 0 {
+        return code;
+    }
+    let carry = 1 << zeros.ilog2();
+    code & (carry - 1) | carry
+}
+
+/// The entry of the code at the start of `buf`, and the bits that led to its subtable.
+fn look_up(table: &[u32], primary: u32, buf: u64) -> (u32, u32) {
+    let entry = table[(buf & mask(primary)) as usize];
+    if entry & POINTER == 0 {
+        return (entry, 0);
+    }
+    (table[pointed(entry, buf >> primary)], primary)
+}
+
+#[inline(always)]
+fn pointed(entry: u32, buf: u64) -> usize {
+    ((entry >> BASE_SHIFT) as usize) + (buf & mask((entry >> CODE_SHIFT) & 15)) as usize
+}
+
+/// The value of the extra bits behind an entry's code.
+#[inline(always)]
+fn extra(entry: u32, buf: u64) -> usize {
+    ((buf & mask(entry & 63)) >> ((entry >> CODE_SHIFT) & 15)) as usize
+}
+
+#[inline(always)]
+fn mask(bits: u32) -> u64 {
+    (1 << (bits & 63)) - 1
+}
+
+/// Copies a match word-wise, which may write up to 15 bytes past its end.
+#[inline(always)]
+fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) {
+    // From the match's source to the last byte a word may touch: one bounds check for all of it.
+    let region = &mut out[at - distance..at + length + 16];
+    let mut done = 0;
+    if distance >= 16 {
+        loop {
+            let word: [u8; 16] = *region[done..].first_chunk().expect("within the region");
+            *region[done + distance..].first_chunk_mut().expect("within the region") = word;
+            done += 16;
+            if done >= length {
+                return;
+            }
+        }
+    }
+    if distance == 1 {
+        let word = [region[0]; 16];
+        loop {
+            *region[done + 1..].first_chunk_mut().expect("within the region") = word;
+            done += 16;
+            if done >= length {
+                return;
+            }
+        }
+    }
+    // Each word is right in its first `distance` bytes at least, up to its size.
+    let step = distance.min(8);
+    loop {
+        let word: [u8; 8] = *region[done..].first_chunk().expect("within the region");
+        *region[done + distance..].first_chunk_mut().expect("within the region") = word;
+        done += step;
+        if done >= length {
+            return;
+        }
+    }
+}
+
+/// How far past [`Target::until`] a run may write: a match, and the word it ends in.
+pub(super) const OVERRUN: usize = 258 + 16;
+
+/// Two refills: the first takes at most 7 bytes, the second looks at 8.
+const FAST_INPUT: usize = 16;
+
+const LITERAL_BITS: u32 = 11;
+const DISTANCE_BITS: u32 = 8;
+const CODE_LENGTH_BITS: u32 = 7;
+/// At least the worst case for 288 symbols, 11 bits and codes of 15 (2342); a power of two for the mask.
+const LITERAL_TABLE: usize = 4096;
+/// At least the worst case for 32 symbols, 8 bits and codes of 15 (402).
+const DISTANCE_TABLE: usize = 512;
+
+const LITERAL: u32 = 1 << 31;
+const EXCEPTIONAL: u32 = 1 << 15;
+const POINTER: u32 = 1 << 14;
+const END_OF_BLOCK: u32 = 1 << 13;
+const BASE_SHIFT: u32 = 16;
+const CODE_SHIFT: u32 = 8;
+const DROP: u32 = 63;
+/// A code's length is in an entry twice.
+const ONE_BIT: u32 = 1 << CODE_SHIFT | 1;
+/// No code: one bit long, so that it is not believed before a bit is there.
+const INVALID: u32 = EXCEPTIONAL | ONE_BIT;
+
+const CODE_LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+
+/// What is known of each literal/length symbol before its code is.
+static LITERAL_SYMBOLS: [u32; 288] = {
+    let mut symbols = [EXCEPTIONAL; 288];
+    let mut s = 0;
+    while s < 256 {
+        symbols[s] = LITERAL | (s as u32) << BASE_SHIFT;
+        s += 1;
+    }
+    symbols[256] = EXCEPTIONAL | END_OF_BLOCK;
+    let mut base = 3;
+    s = 257;
+    while s < 285 {
+        let extra = if s < 265 { 0 } else { (s as u32 - 261) / 4 };
+        symbols[s] = base << BASE_SHIFT | extra;
+        base += 1 << extra;
+        s += 1;
+    }
+    symbols[285] = 258 << BASE_SHIFT;
+    symbols
+};
+
+/// What is known of each distance symbol before its code is.
+static DISTANCE_SYMBOLS: [u32; 32] = {
+    let mut symbols = [EXCEPTIONAL; 32];
+    let mut base = 1;
+    let mut s = 0;
+    while s < 30 {
+        let extra = if s < 4 { 0 } else { s as u32 / 2 - 1 };
+        symbols[s] = base << BASE_SHIFT | extra;
+        base += 1 << extra;
+        s += 1;
+    }
+    symbols
+};
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::samples::{KINDS, Kind, Random, sample};
+    use super::super::window::Unwatched;
+    use super::*;
+
+    const LARGEST: usize = 1 << 20;
+
+    /// Bytes and length of the stream, or `None` if it is not valid or not complete.
+    fn own(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<(Vec<u8>, usize), Option<InflateError>> {
+        let mut inflate = Inflate::new();
+        let mut bytes = vec![0; LARGEST + OVERRUN];
+        let (mut at, mut rest) = (0, stream);
+        loop {
+            let (mut now, later) = rest.split_at(piece().min(rest.len()));
+            rest = later;
+            loop {
+                let until = LARGEST.min(at + piece());
+                let mut target = Target { bytes: &mut bytes, at, until, floor: 0 };
+                let stop = inflate.run(&mut now, &mut target, &mut Unwatched).map_err(Some)?;
+                at = target.at;
+                match stop {
+                    Stop::Input => break,
+                    Stop::Output if at >= LARGEST => return Err(None),
+                    Stop::Output | Stop::Block => {}
+                    Stop::Stream => {
+                        let unused = now.len() + rest.len() + inflate.unused_bits() as usize / 8;
+                        bytes.truncate(at);
+                        return Ok((bytes, stream.len() - unused));
+                    }
+                }
+            }
+            assert_eq!(now, b"");
+            if rest.is_empty() {
+                return Err(None);
+            }
+        }
+    }
+
+    fn zlib(stream: &[u8]) -> Option<(Vec<u8>, usize)> {
+        let mut inflate = flate2::Decompress::new(false);
+        let mut bytes = Vec::with_capacity(LARGEST);
+        match inflate.decompress_vec(stream, &mut bytes, flate2::FlushDecompress::Finish) {
+            Ok(flate2::Status::StreamEnd) => Some((bytes, inflate.total_in() as usize)),
+            _ => None,
+        }
+    }
+
+    fn deflate(data: &[u8], level: u32) -> Vec<u8> {
+        let mut deflate = flate2::Compress::new(flate2::Compression::new(level), false);
+        let mut stream = Vec::with_capacity(data.len() + data.len() / 8 + 100);
+        deflate.compress_vec(data, &mut stream, flate2::FlushCompress::Finish).unwrap();
+        stream
+    }
+
+    fn same_verdict(stream: &[u8], random: &mut Random) {
+        let expected = zlib(stream);
+        assert!(own(stream, || usize::MAX / 2).ok() == expected, "{stream:02x?}");
+        let largest = 1 << random.below(12);
+        assert!(own(stream, || 1 + random.below(largest)).ok() == expected, "in pieces: {stream:02x?}");
+    }
+
+    #[test]
+    fn damaged_streams_get_the_verdict_of_zlib() {
+        let mut random = Random::new(21);
+        let mut both = [0, 0];
+        for round in 0..12_000 {
+            let kind = KINDS[random.below(4)];
+            let length = random.magnitude(12);
+            let data = sample(kind, length, &mut random);
+            let mut stream = deflate(&data, [0, 1, 6, 9][round % 4]);
+            // Damage near the front hits headers and code lengths.
+            for _ in 0..1 + random.below(3) {
+                let length = stream.len();
+                let front = if random.below(2) == 0 { length } else { length.min(100) };
+                let at = random.below(front);
+                stream[at] ^= 1 << random.below(8);
+            }
+            same_verdict(&stream, &mut random);
+            both[usize::from(zlib(&stream).is_some())] += 1;
+        }
+        assert!(both[0] > 1000 && both[1] > 1000, "{both:?}");
+    }
+
+    #[test]
+    fn noise_gets_the_verdict_of_zlib() {
+        let mut random = Random::new(22);
+        let mut both = [0, 0];
+        for round in 0..60_000 {
+            let length = 1 + random.below(60);
+            let mut stream = sample(Kind::Random, length, &mut random);
+            // A dynamic block (mostly), then a fixed one, then anything.
+            stream[0] = stream[0] & !7 | [5, 4, 3, 2][(round % 16) / 4];
+            same_verdict(&stream, &mut random);
+            both[usize::from(zlib(&stream).is_some())] += 1;
+        }
+        assert!(both[1] > 100, "{both:?}");
+    }
+
+    /// Writes a deflate stream bit by bit.
+    #[derive(Default)]
+    struct Writer {
+        bytes: Vec<u8>,
+        bits: u32,
+    }
+
+    impl Writer {
+        fn put(mut self, value: u32, bits: u32) -> Self {
+            for bit in 0..bits {
+                if self.bits.is_multiple_of(8) {
+                    self.bytes.push(0);
+                }
+                *self.bytes.last_mut().unwrap() |= ((value >> bit & 1) as u8) << (self.bits % 8);
+                self.bits += 1;
+            }
+            self
+        }
+
+        /// A code, which is sent from its top bit.
+        fn code(self, code: u32, bits: u32) -> Self {
+            self.put(code.reverse_bits() >> (32 - bits), bits)
+        }
+
+        /// The header of a last dynamic block whose code lengths are written as they are, four bits each.
+        fn dynamic(self, literals: &[u8], distances: &[u8]) -> Self {
+            let mut writer = self.put(0b101, 3);
+            writer = writer.put(literals.len() as u32 - 257, 5).put(distances.len() as u32 - 1, 5).put(15, 4);
+            for symbol in CODE_LENGTH_ORDER {
+                writer = writer.put(if symbol < 16 { 4 } else { 0 }, 3);
+            }
+            literals.iter().chain(distances).fold(writer, |writer, &length| writer.code(length.into(), 4))
+        }
+    }
+
+    fn lengths(of: &[(usize, u8)], total: usize) -> Vec<u8> {
+        let mut lengths = vec![0; total];
+        for &(symbol, length) in of {
+            lengths[symbol] = length;
+        }
+        lengths
+    }
+
+    #[test]
+    fn each_kind_of_damage_has_its_name() {
+        let literal = |of: &[(usize, u8)]| lengths(of, 257);
+        let ab = literal(&[(97, 2), (98, 2), (256, 1)]);
+        let with_match = lengths(&[(97, 2), (257, 2), (256, 1)], 258);
+        let cases: Vec<(Writer, InflateError)> = vec![
+            (Writer::default().put(0b111, 3), InflateError::BlockType),
+            (Writer::default().put(1, 8).put(5, 16).put(5, 16), InflateError::StoredLength),
+            (
+                Writer::default().put(0b101, 3).put(30, 5).put(0, 5).put(0, 4),
+                InflateError::TooManyCodes { lengths: 287, distances: 1 },
+            ),
+            (
+                Writer::default().put(0b101, 3).put(0, 5).put(30, 5).put(0, 4),
+                InflateError::TooManyCodes { lengths: 257, distances: 31 },
+            ),
+            (
+                Writer::default().put(0b101, 3).put(0, 5).put(0, 5).put(0, 4).put(1, 3).put(0, 9),
+                InflateError::Code(Alphabet::CodeLength),
+            ),
+            (
+                // Codes 16 and 0 of one bit each; 16 comes first.
+                Writer::default().put(0b101, 3).put(0, 10).put(0, 4).put(1, 3).put(0, 6).put(1, 3).put(0b1, 3),
+                InflateError::Repeat,
+            ),
+            (Writer::default().dynamic(&literal(&[(97, 1)]), &[0]), InflateError::NoEndOfBlock),
+            (
+                Writer::default().dynamic(&literal(&[(97, 1), (98, 1), (256, 1)]), &[0]),
+                InflateError::Code(Alphabet::Literal),
+            ),
+            (Writer::default().dynamic(&literal(&[(97, 2), (256, 1)]), &[0]), InflateError::Code(Alphabet::Literal)),
+            (Writer::default().dynamic(&ab, &[2]), InflateError::Code(Alphabet::Distance)),
+            (Writer::default().dynamic(&ab, &[1, 1, 1]), InflateError::Code(Alphabet::Distance)),
+            (Writer::default().dynamic(&literal(&[(256, 1)]), &[0]).put(1, 1), InflateError::Symbol(Alphabet::Literal)),
+            (Writer::default().put(0b011, 3).code(0b1100_0110, 8), InflateError::Symbol(Alphabet::Literal)),
+            (
+                Writer::default().dynamic(&with_match, &[0]).code(0b10, 2).code(0b11, 2).put(0, 1),
+                InflateError::Symbol(Alphabet::Distance),
+            ),
+            (
+                Writer::default().dynamic(&with_match, &[0, 1]).code(0b10, 2).code(0b11, 2).put(0, 1),
+                InflateError::Distance { distance: 2, reach: 1 },
+            ),
+        ];
+        for (writer, error) in cases {
+            // Behind it come zeros, or nothing: the fast and the careful loop.
+            let mut stream = writer.bytes;
+            assert_eq!(own(&stream, || usize::MAX / 2), Err(Some(error)), "{stream:02x?}");
+            stream.extend([0; 40]);
+            assert_eq!(own(&stream, || usize::MAX / 2), Err(Some(error)));
+            assert_eq!(own(&stream, || 1), Err(Some(error)));
+            assert_eq!(zlib(&stream), None);
+        }
+    }
+
+    #[test]
+    fn a_lone_code_of_one_bit_is_let_through_as_by_zlib() {
+        let one_distance = lengths(&[(97, 2), (257, 2), (256, 1)], 258);
+        let stream =
+            Writer::default().dynamic(&one_distance, &[1]).code(0b10, 2).code(0b11, 2).put(0, 1).code(0, 1).bytes;
+        assert_eq!(own(&stream, || 1).unwrap().0, b"aaaa");
+        assert_eq!(zlib(&stream).unwrap().0, b"aaaa");
+        let only_end = Writer::default().dynamic(&lengths(&[(256, 1)], 257), &[0]).put(0, 1).bytes;
+        assert_eq!(own(&only_end, || 1).unwrap().0, b"");
+        assert_eq!(zlib(&only_end).unwrap().0, b"");
+    }
+
+    #[test]
+    fn the_longest_codes_decode() {
+        // Codes of 1, 2, … 14, 15 and 15 bits, so that all but the last two of a length are ones and a zero.
+        let mut literals = vec![0; 286];
+        for (length, symbol) in (1..=15).zip([97, 98, 256, 99, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110]) {
+            literals[symbol] = length;
+        }
+        literals[285] = 15;
+        let mut distances: Vec<u8> = (1..=15).collect();
+        distances.push(15);
+        let (end, a, last) = ((0b110, 3), (0, 1), (0x7ffe, 15));
+        let mut writer = Writer::default().dynamic(&literals, &distances);
+        for _ in 0..200 {
+            writer = writer.code(0x3ffe, 14).code(a.0, a.1).code(last.0, last.1);
+        }
+        for extra in 0..64 {
+            // A match of 258 bytes, 129 and more back (distance symbol 14), between literals.
+            writer = writer.code(0x7fff, 15).code(last.0, last.1).put(extra, 6).code(0x1ffe, 13);
+        }
+        let stream = writer.code(end.0, end.1).bytes;
+        let (decoded, length) = own(&stream, || usize::MAX / 2).unwrap();
+        assert_eq!((decoded.len(), length), (600 + 64 * 259, stream.len()));
+        assert!(zlib(&stream).unwrap().0 == decoded);
+        assert!(own(&stream, || 1).unwrap().0 == decoded);
+    }
+}

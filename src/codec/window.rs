@@ -1,0 +1,179 @@
+//! Windows: what was decoded just before a checkpoint, as far as anything after it refers to it.
+//!
+//! A deflate match reaches up to 32 KiB back, so decoding from the middle of a stream needs the 32 KiB
+//! before. Kept whole they would take an eighth of a layer at one checkpoint per 256 KiB. But only matches in
+//! the first 32 KiB after the checkpoint can reach over it, and they touch about a tenth of the window. The
+//! first pass notes which bytes those are; the others are zeroed and all but vanish in compression.
+
+use zstd::zstd_safe;
+
+/// The bytes before a checkpoint, up to the checkpoint; what nothing refers to is zero.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Window(Box<[u8]>);
+
+impl Window {
+    /// How far a deflate match can reach back, in bytes.
+    pub const MAX: usize = 32 << 10;
+
+    /// The bytes, the last of which lies just before the checkpoint; at most [`Window::MAX`].
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The window as it is kept: nothing if it is empty, otherwise one zstd frame.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let mut packed = vec![0; zstd_safe::compress_bound(self.0.len())];
+        let length = zstd_safe::compress(&mut packed[..], &self.0, 3).expect("the bound leaves room");
+        packed.truncate(length);
+        packed
+    }
+
+    /// Reads what [`Window::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// [`WindowError`] for anything that is no zstd frame of at most [`Window::MAX`] bytes.
+    pub fn from_bytes(packed: &[u8]) -> Result<Self, WindowError> {
+        if packed.is_empty() {
+            return Ok(Self(Box::default()));
+        }
+        let mut bytes = vec![0; Self::MAX];
+        let length = zstd_safe::decompress(&mut bytes[..], packed)
+            .map_err(|code| WindowError(zstd_safe::get_error_name(code)))?;
+        bytes.truncate(length);
+        Ok(Self(bytes.into()))
+    }
+}
+
+/// A kept window that cannot be read.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("unreadable window of a checkpoint: {0}")]
+pub struct WindowError(&'static str);
+
+/// Hears of every match an inflater copies.
+pub(super) trait Watch {
+    /// A match of `length` (at most 258) bytes from index `from` of the output.
+    fn note(&mut self, from: usize, length: usize);
+}
+
+/// Nobody listens: no window is in the making.
+pub(super) struct Unwatched;
+
+impl Watch for Unwatched {
+    #[inline(always)]
+    fn note(&mut self, _from: usize, _length: usize) {}
+}
+
+/// Notes references over the mark that has this index; matches come from at most [`Window::MAX`] before.
+pub(super) struct Watched<'a> {
+    pub(super) references: &'a mut References,
+    pub(super) mark: usize,
+}
+
+impl Watch for Watched<'_> {
+    #[inline(always)]
+    fn note(&mut self, from: usize, length: usize) {
+        if from < self.mark {
+            self.references.note(from + Window::MAX - self.mark, length);
+        }
+    }
+}
+
+/// A window in the making: the bytes before a mark, and which of them were referred to.
+pub(super) struct References {
+    history: Box<[u8; Window::MAX]>,
+    used: Box<[u64; Window::MAX / 64]>,
+}
+
+impl References {
+    pub(super) fn new() -> Self {
+        let history = vec![0; Window::MAX].into_boxed_slice().try_into().expect("made with this size");
+        Self { history, used: Box::new([0; Window::MAX / 64]) }
+    }
+
+    /// Begins anew at a mark with this history before it.
+    pub(super) fn begin(&mut self, history: &[u8; Window::MAX]) {
+        self.history.copy_from_slice(history);
+        self.used.fill(0);
+    }
+
+    /// Notes a match of `length` bytes from the window's byte `start`, as far as it lies in the window.
+    fn note(&mut self, mut start: usize, length: usize) {
+        let end = Window::MAX.min(start + length);
+        while start < end {
+            let bits = (64 - start % 64).min(end - start);
+            self.used[start / 64] |= (u64::MAX >> (64 - bits)) << (start % 64);
+            start += bits;
+        }
+    }
+
+    /// The window, from its first used byte on.
+    pub(super) fn window(&self) -> Window {
+        let Some(first) = self.used.iter().position(|&word| word != 0) else {
+            return Window(Box::default());
+        };
+        let mut bytes = self.history[first * 64..].to_vec();
+        for (piece, used) in bytes.chunks_mut(64).zip(&self.used[first..]) {
+            for (i, byte) in piece.iter_mut().enumerate() {
+                if used >> i & 1 == 0 {
+                    *byte = 0;
+                }
+            }
+        }
+        bytes.drain(..self.used[first].trailing_zeros() as usize);
+        Window(bytes.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_window_holds_what_was_referred_to_and_zeros() {
+        let mut references = References::new();
+        references.begin(&[7; Window::MAX]);
+        let mark = 100_000;
+        let mut watched = Watched { references: &mut references, mark };
+        watched.note(mark - 200, 70);
+        watched.note(mark - 2, 258);
+        watched.note(mark, 258);
+        let mut expected = vec![0; 200];
+        expected[..70].fill(7);
+        expected[198..].fill(7);
+        assert_eq!(references.window().bytes(), expected);
+    }
+
+    #[test]
+    fn a_window_reaches_all_of_32_kib() {
+        let mut references = References::new();
+        references.begin(&[7; Window::MAX]);
+        references.note(0, 258);
+        assert_eq!(references.window().bytes().len(), Window::MAX);
+        references.begin(&[7; Window::MAX]);
+        assert_eq!(references.window().bytes(), b"", "nothing is left of the mark before");
+    }
+
+    #[test]
+    fn windows_survive_being_kept() {
+        for bytes in [vec![], vec![0], vec![9; 100], (0..Window::MAX).map(|i| (i * i) as u8).collect()] {
+            let window = Window(bytes.into());
+            assert_eq!(Window::from_bytes(&window.to_bytes()).unwrap(), window);
+        }
+    }
+
+    #[test]
+    fn kept_windows_that_are_damaged_or_too_long_are_refused() {
+        assert!(Window::from_bytes(b"no window").is_err());
+        let long = Window(vec![1; Window::MAX + 1].into());
+        assert!(Window::from_bytes(&long.to_bytes()).is_err());
+        let packed = Window(vec![9; 100].into()).to_bytes();
+        for cut in 1..packed.len() {
+            assert!(Window::from_bytes(&packed[..cut]).is_err());
+        }
+    }
+}

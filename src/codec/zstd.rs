@@ -1,0 +1,339 @@
+//! Zstd (RFC 8878): frames, which libzstd decodes and this module walks.
+//!
+//! Decoding can begin at a frame and nowhere else: no library hands out the state inside one. So frames are
+//! starts where there are several, and marks inside a long frame only cut it into spans of a bearable size.
+//! To know where frames and blocks lie, their headers are read here, a few bytes each, on the way to libzstd;
+//! that also puts a limit on the window, and so on memory, before libzstd sees the frame.
+
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
+
+use super::marks::{FirstPass, Mark, StartKind};
+use super::output::OutputBuffer;
+use super::{CodecError, Feed, Limits, Status};
+use crate::offsets::BlobOffset;
+
+/// A zstd layer being decoded.
+pub(super) struct Zstd {
+    context: DCtx<'static>,
+    window_log: u32,
+    part: Part,
+    /// Where the present part begins.
+    part_at: BlobOffset,
+    /// Bytes of the present part that are still to come.
+    left: u64,
+    /// The first bytes of the present part, as far as they matter.
+    head: [u8; 14],
+    have: usize,
+    /// The present frame has a checksum behind its last block.
+    checksum: bool,
+    /// The present part was taken by libzstd, which may hold output back.
+    flush: bool,
+    /// What libzstd said after the last input it took: 0 at the end of a frame.
+    expects: usize,
+    /// Whether there was a frame at all.
+    any: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    Magic,
+    SkippableSize,
+    Skippable,
+    Descriptor,
+    /// The rest of a frame header.
+    FrameHeader,
+    BlockHeader,
+    Block {
+        last: bool,
+    },
+    Checksum,
+}
+
+impl Zstd {
+    /// At a frame, or before the first.
+    pub(super) fn new(limits: &Limits) -> Result<Self, CodecError> {
+        let failed = |code| CodecError::Zstd { at: BlobOffset(0), reason: get_error_name(code) };
+        let mut context = DCtx::try_create().ok_or(CodecError::Zstd { at: BlobOffset(0), reason: "out of memory" })?;
+        // Libzstd's own bounds; the walker holds frames to the limit as given.
+        context.set_parameter(DParameter::WindowLogMax(limits.zstd_window_log.clamp(10, 31))).map_err(failed)?;
+        Ok(Self {
+            context,
+            window_log: limits.zstd_window_log,
+            part: Part::Magic,
+            part_at: BlobOffset(0),
+            left: 4,
+            head: [0; 14],
+            have: 0,
+            checksum: false,
+            flush: false,
+            expects: 0,
+            any: false,
+        })
+    }
+
+    /// Whether the input may end here.
+    pub(super) fn may_end(&self) -> bool {
+        self.any && self.part == Part::Magic && self.have == 0
+    }
+
+    pub(super) fn decode(
+        &mut self,
+        feed: &mut Feed<'_, '_>,
+        out: &mut OutputBuffer,
+        mut pass: Option<&mut FirstPass>,
+    ) -> Result<Status, CodecError> {
+        loop {
+            if let Some(pass) = &mut pass {
+                pass.decoded(out.end());
+            }
+            if self.flush {
+                if out.is_full() {
+                    return Ok(Status::OutputFull);
+                }
+                self.feed_libzstd(&mut &[][..], out)?;
+                self.flush = out.is_full();
+                continue;
+            }
+            if self.left == 0 {
+                self.part_ended(feed, out, pass.as_deref_mut())?;
+                continue;
+            }
+            if feed.rest.is_empty() {
+                return Ok(Status::NeedInput);
+            }
+            let (now, later) = feed.rest.split_at(self.left.min(feed.rest.len() as u64) as usize);
+            let taken = match self.part {
+                // Whether libzstd is to see it is not known until all of a header is there.
+                Part::Magic | Part::SkippableSize | Part::Skippable | Part::Descriptor | Part::FrameHeader => now.len(),
+                _ => {
+                    if out.is_full() {
+                        return Ok(Status::OutputFull);
+                    }
+                    let mut rest = now;
+                    self.feed_libzstd(&mut rest, out)?;
+                    self.flush = out.is_full();
+                    now.len() - rest.len()
+                }
+            };
+            if let Some(head) = self.head.get_mut(self.have..) {
+                let length = taken.min(head.len());
+                head[..length].copy_from_slice(&now[..length]);
+                self.have += length;
+            }
+            self.left -= taken as u64;
+            *feed.rest = if taken == now.len() { later } else { &feed.rest[taken..] };
+        }
+    }
+
+    fn part_ended(
+        &mut self,
+        feed: &Feed<'_, '_>,
+        out: &mut OutputBuffer,
+        pass: Option<&mut FirstPass>,
+    ) -> Result<(), CodecError> {
+        let at = feed.at();
+        let head = self.head;
+        let word = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+        let (part, left) = match self.part {
+            Part::Magic => {
+                let start = BlobOffset(at.0 - 4);
+                self.any = true;
+                match word {
+                    FRAME => {
+                        if let Some(pass) = pass
+                            && pass.start_wanted(out.end())
+                        {
+                            pass.offer(Mark { blob: start, bit: 0, decoded: out.end(), kind: StartKind::Frame });
+                        }
+                        (Part::Descriptor, 1)
+                    }
+                    SKIPPABLE_FIRST..=SKIPPABLE_LAST => (Part::SkippableSize, 4),
+                    _ => return Err(CodecError::NoFrame { at: start }),
+                }
+            }
+            Part::SkippableSize => (Part::Skippable, u64::from(word)),
+            Part::Skippable => (Part::Magic, 4),
+            Part::Descriptor => {
+                self.checksum = head[0] & CHECKSUM != 0;
+                (Part::FrameHeader, header_length(head[0]) - 1)
+            }
+            Part::FrameHeader => {
+                self.check_window(at)?;
+                for mut header in [&FRAME.to_le_bytes()[..], &head[..self.have]] {
+                    self.feed_libzstd(&mut header, out)?;
+                }
+                (Part::BlockHeader, 3)
+            }
+            Part::BlockHeader => {
+                let last = head[0] & 1 != 0;
+                let size = u64::from(word & 0xff_ffff) >> 3;
+                let length = match head[0] >> 1 & 3 {
+                    0 | 2 => size,
+                    1 => 1,
+                    _ => return Err(CodecError::Zstd { at, reason: "reserved block type" }),
+                };
+                (Part::Block { last }, length)
+            }
+            Part::Block { last: true } if self.checksum => (Part::Checksum, 4),
+            Part::Block { last: true } | Part::Checksum => {
+                if self.expects != 0 {
+                    return Err(CodecError::Zstd { at, reason: "the frame does not end with its last block" });
+                }
+                (Part::Magic, 4)
+            }
+            Part::Block { last: false } => {
+                if let Some(pass) = pass
+                    && out.end() >= pass.next_continued()
+                {
+                    pass.offer(Mark { blob: at, bit: 0, decoded: out.end(), kind: StartKind::Continued });
+                }
+                (Part::BlockHeader, 3)
+            }
+        };
+        // The descriptor is looked at again with the header it announces.
+        if part != Part::FrameHeader {
+            self.have = 0;
+        }
+        self.part = part;
+        self.part_at = at;
+        self.left = left;
+        Ok(())
+    }
+
+    /// Holds the frame whose header is in `head` to the limit.
+    fn check_window(&self, at: BlobOffset) -> Result<(), CodecError> {
+        let descriptor = self.head[0];
+        let window = if descriptor & SINGLE_SEGMENT == 0 {
+            let (exponent, mantissa) = (u32::from(self.head[1] >> 3), u64::from(self.head[1] & 7));
+            let base = 1_u64 << (10 + exponent);
+            base + base / 8 * mantissa
+        } else {
+            let size = content_size_length(descriptor);
+            let mut bytes = [0; 8];
+            bytes[..size].copy_from_slice(&self.head[header_length(descriptor) as usize - size..][..size]);
+            u64::from_le_bytes(bytes) + if size == 2 { 256 } else { 0 }
+        };
+        let limit = 1_u64.checked_shl(self.window_log).unwrap_or(u64::MAX);
+        if window > limit {
+            return Err(CodecError::ZstdWindow { at, window, limit });
+        }
+        Ok(())
+    }
+
+    /// Feeds libzstd what it takes of `input`.
+    fn feed_libzstd(&mut self, input: &mut &[u8], out: &mut OutputBuffer) -> Result<(), CodecError> {
+        let mut source = InBuffer::around(input);
+        let room = out.room();
+        let mut target = OutBuffer::around(room);
+        let expects = self
+            .context
+            .decompress_stream(&mut target, &mut source)
+            .map_err(|code| CodecError::Zstd { at: self.part_at, reason: get_error_name(code) })?;
+        let (taken, filled) = (source.pos, target.pos());
+        *input = &input[taken..];
+        out.fill(filled);
+        if taken > 0 {
+            self.expects = expects;
+        }
+        Ok(())
+    }
+}
+
+/// Length of a frame header with this descriptor, the descriptor included.
+fn header_length(descriptor: u8) -> u64 {
+    let window = u64::from(descriptor & SINGLE_SEGMENT == 0);
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    1 + window + dictionary + content_size_length(descriptor) as u64
+}
+
+fn content_size_length(descriptor: u8) -> usize {
+    match descriptor >> 6 {
+        0 => usize::from(descriptor & SINGLE_SEGMENT != 0),
+        log => 1 << log,
+    }
+}
+
+const FRAME: u32 = 0xfd2f_b528;
+const SKIPPABLE_FIRST: u32 = 0x184d_2a50;
+const SKIPPABLE_LAST: u32 = 0x184d_2a5f;
+const SINGLE_SEGMENT: u8 = 1 << 5;
+const CHECKSUM: u8 = 1 << 2;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use super::super::LayerDecoder;
+    use super::*;
+    use crate::descriptor::Compression;
+
+    fn frame(data: &[u8]) -> Vec<u8> {
+        ::zstd::bulk::compress(data, 3).unwrap()
+    }
+
+    fn decode(blob: &[u8], limits: Limits) -> Result<Vec<u8>, CodecError> {
+        let decoded = [blob.len().max(1), 1].map(|piece| {
+            let mut decoder = LayerDecoder::first_pass(Compression::Zstd, limits)?;
+            let mut out = OutputBuffer::new(1 << 20);
+            for mut input in blob.chunks(piece) {
+                decoder.decode(&mut input, &mut out)?;
+            }
+            decoder.finish()?;
+            Ok(out.decoded().to_vec())
+        });
+        assert_eq!(decoded[0], decoded[1]);
+        let [decoded, _] = decoded;
+        decoded
+    }
+
+    #[test]
+    fn skippable_frames_are_skipped_wherever_they_stand() {
+        let skippable = [&0x184d_2a5e_u32.to_le_bytes()[..], &3_u32.to_le_bytes(), b"toc"].concat();
+        let empty = [&0x184d_2a50_u32.to_le_bytes()[..], &0_u32.to_le_bytes()].concat();
+        let blob = [&skippable, &frame(b"abc"), &empty, &skippable, &frame(b""), &frame(b"def"), &skippable];
+        assert_eq!(decode(&blob.map(|part| &part[..]).concat(), Limits::default()).unwrap(), b"abcdef");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error_wherever_it_stands() {
+        for (blob, at) in [(b"PK\x03\x04".to_vec(), 0), ([frame(b"abc"), vec![0; 4]].concat(), frame(b"abc").len())] {
+            assert_eq!(decode(&blob, Limits::default()), Err(CodecError::NoFrame { at: BlobOffset(at as u64) }));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_needs_too_much_memory_is_an_error_that_says_so() {
+        let limits = Limits { zstd_window_log: 12, ..Limits::default() };
+        let large = frame(&[7; 5000]);
+        assert!(decode(&frame(&[7; 4000]), limits).is_ok());
+        let error = decode(&large, limits).unwrap_err();
+        assert!(matches!(error, CodecError::ZstdWindow { window: 5000, limit: 4096, .. }), "{error}");
+
+        let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(21).unwrap();
+        encoder.write_all(&[7; 5000]).unwrap();
+        let error = decode(&encoder.finish().unwrap(), limits).unwrap_err();
+        assert!(matches!(error, CodecError::ZstdWindow { window: 0x20_0000, limit: 4096, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_an_error() {
+        let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.include_checksum(true).unwrap();
+        encoder.write_all(b"abc").unwrap();
+        let mut blob = encoder.finish().unwrap();
+        assert_eq!(decode(&blob, Limits::default()).unwrap(), b"abc");
+        *blob.last_mut().unwrap() ^= 1;
+        assert!(matches!(decode(&blob, Limits::default()), Err(CodecError::Zstd { .. })));
+    }
+
+    #[test]
+    fn header_lengths_are_those_of_the_specification() {
+        // RFC 8878, 3.1.1.1: descriptor, window, dictionary and content size.
+        for (descriptor, length) in [(0x00, 2), (0x20, 2), (0x40, 4), (0x60, 3), (0x83, 10), (0xa0, 5), (0xc3, 14)] {
+            assert_eq!(header_length(descriptor), length, "{descriptor:#x}");
+        }
+    }
+}
