@@ -1,0 +1,1004 @@
+//! The layer index on disk: a layer's tree and spans, ready to be asked.
+//!
+//! One file, written once and read for ever: `body | page checksums | footer`. The body is sections
+//! one after the other, each at a multiple of 64 bytes, all numbers little-endian:
+//!
+//! | section | a record |
+//! |---|---|
+//! | entries | 64 bytes, by id; `super::entry::Record` has the layout |
+//! | children | entry id u32; a directory's are contiguous and sorted by name |
+//! | implied | entry id u32 of each topmost implied directory |
+//! | lower links | entry id u32 of each hard link into a lower layer |
+//! | extents | offset in file u64, decoded offset u64, length u64, 8 bytes 0 |
+//! | spans | 64 bytes; `super::spans::Span` has the layout |
+//! | attribute sets | start u32 and length u32 in the next but one section |
+//! | names | bytes; names and link targets, none across a page boundary |
+//! | attributes | bytes; `super::xattrs` has the layout |
+//! | windows | bytes; decoder windows as the codec stored them |
+//!
+//! Pages are 64 KiB and checked by blake3 when first touched; the table of checksums and the footer
+//! are checked by a blake3 in the footer's last 32 bytes, at open. So opening costs one small read,
+//! a damaged index is an error and never another tree, and an index that was made with ill will but
+//! right checksums still meets a bounds check at every step.
+
+use std::io;
+use std::ops::Range;
+
+use crate::digest::Digest;
+use crate::offsets::{DecodedOffset, FileOffset};
+
+use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
+use super::names::ID_LIMIT;
+use super::paged::{CHECK, PAGE, Paged, ReadAt};
+use super::spans::{Span, SpanId};
+use super::tree::{LayerTree, Laying, Limits, TreeError, whole_extent};
+use super::xattrs;
+
+/// What an index was made of, and what was verified when it was made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Proof {
+    /// The blob.
+    pub blob: Digest,
+    /// Its size in bytes.
+    pub blob_size: u64,
+    /// The decoded stream.
+    pub diff_id: Digest,
+    /// Its size in bytes.
+    pub decoded_size: u64,
+}
+
+/// What a layer has at all, so that whole questions can be skipped.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Contents(pub(super) u32);
+
+impl Contents {
+    /// Some entry has extended attributes.
+    pub const XATTRS: Self = Self(1);
+    /// Some directory is implied.
+    pub const IMPLIED: Self = Self(2);
+    /// Some hard link leads into a lower layer.
+    pub const LOWER_LINKS: Self = Self(4);
+    /// Something of the lower layers is hidden, by a whiteout or an opaque directory.
+    pub const WHITEOUTS: Self = Self(8);
+
+    /// Whether the layer has everything in `other`.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Why an index does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// It cannot be read.
+    #[error("the layer index cannot be read")]
+    Io {
+        /// The system's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is no layer index, or its end is cut or damaged.
+    #[error("this is no complete layer index")]
+    NotAnIndex,
+    /// It was written by another version of peelfs.
+    #[error("the layer index has version {found}, this program reads version {VERSION}")]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// A page is not what was written.
+    #[error("page {page} of the layer index is damaged")]
+    Damaged {
+        /// Its number, from 0.
+        page: u64,
+    },
+    /// The checksums hold, but the contents make no sense.
+    #[error("the layer index contradicts itself: {what}")]
+    Malformed {
+        /// What makes no sense.
+        what: &'static str,
+    },
+    /// A question about an entry that does not exist.
+    #[error("the layer index has no entry {id}")]
+    NoEntry {
+        /// The entry asked for.
+        id: EntryId,
+    },
+    /// A question about a span or an offset that no span covers.
+    #[error("the layer index has no span for {what}")]
+    NoSpan {
+        /// The span number or decoded offset asked for.
+        what: u64,
+    },
+    /// It holds more than a tree may.
+    #[error("the layer index cannot be made a tree again")]
+    Tree {
+        /// The tree's reason.
+        #[source]
+        cause: TreeError,
+    },
+}
+
+pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
+pub(super) const VERSION: u32 = 1;
+pub(super) const FOOTER: usize = 512;
+/// Everything of the footer but its own check.
+pub(super) const FOOTER_CHECKED: usize = FOOTER - CHECK;
+pub(super) const SECTION_ALIGN: u64 = 64;
+pub(super) const EXTENT_BYTES: usize = 32;
+
+/// The sections in file order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(usize)]
+pub(super) enum Section {
+    Entries,
+    Children,
+    Implied,
+    LowerLinks,
+    Extents,
+    Spans,
+    XattrSets,
+    Names,
+    Xattrs,
+    Windows,
+}
+
+pub(super) const SECTIONS: [Section; 10] = [
+    Section::Entries,
+    Section::Children,
+    Section::Implied,
+    Section::LowerLinks,
+    Section::Extents,
+    Section::Spans,
+    Section::XattrSets,
+    Section::Names,
+    Section::Xattrs,
+    Section::Windows,
+];
+
+impl Section {
+    /// Bytes of one record.
+    pub(super) fn record(self) -> u64 {
+        match self {
+            Self::Entries => Record::BYTES as u64,
+            Self::Spans => Span::BYTES as u64,
+            Self::Extents => EXTENT_BYTES as u64,
+            Self::XattrSets => 8,
+            Self::Children | Self::Implied | Self::LowerLinks => 4,
+            Self::Names | Self::Xattrs | Self::Windows => 1,
+        }
+    }
+}
+
+/// A section's place in the body.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Place {
+    pub(super) start: u64,
+    /// Records, not bytes.
+    pub(super) count: u64,
+}
+
+/// The end of the file, which says what the rest is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Footer {
+    pub(super) contents: Contents,
+    pub(super) body: u64,
+    pub(super) places: [Place; SECTIONS.len()],
+    pub(super) proof: Proof,
+}
+
+impl Footer {
+    const DIGEST_BYTES: usize = 136;
+
+    pub(super) fn pages(&self) -> u64 {
+        self.body.div_ceil(PAGE as u64)
+    }
+
+    /// All but the check.
+    pub(super) fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
+        let mut out = [0; FOOTER_CHECKED];
+        out[0..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&self.contents.0.to_le_bytes());
+        out[16..24].copy_from_slice(&self.body.to_le_bytes());
+        out[24..32].copy_from_slice(&self.proof.blob_size.to_le_bytes());
+        out[32..40].copy_from_slice(&self.proof.decoded_size.to_le_bytes());
+        for (place, raw) in self.places.iter().zip(out[40..200].chunks_exact_mut(16)) {
+            raw[..8].copy_from_slice(&place.start.to_le_bytes());
+            raw[8..].copy_from_slice(&place.count.to_le_bytes());
+        }
+        for (digest, at) in [(&self.proof.blob, 200), (&self.proof.diff_id, 200 + Self::DIGEST_BYTES)] {
+            let text = digest.to_string();
+            out[at] = u8::try_from(text.len()).expect("the longest digest has 135 characters");
+            out[at + 1..][..text.len()].copy_from_slice(text.as_bytes());
+        }
+        out
+    }
+
+    /// Parses a footer whose check holds.
+    fn from_bytes(raw: &[u8; FOOTER]) -> Result<Self, IndexError> {
+        let malformed = |what| IndexError::Malformed { what };
+        let digest = |at: usize| {
+            let text = &raw[at + 1..at + Self::DIGEST_BYTES];
+            let text = text.get(..usize::from(raw[at])).and_then(|text| std::str::from_utf8(text).ok());
+            text.and_then(|text| text.parse::<Digest>().ok()).ok_or(malformed("a digest is none"))
+        };
+        let body = le64(raw, 16);
+        let mut places = [Place::default(); SECTIONS.len()];
+        for ((place, section), raw) in places.iter_mut().zip(SECTIONS).zip(raw[40..200].chunks_exact(16)) {
+            *place = Place { start: le64(raw, 0), count: le64(raw, 8) };
+            let bytes = place.count.checked_mul(section.record());
+            let end = bytes.and_then(|bytes| bytes.checked_add(place.start));
+            if end.is_none_or(|end| end > body) || place.start % SECTION_ALIGN != 0 {
+                return Err(malformed("a section lies outside"));
+            }
+        }
+        if !(1..=u64::from(ID_LIMIT)).contains(&places[Section::Entries as usize].count) {
+            return Err(malformed("the number of entries is impossible"));
+        }
+        let proof = Proof {
+            blob: digest(200)?,
+            blob_size: le64(raw, 24),
+            diff_id: digest(200 + Self::DIGEST_BYTES)?,
+            decoded_size: le64(raw, 32),
+        };
+        Ok(Self { contents: Contents(le32(raw, 12)), body, places, proof })
+    }
+}
+
+/// A written layer index.
+pub struct LayerIndex {
+    pages: Paged,
+    footer: Footer,
+}
+
+impl std::fmt::Debug for LayerIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerIndex").field("footer", &self.footer).finish_non_exhaustive()
+    }
+}
+
+impl LayerIndex {
+    /// Opens an index: reads and checks its footer and page table, nothing else.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it is none, damaged at its end, or of another version.
+    pub fn open(source: impl ReadAt + 'static) -> Result<Self, IndexError> {
+        let io = |cause: io::Error| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => IndexError::NotAnIndex,
+            _ => IndexError::Io { cause },
+        };
+        let size = source.size().map_err(io)?;
+        let footer_at = size.checked_sub(FOOTER as u64).ok_or(IndexError::NotAnIndex)?;
+        let mut raw = [0; FOOTER];
+        source.read_exact_at(&mut raw, footer_at).map_err(io)?;
+        if &raw[..8] != MAGIC {
+            return Err(IndexError::NotAnIndex);
+        }
+        // Another version may have another footer, so its number counts before its check.
+        let version = le32(&raw, 8);
+        if version != VERSION {
+            return Err(IndexError::Version { found: version });
+        }
+        let body = le64(&raw, 16);
+        let table = footer_at.checked_sub(body).ok_or(IndexError::NotAnIndex)?;
+        if table != body.div_ceil(PAGE as u64) * CHECK as u64 {
+            return Err(IndexError::NotAnIndex);
+        }
+        let table = usize::try_from(table).map_err(|_| IndexError::NotAnIndex)?;
+        let mut checks = vec![0; table];
+        source.read_exact_at(&mut checks, body).map_err(io)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&checks);
+        hasher.update(&raw[..FOOTER_CHECKED]);
+        if hasher.finalize().as_bytes() != &raw[FOOTER_CHECKED..] {
+            return Err(IndexError::NotAnIndex);
+        }
+        let footer = Footer::from_bytes(&raw)?;
+        let checks = checks.chunks_exact(CHECK).map(|check| check.try_into().expect("exact chunks")).collect();
+        Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
+    }
+
+    /// Reads and checks all of it, keeping nothing in memory.
+    ///
+    /// # Errors
+    /// [`IndexError::Damaged`] for the first page that is not what was written.
+    pub fn check_all(&self) -> Result<(), IndexError> {
+        self.pages.check_all()
+    }
+
+    /// What it was made of.
+    pub fn proof(&self) -> &Proof {
+        &self.footer.proof
+    }
+
+    /// What the layer has at all.
+    pub fn contents(&self) -> Contents {
+        self.footer.contents
+    }
+
+    /// Entries, detached ones included; ids are below this.
+    pub fn len(&self) -> u32 {
+        self.place(Section::Entries).count as u32
+    }
+
+    /// Never: there is always a root.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Bytes of the index held in memory.
+    pub fn resident_bytes(&self) -> usize {
+        self.pages.resident() * PAGE
+    }
+
+    /// What the layer says about an entry.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn entry(&self, id: EntryId) -> Result<Entry, IndexError> {
+        Ok(Entry { record: self.record(id)? })
+    }
+
+    /// An entry's name in its directory; the root's is empty.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn name(&self, id: EntryId) -> Result<&[u8], IndexError> {
+        let raw = self.raw(id)?;
+        self.bytes(Section::Names, u64::from(le32(raw, 4)), usize::from(raw[8]))
+    }
+
+    /// The entry with this name in a directory; `None` also if `directory` is none.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn child(&self, directory: EntryId, name: &[u8]) -> Result<Option<EntryId>, IndexError> {
+        let (first, count) = self.child_run(directory)?;
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let id = self.id_at(Section::Children, first + middle)?;
+            match self.name(id)?.cmp(name) {
+                std::cmp::Ordering::Equal => return Ok(Some(id)),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many entries a directory has, whiteouts included; 0 for anything else.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn child_count(&self, directory: EntryId) -> Result<u32, IndexError> {
+        Ok(self.child_run(directory)?.1 as u32)
+    }
+
+    /// The entry at `position` of a directory, in order of names.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn child_at(&self, directory: EntryId, position: u32) -> Result<Option<EntryId>, IndexError> {
+        let (first, count) = self.child_run(directory)?;
+        if u64::from(position) >= count {
+            return Ok(None);
+        }
+        self.id_at(Section::Children, first + u64::from(position)).map(Some)
+    }
+
+    /// The entries of a directory, in order of names.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged; then also as the last item.
+    pub fn children(
+        &self,
+        directory: EntryId,
+    ) -> Result<impl Iterator<Item = Result<EntryId, IndexError>> + '_, IndexError> {
+        let (first, count) = self.child_run(directory)?;
+        Ok((first..first + count).map(|at| self.id_at(Section::Children, at)))
+    }
+
+    /// Where a symlink points, as written; `None` if it is none.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn symlink_target(&self, id: EntryId) -> Result<Option<&[u8]>, IndexError> {
+        self.target(id, Kind::Symlink)
+    }
+
+    /// The path a [`Kind::LowerLink`] leads to, from the root, without a leading slash.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn link_target(&self, id: EntryId) -> Result<Option<&[u8]>, IndexError> {
+        self.target(id, Kind::LowerLink)
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn xattr(&self, id: EntryId, name: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+        let set = self.xattr_set(self.record(id)?.xattrs)?;
+        for xattr in xattrs::parse(&set) {
+            let (found, value) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is cut" })?;
+            if found == name {
+                return Ok(Some(value.to_vec()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The names of an entry's extended attributes, sorted.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn xattr_names(&self, id: EntryId) -> Result<Vec<Vec<u8>>, IndexError> {
+        let set = self.xattr_set(self.record(id)?.xattrs)?;
+        xattrs::parse(&set)
+            .map(|xattr| match xattr {
+                Some((name, _)) => Ok(name.to_vec()),
+                None => Err(IndexError::Malformed { what: "an attribute set is cut" }),
+            })
+            .collect()
+    }
+
+    /// The runs of a file within `range`, holes included; none if it is no file.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn extents(&self, id: EntryId, range: Range<FileOffset>) -> Result<Vec<Extent>, IndexError> {
+        let record = self.record(id)?;
+        if record.kind != Kind::File {
+            return Ok(Vec::new());
+        }
+        let end = range.end.0.min(record.a);
+        if !record.flags.has(Flags::SPARSE) {
+            self.inside(record.b, record.a)?;
+            return Ok(whole_extent(record.b, range.start.0, end));
+        }
+        let (first, count) = self.extent_run(&record)?;
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let run = self.run(first + middle, record.a)?;
+            if run.file.0 + run.len <= range.start.0 { low = middle + 1 } else { high = middle }
+        }
+        let mut lay = Laying::new(range.start.0, end);
+        let mut last = 0;
+        for at in low..count {
+            let run = self.run(first + at, record.a)?;
+            if run.file.0 < last {
+                return Err(IndexError::Malformed { what: "runs of a sparse file overlap" });
+            }
+            last = run.file.0 + run.len;
+            if !lay.run(run) {
+                break;
+            }
+        }
+        Ok(lay.finish())
+    }
+
+    /// Topmost implied directories; see [`LayerTree::implied_roots`].
+    ///
+    /// # Errors
+    /// The index is damaged; then as the last item.
+    pub fn implied_roots(&self) -> impl Iterator<Item = Result<EntryId, IndexError>> + '_ {
+        (0..self.place(Section::Implied).count).map(|at| self.id_at(Section::Implied, at))
+    }
+
+    /// Hard links into lower layers; see [`LayerTree::lower_links`].
+    ///
+    /// # Errors
+    /// The index is damaged; then as the last item.
+    pub fn lower_links(&self) -> impl Iterator<Item = Result<EntryId, IndexError>> + '_ {
+        (0..self.place(Section::LowerLinks).count).map(|at| self.id_at(Section::LowerLinks, at))
+    }
+
+    /// The path of an entry from the root, without a leading slash.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn path(&self, id: EntryId) -> Result<Vec<u8>, IndexError> {
+        let mut parts = Vec::new();
+        let mut at = id;
+        while at != EntryId::ROOT {
+            // A ring of parents would have no end.
+            if parts.len() > PATH_PARTS {
+                return Err(IndexError::Malformed { what: "a directory is deeper than any layer has" });
+            }
+            parts.push(self.name(at)?);
+            at = EntryId(self.record(at)?.parent);
+        }
+        parts.reverse();
+        Ok(parts.join(&b'/'))
+    }
+
+    /// Spans in the span table; ids are below this.
+    pub fn span_count(&self) -> u32 {
+        u32::try_from(self.place(Section::Spans).count).unwrap_or(u32::MAX)
+    }
+
+    /// A span.
+    ///
+    /// # Errors
+    /// [`IndexError::NoSpan`], or the index is damaged.
+    pub fn span(&self, id: SpanId) -> Result<Span, IndexError> {
+        let Place { start, count } = self.place(Section::Spans);
+        if u64::from(id.0) >= count {
+            return Err(IndexError::NoSpan { what: u64::from(id.0) });
+        }
+        let raw = self.pages.array(start + u64::from(id.0) * Span::BYTES as u64)?;
+        Span::from_bytes(raw).ok_or(IndexError::Malformed { what: "a span's kind is unknown" })
+    }
+
+    /// The span that covers a decoded byte.
+    ///
+    /// # Errors
+    /// [`IndexError::NoSpan`] if none does, or the index is damaged.
+    pub fn span_at(&self, at: DecodedOffset) -> Result<SpanId, IndexError> {
+        let (mut low, mut high) = (0, self.span_count());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.span(SpanId(middle))?.decoded.end <= at { low = middle + 1 } else { high = middle }
+        }
+        if low < self.span_count() && self.span(SpanId(low))?.decoded.contains(&at) {
+            return Ok(SpanId(low));
+        }
+        Err(IndexError::NoSpan { what: at.0 })
+    }
+
+    /// A span's window as it was stored; `None` if it needs none.
+    ///
+    /// # Errors
+    /// [`IndexError::NoSpan`], or the index is damaged.
+    pub fn window(&self, id: SpanId) -> Result<Option<Vec<u8>>, IndexError> {
+        let Some(window) = self.span(id)?.window else { return Ok(None) };
+        let Place { start, count } = self.place(Section::Windows);
+        if window.start + u64::from(window.len) > count {
+            return Err(IndexError::Malformed { what: "a window lies outside" });
+        }
+        self.pages.copy(start + window.start, usize::from(window.len)).map(Some)
+    }
+
+    fn place(&self, section: Section) -> Place {
+        self.footer.places[section as usize]
+    }
+
+    fn raw(&self, id: EntryId) -> Result<&[u8; Record::BYTES], IndexError> {
+        let Place { start, count } = self.place(Section::Entries);
+        if u64::from(id.0) >= count {
+            return Err(IndexError::NoEntry { id });
+        }
+        self.pages.array(start + u64::from(id.0) * Record::BYTES as u64)
+    }
+
+    fn record(&self, id: EntryId) -> Result<Record, IndexError> {
+        let record = Record::from_bytes(self.raw(id)?);
+        let record = record.ok_or(IndexError::Malformed { what: "an entry's kind is unknown" })?;
+        let count = self.len();
+        if record.parent >= count || record.inode >= count {
+            return Err(IndexError::Malformed { what: "an entry refers to one that does not exist" });
+        }
+        Ok(record)
+    }
+
+    /// A range of a section of bytes that does not cross a page.
+    fn bytes(&self, section: Section, at: u64, len: usize) -> Result<&[u8], IndexError> {
+        let Place { start, count } = self.place(section);
+        if at.checked_add(len as u64).is_none_or(|end| end > count) {
+            return Err(IndexError::Malformed { what: "a name lies outside" });
+        }
+        self.pages.slice(start + at, len)
+    }
+
+    fn id_at(&self, section: Section, at: u64) -> Result<EntryId, IndexError> {
+        let Place { start, count } = self.place(section);
+        if at >= count {
+            return Err(IndexError::Malformed { what: "a list of entries lies outside" });
+        }
+        let id = u32::from_le_bytes(*self.pages.array(start + at * 4)?);
+        if id >= self.len() {
+            return Err(IndexError::Malformed { what: "an entry refers to one that does not exist" });
+        }
+        Ok(EntryId(id))
+    }
+
+    /// First child's position and number of children.
+    fn child_run(&self, directory: EntryId) -> Result<(u64, u64), IndexError> {
+        let raw = self.raw(directory)?;
+        if raw[9] != Kind::Directory as u8 {
+            return Ok((0, 0));
+        }
+        let (count, first) = (le64(raw, 40), le64(raw, 48));
+        if first.checked_add(count).is_none_or(|end| end > self.place(Section::Children).count) {
+            return Err(IndexError::Malformed { what: "a directory lies outside" });
+        }
+        Ok((first, count))
+    }
+
+    fn target(&self, id: EntryId, kind: Kind) -> Result<Option<&[u8]>, IndexError> {
+        let record = self.record(id)?;
+        if record.kind != kind {
+            return Ok(None);
+        }
+        let len = usize::try_from(record.a).map_err(|_| IndexError::Malformed { what: "a target is too long" })?;
+        if len > PAGE {
+            return Err(IndexError::Malformed { what: "a target is too long" });
+        }
+        self.bytes(Section::Names, record.b, len).map(Some)
+    }
+
+    fn xattr_set(&self, number: u32) -> Result<Vec<u8>, IndexError> {
+        let Some(at) = u64::from(number).checked_sub(1) else { return Ok(Vec::new()) };
+        let sets = self.place(Section::XattrSets);
+        if at >= sets.count {
+            return Err(IndexError::Malformed { what: "an attribute set does not exist" });
+        }
+        let raw: &[u8; 8] = self.pages.array(sets.start + at * 8)?;
+        let (start, len) = (u64::from(le32(raw, 0)), le32(raw, 4));
+        let bytes = self.place(Section::Xattrs);
+        if start + u64::from(len) > bytes.count {
+            return Err(IndexError::Malformed { what: "an attribute set lies outside" });
+        }
+        self.pages.copy(bytes.start + start, len as usize)
+    }
+
+    fn extent_run(&self, record: &Record) -> Result<(u64, u64), IndexError> {
+        let (first, count) = record.extent_run();
+        if first + count > self.place(Section::Extents).count {
+            return Err(IndexError::Malformed { what: "a list of runs lies outside" });
+        }
+        Ok((first, count))
+    }
+
+    /// The run at `at`, of a file of `size` bytes.
+    fn run(&self, at: u64, size: u64) -> Result<DataExtent, IndexError> {
+        let raw: &[u8; EXTENT_BYTES] =
+            self.pages.array(self.place(Section::Extents).start + at * EXTENT_BYTES as u64)?;
+        let (file, decoded, len) = (le64(raw, 0), le64(raw, 8), le64(raw, 16));
+        self.inside(decoded, len)?;
+        if file.checked_add(len).is_none_or(|end| end > size) {
+            return Err(IndexError::Malformed { what: "a run lies outside its file" });
+        }
+        Ok(DataExtent { file: FileOffset(file), decoded: DecodedOffset(decoded), len })
+    }
+
+    /// Checks that a range is part of the layer.
+    fn inside(&self, decoded: u64, len: u64) -> Result<(), IndexError> {
+        if decoded.checked_add(len).is_none_or(|end| end > self.footer.proof.decoded_size) {
+            return Err(IndexError::Malformed { what: "a file lies outside the layer" });
+        }
+        Ok(())
+    }
+}
+
+impl LayerTree {
+    /// The tree a written index holds, every entry under the id it has there.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index is damaged or no tree.
+    pub fn from_index(index: &LayerIndex) -> Result<Self, IndexError> {
+        let grown = |cause| IndexError::Tree { cause };
+        let mut tree = Self::new(Limits { entries: ID_LIMIT, names: u32::MAX as usize, ..Limits::default() });
+        let mut sets = vec![0];
+        let limit = tree.limits().xattrs;
+        for number in 1..=index.place(Section::XattrSets).count {
+            let number = u32::try_from(number).map_err(|_| IndexError::Malformed { what: "too many sets" })?;
+            let set = tree.xattrs.intern_raw(&index.xattr_set(number)?, limit);
+            sets.push(set.ok_or(IndexError::Malformed { what: "the attribute sets are too large" })?);
+        }
+        for id in 0..index.len() {
+            let mut record = index.record(EntryId(id))?;
+            let set = sets.get(record.xattrs as usize);
+            record.xattrs = *set.ok_or(IndexError::Malformed { what: "an attribute set does not exist" })?;
+            if record.inode != id {
+                let inode = index.record(EntryId(record.inode))?;
+                if inode.inode != record.inode || inode.kind != record.kind || inode.kind == Kind::Directory {
+                    return Err(IndexError::Malformed { what: "a hard link leads to no inode" });
+                }
+            }
+            match record.kind {
+                Kind::Symlink | Kind::LowerLink if record.inode == id => {
+                    let target = index.target(EntryId(id), record.kind)?.unwrap_or_default();
+                    (record.a, record.b) = tree.restore_target(target).map_err(grown)?;
+                }
+                Kind::File if record.flags.has(Flags::SPARSE) && record.inode == id => {
+                    let (first, count) = index.extent_run(&record)?;
+                    let runs: Result<Vec<_>, _> = (first..first + count).map(|at| index.run(at, record.a)).collect();
+                    let runs = runs?;
+                    if runs.windows(2).any(|pair| pair[1].file.0 < pair[0].file.0 + pair[0].len) {
+                        return Err(IndexError::Malformed { what: "runs of a sparse file overlap" });
+                    }
+                    record.b = tree.restore_runs(&runs).map_err(grown)?;
+                }
+                Kind::File => index.inside(record.b, record.a)?,
+                Kind::Directory => record.a = 0,
+                _ => {}
+            }
+            if id == 0 {
+                if record.kind != Kind::Directory || record.inode != 0 {
+                    return Err(IndexError::Malformed { what: "the root is no directory" });
+                }
+                tree.restore_root(record);
+            } else {
+                tree.restore(record, index.name(EntryId(id))?).map_err(grown)?;
+            }
+        }
+        // Each entry stands in one place at most, so the walk below ends and makes no ring.
+        let mut placed = vec![false; index.len() as usize];
+        placed[0] = true;
+        let mut directories = vec![EntryId::ROOT];
+        while let Some(directory) = directories.pop() {
+            let (first, count) = index.child_run(directory)?;
+            // Newest first is how a growing tree lists them.
+            let mut ids: Vec<EntryId> =
+                (first..first + count).map(|at| index.id_at(Section::Children, at)).collect::<Result<_, _>>()?;
+            ids.sort();
+            for id in ids {
+                if std::mem::replace(&mut placed[id.index()], true) || index.record(id)?.parent != directory.0 {
+                    return Err(IndexError::Malformed { what: "an entry stands in two places" });
+                }
+                tree.restore_child(directory, id);
+                if index.record(id)?.kind == Kind::Directory {
+                    directories.push(id);
+                }
+            }
+        }
+        tree.detach_unplaced(&placed);
+        Ok(tree)
+    }
+}
+
+/// Deeper than a tree can become, whose depth is bounded, by any number of grafts that make sense.
+const PATH_PARTS: usize = 65_536;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::spans::{StartKind, WindowAt};
+    use super::super::testing::{Dice, Tar, everything, proof, render, render_index, tree, written};
+    use super::super::write::{WriteError, write_index};
+    use super::*;
+    use crate::offsets::BlobOffset;
+
+    fn open(bytes: &[u8]) -> Result<LayerIndex, IndexError> {
+        LayerIndex::open(bytes.to_vec())
+    }
+
+    fn spans() -> (Vec<Span>, Vec<u8>) {
+        let windows: Vec<u8> = (0..200_000_u32).map(|at| (at / 7) as u8).collect();
+        let spans = (0..4_u8).map(|number| Span {
+            decoded: DecodedOffset(u64::from(number) * 1000)..DecodedOffset(u64::from(number) * 1000 + 1000),
+            blob: BlobOffset(u64::from(number) * 300),
+            bit: number,
+            kind: StartKind::Checkpoint,
+            check: [number; 32],
+            window: (number > 0).then_some(WindowAt { start: u64::from(number) * 40_000, len: 60_000 }),
+        });
+        (spans.collect(), windows)
+    }
+
+    /// Gives an index whose bytes were changed the checksums of an honest one.
+    fn resign(bytes: &mut [u8]) {
+        let footer_at = bytes.len() - FOOTER;
+        let body = le64(&bytes[footer_at..], 16) as usize;
+        let mut at = body;
+        for page in 0..body.div_ceil(PAGE) {
+            let end = body.min((page + 1) * PAGE);
+            let check = *blake3::hash(&bytes[page * PAGE..end]).as_bytes();
+            bytes[at..at + CHECK].copy_from_slice(&check);
+            at += CHECK;
+        }
+        let check_at = bytes.len() - CHECK;
+        let check = *blake3::hash(&bytes[body..check_at]).as_bytes();
+        bytes[check_at..].copy_from_slice(&check);
+    }
+
+    #[test]
+    fn written_index_is_the_tree() {
+        let mut tree = tree(&everything()).unwrap();
+        for _ in 0..2 {
+            let index = open(&written(&tree)).unwrap();
+            assert_eq!(render_index(&index).unwrap(), render(&tree));
+            assert_eq!(index.len(), tree.len());
+            assert_eq!(index.proof(), &proof());
+            let implied: Vec<EntryId> = index.implied_roots().map(Result::unwrap).collect();
+            assert_eq!(implied, tree.implied_roots().collect::<Vec<_>>());
+            let links: Vec<EntryId> = index.lower_links().map(Result::unwrap).collect();
+            assert_eq!(links, tree.lower_links().collect::<Vec<_>>());
+            index.check_all().unwrap();
+            // And once more by way of the tree made of it.
+            let again = LayerTree::from_index(&index).unwrap();
+            assert_eq!(render(&again), render(&tree));
+            tree = again;
+        }
+    }
+
+    #[test]
+    fn contents_say_what_a_layer_has() {
+        let contents = |tar: Tar| open(&written(&tree(&tar.end()).unwrap())).unwrap().contents();
+        assert_eq!(contents(Tar::default().file("a", b"")), Contents(0));
+        assert_eq!(contents(Tar::default().file("d/a", b"")), Contents::IMPLIED);
+        assert_eq!(contents(Tar::default().hard("a", "b")), Contents::LOWER_LINKS);
+        assert_eq!(contents(Tar::default().file(".wh.a", b"")), Contents::WHITEOUTS);
+        assert_eq!(contents(Tar::default().file(".wh..wh..opq", b"")), Contents::WHITEOUTS);
+        assert_eq!(contents(Tar::default().pax(&[("SCHILY.xattr.user.a", b"")]).file("a", b"")), Contents::XATTRS);
+    }
+
+    #[test]
+    fn children_are_sorted_and_found() {
+        let mut tar = Tar::default();
+        for number in 0..3000 {
+            tar = tar.file(&format!("d/{}", number * 7919 % 3001), b"");
+        }
+        let index = open(&written(&tree(&tar.end()).unwrap())).unwrap();
+        let directory = index.child(EntryId::ROOT, b"d").unwrap().unwrap();
+        assert_eq!(index.child_count(directory).unwrap(), 3000);
+        let mut last = Vec::new();
+        for position in 0..3000 {
+            let id = index.child_at(directory, position).unwrap().unwrap();
+            let name = index.name(id).unwrap().to_vec();
+            assert!(last < name);
+            assert_eq!(index.child(directory, &name).unwrap(), Some(id));
+            last = name;
+        }
+        assert_eq!(index.child_at(directory, 3000).unwrap(), None);
+        assert_eq!(index.child(directory, b"nothing").unwrap(), None);
+        let file = index.child_at(directory, 0).unwrap().unwrap();
+        assert_eq!(index.child(file, b"x").unwrap(), None);
+        assert!(matches!(index.entry(EntryId(index.len())), Err(IndexError::NoEntry { .. })));
+    }
+
+    #[test]
+    fn spans_and_windows_come_back() {
+        let (spans, windows) = spans();
+        let mut bytes = Vec::new();
+        write_index(&tree(&everything()).unwrap(), &spans, &windows, &proof(), &mut bytes).unwrap();
+        let index = open(&bytes).unwrap();
+        assert_eq!(index.span_count(), 4);
+        for (number, span) in spans.iter().enumerate() {
+            let id = SpanId(number as u32);
+            assert_eq!(&index.span(id).unwrap(), span);
+            assert_eq!(index.span_at(span.decoded.start).unwrap(), id);
+            assert_eq!(index.span_at(DecodedOffset(span.decoded.end.0 - 1)).unwrap(), id);
+            let wanted = span.window.map(|at| windows[at.start as usize..][..usize::from(at.len)].to_vec());
+            assert_eq!(index.window(id).unwrap(), wanted);
+        }
+        assert!(matches!(index.span_at(DecodedOffset(4000)), Err(IndexError::NoSpan { what: 4000 })));
+        assert!(matches!(index.span(SpanId(4)), Err(IndexError::NoSpan { what: 4 })));
+        assert!(index.resident_bytes() <= 2 * PAGE, "windows are not kept in memory");
+    }
+
+    #[test]
+    fn spans_that_overlap_or_miss_their_window_are_not_written() {
+        let (spans, windows) = spans();
+        let tree = LayerTree::default();
+        let mut reversed = spans.clone();
+        reversed.reverse();
+        for (spans, windows) in [(reversed, &windows[..]), (spans, &windows[..1000])] {
+            let result = write_index(&tree, &spans, windows, &proof(), &mut Vec::new());
+            assert!(matches!(result, Err(WriteError::Span { span: 1 })), "{result:?}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_is_an_error_or_changes_nothing() {
+        let tree = tree(&everything()).unwrap();
+        let bytes = written(&tree);
+        let wanted = render(&tree);
+        let mut noticed = 0;
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            match open(&damaged).and_then(|index| render_index(&index)) {
+                Ok(lines) => assert_eq!(lines, wanted, "byte {at}"),
+                Err(_) => noticed += 1,
+            }
+        }
+        assert_eq!(noticed, bytes.len());
+    }
+
+    #[test]
+    fn every_cut_is_an_error() {
+        let bytes = written(&tree(&everything()).unwrap());
+        for len in (0..bytes.len()).step_by(13) {
+            assert!(matches!(open(&bytes[..len]), Err(IndexError::NotAnIndex)), "{len}");
+        }
+        let mut longer = bytes.clone();
+        longer.insert(0, 0);
+        assert!(open(&longer).is_err());
+    }
+
+    #[test]
+    fn damage_after_opening_is_found_on_touch() {
+        let mut tar = Tar::default();
+        for number in 0..3000 {
+            tar = tar.file(&format!("f{number}"), b"");
+        }
+        let mut bytes = written(&tree(&tar.end()).unwrap());
+        bytes[PAGE + 10] ^= 1;
+        let index = open(&bytes).unwrap();
+        assert!(index.entry(EntryId(0)).is_ok(), "page 0 is whole");
+        assert!(matches!(index.entry(EntryId(1025)), Err(IndexError::Damaged { page: 1 })));
+        assert!(matches!(index.check_all(), Err(IndexError::Damaged { page: 1 })));
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = written(&LayerTree::default());
+        let at = bytes.len() - FOOTER + 8;
+        bytes[at] = 9;
+        assert!(matches!(open(&bytes), Err(IndexError::Version { found: 9 })));
+    }
+
+    #[test]
+    fn hostile_indexes_with_right_checksums_never_panic() {
+        let (spans, windows) = spans();
+        let mut bytes = Vec::new();
+        write_index(&tree(&everything()).unwrap(), &spans, &windows[..180_000], &proof(), &mut bytes).unwrap();
+        // The body's last part is windows, which have no structure.
+        let structure = bytes.len() - 180_000 - FOOTER - 4 * CHECK;
+        let mut dice = Dice(3);
+        let (mut good, mut bad) = (0, 0);
+        for round in 0..8000 {
+            let mut hostile = bytes.clone();
+            for _ in 0..1 + dice.roll(3) {
+                let at = if round % 4 == 0 { bytes.len() - FOOTER + 40 + dice.roll(160) } else { dice.roll(structure) };
+                hostile[at] = [0, 1, 0xff, 0x7f, dice.roll(256) as u8][dice.roll(5)];
+            }
+            resign(&mut hostile);
+            let Ok(index) = open(&hostile) else {
+                bad += 1;
+                continue;
+            };
+            for span in 0..index.span_count().min(10) {
+                let _ = (index.span_at(DecodedOffset(u64::from(span) * 900)), index.window(SpanId(span)));
+            }
+            match (render_index(&index), LayerTree::from_index(&index)) {
+                (Ok(_), Ok(tree)) => {
+                    good += 1;
+                    render(&tree);
+                }
+                _ => bad += 1,
+            }
+        }
+        assert!(good > 500 && bad > 500, "{good} {bad}");
+    }
+
+    #[test]
+    fn mutated_tars_that_pass_make_true_indexes() {
+        let whole = everything();
+        let mut dice = Dice(5);
+        let mut checked = 0;
+        for _ in 0..1500 {
+            let mut tar = whole.clone();
+            let block = dice.roll(tar.len() / 512) * 512;
+            tar[block + dice.roll(345)] = b"/.awh01\0"[dice.roll(8)];
+            tar[block + 148..block + 156].fill(b' ');
+            let sum: u32 = tar[block..block + 512].iter().map(|&byte| u32::from(byte)).sum();
+            tar[block + 148..block + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            if let Ok(tree) = tree(&tar) {
+                let index = open(&written(&tree)).unwrap();
+                assert_eq!(render_index(&index).unwrap(), render(&tree));
+                checked += 1;
+            }
+        }
+        assert!(checked > 100, "{checked}");
+    }
+
+    #[test]
+    fn grafted_tree_can_be_written_and_opened() {
+        let tar = Tar::default().file("bin/sh", b"sh").hard("usr/link", "usr/bin/sh");
+        let index = open(&written(&tree(&tar.end()).unwrap())).unwrap();
+        let mut tree = LayerTree::from_index(&index).unwrap();
+        let bin = index.implied_roots().next().unwrap().unwrap();
+        tree.graft(bin, b"usr/bin").unwrap();
+        let index = open(&written(&tree)).unwrap();
+        assert_eq!(render_index(&index).unwrap(), render(&tree));
+        assert_eq!(index.child(EntryId::ROOT, b"bin").unwrap(), None);
+        assert_eq!(index.contents(), Contents::IMPLIED);
+    }
+}

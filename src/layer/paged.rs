@@ -1,0 +1,157 @@
+//! Bytes that are checked when they are first touched.
+//!
+//! An index in the store may be damaged or cut at any time. Mapping it would turn that into a signal,
+//! and checking all of it at open would make opening slow. So it is read in pages, each verified
+//! against a table that was itself verified at open, and kept: memory follows what is touched, a page
+//! is checked once, and what was checked cannot change any more.
+
+use std::io;
+use std::sync::OnceLock;
+
+use super::index::IndexError;
+
+/// Bytes of a page.
+pub(super) const PAGE: usize = 64 << 10;
+/// Bytes of a page's checksum (blake3).
+pub(super) const CHECK: usize = 32;
+
+/// Something that can be read at any place: a file, or bytes in memory.
+pub trait ReadAt: Send + Sync {
+    /// Fills `buf` from the bytes at `at`.
+    ///
+    /// # Errors
+    /// Any I/O error; [`io::ErrorKind::UnexpectedEof`] if there are fewer bytes.
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    fn size(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for std::fs::File {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buf, at)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        let start = usize::try_from(at).ok();
+        let end = start.and_then(|start| start.checked_add(buf.len()));
+        let bytes = start.zip(end).and_then(|(start, end)| self.get(start..end));
+        buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+impl ReadAt for Box<dyn ReadAt> {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        (**self).read_exact_at(buf, at)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        (**self).size()
+    }
+}
+
+/// A body of pages that begins at offset 0 of its source.
+pub(super) struct Paged {
+    source: Box<dyn ReadAt>,
+    len: u64,
+    checks: Vec<[u8; CHECK]>,
+    pages: Vec<OnceLock<Box<[u8]>>>,
+}
+
+impl Paged {
+    /// A body of `len` bytes with one checksum a page.
+    pub(super) fn new(source: Box<dyn ReadAt>, len: u64, checks: Vec<[u8; CHECK]>) -> Self {
+        let pages = checks.iter().map(|_| OnceLock::new()).collect();
+        Self { source, len, checks, pages }
+    }
+
+    /// `N` bytes at `at`, which no writer lets straddle pages.
+    pub(super) fn array<const N: usize>(&self, at: u64) -> Result<&[u8; N], IndexError> {
+        let bytes = self.slice(at, N)?;
+        Ok(bytes.try_into().expect("a slice of this length was cut"))
+    }
+
+    /// `len` bytes at `at`, which no writer lets straddle pages.
+    pub(super) fn slice(&self, at: u64, len: usize) -> Result<&[u8], IndexError> {
+        if len == 0 {
+            return Ok(&[]);
+        }
+        let offset = (at % PAGE as u64) as usize;
+        let bytes = self.page(at / PAGE as u64)?.get(offset..offset + len);
+        bytes.ok_or(IndexError::Malformed { what: "a record lies across a page boundary" })
+    }
+
+    /// A copy of `len` bytes at `at`. Pages not in memory are checked but not kept.
+    pub(super) fn copy(&self, at: u64, len: usize) -> Result<Vec<u8>, IndexError> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.len) {
+            return Err(IndexError::Malformed { what: "a range lies outside" });
+        }
+        let mut out = Vec::with_capacity(len);
+        let mut at = at;
+        while out.len() < len {
+            let (page, offset) = (at / PAGE as u64, (at % PAGE as u64) as usize);
+            let fresh;
+            let bytes = match self.pages.get(page as usize).and_then(OnceLock::get) {
+                Some(bytes) => bytes,
+                None => {
+                    fresh = self.load(page)?;
+                    &fresh
+                }
+            };
+            let take = (len - out.len()).min(bytes.len() - offset);
+            out.extend_from_slice(&bytes[offset..offset + take]);
+            at += take as u64;
+        }
+        Ok(out)
+    }
+
+    /// Reads and checks every page, keeping none.
+    pub(super) fn check_all(&self) -> Result<(), IndexError> {
+        (0..self.checks.len() as u64).try_for_each(|page| self.load(page).map(drop))
+    }
+
+    /// Pages held in memory.
+    pub(super) fn resident(&self) -> usize {
+        self.pages.iter().filter(|page| page.get().is_some()).count()
+    }
+
+    fn page(&self, page: u64) -> Result<&[u8], IndexError> {
+        let slot = usize::try_from(page).ok().and_then(|page| self.pages.get(page));
+        let slot = slot.ok_or(IndexError::Malformed { what: "a range lies outside" })?;
+        if let Some(bytes) = slot.get() {
+            return Ok(bytes);
+        }
+        // Two threads may both load a page; both have checked it, and one copy is kept.
+        let bytes = self.load(page)?;
+        Ok(slot.get_or_init(|| bytes))
+    }
+
+    fn load(&self, page: u64) -> Result<Box<[u8]>, IndexError> {
+        let start = page * PAGE as u64;
+        let len = (self.len - start).min(PAGE as u64) as usize;
+        let mut bytes = vec![0; len].into_boxed_slice();
+        match self.source.read_exact_at(&mut bytes, start) {
+            Ok(()) => {}
+            Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => return Err(IndexError::Damaged { page }),
+            Err(cause) => return Err(IndexError::Io { cause }),
+        }
+        if blake3::hash(&bytes).as_bytes() != &self.checks[page as usize] {
+            return Err(IndexError::Damaged { page });
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,148 @@
+//! Spans as the layer index stores them: where decoding can start, and what must come out.
+
+use std::ops::Range;
+
+use crate::offsets::{BlobOffset, DecodedOffset};
+
+use super::entry::le64;
+
+/// Position of a span in its layer's span table.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SpanId(pub u32);
+
+/// What a decoder finds at a span's first byte.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum StartKind {
+    /// Bytes stored as they are.
+    Stored = 0,
+    /// The header of a gzip member.
+    Member = 1,
+    /// A deflate block inside a member, at a bit position, with a window of earlier output.
+    Checkpoint = 2,
+    /// The header of a zstd frame.
+    Frame = 3,
+    /// Nothing to start at: decoding begins at an earlier span.
+    Continued = 4,
+}
+
+impl StartKind {
+    fn from_nibble(nibble: u8) -> Option<Self> {
+        Some(match nibble {
+            0 => Self::Stored,
+            1 => Self::Member,
+            2 => Self::Checkpoint,
+            3 => Self::Frame,
+            4 => Self::Continued,
+            _ => return None,
+        })
+    }
+}
+
+/// The smallest piece of a layer that can be fetched, decoded and checked alone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Span {
+    /// The decoded bytes it covers.
+    pub decoded: Range<DecodedOffset>,
+    /// The blob byte where decoding starts.
+    pub blob: BlobOffset,
+    /// The bit of that byte where decoding starts, 0 to 7; 0 unless a checkpoint.
+    pub bit: u8,
+    /// What stands there.
+    pub kind: StartKind,
+    /// blake3 of the span's decoded bytes.
+    pub check: [u8; 32],
+    /// Its window's place in the windows section, if it needs one.
+    pub window: Option<WindowAt>,
+}
+
+/// Where a span's stored window lies in the windows section.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WindowAt {
+    /// First byte; at most [`WindowAt::MAX_START`].
+    pub start: u64,
+    /// Length in bytes, not 0.
+    pub len: u16,
+}
+
+impl WindowAt {
+    /// The largest start the disk form can hold (40 bits).
+    pub const MAX_START: u64 = (1 << 40) - 1;
+}
+
+impl Span {
+    pub(super) const BYTES: usize = 64;
+
+    /// `None` if a value does not fit the disk form.
+    pub(super) fn to_bytes(&self) -> Option<[u8; Self::BYTES]> {
+        let window = self.window.unwrap_or(WindowAt { start: 0, len: 0 });
+        if window.start > WindowAt::MAX_START || self.bit > 7 || (self.window.is_some() && window.len == 0) {
+            return None;
+        }
+        let mut out = [0; Self::BYTES];
+        out[0..8].copy_from_slice(&self.decoded.start.0.to_le_bytes());
+        out[8..16].copy_from_slice(&self.decoded.end.0.to_le_bytes());
+        out[16..24].copy_from_slice(&self.blob.0.to_le_bytes());
+        out[24..29].copy_from_slice(&window.start.to_le_bytes()[..5]);
+        out[29..31].copy_from_slice(&window.len.to_le_bytes());
+        out[31] = self.kind as u8 | self.bit << 4;
+        out[32..64].copy_from_slice(&self.check);
+        Some(out)
+    }
+
+    /// `None` if the kind or the bit is unknown or the range is reversed.
+    pub(super) fn from_bytes(raw: &[u8; Self::BYTES]) -> Option<Self> {
+        let decoded = DecodedOffset(le64(raw, 0))..DecodedOffset(le64(raw, 8));
+        let start = le64(raw, 24) & WindowAt::MAX_START;
+        let len = u16::from_le_bytes([raw[29], raw[30]]);
+        let bit = raw[31] >> 4;
+        if decoded.end < decoded.start || bit > 7 {
+            return None;
+        }
+        Some(Self {
+            decoded,
+            blob: BlobOffset(le64(raw, 16)),
+            bit,
+            kind: StartKind::from_nibble(raw[31] & 15)?,
+            check: raw[32..64].try_into().expect("32 bytes were cut"),
+            window: (len > 0).then_some(WindowAt { start, len }),
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_survives_its_disk_form() {
+        for kind in
+            [StartKind::Stored, StartKind::Member, StartKind::Checkpoint, StartKind::Frame, StartKind::Continued]
+        {
+            let span = Span {
+                decoded: DecodedOffset(5)..DecodedOffset(u64::MAX),
+                blob: BlobOffset(1 << 50),
+                bit: 7,
+                kind,
+                check: [9; 32],
+                window: Some(WindowAt { start: WindowAt::MAX_START, len: 65_535 }),
+            };
+            assert_eq!(Span::from_bytes(&span.to_bytes().unwrap()), Some(span));
+        }
+    }
+
+    #[test]
+    fn span_that_does_not_fit_is_refused() {
+        let span = Span {
+            decoded: DecodedOffset(0)..DecodedOffset(1),
+            blob: BlobOffset(0),
+            bit: 0,
+            kind: StartKind::Stored,
+            check: [0; 32],
+            window: Some(WindowAt { start: 1 << 40, len: 1 }),
+        };
+        assert_eq!(span.to_bytes(), None);
+        assert_eq!(Span { bit: 8, window: None, ..span }.to_bytes(), None);
+    }
+}

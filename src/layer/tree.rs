@@ -1,0 +1,1397 @@
+//! The tree of one layer, built while its tar streams past.
+//!
+//! A layer is a change, not a file system: it says what it adds and what it hides, and much of what
+//! it means is decided by the layers below. This tree keeps exactly what the layer says. The result
+//! is what containerd's unpacker would leave behind, applied to an image of which nothing else is
+//! known, with one difference the image specification demands: a whiteout hides names of *lower*
+//! layers wherever it stands in the tar, never those of its own.
+//!
+//! Paths are cleaned as text first (`a/../b` is `b`, `..` stops at the root), then their parents are
+//! followed through symlinks this layer made. A parent nobody described becomes an implied
+//! directory; a lower layer may know better, and then [`LayerTree::graft`] moves what stands in it.
+//!
+//! Everything here is bounded by [`Limits`], nothing recurses, and no path leaves the root since
+//! there is nothing outside: the tree is only names.
+
+use std::ops::Range;
+
+use crate::offsets::{DecodedOffset, FileOffset};
+
+use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, Timestamp};
+use super::names::{ID_LIMIT, NameTable};
+use super::tar::{TarEntry, TarKind, TarSink};
+use super::xattrs::{self, NAME_LIMIT, VALUE_LIMIT, XattrSets};
+
+/// Bounds of what one layer may contain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Entries, implied directories included.
+    pub entries: u32,
+    /// Length of one path, in bytes.
+    pub path: usize,
+    /// Names and link targets together, in bytes.
+    pub names: usize,
+    /// Distinct sets of extended attributes together, in bytes.
+    pub xattrs: usize,
+    /// Runs of all sparse files together.
+    pub extents: usize,
+    /// Names walked because symlinks sent the walk elsewhere, in the whole layer.
+    pub link_steps: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 20_000_000,
+            path: 64 << 10,
+            names: 1 << 30,
+            xattrs: 256 << 20,
+            extents: 8 << 20,
+            link_steps: 50_000_000,
+        }
+    }
+}
+
+/// Symlinks followed for one path, as in containerd.
+const LINKS_PER_PATH: usize = 255;
+/// Directories in directories: more than any path that Linux can name at once has.
+const DEPTH_MAX: usize = 4096;
+/// The longest name Linux takes, in bytes.
+const NAME_MAX: usize = 255;
+/// The longest symlink target Linux takes, in bytes.
+const TARGET_MAX: usize = 4095;
+const WHITEOUT: &[u8] = b".wh.";
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+const NONE: u32 = u32::MAX;
+
+/// Why an entry cannot become part of a tree.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TreeError {
+    /// A path component is longer than Linux allows.
+    #[error("the name `{}…` has {len} bytes, the limit is {NAME_MAX}", .start.escape_ascii())]
+    NameTooLong {
+        /// Its first bytes.
+        start: Vec<u8>,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A path is too long.
+    #[error("a path has {len} bytes, the limit is {limit}")]
+    PathTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A symlink's target is empty or too long.
+    #[error("the target of symlink `{}` has {len} bytes, 1 to {TARGET_MAX} are possible", .path.escape_ascii())]
+    TargetLength {
+        /// The symlink.
+        path: Vec<u8>,
+        /// Length of its target in bytes.
+        len: usize,
+    },
+    /// A name has a NUL in it.
+    #[error("the path `{}` contains a NUL byte", .path.escape_ascii())]
+    Nul {
+        /// The path, at most 256 bytes of it.
+        path: Vec<u8>,
+    },
+    /// A path goes on below something that is no directory.
+    #[error("`{}` leads through `{}`, which is not a directory", .path.escape_ascii(), .at.escape_ascii())]
+    NotADirectory {
+        /// The path, at most 256 bytes of it.
+        path: Vec<u8>,
+        /// The component.
+        at: Vec<u8>,
+    },
+    /// A path leads through too many symlinks, or all paths together do.
+    #[error("`{}` leads through too many symbolic links", .path.escape_ascii())]
+    TooManyLinks {
+        /// The path, at most 256 bytes of it.
+        path: Vec<u8>,
+    },
+    /// A path leads too far down.
+    #[error("`{}` leads more than {DEPTH_MAX} directories down", .path.escape_ascii())]
+    TooDeep {
+        /// The path, at most 256 bytes of it.
+        path: Vec<u8>,
+    },
+    /// A hard link to a directory.
+    #[error("`{}` is a hard link to the directory `{}`", .path.escape_ascii(), .target.escape_ascii())]
+    LinkToDirectory {
+        /// The link, at most 256 bytes of it.
+        path: Vec<u8>,
+        /// Its target, at most 256 bytes of it.
+        target: Vec<u8>,
+    },
+    /// A whiteout that names nothing, or the directory it is in, or the one above.
+    #[error("the whiteout `{}` names no file", .path.escape_ascii())]
+    Whiteout {
+        /// The whiteout's path, at most 256 bytes of it.
+        path: Vec<u8>,
+    },
+    /// An extended attribute that Linux cannot hold.
+    #[error("`{}` has an extended attribute with a name of {name} and a value of {value} bytes", .path.escape_ascii())]
+    Xattr {
+        /// The entry, at most 256 bytes of it.
+        path: Vec<u8>,
+        /// Length of the name; 1 to 255 are possible.
+        name: usize,
+        /// Length of the value; up to 65,536 are possible.
+        value: usize,
+    },
+    /// The layer is larger than [`Limits`] allow.
+    #[error("the layer has more than {limit} {what}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// A graft would put a directory into itself.
+    #[error("`{}` cannot be moved below itself", .path.escape_ascii())]
+    GraftIntoItself {
+        /// The path, at most 256 bytes of it.
+        path: Vec<u8>,
+    },
+}
+
+/// The tree of one layer.
+#[derive(Debug)]
+pub struct LayerTree {
+    limits: Limits,
+    nodes: Vec<Node>,
+    pub(super) names: Vec<u8>,
+    table: NameTable,
+    pub(super) extents: Vec<DataExtent>,
+    pub(super) xattrs: XattrSets,
+    link_steps: u64,
+    ignored: u64,
+    /// The parent path of the last entry and where it led; cleared when anything is detached.
+    last_parent: Option<(Vec<u8>, EntryId)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    record: Record,
+    /// Siblings, newest first. A directory's first child is its record's `b`.
+    next: u32,
+    previous: u32,
+}
+
+/// Where a path leads within a layer.
+enum Found {
+    Directory(EntryId),
+    /// Nothing there in this layer: the path with all links this layer decides followed.
+    Elsewhere(Vec<u8>),
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Missing {
+    Create,
+    Report,
+}
+
+impl Default for LayerTree {
+    fn default() -> Self {
+        Self::new(Limits::default())
+    }
+}
+
+impl TarSink for LayerTree {
+    type Error = TreeError;
+
+    fn entry(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
+        self.add(entry)
+    }
+}
+
+impl LayerTree {
+    /// A tree with nothing but an implied root.
+    pub fn new(limits: Limits) -> Self {
+        let mut root = Record::implied(EntryId::ROOT, EntryId::ROOT);
+        root.b = u64::from(NONE);
+        Self {
+            limits: Limits { entries: limits.entries.min(ID_LIMIT), ..limits },
+            nodes: vec![Node { record: root, next: NONE, previous: NONE }],
+            names: Vec::new(),
+            table: NameTable::default(),
+            extents: Vec::new(),
+            xattrs: XattrSets::default(),
+            link_steps: 0,
+            ignored: 0,
+            last_parent: None,
+        }
+    }
+
+    /// Entries so far, detached ones included; ids are below this.
+    pub fn len(&self) -> u32 {
+        self.nodes.len() as u32
+    }
+
+    /// Whether the layer says nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.len() == 1 && self.nodes[0].record.flags == Flags::IMPLIED
+    }
+
+    /// Tar entries that mean nothing: a root that is no directory, AUFS leftovers (`.wh..wh.*`).
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// Takes the next tar entry, as containerd's unpacker would.
+    ///
+    /// # Errors
+    /// [`TreeError`] if no unpacker could apply it or a limit is reached; the tree is then not to
+    /// be used any more.
+    pub fn add(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
+        let path = clean(entry.path, self.limits.path)?;
+        if path.is_empty() {
+            return self.describe_root(entry);
+        }
+        let (parent_path, name) = split_last(&path);
+        let meta = |part: &[u8]| part.starts_with(WHITEOUT_META);
+        if parent_path.split(|&byte| byte == b'/').any(meta) || (meta(name) && name != WHITEOUT_OPAQUE) {
+            self.ignored += 1;
+            return Ok(());
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT)
+            && name != WHITEOUT_OPAQUE
+            && matches!(hidden, b"" | b"." | b"..")
+        {
+            return Err(TreeError::Whiteout { path: shown(&path) });
+        }
+        let parent = self.parent(parent_path)?;
+        if name == WHITEOUT_OPAQUE {
+            self.nodes[parent.index()].record.flags.set(Flags::OPAQUE);
+            return Ok(());
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.hide(parent, hidden);
+        }
+        match entry.kind {
+            TarKind::HardLink(target) => self.link(parent, name, target, entry, &path),
+            _ => self.put(parent, name, entry, &path),
+        }
+    }
+
+    /// What the layer says about an entry.
+    ///
+    /// # Panics
+    /// If the id is not below [`LayerTree::len`].
+    pub fn entry(&self, id: EntryId) -> Entry {
+        let own = self.nodes[id.index()].record;
+        let mut record = self.nodes[own.inode as usize].record;
+        record.parent = own.parent;
+        record.name_at = own.name_at;
+        record.name_len = own.name_len;
+        record.flags = own.flags;
+        if own.inode != id.0 {
+            record.flags.set(self.nodes[own.inode as usize].record.flags & Flags::SPARSE);
+        }
+        Entry { record }
+    }
+
+    /// An entry's name in its directory; the root's is empty.
+    pub fn name(&self, id: EntryId) -> &[u8] {
+        let record = &self.nodes[id.index()].record;
+        &self.names[record.name_at as usize..][..usize::from(record.name_len)]
+    }
+
+    /// The entry with this name in a directory.
+    pub fn child(&self, directory: EntryId, name: &[u8]) -> Option<EntryId> {
+        let hash = self.table.hash(directory.0, name);
+        let is = |id: u32| {
+            let record = &self.nodes[id as usize].record;
+            record.parent == directory.0 && self.name(EntryId(id)) == name
+        };
+        self.table.find(hash, is).map(EntryId)
+    }
+
+    /// The entries of a directory, newest first; none if it is no directory.
+    pub fn children(&self, directory: EntryId) -> impl Iterator<Item = EntryId> + '_ {
+        let record = &self.nodes[directory.index()].record;
+        let mut next = if record.kind == Kind::Directory { record.b as u32 } else { NONE };
+        std::iter::from_fn(move || {
+            let id = (next != NONE).then_some(EntryId(next))?;
+            next = self.nodes[id.index()].next;
+            Some(id)
+        })
+    }
+
+    /// Where a symlink points, as written.
+    pub fn symlink_target(&self, id: EntryId) -> Option<&[u8]> {
+        self.target(id, Kind::Symlink)
+    }
+
+    /// The path a [`Kind::LowerLink`] leads to, from the root, without a leading slash.
+    pub fn link_target(&self, id: EntryId) -> Option<&[u8]> {
+        self.target(id, Kind::LowerLink)
+    }
+
+    /// The extended attributes of an entry, by name.
+    pub fn xattrs(&self, id: EntryId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        xattrs::parse(self.xattrs.raw(self.entry(id).record.xattrs)).flatten()
+    }
+
+    /// The runs of a file within `range`, holes included; none if it is no file.
+    pub fn extents(&self, id: EntryId, range: Range<FileOffset>) -> Vec<Extent> {
+        let record = self.entry(id).record;
+        if record.kind != Kind::File {
+            return Vec::new();
+        }
+        let end = range.end.0.min(record.a);
+        if !record.flags.has(Flags::SPARSE) {
+            return whole_extent(record.b, range.start.0, end);
+        }
+        let (first, count) = record.extent_run();
+        let runs = &self.extents[first as usize..][..count as usize];
+        let from = runs.partition_point(|run| run.file.0 + run.len <= range.start.0);
+        let mut lay = Laying::new(range.start.0, end);
+        for run in &runs[from..] {
+            if !lay.run(*run) {
+                break;
+            }
+        }
+        lay.finish()
+    }
+
+    /// Implied directories that stand in a described one or in the root: where a lower layer must
+    /// be asked what this path is there. Those below them are implied too, down to what is described.
+    pub fn implied_roots(&self) -> impl Iterator<Item = EntryId> + '_ {
+        let implied = |id: u32| {
+            let record = &self.nodes[id as usize].record;
+            record.kind == Kind::Directory && record.flags & (Flags::IMPLIED | Flags::DETACHED) == Flags::IMPLIED
+        };
+        (1..self.len())
+            .filter(move |&id| {
+                let parent = self.nodes[id as usize].record.parent;
+                implied(id) && (parent == 0 || !implied(parent))
+            })
+            .map(EntryId)
+    }
+
+    /// Inodes that are hard links into lower layers and still have a name.
+    pub fn lower_links(&self) -> impl Iterator<Item = EntryId> + '_ {
+        let live = |record: &Record, id: u32| record.kind == Kind::LowerLink && record.inode == id && record.nlink > 0;
+        (1..self.len()).filter(move |&id| live(&self.nodes[id as usize].record, id)).map(EntryId)
+    }
+
+    /// The path of an entry from the root, without a leading slash.
+    pub fn path(&self, id: EntryId) -> Vec<u8> {
+        let mut parts = Vec::new();
+        let mut at = id;
+        while at != EntryId::ROOT {
+            parts.push(self.name(at));
+            at = EntryId(self.nodes[at.index()].record.parent);
+        }
+        parts.reverse();
+        parts.join(&b'/')
+    }
+
+    /// Moves everything in the implied directory `from` to the path `to`, because a lower layer has
+    /// a symlink where `from` stands. `from` leaves the tree; ids of what stood in it stay.
+    ///
+    /// Where both places have a name, the one that came later in the tar wins, as if both had been
+    /// written to one place. Hard links into lower layers that now find their target are joined.
+    ///
+    /// # Errors
+    /// [`TreeError`] if `to` leads through something that is no directory, or below `from`.
+    pub fn graft(&mut self, from: EntryId, to: &[u8]) -> Result<(), TreeError> {
+        let to = clean(to, self.limits.path)?;
+        let destination = match self.walk(&to, Missing::Create)? {
+            Found::Directory(id) => id,
+            Found::Elsewhere(_) => unreachable!("missing directories are created"),
+        };
+        let mut above = destination;
+        loop {
+            if above == from {
+                return Err(TreeError::GraftIntoItself { path: shown(&to) });
+            }
+            if above == EntryId::ROOT {
+                break;
+            }
+            above = EntryId(self.nodes[above.index()].record.parent);
+        }
+        self.last_parent = None;
+        let mut pairs = vec![(from, destination)];
+        while let Some((source, target)) = pairs.pop() {
+            let flags = self.nodes[source.index()].record.flags & (Flags::OPAQUE | Flags::HIDES_LOWER);
+            if source != from {
+                self.nodes[target.index()].record.flags.set(flags);
+            } else if flags.has(Flags::OPAQUE) {
+                self.nodes[target.index()].record.flags.set(Flags::OPAQUE);
+            }
+            let moving: Vec<EntryId> = self.children(source).collect();
+            for id in moving {
+                self.unhook(id);
+                if let Some(pair) = self.merge(id, target) {
+                    pairs.push(pair);
+                }
+            }
+        }
+        self.detach(from);
+        self.join_lower_links()
+    }
+
+    /// Hooks `id`, which stands nowhere, into `target`; a pair of directories is left to the caller.
+    fn merge(&mut self, id: EntryId, target: EntryId) -> Option<(EntryId, EntryId)> {
+        let name = self.name(id).to_vec();
+        let Some(there) = self.child(target, &name) else {
+            self.hook(id, target);
+            return None;
+        };
+        let (mine, other) = (self.nodes[id.index()].record, self.nodes[there.index()].record);
+        if mine.kind == Kind::Directory && other.kind == Kind::Directory {
+            let described = !mine.flags.has(Flags::IMPLIED);
+            if described && (other.flags.has(Flags::IMPLIED) || id > there) {
+                let kept = &mut self.nodes[there.index()].record;
+                kept.flags.clear(Flags::IMPLIED);
+                (kept.mode, kept.uid, kept.gid) = (mine.mode, mine.uid, mine.gid);
+                (kept.mtime, kept.mtime_nanos, kept.xattrs) = (mine.mtime, mine.mtime_nanos, mine.xattrs);
+            }
+            // Its children move on; itself it is gone. Nothing may look for it by name any more.
+            self.nodes[id.index()].record.flags.set(Flags::DETACHED);
+            return Some((id, there));
+        }
+        let mine_wins = match (mine.kind, other.kind) {
+            (Kind::Whiteout, _) => false,
+            (_, Kind::Whiteout) => true,
+            _ => id > there,
+        };
+        if mine_wins {
+            self.detach(there);
+            self.hook(id, target);
+            self.hides_lower(id);
+        } else {
+            self.hook(id, target);
+            self.detach(id);
+            self.hides_lower(there);
+        }
+        None
+    }
+
+    /// Turns hard links into lower layers whose target is in this layer into ordinary ones.
+    fn join_lower_links(&mut self) -> Result<(), TreeError> {
+        let links: Vec<EntryId> = self.lower_links().collect();
+        if links.is_empty() {
+            return Ok(());
+        }
+        let mut joined: Vec<(u32, EntryId)> = Vec::new();
+        for link in links {
+            let path = self.link_target(link).expect("only such links were listed").to_vec();
+            let (parent_path, name) = split_last(&path);
+            if let Found::Directory(parent) = self.walk(parent_path, Missing::Report)?
+                && let Some(target) = self.child(parent, name)
+            {
+                let inode = self.nodes[target.index()].record.inode;
+                let kind = self.nodes[inode as usize].record.kind;
+                if !matches!(kind, Kind::Directory | Kind::Whiteout | Kind::LowerLink) {
+                    joined.push((link.0, EntryId(inode)));
+                }
+            }
+        }
+        if joined.is_empty() {
+            return Ok(());
+        }
+        for id in 0..self.nodes.len() {
+            if let Ok(at) = joined.binary_search_by_key(&self.nodes[id].record.inode, |pair| pair.0) {
+                let inode = joined[at].1;
+                self.nodes[id].record.kind = self.nodes[inode.index()].record.kind;
+                self.nodes[id].record.inode = inode.0;
+            }
+        }
+        for (link, inode) in joined {
+            let described = self.nodes[link as usize].record;
+            self.nodes[link as usize].record.nlink = 0;
+            self.nodes[inode.index()].record.nlink += described.nlink;
+            if link > inode.0 {
+                self.redescribe(inode, &described);
+            }
+        }
+        Ok(())
+    }
+
+    fn describe_root(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
+        if !matches!(entry.kind, TarKind::Directory) {
+            self.ignored += 1;
+            return Ok(());
+        }
+        let described = self.describe(entry, EntryId::ROOT, &[])?;
+        self.redescribe(EntryId::ROOT, &described);
+        Ok(())
+    }
+
+    /// The directory a cleaned parent path leads to, made where it is missing.
+    fn parent(&mut self, path: &[u8]) -> Result<EntryId, TreeError> {
+        if let Some((last, id)) = &self.last_parent
+            && last == path
+        {
+            return Ok(*id);
+        }
+        let Found::Directory(id) = self.walk(path, Missing::Create)? else {
+            unreachable!("missing directories are created")
+        };
+        self.last_parent = Some((path.to_vec(), id));
+        Ok(id)
+    }
+
+    /// Follows a cleaned path, and symlinks of this layer on the way, to a directory.
+    fn walk(&mut self, path: &[u8], missing: Missing) -> Result<Found, TreeError> {
+        let mut directory = EntryId::ROOT;
+        let mut depth = 0_usize;
+        let mut links = 0;
+        let mut rewritten: Vec<u8>;
+        let mut rest = path;
+        while !rest.is_empty() {
+            let (name, after) = split_first(rest);
+            rest = after;
+            if links > 0 {
+                self.link_steps += 1;
+                if self.link_steps > self.limits.link_steps {
+                    return Err(TreeError::TooManyLinks { path: shown(path) });
+                }
+            }
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    depth = depth.saturating_sub(1);
+                    directory = EntryId(self.nodes[directory.index()].record.parent);
+                    continue;
+                }
+                _ => {}
+            }
+            if name.len() > NAME_MAX {
+                return Err(too_long(name));
+            }
+            let there = self.child(directory, name);
+            let kind = there.map(|id| self.nodes[self.nodes[id.index()].record.inode as usize].record.kind);
+            depth += 1;
+            if depth > DEPTH_MAX {
+                return Err(TreeError::TooDeep { path: shown(path) });
+            }
+            directory = match (there, kind) {
+                (Some(id), Some(Kind::Directory)) => id,
+                (Some(id), Some(Kind::Symlink)) => {
+                    links += 1;
+                    if links > LINKS_PER_PATH {
+                        return Err(TreeError::TooManyLinks { path: shown(path) });
+                    }
+                    let target = self.symlink_target(id).expect("it is a symlink");
+                    let absolute = target.starts_with(b"/");
+                    depth = if absolute { 0 } else { depth - 1 };
+                    let from = if absolute { EntryId::ROOT } else { directory };
+                    let joined = [target, b"/", rest].concat();
+                    if joined.len() > self.limits.path + TARGET_MAX {
+                        return Err(TreeError::PathTooLong { len: joined.len(), limit: self.limits.path });
+                    }
+                    rewritten = joined;
+                    rest = &rewritten;
+                    from
+                }
+                (None, _) | (_, Some(Kind::Whiteout)) if missing == Missing::Create => {
+                    let name = name.to_vec();
+                    self.imply(directory, &name, there)?
+                }
+                (None, _) | (_, Some(Kind::Whiteout)) => {
+                    let reached = [&self.path(directory), name, rest].join(&b'/');
+                    return Ok(Found::Elsewhere(clean(&reached, self.limits.path + TARGET_MAX)?));
+                }
+                (Some(_), _) => return Err(TreeError::NotADirectory { path: shown(path), at: name.to_vec() }),
+            };
+        }
+        Ok(Found::Directory(directory))
+    }
+
+    /// Makes a directory that nobody described, in place of a whiteout if there is one.
+    fn imply(&mut self, parent: EntryId, name: &[u8], whiteout: Option<EntryId>) -> Result<EntryId, TreeError> {
+        let id = self.fresh(Record::implied(parent, EntryId(self.len())), name)?;
+        if let Some(whiteout) = whiteout {
+            self.detach(whiteout);
+        }
+        self.hook(id, parent);
+        if whiteout.is_some() {
+            self.hides_lower(id);
+        }
+        Ok(id)
+    }
+
+    /// A whiteout of `name`.
+    fn hide(&mut self, parent: EntryId, name: &[u8]) -> Result<(), TreeError> {
+        if let Some(there) = self.child(parent, name) {
+            self.hides_lower(there);
+            return Ok(());
+        }
+        let id = EntryId(self.len());
+        let record = Record { kind: Kind::Whiteout, flags: Flags::default(), mode: 0, ..Record::implied(parent, id) };
+        let id = self.fresh(record, name)?;
+        self.hook(id, parent);
+        Ok(())
+    }
+
+    /// Anything but a hard link.
+    fn put(&mut self, parent: EntryId, name: &[u8], entry: &TarEntry<'_>, path: &[u8]) -> Result<(), TreeError> {
+        let id = EntryId(self.len());
+        let described = self.describe(entry, id, path)?;
+        let there = self.child(parent, name);
+        if let Some(there) = there
+            && described.kind == Kind::Directory
+            && self.nodes[there.index()].record.kind == Kind::Directory
+            && self.nodes[there.index()].record.inode == there.0
+        {
+            self.redescribe(there, &described);
+            return Ok(());
+        }
+        let id = self.fresh(described, name)?;
+        self.take_place(id, parent, there);
+        Ok(())
+    }
+
+    /// A hard link: another name for an inode of this layer, or of a lower one.
+    fn link(
+        &mut self,
+        parent: EntryId,
+        name: &[u8],
+        target: &[u8],
+        entry: &TarEntry<'_>,
+        path: &[u8],
+    ) -> Result<(), TreeError> {
+        let to_directory = || TreeError::LinkToDirectory { path: shown(path), target: shown(target) };
+        let target_path = clean(target, self.limits.path)?;
+        if target_path.is_empty() {
+            return Err(to_directory());
+        }
+        let there = self.child(parent, name);
+        let (target_parent, target_name) = split_last(&target_path);
+        let mut lower = match self.walk(target_parent, Missing::Report)? {
+            Found::Elsewhere(reached) => join(&reached, target_name),
+            Found::Directory(directory) => {
+                let found = self.child(directory, target_name);
+                if found.is_some() && found == there {
+                    // A link to itself changes nothing.
+                    return Ok(());
+                }
+                // The unpacker removes what stands in the way before it looks for the target.
+                if let Some(there) = there
+                    && self.nodes[there.index()].record.kind == Kind::Directory
+                    && found.is_some_and(|found| self.is_below(found, there))
+                {
+                    join(&self.path(directory), target_name)
+                } else {
+                    let inode = found.map(|id| self.nodes[id.index()].record.inode);
+                    match inode.map(|inode| (inode, self.nodes[inode as usize].record.kind)) {
+                        Some((_, Kind::Directory)) => return Err(to_directory()),
+                        None | Some((_, Kind::Whiteout)) => join(&self.path(directory), target_name),
+                        Some((inode, _)) => {
+                            let described = self.describe(entry, EntryId(inode), path)?;
+                            let kind = self.nodes[inode as usize].record.kind;
+                            let record = Record { inode, kind, nlink: 0, ..described };
+                            let id = self.fresh(record, name)?;
+                            self.nodes[inode as usize].record.nlink += 1;
+                            self.take_place(id, parent, there);
+                            self.redescribe(EntryId(inode), &described);
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        };
+        if lower.len() > self.limits.path {
+            return Err(TreeError::PathTooLong { len: lower.len(), limit: self.limits.path });
+        }
+        let described = self.describe(entry, EntryId(self.len()), path)?;
+        let (a, b) = self.keep(&std::mem::take(&mut lower))?;
+        let id = self.fresh(Record { kind: Kind::LowerLink, a, b, ..described }, name)?;
+        self.take_place(id, parent, there);
+        Ok(())
+    }
+
+    fn is_below(&self, mut id: EntryId, ancestor: EntryId) -> bool {
+        while id != EntryId::ROOT {
+            if id == ancestor {
+                return true;
+            }
+            id = EntryId(self.nodes[id.index()].record.parent);
+        }
+        false
+    }
+
+    /// Puts `id` where `there` stands: what is replaced in one layer is hidden in those below.
+    fn take_place(&mut self, id: EntryId, parent: EntryId, there: Option<EntryId>) {
+        if let Some(there) = there {
+            self.detach(there);
+        }
+        self.hook(id, parent);
+        if there.is_some() {
+            self.hides_lower(id);
+        }
+    }
+
+    fn hides_lower(&mut self, id: EntryId) {
+        let record = &mut self.nodes[id.index()].record;
+        if record.kind == Kind::Whiteout {
+            return;
+        }
+        record.flags.set(Flags::HIDES_LOWER);
+        if record.kind == Kind::Directory {
+            record.flags.set(Flags::OPAQUE);
+        }
+    }
+
+    /// The record of a tar entry, without its name.
+    fn describe(&mut self, entry: &TarEntry<'_>, id: EntryId, path: &[u8]) -> Result<Record, TreeError> {
+        for xattr in entry.xattrs {
+            let (name, value) = (xattr.name.len(), xattr.value.len());
+            if name == 0 || name > NAME_LIMIT || value > VALUE_LIMIT {
+                return Err(TreeError::Xattr { path: shown(path), name, value });
+            }
+        }
+        let xattrs = self.xattrs.intern(entry.xattrs, self.limits.xattrs);
+        let xattrs = xattrs.ok_or(too_many("bytes of extended attributes", self.limits.xattrs as u64))?;
+        let Timestamp { seconds, nanos } = entry.mtime;
+        let mut record = Record {
+            flags: Flags::default(),
+            mode: entry.mode & 0o7777,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: seconds,
+            mtime_nanos: nanos,
+            xattrs,
+            ..Record::implied(EntryId::ROOT, id)
+        };
+        match entry.kind {
+            TarKind::Directory => record.kind = Kind::Directory,
+            TarKind::Fifo => record.kind = Kind::Fifo,
+            TarKind::CharDevice(device) | TarKind::BlockDevice(device) => {
+                let block = matches!(entry.kind, TarKind::BlockDevice(_));
+                record.kind = if block { Kind::BlockDevice } else { Kind::CharDevice };
+                record.a = u64::from(device.major) << 32 | u64::from(device.minor);
+            }
+            TarKind::Symlink(target) => {
+                if target.contains(&0) {
+                    return Err(TreeError::Nul { path: shown(target) });
+                }
+                if target.is_empty() || target.len() > TARGET_MAX {
+                    return Err(TreeError::TargetLength { path: shown(path), len: target.len() });
+                }
+                record.kind = Kind::Symlink;
+                record.mode = 0o777;
+                (record.a, record.b) = self.keep(target)?;
+            }
+            TarKind::HardLink(_) => {}
+            TarKind::File { size, data, extents } => {
+                record.kind = Kind::File;
+                (record.a, record.b) = (size, data.0);
+                if let Some(runs) = extents {
+                    record.flags.set(Flags::SPARSE);
+                    record.b = self.keep_runs(runs)?;
+                }
+            }
+        }
+        Ok(record)
+    }
+
+    /// Gives an existing inode the metadata of a later entry.
+    fn redescribe(&mut self, id: EntryId, described: &Record) {
+        let record = &mut self.nodes[id.index()].record;
+        record.flags.clear(Flags::IMPLIED);
+        if record.kind != Kind::Symlink {
+            record.mode = described.mode;
+        }
+        // An unpacker sets attributes, it does not take those away that a later header lacks.
+        if described.xattrs != 0 {
+            record.xattrs = described.xattrs;
+        }
+        (record.uid, record.gid) = (described.uid, described.gid);
+        (record.mtime, record.mtime_nanos) = (described.mtime, described.mtime_nanos);
+    }
+
+    fn keep_runs(&mut self, runs: &[DataExtent]) -> Result<u64, TreeError> {
+        if self.extents.len() + runs.len() > self.limits.extents {
+            return Err(too_many("runs of sparse files", self.limits.extents as u64));
+        }
+        let first = self.extents.len() as u64;
+        self.extents.extend_from_slice(runs);
+        Ok(first | (runs.len() as u64) << 32)
+    }
+
+    /// Keeps a name or target: its length and place.
+    fn keep(&mut self, bytes: &[u8]) -> Result<(u64, u64), TreeError> {
+        if self.names.len() + bytes.len() > self.limits.names.min(u32::MAX as usize) {
+            return Err(too_many("bytes of names", self.limits.names as u64));
+        }
+        let at = self.names.len();
+        self.names.extend_from_slice(bytes);
+        Ok((bytes.len() as u64, at as u64))
+    }
+
+    /// A new node with a name, standing nowhere yet.
+    fn fresh(&mut self, mut record: Record, name: &[u8]) -> Result<EntryId, TreeError> {
+        if self.len() >= self.limits.entries {
+            return Err(too_many("entries", u64::from(self.limits.entries)));
+        }
+        let (len, at) = self.keep(name)?;
+        record.name_len = u8::try_from(len).map_err(|_| too_long(name))?;
+        record.name_at = at as u32;
+        if record.kind == Kind::Directory {
+            record.b = u64::from(NONE);
+        }
+        let id = EntryId(self.len());
+        self.nodes.push(Node { record, next: NONE, previous: NONE });
+        Ok(id)
+    }
+
+    /// Puts a node that stands nowhere into a directory.
+    fn hook(&mut self, id: EntryId, directory: EntryId) {
+        let first = self.nodes[directory.index()].record.b as u32;
+        let node = &mut self.nodes[id.index()];
+        node.record.parent = directory.0;
+        (node.next, node.previous) = (first, NONE);
+        if first != NONE {
+            self.nodes[first as usize].previous = id.0;
+        }
+        let parent = &mut self.nodes[directory.index()].record;
+        parent.b = u64::from(id.0);
+        parent.a += 1;
+        let hash = self.table.hash(directory.0, self.name(id));
+        let (nodes, names) = (&self.nodes, &self.names);
+        self.table.insert(hash, id.0, |table, id| {
+            let record = &nodes[id as usize].record;
+            table.hash(record.parent, &names[record.name_at as usize..][..usize::from(record.name_len)])
+        });
+    }
+
+    /// Takes a node out of its directory, keeping what stands below it.
+    fn unhook(&mut self, id: EntryId) {
+        let Node { next, previous, record } = self.nodes[id.index()];
+        let hash = self.table.hash(record.parent, self.name(id));
+        self.table.remove(hash, id.0);
+        let parent = &mut self.nodes[record.parent as usize].record;
+        parent.a -= 1;
+        if previous == NONE {
+            parent.b = u64::from(next);
+        } else {
+            self.nodes[previous as usize].next = next;
+        }
+        if next != NONE {
+            self.nodes[next as usize].previous = previous;
+        }
+    }
+
+    /// Takes a node and everything below it out of the tree. Ids stay, and so do inodes that other
+    /// names share.
+    fn detach(&mut self, id: EntryId) {
+        self.last_parent = None;
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            // A directory emptied by a merge has left its parent already.
+            if !self.nodes[id.index()].record.flags.has(Flags::DETACHED) {
+                self.unhook(id);
+            }
+            let record = &mut self.nodes[id.index()].record;
+            record.flags.set(Flags::DETACHED);
+            let (kind, inode) = (record.kind, record.inode);
+            if kind == Kind::Directory && inode == id.0 {
+                stack.extend(self.children(id).collect::<Vec<_>>());
+            } else {
+                let links = &mut self.nodes[inode as usize].record.nlink;
+                *links = links.saturating_sub(1);
+            }
+        }
+    }
+
+    fn target(&self, id: EntryId, kind: Kind) -> Option<&[u8]> {
+        let record = self.entry(id).record;
+        (record.kind == kind).then(|| &self.names[record.b as usize..][..record.a as usize])
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+/// Tools for a reader of written indexes to make a tree with the ids it had.
+impl LayerTree {
+    /// Adds the next id, standing nowhere, with its record's places already those of this tree.
+    pub(super) fn restore(&mut self, record: Record, name: &[u8]) -> Result<EntryId, TreeError> {
+        self.fresh(record, name)
+    }
+
+    pub(super) fn restore_root(&mut self, record: Record) {
+        let b = self.nodes[0].record.b;
+        self.nodes[0].record = Record { a: 0, b, parent: 0, inode: 0, name_at: 0, name_len: 0, ..record };
+    }
+
+    pub(super) fn restore_child(&mut self, directory: EntryId, id: EntryId) {
+        self.hook(id, directory);
+    }
+
+    /// Marks what stands nowhere.
+    pub(super) fn detach_unplaced(&mut self, placed: &[bool]) {
+        for (node, placed) in self.nodes.iter_mut().zip(placed) {
+            if !placed {
+                node.record.flags.set(Flags::DETACHED);
+            }
+        }
+    }
+
+    pub(super) fn restore_target(&mut self, target: &[u8]) -> Result<(u64, u64), TreeError> {
+        self.keep(target)
+    }
+
+    pub(super) fn restore_runs(&mut self, runs: &[DataExtent]) -> Result<u64, TreeError> {
+        self.keep_runs(runs)
+    }
+}
+
+/// Lays runs of data into a range and fills the holes between them.
+pub(super) struct Laying {
+    at: u64,
+    end: u64,
+    out: Vec<Extent>,
+}
+
+impl Laying {
+    pub(super) fn new(start: u64, end: u64) -> Self {
+        Self { at: start, end, out: Vec::new() }
+    }
+
+    /// Lays the next run; whether there is room for more. Runs must come in order.
+    pub(super) fn run(&mut self, run: DataExtent) -> bool {
+        let (start, end) = (run.file.0.max(self.at), (run.file.0 + run.len).min(self.end));
+        if start < end {
+            self.hole(start);
+            let decoded = DecodedOffset(run.decoded.0 + (start - run.file.0));
+            self.out.push(Extent { file: FileOffset(start)..FileOffset(end), decoded: Some(decoded) });
+            self.at = end;
+        }
+        run.file.0 + run.len < self.end
+    }
+
+    pub(super) fn finish(mut self) -> Vec<Extent> {
+        self.hole(self.end);
+        self.out
+    }
+
+    fn hole(&mut self, to: u64) {
+        if self.at < to {
+            self.out.push(Extent { file: FileOffset(self.at)..FileOffset(to), decoded: None });
+            self.at = to;
+        }
+    }
+}
+
+/// The one extent of a file without holes.
+pub(super) fn whole_extent(data: u64, start: u64, end: u64) -> Vec<Extent> {
+    if start >= end {
+        return Vec::new();
+    }
+    vec![Extent { file: FileOffset(start)..FileOffset(end), decoded: Some(DecodedOffset(data + start)) }]
+}
+
+/// A path as text: no empty or `.` parts, `..` applied and stopped at the root, no slash around it.
+fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
+    if path.len() > limit {
+        return Err(TreeError::PathTooLong { len: path.len(), limit });
+    }
+    if path.contains(&0) {
+        return Err(TreeError::Nul { path: shown(path) });
+    }
+    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+    for part in path.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => out.truncate(out.iter().rposition(|&byte| byte == b'/').unwrap_or(0)),
+            _ => {
+                if !out.is_empty() {
+                    out.push(b'/');
+                }
+                out.extend_from_slice(part);
+            }
+        }
+    }
+    // Only names that remain must fit.
+    match out.split(|&byte| byte == b'/').find(|part| part.len() > NAME_MAX) {
+        Some(part) => Err(too_long(part)),
+        None => Ok(out),
+    }
+}
+
+fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&[], path),
+    }
+}
+
+fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().position(|&byte| byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (path, &[]),
+    }
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+/// The part of a path that an error shows.
+fn shown(path: &[u8]) -> Vec<u8> {
+    path[..path.len().min(256)].to_vec()
+}
+
+fn too_long(name: &[u8]) -> TreeError {
+    TreeError::NameTooLong { start: name[..name.len().min(32)].to_vec(), len: name.len() }
+}
+
+fn too_many(what: &'static str, limit: u64) -> TreeError {
+    TreeError::TooMany { what, limit }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::tar::WalkError;
+    use super::super::testing::{Dice, Tar, everything, render, short, tree, walk};
+    use super::*;
+
+    fn shape(tar: Tar) -> Vec<String> {
+        short(&tree(&tar.end()).unwrap())
+    }
+
+    fn refusal(tar: Tar) -> TreeError {
+        match tree(&tar.end()) {
+            Err(WalkError::Entry { cause, .. }) => cause,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    fn at(tree: &LayerTree, path: &str) -> EntryId {
+        path.split('/').fold(EntryId::ROOT, |id, name| tree.child(id, name.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn names_stay_inside_the_root() {
+        let table: &[(&str, &[&str])] = &[
+            ("/etc/x", &["etc/ implied", "etc/x"]),
+            ("./x", &["x"]),
+            ("a//b/./c", &["a/ implied", "a/b/ implied", "a/b/c"]),
+            ("../../x", &["x"]),
+            ("a/../../../x", &["x"]),
+            ("a/../b/..//c", &["c"]),
+            ("/..", &[]),
+            (".", &[]),
+            ("", &[]),
+        ];
+        for (path, wanted) in table {
+            assert_eq!(shape(Tar::default().file(path, b"")), *wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn parents_are_followed_through_links_of_the_same_layer() {
+        let table = [
+            (Tar::default().symlink("lib", "usr/lib").file("lib/x", b""), "usr/lib/x"),
+            (Tar::default().symlink("lib", "/usr/lib").file("lib/x", b""), "usr/lib/x"),
+            (Tar::default().symlink("a", "/etc/../../../b").file("a/x", b""), "b/x"),
+            (Tar::default().symlink("d/up", "..").file("d/up/x", b""), "x"),
+            (Tar::default().symlink("out", "../../../../etc").file("out/passwd", b""), "etc/passwd"),
+            (Tar::default().symlink("a", "b").symlink("b", "c").file("a/x", b""), "c/x"),
+            (Tar::default().symlink("root", "/").file("root/x", b""), "x"),
+            // The last component of a name is never followed.
+            (Tar::default().symlink("x", "/etc/passwd").file("x", b""), "x"),
+            // `..` in a name is text; in a link's target it is the directory above.
+            (Tar::default().symlink("l", "deep/er").file("l/../x", b""), "x"),
+            (Tar::default().symlink("l", "deep/er").symlink("m", "l/..").file("m/x", b""), "deep/x"),
+        ];
+        for (tar, wanted) in table {
+            let lines = shape(tar);
+            assert!(lines.iter().any(|line| line.split(' ').next() == Some(wanted)), "{wanted}: {lines:?}");
+        }
+    }
+
+    #[test]
+    fn link_loops_and_files_as_parents_are_errors() {
+        let ring = Tar::default().symlink("a", "b").symlink("b", "a").file("a/x", b"");
+        assert!(matches!(refusal(ring), TreeError::TooManyLinks { .. }));
+        let mut chain = Tar::default();
+        for link in 0..300 {
+            chain = chain.symlink(&format!("l{link}"), &format!("l{}", link + 1));
+        }
+        assert!(matches!(refusal(chain.file("l0/x", b"")), TreeError::TooManyLinks { .. }));
+        let growing = Tar::default().symlink("a", "a/a").file("a/x", b"");
+        assert!(matches!(refusal(growing), TreeError::TooManyLinks { .. }));
+        let file = Tar::default().file("a", b"").file("a/x", b"");
+        assert!(matches!(refusal(file), TreeError::NotADirectory { .. }));
+    }
+
+    #[test]
+    fn bombs_of_links_and_depth_end_in_an_error() {
+        let limits = Limits { link_steps: 10_000, ..Limits::default() };
+        let mut tar = Tar::default().dir("d").symlink("d/long", &"./".repeat(40).to_string());
+        for file in 0..1000 {
+            tar = tar.file(&format!("d/long/{file}"), b"");
+        }
+        // One parent is walked once; another parent each time must be walked anew.
+        let mut tree = LayerTree::new(limits);
+        walk(&tar.clone().end(), &mut tree).unwrap();
+        for dir in 0..1000 {
+            tar = tar.file(&format!("d/long/d{dir}/x"), b"");
+        }
+        let mut tree = LayerTree::new(limits);
+        let error = walk(&tar.end(), &mut tree).unwrap_err();
+        assert!(matches!(error, WalkError::Entry { cause: TreeError::TooManyLinks { .. }, .. }), "{error:?}");
+
+        let path = "d/".repeat(5000) + "x";
+        let deep = Tar::default().pax(&[("path", path.as_bytes())]).file("x", b"");
+        assert!(matches!(refusal(deep), TreeError::TooDeep { .. }));
+        let mut tree = LayerTree::new(Limits { entries: 10, ..Limits::default() });
+        let wide = (0..20).fold(Tar::default(), |tar, file| tar.file(&format!("f{file}"), b""));
+        let error = walk(&wide.end(), &mut tree).unwrap_err();
+        assert!(matches!(error, WalkError::Entry { cause: TreeError::TooMany { .. }, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn names_linux_cannot_hold_are_errors() {
+        let long = "n".repeat(256);
+        let tar = Tar::default().pax(&[("path", long.as_bytes())]).file("x", b"");
+        assert!(matches!(refusal(tar), TreeError::NameTooLong { len: 256, .. }));
+        let tar = Tar::default().pax(&[("linkpath", "t".repeat(4096).as_bytes())]).symlink("x", "y");
+        assert!(matches!(refusal(tar), TreeError::TargetLength { len: 4096, .. }));
+        assert!(matches!(refusal(Tar::default().symlink("x", "")), TreeError::TargetLength { len: 0, .. }));
+        let huge = vec![b'v'; 65_537];
+        let tar = Tar::default().pax(&[("SCHILY.xattr.user.x", &huge)]).file("x", b"");
+        assert!(matches!(refusal(tar), TreeError::Xattr { .. }));
+        let long = "p/".repeat(40_000);
+        let tar = Tar::default().pax(&[("path", long.as_bytes())]).file("x", b"");
+        assert!(matches!(refusal(tar), TreeError::PathTooLong { .. }));
+    }
+
+    #[test]
+    fn the_last_of_duplicates_wins() {
+        let both = |first: fn(Tar) -> Tar, second: fn(Tar) -> Tar| shape(second(first(Tar::default())));
+        let file = |tar: Tar| tar.file("a", b"one");
+        let full = |tar: Tar| tar.dir("a").file("a/b", b"");
+        let dir = |tar: Tar| tar.dir("a");
+        let link = |tar: Tar| tar.symlink("a", "b");
+        assert_eq!(both(file, file), ["a hides"]);
+        assert_eq!(both(full, file), ["a hides"]);
+        assert_eq!(both(full, dir), ["a/", "a/b"]);
+        assert_eq!(both(file, dir), ["a/ opaque hides"]);
+        assert_eq!(both(link, dir), ["a/ opaque hides"]);
+        assert_eq!(both(file, link), ["a@b hides"]);
+    }
+
+    #[test]
+    fn directory_described_later_keeps_its_children_and_takes_the_metadata() {
+        let tree = tree(&Tar::default().file("a/b", b"").dir("a").end()).unwrap();
+        let entry = tree.entry(at(&tree, "a"));
+        assert_eq!((entry.mode(), entry.flags(), entry.mtime().seconds), (0o700, Flags::default(), 100));
+        assert_eq!(tree.children(at(&tree, "a")).count(), 1);
+        assert_eq!(tree.implied_roots().count(), 0);
+    }
+
+    #[test]
+    fn whiteouts_hide_lower_names_only_wherever_they_stand() {
+        let before = Tar::default().file("d/.wh.x", b"").file("d/x", b"");
+        let after = Tar::default().file("d/x", b"").file("d/.wh.x", b"");
+        for tar in [before, after] {
+            assert_eq!(shape(tar), ["d/ implied", "d/x hides"]);
+        }
+        let table: [(Tar, &[&str]); 8] = [
+            (Tar::default().file(".wh.x", b""), &["x!"]),
+            (Tar::default().dir(".wh.x"), &["x!"]),
+            (Tar::default().file("d/x", b"").file("d/.wh..wh..opq", b""), &["d/ implied opaque", "d/x"]),
+            (Tar::default().file("d/.wh..wh..opq", b"").file("d/x", b""), &["d/ implied opaque", "d/x"]),
+            (Tar::default().file(".wh.d", b"").file("d/x", b""), &["d/ implied opaque hides", "d/x"]),
+            (Tar::default().file("d/x", b"").file(".wh.d", b""), &["d/ implied opaque hides", "d/x"]),
+            (Tar::default().file(".wh..wh.plnk", b"").file(".wh..wh.aufs/x", b""), &[]),
+            (Tar::default().symlink("l", "d").file("l/.wh.x", b""), &["d/ implied", "d/x!", "l@d"]),
+        ];
+        for (tar, wanted) in table {
+            assert_eq!(shape(tar), wanted);
+        }
+        let root = tree(&Tar::default().file(".wh..wh..opq", b"").end()).unwrap();
+        assert!(root.entry(EntryId::ROOT).is(Flags::OPAQUE));
+    }
+
+    #[test]
+    fn whiteouts_of_nothing_are_errors() {
+        for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh...", "d/.wh../"] {
+            assert!(matches!(refusal(Tar::default().file(name, b"")), TreeError::Whiteout { .. }), "{name}");
+        }
+    }
+
+    #[test]
+    fn hard_links_share_an_inode_and_count_it() {
+        let tar = Tar::default().file("a", b"one").hard("b", "/a").hard("c", "./b").file("a", b"other");
+        let tree = tree(&tar.end()).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| tree.entry(at(&tree, name)));
+        assert_eq!((b.inode(), b.nlink(), b.size(), b.kind()), (EntryId(1), 2, 3, Kind::File));
+        assert_eq!((c.inode(), c.nlink()), (EntryId(1), 2));
+        assert_eq!((a.inode(), a.nlink(), a.size()), (EntryId(4), 1, 5));
+        assert!(tree.entry(EntryId(1)).is(Flags::DETACHED));
+    }
+
+    #[test]
+    fn hard_links_of_every_kind() {
+        let table: [(Tar, &[&str]); 8] = [
+            (Tar::default().symlink("s", "t").hard("h", "s"), &["h@t", "s@t"]),
+            (Tar::default().hard("h", "../../etc/passwd"), &["h=etc/passwd"]),
+            (Tar::default().hard("h", "h"), &["h=h"]),
+            (Tar::default().file("h", b"").hard("h", "h"), &["h"]),
+            (Tar::default().symlink("l", "/usr").hard("h", "l/x"), &["h=usr/x", "l@/usr"]),
+            (Tar::default().file(".wh.x", b"").hard("h", "x"), &["h=x", "x!"]),
+            (Tar::default().hard("a", "low").hard("b", "a"), &["a=low", "b=low"]),
+            (Tar::default().file("d/x", b"").hard("d", "d/x"), &["d=d/x hides"]),
+        ];
+        for (tar, wanted) in table {
+            assert_eq!(shape(tar), wanted);
+        }
+        for (path, target) in [("h", "d"), ("h", "/"), ("h", ""), ("h", "..")] {
+            let tar = Tar::default().dir("d").hard(path, target);
+            assert!(matches!(refusal(tar), TreeError::LinkToDirectory { .. }), "{target}");
+        }
+    }
+
+    #[test]
+    fn later_link_headers_describe_the_shared_inode() {
+        let tar = Tar::default().file("a", b"").header(b'1', b"b", 0, |block| {
+            block[157] = b'a';
+            block[100..108].copy_from_slice(b"0004755\0");
+        });
+        let tree = tree(&tar.end()).unwrap();
+        assert_eq!(tree.entry(at(&tree, "a")).mode(), 0o4755);
+    }
+
+    #[test]
+    fn implied_roots_and_lower_links_are_listed() {
+        let tar = Tar::default().file("a/b/x", b"").dir("c").file("c/d/x", b"").hard("h", "low").hard("i", "h");
+        let tree = tree(&tar.end()).unwrap();
+        let paths = |ids: Vec<EntryId>| ids.into_iter().map(|id| tree.path(id)).collect::<Vec<_>>();
+        assert_eq!(paths(tree.implied_roots().collect()), [b"a".to_vec(), b"c/d".to_vec()]);
+        assert_eq!(paths(tree.lower_links().collect()), [b"h"]);
+    }
+
+    #[test]
+    fn graft_moves_children_and_keeps_ids() {
+        let tar = Tar::default()
+            .file("bin/sh", b"old")
+            .file("bin/sub/x", b"")
+            .file("bin/.wh.gone", b"")
+            .dir("usr/bin")
+            .file("usr/bin/sh", b"newer")
+            .file("usr/bin/sub/y", b"")
+            .file("usr/bin/gone", b"")
+            .hard("link", "usr/bin/sub/x");
+        let mut tree = tree(&tar.end()).unwrap();
+        let x = at(&tree, "bin/sub/x");
+        assert_eq!(tree.lower_links().count(), 1);
+        tree.graft(at(&tree, "bin"), b"/usr/bin").unwrap();
+        let wanted = [
+            "link",
+            "usr/ implied",
+            "usr/bin/",
+            "usr/bin/gone hides",
+            "usr/bin/sh hides",
+            "usr/bin/sub/ implied",
+            "usr/bin/sub/x",
+            "usr/bin/sub/y",
+        ];
+        assert_eq!(short(&tree), wanted);
+        assert_eq!(at(&tree, "usr/bin/sub/x"), x);
+        assert_eq!(tree.entry(at(&tree, "usr/bin/sh")).size(), 5);
+        assert_eq!((tree.entry(x).nlink(), tree.lower_links().count()), (2, 0));
+        assert_eq!(tree.entry(at(&tree, "link")).inode(), x);
+    }
+
+    #[test]
+    fn graft_makes_parents_and_refuses_a_place_below_itself() {
+        let mut tree = tree(&Tar::default().file("a/x", b"").file("a/.wh..wh..opq", b"").end()).unwrap();
+        let a = at(&tree, "a");
+        assert!(matches!(tree.graft(a, b"a/b"), Err(TreeError::GraftIntoItself { .. })));
+        assert!(matches!(tree.graft(a, b"a"), Err(TreeError::GraftIntoItself { .. })));
+        let mut tree =
+            super::super::testing::tree(&Tar::default().file("a/x", b"").file("a/.wh..wh..opq", b"").end()).unwrap();
+        tree.graft(a, b"../p/q").unwrap();
+        assert_eq!(short(&tree), ["p/ implied", "p/q/ implied opaque", "p/q/x"]);
+    }
+
+    #[test]
+    fn answers_do_not_change_while_the_tree_grows() {
+        let tar = everything();
+        let mut walker = super::super::tar::TarWalker::new();
+        let mut tree = LayerTree::default();
+        let mut seen = false;
+        for piece in tar.chunks(700) {
+            walker.push(piece, &mut tree).unwrap();
+            if let Some(etc) = tree.child(EntryId::ROOT, b"etc")
+                && let Some(passwd) = tree.child(etc, b"passwd")
+            {
+                seen = true;
+                assert_eq!((passwd, tree.entry(passwd).data()), (EntryId(2), Some(DecodedOffset(2560))));
+            }
+        }
+        assert!(seen);
+    }
+
+    #[test]
+    fn sparse_files_show_their_holes() {
+        let tree = tree(&everything()).unwrap();
+        let extents = |range: Range<u64>| -> Vec<_> {
+            let range = FileOffset(range.start)..FileOffset(range.end);
+            let extents = tree.extents(at(&tree, "old-sparse"), range);
+            extents.into_iter().map(|run| (run.file.start.0, run.file.end.0, run.decoded.map(|at| at.0))).collect()
+        };
+        let all = [(0, 2, None), (2, 7, Some(13_312)), (7, 18, None), (18, 21, Some(13_317)), (21, 64, None)];
+        assert_eq!(extents(0..u64::MAX), all);
+        assert_eq!(extents(4..19), [(4, 7, Some(13_314)), (7, 18, None), (18, 19, Some(13_317))]);
+        assert_eq!(extents(30..40), [(30, 40, None)]);
+        assert_eq!(extents(64..70), []);
+    }
+
+    /// A plain map from path to kind: what applying the operations one after the other gives.
+    #[test]
+    fn random_layers_agree_with_a_plain_model() {
+        let mut dice = Dice(11);
+        for _ in 0..400 {
+            let mut model: BTreeMap<String, char> = BTreeMap::new();
+            let mut tar = Tar::default();
+            for _ in 0..12 {
+                let names = ["a", "b", "a/c", "a/d", "b/c", "a/c/e", "b/c/e"];
+                let name = names[dice.roll(names.len())];
+                let parents: Vec<&str> = name.match_indices('/').map(|(slash, _)| &name[..slash]).collect();
+                if parents.iter().any(|parent| model.get(*parent) == Some(&'f')) {
+                    continue;
+                }
+                for parent in parents {
+                    model.insert(parent.into(), 'd');
+                }
+                let below = format!("{name}/");
+                if dice.roll(2) == 0 {
+                    tar = tar.file(name, b"");
+                    model.retain(|path, _| !path.starts_with(&below));
+                    model.insert(name.into(), 'f');
+                } else {
+                    tar = tar.dir(name);
+                    model.insert(name.into(), 'd');
+                }
+            }
+            let tree = tree(&tar.end()).unwrap();
+            let lines = short(&tree);
+            let got: Vec<String> = lines.iter().map(|line| line.split(' ').next().unwrap().to_string()).collect();
+            let wanted: Vec<String> =
+                model.iter().map(|(path, kind)| if *kind == 'd' { format!("{path}/") } else { path.clone() }).collect();
+            let sort = |mut list: Vec<String>| {
+                list.sort();
+                list
+            };
+            assert_eq!(sort(got), sort(wanted));
+            assert_eq!(render(&tree).len(), model.len() + 1);
+        }
+    }
+}
