@@ -85,7 +85,7 @@ pub trait TarSink {
     ///
     /// # Errors
     /// Any error ends the walk.
-    fn entry(&mut self, entry: &TarEntry<'_>) -> Result<(), Self::Error>;
+    fn accept(&mut self, entry: &TarEntry<'_>) -> Result<(), Self::Error>;
 }
 
 /// What a finished walk saw.
@@ -499,7 +499,7 @@ impl TarWalker {
             mtime: head.mtime,
             xattrs: &head.xattrs,
         };
-        sink.entry(&entry).map_err(Stop::Sink)?;
+        sink.accept(&entry).map_err(Stop::Sink)?;
         self.summary.entries += 1;
         Ok(())
     }

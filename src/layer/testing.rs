@@ -99,7 +99,7 @@ pub(super) struct Listing(pub(super) Vec<String>);
 impl TarSink for Listing {
     type Error = TreeError;
 
-    fn entry(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
+    fn accept(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
         let what = match &entry.kind {
             TarKind::File { size, data, extents: None } => format!("file {size}@{data}"),
             TarKind::File { size, extents: Some(runs), .. } => {

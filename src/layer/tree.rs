@@ -203,7 +203,7 @@ impl Default for LayerTree {
 impl TarSink for LayerTree {
     type Error = TreeError;
 
-    fn entry(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
+    fn accept(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
         self.add(entry)
     }
 }
@@ -539,8 +539,13 @@ impl LayerTree {
     }
 
     /// Follows a cleaned path, and symlinks of this layer on the way, to a directory.
+    ///
+    /// A `..` in a link's target goes back over a name that is missing without making it, as in
+    /// containerd.
     fn walk(&mut self, path: &[u8], missing: Missing) -> Result<Found, TreeError> {
         let mut directory = EntryId::ROOT;
+        // Names that are not there, below `directory`; once there is one, nothing below it exists.
+        let mut absent: Vec<Vec<u8>> = Vec::new();
         let mut depth = 0_usize;
         let mut links = 0;
         let mut rewritten: Vec<u8>;
@@ -558,7 +563,9 @@ impl LayerTree {
                 b"" | b"." => continue,
                 b".." => {
                     depth = depth.saturating_sub(1);
-                    directory = EntryId(self.nodes[directory.index()].record.parent);
+                    if absent.pop().is_none() {
+                        directory = EntryId(self.nodes[directory.index()].record.parent);
+                    }
                     continue;
                 }
                 _ => {}
@@ -566,41 +573,41 @@ impl LayerTree {
             if name.len() > NAME_MAX {
                 return Err(too_long(name));
             }
-            let there = self.child(directory, name);
-            let kind = there.map(|id| self.nodes[self.nodes[id.index()].record.inode as usize].record.kind);
             depth += 1;
             if depth > DEPTH_MAX {
                 return Err(TreeError::TooDeep { path: shown(path) });
             }
-            directory = match (there, kind) {
-                (Some(id), Some(Kind::Directory)) => id,
-                (Some(id), Some(Kind::Symlink)) => {
+            let there = if absent.is_empty() { self.child(directory, name) } else { None };
+            match there.map(|id| (id, self.entry(id).kind())) {
+                None | Some((_, Kind::Whiteout)) => absent.push(name.to_vec()),
+                Some((id, Kind::Directory)) => directory = id,
+                Some((id, Kind::Symlink)) => {
                     links += 1;
                     if links > LINKS_PER_PATH {
                         return Err(TreeError::TooManyLinks { path: shown(path) });
                     }
                     let target = self.symlink_target(id).expect("it is a symlink");
-                    let absolute = target.starts_with(b"/");
-                    depth = if absolute { 0 } else { depth - 1 };
-                    let from = if absolute { EntryId::ROOT } else { directory };
                     let joined = [target, b"/", rest].concat();
                     if joined.len() > self.limits.path + TARGET_MAX {
                         return Err(TreeError::PathTooLong { len: joined.len(), limit: self.limits.path });
                     }
+                    if target.starts_with(b"/") {
+                        (directory, depth) = (EntryId::ROOT, 0);
+                    } else {
+                        depth -= 1;
+                    }
                     rewritten = joined;
                     rest = &rewritten;
-                    from
                 }
-                (None, _) | (_, Some(Kind::Whiteout)) if missing == Missing::Create => {
-                    let name = name.to_vec();
-                    self.imply(directory, &name, there)?
-                }
-                (None, _) | (_, Some(Kind::Whiteout)) => {
-                    let reached = [&self.path(directory), name, rest].join(&b'/');
-                    return Ok(Found::Elsewhere(clean(&reached, self.limits.path + TARGET_MAX)?));
-                }
-                (Some(_), _) => return Err(TreeError::NotADirectory { path: shown(path), at: name.to_vec() }),
-            };
+                Some(_) => return Err(TreeError::NotADirectory { path: shown(path), at: name.to_vec() }),
+            }
+        }
+        if missing == Missing::Report && !absent.is_empty() {
+            return Ok(Found::Elsewhere(join(&self.path(directory), &absent.join(&b'/'))));
+        }
+        for name in absent {
+            let whiteout = self.child(directory, &name);
+            directory = self.imply(directory, &name, whiteout)?;
         }
         Ok(Found::Directory(directory))
     }
@@ -669,9 +676,14 @@ impl LayerTree {
             Found::Elsewhere(reached) => join(&reached, target_name),
             Found::Directory(directory) => {
                 let found = self.child(directory, target_name);
-                if found.is_some() && found == there {
+                if let Some(itself) = found
+                    && found == there
+                {
                     // A link to itself changes nothing.
-                    return Ok(());
+                    return match self.entry(itself).kind() {
+                        Kind::Directory => Err(to_directory()),
+                        _ => Ok(()),
+                    };
                 }
                 // The unpacker removes what stands in the way before it looks for the target.
                 if let Some(there) = there
@@ -1107,11 +1119,20 @@ mod tests {
             // `..` in a name is text; in a link's target it is the directory above.
             (Tar::default().symlink("l", "deep/er").file("l/../x", b""), "x"),
             (Tar::default().symlink("l", "deep/er").symlink("m", "l/..").file("m/x", b""), "deep/x"),
+            (Tar::default().dir("far/down").symlink("l", "far/down").symlink("m", "l/..").file("m/x", b""), "far/x"),
         ];
         for (tar, wanted) in table {
             let lines = shape(tar);
             assert!(lines.iter().any(|line| line.split(' ').next() == Some(wanted)), "{wanted}: {lines:?}");
         }
+    }
+
+    #[test]
+    fn links_back_over_missing_names_make_no_directories() {
+        let lines = shape(Tar::default().symlink("l", "b/none/../c").file("l/x", b""));
+        assert_eq!(lines, ["b/ implied", "b/c/ implied", "b/c/x", "l@b/none/../c"]);
+        let lines = shape(Tar::default().symlink("l", "b/none/..").hard("h", "l/x"));
+        assert_eq!(lines, ["h=b/x", "l@b/none/.."]);
     }
 
     #[test]
@@ -1252,7 +1273,7 @@ mod tests {
         for (tar, wanted) in table {
             assert_eq!(shape(tar), wanted);
         }
-        for (path, target) in [("h", "d"), ("h", "/"), ("h", ""), ("h", "..")] {
+        for (path, target) in [("h", "d"), ("h", "/"), ("h", ""), ("h", ".."), ("d", "d")] {
             let tar = Tar::default().dir("d").hard(path, target);
             assert!(matches!(refusal(tar), TreeError::LinkToDirectory { .. }), "{target}");
         }
