@@ -1,0 +1,208 @@
+//! Challenges: what a registry says in `WWW-Authenticate` when it wants to know who asks.
+//!
+//! The header is a comma-separated list whose items are themselves comma-separated lists (RFC 9110,
+//! section 11.6.1), it comes from a stranger, and clients that parse it with a regular expression
+//! have sent passwords to the wrong place. So it is tokenised, capped and never guessed at: a header
+//! that is not well-formed yields the challenges before the fault.
+
+/// The longest header that is looked at, in bytes.
+const MAX_HEADER: usize = 8 << 10;
+/// The most challenges taken from one answer.
+const MAX_CHALLENGES: usize = 16;
+
+/// One challenge that peelfs can answer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Challenge {
+    /// RFC 7617.
+    Basic,
+    /// A token is to be fetched from `realm` (distribution-spec's companion, "Token Authentication").
+    Bearer {
+        /// The URL of the token server, as it came.
+        realm: String,
+        /// The name under which the token server knows this registry.
+        service: Option<String>,
+    },
+}
+
+/// The challenge to answer among all `WWW-Authenticate` headers of one response: the first Bearer
+/// that has a realm, else Basic, else none.
+pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Challenge> {
+    let all: Vec<Challenge> = headers.take(MAX_CHALLENGES).flat_map(parse).take(MAX_CHALLENGES).collect();
+    let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+    bearer.or(all.first()).cloned()
+}
+
+/// The known challenges of one header, in order.
+fn parse(header: &[u8]) -> Vec<Challenge> {
+    let Some(text) = std::str::from_utf8(header).ok().filter(|text| text.len() <= MAX_HEADER) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let mut rest = Cursor { text };
+    rest.skip_separators();
+    while let Some(scheme) = rest.token() {
+        let Some(parameters) = rest.parameters() else { break };
+        let value = |name: &str| {
+            let mut same = parameters.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+            // A parameter that is given twice could be read differently by the one who checks it.
+            match (same.next(), same.next()) {
+                (Some((_, value)), None) => Some(value.clone()),
+                _ => None,
+            }
+        };
+        if scheme.eq_ignore_ascii_case("basic") {
+            found.push(Challenge::Basic);
+        } else if scheme.eq_ignore_ascii_case("bearer")
+            && let Some(realm) = value("realm").filter(|realm| !realm.is_empty())
+        {
+            found.push(Challenge::Bearer { realm, service: value("service") });
+        }
+        rest.skip_separators();
+    }
+    found
+}
+
+struct Cursor<'a> {
+    text: &'a str,
+}
+
+impl<'a> Cursor<'a> {
+    fn skip_spaces(&mut self) {
+        self.text = self.text.trim_start_matches([' ', '\t']);
+    }
+
+    fn skip_separators(&mut self) {
+        self.text = self.text.trim_start_matches([' ', '\t', ',']);
+    }
+
+    /// RFC 9110 `token`; `None` if there is none here.
+    fn token(&mut self) -> Option<&'a str> {
+        let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        let end = self.text.find(|c| !is_token(c)).unwrap_or(self.text.len());
+        let (token, rest) = self.text.split_at(end);
+        self.text = rest;
+        (!token.is_empty()).then_some(token)
+    }
+
+    /// The `name=value` list up to the next scheme or the end; `None` if it is malformed.
+    fn parameters(&mut self) -> Option<Vec<(&'a str, String)>> {
+        let mut list = Vec::new();
+        loop {
+            self.skip_separators();
+            let before = self.text;
+            let Some(name) = self.token() else { return self.text.is_empty().then_some(list) };
+            self.skip_spaces();
+            let Some(after) = self.text.strip_prefix('=') else {
+                // Not a parameter: the name was the next scheme.
+                self.text = before;
+                return Some(list);
+            };
+            self.text = after;
+            self.skip_spaces();
+            let value = if self.text.starts_with('"') { self.quoted()? } else { self.bare() };
+            list.push((name, value));
+        }
+    }
+
+    fn bare(&mut self) -> String {
+        // More than a token on purpose: registries are seen to send URLs without quotes.
+        let end = self.text.find([',', ' ', '\t', '"']).unwrap_or(self.text.len());
+        let (value, rest) = self.text.split_at(end);
+        self.text = rest;
+        value.to_owned()
+    }
+
+    fn quoted(&mut self) -> Option<String> {
+        let mut value = String::new();
+        let mut characters = self.text.char_indices().skip(1);
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '"' => {
+                    self.text = &self.text[at + 1..];
+                    return Some(value);
+                }
+                '\\' => value.push(characters.next()?.1),
+                other => value.push(other),
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>) -> Challenge {
+        Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned) }
+    }
+
+    fn chosen(headers: &[&str]) -> Option<Challenge> {
+        choose(headers.iter().map(|header| header.as_bytes()))
+    }
+
+    #[test]
+    fn challenges_as_registries_send_them() {
+        let table: [(&[&str], Option<Challenge>); 9] = [
+            (
+                &[
+                    r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull""#,
+                ],
+                Some(bearer("https://auth.example/token", Some("registry.example"))),
+            ),
+            (&[r#"bearer realm="https://a/t""#], Some(bearer("https://a/t", None))),
+            (&["Bearer realm=https://a/t,service=s"], Some(bearer("https://a/t", Some("s")))),
+            (&[r#"Basic realm="Registry Realm""#], Some(Challenge::Basic)),
+            (&["Basic"], Some(Challenge::Basic)),
+            (&[r#"Basic realm="x", Bearer realm="https://a/t", service="s""#], Some(bearer("https://a/t", Some("s")))),
+            (&[r#"Basic realm="x""#, r#"Bearer realm="https://a/t""#], Some(bearer("https://a/t", None))),
+            (&[r#"Negotiate, NTLM, Basic realm="x""#], Some(Challenge::Basic)),
+            (
+                &[r#"Bearer error="invalid_token" , realm = "https://a/\"t\\" ,"#],
+                Some(bearer(r#"https://a/"t\"#, None)),
+            ),
+        ];
+        for (headers, wanted) in table {
+            assert_eq!(chosen(headers), wanted, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_challenges_are_not_guessed_at() {
+        let long = format!(r#"Bearer realm="https://a/{}""#, "a".repeat(64 << 10));
+        for header in [
+            "",
+            ",,,",
+            "Bearer",
+            "Bearer realm",
+            "Bearer realm=",
+            r#"Bearer realm="""#,
+            r#"Bearer realm="https://a/t"#,
+            r#"Bearer realm="https://a/t\"#,
+            r#"Bearer realm="https://good/t",realm="https://evil/t""#,
+            "=====",
+            "\u{e9}\u{e9}",
+            &long,
+        ] {
+            assert_eq!(chosen(&[header]), None, "{header:.60}");
+        }
+        assert_eq!(choose(std::iter::once(&b"Basic realm=\"\xff\""[..])), None);
+    }
+
+    #[test]
+    fn text_inside_quotes_is_no_challenge() {
+        assert_eq!(chosen(&[r#"Basic realm="x, Bearer realm=https://evil/t""#]), Some(Challenge::Basic));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_header_is_parsed_without_panic(header: Vec<u8>) {
+            let _ = parse(&header);
+        }
+
+        #[test]
+        fn any_text_is_parsed_without_panic(header in r#"(Bearer|Basic|[a-z]{0,3}|=|,| |"|\\|é){0,40}"#) {
+            let _ = parse(header.as_bytes());
+        }
+    }
+}
