@@ -4,8 +4,8 @@
 //! So the client is our own: it resumes, renews, waits within bounds, believes no answer that does
 //! not fit its question, and gives credentials to nobody but the registry and its token server.
 
-
 mod challenge;
+mod credentials;
 mod origin;
 mod patience;
 mod ranges;
