@@ -6,6 +6,8 @@
 
 mod challenge;
 mod credentials;
+mod http;
 mod origin;
 mod patience;
 mod ranges;
+mod tls;

@@ -1,0 +1,508 @@
+//! HTTP: one exchange with one server, bounded in time and size, and the steps of a redirect.
+//!
+//! The client library is told to do as little as possible: no redirects, cookies, Referer or
+//! decompression of its own. What it does do (connections, TLS, proxies, HTTP/2) is set up here, and
+//! its errors become sentences that name the host and the reason.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+};
+use reqwest::{Client, Method, StatusCode, Url};
+
+use super::origin::{self, Forbidden, MAX_REDIRECTS, Origin, Reach};
+use super::patience::Deadlines;
+use super::ranges::decimal;
+use super::tls::{self, HostCertificates, TlsError, Verify};
+
+/// The most of an error's body that is read, in bytes.
+const SAID_LIMIT: usize = 64 << 10;
+/// The most of what a server says that is shown, in characters.
+const SAID_SHOWN: usize = 200;
+/// What one HTTP/2 stream may have in flight: fills 1 Gbit/s at 30 ms. Fixed, as the adaptive window
+/// starts at 64 KiB and costs a new connection several round trips before it is wide.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// What one HTTP/2 connection may have in flight, so that slow readers cannot pile up more.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A registry's whole response header.
+const HEADER_LIMIT: u32 = 64 << 10;
+
+/// How servers are reached and believed.
+pub(super) struct Transport {
+    pub(super) verify: Verify,
+    pub(super) ca: Vec<PathBuf>,
+    pub(super) certs_dirs: Vec<PathBuf>,
+    pub(super) user_agent: String,
+    pub(super) deadlines: Deadlines,
+    pub(super) counters: Arc<Counters>,
+    pub(super) clients: Mutex<HashMap<ClientKind, Client>>,
+}
+
+/// What has gone over the wire.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) requests: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) resumptions: AtomicU64,
+    pub(super) renewals: AtomicU64,
+}
+
+/// Connections that may be pooled together.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum ClientKind {
+    /// To this machine, without TLS and never through a proxy.
+    LoopbackPlain,
+    /// To this machine over TLS, never through a proxy.
+    Loopback,
+    /// To anywhere, with the common roots.
+    Common,
+    /// To one host (and port) that has certificates of its own.
+    Special(String),
+}
+
+/// A request before it is sent.
+pub(super) struct Outgoing {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// Sent to every hop.
+    pub(super) headers: HeaderMap,
+    /// Sent to `url`'s origin only.
+    pub(super) authorization: Option<HeaderValue>,
+    /// A form, for POST.
+    pub(super) form: Option<String>,
+}
+
+/// Why there is no (whole) response.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("cannot reach {host}: {why}")]
+    Connect { host: String, why: String },
+    #[error("{host} gave no answer within {} s", limit.as_secs_f32())]
+    Silent { host: String, limit: Duration },
+    #[error("{host} stopped sending: fewer than {least} bytes in {} s", limit.as_secs_f32())]
+    Stalled { host: String, least: u64, limit: Duration },
+    #[error("the connection to {host} broke: {why}")]
+    Broken { host: String, why: String },
+    #[error("{host} ended the body before its time")]
+    Cut { host: String },
+    #[error("{host} sent more than {limit} bytes")]
+    TooLong { host: String, limit: usize },
+    #[error("the redirect of {host} is not followed: {why}")]
+    Redirect { host: String, why: Forbidden },
+    #[error("{host} redirects without saying where to")]
+    NoLocation { host: String },
+    #[error("more than {MAX_REDIRECTS} redirects, the last by {host}")]
+    RedirectLoop { host: String },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Fault {
+    /// Whether the same request may succeed later.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::Silent { .. }
+            | Self::Stalled { .. }
+            | Self::Broken { .. }
+            | Self::Cut { .. } => true,
+            Self::TooLong { .. }
+            | Self::Redirect { .. }
+            | Self::NoLocation { .. }
+            | Self::RedirectLoop { .. }
+            | Self::Tls(_) => false,
+        }
+    }
+}
+
+impl Transport {
+    /// Sends `request` and follows where GET and HEAD are redirected to, by the rules of [`origin`].
+    pub(super) async fn send(&self, request: &Outgoing) -> Result<Reply, Fault> {
+        let follows = matches!(request.method, Method::GET | Method::HEAD);
+        let mut url = request.url.clone();
+        let mut authorization = request.authorization.clone();
+        for hop in 0..=MAX_REDIRECTS {
+            let reply = self.exchange(request, url.clone(), authorization.clone(), hop > 0).await?;
+            if !follows || !is_redirect(reply.status()) {
+                return Ok(reply);
+            }
+            let host = reply.host.clone();
+            let Some(location) = reply.headers().get(LOCATION) else { return Err(Fault::NoLocation { host }) };
+            // A header is bytes; an address in it is text, or it is none.
+            let location = std::str::from_utf8(location.as_bytes()).unwrap_or_default();
+            let next = origin::follow(&url, location).map_err(|why| Fault::Redirect { host, why })?;
+            if Origin::of(&next) != Origin::of(&url) {
+                authorization = None;
+            }
+            url = next;
+        }
+        let host = Origin::of(&url).map(|origin| origin.to_string()).unwrap_or_default();
+        Err(Fault::RedirectLoop { host })
+    }
+
+    async fn exchange(
+        &self,
+        request: &Outgoing,
+        url: Url,
+        authorization: Option<HeaderValue>,
+        redirected: bool,
+    ) -> Result<Reply, Fault> {
+        let Some(origin) = Origin::of(&url) else {
+            let host = url.host_str().unwrap_or_default().to_owned();
+            return Err(Fault::Redirect { host, why: Forbidden::Scheme });
+        };
+        let host = origin.to_string();
+        let mut builder = self.client(&origin)?.request(request.method.clone(), url.clone());
+        builder = builder.headers(request.headers.clone()).header(ACCEPT_ENCODING, "identity");
+        if let Some(mut value) = authorization {
+            value.set_sensitive(true);
+            builder = builder.header(AUTHORIZATION, value);
+        }
+        if let Some(form) = &request.form {
+            builder = builder.header("content-type", "application/x-www-form-urlencoded").body(form.clone());
+        }
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let limit = self.deadlines.connect + self.deadlines.header;
+        let answer = match tokio::time::timeout(limit, builder.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(fault(error, host.clone(), &self.deadlines)),
+            Err(_) => Err(Fault::Silent { host: host.clone(), limit }),
+        };
+        match answer {
+            Ok(response) => Ok(Reply {
+                response,
+                host,
+                method: request.method.clone(),
+                url,
+                redirected,
+                stall: self.deadlines.stall,
+                least_progress: self.deadlines.least_progress,
+                window: Window::default(),
+                counters: self.counters.clone(),
+                received: 0,
+                started,
+            }),
+            Err(fault) => {
+                let ms = started.elapsed().as_millis();
+                tracing::debug!(method = %request.method, host, path = url.path(), ms, "no response: {fault}");
+                Err(fault)
+            }
+        }
+    }
+
+    /// The client whose connections to `origin` may be shared.
+    fn client(&self, origin: &Origin) -> Result<Client, Fault> {
+        let loopback = origin.reach() == Reach::Loopback;
+        let special = if origin.is_tls() { self.certificates_for(origin)? } else { None };
+        let kind = match (&special, loopback, origin.is_tls()) {
+            (Some(_), ..) => ClientKind::Special(origin.host_and_port()),
+            (None, true, true) => ClientKind::Loopback,
+            (None, true, false) => ClientKind::LoopbackPlain,
+            (None, false, _) => ClientKind::Common,
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&kind) {
+            return Ok(client.clone());
+        }
+        let tls = match kind {
+            ClientKind::LoopbackPlain => tls::none(),
+            _ => tls::config(self.verify, &self.ca, special.as_ref())?,
+        };
+        let client = self.build(tls, loopback)?;
+        clients.insert(kind, client.clone());
+        Ok(client)
+    }
+
+    /// The certificates in `certs.d` for `origin`.
+    pub(super) fn certificates_for(&self, origin: &Origin) -> Result<Option<HostCertificates>, TlsError> {
+        let mut names = vec![origin.host_and_port()];
+        if origin.port() == 443 {
+            names.push(origin.host().to_owned());
+        }
+        HostCertificates::find(&self.certs_dirs, &names)
+    }
+
+    fn build(&self, tls: rustls::ClientConfig, direct: bool) -> Result<Client, Fault> {
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .user_agent(&self.user_agent)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.deadlines.connect)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_idle_timeout(Duration::from_secs(90))
+            .pool_max_idle_per_host(16)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(HEADER_LIMIT)
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .http2_keep_alive_timeout(Duration::from_secs(10));
+        if direct {
+            builder = builder.no_proxy();
+        }
+        builder.build().map_err(|error| Fault::Connect { host: "any host".to_owned(), why: innermost(&error) })
+    }
+}
+
+/// A response whose body is still to be read.
+pub(super) struct Reply {
+    response: reqwest::Response,
+    /// Who answered, for messages.
+    pub(super) host: String,
+    /// Where the answer came from, after redirects.
+    pub(super) url: Url,
+    /// Whether a redirect led here.
+    pub(super) redirected: bool,
+    method: Method,
+    stall: Duration,
+    least_progress: u64,
+    window: Window,
+    counters: Arc<Counters>,
+    received: u64,
+    started: Instant,
+}
+
+/// The present stretch of the progress rule; only time spent waiting for the server counts.
+#[derive(Default)]
+struct Window {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// A header's text, if it is there once and is text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers().get_all(name).iter();
+        match (all.next(), all.next()) {
+            (Some(value), None) => value.to_str().ok(),
+            _ => None,
+        }
+    }
+
+    /// A Content-Encoding that was not asked for.
+    pub(super) fn foreign_encoding(&self) -> Option<String> {
+        let values = self.headers().get_all(CONTENT_ENCODING).iter();
+        let mut foreign =
+            values.filter(|value| !value.is_empty() && !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+        foreign.next().map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
+    }
+
+    /// `Retry-After` in seconds; its other form, a date, would need a clock that can jump.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        decimal(self.header(RETRY_AFTER.as_str())?.trim()).map(Duration::from_secs)
+    }
+
+    /// The next bytes of the body; `None` at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
+        let waiting = loop {
+            let started = tokio::time::Instant::now();
+            match tokio::time::timeout(self.stall - self.window.waited, self.response.chunk()).await {
+                Ok(answer) => break answer.map(|chunk| (chunk, started.elapsed())),
+                // Enough came earlier in this stretch; a new one begins.
+                Err(_) if self.window.bytes >= self.least_progress => self.window = Window::default(),
+                Err(_) => return Err(self.stalled()),
+            }
+        };
+        let broken = |error| Fault::Broken { host: self.host.clone(), why: innermost(&error) };
+        let (Some(chunk), waited) = waiting.map_err(broken)? else { return Ok(None) };
+        let length = chunk.len() as u64;
+        self.received += length;
+        self.counters.bytes.fetch_add(length, Ordering::Relaxed);
+        self.window.waited += waited;
+        self.window.bytes += length;
+        if self.window.waited >= self.stall {
+            if self.window.bytes < self.least_progress {
+                return Err(self.stalled());
+            }
+            self.window = Window::default();
+        }
+        Ok(Some(chunk))
+    }
+
+    fn stalled(&self) -> Fault {
+        Fault::Stalled { host: self.host.clone(), least: self.least_progress, limit: self.stall }
+    }
+
+    /// The whole body, if it has at most `limit` bytes.
+    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, Fault> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk().await? {
+            if chunk.len() > limit - body.len() {
+                return Err(Fault::TooLong { host: self.host.clone(), limit });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// Status and message of a refusal, fit for a terminal.
+    pub(super) async fn said(&mut self) -> String {
+        let mut body = BytesMut::new();
+        if self.foreign_encoding().is_none() && self.method != Method::HEAD {
+            while body.len() < SAID_LIMIT {
+                // Whatever cuts the message short, what has come of it is all there is to show.
+                let Ok(Some(chunk)) = self.chunk().await else { break };
+                body.extend_from_slice(&chunk[..chunk.len().min(SAID_LIMIT - body.len())]);
+            }
+        }
+        let status = self.status().to_string();
+        match message(&body) {
+            Some(message) => format!("{status} ({message})"),
+            None => status,
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // The query is left out: it carries signatures.
+        tracing::debug!(
+            method = %self.method,
+            host = self.host,
+            path = self.url.path(),
+            status = self.response.status().as_u16(),
+            bytes = self.received,
+            ms = self.started.elapsed().as_millis(),
+            "request"
+        );
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// The message in an error's body: distribution-spec's JSON, a token server's JSON, or plain text.
+fn message(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        #[serde(default)]
+        errors: Vec<OneError>,
+        message: Option<String>,
+        details: Option<String>,
+        error_description: Option<String>,
+        error: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    struct OneError {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(body) {
+        Ok(said) => match said.errors.first() {
+            Some(OneError { code, message }) if message.is_empty() => code.clone(),
+            Some(OneError { code, message }) if code.is_empty() => message.clone(),
+            Some(OneError { code, message }) => format!("{code}: {message}"),
+            None => said.message.or(said.details).or(said.error_description).or(said.error)?,
+        },
+        Err(_) => {
+            let text = std::str::from_utf8(body).ok()?;
+            text.lines().next().filter(|line| !line.trim_start().starts_with(['<', '{', '[']))?.to_owned()
+        }
+    };
+    let text = shown(&text);
+    (!text.is_empty()).then_some(text)
+}
+
+/// A stranger's text as it may be shown: short, and without anything a terminal would obey.
+pub(super) fn shown(text: &str) -> String {
+    let mut short: String = text.trim().chars().take(SAID_SHOWN).flat_map(escape).collect();
+    if text.trim().chars().nth(SAID_SHOWN).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+fn escape(character: char) -> impl Iterator<Item = char> {
+    // Besides control characters, those that turn the direction of the text around them.
+    let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let escaped = (character.is_control() || turns).then(|| character.escape_unicode());
+    let plain = escaped.is_none().then_some(character);
+    escaped.into_iter().flatten().chain(plain)
+}
+
+/// What an error of the HTTP library means.
+fn fault(error: reqwest::Error, host: String, deadlines: &Deadlines) -> Fault {
+    let connecting = error.is_connect();
+    if connecting && error.is_timeout() {
+        let why = format!("no connection within {} s", deadlines.connect.as_secs_f32());
+        return Fault::Connect { host, why };
+    }
+    if error.is_dns() {
+        return Fault::Connect { host, why: "its name cannot be resolved".to_owned() };
+    }
+    let why = innermost(&error);
+    if connecting { Fault::Connect { host, why } } else { Fault::Broken { host, why } }
+}
+
+/// The reason at the bottom of an error, in words for people.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut bottom: &(dyn std::error::Error + 'static) = error;
+    let mut next = error.source();
+    while let Some(source) = next {
+        bottom = source;
+        next = match source.downcast_ref::<std::io::Error>() {
+            // An I/O error that wraps another error is not its `source`.
+            Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)).or(source.source()),
+            None => source.source(),
+        };
+    }
+    if let Some(io) = bottom.downcast_ref::<std::io::Error>() {
+        match io.kind() {
+            std::io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
+            std::io::ErrorKind::ConnectionReset => return "connection reset".to_owned(),
+            std::io::ErrorKind::UnexpectedEof => return "it hung up".to_owned(),
+            _ => {}
+        }
+    }
+    match bottom.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::InvalidCertificate(why)) => format!("its certificate is not accepted ({why})"),
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
+        _ => shown(&bottom.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_registries_are_found_and_made_harmless() {
+        let table = [
+            (r#"{"errors":[{"code":"DENIED","message":"no","detail":{"a":1}}]}"#, Some("DENIED: no")),
+            (r#"{"errors":[{"code":"DENIED"}]}"#, Some("DENIED")),
+            (r#"{"errors":[]}"#, None),
+            (r#"{"details":"incorrect username or password"}"#, Some("incorrect username or password")),
+            (r#"{"error":"invalid_grant"}"#, Some("invalid_grant")),
+            (r#"{"error":"invalid_grant","error_description":"expired"}"#, Some("expired")),
+            ("plain words\nmore", Some("plain words")),
+            ("<html><body>404</body></html>", None),
+            ("", None),
+            ("a\u{1b}]0;x\u{7}\u{202e}b", Some(r"a\u{1b}]0;x\u{7}\u{202e}b")),
+        ];
+        for (body, wanted) in table {
+            assert_eq!(message(body.as_bytes()).as_deref(), wanted, "{body}");
+        }
+        assert_eq!(shown(&"x".repeat(300)).chars().count(), SAID_SHOWN + 1);
+    }
+}
