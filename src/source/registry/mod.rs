@@ -3,11 +3,474 @@
 //! A lazy mount asks a registry for small ranges over weeks, where a pull asks for everything once.
 //! So the client is our own: it resumes, renews, waits within bounds, believes no answer that does
 //! not fit its question, and gives credentials to nobody but the registry and its token server.
+//!
+//! | file | knows |
+//! |---|---|
+//! | `origin` | where a request may go |
+//! | `tls` | whose certificates count |
+//! | `http` | one exchange, bounded |
+//! | `patience` | how long and how often |
+//! | `challenge`, `credentials`, `auth` | who we are |
+//! | `client` | question to answer, all of the above |
+//! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
 
+mod auth;
+mod blob;
 mod challenge;
+mod client;
 mod credentials;
 mod http;
 mod origin;
 mod patience;
 mod ranges;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod scripted;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tls;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::header::CONTENT_LENGTH;
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::Semaphore;
+
+use self::auth::Authorizer;
+use self::blob::Transfer;
+use self::client::{Ask, Client, Thing};
+use self::credentials::Keyring;
+use self::http::{Counters, Fault, Reply, Transport};
+use self::origin::{Origin, Reach};
+use self::patience::Tries;
+use self::ranges::decimal;
+use self::tls::Verify;
+use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError};
+use crate::descriptor::{Descriptor, MediaType};
+use crate::digest::{Algorithm, Digest};
+use crate::offsets::BlobOffset;
+use crate::trust::{Mismatch, Untrusted};
+
+pub use self::credentials::{Secret, Surroundings};
+pub use self::patience::{Clock, Deadlines, MonotonicClock};
+
+/// The host that Docker Hub's names stand for, and the one that serves them.
+const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+/// Which image of which registry.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RegistryName {
+    /// The host as the user wrote it; an IPv6 address with or without brackets.
+    pub host: String,
+    /// The port, if the user gave one.
+    pub port: Option<u16>,
+    /// The repository, as in `library/alpine`.
+    pub repository: String,
+    /// The tag; `latest` if there is neither tag nor digest.
+    pub tag: Option<String>,
+    /// The digest; it wins over the tag.
+    pub digest: Option<Digest>,
+    /// The reference as the user wrote it.
+    pub display: String,
+}
+
+/// How a registry is to be reached.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// Accept any certificate, and plain HTTP where there is no TLS.
+    pub insecure: bool,
+    /// Files of certificates to trust beside the system's.
+    pub ca: Vec<PathBuf>,
+    /// A credentials file that comes before all others.
+    pub authfile: Option<PathBuf>,
+    /// Directories in which `HOST:PORT/*.crt` and so on are looked for; the first that has any wins.
+    pub certs_dirs: Vec<PathBuf>,
+    /// Where the user's files are.
+    pub surroundings: Surroundings,
+    /// How long anything may take.
+    pub deadlines: Deadlines,
+    /// `User-Agent`.
+    pub user_agent: String,
+    /// Long transfers at a time; as many short ones may run beside them.
+    pub connections: usize,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl RegistryOptions {
+    /// What a user with these surroundings expects.
+    pub fn new(surroundings: Surroundings) -> Self {
+        let mut certs_dirs = vec![PathBuf::from("/etc/docker/certs.d"), PathBuf::from("/etc/containers/certs.d")];
+        certs_dirs.extend(surroundings.config_home().map(|config| config.join("containers/certs.d")));
+        Self {
+            insecure: false,
+            ca: Vec::new(),
+            authfile: None,
+            certs_dirs,
+            surroundings,
+            deadlines: Deadlines::default(),
+            user_agent: concat!("peelfs/", env!("CARGO_PKG_VERSION")).to_owned(),
+            connections: 8,
+            clock: Arc::new(MonotonicClock::default()),
+        }
+    }
+}
+
+/// What a source has asked and received so far.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct SourceStats {
+    /// Requests sent, redirects and tokens included.
+    pub requests: u64,
+    /// Bytes of bodies received.
+    pub bytes_received: u64,
+    /// Requests that had to be sent again.
+    pub retries: u64,
+    /// Bodies that were cut and taken up again.
+    pub resumptions: u64,
+    /// Logins and renewals of tokens.
+    pub renewals: u64,
+}
+
+/// One image in a registry.
+pub struct RegistrySource {
+    client: Arc<Client>,
+    name: RegistryName,
+    counters: Arc<Counters>,
+}
+
+impl RegistrySource {
+    /// Prepares to ask; no connection is made yet. Requests need a tokio runtime.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsupported`] for a name that no registry can have, or certificates that
+    /// cannot be used.
+    pub fn new(name: RegistryName, options: RegistryOptions) -> Result<Self, SourceError> {
+        let unusable = |why: String| SourceError::Unsupported { place: name.display.clone(), why, hint: None };
+        check(&name).map_err(|why| unusable(why.to_owned()))?;
+        let verify = if options.insecure { Verify::No } else { Verify::Yes };
+        let counters = Arc::new(Counters::default());
+        let transport = Transport {
+            verify,
+            ca: options.ca,
+            certs_dirs: options.certs_dirs,
+            user_agent: options.user_agent,
+            deadlines: options.deadlines.clone(),
+            counters: counters.clone(),
+            clients: std::sync::Mutex::default(),
+        };
+        let host = written_host(&name);
+        let bases = bases(&name, &transport).map_err(|error| unusable(error.to_string()))?;
+        if bases.is_empty() {
+            return Err(unusable(format!("`{}` is not a host", host.escape_debug())));
+        }
+        let keyring = Keyring::new(
+            host.clone(),
+            name.repository.clone(),
+            options.authfile,
+            &options.surroundings,
+            options.deadlines.helper,
+        );
+        let (clock, deadlines) = (options.clock, options.deadlines);
+        let authorizer = Authorizer::new(keyring, &name.repository, verify, clock.clone(), deadlines.clone());
+        let client = Client {
+            transport,
+            authorizer,
+            clock,
+            deadlines,
+            bases,
+            settled: std::sync::OnceLock::new(),
+            repository: name.repository.clone(),
+            host,
+            locations: std::sync::Mutex::default(),
+            unranged: std::sync::atomic::AtomicBool::new(false),
+            long: Arc::new(Semaphore::new(options.connections.max(1))),
+            short: Arc::new(Semaphore::new(options.connections.max(1))),
+        };
+        Ok(Self { client: Arc::new(client), name, counters })
+    }
+
+    /// What has been asked and received so far.
+    pub fn stats(&self) -> SourceStats {
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        SourceStats {
+            requests: read(&self.counters.requests),
+            bytes_received: read(&self.counters.bytes),
+            retries: read(&self.counters.retries),
+            resumptions: read(&self.counters.resumptions),
+            renewals: read(&self.counters.renewals),
+        }
+    }
+
+    /// `false` once a range request was answered with a whole blob: small ranges then cost all that
+    /// comes before them, and one stream from the start is cheaper.
+    pub fn serves_ranges(&self) -> bool {
+        !self.client.unranged.load(Ordering::Relaxed)
+    }
+
+    /// What stands behind `/manifests/`.
+    fn reference(&self) -> String {
+        match (&self.name.digest, &self.name.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => "latest".to_owned(),
+        }
+    }
+
+    async fn head_by_head(&self) -> Result<Option<Descriptor>, SourceError> {
+        let reference = self.reference();
+        let what = manifest_name(&reference);
+        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
+        let ask = Ask { method: Method::HEAD, thing: Thing::Manifest(&reference), what: &what };
+        let reply = self.client.ask(&ask, &mut self.tries()).await?;
+        if reply.status() != StatusCode::OK {
+            // It may not know HEAD, and if it does, only GET brings the reason.
+            return Ok(None);
+        }
+        let length = reply.header(CONTENT_LENGTH.as_str()).and_then(decimal);
+        let Some(size) = length.filter(|size| (1..=MANIFEST_LIMIT).contains(size)) else { return Ok(None) };
+        let Some(media_type) = known_type(&reply) else { return Ok(None) };
+        let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        let digest = match (&self.name.digest, served) {
+            (Some(named), Some(served)) if served == *named => served,
+            (None, Some(served)) => served,
+            (_, _) => return Ok(None),
+        };
+        Ok(Some(descriptor(media_type, digest, size)))
+    }
+
+    async fn fetch_root(&self) -> Result<(Descriptor, Untrusted<Bytes>), SourceError> {
+        let reference = self.reference();
+        let what = manifest_name(&reference);
+        let (reply, body) = self.document(&reference, &what, MANIFEST_LIMIT).await?;
+        let media_type = self.kind(&reply, &body)?;
+        let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        // Both have a say: the digest in the reference, and the one the registry claims.
+        for expected in self.name.digest.iter().chain(&served) {
+            self.compare(&what, expected, &body)?;
+        }
+        let digest = self.name.digest.clone().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
+        Ok((descriptor(media_type, digest, body.len() as u64), Untrusted::new(body)))
+    }
+
+    fn compare(&self, what: &str, expected: &Digest, body: &Bytes) -> Result<(), SourceError> {
+        let actual = Digest::of(expected.algorithm(), body);
+        if actual == *expected {
+            return Ok(());
+        }
+        let size = body.len() as u64;
+        let expected = expected.clone();
+        let mismatch = Box::new(Mismatch { expected, expected_size: size, actual, actual_size: size });
+        Err(SourceError::Corrupt { what: what.to_owned(), place: self.client.host.clone(), mismatch })
+    }
+
+    async fn fetch_manifest(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
+        let reference = wanted.digest.to_string();
+        let what = manifest_name(&reference);
+        if wanted.size > MANIFEST_LIMIT {
+            let why = format!("{what} has {} bytes; at most {MANIFEST_LIMIT} are read", wanted.size);
+            return Err(SourceError::Unsupported { place: self.client.place(), why, hint: None });
+        }
+        let (reply, body) = self.document(&reference, &what, wanted.size).await?;
+        if body.len() as u64 != wanted.size {
+            let why = format!("it has {} bytes instead of {}", body.len(), wanted.size);
+            return Err(self.client.protocol(&what, why));
+        }
+        let served = self.kind(&reply, &body)?;
+        if (served.is_index(), served.is_manifest()) != (wanted.media_type.is_index(), wanted.media_type.is_manifest())
+        {
+            let why = format!("it is served as `{served}`, but its descriptor says `{}`", wanted.media_type);
+            return Err(self.client.protocol(&what, why));
+        }
+        Ok(Untrusted::new(body))
+    }
+
+    /// A document of at most `limit` bytes; one that is cut is fetched again.
+    async fn document(&self, reference: &str, what: &str, limit: u64) -> Result<(Reply, Bytes), SourceError> {
+        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
+        let client = &self.client;
+        let mut tries = self.tries();
+        loop {
+            let ask = Ask { method: Method::GET, thing: Thing::Manifest(reference), what };
+            let mut reply = client.ask(&ask, &mut tries).await?;
+            if reply.status() != StatusCode::OK {
+                return Err(client.refusal(&mut reply, what).await);
+            }
+            let limit = usize::try_from(limit).expect("documents are limited to a few MiB");
+            match reply.body(limit).await {
+                Ok(body) => return Ok((reply, body)),
+                Err(Fault::TooLong { .. }) => {
+                    return Err(client.protocol(what, format!("it has more than {limit} bytes")));
+                }
+                Err(fault) if client.again(&mut tries, None, &fault).await => {}
+                Err(fault) => return Err(client.gave_up(what, &fault, &tries)),
+            }
+        }
+    }
+
+    /// Index or manifest: by Content-Type, or, where that says nothing, by the document itself.
+    fn kind(&self, reply: &Reply, body: &[u8]) -> Result<MediaType, SourceError> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Outline {
+            #[serde(default)]
+            schema_version: u64,
+            #[serde(default)]
+            media_type: Option<String>,
+            #[serde(default)]
+            manifests: Option<serde::de::IgnoredAny>,
+            #[serde(default)]
+            layers: Option<serde::de::IgnoredAny>,
+        }
+        let served = MediaType::parse(reply.header("content-type").unwrap_or_default());
+        let schema1 = || SourceError::Unsupported {
+            place: self.client.place(),
+            why: "the image is in Docker's schema 1 format, which names no file system to mount".to_owned(),
+            hint: Some("push the image again with a current tool".to_owned()),
+        };
+        match &served {
+            MediaType::DockerSchema1 => return Err(schema1()),
+            known if known.is_index() || known.is_manifest() => return Ok(served),
+            MediaType::Other(generic) if GENERIC.contains(&&**generic) => {}
+            other => {
+                let why = format!("it answered with `{}`, which is no image manifest", http::shown(other.as_str()));
+                return Err(self.client.protocol("the image", why));
+            }
+        }
+        let outline: Outline = serde_json::from_slice(body).map_err(|_| {
+            self.client.protocol("the image", "it answered with something that is no manifest".to_owned())
+        })?;
+        if outline.schema_version == 1 {
+            return Err(schema1());
+        }
+        match (outline.media_type.as_deref().map(MediaType::parse), outline.manifests, outline.layers) {
+            (Some(said), ..) if said.is_index() || said.is_manifest() => Ok(said),
+            (None, Some(_), None) => Ok(MediaType::OciIndex),
+            (None, None, Some(_)) => Ok(MediaType::OciManifest),
+            _ => Err(self.client.protocol("the image", "it is neither an image index nor a manifest".to_owned())),
+        }
+    }
+
+    fn tries(&self) -> Tries {
+        Tries::new(self.client.clock.clone(), &self.client.deadlines)
+    }
+}
+
+/// Content types that say nothing about a manifest.
+const GENERIC: [&str; 5] = ["", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream"];
+
+impl BlobSource for RegistrySource {
+    fn name(&self) -> &str {
+        &self.name.display
+    }
+
+    fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
+        Box::pin(async move {
+            match self.head_by_head().await? {
+                Some(descriptor) => Ok(descriptor),
+                None => Ok(self.fetch_root().await?.0),
+            }
+        })
+    }
+
+    fn root(&self) -> BoxFuture<'_, Result<(Descriptor, Untrusted<Bytes>), SourceError>> {
+        Box::pin(self.fetch_root())
+    }
+
+    fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        Box::pin(self.fetch_manifest(descriptor))
+    }
+
+    fn stream<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        range: Range<BlobOffset>,
+    ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
+        Box::pin(async move {
+            let range = range.start.0..range.end.0;
+            if range.start > range.end || range.end > blob.size {
+                let why = format!("bytes {} to {} are wanted of {}", range.start, range.end, blob.size);
+                return Err(self.client.protocol(&super::blob_name(&blob.digest), why));
+            }
+            if range.is_empty() {
+                return Ok(ByteStream::new(stream::empty()));
+            }
+            let transfer = Transfer::start(self.client.clone(), blob.digest.clone(), blob.size, range).await?;
+            Ok(ByteStream::new(stream::unfold(Some(transfer), |transfer| async move {
+                let mut transfer = transfer?;
+                match transfer.next().await {
+                    Ok(Some(piece)) => Some((Ok(piece), Some(transfer))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), None)),
+                }
+            })))
+        })
+    }
+}
+
+fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type, digest, size, data: None, annotations: std::collections::BTreeMap::new() }
+}
+
+fn known_type(reply: &Reply) -> Option<MediaType> {
+    let served = MediaType::parse(reply.header("content-type")?);
+    (served.is_index() || served.is_manifest()).then_some(served)
+}
+
+fn manifest_name(reference: &str) -> String {
+    format!("manifest `{reference}`")
+}
+
+/// The host as credentials and messages know it, with the port if one was given.
+fn written_host(name: &RegistryName) -> String {
+    let host = match name.host.as_str() {
+        "index.docker.io" => HUB.0.to_owned(),
+        bare if bare.contains(':') && !bare.starts_with('[') => format!("[{bare}]"),
+        other => other.to_owned(),
+    };
+    match name.port {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    }
+}
+
+/// The addresses under which the registry may answer, most wanted first.
+///
+/// Plain HTTP is only for this machine, unless the user asked for less security; certificates given
+/// for a registry on this machine mean that it speaks TLS.
+fn bases(name: &RegistryName, transport: &Transport) -> Result<Vec<Url>, tls::TlsError> {
+    let written = written_host(name);
+    let host = if written == HUB.0 { HUB.1 } else { &written };
+    let parse = |scheme: &str| {
+        let url = Url::parse(&format!("{scheme}://{host}/")).ok()?;
+        let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        (plain && url.username().is_empty() && url.password().is_none()).then_some(url)
+    };
+    let (Some(https), Some(http)) = (parse("https"), parse("http")) else { return Ok(Vec::new()) };
+    let Some(origin) = Origin::of(&https) else { return Ok(Vec::new()) };
+    if transport.verify == Verify::No {
+        return Ok(vec![https, http]);
+    }
+    let certified = !transport.ca.is_empty() || transport.certificates_for(&origin)?.is_some();
+    let plain = origin.reach() == Reach::Loopback && !certified && name.port != Some(443);
+    Ok(vec![if plain { http } else { https }])
+}
+
+/// Refuses names that would change the meaning of a URL.
+fn check(name: &RegistryName) -> Result<(), &'static str> {
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let part = |part: &str| !part.is_empty() && part != "." && part != ".." && plain(part);
+    let repository = &name.repository;
+    if repository.len() > 255 || !repository.split('/').all(part) {
+        return Err("it is not a name a repository can have");
+    }
+    if name.tag.as_ref().is_some_and(|tag| tag.len() > 128 || !part(tag)) {
+        return Err("it is not a tag");
+    }
+    Ok(())
+}

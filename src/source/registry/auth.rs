@@ -1,0 +1,481 @@
+//! Authorization: what is put into the `Authorization` header, and how it is renewed.
+//!
+//! Registries hand out tokens that live for a minute or an hour while an image is mounted for weeks,
+//! so renewal is ordinary life and not an error. When a token ends, every reader finds out at once;
+//! one of them renews and the others wait for what it got, be it a token or a refusal.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
+
+use super::challenge::Challenge;
+use super::credentials::{Credential, Found, Keyring, Secret, UnusableFile};
+use super::http::{Fault, Outgoing, Transport};
+use super::origin::{Origin, Reach};
+use super::patience::{Clock, Deadlines, Tries};
+use super::tls::Verify;
+
+/// The largest answer of a token server that is read, in bytes.
+const TOKEN_LIMIT: usize = 1 << 20;
+/// The life of a token whose server does not say ("Token Authentication", `expires_in`).
+const USUAL_LIFE: Duration = Duration::from_secs(60);
+/// The longest life that is believed; a registry that ends a token sooner answers 401.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// The longest realm that is asked, in bytes.
+const REALM_LIMIT: usize = 2 << 10;
+/// How peelfs calls itself to token servers.
+const CLIENT_ID: &str = "peelfs";
+
+/// Answers challenges for one repository.
+pub(super) struct Authorizer {
+    keyring: Keyring,
+    /// `repository:NAME:pull`; never what the challenge proposes, which may be more than we want.
+    scope: String,
+    verify: Verify,
+    clock: Arc<dyn Clock>,
+    deadlines: Deadlines,
+    state: Mutex<State>,
+    /// Held by the one who renews. Whoever waits for it wants exactly what its holder is fetching.
+    flight: tokio::sync::Mutex<()>,
+}
+
+/// What is shown to the registry at present.
+#[derive(Clone, Debug)]
+pub(super) struct Grant {
+    /// Counts renewals; tells whether somebody else has renewed already.
+    pub(super) generation: u64,
+    /// Marked as sensitive; absent while nothing was asked for.
+    pub(super) header: Option<HeaderValue>,
+    life: Option<Life>,
+    used: Option<Found>,
+}
+
+impl Grant {
+    /// Who we are with it, for messages.
+    pub(super) fn tried(&self) -> String {
+        self.used.as_ref().map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    renew: Duration,
+    end: Duration,
+}
+
+struct State {
+    grant: Grant,
+    challenge: Option<(Origin, Challenge)>,
+    flights: u64,
+    failure: Option<AuthError>,
+}
+
+/// Why there is no authorization.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum AuthError {
+    #[error(transparent)]
+    File(#[from] UnusableFile),
+    #[error("it gives no way to log in that peelfs knows")]
+    NoChallenge,
+    #[error("it wants a user name and password")]
+    WantsPassword { tried: String },
+    #[error("the credentials have not changed since they were refused")]
+    Unchanged,
+    #[error("its token server `{realm}` is not asked: {why}")]
+    Realm { realm: String, why: RealmFault },
+    #[error("the token server {host} answered {said}")]
+    Refused { host: String, said: String, tried: String },
+    #[error("no token: {0}")]
+    Unreachable(Fault),
+    #[error("no token: {host} answered {said}")]
+    Failing { host: String, said: String },
+    #[error("the token server {host} sent no usable token")]
+    NoToken { host: String },
+}
+
+/// Why a realm is not asked for a token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum RealmFault {
+    #[error("it is not an http or https address")]
+    Address,
+    #[error("it is on this machine or link, and the registry is not")]
+    Inward,
+    #[error("it does not use TLS")]
+    Plain,
+}
+
+/// Whether credentials that were refused may be shown again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refused {
+    /// An old token was refused; the credentials behind it are good as far as we know.
+    OldToken,
+    /// A token fetched for this very request was refused: only other credentials can help.
+    NewToken,
+}
+
+impl Authorizer {
+    pub(super) fn new(
+        keyring: Keyring,
+        repository: &str,
+        verify: Verify,
+        clock: Arc<dyn Clock>,
+        deadlines: Deadlines,
+    ) -> Self {
+        let nothing = Grant { generation: 0, header: None, life: None, used: None };
+        let state = State { grant: nothing, challenge: None, flights: 0, failure: None };
+        Self {
+            keyring,
+            scope: format!("repository:{repository}:pull"),
+            verify,
+            clock,
+            deadlines,
+            state: Mutex::new(state),
+            flight: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// What to show now; renewed first if it is about to end.
+    pub(super) async fn grant(&self, transport: &Transport) -> Result<Grant, AuthError> {
+        let grant = self.state().grant.clone();
+        let now = self.clock.now();
+        let Some(life) = grant.life.filter(|life| now >= life.renew) else { return Ok(grant) };
+        match self.renew(transport, &grant, None, Refused::OldToken).await {
+            Err(error) if now < life.end => {
+                tracing::debug!("{error}; the present token is used till it ends");
+                Ok(grant)
+            }
+            result => result,
+        }
+    }
+
+    /// A grant newer than `old`, which was refused with `challenge` by the registry at that origin.
+    ///
+    /// Of any number of callers, one asks; all get its result.
+    pub(super) async fn renew(
+        &self,
+        transport: &Transport,
+        old: &Grant,
+        challenge: Option<(Origin, Challenge)>,
+        refused: Refused,
+    ) -> Result<Grant, AuthError> {
+        let seen = self.state().flights;
+        let _ticket = self.flight.lock().await;
+        let challenge = {
+            let mut state = self.state();
+            if state.grant.generation != old.generation {
+                return Ok(state.grant.clone());
+            }
+            if let Some(failure) = state.failure.clone().filter(|_| state.flights != seen) {
+                return Err(failure);
+            }
+            if challenge.is_some() {
+                state.challenge = challenge;
+            }
+            state.challenge.clone()
+        };
+        let result = match challenge {
+            Some((registry, challenge)) => self.obtain(transport, &registry, &challenge, old, refused).await,
+            None => Err(AuthError::NoChallenge),
+        };
+        transport.counters.renewals.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state();
+        state.flights += 1;
+        match result {
+            Ok((header, life, used)) => {
+                state.failure = None;
+                state.grant = Grant { generation: old.generation + 1, header: Some(header), life, used };
+                Ok(state.grant.clone())
+            }
+            Err(error) => {
+                state.failure = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn obtain(
+        &self,
+        transport: &Transport,
+        registry: &Origin,
+        challenge: &Challenge,
+        old: &Grant,
+        refused: Refused,
+    ) -> Result<(HeaderValue, Option<Life>, Option<Found>), AuthError> {
+        let found = self.keyring.find().await?;
+        // Basic shows the credentials themselves, so there a refusal is always theirs.
+        let theirs = refused == Refused::NewToken || *challenge == Challenge::Basic;
+        if theirs && old.header.is_some() && old.used == found {
+            return Err(AuthError::Unchanged);
+        }
+        if let Some(Credential::Registry { token }) = found.as_ref().map(|found| &found.credential) {
+            let header = header("Bearer", token.reveal());
+            return Ok((header.ok_or_else(|| no_token(registry.to_string()))?, None, found));
+        }
+        match challenge {
+            Challenge::Basic => {
+                let Some(Credential::Password { user, password }) = found.as_ref().map(|found| &found.credential)
+                else {
+                    let tried = found.as_ref().map(Found::to_string);
+                    let tried = tried.unwrap_or_else(|| "anonymous, as no credentials were found".to_owned());
+                    return Err(AuthError::WantsPassword { tried });
+                };
+                let header = basic(user, password);
+                Ok((header, None, found))
+            }
+            Challenge::Bearer { realm, service } => {
+                let realm = self.realm(registry, realm)?;
+                let (token, life) = self.token(transport, &realm, service.as_deref(), found.as_ref()).await?;
+                let host = || Origin::of(&realm).map(|origin| origin.to_string()).unwrap_or_default();
+                let header = header("Bearer", token.reveal()).ok_or_else(|| no_token(host()))?;
+                Ok((header, Some(life), found))
+            }
+        }
+    }
+
+    /// The realm as an address, if it may be asked at all.
+    fn realm(&self, registry: &Origin, realm: &str) -> Result<Url, AuthError> {
+        check_realm(registry, realm, self.verify).map_err(|why| {
+            let shown = super::http::shown(realm.split('?').next().unwrap_or_default());
+            AuthError::Realm { realm: shown, why }
+        })
+    }
+
+    async fn token(
+        &self,
+        transport: &Transport,
+        realm: &Url,
+        service: Option<&str>,
+        found: Option<&Found>,
+    ) -> Result<(Secret, Life), AuthError> {
+        let host = Origin::of(realm).map(|origin| origin.to_string()).unwrap_or_default();
+        let tried = || found.map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string);
+        let mut ways = ways(realm, service, &self.scope, found)?.into_iter();
+        let mut way = ways.next().expect("there is always a first way");
+        let mut tries = Tries::new(self.clock.clone(), &self.deadlines);
+        loop {
+            let asked_at = self.clock.now();
+            let mut reply = match transport.send(&way).await {
+                Ok(reply) => reply,
+                Err(fault) if fault.is_passing() && tries.again(None).await => continue,
+                Err(fault) => return Err(AuthError::Unreachable(fault)),
+            };
+            match reply.status() {
+                StatusCode::OK | StatusCode::CREATED => {
+                    let body = match reply.body(TOKEN_LIMIT).await {
+                        Ok(body) => body,
+                        Err(fault) if fault.is_passing() && tries.again(None).await => continue,
+                        Err(fault) => return Err(AuthError::Unreachable(fault)),
+                    };
+                    let (token, life) = read_token(&body).ok_or_else(|| no_token(host.clone()))?;
+                    // Early enough that no request sets out with a token that ends on its way.
+                    let margin = (life / 5).min(Duration::from_secs(30));
+                    return Ok((token, Life { renew: asked_at + life - margin, end: asked_at + life }));
+                }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    return Err(AuthError::Refused { host, said: reply.said().await, tried: tried() });
+                }
+                status if is_busy(status) => {
+                    let asked = reply.retry_after();
+                    let said = reply.said().await;
+                    drop(reply);
+                    if !tries.again(asked).await {
+                        return Err(AuthError::Failing { host, said });
+                    }
+                }
+                // Some servers know only GET, some only POST; their ways to say so differ widely.
+                _ => match ways.next() {
+                    Some(next) => way = next,
+                    None => return Err(AuthError::Refused { host, said: reply.said().await, tried: tried() }),
+                },
+            }
+        }
+    }
+}
+
+/// Whether the server may answer the same request later.
+pub(super) fn is_busy(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// The requests that may bring a token, best first; never empty.
+fn ways(realm: &Url, service: Option<&str>, scope: &str, found: Option<&Found>) -> Result<Vec<Outgoing>, AuthError> {
+    let get = |authorization: Option<HeaderValue>, account: Option<&str>| {
+        let mut url = realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            for (name, value) in [("account", account), ("service", service), ("scope", Some(scope))] {
+                value.map(|value| query.append_pair(name, value));
+            }
+        }
+        Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization, form: None }
+    };
+    let post = |fields: &[(&str, &str)]| {
+        let mut form = realm.clone();
+        form.set_query(None);
+        {
+            let mut query = form.query_pairs_mut();
+            query.extend_pairs(fields);
+            query.append_pair("service", service.unwrap_or_default());
+            query.append_pair("scope", scope).append_pair("client_id", CLIENT_ID);
+        }
+        let form = form.query().map(str::to_owned);
+        let url = realm.clone();
+        Outgoing { method: Method::POST, url, headers: HeaderMap::new(), authorization: None, form }
+    };
+    Ok(match found.map(|found| &found.credential) {
+        None | Some(Credential::Registry { .. }) => vec![get(None, None)],
+        Some(Credential::Password { user, password }) => vec![
+            get(Some(basic(user, password)), Some(user)),
+            post(&[("grant_type", "password"), ("username", user), ("password", password.reveal())]),
+        ],
+        Some(Credential::Identity { token }) => {
+            let origin = Origin::of(realm);
+            if !origin.is_some_and(|origin| origin.is_tls() || origin.reach() == Reach::Loopback) {
+                let realm = super::http::shown(realm.path());
+                return Err(AuthError::Realm { realm, why: RealmFault::Plain });
+            }
+            vec![
+                post(&[("grant_type", "refresh_token"), ("refresh_token", token.reveal())]),
+                get(Some(basic("<token>", token)), None),
+            ]
+        }
+    })
+}
+
+fn check_realm(registry: &Origin, realm: &str, verify: Verify) -> Result<Url, RealmFault> {
+    let url = Some(realm).filter(|realm| realm.len() <= REALM_LIMIT).and_then(|realm| Url::parse(realm).ok());
+    let url = url.filter(|url| url.username().is_empty() && url.password().is_none()).ok_or(RealmFault::Address)?;
+    let origin = Origin::of(&url).ok_or(RealmFault::Address)?;
+    let inward = origin.reach() != Reach::Elsewhere;
+    if inward && registry.reach() != origin.reach() && registry.reach() != Reach::Loopback {
+        return Err(RealmFault::Inward);
+    }
+    let clear = !origin.is_tls() && origin.reach() != Reach::Loopback;
+    if clear && verify == Verify::Yes {
+        return Err(RealmFault::Plain);
+    }
+    Ok(url)
+}
+
+fn read_token(body: &[u8]) -> Option<(Secret, Duration)> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        token: Option<String>,
+        #[serde(default)]
+        access_token: Option<String>,
+        #[serde(default)]
+        expires_in: Option<f64>,
+    }
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let given = |token: Option<String>| token.filter(|token| !token.is_empty());
+    let token = given(answer.token).or_else(|| given(answer.access_token))?;
+    let life = match answer.expires_in {
+        Some(seconds) if seconds > 0.0 => {
+            Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIFE).min(LONGEST_LIFE)
+        }
+        _ => USUAL_LIFE,
+    };
+    Some((Secret::new(token), life))
+}
+
+fn basic(user: &str, password: &Secret) -> HeaderValue {
+    let pair = STANDARD.encode(format!("{user}:{}", password.reveal()));
+    header("Basic", &pair).expect("base64 is plain text")
+}
+
+/// `SCHEME VALUE`, if the value can stand in a header.
+fn header(scheme: &str, value: &str) -> Option<HeaderValue> {
+    let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
+    let mut header = HeaderValue::try_from(format!("{scheme} {value}")).ok().filter(|_| plain)?;
+    header.set_sensitive(true);
+    Some(header)
+}
+
+fn no_token(host: String) -> AuthError {
+    AuthError::NoToken { host }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn origin(url: &str) -> Origin {
+        Origin::of(&Url::parse(url).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn passwords_go_to_realms_with_tls_or_on_this_machine_only() {
+        use RealmFault::{Address, Inward, Plain};
+        let public = "https://r.example/";
+        let local = "http://127.0.0.1:5000/";
+        let long = format!("https://a/{}", "x".repeat(REALM_LIMIT));
+        for (registry, realm, wanted) in [
+            (public, "https://auth.example/token", None),
+            (public, "https://auth.example/token?x=y", None),
+            (public, "http://auth.example/token", Some(Plain)),
+            (public, "https://169.254.169.254/latest", Some(Inward)),
+            (public, "http://169.254.169.254/latest", Some(Inward)),
+            (public, "https://localhost/token", Some(Inward)),
+            (public, "http://[::1]:80/token", Some(Inward)),
+            (public, "ftp://auth.example/", Some(Address)),
+            (public, "/token", Some(Address)),
+            (public, "", Some(Address)),
+            (public, "https://user:pw@auth.example/", Some(Address)),
+            (public, &long, Some(Address)),
+            (local, "http://127.0.0.1:5001/token", None),
+            (local, "https://auth.example/token", None),
+            (local, "http://auth.example/token", Some(Plain)),
+        ] {
+            let result = check_realm(&origin(registry), realm, Verify::Yes).err();
+            assert_eq!(result, wanted, "{registry} {realm:.60}");
+        }
+        assert!(check_realm(&origin(public), "http://auth.example/", Verify::No).is_ok());
+        assert_eq!(check_realm(&origin(public), "http://127.0.0.1/", Verify::No), Err(Inward));
+    }
+
+    #[test]
+    fn tokens_as_servers_send_them() {
+        for (body, wanted) in [
+            (r#"{"token":"a","expires_in":300,"issued_at":"2026-01-01T00:00:00Z"}"#, Some(("a", 300))),
+            (r#"{"access_token":"b"}"#, Some(("b", 60))),
+            (r#"{"token":"","access_token":"b","expires_in":0}"#, Some(("b", 60))),
+            (r#"{"token":"a","expires_in":1e300}"#, Some(("a", 24 * 3600))),
+            (r#"{"token":"a","expires_in":-5}"#, Some(("a", 60))),
+            (r#"{"expires_in":300}"#, None),
+            ("", None),
+        ] {
+            let wanted = wanted.map(|(token, life)| (Secret::new(token), Duration::from_secs(life)));
+            assert_eq!(read_token(body.as_bytes()), wanted, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_smuggle_a_header() {
+        for token in ["", "a\r\nX: y", "a b", "\u{e9}"] {
+            assert!(header("Bearer", token).is_none(), "{token:?}");
+        }
+        assert!(!format!("{:?}", header("Bearer", "hunter2").unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn refresh_tokens_never_travel_in_clear() {
+        let credential = Credential::Identity { token: Secret::new("t") };
+        let found = Found { credential, origin: String::new() };
+        let ask = |realm: &str| ways(&Url::parse(realm).unwrap(), None, "s", Some(&found)).is_ok();
+        assert!(ask("https://auth.example/token"));
+        assert!(ask("http://127.0.0.1:5001/token"));
+        assert!(!ask("http://auth.example/token"));
+    }
+}

@@ -1,0 +1,169 @@
+//! Blobs: a range of a blob as a stream that survives the connections it comes over.
+//!
+//! A body that is cut is asked for again from the last good byte. A server that ignores ranges is
+//! read from the start and cut to size. Tries without real progress are counted, so neither a server
+//! that always hangs up nor one that sends a byte a minute can hold a reader for ever.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use reqwest::Method;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::client::{Ask, Client, Thing};
+use super::http::{Fault, Reply};
+use super::patience::Tries;
+use super::ranges::{self, Placement, RangeFault};
+use crate::digest::Digest;
+use crate::source::SourceError;
+
+/// A try that brought this many bytes did well, and the count of failed ones starts anew.
+const PROGRESS: u64 = 64 << 10;
+/// Up to this size a transfer waits with the short ones.
+pub(super) const SHORT: u64 = 1 << 20;
+
+/// A range of a blob on its way.
+pub(super) struct Transfer {
+    client: Arc<Client>,
+    digest: Digest,
+    size: u64,
+    what: String,
+    /// What is still to come.
+    wanted: Range<u64>,
+    body: Option<Body>,
+    tries: Tries,
+    /// Bytes delivered since the last failed try.
+    progress: u64,
+    /// A server lied about ranges: take whole blobs only.
+    whole_only: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+struct Body {
+    reply: Reply,
+    placement: Placement,
+}
+
+impl Transfer {
+    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good.
+    pub(super) async fn start(
+        client: Arc<Client>,
+        digest: Digest,
+        size: u64,
+        wanted: Range<u64>,
+    ) -> Result<Self, SourceError> {
+        let queue = if wanted.end - wanted.start <= SHORT { &client.short } else { &client.long };
+        let permit = queue.clone().acquire_owned().await.expect("the queues are never closed");
+        let tries = Tries::new(client.clock.clone(), &client.deadlines);
+        let what = crate::source::blob_name(&digest);
+        let mut transfer = Self {
+            client,
+            digest,
+            size,
+            what,
+            wanted,
+            body: None,
+            tries,
+            progress: 0,
+            whole_only: false,
+            _permit: permit,
+        };
+        transfer.body = Some(transfer.open().await?);
+        Ok(transfer)
+    }
+
+    /// The next bytes; `None` after the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        while !self.wanted.is_empty() {
+            let mut body = match self.body.take() {
+                Some(body) => body,
+                None => self.open().await?,
+            };
+            match body.reply.chunk().await {
+                Ok(Some(chunk)) => {
+                    let piece = self.cut_out(chunk, &mut body.placement)?;
+                    self.body = (body.placement.take > 0).then_some(body);
+                    if !piece.is_empty() {
+                        self.wanted.start += piece.len() as u64;
+                        self.progress += piece.len() as u64;
+                        if self.body.is_none() && !self.wanted.is_empty() {
+                            // The server gave less than the range and said so.
+                            self.set_back(&"its answer covers less than the range").await?;
+                        }
+                        return Ok(Some(piece));
+                    }
+                }
+                Ok(None) => {
+                    let fault = Fault::Cut { host: body.reply.host.clone() };
+                    drop(body);
+                    self.set_back(&fault).await?;
+                }
+                Err(fault) => {
+                    drop(body);
+                    self.set_back(&fault).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The wanted part of a piece of the body.
+    fn cut_out(&self, mut chunk: Bytes, placement: &mut Placement) -> Result<Bytes, SourceError> {
+        let skipped = placement.skip.min(chunk.len() as u64);
+        placement.skip -= skipped;
+        let mut wanted = chunk.split_off(usize::try_from(skipped).expect("at most the chunk's length"));
+        if wanted.len() as u64 > placement.take {
+            // After a range inside a whole blob more must come; after anything else nothing may.
+            if placement.ranged || self.wanted.end == self.size {
+                let why = "its body is longer than the blob or range".to_owned();
+                return Err(self.client.protocol(&self.what, why));
+            }
+            wanted.truncate(usize::try_from(placement.take).expect("less than the chunk's length"));
+        }
+        placement.take -= wanted.len() as u64;
+        Ok(wanted)
+    }
+
+    async fn open(&mut self) -> Result<Body, SourceError> {
+        loop {
+            let all = self.wanted == (0..self.size);
+            let range = (!all && !self.whole_only).then(|| self.wanted.clone());
+            let ask = Ask { method: Method::GET, thing: Thing::Blob(&self.digest, range), what: &self.what };
+            let mut reply = self.client.ask(&ask, &mut self.tries).await?;
+            match ranges::place(reply.status(), reply.headers(), &self.wanted, self.size) {
+                Ok(placement) => {
+                    if !placement.ranged && !all && !self.client.unranged.swap(true, Ordering::Relaxed) {
+                        tracing::debug!(host = reply.host, "the server ignores ranges");
+                    }
+                    return Ok(Body { reply, placement });
+                }
+                Err(RangeFault::Status(_)) => return Err(self.client.refusal(&mut reply, &self.what).await),
+                Err(fault) if fault.is_about_ranges() && !self.whole_only && !all => {
+                    tracing::warn!(
+                        "{} sent a wrong answer to a range request: {fault}; asking for the whole blob",
+                        reply.host
+                    );
+                    self.whole_only = true;
+                }
+                Err(fault) => return Err(self.client.protocol(&self.what, fault.to_string())),
+            }
+        }
+    }
+
+    /// Counts a body that ended early, and waits before the next try.
+    async fn set_back(&mut self, fault: &(dyn Display + Sync)) -> Result<(), SourceError> {
+        // Patience begins with the first failure, not while a slow reader was taking its time.
+        if self.progress >= PROGRESS || self.tries.failed() == 0 {
+            self.tries = Tries::new(self.client.clock.clone(), &self.client.deadlines);
+        }
+        self.progress = 0;
+        if !self.client.again(&mut self.tries, None, fault).await {
+            return Err(self.client.gave_up(&self.what, fault, &self.tries));
+        }
+        self.client.transport.counters.resumptions.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

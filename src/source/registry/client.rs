@@ -1,0 +1,311 @@
+//! The conversation with one repository: asks until there is an answer or no hope of one.
+//!
+//! Between a question and its answer may lie a login, a token that has ended, a redirect to storage,
+//! a signed address that has expired, and a registry that is busy. All of that happens here, so that
+//! the code above sees only answers.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::Semaphore;
+
+use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy};
+use super::challenge;
+use super::http::{Fault, Outgoing, Reply, Transport};
+use super::origin::Origin;
+use super::patience::{Clock, Deadlines, Tries};
+use crate::descriptor::MediaType;
+use crate::digest::Digest;
+use crate::source::SourceError;
+
+/// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
+const MAX_LOCATIONS: usize = 1024;
+
+/// Asks one repository.
+pub(super) struct Client {
+    pub(super) transport: Transport,
+    pub(super) authorizer: Authorizer,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) deadlines: Deadlines,
+    /// Where the registry may be, most wanted first; settled by the first answer.
+    pub(super) bases: Vec<Url>,
+    pub(super) settled: OnceLock<Url>,
+    pub(super) repository: String,
+    /// The registry, for messages.
+    pub(super) host: String,
+    /// Where blobs were redirected to: the redirect is a round trip, and it is the same for every
+    /// range until its signature expires.
+    pub(super) locations: Mutex<HashMap<Digest, Url>>,
+    /// Some server has answered a range request with the whole blob.
+    pub(super) unranged: AtomicBool,
+    /// Long transfers and short ones wait in different queues, so that a reader who needs a page
+    /// never waits for somebody's layer to end.
+    pub(super) long: Arc<Semaphore>,
+    pub(super) short: Arc<Semaphore>,
+}
+
+/// One question.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) thing: Thing<'a>,
+    /// For messages.
+    pub(super) what: &'a str,
+}
+
+/// What a question is about.
+pub(super) enum Thing<'a> {
+    /// By tag or digest.
+    Manifest(&'a str),
+    /// The whole blob, or a part of it.
+    Blob(&'a Digest, Option<Range<u64>>),
+}
+
+/// Whether a remembered redirect may be used for this question.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Shortcut {
+    Take,
+    /// It failed once already.
+    Avoid,
+}
+
+impl Client {
+    /// The registry's answer, of whatever status but those that can be overcome.
+    ///
+    /// The body is not compressed. `tries` limits this question together with those before it.
+    pub(super) async fn ask(&self, ask: &Ask<'_>, tries: &mut Tries) -> Result<Reply, SourceError> {
+        let mut renewals = 0;
+        let mut candidates = self.bases.iter();
+        let mut base = self.settled.get().or_else(|| candidates.next()).expect("there is a base");
+        let mut first_fault = None;
+        let mut shortcut = Shortcut::Take;
+        loop {
+            let known = self.location(&ask.thing).filter(|_| shortcut == Shortcut::Take);
+            let grant = self.authorizer.grant(&self.transport).await.map_err(|error| self.no_grant(error, ask.what))?;
+            let request = self.request(base, ask, known.clone(), &grant);
+            let mut reply = match self.transport.send(&request).await {
+                Ok(reply) => reply,
+                Err(fault) if known.is_some() => {
+                    tracing::debug!("{fault}; asking the registry itself");
+                    self.forget(&ask.thing);
+                    shortcut = Shortcut::Avoid;
+                    continue;
+                }
+                Err(fault @ (Fault::Connect { .. } | Fault::Silent { .. })) if self.settled.get().is_none() => {
+                    // Never heard of: one clear error at once is better than a minute of hope.
+                    let connects = matches!(fault, Fault::Connect { .. });
+                    match candidates.next().filter(|_| connects) {
+                        Some(next) => base = next,
+                        None => return Err(self.unreachable(ask.what, first_fault.unwrap_or(fault).to_string())),
+                    }
+                    first_fault.get_or_insert(fault);
+                    continue;
+                }
+                Err(fault) if fault.is_passing() => {
+                    if !self.again(tries, None, &fault).await {
+                        return Err(self.gave_up(ask.what, &fault, tries));
+                    }
+                    continue;
+                }
+                Err(Fault::Tls(error)) => {
+                    let place = self.host.clone();
+                    return Err(SourceError::Unsupported { place, why: error.to_string(), hint: None });
+                }
+                Err(fault) => return Err(self.protocol(ask.what, fault.to_string())),
+            };
+            // Whoever answered the first question is the registry.
+            let base = self.settled.get_or_init(|| base.clone());
+            let status = reply.status();
+            if known.is_some()
+                && status.is_client_error()
+                && status != StatusCode::RANGE_NOT_SATISFIABLE
+                && !is_busy(status)
+            {
+                tracing::debug!(
+                    status = status.as_u16(),
+                    "a remembered redirect has expired; asking the registry again"
+                );
+                self.forget(&ask.thing);
+                shortcut = Shortcut::Avoid;
+                continue;
+            }
+            let away = known.is_some() || Origin::of(&reply.url) != Origin::of(base);
+            if status == StatusCode::UNAUTHORIZED && !away {
+                self.answer_challenge(&mut reply, &grant, renewals, ask.what).await?;
+                renewals += 1;
+                continue;
+            }
+            // A signature that was fresh a moment ago and is refused: a new one may be better.
+            let unsigned = away && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if is_busy(status) || unsigned {
+                let asked = reply.retry_after();
+                let said = reply.said().await;
+                let fault = format!("{} answered {said}", reply.host);
+                drop(reply);
+                if !self.again(tries, asked, &fault).await {
+                    return Err(self.gave_up(ask.what, &fault, tries));
+                }
+                continue;
+            }
+            if status.is_success() {
+                if let Some(encoding) = reply.foreign_encoding() {
+                    let why = format!("it is encoded as `{encoding}`, though only `identity` was accepted");
+                    return Err(self.protocol(ask.what, why));
+                }
+                if reply.redirected && away {
+                    self.remember(&ask.thing, &reply.url);
+                }
+            }
+            return Ok(reply);
+        }
+    }
+
+    fn request(&self, base: &Url, ask: &Ask<'_>, known: Option<Url>, grant: &Grant) -> Outgoing {
+        let mut headers = HeaderMap::new();
+        let path = match &ask.thing {
+            Thing::Manifest(reference) => {
+                let accept = MediaType::MANIFESTS.join(", ");
+                headers.insert(ACCEPT, HeaderValue::try_from(accept).expect("media types are plain text"));
+                format!("/v2/{}/manifests/{reference}", self.repository)
+            }
+            Thing::Blob(digest, range) => {
+                if let Some(range) = range {
+                    let range = format!("bytes={}-{}", range.start, range.end - 1);
+                    headers.insert(RANGE, HeaderValue::try_from(range).expect("numbers are plain text"));
+                }
+                format!("/v2/{}/blobs/{digest}", self.repository)
+            }
+        };
+        let authorization = grant.header.clone().filter(|_| known.is_none());
+        let url = known.unwrap_or_else(|| {
+            let mut url = base.clone();
+            url.set_path(&path);
+            url
+        });
+        debug_assert!(!headers.contains_key(AUTHORIZATION));
+        Outgoing { method: ask.method.clone(), url, headers, authorization, form: None }
+    }
+
+    /// Gets a better grant for a 401 of the registry itself.
+    async fn answer_challenge(
+        &self,
+        reply: &mut Reply,
+        grant: &Grant,
+        renewals: u32,
+        what: &str,
+    ) -> Result<(), SourceError> {
+        let challenges = reply.headers().get_all(WWW_AUTHENTICATE).iter();
+        let challenge = challenge::choose(challenges.map(HeaderValue::as_bytes)).zip(Origin::of(&reply.url));
+        let challenge = challenge.map(|(challenge, origin)| (origin, challenge));
+        let denied = |said: String| SourceError::Denied {
+            what: what.to_owned(),
+            place: self.host.clone(),
+            said,
+            tried: grant.tried(),
+        };
+        if challenge.is_none() {
+            return Err(denied(format!("{}; {}", reply.said().await, AuthError::NoChallenge)));
+        }
+        let refused = if renewals == 0 { Refused::OldToken } else { Refused::NewToken };
+        if renewals >= 2 {
+            return Err(denied(reply.said().await));
+        }
+        match self.authorizer.renew(&self.transport, grant, challenge, refused).await {
+            Ok(_) => Ok(()),
+            Err(AuthError::Unchanged) => Err(denied(reply.said().await)),
+            Err(error) => Err(self.no_grant(error, what)),
+        }
+    }
+
+    fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
+        let tried = match &error {
+            AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } => tried.clone(),
+            AuthError::Unreachable(_) | AuthError::Failing { .. } => return self.unreachable(what, error.to_string()),
+            AuthError::NoToken { .. } => return self.protocol(what, error.to_string()),
+            AuthError::File(file) => {
+                return SourceError::Unsupported { place: file.path.clone(), why: error.to_string(), hint: None };
+            }
+            AuthError::Realm { .. } | AuthError::NoChallenge | AuthError::Unchanged => "nothing".to_owned(),
+        };
+        SourceError::Denied { what: what.to_owned(), place: self.host.clone(), said: error.to_string(), tried }
+    }
+
+    /// The error that a final answer other than success means.
+    pub(super) async fn refusal(&self, reply: &mut Reply, what: &str) -> SourceError {
+        let said = reply.said().await;
+        let what = what.to_owned();
+        match reply.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => {
+                SourceError::NotFound { what, place: self.place(), said: Some(said) }
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let tried = match self.authorizer.grant(&self.transport).await {
+                    Ok(grant) => grant.tried(),
+                    Err(error) => error.to_string(),
+                };
+                SourceError::Denied { what, place: self.host.clone(), said, tried }
+            }
+            _ => SourceError::Protocol { what, place: self.host.clone(), why: format!("it answered {said}") },
+        }
+    }
+
+    /// Registry and repository, for messages.
+    pub(super) fn place(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
+    pub(super) fn protocol(&self, what: &str, why: String) -> SourceError {
+        SourceError::Protocol { what: what.to_owned(), place: self.host.clone(), why }
+    }
+
+    pub(super) fn unreachable(&self, what: &str, why: String) -> SourceError {
+        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why }
+    }
+
+    pub(super) fn gave_up(&self, what: &str, fault: &(dyn Display + Sync), tries: &Tries) -> SourceError {
+        self.unreachable(what, format!("{fault} (tried {} times)", tries.failed()))
+    }
+
+    /// Counts and logs a failed try, and waits before the next, if there is to be one.
+    pub(super) async fn again(
+        &self,
+        tries: &mut Tries,
+        asked: Option<std::time::Duration>,
+        fault: &(dyn Display + Sync),
+    ) -> bool {
+        let again = tries.again(asked).await;
+        if again {
+            self.transport.counters.retries.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!("{fault}; trying again");
+        }
+        again
+    }
+
+    fn location(&self, thing: &Thing<'_>) -> Option<Url> {
+        let Thing::Blob(digest, _) = thing else { return None };
+        self.locations().get(*digest).cloned()
+    }
+
+    fn remember(&self, thing: &Thing<'_>, url: &Url) {
+        let Thing::Blob(digest, _) = thing else { return };
+        let mut locations = self.locations();
+        if locations.len() >= MAX_LOCATIONS {
+            locations.clear();
+        }
+        locations.insert((*digest).clone(), url.clone());
+    }
+
+    fn forget(&self, thing: &Thing<'_>) {
+        if let Thing::Blob(digest, _) = thing {
+            self.locations().remove(*digest);
+        }
+    }
+
+    fn locations(&self) -> MutexGuard<'_, HashMap<Digest, Url>> {
+        self.locations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,165 @@
+//! A server that does exactly what a test says, and remembers what it was asked.
+//!
+//! It exists because well-behaved servers cannot cut a body at a chosen byte or lie about a range.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) method: String,
+    pub(super) target: String,
+    headers: Vec<(String, String)>,
+    pub(super) body: String,
+}
+
+impl Asked {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// First and last byte of a `Range` header.
+    pub(super) fn range(&self) -> Option<(usize, usize)> {
+        let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().unwrap(), last.parse().unwrap()))
+    }
+}
+
+/// What is sent back, byte for byte, and what happens to the connection then.
+pub(super) struct Said {
+    bytes: Vec<u8>,
+    then: Then,
+}
+
+enum Then {
+    Keep,
+    HangUp,
+    Hang,
+    /// The bytes again and again, till the client leaves.
+    Repeat(Vec<u8>),
+}
+
+impl Said {
+    /// A response with the right Content-Length.
+    pub(super) fn new(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let length = body.len().to_string();
+        let mut said = Self::head(status, &[headers, &[("Content-Length", &length)]].concat());
+        said.bytes.extend_from_slice(body);
+        said
+    }
+
+    /// A response with these headers only, and no body yet.
+    pub(super) fn head(status: u16, headers: &[(&str, &str)]) -> Self {
+        let mut text = format!("HTTP/1.1 {status} Scripted\r\n");
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str("\r\n");
+        Self { bytes: text.into_bytes(), then: Then::Keep }
+    }
+
+    /// Sends these bytes too.
+    pub(super) fn and(mut self, bytes: &[u8]) -> Self {
+        self.bytes.extend_from_slice(bytes);
+        self
+    }
+
+    pub(super) fn then_hang_up(self) -> Self {
+        Self { then: Then::HangUp, ..self }
+    }
+
+    /// Keeps the connection open and says nothing more.
+    pub(super) fn then_hang(self) -> Self {
+        Self { then: Then::Hang, ..self }
+    }
+
+    pub(super) fn then_repeat(self, bytes: &[u8]) -> Self {
+        Self { then: Then::Repeat(bytes.to_vec()), ..self }
+    }
+}
+
+/// A listening server; its threads end with the test process.
+pub(super) struct Scripted {
+    pub(super) address: SocketAddr,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Scripted {
+    /// Answers every request with what `script` returns.
+    pub(super) fn start(script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let script = Arc::new(script);
+        let (log, count) = (asked.clone(), connections.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (script, log) = (script.clone(), log.clone());
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    // A client that leaves in the middle is part of many tests.
+                    let _ = stream.and_then(|stream| serve(&stream, &*script, &log));
+                });
+            }
+        });
+        Self { address, asked, connections }
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(super) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn serve(stream: &TcpStream, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut asked = Asked { method, target, headers, body: String::new() };
+        let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        asked.body = String::from_utf8(body).unwrap();
+        log.lock().unwrap().push(asked.clone());
+        let said = script(&asked);
+        writer.write_all(&said.bytes)?;
+        match said.then {
+            Then::Keep => {}
+            Then::HangUp => return Ok(()),
+            Then::Hang => {
+                // Returns when the client closes.
+                reader.read_line(&mut String::new())?;
+                return Ok(());
+            }
+            Then::Repeat(bytes) => loop {
+                writer.write_all(&bytes)?;
+            },
+        }
+    }
+}
