@@ -153,7 +153,7 @@ async fn fifty_readers_renew_once() {
     let valid = Arc::new(Mutex::new("Bearer t1".to_owned()));
     let check = valid.clone();
     let server = token_registry(move |header| *check.lock().unwrap() == header);
-    let bench = bench(&server, None);
+    let bench = bench_with(&server, None, |options| options.connections = 50);
     bench.source.root().await.unwrap();
     // The registry forgets the token; all find out together.
     *valid.lock().unwrap() = "Bearer t2".to_owned();
@@ -169,35 +169,23 @@ async fn fifty_readers_renew_once() {
     assert_eq!(tokens_asked(&server).len(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test]
 async fn fifty_readers_share_one_failed_login() {
-    let gate = Arc::new((Mutex::new(0), std::sync::Condvar::new()));
-    let arrivals = gate.clone();
-    let server = Scripted::start(move |asked| {
-        let (count, all_here) = &*arrivals;
-        if asked.target.starts_with("/token") {
-            // Not before every reader has been refused.
-            drop(all_here.wait_while(count.lock().unwrap(), |count| *count < 8).unwrap());
-            return Said::new(401, &[], r#"{"details":"wrong password"}"#);
-        }
-        *count.lock().unwrap() += 1;
-        all_here.notify_all();
-        challenge(asked)
-    });
-    // As many as may ask at a time.
+    let server = Scripted::start(|_| Said::new(401, &[], r#"{"details":"wrong password"}"#));
     let bench = bench(&server, Some(ALICE));
-    let readers: Vec<_> = (0..8)
-        .map(|_| {
-            let source = bench.source.clone();
-            tokio::spawn(async move { source.root().await.map(drop) })
-        })
-        .collect();
-    for reader in readers {
-        let error = reader.await.unwrap().unwrap_err();
-        assert!(matches!(error, SourceError::Denied { .. }), "{error}");
+    let (authorizer, transport) = (&bench.source.client.authorizer, &bench.source.client.transport);
+    let registry = Origin::of(&Url::parse(&server.url("/")).unwrap()).unwrap();
+    let challenge = challenge::Challenge::Bearer { realm: server.url("/token"), service: None };
+    let refused = authorizer.grant(transport).await.unwrap();
+    // Joined on one thread: each is waiting before the first answer is looked at.
+    let readers = (0..50).map(|_| {
+        let challenge = Some((registry.clone(), challenge.clone()));
+        authorizer.renew(transport, &refused, challenge, auth::Refused::OldToken)
+    });
+    for result in futures_util::future::join_all(readers).await {
+        assert!(matches!(result, Err(auth::AuthError::Refused { .. })), "{result:?}");
     }
-    let asked = tokens_asked(&server).len();
-    assert!(asked < 8, "{asked} logins");
+    assert_eq!(server.asked().len(), 1);
 }
 
 #[tokio::test]
