@@ -86,7 +86,7 @@ struct Count(u64);
 impl TarSink for Count {
     type Error = Infallible;
 
-    fn entry(&mut self, _: &TarEntry<'_>) -> Result<(), Infallible> {
+    fn accept(&mut self, _: &TarEntry<'_>) -> Result<(), Infallible> {
         self.0 += 1;
         Ok(())
     }
