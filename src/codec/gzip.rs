@@ -196,16 +196,16 @@ impl Gzip {
             self.watched = None;
         }
         let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
+        let mark = |kind| Mark { blob: BlobOffset(bits / 8), bit: (bits % 8) as u8, decoded, kind };
         if stop == Stop::Block && pass.start_wanted(decoded) {
-            let (blob, bit) = (BlobOffset(bits / 8), (bits % 8) as u8);
-            pass.offer(Mark { blob, bit, decoded, kind: StartKind::Checkpoint });
+            pass.offer(mark(StartKind::Checkpoint));
             // Empty blocks move the mark on, but not its window.
             if self.watched != Some(decoded) {
                 self.references.get_or_insert_with(References::new).begin(out.history());
                 self.watched = Some(decoded);
             }
         } else if decoded >= pass.next_continued() {
-            pass.offer(Mark { blob: BlobOffset(bits.div_ceil(8)), bit: 0, decoded, kind: StartKind::Continued });
+            pass.offer(mark(StartKind::Continued));
         }
     }
 }

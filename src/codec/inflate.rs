@@ -826,7 +826,7 @@ const ONE_BIT: u32 = 1 << CODE_SHIFT | 1;
 /// No code: one bit long, so that it is not believed before a bit is there.
 const INVALID: u32 = EXCEPTIONAL | ONE_BIT;
 
-const CODE_LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+pub(super) const CODE_LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
 /// What is known of each literal/length symbol before its code is.
 static LITERAL_SYMBOLS: [u32; 288] = {
@@ -867,11 +867,11 @@ static DISTANCE_SYMBOLS: [u32; 32] = {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::samples::{KINDS, Kind, Random, sample};
+    use super::super::samples::{KINDS, Kind, Random, Writer, lengths, sample};
     use super::super::window::Unwatched;
     use super::*;
 
-    const LARGEST: usize = 1 << 20;
+    const LARGEST: usize = 1 << 16;
 
     /// Bytes and length of the stream, or `None` if it is not valid or not complete.
     fn own(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<(Vec<u8>, usize), Option<InflateError>> {
@@ -964,49 +964,6 @@ mod tests {
         assert!(both[1] > 100, "{both:?}");
     }
 
-    /// Writes a deflate stream bit by bit.
-    #[derive(Default)]
-    struct Writer {
-        bytes: Vec<u8>,
-        bits: u32,
-    }
-
-    impl Writer {
-        fn put(mut self, value: u32, bits: u32) -> Self {
-            for bit in 0..bits {
-                if self.bits.is_multiple_of(8) {
-                    self.bytes.push(0);
-                }
-                *self.bytes.last_mut().unwrap() |= ((value >> bit & 1) as u8) << (self.bits % 8);
-                self.bits += 1;
-            }
-            self
-        }
-
-        /// A code, which is sent from its top bit.
-        fn code(self, code: u32, bits: u32) -> Self {
-            self.put(code.reverse_bits() >> (32 - bits), bits)
-        }
-
-        /// The header of a last dynamic block whose code lengths are written as they are, four bits each.
-        fn dynamic(self, literals: &[u8], distances: &[u8]) -> Self {
-            let mut writer = self.put(0b101, 3);
-            writer = writer.put(literals.len() as u32 - 257, 5).put(distances.len() as u32 - 1, 5).put(15, 4);
-            for symbol in CODE_LENGTH_ORDER {
-                writer = writer.put(if symbol < 16 { 4 } else { 0 }, 3);
-            }
-            literals.iter().chain(distances).fold(writer, |writer, &length| writer.code(length.into(), 4))
-        }
-    }
-
-    fn lengths(of: &[(usize, u8)], total: usize) -> Vec<u8> {
-        let mut lengths = vec![0; total];
-        for &(symbol, length) in of {
-            lengths[symbol] = length;
-        }
-        lengths
-    }
-
     #[test]
     fn each_kind_of_damage_has_its_name() {
         let literal = |of: &[(usize, u8)]| lengths(of, 257);
@@ -1032,22 +989,28 @@ mod tests {
                 Writer::default().put(0b101, 3).put(0, 10).put(0, 4).put(1, 3).put(0, 6).put(1, 3).put(0b1, 3),
                 InflateError::Repeat,
             ),
-            (Writer::default().dynamic(&literal(&[(97, 1)]), &[0]), InflateError::NoEndOfBlock),
+            (Writer::default().put(1, 1).dynamic(&literal(&[(97, 1)]), &[0]), InflateError::NoEndOfBlock),
             (
-                Writer::default().dynamic(&literal(&[(97, 1), (98, 1), (256, 1)]), &[0]),
+                Writer::default().put(1, 1).dynamic(&literal(&[(97, 1), (98, 1), (256, 1)]), &[0]),
                 InflateError::Code(Alphabet::Literal),
             ),
-            (Writer::default().dynamic(&literal(&[(97, 2), (256, 1)]), &[0]), InflateError::Code(Alphabet::Literal)),
-            (Writer::default().dynamic(&ab, &[2]), InflateError::Code(Alphabet::Distance)),
-            (Writer::default().dynamic(&ab, &[1, 1, 1]), InflateError::Code(Alphabet::Distance)),
-            (Writer::default().dynamic(&literal(&[(256, 1)]), &[0]).put(1, 1), InflateError::Symbol(Alphabet::Literal)),
+            (
+                Writer::default().put(1, 1).dynamic(&literal(&[(97, 2), (256, 1)]), &[0]),
+                InflateError::Code(Alphabet::Literal),
+            ),
+            (Writer::default().put(1, 1).dynamic(&ab, &[2]), InflateError::Code(Alphabet::Distance)),
+            (Writer::default().put(1, 1).dynamic(&ab, &[1, 1, 1]), InflateError::Code(Alphabet::Distance)),
+            (
+                Writer::default().put(1, 1).dynamic(&literal(&[(256, 1)]), &[0]).put(1, 1),
+                InflateError::Symbol(Alphabet::Literal),
+            ),
             (Writer::default().put(0b011, 3).code(0b1100_0110, 8), InflateError::Symbol(Alphabet::Literal)),
             (
-                Writer::default().dynamic(&with_match, &[0]).code(0b10, 2).code(0b11, 2).put(0, 1),
+                Writer::default().put(1, 1).dynamic(&with_match, &[0]).code(0b10, 2).code(0b11, 2).put(0, 1),
                 InflateError::Symbol(Alphabet::Distance),
             ),
             (
-                Writer::default().dynamic(&with_match, &[0, 1]).code(0b10, 2).code(0b11, 2).put(0, 1),
+                Writer::default().put(1, 1).dynamic(&with_match, &[0, 1]).code(0b10, 2).code(0b11, 2).put(0, 1),
                 InflateError::Distance { distance: 2, reach: 1 },
             ),
         ];
@@ -1065,11 +1028,17 @@ mod tests {
     #[test]
     fn a_lone_code_of_one_bit_is_let_through_as_by_zlib() {
         let one_distance = lengths(&[(97, 2), (257, 2), (256, 1)], 258);
-        let stream =
-            Writer::default().dynamic(&one_distance, &[1]).code(0b10, 2).code(0b11, 2).put(0, 1).code(0, 1).bytes;
+        let stream = Writer::default()
+            .put(1, 1)
+            .dynamic(&one_distance, &[1])
+            .code(0b10, 2)
+            .code(0b11, 2)
+            .put(0, 1)
+            .code(0, 1)
+            .bytes;
         assert_eq!(own(&stream, || 1).unwrap().0, b"aaaa");
         assert_eq!(zlib(&stream).unwrap().0, b"aaaa");
-        let only_end = Writer::default().dynamic(&lengths(&[(256, 1)], 257), &[0]).put(0, 1).bytes;
+        let only_end = Writer::default().put(1, 1).dynamic(&lengths(&[(256, 1)], 257), &[0]).put(0, 1).bytes;
         assert_eq!(own(&only_end, || 1).unwrap().0, b"");
         assert_eq!(zlib(&only_end).unwrap().0, b"");
     }
@@ -1085,7 +1054,7 @@ mod tests {
         let mut distances: Vec<u8> = (1..=15).collect();
         distances.push(15);
         let (end, a, last) = ((0b110, 3), (0, 1), (0x7ffe, 15));
-        let mut writer = Writer::default().dynamic(&literals, &distances);
+        let mut writer = Writer::default().put(1, 1).dynamic(&literals, &distances);
         for _ in 0..200 {
             writer = writer.code(0x3ffe, 14).code(a.0, a.1).code(last.0, last.1);
         }

@@ -378,7 +378,7 @@ mod tests {
 
     use std::io::Write;
 
-    use super::samples::{KINDS, Kind, Random, sample};
+    use super::samples::{KINDS, Kind, Random, Writer, lengths, sample};
     use super::*;
 
     fn gzip(data: &[u8], level: u32) -> Vec<u8> {
@@ -452,7 +452,9 @@ mod tests {
     /// Resumes at every mark that is a start and compares everything from there, or the first `check` bytes.
     fn resume_everywhere(compression: Compression, blob: &[u8], pass: &Decoded, check: usize, random: &mut Random) {
         assert_eq!((pass.marks[0].decoded.0, pass.marks[0].blob.0), (0, 0));
-        assert!(pass.marks.windows(2).all(|pair| pair[0].decoded < pair[1].decoded && pair[0].blob <= pair[1].blob));
+        assert!(pass.marks.windows(2).all(|pair| {
+            pair[0].decoded < pair[1].decoded && (pair[0].blob, pair[0].bit) <= (pair[1].blob, pair[1].bit)
+        }));
         let checkpoints = pass.marks.iter().enumerate().filter(|(_, mark)| mark.kind == StartKind::Checkpoint);
         assert!(checkpoints.map(|(number, _)| number).eq(pass.windows.iter().map(|(number, _)| *number)));
         for (number, mark) in pass.marks.iter().enumerate() {
@@ -491,7 +493,7 @@ mod tests {
                     let data = sample(kind, length, &mut random);
                     let blob = gzip(&data, level);
                     let largest = 1 << random.below(18);
-                    let capacity = 1 + random.magnitude(19);
+                    let capacity = 1 + length / 1000 + random.magnitude(19);
                     let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
                     let decoded = push(&mut decoder, &blob, capacity, || 1 + random.below(largest)).unwrap();
                     assert!(decoded.data == data, "{kind:?} {level} {length}");
@@ -568,6 +570,31 @@ mod tests {
     }
 
     #[test]
+    fn marks_a_few_bits_apart_are_in_order() {
+        let literals = lengths(&[(97, 2), (256, 2), (285, 1)], 286);
+        let (end, match_258) = ((0b11, 2), (0b00, 2));
+        for first in 1..9 {
+            let mut writer = Writer::default().put(0, 1).dynamic(&literals, &[1]);
+            for _ in 0..first {
+                writer = writer.code(0b10, 2);
+            }
+            // One match beyond a mebibyte: a mark, a literal and the end of the block; then another block.
+            for _ in 0..(1 << 20) / 258 + 1 {
+                writer = writer.put(match_258.0, match_258.1);
+            }
+            writer = writer.code(0b10, 2).code(end.0, end.1);
+            let writer = writer.put(1, 1).dynamic(&literals, &[1]).code(0b10, 2).code(end.0, end.1);
+            let length = first + ((1 << 20) / 258 + 1) * 258 + 2_u32;
+            let header = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+            let blob = [header, &writer.bytes[..], &[0; 4], &length.to_le_bytes()].concat();
+            let pass = first_pass(Compression::Gzip, &blob).unwrap();
+            let kinds: Vec<_> = pass.marks.iter().map(|mark| mark.kind).collect();
+            assert_eq!(kinds, [StartKind::Member, StartKind::Continued, StartKind::Checkpoint]);
+            resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut Random::new(13));
+        }
+    }
+
+    #[test]
     fn windows_hold_far_less_than_32_kib() {
         let data = sample(Kind::Text, 4_000_000, &mut Random::new(5));
         let pass = first_pass(Compression::Gzip, &gzip(&data, 6)).unwrap();
@@ -585,7 +612,7 @@ mod tests {
                     let data = sample(kind, length, &mut random);
                     let blob = zstd(&data, level);
                     let largest = 1 << random.below(18);
-                    let capacity = 1 + random.magnitude(19);
+                    let capacity = 1 + length / 1000 + random.magnitude(19);
                     let mut decoder = LayerDecoder::first_pass(Compression::Zstd, Limits::default()).unwrap();
                     let decoded = push(&mut decoder, &blob, capacity, || 1 + random.below(largest)).unwrap();
                     assert!(decoded.data == data, "{kind:?} {level} {length}");

@@ -1,5 +1,7 @@
 //! Data for the codecs' tests: seeded, so that a failure comes back.
 
+use super::inflate::CODE_LENGTH_ORDER;
+
 /// Xorshift64*: small, and the same everywhere.
 pub(super) struct Random(u64);
 
@@ -72,4 +74,49 @@ pub(super) fn sample(kind: Kind, length: usize, random: &mut Random) -> Vec<u8> 
     }
     data.truncate(length);
     data
+}
+
+/// Writes a deflate stream bit by bit.
+#[derive(Default)]
+pub(super) struct Writer {
+    pub(super) bytes: Vec<u8>,
+    bits: u32,
+}
+
+impl Writer {
+    pub(super) fn put(mut self, value: u32, bits: u32) -> Self {
+        for bit in 0..bits {
+            if self.bits.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            *self.bytes.last_mut().expect("pushed") |= ((value >> bit & 1) as u8) << (self.bits % 8);
+            self.bits += 1;
+        }
+        self
+    }
+
+    /// A code, which is sent from its top bit.
+    pub(super) fn code(self, code: u32, bits: u32) -> Self {
+        self.put(code.reverse_bits() >> (32 - bits), bits)
+    }
+
+    /// The header of a dynamic block, behind the bit that says whether it is the last; its code lengths
+    /// are written as they are, four bits each.
+    pub(super) fn dynamic(self, literals: &[u8], distances: &[u8]) -> Self {
+        let mut writer = self.put(0b10, 2);
+        writer = writer.put(literals.len() as u32 - 257, 5).put(distances.len() as u32 - 1, 5).put(15, 4);
+        for symbol in CODE_LENGTH_ORDER {
+            writer = writer.put(if symbol < 16 { 4 } else { 0 }, 3);
+        }
+        literals.iter().chain(distances).fold(writer, |writer, &length| writer.code(length.into(), 4))
+    }
+}
+
+/// Code lengths of an alphabet of `total` symbols of which only these are used.
+pub(super) fn lengths(of: &[(usize, u8)], total: usize) -> Vec<u8> {
+    let mut lengths = vec![0; total];
+    for &(symbol, length) in of {
+        lengths[symbol] = length;
+    }
+    lengths
 }
