@@ -1,1 +1,361 @@
-//! Placeholder.
+//! The store: what this machine already knows of images, shared by all of a user's processes.
+//!
+//! ```text
+//! CACHE/
+//!   index-v1/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
+//!   content-v1/ALG/HEX.data   the layer's decoded stream; spans lie at their decoded offset, the rest are holes
+//!   content-v1/ALG/HEX.map    one byte a span: 0 = absent, else the generation in which it was written
+//!   document-v1/ALG/HEX       manifests, image indexes, configurations
+//!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
+//!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
+//!   tmp/                      files on their way in
+//! ```
+//!
+//! Files appear by rename, whole or not at all. Nothing here is believed: documents are hashed, index
+//! pages carry checksums, spans carry digests, and all are checked when a process first uses them. So
+//! a crash, a torn write or a curious user costs a fetch and never a wrong byte, which is also why no
+//! `fsync` stands on the way to a mount. Anything may be deleted at any time.
+
+mod content;
+mod evict;
+mod files;
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use content::{Content, Generation, NewContent};
+pub use evict::{Freed, Keep, LayerUsage, Usage};
+
+use crate::digest::{Algorithm, Digest};
+use crate::trust::Untrusted;
+
+/// A cache directory, open for use.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    limit: Option<u64>,
+    serial: AtomicU64,
+}
+
+/// What a tag named when a registry was last asked.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TagRecord {
+    /// The canonical reference.
+    pub reference: String,
+    /// Digest of the root document.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Held while this process makes a layer's first pass; other processes wait for it.
+#[derive(Debug)]
+pub struct PassLock {
+    _file: File,
+}
+
+/// A layer index that has been written but not published.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    temp: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory of the cache could not be read or written.
+    #[error("cannot {doing} `{}`", path.display())]
+    Io {
+        /// What was being done, as in `create`.
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// The cache directory is not one that this user can trust.
+    #[error("the cache directory `{}` is not safe to use: {why}", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+impl StoreError {
+    fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::Io { doing, path, cause }
+    }
+}
+
+impl Store {
+    /// Opens the cache directory, making it (mode 0700) when it is not there.
+    ///
+    /// `limit` bounds what layers may take on disk, in bytes; see [`Store::make_room`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unsafe`] when it is a symlink, belongs to somebody else, or others may write it;
+    /// [`StoreError::Io`] when it cannot be made.
+    pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
+        files::make_private_dir(root)?;
+        let store = Self { root: root.to_owned(), limit, serial: AtomicU64::new(0) };
+        for bucket in [INDEX, CONTENT, DOCUMENT, LOCK] {
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                files::make_dir(&root.join(bucket).join(algorithm.name()))?;
+            }
+        }
+        files::make_dir(&root.join(TAG))?;
+        files::make_dir(&root.join(TMP))?;
+        Ok(store)
+    }
+
+    /// The directory this store lives in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The most that layers may take on disk, in bytes.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// A document by digest, if it is here and still is what its name says.
+    pub fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {
+        let path = self.path(DOCUMENT, digest);
+        let bytes = files::read_small(&path, size).ok()?;
+        match Untrusted::new(Bytes::from(bytes)).verify(digest, size) {
+            Ok(bytes) => Some(bytes),
+            Err(mismatch) => {
+                tracing::warn!(path = %path.display(), %mismatch, "a cached document is damaged; it will be fetched again");
+                files::remove(&path);
+                None
+            }
+        }
+    }
+
+    /// Keeps a document that has been verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn keep_document(&self, digest: &Digest, verified: &Bytes) -> Result<(), StoreError> {
+        let mut new = self.new_file(self.path(DOCUMENT, digest))?;
+        new.write_all(verified)?;
+        new.publish()
+    }
+
+    /// What `reference` (canonical) named when it was last asked for.
+    pub fn tag(&self, reference: &str) -> Option<TagRecord> {
+        let bytes = files::read_small(&self.tag_path(reference), 64 << 10).ok()?;
+        let record: TagRecord = serde_json::from_slice(&bytes).ok()?;
+        (record.reference == reference).then_some(record)
+    }
+
+    /// Remembers what a tag names.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn keep_tag(&self, record: &TagRecord) -> Result<(), StoreError> {
+        let mut new = self.new_file(self.tag_path(&record.reference))?;
+        new.write_all(&serde_json::to_vec(record).expect("a tag record is plain strings and a number"))?;
+        new.publish()
+    }
+
+    /// The layer index of a blob, open for reading, and held: a shared lock keeps it from eviction
+    /// for as long as the file is open.
+    pub fn index(&self, blob: &Digest) -> Option<File> {
+        let file = files::open_read(&self.path(INDEX, blob)).ok()?;
+        // A lock that cannot be had (a file system without locks) only makes eviction less polite.
+        let _ = file.try_lock_shared();
+        Some(file)
+    }
+
+    /// Begins to write a layer index.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn new_index(&self, blob: &Digest) -> Result<NewFile, StoreError> {
+        self.new_file(self.path(INDEX, blob))
+    }
+
+    /// Forgets a layer index that turned out to be damaged.
+    pub fn drop_index(&self, blob: &Digest) {
+        files::remove(&self.path(INDEX, blob));
+    }
+
+    /// Opens a layer's content, making it empty when it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn content(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
+        let path = self.path(CONTENT, blob);
+        Content::open(&path.with_extension("data"), &path.with_extension("map"), decoded_size, spans)
+    }
+
+    /// Begins to write a layer's whole content, as a first pass does.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn new_content(&self, blob: &Digest) -> Result<NewContent, StoreError> {
+        let path = self.path(CONTENT, blob);
+        Ok(NewContent::new(self.new_file(path.with_extension("data"))?, self.new_file(path.with_extension("map"))?))
+    }
+
+    /// Tries to become the process that makes this layer's first pass; `None` when another one is at it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn try_lock_pass(&self, blob: &Digest) -> Result<Option<PassLock>, StoreError> {
+        let path = self.path(LOCK, blob);
+        let file = files::open_lock(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(PassLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
+        }
+    }
+
+    /// Waits, blocking this thread, until no process makes this layer's first pass any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn wait_for_pass(&self, blob: &Digest) -> Result<(), StoreError> {
+        let path = self.path(LOCK, blob);
+        files::open_lock(&path)?.lock_shared().map_err(StoreError::io("lock", &path))
+    }
+
+    fn new_file(&self, target: PathBuf) -> Result<NewFile, StoreError> {
+        loop {
+            let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+            let temp = self.root.join(TMP).join(format!("{}-{serial}", std::process::id()));
+            files::remove(&temp);
+            let file = files::create_new(&temp)?;
+            // Held while being written, so that a sweep can tell a leftover from work in progress; one
+            // that came between the two lines above took the name away, and then another one is made.
+            let _ = file.try_lock();
+            if file.metadata().is_ok_and(|found| found.nlink() > 0) {
+                return Ok(NewFile { file, temp, target, published: false });
+            }
+        }
+    }
+
+    fn path(&self, bucket: &str, digest: &Digest) -> PathBuf {
+        self.root.join(bucket).join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    fn tag_path(&self, reference: &str) -> PathBuf {
+        self.root.join(TAG).join(Digest::of(Algorithm::Sha256, reference.as_bytes()).hex())
+    }
+}
+
+impl NewFile {
+    /// The file under its temporary name, for positioned writes and for reading back.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file.write_all(bytes).map_err(StoreError::io("write", &self.temp))
+    }
+
+    /// Gives the file its name, in one step; what was under that name before is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn publish(mut self) -> Result<(), StoreError> {
+        std::fs::rename(&self.temp, &self.target).map_err(StoreError::io("rename", &self.target))?;
+        let _ = self.file.unlock();
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.published {
+            files::remove(&self.temp);
+        }
+    }
+}
+
+const INDEX: &str = "index-v1";
+const CONTENT: &str = "content-v1";
+const DOCUMENT: &str = "document-v1";
+const TAG: &str = "tag-v1";
+const LOCK: &str = "lock-v1";
+const TMP: &str = "tmp";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn store(dir: &tempfile::TempDir) -> Store {
+        Store::open(&dir.path().join("cache"), None).unwrap()
+    }
+
+    #[test]
+    fn a_document_changed_on_disk_is_forgotten_not_returned() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        let bytes = Bytes::from_static(b"{}");
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        store.keep_document(&digest, &bytes).unwrap();
+        assert_eq!(store.document(&digest, 2), Some(bytes));
+        std::fs::write(store.path(DOCUMENT, &digest), b"[]").unwrap();
+        assert_eq!(store.document(&digest, 2), None);
+        assert!(!store.path(DOCUMENT, &digest).exists());
+    }
+
+    #[test]
+    fn a_cache_directory_that_others_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cache");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Store::open(&root, None), Err(StoreError::Unsafe { .. })));
+        std::fs::remove_dir(&root).unwrap();
+        std::os::unix::fs::symlink("/tmp", &root).unwrap();
+        assert!(matches!(Store::open(&root, None), Err(StoreError::Unsafe { .. })));
+    }
+
+    #[test]
+    fn an_unpublished_file_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        drop(store.new_index(&digest).unwrap());
+        assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 0);
+        assert!(store.index(&digest).is_none());
+    }
+
+    #[test]
+    fn one_pass_at_a_time_over_a_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (store(&dir), store(&dir));
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let held = a.try_lock_pass(&digest).unwrap();
+        assert!(held.is_some());
+        assert!(b.try_lock_pass(&digest).unwrap().is_none());
+        drop(held);
+        assert!(b.try_lock_pass(&digest).unwrap().is_some());
+    }
+}

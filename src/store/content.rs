@@ -1,0 +1,281 @@
+//! A layer's decoded bytes on disk: one sparse file and one byte a span.
+//!
+//! The map's byte has its high bit set while the span is present; the other bits count how often it
+//! was written. Any process may evict a span at any time: it clears the high bit and then punches the
+//! hole. So a reader reads the data and *then* the byte: when it still is the byte under which the
+//! reader verified the span, the data was read before the hole. Readers need no lock, within a process
+//! or between processes; those who fill or evict take one, so that a hole never follows a fill.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU8;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::FallocateFlags;
+
+use super::{NewFile, StoreError, files};
+use crate::offsets::DecodedOffset;
+
+/// Which writing of a span is on disk: the map's byte, high bit set.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Generation(NonZeroU8);
+
+impl Generation {
+    fn present(byte: u8) -> Option<Self> {
+        (byte & PRESENT != 0).then(|| NonZeroU8::new(byte).map(Self)).flatten()
+    }
+
+    fn after(byte: u8) -> Self {
+        let count = byte.wrapping_add(1) & !PRESENT;
+        Self(NonZeroU8::new(count | PRESENT).expect("the high bit is set"))
+    }
+
+    /// The byte as it stands in the map; never 0.
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+/// A layer's content, open for reading and filling.
+#[derive(Debug)]
+pub struct Content {
+    data: File,
+    map: File,
+    path: PathBuf,
+    spans: u32,
+    /// Taken with the map's file lock: that one excludes other processes, this one other threads.
+    changing: Mutex<()>,
+}
+
+/// A layer's content while its first pass writes it.
+#[derive(Debug)]
+pub struct NewContent {
+    data: NewFile,
+    map: NewFile,
+    present: Vec<u8>,
+}
+
+impl Content {
+    pub(super) fn open(data: &Path, map: &Path, decoded_size: u64, spans: u32) -> Result<Self, StoreError> {
+        let data_file = files::open_write(data)?;
+        let map_file = files::open_write(map)?;
+        let size = |file: &File, path| Ok(file.metadata().map_err(StoreError::io("read", path))?.len());
+        if size(&map_file, map)? != u64::from(spans) || size(&data_file, data)? != decoded_size {
+            // Cut short, or of another shape: begin with nothing.
+            map_file.set_len(0).map_err(StoreError::io("truncate", map))?;
+            map_file.set_len(spans.into()).map_err(StoreError::io("extend", map))?;
+            data_file.set_len(decoded_size).map_err(StoreError::io("extend", data))?;
+        }
+        Ok(Self { data: data_file, map: map_file, path: data.to_owned(), spans, changing: Mutex::new(()) })
+    }
+
+    /// The generation of a span on disk; `None` while it is absent.
+    pub fn generation(&self, span: u32) -> Option<Generation> {
+        Generation::present(self.byte(span))
+    }
+
+    /// Whether each span of `spans` still has the generation given for it by `expected`.
+    pub fn still(&self, spans: Range<u32>, expected: impl Fn(u32) -> u8) -> bool {
+        let mut bytes = [0; 64];
+        let mut at = spans.start;
+        while at < spans.end {
+            let some = usize::min(bytes.len(), (spans.end - at) as usize);
+            if self.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
+                return false;
+            }
+            for byte in &bytes[..some] {
+                if byte & PRESENT == 0 || *byte != expected(at) {
+                    return false;
+                }
+                at += 1;
+            }
+        }
+        true
+    }
+
+    /// Reads decoded bytes; fills `buf` or fails.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also when the file ends early.
+    pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
+    }
+
+    /// Keeps the verified bytes of a span and returns its new generation.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], as when the disk is full; the span stays absent.
+    pub fn fill(&self, span: u32, at: DecodedOffset, verified: &[u8]) -> Result<Generation, StoreError> {
+        let _changing = self.lock()?;
+        let before = self.byte(span);
+        self.mark(span, before & !PRESENT)?;
+        self.data.write_all_at(verified, at.0).map_err(StoreError::io("write", &self.path))?;
+        let next = Generation::after(before);
+        self.mark(span, next.get())?;
+        Ok(next)
+    }
+
+    /// Makes a span absent: first for every reader, then on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn evict(&self, span: u32, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
+        let _changing = self.lock()?;
+        let before = self.byte(span);
+        self.mark(span, before & !PRESENT)?;
+        let length = decoded.end - decoded.start;
+        rustix::fs::fallocate(
+            &self.data,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            decoded.start.0,
+            length,
+        )
+        .map_err(|errno| StoreError::io("punch a hole in", &self.path)(errno.into()))
+    }
+
+    /// How many spans there are, present or not.
+    pub fn spans(&self) -> u32 {
+        self.spans
+    }
+
+    /// Bytes that the content takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        self.data.metadata().map_or(0, |found| found.blocks() * 512)
+    }
+
+    /// Tells the kernel that the pages of `range` are not needed twice: the mount has its own copy.
+    pub fn drop_pages(&self, range: Range<DecodedOffset>) {
+        let length = std::num::NonZeroU64::new(range.end - range.start);
+        // Advice only; a refusal changes nothing that a reader could see.
+        let _ = rustix::fs::fadvise(&self.data, range.start.0, length, rustix::fs::Advice::DontNeed);
+    }
+
+    fn byte(&self, span: u32) -> u8 {
+        let mut byte = [0];
+        match self.map.read_exact_at(&mut byte, span.into()) {
+            Ok(()) => byte[0],
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot read a presence map; taking the span as absent");
+                0
+            }
+        }
+    }
+
+    fn lock(&self) -> Result<Changing<'_>, StoreError> {
+        let thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.map.lock().map_err(StoreError::io("lock the presence map of", &self.path))?;
+        Ok(Changing { map: &self.map, _thread: thread })
+    }
+
+    fn mark(&self, span: u32, byte: u8) -> Result<(), StoreError> {
+        self.map.write_all_at(&[byte], span.into()).map_err(StoreError::io("write the presence map of", &self.path))
+    }
+}
+
+impl NewContent {
+    pub(super) fn new(data: NewFile, map: NewFile) -> Self {
+        Self { data, map, present: Vec::new() }
+    }
+
+    /// Writes decoded bytes as they pass.
+    ///
+    /// # Errors
+    /// [`io::Error`], as when the disk is full.
+    pub fn write(&self, at: DecodedOffset, bytes: &[u8]) -> io::Result<()> {
+        self.data.file().write_all_at(bytes, at.0)
+    }
+
+    /// Reads back what [`NewContent::write`] wrote.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> io::Result<()> {
+        self.data.file().read_exact_at(buf, at.0)
+    }
+
+    /// Another handle to the data file, which lives on when the content is published.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub fn reader(&self) -> io::Result<File> {
+        self.data.file().try_clone()
+    }
+
+    /// Notes the next span, in order, as kept or not.
+    pub fn span_done(&mut self, kept: bool) {
+        self.present.push(if kept { Generation::after(0).get() } else { 0 });
+    }
+
+    /// Puts the content in place; it counts only once the layer's index is published.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn publish(mut self, decoded_size: u64) -> Result<(), StoreError> {
+        self.data.file().set_len(decoded_size).map_err(StoreError::io("extend", &self.data.temp))?;
+        self.map.write_all(&self.present)?;
+        self.data.publish()?;
+        self.map.publish()
+    }
+}
+
+struct Changing<'a> {
+    map: &'a File,
+    _thread: MutexGuard<'a, ()>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        // It fails only for a file that is not open, and this one is.
+        let _ = self.map.unlock();
+    }
+}
+
+const PRESENT: u8 = 0x80;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn content(dir: &tempfile::TempDir) -> Content {
+        Content::open(&dir.path().join("data"), &dir.path().join("map"), 100, 3).unwrap()
+    }
+
+    #[test]
+    fn a_span_is_present_after_it_was_filled_and_absent_after_eviction() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(&dir);
+        assert_eq!(content.generation(1), None);
+        let first = content.fill(1, DecodedOffset(40), b"hello").unwrap();
+        assert_eq!(content.generation(1), Some(first));
+        assert!(content.still(1..2, |_| first.get()));
+        assert!(!content.still(0..2, |_| first.get()));
+        let mut buf = [0; 5];
+        content.read(DecodedOffset(40), &mut buf).unwrap();
+        assert_eq!(&buf, b"hello");
+        content.evict(1, DecodedOffset(40)..DecodedOffset(45)).unwrap();
+        assert_eq!(content.generation(1), None);
+        content.read(DecodedOffset(40), &mut buf).unwrap();
+        assert_eq!(buf, [0; 5]);
+    }
+
+    #[test]
+    fn a_map_of_the_wrong_length_means_nothing_is_here() {
+        let dir = tempfile::tempdir().unwrap();
+        content(&dir).fill(0, DecodedOffset(0), b"x").unwrap();
+        std::fs::write(dir.path().join("map"), b"\x01").unwrap();
+        assert_eq!(content(&dir).generation(0), None);
+    }
+
+    #[test]
+    fn a_refilled_span_has_another_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(&dir);
+        let first = content.fill(2, DecodedOffset(0), b"x").unwrap();
+        assert_ne!(content.fill(2, DecodedOffset(0), b"x").unwrap(), first);
+    }
+}

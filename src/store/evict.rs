@@ -1,0 +1,293 @@
+//! What the cache holds, and how it is kept within its bounds.
+//!
+//! Layers that no process holds go first, least recently used before others; then spans of layers in
+//! use. Reading a layer's content marks it as used (the map's modification time).
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::{CONTENT, DOCUMENT, INDEX, LOCK, Store, StoreError, TAG, TMP, files};
+use crate::digest::Digest;
+
+/// What the store takes on disk.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Every layer known, most recently used first.
+    pub layers: Vec<LayerUsage>,
+    /// Bytes of manifests, image indexes, configurations and tags.
+    pub documents: u64,
+    /// Bytes of files on their way in.
+    pub temporary: u64,
+}
+
+/// One layer in the store.
+#[derive(Clone, Debug)]
+pub struct LayerUsage {
+    /// The blob's digest.
+    pub digest: Digest,
+    /// Bytes of its layer index on disk; 0 when there is none.
+    pub index: u64,
+    /// Bytes of its content on disk.
+    pub content: u64,
+    /// When it was last used.
+    pub used: SystemTime,
+    /// Whether a process has it open.
+    pub held: bool,
+}
+
+/// What [`Store::prune`] leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keep {
+    /// Everything but leftovers of processes that ended early and layouts of older versions.
+    Known,
+    /// Indexes and documents; content goes.
+    Indexes,
+    /// Nothing that is not in use.
+    Nothing,
+    /// At most so many bytes of layers, least recently used first.
+    Bytes(u64),
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Freed {
+    /// Bytes given back.
+    pub bytes: u64,
+    /// Layers whose content is gone.
+    pub layers: u64,
+    /// Layers left alone because a process uses them.
+    pub held: u64,
+}
+
+impl Usage {
+    /// Bytes of all layers, indexes included.
+    pub fn layer_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.index + layer.content).sum()
+    }
+}
+
+impl Store {
+    /// What is in the store now.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when a directory cannot be read.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut layers = std::collections::BTreeMap::<Digest, LayerUsage>::new();
+        let mut usage = Usage::default();
+        for bucket in [INDEX, CONTENT] {
+            each_file(&self.root.join(bucket), &mut |path, found| {
+                let stem = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+                let algorithm =
+                    path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+                let Ok(digest) = format!("{algorithm}:{stem}").parse::<Digest>() else { return };
+                let layer = layers.entry(digest.clone()).or_insert_with(|| LayerUsage {
+                    digest,
+                    index: 0,
+                    content: 0,
+                    used: SystemTime::UNIX_EPOCH,
+                    held: false,
+                });
+                if bucket == INDEX {
+                    layer.index += found.blocks() * 512;
+                    layer.held = is_held(path);
+                } else {
+                    layer.content += found.blocks() * 512;
+                }
+                layer.used = layer.used.max(found.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+            })?;
+        }
+        for bucket in [DOCUMENT, TAG] {
+            each_file(&self.root.join(bucket), &mut |_, found| usage.documents += found.blocks() * 512)?;
+        }
+        each_file(&self.root.join(TMP), &mut |_, found| usage.temporary += found.blocks() * 512)?;
+        usage.layers = layers.into_values().collect();
+        usage.layers.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.digest.cmp(&b.digest)));
+        Ok(usage)
+    }
+
+    /// Notes that a layer is being used now, for [`Store::make_room`].
+    pub fn touch(&self, blob: &Digest) {
+        if let Ok(map) = files::open_write(&self.path(CONTENT, blob).with_extension("map")) {
+            // Only the order of eviction depends on it.
+            let _ = map.set_modified(SystemTime::now());
+        }
+    }
+
+    /// Evicts layers that nobody holds until `wanted` more bytes fit under the limit; returns how many
+    /// bytes are still too many.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn make_room(&self, wanted: u64) -> Result<u64, StoreError> {
+        let Some(limit) = self.limit else { return Ok(0) };
+        let usage = self.usage()?;
+        let mut over = (usage.layer_bytes() + usage.temporary + wanted).saturating_sub(limit);
+        for layer in usage.layers.iter().rev() {
+            if over == 0 {
+                break;
+            }
+            if layer.content > 0 && !layer.held && self.drop_content(&layer.digest) {
+                tracing::info!(layer = %layer.digest, bytes = layer.content, "evicted a layer nobody uses");
+                over = over.saturating_sub(layer.content);
+            }
+        }
+        Ok(over)
+    }
+
+    /// Removes what `keep` does not keep, and in any case what ended processes left behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn prune(&self, keep: Keep) -> Result<Freed, StoreError> {
+        let mut freed = self.sweep()?;
+        let usage = self.usage()?;
+        let mut left = usage.layer_bytes();
+        for layer in usage.layers.iter().rev() {
+            let (content, index) = match keep {
+                Keep::Known => (false, false),
+                Keep::Indexes => (true, false),
+                Keep::Nothing => (true, true),
+                Keep::Bytes(most) => (left > most, false),
+            };
+            if !content || (layer.content == 0 && !index) {
+                continue;
+            }
+            if layer.held || !self.drop_content(&layer.digest) {
+                freed.held += 1;
+                continue;
+            }
+            freed.layers += 1;
+            freed.bytes += layer.content;
+            left -= layer.content;
+            if index {
+                self.drop_index(&layer.digest);
+                freed.bytes += layer.index;
+            }
+        }
+        if keep == Keep::Nothing {
+            for bucket in [DOCUMENT, TAG] {
+                each_file(&self.root.join(bucket), &mut |path, found| {
+                    freed.bytes += found.blocks() * 512;
+                    files::remove(path);
+                })?;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Removes temporary files whose writers are gone, content without an index, and buckets of other versions.
+    fn sweep(&self) -> Result<Freed, StoreError> {
+        let mut freed = Freed::default();
+        each_file(&self.root.join(TMP), &mut |path, found| {
+            let writing = File::open(path).is_ok_and(|file| file.try_lock().is_err());
+            if !writing {
+                freed.bytes += found.blocks() * 512;
+                files::remove(path);
+            }
+        })?;
+        let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
+        for entry in listed.flatten() {
+            let name = entry.file_name();
+            let known = [INDEX, CONTENT, DOCUMENT, TAG, LOCK, TMP].iter().any(|bucket| name == **bucket);
+            let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
+                ["index", "content", "document", "tag", "lock"].contains(&kind) && version.parse::<u32>().is_ok()
+            });
+            if !known && bucket {
+                each_file(&entry.path(), &mut |_, found| freed.bytes += found.blocks() * 512)?;
+                std::fs::remove_dir_all(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+            }
+        }
+        Ok(freed)
+    }
+
+    fn drop_content(&self, blob: &Digest) -> bool {
+        if is_held(&self.path(INDEX, blob)) {
+            return false;
+        }
+        let path = self.path(CONTENT, blob);
+        files::remove(&path.with_extension("map"));
+        files::remove(&path.with_extension("data"));
+        true
+    }
+}
+
+/// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
+fn is_held(path: &Path) -> bool {
+    files::open_read(path).is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+}
+
+fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
+    let listed = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        listed => listed.map_err(StoreError::io("list", dir))?,
+    };
+    for entry in listed.flatten() {
+        let path = entry.path();
+        // Gone since it was listed: somebody else removed it.
+        let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
+        if found.is_dir() {
+            each_file(&path, seen)?;
+        } else {
+            seen(&path, &found);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::offsets::DecodedOffset;
+
+    fn with_layers(dir: &tempfile::TempDir, limit: u64) -> (Store, Vec<Digest>) {
+        let store = Store::open(&dir.path().join("cache"), Some(limit)).unwrap();
+        let digests: Vec<_> = (0..3u8).map(|n| Digest::of(Algorithm::Sha256, &[n])).collect();
+        for (age, digest) in digests.iter().enumerate() {
+            let mut index = store.new_index(digest).unwrap();
+            index.write_all(b"index").unwrap();
+            index.publish().unwrap();
+            let content = store.content(digest, 1 << 20, 1).unwrap();
+            content.fill(0, DecodedOffset(0), &vec![1; 1 << 20]).unwrap();
+            let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
+            for extension in ["data", "map"] {
+                let path = store.path(CONTENT, digest).with_extension(extension);
+                File::options().write(true).open(path).unwrap().set_modified(when).unwrap();
+            }
+            File::open(store.path(INDEX, digest)).unwrap().set_modified(when).unwrap();
+        }
+        (store, digests)
+    }
+
+    #[test]
+    fn the_least_recently_used_layer_goes_first_and_a_held_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, digests) = with_layers(&dir, 2 << 20);
+        let held = store.index(&digests[0]).unwrap();
+        let over = store.make_room(0).unwrap();
+        let left: Vec<_> = store.usage().unwrap().layers;
+        let content = |n: usize| left.iter().find(|layer| layer.digest == digests[n]).unwrap().content;
+        assert!(content(0) > 0, "held");
+        assert_eq!(content(1), 0, "oldest that nobody holds");
+        assert!(over == 0 || content(2) == 0);
+        drop(held);
+    }
+
+    #[test]
+    fn prune_removes_leftovers_but_not_work_in_progress() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = with_layers(&dir, u64::MAX);
+        let working = store.new_index(&Digest::of(Algorithm::Sha256, b"new")).unwrap();
+        std::fs::write(store.root().join(TMP).join("1-1"), b"left behind").unwrap();
+        std::fs::create_dir_all(store.root().join("index-v0/sha256")).unwrap();
+        std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
+        store.prune(Keep::Known).unwrap();
+        assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 1);
+        assert!(!store.root().join("index-v0").exists());
+        assert!(store.root().join("not-ours").exists());
+        drop(working);
+    }
+}
