@@ -1,0 +1,116 @@
+//! Listings: all names of a merged directory.
+
+use std::sync::Arc;
+
+use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, lock};
+use crate::layer::{EntryId, Kind};
+
+/// One name of a directory.
+#[derive(Debug)]
+pub struct Listed<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// The node it names.
+    pub node: NodeId,
+    /// What that is.
+    pub kind: Kind,
+    /// Where the listing goes on after this name.
+    pub next: u64,
+}
+
+/// Where a name of a merged listing stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    layer: LayerNo,
+    entry: EntryId,
+}
+
+impl Overlay {
+    /// Calls `each` for the names of `dir`, sorted by bytes, from position `from` (0 is the first)
+    /// until it returns `false`. Positions stay the same for ever.
+    ///
+    /// # Errors
+    /// [`Unknown`]; every layer that takes part is needed.
+    pub fn list(
+        &self,
+        dir: &Arc<Dir>,
+        from: u64,
+        each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
+    ) -> Result<(), Unknown> {
+        if self.part(dir, 1)?.is_none() {
+            return match self.part(dir, 0)? {
+                Some(part) => self.list_one_layer(part.layer, part.entry, from, each),
+                None => Ok(()),
+            };
+        }
+        let places = self.merged(dir)?;
+        for (at, place) in places.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+            if !self.show(*place, at as u64 + 1, each)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Most directories come from one layer; its own sorted children are the listing.
+    fn list_one_layer(
+        &self,
+        layer: LayerNo,
+        dir: EntryId,
+        from: u64,
+        each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
+    ) -> Result<(), Unknown> {
+        let index = &self.layer(layer)?.index;
+        let count = index.child_count(dir).map_err(damaged(layer))?;
+        for at in from.min(count.into()) as u32..count {
+            let Some(entry) = index.child_at(dir, at).map_err(damaged(layer))? else { break };
+            if !self.show(Place { layer, entry }, u64::from(at) + 1, each)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn show(
+        &self,
+        place: Place,
+        next: u64,
+        each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
+    ) -> Result<bool, Unknown> {
+        let Some(node) = self.decide(place.layer, place.entry)? else { return Ok(true) };
+        let index = &self.layer(place.layer)?.index;
+        let kind = match index.entry(place.entry).map_err(damaged(place.layer))?.kind() {
+            Kind::LowerLink => {
+                let (layer, entry) = self.parse(node)?;
+                self.layer(layer)?.index.entry(entry).map_err(damaged(layer))?.kind()
+            }
+            kind => kind,
+        };
+        let name = index.name(place.entry).map_err(damaged(place.layer))?;
+        each(Listed { name, node, kind, next })
+    }
+
+    /// All names of all layers that take part, the uppermost of each name, sorted. Whiteouts stay in
+    /// the list, and are passed over when it is shown.
+    fn merged(&self, dir: &Arc<Dir>) -> Result<Arc<[Place]>, Unknown> {
+        if let Some(known) = lock(&self.listings).get(&dir.id()) {
+            return Ok(Arc::clone(known));
+        }
+        let mut all: Vec<(&[u8], usize, Place)> = Vec::new();
+        let mut rank = 0;
+        while let Some(part) = self.part(dir, rank)? {
+            let index = &self.layer(part.layer)?.index;
+            for at in 0..index.child_count(part.entry).map_err(damaged(part.layer))? {
+                let Some(entry) = index.child_at(part.entry, at).map_err(damaged(part.layer))? else { break };
+                let name = index.name(entry).map_err(damaged(part.layer))?;
+                all.push((name, rank, Place { layer: part.layer, entry }));
+            }
+            rank += 1;
+        }
+        all.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        all.dedup_by(|later, earlier| later.0 == earlier.0);
+        let places: Arc<[Place]> = all.into_iter().map(|(_, _, place)| place).collect();
+        lock(&self.listings).put(dir.id(), Arc::clone(&places));
+        Ok(places)
+    }
+}

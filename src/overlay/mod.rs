@@ -1,0 +1,240 @@
+//! The overlay view: one tree out of many layers, computed where it is looked at.
+//!
+//! Layers are given in manifest order, base first. A name is decided from the top layer down: the
+//! first layer that has the name or a whiteout for it decides; an opaque directory ends the descent
+//! (image-spec, layer.md, "Whiteouts"). Nothing is merged ahead of time: a directory keeps the list
+//! of layers that take part in it, and that list grows downwards only as far as an answer needs. So
+//! an answer that upper layers decide is there before the lower layers are known; where a layer that
+//! is not known yet could change the answer, the answer is [`Unknown::Needs`] that layer, and the
+//! caller asks again when it has supplied it.
+//!
+//! A node's identity is (layer, entry), whatever has been looked at before: inode numbers are stable
+//! across mounts, need no table, and hard links are one inode by construction.
+
+mod dir;
+mod links;
+mod list;
+mod node;
+mod prepare;
+mod walk;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use lru::LruCache;
+
+pub use dir::Dir;
+pub use list::Listed;
+pub use node::{LayerNo, NodeAttr, NodeId};
+pub use walk::{Last, Walked};
+
+use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex};
+use crate::offsets::FileOffset;
+use prepare::Prepared;
+
+/// The merged view of an image's layers.
+pub struct Overlay {
+    layers: Box<[Slot]>,
+    root: Arc<Dir>,
+    /// Directories that have been looked at; a cache, since a directory can be found again by its path.
+    dirs: Mutex<HashMap<NodeId, Arc<Dir>>>,
+    listings: Mutex<LruCache<NodeId, Arc<[list::Place]>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    supplied: OnceLock<Arc<LayerIndex>>,
+    prepared: OnceLock<Prepared>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// A layer that could change the answer has not been supplied yet.
+    #[error("layer {0} is not known yet")]
+    Needs(LayerNo),
+    /// A layer index turned out to be damaged where it was needed.
+    #[error("the layer index of layer {layer} is damaged")]
+    Damaged {
+        /// Which layer.
+        layer: LayerNo,
+        /// What is wrong with it.
+        #[source]
+        cause: Arc<IndexError>,
+    },
+    /// The node number is none of this image's.
+    #[error("node {0} does not exist")]
+    NoSuchNode(u64),
+}
+
+impl Overlay {
+    /// A view of `count` layers, none of which is known yet.
+    pub fn new(count: u16) -> Self {
+        Self {
+            layers: (0..count).map(|_| Slot::default()).collect(),
+            root: Arc::new(Dir::root(count)),
+            dirs: Mutex::default(),
+            listings: Mutex::new(LruCache::new(LISTINGS)),
+        }
+    }
+
+    /// Makes a layer known; a second time changes nothing.
+    pub fn supply(&self, layer: LayerNo, index: Arc<LayerIndex>) {
+        let _ = self.layers[usize::from(layer.0)].supplied.set(index);
+    }
+
+    /// Whether a layer has been supplied.
+    pub fn knows(&self, layer: LayerNo) -> bool {
+        self.layers[usize::from(layer.0)].supplied.get().is_some()
+    }
+
+    /// How many layers the image has.
+    pub fn layer_count(&self) -> u16 {
+        u16::try_from(self.layers.len()).expect("it was made from a u16")
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Arc<Dir> {
+        &self.root
+    }
+
+    /// The node called `name` in `dir`; `None` when the image has none.
+    ///
+    /// # Errors
+    /// [`Unknown`]
+    pub fn lookup(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
+        let mut place = 0;
+        while let Some(part) = self.part(dir, place)? {
+            let layer = self.layer(part.layer)?;
+            if let Some(entry) = layer.index.child(part.entry, name).map_err(damaged(part.layer))? {
+                return self.decide(part.layer, entry);
+            }
+            place += 1;
+        }
+        Ok(None)
+    }
+
+    /// What `entry` of `layer` means where it is the uppermost one of its name.
+    fn decide(&self, number: LayerNo, id: EntryId) -> Result<Option<NodeId>, Unknown> {
+        let layer = self.layer(number)?;
+        let entry = layer.index.entry(id).map_err(damaged(number))?;
+        Ok(match entry.kind() {
+            Kind::Whiteout => None,
+            Kind::LowerLink => layer.lower_links.get(&entry.inode()).copied(),
+            Kind::Directory => Some(NodeId::new(number, id)),
+            _ => Some(NodeId::new(number, entry.inode())),
+        })
+    }
+
+    /// A node's metadata.
+    ///
+    /// # Errors
+    /// [`Unknown`]
+    pub fn attr(&self, node: NodeId) -> Result<NodeAttr, Unknown> {
+        if node == NodeId::ROOT {
+            return self.dir_attr(&self.root);
+        }
+        let (number, id) = self.parse(node)?;
+        let layer = self.layer(number)?;
+        let entry = layer.index.entry(id).map_err(damaged(number))?;
+        if entry.kind() == Kind::Directory {
+            return self.dir_attr(&self.dir(node)?);
+        }
+        let nlink = self.nlink(node, &entry)?;
+        let disk_size = if entry.is(Flags::SPARSE) { self.stored_size(number, id, &entry)? } else { entry.size() };
+        Ok(NodeAttr::of(node, &entry, nlink, disk_size))
+    }
+
+    /// Bytes of a sparse file that are not holes.
+    fn stored_size(&self, number: LayerNo, id: EntryId, entry: &Entry) -> Result<u64, Unknown> {
+        let whole = FileOffset(0)..FileOffset(entry.size());
+        let extents = self.layer(number)?.index.extents(id, whole).map_err(damaged(number))?;
+        let stored = extents.iter().filter(|extent| extent.decoded.is_some());
+        Ok(stored.map(|extent| extent.file.end - extent.file.start).sum())
+    }
+
+    /// Metadata of a directory: the uppermost layer's that says anything about it.
+    fn dir_attr(&self, dir: &Arc<Dir>) -> Result<NodeAttr, Unknown> {
+        let mut place = 0;
+        while let Some(part) = self.part(dir, place)? {
+            let layer = self.layer(part.layer)?;
+            let entry = layer.index.entry(part.entry).map_err(damaged(part.layer))?;
+            if !entry.is(Flags::IMPLIED) {
+                return Ok(NodeAttr::of(dir.id(), &entry, 1, entry.size()));
+            }
+            place += 1;
+        }
+        Ok(NodeAttr::implied_dir(dir.id()))
+    }
+
+    /// Which layer and entry hold a directory's metadata and extended attributes.
+    pub(crate) fn described_by(&self, node: NodeId) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
+        let is_dir = node == NodeId::ROOT || {
+            let (number, id) = self.parse(node)?;
+            self.layer(number)?.index.entry(id).map_err(damaged(number))?.kind() == Kind::Directory
+        };
+        if !is_dir {
+            return self.parse(node).map(Some);
+        }
+        let dir = self.dir(node)?;
+        let mut place = 0;
+        while let Some(part) = self.part(&dir, place)? {
+            let entry = self.layer(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
+            if !entry.is(Flags::IMPLIED) {
+                return Ok(Some((part.layer, part.entry)));
+            }
+            place += 1;
+        }
+        Ok(None)
+    }
+
+    /// The layer and entry that carry a node other than a directory.
+    ///
+    /// # Errors
+    /// [`Unknown::NoSuchNode`]
+    pub fn parse(&self, node: NodeId) -> Result<(LayerNo, EntryId), Unknown> {
+        let no_such = || Unknown::NoSuchNode(node.get());
+        let (number, id) = node.parts().ok_or_else(no_such)?;
+        if number.0 >= self.layer_count() {
+            return Err(no_such());
+        }
+        if id.0 >= self.layer(number)?.index.len() {
+            return Err(no_such());
+        }
+        Ok((number, id))
+    }
+
+    /// The index that describes a layer within this image. It differs from the layer's own index
+    /// where a lower layer has a symlink in the place of a directory that the layer only implies.
+    ///
+    /// # Errors
+    /// [`Unknown`]
+    pub fn index(&self, layer: LayerNo) -> Result<&Arc<LayerIndex>, Unknown> {
+        Ok(&self.layer(layer)?.index)
+    }
+
+    /// The kernel has forgotten a directory; what is remembered of it can go.
+    pub fn forget(&self, node: NodeId) {
+        lock(&self.dirs).remove(&node);
+    }
+
+    fn layer(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
+        let slot = self.layers.get(usize::from(number.0)).ok_or(Unknown::NoSuchNode(number.0.into()))?;
+        if let Some(ready) = slot.prepared.get() {
+            return Ok(ready);
+        }
+        self.prepare_up_to(number)
+    }
+}
+
+fn damaged(layer: LayerNo) -> impl Fn(IndexError) -> Unknown {
+    move |cause| Unknown::Damaged { layer, cause: Arc::new(cause) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Merged listings kept; a listing that was dropped is computed again, the same.
+const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
