@@ -1,1 +1,273 @@
-//! Placeholder.
+//! Content: makes the bytes of a layer present, verified, on this machine.
+//!
+//! Above this module nobody knows formats or sources, below it nobody knows files. A layer that was
+//! never seen gets a [`pass`]; a span that is not in the store is fetched by [`fetch`]; what is in the
+//! store is read by [`LayerContent::read_stored`], and checked when this process first touches it.
+
+mod cold;
+mod fetch;
+pub mod pass;
+mod spans;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use crate::codec::CodecError;
+use crate::descriptor::{Compression, Descriptor};
+use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::offsets::DecodedOffset;
+use crate::source::{BlobSource, SourceError};
+use crate::store::{Content, Store, StoreError};
+
+pub use pass::{FirstPass, PassError, PassProgress};
+
+/// The decoded bytes of one layer whose index is known.
+pub struct LayerContent {
+    blob: Descriptor,
+    compression: Compression,
+    index: Arc<LayerIndex>,
+    source: Arc<dyn BlobSource>,
+    store: Arc<Store>,
+    content: Content,
+    /// For each span, the generation under which this process has verified it; 0 while it has not.
+    verified: Box<[AtomicU8]>,
+    flights: Mutex<fetch::Flights>,
+    counters: Counters,
+}
+
+/// What a layer's reads have cost so far.
+#[derive(Debug, Default)]
+struct Counters {
+    fetched_spans: AtomicU64,
+    fetched_bytes: AtomicU64,
+    damaged_spans: AtomicU64,
+    unkept_spans: AtomicU64,
+}
+
+/// A snapshot of a layer's counters.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
+pub struct ContentStats {
+    /// Spans fetched after the first pass.
+    pub fetched_spans: u64,
+    /// Blob bytes asked for on their behalf.
+    pub fetched_bytes: u64,
+    /// Spans found damaged in the store and fetched again.
+    pub damaged_spans: u64,
+    /// Spans that the store could not keep, as when the disk is full.
+    pub unkept_spans: u64,
+}
+
+/// Why bytes of a layer cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The source's bytes decode to something else than they should.
+    #[error("span {span} of layer {layer} is corrupt: expected {expected}, got {actual}")]
+    Corrupt {
+        /// The layer's blob.
+        layer: Box<str>,
+        /// The span's number.
+        span: u32,
+        /// BLAKE3 of the bytes recorded by the verified pass.
+        expected: Box<str>,
+        /// BLAKE3 of the bytes that came.
+        actual: Box<str>,
+    },
+    /// The source's bytes do not decode.
+    #[error("layer {layer} does not decode")]
+    Codec {
+        /// The layer's blob.
+        layer: Box<str>,
+        /// Why.
+        #[source]
+        cause: Arc<CodecError>,
+    },
+    /// The source does not deliver.
+    #[error("layer {layer} cannot be fetched")]
+    Source {
+        /// The layer's blob.
+        layer: Box<str>,
+        /// Why.
+        #[source]
+        cause: Arc<SourceError>,
+    },
+    /// The layer index is damaged.
+    #[error("the index of layer {layer} is damaged")]
+    Index {
+        /// The layer's blob.
+        layer: Box<str>,
+        /// Why.
+        #[source]
+        cause: Arc<IndexError>,
+    },
+    /// The task that fetched was ended, as at unmount.
+    #[error("the fetch of layer {layer} was ended")]
+    Ended {
+        /// The layer's blob.
+        layer: Box<str>,
+    },
+}
+
+impl LayerContent {
+    /// The content of a layer, as far as the store has it; the rest comes from `source` when read.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the content file cannot be opened or made.
+    pub fn open(
+        blob: Descriptor,
+        compression: Compression,
+        index: Arc<LayerIndex>,
+        source: Arc<dyn BlobSource>,
+        store: Arc<Store>,
+    ) -> Result<Self, StoreError> {
+        let spans = index.span_count();
+        let content = store.content(&blob.digest, index.proof().decoded_size, spans)?;
+        store.touch(&blob.digest);
+        Ok(Self {
+            blob,
+            compression,
+            index,
+            source,
+            store,
+            content,
+            verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
+            flights: Mutex::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The layer's own index.
+    pub fn index(&self) -> &Arc<LayerIndex> {
+        &self.index
+    }
+
+    /// The blob this is the content of.
+    pub fn blob(&self) -> &Descriptor {
+        &self.blob
+    }
+
+    /// What reads have cost so far.
+    pub fn stats(&self) -> ContentStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ContentStats {
+            fetched_spans: read(&self.counters.fetched_spans),
+            fetched_bytes: read(&self.counters.fetched_bytes),
+            damaged_spans: read(&self.counters.damaged_spans),
+            unkept_spans: read(&self.counters.unkept_spans),
+        }
+    }
+
+    /// Reads decoded bytes from the store alone; `false` when some of them are not there.
+    ///
+    /// Never waits for the network. Each span is checked against its digest when this process first
+    /// touches it, and again when another writing of it is found on disk.
+    ///
+    /// # Errors
+    /// [`ReadError::Index`]
+    pub fn read_stored(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, ReadError> {
+        if buf.is_empty() {
+            return Ok(true);
+        }
+        let spans = self.spans_of(from..from + buf.len() as u64)?;
+        for _ in 0..READ_TRIES {
+            for span in spans.clone() {
+                if self.verified[span as usize].load(Ordering::Acquire) == 0 && !self.verify_stored(span)? {
+                    return Ok(false);
+                }
+            }
+            match self.content.read(from, buf) {
+                Ok(()) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => return Ok(true),
+                // Evicted, or written anew, while it was read.
+                Ok(()) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
+                Err(error) => {
+                    tracing::warn!(layer = %self.blob.digest, %error, "cannot read the cache; fetching instead");
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads decoded bytes, fetching what is not in the store.
+    ///
+    /// # Errors
+    /// [`ReadError`]
+    pub async fn read(self: &Arc<Self>, from: DecodedOffset, length: usize) -> Result<Bytes, ReadError> {
+        let mut buf = vec![0; length];
+        if self.read_stored(from, &mut buf)? {
+            return Ok(buf.into());
+        }
+        cold::read(self, from, &mut buf).await?;
+        Ok(buf.into())
+    }
+
+    /// Whether all of `range` is in the store, as far as its presence map says.
+    pub fn has(&self, range: Range<DecodedOffset>) -> bool {
+        range.is_empty()
+            || self.spans_of(range).is_ok_and(|mut spans| spans.all(|span| self.content.generation(span).is_some()))
+    }
+
+    /// Checks a span in the store against its digest; `false` when it is absent or damaged.
+    fn verify_stored(&self, span: u32) -> Result<bool, ReadError> {
+        let Some(generation) = self.content.generation(span) else { return Ok(false) };
+        let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
+        let mut bytes = vec![0; spans::length(&known)];
+        let intact = self.content.read(known.decoded.start, &mut bytes).is_ok()
+            && *blake3::hash(&bytes).as_bytes() == known.check;
+        if !self.content.still(span..span + 1, |_| generation.get()) {
+            return Ok(false); // it changed while it was read: no verdict
+        }
+        if !intact {
+            tracing::warn!(layer = %self.blob.digest, span, "a cached span is damaged; it will be fetched again");
+            self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = self.content.evict(span, known.decoded) {
+                tracing::warn!(%error, "cannot remove a damaged span from the cache");
+            }
+            return Ok(false);
+        }
+        self.verified[span as usize].store(generation.get(), Ordering::Release);
+        Ok(true)
+    }
+
+    fn verified_generation(&self, span: u32) -> u8 {
+        self.verified[span as usize].load(Ordering::Acquire)
+    }
+
+    /// The spans that hold `range`, which is not empty.
+    fn spans_of(&self, range: Range<DecodedOffset>) -> Result<Range<u32>, ReadError> {
+        let at = |offset| self.index.span_at(offset).map_err(|cause| self.index_error(cause));
+        let first = at(range.start)?;
+        let last = at(DecodedOffset(range.end.0 - 1))?;
+        Ok(first.0..last.0 + 1)
+    }
+
+    fn index_error(&self, cause: IndexError) -> ReadError {
+        ReadError::Index { layer: self.layer_name(), cause: Arc::new(cause) }
+    }
+
+    fn layer_name(&self) -> Box<str> {
+        self.blob.digest.to_string().into()
+    }
+
+    /// Checks every span that the store has; returns how many are there and how many were damaged.
+    ///
+    /// # Errors
+    /// [`ReadError::Index`]
+    pub fn verify_all(&self) -> Result<(u32, u32), ReadError> {
+        let (mut present, mut damaged) = (0, 0);
+        for span in 0..self.content.spans() {
+            if self.content.generation(span).is_some() {
+                present += 1;
+                if !self.verify_stored(span)? {
+                    damaged += 1;
+                }
+            }
+        }
+        Ok((present, damaged))
+    }
+}
+
+/// A reader that loses against eviction so often goes to the source, where nothing is taken away.
+const READ_TRIES: usize = 3;

@@ -110,6 +110,13 @@ pub enum IndexError {
         /// The span number or decoded offset asked for.
         what: u64,
     },
+    /// It cannot be written again with another tree.
+    #[error("the layer index cannot be rewritten")]
+    Rewrite {
+        /// The writer's reason.
+        #[source]
+        cause: super::WriteError,
+    },
     /// It holds more than a tree may.
     #[error("the layer index cannot be made a tree again")]
     Tree {
@@ -758,10 +765,11 @@ const PATH_PARTS: usize = 65_536;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::spans::{StartKind, WindowAt};
+    use super::super::spans::WindowAt;
     use super::super::testing::{Dice, Tar, everything, proof, render, render_index, tree, written};
     use super::super::write::{WriteError, write_index};
     use super::*;
+    use crate::codec::StartKind;
     use crate::offsets::BlobOffset;
 
     fn open(bytes: &[u8]) -> Result<LayerIndex, IndexError> {

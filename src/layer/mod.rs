@@ -29,7 +29,7 @@ pub use entry::{DataExtent, Device, Entry, EntryId, Extent, Flags, Kind, Timesta
 pub use index::{Contents, IndexError, LayerIndex, Proof};
 pub use paged::ReadAt;
 pub use pax::Xattr;
-pub use spans::{Span, SpanId, StartKind, WindowAt};
+pub use spans::{Span, SpanId, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
 pub use tree::{LayerTree, Limits, TreeError};
 pub use write::{WriteError, write_index};

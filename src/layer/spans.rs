@@ -5,39 +5,29 @@ use std::ops::Range;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
 use super::entry::le64;
+use crate::codec::StartKind;
 
 /// Position of a span in its layer's span table.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SpanId(pub u32);
 
-/// What a decoder finds at a span's first byte.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[repr(u8)]
-pub enum StartKind {
-    /// Bytes stored as they are.
-    Stored = 0,
-    /// The header of a gzip member.
-    Member = 1,
-    /// A deflate block inside a member, at a bit position, with a window of earlier output.
-    Checkpoint = 2,
-    /// The header of a zstd frame.
-    Frame = 3,
-    /// Nothing to start at: decoding begins at an earlier span.
-    Continued = 4,
+/// How a start is written: the low four bits of a span's last word.
+fn kind_of_nibble(nibble: u8) -> Option<StartKind> {
+    KINDS.get(usize::from(nibble)).copied()
 }
 
-impl StartKind {
-    fn from_nibble(nibble: u8) -> Option<Self> {
-        Some(match nibble {
-            0 => Self::Stored,
-            1 => Self::Member,
-            2 => Self::Checkpoint,
-            3 => Self::Frame,
-            4 => Self::Continued,
-            _ => return None,
-        })
+fn nibble_of_kind(kind: StartKind) -> u8 {
+    match kind {
+        StartKind::Stored => 0,
+        StartKind::Member => 1,
+        StartKind::Checkpoint => 2,
+        StartKind::Frame => 3,
+        StartKind::Continued => 4,
     }
 }
+
+const KINDS: [StartKind; 5] =
+    [StartKind::Stored, StartKind::Member, StartKind::Checkpoint, StartKind::Frame, StartKind::Continued];
 
 /// The smallest piece of a layer that can be fetched, decoded and checked alone.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -85,7 +75,7 @@ impl Span {
         out[16..24].copy_from_slice(&self.blob.0.to_le_bytes());
         out[24..29].copy_from_slice(&window.start.to_le_bytes()[..5]);
         out[29..31].copy_from_slice(&window.len.to_le_bytes());
-        out[31] = self.kind as u8 | self.bit << 4;
+        out[31] = nibble_of_kind(self.kind) | self.bit << 4;
         out[32..64].copy_from_slice(&self.check);
         Some(out)
     }
@@ -103,7 +93,7 @@ impl Span {
             decoded,
             blob: BlobOffset(le64(raw, 16)),
             bit,
-            kind: StartKind::from_nibble(raw[31] & 15)?,
+            kind: kind_of_nibble(raw[31] & 15)?,
             check: raw[32..64].try_into().expect("32 bytes were cut"),
             window: (len > 0).then_some(WindowAt { start, len }),
         })

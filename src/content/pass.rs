@@ -1,0 +1,532 @@
+//! The first pass over a layer that nobody has seen: one stream in, everything known out.
+//!
+//! ```text
+//! source --pieces--> [hash the blob, inflate, note checkpoints] --buffers--> [diff_id, span digests,
+//!                                                                             tar walk, content file]
+//! ```
+//!
+//! The stages overlap on two threads and the network's tasks, with bounded buffers between them, so
+//! the pass runs at the speed of its slowest stage and in flat memory. Only when the blob's digest and
+//! size and the diff_id all hold are index and content put in their places; until then nothing of the
+//! layer is visible, and if they do not hold, nothing stays.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
+use crate::descriptor::{Compression, Descriptor};
+use crate::digest::{Digest, Hasher};
+use crate::layer::tar::WalkError;
+use crate::layer::{
+    LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WindowAt, WriteError, write_index,
+};
+use crate::offsets::{BlobOffset, DecodedOffset};
+use crate::source::{BlobSource, SourceError};
+use crate::store::{NewContent, Store, StoreError};
+use crate::trust::Untrusted;
+
+/// Why a decoded stream is not a tree that can be shown.
+pub type LayerError = WalkError<TreeError>;
+
+/// What a first pass is about.
+#[derive(Clone)]
+pub struct FirstPass {
+    /// The layer's blob.
+    pub blob: Descriptor,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// What the decoded stream must hash to (image-spec, config.md, "rootfs").
+    pub diff_id: Digest,
+    /// Bounds against bombs.
+    pub codec_limits: CodecLimits,
+    /// Bounds against bombs.
+    pub layer_limits: LayerLimits,
+}
+
+/// How far a pass is; written by the pass, read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct PassProgress {
+    /// Blob bytes received.
+    pub received: AtomicU64,
+    /// Decoded bytes walked over.
+    pub decoded: AtomicU64,
+}
+
+/// Why a layer could not be indexed.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The source did not deliver.
+    #[error("cannot fetch layer {layer}")]
+    Source {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: SourceError,
+    },
+    /// The blob is not the one the manifest names.
+    #[error("layer {expected} is corrupt: its {expected_size} bytes came as {actual_size} bytes with digest {actual}")]
+    Blob {
+        /// Digest in the manifest.
+        expected: Digest,
+        /// Size in the manifest.
+        expected_size: u64,
+        /// Digest of what came.
+        actual: Digest,
+        /// Size of what came.
+        actual_size: u64,
+    },
+    /// The blob is the one named, but its tar is not the one the configuration names.
+    #[error("layer {layer} is not what the image configuration says: expected diff_id {expected}, got {actual}")]
+    DiffId {
+        /// The blob.
+        layer: Digest,
+        /// The configuration's diff_id.
+        expected: Digest,
+        /// Digest of the decoded stream.
+        actual: Digest,
+    },
+    /// The blob does not decode.
+    #[error("layer {layer} does not decode")]
+    Codec {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: CodecError,
+    },
+    /// The decoded stream is not a tar that can be shown.
+    #[error("layer {layer} is not a usable tar")]
+    Tar {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: LayerError,
+    },
+    /// The cache could not take the layer's index.
+    #[error("cannot keep the index of layer {layer}")]
+    Store {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: StoreError,
+    },
+    /// The layer's index could not be written.
+    #[error("cannot write the index of layer {layer}")]
+    Index {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: WriteError,
+    },
+    /// The process is ending.
+    #[error("the first pass over layer {layer} was ended")]
+    Ended {
+        /// The blob.
+        layer: Digest,
+    },
+}
+
+impl PassError {
+    /// Whether trying again later may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Source { .. } | Self::Store { .. } | Self::Index { .. } | Self::Ended { .. })
+    }
+
+    /// Whether the source sent bytes that cannot be those that were named.
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, Self::Blob { .. } | Self::DiffId { .. })
+    }
+}
+
+impl FirstPass {
+    /// Reads the layer from `source` once and puts its index and content into `store`.
+    ///
+    /// Waits while another process makes the same pass, and uses what that one has made.
+    ///
+    /// # Errors
+    /// [`PassError`]; nothing of the layer is kept then.
+    pub async fn run(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        store: &Arc<Store>,
+        progress: &Arc<PassProgress>,
+    ) -> Result<Arc<LayerIndex>, PassError> {
+        let layer = || self.blob.digest.clone();
+        let store_error = |cause| PassError::Store { layer: layer(), cause };
+        loop {
+            if let Some(lock) = store.try_lock_pass(&self.blob.digest).map_err(store_error)? {
+                if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+                    return Ok(index);
+                }
+                let made = self.make(source, store, progress).await;
+                drop(lock);
+                return made;
+            }
+            tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
+            let (store, digest) = (Arc::clone(store), layer());
+            tokio::task::spawn_blocking(move || store.wait_for_pass(&digest))
+                .await
+                .map_err(|_| PassError::Ended { layer: layer() })?
+                .map_err(store_error)?;
+        }
+    }
+
+    async fn make(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        store: &Arc<Store>,
+        progress: &Arc<PassProgress>,
+    ) -> Result<Arc<LayerIndex>, PassError> {
+        let layer = || self.blob.digest.clone();
+        let ended = |_| PassError::Ended { layer: layer() };
+        let (piece_sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
+        let (empty_sender, empties) = std::sync::mpsc::channel();
+        let decoding = {
+            let pass = self.clone();
+            tokio::task::spawn_blocking(move || pass.decode(pieces, &buffer_sender, &empties))
+        };
+        let walking = {
+            let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
+            tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &progress))
+        };
+
+        let whole = BlobOffset(0)..BlobOffset(self.blob.size);
+        let fetched = async {
+            let mut stream = source.stream(&self.blob, whole).await?;
+            while let Some(piece) = stream.next().await {
+                let piece = piece?.into_unverified();
+                progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                if piece_sender.send(Untrusted::new(piece)).await.is_err() {
+                    break; // a later stage has failed and says why itself
+                }
+            }
+            Ok(())
+        }
+        .await;
+        drop(piece_sender);
+        let decoded = decoding.await.map_err(ended)?;
+        let walked = walking.await.map_err(ended)?;
+        // The first cause is the one to tell: a cut stream also looks like a codec error.
+        fetched.map_err(|cause| PassError::Source { layer: layer(), cause })?;
+        let read = decoded?;
+        let walked = walked?;
+        let (pass, store) = (self.clone(), Arc::clone(store));
+        tokio::task::spawn_blocking(move || pass.publish(&store, read, walked)).await.map_err(ended)?
+    }
+
+    /// First stage: hashes the blob, decodes it, passes buffers on.
+    fn decode(
+        &self,
+        mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
+        buffers: &std::sync::mpsc::SyncSender<Decoded>,
+        empties: &std::sync::mpsc::Receiver<Filled>,
+    ) -> Result<BlobRead, PassError> {
+        let codec_error = |cause| PassError::Codec { layer: self.blob.digest.clone(), cause };
+        let mut hasher = Hasher::new(self.blob.digest.algorithm());
+        let mut size = 0;
+        let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits).map_err(codec_error)?;
+        let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
+        let mut windows = PackedWindows::default();
+        // After a codec error the rest is still hashed: a blob that is not the one named is the better news.
+        let mut failed = None;
+        while let Some(piece) = pieces.blocking_recv() {
+            let piece = piece.into_unverified();
+            hasher.update(&piece);
+            size += piece.len() as u64;
+            let mut input: &[u8] = &piece;
+            while failed.is_none() {
+                match decoder.decode(&mut input, &mut out) {
+                    Ok(Status::OutputFull) => {
+                        windows.take(&mut decoder);
+                        if !pass_on(&mut out, &mut decoder, buffers, empties) {
+                            return Ok(BlobRead { digest: hasher.finish(), size, windows });
+                        }
+                    }
+                    Ok(Status::NeedInput | Status::End) => break,
+                    Err(cause) => failed = Some(cause),
+                }
+            }
+        }
+        if failed.is_none() {
+            failed = decoder.finish().err();
+        }
+        let digest = hasher.finish();
+        if let Some(cause) = failed {
+            self.check_blob(&digest, size)?;
+            return Err(codec_error(cause));
+        }
+        windows.take(&mut decoder);
+        pass_on(&mut out, &mut decoder, buffers, empties);
+        Ok(BlobRead { digest, size, windows })
+    }
+
+    /// Second stage: hashes and cuts the decoded stream, walks the tar, writes the content.
+    fn walk(
+        &self,
+        store: &Arc<Store>,
+        buffers: &std::sync::mpsc::Receiver<Decoded>,
+        empties: &std::sync::mpsc::Sender<Filled>,
+        progress: &PassProgress,
+    ) -> Result<Walked, PassError> {
+        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
+        let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
+        let mut diff_id = Hasher::new(self.diff_id.algorithm());
+        let mut walker = TarWalker::new();
+        let mut tree = LayerTree::new(self.layer_limits);
+        let mut keeper = Keeper::new(store, store.new_content(&self.blob.digest).map_err(store_error)?);
+        let mut spans = SpanCutter::default();
+        let mut at = DecodedOffset(0);
+        // A tar that cannot be shown is told only once the layer is known to be the one named.
+        let mut failed = None;
+        while let Ok(Decoded { buffer, marks }) = buffers.recv() {
+            let bytes: &[u8] = &buffer;
+            diff_id.update(bytes);
+            spans.cut(at, bytes, marks, &mut keeper);
+            keeper.write(at, bytes);
+            if failed.is_none() {
+                failed = walker.push(bytes, &mut tree).err();
+            }
+            at = at + bytes.len() as u64;
+            progress.decoded.store(at.0, Ordering::Relaxed);
+            // The decoder has ended when nobody takes it.
+            let _ = empties.send(buffer);
+        }
+        spans.end(&mut keeper);
+        let tree = match failed {
+            None => walker.finish().map(|_| tree).map_err(|cause| tar_error(cause.into())),
+            Some(cause) => Err(tar_error(cause)),
+        };
+        Ok(Walked { diff_id: diff_id.finish(), size: at, tree, spans: spans.done, content: keeper.into_content() })
+    }
+
+    fn check_blob(&self, digest: &Digest, size: u64) -> Result<(), PassError> {
+        if *digest == self.blob.digest && size == self.blob.size {
+            return Ok(());
+        }
+        Err(PassError::Blob {
+            expected: self.blob.digest.clone(),
+            expected_size: self.blob.size,
+            actual: digest.clone(),
+            actual_size: size,
+        })
+    }
+
+    /// Last stage: everything holds, or nothing is kept.
+    fn publish(&self, store: &Arc<Store>, read: BlobRead, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
+        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
+        self.check_blob(&read.digest, read.size)?;
+        if walked.diff_id != self.diff_id {
+            return Err(PassError::DiffId {
+                layer: self.blob.digest.clone(),
+                expected: self.diff_id.clone(),
+                actual: walked.diff_id,
+            });
+        }
+        let tree = walked.tree?;
+        let mut spans = walked.spans;
+        for (number, place) in read.windows.places {
+            // A mark at the very end of the stream begins no span.
+            if let Some(span) = spans.get_mut(number) {
+                span.window = Some(place);
+            }
+        }
+        let proof =
+            Proof { blob: read.digest, blob_size: read.size, diff_id: walked.diff_id, decoded_size: walked.size.0 };
+        let file = store.new_index(&self.blob.digest).map_err(store_error)?;
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file.file());
+        write_index(&tree, &spans, &read.windows.bytes, &proof, &mut out)
+            .and_then(|()| out.flush().map_err(WriteError::from))
+            .map_err(|cause| PassError::Index { layer: self.blob.digest.clone(), cause })?;
+        drop(out);
+        walked.content.publish(walked.size.0).map_err(store_error)?;
+        file.publish().map_err(store_error)?;
+        open_index(store, &self.blob, &self.diff_id).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() })
+    }
+}
+
+/// The layer index of a blob, if the store has a usable one that proves this diff_id.
+pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
+    let file = store.index(&blob.digest)?;
+    let opened = LayerIndex::open(file);
+    match opened {
+        Ok(index) => {
+            let proof = index.proof();
+            if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {
+                return Some(Arc::new(index));
+            }
+            tracing::warn!(layer = %blob.digest, %diff_id, proven = %proof.diff_id, "the cached layer index proves another diff_id");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(layer = %blob.digest, %error, "the cached layer index is damaged; the layer will be read again");
+            store.drop_index(&blob.digest);
+            None
+        }
+    }
+}
+
+/// A buffer of decoded bytes, and the marks that lie in it.
+struct Decoded {
+    buffer: Filled,
+    marks: Vec<Mark>,
+}
+
+struct BlobRead {
+    digest: Digest,
+    size: u64,
+    windows: PackedWindows,
+}
+
+struct Walked {
+    diff_id: Digest,
+    size: DecodedOffset,
+    tree: Result<crate::layer::LayerTree, PassError>,
+    spans: Vec<Span>,
+    content: NewContent,
+}
+
+/// Checkpoint windows, packed one behind the other.
+#[derive(Default)]
+struct PackedWindows {
+    bytes: Vec<u8>,
+    places: Vec<(usize, WindowAt)>,
+}
+
+impl PackedWindows {
+    fn take(&mut self, decoder: &mut LayerDecoder) {
+        for (number, window) in decoder.take_windows() {
+            let packed = Window::to_bytes(&window);
+            if packed.is_empty() {
+                continue; // nothing before the checkpoint is referred to
+            }
+            self.places.push((
+                number,
+                WindowAt {
+                    start: self.bytes.len() as u64,
+                    len: u16::try_from(packed.len()).expect("a packed window is hardly larger than 32 KiB"),
+                },
+            ));
+            self.bytes.extend_from_slice(&packed);
+        }
+    }
+}
+
+/// Hands a full buffer on and takes an empty one; `false` when the next stage is gone.
+fn pass_on(
+    out: &mut OutputBuffer,
+    decoder: &mut LayerDecoder,
+    buffers: &std::sync::mpsc::SyncSender<Decoded>,
+    empties: &std::sync::mpsc::Receiver<Filled>,
+) -> bool {
+    let buffer = out.hand_over(empties.try_recv().ok());
+    buffers.send(Decoded { buffer, marks: decoder.take_marks() }).is_ok()
+}
+
+/// Cuts the decoded stream at the marks and digests the spans between them.
+#[derive(Default)]
+struct SpanCutter {
+    done: Vec<Span>,
+    open: Option<(Mark, blake3::Hasher)>,
+    end: DecodedOffset,
+}
+
+impl SpanCutter {
+    fn cut(&mut self, at: DecodedOffset, bytes: &[u8], marks: Vec<Mark>, keeper: &mut Keeper) {
+        let mut from = 0;
+        for mark in marks {
+            let to = (mark.decoded - at) as usize;
+            self.add(&bytes[from..to]);
+            from = to;
+            self.end(keeper);
+            self.end = mark.decoded;
+            self.open = Some((mark, blake3::Hasher::new()));
+        }
+        self.add(&bytes[from..]);
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if let Some((_, hasher)) = &mut self.open {
+            hasher.update(bytes);
+            self.end = self.end + bytes.len() as u64;
+        }
+    }
+
+    fn end(&mut self, keeper: &mut Keeper) {
+        let Some((mark, hasher)) = self.open.take() else { return };
+        if self.end == mark.decoded {
+            return; // a mark at the very end, or two at one place: no bytes lie between
+        }
+        keeper.span_ends(self.end);
+        self.done.push(Span {
+            decoded: mark.decoded..self.end,
+            blob: mark.blob,
+            bit: mark.bit,
+            kind: mark.kind,
+            check: *hasher.finalize().as_bytes(),
+            window: None,
+        });
+    }
+}
+
+/// Writes decoded bytes to the content file for as long as the disk and the cache's limit allow; the
+/// index is worth having without them.
+struct Keeper {
+    store: Arc<Store>,
+    content: NewContent,
+    since_check: u64,
+    /// Ends of the spans, and how far the content was written when it stopped, if it did.
+    ends: Vec<DecodedOffset>,
+    stopped_at: Option<DecodedOffset>,
+}
+
+impl Keeper {
+    fn new(store: &Arc<Store>, content: NewContent) -> Self {
+        Self { store: Arc::clone(store), content, since_check: 0, ends: Vec::new(), stopped_at: None }
+    }
+
+    fn write(&mut self, at: DecodedOffset, bytes: &[u8]) {
+        if self.stopped_at.is_some() {
+            return;
+        }
+        self.since_check += bytes.len() as u64;
+        if self.since_check >= ROOM_CHECK {
+            self.since_check = 0;
+            if self.store.make_room(0).unwrap_or(0) > 0 {
+                tracing::info!("the cache is full; the rest of this layer is not kept and will be fetched when read");
+                self.stopped_at = Some(at);
+                return;
+            }
+        }
+        if let Err(error) = self.content.write(at, bytes) {
+            tracing::warn!(%error, "cannot write to the cache; the rest of this layer is not kept and will be fetched when read");
+            self.stopped_at = Some(at);
+        }
+    }
+
+    fn span_ends(&mut self, at: DecodedOffset) {
+        self.ends.push(at);
+    }
+
+    fn into_content(mut self) -> NewContent {
+        for end in &self.ends {
+            self.content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
+        }
+        self.content
+    }
+}
+
+/// Pieces of the body held between the network and the decoder.
+const PIECES_AHEAD: usize = 16;
+/// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
+const BUFFERS_AHEAD: usize = 4;
+/// How many bytes may be written between two looks at the cache's limit.
+const ROOM_CHECK: u64 = 16 << 20;
