@@ -1,0 +1,410 @@
+//! One image as a file system, with no FUSE in it.
+//!
+//! Every question can be asked in two ways: *now*, which answers from memory and from the store and
+//! never waits, or *awaited*, which also waits for layers and content. Front ends that must not block
+//! ask the first way and hand the question to a task when the answer is not here.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::layers::{LayerFailure, LayerStatus, Layers};
+use crate::content::{LayerContent, ReadError};
+use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
+use crate::offsets::FileOffset;
+use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
+
+/// The files of one image.
+pub struct ImageFs {
+    overlay: Overlay,
+    layers: Arc<Layers>,
+    size: u64,
+}
+
+/// Why a question about an image has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FsError {
+    /// A layer that decides the answer cannot be shown.
+    #[error("layer {number} cannot be shown")]
+    Layer {
+        /// Which layer, counted from the base.
+        number: LayerNo,
+        /// Why.
+        #[source]
+        cause: Arc<LayerFailure>,
+    },
+    /// The bytes of a file cannot be had.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A layer index was damaged after it had been opened.
+    #[error("the index of layer {number} was damaged on disk; mount again to rebuild it")]
+    Damaged {
+        /// Which layer.
+        number: LayerNo,
+        /// What is wrong.
+        #[source]
+        cause: Arc<IndexError>,
+    },
+    /// No such node, as after a mistake of the caller's.
+    #[error("there is no node {0}")]
+    NoSuchNode(u64),
+    /// A directory was wanted.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A regular file was wanted.
+    #[error("is a directory")]
+    IsADirectory,
+    /// A regular file or symlink was wanted.
+    #[error("not a regular file")]
+    NotAFile,
+    /// The path does not exist.
+    #[error("no such file or directory")]
+    NotFound,
+    /// The path leads through too many symlinks.
+    #[error("too many levels of symbolic links")]
+    Loop,
+}
+
+/// The answer, or the layer that must be known first.
+pub type Now<T> = Result<T, NotNow>;
+
+/// Why there is no answer now.
+#[derive(Debug)]
+pub enum NotNow {
+    /// This layer is needed.
+    Needs(LayerNo),
+    /// There will be none.
+    Never(FsError),
+}
+
+/// One name in a listing.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// What it names.
+    pub node: NodeId,
+    /// Of which kind.
+    pub kind: Kind,
+    /// Where the listing goes on.
+    pub next: u64,
+}
+
+impl ImageFs {
+    /// A file system over `count` layers.
+    pub fn new(layers: Arc<Layers>, count: u16, size: u64) -> Self {
+        let fs = Self { overlay: Overlay::new(count), layers, size };
+        for number in (0..count).map(LayerNo) {
+            if let Some(content) = fs.layers.known(number) {
+                fs.overlay.supply(number, Arc::clone(content.index()));
+            }
+        }
+        fs
+    }
+
+    /// Answers `question` as soon as the layers it needs are known.
+    ///
+    /// # Errors
+    /// [`FsError`]
+    pub async fn awaited<T>(&self, mut question: impl FnMut(&Self) -> Now<T>) -> Result<T, FsError> {
+        loop {
+            match question(self) {
+                Ok(answer) => return Ok(answer),
+                Err(NotNow::Never(error)) => return Err(error),
+                Err(NotNow::Needs(number)) => self.know(number).await?,
+            }
+        }
+    }
+
+    /// Waits until a layer is known.
+    async fn know(&self, number: LayerNo) -> Result<(), FsError> {
+        match self.layers.ready(number).await {
+            Ok(content) => {
+                self.overlay.supply(number, Arc::clone(content.index()));
+                Ok(())
+            }
+            Err(cause) => Err(FsError::Layer { number, cause }),
+        }
+    }
+
+    /// Waits until every layer is known.
+    ///
+    /// # Errors
+    /// [`FsError::Layer`] for the first that cannot be shown.
+    pub async fn all_known(&self) -> Result<(), FsError> {
+        for number in (0..self.overlay.layer_count()).map(LayerNo) {
+            self.know(number).await?;
+        }
+        Ok(())
+    }
+
+    /// A node by name.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Now<Option<NodeAttr>> {
+        let dir = self.overlay.dir(parent).map_err(not_now)?;
+        let Some(node) = self.overlay.lookup(&dir, name).map_err(not_now)? else { return Ok(None) };
+        if self.kind(node)? == Kind::Directory {
+            self.overlay.remember(&dir, name, node).map_err(not_now)?;
+        }
+        self.attr(node).map(Some)
+    }
+
+    /// A node's metadata.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn attr(&self, node: NodeId) -> Now<NodeAttr> {
+        self.overlay.attr(node).map_err(not_now)
+    }
+
+    /// The names of a directory from position `from` on, without `.` and `..`.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn list(&self, node: NodeId, from: u64, mut each: impl FnMut(DirEntry<'_>) -> ControlFlow<()>) -> Now<()> {
+        let dir = self.directory(node)?;
+        self.overlay
+            .list(&dir, from, &mut |listed| {
+                let entry = DirEntry { name: listed.name, node: listed.node, kind: listed.kind, next: listed.next };
+                Ok(each(entry).is_continue())
+            })
+            .map_err(not_now)
+    }
+
+    /// As [`ImageFs::list`], with each node's metadata.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn list_with_attrs(
+        &self,
+        node: NodeId,
+        from: u64,
+        mut each: impl FnMut(DirEntry<'_>, &NodeAttr) -> ControlFlow<()>,
+    ) -> Now<()> {
+        let dir = self.directory(node)?;
+        self.overlay
+            .list(&dir, from, &mut |listed| {
+                if listed.kind == Kind::Directory {
+                    self.overlay.remember(&dir, listed.name, listed.node)?;
+                }
+                let attr = self.overlay.attr(listed.node)?;
+                let entry = DirEntry { name: listed.name, node: listed.node, kind: listed.kind, next: listed.next };
+                Ok(each(entry, &attr).is_continue())
+            })
+            .map_err(not_now)
+    }
+
+    /// The directory that a directory lies in; the root lies in itself.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn parent(&self, node: NodeId) -> Now<NodeId> {
+        let dir = self.directory(node)?;
+        Ok(dir.parent().map_or(NodeId::ROOT, |parent| parent.id()))
+    }
+
+    /// Where a symlink points.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn symlink_target(&self, node: NodeId) -> Now<&[u8]> {
+        let (number, entry) = self.carrier(node, Kind::Symlink)?;
+        let index = self.overlay.index(number).map_err(not_now)?;
+        Ok(index.symlink_target(entry).map_err(|cause| damaged(number, cause))?.unwrap_or_default())
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn xattr(&self, node: NodeId, name: &[u8]) -> Now<Option<Vec<u8>>> {
+        let Some((number, entry)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(None) };
+        let index = self.overlay.index(number).map_err(not_now)?;
+        index.xattr(entry, name).map_err(|cause| damaged(number, cause))
+    }
+
+    /// The names of a node's extended attributes.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn xattr_names(&self, node: NodeId) -> Now<Vec<Vec<u8>>> {
+        let Some((number, entry)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(Vec::new()) };
+        let index = self.overlay.index(number).map_err(not_now)?;
+        index.xattr_names(entry).map_err(|cause| damaged(number, cause))
+    }
+
+    /// Whether no layer has any extended attribute; needs every layer.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn has_no_xattrs(&self) -> Now<bool> {
+        for number in (0..self.overlay.layer_count()).map(LayerNo) {
+            if self.overlay.index(number).map_err(not_now)?.contents().has(Contents::XATTRS) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads up to `length` bytes of a file from what is on this machine; `None` when some of them are
+    /// not. Fewer bytes only at the end of the file.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn read_now(&self, node: NodeId, at: FileOffset, length: usize) -> Now<Option<Vec<u8>>> {
+        let plan = self.plan_read(node, at, length)?;
+        let mut buf = vec![0; plan.length];
+        for extent in &plan.extents {
+            let Some(from) = extent.decoded else { continue };
+            let place = (extent.file.start - at) as usize..(extent.file.end - at) as usize;
+            if !plan.content.read_stored(from, &mut buf[place]).map_err(|error| NotNow::Never(error.into()))? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(buf))
+    }
+
+    /// Reads up to `length` bytes of a file, fetching what is missing.
+    ///
+    /// # Errors
+    /// [`FsError`]
+    pub async fn read(&self, node: NodeId, at: FileOffset, length: usize) -> Result<Bytes, FsError> {
+        let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
+        if let [Extent { decoded: Some(from), .. }] = plan.extents.as_slice() {
+            return Ok(plan.content.read(*from, plan.length).await?);
+        }
+        let mut buf = vec![0; plan.length];
+        for extent in &plan.extents {
+            let Some(from) = extent.decoded else { continue };
+            let place = (extent.file.start - at) as usize..(extent.file.end - at) as usize;
+            let bytes = plan.content.read(from, place.len()).await?;
+            buf[place].copy_from_slice(&bytes);
+        }
+        Ok(buf.into())
+    }
+
+    /// The next offset at or after `at` that holds data (`true`) or a hole (`false`), as lseek(2) has it;
+    /// `None` past the end.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn seek(&self, node: NodeId, at: FileOffset, data: bool) -> Now<Option<FileOffset>> {
+        let (number, entry) = self.carrier(node, Kind::File)?;
+        let index = self.overlay.index(number).map_err(not_now)?;
+        let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();
+        if at.0 >= size {
+            return Ok(None);
+        }
+        let extents = index.extents(entry, at..FileOffset(size)).map_err(|cause| damaged(number, cause))?;
+        let found = extents.iter().find(|extent| extent.decoded.is_some() == data);
+        Ok(match found {
+            Some(extent) => Some(extent.file.start.max(at)),
+            // Every file ends in a hole; one that ends in a hole has no more data.
+            None if data => None,
+            None => Some(FileOffset(size)),
+        })
+    }
+
+    /// Walks a path of the image.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn walk(&self, path: &[u8], last: Last) -> Now<NodeAttr> {
+        match self.overlay.walk(path, last).map_err(not_now)? {
+            Walked::Found { node, .. } => self.attr(node),
+            Walked::Missing { .. } => Err(NotNow::Never(FsError::NotFound)),
+            Walked::NotADirectory => Err(NotNow::Never(FsError::NotADirectory)),
+            Walked::Loop => Err(NotNow::Never(FsError::Loop)),
+        }
+    }
+
+    /// The kernel has forgotten a node.
+    pub fn forget(&self, node: NodeId) {
+        self.overlay.forget(node);
+    }
+
+    /// How far each layer is.
+    pub fn layer_status(&self) -> Vec<LayerStatus> {
+        self.layers.status()
+    }
+
+    /// Bytes that first passes have to read, and have read.
+    pub fn progress(&self) -> (u64, u64) {
+        self.layers.progress()
+    }
+
+    /// Bytes of all layers' blobs.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Entries of all layers that are known, and decoded bytes of those.
+    pub fn totals(&self) -> (u64, u64) {
+        let mut totals = (0, 0);
+        for number in (0..self.overlay.layer_count()).map(LayerNo) {
+            if let Some(content) = self.layers.known(number) {
+                totals.0 += u64::from(content.index().len());
+                totals.1 += content.index().proof().decoded_size;
+            }
+        }
+        totals
+    }
+
+    fn directory(&self, node: NodeId) -> Now<Arc<crate::overlay::Dir>> {
+        if node != NodeId::ROOT && self.kind(node)? != Kind::Directory {
+            return Err(NotNow::Never(FsError::NotADirectory));
+        }
+        self.overlay.dir(node).map_err(not_now)
+    }
+
+    fn kind(&self, node: NodeId) -> Now<Kind> {
+        if node == NodeId::ROOT {
+            return Ok(Kind::Directory);
+        }
+        let (number, entry) = self.overlay.parse(node).map_err(not_now)?;
+        let index = self.overlay.index(number).map_err(not_now)?;
+        Ok(index.entry(entry).map_err(|cause| damaged(number, cause))?.kind())
+    }
+
+    fn carrier(&self, node: NodeId, wanted: Kind) -> Now<(LayerNo, EntryId)> {
+        match self.kind(node)? {
+            kind if kind == wanted => self.overlay.parse(node).map_err(not_now),
+            Kind::Directory => Err(NotNow::Never(FsError::IsADirectory)),
+            _ => Err(NotNow::Never(FsError::NotAFile)),
+        }
+    }
+
+    fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {
+        let (number, entry) = self.carrier(node, Kind::File)?;
+        let index = self.overlay.index(number).map_err(not_now)?;
+        let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();
+        let end = at.0.saturating_add(length as u64).min(size);
+        let content = self.layers.known(number).ok_or(NotNow::Needs(number))?;
+        if at.0 >= end {
+            return Ok(ReadPlan { content, extents: Vec::new(), length: 0 });
+        }
+        let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
+        Ok(ReadPlan { content, extents, length: (end - at.0) as usize })
+    }
+}
+
+struct ReadPlan {
+    content: Arc<LayerContent>,
+    extents: Vec<Extent>,
+    length: usize,
+}
+
+fn not_now(unknown: Unknown) -> NotNow {
+    match unknown {
+        Unknown::Needs(layer) => NotNow::Needs(layer),
+        Unknown::Damaged { layer, cause } => NotNow::Never(FsError::Damaged { number: layer, cause }),
+        Unknown::NoSuchNode(node) => NotNow::Never(FsError::NoSuchNode(node)),
+    }
+}
+
+fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
+    NotNow::Never(FsError::Damaged { number, cause: Arc::new(cause) })
+}

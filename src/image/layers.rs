@@ -1,0 +1,320 @@
+//! The layers of one image: which are known, which are being read, which cannot be had.
+//!
+//! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
+//! run at a time. A layer that somebody waits for goes before those that nobody has asked for, and
+//! among these the small ones go first, so that the names they decide are answered early.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::plan::PlannedLayer;
+use crate::content::{ContentStats, FirstPass, LayerContent, PassError, PassProgress, pass};
+use crate::digest::Digest;
+use crate::overlay::LayerNo;
+use crate::source::BlobSource;
+use crate::store::{Store, StoreError};
+
+/// When layers that nobody has asked for yet are read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Eagerness {
+    /// Right away, behind those that are asked for.
+    Background,
+    /// Never.
+    OnDemand,
+}
+
+/// Bounds of first passes.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Of decoding.
+    pub codec: crate::codec::Limits,
+    /// Of the tree.
+    pub layer: crate::layer::Limits,
+}
+
+/// All layers of one image.
+pub struct Layers {
+    slots: Vec<Arc<Slot>>,
+    /// Which slot a layer has; layers that are the same blob share one.
+    slot_of: Vec<usize>,
+    source: Arc<dyn BlobSource>,
+    store: Arc<Store>,
+    running: Mutex<usize>,
+    at_once: usize,
+    eagerness: Eagerness,
+}
+
+struct Slot {
+    pass: FirstPass,
+    state: watch::Sender<State>,
+    wanted: AtomicBool,
+    progress: Arc<PassProgress>,
+}
+
+#[derive(Clone)]
+enum State {
+    Idle,
+    Running,
+    Ready(Arc<LayerContent>),
+    Failed { why: Arc<LayerFailure>, at: Instant, times: u32 },
+}
+
+/// Why a layer cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerFailure {
+    /// Its first pass failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// Its content file cannot be opened or made.
+    #[error("cannot open the cached content of layer {layer}")]
+    Store {
+        /// The blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: StoreError,
+    },
+}
+
+/// How far a layer is, for people.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LayerStatus {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// `waiting`, `reading`, `ready` or `failed`.
+    pub state: &'static str,
+    /// Blob bytes that the first pass has received.
+    pub received: u64,
+    /// Reads after the pass.
+    pub reads: ContentStats,
+    /// What went wrong, if it did.
+    pub error: Option<String>,
+}
+
+impl Layers {
+    /// Opens what the store knows of `planned` and, by `eagerness`, begins to read the rest.
+    pub fn open(
+        planned: &[PlannedLayer],
+        source: Arc<dyn BlobSource>,
+        store: Arc<Store>,
+        limits: &Limits,
+        eagerness: Eagerness,
+    ) -> Arc<Self> {
+        let mut slots: Vec<Arc<Slot>> = Vec::new();
+        let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
+        let mut slot_of = Vec::new();
+        for layer in planned {
+            let key = (layer.blob.digest.clone(), layer.diff_id.clone());
+            let slot = *by_blob.entry(key).or_insert_with(|| {
+                slots.push(Arc::new(Slot::new(layer, limits)));
+                slots.len() - 1
+            });
+            slot_of.push(slot);
+        }
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let layers =
+            Arc::new(Self { slots, slot_of, source, store, running: Mutex::new(0), at_once: cores.max(2), eagerness });
+        for slot in &layers.slots {
+            if let Some(index) = pass::open_index(&layers.store, &slot.pass.blob, &slot.pass.diff_id) {
+                let state = layers.content(slot, index);
+                slot.state.send_replace(state);
+            }
+        }
+        layers.start_more();
+        layers
+    }
+
+    /// The content of a layer, if it is known now.
+    pub fn known(&self, layer: LayerNo) -> Option<Arc<LayerContent>> {
+        match &*self.slot(layer).state.borrow() {
+            State::Ready(content) => Some(Arc::clone(content)),
+            _ => None,
+        }
+    }
+
+    /// The content of a layer, as soon as its first pass is done. Asking makes the layer urgent.
+    ///
+    /// A layer that failed for a reason that may pass is tried again when it is asked for, at growing
+    /// intervals.
+    ///
+    /// # Errors
+    /// [`LayerFailure`]
+    pub async fn ready(self: &Arc<Self>, layer: LayerNo) -> Result<Arc<LayerContent>, Arc<LayerFailure>> {
+        let slot = Arc::clone(self.slot(layer));
+        let mut changes = slot.state.subscribe();
+        slot.wanted.store(true, Ordering::Relaxed);
+        slot.state.send_if_modified(|state| match state {
+            State::Failed { why, at, times } if why.is_passing() && at.elapsed() >= pause_after(*times) => {
+                *state = State::Idle;
+                true
+            }
+            _ => false,
+        });
+        if matches!(*slot.state.borrow(), State::Idle) {
+            self.start(&slot);
+        }
+        let settled = changes.wait_for(|state| matches!(state, State::Ready(_) | State::Failed { .. })).await;
+        match settled.as_deref() {
+            Ok(State::Ready(content)) => Ok(Arc::clone(content)),
+            Ok(State::Failed { why, .. }) => Err(Arc::clone(why)),
+            _ => Err(Arc::new(PassError::Ended { layer: slot.pass.blob.digest.clone() }.into())),
+        }
+    }
+
+    /// How far each layer is, base first.
+    pub fn status(&self) -> Vec<LayerStatus> {
+        self.slot_of.iter().map(|slot| self.slots[*slot].status()).collect()
+    }
+
+    /// Bytes of blobs to be read by first passes, and bytes read so far.
+    pub fn progress(&self) -> (u64, u64) {
+        let mut total = 0;
+        let mut received = 0;
+        for slot in &self.slots {
+            let got = slot.progress.received.load(Ordering::Relaxed);
+            if got > 0 || !matches!(*slot.state.borrow(), State::Ready(_)) {
+                total += slot.pass.blob.size;
+                received += got.min(slot.pass.blob.size);
+            }
+        }
+        (total, received)
+    }
+
+    fn slot(&self, layer: LayerNo) -> &Arc<Slot> {
+        &self.slots[self.slot_of[usize::from(layer.0)]]
+    }
+
+    fn content(&self, slot: &Slot, index: Arc<crate::layer::LayerIndex>) -> State {
+        let opened = LayerContent::open(
+            slot.pass.blob.clone(),
+            slot.pass.compression,
+            index,
+            Arc::clone(&self.source),
+            Arc::clone(&self.store),
+        );
+        match opened {
+            Ok(content) => State::Ready(Arc::new(content)),
+            Err(cause) => {
+                let why = Arc::new(LayerFailure::Store { layer: slot.pass.blob.digest.clone(), cause });
+                tracing::error!(error = &why as &dyn std::error::Error, "a layer cannot be shown");
+                State::Failed { why, at: Instant::now(), times: 1 }
+            }
+        }
+    }
+
+    /// Starts passes in the background while fewer than allowed are running.
+    fn start_more(self: &Arc<Self>) {
+        if self.eagerness == Eagerness::OnDemand {
+            return;
+        }
+        while *lock(&self.running) < self.at_once {
+            let idle = |slot: &&Arc<Slot>| matches!(*slot.state.borrow(), State::Idle);
+            let Some(next) = self.slots.iter().filter(idle).min_by_key(|slot| slot.urgency()) else { return };
+            self.start(&Arc::clone(next));
+        }
+    }
+
+    /// Starts a slot's pass unless it runs already.
+    fn start(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let started = slot.state.send_if_modified(|state| {
+            let idle = matches!(state, State::Idle);
+            if idle {
+                *state = State::Running;
+            }
+            idle
+        });
+        if !started {
+            return;
+        }
+        *lock(&self.running) += 1;
+        let (layers, slot) = (Arc::clone(self), Arc::clone(slot));
+        tokio::spawn(async move {
+            let state = layers.run(&slot).await;
+            *lock(&layers.running) -= 1;
+            slot.state.send_replace(state);
+            layers.start_more();
+        });
+    }
+
+    async fn run(&self, slot: &Slot) -> State {
+        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress).await;
+        if made.as_ref().is_err_and(PassError::is_corruption) {
+            // Once more: a proxy may have spoilt the first answer.
+            slot.progress.received.store(0, Ordering::Relaxed);
+            made = slot.pass.run(&self.source, &self.store, &slot.progress).await;
+        }
+        match made {
+            Ok(index) => self.content(slot, index),
+            Err(why) => {
+                slot.progress.received.store(0, Ordering::Relaxed);
+                let why = Arc::new(LayerFailure::from(why));
+                tracing::error!(error = &why as &dyn std::error::Error, "a layer cannot be shown");
+                let times = slot.wanted.swap(false, Ordering::Relaxed).into();
+                State::Failed { why, at: Instant::now(), times }
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn new(layer: &PlannedLayer, limits: &Limits) -> Self {
+        Self {
+            pass: FirstPass {
+                blob: layer.blob.clone(),
+                compression: layer.compression,
+                diff_id: layer.diff_id.clone(),
+                codec_limits: limits.codec,
+                layer_limits: limits.layer,
+            },
+            state: watch::Sender::new(State::Idle),
+            wanted: AtomicBool::new(false),
+            progress: Arc::default(),
+        }
+    }
+
+    /// Smaller comes first.
+    fn urgency(&self) -> (bool, u64) {
+        (!self.wanted.load(Ordering::Relaxed), self.pass.blob.size)
+    }
+
+    fn status(&self) -> LayerStatus {
+        let (state, reads, error) = match &*self.state.borrow() {
+            State::Idle => ("waiting", ContentStats::default(), None),
+            State::Running => ("reading", ContentStats::default(), None),
+            State::Ready(content) => ("ready", content.stats(), None),
+            State::Failed { why, .. } => ("failed", ContentStats::default(), Some(super::chain(why))),
+        };
+        LayerStatus {
+            digest: self.pass.blob.digest.clone(),
+            size: self.pass.blob.size,
+            state,
+            received: self.progress.received.load(Ordering::Relaxed),
+            reads,
+            error,
+        }
+    }
+}
+
+impl LayerFailure {
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Pass(error) => error.is_passing(),
+            Self::Store { .. } => true,
+        }
+    }
+}
+
+fn pause_after(times: u32) -> Duration {
+    Duration::from_secs(1 << times.min(5))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

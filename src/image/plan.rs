@@ -1,0 +1,341 @@
+//! Resolution: from a reference to the layers that make up an image.
+//!
+//! Every document on the way is verified by digest and size before it is read, and kept in the store,
+//! so that an image seen before is resolved without the network (by digest) or with one HEAD (by tag).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::descriptor::{Compression, Descriptor, MediaType};
+use crate::digest::Digest;
+use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step};
+use crate::offsets::BlobOffset;
+use crate::platform::Platform;
+use crate::reference::{Place, Reference};
+use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
+use crate::store::{Store, TagRecord};
+use crate::trust::{Mismatch, Untrusted};
+
+/// An image that has been resolved: what it consists of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The document that the reference names: an image index, or the manifest itself.
+    pub root: Descriptor,
+    /// The manifest that was chosen.
+    pub manifest: Descriptor,
+    /// The image configuration's descriptor.
+    pub config: Descriptor,
+    /// The configuration.
+    pub configuration: ImageConfig,
+    /// The layers, base first.
+    pub layers: Vec<PlannedLayer>,
+    /// The platform of the manifest, as far as anything says it.
+    pub platform: Option<Platform>,
+    /// The platforms that the reference offers.
+    pub offered: Vec<Platform>,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug)]
+pub struct PlannedLayer {
+    /// The blob.
+    pub blob: Descriptor,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// What it must decode to.
+    pub diff_id: Digest,
+}
+
+/// Whether the network may be asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Network {
+    /// It may.
+    Allowed,
+    /// Only what is on this machine counts.
+    Offline,
+}
+
+/// Why a reference could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A document is not one that can be used.
+    #[error("{what} {digest} of {reference} cannot be used")]
+    Document {
+        /// The reference.
+        reference: String,
+        /// What it should have been.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+        /// Why not.
+        #[source]
+        cause: DocumentError,
+    },
+    /// A document's bytes are not those that its descriptor names.
+    #[error("{what} of {reference} is not what its digest says")]
+    Corrupt {
+        /// The reference.
+        reference: String,
+        /// Which document.
+        what: &'static str,
+        /// Both digests.
+        #[source]
+        mismatch: Box<Mismatch>,
+    },
+    /// No manifest fits.
+    #[error("{reference}: {cause}")]
+    Choice {
+        /// The reference.
+        reference: String,
+        /// Why none fits.
+        cause: documents::ResolveError,
+    },
+    /// A document is larger than any honest one.
+    #[error("{what} {digest} of {reference} has {size} bytes; more than {limit} are not read")]
+    TooLarge {
+        /// The reference.
+        reference: String,
+        /// Which document.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Without the network, what the reference names is not known.
+    #[error("{reference} is not in the cache, and the network may not be asked")]
+    Offline {
+        /// The reference.
+        reference: String,
+    },
+}
+
+/// Resolves `reference` for `wanted`.
+///
+/// # Errors
+/// [`PlanError`]
+pub async fn resolve(
+    reference: &Reference,
+    source: &Arc<dyn BlobSource>,
+    store: &Store,
+    wanted: &Platform,
+    network: Network,
+) -> Result<Plan, PlanError> {
+    let resolver = Resolver { reference, source, store, network };
+    let (root, bytes) = resolver.root().await?;
+    let document = resolver.parse(&root, &bytes)?;
+    let offered = match &document {
+        Document::Index(index) => index.offered(),
+        Document::Manifest(_) => Vec::new(),
+    };
+    let choice_error = |cause| PlanError::Choice { reference: reference.to_string(), cause };
+
+    // What is still to be tried, best first; a stack, as an entry may be an index itself.
+    let mut rest = vec![Candidate { descriptor: root.clone(), document: Some(document), platform: None, depth: 0 }];
+    let mut unfit = None;
+    while let Some(candidate) = rest.pop() {
+        let document = match candidate.document {
+            Some(document) => document,
+            None => {
+                let bytes = resolver.manifest(&candidate.descriptor).await?;
+                resolver.parse(&candidate.descriptor, &bytes)?
+            }
+        };
+        match documents::resolve_step(document, candidate.depth, wanted) {
+            Ok(Step::Arrived(manifest)) => {
+                let config = resolver.config(&manifest).await?;
+                let silent = candidate.platform.is_none();
+                if let (true, Err(error)) = (silent, config.require(wanted)) {
+                    unfit.get_or_insert(error);
+                    continue;
+                }
+                let platform = candidate.platform.or_else(|| config.platform.clone());
+                let offered = if offered.is_empty() { platform.iter().cloned().collect() } else { offered };
+                return Ok(assemble(root, candidate.descriptor, manifest, config, platform, offered));
+            }
+            Ok(Step::Descend(entries)) => {
+                let inside = |entry: IndexEntry| Candidate {
+                    descriptor: entry.descriptor,
+                    document: None,
+                    platform: entry.platform,
+                    depth: candidate.depth + 1,
+                };
+                rest.extend(entries.into_iter().rev().map(inside));
+            }
+            Err(error) => {
+                unfit.get_or_insert(error);
+            }
+        }
+    }
+    Err(choice_error(unfit.unwrap_or(documents::ResolveError::NoPlatform { wanted: wanted.clone(), offered })))
+}
+
+struct Candidate {
+    descriptor: Descriptor,
+    document: Option<Document>,
+    platform: Option<Platform>,
+    depth: usize,
+}
+
+fn assemble(
+    root: Descriptor,
+    descriptor: Descriptor,
+    manifest: Manifest,
+    configuration: ImageConfig,
+    platform: Option<Platform>,
+    offered: Vec<Platform>,
+) -> Plan {
+    let layers = manifest
+        .layers
+        .into_iter()
+        .zip(&configuration.diff_ids)
+        .map(|(blob, diff_id)| {
+            let MediaType::Layer(compression, _) = blob.media_type else {
+                unreachable!("a parsed manifest has layers of known types only");
+            };
+            PlannedLayer { blob, compression, diff_id: diff_id.clone() }
+        })
+        .collect();
+    Plan { root, manifest: descriptor, config: manifest.config, configuration, layers, platform, offered }
+}
+
+struct Resolver<'a> {
+    reference: &'a Reference,
+    source: &'a Arc<dyn BlobSource>,
+    store: &'a Store,
+    network: Network,
+}
+
+impl Resolver<'_> {
+    /// The root document: from the store if it is known to be what the reference names.
+    async fn root(&self) -> Result<(Descriptor, Bytes), PlanError> {
+        let Place::Registry(name) = self.reference.place() else {
+            return self.fetch_root().await;
+        };
+        let canonical = self.reference.canonical();
+        let known = self.store.tag(&canonical);
+        let stored =
+            known.as_ref().and_then(|record| Some((record, self.store.document(&record.digest, record.size)?)));
+        match (stored, self.network) {
+            // A digest never names anything else.
+            (Some((record, bytes)), _) if name.digest() == Some(&record.digest) => Ok((described(record), bytes)),
+            (Some((record, bytes)), Network::Offline) => Ok((described(record), bytes)),
+            (None, Network::Offline) => Err(PlanError::Offline { reference: self.reference.to_string() }),
+            (Some((record, bytes)), Network::Allowed) => {
+                let now = self.source.head().await?;
+                if now.digest == record.digest { Ok((described(record), bytes)) } else { self.fetch_root().await }
+            }
+            (None, Network::Allowed) => self.fetch_root().await,
+        }
+    }
+
+    async fn fetch_root(&self) -> Result<(Descriptor, Bytes), PlanError> {
+        let (descriptor, bytes) = self.source.root().await?;
+        let bytes = self.verified("the manifest", &descriptor, bytes)?;
+        self.keep(&descriptor, &bytes);
+        let record = TagRecord {
+            reference: self.reference.canonical(),
+            digest: descriptor.digest.clone(),
+            media_type: descriptor.media_type.as_str().to_owned(),
+            size: descriptor.size,
+        };
+        if let Err(error) = self.store.keep_tag(&record) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot remember what the reference names");
+        }
+        Ok((descriptor, bytes))
+    }
+
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, PlanError> {
+        self.check_size("manifest", descriptor, MANIFEST_LIMIT)?;
+        if let Some(bytes) = self.at_hand("the manifest", descriptor)? {
+            return Ok(bytes);
+        }
+        let bytes = self.source.manifest(descriptor).await?;
+        let bytes = self.verified("the manifest", descriptor, bytes)?;
+        self.keep(descriptor, &bytes);
+        Ok(bytes)
+    }
+
+    async fn config(&self, manifest: &Manifest) -> Result<ImageConfig, PlanError> {
+        let descriptor = &manifest.config;
+        self.check_size("configuration", descriptor, CONFIG_LIMIT)?;
+        let bytes = match self.at_hand("the configuration", descriptor)? {
+            Some(bytes) => bytes,
+            None => {
+                let whole = BlobOffset(0)..BlobOffset(descriptor.size);
+                let bytes = self.source.read_at(descriptor, whole).await?;
+                let bytes = self.verified("the configuration", descriptor, bytes)?;
+                self.keep(descriptor, &bytes);
+                bytes
+            }
+        };
+        ImageConfig::parse(&bytes, manifest.layers.len())
+            .map_err(|cause| self.document_error("the configuration", descriptor, cause))
+    }
+
+    /// A document that need not be fetched: inlined in its descriptor, or in the store.
+    fn at_hand(&self, what: &'static str, descriptor: &Descriptor) -> Result<Option<Bytes>, PlanError> {
+        if let Some(data) = &descriptor.data {
+            return self.verified(what, descriptor, Untrusted::new(data.clone())).map(Some);
+        }
+        match self.store.document(&descriptor.digest, descriptor.size) {
+            Some(bytes) => Ok(Some(bytes)),
+            None if self.network == Network::Offline && matches!(self.reference.place(), Place::Registry(_)) => {
+                Err(PlanError::Offline { reference: self.reference.to_string() })
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn verified(&self, what: &'static str, wanted: &Descriptor, got: Untrusted<Bytes>) -> Result<Bytes, PlanError> {
+        got.verify(&wanted.digest, wanted.size).map_err(|mismatch| PlanError::Corrupt {
+            reference: self.reference.to_string(),
+            what,
+            mismatch: Box::new(mismatch),
+        })
+    }
+
+    fn keep(&self, descriptor: &Descriptor, bytes: &Bytes) {
+        if let Err(error) = self.store.keep_document(&descriptor.digest, bytes) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep a document in the cache");
+        }
+    }
+
+    fn parse(&self, descriptor: &Descriptor, bytes: &Bytes) -> Result<Document, PlanError> {
+        Document::parse(bytes, Some(&descriptor.media_type))
+            .map_err(|cause| self.document_error("the manifest", descriptor, cause))
+    }
+
+    fn document_error(&self, what: &'static str, descriptor: &Descriptor, cause: DocumentError) -> PlanError {
+        PlanError::Document { reference: self.reference.to_string(), what, digest: descriptor.digest.clone(), cause }
+    }
+
+    fn check_size(&self, what: &'static str, descriptor: &Descriptor, limit: u64) -> Result<(), PlanError> {
+        if descriptor.size <= limit {
+            return Ok(());
+        }
+        Err(PlanError::TooLarge {
+            reference: self.reference.to_string(),
+            what,
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            limit,
+        })
+    }
+}
+
+fn described(record: &TagRecord) -> Descriptor {
+    Descriptor {
+        media_type: MediaType::parse(&record.media_type),
+        digest: record.digest.clone(),
+        size: record.size,
+        data: None,
+        annotations: std::collections::BTreeMap::new(),
+    }
+}
