@@ -1,0 +1,122 @@
+//! What is mounted where, as the kernel tells it in `/proc/self/mountinfo`.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+/// One line of mountinfo (proc(5)), as far as it matters here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MountPoint {
+    /// `major:minor` of the mounted file system.
+    pub device: String,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// The file system's type.
+    pub kind: String,
+    /// What was mounted: for peelfs, the reference.
+    pub source: String,
+}
+
+impl MountPoint {
+    /// Whether peelfs mounted it.
+    pub fn is_peelfs(&self) -> bool {
+        self.kind == "fuse.peelfs"
+    }
+}
+
+/// Every mount this process sees, in the order in which they were made.
+pub fn all() -> Vec<MountPoint> {
+    match std::fs::read("/proc/self/mountinfo") {
+        Ok(text) => parse(&text),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read /proc/self/mountinfo");
+            Vec::new()
+        }
+    }
+}
+
+/// The uppermost mount whose mount point is exactly `path`, which is compared as text.
+pub fn at(path: &Path) -> Option<MountPoint> {
+    all().into_iter().rev().find(|mount| mount.path == path)
+}
+
+fn parse(text: &[u8]) -> Vec<MountPoint> {
+    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<MountPoint> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = text(fields.nth(2)?);
+    let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
+    Some(MountPoint { device, path, kind: text(behind.next()?), source: text(&unescape(behind.next()?)) })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Blanks, tabs, newlines and backslashes stand there as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(code) if *byte == b'\\' => {
+                out.push(code);
+                rest = &after[3..];
+            }
+            _ => {
+                out.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// The absolute path of a mount point, without asking the mount itself: a mount whose server is gone
+/// or slow must not hold up whoever wants to unmount it. Only the parent directory is looked at.
+///
+/// # Errors
+/// When the parent does not exist.
+pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok(parent.canonicalize()?.join(OsString::from_vec(name.as_bytes().to_vec())))
+        }
+        _ => path.canonicalize(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_mount_point_with_a_blank_is_read() {
+        let text = b"22 1 254:0 / / rw - ext4 /dev/root rw\n\
+            61 22 0:47 / /tmp/my\\040image ro,nosuid shared:7 - fuse.peelfs python:3.12 ro,user_id=0\n";
+        let found = parse(text);
+        assert_eq!(found.len(), 2);
+        assert!(!found[0].is_peelfs());
+        assert_eq!(
+            found[1],
+            MountPoint {
+                device: "0:47".into(),
+                path: "/tmp/my image".into(),
+                kind: "fuse.peelfs".into(),
+                source: "python:3.12".into()
+            }
+        );
+        assert!(found[1].is_peelfs());
+    }
+
+    #[test]
+    fn this_machine_has_a_root() {
+        assert!(at(Path::new("/")).is_some());
+    }
+}
