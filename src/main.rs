@@ -1,1 +1,7 @@
-fn main() {}
+//! The `peelfs` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    peelfs::cli::run(std::env::args_os())
+}

@@ -1,1 +1,62 @@
-//! Placeholder.
+//! The command line: what users type, and what they are told.
+//!
+//! Data goes to stdout, talk to stderr. A failure is one line that names what failed, one hint where
+//! there is one, and an exit code that scripts can tell apart (see [`report::Code`]).
+
+mod args;
+mod cache;
+mod cat;
+mod cp;
+mod daemon;
+mod extras;
+mod inspect;
+mod ls;
+mod mount;
+mod open;
+mod options;
+mod progress;
+mod report;
+mod state;
+mod status;
+mod text;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use args::Args;
+use args::Command;
+pub use report::{Code, Report};
+
+/// Runs one command line, program name included, and says how it went.
+pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(line) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers and go to stdout; the rest are mistakes and go to stderr.
+            let _ = error.print();
+            return if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match args.command {
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Cp(args) => cp::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Cache(args) => cache::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Completions(args) => extras::completions(&args),
+        Command::Man(args) => extras::man(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            report.print();
+            report.code.into()
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::platform::Platform;
+
+/// Mounts any OCI image as a directory, lazily and verified.
+#[derive(Debug, Parser)]
+#[command(name = "peelfs", version, about, after_help = EXAMPLES, max_term_width = 100)]
+#[command(disable_help_subcommand = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  peelfs mount python:3.12-slim ./python    mount an image; usable at once, fetches only what is read
+  peelfs umount ./python                    and unmount it
+  peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
+  peelfs cat alpine /etc/os-release         print a file of an image
+  peelfs inspect oci:./layout:latest        everything about an image, as JSON
+
+Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
+oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR.
+
+Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.";
+
+/// What peelfs can do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub enum Command {
+    /// Mount an image on a directory
+    Mount(MountArgs),
+    /// Unmount what peelfs mounted
+    Umount(UmountArgs),
+    /// List a directory of an image, without mounting it
+    Ls(LsArgs),
+    /// Print files of an image
+    Cat(CatArgs),
+    /// Copy files out of an image, with their metadata
+    Cp(CpArgs),
+    /// Describe an image as one JSON object
+    Inspect(InspectArgs),
+    /// Show, verify and prune the cache
+    Cache(CacheArgs),
+    /// Show what is mounted and how far it is
+    Status(StatusArgs),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions(CompletionsArgs),
+    /// Write manual pages into a directory
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// Which image, and how it is reached.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ImageArgs {
+    /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
+    #[arg(value_name = "IMAGE")]
+    pub reference: String,
+    /// How the image is reached.
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+/// How an image is reached and where it is kept.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessArgs {
+    /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
+    #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", help_heading = "Image")]
+    pub platform: Option<String>,
+    /// Use only what is in the cache; never ask the network
+    #[arg(long, help_heading = "Image")]
+    pub offline: bool,
+    /// Allow plain HTTP and unverified TLS (loopback registries need no permission)
+    #[arg(long, env = "PEELFS_INSECURE", help_heading = "Registry")]
+    pub insecure: bool,
+    /// Also trust the certificates in this PEM file
+    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    pub ca: Vec<PathBuf>,
+    /// Read credentials from this file instead of those of podman and docker
+    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    pub authfile: Option<PathBuf>,
+    /// Where the cache is and how it is bounded.
+    #[command(flatten)]
+    pub cache: CacheDirArgs,
+}
+
+/// Where the cache is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CacheDirArgs {
+    /// Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs]
+    #[arg(long, value_name = "DIR", env = "PEELFS_CACHE_DIR", help_heading = "Cache")]
+    pub cache_dir: Option<PathBuf>,
+    /// Let layers take at most this much disk, as in 20GiB
+    #[arg(long, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", value_parser = super::text::parse_size, help_heading = "Cache")]
+    pub cache_size: Option<u64>,
+}
+
+/// When bytes of a layer may be shown.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum VerifyArg {
+    /// Only after the whole layer has been verified
+    #[default]
+    Strict,
+    /// While the layer streams in; if it then fails, all of it turns into errors
+    Behind,
+}
+
+/// `peelfs mount`
+#[derive(Clone, Debug, clap::Args)]
+pub struct MountArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// The directory to mount it on
+    #[arg(value_name = "DIR")]
+    pub at: PathBuf,
+    /// Stay in the foreground; Ctrl-C unmounts
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Return only when every layer is indexed and verified
+    #[arg(long)]
+    pub wait: bool,
+    /// When bytes may be shown
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
+    pub verify: VerifyArg,
+    /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Write the log here instead of into the cache directory
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Set by peelfs itself when it starts its background process.
+    #[arg(long, hide = true)]
+    pub background_child: bool,
+}
+
+/// `peelfs umount`
+#[derive(Debug, clap::Args)]
+pub struct UmountArgs {
+    /// Mount points
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    pub at: Vec<PathBuf>,
+    /// Detach now, even if files are open; they stay readable until closed
+    #[arg(short, long)]
+    pub lazy: bool,
+    /// Unmount all peelfs mounts
+    #[arg(long, conflicts_with = "at")]
+    pub all: bool,
+}
+
+/// `peelfs ls`
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// Paths in the image
+    #[arg(value_name = "PATH", default_value = "/")]
+    pub paths: Vec<PathBuf>,
+    /// Show modes, owners, sizes and times
+    #[arg(short = 'l', long)]
+    pub long: bool,
+    /// Go into subdirectories
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `peelfs cat`
+#[derive(Debug, clap::Args)]
+pub struct CatArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// Files in the image
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `peelfs cp`
+#[derive(Debug, clap::Args)]
+pub struct CpArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// What to copy: a file or directory in the image
+    #[arg(value_name = "PATH")]
+    pub from: PathBuf,
+    /// Where to: a new name, or an existing directory
+    #[arg(value_name = "TO")]
+    pub to: PathBuf,
+    /// Keep the image's owners (default for root)
+    #[arg(long, overrides_with = "no_same_owner")]
+    pub same_owner: bool,
+    /// Make everything belong to the caller (default for other users)
+    #[arg(long, overrides_with = "same_owner")]
+    pub no_same_owner: bool,
+}
+
+/// `peelfs inspect`
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+}
+
+/// `peelfs cache`
+#[derive(Debug, clap::Args)]
+pub struct CacheArgs {
+    /// What to do with it; without a word, show it
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+    /// Where it is.
+    #[command(flatten)]
+    pub cache: CacheDirArgs,
+}
+
+/// What can be done with the cache.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Show what it holds (the default)
+    Show {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check everything in it; what is damaged is removed and will be fetched again
+    Verify,
+    /// Remove what is no longer needed: leftovers, or more when asked
+    Prune {
+        /// Remove all content, keep indexes
+        #[arg(long, conflicts_with_all = ["all", "to"])]
+        content: bool,
+        /// Remove everything that is not in use
+        #[arg(long, conflicts_with = "to")]
+        all: bool,
+        /// Remove the least recently used content until layers take at most SIZE
+        #[arg(long, value_name = "SIZE", value_parser = super::text::parse_size)]
+        to: Option<u64>,
+    },
+    /// Print the directory
+    Dir,
+}
+
+/// `peelfs status`
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Mount points; all peelfs mounts when none is given
+    #[arg(value_name = "DIR")]
+    pub at: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `peelfs completions`
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `peelfs man`
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// The directory to write to
+    pub directory: PathBuf,
+}
+
+impl AccessArgs {
+    /// The platform that was asked for, or this machine's.
+    pub(super) fn platform(&self) -> Result<Platform, crate::platform::PlatformError> {
+        self.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)
+    }
+}

@@ -1,0 +1,85 @@
+//! From what a user typed to an open image: the one place that wires sources, store and image together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
+use super::report::Report;
+use crate::image::{self, Eagerness, ImageFs, Limits, Network, Plan};
+use crate::reference::{Place, Reference};
+use crate::source::BlobSource;
+use crate::source::local::LocalSource;
+use crate::source::registry::{RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use crate::store::Store;
+
+/// An image that has been resolved, with what is needed to read it.
+pub(super) struct Opened {
+    pub(super) reference: Reference,
+    pub(super) plan: Plan,
+    pub(super) store: Arc<Store>,
+    pub(super) source: Arc<dyn BlobSource>,
+    pub(super) registry: Option<Arc<RegistrySource>>,
+}
+
+impl Opened {
+    /// Shows the image as a file system.
+    pub(super) fn files(&self, eagerness: Eagerness) -> Arc<ImageFs> {
+        image::open(&self.plan, Arc::clone(&self.source), Arc::clone(&self.store), &Limits::default(), eagerness)
+    }
+}
+
+/// Resolves the image that `args` names.
+pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
+    let reference: Reference = args.reference.parse()?;
+    for note in reference.notes() {
+        eprintln!("note: {note}");
+    }
+    let platform = args.access.platform()?;
+    let store = Arc::new(store(&args.access.cache)?);
+    let (source, registry) = source(&reference, &args.access).await?;
+    let network = if args.access.offline { Network::Offline } else { Network::Allowed };
+    let plan = image::resolve(&reference, &source, &store, &platform, network).await?;
+    Ok(Opened { reference, plan, store, source, registry })
+}
+
+/// Opens the cache.
+pub(super) fn store(args: &CacheDirArgs) -> Result<Store, Report> {
+    Ok(Store::open(&cache_dir(args)?, args.cache_size)?)
+}
+
+/// Where the cache is: as asked, else where the XDG base directory specification puts it.
+pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
+    use etcetera::BaseStrategy as _;
+    if let Some(dir) = &args.cache_dir {
+        return Ok(std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+    }
+    let base = etcetera::choose_base_strategy().map_err(|error| {
+        Report::usage(format!("cannot tell where the cache is: {error}")).hint("name a directory with `--cache-dir`")
+    })?;
+    Ok(base.cache_dir().join("peelfs"))
+}
+
+type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
+
+async fn source(reference: &Reference, access: &AccessArgs) -> Result<Sources, Report> {
+    let Place::Registry(name) = reference.place() else {
+        let local = LocalSource::open(reference).await.expect("it is not a registry's")?;
+        return Ok((Arc::new(local), None));
+    };
+    let options = RegistryOptions {
+        insecure: access.insecure,
+        ca: access.ca.clone(),
+        authfile: access.authfile.clone(),
+        ..RegistryOptions::new(Surroundings::of_process())
+    };
+    let name = RegistryName {
+        host: name.host().to_owned(),
+        port: name.port(),
+        repository: name.repository().to_owned(),
+        tag: name.tag().map(str::to_owned),
+        digest: name.digest().cloned(),
+        display: reference.to_string(),
+    };
+    let registry = Arc::new(RegistrySource::new(name, options)?);
+    Ok((Arc::clone(&registry) as Arc<dyn BlobSource>, Some(registry)))
+}

@@ -1,0 +1,109 @@
+//! `-o`: options as mount(8) and fstab(5) have them.
+//!
+//! What a flag can say, an option can say under the same name with underscores or hyphens. Options that
+//! say nothing to a read-only image are taken and ignored, as fstab lines carry them for other readers;
+//! anything else is a mistake.
+
+use super::args::{MountArgs, VerifyArg};
+use super::report::Report;
+use super::text;
+use crate::fuse::MountOptions;
+
+/// Applies the options to `args` and returns those that are the kernel's.
+pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
+    let mut kernel = MountOptions { allow_other: args.allow_other, ..MountOptions::default() };
+    for option in std::mem::take(&mut args.options) {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option.as_str(), None),
+        };
+        let name = name.replace('-', "_");
+        let access = &mut args.image.access;
+        match (name.as_str(), value) {
+            ("allow_other", None) => kernel.allow_other = true,
+            ("suid", None) => kernel.suid = true,
+            ("dev", None) => kernel.dev = true,
+            ("noexec", None) => kernel.noexec = true,
+            ("nosuid", None) => kernel.suid = false,
+            ("nodev", None) => kernel.dev = false,
+            ("exec", None) => kernel.noexec = false,
+            ("platform", Some(value)) => access.platform = Some(value.to_owned()),
+            ("cache_dir", Some(value)) => access.cache.cache_dir = Some(value.into()),
+            ("cache_size", Some(value)) => {
+                access.cache.cache_size = Some(text::parse_size(value).map_err(Report::usage)?);
+            }
+            ("authfile", Some(value)) => access.authfile = Some(value.into()),
+            ("ca", Some(value)) => access.ca.push(value.into()),
+            ("log_file", Some(value)) => args.log_file = Some(value.into()),
+            ("insecure", None) => access.insecure = true,
+            ("offline", None) => access.offline = true,
+            ("wait", None) => args.wait = true,
+            ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
+            ("verify", Some("behind")) => args.verify = VerifyArg::Behind,
+            (ignored, _) if is_ignored(ignored) => {}
+            _ => {
+                return Err(Report::usage(format!("unknown mount option `{option}`"))
+                    .hint("see `peelfs mount --help`; options have the names of the long flags"));
+            }
+        }
+    }
+    Ok(kernel)
+}
+
+fn is_ignored(name: &str) -> bool {
+    name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
+}
+
+const IGNORED: [&str; 20] = [
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "default_permissions",
+    "defaults",
+    "diratime",
+    "group",
+    "lazytime",
+    "noatime",
+    "noauto",
+    "nodiratime",
+    "nofail",
+    "norelatime",
+    "nouser",
+    "relatime",
+    "ro",
+    "rw",
+    "user",
+    "users",
+];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser as _;
+
+    use super::super::args::{Args, Command};
+    use super::*;
+
+    fn applied(options: &str) -> Result<(MountArgs, MountOptions), Report> {
+        let line = ["peelfs", "mount", "-o", options, "image", "dir"];
+        let Command::Mount(mut args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
+        let kernel = apply(&mut args)?;
+        Ok((args, kernel))
+    }
+
+    #[test]
+    fn an_fstab_line_is_understood() {
+        let (args, kernel) =
+            applied("ro,_netdev,nofail,x-systemd.automount,platform=linux/arm64,allow_other,cache-size=1G").unwrap();
+        assert_eq!(args.image.access.platform.as_deref(), Some("linux/arm64"));
+        assert_eq!(args.image.access.cache.cache_size, Some(1 << 30));
+        assert!(kernel.allow_other && !kernel.suid && !kernel.dev);
+    }
+
+    #[test]
+    fn an_unknown_option_is_an_error_that_names_it() {
+        assert!(applied("ro,colour=red").unwrap_err().message.contains("`colour=red`"));
+        assert!(applied("suid=1").is_err());
+    }
+}

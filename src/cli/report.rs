@@ -1,0 +1,230 @@
+//! How failures are told: one line, one hint, one exit code.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::PassError;
+use crate::fuse::{MountError, UnmountError};
+use crate::image::{FsError, LayerFailure, PlanError};
+use crate::platform::PlatformError;
+use crate::reference::ReferenceError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// A failure as a user sees it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Report {
+    /// What failed, with its causes, in one line.
+    pub message: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// The exit code.
+    pub code: Code,
+}
+
+/// Exit codes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Code {
+    /// 1: something else failed.
+    Failure,
+    /// 2: the command line is wrong.
+    Usage,
+    /// 3: image, tag, platform or path not found.
+    NotFound,
+    /// 4: the registry wants (other) credentials.
+    Authentication,
+    /// 5: what came is not what was named.
+    Verification,
+    /// 6: the registry cannot be reached or does not answer usefully.
+    Network,
+}
+
+impl Code {
+    /// The number that the process exits with.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Authentication => 4,
+            Self::Verification => 5,
+            Self::Network => 6,
+        }
+    }
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        code.number().into()
+    }
+}
+
+impl Report {
+    /// A failure with an exit code and no hint.
+    pub fn new(code: Code, message: impl Display) -> Self {
+        Self { message: message.to_string(), hint: None, code }
+    }
+
+    /// A wrong use of the command line.
+    pub fn usage(message: impl Display) -> Self {
+        Self::new(Code::Usage, message)
+    }
+
+    /// The same with something that the user can do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    fn maybe_hint(mut self, hint: Option<impl Display>) -> Self {
+        self.hint = hint.map(|hint| hint.to_string());
+        self
+    }
+
+    /// Tells it on stderr.
+    pub fn print(&self) {
+        eprintln!("error: {}", super::text::printable(self.message.as_bytes()));
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {}", super::text::printable(hint.as_bytes()));
+        }
+    }
+
+    fn of(code: Code, error: &dyn Error) -> Self {
+        Self::new(code, crate::image::chain(error))
+    }
+}
+
+impl From<ReferenceError> for Report {
+    fn from(error: ReferenceError) -> Self {
+        Self::of(Code::Usage, &error).maybe_hint(error.hint())
+    }
+}
+
+impl From<PlatformError> for Report {
+    fn from(error: PlatformError) -> Self {
+        Self::of(Code::Usage, &error).hint(error.hint())
+    }
+}
+
+impl From<StoreError> for Report {
+    fn from(error: StoreError) -> Self {
+        Self::of(Code::Failure, &error).hint("choose another cache directory with `--cache-dir`")
+    }
+}
+
+impl From<SourceError> for Report {
+    fn from(error: SourceError) -> Self {
+        source(&error)
+    }
+}
+
+impl From<PlanError> for Report {
+    fn from(error: PlanError) -> Self {
+        let told = |code| Self::of(code, &error);
+        match &error {
+            PlanError::Source(cause) => source(cause),
+            PlanError::Document { cause, .. } => told(Code::Verification).maybe_hint(cause.hint()),
+            PlanError::Corrupt { .. } => told(Code::Verification)
+                .hint("the registry or something on the way changed it; try again, or another mirror"),
+            PlanError::Choice { cause, .. } => told(Code::NotFound).maybe_hint(cause.hint()),
+            PlanError::TooLarge { .. } => told(Code::Verification),
+            PlanError::Offline { .. } => {
+                told(Code::NotFound).hint("leave out `--offline` once, so that it can be fetched")
+            }
+        }
+    }
+}
+
+impl From<FsError> for Report {
+    fn from(error: FsError) -> Self {
+        match &error {
+            FsError::Layer { cause, .. } => layer(cause),
+            FsError::NotFound | FsError::NotADirectory | FsError::Loop => Self::of(Code::NotFound, &error),
+            FsError::Read(_) => {
+                let mut report = Self::of(Code::Verification, &error);
+                if let FsError::Read(crate::content::ReadError::Source { cause, .. }) = &error {
+                    let told = source(cause);
+                    report.code = told.code;
+                    report.hint = told.hint;
+                }
+                report
+            }
+            FsError::Damaged { .. } | FsError::NoSuchNode(_) | FsError::IsADirectory | FsError::NotAFile => {
+                Self::of(Code::Failure, &error)
+            }
+        }
+    }
+}
+
+impl From<MountError> for Report {
+    fn from(error: MountError) -> Self {
+        let told = Self::of(Code::Failure, &error);
+        let MountError::Refused { cause, .. } = &error;
+        match cause.kind() {
+            std::io::ErrorKind::NotFound => told.hint("is FUSE there? `modprobe fuse`, and for users other than root `apt install fuse3`"),
+            std::io::ErrorKind::PermissionDenied => told.hint(
+                "users other than root need fusermount3 (`apt install fuse3`), a readable and writable /dev/fuse, and a mount point they own",
+            ),
+            _ => told,
+        }
+    }
+}
+
+impl From<UnmountError> for Report {
+    fn from(error: UnmountError) -> Self {
+        let told = Self::of(Code::Failure, &error);
+        match &error {
+            UnmountError::Busy { at } => told.hint(format!(
+                "end those processes (`fuser -vm {0}` lists them), or detach with `peelfs umount --lazy {0}`",
+                at.display()
+            )),
+            UnmountError::NoHelper { .. } => told.hint("install it with `apt install fuse3`"),
+            UnmountError::Refused { .. } => told,
+        }
+    }
+}
+
+fn layer(failure: &LayerFailure) -> Report {
+    let told = |code| Report::of(code, failure);
+    match failure {
+        LayerFailure::Pass(PassError::Source { cause, .. }) => {
+            let inner = source(cause);
+            told(inner.code).maybe_hint(inner.hint)
+        }
+        LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => told(Code::Verification)
+            .hint("the image or its transport is broken; nothing of the layer was shown or kept"),
+        LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) => told(Code::Verification),
+        LayerFailure::Pass(PassError::Store { .. } | PassError::Index { .. } | PassError::Ended { .. })
+        | LayerFailure::Store { .. } => told(Code::Failure),
+    }
+}
+
+fn source(error: &SourceError) -> Report {
+    let told = |code| Report::of(code, error);
+    match error {
+        SourceError::NotFound { said, .. } => {
+            let report = told(Code::NotFound);
+            match said {
+                Some(said) => Report { message: format!("{}: {said}", report.message), ..report },
+                None => report,
+            }
+            .hint("check the spelling; a private repository also looks like this to those who are not logged in")
+        }
+        SourceError::Denied { place, tried, .. } => {
+            let report = told(Code::Authentication);
+            Report { message: format!("{} (tried: {tried})", report.message), ..report }
+                .hint(format!("log in with `podman login {place}` or `docker login {place}`, or pass `--authfile`"))
+        }
+        SourceError::Unreachable { .. } => told(Code::Network)
+            .hint("check the network and the name of the registry; what is cached can be used with `--offline`"),
+        SourceError::Protocol { .. } => told(Code::Network),
+        SourceError::Corrupt { .. } => told(Code::Verification),
+        SourceError::Unsupported { hint, .. } => told(Code::Failure).maybe_hint(hint.as_ref()),
+        SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => told(Code::NotFound),
+        SourceError::Io { .. } => told(Code::Failure),
+    }
+}

@@ -1,0 +1,174 @@
+//! What a mounted image tells of itself: a file that says who serves it, and a socket that says how it is.
+//!
+//! Both lie in a directory that only the user can enter: `$XDG_RUNTIME_DIR/peelfs`, else `run` in the
+//! cache directory. A file whose process is gone is a leftover and is removed by whoever finds it.
+
+use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+
+use super::report::{Code, Report};
+use crate::image::{ImageFs, LayerStatus};
+use crate::source::registry::RegistrySource;
+
+/// Who serves a mount.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct MountState {
+    /// Where it is mounted.
+    pub(super) at: PathBuf,
+    /// What was typed.
+    pub(super) reference: String,
+    /// The manifest's digest.
+    pub(super) manifest: String,
+    /// The process.
+    pub(super) pid: u32,
+    /// Seconds since 1970.
+    pub(super) since: u64,
+    /// Its log; none in the foreground.
+    pub(super) log: Option<PathBuf>,
+    /// The cache it uses.
+    pub(super) cache: PathBuf,
+    /// Where to ask how it is.
+    socket: PathBuf,
+}
+
+/// How a mount is, right now.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Health {
+    /// Bytes of all layers' blobs.
+    pub(super) image_bytes: u64,
+    /// Bytes received from the registry since the mount began.
+    pub(super) received_bytes: u64,
+    /// Requests made to the registry since the mount began.
+    pub(super) requests: u64,
+    /// How far each layer is, base first.
+    pub(super) layers: Vec<serde_json::Value>,
+}
+
+/// The files of a mount that is being served; removed when dropped.
+pub(super) struct Published {
+    file: PathBuf,
+    socket: PathBuf,
+}
+
+/// Where mounts tell of themselves.
+pub(super) fn directory(cache: &Path) -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
+        _ => cache.join("run"),
+    }
+}
+
+/// Tells of a mount, and answers those who ask, until dropped.
+pub(super) fn publish(
+    mut state: MountState,
+    fs: Arc<ImageFs>,
+    registry: Option<Arc<RegistrySource>>,
+) -> Result<Published, Report> {
+    let directory = directory(&state.cache);
+    let failed = |what: &Path, error: std::io::Error| {
+        Report::new(Code::Failure, format!("cannot write `{}`: {error}", what.display()))
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|e| failed(&directory, e))?;
+    let name = format!("{}-{}", state.pid, serial());
+    let published =
+        Published { file: directory.join(format!("{name}.json")), socket: directory.join(format!("{name}.sock")) };
+    state.socket.clone_from(&published.socket);
+    let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
+    tokio::spawn(async move {
+        while let Ok((mut asker, _)) = listener.accept().await {
+            let health = serde_json::to_vec(&health(&fs, registry.as_deref())).expect("plain data");
+            // Whoever asked may have gone.
+            let _ = asker.write_all(&health).await;
+        }
+    });
+    let text = serde_json::to_vec(&state).expect("plain data");
+    std::fs::write(&published.file, text).map_err(|e| failed(&published.file, e))?;
+    Ok(published)
+}
+
+impl MountState {
+    /// A mount served by this process.
+    pub(super) fn of_this_process(at: &Path, reference: String, manifest: String, cache: &Path) -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            at: at.to_owned(),
+            reference,
+            manifest,
+            pid: std::process::id(),
+            since: since.as_secs(),
+            log: None,
+            cache: cache.to_owned(),
+            socket: PathBuf::new(),
+        }
+    }
+
+    /// How the mount is; `None` when its process does not answer.
+    pub(super) fn health(&self) -> Option<Health> {
+        let mut stream = UnixStream::connect(&self.socket).ok()?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
+        let mut text = Vec::new();
+        (&mut stream).take(HEALTH_LIMIT).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+}
+
+/// Every mount that tells of itself in `directory`; leftovers of ended processes are removed.
+pub(super) fn all(directory: &Path) -> Vec<MountState> {
+    let mut states = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let Ok(text) = std::fs::read(&path) else { continue };
+        match serde_json::from_slice::<MountState>(&text) {
+            Ok(state) if is_running(state.pid) => states.push(state),
+            _ => drop(Published { socket: path.with_extension("sock"), file: path }),
+        }
+    }
+    states.sort_by_key(|state| state.since);
+    states
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        // Leftovers are also removed by whoever finds them.
+        let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
+    let stats = registry.map(RegistrySource::stats).unwrap_or_default();
+    let layers = fs.layer_status();
+    let json = |layer: &LayerStatus| serde_json::to_value(layer).expect("plain data");
+    Health {
+        image_bytes: fs.size(),
+        received_bytes: stats.bytes_received,
+        requests: stats.requests,
+        layers: layers.iter().map(json).collect(),
+    }
+}
+
+fn is_running(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    // EPERM also means that there is such a process.
+    pid.is_some_and(|pid| !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
+}
+
+/// Something that another mount of the same process does not have.
+fn serial() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const HEALTH_LIMIT: u64 = 16 << 20;

@@ -1,0 +1,65 @@
+//! `peelfs umount`
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::args::UmountArgs;
+use super::report::{Code, Report};
+use super::state;
+use crate::fuse::{OpenFiles, mounts, unmount};
+
+pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
+    let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
+    let targets: Vec<PathBuf> = if args.all {
+        mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| mount.path).collect()
+    } else {
+        args.at.iter().map(|typed| target(typed)).collect::<Result<_, _>>()?
+    };
+    let mut failed = None;
+    for at in targets {
+        let server = server_of(&at);
+        match unmount(&at, open_files) {
+            Ok(()) if open_files == OpenFiles::Refuse => wait_for_end(server),
+            Ok(()) => {}
+            // The others are unmounted all the same.
+            Err(error) => failed = failed.or(Some(error.into())),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The mount point that was meant, if it is one of peelfs.
+fn target(typed: &Path) -> Result<PathBuf, Report> {
+    let shown = typed.display();
+    let not_mounted = || {
+        Report::new(Code::NotFound, format!("nothing is mounted on `{shown}`"))
+            .hint("`peelfs status` lists what peelfs has mounted")
+    };
+    let at = mounts::absolute(typed).map_err(|_| not_mounted())?;
+    // A symlink to a mount point is followed, unless the mount itself is what does not answer.
+    let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
+    match found {
+        Some(mount) if mount.is_peelfs() => Ok(mount.path),
+        Some(mount) => Err(Report::usage(format!("`{shown}` is a {} mount, not one of peelfs", mount.kind))
+            .hint(format!("use `umount {shown}`"))),
+        None => Err(not_mounted()),
+    }
+}
+
+fn server_of(at: &Path) -> Option<Pid> {
+    let cache = super::open::cache_dir(&super::args::CacheDirArgs { cache_dir: None, cache_size: None }).ok()?;
+    let states = state::all(&state::directory(&cache));
+    let state = states.iter().find(|state| state.at == at)?;
+    Pid::from_raw(i32::try_from(state.pid).ok()?)
+}
+
+/// Gives the serving process a moment to end, so that what it held (cache locks) is free afterwards.
+fn wait_for_end(server: Option<Pid>) {
+    let Some(process) = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
+    let mut ended = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    // That it takes longer does not make the unmount a failure.
+    let _ = poll(&mut ended, Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
+}

@@ -1,0 +1,102 @@
+//! Modules stand on floors and import downwards only.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+/// The floor of each top-level module. A module may use those of its own floor and below.
+const FLOORS: [(&str, u8); 17] = [
+    ("digest", 0),
+    ("descriptor", 0),
+    ("offsets", 0),
+    ("trust", 0),
+    ("reference", 0),
+    ("platform", 0),
+    ("documents", 0),
+    ("source", 1),
+    ("codec", 1),
+    ("store", 1),
+    ("layer", 2),
+    ("overlay", 2),
+    ("content", 3),
+    ("image", 4),
+    ("fuse", 5),
+    ("cli", 5),
+    ("loopback", 5),
+];
+
+#[test]
+fn no_module_imports_from_a_floor_above() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
+        let Some(own) = module_of(&file) else { continue };
+        let own_floor = floor(&own);
+        for used in imports(&std::fs::read_to_string(&file).unwrap()) {
+            seen += 1;
+            if floor(&used) > own_floor {
+                wrong.push(format!(
+                    "{}: `{own}` (floor {own_floor}) uses `{used}` (floor {})",
+                    file.display(),
+                    floor(&used)
+                ));
+            }
+        }
+    }
+    assert!(seen > 50, "the test reads imports at all, but found only {seen}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_the_fuse_module_knows_fuser() {
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let knows = text.lines().any(|line| {
+            let line = line.trim_start();
+            !line.starts_with("//") && line.contains("fuser::")
+        });
+        assert!(!knows || module_of(&file).as_deref() == Some("fuse"), "{} knows fuser", file.display());
+    }
+}
+
+fn floor(module: &str) -> u8 {
+    let found = FLOORS.iter().find(|(name, _)| *name == module);
+    found.unwrap_or_else(|| panic!("module `{module}` has no floor yet; give it one here")).1
+}
+
+/// The top-level module a file belongs to; none for the crate's roots.
+fn module_of(file: &Path) -> Option<String> {
+    let inside = file.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    let name = first.strip_suffix(".rs").unwrap_or(first);
+    (name != "lib" && name != "main").then(|| name.to_owned())
+}
+
+/// Every module that stands behind `crate::` outside comments.
+fn imports(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut modules = Vec::new();
+    for line in code {
+        for (at, _) in line.match_indices("crate::") {
+            let rest = &line[at + "crate::".len()..];
+            let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if !name.is_empty() {
+                modules.push(name);
+            }
+        }
+    }
+    modules
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
