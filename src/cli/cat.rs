@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use super::args::CatArgs;
 use super::report::Report;
 use super::{mount, open, text};
-use crate::image::{Eagerness, FsError, ImageFs};
+use crate::image::{Eagerness, FsError, ImageFs, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::Last;
@@ -14,7 +14,7 @@ use crate::overlay::Last;
 pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
     mount::runtime()?.block_on(async {
         let opened = open::open(&args.image).await?;
-        let fs = opened.files(Eagerness::OnDemand);
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut out = io::stdout().lock();
         let mut failed = None;
         for path in &args.paths {

@@ -10,14 +10,14 @@ use serde::Serialize;
 use super::args::LsArgs;
 use super::report::Report;
 use super::{mount, open, text};
-use crate::image::{Eagerness, FsError, ImageFs, NotNow};
+use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::overlay::{Last, NodeAttr};
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
     mount::runtime()?.block_on(async {
         let opened = open::open(&args.image).await?;
-        let fs = opened.files(Eagerness::OnDemand);
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut lister = Lister {
             fs,
             args,
@@ -126,7 +126,7 @@ impl Lister<'_> {
 
     async fn line(&self, name: Vec<u8>, attr: NodeAttr) -> Result<Line, FsError> {
         let target = match attr.kind {
-            Kind::Symlink => Some(self.fs.awaited(|fs| fs.symlink_target(attr.node).map(<[u8]>::to_vec)).await?),
+            Kind::Symlink => Some(self.fs.awaited(|fs| fs.symlink_target(attr.node)).await?),
             _ => None,
         };
         Ok(Line { name, attr, target })

@@ -10,6 +10,7 @@ mod cp;
 mod daemon;
 mod extras;
 mod inspect;
+mod log;
 mod ls;
 mod mount;
 mod open;
@@ -40,6 +41,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
+    log::start(&args.command);
     let done = match args.command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::MountArgs;
+use super::args::{MountArgs, VerifyArg};
 use super::daemon::{self, Parent, Word};
 use super::open::{self, Opened};
 use super::options;
@@ -14,7 +14,7 @@ use super::progress::Bar;
 use super::report::{Code, Report};
 use super::state::{self, MountState, Published};
 use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, mounts};
-use crate::image::{Eagerness, ImageFs};
+use crate::image::{Eagerness, ImageFs, Verify};
 use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
@@ -46,7 +46,11 @@ async fn serve(args: &MountArgs, at: &Path, kernel: &MountOptions, parent: &mut 
         opened = open::open(&args.image) => opened?,
         () = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
     };
-    let fs = opened.files(Eagerness::Background);
+    let verify = match args.verify {
+        VerifyArg::Strict => Verify::BeforeShowing,
+        VerifyArg::Behind => Verify::Behind,
+    };
+    let fs = opened.files(Eagerness::Background, verify);
     let mounted = fuse::mount(Arc::clone(&fs), at, kernel)?;
     let place = mounted.place();
     let served = tokio::task::spawn_blocking(move || mounted.wait());

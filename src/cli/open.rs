@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
 use super::report::Report;
-use crate::image::{self, Eagerness, ImageFs, Limits, Network, Plan};
+use crate::image::{self, Eagerness, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
@@ -23,8 +23,9 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Shows the image as a file system.
-    pub(super) fn files(&self, eagerness: Eagerness) -> Arc<ImageFs> {
-        image::open(&self.plan, Arc::clone(&self.source), Arc::clone(&self.store), &Limits::default(), eagerness)
+    pub(super) fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
+        let (source, store) = (Arc::clone(&self.source), Arc::clone(&self.store));
+        image::open(&self.plan, source, store, &Limits::default(), eagerness, verify)
     }
 }
 

@@ -6,14 +6,13 @@
 
 mod cold;
 mod fetch;
+mod growing;
 pub mod pass;
 mod spans;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-
-use bytes::Bytes;
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
@@ -22,6 +21,7 @@ use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Content, Store, StoreError};
 
+pub use growing::{Closed, Growing};
 pub use pass::{FirstPass, PassError, PassProgress};
 
 /// The decoded bytes of one layer whose index is known.
@@ -194,13 +194,8 @@ impl LayerContent {
     ///
     /// # Errors
     /// [`ReadError`]
-    pub async fn read(self: &Arc<Self>, from: DecodedOffset, length: usize) -> Result<Bytes, ReadError> {
-        let mut buf = vec![0; length];
-        if self.read_stored(from, &mut buf)? {
-            return Ok(buf.into());
-        }
-        cold::read(self, from, &mut buf).await?;
-        Ok(buf.into())
+    pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8]) -> Result<(), ReadError> {
+        if self.read_stored(from, buf)? { Ok(()) } else { cold::read(self, from, buf).await }
     }
 
     /// Whether all of `range` is in the store, as far as its presence map says.

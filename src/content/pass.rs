@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::Growing;
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Digest, Hasher};
@@ -158,6 +159,7 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
+        growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
         let store_error = |cause| PassError::Store { layer: layer(), cause };
@@ -166,7 +168,7 @@ impl FirstPass {
                 if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
                     return Ok(index);
                 }
-                let made = self.make(source, store, progress).await;
+                let made = self.make(source, store, progress, growing).await;
                 drop(lock);
                 return made;
             }
@@ -184,6 +186,7 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
+        growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
@@ -196,7 +199,9 @@ impl FirstPass {
         };
         let walking = {
             let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
-            tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &progress))
+            // Without an audience the same, but nobody looks.
+            let growing = growing.map_or_else(Arc::default, Arc::clone);
+            tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &progress, &growing))
         };
 
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
@@ -276,13 +281,14 @@ impl FirstPass {
         buffers: &std::sync::mpsc::Receiver<Decoded>,
         empties: &std::sync::mpsc::Sender<Filled>,
         progress: &PassProgress,
+        growing: &Growing,
     ) -> Result<Walked, PassError> {
         let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
         let mut diff_id = Hasher::new(self.diff_id.algorithm());
         let mut walker = TarWalker::new();
-        let mut tree = LayerTree::new(self.layer_limits);
         let mut keeper = Keeper::new(store, store.new_content(&self.blob.digest).map_err(store_error)?);
+        growing.begin(LayerTree::new(self.layer_limits), keeper.reader());
         let mut spans = SpanCutter::default();
         let mut at = DecodedOffset(0);
         // A tar that cannot be shown is told only once the layer is known to be the one named.
@@ -293,16 +299,18 @@ impl FirstPass {
             spans.cut(at, bytes, marks, &mut keeper);
             keeper.write(at, bytes);
             if failed.is_none() {
-                failed = walker.push(bytes, &mut tree).err();
+                failed = growing.with_tree(|tree| walker.push(bytes, tree)).and_then(Result::err);
             }
             at = at + bytes.len() as u64;
             progress.decoded.store(at.0, Ordering::Relaxed);
+            growing.grown_to(keeper.stopped_at.unwrap_or(at));
             // The decoder has ended when nobody takes it.
             let _ = empties.send(buffer);
         }
         spans.end(&mut keeper);
+        let ended = growing.end().ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
         let tree = match failed {
-            None => walker.finish().map(|_| tree).map_err(|cause| tar_error(cause.into())),
+            None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
         Ok(Walked { diff_id: diff_id.finish(), size: at, tree, spans: spans.done, content: keeper.into_content() })
@@ -510,6 +518,11 @@ impl Keeper {
             tracing::warn!(%error, "cannot write to the cache; the rest of this layer is not kept and will be fetched when read");
             self.stopped_at = Some(at);
         }
+    }
+
+    /// A handle to read back by what is written; without one, readers wait for the end of the pass.
+    fn reader(&self) -> Option<std::fs::File> {
+        self.content.reader().ok()
     }
 
     fn span_ends(&mut self, at: DecodedOffset) {

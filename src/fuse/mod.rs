@@ -13,6 +13,7 @@ pub mod mounts;
 mod pin;
 mod session;
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
@@ -107,7 +108,7 @@ impl Filesystem for Adapter {
             reply,
             move |fs, _| fs.lookup(parent, &name),
             |reply, answer| match answer {
-                Ok(Some(attr)) => reply.entry(&FOR_EVER, &file_attr(&attr), GENERATION),
+                Ok(Some(attr)) => reply.entry(&life(&attr), &file_attr(&attr), GENERATION),
                 // Inode 0 means that there is no such name, and that the kernel may remember it.
                 Ok(None) => reply.entry(&FOR_EVER, &no_such_name(), GENERATION),
                 Err(error) => reply.error(errno::of(&error)),
@@ -127,7 +128,7 @@ impl Filesystem for Adapter {
             reply,
             move |fs, _| fs.attr(node),
             |reply, answer| match answer {
-                Ok(attr) => reply.attr(&FOR_EVER, &file_attr(&attr)),
+                Ok(attr) => reply.attr(&life(&attr), &file_attr(&attr)),
                 Err(error) => reply.error(errno::of(&error)),
             },
         );
@@ -137,7 +138,7 @@ impl Filesystem for Adapter {
         let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
         self.answer(
             reply,
-            move |fs, _| fs.symlink_target(node).map(<[u8]>::to_vec),
+            move |fs, _| fs.symlink_target(node),
             |reply, answer| match answer {
                 Ok(target) => reply.data(&target),
                 Err(error) => reply.error(errno::of(&error)),
@@ -167,8 +168,14 @@ impl Filesystem for Adapter {
         self.pins.pin_this_thread();
         let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
         let (at, length) = (FileOffset(offset), size as usize);
-        match self.fs.read_now(node, at, length) {
-            Ok(Some(bytes)) => reply.data(&bytes),
+        let now = BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < length {
+                buffer.resize(length, 0);
+            }
+            self.fs.read_now(node, at, &mut buffer[..length])
+        });
+        match now {
+            Ok(Some(got)) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..got])),
             Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
             Ok(None) | Err(NotNow::Needs(_)) => {
                 let fs = Arc::clone(&self.fs);
@@ -301,7 +308,7 @@ fn list_entries(fs: &ImageFs, node: NodeId, offset: u64, reply: &mut ReplyDirect
         let dots = [(fs.attr(node)?, "."), (fs.attr(fs.parent(node)?)?, "..")];
         for (at, (dot, name)) in dots.into_iter().enumerate().skip(offset as usize) {
             let ino = INodeNo(dot.node.get());
-            if reply.add(ino, at as u64 + 1, name, &FOR_EVER, &file_attr(&dot), GENERATION) {
+            if reply.add(ino, at as u64 + 1, name, &life(&dot), &file_attr(&dot), GENERATION) {
                 return Ok(());
             }
             written = true;
@@ -310,7 +317,7 @@ fn list_entries(fs: &ImageFs, node: NodeId, offset: u64, reply: &mut ReplyDirect
     let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |entry, attr| {
         let name = OsStr::from_bytes(entry.name);
         let ino = INodeNo(entry.node.get());
-        let full = reply.add(ino, entry.next + DOTS, name, &FOR_EVER, &file_attr(attr), GENERATION);
+        let full = reply.add(ino, entry.next + DOTS, name, &life(attr), &file_attr(attr), GENERATION);
         written = true;
         if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -325,6 +332,11 @@ fn send_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
     } else {
         reply.data(value);
     }
+}
+
+/// How long the kernel may believe what it is told of a node.
+fn life(attr: &NodeAttr) -> Duration {
+    if attr.settled { FOR_EVER } else { Duration::ZERO }
 }
 
 fn node(ino: INodeNo) -> Option<NodeId> {
@@ -393,6 +405,11 @@ fn system_time(seconds: i64, nanos: u32) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
     let base = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     base.and_then(|base| base.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+thread_local! {
+    /// Where a session thread reads to: as large as the kernel's largest request, and made once.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);

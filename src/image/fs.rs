@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::layers::{LayerFailure, LayerStatus, Layers};
-use crate::content::{LayerContent, ReadError};
+use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
+use crate::content::{Growing, LayerContent, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
@@ -119,13 +119,29 @@ impl ImageFs {
 
     /// Waits until a layer is known.
     async fn know(&self, number: LayerNo) -> Result<(), FsError> {
-        match self.layers.ready(number).await {
-            Ok(content) => {
+        match self.layers.known_or_grown(number).await {
+            Ok(Grown::Whole(content)) => {
                 self.overlay.supply(number, Arc::clone(content.index()));
                 Ok(())
             }
-            Err(cause) => Err(FsError::Layer { number, cause }),
+            Ok(Grown::Further(index)) => {
+                self.overlay.supply_growing(number, index);
+                Ok(())
+            }
+            Err(cause) => {
+                self.overlay.withdraw(number);
+                Err(FsError::Layer { number, cause })
+            }
         }
+    }
+
+    /// Takes in how a layer that was shown while it was read has turned out.
+    pub(super) fn settle(&self, number: LayerNo, whole: Option<&Arc<LayerContent>>) -> bool {
+        match whole {
+            Some(content) => self.overlay.supply(number, Arc::clone(content.index())),
+            None => self.overlay.withdraw(number),
+        }
+        true
     }
 
     /// Waits until every layer is known.
@@ -134,7 +150,10 @@ impl ImageFs {
     /// [`FsError::Layer`] for the first that cannot be shown.
     pub async fn all_known(&self) -> Result<(), FsError> {
         for number in (0..self.overlay.layer_count()).map(LayerNo) {
-            self.know(number).await?;
+            match self.layers.ready(number).await {
+                Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
+                Err(cause) => return Err(FsError::Layer { number, cause }),
+            }
         }
         Ok(())
     }
@@ -210,10 +229,10 @@ impl ImageFs {
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn symlink_target(&self, node: NodeId) -> Now<&[u8]> {
+    pub fn symlink_target(&self, node: NodeId) -> Now<Vec<u8>> {
         let (number, entry) = self.carrier(node, Kind::Symlink)?;
         let index = self.overlay.index(number).map_err(not_now)?;
-        Ok(index.symlink_target(entry).map_err(|cause| damaged(number, cause))?.unwrap_or_default())
+        Ok(index.symlink_target(entry).map_err(|cause| damaged(number, cause))?.unwrap_or_default().to_vec())
     }
 
     /// The value of an extended attribute.
@@ -249,22 +268,31 @@ impl ImageFs {
         Ok(true)
     }
 
-    /// Reads up to `length` bytes of a file from what is on this machine; `None` when some of them are
-    /// not. Fewer bytes only at the end of the file.
+    /// Reads a file into `buf` from what is on this machine; returns how many bytes were read, fewer than
+    /// asked for only at the end of the file, or `None` when some of them are not here.
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn read_now(&self, node: NodeId, at: FileOffset, length: usize) -> Now<Option<Vec<u8>>> {
-        let plan = self.plan_read(node, at, length)?;
-        let mut buf = vec![0; plan.length];
+    pub fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8]) -> Now<Option<usize>> {
+        let plan = self.plan_read(node, at, buf.len())?;
         for extent in &plan.extents {
-            let Some(from) = extent.decoded else { continue };
-            let place = (extent.file.start - at) as usize..(extent.file.end - at) as usize;
-            if !plan.content.read_stored(from, &mut buf[place]).map_err(|error| NotNow::Never(error.into()))? {
-                return Ok(None);
+            let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
+            match extent.decoded {
+                None => place.fill(0),
+                Some(from) => {
+                    let here = match &plan.bytes {
+                        DecodedBytes::Layer(content) => {
+                            content.read_stored(from, place).map_err(|error| NotNow::Never(error.into()))?
+                        }
+                        DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
+                    };
+                    if !here {
+                        return Ok(None);
+                    }
+                }
             }
         }
-        Ok(Some(buf))
+        Ok(Some(plan.length))
     }
 
     /// Reads up to `length` bytes of a file, fetching what is missing.
@@ -272,18 +300,25 @@ impl ImageFs {
     /// # Errors
     /// [`FsError`]
     pub async fn read(&self, node: NodeId, at: FileOffset, length: usize) -> Result<Bytes, FsError> {
-        let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
-        if let [Extent { decoded: Some(from), .. }] = plan.extents.as_slice() {
-            return Ok(plan.content.read(*from, plan.length).await?);
+        loop {
+            let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
+            let mut buf = vec![0; plan.length];
+            match plan.fill(at, &mut buf).await {
+                Ok(()) => return Ok(buf.into()),
+                Err(Unfilled::Failed(error)) => return Err(error.into()),
+                // The layer's pass has ended since: it is whole now, or there is a reason why not.
+                Err(Unfilled::Closed) => {
+                    let (number, _) = self.overlay.parse(node).map_err(|_| FsError::NoSuchNode(node.get()))?;
+                    match self.layers.ready(number).await {
+                        Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
+                        Err(cause) => {
+                            self.overlay.withdraw(number);
+                            return Err(FsError::Layer { number, cause });
+                        }
+                    }
+                }
+            }
         }
-        let mut buf = vec![0; plan.length];
-        for extent in &plan.extents {
-            let Some(from) = extent.decoded else { continue };
-            let place = (extent.file.start - at) as usize..(extent.file.end - at) as usize;
-            let bytes = plan.content.read(from, place.len()).await?;
-            buf[place].copy_from_slice(&bytes);
-        }
-        Ok(buf.into())
     }
 
     /// The next offset at or after `at` that holds data (`true`) or a hole (`false`), as lseek(2) has it;
@@ -382,19 +417,49 @@ impl ImageFs {
         let index = self.overlay.index(number).map_err(not_now)?;
         let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();
         let end = at.0.saturating_add(length as u64).min(size);
-        let content = self.layers.known(number).ok_or(NotNow::Needs(number))?;
+        let bytes = match self.layers.known(number) {
+            Some(content) => DecodedBytes::Layer(content),
+            None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
+        };
         if at.0 >= end {
-            return Ok(ReadPlan { content, extents: Vec::new(), length: 0 });
+            return Ok(ReadPlan { bytes, extents: Vec::new(), length: 0 });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
-        Ok(ReadPlan { content, extents, length: (end - at.0) as usize })
+        Ok(ReadPlan { bytes, extents, length: (end - at.0) as usize })
     }
 }
 
+/// Which bytes of a layer make up a piece of a file.
 struct ReadPlan {
-    content: Arc<LayerContent>,
+    bytes: DecodedBytes,
     extents: Vec<Extent>,
     length: usize,
+}
+
+/// Where a layer's decoded bytes come from.
+enum DecodedBytes {
+    Layer(Arc<LayerContent>),
+    Growing(Arc<Growing>),
+}
+
+enum Unfilled {
+    Failed(ReadError),
+    Closed,
+}
+
+impl ReadPlan {
+    /// Reads the piece that begins at `at` of its file, waiting for what is not here; holes are left as they are.
+    async fn fill(&self, at: FileOffset, buf: &mut [u8]) -> Result<(), Unfilled> {
+        for extent in &self.extents {
+            let Some(from) = extent.decoded else { continue };
+            let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
+            match &self.bytes {
+                DecodedBytes::Layer(content) => content.read(from, place).await.map_err(Unfilled::Failed)?,
+                DecodedBytes::Growing(growing) => growing.read(from, place).await.map_err(|_| Unfilled::Closed)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 fn not_now(unknown: Unknown) -> NotNow {

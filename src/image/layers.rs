@@ -5,7 +5,7 @@
 //! among these the small ones go first, so that the names they decide are answered early.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
-use crate::content::{ContentStats, FirstPass, LayerContent, PassError, PassProgress, pass};
+use crate::content::{Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, pass};
 use crate::digest::Digest;
+use crate::layer::LayerIndex;
 use crate::overlay::LayerNo;
 use crate::source::BlobSource;
 use crate::store::{Store, StoreError};
@@ -26,6 +27,15 @@ pub enum Eagerness {
     Background,
     /// Never.
     OnDemand,
+}
+
+/// When a layer's files may be shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verify {
+    /// Once the whole layer is verified.
+    BeforeShowing,
+    /// While it streams in; if it then fails, all of it turns into errors.
+    Behind,
 }
 
 /// Bounds of first passes.
@@ -47,6 +57,7 @@ pub struct Layers {
     running: Mutex<usize>,
     at_once: usize,
     eagerness: Eagerness,
+    verify: Verify,
 }
 
 struct Slot {
@@ -54,6 +65,20 @@ struct Slot {
     state: watch::Sender<State>,
     wanted: AtomicBool,
     progress: Arc<PassProgress>,
+    /// The running pass, where it is shown while it runs.
+    growing: Mutex<Option<Arc<Growing>>>,
+    /// What was shown of it last; made by one at a time.
+    shown: tokio::sync::Mutex<Option<Arc<LayerIndex>>>,
+    /// Entries in there.
+    shown_entries: AtomicU32,
+}
+
+/// What waiting for a layer has brought.
+pub enum Grown {
+    /// The layer, verified.
+    Whole(Arc<LayerContent>),
+    /// More of it than before, not verified yet.
+    Further(Arc<LayerIndex>),
 }
 
 #[derive(Clone)]
@@ -106,6 +131,7 @@ impl Layers {
         store: Arc<Store>,
         limits: &Limits,
         eagerness: Eagerness,
+        verify: Verify,
     ) -> Arc<Self> {
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
@@ -119,8 +145,16 @@ impl Layers {
             slot_of.push(slot);
         }
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let layers =
-            Arc::new(Self { slots, slot_of, source, store, running: Mutex::new(0), at_once: cores.max(2), eagerness });
+        let layers = Arc::new(Self {
+            slots,
+            slot_of,
+            source,
+            store,
+            running: Mutex::new(0),
+            at_once: cores.max(2),
+            eagerness,
+            verify,
+        });
         for slot in &layers.slots {
             if let Some(index) = pass::open_index(&layers.store, &slot.pass.blob, &slot.pass.diff_id) {
                 let state = layers.content(slot, index);
@@ -168,6 +202,72 @@ impl Layers {
         }
     }
 
+    /// As [`Layers::ready`]; where layers are shown while they are read, returns as soon as there is
+    /// noticeably more of it than at the last time.
+    ///
+    /// # Errors
+    /// [`LayerFailure`]
+    pub async fn known_or_grown(self: &Arc<Self>, layer: LayerNo) -> Result<Grown, Arc<LayerFailure>> {
+        let whole = self.ready(layer);
+        if self.verify == Verify::BeforeShowing {
+            return whole.await.map(Grown::Whole);
+        }
+        let slot = self.slot(layer);
+        let further = async {
+            let before = slot.shown_entries.load(Ordering::Acquire);
+            let mut changes = slot.state.subscribe();
+            let mut shown = slot.shown.lock().await;
+            if let Some(index) = shown.as_ref().filter(|index| index.len() > before) {
+                return Grown::Further(Arc::clone(index)); // somebody else waited for it, too
+            }
+            let growing = loop {
+                match self.growing(layer) {
+                    Some(growing) => break growing,
+                    // The state's sender lives as long as the slot.
+                    None => drop(changes.changed().await),
+                }
+            };
+            growing.more_than(before, (before / 8).max(FEW_ENTRIES)).await;
+            match growing.snapshot(&slot.pass) {
+                Ok(index) => {
+                    slot.shown_entries.store(index.len(), Ordering::Release);
+                    Grown::Further(Arc::clone(shown.insert(Arc::new(index))))
+                }
+                // The pass has ended; how, `whole` tells.
+                Err(Closed) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            whole = whole => whole.map(Grown::Whole),
+            further = further => Ok(further),
+        }
+    }
+
+    /// A layer that is being read and shown.
+    pub fn growing(&self, layer: LayerNo) -> Option<Arc<Growing>> {
+        lock(&self.slot(layer).growing).clone()
+    }
+
+    /// Calls `tell` whenever a layer turns out to be whole or not to be had, until `tell` returns `false`
+    /// or the layer is whole.
+    pub async fn watch(&self, layer: LayerNo, tell: impl Fn(Option<&Arc<LayerContent>>) -> bool) {
+        let mut changes = self.slot(layer).state.subscribe();
+        loop {
+            let go_on = match &*changes.borrow_and_update() {
+                State::Ready(content) => {
+                    tell(Some(content));
+                    false
+                }
+                State::Failed { .. } => tell(None),
+                State::Idle | State::Running => true,
+            };
+            if !go_on || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// How far each layer is, base first.
     pub fn status(&self) -> Vec<LayerStatus> {
         self.slot_of.iter().map(|slot| self.slots[*slot].status()).collect()
@@ -191,7 +291,7 @@ impl Layers {
         &self.slots[self.slot_of[usize::from(layer.0)]]
     }
 
-    fn content(&self, slot: &Slot, index: Arc<crate::layer::LayerIndex>) -> State {
+    fn content(&self, slot: &Slot, index: Arc<LayerIndex>) -> State {
         let opened = LayerContent::open(
             slot.pass.blob.clone(),
             slot.pass.compression,
@@ -244,11 +344,21 @@ impl Layers {
     }
 
     async fn run(&self, slot: &Slot) -> State {
-        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress).await;
-        if made.as_ref().is_err_and(PassError::is_corruption) {
+        let grows = (self.verify == Verify::Behind).then(Arc::<Growing>::default);
+        lock(&slot.growing).clone_from(&grows);
+        slot.state.send_modify(|_| {});
+        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress, grows.as_ref()).await;
+        *lock(&slot.growing) = None;
+        // Whoever holds it waits for what this pass comes to, and must not be waited for.
+        if let Ok(mut shown) = slot.shown.try_lock() {
+            *shown = None;
+        }
+        slot.shown_entries.store(0, Ordering::Release);
+        // What was shown cannot be taken back, so there is no second try behind the readers' backs.
+        if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
             slot.progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, &self.store, &slot.progress).await;
+            made = slot.pass.run(&self.source, &self.store, &slot.progress, None).await;
         }
         match made {
             Ok(index) => self.content(slot, index),
@@ -276,6 +386,9 @@ impl Slot {
             state: watch::Sender::new(State::Idle),
             wanted: AtomicBool::new(false),
             progress: Arc::default(),
+            growing: Mutex::default(),
+            shown: tokio::sync::Mutex::default(),
+            shown_entries: AtomicU32::new(0),
         }
     }
 
@@ -314,6 +427,9 @@ impl LayerFailure {
 fn pause_after(times: u32) -> Duration {
     Duration::from_secs(1 << times.min(5))
 }
+
+/// A snapshot is not worth making for fewer new entries than this.
+const FEW_ENTRIES: u32 = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,7 +7,7 @@ pub mod plan;
 use std::sync::Arc;
 
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
-pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits};
+pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Network, Plan, PlanError, PlannedLayer, resolve};
 
 use crate::source::BlobSource;
@@ -22,11 +22,21 @@ pub fn open(
     store: Arc<Store>,
     limits: &Limits,
     eagerness: Eagerness,
+    verify: Verify,
 ) -> Arc<ImageFs> {
     let count = u16::try_from(plan.layers.len()).expect("a parsed manifest has at most 1000 layers");
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
-    let layers = Layers::open(&plan.layers, source, store, limits, eagerness);
-    Arc::new(ImageFs::new(layers, count, size))
+    let layers = Layers::open(&plan.layers, source, store, limits, eagerness, verify);
+    let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
+    if verify == Verify::Behind {
+        for number in (0..count).map(crate::overlay::LayerNo) {
+            let (layers, fs) = (Arc::clone(&layers), Arc::downgrade(&fs));
+            tokio::spawn(async move {
+                layers.watch(number, |whole| fs.upgrade().is_some_and(|fs| fs.settle(number, whole))).await;
+            });
+        }
+    }
+    fs
 }
 
 /// An error and its causes in one line, for logs and status.

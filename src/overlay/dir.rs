@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::node::{LayerNo, NodeId};
-use super::{Overlay, Unknown, damaged, lock};
+use super::{Layer, Overlay, Unknown, damaged, lock};
 use crate::layer::{EntryId, Flags, Kind};
 
 /// A directory that has been looked at.
@@ -98,7 +98,36 @@ impl Overlay {
                     None => return Ok(None),
                 }
             };
+            if matches!(self.layer(next), Ok(Layer::Growing(_))) {
+                return self.growing_part(dir, next, place);
+            }
             self.examine_down_to(dir, next)?;
+        }
+    }
+
+    /// The part that a layer still being read has in `dir`. It is not remembered: the layer may yet turn
+    /// out to be opaque there, so nothing below it is asked before it is whole.
+    fn growing_part(&self, dir: &Arc<Dir>, number: LayerNo, place: usize) -> Result<Option<Part>, Unknown> {
+        if place > lock(&dir.parts).found.len() {
+            return Err(Unknown::Needs(number));
+        }
+        if let Some(parent) = &dir.parent {
+            if !parent.examined(LayerNo(number.0 + 1)) {
+                self.examine_down_to(parent, LayerNo(number.0 + 1))?;
+            }
+            if lock(&parent.parts).unexamined == 0 {
+                lock(&dir.parts).unexamined = 0;
+                return Ok(None);
+            }
+        }
+        let layer = self.layer(number)?;
+        let mut at = EntryId::ROOT;
+        for name in dir.path().split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            at = layer.index.child(at, name).map_err(damaged(number))?.ok_or(Unknown::Needs(number))?;
+        }
+        match layer.index.entry(at).map_err(damaged(number))?.kind() {
+            Kind::Directory => Ok(Some(Part { layer: number, entry: at })),
+            _ => Err(Unknown::Needs(number)),
         }
     }
 
@@ -143,7 +172,7 @@ impl Overlay {
     }
 
     fn examine(&self, dir: &Arc<Dir>, number: LayerNo) -> Result<Seen, Unknown> {
-        let index = &self.layer(number)?.index;
+        let index = &self.whole(number)?.index;
         let found = match &dir.parent {
             None => Some(EntryId::ROOT),
             Some(parent) => {
@@ -213,7 +242,7 @@ impl Overlay {
 
     /// The names from the root to an entry of a layer.
     pub(super) fn names_to(&self, number: LayerNo, mut id: EntryId) -> Result<Vec<Vec<u8>>, Unknown> {
-        let index = &self.layer(number)?.index;
+        let index = self.index(number)?;
         let mut names = Vec::new();
         while id != EntryId::ROOT {
             // More steps than a path has components mean that the index runs in a circle.

@@ -60,7 +60,7 @@ impl Overlay {
         from: u64,
         each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
     ) -> Result<(), Unknown> {
-        let index = &self.layer(layer)?.index;
+        let index = &self.whole(layer)?.index;
         let count = index.child_count(dir).map_err(damaged(layer))?;
         for at in from.min(count.into()) as u32..count {
             let Some(entry) = index.child_at(dir, at).map_err(damaged(layer))? else { break };
@@ -78,11 +78,11 @@ impl Overlay {
         each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
     ) -> Result<bool, Unknown> {
         let Some(node) = self.decide(place.layer, place.entry)? else { return Ok(true) };
-        let index = &self.layer(place.layer)?.index;
+        let index = &self.whole(place.layer)?.index;
         let kind = match index.entry(place.entry).map_err(damaged(place.layer))?.kind() {
             Kind::LowerLink => {
                 let (layer, entry) = self.parse(node)?;
-                self.layer(layer)?.index.entry(entry).map_err(damaged(layer))?.kind()
+                self.whole(layer)?.index.entry(entry).map_err(damaged(layer))?.kind()
             }
             kind => kind,
         };
@@ -99,7 +99,7 @@ impl Overlay {
         let mut all: Vec<(&[u8], usize, Place)> = Vec::new();
         let mut rank = 0;
         while let Some(part) = self.part(dir, rank)? {
-            let index = &self.layer(part.layer)?.index;
+            let index = &self.whole(part.layer)?.index;
             for at in 0..index.child_count(part.entry).map_err(damaged(part.layer))? {
                 let Some(entry) = index.child_at(part.entry, at).map_err(damaged(part.layer))? else { break };
                 let name = index.name(entry).map_err(damaged(part.layer))?;

@@ -46,6 +46,25 @@ pub struct Overlay {
 struct Slot {
     supplied: OnceLock<Arc<LayerIndex>>,
     prepared: OnceLock<Prepared>,
+    /// What is known of a layer that is shown while it is being read.
+    growing: Mutex<Option<Arc<Prepared>>>,
+}
+
+/// A layer that is known, or as much of it as is.
+enum Layer<'a> {
+    Whole(&'a Prepared),
+    Growing(Arc<Prepared>),
+}
+
+impl std::ops::Deref for Layer<'_> {
+    type Target = Prepared;
+
+    fn deref(&self) -> &Prepared {
+        match self {
+            Self::Whole(layer) => layer,
+            Self::Growing(layer) => layer,
+        }
+    }
 }
 
 /// Why there is no answer.
@@ -81,7 +100,23 @@ impl Overlay {
 
     /// Makes a layer known; a second time changes nothing.
     pub fn supply(&self, layer: LayerNo, index: Arc<LayerIndex>) {
-        let _ = self.layers[usize::from(layer.0)].supplied.set(index);
+        let slot = &self.layers[usize::from(layer.0)];
+        let _ = slot.supplied.set(index);
+        *lock(&slot.growing) = None;
+    }
+
+    /// Shows what is known of a layer that is still being read; its entries must keep their numbers.
+    ///
+    /// What such a layer has is answered; what it has not, and what lies below it, is not known yet. A
+    /// layer whose meaning depends on those below waits until it is whole.
+    pub fn supply_growing(&self, layer: LayerNo, index: Arc<LayerIndex>) {
+        let usable = !prepare::depends_on_lower(&index);
+        *lock(&self.layers[usize::from(layer.0)].growing) = usable.then(|| Arc::new(Prepared::alone(index, true)));
+    }
+
+    /// Takes back what was shown of a growing layer.
+    pub fn withdraw(&self, layer: LayerNo) {
+        *lock(&self.layers[usize::from(layer.0)].growing) = None;
     }
 
     /// Whether a layer has been supplied.
@@ -109,6 +144,9 @@ impl Overlay {
             let layer = self.layer(part.layer)?;
             if let Some(entry) = layer.index.child(part.entry, name).map_err(damaged(part.layer))? {
                 return self.decide(part.layer, entry);
+            }
+            if layer.growing {
+                return Err(Unknown::Needs(part.layer));
             }
             place += 1;
         }
@@ -143,7 +181,7 @@ impl Overlay {
         }
         let nlink = self.nlink(node, &entry)?;
         let disk_size = if entry.is(Flags::SPARSE) { self.stored_size(number, id, &entry)? } else { entry.size() };
-        Ok(NodeAttr::of(node, &entry, nlink, disk_size))
+        Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(node, &entry, nlink, disk_size) })
     }
 
     /// Bytes of a sparse file that are not holes.
@@ -161,7 +199,7 @@ impl Overlay {
             let layer = self.layer(part.layer)?;
             let entry = layer.index.entry(part.entry).map_err(damaged(part.layer))?;
             if !entry.is(Flags::IMPLIED) {
-                return Ok(NodeAttr::of(dir.id(), &entry, 1, entry.size()));
+                return Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) });
             }
             place += 1;
         }
@@ -210,8 +248,8 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn index(&self, layer: LayerNo) -> Result<&Arc<LayerIndex>, Unknown> {
-        Ok(&self.layer(layer)?.index)
+    pub fn index(&self, layer: LayerNo) -> Result<Arc<LayerIndex>, Unknown> {
+        Ok(Arc::clone(&self.layer(layer)?.index))
     }
 
     /// The kernel has forgotten a directory; what is remembered of it can go.
@@ -219,7 +257,19 @@ impl Overlay {
         lock(&self.dirs).remove(&node);
     }
 
-    fn layer(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
+    /// A layer, perhaps growing.
+    fn layer(&self, number: LayerNo) -> Result<Layer<'_>, Unknown> {
+        match self.whole(number) {
+            Err(Unknown::Needs(needed)) if needed == number => {
+                let growing = lock(&self.layers[usize::from(number.0)].growing).clone();
+                growing.map(Layer::Growing).ok_or(Unknown::Needs(number))
+            }
+            whole => whole.map(Layer::Whole),
+        }
+    }
+
+    /// A layer that will not change any more.
+    fn whole(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
         let slot = self.layers.get(usize::from(number.0)).ok_or(Unknown::NoSuchNode(number.0.into()))?;
         if let Some(ready) = slot.prepared.get() {
             return Ok(ready);

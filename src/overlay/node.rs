@@ -73,6 +73,8 @@ pub struct NodeAttr {
     pub nlink: u32,
     /// Major and minor number of a device.
     pub device: (u32, u32),
+    /// Whether this stays so for ever; not while the node's layer is still being read.
+    pub settled: bool,
 }
 
 impl NodeAttr {
@@ -95,6 +97,7 @@ impl NodeAttr {
             mtime_ns: entry.mtime().nanos,
             nlink,
             device: entry.device().map_or((0, 0), |device| (device.major, device.minor)),
+            settled: true,
         }
     }
 
@@ -112,6 +115,7 @@ impl NodeAttr {
             mtime_ns: 0,
             nlink: 1,
             device: (0, 0),
+            settled: true,
         }
     }
 }

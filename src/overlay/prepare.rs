@@ -17,6 +17,8 @@ use crate::layer::{Contents, EntryId, Flags, IndexError, Kind, LayerIndex, Layer
 
 /// A layer as this image sees it.
 pub(super) struct Prepared {
+    /// The layer still grows: what it has is shown, what it has not may yet come.
+    pub(super) growing: bool,
     pub(super) index: Arc<LayerIndex>,
     /// Hard links to lower layers' files, and the nodes they name; those whose target is missing are not here.
     pub(super) lower_links: HashMap<EntryId, NodeId>,
@@ -43,12 +45,12 @@ impl Overlay {
 
     fn prepare(&self, number: LayerNo, index: &Arc<LayerIndex>) -> Result<Prepared, Unknown> {
         if !depends_on_lower(index) {
-            return Ok(Prepared { index: Arc::clone(index), lower_links: HashMap::new(), names: OnceLock::new() });
+            return Ok(Prepared::alone(Arc::clone(index), false));
         }
         let below = Arc::new(Dir::root(number.0));
         let index = self.write_through_symlinks(number, &below, index)?;
         let lower_links = self.resolve_lower_links(number, &below, &index)?;
-        Ok(Prepared { index, lower_links, names: OnceLock::new() })
+        Ok(Prepared { lower_links, ..Prepared::alone(index, false) })
     }
 
     /// Moves what lies in implied directories to where lower symlinks lead.
@@ -130,7 +132,14 @@ impl Overlay {
     }
 }
 
-fn depends_on_lower(index: &LayerIndex) -> bool {
+impl Prepared {
+    /// A layer that needs nothing of those below.
+    pub(super) fn alone(index: Arc<LayerIndex>, growing: bool) -> Self {
+        Self { growing, index, lower_links: HashMap::new(), names: OnceLock::new() }
+    }
+}
+
+pub(super) fn depends_on_lower(index: &LayerIndex) -> bool {
     index.contents().has(Contents::IMPLIED) || index.contents().has(Contents::LOWER_LINKS)
 }
 

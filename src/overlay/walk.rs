@@ -87,11 +87,11 @@ impl Overlay {
                     if links > MAX_LINKS {
                         return Ok(Walked::Loop);
                     }
-                    let target = index.symlink_target(id).map_err(damaged(layer))?.unwrap_or_default();
+                    let target = index.symlink_target(id).map_err(damaged(layer))?.unwrap_or_default().to_vec();
                     if target.starts_with(b"/") {
                         here = Arc::clone(root);
                     }
-                    for name in names(target).collect::<Vec<_>>().into_iter().rev() {
+                    for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
                         rest.push_front(name.to_vec());
                     }
                 }

@@ -1,0 +1,137 @@
+//! A layer that is shown while its first pass still runs (`--verify=behind`).
+//!
+//! Nothing here is verified yet. The tree so far is offered as a *snapshot*: a layer index in memory,
+//! whose entries keep their numbers in every later snapshot and in the final index. Bytes are read from
+//! the content file that the pass is writing. When the pass ends, well or badly, all this is closed, and
+//! readers are sent to what took its place: the verified layer, or the reason why there is none.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::FirstPass;
+use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, write_index};
+use crate::offsets::DecodedOffset;
+
+/// What a running pass has seen so far.
+pub struct Growing {
+    tree: Mutex<Option<LayerTree>>,
+    progress: watch::Sender<Progress>,
+}
+
+/// How far a running pass is.
+#[derive(Clone, Default)]
+struct Progress {
+    entries: u32,
+    /// Decoded bytes that are in the content file.
+    written: DecodedOffset,
+    data: Option<Arc<File>>,
+    closed: bool,
+}
+
+/// The pass has ended; what was growing is somewhere else now.
+#[derive(Debug)]
+pub struct Closed;
+
+impl Growing {
+    /// A layer of which nothing has been seen yet.
+    pub fn new() -> Self {
+        Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()) }
+    }
+
+    /// The pass begins: an empty tree, and the file that decoded bytes will go to.
+    pub(super) fn begin(&self, tree: LayerTree, data: Option<File>) {
+        *self.tree() = Some(tree);
+        self.progress.send_replace(Progress { data: data.map(Arc::new), ..Progress::default() });
+    }
+
+    /// Lets the pass work on the tree; `None` after [`Growing::end`].
+    pub(super) fn with_tree<T>(&self, work: impl FnOnce(&mut LayerTree) -> T) -> Option<T> {
+        self.tree().as_mut().map(work)
+    }
+
+    /// The pass has written so far and found so many entries.
+    pub(super) fn grown_to(&self, written: DecodedOffset) {
+        let entries = self.tree().as_ref().map_or(0, LayerTree::len);
+        self.progress.send_modify(|progress| {
+            progress.entries = entries;
+            progress.written = written;
+        });
+    }
+
+    /// The pass has ended; it takes the tree with it.
+    pub(super) fn end(&self) -> Option<LayerTree> {
+        let tree = self.tree().take();
+        self.close();
+        tree
+    }
+
+    /// Sends everybody away.
+    pub(super) fn close(&self) {
+        self.progress.send_modify(|progress| progress.closed = true);
+    }
+
+    /// Waits until there are `more` entries than `seen`, or the pass has ended.
+    pub async fn more_than(&self, seen: u32, more: u32) {
+        let enough = |progress: &Progress| progress.closed || progress.entries >= seen.saturating_add(more);
+        // The sender lives in `self`, so the wait ends only with what it waits for.
+        let _ = self.progress.subscribe().wait_for(enough).await;
+    }
+
+    /// The tree so far as a layer index without spans.
+    ///
+    /// # Errors
+    /// [`Closed`], also when the index cannot be made: the final one will tell why.
+    pub fn snapshot(&self, pass: &FirstPass) -> Result<LayerIndex, Closed> {
+        let unproven = Proof {
+            blob: pass.blob.digest.clone(),
+            blob_size: pass.blob.size,
+            diff_id: pass.diff_id.clone(),
+            decoded_size: 0,
+        };
+        let mut bytes = Vec::new();
+        let tree = self.tree();
+        write_index(tree.as_ref().ok_or(Closed)?, &[], &[], &unproven, &mut bytes).map_err(|_| Closed)?;
+        drop(tree);
+        LayerIndex::open(bytes).map_err(|_: IndexError| Closed)
+    }
+
+    /// Reads decoded bytes that the pass has already written; `false` when it has not come that far.
+    ///
+    /// # Errors
+    /// [`Closed`]
+    pub fn read_now(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, Closed> {
+        let progress = self.progress.borrow().clone();
+        if progress.closed {
+            return Err(Closed);
+        }
+        if from.0 + buf.len() as u64 > progress.written.0 {
+            return Ok(false);
+        }
+        let data = progress.data.ok_or(Closed)?;
+        data.read_exact_at(buf, from.0).map(|()| true).map_err(|_| Closed)
+    }
+
+    /// Reads decoded bytes as soon as the pass has written them.
+    ///
+    /// # Errors
+    /// [`Closed`]
+    pub async fn read(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<(), Closed> {
+        let end = from + buf.len() as u64;
+        let here = |progress: &Progress| progress.closed || progress.written >= end;
+        let _ = self.progress.subscribe().wait_for(here).await;
+        if self.read_now(from, buf)? { Ok(()) } else { Err(Closed) }
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Option<LayerTree>> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Growing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
