@@ -6,10 +6,13 @@ use tracing_subscriber::EnvFilter;
 
 use super::args::Command;
 
+/// fuser warns at every unmount that somebody else made, which is how mounts usually end.
+const DEFAULT: &str = "warn,fuser=error";
+
 /// Starts logging for this process.
 pub(super) fn start(command: &Command) {
     let in_background = matches!(command, Command::Mount(args) if args.background_child);
-    let filter = EnvFilter::try_from_env("PEELFS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("PEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // It fails only where a log was started before, as in tests that run several commands.
     let _ = if in_background {

@@ -189,6 +189,11 @@ impl Filesystem for Adapter {
         }
     }
 
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // Nothing is ever written; after this answer the kernel does not ask again at each close.
+        reply.error(Errno::ENOSYS);
+    }
+
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
         self.answer(
