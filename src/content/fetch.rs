@@ -177,7 +177,10 @@ impl LayerContent {
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
         if self.content.generation(span).is_none() {
             match self.content.fill(span, known.decoded.start, &bytes) {
-                Ok(generation) => self.verified[span as usize].store(generation.get(), Ordering::Release),
+                Ok(generation) => {
+                    self.verified[span as usize].store(generation.get(), Ordering::Release);
+                    self.make_room(bytes.len() as u64);
+                }
                 Err(error) => {
                     if self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::warn!(%error, "the cache cannot keep what was fetched; reading goes on without it");

@@ -11,7 +11,7 @@ pub mod pass;
 mod spans;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
@@ -36,6 +36,10 @@ pub struct LayerContent {
     verified: Box<[AtomicU8]>,
     flights: Mutex<fetch::Flights>,
     counters: Counters,
+    /// Bytes kept since the cache's limit was last looked at.
+    kept: AtomicU64,
+    /// The span at which the search for something to evict goes on.
+    hand: AtomicU32,
 }
 
 /// What a layer's reads have cost so far.
@@ -135,6 +139,8 @@ impl LayerContent {
             verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
             flights: Mutex::default(),
             counters: Counters::default(),
+            kept: AtomicU64::new(0),
+            hand: AtomicU32::new(0),
         })
     }
 
@@ -226,6 +232,38 @@ impl LayerContent {
         Ok(true)
     }
 
+    /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
+    /// of this one.
+    fn make_room(&self, bytes: u64) {
+        if self.store.limit().is_none() || self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK {
+            return;
+        }
+        self.kept.store(0, Ordering::Relaxed);
+        match self.store.make_room(0) {
+            Ok(over) => self.evict_spans(over),
+            Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),
+        }
+    }
+
+    /// Evicts spans, in turn, until `over` bytes are free or every span has had its turn.
+    fn evict_spans(&self, over: u64) {
+        let mut freed = 0;
+        for _ in 0..self.content.spans() {
+            if freed >= over {
+                return;
+            }
+            let span = self.hand.fetch_add(1, Ordering::Relaxed) % self.content.spans();
+            let Some(known) = self.content.generation(span).and_then(|_| self.index.span(SpanId(span)).ok()) else {
+                continue;
+            };
+            let length = known.decoded.end - known.decoded.start;
+            match self.content.evict(span, known.decoded) {
+                Ok(()) => freed += length,
+                Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
+            }
+        }
+    }
+
     fn verified_generation(&self, span: u32) -> u8 {
         self.verified[span as usize].load(Ordering::Acquire)
     }
@@ -266,3 +304,5 @@ impl LayerContent {
 
 /// A reader that loses against eviction so often goes to the source, where nothing is taken away.
 const READ_TRIES: usize = 3;
+/// How many bytes may be kept between two looks at the cache's limit.
+const ROOM_CHECK: u64 = 16 << 20;

@@ -1,8 +1,7 @@
 //! The layers of one image: which are known, which are being read, which cannot be had.
 //!
 //! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
-//! run at a time. A layer that somebody waits for goes before those that nobody has asked for, and
-//! among these the small ones go first, so that the names they decide are answered early.
+//! run at a time. A layer that somebody waits for goes before those that nobody has asked for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -392,9 +391,12 @@ impl Slot {
         }
     }
 
-    /// Smaller comes first.
+    /// What comes first is smallest: what somebody waits for, then small layers, which decide names at
+    /// once, then the largest, so that no long pass is left over when the others are done.
     fn urgency(&self) -> (bool, u64) {
-        (!self.wanted.load(Ordering::Relaxed), self.pass.blob.size)
+        let size = self.pass.blob.size;
+        let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
+        (!self.wanted.load(Ordering::Relaxed), rank)
     }
 
     fn status(&self) -> LayerStatus {
@@ -428,6 +430,8 @@ fn pause_after(times: u32) -> Duration {
     Duration::from_secs(1 << times.min(5))
 }
 
+/// A layer up to this size is read in no time, in bytes.
+const SMALL_LAYER: u64 = 8 << 20;
 /// A snapshot is not worth making for fewer new entries than this.
 const FEW_ENTRIES: u32 = 16;
 

@@ -89,6 +89,10 @@ impl Overlay {
                     rest.push(child);
                 }
             }
+            // Where the layer itself hides what lies below, an unpacker finds no symlink to follow.
+            if index.entry(dir).map_err(damaged(number))?.is(Flags::HIDES_LOWER) {
+                continue;
+            }
             let path = index.path(dir).map_err(damaged(number))?;
             let Walked::Found { kind: Kind::Symlink, path: real, .. } = self.walk_below(below, &path, Last::Keep)?
             else {
