@@ -89,7 +89,8 @@ impl Growing {
             blob: pass.blob.digest.clone(),
             blob_size: pass.blob.size,
             diff_id: pass.diff_id.clone(),
-            decoded_size: 0,
+            // How long the stream will be is not known; bodies lie as far out as they like until it is.
+            decoded_size: i64::MAX.cast_unsigned(),
         };
         let mut bytes = Vec::new();
         let tree = self.tree();

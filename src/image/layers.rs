@@ -150,7 +150,7 @@ impl Layers {
             source,
             store,
             running: Mutex::new(0),
-            at_once: cores.max(2),
+            at_once: cores + 1,
             eagerness,
             verify,
         });
@@ -226,7 +226,7 @@ impl Layers {
                     None => drop(changes.changed().await),
                 }
             };
-            growing.more_than(before, (before / 8).max(FEW_ENTRIES)).await;
+            growing.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
             match growing.snapshot(&slot.pass) {
                 Ok(index) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
@@ -432,8 +432,9 @@ fn pause_after(times: u32) -> Duration {
 
 /// A layer up to this size is read in no time, in bytes.
 const SMALL_LAYER: u64 = 8 << 20;
-/// A snapshot is not worth making for fewer new entries than this.
-const FEW_ENTRIES: u32 = 16;
+/// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a
+/// layer together cost a few times its index.
+const SNAPSHOT_GROWTH: u32 = 8;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,106 @@
+//! What `--verify=behind` shows while a layer streams in, and what becomes of it when the layer fails.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, NotNow, Verify};
+use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
+use peelfs::loopback::registry::{Catalog, Registry};
+use peelfs::loopback::tar::Entry;
+use peelfs::offsets::FileOffset;
+use peelfs::overlay::{Last, NodeId};
+use peelfs::platform::Platform;
+use peelfs::source::BlobSource;
+use peelfs::source::registry::{RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use peelfs::store::Store;
+
+const EARLY: &[u8] = b"early in the tar";
+const LATE: &[u8] = b"late in the tar";
+
+struct Scene {
+    registry: Registry,
+    store: Arc<Store>,
+    fs: Arc<ImageFs>,
+    gate: Gate,
+    _dir: tempfile::TempDir,
+}
+
+/// An image of one layer whose blob stops arriving in its middle until a gate opens.
+async fn scene(verify: Verify, also: Option<Fault>) -> Scene {
+    let dir = tempfile::tempdir().unwrap();
+    let filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let layer = LayerBuilder::new()
+        .entry(Entry::dir("./"))
+        .entry(Entry::file("early", EARLY))
+        .entry(Entry::file("filler", filler))
+        .entry(Entry::file("late", LATE))
+        .packing(Packing::Stored);
+    let built = ImageBuilder::new().layer(layer).build();
+    let registry = Registry::start(Catalog::new().image("app", "1", &built)).unwrap();
+    let gate = Gate::new();
+    let blobs = || Target::matching(|request| request.path.contains("/blobs/") && request.header("range").is_none());
+    registry.faults().add(Rule::new(blobs(), Fault::Stall { after: 3_000_000, gate: gate.clone() }));
+    if let Some(fault) = also {
+        registry.faults().add(Rule::new(Target::Blobs, fault));
+    }
+
+    let name = RegistryName {
+        host: "127.0.0.1".to_owned(),
+        port: Some(registry.addr().port()),
+        repository: "app".to_owned(),
+        tag: Some("1".to_owned()),
+        digest: None,
+        display: registry.reference("app", "1"),
+    };
+    let reference = registry.reference("app", "1").parse().unwrap();
+    let options = RegistryOptions { certs_dirs: Vec::new(), ..RegistryOptions::new(Surroundings::default()) };
+    let source: Arc<dyn BlobSource> = Arc::new(RegistrySource::new(name, options).unwrap());
+    let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
+    let plan = image::resolve(&reference, &source, &store, &Platform::host(), Network::Allowed).await.unwrap();
+    let fs = image::open(&plan, source, Arc::clone(&store), &Limits::default(), Eagerness::Background, verify);
+    Scene { registry, store, fs, gate, _dir: dir }
+}
+
+async fn content(fs: &ImageFs, path: &[u8]) -> Result<Vec<u8>, FsError> {
+    let attr = fs.awaited(|fs| fs.walk(path, Last::Follow)).await?;
+    Ok(fs.read(attr.node, FileOffset(0), attr.size as usize).await?.to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_early_in_the_tar_is_read_before_the_layer_has_come() {
+    let scene = scene(Verify::Behind, None).await;
+    assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
+    let attr = scene.fs.awaited(|fs| fs.walk(b"early", Last::Follow)).await.unwrap();
+    assert!(!attr.settled, "nobody may remember what is not verified");
+
+    scene.gate.open();
+    assert_eq!(content(&scene.fs, b"late").await.unwrap(), LATE);
+    scene.fs.all_known().await.unwrap();
+    let after = scene.fs.awaited(|fs| fs.walk(b"early", Last::Follow)).await.unwrap();
+    assert!(after.settled);
+    assert_eq!(after.node, attr.node, "what was open stays what it was");
+    assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_fails_after_it_was_shown_turns_into_errors_and_nothing_is_kept() {
+    let scene = scene(Verify::Behind, Some(Fault::FlipBit { at: 3_900_000, bit: 1 })).await;
+    assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
+
+    scene.gate.open();
+    assert!(matches!(scene.fs.all_known().await, Err(FsError::Layer { .. })));
+    assert!(matches!(content(&scene.fs, b"early").await, Err(FsError::Layer { .. })));
+    let usage = scene.store.usage().unwrap();
+    assert!(usage.layers.is_empty() && usage.temporary == 0, "{usage:?}");
+    drop(scene.registry);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_default_policy_shows_nothing_before_the_layer_is_verified() {
+    let scene = scene(Verify::BeforeShowing, None).await;
+    assert!(matches!(scene.fs.lookup(NodeId::ROOT, b"early"), Err(NotNow::Needs(_))));
+    scene.gate.open();
+    assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
+}
