@@ -22,6 +22,7 @@
 //! # Ok::<(), peelfs::codec::CodecError>(())
 //! ```
 
+mod codes;
 mod gzip;
 mod inflate;
 mod marks;
