@@ -14,6 +14,11 @@ pub(super) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A number of things, as in `1 layer` and `2 layers`.
+pub(super) fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Reads a size such as `20GiB`, `500M` or `1000000`. Units are binary, as `du` and podman take them.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let bad = || format!("`{text}` is not a size; write it as 20GiB, 500M or 1000000");
@@ -82,24 +87,12 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// Seconds since 1970 as `2025-01-31 23:59:59`, in UTC.
+/// Seconds since 1970 as `2025-01-31 23:59:59`, in UTC; as they are where no calendar reaches.
 pub(super) fn time(seconds: i64) -> String {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
-/// The proleptic Gregorian date of a day counted from 1970-01-01, by eras of 400 years that begin in March.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days.saturating_add(719_468);
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+    match jiff::Timestamp::from_second(seconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => format!("@{seconds}"),
+    }
 }
 
 /// Bytes in hexadecimal.
@@ -159,7 +152,8 @@ mod tests {
             (951_782_400, "2000-02-29 00:00:00"),
             (1_735_689_599, "2024-12-31 23:59:59"),
             (-1, "1969-12-31 23:59:59"),
-            (i64::MIN, &time(i64::MIN)),
+            (i64::MIN, "@-9223372036854775808"),
+            (253_402_300_800, "@253402300800"),
         ] {
             assert_eq!(time(seconds), text);
         }
