@@ -333,14 +333,20 @@ impl ImageFs {
         if at.0 >= size {
             return Ok(None);
         }
-        let extents = index.extents(entry, at..FileOffset(size)).map_err(|cause| damaged(number, cause))?;
-        let found = extents.iter().find(|extent| extent.decoded.is_some() == data);
-        Ok(match found {
-            Some(extent) => Some(extent.file.start.max(at)),
-            // Every file ends in a hole; one that ends in a hole has no more data.
-            None if data => None,
-            None => Some(FileOffset(size)),
-        })
+        // A file may have a million runs, and whoever asks goes from one to the next: look nearby first.
+        let mut from = at;
+        let mut window = SEEK_WINDOW;
+        while from.0 < size {
+            let to = FileOffset(from.0.saturating_add(window).min(size));
+            let extents = index.extents(entry, from..to).map_err(|cause| damaged(number, cause))?;
+            if let Some(extent) = extents.iter().find(|extent| extent.decoded.is_some() == data) {
+                return Ok(Some(extent.file.start.max(from)));
+            }
+            from = to;
+            window = window.saturating_mul(2);
+        }
+        // Every file ends in a hole; one that ends in a hole has no more data.
+        Ok((!data).then_some(FileOffset(size)))
     }
 
     /// Walks a path of the image.
@@ -461,6 +467,9 @@ impl ReadPlan {
         Ok(())
     }
 }
+
+/// Bytes in which a seek looks first.
+const SEEK_WINDOW: u64 = 4096;
 
 fn not_now(unknown: Unknown) -> NotNow {
     match unknown {
