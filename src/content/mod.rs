@@ -4,6 +4,7 @@
 //! never seen gets a [`pass`]; a span that is not in the store is fetched by [`fetch`]; what is in the
 //! store is read by [`LayerContent::read_stored`], and checked when this process first touches it.
 
+pub mod check;
 mod cold;
 mod fetch;
 mod growing;
@@ -16,11 +17,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Content, Store, StoreError};
+use spans::Stored;
 
+pub use check::{CheckedLayer, check_layer};
 pub use growing::{Closed, Growing};
 pub use pass::{FirstPass, PassError, PassProgress};
 
@@ -212,24 +215,18 @@ impl LayerContent {
 
     /// Checks a span in the store against its digest; `false` when it is absent or damaged.
     fn verify_stored(&self, span: u32) -> Result<bool, ReadError> {
-        let Some(generation) = self.content.generation(span) else { return Ok(false) };
-        let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
-        let mut bytes = vec![0; spans::length(&known)];
-        let intact = self.content.read(known.decoded.start, &mut bytes).is_ok()
-            && *blake3::hash(&bytes).as_bytes() == known.check;
-        if !self.content.still(span..span + 1, |_| generation.get()) {
-            return Ok(false); // it changed while it was read: no verdict
-        }
-        if !intact {
-            tracing::warn!(layer = %self.blob.digest, span, "a cached span is damaged; it will be fetched again");
-            self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = self.content.evict(span, known.decoded) {
-                tracing::warn!(%error, "cannot remove a damaged span from the cache");
+        match spans::check(&self.content, &self.index, span).map_err(|cause| self.index_error(cause))? {
+            Stored::Intact(generation) => {
+                self.verified[span as usize].store(generation.get(), Ordering::Release);
+                Ok(true)
             }
-            return Ok(false);
+            Stored::Damaged => {
+                tracing::warn!(layer = %self.blob.digest, span, "a cached span was damaged; it will be fetched again");
+                self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            Stored::Absent | Stored::Changing => Ok(false),
         }
-        self.verified[span as usize].store(generation.get(), Ordering::Release);
-        Ok(true)
     }
 
     /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
@@ -282,23 +279,6 @@ impl LayerContent {
 
     fn layer_name(&self) -> Box<str> {
         self.blob.digest.to_string().into()
-    }
-
-    /// Checks every span that the store has; returns how many are there and how many were damaged.
-    ///
-    /// # Errors
-    /// [`ReadError::Index`]
-    pub fn verify_all(&self) -> Result<(u32, u32), ReadError> {
-        let (mut present, mut damaged) = (0, 0);
-        for span in 0..self.content.spans() {
-            if self.content.generation(span).is_some() {
-                present += 1;
-                if !self.verify_stored(span)? {
-                    damaged += 1;
-                }
-            }
-        }
-        Ok((present, damaged))
     }
 }
 

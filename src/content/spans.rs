@@ -1,10 +1,11 @@
-//! Arithmetic on spans.
+//! Arithmetic on spans, and the check of one that the store has.
 
 use std::ops::Range;
 
 use crate::codec::StartKind;
 use crate::layer::{IndexError, LayerIndex, Span, SpanId};
 use crate::offsets::BlobOffset;
+use crate::store::{Content, Generation};
 
 /// A span's decoded bytes; spans are far smaller than memory.
 pub(super) fn length(span: &Span) -> usize {
@@ -34,4 +35,35 @@ pub(super) fn blob_range(index: &LayerIndex, start: u32, last: u32) -> Result<Ra
         next += 1;
     }
     Ok(from..BlobOffset(index.proof().blob_size))
+}
+
+/// What the store has of a span.
+pub(super) enum Stored {
+    /// Nothing.
+    Absent,
+    /// Its bytes, as they were verified.
+    Intact(Generation),
+    /// Other bytes; they are removed.
+    Damaged,
+    /// It was written or removed while it was read: no verdict.
+    Changing,
+}
+
+/// Checks a span in the store against its digest.
+pub(super) fn check(content: &Content, index: &LayerIndex, span: u32) -> Result<Stored, IndexError> {
+    let Some(generation) = content.generation(span) else { return Ok(Stored::Absent) };
+    let known = index.span(SpanId(span))?;
+    let mut bytes = vec![0; length(&known)];
+    let intact =
+        content.read(known.decoded.start, &mut bytes).is_ok() && *blake3::hash(&bytes).as_bytes() == known.check;
+    if !content.still(span..span + 1, |_| generation.get()) {
+        return Ok(Stored::Changing);
+    }
+    if intact {
+        return Ok(Stored::Intact(generation));
+    }
+    if let Err(error) = content.evict(span, known.decoded) {
+        tracing::warn!(%error, "cannot remove a damaged span from the cache");
+    }
+    Ok(Stored::Damaged)
 }

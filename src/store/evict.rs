@@ -78,10 +78,7 @@ impl Store {
         let mut usage = Usage::default();
         for bucket in [INDEX, CONTENT] {
             each_file(&self.root.join(bucket), &mut |path, found| {
-                let stem = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-                let algorithm =
-                    path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
-                let Ok(digest) = format!("{algorithm}:{stem}").parse::<Digest>() else { return };
+                let Some(digest) = digest_of(path) else { return };
                 let layer = layers.entry(digest.clone()).or_insert_with(|| LayerUsage {
                     digest,
                     index: 0,
@@ -213,12 +210,18 @@ impl Store {
     }
 }
 
+/// The digest that a file of a bucket is named by.
+pub(super) fn digest_of(path: &Path) -> Option<Digest> {
+    let algorithm = path.parent()?.file_name()?.to_str()?;
+    format!("{algorithm}:{}", path.file_stem()?.to_str()?).parse().ok()
+}
+
 /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
 fn is_held(path: &Path) -> bool {
     files::open_read(path).is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
-fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
+pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
     let listed = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         listed => listed.map_err(StoreError::io("list", dir))?,

@@ -16,6 +16,7 @@
 //! a crash, a torn write or a curious user costs a fetch and never a wrong byte, which is also why no
 //! `fsync` stands on the way to a mount. Anything may be deleted at any time.
 
+mod check;
 mod content;
 mod evict;
 mod files;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use check::{Checked, Shape};
 pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 

@@ -1,0 +1,103 @@
+//! Checking what the store holds and can judge by itself: documents by their digest, tags by their shape.
+
+use std::path::Path;
+
+use super::{DOCUMENT, Store, StoreError, TAG, TagRecord, evict, files};
+use crate::digest::Digest;
+
+/// What a check found.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Files looked at.
+    pub checked: u64,
+    /// What those that were damaged should have been; they are removed.
+    pub damaged: Vec<String>,
+}
+
+/// Whether a layer's content has the shape that its index says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shape {
+    /// There is no content.
+    Absent,
+    /// It has the right shape.
+    Right,
+    /// It has another one, and will be taken for absent.
+    Wrong,
+}
+
+impl Store {
+    /// Checks every document and every tag, and removes those that are damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when a directory cannot be read.
+    pub fn check_documents(&self) -> Result<Checked, StoreError> {
+        let mut found = Checked::default();
+        evict::each_file(&self.root.join(DOCUMENT), &mut |path, _| {
+            let Some(digest) = evict::digest_of(path) else { return };
+            let intact = files::read_small(path, DOCUMENT_LIMIT)
+                .is_ok_and(|bytes| Digest::of(digest.algorithm(), &bytes) == digest);
+            found.note(path, intact, || format!("document {digest}"));
+        })?;
+        evict::each_file(&self.root.join(TAG), &mut |path, _| {
+            let record = files::read_small(path, DOCUMENT_LIMIT)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice::<TagRecord>(&bytes).ok());
+            let intact = record.is_some_and(|record| self.tag_path(&record.reference) == path);
+            found.note(path, intact, || format!("tag record {}", path.display()));
+        })?;
+        Ok(found)
+    }
+
+    /// Whether the content of a layer has the shape that its index says.
+    pub fn content_shape(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Shape {
+        let path = self.path(super::CONTENT, blob);
+        let size = |extension| std::fs::symlink_metadata(path.with_extension(extension)).ok().map(|found| found.len());
+        match (size("data"), size("map")) {
+            (None, None) => Shape::Absent,
+            (Some(data), Some(map)) if data == decoded_size && map == u64::from(spans) => Shape::Right,
+            _ => Shape::Wrong,
+        }
+    }
+}
+
+impl Checked {
+    fn note(&mut self, path: &Path, intact: bool, what: impl FnOnce() -> String) {
+        self.checked += 1;
+        if !intact {
+            self.damaged.push(what());
+            files::remove(path);
+        }
+    }
+}
+
+/// Larger than any document that is ever kept, in bytes.
+const DOCUMENT_LIMIT: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn a_damaged_document_is_found_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cache"), None).unwrap();
+        let digests = [b"one", b"two"].map(|text| {
+            let digest = Digest::of(Algorithm::Sha256, text);
+            store.keep_document(&digest, &Bytes::from_static(text)).unwrap();
+            digest
+        });
+        let record =
+            TagRecord { reference: "host/name:1".into(), digest: digests[0].clone(), media_type: String::new(), size: 3 };
+        store.keep_tag(&record).unwrap();
+        assert!(store.check_documents().unwrap().damaged.is_empty());
+        std::fs::write(store.path(DOCUMENT, &digests[1]), b"twO").unwrap();
+        std::fs::write(store.tag_path(&record.reference), b"{").unwrap();
+        let found = store.check_documents().unwrap();
+        assert_eq!((found.checked, found.damaged.len()), (3, 2));
+        assert_eq!(store.check_documents().unwrap().checked, 1);
+    }
+}
