@@ -79,7 +79,7 @@ async fn begin(
     let cache = opened.store.root();
     let manifest = opened.plan.manifest.digest.to_string();
     let mut own = MountState::of_this_process(at, opened.reference.to_string(), manifest, cache);
-    let log = log_file(args, cache, own.pid);
+    let log = log_file(args, own.pid)?;
     own.log = args.background_child.then(|| log.clone());
     let published = state::publish(own, Arc::clone(fs), opened.registry.clone())?;
     if args.wait {
@@ -152,7 +152,7 @@ fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     })?;
     let mounted = mounts::at(&at).filter(mounts::MountPoint::is_peelfs);
     match (std::fs::metadata(&at), mounted) {
-        (Err(error), Some(_)) if is_stale(&error) => {
+        (_, Some(_)) if !mounts::is_served(&at) => {
             eprintln!("note: clearing a mount on `{shown}` whose process is gone");
             fuse::unmount(&at, OpenFiles::Keep)?;
             mount_point(typed)
@@ -168,15 +168,10 @@ fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     }
 }
 
-/// Whether a mount's server is gone (ENOTCONN).
-fn is_stale(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
-}
-
-fn log_file(args: &MountArgs, cache: &Path, pid: u32) -> PathBuf {
+fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
-        Some(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
-        None => state::directory(cache).join(format!("{pid}.log")),
+        Some(path) => Ok(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        None => Ok(state::directory()?.join(format!("{pid}.log"))),
     }
 }
 

@@ -50,10 +50,15 @@ pub(super) fn store(args: &CacheDirArgs) -> Result<Store, Report> {
 
 /// Where the cache is: as asked, else where the XDG base directory specification puts it.
 pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
-    use etcetera::BaseStrategy as _;
     if let Some(dir) = &args.cache_dir {
         return Ok(std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
     }
+    default_cache_dir()
+}
+
+/// Where the cache is when nobody says.
+pub(super) fn default_cache_dir() -> Result<PathBuf, Report> {
+    use etcetera::BaseStrategy as _;
     let base = etcetera::choose_base_strategy().map_err(|error| {
         Report::usage(format!("cannot tell where the cache is: {error}")).hint("name a directory with `--cache-dir`")
     })?;

@@ -1,7 +1,8 @@
 //! What a mounted image tells of itself: a file that says who serves it, and a socket that says how it is.
 //!
 //! Both lie in a directory that only the user can enter: `$XDG_RUNTIME_DIR/peelfs`, else `run` in the
-//! cache directory. A file whose process is gone is a leftover and is removed by whoever finds it.
+//! user's cache directory. Which cache the mount itself uses does not count, as nobody names it again
+//! who asks for the state. A file whose process is gone is a leftover, removed by whoever finds it.
 
 use std::io::Read as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 
+use super::open;
 use super::report::{Code, Report};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::registry::RegistrySource;
@@ -59,10 +61,10 @@ pub(super) struct Published {
 }
 
 /// Where mounts tell of themselves.
-pub(super) fn directory(cache: &Path) -> PathBuf {
+pub(super) fn directory() -> Result<PathBuf, Report> {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
-        _ => cache.join("run"),
+        Some(runtime) if Path::new(&runtime).is_absolute() => Ok(Path::new(&runtime).join("peelfs")),
+        _ => Ok(open::default_cache_dir()?.join("run")),
     }
 }
 
@@ -72,7 +74,7 @@ pub(super) fn publish(
     fs: Arc<ImageFs>,
     registry: Option<Arc<RegistrySource>>,
 ) -> Result<Published, Report> {
-    let directory = directory(&state.cache);
+    let directory = directory()?;
     let failed = |what: &Path, error: std::io::Error| {
         Report::new(Code::Failure, format!("cannot write `{}`: {error}", what.display()))
     };

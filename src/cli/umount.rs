@@ -32,7 +32,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
 }
 
 /// The mount point that was meant, if it is one of peelfs.
-fn target(typed: &Path) -> Result<PathBuf, Report> {
+pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
     let shown = typed.display();
     let not_mounted = || {
         Report::new(Code::NotFound, format!("nothing is mounted on `{shown}`"))
@@ -50,8 +50,7 @@ fn target(typed: &Path) -> Result<PathBuf, Report> {
 }
 
 fn server_of(at: &Path) -> Option<Pid> {
-    let cache = super::open::cache_dir(&super::args::CacheDirArgs { cache_dir: None, cache_size: None }).ok()?;
-    let states = state::all(&state::directory(&cache));
+    let states = state::all(&state::directory().ok()?);
     let state = states.iter().find(|state| state.at == at)?;
     Pid::from_raw(i32::try_from(state.pid).ok()?)
 }

@@ -40,6 +40,14 @@ pub fn at(path: &Path) -> Option<MountPoint> {
     all().into_iter().rev().find(|mount| mount.path == path)
 }
 
+/// Whether somebody answers for the mount at `path`.
+///
+/// It asks for statfs, which the kernel passes on each time; attributes it would answer from its own
+/// memory long after the process is gone.
+pub fn is_served(path: &Path) -> bool {
+    !matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
+}
+
 fn parse(text: &[u8]) -> Vec<MountPoint> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
