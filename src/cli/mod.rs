@@ -20,6 +20,7 @@ mod report;
 mod state;
 mod status;
 mod text;
+mod tree;
 mod umount;
 
 use std::ffi::OsString;
