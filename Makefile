@@ -1,0 +1,65 @@
+# What can be done here; `make` alone says so. Variables: PREFIX, DESTDIR, CARGO, CARGO_TARGET_DIR.
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help build demo test fuzz bench man install uninstall clean needs
+
+help:
+	@echo 'make demo      build peelfs and see it work on a sample image (no registry or network needed)'
+	@echo 'make test      install what the tests need, then run all of them'
+	@echo 'make build     build $(TARGET)/release/peelfs'
+	@echo 'make install   install the program and its manual pages below PREFIX ($(PREFIX))'
+	@echo 'make bench     measure, against other tools where they are installed'
+	@echo 'make fuzz      fuzz each target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)'
+	@echo 'make clean     remove what was built'
+
+# A compiler, FUSE and Rust; installed with apt where they are missing.
+needs:
+	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust
+
+build: needs
+	$(CARGO) build --release --locked --bins
+
+demo: needs
+	@$(CARGO) build --release --locked --bins --example demo
+	@$(TARGET)/release/examples/demo
+
+test:
+	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo \
+		docker-registry:docker-registry getfattr:attr python3:python3
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := tar index gzip zstd documents reference platform
+fuzz:
+	$(CARGO) test --locked --test fuzz_corpus -- --ignored write_seeds
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
+			-rss_limit_mb=2048 -timeout=20 -print_final_stats=1; \
+	done
+
+bench: needs
+	benches/run.sh
+
+man: build
+	@mkdir -p $(TARGET)/man
+	$(TARGET)/release/peelfs man $(TARGET)/man
+
+install: man
+	install -D -m 755 $(TARGET)/release/peelfs $(DESTDIR)$(PREFIX)/bin/peelfs
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(TARGET)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/peelfs $(DESTDIR)$(PREFIX)/share/man/man1/peelfs.1 \
+		$(DESTDIR)$(PREFIX)/share/man/man1/peelfs-*.1
+
+clean:
+	$(CARGO) clean
+	rm -rf fuzz/target fuzz/corpus fuzz/artifacts
