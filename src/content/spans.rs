@@ -7,9 +7,9 @@ use crate::layer::{IndexError, LayerIndex, Span, SpanId};
 use crate::offsets::BlobOffset;
 use crate::store::{Content, Generation};
 
-/// A span's decoded bytes; spans are far smaller than memory.
+/// A span's decoded bytes; at most [`Span::MAX`].
 pub(super) fn length(span: &Span) -> usize {
-    usize::try_from(span.decoded.end - span.decoded.start).expect("the index refuses spans larger than 4 GiB")
+    usize::try_from(span.decoded.end - span.decoded.start).expect("the index refuses longer spans")
 }
 
 /// The span at which decoding must begin to reach `wanted`.

@@ -538,7 +538,15 @@ impl LayerIndex {
             return Err(IndexError::NoSpan { what: u64::from(id.0) });
         }
         let raw = self.pages.array(start + u64::from(id.0) * Span::BYTES as u64)?;
-        Span::from_bytes(raw).ok_or(IndexError::Malformed { what: "a span's kind is unknown" })
+        let span = Span::from_bytes(raw).ok_or(IndexError::Malformed { what: "a span's kind is unknown" })?;
+        let Proof { blob_size, decoded_size, .. } = self.footer.proof;
+        if span.decoded.end.0 > decoded_size || span.blob.0 > blob_size {
+            return Err(IndexError::Malformed { what: "a span lies outside its layer" });
+        }
+        if span.decoded.end - span.decoded.start > Span::MAX {
+            return Err(IndexError::Malformed { what: "a span is too long" });
+        }
+        Ok(span)
     }
 
     /// The span that covers a decoded byte.
@@ -890,6 +898,21 @@ mod tests {
             let result = write_index(&tree, &spans, windows, &proof(), &mut Vec::new());
             assert!(matches!(result, Err(WriteError::Span { span: 1 })), "{result:?}");
         }
+    }
+
+    #[test]
+    fn spans_that_reach_out_of_their_layer_or_are_too_long_are_refused() {
+        let (mut spans, windows) = spans();
+        let reach = spans.last().unwrap().decoded.end;
+        let tree = LayerTree::default();
+        let mut bytes = Vec::new();
+        write_index(&tree, &spans, &windows, &Proof { decoded_size: reach.0 - 1, ..proof() }, &mut bytes).unwrap();
+        let index = open(&bytes).unwrap();
+        assert!(index.span(SpanId(2)).is_ok());
+        assert!(matches!(index.span(SpanId(3)), Err(IndexError::Malformed { .. })));
+        spans.last_mut().unwrap().decoded.end = reach + Span::MAX;
+        let result = write_index(&tree, &spans, &windows, &proof(), &mut Vec::new());
+        assert!(matches!(result, Err(WriteError::Span { span: 3 })), "{result:?}");
     }
 
     #[test]

@@ -63,6 +63,10 @@ impl WindowAt {
 impl Span {
     pub(super) const BYTES: usize = 64;
 
+    /// The most decoded bytes a span may cover. Marks lie far closer, up to layers of 128 GiB; a reader
+    /// holds a span in memory, so an index that has a longer one is refused.
+    pub const MAX: u64 = 256 << 20;
+
     /// `None` if a value does not fit the disk form.
     pub(super) fn to_bytes(&self) -> Option<[u8; Self::BYTES]> {
         let window = self.window.unwrap_or(WindowAt { start: 0, len: 0 });

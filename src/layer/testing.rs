@@ -155,7 +155,7 @@ pub(super) fn tree(tar: &[u8]) -> Result<LayerTree, WalkError<TreeError>> {
 pub(super) fn proof() -> Proof {
     Proof {
         blob: Digest::of(Algorithm::Sha256, b"blob"),
-        blob_size: 4,
+        blob_size: 1 << 50,
         diff_id: Digest::of(Algorithm::Sha512, b"diff"),
         decoded_size: u64::MAX / 2,
     }

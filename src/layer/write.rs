@@ -101,7 +101,8 @@ fn check_spans(spans: &[Span], windows: &[u8]) -> Result<(), WriteError> {
         let inside = span.window.is_none_or(|window| {
             window.start.checked_add(u64::from(window.len)).is_some_and(|end| end <= windows.len() as u64)
         });
-        if span.decoded.start < end || span.decoded.end < span.decoded.start || !inside {
+        let length = span.decoded.end.0.checked_sub(span.decoded.start.0);
+        if span.decoded.start < end || length.is_none_or(|length| length > Span::MAX) || !inside {
             return Err(WriteError::Span { span: number });
         }
         end = span.decoded.end;
