@@ -1,0 +1,178 @@
+//! Where fuzzing begins: small good inputs for every target, made the same way each time.
+
+use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
+use peelfs::descriptor::Compression;
+use peelfs::digest::{Algorithm, Digest};
+use peelfs::layer::{LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
+use peelfs::loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
+use peelfs::loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
+
+use super::targets::unsealed_index;
+
+/// The seeds of a target.
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        // The byte in front says: checksums are put right, pieces of 50 × 7 bytes.
+        "tar" => tars().into_iter().map(|tar| [&[101], tar.as_slice()].concat()).collect(),
+        "index" => indexes().iter().map(|index| [unsealed_index(index).as_slice(), &[1]].concat()).collect(),
+        "gzip" => blobs([Packing::GZIP, Packing::Gzip { level: 1, member: Some(9000) }]),
+        "zstd" => blobs([Packing::ZSTD, Packing::Zstd { level: 1, frame: Some(9000), skippable: true }]),
+        "documents" => documents(),
+        "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
+        "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
+        unknown => panic!("there is no target `{unknown}`"),
+    }
+}
+
+fn tars() -> Vec<Vec<u8>> {
+    let kinds = LayerBuilder::new()
+        .dir("usr")
+        .file("usr/file", "content of a file\n".repeat(40))
+        .symlink("usr/link", "../etc/passwd")
+        .hard_link("usr/hard", "usr/file")
+        .hard_link("usr/lower", "lib/of-a-lower-layer")
+        .entry(Entry::fifo("run/pipe"))
+        .entry(Entry::char_device("dev/null", 1, 3))
+        .entry(Entry::block_device("dev/sda", 8, 0).mode(0o4660).owner(7, 3_000_000))
+        .build();
+    let hiding = LayerBuilder::new()
+        .file("a/b", "first")
+        .whiteout("a/c")
+        .opaque("a")
+        .dir("a/b")
+        .file("a/b/c", "in place of a file")
+        .whiteout("a/b")
+        .symlink("d", "a")
+        .file("d/e", "through a symlink")
+        .without_end()
+        .build();
+    let long = "long/".repeat(60);
+    let pax = LayerBuilder::new()
+        .entry(Entry::file(format!("{long}name"), "x").mtime(-5, 999_999_999))
+        .entry(Entry::file("cap", "y").xattr("security.capability", &[1, 0, 0, 2, 0, 4][..]).xattr("user.a", ""))
+        .entry(Entry::symlink("far", long))
+        .build();
+    let mut sparse = Vec::new();
+    append_pax(&mut sparse, b"GNU.sparse.major", b"1");
+    append_pax(&mut sparse, b"GNU.sparse.minor", b"0");
+    append_pax(&mut sparse, b"GNU.sparse.realsize", b"100000");
+    let sparse = pax_entry(&sparse, &{
+        let mut body = b"2\n0\n5\n99990\n10\n".to_vec();
+        body.resize(512, 0);
+        body.extend_from_slice(b"hello0123456789");
+        body
+    });
+    let mut old = Vec::new();
+    append_pax(&mut old, b"GNU.sparse.map", b"0,5,4096,10");
+    append_pax(&mut old, b"GNU.sparse.size", b"8192");
+    append_pax(&mut old, b"GNU.sparse.numblocks", b"2");
+    let old = pax_entry(&old, b"hello0123456789");
+    let mut all: Vec<Vec<u8>> = [kinds, hiding, pax].into_iter().map(|layer: Layer| layer.tar.to_vec()).collect();
+    all.extend([sparse, old]);
+    all
+}
+
+/// One file with these PAX records and this body.
+fn pax_entry(records: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, kind, content) in [(&b"pax"[..], b'x', records), (b"file", b'0', body)] {
+        Header { name, kind, size: content.len() as u64, mode: 0o644, ..Header::EMPTY }.write(&mut out);
+        append_padded(&mut out, content);
+    }
+    append_end(&mut out);
+    out
+}
+
+fn indexes() -> Vec<Vec<u8>> {
+    tars().iter().map(|tar| index(tar)).collect()
+}
+
+/// The index of a layer, with a span and a window.
+fn index(tar: &[u8]) -> Vec<u8> {
+    let mut tree = LayerTree::default();
+    let mut walker = TarWalker::new();
+    walker.push(tar, &mut tree).expect("the seed is good");
+    walker.finish().expect("the seed is whole");
+    let digest = Digest::of(Algorithm::Sha256, tar);
+    let size = tar.len() as u64;
+    let proof = Proof { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: size };
+    let mut decoder = LayerDecoder::first_pass(Compression::Stored, Limits::default()).expect("stored needs nothing");
+    let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
+    let mut input = tar;
+    assert_eq!(decoder.decode(&mut input, &mut out).expect("stored is never wrong"), Status::NeedInput);
+    let spans: Vec<Span> = decoder
+        .take_marks()
+        .into_iter()
+        .map(|mark| Span {
+            decoded: mark.decoded..peelfs::offsets::DecodedOffset(size),
+            blob: mark.blob,
+            bit: mark.bit,
+            kind: mark.kind,
+            check: *blake3::hash(tar).as_bytes(),
+            window: Some(WindowAt { start: 0, len: 3 }),
+        })
+        .collect();
+    let mut file = Vec::new();
+    write_index(&tree, &spans, &[0, 1, 2], &proof, &mut file).expect("the seed is small");
+    file
+}
+
+/// A short and a long text, packed either way; the long one has marks in its middle.
+fn blobs(packings: [Packing; 2]) -> Vec<Vec<u8>> {
+    let text = |words: u32| -> Vec<u8> {
+        let word = |n: u32| n.wrapping_mul(0x9e37_79b9) >> 22;
+        (0..words).flat_map(|n| format!("word{} ", word(n)).into_bytes()).collect()
+    };
+    let mut all = Vec::new();
+    for (words, packing) in [(3000, packings[0]), (3000, packings[1]), (60_000, packings[0])] {
+        all.push(LayerBuilder::new().file("text", text(words)).packing(packing).build().blob.to_vec());
+    }
+    all
+}
+
+fn documents() -> Vec<Vec<u8>> {
+    let image = |family, platform| {
+        let layer = LayerBuilder::new().file("a", "b");
+        ImageBuilder::new().family(family).layer(layer).platform(platform).build()
+    };
+    let (arm, amd) = (image(Family::Oci, "linux/arm/v7"), image(Family::Docker, "linux/amd64"));
+    let index = IndexBuilder::new().image(&arm).image(&amd).attestation(&amd).build();
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for image in [&arm, &amd, &index] {
+        all.extend(image.documents().map(|(_, _, bytes)| bytes.to_vec()));
+        all.extend(configurations(image));
+    }
+    all.push(br#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#.to_vec());
+    all
+}
+
+/// Blobs that are JSON.
+fn configurations(image: &Image) -> impl Iterator<Item = Vec<u8>> {
+    image.blobs().map(|(_, bytes)| bytes.to_vec()).filter(|bytes| bytes.starts_with(b"{"))
+}
+
+const REFERENCES: [&str; 12] = [
+    "python:3.12-slim",
+    "user/app",
+    "docker://docker.io/library/alpine:3",
+    "127.0.0.1:5000/demo/sample:latest",
+    "[::1]:5000/a/b__c/d-e.f:v1.2_3",
+    "registry.example/app:1.4@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "oci:./layout:latest",
+    "oci:/srv/with:colons@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "oci-archive:/tmp/image.tar:tag",
+    "docker-archive:image.tar:docker.io/library/a:b",
+    "dir:/srv/dir",
+    "https://registry.example/v2/",
+];
+
+const PLATFORMS: [&str; 8] = [
+    "linux/amd64",
+    "linux/amd64/v3",
+    "linux/arm64/v8",
+    "linux/arm/v7",
+    "linux/armhf",
+    "windows/amd64",
+    "aarch64",
+    "x86_64",
+];
