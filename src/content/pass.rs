@@ -369,7 +369,7 @@ pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<
         Ok(index) => {
             let proof = index.proof();
             if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {
-                return Some(Arc::new(index));
+                return Some(Arc::new(index.on_damage(store.index_dropper(&blob.digest))));
             }
             tracing::warn!(layer = %blob.digest, %diff_id, proven = %proof.diff_id, "the cached layer index proves another diff_id");
             None

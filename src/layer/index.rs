@@ -306,6 +306,14 @@ impl LayerIndex {
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
     }
 
+    /// Has `then` called whenever a page turns out damaged after the index was opened: whoever keeps
+    /// the index may want to make it anew.
+    #[must_use]
+    pub fn on_damage(mut self, then: impl Fn() + Send + Sync + 'static) -> Self {
+        self.pages.on_damage(Box::new(then));
+        self
+    }
+
     /// Reads and checks all of it, keeping nothing in memory.
     ///
     /// # Errors

@@ -70,13 +70,23 @@ pub(super) struct Paged {
     len: u64,
     checks: Vec<[u8; CHECK]>,
     pages: Vec<OnceLock<Box<[u8]>>>,
+    /// Called when a page is not what was written.
+    on_damage: Option<OnDamage>,
 }
+
+/// What is done about a damaged page.
+pub(super) type OnDamage = Box<dyn Fn() + Send + Sync>;
 
 impl Paged {
     /// A body of `len` bytes with one checksum a page.
     pub(super) fn new(source: Box<dyn ReadAt>, len: u64, checks: Vec<[u8; CHECK]>) -> Self {
         let pages = checks.iter().map(|_| OnceLock::new()).collect();
-        Self { source, len, checks, pages }
+        Self { source, len, checks, pages, on_damage: None }
+    }
+
+    /// Has `then` called for each damaged page that is met.
+    pub(super) fn on_damage(&mut self, then: OnDamage) {
+        self.on_damage = Some(then);
     }
 
     /// `N` bytes at `at`, which no writer lets straddle pages.
@@ -146,12 +156,19 @@ impl Paged {
         let mut bytes = vec![0; len].into_boxed_slice();
         match self.source.read_exact_at(&mut bytes, start) {
             Ok(()) => {}
-            Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => return Err(IndexError::Damaged { page }),
+            Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => return Err(self.damaged(page)),
             Err(cause) => return Err(IndexError::Io { cause }),
         }
         if blake3::hash(&bytes).as_bytes() != &self.checks[page as usize] {
-            return Err(IndexError::Damaged { page });
+            return Err(self.damaged(page));
         }
         Ok(bytes)
+    }
+
+    fn damaged(&self, page: u64) -> IndexError {
+        if let Some(then) = &self.on_damage {
+            then();
+        }
+        IndexError::Damaged { page }
     }
 }

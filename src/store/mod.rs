@@ -198,6 +198,17 @@ impl Store {
         files::remove(&self.path(INDEX, blob));
     }
 
+    /// Does what [`Store::drop_index`] does, once, when it is called.
+    pub fn index_dropper(&self, blob: &Digest) -> impl Fn() + Send + Sync + 'static {
+        let (path, once) = (self.path(INDEX, blob), std::sync::Once::new());
+        move || {
+            once.call_once(|| {
+                tracing::error!(path = %path.display(), "a cached layer index is damaged; mount again to rebuild it");
+                files::remove(&path);
+            });
+        }
+    }
+
     /// Opens a layer's content, making it empty when it is not here.
     ///
     /// # Errors
