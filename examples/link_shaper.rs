@@ -98,8 +98,7 @@ impl Shaper {
     /// Carries one connection until both sides have ended.
     fn carry(&self, client: &TcpStream) -> anyhow::Result<()> {
         let accepted = Instant::now();
-        let server =
-            &TcpStream::connect(self.upstream).with_context(|| format!("cannot reach {}", self.upstream))?;
+        let server = &TcpStream::connect(self.upstream).with_context(|| format!("cannot reach {}", self.upstream))?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         self.counted().connections += 1;

@@ -4,7 +4,7 @@
 set -eu
 
 # The oldest Rust that builds peelfs; Cargo.toml says so too (`rust-version`).
-RUST=1.88
+RUST=1.89
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2

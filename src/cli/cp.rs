@@ -9,7 +9,7 @@ use super::cat::PIECE;
 use super::report::{Code, Report};
 use super::tree::{Entry, Owners, Target, TargetError, What};
 use super::{mount, open};
-use crate::image::{Eagerness, FsError, ImageFs, NotNow};
+use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, NodeAttr, NodeId};
@@ -17,7 +17,7 @@ use crate::overlay::{Last, NodeAttr, NodeId};
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
     mount::runtime()?.block_on(async {
         let opened = open::open(&args.image).await?;
-        let fs = opened.files(Eagerness::OnDemand);
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let from = args.from.as_os_str().as_bytes();
         // As cp -a: a symlink is copied as one, unless a slash behind it says that its directory is meant.
         let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
@@ -85,7 +85,9 @@ impl Copier<'_> {
                 // Among many a device may be left out; alone it is all that was asked for.
                 if device && self.skipped_devices > 0 {
                     let cause = std::io::Error::from(rustix::io::Errno::PERM);
-                    return Err(failed(shown(&path), Report::new(Code::Failure, cause)).hint("only root can make devices"));
+                    return Err(
+                        failed(shown(&path), Report::new(Code::Failure, cause)).hint("only root can make devices")
+                    );
                 }
                 return Ok(());
             }
@@ -134,23 +136,24 @@ impl Copier<'_> {
 
     /// Copies what is not a directory.
     async fn leaf(&mut self, path: &[u8], name: &[u8], attr: &NodeAttr) -> Result<(), Report> {
-        if attr.nlink > 1 {
-            if let Some(first) = self.links.get(&attr.node) {
-                let linked = self.target.link(first, name);
-                return linked.map_err(|error| self.target_failed(path, &error));
-            }
+        if attr.nlink > 1
+            && let Some(first) = self.links.get(&attr.node)
+        {
+            let linked = self.target.link(first, name);
+            return linked.map_err(|error| self.target_failed(path, &error));
         }
         let entry = self.entry(path, attr).await?;
         let what = match attr.kind {
             Kind::Symlink => {
-                let target = self.fs.awaited(|fs| fs.symlink_target(attr.node).map(<[u8]>::to_vec)).await;
+                let target = self.fs.awaited(|fs| fs.symlink_target(attr.node)).await;
                 What::Symlink(target.map_err(|error| failed(shown(path), error.into()))?)
             }
             Kind::CharDevice => What::CharDevice(attr.device),
             Kind::BlockDevice => What::BlockDevice(attr.device),
             Kind::Fifo => What::Fifo,
             Kind::File | Kind::Directory | Kind::Whiteout | Kind::LowerLink => {
-                let mut new = self.target.new_file(name, attr.size).map_err(|error| self.target_failed(path, &error))?;
+                let mut new =
+                    self.target.new_file(name, attr.size).map_err(|error| self.target_failed(path, &error))?;
                 self.fill(path, attr, &mut new).await?;
                 What::File(new)
             }

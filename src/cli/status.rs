@@ -63,7 +63,10 @@ impl<'a> Known<'a> {
         let reference = self.state.map_or(self.source, |state| state.reference.as_str());
         line("image", text::printable(reference.as_bytes()));
         if !self.served {
-            line("state", format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"));
+            line(
+                "state",
+                format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"),
+            );
             return lines.join("\n") + "\n";
         }
         match self.state {

@@ -160,7 +160,9 @@ impl Target {
                 (self.make(|dir, temp| rustix::fs::symlinkat(target, dir, temp))?.1, FileType::Symlink)
             }
             What::Fifo => (self.make(node(FileType::Fifo, (0, 0)))?.1, FileType::Fifo),
-            What::CharDevice(number) => (self.device(node(FileType::CharacterDevice, number))?, FileType::CharacterDevice),
+            What::CharDevice(number) => {
+                (self.device(node(FileType::CharacterDevice, number))?, FileType::CharacterDevice)
+            }
             What::BlockDevice(number) => (self.device(node(FileType::BlockDevice, number))?, FileType::BlockDevice),
         };
         let held = temp.dir.try_clone().map_err(|cause| TargetError::Io { doing: "open the directory", cause })?;
@@ -173,7 +175,8 @@ impl Target {
     pub(super) fn link(&mut self, place: &[Vec<u8>], name: &[u8]) -> Result<(), TargetError> {
         checked(name)?;
         let (last, parents) = place.split_last().expect("a place ends in a name");
-        let mut dir = self.dirs[0].try_clone().map_err(|cause| TargetError::Io { doing: "open the directory", cause })?;
+        let mut dir =
+            self.dirs[0].try_clone().map_err(|cause| TargetError::Io { doing: "open the directory", cause })?;
         for parent in parents {
             dir = rustix::fs::openat(&dir, checked(parent)?, DIR | OFlags::PATH, Mode::empty())
                 .map_err(TargetError::io("find what it is a hard link to"))?;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, LayerIndex};
+use crate::layer::{IndexError, LayerIndex, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Content, Store, StoreError};

@@ -92,7 +92,7 @@ pub enum PlanError {
         /// The reference.
         reference: String,
         /// Why none fits.
-        cause: documents::ResolveError,
+        cause: Box<documents::ResolveError>,
     },
     /// A document is larger than any honest one.
     #[error("{what} {digest} of {reference} has {size} bytes; more than {limit} are not read")]
@@ -134,7 +134,7 @@ pub async fn resolve(
         Document::Index(index) => index.offered(),
         Document::Manifest(_) => Vec::new(),
     };
-    let choice_error = |cause| PlanError::Choice { reference: reference.to_string(), cause };
+    let choice_error = |cause| PlanError::Choice { reference: reference.to_string(), cause: Box::new(cause) };
 
     // What is still to be tried, best first; a stack, as an entry may be an index itself.
     let mut rest = vec![Candidate { descriptor: root.clone(), document: Some(document), platform: None, depth: 0 }];

@@ -15,6 +15,9 @@ pub enum Last {
     Keep,
 }
 
+/// Makes the directory that a walk goes into.
+type Enter<'a> = dyn Fn(&Arc<Dir>, &[u8], NodeId) -> Result<Arc<Dir>, Unknown> + 'a;
+
 /// Where a path leads.
 #[derive(Debug)]
 pub enum Walked {
@@ -56,13 +59,7 @@ impl Overlay {
         })
     }
 
-    fn walk_from(
-        &self,
-        root: &Arc<Dir>,
-        path: &[u8],
-        last: Last,
-        enter: &dyn Fn(&Arc<Dir>, &[u8], NodeId) -> Result<Arc<Dir>, Unknown>,
-    ) -> Result<Walked, Unknown> {
+    fn walk_from(&self, root: &Arc<Dir>, path: &[u8], last: Last, enter: &Enter<'_>) -> Result<Walked, Unknown> {
         let mut here = Arc::clone(root);
         let mut rest: VecDeque<Vec<u8>> = names(path).map(<[u8]>::to_vec).collect();
         let mut links = 0;

@@ -90,8 +90,12 @@ mod tests {
             store.keep_document(&digest, &Bytes::from_static(text)).unwrap();
             digest
         });
-        let record =
-            TagRecord { reference: "host/name:1".into(), digest: digests[0].clone(), media_type: String::new(), size: 3 };
+        let record = TagRecord {
+            reference: "host/name:1".into(),
+            digest: digests[0].clone(),
+            media_type: String::new(),
+            size: 3,
+        };
         store.keep_tag(&record).unwrap();
         assert!(store.check_documents().unwrap().damaged.is_empty());
         std::fs::write(store.path(DOCUMENT, &digests[1]), b"twO").unwrap();

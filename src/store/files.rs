@@ -74,10 +74,10 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError>
 
 /// Removes a file; that it is not there any more is what was wanted.
 pub(super) fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
-        if error.kind() != io::ErrorKind::NotFound {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a file of the cache");
-        }
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a file of the cache");
     }
 }
 
