@@ -8,7 +8,7 @@ use super::args::CpArgs;
 use super::cat::PIECE;
 use super::report::{Code, Report};
 use super::tree::{Entry, Owners, Target, TargetError, What};
-use super::{mount, open};
+use super::{mount, open, text};
 use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
@@ -24,7 +24,7 @@ pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
         let walked = fs.awaited(|fs| fs.walk(from, last)).await;
         let attr = walked.map_err(|error| failed(&args.from, error.into()))?;
         let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
-        let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &error))?;
+        let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
         let mut copier = Copier { fs: &fs, target, links: HashMap::new(), skipped_devices: 0 };
         copier.tree(from, name, attr).await?;
         copier.tell_what_was_left_out();
@@ -221,12 +221,12 @@ impl Copier<'_> {
     fn tell_what_was_left_out(&self) {
         let left_out = self.target.left_out();
         let notes = [
-            (self.skipped_devices, "device nodes were not copied: only root can make them"),
-            (left_out.xattrs, "extended attributes were not copied: this user or file system cannot set them"),
-            (left_out.set_ids, "set-id bits were not copied, as the copies have another owner"),
+            (self.skipped_devices, "", "device", ", which only root can make"),
+            (left_out.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
+            (left_out.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
         ];
-        for (count, what) in notes.iter().filter(|(count, _)| *count > 0) {
-            eprintln!("note: {count} {what}");
+        for (count, before, what, why) in notes.into_iter().filter(|(count, ..)| *count > 0) {
+            eprintln!("note: left out {before}{}{why}", text::count(count, what));
         }
     }
 }
@@ -235,8 +235,15 @@ fn failed(path: &Path, cause: Report) -> Report {
     Report { message: format!("cannot copy `{}`: {}", path.display(), cause.message), ..cause }
 }
 
-fn unfit(to: &Path, error: &TargetError) -> Report {
-    Report::new(Code::NotFound, format!("cannot copy to `{}`: {}", to.display(), crate::image::chain(error)))
+fn unfit(to: &Path, parent: &Path, error: &TargetError) -> Report {
+    let (to, parent) = (to.display(), parent.display());
+    match error {
+        TargetError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+            Report::new(Code::NotFound, format!("cannot copy to `{to}`: there is no directory `{parent}`"))
+                .hint(format!("make it with `mkdir -p {parent}`"))
+        }
+        error => Report::new(Code::Failure, format!("cannot copy to `{to}`: {}", crate::image::chain(error))),
+    }
 }
 
 fn shown(path: &[u8]) -> &Path {

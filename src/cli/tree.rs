@@ -84,9 +84,9 @@ pub(super) enum TargetError {
         #[source]
         cause: io::Error,
     },
-    #[error("a directory is in its place")]
+    #[error("a directory has its name there")]
     Directory,
-    #[error("something that is not a directory is in its place")]
+    #[error("what has its name there is not a directory")]
     NotADirectory,
     #[error("`{}` is not a name", .0.escape_ascii())]
     Name(Vec<u8>),
