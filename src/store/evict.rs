@@ -184,6 +184,13 @@ impl Store {
                 files::remove(path);
             }
         })?;
+        for layer in self.usage()?.layers.iter().filter(|layer| layer.index == 0) {
+            // A pass publishes the content first and the index behind it, and holds this lock meanwhile.
+            let Some(_pass) = self.try_lock_pass(&layer.digest)? else { continue };
+            if self.index(&layer.digest).is_none() && self.drop_content(&layer.digest) {
+                freed.bytes += layer.content;
+            }
+        }
         let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
         for entry in listed.flatten() {
             let name = entry.file_name();
@@ -279,6 +286,10 @@ mod tests {
         drop(held);
     }
 
+    fn content_files(store: &Store) -> usize {
+        std::fs::read_dir(store.root().join(CONTENT).join("sha256")).unwrap().count()
+    }
+
     #[test]
     fn prune_removes_leftovers_but_not_work_in_progress() {
         let dir = tempfile::tempdir().unwrap();
@@ -287,7 +298,15 @@ mod tests {
         std::fs::write(store.root().join(TMP).join("1-1"), b"left behind").unwrap();
         std::fs::create_dir_all(store.root().join("index-v0/sha256")).unwrap();
         std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
+        let orphan = Digest::of(Algorithm::Sha256, b"no index");
+        let content = store.content(&orphan, 100, 1).unwrap();
+        content.fill(0, DecodedOffset(0), b"x").unwrap();
+        let making = store.try_lock_pass(&orphan).unwrap().unwrap();
         store.prune(Keep::Known).unwrap();
+        assert_eq!(content_files(&store), 8, "a pass is at it");
+        drop(making);
+        store.prune(Keep::Known).unwrap();
+        assert_eq!(content_files(&store), 6, "three layers with an index have two files each");
         assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 1);
         assert!(!store.root().join("index-v0").exists());
         assert!(store.root().join("not-ours").exists());
