@@ -9,10 +9,14 @@ use super::args::Command;
 /// fuser warns at every unmount that somebody else made, which is how mounts usually end.
 const DEFAULT: &str = "warn,fuser=error";
 
+/// Other commands than mounts tell in their own words why they failed, once.
+const DEFAULT_OF_OTHERS: &str = "warn,peelfs::failure=off";
+
 /// Starts logging for this process.
 pub(super) fn start(command: &Command) {
     let in_background = matches!(command, Command::Mount(args) if args.background_child);
-    let filter = EnvFilter::try_from_env("PEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let default = if matches!(command, Command::Mount(_)) { DEFAULT } else { DEFAULT_OF_OTHERS };
+    let filter = EnvFilter::try_from_env("PEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // It fails only where a log was started before, as in tests that run several commands.
     let _ = if in_background {

@@ -70,7 +70,7 @@ async fn fly(layer: Arc<LayerContent>, run: Vec<(u32, watch::Sender<Outcome>)>) 
     }
     drop(flights);
     if let Err(error) = result {
-        tracing::error!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
+        tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
         for (_, sender) in run.iter().filter(|(_, sender)| sender.borrow().is_none()) {
             sender.send_replace(Some(Err(error.clone())));
         }

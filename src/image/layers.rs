@@ -302,7 +302,7 @@ impl Layers {
             Ok(content) => State::Ready(Arc::new(content)),
             Err(cause) => {
                 let why = Arc::new(LayerFailure::Store { layer: slot.pass.blob.digest.clone(), cause });
-                tracing::error!(error = &why as &dyn std::error::Error, "a layer cannot be shown");
+                tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
                 State::Failed { why, at: Instant::now(), times: 1 }
             }
         }
@@ -364,7 +364,7 @@ impl Layers {
             Err(why) => {
                 slot.progress.received.store(0, Ordering::Relaxed);
                 let why = Arc::new(LayerFailure::from(why));
-                tracing::error!(error = &why as &dyn std::error::Error, "a layer cannot be shown");
+                tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
                 let times = slot.wanted.swap(false, Ordering::Relaxed).into();
                 State::Failed { why, at: Instant::now(), times }
             }
