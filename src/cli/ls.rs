@@ -26,15 +26,28 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
             printed: false,
         };
         let mut failed = None;
-        for path in &args.paths {
-            match lister.path(path.as_os_str().as_bytes()).await {
+        let mut note = |path: &[u8], error: FsError| {
+            let report = Report::from(error);
+            let message = format!("cannot list `{}`: {}", text::printable(path), report.message);
+            failed.get_or_insert(Report { message, ..report });
+        };
+        // As ls(1): files first, in one table.
+        let (mut files, mut dirs) = (Vec::new(), Vec::new());
+        for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
+            match lister.named(path).await {
+                Ok(line) if line.attr.kind == Kind::Directory => dirs.push(line),
+                Ok(line) => files.push(line),
+                Err(error) => note(path, error),
+            }
+        }
+        if let Err(error) = lister.files(&files) {
+            return text::output_ended(&error);
+        }
+        for dir in dirs {
+            match lister.directory(&dir.name, dir.attr).await {
                 Ok(()) => {}
-                Err(Trouble::Output(error)) => return super::text::output_ended(&error),
-                Err(Trouble::Image(error)) => {
-                    let report = Report::from(error);
-                    let message = format!("cannot list `{}`: {}", path.display(), report.message);
-                    failed = failed.or(Some(Report { message, ..report }));
-                }
+                Err(Trouble::Output(error)) => return text::output_ended(&error),
+                Err(Trouble::Image(error)) => note(&dir.name, error),
             }
         }
         match lister.out.flush() {
@@ -77,16 +90,21 @@ impl From<io::Error> for Trouble {
 }
 
 impl Lister<'_> {
-    /// Lists what a user named: a directory's names, or the file itself.
-    async fn path(&mut self, path: &[u8]) -> Result<(), Trouble> {
+    /// What a user named.
+    async fn named(&self, path: &[u8]) -> Result<Line, FsError> {
         // As ls(1): a symlink to a directory is followed, unless the long form is asked for.
         let last = if self.args.long && !path.ends_with(b"/") { Last::Keep } else { Last::Follow };
         let attr = self.fs.awaited(|fs| fs.walk(path, last)).await?;
-        if attr.kind != Kind::Directory {
-            let line = self.line(path.to_vec(), attr).await?;
-            let dir = path.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |slash| &path[..slash]);
-            return self.print(dir, &[line]);
-        }
+        self.line(path.to_vec(), attr).await
+    }
+
+    fn files(&mut self, lines: &[Line]) -> io::Result<()> {
+        self.printed = !lines.is_empty();
+        self.print(b"", lines)
+    }
+
+    /// Lists a directory and, where asked for, those in it.
+    async fn directory(&mut self, path: &[u8], attr: NodeAttr) -> Result<(), Trouble> {
         let mut rest = vec![(path.to_vec(), attr)];
         while let Some((path, attr)) = rest.pop() {
             let lines = self.lines(&attr).await?;
@@ -132,7 +150,7 @@ impl Lister<'_> {
         Ok(Line { name, attr, target })
     }
 
-    fn print(&mut self, dir: &[u8], lines: &[Line]) -> Result<(), Trouble> {
+    fn print(&mut self, dir: &[u8], lines: &[Line]) -> io::Result<()> {
         if self.args.json {
             for line in lines {
                 serde_json::to_writer(&mut self.out, &json(dir, line)).map_err(io::Error::from)?;
