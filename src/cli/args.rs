@@ -18,7 +18,7 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  peelfs mount python:3.12-slim ./python    mount an image; usable at once, fetches only what is read
+  peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
   peelfs umount ./python                    and unmount it
   peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
   peelfs cat alpine /etc/os-release         print a file of an image
@@ -72,13 +72,13 @@ pub struct ImageArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct AccessArgs {
     /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
-    #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", help_heading = "Image")]
+    #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true, help_heading = "Image")]
     pub platform: Option<String>,
     /// Use only what is in the cache; never ask the network
     #[arg(long, help_heading = "Image")]
     pub offline: bool,
     /// Allow plain HTTP and unverified TLS (loopback registries need no permission)
-    #[arg(long, env = "PEELFS_INSECURE", help_heading = "Registry")]
+    #[arg(long, env = "PEELFS_INSECURE", hide_env_values = true, help_heading = "Registry")]
     pub insecure: bool,
     /// Also trust the certificates in this PEM file
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
@@ -95,10 +95,17 @@ pub struct AccessArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct CacheDirArgs {
     /// Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs]
-    #[arg(long, value_name = "DIR", env = "PEELFS_CACHE_DIR", help_heading = "Cache")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "PEELFS_CACHE_DIR",
+        hide_env_values = true,
+        help_heading = "Cache"
+    )]
     pub cache_dir: Option<PathBuf>,
     /// Let layers take at most this much disk, as in 20GiB
-    #[arg(long, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", value_parser = super::text::parse_size, help_heading = "Cache")]
+    #[arg(long, global = true, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", hide_env_values = true, value_parser = super::text::parse_size, help_heading = "Cache")]
     pub cache_size: Option<u64>,
 }
 
