@@ -1,0 +1,696 @@
+//! The command line as users and scripts meet it: what is printed where, and with which exit code.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use assert_cmd::cargo::CommandCargoExt as _;
+use insta::assert_snapshot;
+use peelfs::loopback::auth::Access;
+use peelfs::loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder};
+use peelfs::loopback::registry::{Catalog, Registry, Settings};
+use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
+
+/// A user with a home, a cache and a working directory of their own.
+struct User {
+    dir: tempfile::TempDir,
+    /// What is random in the output, and what is shown for it.
+    hidden: Vec<(String, &'static str)>,
+}
+
+/// What a command did.
+struct Ran {
+    output: Output,
+    text: String,
+}
+
+impl User {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["home", "work", "run"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let hidden = vec![(dir.path().to_str().unwrap().to_owned(), "$DIR")];
+        Self { dir, hidden }
+    }
+
+    fn at(registry: &Registry) -> Self {
+        let mut user = Self::new();
+        user.hidden.push((registry.addr().to_string(), "registry.test"));
+        user
+    }
+
+    /// A user with a layout of `image` in the working directory.
+    fn with_layout(image: &Image) -> Self {
+        let user = Self::new();
+        image.write_layout(&user.path("layout"), "1").unwrap();
+        user
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("work").join(name)
+    }
+
+    fn command(&self, line: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("peelfs").unwrap();
+        let home = self.dir.path().join("home");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &home);
+        command.env("XDG_RUNTIME_DIR", self.dir.path().join("run")).env("PEELFS_CACHE_DIR", home.join("cache"));
+        command.current_dir(self.dir.path().join("work")).stdin(Stdio::null()).args(line);
+        command
+    }
+
+    fn run(&self, line: &[&str]) -> Ran {
+        let output = self.command(line).output().unwrap();
+        let shown = |bytes: &[u8]| {
+            let mut text = String::from_utf8_lossy(bytes).into_owned();
+            for (random, shown) in &self.hidden {
+                text = text.replace(random, shown);
+            }
+            text
+        };
+        let mut text = shown(&output.stdout);
+        let talk = shown(&output.stderr);
+        if !talk.is_empty() {
+            text.push_str("--- stderr\n");
+            text.push_str(&talk);
+        }
+        if !output.status.success() {
+            text.push_str(&format!("--- exit {}\n", output.status.code().unwrap()));
+        }
+        Ran { output, text }
+    }
+
+    /// What a command that must succeed prints.
+    fn prints(&self, line: &[&str]) -> String {
+        let ran = self.run(line);
+        assert!(ran.output.status.success() && ran.output.stderr.is_empty(), "{line:?}: {}", ran.text);
+        String::from_utf8(ran.output.stdout).unwrap()
+    }
+
+    fn json(&self, line: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.prints(line)).unwrap()
+    }
+}
+
+fn small() -> Image {
+    let base = LayerBuilder::new()
+        .dir("etc")
+        .file("etc/motd", "hello\n")
+        .file("etc/removed", "gone\n")
+        .entry(Entry::file("etc/shadow", "secret\n").mode(0o4640).owner(0, 42).mtime(1_700_000_000, 123_456_789))
+        .symlink("etc/mtab", "../proc/mounts")
+        .dir("bin")
+        .hard_link("bin/motd", "etc/motd");
+    let top = LayerBuilder::new()
+        .whiteout("etc/removed")
+        .entry(Entry::char_device("dev/null", 1, 3).mode(0o666))
+        .entry(Entry::file(&b"bin/\x1b[31mred"[..], "").mode(0o755));
+    ImageBuilder::new().layer(base).layer(top).config(serde_json::json!({ "Cmd": ["/bin/sh"] })).build()
+}
+
+fn registry(image: &Image) -> Registry {
+    Registry::start(Catalog::new().image("library/app", "1", image)).unwrap()
+}
+
+#[test]
+fn help_fits_on_a_screen() {
+    let user = User::new();
+    assert_snapshot!(user.prints(&["--help"]), @r#"
+    Mounts any OCI image as a directory, lazily and verified
+
+    Usage: peelfs <COMMAND>
+
+    Commands:
+      mount    Mount an image on a directory
+      umount   Unmount what peelfs mounted
+      ls       List a directory of an image, without mounting it
+      cat      Print files of an image
+      cp       Copy files out of an image, with their metadata
+      inspect  Describe an image as one JSON object
+      cache    Show, verify and prune the cache
+      status   Show what is mounted and how far it is
+
+    Options:
+      -h, --help     Print help
+      -V, --version  Print version
+
+    Examples:
+      peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
+      peelfs umount ./python                    and unmount it
+      peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
+      peelfs cat alpine /etc/os-release         print a file of an image
+      peelfs inspect oci:./layout:latest        everything about an image, as JSON
+
+    Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
+    oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.
+    "#);
+}
+
+#[test]
+fn help_of_a_command_names_its_options() {
+    let user = User::new();
+    assert_snapshot!(user.prints(&["ls", "-h"]), @r#"
+    List a directory of an image, without mounting it
+
+    Usage: peelfs ls [OPTIONS] <IMAGE> [PATH]...
+
+    Arguments:
+      <IMAGE>    The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE,
+                 docker-archive:FILE, dir:DIR
+      [PATH]...  Paths in the image [default: /]
+
+    Options:
+      -l, --long       Show modes, owners, sizes and times
+      -R, --recursive  Go into subdirectories
+          --json       One JSON object a line
+      -h, --help       Print help
+
+    Image:
+          --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
+                                 PEELFS_PLATFORM]
+          --offline              Use only what is in the cache; never ask the network
+
+    Registry:
+          --insecure         Allow plain HTTP and unverified TLS (loopback registries need no
+                             permission) [env: PEELFS_INSECURE]
+          --ca <FILE>        Also trust the certificates in this PEM file
+          --authfile <FILE>  Read credentials from this file instead of those of podman and docker
+
+    Cache:
+          --cache-dir <DIR>    Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs] [env:
+                               PEELFS_CACHE_DIR]
+          --cache-size <SIZE>  Let layers take at most this much disk, as in 20GiB [env:
+                               PEELFS_CACHE_SIZE]
+    "#);
+}
+
+#[test]
+fn mistakes_are_named_with_a_hint_and_an_exit_code() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    let image = registry.reference("library/app", "1");
+    let other = registry.reference("library/app", "2");
+    let run = |line: &[&str]| user.run(line).text;
+    assert_snapshot!(run(&["ls", "UPPER/Case"]), @r#"
+    --- stderr
+    error: `UPPER/Case` is not an image reference: repository names are lower case
+    hint: did you mean `upper/case`?
+    --- exit 2
+    "#);
+    assert_snapshot!(run(&["ls", "https://example.com/app"]), @r#"
+    --- stderr
+    error: `https://example.com/app` is not an image reference: it is a URL
+    hint: leave the scheme out: `example.com/app`
+    --- exit 2
+    "#);
+    assert_snapshot!(run(&["ls", "--colour", "app"]), @r#"
+    --- stderr
+    error: unexpected argument '--colour' found
+
+      tip: to pass '--colour' as a value, use '-- --colour'
+
+    Usage: peelfs ls [OPTIONS] <IMAGE> [PATH]...
+
+    For more information, try '--help'.
+    --- exit 2
+    "#);
+    assert_snapshot!(run(&["ls", &other]), @r#"
+    --- stderr
+    error: manifest `2` not found in registry.test/library/app: 404 Not Found (MANIFEST_UNKNOWN: manifest unknown)
+    hint: check the spelling; a private repository also looks like this to those who are not logged in
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["ls", "--platform", "linux/riscv64", &image]), @r#"
+    --- stderr
+    error: registry.test/library/app:1: there is no image for linux/riscv64; it offers linux/amd64
+    hint: choose one with `--platform linux/amd64`
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["ls", "--platform", "riscv", &image]), @r#"
+    --- stderr
+    error: `riscv` is not a platform: it is neither an operating system nor an architecture that is known
+    hint: write OS/ARCHITECTURE[/VARIANT], as in `linux/arm64` or `linux/arm/v7`
+    --- exit 2
+    "#);
+    assert_snapshot!(run(&["ls", &image, "/nowhere"]), @r#"
+    --- stderr
+    error: cannot list `/nowhere`: no such file or directory
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["cat", &image, "/etc", "/etc/motd"]), @r#"
+    hello
+    --- stderr
+    error: cannot print `/etc`: is a directory
+    --- exit 1
+    "#);
+    assert_snapshot!(run(&["cp", &image, "/nowhere", "copy"]), @r#"
+    --- stderr
+    error: cannot copy `/nowhere`: no such file or directory
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["cp", &image, "/etc", "no/such/place"]), @r#"
+    --- stderr
+    error: cannot copy to `no/such/place`: there is no directory `no/such`
+    hint: make it with `mkdir -p no/such`
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["ls", "--offline", &other]), @r#"
+    --- stderr
+    error: registry.test/library/app:2 is not in the cache, and the network may not be asked
+    hint: leave out `--offline` once, so that it can be fetched
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["ls", "oci:nowhere"]), @r#"
+    --- stderr
+    error: cannot read nowhere: No such file or directory (os error 2)
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["status", "."]), @r#"
+    --- stderr
+    error: nothing is mounted on `.`
+    hint: `peelfs status` lists what peelfs has mounted
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["cache", "prune", "--to", "much"]), @r#"
+    --- stderr
+    error: invalid value 'much' for '--to <SIZE>': `much` is not a size; write it as 20GiB, 500M or 1000000
+
+    For more information, try '--help'.
+    --- exit 2
+    "#);
+}
+
+#[test]
+fn a_registry_that_wants_a_password_is_an_error_of_its_own() {
+    let access = Access::Basic { user: "me".into(), password: "secret".into() };
+    let catalog = Catalog::new().image("library/app", "1", &small());
+    let registry = Registry::start_with(Settings { catalog, access, ..Settings::default() }).unwrap();
+    let user = User::at(&registry);
+    assert_snapshot!(user.run(&["inspect", &registry.reference("library/app", "1")]).text, @r#"
+    --- stderr
+    error: registry.test denied access to manifest `1`: it wants a user name and password (tried: anonymous, as no credentials were found)
+    hint: log in with `podman login registry.test` or `docker login registry.test`, or pass `--authfile`
+    --- exit 4
+    "#);
+}
+
+#[test]
+fn a_registry_that_is_not_there_is_an_error_of_its_own() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    let image = registry.reference("library/app", "1");
+    drop(registry);
+    assert_snapshot!(user.run(&["ls", &image]).text, @r#"
+    --- stderr
+    error: cannot read manifest `1` from registry.test: cannot reach registry.test: connection refused
+    hint: check the network and the name of the registry; what is cached can be used with `--offline`
+    --- exit 6
+    "#);
+}
+
+#[test]
+fn listings_look_like_those_of_ls() {
+    let user = User::with_layout(&small());
+    assert_snapshot!(user.prints(&["ls", "oci:layout:1"]), @r#"
+    bin
+    dev
+    etc
+    "#);
+    assert_snapshot!(user.prints(&["ls", "-l", "oci:layout:1", "etc", "dev/null"]), @r#"
+    crw-rw-rw- 1 0 0 1, 3 2023-11-14 22:13:20 dev/null
+
+    etc:
+    -rw-r--r-- 2 0  0  6 2023-11-14 22:13:20 motd
+    lrwxrwxrwx 1 0  0 14 2023-11-14 22:13:20 mtab -> ../proc/mounts
+    -rwSr----- 1 0 42  7 2023-11-14 22:13:20 shadow
+    "#);
+    assert_snapshot!(user.prints(&["ls", "-R", "oci:layout:1"]), @r#"
+    /:
+    bin
+    dev
+    etc
+
+    /bin:
+    \u{1b}[31mred
+    motd
+
+    /dev:
+    null
+
+    /etc:
+    motd
+    mtab
+    shadow
+    "#);
+    assert_snapshot!(user.prints(&["ls", "--json", "oci:layout:1", "/etc"]), @r#"
+    {"path":"/etc/motd","type":"file","mode":"0644","uid":0,"gid":0,"size":6,"mtime":1700000000,"mtime_ns":0,"nlink":2,"inode":4294967298}
+    {"path":"/etc/mtab","type":"symlink","mode":"0777","uid":0,"gid":0,"size":14,"mtime":1700000000,"mtime_ns":0,"nlink":1,"inode":4294967301,"target":"../proc/mounts"}
+    {"path":"/etc/shadow","type":"file","mode":"4640","uid":0,"gid":42,"size":7,"mtime":1700000000,"mtime_ns":123456789,"nlink":1,"inode":4294967300}
+    "#);
+}
+
+#[test]
+fn a_second_listing_asks_for_no_blob() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    let image = registry.reference("library/app", "1");
+    let first = user.prints(&["ls", "-R", &image]);
+    assert!(registry.requests().iter().any(|request| request.is_blob()));
+    registry.clear();
+    assert_eq!(user.prints(&["ls", "-R", &image]), first);
+    let asked = registry.requests();
+    assert!(asked.iter().all(|request| request.request.method == "HEAD" && request.is_manifest()), "{asked:?}");
+    registry.clear();
+    assert_eq!(user.prints(&["ls", "-R", "--offline", &image]), first);
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn cat_prints_files_and_nothing_else() {
+    let user = User::with_layout(&small());
+    assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd", "/bin/motd"]), "hello\nhello\n");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let long = LayerBuilder::new().file("long", vec![b'x'; 4 << 20]);
+    let user = User::with_layout(&ImageBuilder::new().layer(long).build());
+    let lines: [&[&str]; 3] = [&["cat", "oci:layout:1", "long"], &["completions", "bash"], &["cache", "dir"]];
+    for line in lines {
+        let mut child = user.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{line:?}: {ended:?}");
+        assert!(ended.stderr.is_empty(), "{line:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_corrupt_layer_is_told_once_and_leaves_nothing() {
+    let user = User::with_layout(&small());
+    let base = small().layers()[0].digest.clone();
+    let blob = user.path("layout/blobs/sha256").join(base.hex());
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let last = bytes.len() - 6;
+    bytes[last] ^= 1;
+    std::fs::write(&blob, &bytes).unwrap();
+    let ran = user.run(&["cp", "oci:layout:1", "etc", "copy"]);
+    assert_eq!(ran.output.status.code(), Some(5), "{}", ran.text);
+    assert_eq!(ran.text.lines().filter(|line| line.to_lowercase().contains("error")).count(), 1, "{}", ran.text);
+    assert!(ran.text.contains(&base.to_string()), "{}", ran.text);
+    assert!(!user.path("copy").exists());
+}
+
+#[test]
+fn inspect_tells_everything_but_the_files() {
+    let image = IndexBuilder::new().image(&small()).image(&ImageBuilder::new().platform("linux/s390x").build()).build();
+    let registry = Registry::start(Catalog::new().image("library/app", "1", &image)).unwrap();
+    let user = User::at(&registry);
+    let reference = registry.reference("library/app", "1");
+    let platform = ["--platform", "linux/amd64"];
+    let line = ["inspect", &reference, platform[0], platform[1]];
+    let before = user.json(&line);
+    let layers: Vec<String> = small().layers().iter().map(|layer| layer.digest.to_string()).collect();
+    assert!(!registry.requests().iter().any(|asked| layers.iter().any(|digest| asked.request.path.contains(digest))));
+    assert_eq!(before["schema"], 1);
+    assert_eq!(before["reference"], reference);
+    assert_eq!(before["offered"], serde_json::json!(["linux/amd64", "linux/s390x"]));
+    assert_eq!(before["platform"], "linux/amd64");
+    assert_eq!(before["config"]["config"]["Cmd"][0], "/bin/sh");
+    assert_eq!(before["root"]["mediaType"], "application/vnd.oci.image.index.v1+json");
+    assert_eq!(before["layers"][0]["digest"], layers[0]);
+    assert_eq!(before["layers"][0]["indexed"], false);
+    assert_eq!(before["layers"][0]["entries"], serde_json::Value::Null);
+    user.prints(&["ls", "-R", &reference, platform[0], platform[1]]);
+    let after = user.json(&line);
+    assert_eq!(after["layers"][0]["indexed"], true);
+    assert!(after["layers"][0]["entries"].as_u64() > Some(5));
+    assert_eq!(
+        after["totals"]["decoded_size"],
+        small().layers().iter().map(|layer| layer.tar.len() as u64).sum::<u64>()
+    );
+    assert!(after["totals"]["content_bytes_on_disk"].as_u64() > Some(0));
+}
+
+#[test]
+fn the_cache_is_shown_pruned_and_found() {
+    let user = User::with_layout(&small());
+    assert_snapshot!(user.run(&["cache"]).text, @r#"0 layers, 0 B; manifests and configurations 0 B; no limit"#);
+    user.prints(&["ls", "-R", "oci:layout:1"]);
+    let shown = user.json(&["cache", "show", "--json"]);
+    assert_eq!(shown["layers"].as_array().unwrap().len(), 2);
+    assert_eq!(shown["layers"][0]["in_use"], false);
+    assert!(user.prints(&["cache"]).starts_with("LAYER "));
+    assert_eq!(user.prints(&["cache", "dir"]), format!("{}\n", user.dir.path().join("home/cache").display()));
+    let elsewhere = user.dir.path().join("elsewhere");
+    let line = ["cache", "dir", "--cache-dir", elsewhere.to_str().unwrap()];
+    assert_eq!(user.prints(&line), format!("{}\n", elsewhere.display()));
+    assert!(!elsewhere.exists());
+    assert!(user.prints(&["cache", "prune", "--content"]).contains("2 layers without content now"));
+    assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");
+    assert!(user.prints(&["cache", "prune", "--all"]).contains("2 layers removed"));
+    assert!(user.json(&["cache", "show", "--json"])["layers"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_flipped_byte_in_the_cache_is_found_and_healed() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    let image = registry.reference("library/app", "1");
+    assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
+    assert!(user.prints(&["cache", "verify"]).starts_with("checked 2 layers with "));
+    flip_bytes(&user.dir.path().join("home/cache/content-v1/sha256"), "data");
+    let layers: Vec<String> = small().layers().iter().map(|layer| layer.digest.hex().to_owned()).collect();
+    let found = user.run(&["cache", "verify"]);
+    assert_eq!(found.output.status.code(), Some(5));
+    let text = found.text.replace(&layers[0], "BASE").replace(&layers[1], "TOP");
+    let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with("damaged")).collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        ["damaged, removed: span 0 of layer sha256:BASE", "damaged, removed: span 0 of layer sha256:TOP"]
+    );
+    assert_snapshot!(text.split_once("--- stderr\n").unwrap().1, @r#"
+    error: 2 parts of the cache were damaged
+    hint: nothing needs to be done: what was removed is fetched again when it is needed
+    --- exit 5
+    "#);
+    assert!(user.prints(&["cache", "verify"]).starts_with("checked 2 layers with 0 B of content in 0 spans"));
+    assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
+    assert!(user.run(&["cache", "verify"]).output.status.success());
+
+    flip_bytes(&user.dir.path().join("home/cache/index-v1/sha256"), "");
+    assert_eq!(user.run(&["cache", "verify"]).output.status.code(), Some(5));
+    assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
+}
+
+/// Flips a bit of every byte in the first kilobyte of each file.
+fn flip_bytes(dir: &Path, extension: &str) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().unwrap_or_default() == extension {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.iter_mut().take(1024).for_each(|byte| *byte ^= 1);
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn status_of_nothing_is_nothing_on_stdout() {
+    let user = User::new();
+    let ran = user.run(&["status", "--json"]);
+    assert!(ran.output.status.success(), "{}", ran.text);
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let user = User::new();
+    assert!(user.prints(&["completions", "bash"]).contains("_peelfs()"));
+    user.prints(&["man", "pages"]);
+    let mut pages: Vec<_> =
+        std::fs::read_dir(user.path("pages")).unwrap().map(|page| page.unwrap().file_name()).collect();
+    pages.sort();
+    for page in ["peelfs.1", "peelfs-mount.1", "peelfs-cache-verify.1"] {
+        assert!(pages.iter().any(|found| found == page), "{pages:?}");
+    }
+}
+
+/// Everything that a copy can keep, in two layers.
+fn rich() -> (Image, Vec<Entry>) {
+    let me = (rustix::process::geteuid().as_raw().into(), rustix::process::getegid().as_raw().into());
+    let own = |entry: Entry| entry.owner(me.0, me.1);
+    let entries = vec![
+        own(Entry::dir("tree").mode(0o750).mtime(1_600_000_000, 5)),
+        own(Entry::dir("tree/locked").mode(0o555).mtime(1_600_000_001, 999_999_999)),
+        own(Entry::file("tree/locked/file", "content").mode(0o444).mtime(-3, 250_000_000)),
+        own(Entry::file("tree/empty", "")),
+        own(Entry::file("tree/set-id", "#!/bin/sh\n").mode(0o6755)),
+        own(Entry::file("tree/user-xattr", "x").xattr("user.note", "kept")),
+        own(Entry::dir("tree/sticky").mode(0o1777)),
+        own(Entry::symlink("tree/link", "locked/file").mtime(1_500_000_000, 7)),
+        own(Entry::symlink("tree/escape", "/etc")),
+        own(Entry::fifo("tree/pipe").mode(0o620)),
+        own(Entry::file("tree/one", "three names")),
+        own(Entry::hard_link("tree/two", "tree/one")),
+        own(Entry::dir("tree/z")),
+        own(Entry::hard_link("tree/z/three", "tree/one")),
+        own(Entry::file(&b"tree/caf\xe9"[..], "not utf-8")),
+    ];
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&entries)).build();
+    (image, entries)
+}
+
+#[test]
+fn a_copy_keeps_everything() {
+    let (image, entries) = rich();
+    let user = User::with_layout(&image);
+    let model = model_of(&entries);
+    for (to, copied) in [("copy", "copy"), ("existing", "existing/tree")] {
+        if to == "existing" {
+            std::fs::create_dir(user.path(to)).unwrap();
+        }
+        assert_eq!(user.run(&["cp", "oci:layout:1", "tree", to]).text, "");
+        let real = support::walk::seen(&user.path(copied)).unwrap();
+        let different = support::walk::differences(&model, &real, support::walk::Compare::Exactly);
+        assert!(different.is_empty(), "{}", different.join("\n"));
+        // And once more over what is there.
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(user.run(&["cp", "oci:layout:1", "tree", to]).text, "");
+        }
+    }
+}
+
+/// The model of what lies below `tree`.
+fn model_of(entries: &[Entry]) -> BTreeMap<Vec<u8>, support::model::Seen> {
+    let mut tree = support::model::Tree::new();
+    tree.apply(entries);
+    let mut below = BTreeMap::new();
+    for (path, mut seen) in tree.seen() {
+        let Some(rest) = path.strip_prefix(b"tree") else { continue };
+        seen.names = seen.names.iter().map(|name| name["tree".len()..].trim_ascii_start_slash()).collect();
+        below.insert(rest.trim_ascii_start_slash(), seen);
+    }
+    below
+}
+
+trait WithoutSlash {
+    fn trim_ascii_start_slash(&self) -> Vec<u8>;
+}
+
+impl WithoutSlash for [u8] {
+    fn trim_ascii_start_slash(&self) -> Vec<u8> {
+        self.strip_prefix(b"/").unwrap_or(self).to_vec()
+    }
+}
+
+#[test]
+fn copying_the_root_fills_a_directory() {
+    let user = User::with_layout(&small());
+    std::fs::create_dir(user.path("out")).unwrap();
+    user.run(&["cp", "--no-same-owner", "oci:layout:1", "/", "out"]);
+    assert_eq!(std::fs::read_to_string(user.path("out/etc/motd")).unwrap(), "hello\n");
+    assert_eq!(std::fs::read_link(user.path("out/etc/mtab")).unwrap(), Path::new("../proc/mounts"));
+}
+
+#[test]
+fn a_copy_replaces_files_and_merges_directories() {
+    let user = User::with_layout(&small());
+    std::fs::create_dir_all(user.path("out/etc")).unwrap();
+    std::fs::write(user.path("out/etc/motd"), "old").unwrap();
+    std::fs::write(user.path("out/etc/own"), "mine").unwrap();
+    std::fs::write(user.path("outside"), "untouched").unwrap();
+    symlink("../../outside", user.path("out/etc/shadow")).unwrap();
+    user.run(&["cp", "--no-same-owner", "oci:layout:1", "etc", "out"]);
+    assert_eq!(std::fs::read_to_string(user.path("out/etc/motd")).unwrap(), "hello\n");
+    assert_eq!(std::fs::read_to_string(user.path("out/etc/own")).unwrap(), "mine");
+    assert_eq!(std::fs::read_to_string(user.path("outside")).unwrap(), "untouched");
+    assert!(std::fs::symlink_metadata(user.path("out/etc/shadow")).unwrap().is_file());
+    assert_eq!(std::fs::read_dir(user.path("out/etc")).unwrap().count(), 4, "no temporary file stays");
+}
+
+#[test]
+fn a_copy_never_follows_a_symlink_of_the_destination() {
+    let user = User::with_layout(&small());
+    std::fs::create_dir_all(user.path("out")).unwrap();
+    std::fs::create_dir(user.path("elsewhere")).unwrap();
+    symlink(user.path("elsewhere"), user.path("out/etc")).unwrap();
+    assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc", "out"]).text, @r#"
+    --- stderr
+    error: cannot copy `etc`: what has its name there is not a directory
+    --- exit 1
+    "#);
+    assert_eq!(std::fs::read_dir(user.path("elsewhere")).unwrap().count(), 0);
+    std::fs::create_dir_all(user.path("in-the-way/motd")).unwrap();
+    assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc/motd", "in-the-way"]).text, @r#"
+    --- stderr
+    error: cannot copy `etc/motd`: a directory has its name there
+    --- exit 1
+    "#);
+}
+
+#[test]
+fn a_sparse_file_is_copied_with_its_holes() {
+    const SIZE: u64 = 64 << 20;
+    let mut records = Vec::new();
+    for (key, value) in [
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.name", "holes"),
+        ("GNU.sparse.realsize", &SIZE.to_string()),
+    ] {
+        append_pax(&mut records, key.as_bytes(), value.as_bytes());
+    }
+    let mut body = format!("2\n1048576\n4096\n{SIZE}\n0\n").into_bytes();
+    body.resize(512, 0);
+    body.extend_from_slice(&[b'd'; 4096]);
+    let mut tar = Vec::new();
+    Header { name: b"pax", kind: b'x', size: records.len() as u64, ..Header::EMPTY }.write(&mut tar);
+    append_padded(&mut tar, &records);
+    Header { name: b"holes", kind: b'0', size: body.len() as u64, mode: 0o644, ..Header::EMPTY }.write(&mut tar);
+    append_padded(&mut tar, &body);
+    let user = User::with_layout(&ImageBuilder::new().layer(LayerBuilder::new().raw(&tar)).build());
+    user.run(&["cp", "--no-same-owner", "oci:layout:1", "holes", "copy"]);
+    let found = std::fs::metadata(user.path("copy")).unwrap();
+    assert_eq!(found.len(), SIZE);
+    assert!(found.blocks() * 512 < 1 << 20, "{} blocks", found.blocks());
+    let bytes = std::fs::read(user.path("copy")).unwrap();
+    assert!(bytes[1 << 20..][..4096].iter().all(|byte| *byte == b'd'));
+    assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 4096);
+}
+
+#[test]
+fn a_set_id_program_does_not_change_hands() {
+    let user = User::with_layout(
+        &ImageBuilder::new()
+            .layer(LayerBuilder::new().entry(Entry::file("su", "#!/bin/sh\n").mode(0o4755).owner(12345, 12345)))
+            .build(),
+    );
+    let ran = user.run(&["cp", "--no-same-owner", "oci:layout:1", "su", "copy"]);
+    assert_snapshot!(ran.text, @r#"
+    --- stderr
+    note: left out the set-id bits of 1 file, as the copy has another owner
+    "#);
+    assert_eq!(std::fs::metadata(user.path("copy")).unwrap().permissions().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn devices_are_copied_by_root_and_refused_to_others() {
+    let user = User::with_layout(&small());
+    let ran = user.run(&["cp", "oci:layout:1", "dev/null", "copy"]);
+    if ran.output.status.success() {
+        let found = std::fs::symlink_metadata(user.path("copy")).unwrap();
+        assert!(found.file_type().is_char_device());
+        assert_eq!(found.rdev(), rustix::fs::makedev(1, 3));
+    } else {
+        assert!(ran.text.contains("only root can make devices"), "{}", ran.text);
+    }
+}
