@@ -71,14 +71,18 @@ finish() {
   local status=$? at pid
   trap - EXIT
   # Everything below the directory that this run made is this run's.
-  findmnt -rno TARGET | grep "^$work/" | sort -r | while IFS= read -r at; do umount -l "$at" || true; done
-  for pid in "${started[@]}"; do kill "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true; done
+  set +e
+  findmnt -rno TARGET | grep "^$work/" | sort -r | while IFS= read -r at; do umount -l "$at"; done
+  for pid in "${started[@]}"; do
+    kill "$pid" 2> /dev/null
+    wait "$pid" 2> /dev/null
+  done
   if [ $status -ne 0 ]; then
-    tail -n 5 "$work/log" "$work"/*.err >&2 2> /dev/null || true
+    tail -n 5 "$work/log" "$work"/*.err >&2 2> /dev/null
     say "stopped in the middle ($status)"
   fi
   # Last: ext4 is slow to create files for a while after many were removed.
-  [ $keep = yes ] && say "left in $work" || rm -rf --one-file-system "$work"
+  if [ $keep = yes ]; then say "left in $work"; else rm -rf --one-file-system "$work"; fi
   exit $status
 }
 trap finish EXIT
