@@ -44,9 +44,11 @@ CLAIMS = [
             (f"warm, {image}, find", "peelfs", "overlayfs", "speed", ">= 1.0"),
             (f"warm, {image}, stat", "peelfs", "overlayfs", "speed", ">= 0.9"),
             (f"warm, {image}, open", "peelfs", "overlayfs", "speed", ">= 0.9"),
-            (f"warm, {image}, ls-lR", "peelfs", "overlayfs", "speed", ">= 0.8"),
         ]
     ),
+    ("warm, node, ls-lR", "peelfs", "overlayfs", "speed", ">= 0.8"),
+    # An image with extended attributes: `ls -l` asks for two of every name, and FUSE caches none.
+    ("warm, python, ls-lR", "peelfs", "overlayfs", "speed", None),
     ("warm, python, import", "peelfs", "overlayfs", "time", "<= 1.15"),
     *(
         claim

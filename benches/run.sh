@@ -3,7 +3,7 @@
 #
 #     benches/run.sh [--runs N] [--only PART,...] [--layouts DIR] [--bin DIR] [--out FILE] [--keep]
 #
-#   --runs N       measurements of each kind, alternating; the median counts (3)
+#   --runs N       measurements of each kind, alternating; the median counts (3; warm ones five, unless N is 1)
 #   --only PART    some of: never, shaped, seen, warm, memory (all)
 #   --layouts DIR  OCI layouts DIR/python and DIR/node, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
 #   --bin DIR      where peelfs and examples/ are, instead of building them
@@ -66,17 +66,14 @@ peelfs=$(cd "$bin" && pwd)/peelfs
 examples=$(cd "$bin/examples" && pwd)
 
 work=$(mktemp -d "$bench/run.XXXXXX")
-started=()
+registry_pid='' link_pid=''
 finish() {
   local status=$? at pid
   trap - EXIT
   # Everything below the directory that this run made is this run's.
   set +e
   findmnt -rno TARGET | grep "^$work/" | sort -r | while IFS= read -r at; do umount -l "$at"; done
-  for pid in "${started[@]}"; do
-    kill "$pid" 2> /dev/null
-    wait "$pid" 2> /dev/null
-  done
+  for pid in $link_pid $registry_pid; do end "$pid"; done
   if [ $status -ne 0 ]; then
     tail -n 5 "$work/log" "$work"/*.err >&2 2> /dev/null
     say "stopped in the middle ($status)"
@@ -85,6 +82,11 @@ finish() {
   if [ $keep = yes ]; then say "left in $work"; else rm -rf --one-file-system "$work"; fi
   exit $status
 }
+# end PID: ends a child that nobody has waited for, so that the number still is its own
+end() {
+  kill "$1"
+  wait "$1"
+} 2> /dev/null
 trap finish EXIT
 trap 'exit 130' INT TERM
 # Where mounts tell of themselves: not where the user's other mounts do.
@@ -151,7 +153,7 @@ start_registry() {
 	log: {level: info, accesslog: {disabled: true}}
 	CONF
   docker-registry serve "$work/registry.yml" > /dev/null 2> "$work/registry.err" &
-  started+=($!)
+  registry_pid=$!
   local tries
   for ((tries = 0; tries < 100; tries++)); do
     registry=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$work/registry.err" | head -n 1)
@@ -177,7 +179,7 @@ link() {
   local name=$work/link$((links = ${links:-0} + 1))
   mkfifo "$name.in" "$name.out"
   "$examples/link_shaper" --upstream "$registry" --mbit "$1" --rtt-ms "$2" < "$name.in" > "$name.out" 2> "$name.err" &
-  started+=($!)
+  link_pid=$!
   exec {link_in}> "$name.in" {link_out}< "$name.out"
   read -r -u "$link_out" link
 }
@@ -188,7 +190,11 @@ counted() {
   read -r -u "$link_out" line
   echo "$line"
 }
-unlink_() { exec {link_in}>&- {link_out}<&-; }
+end_link() {
+  exec {link_in}>&- {link_out}<&-
+  end "$link_pid" || true
+  link_pid=''
+}
 
 # mount_peelfs REFERENCE [OPTION...]: on $dir/mnt, with the cache in $dir/cache
 mount_peelfs() {
@@ -256,7 +262,7 @@ shaped() {
         podman) podman_here image umount -a >> "$work/log" ;;
         *) umount_peelfs ;;
       esac
-      unlink_
+      end_link
     done
   done
 }
@@ -282,7 +288,7 @@ seen_before() {
       sample "seen before, $image" HEAD s "$took"
     done
   done
-  unlink_
+  end_link
 }
 
 # unpack_for_overlay IMAGE DIR: one directory for each layer, whiteouts as overlayfs has them
