@@ -10,7 +10,7 @@ use peelfs::loopback::tar::{Entry, Header, append_end, append_padded, append_pax
 use super::targets::unsealed_index;
 
 /// The seeds of a target.
-pub fn of(target: &str) -> Vec<Vec<u8>> {
+pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
         // The byte in front says: checksums are put right, pieces of 50 × 7 bytes.
         "tar" => tars().into_iter().map(|tar| [&[101], tar.as_slice()].concat()).collect(),

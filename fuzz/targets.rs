@@ -104,10 +104,11 @@ pub fn gzip(data: &[u8]) {
     let ours = decode(Compression::Gzip, data);
     let mut theirs = Vec::new();
     let good = flate2::read::MultiGzDecoder::new(data).take(DECODED_LIMIT + 1).read_to_end(&mut theirs).is_ok();
-    if good && theirs.len() as u64 <= DECODED_LIMIT {
-        if let Some(ours) = &ours {
-            assert!(*ours == theirs, "flate2 decodes this to something else");
-        }
+    if good
+        && theirs.len() as u64 <= DECODED_LIMIT
+        && let Some(ours) = &ours
+    {
+        assert!(*ours == theirs, "flate2 decodes this to something else");
     }
 }
 
@@ -117,10 +118,11 @@ pub fn zstd(data: &[u8]) {
     let Ok(decoder) = ::zstd::stream::read::Decoder::new(data) else { return };
     let mut theirs = Vec::new();
     let good = decoder.take(DECODED_LIMIT + 1).read_to_end(&mut theirs).is_ok();
-    if good && theirs.len() as u64 <= DECODED_LIMIT {
-        if let Some(ours) = &ours {
-            assert!(*ours == theirs, "libzstd decodes this to something else");
-        }
+    if good
+        && theirs.len() as u64 <= DECODED_LIMIT
+        && let Some(ours) = &ours
+    {
+        assert!(*ours == theirs, "libzstd decodes this to something else");
     }
 }
 
