@@ -152,6 +152,7 @@ start_registry() {
 	http: {addr: "127.0.0.1:0"}
 	log: {level: info, accesslog: {disabled: true}}
 	CONF
+  : > "$work/registry.err" # the first look may come before the registry has made it
   docker-registry serve "$work/registry.yml" > /dev/null 2> "$work/registry.err" &
   registry_pid=$!
   local tries
