@@ -7,7 +7,7 @@
 # and so is a finished layer in DIR/.layers. Layers are what layers in the wild are: the upper directory
 # of a kernel overlay mount in which a command ran, as one gzip member of level 6.
 #
-# Needs root, a network, and: mmdebstrap skopeo jq gzip tar python3 with pip, npm. About ten minutes.
+# Needs root, a network, and: mmdebstrap jq gzip tar getfattr python3 with pip, npm. About ten minutes.
 set -euo pipefail
 
 PYTHON_PACKAGES=(numpy==1.26.4 scipy==1.13.1 pandas==2.2.2 requests==2.32.3 flask==3.0.3)

@@ -12,7 +12,7 @@
 #
 # $PEELFS_BENCH_DIR (target/bench) holds everything it writes; it should be on a disk, as ext4, with
 # 5 GiB free and 5 more for each run. Needs root, /dev/fuse, and: podman skopeo umoci docker-registry
-# curl jq python3. It starts a registry and shaped links of its own on free loopback ports, and ends
+# curl jq python3 setfattr. It starts a registry and shaped links of its own on free loopback ports, and ends
 # and unmounts what it started, whichever way it ends. docs/benchmarks.md says what is measured.
 set -euo pipefail
 
@@ -46,7 +46,7 @@ done
 
 [ "$(id -u)" = 0 ] || die "mounting and unpacking with owners needs root"
 [ -c /dev/fuse ] || die "there is no /dev/fuse"
-for tool in podman skopeo umoci docker-registry curl jq python3; do
+for tool in podman skopeo umoci docker-registry curl jq python3 setfattr; do
   command -v "$tool" > /dev/null || die "$tool is missing"
 done
 mkdir -p "$bench"
