@@ -485,6 +485,8 @@ impl LayerTree {
             let (parent_path, name) = split_last(&path);
             if let Found::Directory(parent) = self.walk(parent_path, Missing::Report)?
                 && let Some(target) = self.child(parent, name)
+                // What came after the link in the tar is not what it names.
+                && target < link
             {
                 let inode = self.nodes[target.index()].record.inode;
                 let kind = self.nodes[inode as usize].record.kind;
@@ -520,7 +522,7 @@ impl LayerTree {
             return Ok(());
         }
         let described = self.describe(entry, EntryId::ROOT, &[])?;
-        self.redescribe(EntryId::ROOT, &described);
+        self.redescribe_directory(EntryId::ROOT, &described);
         Ok(())
     }
 
@@ -648,7 +650,7 @@ impl LayerTree {
             && self.nodes[there.index()].record.kind == Kind::Directory
             && self.nodes[there.index()].record.inode == there.0
         {
-            self.redescribe(there, &described);
+            self.redescribe_directory(there, &described);
             return Ok(());
         }
         let id = self.fresh(described, name)?;
@@ -805,14 +807,21 @@ impl LayerTree {
         Ok(record)
     }
 
-    /// Gives an existing inode the metadata of a later entry.
+    /// Gives a directory the metadata of a later entry, which is all that counts, as if the two stood in
+    /// two layers.
+    fn redescribe_directory(&mut self, id: EntryId, described: &Record) {
+        self.redescribe(id, described);
+        self.nodes[id.index()].record.xattrs = described.xattrs;
+    }
+
+    /// Gives an existing inode the metadata of a later hard link to it.
     fn redescribe(&mut self, id: EntryId, described: &Record) {
         let record = &mut self.nodes[id.index()].record;
         record.flags.clear(Flags::IMPLIED);
         if record.kind != Kind::Symlink {
             record.mode = described.mode;
         }
-        // An unpacker sets attributes, it does not take those away that a later header lacks.
+        // Many tools write extended attributes with the first name of a file only.
         if described.xattrs != 0 {
             record.xattrs = described.xattrs;
         }
