@@ -198,6 +198,59 @@ impl Overlay {
         })
     }
 
+    /// The uppermost layer and entry that describe `dir`; `None` when layers only have something inside it.
+    ///
+    /// A layer whose opaque marker stands in a directory that it does not describe hides what lower
+    /// layers have in there, not what they say about the directory itself.
+    pub(super) fn described(&self, dir: &Arc<Dir>) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
+        let mut dir = Arc::clone(dir);
+        loop {
+            let mut place = 0;
+            let mut last = None;
+            while let Some(part) = self.part(&dir, place)? {
+                let entry = self.layer(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
+                if !entry.is(Flags::IMPLIED) {
+                    return Ok(Some((part.layer, part.entry)));
+                }
+                let only_inside = entry.is(Flags::OPAQUE) && !entry.is(Flags::HIDES_LOWER);
+                last = only_inside.then_some(part.layer);
+                place += 1;
+            }
+            let Some(marked) = last else { return Ok(None) };
+            match self.same_below(&dir, marked)? {
+                Some(below) => dir = below,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The directory of the same name in the layers below `layer`, unless that layer hides a parent.
+    fn same_below(&self, dir: &Arc<Dir>, layer: LayerNo) -> Result<Option<Arc<Dir>>, Unknown> {
+        let mut names = Vec::new();
+        let mut at = dir;
+        while let Some(parent) = at.parent() {
+            names.push(at.name());
+            let last = lock(&parent.parts).found.last().copied();
+            if let Some(part) = last.filter(|part| part.layer == layer) {
+                let entry = self.layer(layer)?.index.entry(part.entry).map_err(damaged(layer))?;
+                if entry.is(Flags::OPAQUE) {
+                    return Ok(None);
+                }
+            }
+            at = parent;
+        }
+        let mut here = Arc::new(Dir::root(layer.0));
+        for name in names.into_iter().rev() {
+            let Some(node) = self.lookup(&here, name)? else { return Ok(None) };
+            let (number, id) = self.parse(node)?;
+            if self.layer(number)?.index.entry(id).map_err(damaged(number))?.kind() != Kind::Directory {
+                return Ok(None);
+            }
+            here = Arc::new(Dir::child(&here, name, number, id));
+        }
+        Ok(Some(here))
+    }
+
     /// The directory that `node` is.
     ///
     /// # Errors
@@ -220,6 +273,19 @@ impl Overlay {
         Ok(Arc::clone(dir))
     }
 
+    /// The directory called `name` in `parent`; `None` when that is something else or nothing.
+    ///
+    /// A hard link to a lower layer's file must not be entered: its number says nothing about which
+    /// layers take part in a directory of that name.
+    pub(super) fn subdirectory(&self, parent: &Arc<Dir>, name: &[u8]) -> Result<Option<Arc<Dir>>, Unknown> {
+        let Some(node) = self.lookup(parent, name)? else { return Ok(None) };
+        let (layer, entry) = self.parse(node)?;
+        if self.layer(layer)?.index.entry(entry).map_err(damaged(layer))?.kind() != Kind::Directory {
+            return Ok(None);
+        }
+        self.child_dir(parent, name, node).map(Some)
+    }
+
     /// Remembers where a directory lies, so that its number alone finds it later.
     ///
     /// # Errors
@@ -234,8 +300,7 @@ impl Overlay {
         let (number, id) = self.parse(node)?;
         let mut dir = Arc::clone(&self.root);
         for name in self.names_to(number, id)? {
-            let next = self.lookup(&dir, &name)?.ok_or_else(no_such)?;
-            dir = self.child_dir(&dir, &name, next)?;
+            dir = self.subdirectory(&dir, &name)?.ok_or_else(no_such)?;
         }
         if dir.id() == node { Ok(dir) } else { Err(no_such()) }
     }

@@ -4,10 +4,10 @@
 //! replace some of them, or add links of their own, so the count shown is taken in the merged tree.
 //! Only inodes that could have a second name are counted; all others have one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::prepare::Prepared;
-use super::{LayerNo, NodeId, Overlay, Unknown, damaged};
+use super::{LayerNo, NodeId, Overlay, Unknown, damaged, lock};
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind};
 
 impl Overlay {
@@ -15,39 +15,49 @@ impl Overlay {
     pub(super) fn nlink(&self, node: NodeId, entry: &Entry) -> Result<u32, Unknown> {
         let (number, id) = self.parse(node)?;
         let mut names: Vec<(LayerNo, EntryId)> = Vec::new();
+        let mut settled = !self.layer(number)?.growing;
         for upper in number.0 + 1..self.layer_count() {
             let upper = LayerNo(upper);
             let layer = self.layer(upper)?;
-            for (link, _) in layer.lower_links.iter().filter(|(_, target)| **target == node) {
+            settled &= !layer.growing;
+            for link in layer.links_to.get(&node).into_iter().flatten() {
                 names.extend(layer.names_of(*link).map_err(damaged(upper))?.into_iter().map(|name| (upper, name)));
             }
         }
         if entry.nlink() <= 1 && names.is_empty() {
             return Ok(1);
         }
+        if let Some(known) = lock(&self.link_counts).get(&node) {
+            return Ok(*known);
+        }
         let own = self.layer(number)?.names_of(id).map_err(damaged(number))?;
         names.extend(own.into_iter().map(|name| (number, name)));
-        let mut count = 0;
+        // Several layers may give one name to the same inode.
+        let mut paths = HashSet::new();
         for (layer, name) in names {
-            if self.leads_to(layer, name, node)? {
-                count += 1;
+            let path = self.names_to(layer, name)?;
+            if !paths.contains(&path) && self.leads_to(&path, node)? {
+                paths.insert(path);
             }
         }
-        Ok(count.max(1))
+        let count = u32::try_from(paths.len()).unwrap_or(u32::MAX).max(1);
+        if settled {
+            lock(&self.link_counts).put(node, count);
+        }
+        Ok(count)
     }
 
-    /// Whether the path that `entry` has in its layer leads to `node` in the merged tree.
-    fn leads_to(&self, layer: LayerNo, entry: EntryId, node: NodeId) -> Result<bool, Unknown> {
-        let mut names = self.names_to(layer, entry)?;
-        let Some(last) = names.pop() else { return Ok(false) };
+    /// Whether a path leads to `node` in the merged tree.
+    fn leads_to(&self, path: &[Vec<u8>], node: NodeId) -> Result<bool, Unknown> {
+        let Some((last, parents)) = path.split_last() else { return Ok(false) };
         let mut dir = std::sync::Arc::clone(self.root());
-        for name in names {
-            match self.lookup(&dir, &name)? {
-                Some(next) => dir = self.child_dir(&dir, &name, next)?,
+        for name in parents {
+            match self.subdirectory(&dir, name)? {
+                Some(next) => dir = next,
                 None => return Ok(false),
             }
         }
-        Ok(self.lookup(&dir, &last)? == Some(node))
+        Ok(self.lookup(&dir, last)? == Some(node))
     }
 }
 
@@ -68,7 +78,9 @@ impl Prepared {
         let mut names = HashMap::<_, Vec<_>>::new();
         for id in (0..self.index.len()).map(EntryId) {
             let entry = self.index.entry(id)?;
-            if entry.nlink() > 1 && entry.kind() != Kind::Directory && !entry.is(Flags::DETACHED) {
+            // The one name that an inode has left may be another than the entry that carries it.
+            let linked = entry.nlink() > 1 || entry.inode() != id;
+            if linked && entry.kind() != Kind::Directory && !entry.is(Flags::DETACHED) {
                 names.entry(entry.inode()).or_default().push(id);
             }
         }

@@ -40,6 +40,8 @@ pub struct Overlay {
     /// Directories that have been looked at; a cache, since a directory can be found again by its path.
     dirs: Mutex<HashMap<NodeId, Arc<Dir>>>,
     listings: Mutex<LruCache<NodeId, Arc<[list::Place]>>>,
+    /// Link counts of inodes with several names; counting looks at every one of these.
+    link_counts: Mutex<LruCache<NodeId, u32>>,
 }
 
 #[derive(Default)]
@@ -95,6 +97,7 @@ impl Overlay {
             root: Arc::new(Dir::root(count)),
             dirs: Mutex::default(),
             listings: Mutex::new(LruCache::new(LISTINGS)),
+            link_counts: Mutex::new(LruCache::new(LINK_COUNTS)),
         }
     }
 
@@ -194,16 +197,10 @@ impl Overlay {
 
     /// Metadata of a directory: the uppermost layer's that says anything about it.
     fn dir_attr(&self, dir: &Arc<Dir>) -> Result<NodeAttr, Unknown> {
-        let mut place = 0;
-        while let Some(part) = self.part(dir, place)? {
-            let layer = self.layer(part.layer)?;
-            let entry = layer.index.entry(part.entry).map_err(damaged(part.layer))?;
-            if !entry.is(Flags::IMPLIED) {
-                return Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) });
-            }
-            place += 1;
-        }
-        Ok(NodeAttr::implied_dir(dir.id()))
+        let Some((number, id)) = self.described(dir)? else { return Ok(NodeAttr::implied_dir(dir.id())) };
+        let layer = self.layer(number)?;
+        let entry = layer.index.entry(id).map_err(damaged(number))?;
+        Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) })
     }
 
     /// Which layer and entry hold a directory's metadata and extended attributes.
@@ -215,16 +212,7 @@ impl Overlay {
         if !is_dir {
             return self.parse(node).map(Some);
         }
-        let dir = self.dir(node)?;
-        let mut place = 0;
-        while let Some(part) = self.part(&dir, place)? {
-            let entry = self.layer(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
-            if !entry.is(Flags::IMPLIED) {
-                return Ok(Some((part.layer, part.entry)));
-            }
-            place += 1;
-        }
-        Ok(None)
+        self.described(&self.dir(node)?)
     }
 
     /// The layer and entry that carry a node other than a directory.
@@ -288,3 +276,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Merged listings kept; a listing that was dropped is computed again, the same.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+/// Link counts kept.
+const LINK_COUNTS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");

@@ -22,6 +22,8 @@ pub(super) struct Prepared {
     pub(super) index: Arc<LayerIndex>,
     /// Hard links to lower layers' files, and the nodes they name; those whose target is missing are not here.
     pub(super) lower_links: HashMap<EntryId, NodeId>,
+    /// The same the other way around.
+    pub(super) links_to: HashMap<NodeId, Vec<EntryId>>,
     /// The names of each inode that has several; made when one of them is first asked for.
     pub(super) names: OnceLock<HashMap<EntryId, Vec<EntryId>>>,
 }
@@ -50,7 +52,7 @@ impl Overlay {
         let below = Arc::new(Dir::root(number.0));
         let index = self.write_through_symlinks(number, &below, index)?;
         let lower_links = self.resolve_lower_links(number, &below, &index)?;
-        Ok(Prepared { lower_links, ..Prepared::alone(index, false) })
+        Ok(Prepared::alone(index, false).with_lower_links(lower_links))
     }
 
     /// Moves what lies in implied directories to where lower symlinks lead.
@@ -61,37 +63,48 @@ impl Overlay {
         index: &Arc<LayerIndex>,
     ) -> Result<Arc<LayerIndex>, Unknown> {
         let mut index = Arc::clone(index);
-        for _ in 0..MAX_MOVES {
-            let Some((dir, target)) = self.implied_over_symlink(number, below, &index)? else { return Ok(index) };
-            index = Arc::new(moved(&index, dir, &target).map_err(damaged(number))?);
+        for _ in 0..MAX_ROUNDS {
+            let moves = self.implied_over_symlinks(number, below, &index)?;
+            if moves.is_empty() {
+                return Ok(index);
+            }
+            index = Arc::new(moved(&index, &moves).map_err(damaged(number))?);
         }
-        tracing::warn!(layer = %number, "more than {MAX_MOVES} directories lie over symlinks of lower layers; the rest replace them");
+        tracing::warn!(layer = %number, "directories lie over symlinks of lower layers in more than {MAX_ROUNDS} ways; the rest replace them");
         Ok(index)
     }
 
-    /// The first implied directory in whose place the layers below have a symlink, and where it leads.
-    fn implied_over_symlink(
+    /// The implied directories in whose place the layers below have a symlink, and where it leads.
+    ///
+    /// What a move puts over yet another symlink is found in the next round.
+    fn implied_over_symlinks(
         &self,
         number: LayerNo,
         below: &Arc<Dir>,
         index: &LayerIndex,
-    ) -> Result<Option<(EntryId, Vec<u8>)>, Unknown> {
+    ) -> Result<Vec<(EntryId, Vec<u8>)>, Unknown> {
         let mut rest = Vec::new();
         for root in index.implied_roots() {
-            rest.push(root.map_err(damaged(number))?);
+            let root = root.map_err(damaged(number))?;
+            if !is_hidden_below(index, root).map_err(damaged(number))? {
+                rest.push(root);
+            }
         }
         rest.reverse();
+        let mut moves = Vec::new();
         while let Some(dir) = rest.pop() {
-            for child in index.children(dir).map_err(damaged(number))? {
-                let child = child.map_err(damaged(number))?;
-                let entry = index.entry(child).map_err(damaged(number))?;
-                if entry.kind() == Kind::Directory && entry.is(Flags::IMPLIED) {
-                    rest.push(child);
-                }
+            let entry = index.entry(dir).map_err(damaged(number))?;
+            if entry.is(Flags::HIDES_LOWER) {
+                continue; // an unpacker finds no symlink to follow, here or further down
             }
-            // Where the layer itself hides what lies below, an unpacker finds no symlink to follow.
-            if index.entry(dir).map_err(damaged(number))?.is(Flags::HIDES_LOWER) {
-                continue;
+            if !entry.is(Flags::OPAQUE) {
+                for child in index.children(dir).map_err(damaged(number))? {
+                    let child = child.map_err(damaged(number))?;
+                    let entry = index.entry(child).map_err(damaged(number))?;
+                    if entry.kind() == Kind::Directory && entry.is(Flags::IMPLIED) {
+                        rest.push(child);
+                    }
+                }
             }
             let path = index.path(dir).map_err(damaged(number))?;
             let Walked::Found { kind: Kind::Symlink, path: real, .. } = self.walk_below(below, &path, Last::Keep)?
@@ -103,12 +116,12 @@ impl Overlay {
             }
             match self.walk_below(below, &path, Last::Follow)? {
                 Walked::Found { kind: Kind::Directory, path: target, .. } | Walked::Missing { path: target } => {
-                    return Ok(Some((dir, target)));
+                    moves.push((dir, target));
                 }
                 _ => {}
             }
         }
-        Ok(None)
+        Ok(moves)
     }
 
     fn resolve_lower_links(
@@ -139,7 +152,14 @@ impl Overlay {
 impl Prepared {
     /// A layer that needs nothing of those below.
     pub(super) fn alone(index: Arc<LayerIndex>, growing: bool) -> Self {
-        Self { growing, index, lower_links: HashMap::new(), names: OnceLock::new() }
+        Self { growing, index, lower_links: HashMap::new(), links_to: HashMap::new(), names: OnceLock::new() }
+    }
+
+    fn with_lower_links(mut self, lower_links: HashMap<EntryId, NodeId>) -> Self {
+        for (link, node) in &lower_links {
+            self.links_to.entry(*node).or_default().push(*link);
+        }
+        Self { lower_links, ..self }
     }
 }
 
@@ -147,15 +167,33 @@ pub(super) fn depends_on_lower(index: &LayerIndex) -> bool {
     index.contents().has(Contents::IMPLIED) || index.contents().has(Contents::LOWER_LINKS)
 }
 
-/// The same layer with everything in the implied directory `from` moved to the path `to`.
-fn moved(index: &LayerIndex, from: EntryId, to: &[u8]) -> Result<LayerIndex, IndexError> {
+/// Whether a directory that `id` lies in hides what the layers below have there.
+fn is_hidden_below(index: &LayerIndex, id: EntryId) -> Result<bool, IndexError> {
+    let mut at = index.entry(id)?.parent();
+    for _ in 0..index.len() {
+        let entry = index.entry(at)?;
+        if entry.is(Flags::OPAQUE) {
+            return Ok(true);
+        }
+        if at == EntryId::ROOT {
+            break;
+        }
+        at = entry.parent();
+    }
+    Ok(false)
+}
+
+/// The same layer with everything in each implied directory of `moves` moved to the path beside it.
+fn moved(index: &LayerIndex, moves: &[(EntryId, Vec<u8>)]) -> Result<LayerIndex, IndexError> {
     let mut tree = LayerTree::from_index(index)?;
-    tree.graft(from, to).map_err(|cause| IndexError::Tree { cause })?;
+    for (from, to) in moves {
+        tree.graft(*from, to).map_err(|cause| IndexError::Tree { cause })?;
+    }
     let mut bytes = Vec::new();
     // Spans and windows stay with the layer's own index, which its content is read by.
     write_index(&tree, &[], &[], index.proof(), &mut bytes).map_err(|cause| IndexError::Rewrite { cause })?;
     LayerIndex::open(bytes)
 }
 
-/// Symlinks of lower layers that one layer may write through.
-const MAX_MOVES: usize = 1024;
+/// Symlinks on one path of a layer that lead through further symlinks of lower layers.
+const MAX_ROUNDS: usize = 255;
