@@ -175,7 +175,14 @@ fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     }
 }
 
+/// A runtime, and as many open files as this process may have: each layer keeps three, and the usual
+/// limit of 1024 is there for programs that use select(2).
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let files = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -188,9 +188,12 @@ fn unmount_by_helper(at: &Path, open_files: OpenFiles) -> Result<(), UnmountErro
     Err(UnmountError::Refused { at: at.to_owned(), said })
 }
 
-/// A comma would end the option, and fusermount3 has no way to write one.
+/// A comma would end the option, and fusermount3 has no way to write one. The kernel wants some name.
 fn escape(source: &str) -> String {
-    source.replace([',', '\\', '\n'], "_")
+    match source {
+        "" => "peelfs".to_owned(),
+        _ => source.replace([',', '\\', '\n'], "_"),
+    }
 }
 
 /// The kernel offers FUSE 128 KiB of read-ahead, too little to keep a link full; root may raise it.
