@@ -9,7 +9,8 @@
 //!   metadata (extended attributes included) and keeps its children, everything else replaces the
 //!   subtree that was there, and a directory that comes after such a replacement starts empty;
 //! - parents that are missing are directories of mode 0755, owner 0, time 0 ([`Node::implied`]);
-//!   parents that are symbolic links are followed inside the image; any other parent is replaced;
+//!   parents that are symbolic links are followed inside the image, and a `..` in a link goes back over
+//!   a name that is missing without making it; any other parent is replaced;
 //! - a hard link is another name of the node its target names at that moment, in this layer or a lower
 //!   one, and changes nothing about that node; without a target it is left out.
 
@@ -47,6 +48,8 @@ pub struct Seen {
     pub node: Node,
     /// All names of this inode in order; one name for directories.
     pub names: Vec<Vec<u8>>,
+    /// What `stat` says about their number; 1 for directories, where it says something else.
+    pub nlink: u64,
 }
 
 /// A tree of names; the root's name is empty, no name begins or ends with a slash.
@@ -80,7 +83,7 @@ impl Tree {
         let parts = components(&entry.path);
         let Some((name, parents)) = parts.split_last() else { return };
         let Some(hidden) = name.strip_prefix(b".wh.") else { return };
-        let Some(parent) = self.resolve(parents) else { return };
+        let Some(parent) = self.walk(parents, |_| None) else { return };
         if hidden == b".wh..opq" {
             self.remove_below(&parent);
         } else if !hidden.starts_with(b".wh.") && !matches!(hidden, b"" | b"." | b"..") {
@@ -149,7 +152,11 @@ impl Tree {
         for (path, inode) in &self.names {
             names.entry(*inode).or_default().push(path.clone());
         }
-        let seen = |inode: &usize| Seen { node: self.nodes[*inode].clone(), names: names[inode].clone() };
+        let seen = |inode: &usize| Seen {
+            node: self.nodes[*inode].clone(),
+            names: names[inode].clone(),
+            nlink: names[inode].len() as u64,
+        };
         self.names.iter().map(|(path, inode)| (path.clone(), seen(inode))).collect()
     }
 
@@ -169,21 +176,32 @@ impl Tree {
 
     /// The directory these names lead to, links followed inside the image; it is made where it is missing.
     fn make_parents(&mut self, parents: &[&[u8]]) -> Option<Vec<u8>> {
-        self.walk(parents, |tree, path| {
-            tree.remove(path);
-            tree.insert(path.to_vec(), Node::implied_dir());
-            Some(())
-        })
+        let dir = self.walk(parents, |_| Some(()))?;
+        for end in (0..=dir.len()).filter(|end| *end == dir.len() || dir[*end] == b'/') {
+            let path = &dir[..end];
+            if self.get(path).is_none_or(|node| node.kind != NodeKind::Dir) {
+                self.remove(path);
+                self.insert(path.to_vec(), Node::implied_dir());
+            }
+        }
+        Some(dir)
+    }
+
+    /// Where an entry of this name would land.
+    pub fn landing(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let parts = components(path);
+        let (name, parents) = parts.split_last()?;
+        Some(join(&self.walk(parents, |_| Some(()))?, name))
     }
 
     /// The path these names lead to if all but the last are there; the last may be anything or nothing.
     fn resolve(&self, parts: &[&[u8]]) -> Option<Vec<u8>> {
         let Some((name, parents)) = parts.split_last() else { return Some(Vec::new()) };
-        let parent = self.clone().walk(parents, |_, _| None)?;
+        let parent = self.walk(parents, |_| None)?;
         Some(join(&parent, name))
     }
 
-    fn walk(&mut self, parts: &[&[u8]], missing: impl Fn(&mut Self, &[u8]) -> Option<()>) -> Option<Vec<u8>> {
+    fn walk(&self, parts: &[&[u8]], missing: impl Fn(&[u8]) -> Option<()>) -> Option<Vec<u8>> {
         let mut rest: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         let mut at: Vec<u8> = Vec::new();
         let mut links = 0;
@@ -208,7 +226,7 @@ impl Tree {
                     }
                 }
                 _ => {
-                    missing(self, &next)?;
+                    missing(&next)?;
                     at = next;
                 }
             }

@@ -6,6 +6,8 @@
 //! symbolic links or below files (also below those that a whiteout of the same layer removes), links to
 //! things that are gone, links with metadata of their own.
 
+use std::collections::BTreeMap;
+
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::tar::{Entry, EntryKind};
 
@@ -76,6 +78,8 @@ pub struct Shape {
     pub unterminated: bool,
     /// Some files are this large.
     pub large: usize,
+    /// Entries also lie below symbolic links of lower layers, which their own layer leaves alone.
+    pub through_links: bool,
 }
 
 impl Default for Shape {
@@ -96,6 +100,7 @@ impl Default for Shape {
             ],
             unterminated: true,
             large: 300_000,
+            through_links: false,
         }
     }
 }
@@ -156,8 +161,13 @@ struct Sketch<'a> {
     tree: Tree,
     entries: Vec<Entry>,
     markers: Vec<Entry>,
-    /// Directories that hold a marker; they must stay directories.
+    /// Directories that hold a marker, or that a link leads to; they must stay directories.
     marked: Vec<Vec<u8>>,
+    /// Links of lower layers that entries may lie below.
+    links: Vec<Vec<u8>>,
+    /// Where entries landed, and under which name: a layer that has one thing under two names says
+    /// something only to those who know the lower layers when they read it.
+    landed: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl<'a> Sketch<'a> {
@@ -170,6 +180,8 @@ impl<'a> Sketch<'a> {
             entries: Vec::new(),
             markers: Vec::new(),
             marked: Vec::new(),
+            links: Vec::new(),
+            landed: BTreeMap::new(),
         };
         let names: Vec<Vec<u8>> = lower.iter().skip(1).map(|(path, _)| path.to_vec()).collect();
         if !names.is_empty() {
@@ -177,6 +189,11 @@ impl<'a> Sketch<'a> {
                 let name = sketch.random.pick(&names);
                 sketch.marker(&name);
             }
+        }
+        if shape.through_links {
+            let is_link = |node: &model::Node| matches!(node.kind, NodeKind::Symlink(_));
+            let links = sketch.tree.iter().filter(|(_, node)| is_link(node)).map(|(path, _)| path.to_vec());
+            sketch.links = links.collect();
         }
         for _ in 0..1 + sketch.random.below(shape.entries) {
             sketch.entry();
@@ -237,8 +254,14 @@ impl<'a> Sketch<'a> {
 
     fn entry(&mut self) {
         let Some(path) = self.path() else { return };
-        let must_be_dir = self.marked.iter().any(|dir| *dir == path || model::is_below(dir, &path));
-        let is_dir = self.tree.get(&path).is_some_and(|node| node.kind == NodeKind::Dir);
+        let Some(landing) = self.tree.landing(&path) else { return };
+        if self.links.contains(&landing) || self.landed.get(&landing).is_some_and(|name| *name != path) {
+            return;
+        }
+        self.landed.insert(landing.clone(), path.clone());
+        let must_stay = self.marked.iter().chain(&self.links);
+        let must_be_dir = must_stay.into_iter().any(|dir| *dir == landing || model::is_below(dir, &landing));
+        let is_dir = self.tree.get(&landing).is_some_and(|node| node.kind == NodeKind::Dir);
         // Directories are replaced now and then, but seldom enough for trees to grow.
         let entry = match self.random.below(if self.shape.devices { 16 } else { 14 }) {
             _ if must_be_dir || (is_dir && self.random.chance(80)) => Entry::dir(path),
@@ -248,7 +271,7 @@ impl<'a> Sketch<'a> {
                 Entry::file(path, content)
             }
             9 | 10 => Entry::symlink(path, self.random.pick(TARGETS).to_vec()),
-            11 | 12 => match self.link_target(&path) {
+            11 | 12 => match self.link_target(&landing) {
                 Some(target) => {
                     let link = self.hard_link(path, target);
                     self.add(link);
@@ -261,7 +284,7 @@ impl<'a> Sketch<'a> {
             _ => Entry::block_device(path, 1 + self.random.below(200) as u32, self.random.below(200) as u32),
         };
         let entry = self.dressed(entry);
-        let new_dir = entry.kind == EntryKind::Dir && !is_dir;
+        let new_dir = entry.kind == EntryKind::Dir && !is_dir && landing == entry.path;
         let path = entry.path.clone();
         self.add(entry);
         if new_dir && self.random.chance(10) {
@@ -281,6 +304,9 @@ impl<'a> Sketch<'a> {
 
     /// A name whose parents are directories or missing.
     fn path(&mut self) -> Option<Vec<u8>> {
+        if !self.links.is_empty() && self.random.chance(30) {
+            return self.path_below_a_link();
+        }
         let known: Vec<Vec<u8>> = self.tree.iter().skip(1).map(|(path, _)| path.to_vec()).collect();
         if !known.is_empty() && self.random.chance(25) {
             return Some(self.random.pick(&known));
@@ -298,6 +324,27 @@ impl<'a> Sketch<'a> {
         Some(model::join(&path, self.random.pick(NAMES)))
     }
 
+    /// A name below a link that leads to a directory, or to where one can be made.
+    fn path_below_a_link(&mut self) -> Option<Vec<u8>> {
+        let link = self.random.pick(&self.links);
+        let path = model::join(&link, self.random.pick(NAMES));
+        let landing = self.tree.landing(&path)?;
+        if self.lower.landing(&path).as_ref() != Some(&landing) {
+            return None; // this layer has put a link of its own on the way
+        }
+        let dir = model::parent_of(&landing).to_vec();
+        let mut above = dir.as_slice();
+        while !above.is_empty() {
+            let in_the_way = |tree: &Tree| tree.get(above).is_some_and(|node| node.kind != NodeKind::Dir);
+            if in_the_way(&self.tree) || in_the_way(self.lower) {
+                return None;
+            }
+            above = model::parent_of(above);
+        }
+        self.marked.push(dir);
+        Some(path)
+    }
+
     /// A regular file that stays when `path` is replaced.
     fn link_target(&mut self, path: &[u8]) -> Option<Vec<u8>> {
         let files: Vec<Vec<u8>> = self
@@ -306,6 +353,7 @@ impl<'a> Sketch<'a> {
             .filter(|(_, node)| matches!(node.kind, NodeKind::File(_)))
             .map(|(target, _)| target.to_vec())
             .filter(|target| target != path && !model::is_below(target, path))
+            .filter(|target| self.landed.get(target).is_none_or(|name| name == target))
             .collect();
         (!files.is_empty()).then(|| self.random.pick(&files))
     }

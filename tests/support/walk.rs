@@ -12,7 +12,7 @@ use super::model::{Node, NodeKind, Seen, join};
 
 /// Everything below `root`, the root included; nothing is followed.
 pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
-    let mut found: BTreeMap<Vec<u8>, ((u64, u64), Node)> = BTreeMap::new();
+    let mut found: BTreeMap<Vec<u8>, ((u64, u64), u64, Node)> = BTreeMap::new();
     let mut pending: Vec<(Vec<u8>, PathBuf)> = vec![(Vec::new(), root.to_owned())];
     while let Some((name, path)) = pending.pop() {
         let metadata = std::fs::symlink_metadata(&path)?;
@@ -21,6 +21,8 @@ pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
         let kind = if file_type.is_dir() {
             for entry in std::fs::read_dir(&path)? {
                 let entry = entry?;
+                let (told, real) = (entry.file_type()?, std::fs::symlink_metadata(entry.path())?.file_type());
+                assert_eq!(told, real, "the kind of {} as it is listed", entry.path().display());
                 pending.push((join(&name, entry.file_name().as_bytes()), entry.path()));
             }
             NodeKind::Dir
@@ -33,8 +35,11 @@ pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
         } else if file_type.is_block_device() {
             NodeKind::BlockDevice { major, minor }
         } else {
-            NodeKind::File(std::fs::read(&path)?.into())
+            let content = std::fs::read(&path)?;
+            assert_eq!(content.len() as u64, metadata.len(), "the size of {}", path.display());
+            NodeKind::File(content.into())
         };
+        let nlink = if file_type.is_dir() { 1 } else { metadata.nlink() };
         let node = Node {
             kind,
             mode: metadata.mode() & 0o7777,
@@ -44,13 +49,14 @@ pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
             xattrs: xattrs(&path)?,
             implied: false,
         };
-        found.insert(name, ((metadata.dev(), metadata.ino()), node));
+        found.insert(name, ((metadata.dev(), metadata.ino()), nlink, node));
     }
     let mut names: BTreeMap<(u64, u64), Vec<Vec<u8>>> = BTreeMap::new();
-    for (name, (inode, _)) in &found {
+    for (name, (inode, ..)) in &found {
         names.entry(*inode).or_default().push(name.clone());
     }
-    Ok(found.into_iter().map(|(name, (inode, node))| (name, Seen { node, names: names[&inode].clone() })).collect())
+    let seen = |(inode, nlink, node)| Seen { node, names: names[&inode].clone(), nlink };
+    Ok(found.into_iter().map(|(name, found)| (name, seen(found))).collect())
 }
 
 /// What differs between a model and a walk, one line for each.
@@ -75,6 +81,9 @@ pub fn differences(model: &BTreeMap<Vec<u8>, Seen>, real: &BTreeMap<Vec<u8>, See
         }
         if metadata(&one) != metadata(&two) {
             lines.push(format!("`{name}` should have {} and has {}", metadata(&one), metadata(&two)));
+        }
+        if wanted.nlink != got.nlink {
+            lines.push(format!("`{name}` should have a link count of {} and has {}", wanted.nlink, got.nlink));
         }
         if wanted.names != got.names {
             lines.push(format!("`{name}` should have {} names and has {}", wanted.names.len(), got.names.len()));
@@ -115,7 +124,11 @@ fn metadata(node: &Node) -> String {
 
 fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut list = vec![0; 64 << 10];
-    let len = rustix::fs::llistxattr(path, &mut list[..])?;
+    let len = match rustix::fs::llistxattr(path, &mut list[..]) {
+        // What a mount says for good once it knows that no file has any.
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        len => len?,
+    };
     let mut found = BTreeMap::new();
     for name in list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let mut value = vec![0; 64 << 10];

@@ -1,0 +1,180 @@
+//! A place to run peelfs in: directories of its own, real mounts, and nothing left behind.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use peelfs::store::{Freed, Keep, Store};
+
+/// Why this machine cannot mount, if it cannot; said on stderr for those who read test logs.
+pub fn cannot_mount() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    match (root, device) {
+        (true, Ok(_)) => false,
+        (false, _) => {
+            eprintln!("skipped: only root may mount and see all owners here");
+            true
+        }
+        (true, Err(error)) => {
+            eprintln!("skipped: cannot open /dev/fuse: {error}");
+            true
+        }
+    }
+}
+
+/// Whether a program is there; said on stderr if it is not.
+pub fn is_missing(program: &str) -> bool {
+    let missing = Command::new(program).arg("--version").output().is_err();
+    if missing {
+        eprintln!("skipped: needs {program}");
+    }
+    missing
+}
+
+/// A cache, a runtime directory and mount points.
+pub struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["home", "run", "mnt"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.path().join("home/cache")
+    }
+
+    /// The cache, opened as another process would.
+    pub fn store(&self) -> Arc<Store> {
+        Arc::new(Store::open(&self.cache(), None).unwrap())
+    }
+
+    /// Drops cached content; indexes stay. Nothing may be mounted.
+    pub fn drop_content(&self) -> Freed {
+        let freed = self.store().prune(Keep::Indexes).unwrap();
+        assert_eq!(freed.held, 0, "a layer was still in use");
+        freed
+    }
+
+    /// The files of a bucket of the cache, by path.
+    pub fn bucket(&self, bucket: &str) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut pending = vec![self.cache().join(bucket)];
+        while let Some(dir) = pending.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { pending.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// A command line of peelfs that sees nothing of this machine's user.
+    pub fn peelfs(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peelfs"));
+        command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.path().join("home")).env("XDG_RUNTIME_DIR", self.path().join("run"));
+        command.env("PEELFS_CACHE_DIR", self.cache());
+        command
+    }
+
+    pub fn run(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+        self.peelfs(args).output().unwrap()
+    }
+
+    /// A fresh mount point.
+    pub fn mount_point(&self, name: &str) -> MountPoint<'_> {
+        let path = self.path().join("mnt").join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        MountPoint { sandbox: self, path }
+    }
+
+    /// Mounts in the background; every layer is verified when this returns.
+    pub fn mount(&self, reference: &str, name: &str) -> MountPoint<'_> {
+        let at = self.mount_point(name);
+        let output = at.try_mount(reference, &["--wait"]);
+        assert!(output.status.success(), "mount: {}", said(&output));
+        at
+    }
+
+    /// What the logs of background processes say.
+    pub fn logs(&self) -> String {
+        let run = self.path().join("run/peelfs");
+        let logs = std::fs::read_dir(run).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect()
+    }
+}
+
+/// A directory to mount on; unmounted when dropped, whatever happened.
+pub struct MountPoint<'a> {
+    sandbox: &'a Sandbox,
+    pub path: PathBuf,
+}
+
+impl MountPoint<'_> {
+    pub fn try_mount(&self, reference: &str, more: &[&str]) -> Output {
+        let mut command = self.sandbox.peelfs(["mount", reference]);
+        command.arg(&self.path).args(more).output().unwrap()
+    }
+
+    pub fn join(&self, path: &str) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// Whether anything is mounted here.
+    pub fn is_mounted(&self) -> bool {
+        peelfs::fuse::mounts::at(&self.path).is_some()
+    }
+
+    /// Unmounts and waits for the serving process to end.
+    pub fn unmount(&self) {
+        let output = self.sandbox.peelfs(["umount"]).arg(&self.path).output().unwrap();
+        assert!(output.status.success(), "umount: {}", said(&output));
+        assert!(!self.is_mounted());
+    }
+
+    /// The process that serves this mount.
+    pub fn server(&self) -> i32 {
+        let run = self.sandbox.path().join("run/peelfs");
+        for entry in std::fs::read_dir(run).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let state: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+            if state["at"] == *self.path.to_str().unwrap() {
+                return state["pid"].as_i64().unwrap() as i32;
+            }
+        }
+        panic!("no process serves {}", self.path.display());
+    }
+}
+
+impl Drop for MountPoint<'_> {
+    fn drop(&mut self) {
+        while self.is_mounted() {
+            if peelfs::fuse::unmount(&self.path, peelfs::fuse::OpenFiles::Keep).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Everything a command said, for messages.
+pub fn said(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
