@@ -520,7 +520,8 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
     let sandbox = Sandbox::new();
     sandbox.mount(&reference, "a").unmount();
     for bucket in ["content-v1", "document-v1", "tag-v1", "index-v1"] {
-        let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+        type Damage = fn(&mut Vec<u8>);
+        let damages: [(&str, Damage); 5] = [
             ("flipped", |bytes| bytes.iter_mut().step_by(61).for_each(|byte| *byte ^= 1)),
             ("first byte flipped", |bytes| bytes.iter_mut().take(1).for_each(|byte| *byte ^= 0x80)),
             ("cut short", |bytes| bytes.truncate(bytes.len() / 2)),
