@@ -7,7 +7,7 @@
 # and so is a finished layer in DIR/.layers. Layers are what layers in the wild are: the upper directory
 # of a kernel overlay mount in which a command ran, as one gzip member of level 6.
 #
-# Needs root, a network, and: mmdebstrap jq gzip tar getfattr python3 with pip, npm. About ten minutes.
+# Needs root, a network, and: mmdebstrap jq gzip tar getfattr setfattr python3 with pip, npm. About ten minutes.
 set -euo pipefail
 
 PYTHON_PACKAGES=(numpy==1.26.4 scipy==1.13.1 pandas==2.2.2 requests==2.32.3 flask==3.0.3)
@@ -91,11 +91,13 @@ pack() {
   find "$stage" -name '.wh.*' -printf '%h\0' | sort -zu | while IFS= read -r -d '' path; do
     touch -r "$dir/upper${path#"$stage"}" "$path"
   done
+  # Whole seconds, as Docker writes them, but no other times: Python compiles anew what is not as old as
+  # its compiled form says.
   (
     cd "$stage"
     shopt -s dotglob nullglob
     tar --create --file ../layer.tar --format=pax --pax-option=delete=atime,delete=ctime,delete=mtime \
-      --sort=name --numeric-owner --mtime=@$EPOCH --clamp-mtime \
+      --sort=name --numeric-owner \
       --xattrs --xattrs-include='user.*' --xattrs-include='security.capability' -- *
   )
   gzip -6 -n < "$dir/layer.tar" > "$dir/layer.tar.gz"
@@ -193,6 +195,7 @@ python_app() {
 	print(pandas.DataFrame({"x": numpy.arange(4)}).to_json())
 	PY
   ln -s app.py "$root/app/main.py"
+  setfattr -n user.note -v peel "$root/app/app.py"
   printf '%s\n' "${PYTHON_PACKAGES[@]}" > "$root/app/requirements.txt"
   ln "$root/app/requirements.txt" "$root/app/constraints.txt"
   head -c 3000000 /dev/zero > "$root/app/static/pad.bin"
