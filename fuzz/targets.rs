@@ -172,12 +172,15 @@ pub fn reference(data: &[u8]) {
     let _ = text.parse::<Digest>().map(|digest| assert_eq!(digest.to_string().parse(), Ok(digest)));
 }
 
-/// A platform that is taken is written as it can be typed again, and runs its own images.
+/// A platform that is taken runs its own images, and is written as it can be typed again, unless it is so long
+/// that it is shown cut.
 pub fn platform(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<Platform>() {
         Ok(platform) => {
-            assert_eq!(platform.to_string().parse::<Platform>().as_ref(), Ok(&platform), "typed as `{text}`");
+            if text.len() <= 64 {
+                assert_eq!(platform.to_string().parse::<Platform>().as_ref(), Ok(&platform), "typed as `{text}`");
+            }
             assert!(platform.is_unknown() || platform.runs(&platform), "`{platform}` does not run its own images");
         }
         Err(error) => drop((error.to_string(), error.hint())),

@@ -188,6 +188,9 @@ impl RegistryName {
         let hub = matches!(host, DOCKER_HUB | "index.docker.io" | "registry-1.docker.io") && port.is_none();
         let repository =
             if hub && !repository.contains('/') { format!("library/{repository}") } else { repository.to_owned() };
+        if repository.len() > REPOSITORY_LIMIT {
+            return Err(Why::RepositoryTooLong);
+        }
         let tag = tag.or(if digest.is_none() { Some(DEFAULT_TAG) } else { None });
         Ok(Self {
             host: if hub { DOCKER_HUB } else { host }.into(),
@@ -734,6 +737,10 @@ mod tests {
         let name = |n| format!("h.x/{}", "n".repeat(n)).parse::<Reference>();
         assert!(name(REPOSITORY_LIMIT).is_ok());
         assert!(name(REPOSITORY_LIMIT + 1).is_err());
+        // A short name is measured as what it is completed to.
+        let short = |n| "n".repeat(n).parse::<Reference>();
+        assert!(short(REPOSITORY_LIMIT - "library/".len()).is_ok());
+        assert!(short(REPOSITORY_LIMIT - "library/".len() + 1).is_err());
         assert!(format!("oci:{}", "x".repeat(REFERENCE_LIMIT)).parse::<Reference>().is_err());
     }
 
