@@ -13,9 +13,12 @@ use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
+use peelfs::offsets::FileOffset;
+use peelfs::overlay::Last;
 use serde_json::json;
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+use support::shown::{self, MemorySource};
 
 const NAME: &str = "library/image";
 
@@ -495,4 +498,26 @@ fn a_layer_that_could_not_be_fetched_is_there_when_the_registry_is_well_again() 
     }
     served.assert_right(&at.path, "well again");
     at.unmount();
+}
+
+#[test]
+fn content_that_is_cut_under_a_reader_is_filled_again() {
+    let served = Served::new(Packing::Zstd { level: 1, frame: Some(300_000), skippable: false });
+    let sandbox = Sandbox::new();
+    let source = MemorySource::new(&served.image);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let fs = shown::open(&source, &sandbox.store()).await.unwrap();
+        let second = fs.awaited(|fs| fs.walk(b"second", Last::Follow)).await.unwrap();
+        let read = || async { fs.read(second.node, FileOffset(0), 200_000).await.unwrap() };
+        assert!(read().await == served.second());
+        for path in sandbox.bucket("content-v1").iter().filter(|path| path.extension().unwrap() == "data") {
+            std::fs::File::options().write(true).open(path).unwrap().set_len(100).unwrap();
+        }
+        source.take_asked();
+        assert!(read().await == served.second());
+        assert!(!source.take_asked().is_empty());
+        assert!(read().await == served.second());
+        assert!(source.take_asked().is_empty(), "what was fetched is kept");
+    });
 }

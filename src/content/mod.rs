@@ -192,7 +192,8 @@ impl LayerContent {
                 Ok(()) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
                 Err(error) => {
                     tracing::warn!(layer = %self.blob.digest, %error, "cannot read the cache; fetching instead");
-                    return Ok(false);
+                    // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.
+                    spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release));
                 }
             }
         }
