@@ -63,6 +63,8 @@ struct Slot {
     pass: FirstPass,
     state: watch::Sender<State>,
     wanted: AtomicBool,
+    /// How often it has failed.
+    failures: AtomicU32,
     progress: Arc<PassProgress>,
     /// The running pass, where it is shown while it runs.
     growing: Mutex<Option<Arc<Growing>>>,
@@ -303,7 +305,7 @@ impl Layers {
             Err(cause) => {
                 let why = Arc::new(LayerFailure::Store { layer: slot.pass.blob.digest.clone(), cause });
                 tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
-                State::Failed { why, at: Instant::now(), times: 1 }
+                slot.failed(why)
             }
         }
     }
@@ -365,8 +367,8 @@ impl Layers {
                 slot.progress.received.store(0, Ordering::Relaxed);
                 let why = Arc::new(LayerFailure::from(why));
                 tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
-                let times = slot.wanted.swap(false, Ordering::Relaxed).into();
-                State::Failed { why, at: Instant::now(), times }
+                slot.wanted.store(false, Ordering::Relaxed);
+                slot.failed(why)
             }
         }
     }
@@ -384,6 +386,7 @@ impl Slot {
             },
             state: watch::Sender::new(State::Idle),
             wanted: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
             progress: Arc::default(),
             growing: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
@@ -417,6 +420,13 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Failed now, and to be tried again the later the more often it has failed.
+    fn failed(&self, why: Arc<LayerFailure>) -> State {
+        State::Failed { why, at: Instant::now(), times: self.failures.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
 impl LayerFailure {
     fn is_passing(&self) -> bool {
         match self {
@@ -438,4 +448,26 @@ const SNAPSHOT_GROWTH: u32 = 8;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::Compression;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn a_layer_that_fails_again_is_tried_later_and_later() {
+        let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
+        let digest = Digest::of(Algorithm::Sha256, b"tar");
+        let planned = PlannedLayer { blob, compression: Compression::Stored, diff_id: digest.clone() };
+        let slot = Slot::new(&planned, &Limits::default());
+        let pauses: Vec<u64> = (0..7)
+            .map(|_| match slot.failed(Arc::new(PassError::Ended { layer: digest.clone() }.into())) {
+                State::Failed { times, .. } => pause_after(times).as_secs(),
+                _ => unreachable!("it says that it failed"),
+            })
+            .collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 32]);
+    }
 }
