@@ -569,6 +569,24 @@ fn a_copy_keeps_everything() {
     }
 }
 
+#[test]
+fn a_copy_replaces_no_fifo_and_no_symlink_that_the_user_has() {
+    let user = User::with_layout(&small());
+    std::os::unix::fs::symlink("elsewhere", user.path("link")).unwrap();
+    std::fs::create_dir(user.path("dir")).unwrap();
+    for fifo in ["fifo", "dir/motd"] {
+        let made = std::process::Command::new("mkfifo").arg(user.path(fifo)).status().unwrap();
+        assert!(made.success());
+    }
+    for (to, kept) in [("link", "link"), ("fifo", "fifo"), ("dir", "dir/motd")] {
+        let before = std::fs::symlink_metadata(user.path(kept)).unwrap().file_type();
+        let output = user.command(&["cp", "oci:layout:1", "etc/motd", to]).output().unwrap();
+        assert!(!output.status.success(), "{to}");
+        assert_eq!(std::fs::symlink_metadata(user.path(kept)).unwrap().file_type(), before, "{to}");
+    }
+    assert!(!user.path("elsewhere").exists());
+}
+
 /// The model of what lies below `tree`.
 fn model_of(entries: &[Entry]) -> BTreeMap<Vec<u8>, support::model::Seen> {
     let mut tree = support::model::Tree::new();

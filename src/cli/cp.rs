@@ -46,6 +46,11 @@ fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Ve
         return Ok((to.to_owned(), name.map(|name| name.as_bytes().to_vec())));
     }
     let shown = to.display();
+    // What a name outside the copy leads to, or is there for, is not to be replaced by accident.
+    if to.symlink_metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(Report::usage(format!("cannot copy to `{shown}`: it is there, and is not a regular file"))
+            .hint("remove it first, or choose another name"));
+    }
     if to.as_os_str().as_bytes().ends_with(b"/") && kind != Kind::Directory {
         return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: there is no such directory"))
             .hint(format!("make it with `mkdir -p {shown}`")));

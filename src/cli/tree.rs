@@ -86,6 +86,8 @@ pub(super) enum TargetError {
     },
     #[error("a directory has its name there")]
     Directory,
+    #[error("a device, FIFO or socket has its name there; remove it first, if it is to be replaced")]
+    Special,
     #[error("what has its name there is not a directory")]
     NotADirectory,
     #[error("`{}` is not a name", .0.escape_ascii())]
@@ -228,6 +230,17 @@ impl Target {
     }
 
     fn rename(&self, temp: Temp, name: &[u8]) -> Result<(), TargetError> {
+        let kind_of = |name: &OsStr| {
+            let found = rustix::fs::statat(&temp.dir, name, AtFlags::SYMLINK_NOFOLLOW);
+            found.map(|found| FileType::from_raw_mode(found.st_mode))
+        };
+        let special = [FileType::CharacterDevice, FileType::BlockDevice, FileType::Fifo, FileType::Socket];
+        if let Ok(there) = kind_of(checked(name)?)
+            && special.contains(&there)
+            && kind_of(OsStr::new(&temp.name)) != Ok(there)
+        {
+            return Err(TargetError::Special);
+        }
         rustix::fs::renameat(&temp.dir, &temp.name, &temp.dir, checked(name)?).map_err(|errno| match errno {
             Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => TargetError::Directory,
             errno => TargetError::io("rename it")(errno),

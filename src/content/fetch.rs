@@ -178,6 +178,8 @@ impl LayerContent {
         if self.content.generation(span).is_none() {
             match self.content.fill(span, known.decoded.start, &bytes) {
                 Ok(generation) => {
+                    // This was the change; what else is verified stays so.
+                    self.stamp.store(self.content.stamp(), Ordering::Release);
                     self.verified[span as usize].store(generation.get(), Ordering::Release);
                     self.make_room(bytes.len() as u64);
                 }

@@ -37,6 +37,8 @@ pub struct LayerContent {
     content: Content,
     /// For each span, the generation under which this process has verified it; 0 while it has not.
     verified: Box<[AtomicU8]>,
+    /// The content's stamp as of which `verified` holds; see [`Content::stamp`].
+    stamp: AtomicU64,
     flights: Mutex<fetch::Flights>,
     counters: Counters,
     /// Bytes kept since the cache's limit was last looked at.
@@ -140,6 +142,7 @@ impl LayerContent {
             store,
             content,
             verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
+            stamp: AtomicU64::new(0),
             flights: Mutex::default(),
             counters: Counters::default(),
             kept: AtomicU64::new(0),
@@ -179,6 +182,7 @@ impl LayerContent {
         if buf.is_empty() {
             return Ok(true);
         }
+        self.distrust_if_changed();
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         for _ in 0..READ_TRIES {
             for span in spans.clone() {
@@ -259,6 +263,14 @@ impl LayerContent {
                 Ok(()) => freed += length,
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }
+        }
+    }
+
+    /// Forgets what was verified when somebody else has written to the content since.
+    fn distrust_if_changed(&self) {
+        let now = self.content.stamp();
+        if self.stamp.swap(now, Ordering::AcqRel) != now {
+            self.verified.iter().for_each(|span| span.store(0, Ordering::Release));
         }
     }
 

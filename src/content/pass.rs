@@ -364,7 +364,11 @@ impl FirstPass {
 /// The layer index of a blob, if the store has a usable one that proves this diff_id.
 pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
     let file = store.index(&blob.digest)?;
-    let opened = LayerIndex::open(file);
+    let small = file.metadata().is_ok_and(|found| found.len() <= CHECKED_WHOLE);
+    let opened = LayerIndex::open(file).and_then(|index| {
+        // A larger one is checked page by page as it is touched, so that a mount costs the same for any size.
+        if small { index.check_all().map(|()| index) } else { Ok(index) }
+    });
     match opened {
         Ok(index) => {
             let proof = index.proof();
@@ -537,6 +541,8 @@ impl Keeper {
     }
 }
 
+/// Indexes up to this many bytes are checked whole when they are opened, which takes some milliseconds.
+const CHECKED_WHOLE: u64 = 32 << 20;
 /// Pieces of the body held between the network and the decoder.
 const PIECES_AHEAD: usize = 16;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.

@@ -96,6 +96,16 @@ impl Content {
         true
     }
 
+    /// A number that changes whenever anybody writes to the data: its change time, which no program can
+    /// set. 0 when it cannot be found out.
+    pub fn stamp(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = self.data.metadata();
+        found.map_or(0, |found| {
+            (found.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec() as u64)
+        })
+    }
+
     /// Reads decoded bytes; fills `buf` or fails.
     ///
     /// # Errors
