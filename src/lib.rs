@@ -29,4 +29,5 @@ pub mod platform;
 pub mod reference;
 pub mod source;
 pub mod store;
+mod sync;
 pub mod trust;

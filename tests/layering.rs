@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 17] = [
+const FLOORS: [(&str, u8); 18] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
+    ("sync", 0),
     ("trust", 0),
     ("reference", 0),
     ("platform", 0),

@@ -1,6 +1,6 @@
 //! Cold reads: those that have to wait for the source.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
@@ -41,8 +41,4 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
         buf[place].copy_from_slice(&outcome?[skip..skip + length]);
     }
     Ok(())
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,6 +16,7 @@ use super::{LayerContent, ReadError, spans};
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, Status, Window};
 use crate::layer::{IndexError, SpanId};
 use crate::source::SourceError;
+use crate::sync::lock;
 use crate::trust::Untrusted;
 
 /// Spans on their way, and where their outcome will be told.
@@ -30,7 +31,7 @@ pub(super) fn start(layer: &Arc<LayerContent>, wanted: Range<u32>) -> Vec<(u32, 
     let mut run: Vec<(u32, watch::Sender<Outcome>)> = Vec::new();
     let mut runs = Vec::new();
     {
-        let mut flights = super::cold::lock(&layer.flights);
+        let mut flights = lock(&layer.flights);
         for span in wanted {
             let receiver = match flights.get(&span) {
                 Some(receiver) => {
@@ -64,7 +65,7 @@ async fn fly(layer: Arc<LayerContent>, run: Vec<(u32, watch::Sender<Outcome>)>) 
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
         result = fetch_run(&layer, &run).await;
     }
-    let mut flights = super::cold::lock(&layer.flights);
+    let mut flights = lock(&layer.flights);
     for span in spans {
         flights.remove(&span);
     }

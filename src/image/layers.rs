@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::layer::LayerIndex;
 use crate::overlay::LayerNo;
 use crate::source::BlobSource;
 use crate::store::{Store, StoreError};
+use crate::sync::lock;
 
 /// When layers that nobody has asked for yet are read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -418,9 +419,7 @@ impl Slot {
             error,
         }
     }
-}
 
-impl Slot {
     /// Failed now, and to be tried again the later the more often it has failed.
     fn failed(&self, why: Arc<LayerFailure>) -> State {
         State::Failed { why, at: Instant::now(), times: self.failures.fetch_add(1, Ordering::Relaxed) }
@@ -445,10 +444,6 @@ const SMALL_LAYER: u64 = 8 << 20;
 /// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a
 /// layer together cost a few times its index.
 const SNAPSHOT_GROWTH: u32 = 8;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[cfg(test)]
 mod tests {

@@ -20,7 +20,7 @@ mod walk;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use lru::LruCache;
 
@@ -31,6 +31,7 @@ pub use walk::{Last, Walked};
 
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex};
 use crate::offsets::FileOffset;
+use crate::sync::lock;
 use prepare::Prepared;
 
 /// The merged view of an image's layers.
@@ -268,10 +269,6 @@ impl Overlay {
 
 fn damaged(layer: LayerNo) -> impl Fn(IndexError) -> Unknown {
     move |cause| Unknown::Damaged { layer, cause: Arc::new(cause) }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Merged listings kept; a listing that was dropped is computed again, the same.
