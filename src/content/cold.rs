@@ -19,7 +19,7 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
         let begin = known.decoded.start.max(from);
         let stop = known.decoded.end.min(end);
         let place = (begin - from) as usize..(stop - from) as usize;
-        if !layer.read_stored(begin, &mut buf[place.clone()])? {
+        if !layer.read_stored(begin, &mut buf[place.clone()], &mut || ())? {
             missing.push((span, (begin - known.decoded.start) as usize, place));
         }
     }

@@ -173,12 +173,17 @@ impl LayerContent {
 
     /// Reads decoded bytes from the store alone; `false` when some of them are not there.
     ///
-    /// Never waits for the network. Each span is checked against its digest when this process first
+    /// Never waits for the network, and tells `before_wait` before it waits for the disk. Each span is checked against its digest when this process first
     /// touches it, and again when another writing of it is found on disk.
     ///
     /// # Errors
     /// [`ReadError::Index`]
-    pub fn read_stored(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, ReadError> {
+    pub fn read_stored(
+        &self,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<bool, ReadError> {
         if buf.is_empty() {
             return Ok(true);
         }
@@ -186,11 +191,14 @@ impl LayerContent {
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         for _ in 0..READ_TRIES {
             for span in spans.clone() {
-                if self.verified[span as usize].load(Ordering::Acquire) == 0 && !self.verify_stored(span)? {
-                    return Ok(false);
+                if self.verified[span as usize].load(Ordering::Acquire) == 0 {
+                    before_wait();
+                    if !self.verify_stored(span)? {
+                        return Ok(false);
+                    }
                 }
             }
-            match self.content.read(from, buf) {
+            match self.content.read_telling(from, buf, before_wait) {
                 Ok(()) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => return Ok(true),
                 // Evicted, or written anew, while it was read.
                 Ok(()) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
@@ -209,7 +217,7 @@ impl LayerContent {
     /// # Errors
     /// [`ReadError`]
     pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8]) -> Result<(), ReadError> {
-        if self.read_stored(from, buf)? { Ok(()) } else { cold::read(self, from, buf).await }
+        if self.read_stored(from, buf, &mut || ())? { Ok(()) } else { cold::read(self, from, buf).await }
     }
 
     /// Whether all of `range` is in the store, as far as its presence map says.

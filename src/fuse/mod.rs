@@ -1,31 +1,29 @@
-//! FUSE: shows an [`ImageFs`] to the kernel. The only module that knows fuser.
+//! FUSE: shows an [`ImageFs`] to the kernel. The only module that knows fuser and the kernel's protocol.
 //!
 //! An image never changes, so every answer may be kept by the kernel for ever: names, absent names,
 //! attributes, symlinks, listings and pages. OPEN and OPENDIR are declined with ENOSYS, after which the
 //! kernel does not ask again and reads by inode number alone (`FUSE_NO_OPEN_SUPPORT`); that is what
 //! makes warm small files as fast as on a local file system.
 //!
-//! A session thread answers from memory and from the store. Where a layer or content has to be waited
-//! for, the reply is handed to a task: a slow registry never holds up somebody else's cached read.
+//! A thread of the [dispatch loop](serve) answers from memory and from the store. Where a layer or
+//! content has to be waited for, the reply is handed to a task, which a signal to the process that waits
+//! can end: a slow registry never holds up somebody else's cached read, nor anybody for ever.
 
+mod device;
 mod errno;
 pub mod mounts;
-mod pin;
+mod serve;
 mod session;
+mod wire;
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
-};
+use futures_util::FutureExt as _;
+use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
 
 pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, unmount};
 
@@ -33,39 +31,113 @@ use crate::image::{FsError, ImageFs, NotNow, Now};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
+use device::Reply;
+use serve::{Handler, Threads, Waiting};
+use wire::{Listing, Operation, Request};
 
 /// The adapter between the kernel's requests and an image.
 struct Adapter {
     fs: Arc<ImageFs>,
     tasks: tokio::runtime::Handle,
-    pins: pin::Pins,
+    waiting: Arc<Waiting>,
     /// Set once it is certain that no file of the image has an extended attribute.
     no_xattrs: AtomicBool,
 }
 
 impl Adapter {
+    fn new(fs: Arc<ImageFs>, tasks: tokio::runtime::Handle) -> Self {
+        Self { fs, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false) }
+    }
+
     /// Answers a question now, or hands it to a task that waits for the layers it needs.
-    ///
-    /// The question sees the reply, since listings are written into it; one that needs a layer must not
-    /// have written anything.
-    fn answer<T: Send + 'static, R: Send + 'static>(
+    fn answer<T: Send + 'static>(
         &self,
-        mut reply: R,
-        mut question: impl FnMut(&ImageFs, &mut R) -> Now<T> + Send + 'static,
-        send: impl FnOnce(R, Result<T, FsError>) + Send + 'static,
+        reply: Reply,
+        mut question: impl FnMut(&ImageFs) -> Now<T> + Send + 'static,
+        send: impl FnOnce(Reply, T) + Send + 'static,
     ) {
-        self.pins.pin_this_thread();
-        match question(&self.fs, &mut reply) {
-            Ok(answer) => send(reply, Ok(answer)),
-            Err(NotNow::Never(error)) => send(reply, Err(error)),
+        match question(&self.fs) {
+            Ok(answer) => send(reply, answer),
+            Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
             Err(NotNow::Needs(_)) => {
                 let fs = Arc::clone(&self.fs);
-                self.tasks.spawn(async move {
-                    let answer = fs.awaited(|fs| question(fs, &mut reply)).await;
-                    send(reply, answer);
-                });
+                self.wait(reply, async move { fs.awaited(question).await }, send);
             }
         }
+    }
+
+    /// Sends an answer once it is there.
+    fn wait<T: Send + 'static>(
+        &self,
+        reply: Reply,
+        answer: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        send: impl FnOnce(Reply, T) + Send + 'static,
+    ) {
+        self.waiting.wait(&self.tasks, reply, |reply| {
+            let sent = async move {
+                match answer.await {
+                    Ok(answer) => send(reply, answer),
+                    Err(error) => reply.error(errno::of(&error)),
+                }
+            };
+            sent.boxed()
+        });
+    }
+
+    fn read(&self, node: NodeId, at: FileOffset, length: usize, reply: Reply, threads: &Threads) {
+        if length > QUICK_READ {
+            threads.slow();
+        }
+        let now = BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < length {
+                buffer.resize(length, 0);
+            }
+            self.fs.read_now(node, at, &mut buffer[..length], &mut || threads.slow())
+        });
+        match now {
+            Ok(Some(got)) => BUFFER.with_borrow(|buffer| reply.bytes(&buffer[..got])),
+            Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
+            Ok(None) | Err(NotNow::Needs(_)) => {
+                let fs = Arc::clone(&self.fs);
+                let read = async move { fs.read(node, at, length).await };
+                self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
+            }
+        }
+    }
+
+    fn xattr(&self, node: NodeId, name: &[u8], size: u32, reply: Reply) {
+        if self.never_xattrs() {
+            return reply.error(Errno::NOSYS);
+        }
+        let name = name.to_vec();
+        self.answer(
+            reply,
+            move |fs| fs.xattr(node, &name),
+            move |reply, value| match value {
+                Some(value) => send_xattr(reply, &value, size),
+                None => reply.error(Errno::NODATA),
+            },
+        );
+    }
+
+    fn xattr_names(&self, node: NodeId, size: u32, reply: Reply) {
+        if self.never_xattrs() {
+            return reply.error(Errno::NOSYS);
+        }
+        self.answer(
+            reply,
+            move |fs| fs.xattr_names(node),
+            move |reply, names| {
+                let list: Vec<u8> = names
+                    .into_iter()
+                    .flat_map(|mut name| {
+                        name.push(0);
+                        name
+                    })
+                    .collect();
+                send_xattr(reply, &list, size);
+            },
+        );
     }
 
     /// Whether xattr requests can be declined for good.
@@ -79,325 +151,189 @@ impl Adapter {
         }
         none
     }
-}
 
-impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for flag in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ] {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");
-            }
+    fn seek(&self, node: NodeId, offset: u64, whence: u32, reply: Reply) {
+        if offset > i64::MAX as u64 || !matches!(whence, SEEK_DATA | SEEK_HOLE) {
+            return reply.error(Errno::INVAL);
         }
-        // How many read-aheads may wait at once. The value is within the kernel's own bounds.
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        Ok(())
-    }
-
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some(parent) = node(parent) else { return reply.error(Errno::ESTALE) };
-        let name = name.as_bytes().to_vec();
         self.answer(
             reply,
-            move |fs, _| fs.lookup(parent, &name),
-            |reply, answer| match answer {
-                Ok(Some(attr)) => reply.entry(&life(&attr), &file_attr(&attr), GENERATION),
-                // Inode 0 means that there is no such name, and that the kernel may remember it.
-                Ok(None) => reply.entry(&FOR_EVER, &no_such_name(), GENERATION),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        if let Some(node) = node(ino) {
-            self.fs.forget(node);
-        }
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        self.answer(
-            reply,
-            move |fs, _| fs.attr(node),
-            |reply, answer| match answer {
-                Ok(attr) => reply.attr(&life(&attr), &file_attr(&attr)),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        self.answer(
-            reply,
-            move |fs, _| fs.symlink_target(node),
-            |reply, answer| match answer {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.pins.pin_this_thread();
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        let (at, length) = (FileOffset(offset), size as usize);
-        let now = BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < length {
-                buffer.resize(length, 0);
-            }
-            self.fs.read_now(node, at, &mut buffer[..length])
-        });
-        match now {
-            Ok(Some(got)) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..got])),
-            Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
-            Ok(None) | Err(NotNow::Needs(_)) => {
-                let fs = Arc::clone(&self.fs);
-                self.tasks.spawn(async move {
-                    match fs.read(node, at, length).await {
-                        Ok(bytes) => reply.data(&bytes),
-                        Err(error) => reply.error(errno::of(&error)),
-                    }
-                });
-            }
-        }
-    }
-
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        // Nothing is ever written; after this answer the kernel does not ask again at each close.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        self.answer(
-            reply,
-            move |fs, reply| list_names(fs, node, offset, reply),
-            |reply, listed| match listed {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        self.answer(
-            reply,
-            move |fs, reply| list_entries(fs, node, offset, reply),
-            |reply, listed| match listed {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let (entries, bytes) = self.fs.totals();
-        reply.statfs(bytes.div_ceil(BLOCK.into()), 0, 0, entries, 0, BLOCK, 255, BLOCK);
-    }
-
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if self.never_xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        let name = name.as_bytes().to_vec();
-        self.answer(
-            reply,
-            move |fs, _| fs.xattr(node, &name),
-            move |reply, answer| match answer {
-                Ok(Some(value)) => send_xattr(reply, &value, size),
-                Ok(None) => reply.error(Errno::ENODATA),
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if self.never_xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        self.answer(
-            reply,
-            move |fs, _| fs.xattr_names(node),
-            move |reply, answer| match answer {
-                Ok(names) => {
-                    let mut list = Vec::new();
-                    for name in names {
-                        list.extend_from_slice(&name);
-                        list.push(0);
-                    }
-                    send_xattr(reply, &list, size);
-                }
-                Err(error) => reply.error(errno::of(&error)),
-            },
-        );
-    }
-
-    fn access(&self, _req: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        // The kernel checks modes itself (`default_permissions`); what it does not know is that nothing
-        // can be written.
-        if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
-    }
-
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let Some(node) = node(ino) else { return reply.error(Errno::ESTALE) };
-        let (Ok(at), SEEK_DATA | SEEK_HOLE) = (u64::try_from(offset), whence) else {
-            return reply.error(Errno::EINVAL);
-        };
-        self.answer(
-            reply,
-            move |fs, _| fs.seek(node, FileOffset(at), whence == SEEK_DATA),
-            |reply, answer| match answer {
-                Ok(Some(found)) => reply.offset(found.0.cast_signed()),
-                Ok(None) => reply.error(Errno::ENXIO),
-                Err(error) => reply.error(errno::of(&error)),
+            move |fs| fs.seek(node, FileOffset(offset), whence == SEEK_DATA),
+            |reply, found| match found {
+                Some(found) => reply.bytes(found.0.as_bytes()),
+                None => reply.error(Errno::NXIO),
             },
         );
     }
 }
 
-/// Writes the names of a directory into `reply`, from position `offset` until it is full.
+impl Handler for Adapter {
+    fn handle(&self, request: &Request<'_>, reply: Reply, threads: &Threads) {
+        let Some(node) = NodeId::from_number(request.node) else { return reply.error(Errno::STALE) };
+        match request.operation {
+            Operation::Lookup { name } => {
+                let name = name.to_vec();
+                let entry = |attr: Option<NodeAttr>| attr.as_ref().map_or(NO_SUCH_NAME, entry);
+                self.answer(
+                    reply,
+                    move |fs| fs.lookup(node, &name),
+                    move |reply, attr| reply.bytes(entry(attr).as_bytes()),
+                );
+            }
+            Operation::GetAttr => self.answer(
+                reply,
+                move |fs| fs.attr(node),
+                |reply, found| {
+                    let attr_out = wire::AttrOut { attr_valid: life(&found), attr: attr(&found), ..Default::default() };
+                    reply.bytes(attr_out.as_bytes());
+                },
+            ),
+            Operation::ReadLink => {
+                self.answer(reply, move |fs| fs.symlink_target(node), |reply, target| reply.bytes(&target));
+            }
+            Operation::Read { offset, size } => {
+                self.read(node, FileOffset(offset), size.min(wire::MAX_WRITE) as usize, reply, threads);
+            }
+            Operation::ReadDir { offset, size } => {
+                let list = move |fs: &ImageFs| list_names(fs, node, offset, Listing::new(size));
+                self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
+            }
+            Operation::ReadDirPlus { offset, size } => {
+                let list = move |fs: &ImageFs| list_entries(fs, node, offset, Listing::new(size));
+                self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
+            }
+            Operation::StatFs => {
+                let (entries, bytes) = self.fs.totals();
+                let stat = wire::StatFs {
+                    blocks: bytes.div_ceil(BLOCK.into()),
+                    files: entries,
+                    bsize: BLOCK,
+                    namelen: 255,
+                    frsize: BLOCK,
+                    ..Default::default()
+                };
+                reply.bytes(stat.as_bytes());
+            }
+            Operation::GetXattr { name, size } => self.xattr(node, name, size, reply),
+            Operation::ListXattr { size } => self.xattr_names(node, size, reply),
+            // The kernel checks modes itself (`default_permissions`); what it does not know is that nothing
+            // can be written.
+            Operation::Access { mask } if mask & W_OK != 0 => reply.error(Errno::ROFS),
+            Operation::Seek { offset, whence } => self.seek(node, offset, whence, reply),
+            Operation::Access { .. } | Operation::Release | Operation::Destroy => reply.ok(),
+            Operation::Ioctl => reply.error(Errno::NOTTY),
+            // After this answer the kernel does not ask again; see the head of this module. FLUSH: nothing
+            // is ever written.
+            Operation::Open | Operation::Flush | Operation::Other(_) => reply.error(Errno::NOSYS),
+            // The loop knows what these are.
+            Operation::Forget | Operation::BatchForget { .. } | Operation::Interrupt { .. } => drop(reply),
+        }
+    }
+
+    fn forget(&self, request: &Request<'_>) {
+        let forget = |number| NodeId::from_number(number).into_iter().for_each(|node| self.fs.forget(node));
+        match request.operation {
+            Operation::BatchForget { nodes } => wire::forgotten(nodes).for_each(forget),
+            _ => forget(request.node),
+        }
+    }
+
+    fn interrupt(&self, unique: u64) {
+        self.waiting.interrupt(unique);
+    }
+}
+
+/// The names of a directory from position `offset` on, until `listing` is full.
 ///
-/// A layer that is needed in the middle ends the reply early; the kernel asks for the rest.
-fn list_names(fs: &ImageFs, node: NodeId, offset: u64, reply: &mut ReplyDirectory) -> Now<()> {
-    let mut written = false;
-    let dots = [(node, "."), (fs.parent(node)?, "..")];
-    for (at, (dot, name)) in dots.into_iter().enumerate().skip(offset.min(DOTS) as usize) {
-        if reply.add(INodeNo(dot.get()), at as u64 + 1, FileType::Directory, name) {
-            return Ok(());
+/// A layer that is needed in the middle ends the listing early; the kernel asks for the rest.
+fn list_names(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
+    let dots = [(node, b".".as_slice()), (fs.parent(node)?, b"..")];
+    for (at, (dot, name)) in (1..).zip(dots).skip(offset.min(DOTS) as usize) {
+        if !listing.add(dot.get(), at, S_IFDIR, name) {
+            return Ok(listing);
         }
-        written = true;
     }
     let listed = fs.list(node, offset.saturating_sub(DOTS), |entry| {
-        let name = OsStr::from_bytes(entry.name);
-        let full = reply.add(INodeNo(entry.node.get()), entry.next + DOTS, file_type(entry.kind), name);
-        written = true;
-        if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let room = listing.add(entry.node.get(), entry.next + DOTS, file_type(entry.kind), entry.name);
+        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    if written { Ok(()) } else { listed }
+    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
 }
 
 /// As [`list_names`], with metadata.
-fn list_entries(fs: &ImageFs, node: NodeId, offset: u64, reply: &mut ReplyDirectoryPlus) -> Now<()> {
-    let mut written = false;
+fn list_entries(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
     if offset < DOTS {
-        let dots = [(fs.attr(node)?, "."), (fs.attr(fs.parent(node)?)?, "..")];
-        for (at, (dot, name)) in dots.into_iter().enumerate().skip(offset as usize) {
-            let ino = INodeNo(dot.node.get());
-            if reply.add(ino, at as u64 + 1, name, &life(&dot), &file_attr(&dot), GENERATION) {
-                return Ok(());
+        let dots = [(fs.attr(node)?, b".".as_slice()), (fs.attr(fs.parent(node)?)?, b"..")];
+        for (at, (dot, name)) in (1..).zip(dots).skip(offset as usize) {
+            if !listing.add_plus(&entry(&dot), at, name) {
+                return Ok(listing);
             }
-            written = true;
         }
     }
-    let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |entry, attr| {
-        let name = OsStr::from_bytes(entry.name);
-        let ino = INodeNo(entry.node.get());
-        let full = reply.add(ino, entry.next + DOTS, name, &life(attr), &file_attr(attr), GENERATION);
-        written = true;
-        if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |listed, attr| {
+        let room = listing.add_plus(&entry(attr), listed.next + DOTS, listed.name);
+        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    if written { Ok(()) } else { listed }
+    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
 }
 
-fn send_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+fn send_xattr(reply: Reply, value: &[u8], size: u32) {
     if size == 0 {
-        reply.size(value.len() as u32);
+        reply.bytes(wire::XattrSize { size: value.len() as u32, padding: 0 }.as_bytes());
     } else if value.len() > size as usize {
-        reply.error(Errno::ERANGE);
+        reply.error(Errno::RANGE);
     } else {
-        reply.data(value);
+        reply.bytes(value);
     }
 }
 
-/// How long the kernel may believe what it is told of a node.
-fn life(attr: &NodeAttr) -> Duration {
-    if attr.settled { FOR_EVER } else { Duration::ZERO }
+/// For how many seconds the kernel may believe what it is told of a node.
+fn life(attr: &NodeAttr) -> u64 {
+    if attr.settled { FOR_EVER } else { 0 }
 }
 
-fn node(ino: INodeNo) -> Option<NodeId> {
-    NodeId::from_number(ino.0)
+fn entry(found: &NodeAttr) -> wire::Entry {
+    let life = life(found);
+    wire::Entry {
+        nodeid: found.node.get(),
+        entry_valid: life,
+        attr_valid: life,
+        attr: attr(found),
+        ..Default::default()
+    }
 }
 
-fn file_attr(attr: &NodeAttr) -> FileAttr {
-    let mtime = system_time(attr.mtime, attr.mtime_ns);
-    FileAttr {
-        ino: INodeNo(attr.node.get()),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: mtime,
-        mtime,
-        ctime: mtime,
-        crtime: mtime,
-        kind: file_type(attr.kind),
-        perm: attr.mode,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: makedev(attr.device),
+fn attr(found: &NodeAttr) -> wire::Attr {
+    wire::Attr {
+        ino: found.node.get(),
+        size: found.size,
+        blocks: found.blocks,
+        atime: found.mtime,
+        mtime: found.mtime,
+        ctime: found.mtime,
+        atimensec: found.mtime_ns,
+        mtimensec: found.mtime_ns,
+        ctimensec: found.mtime_ns,
+        mode: file_type(found.kind) | u32::from(found.mode),
+        nlink: found.nlink,
+        uid: found.uid,
+        gid: found.gid,
+        rdev: makedev(found.device),
         blksize: BLOCK,
         flags: 0,
     }
 }
 
-fn no_such_name() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
+/// The file type bits of a mode.
+fn file_type(kind: Kind) -> u32 {
     match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::Fifo => FileType::NamedPipe,
+        Kind::Directory => S_IFDIR,
+        Kind::Symlink => 0o120_000,
+        Kind::CharDevice => 0o020_000,
+        Kind::BlockDevice => 0o060_000,
+        Kind::Fifo => 0o010_000,
         // The overlay has resolved these two before anybody sees them.
-        Kind::File | Kind::Whiteout | Kind::LowerLink => FileType::RegularFile,
+        Kind::File | Kind::Whiteout | Kind::LowerLink => 0o100_000,
     }
 }
 
@@ -406,22 +342,29 @@ fn makedev((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }
 
-fn system_time(seconds: i64, nanos: u32) -> SystemTime {
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let base = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    base.and_then(|base| base.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
 thread_local! {
-    /// Where a session thread reads to: as large as the kernel's largest request, and made once.
+    /// Where a thread reads to: as large as the kernel's largest request, and made once.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-const GENERATION: fuser::Generation = fuser::Generation(0);
+/// Seconds: over a century.
+const FOR_EVER: u64 = u32::MAX as u64;
+/// Node 0 says that there is no such name, and that the kernel may remember it.
+const NO_SUCH_NAME: wire::Entry = wire::Entry {
+    nodeid: 0,
+    generation: 0,
+    entry_valid: FOR_EVER,
+    attr_valid: FOR_EVER,
+    entry_valid_nsec: 0,
+    attr_valid_nsec: 0,
+    attr: wire::Attr::NONE,
+};
 /// Positions that `.` and `..` take before the first name.
 const DOTS: u64 = 2;
 const BLOCK: u32 = 4096;
-const MAX_BACKGROUND: u16 = 128;
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
+const S_IFDIR: u32 = 0o040_000;
+/// Bytes whose copying takes less than waking another thread would.
+const QUICK_READ: usize = 128 << 10;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+const W_OK: u32 = 2;

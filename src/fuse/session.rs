@@ -1,17 +1,18 @@
 //! Mounting and unmounting.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::pin::Pins;
-use super::{Adapter, mounts};
+use super::device::Device;
+use super::serve::{Handler, Service};
+use super::{Adapter, mounts, wire};
 use crate::image::ImageFs;
 
 /// How an image is mounted.
@@ -45,8 +46,10 @@ pub enum MountError {
 
 /// A mounted image, being served. Dropping it unmounts.
 pub struct Mounted {
-    session: BackgroundSession,
+    service: Service,
     place: MountPlace,
+    /// Unmounts when dropped.
+    _session: Session<Terms>,
 }
 
 /// Where an image is mounted: the path, and the kernel's number for this very mount.
@@ -99,9 +102,7 @@ pub enum UnmountError {
 /// [`MountError::Refused`]
 pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: at.to_owned(), cause };
-    let pins = Pins::new();
     let mut config = Config::default();
-    config.n_threads = Some(pins.threads());
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.mount_options = vec![
         MountOption::FSName(escape(&options.source)),
@@ -118,14 +119,41 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
             config.mount_options.push(option);
         }
     }
-    let adapter = Adapter { fs, tasks: tokio::runtime::Handle::current(), pins, no_xattrs: AtomicBool::new(false) };
-    let session = Session::new(adapter, at, &config).map_err(refused)?;
+    let session = Session::new(Terms, at, &config).map_err(refused)?;
     let device = mounts::at(at).map(|mount| mount.device);
     if let Some(device) = &device {
         raise_read_ahead(device);
     }
-    let session = session.spawn().map_err(refused)?;
-    Ok(Mounted { session, place: MountPlace { at: at.to_owned(), device } })
+    let place = MountPlace { at: at.to_owned(), device };
+    let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
+    let adapter: Arc<dyn Handler> = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let service = Service::start(&device, &adapter).map_err(refused)?;
+    Ok(Mounted { service, place, _session: session })
+}
+
+/// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.
+struct Terms;
+
+impl Filesystem for Terms {
+    fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");
+            }
+        }
+        // How many read-aheads may wait at once. Both values are within the kernel's own bounds.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_write(wire::MAX_WRITE);
+        Ok(())
+    }
 }
 
 impl Mounted {
@@ -139,7 +167,7 @@ impl Mounted {
     /// # Errors
     /// What ended the session, if not an unmount.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        self.service.wait()
     }
 }
 
@@ -205,3 +233,4 @@ fn raise_read_ahead(device: &str) {
 }
 
 const READ_AHEAD_KIB: &str = "1024";
+const MAX_BACKGROUND: u16 = 128;

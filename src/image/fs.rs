@@ -269,11 +269,18 @@ impl ImageFs {
     }
 
     /// Reads a file into `buf` from what is on this machine; returns how many bytes were read, fewer than
-    /// asked for only at the end of the file, or `None` when some of them are not here.
+    /// asked for only at the end of the file, or `None` when some of them are not here. `before_wait` is told
+    /// before the disk is waited for.
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8]) -> Now<Option<usize>> {
+    pub fn read_now(
+        &self,
+        node: NodeId,
+        at: FileOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Now<Option<usize>> {
         let plan = self.plan_read(node, at, buf.len())?;
         for extent in &plan.extents {
             let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
@@ -281,9 +288,9 @@ impl ImageFs {
                 None => place.fill(0),
                 Some(from) => {
                     let here = match &plan.bytes {
-                        DecodedBytes::Layer(content) => {
-                            content.read_stored(from, place).map_err(|error| NotNow::Never(error.into()))?
-                        }
+                        DecodedBytes::Layer(content) => content
+                            .read_stored(from, place, before_wait)
+                            .map_err(|error| NotNow::Never(error.into()))?,
                         DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
                     };
                     if !here {

@@ -7,7 +7,7 @@
 //! or between processes; those who fill or evict take one, so that a hole never follows a fill.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::num::NonZeroU8;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FallocateFlags;
+use rustix::io::ReadWriteFlags;
 
 use super::{NewFile, StoreError, files};
 use crate::offsets::DecodedOffset;
@@ -112,6 +113,26 @@ impl Content {
     /// [`StoreError::Io`], also when the file ends early.
     pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> Result<(), StoreError> {
         self.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
+    }
+
+    /// As [`Content::read`]; calls `before_wait` first if the disk has to be waited for.
+    ///
+    /// # Errors
+    /// As [`Content::read`].
+    pub fn read_telling(
+        &self,
+        at: DecodedOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<(), StoreError> {
+        let at_once = rustix::io::preadv2(&self.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
+        // Whatever it could not do, the ordinary read can, or says why not.
+        let got = at_once.unwrap_or(0);
+        if got < buf.len() {
+            before_wait();
+            self.read(at + got as u64, &mut buf[got..])?;
+        }
+        Ok(())
     }
 
     /// Keeps the verified bytes of a span and returns its new generation.

@@ -1,0 +1,120 @@
+//! `/dev/fuse`: where requests come from and answers go.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
+
+use super::wire::OutHeader;
+
+/// A connection to the kernel whose terms have been negotiated.
+#[derive(Debug)]
+pub(super) struct Device(OwnedFd);
+
+impl Device {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Waits for the next request; `None` once the file system is unmounted.
+    ///
+    /// # Errors
+    /// What makes going on pointless.
+    pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Errno> {
+        loop {
+            match rustix::io::read(&self.0, &mut *room) {
+                Ok(length) => return Ok(Some(length)),
+                // ENOENT: the request was taken back while it was read.
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+                Err(Errno::NODEV) => return Ok(None),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Whether another request waits already.
+    pub(super) fn has_more(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut polled, Some(&at_once)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
+    }
+
+    /// Asks the kernel to send again what a process that is gone had received and not answered
+    /// (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    #[expect(dead_code)]
+    pub(super) fn resend(&self) -> Result<(), Errno> {
+        const NOTIFY_RESEND: i32 = 7;
+        let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: NOTIFY_RESEND, unique: 0 };
+        rustix::io::write(&self.0, notification.as_bytes()).map(drop)
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The answer that is owed for one request. Dropped without one, it answers EIO, so that nobody waits
+/// for a handler that has panicked.
+#[derive(Debug)]
+pub(super) struct Reply {
+    device: Arc<Device>,
+    unique: u64,
+    /// Set when the process that waits has been interrupted.
+    interrupted: Arc<AtomicBool>,
+    sent: bool,
+}
+
+impl Reply {
+    pub(super) fn new(device: &Arc<Device>, unique: u64) -> Self {
+        Self { device: Arc::clone(device), unique, interrupted: Arc::default(), sent: false }
+    }
+
+    /// The kernel's number for the request.
+    pub(super) fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// To be set when the reply's waiting is given up because of a signal: it is then EINTR.
+    pub(super) fn interrupted(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
+    pub(super) fn ok(mut self) {
+        self.send(0, &[]);
+    }
+
+    pub(super) fn bytes(mut self, payload: &[u8]) {
+        self.send(0, payload);
+    }
+
+    pub(super) fn error(mut self, errno: Errno) {
+        self.send(-errno.raw_os_error(), &[]);
+    }
+
+    fn send(&mut self, error: i32, payload: &[u8]) {
+        self.sent = true;
+        let len = (size_of::<OutHeader>() + payload.len()) as u32;
+        let header = OutHeader { len, error, unique: self.unique };
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(payload)];
+        match rustix::io::writev(&self.device, &parts) {
+            // ENOENT: whoever asked has gone; ENODEV: so has the mount.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(errno) => tracing::warn!(%errno, "the kernel did not take an answer"),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.sent {
+            let errno = if self.interrupted.load(Ordering::Acquire) { Errno::INTR } else { Errno::IO };
+            self.send(-errno.raw_os_error(), &[]);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A process that waits for a registry that does not answer can be interrupted.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::{Child, Command, Stdio};
+
+use peelfs::digest::Digest;
+use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
+use peelfs::loopback::registry::{Catalog, Registry};
+use peelfs::loopback::tar::Entry;
+use rustix::process::{Pid, Signal, kill_process};
+use support::sandbox::{Sandbox, cannot_mount};
+
+const READERS: usize = 8;
+const ROUNDS: usize = 4;
+
+/// A registry with one image of one layer, and that layer's blob.
+fn registry() -> (Registry, Digest) {
+    let filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let layer = LayerBuilder::new().entry(Entry::file("file", filler)).packing(Packing::GZIP);
+    let image = ImageBuilder::new().layer(layer).build();
+    let blob = image.layers()[0].digest.clone();
+    (Registry::start(Catalog::new().image("app", "1", &image)).unwrap(), blob)
+}
+
+/// Lets requests for a blob hang until the gate opens.
+fn hang(registry: &Registry, blob: Digest) -> Gate {
+    let gate = Gate::new();
+    registry.faults().add(Rule::new(Target::Blob(blob), Fault::Stall { after: 0, gate: gate.clone() }));
+    gate
+}
+
+/// Interrupts each of `children`, which all wait, and sees how they end. A child that cannot be
+/// interrupted would never end.
+fn interrupt(children: Vec<Child>, signal: Signal) {
+    for child in &children {
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+    for mut child in children {
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal.as_raw()));
+    }
+}
+
+fn start(program: &str, argument: &std::path::Path) -> Child {
+    Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until every child waits for an answer of the kernel's file system.
+fn until_all_wait(children: &[Child]) {
+    for child in children {
+        let state = format!("/proc/{}/wchan", child.id());
+        while !std::fs::read_to_string(&state).is_ok_and(|at| WAITS.contains(&at.as_str())) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Where a process sleeps that waits for an answer to a FUSE request, or for a page, or behind another
+/// one that does.
+const WAITS: [&str; 6] = [
+    "request_wait_answer",
+    "folio_wait_bit_common",
+    "__fuse_simple_request",
+    "d_alloc_parallel",
+    "fuse_lock_inode",
+    "folio_wait_bit",
+];
+
+#[test]
+fn readers_of_content_that_does_not_come_end_when_they_are_interrupted() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, (registry, blob)) = (Sandbox::new(), registry());
+    let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
+    at.unmount();
+    sandbox.drop_content();
+    let gate = hang(&registry, blob);
+    let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        for _ in 0..ROUNDS {
+            let readers: Vec<_> = (0..READERS).map(|_| start("cat", &at.join("file"))).collect();
+            until_all_wait(&readers);
+            interrupt(readers, signal);
+        }
+    }
+    // Whoever asks when the registry is back is served.
+    registry.faults().clear();
+    gate.open();
+    assert!(start("cat", &at.join("file")).wait().unwrap().success());
+    at.unmount();
+}
+
+#[test]
+fn lookups_in_a_layer_that_does_not_come_end_when_they_are_interrupted() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, (registry, blob)) = (Sandbox::new(), registry());
+    let gate = hang(&registry, blob);
+    let at = sandbox.mount_point("mnt");
+    let output = at.try_mount(&registry.reference("app", "1"), &[]);
+    assert!(output.status.success(), "{output:?}");
+    for signal in [Signal::INT, Signal::KILL] {
+        for round in 0..ROUNDS {
+            let lookups: Vec<_> =
+                (0..READERS).map(|number| start("stat", &at.join(&format!("file-{round}-{number}")))).collect();
+            until_all_wait(&lookups);
+            interrupt(lookups, signal);
+            let listing = vec![start("ls", &at.path)];
+            until_all_wait(&listing);
+            interrupt(listing, signal);
+        }
+    }
+    registry.faults().clear();
+    gate.open();
+    assert!(start("stat", &at.join("file")).wait().unwrap().success());
+    at.unmount();
+}
