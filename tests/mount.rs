@@ -662,7 +662,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     let registry = serve(&small());
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
-    let at = sandbox.mount(&reference, "a");
+    let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
     signal(at.server(), rustix::process::Signal::KILL);
     wait_for(|| std::fs::metadata(&at.path).is_err());
     assert!(at.is_mounted());
@@ -671,7 +671,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     assert_eq!(std::fs::read(at.join("d/f")).unwrap(), b"content");
     at.unmount();
 
-    let at = sandbox.mount(&reference, "b");
+    let at = sandbox.mount_with(&reference, "b", &["--no-keeper"]);
     signal(at.server(), rustix::process::Signal::KILL);
     wait_for(|| std::fs::metadata(&at.path).is_err());
     at.unmount();

@@ -49,6 +49,8 @@ pub enum Command {
     Cache(CacheArgs),
     /// Show what is mounted and how far it is
     Status(StatusArgs),
+    /// Let this program serve mounts that an older one serves, without unmounting
+    Upgrade(UpgradeArgs),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(CompletionsArgs),
@@ -143,12 +145,18 @@ pub struct MountArgs {
     /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// Write the log here instead of into the cache directory
+    /// Write the log here instead of into the directory that `peelfs status` shows
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// Serve without the process that takes over when the serving one dies; for those who supervise it
+    #[arg(long)]
+    pub no_keeper: bool,
     /// Set by peelfs itself when it starts its background process.
     #[arg(long, hide = true)]
     pub background_child: bool,
+    /// Set by the keeper when it starts the process that serves.
+    #[arg(long, hide = true)]
+    pub kept: bool,
 }
 
 /// `peelfs umount`
@@ -161,6 +169,17 @@ pub struct UmountArgs {
     #[arg(short, long)]
     pub lazy: bool,
     /// Unmount all peelfs mounts
+    #[arg(long, conflicts_with = "at")]
+    pub all: bool,
+}
+
+/// `peelfs upgrade`
+#[derive(Debug, clap::Args)]
+pub struct UpgradeArgs {
+    /// Mount points
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    pub at: Vec<PathBuf>,
+    /// All peelfs mounts of this user
     #[arg(long, conflicts_with = "at")]
     pub all: bool,
 }

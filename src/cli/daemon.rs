@@ -102,9 +102,7 @@ impl Parent {
 
     /// Lets go of the parent's terminal and directory: from here on, talk goes to `log`.
     pub(super) fn let_go(&mut self, log: &Path) -> std::io::Result<()> {
-        if !std::mem::replace(&mut self.listening, false) {
-            return Ok(());
-        }
+        self.listening = false;
         let null = std::fs::File::open("/dev/null")?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         rustix::stdio::dup2_stdin(&null)?;

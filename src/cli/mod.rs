@@ -9,7 +9,9 @@ mod cat;
 mod cp;
 mod daemon;
 mod extras;
+mod handover;
 mod inspect;
+mod keeper;
 mod log;
 mod ls;
 mod mount;
@@ -22,6 +24,7 @@ mod status;
 mod text;
 mod tree;
 mod umount;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -52,6 +55,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
     };

@@ -1,13 +1,17 @@
 //! `peelfs mount`
 
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{MountArgs, VerifyArg};
 use super::daemon::{self, Parent, Word};
+use super::handover::{Channel, Handover, KeptBy, Message};
+use super::keeper;
 use super::open::{self, Opened};
 use super::options;
 use super::progress::Bar;
@@ -19,80 +23,207 @@ use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
+    // Nobody serves a mount that is to be gone on with: it must not be looked at.
+    let kept = if args.kept { Some(Kept::listen(&args)?) } else { None };
+    if let Some(Kept { channel, by, handed: Some(handed) }) = kept {
+        return in_runtime(go_on(&args, &channel, by, *handed));
+    }
     kernel.source = args.image.reference.parse::<Reference>()?.to_string();
     let at = mount_point(&args.at)?;
     if !args.foreground && !args.background_child {
         return daemon::start(&mut Bar::new());
     }
     let mut parent = if args.background_child { Parent::leave_terminal() } else { Parent::none() };
-    let runtime = runtime()?;
-    let served = runtime.block_on(serve(&args, &at, &kernel, &mut parent));
-    // Fetches that hang must not hold up the end.
-    runtime.shutdown_background();
-    match served {
+    let done = if args.kept || args.no_keeper {
+        in_runtime(serve(&args, &at, &kernel, &mut parent, kept))
+    } else {
+        match keeper::keep(&at, args.background_child) {
+            // What there was to say has been said by the process that served.
+            Ok(code) if code != 0 => std::process::exit(code.into()),
+            kept => kept.map(drop),
+        }
+    };
+    match done {
         // The parent prints it; here nobody would read it.
         Err(report) if args.background_child => {
+            let code = report.code;
             parent.tell(&Word::Failed(report));
-            Ok(())
+            std::process::exit(code.number().into());
         }
         served => served,
     }
 }
 
+fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
+    let runtime = runtime()?;
+    let served = runtime.block_on(serving);
+    // Fetches that hang must not hold up the end.
+    runtime.shutdown_background();
+    served
+}
+
+/// What a keeper has told this process to do.
+struct Kept {
+    channel: Channel,
+    by: KeptBy,
+    /// The mount that a process before had served.
+    handed: Option<Box<Handed>>,
+}
+
+/// A mount to go on with, and its connection to the kernel.
+struct Handed {
+    handover: Handover,
+    connection: OwnedFd,
+}
+
+impl Kept {
+    /// Hears what the keeper wants, before any thread runs.
+    fn listen(args: &MountArgs) -> Result<Self, Report> {
+        let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
+        let channel = Channel::of_stdin().map_err(|_| failed())?;
+        match channel.receive().map_err(|_| failed())? {
+            Some((Message::Begin(by), _)) => Ok(Self { channel, by, handed: None }),
+            Some((Message::TakeOver(by, handover), Some(connection))) => {
+                // From the first word on: whoever started the mount is long gone.
+                if args.background_child
+                    && let Some(log) = &handover.log
+                {
+                    Parent::none().let_go(log).map_err(|error| log_error(log, &error))?;
+                }
+                let handed = Handed { handover: *handover, connection };
+                Ok(Self { channel, by, handed: Some(Box::new(handed)) })
+            }
+            _ => Err(failed()),
+        }
+    }
+}
+
+fn verify(args: &MountArgs) -> Verify {
+    match args.verify {
+        VerifyArg::Strict => Verify::BeforeShowing,
+        VerifyArg::Behind => Verify::Behind,
+    }
+}
+
 /// Mounts and serves until somebody unmounts.
-async fn serve(args: &MountArgs, at: &Path, kernel: &MountOptions, parent: &mut Parent) -> Result<(), Report> {
+async fn serve(
+    args: &MountArgs,
+    at: &Path,
+    kernel: &MountOptions,
+    parent: &mut Parent,
+    kept: Option<Kept>,
+) -> Result<(), Report> {
     let mut ends = Ends::new()?;
     let opened = tokio::select! {
         opened = open::open(&args.image) => opened?,
-        () = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
+        _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
     };
-    let verify = match args.verify {
-        VerifyArg::Strict => Verify::BeforeShowing,
-        VerifyArg::Behind => Verify::Behind,
-    };
-    let fs = opened.files(Eagerness::Background, verify);
+    let fs = opened.files(Eagerness::Background, verify(args));
     let mounted = fuse::mount(Arc::clone(&fs), at, kernel)?;
     let place = mounted.place();
+    let mut own = mount_state(at, &opened);
+    own.keeper = kept.as_ref().map(|kept| kept.by.clone());
+    let connection = kept.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
     let served = tokio::task::spawn_blocking(move || mounted.wait());
-    let begun = begin(args, at, &opened, &fs, parent, &mut ends).await;
-    let published = match begun {
+    let begun = begin(args, own, &opened, &fs, parent, &mut ends).await;
+    let (published, own) = match begun {
         Ok(published) => published,
         Err(report) => {
             end(&place);
             return Err(report);
         }
     };
+    if let (Some(Kept { channel, .. }), Some(connection)) = (&kept, connection) {
+        let handover = Handover {
+            place: place.clone(),
+            root: opened.plan.root.digest.clone(),
+            manifest: opened.plan.manifest.digest.clone(),
+            log: own.log,
+            since: own.since,
+            takeovers: 0,
+            ended: None,
+        };
+        tell_keeper(channel, handover, Some(connection.as_fd()));
+    }
     wait_for_end(served, &place, &mut ends).await;
     drop(published);
     Ok(())
 }
 
+/// Goes on with a mount that another process has served.
+async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) -> Result<(), Report> {
+    let Handed { handover, connection } = handed;
+    let mut ends = Ends::new()?;
+    let opened = open::open_pinned(&args.image, &handover.root).await?;
+    if opened.plan.manifest.digest != handover.manifest {
+        let message = format!("{} is not what was mounted: it names another manifest now", opened.reference);
+        return Err(Report::new(Code::Verification, message));
+    }
+    let fs = opened.files(Eagerness::Background, verify(args));
+    let prepared = channel.send(&Message::Prepared, None).and_then(|()| channel.receive());
+    if !matches!(prepared, Ok(Some((Message::Go, _)))) {
+        return Err(Report::new(Code::Failure, "the keeper is gone"));
+    }
+    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone())?;
+    let place = mounted.place();
+    let served = tokio::task::spawn_blocking(move || mounted.wait());
+    if let Some(how) = &handover.ended {
+        tracing::warn!(
+            how,
+            takeovers = handover.takeovers,
+            "the process that served this mount died; going on with it"
+        );
+    }
+    let mut own = mount_state(place.at(), &opened);
+    own.log.clone_from(&handover.log);
+    (own.keeper, own.since, own.takeovers) = (Some(by), handover.since, handover.takeovers);
+    // The mount matters more than that it can be asked.
+    let published = state::publish(own, fs, opened.registry.clone())
+        .map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount"));
+    tell_keeper(channel, handover, None);
+    wait_for_end(served, &place, &mut ends).await;
+    drop(published);
+    Ok(())
+}
+
+fn mount_state(at: &Path, opened: &Opened) -> MountState {
+    let manifest = opened.plan.manifest.digest.to_string();
+    MountState::of_this_process(at, opened.reference.to_string(), manifest, opened.store.root())
+}
+
+fn tell_keeper(channel: &Channel, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+    if let Err(error) = channel.send(&Message::Serving(Box::new(handover)), connection) {
+        tracing::warn!(%error, "the keeper is gone; nobody goes on with this mount if this process dies");
+    }
+}
+
 /// What lies between the mount and the moment at which the user's command returns.
 async fn begin(
     args: &MountArgs,
-    at: &Path,
+    mut own: MountState,
     opened: &Opened,
     fs: &Arc<ImageFs>,
     parent: &mut Parent,
     ends: &mut Ends,
-) -> Result<Published, Report> {
-    let cache = opened.store.root();
-    let manifest = opened.plan.manifest.digest.to_string();
-    let mut own = MountState::of_this_process(at, opened.reference.to_string(), manifest, cache);
+) -> Result<(Published, MountState), Report> {
     let log = log_file(args, own.pid)?;
     own.log = args.background_child.then(|| log.clone());
-    let published = state::publish(own, Arc::clone(fs), opened.registry.clone())?;
+    let published = state::publish(own.clone(), Arc::clone(fs), opened.registry.clone())?;
     if args.wait {
         tokio::select! {
             known = all_known(fs, parent) => known?,
-            () = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before every layer was verified")),
+            _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before every layer was verified")),
         }
     }
     parent.tell(&Word::Ready);
-    parent
-        .let_go(&log)
-        .map_err(|error| Report::new(Code::Failure, format!("cannot write the log `{}`: {error}", log.display())))?;
-    Ok(published)
+    if args.background_child {
+        parent.let_go(&log).map_err(|error| log_error(&log, &error))?;
+    }
+    Ok((published, own))
+}
+
+fn log_error(log: &Path, error: &std::io::Error) -> Report {
+    Report::new(Code::Failure, format!("cannot write the log `{}`: {error}", log.display()))
 }
 
 /// Serves until somebody unmounts, or a signal does: the first one frees the path and lets open files
@@ -101,11 +232,11 @@ async fn wait_for_end(served: tokio::task::JoinHandle<std::io::Result<()>>, plac
     tokio::pin!(served);
     tokio::select! {
         _ = &mut served => return,
-        () = ends.wait() => end(place),
+        _ = ends.wait() => end(place),
     }
     tokio::select! {
         _ = &mut served => {}
-        () = ends.wait() => {}
+        _ = ends.wait() => {}
     }
 }
 
@@ -190,14 +321,14 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
 }
 
 /// The signals that end a mount.
-struct Ends {
+pub(super) struct Ends {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
 }
 
 impl Ends {
-    fn new() -> Result<Self, Report> {
+    pub(super) fn new() -> Result<Self, Report> {
         let listen = |kind| {
             signal(kind).map_err(|error| Report::new(Code::Failure, format!("cannot listen to signals: {error}")))
         };
@@ -208,11 +339,12 @@ impl Ends {
         })
     }
 
-    async fn wait(&mut self) {
+    /// Waits for the next one.
+    pub(super) async fn wait(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hang_up.recv() => Signal::HUP,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
 use super::report::Report;
+use crate::digest::Digest;
 use crate::image::{self, Eagerness, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
@@ -31,7 +32,15 @@ impl Opened {
 
 /// Resolves the image that `args` names.
 pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
-    let reference: Reference = args.reference.parse()?;
+    resolve(args.reference.parse()?, args).await
+}
+
+/// Resolves what `args` named when it was `root`.
+pub(super) async fn open_pinned(args: &ImageArgs, root: &Digest) -> Result<Opened, Report> {
+    resolve(args.reference.parse::<Reference>()?.pinned(root), args).await
+}
+
+async fn resolve(reference: Reference, args: &ImageArgs) -> Result<Opened, Report> {
     for note in reference.notes() {
         eprintln!("note: {note}");
     }

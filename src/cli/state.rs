@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 
+use super::handover::KeptBy;
 use super::open;
 use super::report::{Code, Report};
 use crate::image::{ImageFs, LayerStatus};
@@ -37,6 +38,12 @@ pub(super) struct MountState {
     pub(super) log: Option<PathBuf>,
     /// The cache it uses.
     pub(super) cache: PathBuf,
+    /// The process that starts another one when this one dies, and where to ask it for an upgrade.
+    #[serde(default)]
+    pub(super) keeper: Option<KeptBy>,
+    /// How often another process has gone on with the mount.
+    #[serde(default)]
+    pub(super) takeovers: u32,
     /// Where to ask how it is.
     socket: PathBuf,
 }
@@ -68,17 +75,25 @@ pub(super) fn directory() -> Result<PathBuf, Report> {
     }
 }
 
+/// [`directory`], made if it is not there.
+pub(super) fn make_directory() -> Result<PathBuf, Report> {
+    let directory = directory()?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
+        Report::new(Code::Failure, format!("cannot make the directory `{}`: {error}", directory.display()))
+    })?;
+    Ok(directory)
+}
+
 /// Tells of a mount, and answers those who ask, until dropped.
 pub(super) fn publish(
     mut state: MountState,
     fs: Arc<ImageFs>,
     registry: Option<Arc<RegistrySource>>,
 ) -> Result<Published, Report> {
-    let directory = directory()?;
+    let directory = make_directory()?;
     let failed = |what: &Path, error: std::io::Error| {
         Report::new(Code::Failure, format!("cannot write `{}`: {error}", what.display()))
     };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|e| failed(&directory, e))?;
     let name = format!("{}-{}", state.pid, serial());
     let published =
         Published { file: directory.join(format!("{name}.json")), socket: directory.join(format!("{name}.sock")) };
@@ -108,6 +123,8 @@ impl MountState {
             since: since.as_secs(),
             log: None,
             cache: cache.to_owned(),
+            keeper: None,
+            takeovers: 0,
             socket: PathBuf::new(),
         }
     }
@@ -127,8 +144,16 @@ pub(super) fn all(directory: &Path) -> Vec<MountState> {
     let mut states = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => {}
+            Some("keeper") => {
+                let pid = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+                if !pid.is_some_and(is_running) {
+                    let _ = std::fs::remove_file(&path);
+                }
+                continue;
+            }
+            _ => continue,
         }
         let Ok(text) = std::fs::read(&path) else { continue };
         match serde_json::from_slice::<MountState>(&text) {

@@ -76,6 +76,9 @@ impl<'a> Known<'a> {
             }
             None => line("process", "of another session or user".to_owned()),
         }
+        if let Some(times) = self.state.map(|state| state.takeovers).filter(|times| *times > 0) {
+            line("restarted", text::count(times.into(), "time"));
+        }
         if let Some(health) = &self.health {
             let ready = health.layers.iter().filter(|layer| layer["state"] == "ready").count();
             line("layers", format!("{ready} of {} ready", health.layers.len()));
@@ -100,6 +103,8 @@ impl<'a> Known<'a> {
             served: self.served,
             manifest: self.state.map(|state| state.manifest.as_str()),
             pid: self.state.map(|state| state.pid),
+            keeper: self.state.and_then(|state| state.keeper.as_ref()).map(|keeper| keeper.pid),
+            takeovers: self.state.map(|state| state.takeovers),
             since: self.state.map(|state| state.since),
             log: self.state.and_then(|state| state.log.as_ref()).map(|log| log.to_string_lossy().into_owned()),
             cache: self.state.map(|state| state.cache.to_string_lossy().into_owned()),
@@ -118,6 +123,11 @@ struct Line<'a> {
     manifest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
+    /// The process that starts another one when this one dies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keeper: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    takeovers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -45,7 +45,6 @@ impl Device {
 
     /// Asks the kernel to send again what a process that is gone had received and not answered
     /// (`FUSE_NOTIFY_RESEND`, Linux 6.9).
-    #[expect(dead_code)]
     pub(super) fn resend(&self) -> Result<(), Errno> {
         const NOTIFY_RESEND: i32 = 7;
         let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: NOTIFY_RESEND, unique: 0 };

@@ -25,7 +25,7 @@ use futures_util::FutureExt as _;
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, unmount};
+pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, take_over, unmount};
 
 use crate::image::{FsError, ImageFs, NotNow, Now};
 use crate::layer::Kind;

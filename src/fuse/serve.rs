@@ -51,10 +51,13 @@ impl Service {
     /// # Errors
     /// What ended the service, if not an unmount.
     pub(super) fn wait(self) -> io::Result<()> {
-        self.0.into_iter().fold(Ok(()), |outcome, thread| {
+        let mut outcome = Ok(());
+        for thread in self.0 {
             let panicked = |_| Err(io::Error::other("a thread that serves the mount panicked"));
-            outcome.and(thread.join().unwrap_or_else(panicked))
-        })
+            let ended = thread.join().unwrap_or_else(panicked);
+            outcome = outcome.and(ended);
+        }
+        outcome
     }
 }
 

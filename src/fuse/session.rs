@@ -1,14 +1,16 @@
 //! Mounting and unmounting.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
+use serde::{Deserialize, Serialize};
 
 use super::device::Device;
 use super::serve::{Handler, Service};
@@ -48,12 +50,14 @@ pub enum MountError {
 pub struct Mounted {
     service: Service,
     place: MountPlace,
-    /// Unmounts when dropped.
-    _session: Session<Terms>,
+    device: Arc<Device>,
+    can_be_taken_over: bool,
+    /// Unmounts when dropped; not there in a process that has taken the mount over.
+    _session: Option<Session<Terms>>,
 }
 
 /// Where an image is mounted: the path, and the kernel's number for this very mount.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MountPlace {
     at: PathBuf,
     device: Option<String>,
@@ -119,7 +123,8 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
             config.mount_options.push(option);
         }
     }
-    let session = Session::new(Terms, at, &config).map_err(refused)?;
+    let resends = Arc::new(AtomicBool::new(false));
+    let session = Session::new(Terms { resends: Arc::clone(&resends) }, at, &config).map_err(refused)?;
     let device = mounts::at(at).map(|mount| mount.device);
     if let Some(device) = &device {
         raise_read_ahead(device);
@@ -128,11 +133,34 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
     let adapter: Arc<dyn Handler> = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
     let service = Service::start(&device, &adapter).map_err(refused)?;
-    Ok(Mounted { service, place, _session: session })
+    let can_be_taken_over = resends.load(Ordering::Acquire);
+    Ok(Mounted { service, place, device, can_be_taken_over, _session: Some(session) })
+}
+
+/// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
+/// must show the same image. Requests which that process had not answered are answered now; whoever
+/// waits notices nothing.
+///
+/// # Errors
+/// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
+pub fn take_over(connection: OwnedFd, fs: Arc<ImageFs>, place: MountPlace) -> Result<Mounted, MountError> {
+    let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
+    let device = Arc::new(Device::new(connection));
+    let adapter: Arc<dyn Handler> = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let service = Service::start(&device, &adapter).map_err(refused)?;
+    match device.resend() {
+        // Unmounted meanwhile; the service finds out, too.
+        Ok(()) | Err(Errno::NODEV) => {}
+        Err(errno) => return Err(refused(errno.into())),
+    }
+    Ok(Mounted { service, place, device, can_be_taken_over: true, _session: None })
 }
 
 /// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.
-struct Terms;
+struct Terms {
+    /// Set when the kernel can send again what a process that is gone has left unanswered.
+    resends: Arc<AtomicBool>,
+}
 
 impl Filesystem for Terms {
     fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -149,6 +177,7 @@ impl Filesystem for Terms {
                 tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");
             }
         }
+        self.resends.store(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND), Ordering::Release);
         // How many read-aheads may wait at once. Both values are within the kernel's own bounds.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(wire::MAX_WRITE);
@@ -162,6 +191,11 @@ impl Mounted {
         self.place.clone()
     }
 
+    /// The connection to the kernel, if another process could go on with it ([`take_over`]).
+    pub fn connection(&self) -> Option<BorrowedFd<'_>> {
+        self.can_be_taken_over.then(|| self.device.as_fd())
+    }
+
     /// Serves, blocking this thread, until the image is unmounted and its last file is closed.
     ///
     /// # Errors
@@ -172,6 +206,11 @@ impl Mounted {
 }
 
 impl MountPlace {
+    /// The mount point.
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
     /// Takes the mount away, if it still is there; somebody else's on the same path is left alone.
     ///
     /// # Errors

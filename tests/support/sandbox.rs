@@ -104,8 +104,13 @@ impl Sandbox {
 
     /// Mounts in the background; every layer is verified when this returns.
     pub fn mount(&self, reference: &str, name: &str) -> MountPoint<'_> {
+        self.mount_with(reference, name, &[])
+    }
+
+    /// As [`Sandbox::mount`], with more options.
+    pub fn mount_with(&self, reference: &str, name: &str, more: &[&str]) -> MountPoint<'_> {
         let at = self.mount_point(name);
-        let output = at.try_mount(reference, &["--wait"]);
+        let output = at.try_mount(reference, &[&["--wait"], more].concat());
         assert!(output.status.success(), "mount: {}", said(&output));
         at
     }
@@ -149,18 +154,28 @@ impl MountPoint<'_> {
 
     /// The process that serves this mount.
     pub fn server(&self) -> i32 {
+        self.state().unwrap_or_else(|| panic!("no process serves {}", self.path.display()))["pid"].as_i64().unwrap()
+            as i32
+    }
+
+    /// What a living process tells of this mount, if one does.
+    pub fn state(&self) -> Option<serde_json::Value> {
         let run = self.sandbox.path().join("run/peelfs");
         for entry in std::fs::read_dir(run).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let state: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-            if state["at"] == *self.path.to_str().unwrap() {
-                return state["pid"].as_i64().unwrap() as i32;
+            // It may just be written, or removed.
+            let Ok(text) = std::fs::read(path) else { continue };
+            let Ok(state) = serde_json::from_slice::<serde_json::Value>(&text) else { continue };
+            let alive = std::fs::read_to_string(format!("/proc/{}/stat", state["pid"]))
+                .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with(['Z', 'X']));
+            if alive && state["at"] == *self.path.to_str().unwrap() {
+                return Some(state);
             }
         }
-        panic!("no process serves {}", self.path.display());
+        None
     }
 }
 

@@ -1,0 +1,195 @@
+//! What the [keeper](super::keeper) and the process that serves the mount say to each other.
+//!
+//! Over a pair of sockets whose one end is the serving process' stdin, in messages of JSON, of which
+//! some carry the connection to the kernel.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::fuse::MountPlace;
+
+/// What is said.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Message {
+    /// To a new process: mount.
+    Begin(KeptBy),
+    /// To a new process, with the connection: get ready to go on with this mount.
+    TakeOver(KeptBy, Box<Handover>),
+    /// From it: ready. It does not serve yet.
+    Prepared,
+    /// To it: the process before is gone; serve.
+    Go,
+    /// From the process that serves, at the first time with the connection: this is how another one could
+    /// go on.
+    Serving(Box<Handover>),
+}
+
+/// Who keeps the connection.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct KeptBy {
+    /// The keeper's process.
+    pub(super) pid: u32,
+    /// Where it can be asked for an upgrade.
+    pub(super) socket: PathBuf,
+}
+
+/// What a process needs to go on with a mount, besides the command line and the connection.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Handover {
+    /// Where it is mounted.
+    pub(super) place: MountPlace,
+    /// What the reference named when it was mounted.
+    pub(super) root: Digest,
+    /// The manifest that was chosen there.
+    pub(super) manifest: Digest,
+    /// Where the log is written; none in the foreground.
+    pub(super) log: Option<PathBuf>,
+    /// Seconds since 1970 at which it was mounted.
+    pub(super) since: u64,
+    /// How often another process has gone on with it.
+    pub(super) takeovers: u32,
+    /// How the process before ended.
+    pub(super) ended: Option<String>,
+}
+
+/// One end. Whole messages travel over it, whatever the type of the stream says.
+#[derive(Debug)]
+pub(super) struct Channel(UnixStream);
+
+impl Channel {
+    /// This end, and the other one's descriptor.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (own, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self(own.into()), other))
+    }
+
+    /// The end that a keeper has given to this process as stdin, which is empty from here on.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn of_stdin() -> io::Result<Self> {
+        let own = io::stdin().as_fd().try_clone_to_owned()?;
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        Ok(Self(own.into()))
+    }
+
+    /// # Errors
+    /// [`io::Error`], as when the other end is gone.
+    pub(super) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let text = serde_json::to_vec(message)?;
+        let connections = connection.as_slice();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !connections.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(connections));
+        }
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// The next message; `None` when the other end is gone.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        let mut text = vec![0; LARGEST_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let parts = &mut [IoSliceMut::new(&mut text)];
+            match rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                // Killed while it had not read everything.
+                Err(Errno::CONNRESET) => return Ok(None),
+                received => break received?,
+            }
+        };
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        let connection = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut connections) => connections.next(),
+            _ => None,
+        });
+        Ok(Some((serde_json::from_slice(&text[..received.bytes])?, connection)))
+    }
+}
+
+/// A [`Channel`] on which waiting lets other things happen.
+#[derive(Debug)]
+pub(super) struct AsyncChannel {
+    channel: Channel,
+    ready: tokio::net::UnixStream,
+}
+
+impl AsyncChannel {
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn new(channel: Channel) -> io::Result<Self> {
+        channel.0.set_nonblocking(true)?;
+        let ready = tokio::net::UnixStream::from_std(channel.0.try_clone()?)?;
+        Ok(Self { channel, ready })
+    }
+
+    /// # Errors
+    /// [`io::Error`], as when the other end is gone.
+    pub(super) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.channel.send(message, connection)
+    }
+
+    /// The next message; `None` when the other end is gone.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) async fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        self.ready.async_io(tokio::io::Interest::READABLE, || self.channel.receive()).await
+    }
+}
+
+/// Two paths of 4 KiB, each byte of them escaped, and a little more.
+const LARGEST_MESSAGE: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_message_carries_a_connection_and_the_end_is_seen() {
+        let (own, other) = Channel::pair().unwrap();
+        let other = Channel(other.into());
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        own.send(&Message::Prepared, Some(writer.as_fd())).unwrap();
+        own.send(&Message::Go, None).unwrap();
+        writer.write_all(b"a").unwrap();
+        drop(writer);
+        drop(own);
+
+        let (message, connection) = other.receive().unwrap().unwrap();
+        assert!(matches!(message, Message::Prepared));
+        std::fs::File::from(connection.unwrap()).write_all(b"b").unwrap();
+        assert!(matches!(other.receive().unwrap().unwrap(), (Message::Go, None)));
+        assert!(other.receive().unwrap().is_none());
+        let mut came = String::new();
+        reader.read_to_string(&mut came).unwrap();
+        assert_eq!(came, "ab");
+    }
+}

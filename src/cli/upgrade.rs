@@ -1,0 +1,73 @@
+//! `peelfs upgrade`: lets this very program serve mounts that another one serves.
+
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::args::UpgradeArgs;
+use super::keeper::{Upgrade, Upgraded};
+use super::report::{Code, Report};
+use super::state::{self, MountState};
+use super::umount;
+
+pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
+    let states = state::all(&state::directory()?);
+    let chosen: Vec<&MountState> = if args.all {
+        states.iter().collect()
+    } else {
+        args.at.iter().map(|typed| served_at(typed, &states)).collect::<Result<_, _>>()?
+    };
+    let mut failed = None;
+    for state in chosen {
+        match upgrade(state) {
+            Ok((pid, pause)) => {
+                println!("{}: served by process {pid} now, after a pause of {pause:.1?}", state.at.display());
+            }
+            // The others are upgraded all the same.
+            Err(report) => failed = failed.or(Some(report)),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn served_at<'a>(typed: &std::path::Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {
+    let at = umount::target(typed)?;
+    states.iter().rev().find(|state| state.at == at).ok_or_else(|| {
+        Report::new(Code::NotFound, format!("`{}` is served for another user or session", at.display()))
+            .hint("run `peelfs upgrade` as the user who mounted it")
+    })
+}
+
+/// Asks a mount's keeper; returns the process that serves now, and for how long none did.
+fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
+    let shown = state.at.display();
+    let Some(keeper) = &state.keeper else {
+        return Err(Report::new(Code::Failure, format!("cannot upgrade `{shown}`: it was mounted with `--no-keeper`"))
+            .hint("unmount it and mount it again"));
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        Report::new(Code::Failure, format!("cannot upgrade `{shown}`: {why}"))
+            .hint("it is served as before; `peelfs status` shows its log")
+    };
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let asked = serde_json::to_vec(&Upgrade { program }).map_err(|error| failed(&error))?;
+    let answer = UnixStream::connect(&keeper.socket).and_then(|mut stream| {
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        stream.write_all(&asked)?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_AT_MOST).read_to_end(&mut answer)?;
+        Ok(answer)
+    });
+    let answer = answer.map_err(|error| failed(&format!("its keeper does not answer: {error}")))?;
+    match serde_json::from_slice(&answer) {
+        Ok(Upgraded::Done { pid, pause_us }) => Ok((pid, Duration::from_micros(pause_us))),
+        Ok(Upgraded::Refused(why)) => Err(failed(&why)),
+        Err(_) => Err(failed(&"its keeper said something else")),
+    }
+}
+
+/// Longer than the keeper waits for a process to get ready.
+const ANSWER_WITHIN: Duration = Duration::from_secs(130);
+const ANSWER_AT_MOST: u64 = 64 << 10;
