@@ -128,8 +128,13 @@ impl Keeper {
                 Event::Ended(status) if died(status) => {
                     soon_dead = if server.began.elapsed() < SOON { soon_dead + 1 } else { 0 };
                     if soon_dead > SOON_DEAD_AT_MOST {
-                        tracing::error!("the serving process dies again and again; giving the mount up");
-                        return self.give_up();
+                        // Who kills it may have reasons that pass, as when memory is short; what it dies of by
+                        // itself is most likely a request that is sent again to each next one.
+                        if status.signal() != Some(Signal::KILL.as_raw()) {
+                            tracing::error!("the serving process dies again and again; giving the mount up");
+                            return self.give_up();
+                        }
+                        tokio::time::sleep(BREATH).await;
                     }
                     match self.go_on(died_of(status)).await? {
                         Some(next) => server = next,
@@ -288,8 +293,9 @@ fn code(status: ExitStatus) -> u8 {
 const PANICKED: i32 = 101;
 /// A process that lives shorter than this has died soon.
 const SOON: Duration = Duration::from_millis(200);
-/// How many in a row may die soon: a request that kills whoever answers it is sent again to the next.
+/// How many in a row may die soon before the keeper gives up or at least takes a breath.
 const SOON_DEAD_AT_MOST: u32 = 10;
+const BREATH: Duration = Duration::from_millis(50);
 const OWN_PROGRAM: &str = "/proc/self/exe";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
