@@ -1,0 +1,87 @@
+# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# Everything is on this machine: peelfs beside kernel overlayfs over the unpacked layers. Sourced by run.sh.
+
+SMALL_FILE=65536
+LARGE_FILE=1048576
+RANDOM_READS=200000
+
+# one_task TASK DIR: $took
+one_task() {
+  case $1 in
+    find) timed_silently find "$2" ;;
+    stat) timed_silently find "$2" -newer / ;;
+    ls-lR) timed_silently ls -lR "$2" ;;
+    small) took=$("$examples/walk_bench" --up-to $SMALL_FILE "$2" | jq .seconds) ;;
+    random) took=$("$examples/walk_bench" --from $LARGE_FILE --random $RANDOM_READS "$2" | jq .seconds) ;;
+    sequential) took=$("$examples/walk_bench" --from $LARGE_FILE "$2" | jq .seconds) ;;
+    # GNU tar reads no file when it sees that it writes to /dev/null.
+    tar) timed_silently tar_to_nowhere "$2" ;;
+    import) timed_silently inside "$2" python3 -c 'import numpy, pandas' ;;
+  esac
+}
+tar_to_nowhere() { tar -C "$1" -cf - . | cat; }
+
+# side_by_side PART IMAGE PREPARE TASK...: both mounted, each task in turn; PREPARE SUBJECT IMAGE comes before each
+side_by_side() {
+  local part=$1 image=$2 prepare=$3 run task subject
+  shift 3
+  fresh
+  unpacked "$image"
+  mount_peelfs "$registry/$image:latest" --wait
+  local -A at=([peelfs]=$dir/mnt [overlayfs]=$merged)
+  same_names "$dir/mnt" "$merged"
+  # Round 0 warms up.
+  for ((run = 0; run <= $(short_runs); run++)); do
+    for task in "$@"; do
+      for subject in $(in_turn "$run" peelfs overlayfs); do
+        "$prepare" "$subject" "$image"
+        one_task "$task" "${at[$subject]}"
+        [ "$run" = 0 ] || sample "$part, $image, $task" "$subject" s "$took"
+      done
+    done
+  done
+  umount_peelfs
+}
+
+# Two trees that are compared must be the same tree.
+same_names() {
+  cmp <(cd "$1" && find . -printf '%P %y %m %U:%G %l\n' | sort) <(cd "$2" && find . -printf '%P %y %m %U:%G %l\n' | sort) ||
+    die "$1 and $2 do not show the same"
+}
+
+measure_warm() {
+  side_by_side warm node : find stat ls-lR small
+  # In node nearly every file is small.
+  side_by_side warm python : find stat ls-lR small random sequential import
+}
+
+# A mount that nobody has used, of content that is in the page cache: as kept by peelfs, as unpacked.
+measure_fresh() {
+  side_by_side fresh node mount_again small
+  side_by_side fresh python mount_again small sequential import
+}
+mount_again() {
+  case $1 in
+    peelfs)
+      umount_peelfs
+      mount_peelfs "$registry/$2:latest"
+      find "$dir/cache" -type f -exec cat {} + > /dev/null
+      ;;
+    overlayfs)
+      umount "$merged"
+      mount_overlay "$2"
+      ;;
+  esac
+}
+
+# The same, but nothing is in the page cache.
+measure_uncached() {
+  side_by_side uncached node forget find small tar
+  side_by_side uncached python forget find small sequential tar import
+}
+forget() {
+  mount_again "$@"
+  drop_caches
+  # Programs are not what is measured.
+  cat "$examples/walk_bench" "$(command -v tar)" "$(command -v find)" > /dev/null
+}
