@@ -1,4 +1,4 @@
-# What can be done here; `make` alone says so. Variables: PREFIX, DESTDIR, CARGO, CARGO_TARGET_DIR.
+# What can be done here; `make` alone says so. Variables: PREFIX, DESTDIR, CARGO, CARGO_TARGET_DIR, BENCH.
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -12,7 +12,7 @@ help:
 	@echo 'make test      install what the tests need, then run all of them'
 	@echo 'make build     build $(TARGET)/release/peelfs'
 	@echo 'make install   install the program and its manual pages below PREFIX ($(PREFIX))'
-	@echo 'make bench     measure, against other tools where they are installed'
+	@echo 'make bench     measure beside other tools and draw charts'
 	@echo 'make fuzz      fuzz each target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)'
 	@echo 'make clean     remove what was built'
 
@@ -44,8 +44,12 @@ fuzz:
 			-rss_limit_mb=2048 -timeout=20 -print_final_stats=1; \
 	done
 
+# Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
+BENCH ?=
 bench: needs
-	benches/run.sh
+	@scripts/need.sh podman:podman skopeo:skopeo umoci:umoci docker-registry:docker-registry curl:curl jq:jq \
+		python3:python3 pip3:python3-pip setfattr:attr gnuplot:gnuplot-nox mmdebstrap:mmdebstrap npm:npm
+	benches/run.sh $(BENCH)
 
 man: build
 	@mkdir -p $(TARGET)/man

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds the images that the benchmarks mount, out of Debian, PyPI and npm packages.
 #
-#     benches/corpus.sh DIR [IMAGE...]          IMAGE: base, python, node; all when none is named
+#     benches/corpus.sh DIR [IMAGE...]          IMAGE: base, python, node, server, ml; all when none is named
 #
 # Each becomes an OCI layout DIR/IMAGE with the tag `latest`; one that is there already is left alone,
 # and so is a finished layer in DIR/.layers. Layers are what layers in the wild are: the upper directory
 # of a kernel overlay mount in which a command ran, as one gzip member of level 6.
 #
-# Needs root, a network, and: mmdebstrap jq gzip tar getfattr setfattr python3 with pip, npm. About ten minutes.
+# Needs root, a network, and: mmdebstrap jq gzip tar getfattr setfattr python3 with pip, npm. About twenty minutes.
 set -euo pipefail
 
 PYTHON_PACKAGES=(numpy==1.26.4 scipy==1.13.1 pandas==2.2.2 requests==2.32.3 flask==3.0.3)
@@ -16,6 +16,11 @@ NODE_PACKAGES=(
   react@18.3.1 react-dom@18.3.1 date-fns@3.6.0 express@4.19.2 @babel/core@7.25.2 @babel/preset-env@7.25.3
   @mui/material@5.16.7 @mui/icons-material@5.16.7 @emotion/react@11.13.0 @emotion/styled@11.13.0
 )
+SERVER_PACKAGES=(nginx-light redis-server postgresql locales-all)
+ML_PACKAGES=(
+  tensorflow-cpu==2.21.0 scikit-learn==1.5.1 pyarrow==17.0.0 onnxruntime==1.19.2
+  opencv-python-headless==4.10.0.84
+)
 SUITE=bookworm
 EPOCH=1735689600
 CREATED=2025-01-01T00:00:00Z
@@ -23,7 +28,7 @@ SEARCH_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 out=${1:?usage: corpus.sh DIR [IMAGE...]}
 shift
-[ $# -gt 0 ] || set -- base python node
+[ $# -gt 0 ] || set -- base python node server ml
 mkdir -p "$out/.layers"
 out=$(cd "$out" && pwd)
 layers=$out/.layers
@@ -166,15 +171,19 @@ layer_base() {
 
 python_debian() { install_debian python3 python3-pip python3-venv; }
 
-python_packages() {
-  local platforms=()
+install_wheels() {
+  local tag platforms=()
   for tag in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux_2_5 manylinux1; do
     platforms+=(--platform "${tag}_$(uname -m)")
   done
   python3 -m pip download -q -d "$shared/wheels" --only-binary=:all: --implementation cp --python-version 311 \
-    "${platforms[@]}" "${PYTHON_PACKAGES[@]}"
+    "${platforms[@]}" "$@"
   in_root python3 -m pip install -q --break-system-packages --root-user-action=ignore --no-index \
-    --find-links=/run/host/wheels "${PYTHON_PACKAGES[@]}"
+    --find-links=/run/host/wheels "$@"
+}
+
+python_packages() {
+  install_wheels "${PYTHON_PACKAGES[@]}"
   mkdir -p "$root/opt/data/old"
   seq 1 2000 > "$root/opt/data/old/list"
 }
@@ -218,6 +227,24 @@ node_app() {
   mkdir -p "$root/srv/app/src"
   echo 'module.exports = require("lodash").chunk([1, 2, 3, 4], 2);' > "$root/srv/app/src/index.js"
   rm -rf "$root/srv/app/node_modules/date-fns/docs"
+}
+
+server_debian() { install_debian "${SERVER_PACKAGES[@]}"; }
+
+server_cleanup() {
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/postgresql/*/main "$root"/usr/share/doc/* "$root"/usr/share/man/*
+}
+
+server_app() {
+  mkdir -p "$root/srv/www"
+  echo '<h1>peel</h1>' > "$root/srv/www/index.html"
+}
+
+ml_packages() { install_wheels "${ML_PACKAGES[@]}"; }
+
+ml_app() {
+  mkdir -p "$root/app"
+  echo 'import tensorflow as tf; print(tf.reduce_sum(tf.ones((8, 8))).numpy())' > "$root/app/run.py"
 }
 
 # ------------------------------------------------------------------------------------------ images
@@ -278,6 +305,19 @@ build() {
       layer node-app "node-packages node-debian base" node_app
       image node "{$environment,\"Cmd\":[\"node\",\"src/index.js\"],\"WorkingDir\":\"/srv/app\"}" \
         base node-debian node-packages node-app
+      ;;
+    server)
+      layer server-debian base server_debian
+      layer server-cleanup "server-debian base" server_cleanup
+      layer server-app "server-cleanup server-debian base" server_app
+      image server "{$environment,\"Cmd\":[\"nginx\",\"-g\",\"daemon off;\"]}" \
+        base server-debian server-cleanup server-app
+      ;;
+    ml)
+      layer python-debian base python_debian
+      layer ml-packages "python-debian base" ml_packages
+      layer ml-app "ml-packages python-debian base" ml_app
+      image ml "{$environment,\"Cmd\":[\"python3\",\"/app/run.py\"]}" base python-debian ml-packages ml-app
       ;;
     *)
       say "there is no image $1"

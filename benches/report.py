@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Medians, ratios and targets out of what run.sh measured, as a table in Markdown.
+"""Medians, ratios and targets out of what run.sh measured, as tables in Markdown.
 
-    benches/report.py SAMPLES.jsonl              prints it
-    benches/report.py --into FILE SAMPLES.jsonl  puts it between FILE's lines `<!-- figures -->` and `<!-- end -->`
+    benches/report.py SAMPLES.jsonl              prints them
+    benches/report.py --into FILE SAMPLES.jsonl  puts them between FILE's lines `<!-- figures -->` and `<!-- end -->`,
+                                                 with those charts that are in `img` beside FILE
     benches/report.py --json SAMPLES.jsonl       the same, one JSON object a row
 
-Rows of which nothing was measured are left out. Exit code 1 with --check when a target is not reached.
+Rows of which nothing was measured are left out. How many targets were reached goes to standard error.
 """
 import argparse
 import json
@@ -13,6 +14,7 @@ import statistics
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 IMAGES = ("python", "node", "server", "ml")
 LINKS = ("1000 Mbit/s + 1 ms", "200 Mbit/s + 20 ms", "50 Mbit/s + 80 ms")
@@ -136,15 +138,16 @@ def memory():
         yield Claim(f"index, {image}, checkpoints of decoded size", "peelfs", "value", None, "<= 1.5")
 
 
-CLAIMS = [
-    *(claim for link in LINKS for claim in never(link)),
-    *base(),
-    *whole_pass(),
-    *seen(),
-    *cold(),
-    *warm(),
-    *growth(),
-    *memory(),
+# Heading, chart, claims.
+PARTS = [
+    ("Never seen", "never.svg", [claim for link in LINKS for claim in never(link)]),
+    ("Base layers known", None, list(base())),
+    ("The pass", None, list(whole_pass())),
+    ("Seen before", None, list(seen())),
+    ("Index known, no content", "cold.svg", list(cold())),
+    ("Everything here", "warm.svg", list(warm())),
+    ("Growth", "growth.svg", list(growth())),
+    ("Memory and index", None, list(memory())),
 ]
 
 
@@ -153,19 +156,20 @@ def main():
     parser.add_argument("samples")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--into", metavar="FILE")
-    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     samples, units = read(args.samples)
-    rows = [row for claim in CLAIMS if (row := judge(samples, units, claim))]
+    parts = [(heading, chart, [row for claim in claims if (row := judge(samples, units, claim))]) for heading, chart, claims in PARTS]
+    rows = [row for _, _, rows in parts for row in rows]
     if args.json:
         for row in rows:
             print(json.dumps(row))
     elif args.into:
-        put_into(args.into, table(rows))
+        charts = {chart.name for chart in (Path(args.into).parent / "img").glob("*.svg")}
+        put_into(args.into, report(parts, charts))
     else:
-        print(table(rows), end="")
-    if args.check and any(row.get("met") is False for row in rows):
-        sys.exit(1)
+        print(report(parts), end="")
+    judged = [row["met"] for row in rows if "met" in row]
+    print(f"{sum(judged)} of {len(judged)} targets reached", file=sys.stderr)
 
 
 def read(path):
@@ -208,6 +212,15 @@ def result(kind, own, other):
             return own
 
 
+def report(parts, charts=frozenset()):
+    """A heading, a chart if it is there, and a table for each part of which something was measured."""
+    text = ""
+    for heading, chart, rows in parts:
+        if rows:
+            text += f"### {heading}\n\n" + (f"![{heading}](img/{chart})\n\n" if chart in charts else "") + table(rows) + "\n"
+    return text
+
+
 def table(rows):
     lines = ["| what | measured | median | beside | | target | reached |", "|---|---|---|---|---|---|---|"]
     for row in rows:
@@ -235,7 +248,7 @@ def put_into(path, text):
         before, rest = file.read().split("<!-- figures -->\n", 1)
     after = rest.split("<!-- end -->", 1)[1]
     with open(path, "w") as file:
-        file.write(f"{before}<!-- figures -->\n{text}<!-- end -->{after}")
+        file.write(f"{before}<!-- figures -->\n\n{text}<!-- end -->{after}")
 
 
 if __name__ == "__main__":

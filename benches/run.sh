@@ -12,7 +12,7 @@
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
 #   --bin DIR      where peelfs and examples/ are, instead of building them
 #   --out DIR      samples.jsonl (one measurement a line), report.md and the charts ($PEELFS_BENCH_DIR/out)
-#   --docs         puts the table and the charts into docs/ as well
+#   --docs         puts the tables and the charts into docs/ as well
 #   --keep         leave what was measured in place
 #
 # $PEELFS_BENCH_DIR (target/bench) holds everything it writes; it should be on a disk, as ext4, with 30 GiB
@@ -117,13 +117,15 @@ for part in ${only//,/ }; do
 done
 "$here/report.py" "$samples" > "$out/report.md"
 cat "$out/report.md"
+# Not those of an earlier run of other parts.
+rm -f "$out"/*.svg
 if command -v gnuplot > /dev/null; then
   "$here/charts.py" "$samples" "$out"
 else
   say "no charts without gnuplot"
 fi
 if [ $docs = yes ]; then
-  "$here/report.py" --into "$here/../docs/benchmarks.md" "$samples"
   mkdir -p "$here/../docs/img"
   cp "$out"/*.svg "$here/../docs/img/"
+  "$here/report.py" --into "$here/../docs/benchmarks.md" "$samples"
 fi
