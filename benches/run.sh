@@ -19,6 +19,7 @@
 # free. Needs root, /dev/fuse, and what `scripts/need.sh` is asked for in the Makefile; containerd is measured
 # where it is installed. It starts a registry and shaped links of its own on free loopback ports, and ends and
 # unmounts what it started, whichever way it ends. docs/benchmarks.md says what is measured.
+# shellcheck disable=SC2034 # variables are shared with parts
 set -euo pipefail
 
 PARTS=never,base,pass,seen,cold,large,warm,fresh,uncached,memory,growth
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
     --out) out=$2; shift ;;
     --docs) docs=yes ;;
     --keep) keep=yes ;;
-    *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+    *) sed -n '2,/^# shellcheck /{/^# shellcheck /d;s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
   esac
   shift
 done

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # Indexes that are known, of layers whose content is not here. Sourced by run.sh.
 
 can_drop() {
@@ -15,7 +15,8 @@ indexed() {
   drop_content
 }
 
-# Until the start command has run: with nothing but the indexes, then with the profile that run left behind.
+# Until the start command has run: with nothing but the indexes, then with the profile that run left behind;
+# and once without fetching ahead, which shows how many bytes the command itself needs.
 measure_cold() {
   can_drop || return 0
   local run image link spec
@@ -23,6 +24,8 @@ measure_cold() {
     for image in $images; do
       measure_native "$image"
       sample "index known, $image, $(link_name "$spec")" native s "${native[$image]}"
+      indexed "$image"
+      measure_start "$image" peelfs-demand "$spec" "index known, $image, $(link_name "$spec")" --prefetch none
       for ((run = 1; run <= runs; run++)); do
         indexed "$image"
         measure_start "$image" peelfs "$spec" "index known, $image, $(link_name "$spec")"

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # Images that this machine has not seen, or not all of, or seen before. Sourced by run.sh.
 
 # On each link, from nothing until the image's start command has run.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # What grows with the image, and with the number of mounts. Sourced by run.sh.
 
 GROWTH_ENTRIES="10000 100000 1000000"

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # Taking one measurement: time, counters, a clean place and a cold cache. Sourced by run.sh.
 
 # Below this much free disk, what earlier measurements left behind is removed.

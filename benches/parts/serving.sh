@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # What stands between the images and who wants them: a registry, and links to it. Sourced by run.sh.
 
 start_registry() {
@@ -18,7 +18,8 @@ start_registry() {
     sleep 0.1
   done
   [ -n "$registry" ] || die "the registry does not start"
-  for image in $(printf '%s\n' python node $images | sort -u); do push "$layouts/$image" "$image"; done
+  # shellcheck disable=SC2086 # one word an image
+  for image in $(printf "%s\n" python node $images | sort -u); do push "$layouts/$image" "$image"; done
 }
 
 # push LAYOUT NAME: its `latest` as NAME:latest

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # What is compared: how each tool makes a root file system out of an image. Sourced by run.sh.
 
 # mount_peelfs REFERENCE [OPTION...]: on $dir/mnt, with the cache in $dir/cache

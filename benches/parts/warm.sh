@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # variables of run.sh
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # Everything is on this machine: peelfs beside kernel overlayfs over the unpacked layers. Sourced by run.sh.
 
 SMALL_FILE=65536
