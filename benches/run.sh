@@ -7,7 +7,7 @@
 #
 #   --runs N       measurements of each kind, alternating; the median counts (3; short ones five, unless N is 1)
 #   --only PART    some of: never, base, pass, seen, cold, large, warm, fresh, uncached, memory, growth (all)
-#   --images NAME  the images of never, pass and cold (python,node,server,ml)
+#   --images NAME  the images of never, pass and cold (python,node,server,ml); other parts use python and node
 #   --links LINK   the links of never and cold, megabits a second and a round trip in ms (1000:1,200:20,50:80)
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
 #   --bin DIR      where peelfs and examples/ are, instead of building them
@@ -48,6 +48,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 images=${images//,/ } links=${links//,/ }
+# shellcheck disable=SC2086 # one word an image
+needed=$(printf '%s\n' python node $images | sort -u)
 
 # --------------------------------------------------------------------------- beginning and ending
 
@@ -66,7 +68,8 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if [ -z "$layouts" ]; then
   layouts=$bench
-  "$here/corpus.sh" "$bench" python node server ml
+  # shellcheck disable=SC2086
+  "$here/corpus.sh" "$bench" $needed
 fi
 layouts=$(cd "$layouts" && pwd)
 if [ -z "$bin" ]; then

@@ -18,8 +18,7 @@ start_registry() {
     sleep 0.1
   done
   [ -n "$registry" ] || die "the registry does not start"
-  # shellcheck disable=SC2086 # one word an image
-  for image in $(printf "%s\n" python node $images | sort -u); do push "$layouts/$image" "$image"; done
+  for image in $needed; do push "$layouts/$image" "$image"; done
 }
 
 # push LAYOUT NAME: its `latest` as NAME:latest
