@@ -125,7 +125,7 @@ start_server() {
 	}
 	CONF
   nginx_pid_file=$1/run/nginx.pid
-  # Its log is standard error, which it must not keep open once it has answered.
+  # Not standard error, which it would keep open after it has answered.
   inside "$1" nginx -e /run/nginx/error -c /run/nginx.conf
   # The paths of sockets are short.
   (cd "$1/run" && curl -sSf --unix-socket nginx.sock http://localhost/)
