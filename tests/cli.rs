@@ -134,6 +134,8 @@ fn help_fits_on_a_screen() {
       cp       Copy files out of an image, with their metadata
       inspect  Describe an image as one JSON object
       cache    Show, verify and prune the cache
+      index    Carry what is known of an image's layers to another machine
+      profile  Carry what runs of an image read first to another machine
       status   Show what is mounted and how far it is
 
     Options:

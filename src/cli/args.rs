@@ -47,6 +47,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show, verify and prune the cache
     Cache(CacheArgs),
+    /// Carry what is known of an image's layers to another machine
+    Index(IndexArgs),
+    /// Carry what runs of an image read first to another machine
+    Profile(ProfileArgs),
     /// Show what is mounted and how far it is
     Status(StatusArgs),
     /// Let this program serve mounts that an older one serves, without unmounting
@@ -121,6 +125,18 @@ pub enum VerifyArg {
     Behind,
 }
 
+/// What of a layer that is known but not here is fetched before it is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum PrefetchArg {
+    /// What earlier runs read first, near neighbours of what is read, and, when nobody waits, all the rest
+    All,
+    /// What earlier runs read first, and near neighbours of what is read
+    #[default]
+    Profile,
+    /// Only what readers that go on in order will want next
+    None,
+}
+
 /// `peelfs mount`
 #[derive(Clone, Debug, clap::Args)]
 pub struct MountArgs {
@@ -139,6 +155,9 @@ pub struct MountArgs {
     /// When bytes may be shown
     #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
     pub verify: VerifyArg,
+    /// What to fetch again before it is read, where layers are known but their content is not here
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub prefetch: PrefetchArg,
     /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,
@@ -265,6 +284,21 @@ pub enum CacheCommand {
     },
     /// Check everything in it; what is damaged is removed and will be fetched again
     Verify,
+    /// Drop the content of an image's layers, also under mounts; what is read then is fetched again
+    Drop {
+        /// Content goes, what is known of the layers stays
+        #[arg(long, required = true)]
+        content: bool,
+        /// Of this image
+        #[arg(value_name = "IMAGE", required_unless_present = "all")]
+        image: Option<String>,
+        /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
+        #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true)]
+        platform: Option<String>,
+        /// Of all layers
+        #[arg(long, conflicts_with = "image")]
+        all: bool,
+    },
     /// Remove what is no longer needed: leftovers, or more when asked
     Prune {
         /// Remove all content, keep indexes
@@ -279,6 +313,46 @@ pub enum CacheCommand {
     },
     /// Print the directory
     Dir,
+}
+
+/// `peelfs index`
+#[derive(Debug, clap::Args)]
+pub struct IndexArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CarryCommand,
+}
+
+/// `peelfs profile`
+#[derive(Debug, clap::Args)]
+pub struct ProfileArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CarryCommand,
+}
+
+/// What can be carried from one cache to another goes by these two.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub enum CarryCommand {
+    /// Write what the cache knows of an image's layers to a file
+    Export {
+        /// Which image.
+        #[command(flatten)]
+        image: ImageArgs,
+        /// The file to write
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Read such a file into the cache; trust whoever made it
+    Import {
+        /// The file to read
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where the cache is.
+        #[command(flatten)]
+        cache: CacheDirArgs,
+    },
 }
 
 /// `peelfs status`

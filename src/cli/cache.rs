@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use super::args::{CacheArgs, CacheCommand};
+use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
 use super::report::{Code, Report};
-use super::{open, text};
-use crate::content::{CheckedLayer, check_layer};
+use super::{mount, open, text};
+use crate::content::{self, CheckedLayer, check_layer};
 use crate::digest::Digest;
 use crate::store::{Keep, Store, Usage};
 
@@ -19,6 +19,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         CacheCommand::Dir => print_dir(args, &mut out),
         CacheCommand::Show { json } => show(&open::store(&args.cache)?, json, &mut out),
         CacheCommand::Verify => verify(&open::store(&args.cache)?, &mut out),
+        CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
                 (_, _, Some(bytes)) => Keep::Bytes(bytes),
@@ -163,6 +164,25 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     }
     found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
     found
+}
+
+/// Drops the content of an image's layers, or of all when none is named; asks nobody but the cache.
+fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
+    let store = open::store(&args.cache)?;
+    let layers: Vec<Digest> = match image {
+        None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
+        Some(reference) => {
+            let cache = args.cache.clone();
+            let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
+            let opened = mount::runtime()?.block_on(open::open(&ImageArgs { reference, access }))?;
+            opened.plan.layers.into_iter().map(|layer| layer.blob.digest).collect()
+        }
+    };
+    let mut freed = 0;
+    for layer in layers {
+        freed += content::drop_content(&store, &layer)?;
+    }
+    writeln!(out, "freed {}", text::size(freed)).map_err(Trouble::Output)
 }
 
 fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {

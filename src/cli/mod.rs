@@ -5,6 +5,7 @@
 
 mod args;
 mod cache;
+mod carry;
 mod cat;
 mod cp;
 mod daemon;
@@ -54,6 +55,8 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Cp(args) => cp::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Index(args) => carry::index(&args.command),
+        Command::Profile(args) => carry::profile(&args.command),
         Command::Status(args) => status::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => extras::completions(&args),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::{MountArgs, VerifyArg};
+use super::args::{MountArgs, PrefetchArg, VerifyArg};
 use super::daemon::{self, Parent, Word};
 use super::handover::{Channel, Handover, KeptBy, Message};
 use super::keeper;
@@ -18,7 +18,7 @@ use super::progress::Bar;
 use super::report::{Code, Report};
 use super::state::{self, MountState, Published};
 use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, mounts};
-use crate::image::{Eagerness, ImageFs, Verify};
+use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
@@ -105,6 +105,17 @@ fn verify(args: &MountArgs) -> Verify {
     }
 }
 
+/// Begins to fetch what the command line says ahead of its readers.
+fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+    let what = match args.prefetch {
+        PrefetchArg::All => Prefetch::All,
+        PrefetchArg::Profile => Prefetch::Profile,
+        PrefetchArg::None => Prefetch::None,
+    };
+    let fs = Arc::clone(fs);
+    tokio::spawn(async move { fs.prefetch(what).await })
+}
+
 /// Mounts and serves until somebody unmounts.
 async fn serve(
     args: &MountArgs,
@@ -120,6 +131,7 @@ async fn serve(
     };
     let fs = opened.files(Eagerness::Background, verify(args));
     let mounted = fuse::mount(Arc::clone(&fs), at, kernel)?;
+    let prefetching = start_prefetching(args, &fs);
     let place = mounted.place();
     let mut own = mount_state(at, &opened);
     own.keeper = kept.as_ref().map(|kept| kept.by.clone());
@@ -146,6 +158,8 @@ async fn serve(
         tell_keeper(channel, handover, Some(connection.as_fd()));
     }
     wait_for_end(served, &place, &mut ends).await;
+    prefetching.abort();
+    fs.keep_profiles();
     drop(published);
     Ok(())
 }
@@ -178,10 +192,13 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     own.log.clone_from(&handover.log);
     (own.keeper, own.since, own.takeovers) = (Some(by), handover.since, handover.takeovers);
     // The mount matters more than that it can be asked.
-    let published = state::publish(own, fs, opened.registry.clone())
+    let published = state::publish(own, Arc::clone(&fs), opened.registry.clone())
         .map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount"));
     tell_keeper(channel, handover, None);
+    let prefetching = start_prefetching(args, &fs);
     wait_for_end(served, &place, &mut ends).await;
+    prefetching.abort();
+    fs.keep_profiles();
     drop(published);
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! say nothing to a read-only image are taken and ignored, as fstab lines carry them for other readers;
 //! anything else is a mistake.
 
-use super::args::{MountArgs, VerifyArg};
+use super::args::{MountArgs, PrefetchArg, VerifyArg};
 use super::report::Report;
 use super::text;
 use crate::fuse::MountOptions;
@@ -40,6 +40,9 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("wait", None) => args.wait = true,
             ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
             ("verify", Some("behind")) => args.verify = VerifyArg::Behind,
+            ("prefetch", Some("all")) => args.prefetch = PrefetchArg::All,
+            ("prefetch", Some("profile")) => args.prefetch = PrefetchArg::Profile,
+            ("prefetch", Some("none")) => args.prefetch = PrefetchArg::None,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
                 return Err(Report::usage(format!("unknown mount option `{option}`"))

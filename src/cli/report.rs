@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-use crate::content::PassError;
+use crate::content::{CarryError, PassError};
 use crate::fuse::{MountError, UnmountError};
 use crate::image::{FsError, LayerFailure, PlanError};
 use crate::platform::PlatformError;
@@ -113,6 +113,19 @@ impl From<PlatformError> for Report {
 impl From<StoreError> for Report {
     fn from(error: StoreError) -> Self {
         Self::of(Code::Failure, &error).hint("choose another cache directory with `--cache-dir`")
+    }
+}
+
+impl From<CarryError> for Report {
+    fn from(error: CarryError) -> Self {
+        match error {
+            CarryError::Store(cause) => cause.into(),
+            CarryError::Missing { .. } => {
+                Self::of(Code::NotFound, &error).hint("read every layer once, as with `peelfs mount --wait`")
+            }
+            CarryError::NotCarried { .. } | CarryError::Index { .. } => Self::of(Code::Verification, &error),
+            CarryError::Io(_) => Self::of(Code::Failure, &error),
+        }
     }
 }
 

@@ -20,15 +20,19 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
         let stop = known.decoded.end.min(end);
         let place = (begin - from) as usize..(stop - from) as usize;
         if !layer.read_stored(begin, &mut buf[place.clone()], &mut || ())? {
+            layer.want(span);
             missing.push((span, (begin - known.decoded.start) as usize, place));
         }
     }
+    let _waiting = layer.traffic.wait();
     let mut waiting = Vec::new();
     let mut rest = missing.as_slice();
     while let Some((first, ..)) = rest.first() {
         let run = rest.iter().enumerate().take_while(|(step, (span, ..))| *span == first + *step as u32).count();
-        waiting.extend(fetch::start(layer, *first..first + run as u32));
-        rest = &rest[run..];
+        let run = *first..first + run as u32;
+        let (around, room) = layer.around(&run)?;
+        waiting.extend(fetch::start(layer, &run, around, room)?);
+        rest = &rest[run.len()..];
     }
     for ((_, mut receiver), (_, skip, place)) in waiting.into_iter().zip(missing) {
         let outcome = receiver

@@ -1,8 +1,9 @@
 //! Fetching: one span is asked for once, however many readers wait for it.
 //!
-//! Neighbouring spans that are wanted together travel in one range request. Each span's bytes are
-//! decoded, checked against the digest that the verified pass recorded, kept, and handed to whoever
-//! waits, span by span, while later ones are still on their way.
+//! Neighbouring spans that are wanted together travel in one range request, up to a size; more of them
+//! travel in several, side by side. Each span's bytes are decoded, checked against the digest that the
+//! verified pass recorded, kept, and handed to whoever waits, span by span, while later ones are still
+//! on their way.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::{LayerContent, ReadError, spans};
-use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, Status, Window};
+use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};
 use crate::layer::{IndexError, SpanId};
 use crate::source::SourceError;
 use crate::sync::lock;
@@ -25,60 +26,129 @@ pub(super) type Flights = HashMap<u32, watch::Receiver<Outcome>>;
 /// `None` while a span is on its way.
 pub(super) type Outcome = Option<Result<Bytes, ReadError>>;
 
-/// Starts fetching what is missing of `wanted`; returns a receiver for each of its spans.
-pub(super) fn start(layer: &Arc<LayerContent>, wanted: Range<u32>) -> Vec<(u32, watch::Receiver<Outcome>)> {
-    let mut receivers = Vec::new();
-    let mut run: Vec<(u32, watch::Sender<Outcome>)> = Vec::new();
-    let mut runs = Vec::new();
-    {
-        let mut flights = lock(&layer.flights);
-        for span in wanted {
-            let receiver = match flights.get(&span) {
-                Some(receiver) => {
-                    runs.push(std::mem::take(&mut run));
-                    receiver.clone()
-                }
-                None => {
-                    let (sender, receiver) = watch::channel(None);
-                    flights.insert(span, receiver.clone());
-                    run.push((span, sender));
-                    receiver
-                }
-            };
+/// Neighbouring spans that travel in one request.
+type Run = Vec<(u32, watch::Sender<Outcome>)>;
+
+/// Where the outcome of some spans will be told.
+type Receivers = Vec<(u32, watch::Receiver<Outcome>)>;
+
+/// Whether a run gives way to readers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Manners {
+    /// It goes on to its end.
+    Stay,
+    /// It ends after the piece at hand when a reader waits for something else.
+    GiveWay,
+}
+
+/// Starts fetching what is missing of `wanted`, and with it what is neither here nor on its way of
+/// `around`; returns a receiver for each span of `wanted`.
+pub(super) fn start(
+    layer: &Arc<LayerContent>,
+    wanted: &Range<u32>,
+    around: Range<u32>,
+    room: Option<OwnedSemaphorePermit>,
+) -> Result<Receivers, ReadError> {
+    let (runs, receivers) = take_off(layer, wanted, around)?;
+    let room = room.map(Arc::new);
+    for run in runs {
+        let (layer, room) = (Arc::clone(layer), room.clone());
+        layer.traffic.tasks().clone().spawn(async move {
+            fly(&layer, run, Manners::Stay).await;
+            drop(room);
+        });
+    }
+    Ok(receivers)
+}
+
+/// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
+/// cannot be had.
+pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, manners: Manners) -> bool {
+    let Ok((runs, _)) = take_off(layer, &(spans.start..spans.start), spans) else { return false };
+    let mut good = true;
+    for run in runs {
+        good &= fly(layer, run, manners).await;
+    }
+    good
+}
+
+/// Notes flights for what is missing, cut into runs. What `wanted` has is taken for missing.
+fn take_off(
+    layer: &Arc<LayerContent>,
+    wanted: &Range<u32>,
+    around: Range<u32>,
+) -> Result<(Vec<Run>, Receivers), ReadError> {
+    let mut todo = Vec::new();
+    for span in around {
+        if wanted.contains(&span) || layer.content.generation(span).is_none() {
+            let known = layer.index.span(SpanId(span)).map_err(|cause| layer.index_error(cause))?;
+            todo.push((span, known));
+        }
+    }
+    let mut receivers = Receivers::new();
+    let mut runs: Vec<Run> = Vec::new();
+    let mut begun = None;
+    let mut flights = lock(&layer.flights);
+    for (span, known) in todo {
+        if let Some(receiver) = flights.get(&span) {
+            if wanted.contains(&span) {
+                receivers.push((span, receiver.clone()));
+            }
+            continue;
+        }
+        let (sender, receiver) = watch::channel(None);
+        flights.insert(span, receiver.clone());
+        if wanted.contains(&span) {
             receivers.push((span, receiver));
         }
-    }
-    runs.push(run);
-    for run in runs {
-        if !run.is_empty() {
-            tokio::spawn(fly(Arc::clone(layer), run));
+        // What decodes only from an earlier start stays with it, or would be fetched with it once more.
+        let goes_on = runs.last().and_then(|run| run.last()).is_some_and(|(before, _)| before + 1 == span);
+        let full = |begun: u64| known.blob.0.saturating_sub(begun) >= REQUEST && known.kind != StartKind::Continued;
+        if goes_on && span != wanted.start && begun.is_some_and(|begun| !full(begun)) {
+            runs.last_mut().expect("it goes on").push((span, sender));
+        } else {
+            begun = Some(known.blob.0);
+            runs.push(vec![(span, sender)]);
         }
     }
-    receivers
+    // Those who wait come first.
+    runs.sort_by_key(|run| !wanted.contains(&run[0].0));
+    Ok((runs, receivers))
 }
 
 /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more.
-async fn fly(layer: Arc<LayerContent>, run: Vec<(u32, watch::Sender<Outcome>)>) {
-    let spans: Vec<u32> = run.iter().map(|(span, _)| *span).collect();
+async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
     let run = Arc::new(run);
-    let mut result = fetch_run(&layer, &run).await;
+    let mut result = fetch_run(layer, &run, manners).await;
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
-        result = fetch_run(&layer, &run).await;
+        result = fetch_run(layer, &run, manners).await;
     }
-    let mut flights = lock(&layer.flights);
-    for span in spans {
-        flights.remove(&span);
-    }
-    drop(flights);
-    if let Err(error) = result {
+    let Err(error) = result else { return true };
+    let open = land(layer, &run, |_| true);
+    if open.iter().any(|sender| sender.receiver_count() > 0) {
         tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
-        for (_, sender) in run.iter().filter(|(_, sender)| sender.borrow().is_none()) {
-            sender.send_replace(Some(Err(error.clone())));
-        }
+    } else {
+        tracing::warn!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "spans that nobody waits for cannot be had");
     }
+    for sender in open {
+        sender.send_replace(Some(Err(error.clone())));
+    }
+    false
 }
 
-async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Vec<(u32, watch::Sender<Outcome>)>>) -> Result<(), ReadError> {
+/// Ends the flights of a run that have no outcome yet, if `may` agrees to how many wait for them.
+fn land<'a>(layer: &LayerContent, run: &'a Run, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
+    let mut flights = lock(&layer.flights);
+    let open = || run.iter().filter(|(_, sender)| sender.borrow().is_none());
+    // One receiver is that of the flight itself.
+    if !may(open().map(|(_, sender)| sender.receiver_count() - 1).sum()) {
+        return Vec::new();
+    }
+    open().for_each(|(span, _)| drop(flights.remove(span)));
+    open().map(|(_, sender)| sender).collect()
+}
+
+async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Run>, manners: Manners) -> Result<(), ReadError> {
     let (first, last) = (run[0].0, run[run.len() - 1].0);
     let source_error = |cause: SourceError| ReadError::Source { layer: layer.layer_name(), cause: Arc::new(cause) };
     let start = spans::start_of(&layer.index, first).map_err(|cause| layer.index_error(cause))?;
@@ -95,6 +165,12 @@ async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Vec<(u32, watch::Sender<
         if sender.send(piece.map_err(source_error)?).await.is_err() {
             break; // the decoder has all it needs, or has failed
         }
+        if manners == Manners::GiveWay
+            && layer.traffic.somebody_waits()
+            && !land(layer, run, |waiting| waiting == 0).is_empty()
+        {
+            return Ok(()); // the decoder keeps what is whole and ends
+        }
     }
     drop(sender);
     decoding.await.map_err(|_| ReadError::Ended { layer: layer.layer_name() })?
@@ -105,7 +181,7 @@ fn decode_run(
     layer: &Arc<LayerContent>,
     start: u32,
     last: u32,
-    run: &[(u32, watch::Sender<Outcome>)],
+    run: &Run,
     mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
 ) -> Result<(), ReadError> {
     let index_error = |cause: IndexError| layer.index_error(cause);
@@ -159,13 +235,7 @@ fn decode_run(
 
 impl LayerContent {
     /// Checks a span that was decoded, keeps it, and tells whoever waits for it.
-    fn arrived(
-        &self,
-        span: u32,
-        known: &crate::layer::Span,
-        bytes: Bytes,
-        run: &[(u32, watch::Sender<Outcome>)],
-    ) -> Result<(), ReadError> {
+    fn arrived(&self, span: u32, known: &crate::layer::Span, bytes: Bytes, run: &Run) -> Result<(), ReadError> {
         let actual = blake3::hash(&bytes);
         if *actual.as_bytes() != known.check {
             return Err(ReadError::Corrupt {
@@ -191,8 +261,16 @@ impl LayerContent {
                 }
             }
         }
-        if let Some((_, sender)) = run.iter().find(|(number, _)| *number == span) {
-            sender.send_replace(Some(Ok(bytes)));
+        if let Some((_, sender)) = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none()) {
+            let mut flights = lock(&self.flights);
+            // Another flight may have begun since this one gave way.
+            if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
+                flights.remove(&span);
+            }
+            drop(flights);
+            // What nobody waits for is in the store, and need not be in memory until the run ends.
+            let waited_for = sender.receiver_count() > 0;
+            sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
         }
         Ok(())
     }
@@ -200,5 +278,7 @@ impl LayerContent {
 
 /// Pieces of a body held between the network and the decoder.
 const PIECES_AHEAD: usize = 8;
+/// A request ends with the span that comes to so many bytes of the blob: as large as the source takes for short.
+const REQUEST: u64 = 768 << 10;
 /// Decoded bytes produced at a time.
 const OUTPUT: usize = 256 << 10;

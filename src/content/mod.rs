@@ -4,12 +4,19 @@
 //! never seen gets a [`pass`]; a span that is not in the store is fetched by [`fetch`]; what is in the
 //! store is read by [`LayerContent::read_stored`], and checked when this process first touches it.
 
+mod ahead;
+mod carry;
 pub mod check;
 mod cold;
+mod drop;
 mod fetch;
 mod growing;
 pub mod pass;
+mod prefetch;
+mod profile;
 mod spans;
+mod traffic;
+mod wanted;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -23,9 +30,14 @@ use crate::source::{BlobSource, SourceError};
 use crate::store::{Content, Store, StoreError};
 use spans::Stored;
 
+pub use carry::{CarryError, Imported, export_indexes, import_indexes};
 pub use check::{CheckedLayer, check_layer};
+pub use drop::drop_content;
 pub use growing::{Closed, Growing};
 pub use pass::{FirstPass, PassError, PassProgress};
+pub use prefetch::{keep_profiles, prefetch};
+pub use profile::Profile;
+pub use traffic::{Prefetch, Traffic};
 
 /// The decoded bytes of one layer whose index is known.
 pub struct LayerContent {
@@ -40,6 +52,10 @@ pub struct LayerContent {
     /// The content's stamp as of which `verified` holds; see [`Content::stamp`].
     stamp: AtomicU64,
     flights: Mutex<fetch::Flights>,
+    /// What the mount has on its way, in all layers.
+    traffic: Arc<Traffic>,
+    /// Which spans were read, and who goes on reading where.
+    wanted: wanted::Wanted,
     counters: Counters,
     /// Bytes kept since the cache's limit was last looked at.
     kept: AtomicU64,
@@ -130,6 +146,7 @@ impl LayerContent {
         index: Arc<LayerIndex>,
         source: Arc<dyn BlobSource>,
         store: Arc<Store>,
+        traffic: Arc<Traffic>,
     ) -> Result<Self, StoreError> {
         let spans = index.span_count();
         let content = store.content(&blob.digest, index.proof().decoded_size, spans)?;
@@ -144,6 +161,8 @@ impl LayerContent {
             verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
             stamp: AtomicU64::new(0),
             flights: Mutex::default(),
+            traffic,
+            wanted: wanted::Wanted::new(spans),
             counters: Counters::default(),
             kept: AtomicU64::new(0),
             hand: AtomicU32::new(0),
@@ -179,7 +198,7 @@ impl LayerContent {
     /// # Errors
     /// [`ReadError::Index`]
     pub fn read_stored(
-        &self,
+        self: &Arc<Self>,
         from: DecodedOffset,
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
@@ -199,7 +218,10 @@ impl LayerContent {
                 }
             }
             match self.content.read_telling(from, buf, before_wait) {
-                Ok(()) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => return Ok(true),
+                Ok(()) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => {
+                    spans.for_each(|span| self.want(span));
+                    return Ok(true);
+                }
                 // Evicted, or written anew, while it was read.
                 Ok(()) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
                 Err(error) => {
@@ -218,6 +240,12 @@ impl LayerContent {
     /// [`ReadError`]
     pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8]) -> Result<(), ReadError> {
         if self.read_stored(from, buf, &mut || ())? { Ok(()) } else { cold::read(self, from, buf).await }
+    }
+
+    /// Whether the cache has had to give away spans of this layer, or could not keep one: what is fetched
+    /// before it is read would push out what is.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.hand.load(Ordering::Relaxed) > 0 || self.counters.unkept_spans.load(Ordering::Relaxed) > 0
     }
 
     /// Whether all of `range` is in the store, as far as its presence map says.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
-use crate::content::{Growing, LayerContent, ReadError};
+use crate::content::{Growing, LayerContent, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
@@ -377,6 +377,16 @@ impl ImageFs {
     /// How far each layer is.
     pub fn layer_status(&self) -> Vec<LayerStatus> {
         self.layers.status()
+    }
+
+    /// Fetches ahead of readers, as `policy` says, what is missing of the layers that are known now.
+    pub async fn prefetch(&self, policy: Prefetch) {
+        self.layers.prefetch(policy).await;
+    }
+
+    /// Keeps what was read soon after the mount, so that the next one can fetch it before it is asked for.
+    pub fn keep_profiles(&self) {
+        self.layers.keep_profiles();
     }
 
     /// Bytes that first passes have to read, and have read.

@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
-use crate::content::{Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, pass};
+use crate::content::{
+    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, Traffic, pass,
+};
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::overlay::LayerNo;
@@ -54,6 +56,8 @@ pub struct Layers {
     slot_of: Vec<usize>,
     source: Arc<dyn BlobSource>,
     store: Arc<Store>,
+    /// What all of them have on their way after their passes.
+    traffic: Arc<Traffic>,
     running: Mutex<usize>,
     at_once: usize,
     eagerness: Eagerness,
@@ -152,6 +156,7 @@ impl Layers {
             slot_of,
             source,
             store,
+            traffic: Arc::default(),
             running: Mutex::new(0),
             at_once: cores + 1,
             eagerness,
@@ -165,6 +170,26 @@ impl Layers {
         }
         layers.start_more();
         layers
+    }
+
+    /// Fetches ahead of readers, as `policy` says, in the layers that are known now; what is read first of
+    /// the others is there.
+    pub async fn prefetch(&self, policy: Prefetch) {
+        content::prefetch(self.all_known(), policy).await;
+    }
+
+    /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
+    pub fn keep_profiles(&self) {
+        content::keep_profiles(&self.all_known());
+    }
+
+    /// The contents of all layers that are known now, each once.
+    fn all_known(&self) -> Vec<Arc<LayerContent>> {
+        let known = |slot: &Arc<Slot>| match &*slot.state.borrow() {
+            State::Ready(content) => Some(Arc::clone(content)),
+            _ => None,
+        };
+        self.slots.iter().filter_map(known).collect()
     }
 
     /// The content of a layer, if it is known now.
@@ -300,6 +325,7 @@ impl Layers {
             index,
             Arc::clone(&self.source),
             Arc::clone(&self.store),
+            Arc::clone(&self.traffic),
         );
         match opened {
             Ok(content) => State::Ready(Arc::new(content)),

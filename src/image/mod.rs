@@ -6,6 +6,7 @@ pub mod plan;
 
 use std::sync::Arc;
 
+pub use crate::content::Prefetch;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Network, Plan, PlanError, PlannedLayer, resolve};

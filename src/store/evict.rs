@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{CONTENT, DOCUMENT, INDEX, LOCK, Store, StoreError, TAG, TMP, files};
+use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, files};
 use crate::digest::Digest;
 
 /// What the store takes on disk.
@@ -95,7 +95,7 @@ impl Store {
                 layer.used = layer.used.max(found.modified().unwrap_or(SystemTime::UNIX_EPOCH));
             })?;
         }
-        for bucket in [DOCUMENT, TAG] {
+        for bucket in [DOCUMENT, TAG, PROFILE] {
             each_file(&self.root.join(bucket), &mut |_, found| usage.documents += found.blocks() * 512)?;
         }
         each_file(&self.root.join(TMP), &mut |_, found| usage.temporary += found.blocks() * 512)?;
@@ -164,7 +164,7 @@ impl Store {
             }
         }
         if keep == Keep::Nothing {
-            for bucket in [DOCUMENT, TAG] {
+            for bucket in [DOCUMENT, TAG, PROFILE] {
                 each_file(&self.root.join(bucket), &mut |path, found| {
                     freed.bytes += found.blocks() * 512;
                     files::remove(path);
@@ -172,6 +172,16 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+
+    /// Removes the content of a layer that no process holds; how many bytes that gave back, or `None` when
+    /// one does.
+    pub fn drop_unused_content(&self, blob: &Digest) -> Option<u64> {
+        let path = self.path(CONTENT, blob);
+        let taken =
+            |extension| std::fs::symlink_metadata(path.with_extension(extension)).map_or(0, |f| f.blocks() * 512);
+        let bytes = taken("data") + taken("map");
+        self.drop_content(blob).then_some(bytes)
     }
 
     /// Removes temporary files whose writers are gone, content without an index, and buckets of other versions.
@@ -194,9 +204,10 @@ impl Store {
         let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
         for entry in listed.flatten() {
             let name = entry.file_name();
-            let known = [INDEX, CONTENT, DOCUMENT, TAG, LOCK, TMP].iter().any(|bucket| name == **bucket);
+            let known = [INDEX, CONTENT, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| name == **bucket);
             let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
-                ["index", "content", "document", "tag", "lock"].contains(&kind) && version.parse::<u32>().is_ok()
+                ["index", "content", "document", "tag", "profile", "lock"].contains(&kind)
+                    && version.parse::<u32>().is_ok()
             });
             if !known && bucket {
                 each_file(&entry.path(), &mut |_, found| freed.bytes += found.blocks() * 512)?;

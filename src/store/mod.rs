@@ -7,6 +7,7 @@
 //!   content-v1/ALG/HEX.map    one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
+//!   profile-v1/ALG/HEX        what runs wanted first of a layer (JSON)
 //!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
 //!   tmp/                      files on their way in
 //! ```
@@ -115,7 +116,7 @@ impl Store {
     pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         files::make_private_dir(root)?;
         let store = Self { root: root.to_owned(), limit, serial: AtomicU64::new(0) };
-        for bucket in [INDEX, CONTENT, DOCUMENT, LOCK] {
+        for bucket in [INDEX, CONTENT, DOCUMENT, PROFILE, LOCK] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 files::make_dir(&root.join(bucket).join(algorithm.name()))?;
             }
@@ -173,6 +174,21 @@ impl Store {
     pub fn keep_tag(&self, record: &TagRecord) -> Result<(), StoreError> {
         let mut new = self.new_file(self.tag_path(&record.reference))?;
         new.write_all(&serde_json::to_vec(record).expect("a tag record is plain strings and a number"))?;
+        new.publish()
+    }
+
+    /// What runs wanted first of a layer, as it was kept.
+    pub fn profile(&self, blob: &Digest) -> Option<Vec<u8>> {
+        files::read_small(&self.path(PROFILE, blob), PROFILE_LIMIT).ok()
+    }
+
+    /// Keeps what runs wanted first of a layer.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn keep_profile(&self, blob: &Digest, profile: &[u8]) -> Result<(), StoreError> {
+        let mut new = self.new_file(self.path(PROFILE, blob))?;
+        new.write_all(profile)?;
         new.publish()
     }
 
@@ -312,8 +328,11 @@ const INDEX: &str = "index-v1";
 const CONTENT: &str = "content-v1";
 const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
+const PROFILE: &str = "profile-v1";
 const LOCK: &str = "lock-v1";
 const TMP: &str = "tmp";
+/// Larger than any profile that is kept, in bytes.
+const PROFILE_LIMIT: u64 = 16 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -97,7 +97,7 @@ pub struct RegistryOptions {
     pub deadlines: Deadlines,
     /// `User-Agent`.
     pub user_agent: String,
-    /// Long transfers at a time; as many short ones may run beside them.
+    /// Long transfers at a time; twice as many short ones may run beside them.
     pub connections: usize,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
@@ -190,7 +190,7 @@ impl RegistrySource {
             locations: std::sync::Mutex::default(),
             unranged: std::sync::atomic::AtomicBool::new(false),
             long: Arc::new(Semaphore::new(options.connections.max(1))),
-            short: Arc::new(Semaphore::new(options.connections.max(1))),
+            short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
         };
         Ok(Self { client: Arc::new(client), name, counters })
     }

@@ -1,0 +1,147 @@
+//! Layer indexes that travel: written to one file here, read into another machine's store there.
+//!
+//! An index that was made here was made of bytes that match blob digest and diff_id. One that was carried
+//! here only says so: nothing in it proves that its names, attributes and span digests are those of the
+//! blob it names. Whoever imports it trusts its maker as they trust this machine. What can be checked is
+//! checked, so that a damaged or made-up file is an error now and not a puzzle later.
+
+use std::io::{self, Read, Write};
+
+use crate::digest::Digest;
+use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::offsets::{BlobOffset, DecodedOffset};
+use crate::store::{Store, StoreError};
+
+/// Why indexes could not be carried.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    /// The store has no index of a layer.
+    #[error("there is no index of layer {layer}")]
+    Missing {
+        /// The layer.
+        layer: Digest,
+    },
+    /// The file could not be read or written.
+    #[error("cannot read or write the indexes")]
+    Io(#[from] io::Error),
+    /// The file is not one that was exported, or only a part of one.
+    #[error("it is not a file of exported indexes: {why}")]
+    NotCarried {
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// An index in the file is not usable.
+    #[error("the index of layer {layer} cannot be used")]
+    Index {
+        /// The layer it claims to be of.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: IndexError,
+    },
+    /// The store cannot take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an import brought.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Imported {
+    /// Indexes that the store did not have.
+    pub new: u32,
+    /// Indexes that it had, and kept: made here is better than carried here.
+    pub known: u32,
+}
+
+/// Writes the indexes of some layers.
+///
+/// # Errors
+/// [`CarryError::Missing`] when the store has not all of them; [`CarryError::Io`].
+pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) -> Result<(), CarryError> {
+    let missing = |layer: &Digest| CarryError::Missing { layer: layer.clone() };
+    let files = layers.iter().map(|layer| store.index(layer).ok_or_else(|| missing(layer)));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    out.write_all(MAGIC)?;
+    out.write_all(&VERSION.to_le_bytes())?;
+    out.write_all(&u32::try_from(layers.len()).unwrap_or(u32::MAX).to_le_bytes())?;
+    for (layer, mut file) in layers.iter().zip(files) {
+        let length = file.metadata()?.len();
+        let name = layer.to_string();
+        out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
+        out.write_all(name.as_bytes())?;
+        out.write_all(&length.to_le_bytes())?;
+        if io::copy(&mut (&mut file).take(length), out)? != length {
+            return Err(missing(layer));
+        }
+    }
+    Ok(())
+}
+
+/// Reads exported indexes into the store. Each is checked before it is put in its place: its pages and its
+/// spans are sound, and it says of itself that it is of the layer it is filed under.
+///
+/// # Errors
+/// [`CarryError`]; indexes before the bad one stay.
+pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, CarryError> {
+    let mut head = [0; 16];
+    whole(from, &mut head)?;
+    if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
+        return Err(CarryError::NotCarried { why: "it begins otherwise" });
+    }
+    let count = u32::from_le_bytes(head[12..].try_into().expect("4 bytes were cut"));
+    let mut imported = Imported::default();
+    for _ in 0..count {
+        let mut length = [0];
+        whole(from, &mut length)?;
+        let mut name = vec![0; length[0].into()];
+        whole(from, &mut name)?;
+        let layer: Option<Digest> = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
+        let layer = layer.ok_or(CarryError::NotCarried { why: "a layer has a name that is no digest" })?;
+        let mut length = [0; 8];
+        whole(from, &mut length)?;
+        let length = u64::from_le_bytes(length);
+        let new = store.new_index(&layer)?;
+        if io::copy(&mut from.take(length), &mut new.file())? != length {
+            return Err(CarryError::NotCarried { why: "it ends early" });
+        }
+        check(new.file().try_clone()?, &layer).map_err(|cause| CarryError::Index { layer: layer.clone(), cause })?;
+        if store.index(&layer).is_some_and(|known| check(known, &layer).is_ok()) {
+            imported.known += 1;
+        } else {
+            new.publish()?;
+            imported.new += 1;
+        }
+    }
+    Ok(imported)
+}
+
+fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), CarryError> {
+    from.read_exact(buf).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => CarryError::NotCarried { why: "it ends early" },
+        _ => error.into(),
+    })
+}
+
+/// Whether the pages are whole, the layer the right one, and the spans one after the other.
+fn check(file: std::fs::File, layer: &Digest) -> Result<(), IndexError> {
+    let index = LayerIndex::open(file)?;
+    index.check_all()?;
+    if index.proof().blob != *layer {
+        return Err(IndexError::Malformed { what: "it is the index of another layer" });
+    }
+    let (mut decoded, mut blob) = (DecodedOffset(0), BlobOffset(0));
+    for number in 0..index.span_count() {
+        let span = index.span(SpanId(number))?;
+        if span.decoded.start != decoded || span.decoded.end <= decoded || span.blob < blob {
+            return Err(IndexError::Malformed { what: "its spans do not follow one another" });
+        }
+        (decoded, blob) = (span.decoded.end, span.blob);
+    }
+    if decoded.0 != index.proof().decoded_size {
+        return Err(IndexError::Malformed { what: "its spans end elsewhere than the layer" });
+    }
+    Ok(())
+}
+
+const MAGIC: &[u8; 8] = b"PEELIDXS";
+const VERSION: u32 = 1;

@@ -1,0 +1,33 @@
+//! Dropping a layer's content while its index stays, also under mounts that show it.
+
+use crate::digest::Digest;
+use crate::layer::{LayerIndex, SpanId};
+use crate::store::{Content, Store, StoreError};
+
+/// Removes the cached content of a layer; returns how many bytes that gave back.
+///
+/// A process that shows the layer fetches again what it reads: spans are taken away one by one, under the
+/// lock that those take who fill them.
+///
+/// # Errors
+/// [`StoreError::Io`]
+pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
+    if let Some(freed) = store.drop_unused_content(blob) {
+        return Ok(freed);
+    }
+    let Some(index) = store.index(blob).and_then(|file| LayerIndex::open(file).ok()) else { return Ok(0) };
+    let content = store.content(blob, index.proof().decoded_size, index.span_count())?;
+    let before = content.disk_bytes();
+    for number in 0..index.span_count() {
+        evict(&content, &index, number)?;
+    }
+    Ok(before.saturating_sub(content.disk_bytes()))
+}
+
+fn evict(content: &Content, index: &LayerIndex, number: u32) -> Result<(), StoreError> {
+    match (content.generation(number), index.span(SpanId(number))) {
+        (Some(_), Ok(span)) => content.evict(number, span.decoded),
+        // Readers find a damaged index themselves.
+        _ => Ok(()),
+    }
+}

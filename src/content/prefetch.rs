@@ -1,0 +1,165 @@
+//! Prefetch: what earlier runs wanted is fetched before this one asks, and the rest when nothing else is.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::fetch::{self, Manners};
+use super::{LayerContent, Prefetch, Profile, ReadError};
+
+/// Fetches ahead of the readers of some layers, which belong to one mount, as `policy` says.
+pub async fn prefetch(layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
+    for layer in &layers {
+        layer.traffic.set_prefetch(policy);
+    }
+    if policy == Prefetch::None {
+        return;
+    }
+    if let Err(error) = replay(&layers).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot use a profile");
+    }
+    if policy == Prefetch::All {
+        fill(&layers).await;
+    }
+}
+
+/// Keeps what this mount's readers wanted, for the next one.
+pub fn keep_profiles(layers: &[Arc<LayerContent>]) {
+    for layer in layers {
+        let known = Profile::load(&layer.store, &layer.blob.digest);
+        let kept = layer.profile(known).map(|new| new.map(|profile| profile.keep(&layer.store)));
+        match kept {
+            Ok(None | Some(Ok(()))) => {}
+            Ok(Some(Err(error))) => tracing::warn!(%error, "cannot keep a profile"),
+            Err(error) => tracing::warn!(%error, "cannot make a profile"),
+        }
+    }
+}
+
+/// Fetches what the layers' profiles speak of, in the order of first use; neighbours that were used
+/// shortly one after the other travel together.
+async fn replay(layers: &[Arc<LayerContent>]) -> Result<(), ReadError> {
+    let mut queue = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let Some(profile) = Profile::load(&layer.store, &layer.blob.digest) else { continue };
+        let spans = profile.spans(&layer.index).map_err(|cause| layer.index_error(cause))?;
+        layer.foretell(spans.iter().map(|(_, span)| *span));
+        queue.extend(spans.into_iter().map(|(at, span)| (at, number, span)));
+    }
+    queue.sort_unstable();
+    let mut rest = queue.as_slice();
+    let mut batch = FIRST_BATCH;
+    let mut flying = JoinSet::new();
+    while !rest.is_empty() {
+        let mut together = Vec::new();
+        let mut bytes = 0;
+        while let Some(((_, number, span), later)) = rest.split_first().filter(|_| bytes < batch) {
+            rest = later;
+            if layers[*number].content.generation(*span).is_none() {
+                bytes += layers[*number].blob_bytes(&(*span..span + 1))?;
+                together.push((*number, *span));
+            }
+        }
+        batch = (batch * 2).min(LARGEST_BATCH);
+        let first_use: HashMap<_, _> = together.iter().enumerate().map(|(order, span)| (*span, order)).collect();
+        together.sort_unstable();
+        let mut runs = joined(&together);
+        runs.sort_by_key(|(number, run)| run.clone().map(|span| first_use[&(*number, span)]).min());
+        for (number, spans) in runs {
+            let layer = Arc::clone(&layers[number]);
+            let room = layer.traffic.room_behind(layer.blob_bytes(&spans)?).await;
+            while flying.len() >= REPLAY_REQUESTS {
+                if !flying.join_next().await.is_some_and(|ended| ended.unwrap_or(false)) {
+                    return Ok(()); // the source does not deliver; whoever reads will be told
+                }
+            }
+            flying.spawn(async move {
+                let good = fetch::in_background(&layer, spans, Manners::Stay).await;
+                drop(room);
+                good
+            });
+        }
+    }
+    flying.join_all().await;
+    Ok(())
+}
+
+/// Neighbours in one piece.
+fn joined(spans: &[(usize, u32)]) -> Vec<(usize, Range<u32>)> {
+    let mut runs: Vec<(usize, Range<u32>)> = Vec::new();
+    for (number, span) in spans {
+        match runs.last_mut() {
+            Some((same, run)) if same == number && run.end == *span => run.end += 1,
+            _ => runs.push((*number, *span..span + 1)),
+        }
+    }
+    runs
+}
+
+/// Fetches everything that is missing while no reader waits, base first, until it is there, or the
+/// source or the cache can do no more.
+async fn fill(layers: &[Arc<LayerContent>]) {
+    for layer in layers {
+        loop {
+            let missing = missing(layer);
+            if missing == 0 || !sweep(layer).await {
+                break;
+            }
+            // What gave way to readers is still missing; what cannot be kept always will be.
+            if layer.is_crowded() || self::missing(layer) >= missing {
+                return;
+            }
+        }
+    }
+}
+
+/// One turn over a layer's missing spans; `false` when the source does not deliver.
+async fn sweep(layer: &Arc<LayerContent>) -> bool {
+    let spans = layer.index.span_count();
+    let mut flying = JoinSet::new();
+    let mut at = 0;
+    while at < spans && !layer.is_crowded() {
+        if layer.content.generation(at).is_some() {
+            at += 1;
+            continue;
+        }
+        let mut end = at + 1;
+        let fits = |end: u32| layer.blob_bytes(&(at..end + 1)).is_ok_and(|bytes| bytes <= FILL_REQUEST);
+        while end < spans && layer.content.generation(end).is_none() && fits(end) {
+            end += 1;
+        }
+        let Ok(bytes) = layer.blob_bytes(&(at..end)) else { return false };
+        let room = layer.traffic.room_behind(bytes).await;
+        layer.traffic.idle().await;
+        let (layer, run) = (Arc::clone(layer), at..end);
+        flying.spawn(async move {
+            let good = fetch::in_background(&layer, run, Manners::GiveWay).await;
+            drop(room);
+            good
+        });
+        at = end;
+        while let Some(ended) = flying.try_join_next() {
+            if !ended.unwrap_or(false) {
+                return false;
+            }
+        }
+    }
+    flying.join_all().await.into_iter().all(|good| good)
+}
+
+fn missing(layer: &LayerContent) -> u32 {
+    let absent = (0..layer.index.span_count()).filter(|span| layer.content.generation(*span).is_none());
+    u32::try_from(absent.count()).unwrap_or(u32::MAX)
+}
+
+/// Bytes of the blobs that the first batch of a replay may have: soon there, as somebody wants it now.
+const FIRST_BATCH: u64 = 256 << 10;
+/// In a larger batch more neighbours meet, but what is wanted first comes later.
+const LARGEST_BATCH: u64 = 4 << 20;
+/// Requests of a replay at a time; a registry answers some more beside them, so that readers need not queue.
+const REPLAY_REQUESTS: usize = 8;
+/// Bytes of the blob in one request that fills: two of them hold a link of 0.5 MiB, and one delays a reader
+/// who comes in between by 20 ms at 200 Mbit/s.
+const FILL_REQUEST: u64 = 512 << 10;

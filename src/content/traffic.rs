@@ -1,0 +1,127 @@
+//! Traffic: what one mount has on its way, and who goes first.
+//!
+//! A link carries one byte at a time, so whatever is fetched before anybody asks for it delays those who
+//! ask. What is fetched ahead is therefore bounded by a budget in bytes, and what is fetched merely
+//! because the link is idle stops while anybody waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// What is fetched before it is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Prefetch {
+    /// What a reader that goes on in order will want next, and nothing else.
+    None,
+    /// Also what earlier runs wanted, in their order, and near neighbours of what is read.
+    #[default]
+    Profile,
+    /// Also everything else, while nobody waits.
+    All,
+}
+
+/// What the layers of one mount have on their way.
+#[derive(Debug)]
+pub struct Traffic {
+    tasks: Handle,
+    begun: Instant,
+    prefetch: AtomicU8,
+    /// Reads that wait for the source.
+    waiting: watch::Sender<u32>,
+    /// KiB of blobs that may be on their way ahead of readers.
+    ahead: Arc<Semaphore>,
+    /// KiB of blobs that may be on their way for nobody in particular.
+    background: Arc<Semaphore>,
+}
+
+/// A read that waits for the source, until dropped.
+pub(super) struct Waiting<'a>(&'a Traffic);
+
+impl Traffic {
+    /// Nothing on its way, and nothing fetched before it is read. Must be called within a tokio runtime.
+    pub fn new() -> Self {
+        Self {
+            tasks: Handle::current(),
+            begun: Instant::now(),
+            prefetch: AtomicU8::new(Prefetch::None as u8),
+            waiting: watch::Sender::new(0),
+            ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
+            background: Arc::new(Semaphore::new(BACKGROUND_KIB)),
+        }
+    }
+
+    /// Says what is to be fetched before it is read.
+    pub(super) fn set_prefetch(&self, prefetch: Prefetch) {
+        self.prefetch.store(prefetch as u8, Ordering::Relaxed);
+    }
+
+    /// Whether neighbours of what is read may be fetched on the chance that they are wanted.
+    pub(super) fn guesses(&self) -> bool {
+        self.prefetch.load(Ordering::Relaxed) != Prefetch::None as u8
+    }
+
+    /// Where tasks are run; threads of the kernel's requests have no runtime of their own.
+    pub(super) fn tasks(&self) -> &Handle {
+        &self.tasks
+    }
+
+    /// How long ago the mount began.
+    pub(super) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// A read begins to wait.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.send_modify(|count| *count += 1);
+        Waiting(self)
+    }
+
+    /// Whether a read waits.
+    pub(super) fn somebody_waits(&self) -> bool {
+        *self.waiting.borrow() > 0
+    }
+
+    /// Waits until no read waits.
+    pub(super) async fn idle(&self) {
+        // The sender lives in `self`.
+        let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Room for so many bytes of a blob ahead of a reader, if there is any now.
+    pub(super) fn room_ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_many_owned(in_kib(bytes, AHEAD_KIB)).ok()
+    }
+
+    /// Room for so many bytes of a blob in the background, as soon as there is any.
+    pub(super) async fn room_behind(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.background).acquire_many_owned(in_kib(bytes, BACKGROUND_KIB));
+        room.await.expect("the budget is never closed")
+    }
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.send_modify(|count| *count -= 1);
+    }
+}
+
+/// What is larger than the whole budget has to be alone.
+fn in_kib(bytes: u64, most: usize) -> u32 {
+    u32::try_from((bytes >> 10).clamp(1, most as u64)).expect("budgets are far smaller")
+}
+
+/// Twice the widest window of one reader.
+const AHEAD_KIB: usize = 8 << 10;
+/// A few times what a link holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), so that it never idles;
+/// and a read that comes in between waits behind no more than this.
+const BACKGROUND_KIB: usize = 2 << 10;

@@ -1,0 +1,247 @@
+//! Layers that are known while their content is not here: what is asked for then, counted at the registry.
+//!
+//! Needs root and `/dev/fuse`; each test says so when it skips.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod support;
+
+use std::path::Path;
+
+use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
+use peelfs::loopback::registry::{Catalog, Recorded, Registry};
+use support::random::Random;
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+
+/// One layer of 24 files of half a MiB, named by number.
+fn image(packing: Packing) -> Image {
+    let mut random = Random::new(5);
+    let mut text = |len: usize| (0..len).map(|_| b"0123456789abcdef"[random.below(16)]).collect::<Vec<u8>>();
+    let layer = (0..24).fold(LayerBuilder::new(), |layer, n| layer.file(&format!("{n}"), text(512 << 10)));
+    ImageBuilder::new().layer(layer.packing(packing)).build()
+}
+
+const PACKINGS: [Packing; 3] =
+    [Packing::GZIP, Packing::Zstd { level: 3, frame: Some(300_000), skippable: false }, Packing::Stored];
+
+fn serve(image: &Image) -> (Registry, String) {
+    let registry = Registry::start(Catalog::new().image("library/image", "1", image)).unwrap();
+    let reference = registry.reference("library/image", "1");
+    (registry, reference)
+}
+
+fn mount<'a>(sandbox: &'a Sandbox, reference: &str, more: &[&str]) -> MountPoint<'a> {
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(reference, more);
+    assert!(output.status.success(), "mount: {}", said(&output));
+    at
+}
+
+/// Reads files and returns what they hold.
+fn read(at: &MountPoint<'_>, names: &[&str]) -> Vec<Vec<u8>> {
+    names.iter().map(|name| std::fs::read(at.join(name)).unwrap()).collect()
+}
+
+fn run(sandbox: &Sandbox, args: &[&str]) -> String {
+    let output = sandbox.run(args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The blob bytes that reading `names` without content takes when nothing is guessed.
+fn exact(sandbox: &Sandbox, registry: &Registry, reference: &str, names: &[&str]) -> u64 {
+    run(sandbox, &["cache", "drop", "--content", reference]);
+    registry.clear();
+    let at = mount(sandbox, reference, &["--prefetch", "none"]);
+    read(&at, names);
+    at.unmount();
+    registry.blob_bytes()
+}
+
+#[test]
+fn content_dropped_under_a_mount_is_fetched_again() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in PACKINGS {
+        let (registry, reference) = serve(&image(packing));
+        let sandbox = Sandbox::new();
+        let at = mount(&sandbox, &reference, &["--wait", "--prefetch", "none"]);
+        let all: Vec<String> = (0..24).map(|n| n.to_string()).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let wanted = read(&at, &all[..12]);
+        for drop in [&["cache", "drop", "--content", &reference][..], &["cache", "drop", "--content", "--all"]] {
+            assert!(run(&sandbox, drop).contains("MiB"), "{packing:?}: something was freed");
+            registry.clear();
+            // Not from the kernel's memory.
+            rustix::fs::fadvise(std::fs::File::open(at.join("3")).unwrap(), 0, None, rustix::fs::Advice::DontNeed)
+                .unwrap();
+            assert!(read(&at, &all[3..4]) == wanted[3..4]);
+            read(&at, &all[12..]);
+            assert!(registry.requests().iter().any(|request| request.is_blob()), "{packing:?}");
+            assert!(registry.requests().iter().filter(|request| request.is_blob()).all(|found| found.status == 206));
+            let fresh = sandbox.path().join("fresh");
+            std::fs::write(&fresh, run(&sandbox, &["cat", &reference, "/0"])).unwrap();
+            assert!(std::fs::read(&fresh).unwrap() == wanted[0], "{packing:?}");
+            for name in &all[12..] {
+                rustix::fs::fadvise(std::fs::File::open(at.join(name)).unwrap(), 0, None, rustix::fs::Advice::DontNeed)
+                    .unwrap();
+            }
+        }
+        at.unmount();
+    }
+}
+
+#[test]
+fn an_imported_index_saves_the_first_pass() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in PACKINGS {
+        let image = image(packing);
+        let (registry, reference) = serve(&image);
+        let (here, there) = (Sandbox::new(), Sandbox::new());
+        let at = mount(&here, &reference, &["--wait"]);
+        let wanted = read(&at, &["11"]);
+        at.unmount();
+        let file = here.path().join("indexes");
+        run(&here, &["index", "export", &reference, text(&file)]);
+        assert_eq!(run(&there, &["index", "import", text(&file)]), "imported the indexes of 1 layer\n");
+        assert_eq!(
+            run(&there, &["index", "import", text(&file)]),
+            "imported the indexes of 0 layers; 1 known already\n"
+        );
+        registry.clear();
+        let at = mount(&there, &reference, &["--wait", "--prefetch", "none"]);
+        assert!(read(&at, &["11"]) == wanted, "{packing:?}");
+        at.unmount();
+        let layers: Vec<_> = image.layers().iter().map(|layer| layer.digest.hex()).collect();
+        let asked =
+            registry.requests().into_iter().filter(|found| layers.iter().any(|l| found.request.path.ends_with(l)));
+        let bytes: u64 = asked.inspect(|found| assert_eq!(found.status, 206)).map(|found| found.body_bytes).sum();
+        let whole = image.layers()[0].blob.len() as u64;
+        assert!(bytes > 0 && bytes * 4 < whole, "{packing:?}: {bytes} of {whole}");
+    }
+}
+
+#[test]
+fn an_index_file_that_is_not_whole_is_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let (_registry, reference) = serve(&image(Packing::GZIP));
+    let (here, there) = (Sandbox::new(), Sandbox::new());
+    mount(&here, &reference, &["--wait"]).unmount();
+    let file = here.path().join("indexes");
+    run(&here, &["index", "export", &reference, text(&file)]);
+    let good = std::fs::read(&file).unwrap();
+    let mut bad: Vec<Vec<u8>> = [0, 10, 16, 60, good.len() / 2, good.len() - 1].map(|end| good[..end].to_vec()).into();
+    for at in [0, 8, 30, 200, good.len() / 2, good.len() - 600, good.len() - 10] {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1;
+        bad.push(flipped);
+    }
+    for bytes in bad {
+        std::fs::write(&file, &bytes).unwrap();
+        let output = there.run(["index", "import", text(&file)]);
+        assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+        assert!(there.bucket("index-v1").is_empty() && there.bucket("tmp").is_empty());
+    }
+    let absent = there.run(["index", "export", &reference, text(&file)]);
+    assert_eq!(absent.status.code(), Some(3), "{}", said(&absent));
+}
+
+/// Three files of half a MiB that compress to a little less than half.
+const LEAST: u64 = 3 * (512 << 10) * 9 / 20;
+
+#[test]
+fn a_profile_is_replayed_before_anybody_reads() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in PACKINGS {
+        let (registry, reference) = serve(&image(packing));
+        let (here, there) = (Sandbox::new(), Sandbox::new());
+        let names = ["17", "3", "4"];
+        // The first run: its content came with the first pass.
+        let at = mount(&here, &reference, &["--wait"]);
+        let wanted = read(&at, &names);
+        at.unmount();
+        let (index, profile) = (here.path().join("indexes"), here.path().join("profile"));
+        run(&here, &["index", "export", &reference, text(&index)]);
+        run(&here, &["profile", "export", &reference, text(&profile)]);
+        let exact = exact(&here, &registry, &reference, &names);
+        run(&here, &["cache", "drop", "--content", &reference]);
+        run(&there, &["index", "import", text(&index)]);
+        assert_eq!(run(&there, &["profile", "import", text(&profile)]), "imported the profiles of 1 layer\n");
+
+        for sandbox in [&here, &there] {
+            registry.clear();
+            let at = mount(sandbox, &reference, &[]);
+            let fetched = |log: &[Recorded]| {
+                log.iter().filter(|found| found.status == 206).map(|found| found.body_bytes).sum::<u64>() >= LEAST
+            };
+            assert!(registry.wait_until(fetched), "{packing:?}");
+            assert!(read(&at, &names) == wanted, "{packing:?}");
+            at.unmount();
+            let ranges = registry.requests().into_iter().filter(|found| found.status == 206);
+            let bytes: u64 = ranges.map(|found| found.body_bytes).sum();
+            assert!(bytes * 10 <= exact * 11, "{packing:?}: {bytes} bytes where {exact} are read");
+        }
+    }
+}
+
+#[test]
+fn everything_is_fetched_behind_readers_when_asked_for() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in PACKINGS {
+        let image = image(packing);
+        let (registry, reference) = serve(&image);
+        let sandbox = Sandbox::new();
+        mount(&sandbox, &reference, &["--wait"]).unmount();
+        run(&sandbox, &["cache", "drop", "--content", &reference]);
+        registry.clear();
+        let at = mount(&sandbox, &reference, &["--prefetch", "all"]);
+        let read_before = read(&at, &["20"]);
+        let whole = image.layers()[0].blob.len() as u64;
+        assert!(registry.wait_until(|log| log.iter().map(|found| found.body_bytes).sum::<u64>() >= whole - 64));
+        assert!(registry.wait_until(|log| log.iter().all(|found| found.finished)));
+        at.unmount();
+        registry.clear();
+        let at = mount(&sandbox, &reference, &["--offline"]);
+        assert!(read(&at, &["20"]) == read_before);
+        assert_eq!(read(&at, &["0", "23"]).concat().len(), 1 << 20, "{packing:?}");
+        at.unmount();
+        assert!(registry.blob_bytes() < whole / 4, "{packing:?}: almost nothing was left");
+    }
+}
+
+#[test]
+fn a_reader_in_order_is_served_by_few_requests() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in PACKINGS {
+        let image = image(packing);
+        let (registry, reference) = serve(&image);
+        let sandbox = Sandbox::new();
+        mount(&sandbox, &reference, &["--wait"]).unmount();
+        run(&sandbox, &["cache", "drop", "--content", &reference]);
+        registry.clear();
+        let at = mount(&sandbox, &reference, &["--prefetch", "none"]);
+        let names: Vec<String> = (0..24).map(|n| n.to_string()).collect();
+        read(&at, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        at.unmount();
+        let whole = image.layers()[0].blob.len() as u64;
+        let ranges: Vec<_> = registry.requests().into_iter().filter(|found| found.status == 206).collect();
+        let bytes: u64 = ranges.iter().map(|found| found.body_bytes).sum();
+        assert!(bytes * 100 <= whole * 102, "{packing:?}: {bytes} of {whole} bytes: nothing travels twice");
+        assert!(ranges.len() as u64 <= 4 + whole / (400 << 10), "{packing:?}: {} requests", ranges.len());
+    }
+}
