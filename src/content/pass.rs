@@ -1,12 +1,13 @@
 //! The first pass over a layer that nobody has seen: one stream in, everything known out.
 //!
 //! ```text
-//! source --pieces--> [hash the blob, inflate, note checkpoints] --buffers--> [diff_id, span digests,
-//!                                                                             tar walk, content file]
+//! source --pieces--> [inflate, note checkpoints] --buffers--> [diff_id, span digests, tar walk, content file]
+//!               \--> [hash the blob]
 //! ```
 //!
-//! The stages overlap on two threads and the network's tasks, with bounded buffers between them, so
-//! the pass runs at the speed of its slowest stage and in flat memory. Only when the blob's digest and
+//! The stages overlap on three threads and the network's tasks, with bounded buffers between them, so
+//! the pass runs at the speed of its slowest stage and in flat memory. Nothing can keep up with the
+//! decoder but itself, so its thread does nothing else. Only when the blob's digest and
 //! size and the diff_id all hold are index and content put in their places; until then nothing of the
 //! layer is visible, and if they do not hold, nothing stays.
 
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 use super::Growing;
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
 use crate::layer::{
     LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WindowAt, WriteError, write_index,
@@ -190,12 +191,17 @@ impl FirstPass {
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
-        let (piece_sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
+        let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
         let (empty_sender, empties) = std::sync::mpsc::channel();
+        let hashing = {
+            let algorithm = self.blob.digest.algorithm();
+            tokio::task::spawn_blocking(move || hash(algorithm, hashed))
+        };
         let decoding = {
             let pass = self.clone();
-            tokio::task::spawn_blocking(move || pass.decode(pieces, &buffer_sender, &empties))
+            tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties))
         };
         let walking = {
             let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
@@ -210,68 +216,64 @@ impl FirstPass {
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
                 progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                if piece_sender.send(Untrusted::new(piece)).await.is_err() {
+                let sent = to_hasher.send(Untrusted::new(piece.clone())).await.is_ok();
+                if !sent || to_decoder.send(Untrusted::new(piece)).await.is_err() {
                     break; // a later stage has failed and says why itself
                 }
             }
             Ok(())
         }
         .await;
-        drop(piece_sender);
+        drop((to_hasher, to_decoder));
+        let (digest, size) = hashing.await.map_err(ended)?;
         let decoded = decoding.await.map_err(ended)?;
         let walked = walking.await.map_err(ended)?;
         // The first cause is the one to tell: a cut stream also looks like a codec error.
         fetched.map_err(|cause| PassError::Source { layer: layer(), cause })?;
-        let read = decoded?;
-        let walked = walked?;
+        let walked = match decoded {
+            Ok(()) => walked?,
+            // The walker went first, and knows why.
+            Err(Undecoded::Unwanted) => {
+                return Err(walked.err().unwrap_or_else(|| PassError::Ended { layer: layer() }));
+            }
+            Err(Undecoded::Codec(cause)) => {
+                // A blob that is not the one named is the better news.
+                self.check_blob(&digest, size)?;
+                return Err(PassError::Codec { layer: layer(), cause });
+            }
+        };
+        self.check_blob(&digest, size)?;
         let (pass, store) = (self.clone(), Arc::clone(store));
-        tokio::task::spawn_blocking(move || pass.publish(&store, read, walked)).await.map_err(ended)?
+        tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?
     }
 
-    /// First stage: hashes the blob, decodes it, passes buffers on.
+    /// First stage: decodes the blob, passes buffers on.
     fn decode(
         &self,
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
         buffers: &std::sync::mpsc::SyncSender<Decoded>,
         empties: &std::sync::mpsc::Receiver<Filled>,
-    ) -> Result<BlobRead, PassError> {
-        let codec_error = |cause| PassError::Codec { layer: self.blob.digest.clone(), cause };
-        let mut hasher = Hasher::new(self.blob.digest.algorithm());
-        let mut size = 0;
-        let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits).map_err(codec_error)?;
+    ) -> Result<(), Undecoded> {
+        let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
-        let mut windows = PackedWindows::default();
-        // After a codec error the rest is still hashed: a blob that is not the one named is the better news.
         let mut failed = None;
         while let Some(piece) = pieces.blocking_recv() {
             let piece = piece.into_unverified();
-            hasher.update(&piece);
-            size += piece.len() as u64;
             let mut input: &[u8] = &piece;
+            // After an error the rest is still taken, so that all of the blob gets hashed.
             while failed.is_none() {
                 match decoder.decode(&mut input, &mut out) {
-                    Ok(Status::OutputFull) => {
-                        windows.take(&mut decoder);
-                        if !pass_on(&mut out, &mut decoder, buffers, empties) {
-                            return Ok(BlobRead { digest: hasher.finish(), size, windows });
-                        }
-                    }
+                    Ok(Status::OutputFull) => pass_on(&mut out, &mut decoder, buffers, empties)?,
                     Ok(Status::NeedInput | Status::End) => break,
                     Err(cause) => failed = Some(cause),
                 }
             }
         }
-        if failed.is_none() {
-            failed = decoder.finish().err();
+        match failed {
+            None => decoder.finish()?,
+            Some(cause) => return Err(cause.into()),
         }
-        let digest = hasher.finish();
-        if let Some(cause) = failed {
-            self.check_blob(&digest, size)?;
-            return Err(codec_error(cause));
-        }
-        windows.take(&mut decoder);
-        pass_on(&mut out, &mut decoder, buffers, empties);
-        Ok(BlobRead { digest, size, windows })
+        pass_on(&mut out, &mut decoder, buffers, empties)
     }
 
     /// Second stage: hashes and cuts the decoded stream, walks the tar, writes the content.
@@ -285,17 +287,24 @@ impl FirstPass {
     ) -> Result<Walked, PassError> {
         let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
-        let mut diff_id = Hasher::new(self.diff_id.algorithm());
+        // A stored layer decodes to itself, and its blob is hashed already.
+        let algorithm = self.diff_id.algorithm();
+        let same = self.compression == Compression::Stored && self.blob.digest.algorithm() == algorithm;
+        let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
         let mut keeper = Keeper::new(store, store.new_content(&self.blob.digest).map_err(store_error)?);
         growing.begin(LayerTree::new(self.layer_limits), keeper.reader());
         let mut spans = SpanCutter::default();
+        let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
         // A tar that cannot be shown is told only once the layer is known to be the one named.
         let mut failed = None;
-        while let Ok(Decoded { buffer, marks }) = buffers.recv() {
+        while let Ok(Decoded { buffer, marks, windows: found }) = buffers.recv() {
             let bytes: &[u8] = &buffer;
-            diff_id.update(bytes);
+            windows.pack(found);
+            if let Some(diff_id) = &mut diff_id {
+                diff_id.update(bytes);
+            }
             spans.cut(at, bytes, marks, &mut keeper);
             keeper.write(at, bytes);
             if failed.is_none() {
@@ -313,7 +322,8 @@ impl FirstPass {
             None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
-        Ok(Walked { diff_id: diff_id.finish(), size: at, tree, spans: spans.done, content: keeper.into_content() })
+        let (diff_id, content) = (diff_id.map(Hasher::finish), keeper.into_content());
+        Ok(Walked { diff_id, size: at, tree, spans: spans.done, windows, content })
     }
 
     fn check_blob(&self, digest: &Digest, size: u64) -> Result<(), PassError> {
@@ -329,29 +339,32 @@ impl FirstPass {
     }
 
     /// Last stage: everything holds, or nothing is kept.
-    fn publish(&self, store: &Arc<Store>, read: BlobRead, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
+    ///
+    /// The blob was checked already.
+    fn publish(&self, store: &Arc<Store>, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
         let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
-        self.check_blob(&read.digest, read.size)?;
-        if walked.diff_id != self.diff_id {
-            return Err(PassError::DiffId {
-                layer: self.blob.digest.clone(),
-                expected: self.diff_id.clone(),
-                actual: walked.diff_id,
-            });
+        let actual = walked.diff_id.unwrap_or_else(|| self.blob.digest.clone());
+        if actual != self.diff_id {
+            let (layer, expected) = (self.blob.digest.clone(), self.diff_id.clone());
+            return Err(PassError::DiffId { layer, expected, actual });
         }
         let tree = walked.tree?;
         let mut spans = walked.spans;
-        for (number, place) in read.windows.places {
+        for (number, place) in walked.windows.places {
             // A mark at the very end of the stream begins no span.
             if let Some(span) = spans.get_mut(number) {
                 span.window = Some(place);
             }
         }
-        let proof =
-            Proof { blob: read.digest, blob_size: read.size, diff_id: walked.diff_id, decoded_size: walked.size.0 };
+        let proof = Proof {
+            blob: self.blob.digest.clone(),
+            blob_size: self.blob.size,
+            diff_id: actual,
+            decoded_size: walked.size.0,
+        };
         let file = store.new_index(&self.blob.digest).map_err(store_error)?;
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file.file());
-        write_index(&tree, &spans, &read.windows.bytes, &proof, &mut out)
+        write_index(&tree, &spans, &walked.windows.bytes, &proof, &mut out)
             .and_then(|()| out.flush().map_err(WriteError::from))
             .map_err(|cause| PassError::Index { layer: self.blob.digest.clone(), cause })?;
         drop(out);
@@ -386,23 +399,33 @@ pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<
     }
 }
 
-/// A buffer of decoded bytes, and the marks that lie in it.
+/// A buffer of decoded bytes, the marks that lie in it, and the windows completed in it.
 struct Decoded {
     buffer: Filled,
     marks: Vec<Mark>,
+    windows: Vec<(usize, Window)>,
 }
 
-struct BlobRead {
-    digest: Digest,
-    size: u64,
-    windows: PackedWindows,
+/// Why decoding ended early.
+enum Undecoded {
+    Codec(CodecError),
+    /// The next stage is gone.
+    Unwanted,
+}
+
+impl From<CodecError> for Undecoded {
+    fn from(cause: CodecError) -> Self {
+        Self::Codec(cause)
+    }
 }
 
 struct Walked {
-    diff_id: Digest,
+    /// `None` where it is the blob's digest.
+    diff_id: Option<Digest>,
     size: DecodedOffset,
-    tree: Result<crate::layer::LayerTree, PassError>,
+    tree: Result<LayerTree, PassError>,
     spans: Vec<Span>,
+    windows: PackedWindows,
     content: NewContent,
 }
 
@@ -414,8 +437,8 @@ struct PackedWindows {
 }
 
 impl PackedWindows {
-    fn take(&mut self, decoder: &mut LayerDecoder) {
-        for (number, window) in decoder.take_windows() {
+    fn pack(&mut self, windows: Vec<(usize, Window)>) {
+        for (number, window) in windows {
             let packed = Window::to_bytes(&window);
             if packed.is_empty() {
                 continue; // nothing before the checkpoint is referred to
@@ -432,15 +455,28 @@ impl PackedWindows {
     }
 }
 
-/// Hands a full buffer on and takes an empty one; `false` when the next stage is gone.
+/// Beside the stages: hashes the blob; its digest and size.
+fn hash(algorithm: Algorithm, mut pieces: mpsc::Receiver<Untrusted<Bytes>>) -> (Digest, u64) {
+    let mut hasher = Hasher::new(algorithm);
+    let mut size = 0;
+    while let Some(piece) = pieces.blocking_recv() {
+        let piece = piece.into_unverified();
+        hasher.update(&piece);
+        size += piece.len() as u64;
+    }
+    (hasher.finish(), size)
+}
+
+/// Hands a full buffer on and takes an empty one.
 fn pass_on(
     out: &mut OutputBuffer,
     decoder: &mut LayerDecoder,
     buffers: &std::sync::mpsc::SyncSender<Decoded>,
     empties: &std::sync::mpsc::Receiver<Filled>,
-) -> bool {
+) -> Result<(), Undecoded> {
     let buffer = out.hand_over(empties.try_recv().ok());
-    buffers.send(Decoded { buffer, marks: decoder.take_marks() }).is_ok()
+    let decoded = Decoded { buffer, marks: decoder.take_marks(), windows: decoder.take_windows() };
+    buffers.send(decoded).map_err(|_| Undecoded::Unwanted)
 }
 
 /// Cuts the decoded stream at the marks and digests the spans between them.
