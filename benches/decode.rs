@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench decode`; with `LAYER=path/to/layer.tar.gz`, that layer instead of the generated one.
 
+#[path = "support/generated.rs"]
+mod generated;
+
 use std::io::{BufReader, Read, Write};
 use std::sync::LazyLock;
 
@@ -33,7 +36,7 @@ static LAYER: LazyLock<Layer> = LazyLock::new(|| {
             (tar, gzip)
         }
         None => {
-            let tar = generated(64 << 20);
+            let tar = generated::tar(64 << 20);
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
             encoder.write_all(&tar).expect("writes to memory");
             let gzip = encoder.finish().expect("writes to memory");
@@ -42,40 +45,6 @@ static LAYER: LazyLock<Layer> = LazyLock::new(|| {
     };
     Layer { zstd: zstd::bulk::compress(&tar, 3).expect("zstd compresses"), gzip, length: tar.len() }
 });
-
-/// Something like a tar: headers with many zeros, source text, tables of numbers, a little noise.
-fn generated(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move |bound: usize| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
-    };
-    let letters =
-        |random: &mut dyn FnMut(usize) -> usize| char::from(b"etaoinshrdlucmfwypvbgk_"[random(23).min(random(23))]);
-    let words: Vec<String> = (0..8000).map(|i| (0..2 + i % 9).map(|_| letters(&mut random)).collect()).collect();
-    let mut tar = Vec::with_capacity(length + (1 << 20));
-    while tar.len() < length {
-        let mut header = format!("usr/lib/{}/{}.py", words[random(8000)], words[random(8000)]).into_bytes();
-        header.resize(512, 0);
-        tar.extend(header);
-        let end = tar.len() + 512 * (1 + random(64) * random(8));
-        let kind = random(10);
-        while tar.len() < end {
-            match kind {
-                0..5 => {
-                    tar.extend(words[random(8000).min(random(8000)).min(random(8000))].as_bytes());
-                    tar.extend([" ", " ", "(", "):\n    ", ", ", " = "][random(6)].as_bytes());
-                }
-                5..9 => tar.extend((random(1 << 14) as u32 * [1, 1, 16, 0][random(4)]).to_le_bytes()),
-                _ => tar.push(random(256) as u8),
-            }
-        }
-        tar.truncate(end);
-    }
-    tar
-}
 
 fn decode(compression: Compression, blob: &[u8]) -> usize {
     let mut decoder = LayerDecoder::first_pass(compression, Limits::default()).expect("a decoder");
