@@ -16,7 +16,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use futures_util::stream;
 use peelfs::codec::{LayerDecoder, OutputBuffer, Status};
-use peelfs::content::{FirstPass, PassProgress};
+use peelfs::content::{FirstPass, Turn, Turns};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::offsets::BlobOffset;
@@ -106,7 +106,7 @@ impl Layer {
             layer_limits: peelfs::layer::Limits::default(),
         };
         runtime
-            .block_on(pass.run(&source, &store, &Arc::new(PassProgress::default()), None))
+            .block_on(pass.run(&source, &store, &Arc::default(), &Turn::new(&Turns::new()), None))
             .expect("the layer is good");
         dir
     }

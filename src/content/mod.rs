@@ -16,6 +16,7 @@ mod prefetch;
 mod profile;
 mod spans;
 mod traffic;
+mod turn;
 mod wanted;
 
 use std::ops::Range;
@@ -38,6 +39,7 @@ pub use pass::{FirstPass, PassError, PassProgress};
 pub use prefetch::{keep_profiles, prefetch};
 pub use profile::Profile;
 pub use traffic::{Prefetch, Traffic};
+pub use turn::{Turn, Turns};
 
 /// The decoded bytes of one layer whose index is known.
 pub struct LayerContent {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::Growing;
+use super::{Growing, Turn};
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -151,7 +151,8 @@ impl PassError {
 impl FirstPass {
     /// Reads the layer from `source` once and puts its index and content into `store`.
     ///
-    /// Waits while another process makes the same pass, and uses what that one has made.
+    /// Waits while another process makes the same pass, and uses what that one has made; and takes its
+    /// stream by `turn`.
     ///
     /// # Errors
     /// [`PassError`]; nothing of the layer is kept then.
@@ -160,6 +161,7 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
+        turn: &Turn,
         growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
@@ -169,7 +171,7 @@ impl FirstPass {
                 if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
                     return Ok(index);
                 }
-                let made = self.make(source, store, progress, growing).await;
+                let made = self.make(source, store, progress, turn, growing).await;
                 drop(lock);
                 return made;
             }
@@ -187,6 +189,7 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
+        turn: &Turn,
         growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
@@ -212,14 +215,21 @@ impl FirstPass {
 
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
         let fetched = async {
+            let mut taking = turn.take();
+            taking.next().await;
             let mut stream = source.stream(&self.blob, whole).await?;
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
+                taking.fed();
                 progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                if to_decoder.capacity() == 0 {
+                    taking.full();
+                }
                 let sent = to_hasher.send(Untrusted::new(piece.clone())).await.is_ok();
                 if !sent || to_decoder.send(Untrusted::new(piece)).await.is_err() {
                     break; // a later stage has failed and says why itself
                 }
+                taking.next().await;
             }
             Ok(())
         }

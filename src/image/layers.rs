@@ -1,10 +1,11 @@
 //! The layers of one image: which are known, which are being read, which cannot be had.
 //!
 //! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
-//! run at a time. A layer that somebody waits for goes before those that nobody has asked for.
+//! run at a time. A layer that somebody waits for goes before those that nobody has asked for, also
+//! when those are running already ([`Turns`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, Traffic, pass,
+    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, Traffic, Turn,
+    Turns, pass,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -67,7 +69,8 @@ pub struct Layers {
 struct Slot {
     pass: FirstPass,
     state: watch::Sender<State>,
-    wanted: AtomicBool,
+    /// Urgent when somebody waits for the layer.
+    turn: Turn,
     /// How often it has failed.
     failures: AtomicU32,
     progress: Arc<PassProgress>,
@@ -139,13 +142,14 @@ impl Layers {
         eagerness: Eagerness,
         verify: Verify,
     ) -> Arc<Self> {
+        let turns = Turns::new();
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
         let mut slot_of = Vec::new();
         for layer in planned {
             let key = (layer.blob.digest.clone(), layer.diff_id.clone());
             let slot = *by_blob.entry(key).or_insert_with(|| {
-                slots.push(Arc::new(Slot::new(layer, limits)));
+                slots.push(Arc::new(Slot::new(layer, limits, &turns)));
                 slots.len() - 1
             });
             slot_of.push(slot);
@@ -210,7 +214,7 @@ impl Layers {
     pub async fn ready(self: &Arc<Self>, layer: LayerNo) -> Result<Arc<LayerContent>, Arc<LayerFailure>> {
         let slot = Arc::clone(self.slot(layer));
         let mut changes = slot.state.subscribe();
-        slot.wanted.store(true, Ordering::Relaxed);
+        slot.turn.set_urgent(true);
         slot.state.send_if_modified(|state| match state {
             State::Failed { why, at, times } if why.is_passing() && at.elapsed() >= pause_after(*times) => {
                 *state = State::Idle;
@@ -375,7 +379,7 @@ impl Layers {
         let grows = (self.verify == Verify::Behind).then(Arc::<Growing>::default);
         lock(&slot.growing).clone_from(&grows);
         slot.state.send_modify(|_| {});
-        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress, grows.as_ref()).await;
+        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress, &slot.turn, grows.as_ref()).await;
         *lock(&slot.growing) = None;
         // Whoever holds it waits for what this pass comes to, and must not be waited for.
         if let Ok(mut shown) = slot.shown.try_lock() {
@@ -386,7 +390,7 @@ impl Layers {
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
             slot.progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, &self.store, &slot.progress, None).await;
+            made = slot.pass.run(&self.source, &self.store, &slot.progress, &slot.turn, None).await;
         }
         match made {
             Ok(index) => self.content(slot, index),
@@ -394,7 +398,7 @@ impl Layers {
                 slot.progress.received.store(0, Ordering::Relaxed);
                 let why = Arc::new(LayerFailure::from(why));
                 tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
-                slot.wanted.store(false, Ordering::Relaxed);
+                slot.turn.set_urgent(false);
                 slot.failed(why)
             }
         }
@@ -402,7 +406,7 @@ impl Layers {
 }
 
 impl Slot {
-    fn new(layer: &PlannedLayer, limits: &Limits) -> Self {
+    fn new(layer: &PlannedLayer, limits: &Limits, turns: &Arc<Turns>) -> Self {
         Self {
             pass: FirstPass {
                 blob: layer.blob.clone(),
@@ -412,7 +416,7 @@ impl Slot {
                 layer_limits: limits.layer,
             },
             state: watch::Sender::new(State::Idle),
-            wanted: AtomicBool::new(false),
+            turn: Turn::new(turns),
             failures: AtomicU32::new(0),
             progress: Arc::default(),
             growing: Mutex::default(),
@@ -426,7 +430,7 @@ impl Slot {
     fn urgency(&self) -> (bool, u64) {
         let size = self.pass.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
-        (!self.wanted.load(Ordering::Relaxed), rank)
+        (!self.turn.is_urgent(), rank)
     }
 
     fn status(&self) -> LayerStatus {
@@ -482,7 +486,7 @@ mod tests {
         let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
         let digest = Digest::of(Algorithm::Sha256, b"tar");
         let planned = PlannedLayer { blob, compression: Compression::Stored, diff_id: digest.clone() };
-        let slot = Slot::new(&planned, &Limits::default());
+        let slot = Slot::new(&planned, &Limits::default(), &Turns::new());
         let pauses: Vec<u64> = (0..7)
             .map(|_| match slot.failed(Arc::new(PassError::Ended { layer: digest.clone() }.into())) {
                 State::Failed { times, .. } => pause_after(times).as_secs(),
