@@ -39,7 +39,7 @@ pub(super) struct Transfer {
     progress: u64,
     /// A server lied about ranges: take whole blobs only.
     whole_only: bool,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 struct Body {
@@ -48,8 +48,8 @@ struct Body {
 }
 
 impl Transfer {
-    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good.
-    pub(super) async fn start(
+    /// As [`Transfer::start`], when others of its kind leave room.
+    pub(super) async fn queued(
         client: Arc<Client>,
         digest: Digest,
         size: u64,
@@ -57,6 +57,17 @@ impl Transfer {
     ) -> Result<Self, SourceError> {
         let queue = if wanted.end - wanted.start <= SHORT { &client.short } else { &client.long };
         let permit = queue.clone().acquire_owned().await.expect("the queues are never closed");
+        Self::start(client, digest, size, wanted, Some(permit)).await
+    }
+
+    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good.
+    pub(super) async fn start(
+        client: Arc<Client>,
+        digest: Digest,
+        size: u64,
+        wanted: Range<u64>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, SourceError> {
         let tries = Tries::new(client.clock.clone(), &client.deadlines);
         let what = crate::source::blob_name(&digest);
         let mut transfer = Self {
@@ -73,6 +84,19 @@ impl Transfer {
         };
         transfer.body = Some(transfer.open().await?);
         Ok(transfer)
+    }
+
+    /// Whether the server took notice of the range.
+    pub(super) fn is_ranged(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.placement.ranged)
+    }
+
+    /// Wants the bytes up to `end` as well, of a server that has begun to send the whole blob.
+    pub(super) fn go_on_to(&mut self, end: u64) {
+        if let Some(body) = &mut self.body {
+            body.placement.take += end - self.wanted.end;
+        }
+        self.wanted.end = end;
     }
 
     /// The next bytes; `None` after the last.

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy};
 use super::challenge;
+use super::download::{Cut, Lanes};
 use super::http::{Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
 use super::patience::{Clock, Deadlines, Tries};
@@ -47,6 +48,11 @@ pub(super) struct Client {
     /// never waits for somebody's layer to end.
     pub(super) long: Arc<Semaphore>,
     pub(super) short: Arc<Semaphore>,
+    /// How many each of these queues lets through at a time.
+    pub(super) connections: usize,
+    /// How large ranges are cut, and how many parts may come at a time.
+    pub(super) cut: Cut,
+    pub(super) lanes: Mutex<Lanes>,
 }
 
 /// One question.

@@ -13,12 +13,14 @@
 //! | `challenge`, `credentials`, `auth` | who we are |
 //! | `client` | question to answer, all of the above |
 //! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
+//! | `download` | how many connections a large blob needs |
 
 mod auth;
 mod blob;
 mod challenge;
 mod client;
 mod credentials;
+mod download;
 mod http;
 mod origin;
 mod patience;
@@ -46,6 +48,7 @@ use self::auth::Authorizer;
 use self::blob::Transfer;
 use self::client::{Ask, Client, Thing};
 use self::credentials::Keyring;
+use self::download::{Cut, Download};
 use self::http::{Counters, Fault, Reply, Transport};
 use self::origin::{Origin, Reach};
 use self::patience::Tries;
@@ -191,6 +194,9 @@ impl RegistrySource {
             unranged: std::sync::atomic::AtomicBool::new(false),
             long: Arc::new(Semaphore::new(options.connections.max(1))),
             short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
+            connections: options.connections.max(1),
+            cut: Cut::default(),
+            lanes: std::sync::Mutex::default(),
         };
         Ok(Self { client: Arc::new(client), name, counters })
     }
@@ -400,16 +406,37 @@ impl BlobSource for RegistrySource {
             if range.is_empty() {
                 return Ok(ByteStream::new(stream::empty()));
             }
-            let transfer = Transfer::start(self.client.clone(), blob.digest.clone(), blob.size, range).await?;
-            Ok(ByteStream::new(stream::unfold(Some(transfer), |transfer| async move {
-                let mut transfer = transfer?;
-                match transfer.next().await {
-                    Ok(Some(piece)) => Some((Ok(piece), Some(transfer))),
+            let (client, digest) = (self.client.clone(), blob.digest.clone());
+            let large = range.end - range.start > 2 * client.cut.alone;
+            let coming = if large && self.serves_ranges() {
+                Coming::InParts(Download::start(client, digest, blob.size, range).await?)
+            } else {
+                Coming::Whole(Transfer::queued(client, digest, blob.size, range).await?)
+            };
+            Ok(ByteStream::new(stream::unfold(Some(coming), |coming| async move {
+                let mut coming = coming?;
+                match coming.next().await {
+                    Ok(Some(piece)) => Some((Ok(piece), Some(coming))),
                     Ok(None) => None,
                     Err(error) => Some((Err(error), None)),
                 }
             })))
         })
+    }
+}
+
+/// A range of a blob on its way.
+enum Coming {
+    Whole(Transfer),
+    InParts(Download),
+}
+
+impl Coming {
+    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        match self {
+            Self::Whole(transfer) => transfer.next().await,
+            Self::InParts(download) => download.next().await,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 
+use super::download::Lanes;
 use super::patience::tests::FakeClock;
 use super::scripted::{Asked, Said, Scripted};
 use super::*;
@@ -397,6 +398,84 @@ async fn a_server_that_ignores_ranges_is_read_from_the_start() {
     assert!(bench.source.serves_ranges());
     assert_eq!(read(&bench, &blob(&bytes), 100_000..100_010).await.unwrap(), bytes[100_000..100_010]);
     assert!(!bench.source.serves_ranges());
+}
+
+/// As [`bench`], with ranges beyond 40,000 bytes cut, and `lanes` connections beyond the first.
+fn cutting(server: &Scripted, lanes: u32) -> Bench {
+    let mut bench = bench(server, None);
+    let source = Arc::get_mut(&mut bench.source).unwrap();
+    let client = Arc::get_mut(&mut source.client).unwrap();
+    client.cut = Cut { alone: 20_000, beside: 7_000, near: 3_000 };
+    client.lanes = Mutex::new(Lanes::with_allowed(lanes));
+    bench
+}
+
+/// First and past-the-last byte of every range asked for, sorted.
+fn ranges_asked(server: &Scripted) -> Vec<(usize, usize)> {
+    let mut ranges: Vec<_> = server.asked().iter().map(|asked| asked.range().unwrap()).collect();
+    ranges.sort_unstable();
+    ranges.into_iter().map(|(first, last)| (first, last + 1)).collect()
+}
+
+#[tokio::test]
+async fn a_large_blob_comes_in_parts_and_no_byte_twice() {
+    for lanes in [0, 1, 4] {
+        let bytes = content();
+        let served = bytes.clone();
+        let server = Scripted::start(move |asked| serve(asked, &served));
+        let bench = cutting(&server, lanes);
+        assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
+        let asked = ranges_asked(&server);
+        assert!(asked.windows(2).all(|pair| pair[0].1 == pair[1].0), "{lanes}: {asked:?}");
+        assert_eq!((asked[0], asked.last().unwrap().1), ((5, 20_005), 200_000));
+        assert_eq!(bench.source.stats().bytes_received, 199_995);
+        assert_eq!(asked.len(), if lanes == 0 { 10 } else { 27 }, "{lanes}: {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_is_cut_is_taken_up_where_it_ended() {
+    let bytes = content();
+    let served = bytes.clone();
+    let cut = AtomicUsize::new(0);
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((first, last)) if first > 50_000 && cut.fetch_add(1, Ordering::SeqCst) < 3 => {
+            let range = format!("bytes {first}-{last}/{}", served.len());
+            let length = (last + 1 - first).to_string();
+            let head = Said::head(206, &[("Content-Range", &range), ("Content-Length", &length)]);
+            head.and(&served[first..first + 1000]).then_hang_up()
+        }
+        _ => serve(asked, &served),
+    });
+    let bench = cutting(&server, 2);
+    assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    assert_eq!(bench.source.stats().resumptions, 3);
+    assert_eq!(bench.source.stats().bytes_received, 200_000);
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_ranges_sends_a_large_blob_once() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |_| Said::new(200, &[], &served));
+    let bench = cutting(&server, 4);
+    for _ in 0..2 {
+        assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    }
+    assert_eq!(server.asked().len(), 2);
+    assert_eq!(bench.source.stats().bytes_received, 400_000);
+}
+
+#[tokio::test]
+async fn a_part_that_cannot_be_had_ends_the_download() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((first, _)) if first > 50_000 => Said::new(404, &[], ""),
+        _ => serve(asked, &served),
+    });
+    let bench = cutting(&server, 4);
+    assert!(matches!(read(&bench, &blob(&bytes), 0..200_000).await, Err(SourceError::NotFound { .. })));
 }
 
 #[tokio::test]
