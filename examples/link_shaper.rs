@@ -7,8 +7,9 @@
 //!
 //! The model: each direction is one link that all connections share. Bytes leave it at `--mbit`
 //! (10⁶ bits a second, 0 for no bound) and arrive half a round trip later. A new connection waits one
-//! round trip before it carries anything, as TCP does. There is no loss, no jitter, no slow start and
-//! no TLS. Requests are counted as HTTP/1.1 without bodies, which is what a client that pulls sends.
+//! round trip before it carries anything, as TCP does. With `--mbit-each`, a connection gets no more than
+//! that of either direction, as from a server that gives each its share, or on a long way with loss. There
+//! is no loss itself, no jitter, no slow start and no TLS. Requests are counted as HTTP/1.1 without bodies, which is what a client that pulls sends.
 
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -38,6 +39,9 @@ struct Args {
     /// Bits a second of each direction, in millions; 0 for no bound
     #[arg(long, default_value_t = 0)]
     mbit: u64,
+    /// Bits a second that one connection gets in each direction, in millions; 0 for no bound
+    #[arg(long, default_value_t = 0)]
+    mbit_each: u64,
 }
 
 /// What passed.
@@ -65,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         rtt: Duration::from_millis(args.rtt_ms),
         up: Link::new(args.mbit),
         down: Link::new(args.mbit),
+        mbit_each: args.mbit_each,
         counters: Mutex::default(),
     });
     let accepting = Arc::clone(&shaper);
@@ -91,6 +96,7 @@ struct Shaper {
     rtt: Duration,
     up: Link,
     down: Link,
+    mbit_each: u64,
     counters: Mutex<Counters>,
 }
 
@@ -107,11 +113,12 @@ impl Shaper {
         thread::scope(|scope| {
             let mut heads = Heads::default();
             scope.spawn(move || {
-                pump(&self.up, half, accepted + self.rtt, client, server, |bytes| {
+                let links = [&self.up, &Link::new(self.mbit_each)];
+                pump(links, half, accepted + self.rtt, client, server, |bytes| {
                     heads.feed(bytes, |method, path| self.count_request(method, path, asks_blob));
                 });
             });
-            pump(&self.down, half, never, server, client, |bytes| {
+            pump([&self.down, &Link::new(self.mbit_each)], half, never, server, client, |bytes| {
                 let mut counters = self.counted();
                 counters.bytes += bytes.len() as u64;
                 // Nobody pipelines: bytes that come down answer the last request that went up.
@@ -137,9 +144,10 @@ impl Shaper {
     }
 }
 
-/// Moves bytes from one socket over the link to the other, until one of them ends.
+/// Moves bytes from one socket over the shared link and the connection's own to the other, until one of
+/// them ends.
 fn pump(
-    link: &Link,
+    links: [&Link; 2],
     delay: Duration,
     not_before: Instant,
     mut from: &TcpStream,
@@ -152,7 +160,7 @@ fn pump(
         let mut buffer = vec![0; CHUNK];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             seen(&buffer[..read]);
-            let left = link.send(read).max(not_before);
+            let left = links.into_iter().map(|link| link.send(read)).fold(not_before, Instant::max);
             if sender.send((left + delay, buffer[..read].to_vec())).is_err() {
                 break;
             }
