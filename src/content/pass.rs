@@ -592,6 +592,6 @@ const CHECKED_WHOLE: u64 = 32 << 20;
 /// Pieces of the body held between the network and the decoder.
 const PIECES_AHEAD: usize = 16;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
-const BUFFERS_AHEAD: usize = 4;
+const BUFFERS_AHEAD: usize = 2;
 /// How many bytes may be written between two looks at the cache's limit.
 const ROOM_CHECK: u64 = 16 << 20;

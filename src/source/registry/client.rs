@@ -48,8 +48,6 @@ pub(super) struct Client {
     /// never waits for somebody's layer to end.
     pub(super) long: Arc<Semaphore>,
     pub(super) short: Arc<Semaphore>,
-    /// How many each of these queues lets through at a time.
-    pub(super) connections: usize,
     /// How large ranges are cut, and how many parts may come at a time.
     pub(super) cut: Cut,
     pub(super) lanes: Mutex<Lanes>,

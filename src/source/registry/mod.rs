@@ -194,7 +194,6 @@ impl RegistrySource {
             unranged: std::sync::atomic::AtomicBool::new(false),
             long: Arc::new(Semaphore::new(options.connections.max(1))),
             short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
-            connections: options.connections.max(1),
             cut: Cut::default(),
             lanes: std::sync::Mutex::default(),
         };
