@@ -4,11 +4,12 @@
 //! of 100,000 small files is made. `cargo bench --bench layer -- --list` names the benchmarks.
 
 use std::convert::Infallible;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use divan::counter::ItemsCount;
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::layer::{EntryId, Kind, LayerIndex, LayerTree, Proof, TarEntry, TarSink, TarWalker, write_index};
+use peelfs::overlay::{Dir, LayerNo, Listed, Overlay};
 
 fn main() {
     let bytes = INDEX.len() as f64 / f64::from(TREE.len());
@@ -49,9 +50,33 @@ static QUESTIONS: LazyLock<Vec<(EntryId, Vec<u8>)>> = LazyLock::new(|| {
     all
 });
 
-fn synthetic(files: u32) -> Vec<u8> {
+/// Layers one over the other, each of which replaces a file in every directory of the lowest.
+static LAYERS: LazyLock<Vec<Arc<LayerIndex>>> = LazyLock::new(|| {
+    let indexes = (0..5).map(|layer| {
+        let tar = if layer == 0 { TAR.clone() } else { files((0..2500).map(|file| 40 * file + layer)) };
+        let (mut walker, mut tree) = (TarWalker::new(), LayerTree::default());
+        walker.push(&tar, &mut tree).expect("the tar is good");
+        walker.finish().expect("the tar is whole");
+        Arc::new(LayerIndex::open(write(&tree)).expect("the index is good"))
+    });
+    indexes.collect()
+});
+
+fn overlay() -> Overlay {
+    let overlay = Overlay::new(LAYERS.len() as u16);
+    for (number, index) in (0..).zip(LAYERS.iter()) {
+        overlay.supply(LayerNo(number), Arc::clone(index));
+    }
+    overlay
+}
+
+fn synthetic(count: u32) -> Vec<u8> {
+    files(0..count)
+}
+
+fn files(numbers: impl Iterator<Item = u32>) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    for file in 0..files {
+    for file in numbers {
         let mut header = tar::Header::new_gnu();
         header.set_size(100);
         header.set_mode(0o644);
@@ -137,6 +162,38 @@ fn lookup_in_index(bencher: divan::Bencher) {
             directories += u32::from(index.entry(id).expect("the index is good").kind() == Kind::Directory);
         }
         directories
+    });
+}
+
+/// Every (directory, name) of the merged view.
+fn merged(overlay: &Overlay) -> Vec<(Arc<Dir>, Vec<u8>)> {
+    let (mut all, mut dirs) = (Vec::new(), vec![Arc::clone(overlay.root())]);
+    while let Some(dir) = dirs.pop() {
+        let mut each = |listed: Listed<'_>| {
+            all.push((Arc::clone(&dir), listed.name.to_vec()));
+            if listed.kind == Kind::Directory {
+                dirs.push(overlay.dir(listed.node)?);
+            }
+            Ok(true)
+        };
+        overlay.list(&dir, 0, &mut each).expect("every layer is known");
+    }
+    all
+}
+
+/// Lists every directory of five layers, each looked at for the first time.
+#[divan::bench]
+fn merge_and_list(bencher: divan::Bencher) {
+    let names = merged(&overlay()).len();
+    bencher.counter(ItemsCount::new(names)).with_inputs(overlay).bench_refs(|overlay| merged(overlay));
+}
+
+#[divan::bench]
+fn lookup_in_merged_view(bencher: divan::Bencher) {
+    let overlay = overlay();
+    let names = merged(&overlay);
+    bencher.counter(ItemsCount::new(names.len())).bench_local(|| {
+        names.iter().filter(|(dir, name)| overlay.lookup(dir, name).expect("every layer is known").is_some()).count()
     });
 }
 

@@ -554,6 +554,32 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
 }
 
 #[test]
+fn on_known_base_layers_the_first_answer_waits_for_the_new_layer_only() {
+    if cannot_mount() {
+        return;
+    }
+    let layers = everything();
+    let registry = serve(&packed(&layers[..2], &[Packing::GZIP], Family::Oci));
+    let whole = packed(&layers, &[Packing::GZIP], Family::Oci);
+    registry.push("other/image", "2", &whole);
+    let sandbox = Sandbox::new();
+    sandbox.mount(&registry.reference("library/image", "1"), "a").unmount();
+    registry.clear();
+    let at = sandbox.mount_point("b");
+    let output = at.try_mount(&registry.reference("other/image", "2"), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    // Of the lowest layer, and hidden by none above: every layer has a say in it.
+    assert_eq!(std::fs::read(at.join("etc/implied")).unwrap(), b"parent without an entry");
+    let requests = registry.requests();
+    let asked = |layer: usize| {
+        let hex = whole.layers()[layer].digest.hex();
+        requests.iter().filter(|request| request.is_blob() && request.request.path.ends_with(hex)).count()
+    };
+    assert_eq!([0, 1, 2].map(asked), [0, 0, 1], "{requests:?}");
+    at.unmount();
+}
+
+#[test]
 fn two_mounts_of_a_new_image_at_once_fetch_each_blob_once() {
     if cannot_mount() {
         return;

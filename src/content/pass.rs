@@ -589,8 +589,8 @@ impl Keeper {
 
 /// Indexes up to this many bytes are checked whole when they are opened, which takes some milliseconds.
 const CHECKED_WHOLE: u64 = 32 << 20;
-/// Pieces of the body held between the network and the decoder.
-const PIECES_AHEAD: usize = 16;
+/// Pieces of the body, of up to half a MiB, held between the network and the decoder.
+const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
 const BUFFERS_AHEAD: usize = 2;
 /// How many bytes may be written between two looks at the cache's limit.

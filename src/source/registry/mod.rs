@@ -410,7 +410,7 @@ impl BlobSource for RegistrySource {
             let coming = if large && self.serves_ranges() {
                 Coming::InParts(Download::start(client, digest, blob.size, range).await?)
             } else {
-                Coming::Whole(Transfer::queued(client, digest, blob.size, range).await?)
+                Coming::Whole(Box::new(Transfer::queued(client, digest, blob.size, range).await?))
             };
             Ok(ByteStream::new(stream::unfold(Some(coming), |coming| async move {
                 let mut coming = coming?;
@@ -426,7 +426,7 @@ impl BlobSource for RegistrySource {
 
 /// A range of a blob on its way.
 enum Coming {
-    Whole(Transfer),
+    Whole(Box<Transfer>),
     InParts(Download),
 }
 
