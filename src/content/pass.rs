@@ -215,9 +215,9 @@ impl FirstPass {
 
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
         let fetched = async {
-            let mut taking = turn.take();
-            taking.next().await;
+            // The request goes out at once, whoever's turn it is: a round trip takes nothing from the link.
             let mut stream = source.stream(&self.blob, whole).await?;
+            let mut taking = turn.take();
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
                 taking.fed();

@@ -39,7 +39,7 @@ pub(super) struct Cut {
 
 impl Default for Cut {
     fn default() -> Self {
-        Self { alone: 16 << 20, beside: 2 << 20, near: 512 << 10 }
+        Self { alone: 16 << 20, beside: 2 << 20, near: 2 << 20 }
     }
 }
 
@@ -108,7 +108,10 @@ impl Download {
                 None if part.left == 0 => {
                     self.parts.pop_front();
                 }
-                None => return Err(self.client.protocol("a blob", "its transfer was ended".to_owned())),
+                None => {
+                    let what = crate::source::blob_name(&self.digest);
+                    return Err(self.client.unreachable(&what, "its transfer was ended".to_owned()));
+                }
             }
         }
     }
@@ -145,7 +148,7 @@ impl Download {
         transfer: impl Future<Output = Result<Transfer, SourceError>> + Send + 'static,
     ) {
         let (sender, pieces) = mpsc::unbounded_channel();
-        let ahead = if beside.is_some() { self.client.cut.beside } else { self.client.cut.near };
+        let ahead = if beside.is_some() { self.client.cut.beside } else { ALONE_AHEAD };
         let (lane, room) = beside.unzip();
         let pumping = tokio::spawn(async move {
             if let Err(error) = pump(transfer, ahead, &sender).await {
@@ -310,6 +313,8 @@ impl Drop for Taken {
     }
 }
 
+/// Bytes of a part without a lane that are held ahead of its reader.
+const ALONE_AHEAD: u64 = 512 << 10;
 /// Long enough for a connection to get up to speed.
 const STRETCH: Duration = Duration::from_millis(500);
 /// What one more connection must bring, of what it would if nothing were in its way.
