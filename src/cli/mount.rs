@@ -323,13 +323,19 @@ fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     }
 }
 
-/// A runtime, and as many open files as this process may have: each layer keeps three, and the usual
-/// limit of 1024 is there for programs that use select(2).
+/// A runtime, as many open files as this process may have, and no core dumps.
+///
+/// Each layer keeps three files open, and the usual limit of 1024 is there for programs that use select(2).
+/// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
+/// program, where a limit of zero is ignored (core(5)).
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
         tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
+        tracing::debug!(%error, "cannot forbid core dumps");
     }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -5,7 +5,7 @@
 //! who asks for the state. A file whose process is gone is a leftover, removed by whoever finds it.
 
 use std::io::Read as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,11 +68,24 @@ pub(super) struct Published {
 }
 
 /// Where mounts tell of themselves.
+///
+/// Logs are written there and what stands there is believed, so a directory that somebody else can write
+/// to, as another user's runtime directory kept over `sudo`, is refused.
 pub(super) fn directory() -> Result<PathBuf, Report> {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime) if Path::new(&runtime).is_absolute() => Ok(Path::new(&runtime).join("peelfs")),
-        _ => Ok(open::default_cache_dir()?.join("run")),
+    let directory = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
+        _ => open::default_cache_dir()?.join("run"),
+    };
+    let safe = match std::fs::symlink_metadata(&directory) {
+        Ok(found) => found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0,
+        Err(_) => true,
+    };
+    if safe {
+        return Ok(directory);
     }
+    let shown = directory.display();
+    Err(Report::new(Code::Failure, format!("`{shown}` is not a directory that only this user can write to"))
+        .hint("remove it, or set XDG_RUNTIME_DIR to a directory of your own"))
 }
 
 /// [`directory`], made if it is not there.

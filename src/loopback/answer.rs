@@ -241,7 +241,9 @@ impl Answer {
             }
             let marks = self.stalls.iter().map(|(after, _)| *after).chain(self.cut.map(|(after, _)| after));
             let next = marks.filter(|mark| *mark > done).fold(total, u64::min);
-            let piece = self.piece(done, u64::min(next - done, PIECE) as usize)?;
+            // A slow body comes evenly, a hundredth of a second's worth at a time.
+            let most = self.bytes_per_second.map_or(PIECE, |speed| (speed / 100).clamp(1, PIECE));
+            let piece = self.piece(done, u64::min(next - done, most) as usize)?;
             match self.framing {
                 Framing::Chunked => {
                     let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();

@@ -62,7 +62,9 @@ impl Request {
         if !version.starts_with("HTTP/1.") {
             return Err(invalid("only HTTP/1.x is spoken here"));
         }
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        // A client that takes this for its proxy names the host too (RFC 9112, 3.2.2).
+        let absolute = target.strip_prefix("http://").and_then(|rest| Some(&rest[rest.find('/')?..]));
+        let (path, query) = absolute.unwrap_or(target).split_once('?').unwrap_or((absolute.unwrap_or(target), ""));
         let mut request = Self {
             method: method.to_owned(),
             path: path.to_owned(),

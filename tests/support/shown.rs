@@ -27,6 +27,7 @@ pub struct MemorySource {
     documents: HashMap<Digest, Bytes>,
     blobs: HashMap<Digest, Bytes>,
     asked: Mutex<Vec<(Digest, Range<u64>)>>,
+    flipped: Mutex<Option<(Digest, u64, u8)>>,
 }
 
 impl MemorySource {
@@ -36,7 +37,13 @@ impl MemorySource {
             documents: image.documents().map(|(digest, _, bytes)| (digest.clone(), bytes.clone())).collect(),
             blobs: image.blobs().map(|(digest, bytes)| (digest.clone(), bytes.clone())).collect(),
             asked: Mutex::default(),
+            flipped: Mutex::default(),
         })
+    }
+
+    /// From now on one bit of one blob is wrong: `(blob, byte, bit)`.
+    pub fn flip(&self, bit: Option<(Digest, u64, u8)>) {
+        *self.flipped.lock().unwrap() = bit;
     }
 
     /// Ranges of blobs that were asked for since the last call.
@@ -75,7 +82,15 @@ impl BlobSource for MemorySource {
         Box::pin(async move {
             let bytes = self.blobs.get(&blob.digest).ok_or_else(|| self.missing(&blob.digest))?;
             self.asked.lock().unwrap().push((blob.digest.clone(), range.start.0..range.end.0));
-            let bytes = bytes.slice(range.start.0 as usize..range.end.0 as usize);
+            let mut bytes = bytes.slice(range.start.0 as usize..range.end.0 as usize);
+            let flipped = self.flipped.lock().unwrap().clone();
+            if let Some((_, at, bit)) =
+                flipped.filter(|(of, at, _)| *of == blob.digest && (range.start.0..range.end.0).contains(at))
+            {
+                let mut wrong = bytes.to_vec();
+                wrong[(at - range.start.0) as usize] ^= 1 << bit;
+                bytes = wrong.into();
+            }
             // Pieces of an odd size, so that nothing ends where it would be convenient.
             let pieces: Vec<_> = bytes.chunks(7919).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
             Ok(ByteStream::new(futures_util::stream::iter(pieces)))
