@@ -5,11 +5,12 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test fuzz bench man install uninstall clean needs
+.PHONY: help build demo test soak fuzz bench man install uninstall clean needs
 
 help:
 	@echo 'make demo      build peelfs and see it work on a sample image (no registry or network needed)'
 	@echo 'make test      install what the tests need, then run all of them'
+	@echo 'make soak      run the long forms of the tests of damage and attack'
 	@echo 'make build     build $(TARGET)/release/peelfs'
 	@echo 'make install   install the program and its manual pages below PREFIX ($(PREFIX))'
 	@echo 'make bench     measure beside other tools and draw charts'
@@ -43,6 +44,10 @@ fuzz:
 		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
 			-rss_limit_mb=2048 -timeout=20 -print_final_stats=1; \
 	done
+
+# The long forms of tests that have a short one in `make test`.
+soak: needs
+	$(CARGO) test --locked --release --test hostile -- --ignored --nocapture --test-threads 1 in_the_long_run
 
 # Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
 BENCH ?=

@@ -52,9 +52,13 @@ pub(super) fn open_read(path: &Path) -> Result<File, StoreError> {
     open(path, OpenOptions::new().read(true))
 }
 
-/// Opens for reading and writing, making an empty file when there is none.
+/// Opens for reading and writing, making an empty file when there is none; on a file system that is
+/// read-only, opens what is there for reading.
 pub(super) fn open_write(path: &Path) -> Result<File, StoreError> {
-    open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+    match open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)) {
+        Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => open_read(path),
+        opened => opened,
+    }
 }
 
 pub(super) fn open_lock(path: &Path) -> Result<File, StoreError> {

@@ -35,6 +35,7 @@ pub use check::{Checked, Shape};
 pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 
+use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
 use crate::trust::Untrusted;
 
@@ -164,7 +165,9 @@ impl Store {
     pub fn tag(&self, reference: &str) -> Option<TagRecord> {
         let bytes = files::read_small(&self.tag_path(reference), 64 << 10).ok()?;
         let record: TagRecord = serde_json::from_slice(&bytes).ok()?;
-        (record.reference == reference).then_some(record)
+        // Digest and size are checked with the document; the media type is all that could be damaged unnoticed.
+        let media_type = MediaType::parse(&record.media_type);
+        (record.reference == reference && (media_type.is_index() || media_type.is_manifest())).then_some(record)
     }
 
     /// Remembers what a tag names.

@@ -509,3 +509,106 @@ fn row_32_what_is_built_in_is_pinned_and_known() {
     }
     eprintln!("row 32: {} packages, {promises} unsafe blocks", packages.len());
 }
+
+/// One wrong bit at a random place of a random file of the cache, `count` times.
+fn flips_in_the_cache(count: usize) {
+    let mut random = Random::new(221);
+    let layer =
+        (0..50).fold(LayerBuilder::new(), |layer, number| layer.file(&format!("f{number}"), random.bytes(9_000)));
+    let image = image([layer]);
+    let memory = MemorySource::new(&image);
+    let source = Arc::clone(&memory) as Arc<dyn BlobSource>;
+    let sandbox = Sandbox::new();
+    let store = sandbox.store();
+    runtime().block_on(async {
+        let shown = || async {
+            let fs = open(&source, &store, &Limits::default(), Verify::BeforeShowing).await.unwrap();
+            fs.all_known().await.unwrap();
+            lines(&fs).await
+        };
+        let right = shown().await;
+        let files: Vec<PathBuf> = ["index-v1", "content-v1", "document-v1", "tag-v1"]
+            .iter()
+            .flat_map(|bucket| sandbox.bucket(bucket))
+            .collect();
+        assert!(files.len() >= 6, "{files:?}");
+        for number in 0..count {
+            let path = random.pick(&files);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = random.below(bytes.len());
+            bytes[at] ^= 1 << random.below(8);
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(shown().await, right, "flip {number}, byte {at} of {}", path.display());
+            memory.take_asked();
+            assert_eq!(shown().await, right);
+            assert_eq!(memory.take_asked(), [], "flip {number}, byte {at} of {}: not healed", path.display());
+        }
+    });
+    eprintln!("{count} flips in the cache: 0 shown, all healed");
+}
+
+#[test]
+fn row_22_no_flipped_bit_of_the_cache_is_shown_and_all_are_healed() {
+    flips_in_the_cache(100);
+}
+
+#[test]
+#[ignore = "a minute; part of `make soak`"]
+fn row_22_no_flipped_bit_of_the_cache_is_shown_in_the_long_run() {
+    flips_in_the_cache(1_000);
+}
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let size: &std::ffi::CStr = c"size=4m,mode=700";
+        match rustix::mount::mount("tmpfs", &at, "tmpfs", rustix::mount::MountFlags::empty(), Some(size)) {
+            Ok(()) => Some(Self(at)),
+            Err(error) => {
+                eprintln!("skipped: cannot mount a tmpfs: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[test]
+fn a_full_or_read_only_cache_serves_every_layer_it_knows() {
+    let content = Random::new(4).bytes(2_000_000);
+    let image = image([LayerBuilder::new().file("f", content.clone())]);
+    let registry = served(&image);
+    let reference = registry.reference(NAME, "1");
+    let sandbox = Sandbox::new();
+    let Some(disk) = SmallDisk::mount(sandbox.cache()) else { return };
+    assert!(sandbox.run(["ls", &reference]).status.success());
+    sandbox.drop_content();
+    let read = |what: &str| {
+        let output = sandbox.run(["cat", &reference, "/f"]);
+        assert!(output.stdout == content, "{what}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+
+    let mut filler = File::create(disk.0.join("filler")).unwrap();
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    for _ in 0..3 {
+        read("full");
+    }
+    drop(filler);
+    std::fs::remove_file(disk.0.join("filler")).unwrap();
+    read("with room again");
+    registry.clear();
+    read("kept");
+    assert!(registry.requests().iter().all(|asked| !asked.is_blob()), "what was read is kept");
+
+    rustix::mount::mount_remount(&disk.0, rustix::mount::MountFlags::RDONLY, "").unwrap();
+    read("read-only");
+    assert!(registry.requests().iter().all(|asked| !asked.is_blob()), "and read from there");
+}
