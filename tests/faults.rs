@@ -331,7 +331,11 @@ fn mounted_cold<'a>(served: &Served, sandbox: &'a Sandbox) -> MountPoint<'a> {
     sandbox.mount(&served.reference(), "a").unmount();
     sandbox.drop_content();
     served.registry.clear();
-    sandbox.mount(&served.reference(), "a")
+    let at = sandbox.mount_point("a");
+    // Errors that last are to be seen before the test is over.
+    let output = at.try_mount(&served.reference(), &["--wait", "--on-outage", "deadline=1"]);
+    assert!(output.status.success(), "{}", said(&output));
+    at
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::platform::Platform;
+use crate::source::outage::OnOutage;
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -158,6 +159,10 @@ pub struct MountArgs {
     /// What to fetch again before it is read, where layers are known but their content is not here
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub prefetch: PrefetchArg,
+    /// While the registry is away, make reads of what is not cached wait until it is back (`block`), fail after
+    /// a time (`deadline=SECONDS`), or fail at once (`offline`)
+    #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
+    pub on_outage: OnOutage,
     /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,

@@ -116,6 +116,13 @@ fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHa
     tokio::spawn(async move { fs.prefetch(what).await })
 }
 
+/// From now on the source is tried for as long as it takes, and readers wait as the user has said.
+fn outlast(opened: &Opened, args: &MountArgs) {
+    if let Some(outages) = opened.source.outages() {
+        outages.outlast(args.on_outage);
+    }
+}
+
 /// Mounts and serves until somebody unmounts.
 async fn serve(
     args: &MountArgs,
@@ -157,6 +164,7 @@ async fn serve(
         };
         tell_keeper(channel, handover, Some(connection.as_fd()));
     }
+    outlast(&opened, args);
     wait_for_end(served, &place, &mut ends).await;
     prefetching.abort();
     fs.keep_profiles();
@@ -173,6 +181,7 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
         let message = format!("{} is not what was mounted: it names another manifest now", opened.reference);
         return Err(Report::new(Code::Verification, message));
     }
+    outlast(&opened, args);
     let fs = opened.files(Eagerness::Background, verify(args));
     let prepared = channel.send(&Message::Prepared, None).and_then(|()| channel.receive());
     if !matches!(prepared, Ok(Some((Message::Go, _)))) {

@@ -19,6 +19,8 @@ use super::handover::KeptBy;
 use super::open;
 use super::report::{Code, Report};
 use crate::image::{ImageFs, LayerStatus};
+use crate::source::BlobSource;
+use crate::source::outage::{Outages, WaitStatus};
 use crate::source::registry::RegistrySource;
 
 /// Who serves a mount.
@@ -57,6 +59,10 @@ pub(super) struct Health {
     pub(super) received_bytes: u64,
     /// Requests made to the registry since the mount began.
     pub(super) requests: u64,
+    /// What the registry is asked for in vain, longest first.
+    pub(super) waiting: Vec<WaitStatus>,
+    /// What it refused last, if it has granted nothing since.
+    pub(super) refused: Option<String>,
     /// How far each layer is, base first.
     pub(super) layers: Vec<serde_json::Value>,
 }
@@ -188,12 +194,15 @@ impl Drop for Published {
 
 fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
     let stats = registry.map(RegistrySource::stats).unwrap_or_default();
+    let outages = registry.and_then(BlobSource::outages);
     let layers = fs.layer_status();
     let json = |layer: &LayerStatus| serde_json::to_value(layer).expect("plain data");
     Health {
         image_bytes: fs.size(),
         received_bytes: stats.bytes_received,
         requests: stats.requests,
+        waiting: outages.map(Outages::status).unwrap_or_default(),
+        refused: outages.and_then(Outages::refusal),
         layers: layers.iter().map(json).collect(),
     }
 }

@@ -10,6 +10,7 @@ use super::report::Report;
 use super::state::{self, Health, MountState};
 use super::{text, umount};
 use crate::fuse::mounts;
+use crate::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     let mut mounted: Vec<_> = mounts::all().into_iter().filter(mounts::MountPoint::is_peelfs).collect();
@@ -84,6 +85,15 @@ impl<'a> Known<'a> {
             line("layers", format!("{ready} of {} ready", health.layers.len()));
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
             line("fetched", format!("{received} of {size}, in {}", text::count(health.requests, "request")));
+            for wait in &health.waiting {
+                let WaitStatus { what, seconds, tries, last_error } = wait;
+                let tried = text::count((*tries).into(), "time");
+                let told = format!("for {what}, for {seconds} s, tried {tried}: {last_error}");
+                line("waiting", text::printable(told.as_bytes()));
+            }
+            if let Some(refused) = &health.refused {
+                line("refused", text::printable(refused.as_bytes()));
+            }
             for layer in &health.layers {
                 if let Some(error) = layer["error"].as_str() {
                     line("failed", text::printable(error.as_bytes()));

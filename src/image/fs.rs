@@ -117,9 +117,18 @@ impl ImageFs {
         }
     }
 
+    /// What `wanted` of a layer comes to, or an error once the source has been away for too long.
+    async fn patiently<T>(&self, number: LayerNo, wanted: impl Future<Output = T>) -> Result<T, FsError> {
+        tokio::select! {
+            biased;
+            error = self.layers.outlived(number) => Err(error.into()),
+            done = wanted => Ok(done),
+        }
+    }
+
     /// Waits until a layer is known.
     async fn know(&self, number: LayerNo) -> Result<(), FsError> {
-        match self.layers.known_or_grown(number).await {
+        match self.patiently(number, self.layers.known_or_grown(number)).await? {
             Ok(Grown::Whole(content)) => {
                 self.overlay.supply(number, Arc::clone(content.index()));
                 Ok(())
@@ -150,7 +159,7 @@ impl ImageFs {
     /// [`FsError::Layer`] for the first that cannot be shown.
     pub async fn all_known(&self) -> Result<(), FsError> {
         for number in (0..self.overlay.layer_count()).map(LayerNo) {
-            match self.layers.ready(number).await {
+            match self.patiently(number, self.layers.ready(number)).await? {
                 Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
                 Err(cause) => return Err(FsError::Layer { number, cause }),
             }
@@ -310,20 +319,18 @@ impl ImageFs {
         loop {
             let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
             let mut buf = vec![0; plan.length];
-            match plan.fill(at, &mut buf).await {
+            let (number, _) = self.overlay.parse(node).map_err(|_| FsError::NoSuchNode(node.get()))?;
+            match self.patiently(number, plan.fill(at, &mut buf)).await? {
                 Ok(()) => return Ok(buf.into()),
                 Err(Unfilled::Failed(error)) => return Err(error.into()),
                 // The layer's pass has ended since: it is whole now, or there is a reason why not.
-                Err(Unfilled::Closed) => {
-                    let (number, _) = self.overlay.parse(node).map_err(|_| FsError::NoSuchNode(node.get()))?;
-                    match self.layers.ready(number).await {
-                        Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
-                        Err(cause) => {
-                            self.overlay.withdraw(number);
-                            return Err(FsError::Layer { number, cause });
-                        }
+                Err(Unfilled::Closed) => match self.patiently(number, self.layers.ready(number)).await? {
+                    Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
+                    Err(cause) => {
+                        self.overlay.withdraw(number);
+                        return Err(FsError::Layer { number, cause });
                     }
-                }
+                },
             }
         }
     }

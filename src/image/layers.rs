@@ -14,13 +14,13 @@ use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, Traffic, Turn,
-    Turns, pass,
+    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, ReadError,
+    Traffic, Turn, Turns, pass,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::overlay::LayerNo;
-use crate::source::BlobSource;
+use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, StoreError};
 use crate::sync::lock;
 
@@ -216,7 +216,10 @@ impl Layers {
         let mut changes = slot.state.subscribe();
         slot.turn.set_urgent(true);
         slot.state.send_if_modified(|state| match state {
-            State::Failed { why, at, times } if why.is_passing() && at.elapsed() >= pause_after(*times) => {
+            // A source that was away paces itself.
+            State::Failed { why, at, times }
+                if self.may_pass(why) && (why.is_outage() || at.elapsed() >= pause_after(*times)) =>
+            {
                 *state = State::Idle;
                 true
             }
@@ -316,6 +319,22 @@ impl Layers {
             }
         }
         (total, received)
+    }
+
+    /// Whether trying again later may help. A wrong blob may have been a proxy's fault; but what was shown of
+    /// one cannot be taken back.
+    fn may_pass(&self, why: &LayerFailure) -> bool {
+        let wrong_blob = matches!(why, LayerFailure::Pass(PassError::Blob { .. }));
+        why.is_passing() || (wrong_blob && self.verify == Verify::BeforeShowing)
+    }
+
+    /// Returns when the source has been away from a layer for longer than a reader who comes now waits,
+    /// with the error for that reader.
+    pub async fn outlived(&self, layer: LayerNo) -> ReadError {
+        let Some(outages) = self.source.outages() else { return std::future::pending().await };
+        let digest = &self.slot(layer).pass.blob.digest;
+        let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
+        ReadError::Source { layer: digest.to_string().into(), cause }
     }
 
     fn slot(&self, layer: LayerNo) -> &Arc<Slot> {
@@ -457,6 +476,10 @@ impl Slot {
 }
 
 impl LayerFailure {
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Pass(PassError::Source { cause: SourceError::Unreachable { .. }, .. }))
+    }
+
     fn is_passing(&self) -> bool {
         match self {
             Self::Pass(error) => error.is_passing(),

@@ -228,8 +228,16 @@ impl Resolver<'_> {
             (Some((record, bytes)), Network::Offline) => Ok((described(record), bytes)),
             (None, Network::Offline) => Err(PlanError::Offline { reference: self.reference.to_string() }),
             (Some((record, bytes)), Network::Allowed) => {
-                let now = self.source.head().await?;
-                if now.digest == record.digest { Ok((described(record), bytes)) } else { self.fetch_root().await }
+                let now = match self.source.head().await {
+                    Ok(now) => now.digest,
+                    // What it named when it last could be asked is better than nothing; a refusal is an answer.
+                    Err(error @ SourceError::Unreachable { .. }) => {
+                        tracing::warn!("{error}; going on with what {} named when it was last asked", self.reference);
+                        record.digest.clone()
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                if now == record.digest { Ok((described(record), bytes)) } else { self.fetch_root().await }
             }
             (None, Network::Allowed) => self.fetch_root().await,
         }

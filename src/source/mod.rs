@@ -8,6 +8,7 @@ mod archive;
 mod directory;
 mod layout;
 pub mod local;
+pub mod outage;
 pub mod registry;
 mod tarfile;
 
@@ -35,6 +36,11 @@ pub const CONFIG_LIMIT: u64 = 4 << 20;
 pub trait BlobSource: Send + Sync {
     /// The reference as the user named it, for messages.
     fn name(&self) -> &str;
+
+    /// What is tried in vain at present; `None` for a source that is never away.
+    fn outages(&self) -> Option<&outage::Outages> {
+        None
+    }
 
     /// What the reference names now, without fetching it (a registry is asked with one HEAD).
     ///

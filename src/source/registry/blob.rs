@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use reqwest::Method;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::client::{Ask, Client, Thing};
 use super::http::{Fault, Reply};
-use super::patience::Tries;
+use super::patience::{Subject, Tries};
 use super::ranges::{self, Placement, RangeFault};
 use crate::digest::Digest;
 use crate::source::SourceError;
@@ -39,7 +39,8 @@ pub(super) struct Transfer {
     progress: u64,
     /// A server lied about ranges: take whole blobs only.
     whole_only: bool,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Where it takes its turn; none for parts of something that has its place.
+    queue: Option<Arc<Semaphore>>,
 }
 
 struct Body {
@@ -55,33 +56,29 @@ impl Transfer {
         size: u64,
         wanted: Range<u64>,
     ) -> Result<Self, SourceError> {
-        let queue = if wanted.end - wanted.start <= SHORT { &client.short } else { &client.long };
-        let permit = queue.clone().acquire_owned().await.expect("the queues are never closed");
-        Self::start(client, digest, size, wanted, Some(permit)).await
+        let queue = Arc::clone(if wanted.end - wanted.start <= SHORT { &client.short } else { &client.long });
+        Self::start(client, digest, size, wanted, Some(queue)).await
     }
 
-    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good.
+    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good. With a
+    /// queue it takes its turn there.
     pub(super) async fn start(
         client: Arc<Client>,
         digest: Digest,
         size: u64,
         wanted: Range<u64>,
-        permit: Option<OwnedSemaphorePermit>,
+        queue: Option<Arc<Semaphore>>,
     ) -> Result<Self, SourceError> {
-        let tries = Tries::new(client.clock.clone(), &client.deadlines);
-        let what = crate::source::blob_name(&digest);
-        let mut transfer = Self {
-            client,
-            digest,
-            size,
-            what,
-            wanted,
-            body: None,
-            tries,
-            progress: 0,
-            whole_only: false,
-            _permit: permit,
+        let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
+        // What cannot be had at present joins those who try it already.
+        tries.place = match &queue {
+            _ if client.outages.concern(&digest) => Some(place(&client.retrying).await),
+            Some(queue) => Some(place(queue).await),
+            None => None,
         };
+        let what = crate::source::blob_name(&digest);
+        let mut transfer =
+            Self { client, digest, size, what, wanted, body: None, tries, progress: 0, whole_only: false, queue };
         transfer.body = Some(transfer.open().await?);
         Ok(transfer)
     }
@@ -113,6 +110,14 @@ impl Transfer {
                     if !piece.is_empty() {
                         self.wanted.start += piece.len() as u64;
                         self.progress += piece.len() as u64;
+                        // A server that gives a few bytes and hangs up is not well.
+                        let enough = self.progress >= PROGRESS || self.wanted.is_empty();
+                        if enough && self.tries.went_well() {
+                            self.tries.place = match &self.queue {
+                                Some(queue) => Some(place(queue).await),
+                                None => None,
+                            };
+                        }
                         if self.body.is_none() && !self.wanted.is_empty() {
                             // The server gave less than the range and said so.
                             self.set_back(&"its answer covers less than the range").await?;
@@ -156,7 +161,10 @@ impl Transfer {
             let all = self.wanted == (0..self.size);
             let range = (!all && !self.whole_only).then(|| self.wanted.clone());
             let ask = Ask { method: Method::GET, thing: Thing::Blob(&self.digest, range), what: &self.what };
-            let mut reply = self.client.ask(&ask, &mut self.tries).await?;
+            let mut reply = self.client.ask(&ask, &mut self.tries).await.inspect_err(|error| self.note(error))?;
+            if reply.status().is_success() {
+                self.client.outages.refused(None);
+            }
             match ranges::place(reply.status(), reply.headers(), &self.wanted, self.size) {
                 Ok(placement) => {
                     if !placement.ranged && !all && !self.client.unranged.swap(true, Ordering::Relaxed) {
@@ -164,7 +172,11 @@ impl Transfer {
                     }
                     return Ok(Body { reply, placement });
                 }
-                Err(RangeFault::Status(_)) => return Err(self.client.refusal(&mut reply, &self.what).await),
+                Err(RangeFault::Status(_)) => {
+                    let error = self.client.refusal(&mut reply, &self.what).await;
+                    self.note(&error);
+                    return Err(error);
+                }
                 Err(fault) if fault.is_about_ranges() && !self.whole_only && !all => {
                     tracing::warn!(
                         "{} sent a wrong answer to a range request: {fault}; asking for the whole blob",
@@ -177,17 +189,30 @@ impl Transfer {
         }
     }
 
+    /// A refusal is shown to whoever asks how the mount is, until something is granted.
+    fn note(&self, error: &SourceError) {
+        if matches!(error, SourceError::Denied { .. }) {
+            self.client.outages.refused(Some(error));
+        }
+    }
+
     /// Counts a body that ended early, and waits before the next try.
     async fn set_back(&mut self, fault: &(dyn Display + Sync)) -> Result<(), SourceError> {
         // Patience begins with the first failure, not while a slow reader was taking its time.
         if self.progress >= PROGRESS || self.tries.failed() == 0 {
-            self.tries = Tries::new(self.client.clock.clone(), &self.client.deadlines);
+            self.tries.renewed(&self.client.deadlines);
         }
         self.progress = 0;
-        if !self.client.again(&mut self.tries, None, fault).await {
+        let subject = Subject { what: &self.what, blob: Some(&self.digest) };
+        if !self.client.again(&mut self.tries, subject, None, fault).await {
             return Err(self.client.gave_up(&self.what, fault, &self.tries));
         }
         self.client.transport.counters.resumptions.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// A place in a queue, in turn.
+pub(super) async fn place(queue: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    queue.clone().acquire_owned().await.expect("the queues are never closed")
 }

@@ -15,14 +15,16 @@ use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 
 use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy};
+use super::blob::place;
 use super::challenge;
 use super::download::{Cut, Lanes};
 use super::http::{Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
-use super::patience::{Clock, Deadlines, Tries};
+use super::patience::{Clock, Deadlines, Subject, Tries};
 use crate::descriptor::MediaType;
 use crate::digest::Digest;
 use crate::source::SourceError;
+use crate::source::outage::Outages;
 
 /// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
 const MAX_LOCATIONS: usize = 1024;
@@ -51,6 +53,9 @@ pub(super) struct Client {
     /// How large ranges are cut, and how many parts may come at a time.
     pub(super) cut: Cut,
     pub(super) lanes: Mutex<Lanes>,
+    /// And what has failed already tries again in a third one, so that it holds up nothing that works.
+    pub(super) retrying: Arc<Semaphore>,
+    pub(super) outages: Outages,
 }
 
 /// One question.
@@ -77,6 +82,16 @@ enum Shortcut {
     Avoid,
 }
 
+impl Ask<'_> {
+    fn subject(&self) -> Subject<'_> {
+        let blob = match &self.thing {
+            Thing::Blob(digest, _) => Some(*digest),
+            Thing::Manifest(_) => None,
+        };
+        Subject { what: self.what, blob }
+    }
+}
+
 impl Client {
     /// The registry's answer, of whatever status but those that can be overcome.
     ///
@@ -89,7 +104,11 @@ impl Client {
         let mut shortcut = Shortcut::Take;
         loop {
             let known = self.location(&ask.thing).filter(|_| shortcut == Shortcut::Take);
-            let grant = self.authorizer.grant(&self.transport).await.map_err(|error| self.no_grant(error, ask.what))?;
+            let grant = match self.authorizer.grant(&self.transport).await {
+                Ok(grant) => grant,
+                Err(error) if self.outlasts(&error) && self.again(tries, ask.subject(), None, &error).await => continue,
+                Err(error) => return Err(self.no_grant(error, ask.what)),
+            };
             let request = self.request(base, ask, known.clone(), &grant);
             let mut reply = match self.transport.send(&request).await {
                 Ok(reply) => reply,
@@ -99,7 +118,9 @@ impl Client {
                     shortcut = Shortcut::Avoid;
                     continue;
                 }
-                Err(fault @ (Fault::Connect { .. } | Fault::Silent { .. })) if self.settled.get().is_none() => {
+                Err(fault @ (Fault::Connect { .. } | Fault::Silent { .. }))
+                    if self.settled.get().is_none() && !self.outages.are_outlasted() =>
+                {
                     // Never heard of: one clear error at once is better than a minute of hope.
                     let connects = matches!(fault, Fault::Connect { .. });
                     match candidates.next().filter(|_| connects) {
@@ -110,8 +131,12 @@ impl Client {
                     continue;
                 }
                 Err(fault) if fault.is_passing() => {
-                    if !self.again(tries, None, &fault).await {
+                    if !self.again(tries, ask.subject(), None, &fault).await {
                         return Err(self.gave_up(ask.what, &fault, tries));
+                    }
+                    // Nobody knows yet under which of its addresses it will be back.
+                    if self.settled.get().is_none() {
+                        base = candidates.next().unwrap_or(&self.bases[0]);
                     }
                     continue;
                 }
@@ -139,8 +164,12 @@ impl Client {
             }
             let away = known.is_some() || Origin::of(&reply.url) != Origin::of(base);
             if status == StatusCode::UNAUTHORIZED && !away {
-                self.answer_challenge(&mut reply, &grant, renewals, ask.what).await?;
-                renewals += 1;
+                match self.answer_challenge(&mut reply, &grant, renewals, ask.what).await {
+                    Ok(()) => renewals += 1,
+                    Err(error @ SourceError::Unreachable { .. })
+                        if self.outages.are_outlasted() && self.again(tries, ask.subject(), None, &error).await => {}
+                    Err(error) => return Err(error),
+                }
                 continue;
             }
             // A signature that was fresh a moment ago and is refused: a new one may be better.
@@ -150,7 +179,7 @@ impl Client {
                 let said = reply.said().await;
                 let fault = format!("{} answered {said}", reply.host);
                 drop(reply);
-                if !self.again(tries, asked, &fault).await {
+                if !self.again(tries, ask.subject(), asked, &fault).await {
                     return Err(self.gave_up(ask.what, &fault, tries));
                 }
                 continue;
@@ -278,15 +307,29 @@ impl Client {
     pub(super) async fn again(
         &self,
         tries: &mut Tries,
+        subject: Subject<'_>,
         asked: Option<std::time::Duration>,
         fault: &(dyn Display + Sync),
     ) -> bool {
-        let again = tries.again(asked).await;
+        let again = tries.again_within(&self.outages, &subject, asked, &fault.to_string()).await;
         if again {
+            if subject.blob.is_some() {
+                tries.place = Some(place(&self.retrying).await);
+            }
             self.transport.counters.retries.fetch_add(1, Ordering::Relaxed);
             tracing::debug!("{fault}; trying again");
         }
         again
+    }
+
+    /// Whether a login that failed is tried again for as long as it takes.
+    fn outlasts(&self, error: &AuthError) -> bool {
+        let passing = match error {
+            AuthError::Unreachable(fault) => fault.is_passing(),
+            AuthError::Failing { .. } => true,
+            _ => false,
+        };
+        passing && self.outages.are_outlasted()
     }
 
     fn location(&self, thing: &Thing<'_>) -> Option<Url> {

@@ -51,9 +51,10 @@ use self::credentials::Keyring;
 use self::download::{Cut, Download};
 use self::http::{Counters, Fault, Reply, Transport};
 use self::origin::{Origin, Reach};
-use self::patience::Tries;
+use self::patience::{Subject, Tries};
 use self::ranges::decimal;
 use self::tls::Verify;
+use super::outage::Outages;
 use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
@@ -65,6 +66,9 @@ pub use self::patience::{Clock, Deadlines, MonotonicClock};
 
 /// The host that Docker Hub's names stand for, and the one that serves them.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+/// How many transfers that have failed try again at a time.
+const RETRYING: usize = 2;
 
 /// Which image of which registry.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -181,6 +185,7 @@ impl RegistrySource {
         );
         let (clock, deadlines) = (options.clock, options.deadlines);
         let authorizer = Authorizer::new(keyring, &name.repository, verify, clock.clone(), deadlines.clone());
+        let outages = Outages::new(clock.clone());
         let client = Client {
             transport,
             authorizer,
@@ -196,6 +201,8 @@ impl RegistrySource {
             short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
             cut: Cut::default(),
             lanes: std::sync::Mutex::default(),
+            retrying: Arc::new(Semaphore::new(RETRYING)),
+            outages,
         };
         Ok(Self { client: Arc::new(client), name, counters })
     }
@@ -312,7 +319,7 @@ impl RegistrySource {
                 Err(Fault::TooLong { .. }) => {
                     return Err(client.protocol(what, format!("it has more than {limit} bytes")));
                 }
-                Err(fault) if client.again(&mut tries, None, &fault).await => {}
+                Err(fault) if client.again(&mut tries, Subject { what, blob: None }, None, &fault).await => {}
                 Err(fault) => return Err(client.gave_up(what, &fault, &tries)),
             }
         }
@@ -372,6 +379,10 @@ const GENERIC: [&str; 5] = ["", "application/json", "application/octet-stream", 
 impl BlobSource for RegistrySource {
     fn name(&self) -> &str {
         &self.name.display
+    }
+
+    fn outages(&self) -> Option<&Outages> {
+        Some(&self.client.outages)
     }
 
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {

@@ -9,7 +9,11 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::digest::Digest;
 use crate::source::BoxFuture;
+use crate::source::outage::{Failing, Outages};
 
 /// Time that only moves forward, and a way to let it pass.
 pub trait Clock: Debug + Send + Sync {
@@ -84,18 +88,60 @@ pub(super) struct Tries {
     cap: Duration,
     end: Duration,
     failed: u32,
+    /// The place in a queue that the present try takes.
+    pub(super) place: Option<OwnedSemaphorePermit>,
+    failing: Option<Failing>,
+}
+
+/// What is tried, for those who ask what is being waited for.
+pub(super) struct Subject<'a> {
+    pub(super) what: &'a str,
+    pub(super) blob: Option<&'a Digest>,
 }
 
 impl Tries {
     /// The first try starts now.
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
         let end = clock.now() + deadlines.patience;
-        Self { clock, cap: deadlines.retry_after, end, failed: 0 }
+        Self { clock, cap: deadlines.retry_after, end, failed: 0, place: None, failing: None }
+    }
+
+    /// Starts counting anew; what is in trouble stays so until [`Tries::went_well`].
+    pub(super) fn renewed(&mut self, deadlines: &Deadlines) {
+        let fresh = Self::new(self.clock.clone(), deadlines);
+        *self = Self { place: self.place.take(), failing: self.failing.take(), ..fresh };
+    }
+
+    /// A try has brought something; says whether those before it had failed.
+    pub(super) fn went_well(&mut self) -> bool {
+        self.failing.take().map(Failing::recovered).is_some()
     }
 
     /// How many tries have failed.
     pub(super) fn failed(&self) -> u32 {
         self.failed
+    }
+
+    /// As [`Tries::again`], telling what is waited for; where outages are outlasted, never gives up.
+    pub(super) async fn again_within(
+        &mut self,
+        outages: &Outages,
+        subject: &Subject<'_>,
+        asked: Option<Duration>,
+        fault: &str,
+    ) -> bool {
+        self.failing = Some(outages.failed(self.failing.take(), subject.what, subject.blob, fault));
+        // Whoever pauses needs no place.
+        self.place = None;
+        if !outages.are_outlasted() {
+            return self.again(asked).await;
+        }
+        self.failed = self.failed.saturating_add(1);
+        match asked {
+            Some(asked) => self.clock.pause(asked.min(self.cap).max(pause_after(self.failed, jitter()))).await,
+            None => outages.pause(pause_after(self.failed, jitter())).await,
+        }
+        true
     }
 
     /// Waits before the next try, as long as the server `asked` for within bounds; `false` if there

@@ -1,0 +1,280 @@
+//! Outages: what a source tries in vain to get at present, and how long anybody waits for it.
+//!
+//! What is tried and who waits are different things. A layer's first pass goes on through an outage and
+//! takes up its download where it was cut, however long that takes; a reader who needs the layer waits as
+//! long as the user has said. So trying does not end with a reader's patience, and a mount is well again as
+//! soon as its registry is.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use super::SourceError;
+use super::registry::Clock;
+use crate::digest::Digest;
+use crate::sync::lock;
+
+/// How long a reader waits for a source that is away; what is cached is served in any case.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OnOutage {
+    /// Until it is back.
+    Block,
+    /// So long, then the read is an error; the next one waits anew.
+    Deadline(Duration),
+    /// Not at all: while the source is away, what is not cached is an error. It is away when three tries in
+    /// a row have failed, which takes less than a second where connections are refused.
+    Offline,
+}
+
+/// What a source tries in vain at present. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Outages(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    clock: Arc<dyn Clock>,
+    /// Set once somebody serves readers for as long as they like; until then the source gives up by itself.
+    policy: OnceLock<OnOutage>,
+    waits: watch::Sender<BTreeMap<u64, Wait>>,
+    recovered: Notify,
+    refusal: Mutex<Option<String>>,
+    serial: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Wait {
+    what: String,
+    blob: Option<Digest>,
+    since: Duration,
+    failed: u32,
+    last: String,
+    told: bool,
+}
+
+/// Something that is being waited for, for people.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WaitStatus {
+    /// What is wanted, as in `blob sha256:…`.
+    pub what: String,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// How often it was tried.
+    pub tries: u32,
+    /// What happened the last time.
+    pub last_error: String,
+}
+
+/// Held by somebody whose tries have failed so far; dropped when one succeeds or he gives up.
+#[derive(Debug)]
+pub(super) struct Failing {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Default for OnOutage {
+    /// A minute: long enough for a registry that is restarted, short enough for whoever watches.
+    fn default() -> Self {
+        Self::Deadline(Duration::from_secs(60))
+    }
+}
+
+impl std::str::FromStr for OnOutage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let seconds = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok();
+        match text.split_once('=') {
+            None if text == "block" => Ok(Self::Block),
+            None if text == "offline" => Ok(Self::Offline),
+            Some(("deadline", given)) => {
+                seconds(given).map(Self::Deadline).ok_or_else(|| format!("`{given}` is not a number of seconds"))
+            }
+            _ => Err("write `block`, `deadline=SECONDS` or `offline`".to_owned()),
+        }
+    }
+}
+
+impl Outages {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Shared {
+            clock,
+            policy: OnceLock::new(),
+            waits: watch::Sender::default(),
+            recovered: Notify::new(),
+            refusal: Mutex::default(),
+            serial: AtomicU64::new(0),
+        }))
+    }
+
+    /// From now on the source never gives up what may still succeed, and readers wait as `policy` says.
+    /// The first call counts.
+    pub fn outlast(&self, policy: OnOutage) {
+        // Said once; a second opinion would surprise those who wait by the first.
+        let _ = self.0.policy.set(policy);
+    }
+
+    /// Whether the source never gives up.
+    pub(super) fn are_outlasted(&self) -> bool {
+        self.0.policy.get().is_some()
+    }
+
+    /// What is being waited for, longest first.
+    pub fn status(&self) -> Vec<WaitStatus> {
+        let now = self.0.clock.now();
+        let status = |wait: &Wait| WaitStatus {
+            what: wait.what.clone(),
+            seconds: now.saturating_sub(wait.since).as_secs(),
+            tries: wait.failed,
+            last_error: wait.last.clone(),
+        };
+        self.0.waits.borrow().values().map(status).collect()
+    }
+
+    /// The last refusal, if nothing was granted since.
+    pub fn refusal(&self) -> Option<String> {
+        lock(&self.0.refusal).clone()
+    }
+
+    /// Whether `blob` is one of the things that cannot be had at present.
+    pub(super) fn concern(&self, blob: &Digest) -> bool {
+        self.0.waits.borrow().values().any(|wait| wait.blob.as_ref() == Some(blob))
+    }
+
+    /// Notes a failed try, with the note about those before it.
+    pub(super) fn failed(&self, before: Option<Failing>, what: &str, blob: Option<&Digest>, why: &str) -> Failing {
+        let failing = before.unwrap_or_else(|| {
+            let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
+            Failing { shared: Arc::clone(&self.0), number }
+        });
+        self.0.waits.send_modify(|waits| {
+            let wait = waits.entry(failing.number).or_insert_with(|| Wait {
+                what: what.to_owned(),
+                blob: blob.cloned(),
+                since: self.0.clock.now(),
+                failed: 0,
+                last: String::new(),
+                told: false,
+            });
+            wait.failed += 1;
+            why.clone_into(&mut wait.last);
+        });
+        failing
+    }
+
+    /// Notes what the source refused, or that it did not.
+    pub(super) fn refused(&self, why: Option<&SourceError>) {
+        *lock(&self.0.refusal) = why.map(ToString::to_string);
+    }
+
+    /// Returns when `time` has passed, or before, when anything that was in vain has succeeded.
+    pub(super) async fn pause(&self, time: Duration) {
+        tokio::select! {
+            biased;
+            () = self.0.clock.pause(time) => {}
+            () = self.0.recovered.notified() => {}
+        }
+    }
+
+    /// Returns when `blob` cannot be had for longer than a reader who comes now is to wait, with the
+    /// error for that reader.
+    pub async fn outlived(&self, blob: &Digest, place: &str) -> SourceError {
+        let (patience, tries) = match self.0.policy.get() {
+            Some(OnOutage::Deadline(patience)) => (*patience, 1),
+            Some(OnOutage::Offline) => (Duration::ZERO, HICCUPS + 1),
+            Some(OnOutage::Block) | None => return std::future::pending().await,
+        };
+        let begun = self.0.clock.now();
+        let mut changes = self.0.waits.subscribe();
+        loop {
+            let of_blob = |waits: &BTreeMap<u64, Wait>| {
+                let found = waits.iter().find(|(_, wait)| wait.blob.as_ref() == Some(blob) && wait.failed >= tries);
+                found.map(|(number, wait)| (*number, wait.clone()))
+            };
+            let found = of_blob(&changes.borrow_and_update());
+            let now = self.0.clock.now();
+            let left = found.as_ref().map(|(_, wait)| (wait.since.max(begun) + patience).saturating_sub(now));
+            match (found, left) {
+                (Some((number, wait)), Some(Duration::ZERO)) => {
+                    return self.given_up(number, &wait, now - begun, place);
+                }
+                (_, Some(left)) => tokio::select! {
+                    changed = changes.changed() => changed.expect("the sender is ours"),
+                    () = self.0.clock.pause(left) => {}
+                },
+                (_, None) => changes.changed().await.expect("the sender is ours"),
+            }
+        }
+    }
+
+    fn given_up(&self, number: u64, wait: &Wait, waited: Duration, place: &str) -> SourceError {
+        let why = format!("{} (tried {} times, waited {:.1} s)", wait.last, wait.failed, waited.as_secs_f64());
+        let first = self.0.waits.send_if_modified(|waits| {
+            let told = waits.get_mut(&number).map(|wait| &mut wait.told);
+            told.is_some_and(|told| !std::mem::replace(told, true))
+        });
+        if first {
+            tracing::error!(target: "peelfs::failure", what = wait.what, why, "cannot be had now; reads of it fail until it can");
+        }
+        SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why }
+    }
+}
+
+/// Failed tries in a row that are no outage yet: connections break now and then.
+const HICCUPS: u32 = 2;
+
+impl Failing {
+    /// A try has succeeded: whoever else waits may try at once.
+    pub(super) fn recovered(self) {
+        self.shared.recovered.notify_waiters();
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        self.shared.waits.send_modify(|waits| drop(waits.remove(&self.number)));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::source::registry::MonotonicClock;
+
+    #[test]
+    fn policies_are_read() {
+        let seconds = |seconds| Ok(OnOutage::Deadline(Duration::from_secs_f64(seconds)));
+        assert_eq!("block".parse(), Ok(OnOutage::Block));
+        assert_eq!("offline".parse(), Ok(OnOutage::Offline));
+        assert_eq!("deadline=5".parse(), seconds(5.0));
+        assert_eq!("deadline=0.25".parse(), seconds(0.25));
+        for text in ["", "deadline", "deadline=", "deadline=-1", "deadline=x", "deadline=inf", "block=1", "5"] {
+            assert!(text.parse::<OnOutage>().is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_gives_up_only_on_what_he_waits_for() {
+        let outages = Outages::new(Arc::new(MonotonicClock::default()));
+        outages.outlast(OnOutage::Deadline(Duration::from_millis(1)));
+        let [one, other] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
+        let failing = outages.failed(None, "blob 1", Some(&one), "no route");
+        let failing = outages.failed(Some(failing), "blob 1", Some(&one), "still no route");
+        let told = outages.outlived(&one, "image").await.to_string();
+        assert!(told.contains("still no route (tried 2 times"), "{told}");
+        let other = outages.outlived(&other, "image");
+        tokio::select! {
+            biased;
+            _ = other => panic!("nothing is wrong with it"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(outages.status()[0].tries, 2);
+        failing.recovered();
+        assert!(outages.status().is_empty());
+    }
+}
