@@ -162,7 +162,8 @@ fn row_15_only_exact_digests_become_paths_and_addresses() {
         hex.clone(),
     ];
     let image = small();
-    let places: [(&str, fn(&mut Value, Value)); 2] = [
+    type Put = fn(&mut Value, Value);
+    let places: [(&str, Put); 2] = [
         ("a layer", |manifest, digest| manifest["layers"][0]["digest"] = digest),
         ("the configuration", |manifest, digest| manifest["config"]["digest"] = digest),
     ];

@@ -42,13 +42,18 @@ fn small() -> Image {
     ImageBuilder::new().layer(layer).build()
 }
 
+fn fifo(path: &Path) {
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+}
+
 #[test]
 fn row_21_a_cache_that_others_can_write_is_refused() {
     if !is_root() {
         return;
     }
     let registry = served(&small());
-    let make: [(&str, fn(&Path)); 6] = [
+    type Make = fn(&Path);
+    let make: [(&str, Make); 6] = [
         ("another user's", |path| {
             std::fs::create_dir(path).unwrap();
             chown(path, Some(1000), None).unwrap();
@@ -63,9 +68,7 @@ fn row_21_a_cache_that_others_can_write_is_refused() {
         }),
         ("a link", |path| symlink("/tmp", path).unwrap()),
         ("a file", |path| std::fs::write(path, "").unwrap()),
-        ("a pipe", |path| {
-            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap()
-        }),
+        ("a pipe", |path| fifo(path)),
     ];
     let inputs = 2 * make.len();
     for (what, make) in make {
@@ -93,12 +96,11 @@ fn row_21_a_cache_that_others_can_write_is_refused() {
 fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
     let image = small();
     let registry = served(&image);
-    let plants: [(&str, fn(&Path, &Path)); 6] = [
+    type Plant = fn(&Path, &Path);
+    let plants: [(&str, Plant); 6] = [
         ("a link", |path, victim| symlink(victim, path).unwrap()),
         ("a dangling link", |path, _| symlink("/nonexistent/x", path).unwrap()),
-        ("a pipe", |path, _| {
-            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap()
-        }),
+        ("a pipe", |path, _| fifo(path)),
         ("a directory", |path, _| std::fs::create_dir(path).unwrap()),
         ("an empty file", |path, _| std::fs::write(path, "").unwrap()),
         ("a terabyte", |path, _| File::create(path).unwrap().set_len(1 << 40).unwrap()),
