@@ -137,6 +137,7 @@ fn help_fits_on_a_screen() {
       index    Carry what is known of an image's layers to another machine
       profile  Carry what runs of an image read first to another machine
       status   Show what is mounted and how far it is
+      upgrade  Let this program serve mounts that an older one serves, without unmounting
 
     Options:
       -h, --help     Print help

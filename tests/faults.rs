@@ -333,7 +333,8 @@ fn mounted_cold<'a>(served: &Served, sandbox: &'a Sandbox) -> MountPoint<'a> {
     served.registry.clear();
     let at = sandbox.mount_point("a");
     // Errors that last are to be seen before the test is over.
-    let output = at.try_mount(&served.reference(), &["--wait", "--on-outage", "deadline=1"]);
+    let options = ["--wait", "--on-outage", "deadline=1", "--prefetch", "none"];
+    let output = at.try_mount(&served.reference(), &options);
     assert!(output.status.success(), "{}", said(&output));
     at
 }

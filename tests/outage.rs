@@ -505,7 +505,7 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
     let eio = Some(rustix::io::Errno::IO.raw_os_error());
     for policy in ["deadline=0.5", "offline"] {
         let at = sandbox.mount_point("a");
-        let output = at.try_mount(&reference, &["--on-outage", policy]);
+        let output = at.try_mount(&reference, &["--on-outage", policy, "--prefetch", "none"]);
         assert!(output.status.success(), "{}", said(&output));
         assert_eq!(std::fs::read(at.join("g")).unwrap(), b"behind it");
         bench.stop();
@@ -537,7 +537,7 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
     // Gone from the start: what is known is mounted, with a warning, and can be unmounted.
     bench.stop();
     let at = sandbox.mount_point("a");
-    let output = at.try_mount(&reference, &["--on-outage", "offline"]);
+    let output = at.try_mount(&reference, &["--on-outage", "offline", "--prefetch", "none"]);
     assert!(output.status.success() && said(&output).contains("when it was last asked"), "{}", said(&output));
     assert_eq!(std::fs::metadata(at.join("f")).unwrap().len(), 600_000);
     assert_eq!(std::fs::read(at.join("f")).unwrap_err().raw_os_error(), eio);
