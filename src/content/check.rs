@@ -63,7 +63,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
 
 fn check_spans(content: &Content, index: &LayerIndex, found: &mut CheckedLayer) -> Result<(), IndexError> {
     for number in 0..content.spans() {
-        match spans::check(content, index, number)? {
+        match spans::check(content, index, number, &mut || ())? {
             Stored::Absent | Stored::Changing => continue,
             Stored::Intact(_) => {}
             Stored::Damaged => found.damaged.push(number),

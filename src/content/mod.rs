@@ -212,11 +212,10 @@ impl LayerContent {
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         for _ in 0..READ_TRIES {
             for span in spans.clone() {
-                if self.verified[span as usize].load(Ordering::Acquire) == 0 {
-                    before_wait();
-                    if !self.verify_stored(span)? {
-                        return Ok(false);
-                    }
+                if self.verified[span as usize].load(Ordering::Acquire) == 0
+                    && !self.verify_stored(span, before_wait)?
+                {
+                    return Ok(false);
                 }
             }
             match self.content.read_telling(from, buf, before_wait) {
@@ -257,8 +256,8 @@ impl LayerContent {
     }
 
     /// Checks a span in the store against its digest; `false` when it is absent or damaged.
-    fn verify_stored(&self, span: u32) -> Result<bool, ReadError> {
-        match spans::check(&self.content, &self.index, span).map_err(|cause| self.index_error(cause))? {
+    fn verify_stored(&self, span: u32, before_wait: &mut dyn FnMut()) -> Result<bool, ReadError> {
+        match spans::check(&self.content, &self.index, span, before_wait).map_err(|cause| self.index_error(cause))? {
             Stored::Intact(generation) => {
                 self.verified[span as usize].store(generation.get(), Ordering::Release);
                 Ok(true)

@@ -1,5 +1,6 @@
 //! Arithmetic on spans, and the check of one that the store has.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::codec::StartKind;
@@ -50,12 +51,22 @@ pub(super) enum Stored {
 }
 
 /// Checks a span in the store against its digest.
-pub(super) fn check(content: &Content, index: &LayerIndex, span: u32) -> Result<Stored, IndexError> {
+pub(super) fn check(
+    content: &Content,
+    index: &LayerIndex,
+    span: u32,
+    before_wait: &mut dyn FnMut(),
+) -> Result<Stored, IndexError> {
     let Some(generation) = content.generation(span) else { return Ok(Stored::Absent) };
     let known = index.span(SpanId(span))?;
-    let mut bytes = vec![0; length(&known)];
-    let intact =
-        content.read(known.decoded.start, &mut bytes).is_ok() && *blake3::hash(&bytes).as_bytes() == known.check;
+    let intact = ROOM.with_borrow_mut(|room| {
+        if room.len() < length(&known) {
+            room.resize(length(&known), 0);
+        }
+        let bytes = &mut room[..length(&known)];
+        content.read_telling(known.decoded.start, bytes, before_wait).is_ok()
+            && *blake3::hash(bytes).as_bytes() == known.check
+    });
     if !content.still(span..span + 1, |_| generation.get()) {
         return Ok(Stored::Changing);
     }
@@ -66,4 +77,9 @@ pub(super) fn check(content: &Content, index: &LayerIndex, span: u32) -> Result<
         tracing::warn!(%error, "cannot remove a damaged span from the cache");
     }
     Ok(Stored::Damaged)
+}
+
+thread_local! {
+    /// Where a thread that checks spans reads to, made once: fresh memory for each costs as much as reading.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::device::{Device, Reply};
 use super::wire::{Operation, REQUEST_ROOM, Request};
@@ -63,7 +64,9 @@ impl Service {
 
 fn work(device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) -> io::Result<()> {
     let mut room = vec![0; REQUEST_ROOM];
+    let mut eager = Eager::new();
     while threads.listen() {
+        eager.await_next(device);
         let received = device.receive(&mut room);
         let Ok(Some(length)) = received else {
             threads.end();
@@ -77,6 +80,43 @@ fn work(device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) -> io::R
     }
     Ok(())
 }
+
+/// Looks for the next request for a moment instead of sleeping at once, where requests come in quick
+/// succession: to wake a thread on an idle CPU takes longer than most requests do.
+///
+/// It gives way to whoever wants the CPU, and looks no more for a while when nothing came.
+struct Eager {
+    since: Instant,
+    /// Requests until it is worth looking again.
+    pause: u32,
+}
+
+impl Eager {
+    fn new() -> Self {
+        Self { since: Instant::now(), pause: 0 }
+    }
+
+    fn await_next(&mut self, device: &Device) {
+        let begun = Instant::now();
+        let quick = begun.duration_since(std::mem::replace(&mut self.since, begun)) < QUICK_SUCCESSION;
+        if !quick || self.pause > 0 {
+            self.pause = self.pause.saturating_sub(1);
+            return;
+        }
+        while begun.elapsed() < QUICK_SUCCESSION {
+            if device.has_more() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        self.pause = PAUSE;
+    }
+}
+
+/// Requests that follow each other closer than this are in quick succession.
+const QUICK_SUCCESSION: Duration = Duration::from_micros(250);
+/// Requests to let pass after one was awaited in vain.
+const PAUSE: u32 = 8;
 
 /// Hands one request to its handler. A panic there costs this request, not the mount.
 fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) {
