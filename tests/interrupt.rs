@@ -5,6 +5,7 @@
 mod support;
 
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use peelfs::digest::Digest;
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
@@ -15,7 +16,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use support::sandbox::{Sandbox, cannot_mount};
 
 const READERS: usize = 8;
+/// `PEELFS_ROUNDS` makes the runs longer.
 const ROUNDS: usize = 4;
+
+fn rounds() -> usize {
+    std::env::var("PEELFS_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
+}
 
 /// A registry with one image of one layer, and that layer's blob.
 fn registry() -> (Registry, Digest) {
@@ -34,8 +40,9 @@ fn hang(registry: &Registry, blob: Digest) -> Gate {
 }
 
 /// Interrupts each of `children`, which all wait, and sees how they end. A child that cannot be
-/// interrupted would never end.
-fn interrupt(children: Vec<Child>, signal: Signal) {
+/// interrupted would never end. Returns how long it took until the last was gone.
+fn interrupt(children: Vec<Child>, signal: Signal) -> Duration {
+    let begun = Instant::now();
     for child in &children {
         kill_process(Pid::from_child(child), signal).unwrap();
     }
@@ -43,6 +50,7 @@ fn interrupt(children: Vec<Child>, signal: Signal) {
         let status = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal.as_raw()));
     }
+    begun.elapsed()
 }
 
 fn start(program: &str, argument: &std::path::Path) -> Child {
@@ -81,13 +89,15 @@ fn readers_of_content_that_does_not_come_end_when_they_are_interrupted() {
     sandbox.drop_content();
     let gate = hang(&registry, blob);
     let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
+    let mut longest = Duration::ZERO;
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds() {
             let readers: Vec<_> = (0..READERS).map(|_| start("cat", &at.join("file"))).collect();
             until_all_wait(&readers);
-            interrupt(readers, signal);
+            longest = longest.max(interrupt(readers, signal));
         }
     }
+    println!("{} readers interrupted, {READERS} at a time, gone within {longest:?}", 3 * rounds() * READERS);
     // Whoever asks when the registry is back is served.
     registry.faults().clear();
     gate.open();
@@ -105,17 +115,19 @@ fn lookups_in_a_layer_that_does_not_come_end_when_they_are_interrupted() {
     let at = sandbox.mount_point("mnt");
     let output = at.try_mount(&registry.reference("app", "1"), &[]);
     assert!(output.status.success(), "{output:?}");
+    let mut longest = Duration::ZERO;
     for signal in [Signal::INT, Signal::KILL] {
-        for round in 0..ROUNDS {
+        for round in 0..rounds() {
             let lookups: Vec<_> =
                 (0..READERS).map(|number| start("stat", &at.join(&format!("file-{round}-{number}")))).collect();
             until_all_wait(&lookups);
-            interrupt(lookups, signal);
+            longest = longest.max(interrupt(lookups, signal));
             let listing = vec![start("ls", &at.path)];
             until_all_wait(&listing);
-            interrupt(listing, signal);
+            longest = longest.max(interrupt(listing, signal));
         }
     }
+    println!("{} lookups interrupted, {READERS} at a time, gone within {longest:?}", 2 * rounds() * READERS);
     registry.faults().clear();
     gate.open();
     assert!(start("stat", &at.join("file")).wait().unwrap().success());
