@@ -340,7 +340,7 @@ pub struct ProfileArgs {
 #[derive(Clone, Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
 pub enum CarryCommand {
-    /// Write what the cache knows of an image's layers to a file
+    /// Write what there is of an image's layers to a file
     Export {
         /// Which image.
         #[command(flatten)]

@@ -32,7 +32,11 @@ impl Opened {
 
 /// Resolves the image that `args` names.
 pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
-    resolve(args.reference.parse()?, args).await
+    let reference: Reference = args.reference.parse()?;
+    for note in reference.notes() {
+        eprintln!("note: {note}");
+    }
+    resolve(reference, args).await
 }
 
 /// Resolves what `args` named when it was `root`.
@@ -41,9 +45,6 @@ pub(super) async fn open_pinned(args: &ImageArgs, root: &Digest) -> Result<Opene
 }
 
 async fn resolve(reference: Reference, args: &ImageArgs) -> Result<Opened, Report> {
-    for note in reference.notes() {
-        eprintln!("note: {note}");
-    }
     let platform = args.access.platform()?;
     let store = Arc::new(store(&args.access.cache)?);
     let (source, registry) = source(&reference, &args.access).await?;

@@ -207,10 +207,11 @@ fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
     }
 }
 
+/// Whether a process runs; one that has ended and that nobody has waited for does not.
 fn is_running(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    // EPERM also means that there is such a process.
-    pid.is_some_and(|pid| !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The name, in parentheses, may contain anything; the state follows (proc(5)).
+    state.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with(['Z', 'X', 'x']))
 }
 
 /// Something that another mount of the same process does not have.

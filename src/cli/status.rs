@@ -78,7 +78,7 @@ impl<'a> Known<'a> {
             None => line("process", "of another session or user".to_owned()),
         }
         if let Some(times) = self.state.map(|state| state.takeovers).filter(|times| *times > 0) {
-            line("restarted", text::count(times.into(), "time"));
+            line("restarts", times.to_string());
         }
         if let Some(health) = &self.health {
             let ready = health.layers.iter().filter(|layer| layer["state"] == "ready").count();

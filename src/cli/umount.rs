@@ -43,7 +43,7 @@ pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
     let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
     match found {
         Some(mount) if mount.is_peelfs() => Ok(mount.path),
-        Some(mount) => Err(Report::usage(format!("`{shown}` is a {} mount, not one of peelfs", mount.kind))
+        Some(mount) => Err(Report::usage(format!("`{shown}` is mounted as {}, not by peelfs", mount.kind))
             .hint(format!("use `umount {shown}`"))),
         None => Err(not_mounted()),
     }

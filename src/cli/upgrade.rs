@@ -60,7 +60,10 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
         stream.take(ANSWER_AT_MOST).read_to_end(&mut answer)?;
         Ok(answer)
     });
-    let answer = answer.map_err(|error| failed(&format!("its keeper does not answer: {error}")))?;
+    let answer = answer.map_err(|error| {
+        failed(&format!("its keeper, process {}, does not answer: {error}", keeper.pid))
+            .hint("it is served as before; unmount it and mount it again to have a keeper")
+    })?;
     match serde_json::from_slice(&answer) {
         Ok(Upgraded::Done { pid, pause_us }) => Ok((pid, Duration::from_micros(pause_us))),
         Ok(Upgraded::Refused(why)) => Err(failed(&why)),
