@@ -1,6 +1,10 @@
 //! Cold reads: those that have to wait for the source.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
@@ -21,28 +25,45 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
         let place = (begin - from) as usize..(stop - from) as usize;
         if !layer.read_stored(begin, &mut buf[place.clone()], &mut || ())? {
             layer.want(span);
-            missing.push((span, (begin - known.decoded.start) as usize, place));
+            missing.push((span, known.decoded.start, place));
         }
     }
     let _waiting = layer.traffic.wait();
-    let mut waiting = Vec::new();
-    let mut rest = missing.as_slice();
-    while let Some((first, ..)) = rest.first() {
-        let run = rest.iter().enumerate().take_while(|(step, (span, ..))| *span == first + *step as u32).count();
-        let run = *first..first + run as u32;
-        let (around, room) = layer.around(&run)?;
-        waiting.extend(fetch::start(layer, &run, around, room)?);
-        rest = &rest[run.len()..];
+    // What has come since it was looked for is in the store; what cannot be read there is fetched after all.
+    for again in [false, true] {
+        let mut arriving = HashMap::new();
+        let mut rest = missing.as_slice();
+        while let Some((first, ..)) = rest.first() {
+            let run = rest.iter().enumerate().take_while(|(step, (span, ..))| *span == first + *step as u32).count();
+            let run = *first..first + run as u32;
+            let (around, room) = layer.around(&run)?;
+            arriving.extend(fetch::start(layer, &run, around, room, again)?);
+            rest = &rest[run.len()..];
+        }
+        let mut unread = Vec::new();
+        for (span, start, place) in missing {
+            let begin = from + place.start as u64;
+            match arriving.remove(&span) {
+                Some(receiver) => {
+                    let bytes = arrival(layer, receiver).await?;
+                    let skip = (begin - start) as usize;
+                    let length = place.len();
+                    buf[place].copy_from_slice(&bytes[skip..skip + length]);
+                }
+                None if layer.read_stored(begin, &mut buf[place.clone()], &mut || ())? => {}
+                None => unread.push((span, start, place)),
+            }
+        }
+        if unread.is_empty() {
+            return Ok(());
+        }
+        missing = unread;
     }
-    for ((_, mut receiver), (_, skip, place)) in waiting.into_iter().zip(missing) {
-        let outcome = receiver
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| ReadError::Ended { layer: layer.layer_name() })?
-            .clone()
-            .expect("waited until there is one");
-        let length = place.len();
-        buf[place].copy_from_slice(&outcome?[skip..skip + length]);
-    }
-    Ok(())
+    Err(ReadError::Ended { layer: layer.layer_name() })
+}
+
+/// Waits for a span.
+async fn arrival(layer: &LayerContent, mut receiver: watch::Receiver<fetch::Outcome>) -> Result<Bytes, ReadError> {
+    let outcome = receiver.wait_for(Option::is_some).await;
+    outcome.map_err(|_| ReadError::Ended { layer: layer.layer_name() })?.clone().expect("waited until there is one")
 }

@@ -42,14 +42,16 @@ pub(super) enum Manners {
 }
 
 /// Starts fetching what is missing of `wanted`, and with it what is neither here nor on its way of
-/// `around`; returns a receiver for each span of `wanted`.
+/// `around`; returns a receiver for each span of `wanted` that is fetched. With `again`, all of `wanted` is, also
+/// what seems to be here.
 pub(super) fn start(
     layer: &Arc<LayerContent>,
     wanted: &Range<u32>,
     around: Range<u32>,
     room: Option<OwnedSemaphorePermit>,
+    again: bool,
 ) -> Result<Receivers, ReadError> {
-    let (runs, receivers) = take_off(layer, wanted, around)?;
+    let (runs, receivers) = take_off(layer, wanted, around, again)?;
     let room = room.map(Arc::new);
     for run in runs {
         let (layer, room) = (Arc::clone(layer), room.clone());
@@ -64,7 +66,7 @@ pub(super) fn start(
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
 /// cannot be had.
 pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, manners: Manners) -> bool {
-    let Ok((runs, _)) = take_off(layer, &(spans.start..spans.start), spans) else { return false };
+    let Ok((runs, _)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
     let mut good = true;
     for run in runs {
         good &= fly(layer, run, manners).await;
@@ -72,11 +74,12 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
     good
 }
 
-/// Notes flights for what is missing, cut into runs. What `wanted` has is taken for missing.
+/// Notes flights for what is missing, cut into runs; `again` takes all that `wanted` has for missing.
 fn take_off(
     layer: &Arc<LayerContent>,
     wanted: &Range<u32>,
     around: Range<u32>,
+    again: bool,
 ) -> Result<(Vec<Run>, Receivers), ReadError> {
     let mut todo = Vec::new();
     for span in around {
@@ -94,6 +97,10 @@ fn take_off(
             if wanted.contains(&span) {
                 receivers.push((span, receiver.clone()));
             }
+            continue;
+        }
+        // A flight ends after its span was kept: what had no flight and no content above may have landed since.
+        if !(again && wanted.contains(&span)) && layer.content.generation(span).is_some() {
             continue;
         }
         let (sender, receiver) = watch::channel(None);

@@ -58,7 +58,7 @@ impl LayerContent {
                 lock(&self.wanted.ahead).reached(next, window / 2);
                 return Ok(());
             };
-            fetch::start(self, &(next..next), next..end, Some(room))?;
+            fetch::start(self, &(next..next), next..end, Some(room), false)?;
         }
         lock(&self.wanted.ahead).reached(end, end - next);
         Ok(())
