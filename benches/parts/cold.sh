@@ -1,10 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
 # Indexes that are known, of layers whose content is not here. Sourced by run.sh.
 
-can_drop() {
-  "$peelfs" cache drop --help 2> /dev/null | grep -q -e --content ||
-    { say "skipped: this peelfs has no \`cache drop --content\`"; return 1; }
-}
 drop_content() { "$peelfs" cache drop --content --all --cache-dir "$dir/cache" >> "$work/log" 2>&1; }
 
 # indexed IMAGE: a fresh $dir whose cache knows the image's layers and has none of their content
@@ -18,7 +14,6 @@ indexed() {
 # Until the start command has run: with nothing but the indexes, then with the profile that run left behind;
 # and once without fetching ahead, which shows how many bytes the command itself needs.
 measure_cold() {
-  can_drop || return 0
   local run image link spec
   for spec in $links; do
     for image in $images; do
@@ -38,7 +33,6 @@ measure_cold() {
 
 # One file of some 35 MB: its first byte, and all of it beside what it takes compressed at line rate.
 measure_large() {
-  can_drop || return 0
   local run link spec file size packed task
   unpacked python
   # Of those between 30 and 40 MiB the largest; what its spans take is what gzip makes of it.

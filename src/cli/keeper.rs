@@ -108,20 +108,16 @@ impl Keeper {
     }
 
     async fn run(&mut self) -> io::Result<u8> {
-        let mut server = self.start(&self.program)?;
+        let mut server = Server::start(&self.program, &self.line)?;
         server.channel.send(&Message::Begin(self.kept_by.clone()), None)?;
         let mut soon_dead = 0;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(Message::Serving(handover), connection) => {
-                    if let Some(connection) = connection {
-                        self.let_go()?;
-                        self.kept = Some((connection, handover));
-                    } else if let Some((_, kept)) = &mut self.kept {
-                        *kept = handover;
-                    }
+                Event::Said(Message::Serving(handover), Some(connection)) => {
+                    self.let_go()?;
+                    self.kept = Some((connection, handover));
                 }
-                // Only a process that gets ready says anything else, and then it is waited for.
+                // What a process says that goes on with a mount is known, or waited for elsewhere.
                 Event::Said(..) => {}
                 Event::Signal(signal) => server.send_signal(signal),
                 Event::Asked(asker) => server = self.upgrade(asker, server).await?,
@@ -161,20 +157,12 @@ impl Keeper {
         }
     }
 
-    fn start(&self, program: &Path) -> io::Result<Server> {
-        let (own, other) = Channel::pair()?;
-        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
-        let process = Command::new(program).args(&self.line).stdin(Stdio::from(other)).process_group(0).spawn()?;
-        Ok(Server { process, channel: AsyncChannel::new(own)?, began: Instant::now() })
-    }
-
     /// Starts a process that is ready to go on with the mount, if that is possible at all.
     async fn prepare(&mut self, program: &Path, ended: Option<String>) -> io::Result<Result<Server, String>> {
-        let started = self.start(program);
         let Some((connection, handover)) = &mut self.kept else {
-            return Ok(Err("this kernel cannot hand a mount from one process to another".into()));
+            return Ok(Err("there is no mount yet, or this kernel cannot hand it to another process".into()));
         };
-        let mut server = match started {
+        let mut server = match Server::start(program, &self.line) {
             Ok(server) => server,
             Err(error) => return Ok(Err(format!("cannot start `{}`: {error}", program.display()))),
         };
@@ -221,12 +209,7 @@ impl Keeper {
                     let _ = next.channel.send(&Message::Go, None);
                     server = next;
                     // It says so when it serves.
-                    let serves = timeout(READY_WITHIN, server.channel.receive()).await;
-                    if let Ok(Ok(Some((Message::Serving(handover), _)))) = serves
-                        && let Some((_, kept)) = &mut self.kept
-                    {
-                        *kept = handover;
-                    }
+                    let _ = timeout(READY_WITHIN, server.channel.receive()).await;
                     self.program = program;
                     let pause_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                     Upgraded::Done { pid: server.process.id().unwrap_or(0), pause_us }
@@ -263,6 +246,13 @@ impl Keeper {
 }
 
 impl Server {
+    fn start(program: &Path, line: &[OsString]) -> io::Result<Self> {
+        let (own, other) = Channel::pair()?;
+        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
+        let process = Command::new(program).args(line).stdin(Stdio::from(other)).process_group(0).spawn()?;
+        Ok(Self { process, channel: AsyncChannel::new(own)?, began: Instant::now() })
+    }
+
     fn send_signal(&self, signal: Signal) {
         let pid = self.process.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         // It fails only when it has ended, which is noticed soon.

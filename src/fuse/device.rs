@@ -64,14 +64,14 @@ impl AsFd for Device {
 pub(super) struct Reply {
     device: Arc<Device>,
     unique: u64,
-    /// Set when the process that waits has been interrupted.
-    interrupted: Arc<AtomicBool>,
+    /// Of a reply that waits: set when its process has been interrupted.
+    interrupted: Option<Arc<AtomicBool>>,
     sent: bool,
 }
 
 impl Reply {
     pub(super) fn new(device: &Arc<Device>, unique: u64) -> Self {
-        Self { device: Arc::clone(device), unique, interrupted: Arc::default(), sent: false }
+        Self { device: Arc::clone(device), unique, interrupted: None, sent: false }
     }
 
     /// The kernel's number for the request.
@@ -80,8 +80,8 @@ impl Reply {
     }
 
     /// To be set when the reply's waiting is given up because of a signal: it is then EINTR.
-    pub(super) fn interrupted(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.interrupted)
+    pub(super) fn interrupted(&mut self) -> Arc<AtomicBool> {
+        Arc::clone(self.interrupted.get_or_insert_default())
     }
 
     pub(super) fn ok(mut self) {
@@ -112,7 +112,8 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.sent {
-            let errno = if self.interrupted.load(Ordering::Acquire) { Errno::INTR } else { Errno::IO };
+            let interrupted = self.interrupted.as_ref().is_some_and(|flag| flag.load(Ordering::Acquire));
+            let errno = if interrupted { Errno::INTR } else { Errno::IO };
             self.send(-errno.raw_os_error(), &[]);
         }
     }

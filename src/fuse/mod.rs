@@ -173,7 +173,7 @@ impl Handler for Adapter {
         match request.operation {
             Operation::Lookup { name } => {
                 let name = name.to_vec();
-                let entry = |attr: Option<NodeAttr>| attr.as_ref().map_or(NO_SUCH_NAME, entry);
+                let entry = |attr: Option<NodeAttr>| attr.as_ref().map_or_else(no_such_name, entry);
                 self.answer(
                     reply,
                     move |fs| fs.lookup(node, &name),
@@ -303,6 +303,11 @@ fn entry(found: &NodeAttr) -> wire::Entry {
     }
 }
 
+/// Node 0 says that there is no such name, and that the kernel may remember it.
+fn no_such_name() -> wire::Entry {
+    wire::Entry { nodeid: 0, entry_valid: FOR_EVER, attr_valid: FOR_EVER, ..Default::default() }
+}
+
 fn attr(found: &NodeAttr) -> wire::Attr {
     wire::Attr {
         ino: found.node.get(),
@@ -349,16 +354,6 @@ thread_local! {
 
 /// Seconds: over a century.
 const FOR_EVER: u64 = u32::MAX as u64;
-/// Node 0 says that there is no such name, and that the kernel may remember it.
-const NO_SUCH_NAME: wire::Entry = wire::Entry {
-    nodeid: 0,
-    generation: 0,
-    entry_valid: FOR_EVER,
-    attr_valid: FOR_EVER,
-    entry_valid_nsec: 0,
-    attr_valid_nsec: 0,
-    attr: wire::Attr::NONE,
-};
 /// Positions that `.` and `..` take before the first name.
 const DOTS: u64 = 2;
 const BLOCK: u32 = 4096;

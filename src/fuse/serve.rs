@@ -241,7 +241,7 @@ impl Waiting {
     pub(super) fn wait(
         self: &Arc<Self>,
         tasks: &tokio::runtime::Handle,
-        reply: Reply,
+        mut reply: Reply,
         answer: impl FnOnce(Reply) -> futures_util::future::BoxFuture<'static, ()>,
     ) {
         let (unique, interrupted) = (reply.unique(), reply.interrupted());

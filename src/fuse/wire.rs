@@ -201,28 +201,6 @@ pub(super) struct Attr {
     pub(super) flags: u32,
 }
 
-impl Attr {
-    /// Of nothing.
-    pub(super) const NONE: Self = Self {
-        ino: 0,
-        size: 0,
-        blocks: 0,
-        atime: 0,
-        mtime: 0,
-        ctime: 0,
-        atimensec: 0,
-        mtimensec: 0,
-        ctimensec: 0,
-        mode: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    };
-}
-
 /// `fuse_entry_out`: a node, and for how many seconds name and attributes may be believed.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
