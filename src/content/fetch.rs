@@ -253,22 +253,13 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        if self.content.generation(span).is_none() {
-            match self.content.fill(span, known.decoded.start, &bytes) {
-                Ok(generation) => {
-                    // This was the change; what else is verified stays so.
-                    self.stamp.store(self.content.stamp(), Ordering::Release);
-                    self.verified[span as usize].store(generation.get(), Ordering::Release);
-                    self.make_room(bytes.len() as u64);
-                }
-                Err(error) => {
-                    if self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed) == 0 {
-                        tracing::warn!(%error, "the cache cannot keep what was fetched; reading goes on without it");
-                    }
-                }
-            }
+        let open = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none());
+        // Nobody who waits needs to wait for the disk as well.
+        if let Some((_, sender)) = open {
+            sender.send_replace(Some(Ok(bytes.clone())));
         }
-        if let Some((_, sender)) = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none()) {
+        self.keep(span, known, &bytes);
+        if let Some((_, sender)) = open {
             let mut flights = lock(&self.flights);
             // Another flight may have begun since this one gave way.
             if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
@@ -276,10 +267,31 @@ impl LayerContent {
             }
             drop(flights);
             // What nobody waits for is in the store, and need not be in memory until the run ends.
-            let waited_for = sender.receiver_count() > 0;
-            sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
+            if sender.receiver_count() == 0 {
+                sender.send_replace(Some(Ok(Bytes::new())));
+            }
         }
         Ok(())
+    }
+
+    /// Keeps a span that is right, if there is room for it.
+    fn keep(&self, span: u32, known: &crate::layer::Span, bytes: &[u8]) {
+        if self.content.generation(span).is_some() {
+            return;
+        }
+        match self.content.fill(span, known.decoded.start, bytes) {
+            Ok(generation) => {
+                // This was the change; what else is verified stays so.
+                self.stamp.store(self.content.stamp(), Ordering::Release);
+                self.verified[span as usize].store(generation.get(), Ordering::Release);
+                self.make_room(bytes.len() as u64);
+            }
+            Err(error) => {
+                if self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, "the cache cannot keep what was fetched; reading goes on without it");
+                }
+            }
+        }
     }
 }
 
