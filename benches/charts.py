@@ -112,7 +112,8 @@ def legend(colours):
 
 
 def bars(rows, colours):
-    """Groups of bars: {group: {subject: value}}, each subject in its colour."""
+    """Groups of bars: {group: {subject: value}}, each subject in its colour; gnuplot fails on one without a value."""
+    colours = {s: colour for s, colour in colours.items() if any(row.get(s) is not None for row in rows.values())}
     columns = (f'$data using {column}:xtic(1) lc rgb "{colour}"' for column, colour in enumerate(colours.values(), 2))
     # A legend is drawn once, by the panel that comes first.
     return block(rows, list(colours)) + "plot " + ", ".join(columns) + "\nunset label\n"
