@@ -63,7 +63,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
 
 fn check_spans(content: &Content, index: &LayerIndex, found: &mut CheckedLayer) -> Result<(), IndexError> {
     for number in 0..content.spans() {
-        match spans::check(content, index, number, &mut || ())? {
+        match spans::check(content, index, number, &mut || (), |_, _| ())? {
             Stored::Absent | Stored::Changing => continue,
             Stored::Intact(_) => {}
             Stored::Damaged => found.damaged.push(number),

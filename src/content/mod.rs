@@ -211,21 +211,15 @@ impl LayerContent {
         self.distrust_if_changed();
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         for _ in 0..READ_TRIES {
-            for span in spans.clone() {
-                if self.verified[span as usize].load(Ordering::Acquire) == 0
-                    && !self.verify_stored(span, before_wait)?
-                {
-                    return Ok(false);
-                }
-            }
-            match self.content.read_telling(from, buf, before_wait) {
-                Ok(()) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => {
+            match self.read_spans(spans.clone(), from, buf, before_wait)? {
+                None => return Ok(false),
+                Some(Ok(())) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => {
                     spans.for_each(|span| self.want(span));
                     return Ok(true);
                 }
                 // Evicted, or written anew, while it was read.
-                Ok(()) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
-                Err(error) => {
+                Some(Ok(())) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
+                Some(Err(error)) => {
                     tracing::warn!(layer = %self.blob.digest, %error, "cannot read the cache; fetching instead");
                     // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.
                     spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release));
@@ -233,6 +227,40 @@ impl LayerContent {
             }
         }
         Ok(false)
+    }
+
+    /// Fills `buf` from spans that are verified, or are now, each of those with the bytes that were verified; `None`
+    /// when one is not there.
+    fn read_spans(
+        &self,
+        spans: Range<u32>,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<Option<Result<(), StoreError>>, ReadError> {
+        let end = from + buf.len() as u64;
+        let mut read = 0;
+        for span in spans {
+            if self.verified_generation(span) != 0 {
+                continue;
+            }
+            let mut seen = 0..0;
+            let see = |start: DecodedOffset, bytes: &[u8]| {
+                let wanted = start.max(from)..(start + bytes.len() as u64).min(end);
+                seen = (wanted.start - from) as usize..(wanted.end - from) as usize;
+                let skip = (wanted.start - start) as usize;
+                buf[seen.clone()].copy_from_slice(&bytes[skip..skip + seen.len()]);
+            };
+            if !self.verify_stored(span, before_wait, see)? {
+                return Ok(None);
+            }
+            let before = self.content.read_telling(from + read as u64, &mut buf[read..seen.start], before_wait);
+            if before.is_err() {
+                return Ok(Some(before));
+            }
+            read = seen.end;
+        }
+        Ok(Some(self.content.read_telling(from + read as u64, &mut buf[read..], before_wait)))
     }
 
     /// Reads decoded bytes, fetching what is not in the store.
@@ -255,9 +283,15 @@ impl LayerContent {
             || self.spans_of(range).is_ok_and(|mut spans| spans.all(|span| self.content.generation(span).is_some()))
     }
 
-    /// Checks a span in the store against its digest; `false` when it is absent or damaged.
-    fn verify_stored(&self, span: u32, before_wait: &mut dyn FnMut()) -> Result<bool, ReadError> {
-        match spans::check(&self.content, &self.index, span, before_wait).map_err(|cause| self.index_error(cause))? {
+    /// Checks a span in the store against its digest and shows its bytes to `see`; `false` when it is absent or damaged.
+    fn verify_stored(
+        &self,
+        span: u32,
+        before_wait: &mut dyn FnMut(),
+        see: impl FnOnce(DecodedOffset, &[u8]),
+    ) -> Result<bool, ReadError> {
+        let found = spans::check(&self.content, &self.index, span, before_wait, see);
+        match found.map_err(|cause| self.index_error(cause))? {
             Stored::Intact(generation) => {
                 self.verified[span as usize].store(generation.get(), Ordering::Release);
                 Ok(true)

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::codec::StartKind;
 use crate::layer::{IndexError, LayerIndex, Span, SpanId};
-use crate::offsets::BlobOffset;
+use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::store::{Content, Generation};
 
 /// A span's decoded bytes; at most [`Span::MAX`].
@@ -50,12 +50,13 @@ pub(super) enum Stored {
     Changing,
 }
 
-/// Checks a span in the store against its digest.
+/// Checks a span in the store against its digest, and shows its bytes to `see` when they are right.
 pub(super) fn check(
     content: &Content,
     index: &LayerIndex,
     span: u32,
     before_wait: &mut dyn FnMut(),
+    see: impl FnOnce(DecodedOffset, &[u8]),
 ) -> Result<Stored, IndexError> {
     let Some(generation) = content.generation(span) else { return Ok(Stored::Absent) };
     let known = index.span(SpanId(span))?;
@@ -64,8 +65,12 @@ pub(super) fn check(
             room.resize(length(&known), 0);
         }
         let bytes = &mut room[..length(&known)];
-        content.read_telling(known.decoded.start, bytes, before_wait).is_ok()
-            && *blake3::hash(bytes).as_bytes() == known.check
+        let intact = content.read_telling(known.decoded.start, bytes, before_wait).is_ok()
+            && *blake3::hash(bytes).as_bytes() == known.check;
+        if intact {
+            see(known.decoded.start, bytes);
+        }
+        intact
     });
     if !content.still(span..span + 1, |_| generation.get()) {
         return Ok(Stored::Changing);

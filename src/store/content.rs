@@ -125,6 +125,9 @@ impl Content {
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
     ) -> Result<(), StoreError> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         let at_once = rustix::io::preadv2(&self.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
         // Whatever it could not do, the ordinary read can, or says why not.
         let got = at_once.unwrap_or(0);
