@@ -166,7 +166,7 @@ impl From<FsError> for Report {
                 }
                 report
             }
-            FsError::Damaged { .. } | FsError::NoSuchNode(_) | FsError::IsADirectory | FsError::NotAFile => {
+            FsError::Malformed { .. } | FsError::NoSuchNode(_) | FsError::IsADirectory | FsError::NotAFile => {
                 Self::of(Code::Failure, &error)
             }
         }
@@ -212,7 +212,8 @@ fn layer(failure: &LayerFailure) -> Report {
             .hint("the image or its transport is broken; nothing of the layer was shown or kept"),
         LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) => told(Code::Verification),
         LayerFailure::Pass(PassError::Store { .. } | PassError::Index { .. } | PassError::Ended { .. })
-        | LayerFailure::Store { .. } => told(Code::Failure),
+        | LayerFailure::Store { .. }
+        | LayerFailure::Damaged { .. } => told(Code::Failure),
     }
 }
 

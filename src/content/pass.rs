@@ -385,18 +385,17 @@ impl FirstPass {
 }
 
 /// The layer index of a blob, if the store has a usable one that proves this diff_id.
+///
+/// Its pages are checked when they are first touched; one that is damaged then is read again from an index
+/// that was made anew ([`LayerIndex::mend`]).
 pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
     let file = store.index(&blob.digest)?;
-    let small = file.metadata().is_ok_and(|found| found.len() <= CHECKED_WHOLE);
-    let opened = LayerIndex::open(file).and_then(|index| {
-        // A larger one is checked page by page as it is touched, so that a mount costs the same for any size.
-        if small { index.check_all().map(|()| index) } else { Ok(index) }
-    });
-    match opened {
+    let dropper = store.index_dropper(&blob.digest, &file);
+    match LayerIndex::open(file) {
         Ok(index) => {
             let proof = index.proof();
             if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {
-                return Some(Arc::new(index.on_damage(store.index_dropper(&blob.digest))));
+                return Some(Arc::new(index.on_damage(dropper)));
             }
             tracing::warn!(layer = %blob.digest, %diff_id, proven = %proof.diff_id, "the cached layer index proves another diff_id");
             None
@@ -587,8 +586,6 @@ impl Keeper {
     }
 }
 
-/// Indexes up to this many bytes are checked whole when they are opened, which takes some milliseconds.
-const CHECKED_WHOLE: u64 = 32 << 20;
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.

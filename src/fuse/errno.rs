@@ -8,7 +8,7 @@ use crate::image::FsError;
 pub(super) fn of(error: &FsError) -> Errno {
     match error {
         // What cannot be verified is not shown.
-        FsError::Layer { .. } | FsError::Damaged { .. } => Errno::IO,
+        FsError::Layer { .. } | FsError::Malformed { .. } => Errno::IO,
         FsError::Read(
             ReadError::Corrupt { .. }
             | ReadError::Codec { .. }

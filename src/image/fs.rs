@@ -37,9 +37,9 @@ pub enum FsError {
     /// The bytes of a file cannot be had.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A layer index was damaged after it had been opened.
-    #[error("the index of layer {number} was damaged on disk; mount again to rebuild it")]
-    Damaged {
+    /// A layer index has the right checksums and makes no sense.
+    #[error("the index of layer {number} contradicts itself")]
+    Malformed {
         /// Which layer.
         number: LayerNo,
         /// What is wrong.
@@ -297,9 +297,9 @@ impl ImageFs {
                 None => place.fill(0),
                 Some(from) => {
                     let here = match &plan.bytes {
-                        DecodedBytes::Layer(content) => content
-                            .read_stored(from, place, before_wait)
-                            .map_err(|error| NotNow::Never(error.into()))?,
+                        DecodedBytes::Layer(content) => {
+                            content.read_stored(from, place, before_wait).map_err(|error| unread(plan.layer, error))?
+                        }
                         DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
                     };
                     if !here {
@@ -319,10 +319,13 @@ impl ImageFs {
         loop {
             let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
             let mut buf = vec![0; plan.length];
-            let (number, _) = self.overlay.parse(node).map_err(|_| FsError::NoSuchNode(node.get()))?;
+            let number = plan.layer;
             match self.patiently(number, plan.fill(at, &mut buf)).await? {
                 Ok(()) => return Ok(buf.into()),
-                Err(Unfilled::Failed(error)) => return Err(error.into()),
+                Err(Unfilled::Failed(error)) => match unread(number, error) {
+                    NotNow::Never(error) => return Err(error),
+                    NotNow::Needs(number) => self.know(number).await?,
+                },
                 // The layer's pass has ended since: it is whole now, or there is a reason why not.
                 Err(Unfilled::Closed) => match self.patiently(number, self.layers.ready(number)).await? {
                     Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
@@ -452,15 +455,16 @@ impl ImageFs {
             None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
-            return Ok(ReadPlan { bytes, extents: Vec::new(), length: 0 });
+            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0 });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
-        Ok(ReadPlan { bytes, extents, length: (end - at.0) as usize })
+        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize })
     }
 }
 
 /// Which bytes of a layer make up a piece of a file.
 struct ReadPlan {
+    layer: LayerNo,
     bytes: DecodedBytes,
     extents: Vec<Extent>,
     length: usize,
@@ -498,11 +502,23 @@ const SEEK_WINDOW: u64 = 4096;
 fn not_now(unknown: Unknown) -> NotNow {
     match unknown {
         Unknown::Needs(layer) => NotNow::Needs(layer),
-        Unknown::Damaged { layer, cause } => NotNow::Never(FsError::Damaged { number: layer, cause }),
+        Unknown::Damaged { layer, cause } => unusable(layer, cause),
         Unknown::NoSuchNode(node) => NotNow::Never(FsError::NoSuchNode(node)),
     }
 }
 
 fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
-    NotNow::Never(FsError::Damaged { number, cause: Arc::new(cause) })
+    unusable(number, Arc::new(cause))
+}
+
+/// A damaged index is made anew once its layer is needed; one that is as it was written stays no good.
+fn unusable(number: LayerNo, cause: Arc<IndexError>) -> NotNow {
+    if cause.is_damage() { NotNow::Needs(number) } else { NotNow::Never(FsError::Malformed { number, cause }) }
+}
+
+fn unread(number: LayerNo, error: ReadError) -> NotNow {
+    match error {
+        ReadError::Index { cause, .. } if cause.is_damage() => NotNow::Needs(number),
+        error => NotNow::Never(error.into()),
+    }
 }

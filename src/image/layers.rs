@@ -2,7 +2,8 @@
 //!
 //! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
 //! run at a time. A layer that somebody waits for goes before those that nobody has asked for, also
-//! when those are running already ([`Turns`]).
+//! when those are running already ([`Turns`]). An index that turns out damaged is made anew by another
+//! pass over its layer; what is in memory of it is served meanwhile.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,6 +74,10 @@ struct Slot {
     turn: Turn,
     /// How often it has failed.
     failures: AtomicU32,
+    /// The content whose index is damaged, while the layer is read again for it.
+    mending: Mutex<Option<Arc<LayerContent>>>,
+    /// How often it has been.
+    mended: AtomicU32,
     progress: Arc<PassProgress>,
     /// The running pass, where it is shown while it runs.
     growing: Mutex<Option<Arc<Growing>>>,
@@ -112,6 +117,14 @@ pub enum LayerFailure {
         /// Why.
         #[source]
         cause: StoreError,
+    },
+    /// Its index was damaged after it had been opened, and making it anew did not help.
+    #[error("the index of layer {layer} was damaged on disk and {why}")]
+    Damaged {
+        /// The blob.
+        layer: Digest,
+        /// What became of making it anew.
+        why: &'static str,
     },
 }
 
@@ -198,16 +211,17 @@ impl Layers {
 
     /// The content of a layer, if it is known now.
     pub fn known(&self, layer: LayerNo) -> Option<Arc<LayerContent>> {
-        match &*self.slot(layer).state.borrow() {
+        let slot = self.slot(layer);
+        match &*slot.state.borrow() {
             State::Ready(content) => Some(Arc::clone(content)),
-            _ => None,
+            _ => lock(&slot.mending).clone(),
         }
     }
 
     /// The content of a layer, as soon as its first pass is done. Asking makes the layer urgent.
     ///
     /// A layer that failed for a reason that may pass is tried again when it is asked for, at growing
-    /// intervals.
+    /// intervals; one whose index has turned out damaged is read again.
     ///
     /// # Errors
     /// [`LayerFailure`]
@@ -221,6 +235,14 @@ impl Layers {
                 if self.may_pass(why) && (why.is_outage() || at.elapsed() >= pause_after(*times)) =>
             {
                 *state = State::Idle;
+                true
+            }
+            State::Ready(content) if content.index().is_damaged() => {
+                *lock(&slot.mending) = Some(Arc::clone(content));
+                *state = match slot.mended.fetch_add(1, Ordering::Relaxed) {
+                    MENDED_AT_MOST.. => slot.beyond_repair("is so again and again"),
+                    _ => State::Idle,
+                };
                 true
             }
             _ => false,
@@ -412,7 +434,17 @@ impl Layers {
             made = slot.pass.run(&self.source, &self.store, &slot.progress, &slot.turn, None).await;
         }
         match made {
-            Ok(index) => self.content(slot, index),
+            Ok(index) => {
+                let mending = lock(&slot.mending).clone();
+                let Some(before) = mending else { return self.content(slot, index) };
+                // The tree is shown by the index that was opened first, and goes on being shown by that one.
+                if !before.index().mend(&index) {
+                    return slot.beyond_repair("differs from what the layer comes to now; mount again");
+                }
+                let state = self.content(slot, Arc::clone(before.index()));
+                *lock(&slot.mending) = None;
+                state
+            }
             Err(why) => {
                 slot.progress.received.store(0, Ordering::Relaxed);
                 let why = Arc::new(LayerFailure::from(why));
@@ -437,6 +469,8 @@ impl Slot {
             state: watch::Sender::new(State::Idle),
             turn: Turn::new(turns),
             failures: AtomicU32::new(0),
+            mending: Mutex::default(),
+            mended: AtomicU32::new(0),
             progress: Arc::default(),
             growing: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
@@ -469,6 +503,12 @@ impl Slot {
         }
     }
 
+    fn beyond_repair(&self, why: &'static str) -> State {
+        let why = Arc::new(LayerFailure::Damaged { layer: self.pass.blob.digest.clone(), why });
+        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown in part only");
+        self.failed(why)
+    }
+
     /// Failed now, and to be tried again the later the more often it has failed.
     fn failed(&self, why: Arc<LayerFailure>) -> State {
         State::Failed { why, at: Instant::now(), times: self.failures.fetch_add(1, Ordering::Relaxed) }
@@ -484,6 +524,7 @@ impl LayerFailure {
         match self {
             Self::Pass(error) => error.is_passing(),
             Self::Store { .. } => true,
+            Self::Damaged { .. } => false,
         }
     }
 }
@@ -492,6 +533,8 @@ fn pause_after(times: u32) -> Duration {
     Duration::from_secs(1 << times.min(5))
 }
 
+/// A layer whose index is damaged more often lies on a disk that keeps nothing.
+const MENDED_AT_MOST: u32 = 8;
 /// A layer up to this size is read in no time, in bytes.
 const SMALL_LAYER: u64 = 8 << 20;
 /// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a

@@ -17,7 +17,7 @@
 //! | windows | bytes; decoder windows as the codec stored them |
 //!
 //! Pages are 64 KiB and checked by blake3 when first touched; the table of checksums and the footer
-//! are checked by a blake3 in the footer's last 32 bytes, at open. So opening costs one small read,
+//! are checked by a blake3 in the footer's last 32 bytes, at open. So opening costs two small reads,
 //! a damaged index is an error and never another tree, and an index that was made with ill will but
 //! right checksums still meets a bounds check at every step.
 
@@ -124,6 +124,13 @@ pub enum IndexError {
         #[source]
         cause: TreeError,
     },
+}
+
+impl IndexError {
+    /// Whether the index is not what was written, rather than what was written being no good.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Io { .. })
+    }
 }
 
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
@@ -309,9 +316,20 @@ impl LayerIndex {
     /// Has `then` called whenever a page turns out damaged after the index was opened: whoever keeps
     /// the index may want to make it anew.
     #[must_use]
-    pub fn on_damage(mut self, then: impl Fn() + Send + Sync + 'static) -> Self {
-        self.pages.on_damage(Box::new(then));
-        self
+    pub fn on_damage(self, then: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { pages: self.pages.on_damage(Box::new(then)), ..self }
+    }
+
+    /// Whether a page that was asked for turned out damaged, and the index was not mended since.
+    pub fn is_damaged(&self) -> bool {
+        self.pages.is_damaged()
+    }
+
+    /// Takes what is not in memory from where `anew` takes it; `false` if that is another index.
+    ///
+    /// The same layer comes to the same index, so one that was made anew has what this one has lost.
+    pub fn mend(&self, anew: &Self) -> bool {
+        self.footer == anew.footer && self.pages.mend(&anew.pages)
     }
 
     /// Reads and checks all of it, keeping nothing in memory.

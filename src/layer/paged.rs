@@ -3,12 +3,15 @@
 //! An index in the store may be damaged or cut at any time. Mapping it would turn that into a signal,
 //! and checking all of it at open would make opening slow. So it is read in pages, each verified
 //! against a table that was itself verified at open, and kept: memory follows what is touched, a page
-//! is checked once, and what was checked cannot change any more.
+//! is checked once, and what was checked cannot change any more. A page that turns out damaged can be
+//! had from another source with the same table.
 
 use std::io;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::index::IndexError;
+use crate::sync::lock;
 
 /// Bytes of a page.
 pub(super) const PAGE: usize = 64 << 10;
@@ -66,11 +69,18 @@ impl ReadAt for Box<dyn ReadAt> {
 
 /// A body of pages that begins at offset 0 of its source.
 pub(super) struct Paged {
-    source: Box<dyn ReadAt>,
+    origin: Mutex<Arc<Origin>>,
     len: u64,
     checks: Vec<[u8; CHECK]>,
     pages: Vec<OnceLock<Box<[u8]>>>,
-    /// Called when a page is not what was written.
+    /// Set while a page could not be had that was asked for.
+    damaged: AtomicBool,
+}
+
+/// Where pages come from.
+struct Origin {
+    source: Box<dyn ReadAt>,
+    /// Called when a page cannot be read or is not what was written.
     on_damage: Option<OnDamage>,
 }
 
@@ -81,12 +91,32 @@ impl Paged {
     /// A body of `len` bytes with one checksum a page.
     pub(super) fn new(source: Box<dyn ReadAt>, len: u64, checks: Vec<[u8; CHECK]>) -> Self {
         let pages = checks.iter().map(|_| OnceLock::new()).collect();
-        Self { source, len, checks, pages, on_damage: None }
+        let origin = Mutex::new(Arc::new(Origin { source, on_damage: None }));
+        Self { origin, len, checks, pages, damaged: AtomicBool::new(false) }
     }
 
     /// Has `then` called for each damaged page that is met.
-    pub(super) fn on_damage(&mut self, then: OnDamage) {
-        self.on_damage = Some(then);
+    pub(super) fn on_damage(self, then: OnDamage) -> Self {
+        let origin = self.origin.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let source = Arc::into_inner(origin).expect("nobody reads it yet").source;
+        let origin = Mutex::new(Arc::new(Origin { source, on_damage: Some(then) }));
+        Self { origin, ..self }
+    }
+
+    /// Whether a page that was asked for could not be had.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// From now on takes pages from where `other`, which has the same checksums, takes them.
+    pub(super) fn mend(&self, other: &Self) -> bool {
+        if self.len != other.len || self.checks != other.checks {
+            return false;
+        }
+        let origin = Arc::clone(&lock(&other.origin));
+        *lock(&self.origin) = origin;
+        self.damaged.store(false, Ordering::Release);
+        true
     }
 
     /// `N` bytes at `at`, which no writer lets straddle pages.
@@ -154,21 +184,16 @@ impl Paged {
         let start = page * PAGE as u64;
         let len = (self.len - start).min(PAGE as u64) as usize;
         let mut bytes = vec![0; len].into_boxed_slice();
-        match self.source.read_exact_at(&mut bytes, start) {
-            Ok(()) => {}
-            Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => return Err(self.damaged(page)),
-            Err(cause) => return Err(IndexError::Io { cause }),
-        }
-        if blake3::hash(&bytes).as_bytes() != &self.checks[page as usize] {
-            return Err(self.damaged(page));
-        }
-        Ok(bytes)
-    }
-
-    fn damaged(&self, page: u64) -> IndexError {
-        if let Some(then) = &self.on_damage {
+        let origin = Arc::clone(&lock(&self.origin));
+        let error = match origin.source.read_exact_at(&mut bytes, start) {
+            Ok(()) if blake3::hash(&bytes).as_bytes() == &self.checks[page as usize] => return Ok(bytes),
+            Err(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => IndexError::Io { cause },
+            _ => IndexError::Damaged { page },
+        };
+        self.damaged.store(true, Ordering::Release);
+        if let Some(then) = &origin.on_damage {
             then();
         }
-        IndexError::Damaged { page }
+        Err(error)
     }
 }

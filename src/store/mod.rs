@@ -22,10 +22,11 @@ mod content;
 mod evict;
 mod files;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -217,13 +218,17 @@ impl Store {
         files::remove(&self.path(INDEX, blob));
     }
 
-    /// Does what [`Store::drop_index`] does, once, when it is called.
-    pub fn index_dropper(&self, blob: &Digest) -> impl Fn() + Send + Sync + 'static {
-        let (path, once) = (self.path(INDEX, blob), std::sync::Once::new());
+    /// Forgets, when it is called, the layer index that is open as `file`; one that has taken its place since
+    /// stays.
+    pub fn index_dropper(&self, blob: &Digest, file: &File) -> impl Fn() + Send + Sync + 'static {
+        let identity = |found: io::Result<Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
+        let (path, opened, once) = (self.path(INDEX, blob), identity(file.metadata()), Once::new());
         move || {
             once.call_once(|| {
-                tracing::error!(path = %path.display(), "a cached layer index is damaged; mount again to rebuild it");
-                files::remove(&path);
+                tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
+                if opened.is_some() && identity(std::fs::symlink_metadata(&path)) == opened {
+                    files::remove(&path);
+                }
             });
         }
     }
