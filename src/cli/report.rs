@@ -212,7 +212,6 @@ fn layer(failure: &LayerFailure) -> Report {
             .hint("the image or its transport is broken; nothing of the layer was shown or kept"),
         LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) => told(Code::Verification),
         LayerFailure::Pass(PassError::Store { .. } | PassError::Index { .. } | PassError::Ended { .. })
-        | LayerFailure::Store { .. }
         | LayerFailure::Damaged { .. } => told(Code::Failure),
     }
 }

@@ -45,7 +45,11 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
             let begin = from + place.start as u64;
             match arriving.remove(&span) {
                 Some(receiver) => {
-                    let bytes = arrival(layer, receiver).await?;
+                    let Some(bytes) = arrival(receiver).await else {
+                        unread.push((span, start, place));
+                        continue;
+                    };
+                    let bytes = bytes?;
                     let skip = (begin - start) as usize;
                     let length = place.len();
                     buf[place].copy_from_slice(&bytes[skip..skip + length]);
@@ -62,8 +66,7 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
     Err(ReadError::Ended { layer: layer.layer_name() })
 }
 
-/// Waits for a span.
-async fn arrival(layer: &LayerContent, mut receiver: watch::Receiver<fetch::Outcome>) -> Result<Bytes, ReadError> {
-    let outcome = receiver.wait_for(Option::is_some).await;
-    outcome.map_err(|_| ReadError::Ended { layer: layer.layer_name() })?.clone().expect("waited until there is one")
+/// Waits for a span; `None` when whoever fetched it was ended.
+async fn arrival(mut receiver: watch::Receiver<fetch::Outcome>) -> Option<Result<Bytes, ReadError>> {
+    receiver.wait_for(Option::is_some).await.ok()?.clone()
 }

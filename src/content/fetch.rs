@@ -55,7 +55,7 @@ pub(super) fn start(
     let room = room.map(Arc::new);
     for run in runs {
         let (layer, room) = (Arc::clone(layer), room.clone());
-        layer.traffic.tasks().clone().spawn(async move {
+        layer.traffic.clone().spawn(async move {
             fly(&layer, run, Manners::Stay).await;
             drop(room);
         });
@@ -93,7 +93,8 @@ fn take_off(
     let mut begun = None;
     let mut flights = lock(&layer.flights);
     for (span, known) in todo {
-        if let Some(receiver) = flights.get(&span) {
+        // One whose sender is gone was ended with the mount that had begun it.
+        if let Some(receiver) = flights.get(&span).filter(|flight| flight.has_changed().is_ok()) {
             if wanted.contains(&span) {
                 receivers.push((span, receiver.clone()));
             }

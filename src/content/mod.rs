@@ -11,6 +11,7 @@ mod cold;
 mod drop;
 mod fetch;
 mod growing;
+mod holdings;
 pub mod pass;
 mod prefetch;
 mod profile;
@@ -20,49 +21,48 @@ mod turn;
 mod wanted;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::layer::{IndexError, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{Content, Store, StoreError};
+use crate::store::Store;
 use spans::Stored;
 
 pub use carry::{CarryError, Imported, export_indexes, import_indexes};
 pub use check::{CheckedLayer, check_layer};
 pub use drop::drop_content;
 pub use growing::{Closed, Growing};
+pub use holdings::{Held, Holdings, Kept};
 pub use pass::{FirstPass, PassError, PassProgress};
 pub use prefetch::{keep_profiles, prefetch};
 pub use profile::Profile;
 pub use traffic::{Prefetch, Traffic};
 pub use turn::{Turn, Turns};
 
-/// The decoded bytes of one layer whose index is known.
+/// The decoded bytes of one layer whose index is known, as one mount reads them.
 pub struct LayerContent {
+    /// What does not depend on the mount.
+    kept: Arc<Kept>,
     blob: Descriptor,
     compression: Compression,
-    index: Arc<LayerIndex>,
     source: Arc<dyn BlobSource>,
     store: Arc<Store>,
-    content: Content,
-    /// For each span, the generation under which this process has verified it; 0 while it has not.
-    verified: Box<[AtomicU8]>,
-    /// The content's stamp as of which `verified` holds; see [`Content::stamp`].
-    stamp: AtomicU64,
-    flights: Mutex<fetch::Flights>,
     /// What the mount has on its way, in all layers.
     traffic: Arc<Traffic>,
     /// Which spans were read, and who goes on reading where.
     wanted: wanted::Wanted,
-    counters: Counters,
-    /// Bytes kept since the cache's limit was last looked at.
-    kept: AtomicU64,
-    /// The span at which the search for something to evict goes on.
-    hand: AtomicU32,
+}
+
+impl std::ops::Deref for LayerContent {
+    type Target = Kept;
+
+    fn deref(&self) -> &Kept {
+        &self.kept
+    }
 }
 
 /// What a layer's reads have cost so far.
@@ -139,41 +139,16 @@ pub enum ReadError {
 
 impl LayerContent {
     /// The content of a layer, as far as the store has it; the rest comes from `source` when read.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the content file cannot be opened or made.
-    pub fn open(
+    pub fn new(
+        kept: Arc<Kept>,
         blob: Descriptor,
         compression: Compression,
-        index: Arc<LayerIndex>,
         source: Arc<dyn BlobSource>,
         store: Arc<Store>,
         traffic: Arc<Traffic>,
-    ) -> Result<Self, StoreError> {
-        let spans = index.span_count();
-        let content = store.content(&blob.digest, index.proof().decoded_size, spans)?;
-        store.touch(&blob.digest);
-        Ok(Self {
-            blob,
-            compression,
-            index,
-            source,
-            store,
-            content,
-            verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
-            stamp: AtomicU64::new(0),
-            flights: Mutex::default(),
-            traffic,
-            wanted: wanted::Wanted::new(spans),
-            counters: Counters::default(),
-            kept: AtomicU64::new(0),
-            hand: AtomicU32::new(0),
-        })
-    }
-
-    /// The layer's own index.
-    pub fn index(&self) -> &Arc<LayerIndex> {
-        &self.index
+    ) -> Self {
+        let wanted = wanted::Wanted::new(kept.index.span_count());
+        Self { kept, blob, compression, source, store, traffic, wanted }
     }
 
     /// The blob this is the content of.
@@ -308,10 +283,10 @@ impl LayerContent {
     /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
     /// of this one.
     fn make_room(&self, bytes: u64) {
-        if self.store.limit().is_none() || self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK {
+        if self.store.limit().is_none() || self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK {
             return;
         }
-        self.kept.store(0, Ordering::Relaxed);
+        self.since_room_check.store(0, Ordering::Relaxed);
         match self.store.make_room(0) {
             Ok(over) => self.evict_spans(over),
             Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),

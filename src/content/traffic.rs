@@ -28,6 +28,7 @@ pub enum Prefetch {
 #[derive(Debug)]
 pub struct Traffic {
     tasks: Handle,
+    ended: watch::Sender<bool>,
     begun: Instant,
     prefetch: AtomicU8,
     /// Reads that wait for the source.
@@ -46,6 +47,7 @@ impl Traffic {
     pub fn new() -> Self {
         Self {
             tasks: Handle::current(),
+            ended: watch::Sender::new(false),
             begun: Instant::now(),
             prefetch: AtomicU8::new(Prefetch::None as u8),
             waiting: watch::Sender::new(0),
@@ -64,9 +66,21 @@ impl Traffic {
         self.prefetch.load(Ordering::Relaxed) != Prefetch::None as u8
     }
 
-    /// Where tasks are run; threads of the kernel's requests have no runtime of their own.
-    pub(super) fn tasks(&self) -> &Handle {
-        &self.tasks
+    /// Runs `task` until it or the mount has ended; threads of the kernel's requests have no runtime of their own.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut ended = self.ended.subscribe();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                _ = ended.wait_for(|ended| *ended) => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// The mount has ended, and what runs for it.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
     }
 
     /// How long ago the mount began.

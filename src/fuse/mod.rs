@@ -49,6 +49,12 @@ impl Adapter {
         Self { fs, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false) }
     }
 
+    /// The mount is gone, and so is whoever waited for anything.
+    fn end(&self) {
+        self.waiting.end();
+        self.fs.end();
+    }
+
     /// Answers a question now, or hands it to a task that waits for the layers it needs.
     fn answer<T: Send + 'static>(
         &self,

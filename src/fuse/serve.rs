@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,22 +29,18 @@ pub(super) trait Handler: Send + Sync + 'static {
 }
 
 /// The threads that serve one mount.
-pub(super) struct Service(Vec<JoinHandle<io::Result<()>>>);
+pub(super) struct Service(Arc<Threads>);
 
 impl Service {
     /// Begins to serve.
     ///
     /// # Errors
-    /// When threads cannot be had.
+    /// When no thread can be had.
     pub(super) fn start(device: &Arc<Device>, handler: &Arc<dyn Handler>) -> io::Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = Arc::new(Threads::new());
-        let start = |number| {
-            let (device, handler, threads) = (Arc::clone(device), Arc::clone(handler), Arc::clone(&threads));
-            let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
-            thread.spawn(move || work(&device, &*handler, &threads))
-        };
-        (0..cpus + SPARE_THREADS).map(start).collect::<io::Result<_>>().map(Self)
+        let threads = Threads::new(device, handler, cpus + SPARE_THREADS);
+        threads.begin()?;
+        Ok(Self(threads))
     }
 
     /// Waits until the file system is unmounted and its last file closed.
@@ -53,7 +49,8 @@ impl Service {
     /// What ended the service, if not an unmount.
     pub(super) fn wait(self) -> io::Result<()> {
         let mut outcome = Ok(());
-        for thread in self.0 {
+        // Whoever begins another one has not ended yet.
+        while let Some(thread) = { lock(&self.0.begun).pop() } {
             let panicked = |_| Err(io::Error::other("a thread that serves the mount panicked"));
             let ended = thread.join().unwrap_or_else(panicked);
             outcome = outcome.and(ended);
@@ -62,7 +59,8 @@ impl Service {
     }
 }
 
-fn work(device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) -> io::Result<()> {
+fn work(threads: &Threads) -> io::Result<()> {
+    let (device, handler) = (&threads.device, &*threads.handler);
     let mut room = vec![0; REQUEST_ROOM];
     let mut eager = Eager::new();
     while threads.listen() {
@@ -154,8 +152,16 @@ fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: 
 ///
 /// A request then wakes a thread that ran just now, mostly on the CPU that asks: 11 µs instead of the 20
 /// to 100 that it takes to wake one on another, idle CPU. Others rest until requests queue up, or until
-/// the one that would listen next is about to wait for a disk.
+/// the one that would listen next is about to wait for a disk. A mount that has nothing to do has one thread:
+/// others begin when they are first called, and end when nobody has called them for a while.
 pub(super) struct Threads {
+    device: Arc<Device>,
+    handler: Arc<dyn Handler>,
+    own: Weak<Self>,
+    begun: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+    /// How many there are, and may be.
+    alive: AtomicUsize,
+    most: usize,
     listening: AtomicBool,
     ended: AtomicBool,
     resting: AtomicUsize,
@@ -165,17 +171,35 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    fn new() -> Self {
-        Self {
+    fn new(device: &Arc<Device>, handler: &Arc<dyn Handler>, most: usize) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            device: Arc::clone(device),
+            handler: Arc::clone(handler),
+            own: Weak::clone(own),
+            begun: Mutex::default(),
+            alive: AtomicUsize::new(0),
+            most,
             listening: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             resting: AtomicUsize::new(0),
             calls: Mutex::new(0),
             called: Condvar::new(),
-        }
+        })
     }
 
-    /// Waits until this thread should listen; `false` when there is nothing to listen to any more.
+    /// Begins one more thread, if there may be one more.
+    fn begin(&self) -> io::Result<()> {
+        let more = |alive| (alive < self.most).then_some(alive + 1);
+        let Ok(number) = self.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else { return Ok(()) };
+        let threads = self.own.upgrade().expect("whoever serves or begins to serve holds it");
+        let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
+        let begun = thread.spawn(move || work(&threads));
+        let mut all = lock(&self.begun);
+        all.retain(|thread| !thread.is_finished());
+        begun.map(|thread| all.push(thread)).inspect_err(|_| drop(self.alive.fetch_sub(1, Ordering::AcqRel)))
+    }
+
+    /// Waits until this thread should listen; `false` when it should end.
     ///
     /// Whoever listens comes back here or has called another one before doing something slow, so there is
     /// always somebody to come.
@@ -184,15 +208,32 @@ impl Threads {
             if self.listening.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return true;
             }
-            let mut calls = lock(&self.calls);
-            self.resting.fetch_add(1, Ordering::AcqRel);
-            while *calls == 0 && !self.ended.load(Ordering::Acquire) {
-                calls = self.called.wait(calls).unwrap_or_else(PoisonError::into_inner);
+            if !self.rest() {
+                break;
             }
-            *calls = calls.saturating_sub(1);
-            self.resting.fetch_sub(1, Ordering::AcqRel);
         }
+        self.alive.fetch_sub(1, Ordering::AcqRel);
         false
+    }
+
+    /// Waits to be called; `false` when that took so long that this thread is not needed.
+    fn rest(&self) -> bool {
+        let mut calls = lock(&self.calls);
+        // One stays ready for the next call.
+        let stays = self.resting.fetch_add(1, Ordering::AcqRel) == 0;
+        let mut needed = true;
+        while *calls == 0 && needed && !self.ended.load(Ordering::Acquire) {
+            if stays {
+                calls = self.called.wait(calls).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                let waited = self.called.wait_timeout(calls, UNCALLED_FOR).unwrap_or_else(PoisonError::into_inner);
+                (calls, needed) = (waited.0, !waited.1.timed_out());
+            }
+        }
+        needed |= *calls > 0;
+        *calls = calls.saturating_sub(1);
+        self.resting.fetch_sub(1, Ordering::AcqRel);
+        needed
     }
 
     fn stop_listening(&self) {
@@ -207,10 +248,19 @@ impl Threads {
     }
 
     fn call(&self) {
-        if self.resting.load(Ordering::Acquire) > 0 {
-            let mut calls = lock(&self.calls);
-            *calls = (*calls + 1).min(self.resting.load(Ordering::Acquire));
+        let resting = || self.resting.load(Ordering::Acquire);
+        if resting() == 0 && self.alive.load(Ordering::Acquire) == self.most {
+            return;
+        }
+        let mut calls = lock(&self.calls);
+        if resting() > 0 {
+            *calls = (*calls + 1).min(resting());
             self.called.notify_one();
+            return;
+        }
+        drop(calls);
+        if let Err(error) = self.begin() {
+            tracing::debug!(%error, "no further thread can be had; those there are go on");
         }
     }
 
@@ -223,6 +273,8 @@ impl Threads {
 
 /// Threads beyond one a CPU: those that read from a slow disk.
 const SPARE_THREADS: usize = 6;
+/// A thread that nobody calls for so long ends.
+const UNCALLED_FOR: Duration = Duration::from_secs(10);
 
 /// Requests that wait in tasks, by the kernel's number, and how to end their waiting.
 #[derive(Default)]
@@ -256,6 +308,13 @@ impl Waiting {
             lock(&all.0).tasks.remove(&unique);
         });
         waiting.tasks.insert(unique, (interrupted, task.abort_handle()));
+    }
+
+    /// Ends all waiting: the mount is gone.
+    pub(super) fn end(&self) {
+        for (_, (_, task)) in lock(&self.0).tasks.drain() {
+            task.abort();
+        }
     }
 
     pub(super) fn interrupt(&self, unique: u64) {

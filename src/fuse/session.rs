@@ -51,6 +51,7 @@ pub struct Mounted {
     service: Service,
     place: MountPlace,
     device: Arc<Device>,
+    adapter: Arc<Adapter>,
     can_be_taken_over: bool,
     /// Unmounts when dropped; not there in a process that has taken the mount over.
     _session: Option<Session<Terms>>,
@@ -131,10 +132,10 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     }
     let place = MountPlace { at: at.to_owned(), device };
     let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
-    let adapter: Arc<dyn Handler> = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
-    let service = Service::start(&device, &adapter).map_err(refused)?;
+    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
     let can_be_taken_over = resends.load(Ordering::Acquire);
-    Ok(Mounted { service, place, device, can_be_taken_over, _session: Some(session) })
+    Ok(Mounted { service, place, device, adapter, can_be_taken_over, _session: Some(session) })
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
@@ -146,14 +147,14 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
 pub fn take_over(connection: OwnedFd, fs: Arc<ImageFs>, place: MountPlace) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
-    let adapter: Arc<dyn Handler> = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
-    let service = Service::start(&device, &adapter).map_err(refused)?;
+    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
     match device.resend() {
         // Unmounted meanwhile; the service finds out, too.
         Ok(()) | Err(Errno::NODEV) => {}
         Err(errno) => return Err(refused(errno.into())),
     }
-    Ok(Mounted { service, place, device, can_be_taken_over: true, _session: None })
+    Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _session: None })
 }
 
 /// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.
@@ -201,7 +202,9 @@ impl Mounted {
     /// # Errors
     /// What ended the session, if not an unmount.
     pub fn wait(self) -> io::Result<()> {
-        self.service.wait()
+        let served = self.service.wait();
+        self.adapter.end();
+        served
     }
 }
 

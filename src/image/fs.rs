@@ -399,6 +399,11 @@ impl ImageFs {
         self.layers.keep_profiles();
     }
 
+    /// The mount is gone: what is on its way for it alone need not come.
+    pub fn end(&self) {
+        self.layers.end();
+    }
+
     /// Bytes that first passes have to read, and have read.
     pub fn progress(&self) -> (u64, u64) {
         self.layers.progress()

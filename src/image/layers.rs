@@ -2,7 +2,7 @@
 //!
 //! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
 //! run at a time. A layer that somebody waits for goes before those that nobody has asked for, also
-//! when those are running already ([`Turns`]). An index that turns out damaged is made anew by another
+//! when those are running already ([`content::Turns`]). An index that turns out damaged is made anew by another
 //! pass over its layer; what is in memory of it is served meanwhile.
 
 use std::collections::HashMap;
@@ -15,14 +15,13 @@ use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, Growing, LayerContent, PassError, PassProgress, Prefetch, ReadError,
-    Traffic, Turn, Turns, pass,
+    self, Closed, ContentStats, FirstPass, Growing, Held, Holdings, Kept, LayerContent, PassError, Prefetch, ReadError,
+    Traffic,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::overlay::LayerNo;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{Store, StoreError};
 use crate::sync::lock;
 
 /// When layers that nobody has asked for yet are read.
@@ -58,7 +57,7 @@ pub struct Layers {
     /// Which slot a layer has; layers that are the same blob share one.
     slot_of: Vec<usize>,
     source: Arc<dyn BlobSource>,
-    store: Arc<Store>,
+    holdings: Holdings,
     /// What all of them have on their way after their passes.
     traffic: Arc<Traffic>,
     running: Mutex<usize>,
@@ -70,15 +69,14 @@ pub struct Layers {
 struct Slot {
     pass: FirstPass,
     state: watch::Sender<State>,
-    /// Urgent when somebody waits for the layer.
-    turn: Turn,
+    /// What other mounts of this process share of it.
+    held: Arc<Held>,
     /// How often it has failed.
     failures: AtomicU32,
     /// The content whose index is damaged, while the layer is read again for it.
     mending: Mutex<Option<Arc<LayerContent>>>,
     /// How often it has been.
     mended: AtomicU32,
-    progress: Arc<PassProgress>,
     /// The running pass, where it is shown while it runs.
     growing: Mutex<Option<Arc<Growing>>>,
     /// What was shown of it last; made by one at a time.
@@ -109,15 +107,6 @@ pub enum LayerFailure {
     /// Its first pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),
-    /// Its content file cannot be opened or made.
-    #[error("cannot open the cached content of layer {layer}")]
-    Store {
-        /// The blob.
-        layer: Digest,
-        /// Why.
-        #[source]
-        cause: StoreError,
-    },
     /// Its index was damaged after it had been opened, and making it anew did not help.
     #[error("the index of layer {layer} was damaged on disk and {why}")]
     Damaged {
@@ -150,19 +139,18 @@ impl Layers {
     pub fn open(
         planned: &[PlannedLayer],
         source: Arc<dyn BlobSource>,
-        store: Arc<Store>,
+        holdings: Holdings,
         limits: &Limits,
         eagerness: Eagerness,
         verify: Verify,
     ) -> Arc<Self> {
-        let turns = Turns::new();
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
         let mut slot_of = Vec::new();
         for layer in planned {
             let key = (layer.blob.digest.clone(), layer.diff_id.clone());
             let slot = *by_blob.entry(key).or_insert_with(|| {
-                slots.push(Arc::new(Slot::new(layer, limits, &turns)));
+                slots.push(Arc::new(Slot::new(layer, limits, &holdings)));
                 slots.len() - 1
             });
             slot_of.push(slot);
@@ -172,7 +160,7 @@ impl Layers {
             slots,
             slot_of,
             source,
-            store,
+            holdings,
             traffic: Arc::default(),
             running: Mutex::new(0),
             at_once: cores + 1,
@@ -180,9 +168,8 @@ impl Layers {
             verify,
         });
         for slot in &layers.slots {
-            if let Some(index) = pass::open_index(&layers.store, &slot.pass.blob, &slot.pass.diff_id) {
-                let state = layers.content(slot, index);
-                slot.state.send_replace(state);
+            if let Some(kept) = layers.held(slot) {
+                slot.state.send_replace(layers.content(slot, kept));
             }
         }
         layers.start_more();
@@ -193,6 +180,11 @@ impl Layers {
     /// the others is there.
     pub async fn prefetch(&self, policy: Prefetch) {
         content::prefetch(self.all_known(), policy).await;
+    }
+
+    /// Ends what is on its way for these layers, for good.
+    pub fn end(&self) {
+        self.traffic.end();
     }
 
     /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
@@ -228,7 +220,7 @@ impl Layers {
     pub async fn ready(self: &Arc<Self>, layer: LayerNo) -> Result<Arc<LayerContent>, Arc<LayerFailure>> {
         let slot = Arc::clone(self.slot(layer));
         let mut changes = slot.state.subscribe();
-        slot.turn.set_urgent(true);
+        slot.held.turn.set_urgent(true);
         slot.state.send_if_modified(|state| match state {
             // A source that was away paces itself.
             State::Failed { why, at, times }
@@ -334,7 +326,7 @@ impl Layers {
         let mut total = 0;
         let mut received = 0;
         for slot in &self.slots {
-            let got = slot.progress.received.load(Ordering::Relaxed);
+            let got = slot.held.progress.received.load(Ordering::Relaxed);
             if got > 0 || !matches!(*slot.state.borrow(), State::Ready(_)) {
                 total += slot.pass.blob.size;
                 received += got.min(slot.pass.blob.size);
@@ -363,23 +355,20 @@ impl Layers {
         &self.slots[self.slot_of[usize::from(layer.0)]]
     }
 
-    fn content(&self, slot: &Slot, index: Arc<LayerIndex>) -> State {
-        let opened = LayerContent::open(
+    /// What this process or its store has of a layer.
+    fn held(&self, slot: &Slot) -> Option<Arc<Kept>> {
+        slot.held.known(self.holdings.store(), &slot.pass.blob, &slot.pass.diff_id)
+    }
+
+    fn content(&self, slot: &Slot, kept: Arc<Kept>) -> State {
+        State::Ready(Arc::new(LayerContent::new(
+            kept,
             slot.pass.blob.clone(),
             slot.pass.compression,
-            index,
             Arc::clone(&self.source),
-            Arc::clone(&self.store),
+            Arc::clone(self.holdings.store()),
             Arc::clone(&self.traffic),
-        );
-        match opened {
-            Ok(content) => State::Ready(Arc::new(content)),
-            Err(cause) => {
-                let why = Arc::new(LayerFailure::Store { layer: slot.pass.blob.digest.clone(), cause });
-                tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
-                slot.failed(why)
-            }
-        }
+        )))
     }
 
     /// Starts passes in the background while fewer than allowed are running.
@@ -408,7 +397,7 @@ impl Layers {
         }
         *lock(&self.running) += 1;
         let (layers, slot) = (Arc::clone(self), Arc::clone(slot));
-        tokio::spawn(async move {
+        self.traffic.spawn(async move {
             let state = layers.run(&slot).await;
             *lock(&layers.running) -= 1;
             slot.state.send_replace(state);
@@ -417,10 +406,18 @@ impl Layers {
     }
 
     async fn run(&self, slot: &Slot) -> State {
+        let _passing = slot.held.passing.lock().await;
+        let store = self.holdings.store();
+        let mending = lock(&slot.mending).clone();
+        if mending.is_none()
+            && let Some(kept) = self.held(slot)
+        {
+            return self.content(slot, kept); // another mount has made it meanwhile
+        }
         let grows = (self.verify == Verify::Behind).then(Arc::<Growing>::default);
         lock(&slot.growing).clone_from(&grows);
         slot.state.send_modify(|_| {});
-        let mut made = slot.pass.run(&self.source, &self.store, &slot.progress, &slot.turn, grows.as_ref()).await;
+        let mut made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, grows.as_ref()).await;
         *lock(&slot.growing) = None;
         // Whoever holds it waits for what this pass comes to, and must not be waited for.
         if let Ok(mut shown) = slot.shown.try_lock() {
@@ -430,26 +427,27 @@ impl Layers {
         // What was shown cannot be taken back, so there is no second try behind the readers' backs.
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
-            slot.progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, &self.store, &slot.progress, &slot.turn, None).await;
+            slot.held.progress.received.store(0, Ordering::Relaxed);
+            made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, None).await;
         }
         match made {
             Ok(index) => {
-                let mending = lock(&slot.mending).clone();
-                let Some(before) = mending else { return self.content(slot, index) };
+                let Some(before) = mending else {
+                    return self.content(slot, slot.held.made(index, store, &slot.pass.blob));
+                };
                 // The tree is shown by the index that was opened first, and goes on being shown by that one.
                 if !before.index().mend(&index) {
                     return slot.beyond_repair("differs from what the layer comes to now; mount again");
                 }
-                let state = self.content(slot, Arc::clone(before.index()));
+                let state = self.content(slot, slot.held.made(Arc::clone(before.index()), store, &slot.pass.blob));
                 *lock(&slot.mending) = None;
                 state
             }
             Err(why) => {
-                slot.progress.received.store(0, Ordering::Relaxed);
+                slot.held.progress.received.store(0, Ordering::Relaxed);
                 let why = Arc::new(LayerFailure::from(why));
                 tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
-                slot.turn.set_urgent(false);
+                slot.held.turn.set_urgent(false);
                 slot.failed(why)
             }
         }
@@ -457,7 +455,7 @@ impl Layers {
 }
 
 impl Slot {
-    fn new(layer: &PlannedLayer, limits: &Limits, turns: &Arc<Turns>) -> Self {
+    fn new(layer: &PlannedLayer, limits: &Limits, holdings: &Holdings) -> Self {
         Self {
             pass: FirstPass {
                 blob: layer.blob.clone(),
@@ -467,11 +465,10 @@ impl Slot {
                 layer_limits: limits.layer,
             },
             state: watch::Sender::new(State::Idle),
-            turn: Turn::new(turns),
+            held: holdings.layer(&layer.blob.digest, &layer.diff_id),
             failures: AtomicU32::new(0),
             mending: Mutex::default(),
             mended: AtomicU32::new(0),
-            progress: Arc::default(),
             growing: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
             shown_entries: AtomicU32::new(0),
@@ -483,7 +480,7 @@ impl Slot {
     fn urgency(&self) -> (bool, u64) {
         let size = self.pass.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
-        (!self.turn.is_urgent(), rank)
+        (!self.held.turn.is_urgent(), rank)
     }
 
     fn status(&self) -> LayerStatus {
@@ -497,7 +494,7 @@ impl Slot {
             digest: self.pass.blob.digest.clone(),
             size: self.pass.blob.size,
             state,
-            received: self.progress.received.load(Ordering::Relaxed),
+            received: self.held.progress.received.load(Ordering::Relaxed),
             reads,
             error,
         }
@@ -523,7 +520,6 @@ impl LayerFailure {
     fn is_passing(&self) -> bool {
         match self {
             Self::Pass(error) => error.is_passing(),
-            Self::Store { .. } => true,
             Self::Damaged { .. } => false,
         }
     }
@@ -546,13 +542,16 @@ mod tests {
     use super::*;
     use crate::descriptor::Compression;
     use crate::digest::Algorithm;
+    use crate::store::Store;
 
     #[test]
     fn a_layer_that_fails_again_is_tried_later_and_later() {
         let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
         let digest = Digest::of(Algorithm::Sha256, b"tar");
         let planned = PlannedLayer { blob, compression: Compression::Stored, diff_id: digest.clone() };
-        let slot = Slot::new(&planned, &Limits::default(), &Turns::new());
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(&dir.path().join("cache"), None).expect("a new directory");
+        let slot = Slot::new(&planned, &Limits::default(), &Arc::new(store).into());
         let pauses: Vec<u64> = (0..7)
             .map(|_| match slot.failed(Arc::new(PassError::Ended { layer: digest.clone() }.into())) {
                 State::Failed { times, .. } => pause_after(times).as_secs(),

@@ -6,13 +6,12 @@ pub mod plan;
 
 use std::sync::Arc;
 
-pub use crate::content::Prefetch;
+pub use crate::content::{Holdings, Prefetch};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Network, Plan, PlanError, PlannedLayer, resolve};
 
 use crate::source::BlobSource;
-use crate::store::Store;
 
 /// Shows the layers of `plan` as one file system; layers that were never seen are read by `eagerness`.
 ///
@@ -20,14 +19,14 @@ use crate::store::Store;
 pub fn open(
     plan: &Plan,
     source: Arc<dyn BlobSource>,
-    store: Arc<Store>,
+    holdings: impl Into<Holdings>,
     limits: &Limits,
     eagerness: Eagerness,
     verify: Verify,
 ) -> Arc<ImageFs> {
     let count = u16::try_from(plan.layers.len()).expect("a parsed manifest has at most 1000 layers");
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
-    let layers = Layers::open(&plan.layers, source, store, limits, eagerness, verify);
+    let layers = Layers::open(&plan.layers, source, holdings.into(), limits, eagerness, verify);
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {

@@ -12,7 +12,8 @@ use std::num::NonZeroU8;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::ReadWriteFlags;
@@ -40,15 +41,22 @@ impl Generation {
     }
 }
 
-/// A layer's content, open for reading and filling.
+/// A layer's content, for reading and filling.
 #[derive(Debug)]
 pub struct Content {
-    data: File,
-    map: File,
+    /// Open once something is asked: most layers of a mount are never read.
+    files: OnceLock<Files>,
     path: PathBuf,
+    decoded_size: u64,
     spans: u32,
     /// Taken with the map's file lock: that one excludes other processes, this one other threads.
     changing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Files {
+    data: File,
+    map: File,
 }
 
 /// A layer's content while its first pass writes it.
@@ -60,17 +68,39 @@ pub struct NewContent {
 }
 
 impl Content {
-    pub(super) fn open(data: &Path, map: &Path, decoded_size: u64, spans: u32) -> Result<Self, StoreError> {
-        let data_file = files::open_write(data)?;
-        let map_file = files::open_write(map)?;
-        let size = |file: &File, path| Ok(file.metadata().map_err(StoreError::io("read", path))?.len());
-        if size(&map_file, map)? != u64::from(spans) || size(&data_file, data)? != decoded_size {
-            // Cut short, or of another shape: begin with nothing.
-            map_file.set_len(0).map_err(StoreError::io("truncate", map))?;
-            map_file.set_len(spans.into()).map_err(StoreError::io("extend", map))?;
-            data_file.set_len(decoded_size).map_err(StoreError::io("extend", data))?;
+    /// The content at `path` with its extensions `data` and `map`, neither of which is opened yet.
+    pub(super) fn new(path: &Path, decoded_size: u64, spans: u32) -> Self {
+        Self { files: OnceLock::new(), path: path.with_extension("data"), decoded_size, spans, changing: Mutex::new(()) }
+    }
+
+    pub(super) fn open(path: &Path, decoded_size: u64, spans: u32) -> Result<Self, StoreError> {
+        let content = Self::new(path, decoded_size, spans);
+        content.files.set(content.open_files()?).expect("it is new");
+        Ok(content)
+    }
+
+    fn files(&self) -> Result<&Files, StoreError> {
+        if let Some(files) = self.files.get() {
+            return Ok(files);
         }
-        Ok(Self { data: data_file, map: map_file, path: data.to_owned(), spans, changing: Mutex::new(()) })
+        // Two threads may do this at once; they come to the same result.
+        let files = self.open_files()?;
+        // Used now, for the order of eviction; only that depends on it.
+        let _ = files.map.set_modified(SystemTime::now());
+        Ok(self.files.get_or_init(|| files))
+    }
+
+    fn open_files(&self) -> Result<Files, StoreError> {
+        let (data, map) = (&self.path, &self.path.with_extension("map"));
+        let files = Files { data: files::open_write(data)?, map: files::open_write(map)? };
+        let size = |file: &File, path| Ok(file.metadata().map_err(StoreError::io("read", path))?.len());
+        if size(&files.map, map)? != u64::from(self.spans) || size(&files.data, data)? != self.decoded_size {
+            // Cut short, or of another shape: begin with nothing.
+            files.map.set_len(0).map_err(StoreError::io("truncate", map))?;
+            files.map.set_len(self.spans.into()).map_err(StoreError::io("extend", map))?;
+            files.data.set_len(self.decoded_size).map_err(StoreError::io("extend", data))?;
+        }
+        Ok(files)
     }
 
     /// The generation of a span on disk; `None` while it is absent.
@@ -80,11 +110,12 @@ impl Content {
 
     /// Whether each span of `spans` still has the generation given for it by `expected`.
     pub fn still(&self, spans: Range<u32>, expected: impl Fn(u32) -> u8) -> bool {
+        let Ok(files) = self.files() else { return false };
         let mut bytes = [0; 64];
         let mut at = spans.start;
         while at < spans.end {
             let some = usize::min(bytes.len(), (spans.end - at) as usize);
-            if self.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
+            if files.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
                 return false;
             }
             for byte in &bytes[..some] {
@@ -101,7 +132,7 @@ impl Content {
     /// set. 0 when it cannot be found out.
     pub fn stamp(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        let found = self.data.metadata();
+        let found = self.files().ok().and_then(|files| files.data.metadata().ok());
         found.map_or(0, |found| {
             (found.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec() as u64)
         })
@@ -112,7 +143,7 @@ impl Content {
     /// # Errors
     /// [`StoreError::Io`], also when the file ends early.
     pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
+        self.files()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
     }
 
     /// As [`Content::read`]; calls `before_wait` first if the disk has to be waited for.
@@ -128,7 +159,7 @@ impl Content {
         if buf.is_empty() {
             return Ok(());
         }
-        let at_once = rustix::io::preadv2(&self.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
+        let at_once = rustix::io::preadv2(&self.files()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
         // Whatever it could not do, the ordinary read can, or says why not.
         let got = at_once.unwrap_or(0);
         if got < buf.len() {
@@ -146,7 +177,7 @@ impl Content {
         let _changing = self.lock()?;
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
-        self.data.write_all_at(verified, at.0).map_err(StoreError::io("write", &self.path))?;
+        self.files()?.data.write_all_at(verified, at.0).map_err(StoreError::io("write", &self.path))?;
         let next = Generation::after(before);
         self.mark(span, next.get())?;
         Ok(next)
@@ -162,7 +193,7 @@ impl Content {
         self.mark(span, before & !PRESENT)?;
         let length = decoded.end - decoded.start;
         rustix::fs::fallocate(
-            &self.data,
+            &self.files()?.data,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             decoded.start.0,
             length,
@@ -178,35 +209,42 @@ impl Content {
     /// Bytes that the content takes on disk.
     pub fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        self.data.metadata().map_or(0, |found| found.blocks() * 512)
+        self.files().ok().and_then(|files| files.data.metadata().ok()).map_or(0, |found| found.blocks() * 512)
     }
 
     /// Tells the kernel that the pages of `range` are not needed twice: the mount has its own copy.
     pub fn drop_pages(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
         // Advice only; a refusal changes nothing that a reader could see.
-        let _ = rustix::fs::fadvise(&self.data, range.start.0, length, rustix::fs::Advice::DontNeed);
+        let Ok(files) = self.files() else { return };
+        let _ = rustix::fs::fadvise(&files.data, range.start.0, length, rustix::fs::Advice::DontNeed);
     }
 
     fn byte(&self, span: u32) -> u8 {
         let mut byte = [0];
-        match self.map.read_exact_at(&mut byte, span.into()) {
+        let read = self.files().and_then(|files| {
+            files.map.read_exact_at(&mut byte, span.into()).map_err(StoreError::io("read the presence map of", &self.path))
+        });
+        match read {
             Ok(()) => byte[0],
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot read a presence map; taking the span as absent");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "cannot tell whether a span is in the cache; taking it as absent");
                 0
             }
         }
     }
 
     fn lock(&self) -> Result<Changing<'_>, StoreError> {
+        let map = &self.files()?.map;
         let thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.map.lock().map_err(StoreError::io("lock the presence map of", &self.path))?;
-        Ok(Changing { map: &self.map, _thread: thread })
+        map.lock().map_err(StoreError::io("lock the presence map of", &self.path))?;
+        Ok(Changing { map, _thread: thread })
     }
 
     fn mark(&self, span: u32, byte: u8) -> Result<(), StoreError> {
-        self.map.write_all_at(&[byte], span.into()).map_err(StoreError::io("write the presence map of", &self.path))
+        let written = self.files()?.map.write_all_at(&[byte], span.into());
+        written.map_err(StoreError::io("write the presence map of", &self.path))
     }
 }
 
@@ -276,7 +314,7 @@ mod tests {
     use super::*;
 
     fn content(dir: &tempfile::TempDir) -> Content {
-        Content::open(&dir.path().join("data"), &dir.path().join("map"), 100, 3).unwrap()
+        Content::open(&dir.path().join("c"), 100, 3).unwrap()
     }
 
     #[test]
@@ -301,7 +339,7 @@ mod tests {
     fn a_map_of_the_wrong_length_means_nothing_is_here() {
         let dir = tempfile::tempdir().unwrap();
         content(&dir).fill(0, DecodedOffset(0), b"x").unwrap();
-        std::fs::write(dir.path().join("map"), b"\x01").unwrap();
+        std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
         assert_eq!(content(&dir).generation(0), None);
     }
 

@@ -104,14 +104,6 @@ impl Store {
         Ok(usage)
     }
 
-    /// Notes that a layer is being used now, for [`Store::make_room`].
-    pub fn touch(&self, blob: &Digest) {
-        if let Ok(map) = files::open_write(&self.path(CONTENT, blob).with_extension("map")) {
-            // Only the order of eviction depends on it.
-            let _ = map.set_modified(SystemTime::now());
-        }
-    }
-
     /// Evicts layers that nobody holds until `wanted` more bytes fit under the limit; returns how many
     /// bytes are still too many.
     ///

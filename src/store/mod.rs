@@ -238,8 +238,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn content(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
-        let path = self.path(CONTENT, blob);
-        Content::open(&path.with_extension("data"), &path.with_extension("map"), decoded_size, spans)
+        Content::open(&self.path(CONTENT, blob), decoded_size, spans)
+    }
+
+    /// As [`Store::content`], opened when something of it is wanted; if that fails, nothing of it is here and
+    /// nothing can be kept. The layer counts as used from then on.
+    pub fn content_when_wanted(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Content {
+        Content::new(&self.path(CONTENT, blob), decoded_size, spans)
     }
 
     /// Begins to write a layer's whole content, as a first pass does.
