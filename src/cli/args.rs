@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::platform::Platform;
 use crate::source::outage::OnOutage;
@@ -65,7 +66,7 @@ pub enum Command {
 }
 
 /// Which image, and how it is reached.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
 pub struct ImageArgs {
     /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
     #[arg(value_name = "IMAGE")]
@@ -76,7 +77,7 @@ pub struct ImageArgs {
 }
 
 /// How an image is reached and where it is kept.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
 pub struct AccessArgs {
     /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
     #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true, help_heading = "Image")]
@@ -99,7 +100,7 @@ pub struct AccessArgs {
 }
 
 /// Where the cache is.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
 pub struct CacheDirArgs {
     /// Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs]
     #[arg(
@@ -117,7 +118,7 @@ pub struct CacheDirArgs {
 }
 
 /// When bytes of a layer may be shown.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 pub enum VerifyArg {
     /// Only after the whole layer has been verified
     #[default]
@@ -127,7 +128,7 @@ pub enum VerifyArg {
 }
 
 /// What of a layer that is known but not here is fetched before it is read.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 pub enum PrefetchArg {
     /// What earlier runs read first, near neighbours of what is read, and, when nobody waits, all the rest
     All,
@@ -139,7 +140,7 @@ pub enum PrefetchArg {
 }
 
 /// `peelfs mount`
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
 pub struct MountArgs {
     /// Which image.
     #[command(flatten)]
@@ -175,6 +176,10 @@ pub struct MountArgs {
     /// Serve without the process that takes over when the serving one dies; for those who supervise it
     #[arg(long)]
     pub no_keeper: bool,
+    /// Serve it from the process that serves this user's other `--share` mounts of this cache: layers that they
+    /// have in common are in memory once
+    #[arg(long, conflicts_with_all = ["foreground", "no_keeper"])]
+    pub share: bool,
     /// Set by peelfs itself when it starts its background process.
     #[arg(long, hide = true)]
     pub background_child: bool,

@@ -16,8 +16,11 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::args::MountArgs;
+use super::daemon::Word;
 use crate::digest::Digest;
-use crate::fuse::MountPlace;
+use crate::fuse::{MountOptions, MountPlace};
+use crate::source::registry::Surroundings;
 
 /// What is said.
 #[derive(Debug, Deserialize, Serialize)]
@@ -33,6 +36,25 @@ pub(super) enum Message {
     /// From the process that serves, at the first time with the connection: this is how another one could
     /// go on.
     Serving(Box<Handover>),
+    /// To a new process: so many mounts to go on with follow, one [`Message::TakeOver`] each.
+    Resume(KeptBy, usize),
+    /// To the process that serves shared mounts: make one more, by this number.
+    Mount(u64, Box<Request>),
+    /// From it: what whoever asked for that mount is to be told.
+    Tell(u64, Word),
+    /// From it: that mount has ended.
+    Ended(u64),
+}
+
+/// What somebody wants mounted by the process that serves shared mounts, with all paths absolute.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Request {
+    /// The command line, options applied.
+    pub(super) args: MountArgs,
+    /// How it is mounted.
+    pub(super) kernel: MountOptions,
+    /// Where its credentials are.
+    pub(super) surroundings: Surroundings,
 }
 
 /// Who keeps the connection.
@@ -61,6 +83,8 @@ pub(super) struct Handover {
     pub(super) takeovers: u32,
     /// How the process before ended.
     pub(super) ended: Option<String>,
+    /// Its number among shared mounts, and what was asked for.
+    pub(super) shared: Option<(u64, Box<Request>)>,
 }
 
 /// One end. Whole messages travel over it, whatever the type of the stream says.
@@ -150,6 +174,14 @@ impl AsyncChannel {
     /// [`io::Error`], as when the other end is gone.
     pub(super) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.channel.send(message, connection)
+    }
+
+    /// As [`AsyncChannel::send`], after the other end has taken what it was sent before.
+    ///
+    /// # Errors
+    /// [`io::Error`], as when the other end is gone.
+    pub(super) async fn deliver(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.ready.async_io(tokio::io::Interest::WRITABLE, || self.channel.send(message, connection)).await
     }
 
     /// The next message; `None` when the other end is gone.

@@ -1,6 +1,6 @@
-//! The keeper: a small process that outlives the one that serves a mount.
+//! The keeper: a small process that outlives the one that serves a mount, or all mounts that share one.
 //!
-//! It starts the serving process, holds the connection to the kernel, and starts another one when that
+//! It starts the serving process, holds the connections to the kernel, and starts another one when that
 //! dies other than by its own will: the new process asks the kernel to send again what was not answered,
 //! so that open files, working directories and readers in flight notice nothing but a pause. The keeper
 //! reads no image and no network. It also exchanges the serving process for one of another program
@@ -8,6 +8,7 @@
 //!
 //! Signals that end a mount are passed on to the process that serves it; the keeper ends after that.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -17,13 +18,15 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
-use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message};
+use super::daemon::{Parent, Word};
+use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
 use super::mount::Ends;
 use super::report::{Code, Report};
 use super::state;
@@ -35,12 +38,46 @@ pub(super) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
     let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
-        let mut keeper = Keeper::new(at, in_background)?;
-        let ended = keeper.run().await.map_err(failed);
+        let mut keeper = Keeper::new(in_background)?;
+        keeper.at = Some(at.to_owned());
+        let ended = keeper.run(Message::Begin(keeper.kept_by.clone())).await.map_err(failed);
         // Leftovers are also removed by whoever finds them.
         let _ = std::fs::remove_file(&keeper.kept_by.socket);
         ended
     })
+}
+
+/// Keeps the mounts that are asked for at `socket`, from when the first one is until the last one has ended.
+pub(super) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Result<(), Report> {
+    let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mounts: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut keeper = Keeper::new(true)?;
+        // Nobody listens there any more, or this process would not have been started.
+        let _ = std::fs::remove_file(socket);
+        keeper.shared = Some(Shared {
+            requests: UnixListener::bind(socket).map_err(failed)?,
+            asking: HashMap::new(),
+            next: 0,
+            begun: false,
+        });
+        parent.tell(&Word::Ready);
+        talk_to(log).map_err(failed)?;
+        let ended = keeper.run(Message::Resume(keeper.kept_by.clone(), 0)).await;
+        // First the name: whoever comes later finds none and starts another keeper.
+        let _ = std::fs::remove_file(socket);
+        let _ = std::fs::remove_file(&keeper.kept_by.socket);
+        ended.map(drop).map_err(failed)
+    })
+}
+
+/// Lets go of the terminal of whoever mounted; the directory stays, for relative paths in the command line.
+fn talk_to(log: &Path) -> io::Result<()> {
+    let _ = io::stdout().flush();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdout(&log)?;
+    Ok(rustix::stdio::dup2_stderr(&log)?)
 }
 
 /// What `peelfs upgrade` asks for: that this program serves the mount from now on.
@@ -59,15 +96,28 @@ pub(super) enum Upgraded {
 }
 
 struct Keeper {
-    at: PathBuf,
+    /// Where the one mount is to be; shared ones say it themselves.
+    at: Option<PathBuf>,
     program: PathBuf,
     line: Vec<OsString>,
     in_background: bool,
     kept_by: KeptBy,
     upgrades: UnixListener,
     ends: Ends,
-    /// How another process could go on; known once the mount is up.
-    kept: Option<(OwnedFd, Box<Handover>)>,
+    /// How another process could go on with each mount that is up, and its connection if the kernel allows that.
+    kept: BTreeMap<u64, (Option<OwnedFd>, Box<Handover>)>,
+    shared: Option<Shared>,
+}
+
+/// What a keeper of shared mounts has beside.
+struct Shared {
+    /// Where further mounts are asked for.
+    requests: UnixListener,
+    /// Who waits for which mount.
+    asking: HashMap<u64, UnixStream>,
+    next: u64,
+    /// There has been a mount, or the attempt at one.
+    begun: bool,
 }
 
 /// A process that serves, or gets ready to.
@@ -83,10 +133,13 @@ enum Event {
     Ended(ExitStatus),
     Signal(Signal),
     Asked(UnixStream),
+    Requested(UnixStream),
+    /// Nobody has a mount here, and nobody asks for one.
+    Idle,
 }
 
 impl Keeper {
-    fn new(at: &Path, in_background: bool) -> Result<Self, Report> {
+    fn new(in_background: bool) -> Result<Self, Report> {
         let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
         let directory = state::make_directory()?;
         let pid = std::process::id();
@@ -96,29 +149,33 @@ impl Keeper {
         let mut line: Vec<OsString> = std::env::args_os().skip(1).collect();
         line.insert(1.min(line.len()), "--kept".into());
         Ok(Self {
-            at: at.to_owned(),
+            at: None,
             program: std::env::current_exe().map_err(failed)?,
             line,
             in_background,
             upgrades: UnixListener::bind(&socket).map_err(failed)?,
             kept_by: KeptBy { pid, socket },
             ends: Ends::new()?,
-            kept: None,
+            kept: BTreeMap::new(),
+            shared: None,
         })
     }
 
-    async fn run(&mut self) -> io::Result<u8> {
+    /// Starts a process with `first` and keeps what it serves; returns its exit code.
+    async fn run(&mut self, first: Message) -> io::Result<u8> {
         let mut server = Server::start(&self.program, &self.line)?;
-        server.channel.send(&Message::Begin(self.kept_by.clone()), None)?;
+        server.channel.send(&first, None)?;
         let mut soon_dead = 0;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(Message::Serving(handover), Some(connection)) => {
-                    self.let_go()?;
-                    self.kept = Some((connection, handover));
+                Event::Said(message, connection) => self.heard(message, connection)?,
+                Event::Requested(asker) => self.request(asker, &server).await?,
+                // It ends when this end of the channel is gone.
+                Event::Idle => {
+                    let Server { mut process, channel, .. } = server;
+                    drop(channel);
+                    return process.wait().await.map(code);
                 }
-                // What a process says that goes on with a mount is known, or waited for elsewhere.
-                Event::Said(..) => {}
                 Event::Signal(signal) => server.send_signal(signal),
                 Event::Asked(asker) => server = self.upgrade(asker, server).await?,
                 Event::Ended(status) if died(status) => {
@@ -132,6 +189,13 @@ impl Keeper {
                         }
                         tokio::time::sleep(BREATH).await;
                     }
+                    if let Some(shared) = &mut self.shared {
+                        // What is not kept may be half done; whoever asks again will be told.
+                        shared.asking.retain(|number, _| self.kept.contains_key(number));
+                        if self.kept.is_empty() {
+                            return Ok(Code::Failure.number());
+                        }
+                    }
                     match self.go_on(died_of(status)).await? {
                         Some(next) => server = next,
                         None => return self.give_up(),
@@ -142,7 +206,57 @@ impl Keeper {
         }
     }
 
+    /// Takes note of what the serving process says.
+    fn heard(&mut self, message: Message, connection: Option<OwnedFd>) -> io::Result<()> {
+        match message {
+            Message::Serving(handover) => {
+                let number = handover.shared.as_ref().map_or(0, |(number, _)| *number);
+                // A process that goes on with a mount sends no connection again.
+                if connection.is_some() || !self.kept.contains_key(&number) {
+                    self.let_go()?;
+                    self.kept.insert(number, (connection, handover));
+                }
+            }
+            Message::Ended(number) => drop(self.kept.remove(&number)),
+            Message::Tell(number, word) => {
+                let Some(shared) = &mut self.shared else { return Ok(()) };
+                let done = !matches!(word, Word::Progress(..));
+                shared.begun |= done;
+                if let Some(asker) = shared.asking.get(&number) {
+                    let mut line = serde_json::to_vec(&word)?;
+                    line.push(b'\n');
+                    // Whoever asked may have gone; the mount stays, as it does without a keeper in between.
+                    let _ = asker.try_write(&line);
+                }
+                if done {
+                    shared.asking.remove(&number);
+                }
+            }
+            // Said by a process that gets ready, and waited for there.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Passes on what somebody wants mounted.
+    async fn request(&mut self, mut asker: UnixStream, server: &Server) -> io::Result<()> {
+        let asked = timeout(ASKED_WITHIN, asked::<Request>(&mut asker)).await;
+        let (Some(shared), Ok(Some(request))) = (&mut self.shared, asked) else { return Ok(()) };
+        shared.next += 1;
+        shared.asking.insert(shared.next, asker);
+        // If it is gone, its end is the next event.
+        let _ = server.channel.deliver(&Message::Mount(shared.next, Box::new(request)), None).await;
+        Ok(())
+    }
+
     async fn event(&mut self, server: &mut Server) -> io::Result<Event> {
+        let (requests, idle) = match &self.shared {
+            Some(shared) => {
+                let idle = self.kept.is_empty() && shared.asking.is_empty();
+                (Some(&shared.requests), idle.then_some(if shared.begun { Duration::ZERO } else { UNASKED_FOR }))
+            }
+            None => (None, None),
+        };
         tokio::select! {
             // What was said before the end counts.
             biased;
@@ -154,29 +268,49 @@ impl Keeper {
             }
             signal = self.ends.wait() => Ok(Event::Signal(signal)),
             asked = self.upgrades.accept() => asked.map(|(asker, _)| Event::Asked(asker)),
+            asked = async { requests.expect("looked at below").accept().await }, if requests.is_some() => {
+                asked.map(|(asker, _)| Event::Requested(asker))
+            }
+            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => Ok(Event::Idle),
         }
     }
 
     /// Starts a process that is ready to go on with the mount, if that is possible at all.
     async fn prepare(&mut self, program: &Path, ended: Option<String>) -> io::Result<Result<Server, String>> {
-        let Some((connection, handover)) = &mut self.kept else {
+        if self.kept.is_empty() || self.kept.values().any(|(connection, _)| connection.is_none()) {
             return Ok(Err("there is no mount yet, or this kernel cannot hand it to another process".into()));
-        };
+        }
         let mut server = match Server::start(program, &self.line) {
             Ok(server) => server,
             Err(error) => return Ok(Err(format!("cannot start `{}`: {error}", program.display()))),
         };
-        let next = Handover { takeovers: handover.takeovers + 1, ended, ..(**handover).clone() };
-        let words = Message::TakeOver(self.kept_by.clone(), Box::new(next.clone()));
-        let sent = server.channel.send(&words, Some(connection.as_fd()));
-        let said = timeout(READY_WITHIN, server.channel.receive()).await;
-        if sent.is_ok() && matches!(said, Ok(Ok(Some((Message::Prepared, _))))) {
-            **handover = next;
+        if let Ok(Ok(())) = timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
+            self.kept.values_mut().for_each(|(_, handover)| handover.takeovers += 1);
             return Ok(Ok(server));
         }
         let _ = server.process.start_kill();
         let status = server.process.wait().await?;
         Ok(Err(format!("`{}` could not get ready to serve ({status})", program.display())))
+    }
+
+    /// Tells a new process all mounts, and waits until it is ready to go on with them.
+    async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> io::Result<()> {
+        if self.shared.is_some() {
+            server.channel.deliver(&Message::Resume(self.kept_by.clone(), self.kept.len()), None).await?;
+        }
+        for (connection, handover) in self.kept.values() {
+            let ended = ended.clone();
+            let next = Handover { takeovers: handover.takeovers + 1, ended, ..(**handover).clone() };
+            let words = Message::TakeOver(self.kept_by.clone(), Box::new(next));
+            server.channel.deliver(&words, connection.as_ref().map(OwnedFd::as_fd)).await?;
+        }
+        loop {
+            match server.channel.receive().await? {
+                Some((Message::Prepared, _)) => return Ok(()),
+                Some((message, connection)) => self.heard(message, connection)?,
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
     }
 
     /// After the serving process died: the next one, unless there can be none.
@@ -191,7 +325,7 @@ impl Keeper {
                 }
                 Err(why) => tracing::error!(%why, ended, "the process that served the mount is gone"),
             }
-            if self.kept.is_none() {
+            if self.kept.is_empty() {
                 break;
             }
         }
@@ -201,6 +335,9 @@ impl Keeper {
     /// Exchanges the serving process for one of another program; the one before goes on if that cannot be.
     async fn upgrade(&mut self, mut asker: UnixStream, mut server: Server) -> io::Result<Server> {
         let answer = match timeout(ASKED_WITHIN, asked(&mut asker)).await {
+            Ok(Some(Upgrade { .. })) if self.shared.as_ref().is_some_and(|shared| !shared.asking.is_empty()) => {
+                Upgraded::Refused("its process is making another mount; try again".into())
+            }
             Ok(Some(Upgrade { program })) => match self.prepare(&program, None).await? {
                 Ok(next) => {
                     let begun = Instant::now();
@@ -209,7 +346,9 @@ impl Keeper {
                     let _ = next.channel.send(&Message::Go, None);
                     server = next;
                     // It says so when it serves.
-                    let _ = timeout(READY_WITHIN, server.channel.receive()).await;
+                    if let Ok(Ok(Some((message, connection)))) = timeout(READY_WITHIN, server.channel.receive()).await {
+                        self.heard(message, connection)?;
+                    }
                     self.program = program;
                     let pause_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                     Upgraded::Done { pid: server.process.id().unwrap_or(0), pause_us }
@@ -225,21 +364,21 @@ impl Keeper {
 
     /// The mount is up and talk goes to its log: lets go of the terminal of whoever mounted.
     fn let_go(&self) -> io::Result<()> {
-        if !self.in_background || self.kept.is_some() {
+        if !self.in_background || self.shared.is_some() || !self.kept.is_empty() {
             return Ok(());
         }
-        let _ = io::stdout().flush();
-        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        Ok(rustix::stdio::dup2_stderr(&null)?)
+        talk_to(Path::new("/dev/null"))
     }
 
-    /// Nobody can serve the mount: it is taken away rather than left to hang.
+    /// Nobody can serve what is mounted: it is taken away rather than left to hang.
     fn give_up(&mut self) -> io::Result<u8> {
-        drop(self.kept.take());
-        if mounts::at(&self.at).is_some_and(|mount| mount.is_peelfs()) && !mounts::is_served(&self.at) {
-            let _ = unmount(&self.at, OpenFiles::Keep);
+        let kept = std::mem::take(&mut self.kept);
+        let places: Vec<PathBuf> = kept.values().map(|(_, handover)| handover.place.at().to_owned()).collect();
+        drop(kept);
+        for at in self.at.iter().chain(&places) {
+            if mounts::at(at).is_some_and(|mount| mount.is_peelfs()) && !mounts::is_served(at) {
+                let _ = unmount(at, OpenFiles::Keep);
+            }
         }
         Ok(Code::Failure.number())
     }
@@ -260,7 +399,7 @@ impl Server {
     }
 }
 
-async fn asked(asker: &mut UnixStream) -> Option<Upgrade> {
+async fn asked<T: DeserializeOwned>(asker: &mut UnixStream) -> Option<T> {
     let mut text = Vec::new();
     asker.take(ASKED_AT_MOST).read_to_end(&mut text).await.ok()?;
     serde_json::from_slice(&text).ok()
@@ -287,6 +426,8 @@ const SOON: Duration = Duration::from_millis(200);
 const SOON_DEAD_AT_MOST: u32 = 10;
 const BREATH: Duration = Duration::from_millis(50);
 const OWN_PROGRAM: &str = "/proc/self/exe";
+/// A keeper that nobody has asked for a mount for so long ends.
+const UNASKED_FOR: Duration = Duration::from_secs(10);
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const ASKED_AT_MOST: u64 = 64 << 10;

@@ -20,6 +20,7 @@ mod open;
 mod options;
 mod progress;
 mod report;
+mod share;
 mod state;
 mod status;
 mod text;

@@ -16,6 +16,7 @@ use super::open::{self, Opened};
 use super::options;
 use super::progress::Bar;
 use super::report::{Code, Report};
+use super::share;
 use super::state::{self, MountState, Published};
 use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
@@ -23,6 +24,9 @@ use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
+    if args.share {
+        return share::run(args, kernel);
+    }
     // Nobody serves a mount that is to be gone on with: it must not be looked at.
     let kept = if args.kept { Some(Kept::listen(&args)?) } else { None };
     if let Some(Kept { channel, by, handed: Some(handed) }) = kept {
@@ -54,7 +58,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     }
 }
 
-fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
+pub(super) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
     let runtime = runtime()?;
     let served = runtime.block_on(serving);
     // Fetches that hang must not hold up the end.
@@ -98,7 +102,7 @@ impl Kept {
     }
 }
 
-fn verify(args: &MountArgs) -> Verify {
+pub(super) fn verify(args: &MountArgs) -> Verify {
     match args.verify {
         VerifyArg::Strict => Verify::BeforeShowing,
         VerifyArg::Behind => Verify::Behind,
@@ -106,7 +110,7 @@ fn verify(args: &MountArgs) -> Verify {
 }
 
 /// Begins to fetch what the command line says ahead of its readers.
-fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
         PrefetchArg::All => Prefetch::All,
         PrefetchArg::Profile => Prefetch::Profile,
@@ -117,7 +121,7 @@ fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHa
 }
 
 /// From now on the source is tried for as long as it takes, and readers wait as the user has said.
-fn outlast(opened: &Opened, args: &MountArgs) {
+pub(super) fn outlast(opened: &Opened, args: &MountArgs) {
     if let Some(outages) = opened.source.outages() {
         outages.outlast(args.on_outage);
     }
@@ -143,7 +147,7 @@ async fn serve(
     let mut own = mount_state(at, &opened);
     own.keeper = kept.as_ref().map(|kept| kept.by.clone());
     let connection = kept.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
-    let served = tokio::task::spawn_blocking(move || mounted.wait());
+    let served = tokio::spawn(mounted.served());
     let begun = begin(args, own, &opened, &fs, parent, &mut ends).await;
     let (published, own) = match begun {
         Ok(published) => published,
@@ -161,6 +165,7 @@ async fn serve(
             since: own.since,
             takeovers: 0,
             ended: None,
+            shared: None,
         };
         tell_keeper(channel, handover, Some(connection.as_fd()));
     }
@@ -177,10 +182,7 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     let Handed { handover, connection } = handed;
     let mut ends = Ends::new()?;
     let opened = open::open_pinned(&args.image, &handover.root).await?;
-    if opened.plan.manifest.digest != handover.manifest {
-        let message = format!("{} is not what was mounted: it names another manifest now", opened.reference);
-        return Err(Report::new(Code::Verification, message));
-    }
+    same_manifest(&opened, &handover)?;
     outlast(&opened, args);
     let fs = opened.files(Eagerness::Background, verify(args));
     let prepared = channel.send(&Message::Prepared, None).and_then(|()| channel.receive());
@@ -189,7 +191,7 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     }
     let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone())?;
     let place = mounted.place();
-    let served = tokio::task::spawn_blocking(move || mounted.wait());
+    let served = tokio::spawn(mounted.served());
     if let Some(how) = &handover.ended {
         tracing::warn!(
             how,
@@ -212,7 +214,16 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     Ok(())
 }
 
-fn mount_state(at: &Path, opened: &Opened) -> MountState {
+/// Whether what was opened is what was mounted.
+pub(super) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), Report> {
+    if opened.plan.manifest.digest == handover.manifest {
+        return Ok(());
+    }
+    let message = format!("{} is not what was mounted: it names another manifest now", opened.reference);
+    Err(Report::new(Code::Verification, message))
+}
+
+pub(super) fn mount_state(at: &Path, opened: &Opened) -> MountState {
     let manifest = opened.plan.manifest.digest.to_string();
     MountState::of_this_process(at, opened.reference.to_string(), manifest, opened.store.root())
 }
@@ -291,7 +302,7 @@ async fn all_known(fs: &Arc<ImageFs>, parent: &mut Parent) -> Result<(), Report>
 }
 
 /// Unmounts; open files can be read to their end.
-fn end(place: &MountPlace) {
+pub(super) fn end(place: &MountPlace) {
     if place.unmount(OpenFiles::Refuse).is_ok() {
         return;
     }
@@ -301,7 +312,7 @@ fn end(place: &MountPlace) {
 }
 
 /// The directory to mount on, absolute, and fit for it.
-fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
+pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     let shown = typed.display();
     let at = mounts::absolute(typed).map_err(|error| {
         Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
@@ -325,7 +336,7 @@ fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     }
 }
 
-fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
+pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
         Some(path) => Ok(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
         None => Ok(state::directory()?.join(format!("{pid}.log"))),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
 use super::report::Report;
 use crate::digest::Digest;
-use crate::image::{self, Eagerness, ImageFs, Limits, Network, Plan, Verify};
+use crate::image::{self, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
@@ -17,6 +17,7 @@ use crate::store::Store;
 pub(super) struct Opened {
     pub(super) reference: Reference,
     pub(super) plan: Plan,
+    holdings: Holdings,
     pub(super) store: Arc<Store>,
     pub(super) source: Arc<dyn BlobSource>,
     pub(super) registry: Option<Arc<RegistrySource>>,
@@ -25,32 +26,63 @@ pub(super) struct Opened {
 impl Opened {
     /// Shows the image as a file system.
     pub(super) fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
-        let (source, store) = (Arc::clone(&self.source), Arc::clone(&self.store));
-        image::open(&self.plan, source, store, &Limits::default(), eagerness, verify)
+        let (source, holdings) = (Arc::clone(&self.source), self.holdings.clone());
+        image::open(&self.plan, source, holdings, &Limits::default(), eagerness, verify)
     }
 }
 
 /// Resolves the image that `args` names.
 pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
     let reference: Reference = args.reference.parse()?;
+    tell_notes(&reference);
+    resolve(reference, args, &Around::of_process(args)?).await
+}
+
+/// Tells what a user may have meant otherwise.
+pub(super) fn tell_notes(reference: &Reference) {
     for note in reference.notes() {
         eprintln!("note: {note}");
     }
-    resolve(reference, args).await
 }
 
 /// Resolves what `args` named when it was `root`.
 pub(super) async fn open_pinned(args: &ImageArgs, root: &Digest) -> Result<Opened, Report> {
-    resolve(args.reference.parse::<Reference>()?.pinned(root), args).await
+    resolve(args.reference.parse::<Reference>()?.pinned(root), args, &Around::of_process(args)?).await
 }
 
-async fn resolve(reference: Reference, args: &ImageArgs) -> Result<Opened, Report> {
+/// Resolves what `args` named, when it was `root` if that is said, for somebody else than this process.
+pub(super) async fn open_for(args: &ImageArgs, root: Option<&Digest>, around: &Around) -> Result<Opened, Report> {
+    let reference: Reference = args.reference.parse()?;
+    let reference = match root {
+        Some(root) => reference.pinned(root),
+        None => reference,
+    };
+    resolve(reference, args, around).await
+}
+
+/// What there is when an image is opened.
+pub(super) struct Around {
+    /// Of whoever asked for it.
+    pub(super) surroundings: Surroundings,
+    /// What the process has of layers.
+    pub(super) holdings: Holdings,
+}
+
+impl Around {
+    fn of_process(args: &ImageArgs) -> Result<Self, Report> {
+        let holdings = Arc::new(store(&args.access.cache)?).into();
+        Ok(Self { surroundings: Surroundings::of_process(), holdings })
+    }
+}
+
+async fn resolve(reference: Reference, args: &ImageArgs, around: &Around) -> Result<Opened, Report> {
     let platform = args.access.platform()?;
-    let store = Arc::new(store(&args.access.cache)?);
-    let (source, registry) = source(&reference, &args.access).await?;
+    let holdings = around.holdings.clone();
+    let store = Arc::clone(holdings.store());
+    let (source, registry) = source(&reference, &args.access, &around.surroundings).await?;
     let network = if args.access.offline { Network::Offline } else { Network::Allowed };
     let plan = image::resolve(&reference, &source, &store, &platform, network).await?;
-    Ok(Opened { reference, plan, store, source, registry })
+    Ok(Opened { reference, plan, holdings, store, source, registry })
 }
 
 /// Opens the cache.
@@ -77,7 +109,7 @@ pub(super) fn default_cache_dir() -> Result<PathBuf, Report> {
 
 type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
 
-async fn source(reference: &Reference, access: &AccessArgs) -> Result<Sources, Report> {
+async fn source(reference: &Reference, access: &AccessArgs, around: &Surroundings) -> Result<Sources, Report> {
     let Place::Registry(name) = reference.place() else {
         let local = LocalSource::open(reference).await.expect("it is not a registry's")?;
         return Ok((Arc::new(local), None));
@@ -86,7 +118,7 @@ async fn source(reference: &Reference, access: &AccessArgs) -> Result<Sources, R
         insecure: access.insecure,
         ca: access.ca.clone(),
         authfile: access.authfile.clone(),
-        ..RegistryOptions::new(Surroundings::of_process())
+        ..RegistryOptions::new(around.clone())
     };
     let name = RegistryName {
         host: name.host().to_owned(),

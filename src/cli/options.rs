@@ -38,6 +38,7 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("insecure", None) => access.insecure = true,
             ("offline", None) => access.offline = true,
             ("wait", None) => args.wait = true,
+            ("share", None) => args.share = true,
             ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
             ("verify", Some("behind")) => args.verify = VerifyArg::Behind,

@@ -46,6 +46,9 @@ pub(super) struct MountState {
     /// How often another process has gone on with the mount.
     #[serde(default)]
     pub(super) takeovers: u32,
+    /// The process serves other mounts, too.
+    #[serde(default)]
+    pub(super) shared: bool,
     /// Where to ask how it is.
     socket: PathBuf,
 }
@@ -144,8 +147,14 @@ impl MountState {
             cache: cache.to_owned(),
             keeper: None,
             takeovers: 0,
+            shared: false,
             socket: PathBuf::new(),
         }
+    }
+
+    /// Whether this is there to be read, as it is until the mount has let go of what it held.
+    pub(super) fn is_published(&self) -> bool {
+        self.socket.with_extension("json").exists()
     }
 
     /// How the mount is; `None` when its process does not answer.

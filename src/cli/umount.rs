@@ -2,13 +2,14 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
 use super::report::{Code, Report};
-use super::state;
+use super::state::{self, MountState};
 use crate::fuse::{OpenFiles, mounts, unmount};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
@@ -22,7 +23,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     for at in targets {
         let server = server_of(&at);
         match unmount(&at, open_files) {
-            Ok(()) if open_files == OpenFiles::Refuse => wait_for_end(server),
+            Ok(()) if open_files == OpenFiles::Refuse => server.as_ref().map_or((), wait_for_end),
             Ok(()) => {}
             // The others are unmounted all the same.
             Err(error) => failed = failed.or(Some(error.into())),
@@ -49,16 +50,22 @@ pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
     }
 }
 
-fn server_of(at: &Path) -> Option<Pid> {
-    let states = state::all(&state::directory().ok()?);
-    let state = states.iter().find(|state| state.at == at)?;
-    Pid::from_raw(i32::try_from(state.pid).ok()?)
+fn server_of(at: &Path) -> Option<MountState> {
+    state::all(&state::directory().ok()?).into_iter().rev().find(|state| state.at == at)
 }
 
-/// Gives the serving process a moment to end, so that what it held (cache locks) is free afterwards.
-fn wait_for_end(server: Option<Pid>) {
+/// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it
+/// held (cache locks) is free afterwards.
+fn wait_for_end(state: &MountState) {
+    let begun = Instant::now();
+    while state.shared && state.is_published() && begun.elapsed() < END_WITHIN {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let server = i32::try_from(state.pid).ok().and_then(Pid::from_raw).filter(|_| !state.shared);
     let Some(process) = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
     let mut ended = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
     // That it takes longer does not make the unmount a failure.
-    let _ = poll(&mut ended, Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
+    let _ = poll(&mut ended, Some(&Timespec { tv_sec: END_WITHIN.as_secs().cast_signed(), tv_nsec: 0 }));
 }
+
+const END_WITHIN: Duration = Duration::from_secs(5);

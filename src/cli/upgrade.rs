@@ -1,5 +1,6 @@
 //! `peelfs upgrade`: lets this very program serve mounts that another one serves.
 
+use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -19,9 +20,17 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
         args.at.iter().map(|typed| served_at(typed, &states)).collect::<Result<_, _>>()?
     };
     let mut failed = None;
+    // Mounts that share a process are upgraded together.
+    let mut upgraded = HashMap::new();
     for state in chosen {
-        match upgrade(state) {
+        let keeper = state.keeper.as_ref().map(|keeper| keeper.pid);
+        let done = match upgraded.get(&keeper).copied() {
+            Some(done) if state.shared => Ok(done),
+            _ => upgrade(state),
+        };
+        match done {
             Ok((pid, pause)) => {
+                upgraded.insert(keeper, (pid, pause));
                 println!("{}: served by process {pid} now, after a pause of {pause:.1?}", state.at.display());
             }
             // The others are upgraded all the same.

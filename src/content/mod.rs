@@ -283,7 +283,9 @@ impl LayerContent {
     /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
     /// of this one.
     fn make_room(&self, bytes: u64) {
-        if self.store.limit().is_none() || self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK {
+        if self.store.limit().is_none()
+            || self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK
+        {
             return;
         }
         self.since_room_check.store(0, Ordering::Relaxed);

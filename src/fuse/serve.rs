@@ -12,6 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::device::{Device, Reply};
 use super::wire::{Operation, REQUEST_ROOM, Request};
 use crate::sync::lock;
@@ -47,9 +49,10 @@ impl Service {
     ///
     /// # Errors
     /// What ended the service, if not an unmount.
-    pub(super) fn wait(self) -> io::Result<()> {
+    pub(super) async fn ended(self) -> io::Result<()> {
+        // The sender lives as long as the threads are known here.
+        let _ = self.0.gone.subscribe().wait_for(|gone| *gone).await;
         let mut outcome = Ok(());
-        // Whoever begins another one has not ended yet.
         while let Some(thread) = { lock(&self.0.begun).pop() } {
             let panicked = |_| Err(io::Error::other("a thread that serves the mount panicked"));
             let ended = thread.join().unwrap_or_else(panicked);
@@ -162,6 +165,8 @@ pub(super) struct Threads {
     /// How many there are, and may be.
     alive: AtomicUsize,
     most: usize,
+    /// Set when there are none any more.
+    gone: watch::Sender<bool>,
     listening: AtomicBool,
     ended: AtomicBool,
     resting: AtomicUsize,
@@ -179,6 +184,7 @@ impl Threads {
             begun: Mutex::default(),
             alive: AtomicUsize::new(0),
             most,
+            gone: watch::Sender::new(false),
             listening: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             resting: AtomicUsize::new(0),
@@ -193,10 +199,30 @@ impl Threads {
         let Ok(number) = self.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else { return Ok(()) };
         let threads = self.own.upgrade().expect("whoever serves or begins to serve holds it");
         let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
-        let begun = thread.spawn(move || work(&threads));
+        let begun = thread.spawn(move || {
+            let outcome = work(&threads);
+            threads.leave();
+            outcome
+        });
         let mut all = lock(&self.begun);
         all.retain(|thread| !thread.is_finished());
-        begun.map(|thread| all.push(thread)).inspect_err(|_| drop(self.alive.fetch_sub(1, Ordering::AcqRel)))
+        match begun {
+            Ok(thread) => {
+                all.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.leave();
+                Err(error)
+            }
+        }
+    }
+
+    /// One thread less; the last one tells.
+    fn leave(&self) {
+        if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.gone.send_replace(true);
+        }
     }
 
     /// Waits until this thread should listen; `false` when it should end.
@@ -212,7 +238,6 @@ impl Threads {
                 break;
             }
         }
-        self.alive.fetch_sub(1, Ordering::AcqRel);
         false
     }
 

@@ -18,7 +18,7 @@ use super::{Adapter, mounts, wire};
 use crate::image::ImageFs;
 
 /// How an image is mounted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the source; the reference.
     pub source: String,
@@ -197,12 +197,12 @@ impl Mounted {
         self.can_be_taken_over.then(|| self.device.as_fd())
     }
 
-    /// Serves, blocking this thread, until the image is unmounted and its last file is closed.
+    /// Serves until the image is unmounted and its last file is closed.
     ///
     /// # Errors
     /// What ended the session, if not an unmount.
-    pub fn wait(self) -> io::Result<()> {
-        let served = self.service.wait();
+    pub async fn served(self) -> io::Result<()> {
+        let served = self.service.ended().await;
         self.adapter.end();
         served
     }

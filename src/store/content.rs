@@ -70,7 +70,13 @@ pub struct NewContent {
 impl Content {
     /// The content at `path` with its extensions `data` and `map`, neither of which is opened yet.
     pub(super) fn new(path: &Path, decoded_size: u64, spans: u32) -> Self {
-        Self { files: OnceLock::new(), path: path.with_extension("data"), decoded_size, spans, changing: Mutex::new(()) }
+        Self {
+            files: OnceLock::new(),
+            path: path.with_extension("data"),
+            decoded_size,
+            spans,
+            changing: Mutex::new(()),
+        }
     }
 
     pub(super) fn open(path: &Path, decoded_size: u64, spans: u32) -> Result<Self, StoreError> {
@@ -159,7 +165,8 @@ impl Content {
         if buf.is_empty() {
             return Ok(());
         }
-        let at_once = rustix::io::preadv2(&self.files()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
+        let at_once =
+            rustix::io::preadv2(&self.files()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
         // Whatever it could not do, the ordinary read can, or says why not.
         let got = at_once.unwrap_or(0);
         if got < buf.len() {
@@ -223,7 +230,10 @@ impl Content {
     fn byte(&self, span: u32) -> u8 {
         let mut byte = [0];
         let read = self.files().and_then(|files| {
-            files.map.read_exact_at(&mut byte, span.into()).map_err(StoreError::io("read the presence map of", &self.path))
+            files
+                .map
+                .read_exact_at(&mut byte, span.into())
+                .map_err(StoreError::io("read the presence map of", &self.path))
         });
         match read {
             Ok(()) => byte[0],
