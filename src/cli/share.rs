@@ -144,8 +144,6 @@ fn keep(args: &MountArgs) -> Result<(), Report> {
 
 /// The process that serves: all that its mounts have in common.
 struct Server {
-    /// The command line of the first mount, of which only what concerns the process counts.
-    args: MountArgs,
     channel: AsyncChannel,
     by: KeptBy,
     log: PathBuf,
@@ -170,7 +168,7 @@ fn serve_kept(args: MountArgs) -> Result<(), Report> {
         let log = log(&args, by.pid)?;
         let holdings = Arc::new(open::store(&args.image.access.cache)?).into();
         let channel = AsyncChannel::new(channel).map_err(|_| failed())?;
-        Arc::new(Server { args, channel, by, log, holdings }).run(handed).await
+        Arc::new(Server { channel, by, log, holdings }).run(handed).await
     })
 }
 

@@ -1,0 +1,190 @@
+//! Many mounts in one process: what they have in common is there once, and what each is stays its own.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs::loopback::registry::{Catalog, Registry};
+use rustix::process::{Pid, Signal, kill_process};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+
+const FILES: usize = 24;
+
+fn content(image: &str, number: usize) -> Vec<u8> {
+    let salt = image.bytes().map(u32::from).sum::<u32>() + number as u32;
+    (0..9_000 + number as u32 * 401).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ salt as u8).collect()
+}
+
+fn files(dir: &str) -> LayerBuilder {
+    (0..FILES).fold(LayerBuilder::new().dir(dir), |layer, n| layer.file(&format!("{dir}/{n}"), content(dir, n)))
+}
+
+/// Two on one base.
+fn images() -> [Image; 2] {
+    ["app", "tool"].map(|own| ImageBuilder::new().layer(files("base")).layer(files(own)).build())
+}
+
+fn registry() -> Registry {
+    let [app, tool] = images();
+    Registry::start(Catalog::new().image("app", "1", &app).image("tool", "1", &tool)).unwrap()
+}
+
+fn mount<'a>(sandbox: &'a Sandbox, reference: &str, name: &str) -> MountPoint<'a> {
+    sandbox.mount_with(reference, name, &["--share"])
+}
+
+/// Reads a file past the kernel's own cache and compares it.
+fn read_anew(at: &Path, dir: &str, number: usize) {
+    let path = at.join(dir).join(number.to_string());
+    let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(bytes == content(dir, number), "{}: wrong bytes", path.display());
+}
+
+fn read_all(at: &Path, own: &str) {
+    for number in 0..FILES {
+        read_anew(at, "base", number);
+        read_anew(at, own, number);
+    }
+}
+
+fn until_served_by_another(at: &MountPoint<'_>, before: i32) {
+    while at.state().is_none_or(|state| state["pid"] == before) {
+        std::thread::yield_now();
+    }
+}
+
+fn until_ended(pid: i32) {
+    let stat = format!("/proc/{pid}/stat");
+    while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn three_mounts_are_served_by_one_process_that_reads_each_layer_once() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let [app, tool] = ["app", "tool"].map(|name| registry.reference(name, "1"));
+    // At the same time, so that they find each other at work, also at starting the process.
+    let [a, b, c] = std::thread::scope(|scope| {
+        [(&app, "a"), (&tool, "b"), (&app, "c")]
+            .map(|(reference, name)| scope.spawn(|| mount(&sandbox, reference, name)))
+            .map(|mounting| mounting.join().unwrap())
+    });
+    for (at, own) in [(&a, "app"), (&b, "tool"), (&c, "app")] {
+        read_all(&at.path, own);
+        assert!(!at.join(if own == "app" { "tool" } else { "app" }).exists());
+    }
+    // However many mounts and images have it, and whichever asked.
+    let mut times = HashMap::new();
+    for found in registry.requests().iter().filter(|found| found.is_blob()) {
+        *times.entry(found.request.path.rsplit('/').next().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    for layer in images().iter().flat_map(|image| image.layers()) {
+        assert_eq!(times.get(&layer.digest.to_string()), Some(&1), "{times:?}");
+    }
+
+    let server = a.server();
+    assert_eq!([b.server(), c.server()], [server; 2]);
+    let status = sandbox.peelfs(["status"]).args([&a.path, &b.path, &c.path]).output().unwrap();
+    let told = String::from_utf8(status.stdout).unwrap();
+    for at in [&a, &b, &c] {
+        assert!(told.contains(at.path.to_str().unwrap()), "{told}");
+    }
+    let keeper = a.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+    a.unmount();
+    read_all(&b.path, "tool");
+    read_all(&c.path, "app");
+    c.unmount();
+    b.unmount();
+    until_ended(server);
+    until_ended(keeper);
+
+    // And from the beginning, with a process of its own.
+    let again = mount(&sandbox, &tool, "b");
+    assert_ne!(again.server(), server);
+    read_all(&again.path, "tool");
+    again.unmount();
+}
+
+#[test]
+fn readers_on_all_mounts_notice_nothing_of_a_killed_or_upgraded_server() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let mounts = [("app", "a"), ("tool", "b"), ("app", "c")]
+        .map(|(image, name)| (image, mount(&sandbox, &registry.reference(image, "1"), name)));
+    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for (own, at) in &mounts {
+            for reader in 0..3 {
+                let (done, reads) = (&done, &reads);
+                scope.spawn(move || {
+                    for number in (0..FILES).cycle().skip(reader * 5) {
+                        if done.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        read_anew(&at.path, own, number);
+                        read_anew(&at.path, "base", number);
+                        reads.fetch_add(2, Ordering::Relaxed);
+                    }
+                });
+            }
+        }
+        for _ in 0..3 {
+            let before = mounts[0].1.server();
+            kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
+            mounts.iter().for_each(|(_, at)| until_served_by_another(at, before));
+        }
+        let before = mounts[1].1.server();
+        let output = sandbox.peelfs(["upgrade"]).args(mounts.iter().map(|(_, at)| &at.path)).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        mounts.iter().for_each(|(_, at)| until_served_by_another(at, before));
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(reads.into_inner() > 0);
+    let states = mounts.each_ref().map(|(_, at)| at.state().unwrap());
+    assert!(states.iter().all(|state| state["pid"] == states[0]["pid"] && state["takeovers"] == 4), "{states:?}");
+    // What was taken over takes more mounts.
+    let more = mount(&sandbox, &registry.reference("tool", "1"), "d");
+    assert_eq!(more.server(), mounts[0].1.server());
+    read_all(&more.path, "tool");
+    more.unmount();
+    for (own, at) in &mounts {
+        read_all(&at.path, own);
+        at.unmount();
+    }
+}
+
+#[test]
+fn a_mount_that_cannot_be_is_told_as_ever_and_disturbs_no_other() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let missing = sandbox.mount_point("x").try_mount(&registry.reference("nothing", "1"), &["--share"]);
+    assert_eq!(missing.status.code(), Some(3), "{}", said(&missing));
+    let at = mount(&sandbox, &registry.reference("app", "1"), "a");
+    for (more, code) in [
+        (["--share", "--cache-size=1GiB"], 2),
+        (["--share", "--log-file=other"], 2),
+        (["--share", "--platform=linux/s390x"], 3),
+    ] {
+        let refused = sandbox.mount_point("x").try_mount(&registry.reference("app", "1"), &more);
+        assert_eq!(refused.status.code(), Some(code), "{}", said(&refused));
+    }
+    let twice = at.try_mount(&registry.reference("app", "1"), &["--share"]);
+    assert_eq!(twice.status.code(), Some(2), "{}", said(&twice));
+    read_all(&at.path, "app");
+    at.unmount();
+}
