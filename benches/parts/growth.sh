@@ -44,7 +44,7 @@ stat_spread() {
   }' | xargs stat -c %s
 }
 
-# Many mounts of one image: what they take together, shared pages counted once, beside one of them.
+# Many mounts of one image in one process: what it takes, beside what it takes for one of them.
 measure_many_mounts() {
   local number first
   fresh
@@ -52,7 +52,7 @@ measure_many_mounts() {
   umount_peelfs
   for ((number = 1; number <= MANY_MOUNTS; number++)); do
     mkdir "$dir/mnt$number"
-    timed "$peelfs" mount --cache-dir "$dir/cache" "$registry/python:latest" "$dir/mnt$number"
+    timed "$peelfs" mount --share --cache-dir "$dir/cache" "$registry/python:latest" "$dir/mnt$number"
     ls -l "$dir/mnt$number/usr/bin" > /dev/null
     [ "$number" != 1 ] || first=$(memory_of_mounts)
   done
