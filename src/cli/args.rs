@@ -164,6 +164,10 @@ pub struct MountArgs {
     /// a time (`deadline=SECONDS`), or fail at once (`offline`)
     #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
     pub on_outage: OnOutage,
+    /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
+    /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
+    #[arg(long)]
+    pub passthrough: bool,
     /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,

@@ -162,6 +162,7 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     if checked.misshapen {
         found.push(format!("content of layer {layer}: its files do not fit its index"));
     }
+    found.extend(checked.damaged_wholes.iter().map(|entry| format!("file {entry} of layer {layer}")));
     found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
     found
 }

@@ -66,6 +66,13 @@ pub(super) struct KeptBy {
     pub(super) socket: PathBuf,
 }
 
+impl KeptBy {
+    /// Where a mount with passthrough keeps which files are open, for the next process.
+    pub(super) fn opens(&self) -> PathBuf {
+        self.socket.with_extension("opens")
+    }
+}
+
 /// What a process needs to go on with a mount, besides the command line and the connection.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Handover {

@@ -43,6 +43,7 @@ pub(super) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
         let ended = keeper.run(Message::Begin(keeper.kept_by.clone())).await.map_err(failed);
         // Leftovers are also removed by whoever finds them.
         let _ = std::fs::remove_file(&keeper.kept_by.socket);
+        let _ = std::fs::remove_file(keeper.kept_by.opens());
         ended
     })
 }

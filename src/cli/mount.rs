@@ -18,7 +18,7 @@ use super::progress::Bar;
 use super::report::{Code, Report};
 use super::share;
 use super::state::{self, MountState, Published};
-use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, mounts};
+use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 use crate::reference::Reference;
 
@@ -109,6 +109,14 @@ pub(super) fn verify(args: &MountArgs) -> Verify {
     }
 }
 
+fn passthrough(args: &MountArgs, opened: &Opened, by: Option<&KeptBy>) -> Result<Option<Passthrough>, Report> {
+    if !args.passthrough {
+        return Ok(None);
+    }
+    let opens = by.map(KeptBy::opens);
+    Ok(Some(Passthrough { trial: opened.store.trial_file()?, opens }))
+}
+
 /// Begins to fetch what the command line says ahead of its readers.
 pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
@@ -141,7 +149,9 @@ async fn serve(
         _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
     };
     let fs = opened.files(Eagerness::Background, verify(args));
-    let mounted = fuse::mount(Arc::clone(&fs), at, kernel)?;
+    let passthrough = passthrough(args, &opened, kept.as_ref().map(|kept| &kept.by))?.map(Arc::new);
+    let kernel = MountOptions { passthrough, ..kernel.clone() };
+    let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
     let prefetching = start_prefetching(args, &fs);
     let place = mounted.place();
     let mut own = mount_state(at, &opened);
@@ -189,7 +199,8 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     if !matches!(prepared, Ok(Some((Message::Go, _)))) {
         return Err(Report::new(Code::Failure, "the keeper is gone"));
     }
-    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone())?;
+    let passthrough = passthrough(args, &opened, Some(&by))?;
+    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), passthrough.as_ref())?;
     let place = mounted.place();
     let served = tokio::spawn(mounted.served());
     if let Some(how) = &handover.ended {

@@ -39,6 +39,7 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("offline", None) => access.offline = true,
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
+            ("passthrough", None) => args.passthrough = true,
             ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
             ("verify", Some("behind")) => args.verify = VerifyArg::Behind,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::content::{CarryError, PassError};
@@ -176,7 +177,20 @@ impl From<FsError> for Report {
 impl From<MountError> for Report {
     fn from(error: MountError) -> Self {
         let told = Self::of(Code::Failure, &error);
-        let MountError::Refused { cause, .. } = &error;
+        let without = "mount without `--passthrough`";
+        let cause = match &error {
+            MountError::Refused { cause, .. } => cause,
+            MountError::NoPassthrough => return told.hint(without),
+            MountError::RefusedPassthrough(cause) => {
+                return match cause.raw_os_error().map(Errno::from_raw_os_error) {
+                    Some(Errno::PERM) => told.hint(format!("only root outside of containers may use it; {without}")),
+                    Some(Errno::LOOP) => told.hint(format!(
+                        "the cache lies on a file system that stands on another, such as overlayfs; choose a directory on a disk's own with `--cache-dir`, or {without}"
+                    )),
+                    _ => told.hint(without),
+                };
+            }
+        };
         match cause.kind() {
             std::io::ErrorKind::NotFound => told.hint("is FUSE there? `modprobe fuse`, and for users other than root `apt install fuse3`"),
             std::io::ErrorKind::PermissionDenied => told.hint(

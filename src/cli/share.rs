@@ -42,6 +42,10 @@ pub(super) fn run(args: MountArgs, kernel: MountOptions) -> Result<(), Report> {
     if args.foreground || args.no_keeper {
         return Err(Report::usage("a shared mount is served in the background and has a keeper"));
     }
+    if args.passthrough {
+        let hint = "leave out `--share` or `--passthrough`";
+        return Err(Report::usage("a mount with passthrough has a process of its own").hint(hint));
+    }
     let socket = socket(&args)?;
     let request = request(args, kernel)?;
     for _ in 0..TRIES {
@@ -276,7 +280,7 @@ impl Server {
     async fn resume(self: &Arc<Self>, resumed: Resumed) -> Option<Serving<impl Future<Output = u64> + use<>>> {
         let Resumed { handover, connection, opened, fs } = resumed;
         let (number, request) = handover.shared.clone()?;
-        let mounted = match fuse::take_over(connection, Arc::clone(&fs), handover.place.clone()) {
+        let mounted = match fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), None) {
             Ok(mounted) => mounted,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot go on with a mount");

@@ -1,8 +1,10 @@
 //! Checking a layer in the store from end to end, with no source at hand.
 
 use super::spans::{self, Stored};
+use super::whole::{self, Compared};
 use crate::digest::Digest;
-use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::layer::{EntryId, IndexError, LayerIndex, SpanId};
+use crate::offsets::DecodedOffset;
 use crate::store::{Content, Shape, Store, StoreError};
 
 /// What a check of one layer found. What was damaged is removed and will be read again.
@@ -16,6 +18,8 @@ pub struct CheckedLayer {
     pub bytes: u64,
     /// Those of them that were damaged.
     pub damaged: Vec<u32>,
+    /// Entries that lay in a file of their own which held something else.
+    pub damaged_wholes: Vec<u32>,
     /// The content was of another shape than the index says, so none of it counts.
     pub misshapen: bool,
 }
@@ -23,7 +27,7 @@ pub struct CheckedLayer {
 impl CheckedLayer {
     /// Whether everything was as it was written.
     pub fn is_intact(&self) -> bool {
-        self.index.is_none() && self.damaged.is_empty() && !self.misshapen
+        self.index.is_none() && self.damaged.is_empty() && self.damaged_wholes.is_empty() && !self.misshapen
     }
 }
 
@@ -48,17 +52,48 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     };
     let (size, count) = (index.proof().decoded_size, index.span_count());
     match store.content_shape(blob, size, count) {
-        Shape::Absent => return Ok(found),
+        Shape::Absent => {
+            // There is nothing to compare with; whoever wants to use them must.
+            store.wholes(blob).into_iter().for_each(|entry| store.break_seal(blob, entry));
+            return Ok(found);
+        }
         Shape::Right => {}
         Shape::Wrong => found.misshapen = true,
     }
     // Opening gives content of a wrong shape the right one, with nothing in it.
     let content = store.content(blob, size, count)?;
-    if let Err(error) = check_spans(&content, &index, &mut found) {
-        store.drop_index(blob);
-        found.index = Some(error.to_string());
+    match check_spans(&content, &index, &mut found) {
+        Ok(()) => check_wholes(store, blob, &content, &index, &mut found),
+        Err(error) => {
+            store.drop_index(blob);
+            found.index = Some(error.to_string());
+        }
     }
     Ok(found)
+}
+
+/// Compares files of single entries with the spans, which have been checked.
+fn check_wholes(store: &Store, blob: &Digest, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
+    let mut read = |from: DecodedOffset, buf: &mut [u8]| {
+        let (first, last) = (index.span_at(from), index.span_at(from + (buf.len() as u64 - 1)));
+        let (Ok(first), Ok(last)) = (first, last) else { return false };
+        let here = (first.0..=last.0).all(|span| content.generation(span).is_some());
+        here && content.read(from, buf).is_ok()
+    };
+    for number in store.wholes(blob) {
+        let Some(whole) = store.whole(blob, number) else { continue };
+        // An entry that is none, or no file, never had one.
+        let run = whole::run_of(index, EntryId(number)).ok().flatten();
+        let compared = run.map_or(Compared::Differs, |run| whole::compare(&run, &whole, &mut read));
+        match compared {
+            Compared::Same => found.bytes += whole.size(),
+            Compared::Differs => {
+                store.drop_whole(blob, number);
+                found.damaged_wholes.push(number);
+            }
+            Compared::Unknown => store.break_seal(blob, number),
+        }
+    }
 }
 
 fn check_spans(content: &Content, index: &LayerIndex, found: &mut CheckedLayer) -> Result<(), IndexError> {

@@ -18,10 +18,11 @@ pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     let Some(index) = store.index(blob).and_then(|file| LayerIndex::open(file).ok()) else { return Ok(0) };
     let content = store.content(blob, index.proof().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
+    let wholes = store.drop_wholes(blob);
     for number in 0..index.span_count() {
         evict(&content, &index, number)?;
     }
-    Ok(before.saturating_sub(content.disk_bytes()))
+    Ok(before.saturating_sub(content.disk_bytes()) + wholes)
 }
 
 fn evict(content: &Content, index: &LayerIndex, number: u32) -> Result<(), StoreError> {

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, Weak};
 use super::{Counters, PassProgress, Turn, Turns, fetch, pass};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::layer::LayerIndex;
-use crate::store::{Content, Store};
+use crate::layer::{EntryId, LayerIndex};
+use crate::store::{Content, Stamp, Store};
 use crate::sync::lock;
 
 /// The layers of a process. Clones are the same.
@@ -51,6 +51,8 @@ pub struct Kept {
     pub(super) since_room_check: AtomicU64,
     /// The span at which the search for something to evict goes on.
     pub(super) hand: AtomicU32,
+    /// Files of entries that this process has found right, and as of which change.
+    pub(super) wholes: Mutex<HashMap<EntryId, Stamp>>,
 }
 
 impl From<Arc<Store>> for Holdings {
@@ -118,6 +120,7 @@ impl Kept {
             counters: Counters::default(),
             since_room_check: AtomicU64::new(0),
             hand: AtomicU32::new(0),
+            wholes: Mutex::default(),
         }
     }
 

@@ -19,6 +19,7 @@ mod spans;
 mod traffic;
 mod turn;
 mod wanted;
+mod whole;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use spans::Stored;
 
 pub use carry::{CarryError, Imported, export_indexes, import_indexes};
@@ -42,6 +43,7 @@ pub use prefetch::{keep_profiles, prefetch};
 pub use profile::Profile;
 pub use traffic::{Prefetch, Traffic};
 pub use turn::{Turn, Turns};
+pub use whole::WholeError;
 
 /// The decoded bytes of one layer whose index is known, as one mount reads them.
 pub struct LayerContent {
@@ -295,9 +297,10 @@ impl LayerContent {
         }
     }
 
-    /// Evicts spans, in turn, until `over` bytes are free or every span has had its turn.
+    /// Evicts files that hold what spans hold, too, then spans, in turn, until `over` bytes are free or every
+    /// span has had its turn.
     fn evict_spans(&self, over: u64) {
-        let mut freed = 0;
+        let mut freed = if over > 0 { self.store.drop_wholes(&self.blob.digest) } else { 0 };
         for _ in 0..self.content.spans() {
             if freed >= over {
                 return;

@@ -3,29 +3,35 @@
 //! An image never changes, so every answer may be kept by the kernel for ever: names, absent names,
 //! attributes, symlinks, listings and pages. OPEN and OPENDIR are declined with ENOSYS, after which the
 //! kernel does not ask again and reads by inode number alone (`FUSE_NO_OPEN_SUPPORT`); that is what
-//! makes warm small files as fast as on a local file system.
+//! makes warm small files as fast as on a local file system. With [passthrough](Passthrough) OPEN is answered
+//! instead, and large files are read by the kernel from files of the cache.
 //!
 //! A thread of the [dispatch loop](serve) answers from memory and from the store. Where a layer or
 //! content has to be waited for, the reply is handed to a task, which a signal to the process that waits
 //! can end: a slow registry never holds up somebody else's cached read, nor anybody for ever.
 
+mod backing;
 mod device;
 mod errno;
 pub mod mounts;
 mod serve;
 mod session;
+mod through;
 mod wire;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
 pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, take_over, unmount};
+pub use through::Passthrough;
 
 use crate::image::{FsError, ImageFs, NotNow, Now};
 use crate::layer::Kind;
@@ -33,7 +39,8 @@ use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 use device::Reply;
 use serve::{Handler, Threads, Waiting};
-use wire::{Listing, Operation, Request};
+use through::Through;
+use wire::{Listing, Opened, Operation, Request};
 
 /// The adapter between the kernel's requests and an image.
 struct Adapter {
@@ -42,11 +49,14 @@ struct Adapter {
     waiting: Arc<Waiting>,
     /// Set once it is certain that no file of the image has an extended attribute.
     no_xattrs: AtomicBool,
+    /// None where files are read without being opened.
+    through: Option<Arc<Through>>,
 }
 
 impl Adapter {
-    fn new(fs: Arc<ImageFs>, tasks: tokio::runtime::Handle) -> Self {
-        Self { fs, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false) }
+    fn new(fs: Arc<ImageFs>, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
+        let through = through.map(Arc::new);
+        Self { fs, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false), through }
     }
 
     /// The mount is gone, and so is whoever waited for anything.
@@ -108,6 +118,39 @@ impl Adapter {
                 let read = async move { fs.read(node, at, length).await };
                 self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
             }
+        }
+    }
+
+    /// Answers OPEN: large files whose bytes are all here are left to the kernel, which for the first time waits for
+    /// a moment, until they are in a file of their own; what is not here yet can be read while it comes.
+    fn open(&self, through: &Arc<Through>, node: NodeId, reply: Reply, threads: &Threads) {
+        match self.fs.attr(node) {
+            Ok(attr) if attr.size >= LARGE => {}
+            Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
+            Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
+            // It was known when the kernel learned of it; whatever has changed since, a read will tell.
+            Err(NotNow::Needs(_)) => return reply.bytes(Opened::cached().as_bytes()),
+        }
+        if let Some(opened) = through.again(node) {
+            return reply.bytes(opened.as_bytes());
+        }
+        threads.slow();
+        let first = |whole: Option<File>| through.first(node, whole.as_ref());
+        match self.fs.whole_now(node) {
+            Ok(Some(whole)) => return reply.bytes(first(Some(whole)).as_bytes()),
+            Ok(None) => {}
+            Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
+            Err(NotNow::Needs(_)) => return reply.bytes(first(None).as_bytes()),
+        }
+        match self.fs.make_whole(node) {
+            Ok(Some(made)) => {
+                let made = async move { Ok(tokio::time::timeout(OPEN_WAITS, made).await.ok().flatten()) };
+                let through = Arc::clone(through);
+                self.wait(reply, made, move |reply, whole: Option<File>| {
+                    reply.bytes(through.first(node, whole.as_ref()).as_bytes());
+                });
+            }
+            _ => reply.bytes(first(None).as_bytes()),
         }
     }
 
@@ -226,11 +269,18 @@ impl Handler for Adapter {
             // can be written.
             Operation::Access { mask } if mask & W_OK != 0 => reply.error(Errno::ROFS),
             Operation::Seek { offset, whence } => self.seek(node, offset, whence, reply),
-            Operation::Access { .. } | Operation::Release | Operation::Destroy => reply.ok(),
+            Operation::Release => {
+                reply.ok();
+                if let Some(through) = &self.through {
+                    through.closed(node);
+                }
+            }
+            Operation::Access { .. } | Operation::ReleaseDir | Operation::Destroy => reply.ok(),
             Operation::Ioctl => reply.error(Errno::NOTTY),
+            Operation::Open if let Some(through) = &self.through => self.open(through, node, reply, threads),
             // After this answer the kernel does not ask again; see the head of this module. FLUSH: nothing
             // is ever written.
-            Operation::Open | Operation::Flush | Operation::Other(_) => reply.error(Errno::NOSYS),
+            Operation::Open | Operation::OpenDir | Operation::Flush | Operation::Other(_) => reply.error(Errno::NOSYS),
             // The loop knows what these are.
             Operation::Forget | Operation::BatchForget { .. } | Operation::Interrupt { .. } => drop(reply),
         }
@@ -366,6 +416,10 @@ const BLOCK: u32 = 4096;
 const S_IFDIR: u32 = 0o040_000;
 /// Bytes whose copying takes less than waking another thread would.
 const QUICK_READ: usize = 128 << 10;
+/// Bytes from which on a file is worth a file of its own: reading less takes hardly longer than opening.
+const LARGE: u64 = 1 << 20;
+/// How long an open waits for the file that the kernel could read by itself.
+const OPEN_WAITS: Duration = Duration::from_secs(2);
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 const W_OK: u32 = 2;

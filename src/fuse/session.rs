@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::Device;
 use super::serve::{Handler, Service};
+use super::through::{self, Passthrough, Through};
 use super::{Adapter, mounts, wire};
 use crate::image::ImageFs;
 
@@ -30,6 +31,9 @@ pub struct MountOptions {
     pub dev: bool,
     /// Programs of the image do not run.
     pub noexec: bool,
+    /// The kernel reads large files by itself, from the cache.
+    #[serde(skip)]
+    pub passthrough: Option<Arc<Passthrough>>,
 }
 
 /// Why a directory could not become a mount point.
@@ -44,6 +48,12 @@ pub enum MountError {
         #[source]
         cause: io::Error,
     },
+    /// The kernel does not do passthrough at all.
+    #[error("this kernel has no FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")]
+    NoPassthrough,
+    /// The kernel does not take files of the cache for passthrough.
+    #[error("the kernel refuses passthrough")]
+    RefusedPassthrough(#[source] io::Error),
 }
 
 /// A mounted image, being served. Dropping it unmounts.
@@ -124,30 +134,46 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
             config.mount_options.push(option);
         }
     }
-    let resends = Arc::new(AtomicBool::new(false));
-    let session = Session::new(Terms { resends: Arc::clone(&resends) }, at, &config).map_err(refused)?;
+    let agreed = Arc::new(Agreed::default());
+    let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
+    let session = Session::new(terms, at, &config).map_err(refused)?;
     let device = mounts::at(at).map(|mount| mount.device);
     if let Some(device) = &device {
         raise_read_ahead(device);
     }
     let place = MountPlace { at: at.to_owned(), device };
     let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
-    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let through = match &options.passthrough {
+        Some(_) if !agreed.passthrough.load(Ordering::Acquire) => return Err(MountError::NoPassthrough),
+        Some(passthrough) => {
+            through::try_out(&device, &passthrough.trial).map_err(MountError::RefusedPassthrough)?;
+            Some(Through::new(Arc::clone(&device), passthrough).map_err(refused)?)
+        }
+        None => None,
+    };
+    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
     let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
-    let can_be_taken_over = resends.load(Ordering::Acquire);
+    let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _session: Some(session) })
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image. Requests which that process had not answered are answered now; whoever
+/// must show the same image; `passthrough` is there if it was when the mount began. Requests which that process had not answered are answered now; whoever
 /// waits notices nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
-pub fn take_over(connection: OwnedFd, fs: Arc<ImageFs>, place: MountPlace) -> Result<Mounted, MountError> {
+pub fn take_over(
+    connection: OwnedFd,
+    fs: Arc<ImageFs>,
+    place: MountPlace,
+    passthrough: Option<&Passthrough>,
+) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
-    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current()));
+    let through = passthrough.map(|passthrough| Through::go_on(Arc::clone(&device), passthrough));
+    let through = through.transpose().map_err(refused)?;
+    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
     let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
     match device.resend() {
         // Unmounted meanwhile; the service finds out, too.
@@ -159,15 +185,25 @@ pub fn take_over(connection: OwnedFd, fs: Arc<ImageFs>, place: MountPlace) -> Re
 
 /// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.
 struct Terms {
-    /// Set when the kernel can send again what a process that is gone has left unanswered.
-    resends: Arc<AtomicBool>,
+    /// Whether large files are to be read by the kernel. Files have to be opened then.
+    passthrough: bool,
+    agreed: Arc<Agreed>,
+}
+
+#[derive(Default)]
+struct Agreed {
+    /// The kernel can send again what a process that is gone has left unanswered.
+    resends: AtomicBool,
+    /// It reads large files by itself.
+    passthrough: AtomicBool,
 }
 
 impl Filesystem for Terms {
     fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
+        let open = if self.passthrough { InitFlags::FUSE_PASSTHROUGH } else { InitFlags::FUSE_NO_OPEN_SUPPORT };
         for flag in [
+            open,
             InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_CACHE_SYMLINKS,
@@ -178,7 +214,13 @@ impl Filesystem for Terms {
                 tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");
             }
         }
-        self.resends.store(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND), Ordering::Release);
+        let offered = |flag| config.capabilities().contains(flag);
+        self.agreed.resends.store(offered(InitFlags::FUSE_HAS_RESEND), Ordering::Release);
+        self.agreed.passthrough.store(self.passthrough && offered(InitFlags::FUSE_PASSTHROUGH), Ordering::Release);
+        // Backing files lie on no stacked file system; so this one can be a lower layer of an overlay.
+        if self.passthrough && config.set_max_stack_depth(1).is_err() {
+            tracing::debug!("the kernel does not take the depth of a stack of file systems");
+        }
         // How many read-aheads may wait at once. Both values are within the kernel's own bounds.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(wire::MAX_WRITE);

@@ -62,6 +62,7 @@ pub(super) enum Operation<'a> {
     GetAttr,
     ReadLink,
     Open,
+    OpenDir,
     Read {
         offset: u64,
         size: u32,
@@ -75,6 +76,7 @@ pub(super) enum Operation<'a> {
         size: u32,
     },
     Release,
+    ReleaseDir,
     Flush,
     StatFs,
     GetXattr {
@@ -128,17 +130,19 @@ fn operation(opcode: u32, body: &[u8]) -> Option<Operation<'_>> {
         2 => Operation::Forget,
         3 => Operation::GetAttr,
         5 => Operation::ReadLink,
-        14 | 27 => Operation::Open,
+        14 => Operation::Open,
         15 => read(body, |offset, size| Operation::Read { offset, size })?,
         17 => Operation::StatFs,
-        18 | 29 => Operation::Release,
+        18 => Operation::Release,
         22 => {
             let (size, rest) = xattr_size(body)?;
             Operation::GetXattr { name: name(rest)?, size }
         }
         23 => Operation::ListXattr { size: xattr_size(body)?.0 },
         25 => Operation::Flush,
+        27 => Operation::OpenDir,
         28 => read(body, |offset, size| Operation::ReadDir { offset, size })?,
+        29 => Operation::ReleaseDir,
         34 => Operation::Access { mask: u32_at(body, 0)? },
         36 => Operation::Interrupt { unique: u64_at(body, 0)? },
         38 => Operation::Destroy,
@@ -223,6 +227,31 @@ pub(super) struct AttrOut {
     pub(super) attr_valid_nsec: u32,
     pub(super) dummy: u32,
     pub(super) attr: Attr,
+}
+
+/// `fuse_open_out`: how an open file is read.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub(super) struct Opened {
+    handle: u64,
+    flags: u32,
+    backing: u32,
+}
+
+impl Opened {
+    /// Through the page cache, where what was read before is still good, and with no word at close(2).
+    pub(super) fn cached() -> Self {
+        const KEEP_CACHE: u32 = 1 << 1;
+        Self { handle: 0, flags: KEEP_CACHE | Self::NOFLUSH, backing: 0 }
+    }
+
+    /// From a file that the kernel was given.
+    pub(super) fn passthrough(backing: u32) -> Self {
+        const PASSTHROUGH: u32 = 1 << 7;
+        Self { handle: 0, flags: PASSTHROUGH | Self::NOFLUSH, backing }
+    }
+
+    const NOFLUSH: u32 = 1 << 5;
 }
 
 /// `fuse_kstatfs`
@@ -333,7 +362,8 @@ mod tests {
             [size_of::<InHeader>(), size_of::<OutHeader>(), size_of::<Attr>(), size_of::<Entry>()],
             [40, 16, 88, 128]
         );
-        assert_eq!([size_of::<AttrOut>(), size_of::<StatFs>(), size_of::<XattrSize>()], [104, 80, 8]);
+        let others = [size_of::<AttrOut>(), size_of::<StatFs>(), size_of::<XattrSize>(), size_of::<Opened>()];
+        assert_eq!(others, [104, 80, 8, 16]);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! never waits, or *awaited*, which also waits for layers and content. Front ends that must not block
 //! ask the first way and hand the question to a task when the answer is not here.
 
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
 use crate::content::{Growing, LayerContent, Prefetch, ReadError};
@@ -20,6 +22,8 @@ pub struct ImageFs {
     overlay: Overlay,
     layers: Arc<Layers>,
     size: u64,
+    /// Held while a file is made, see [`ImageFs::make_whole`].
+    making: Arc<Semaphore>,
 }
 
 /// Why a question about an image has no answer.
@@ -94,7 +98,7 @@ pub struct DirEntry<'a> {
 impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64) -> Self {
-        let fs = Self { overlay: Overlay::new(count), layers, size };
+        let fs = Self { overlay: Overlay::new(count), layers, size, making: Arc::new(Semaphore::new(1)) };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
@@ -336,6 +340,50 @@ impl ImageFs {
                 },
             }
         }
+    }
+
+    /// A file that is right and holds just what `node` does, if there is one on this machine.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn whole_now(&self, node: NodeId) -> Now<Option<File>> {
+        let (number, entry) = self.carrier(node, Kind::File)?;
+        Ok(self.layers.known(number).and_then(|content| content.whole_now(entry)))
+    }
+
+    /// Makes what [`ImageFs::whole_now`] wants, if all of the file's bytes are on this machine and the cache has
+    /// room. Goes on doing so when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn make_whole(&self, node: NodeId) -> Now<Option<impl Future<Output = Option<File>> + Send + 'static>> {
+        let (number, entry) = self.carrier(node, Kind::File)?;
+        let content = self.layers.known(number).filter(|content| content.could_be_whole(entry));
+        let Some(content) = content else { return Ok(None) };
+        let making = Arc::clone(&self.making);
+        let made = async move {
+            // One at a time: they all want the same disk.
+            let turn = making.acquire_owned().await.ok()?;
+            let made = tokio::task::spawn_blocking(move || {
+                let made = content.make_whole(entry);
+                drop(turn);
+                if matches!(made, Ok(Some(_))) {
+                    tokio::task::spawn_blocking(move || content.seal_whole(entry));
+                }
+                made
+            });
+            match made.await.ok()? {
+                Ok(made) => made,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a large file is read without passthrough"
+                    );
+                    None
+                }
+            }
+        };
+        Ok(Some(made))
     }
 
     /// The next offset at or after `at` that holds data (`true`) or a hole (`false`), as lseek(2) has it;

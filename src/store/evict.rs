@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, files};
+use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE, files};
 use crate::digest::Digest;
 
 /// What the store takes on disk.
@@ -29,7 +29,7 @@ pub struct LayerUsage {
     pub digest: Digest,
     /// Bytes of its layer index on disk; 0 when there is none.
     pub index: u64,
-    /// Bytes of its content on disk.
+    /// Bytes of its content on disk, with files of it that are there once more on their own.
     pub content: u64,
     /// When it was last used.
     pub used: SystemTime,
@@ -76,7 +76,7 @@ impl Store {
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut layers = std::collections::BTreeMap::<Digest, LayerUsage>::new();
         let mut usage = Usage::default();
-        for bucket in [INDEX, CONTENT] {
+        for bucket in [INDEX, CONTENT, WHOLE] {
             each_file(&self.root.join(bucket), &mut |path, found| {
                 let Some(digest) = digest_of(path) else { return };
                 let layer = layers.entry(digest.clone()).or_insert_with(|| LayerUsage {
@@ -172,7 +172,8 @@ impl Store {
         let path = self.path(CONTENT, blob);
         let taken =
             |extension| std::fs::symlink_metadata(path.with_extension(extension)).map_or(0, |f| f.blocks() * 512);
-        let bytes = taken("data") + taken("map");
+        let mut bytes = taken("data") + taken("map");
+        self.each_whole(blob, &mut |_, found| bytes += found.blocks() * 512);
         self.drop_content(blob).then_some(bytes)
     }
 
@@ -196,9 +197,10 @@ impl Store {
         let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
         for entry in listed.flatten() {
             let name = entry.file_name();
-            let known = [INDEX, CONTENT, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| name == **bucket);
+            let known =
+                [INDEX, CONTENT, WHOLE, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| name == **bucket);
             let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
-                ["index", "content", "document", "tag", "profile", "lock"].contains(&kind)
+                ["index", "content", "whole", "document", "tag", "profile", "lock"].contains(&kind)
                     && version.parse::<u32>().is_ok()
             });
             if !known && bucket {
@@ -216,6 +218,7 @@ impl Store {
         let path = self.path(CONTENT, blob);
         files::remove(&path.with_extension("map"));
         files::remove(&path.with_extension("data"));
+        self.drop_wholes(blob);
         true
     }
 }
@@ -223,7 +226,8 @@ impl Store {
 /// The digest that a file of a bucket is named by.
 pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     let algorithm = path.parent()?.file_name()?.to_str()?;
-    format!("{algorithm}:{}", path.file_stem()?.to_str()?).parse().ok()
+    let hex = path.file_name()?.to_str()?.split('.').next()?;
+    format!("{algorithm}:{hex}").parse().ok()
 }
 
 /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).

@@ -8,6 +8,7 @@
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
 //!   profile-v1/ALG/HEX        what runs wanted first of a layer (JSON)
+//!   whole-v1/ALG/HEX.ENTRY    a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
 //!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
 //!   tmp/                      files on their way in
 //! ```
@@ -21,6 +22,7 @@ mod check;
 mod content;
 mod evict;
 mod files;
+mod whole;
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Write as _};
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{Checked, Shape};
 pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
+pub use whole::{Stamp, Whole};
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
@@ -118,7 +121,7 @@ impl Store {
     pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         files::make_private_dir(root)?;
         let store = Self { root: root.to_owned(), limit, serial: AtomicU64::new(0) };
-        for bucket in [INDEX, CONTENT, DOCUMENT, PROFILE, LOCK] {
+        for bucket in [INDEX, CONTENT, WHOLE, DOCUMENT, PROFILE, LOCK] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 files::make_dir(&root.join(bucket).join(algorithm.name()))?;
             }
@@ -339,6 +342,7 @@ impl Drop for NewFile {
 
 const INDEX: &str = "index-v1";
 const CONTENT: &str = "content-v1";
+const WHOLE: &str = "whole-v1";
 const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
 const PROFILE: &str = "profile-v1";

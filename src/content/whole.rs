@@ -1,0 +1,161 @@
+//! Large files in files of their own, made from verified spans once all of these are here.
+//!
+//! The kernel reads such a file by itself (`mount --passthrough`), and so it is compared with the spans, or made
+//! from them, before it is handed over; see [`crate::store`] for how long that holds.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use super::{LayerContent, ReadError};
+use crate::layer::{EntryId, IndexError, LayerIndex};
+use crate::offsets::{DecodedOffset, FileOffset};
+use crate::store::{StoreError, Whole};
+use crate::sync::lock;
+
+/// Why a file cannot have a file of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum WholeError {
+    /// Its bytes cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The cache cannot take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Writing to it failed, as when the disk is full.
+    #[error("cannot write a file of the cache")]
+    Write(#[source] io::Error),
+}
+
+/// How a file of one entry compares with the entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Compared {
+    Same,
+    Differs,
+    /// The entry's bytes are not all here.
+    Unknown,
+}
+
+impl LayerContent {
+    /// The entry's own file, if there is one that is known to be right.
+    pub fn whole_now(&self, entry: EntryId) -> Option<File> {
+        let whole = self.store.whole(&self.blob.digest, entry.0)?;
+        let known = lock(&self.wholes).get(&entry) == Some(&whole.stamp());
+        if !known {
+            if !self.store.is_sealed(&self.blob.digest, entry.0, &whole) {
+                return None;
+            }
+            lock(&self.wholes).insert(entry, whole.stamp());
+        }
+        Some(whole.into_file())
+    }
+
+    /// Whether all bytes of an entry are in the store, as far as its presence map says. A file with holes has
+    /// none of its own.
+    pub fn could_be_whole(&self, entry: EntryId) -> bool {
+        matches!(run_of(&self.index, entry), Ok(Some(run)) if self.has(run.clone()))
+    }
+
+    /// The entry's own file, made if it is not there; `None` when some of its bytes are not in the store, or the
+    /// cache has no room. Reads and writes all of it, blocking this thread.
+    ///
+    /// # Errors
+    /// [`WholeError`]
+    pub fn make_whole(self: &Arc<Self>, entry: EntryId) -> Result<Option<File>, WholeError> {
+        if let Some(file) = self.whole_now(entry) {
+            return Ok(Some(file));
+        }
+        let blob = &self.blob.digest;
+        let index_error = |cause| WholeError::Read(self.index_error(cause));
+        let Some(run) = run_of(&self.index, entry).map_err(index_error)? else { return Ok(None) };
+        // What is wrong with an index, readers find out themselves.
+        let mut read = |from, buf: &mut [u8]| self.read_stored(from, buf, &mut || ()).unwrap_or(false);
+        if let Some(whole) = self.store.whole(blob, entry.0) {
+            match compare(&run, &whole, &mut read) {
+                Compared::Same => return Ok(Some(self.trust(entry, whole))),
+                Compared::Unknown => return Ok(None),
+                Compared::Differs => {
+                    tracing::warn!(layer = %blob, %entry, "a cached file was damaged; it is made again");
+                    self.store.drop_whole(blob, entry.0);
+                }
+            }
+        }
+        if self.store.make_room(run.end - run.start)? > 0 {
+            return Ok(None);
+        }
+        let new = self.store.new_whole(blob, entry.0)?;
+        let mut room = vec![0; PIECE];
+        for piece in pieces(&run) {
+            let bytes = &mut room[..(piece.end - piece.start) as usize];
+            if !read(piece.start, bytes) {
+                return Ok(None);
+            }
+            new.file().write_all_at(bytes, piece.start - run.start).map_err(WholeError::Write)?;
+            // The kernel will have its pages of the new file; it need not keep those of the old one.
+            self.content.drop_pages(piece);
+        }
+        Ok(Some(self.trust(entry, self.store.publish_whole(new)?)))
+    }
+
+    /// Tells other processes of a file that [`LayerContent::make_whole`] has made or compared. Waits for the
+    /// disk.
+    pub fn seal_whole(&self, entry: EntryId) {
+        let Some(whole) = self.store.whole(&self.blob.digest, entry.0) else { return };
+        if lock(&self.wholes).get(&entry) != Some(&whole.stamp())
+            || self.store.is_sealed(&self.blob.digest, entry.0, &whole)
+        {
+            return;
+        }
+        if let Err(error) = self.store.seal_whole(&self.blob.digest, entry.0, &whole) {
+            tracing::debug!(layer = %self.blob.digest, %entry, %error, "other processes will compare a cached file anew");
+        }
+    }
+
+    fn trust(&self, entry: EntryId, whole: Whole) -> File {
+        lock(&self.wholes).insert(entry, whole.stamp());
+        whole.into_file()
+    }
+}
+
+/// Compares an entry's own file with what `read` says of the layer; `read` is `false` for what is not here.
+pub(super) fn compare(
+    run: &Range<DecodedOffset>,
+    whole: &Whole,
+    read: &mut dyn FnMut(DecodedOffset, &mut [u8]) -> bool,
+) -> Compared {
+    if whole.size() != run.end - run.start {
+        return Compared::Differs;
+    }
+    let (mut expected, mut found) = (vec![0; PIECE], vec![0; PIECE]);
+    for piece in pieces(run) {
+        let length = (piece.end - piece.start) as usize;
+        let (expected, found) = (&mut expected[..length], &mut found[..length]);
+        if !read(piece.start, expected) {
+            return Compared::Unknown;
+        }
+        if whole.file().read_exact_at(found, piece.start - run.start).is_err() || expected != found {
+            return Compared::Differs;
+        }
+    }
+    Compared::Same
+}
+
+/// Where a file's bytes stand in its layer; `None` for what has holes, or no bytes.
+pub(super) fn run_of(index: &LayerIndex, entry: EntryId) -> Result<Option<Range<DecodedOffset>>, IndexError> {
+    let size = index.entry(entry)?.size();
+    let extents = index.extents(entry, FileOffset(0)..FileOffset(size))?;
+    Ok(match &extents[..] {
+        [only] if only.file.end.0 == size => only.decoded.map(|from| from..from + size),
+        _ => None,
+    })
+}
+
+fn pieces(run: &Range<DecodedOffset>) -> impl Iterator<Item = Range<DecodedOffset>> + use<> {
+    let Range { start, end } = *run;
+    (start.0..end.0).step_by(PIECE).map(move |at| DecodedOffset(at)..DecodedOffset((at + PIECE as u64).min(end.0)))
+}
+
+/// Bytes read and written at a time.
+const PIECE: usize = 1 << 20;

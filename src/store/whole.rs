@@ -1,0 +1,240 @@
+//! Large files of layers, each whole in a file of its own, which the kernel can be given to read by itself.
+//!
+//! ```text
+//! whole-v1/ALG/HEX.ENTRY        the bytes of one entry of the layer HEX, mode 0400
+//! whole-v1/ALG/HEX.ENTRY.seal   that they were found right, as of which change, since the machine started (JSON)
+//! ```
+//!
+//! What is given to the kernel is not checked with each read. So a file counts as right only for as long as
+//! its change time, which no program can set, is that at which somebody has compared or made it. A seal
+//! tells other processes. It ends with the machine's run: what a crash or another system did to
+//! the disk changes no change time.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NewFile, Store, StoreError, WHOLE, evict, files};
+use crate::digest::Digest;
+
+/// A file of a layer in a file of its own, open for reading.
+#[derive(Debug)]
+pub struct Whole {
+    file: File,
+    stamp: Stamp,
+}
+
+/// Which file it is, and when it was changed last.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+#[derive(Deserialize, Serialize)]
+struct Seal {
+    boot: String,
+    stamp: Stamp,
+}
+
+impl Whole {
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = files::open_read(path)?;
+        let found = file.metadata().map_err(StoreError::io("read", path))?;
+        let stamp = Stamp { inode: found.ino(), size: found.size(), changed: (found.ctime(), found.ctime_nsec()) };
+        Ok(Self { file, stamp })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// As of which change it is.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Bytes in it.
+    pub fn size(&self) -> u64 {
+        self.stamp.size
+    }
+
+    /// The file, for the kernel.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl Store {
+    /// The file of entry `entry` of a layer, if there is one, right or not.
+    pub fn whole(&self, blob: &Digest, entry: u32) -> Option<Whole> {
+        Whole::open(&self.whole_path(blob, entry)).ok()
+    }
+
+    /// Whether a process has sealed the file as it is.
+    pub fn is_sealed(&self, blob: &Digest, entry: u32, whole: &Whole) -> bool {
+        let seal = files::read_small(&seal_of(&self.whole_path(blob, entry)), SEAL_LIMIT).ok();
+        let seal = seal.and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
+        seal.is_some_and(|seal| BOOT.as_ref().is_some_and(|boot| seal.boot == *boot) && seal.stamp == whole.stamp)
+    }
+
+    /// Tells other processes that the file, as it is, was found right.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also when the disk does not take what was written to the file.
+    pub fn seal_whole(&self, blob: &Digest, entry: u32, whole: &Whole) -> Result<(), StoreError> {
+        let path = self.whole_path(blob, entry);
+        // What the disk refuses the kernel gives up later, without a change that anybody could see.
+        whole.file.sync_all().map_err(StoreError::io("sync", &path))?;
+        let Some(boot) = BOOT.clone() else { return Ok(()) };
+        let mut new = self.new_file(seal_of(&path))?;
+        let seal = Seal { boot, stamp: whole.stamp };
+        new.write_all(&serde_json::to_vec(&seal).expect("a seal is strings and numbers"))?;
+        new.publish()
+    }
+
+    /// Begins to write the file of an entry.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn new_whole(&self, blob: &Digest, entry: u32) -> Result<NewFile, StoreError> {
+        self.new_file(self.whole_path(blob, entry))
+    }
+
+    /// Gives a file that has been written its name, and opens it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn publish_whole(&self, new: NewFile) -> Result<Whole, StoreError> {
+        let (path, inode) = (new.target.clone(), |file: &File| file.metadata().map(|found| found.ino()).ok());
+        let own = inode(new.file());
+        new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
+        new.publish()?;
+        let whole = Whole::open(&path)?;
+        if Some(whole.stamp.inode) != own {
+            let why = "another process has put another file in the place of one that was just written";
+            return Err(StoreError::Unsafe { path, why });
+        }
+        Ok(whole)
+    }
+
+    /// Removes the file of an entry.
+    pub fn drop_whole(&self, blob: &Digest, entry: u32) {
+        let path = self.whole_path(blob, entry);
+        files::remove(&seal_of(&path));
+        files::remove(&path);
+    }
+
+    /// Says of the file of an entry that it has to be compared again before it is used.
+    pub fn break_seal(&self, blob: &Digest, entry: u32) {
+        files::remove(&seal_of(&self.whole_path(blob, entry)));
+    }
+
+    /// Which entries of a layer have a file.
+    pub fn wholes(&self, blob: &Digest) -> Vec<u32> {
+        let mut found = Vec::new();
+        self.each_whole(blob, &mut |path, _| {
+            let entry = path.extension().and_then(|entry| entry.to_str()?.parse::<u32>().ok());
+            found.extend(entry);
+        });
+        found
+    }
+
+    /// Removes all files of a layer's entries; how many bytes that gave back. The kernel goes on reading those
+    /// that it has, and they take room until it lets them go.
+    pub fn drop_wholes(&self, blob: &Digest) -> u64 {
+        let mut freed = 0;
+        self.each_whole(blob, &mut |path, found| {
+            freed += found.blocks() * 512;
+            files::remove(path);
+        });
+        freed
+    }
+
+    pub(super) fn each_whole(&self, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
+        let dir = self.root.join(WHOLE).join(blob.algorithm().name());
+        // A directory that cannot be listed holds nothing that could be used.
+        let _ = evict::each_file(&dir, &mut |path, found| {
+            if evict::digest_of(path).as_ref() == Some(blob) {
+                seen(path, found);
+            }
+        });
+    }
+
+    fn whole_path(&self, blob: &Digest, entry: u32) -> PathBuf {
+        self.path(WHOLE, blob).with_extension(entry.to_string())
+    }
+
+    /// A file on the cache's file system that holds nothing and is gone when it is closed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn trial_file(&self) -> Result<File, StoreError> {
+        let new = self.new_file(self.root.join(WHOLE).join("trial"))?;
+        new.file.try_clone().map_err(StoreError::io("open", &new.temp))
+    }
+}
+
+fn seal_of(whole: &Path) -> PathBuf {
+    let mut name = whole.as_os_str().to_owned();
+    name.push(".seal");
+    name.into()
+}
+
+/// Which run of the machine this is (proc_sys_kernel(5), `random/boot_id`).
+static BOOT: LazyLock<Option<String>> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()));
+/// Larger than any seal, in bytes.
+const SEAL_LIMIT: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::digest::Algorithm;
+
+    fn made(store: &Store, blob: &Digest, entry: u32) -> Whole {
+        let mut new = store.new_whole(blob, entry).unwrap();
+        new.write_all(b"bytes").unwrap();
+        store.publish_whole(new).unwrap()
+    }
+
+    #[test]
+    fn a_seal_holds_until_the_file_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cache"), None).unwrap();
+        let blob = Digest::of(Algorithm::Sha256, b"layer");
+        let whole = made(&store, &blob, 7);
+        assert!(!store.is_sealed(&blob, 7, &whole));
+        store.seal_whole(&blob, 7, &whole).unwrap();
+        assert!(store.is_sealed(&blob, 7, &store.whole(&blob, 7).unwrap()));
+        let path = store.whole_path(&blob, 7);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
+        let longer_ago = std::time::Duration::from_secs(1);
+        File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH + longer_ago).unwrap();
+        assert!(!store.is_sealed(&blob, 7, &store.whole(&blob, 7).unwrap()));
+    }
+
+    #[test]
+    fn the_files_of_one_layer_go_and_those_of_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cache"), None).unwrap();
+        let [blob, other] = [b"layer", b"other"].map(|text| Digest::of(Algorithm::Sha256, text));
+        for entry in [3, 44] {
+            let whole = made(&store, &blob, entry);
+            store.seal_whole(&blob, entry, &whole).unwrap();
+        }
+        made(&store, &other, 3);
+        let mut entries = store.wholes(&blob);
+        entries.sort_unstable();
+        assert_eq!(entries, [3, 44]);
+        assert!(store.drop_wholes(&blob) > 0);
+        assert_eq!((store.wholes(&blob).len(), store.wholes(&other).len()), (0, 1));
+        assert!(store.whole(&blob, 3).is_none() && store.whole(&other, 3).is_some());
+    }
+}
