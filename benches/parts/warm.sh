@@ -13,7 +13,7 @@ one_task() {
     ls-lR) timed_silently ls -lR "$2" ;;
     small) took=$("$examples/walk_bench" --up-to $SMALL_FILE "$2" | jq .seconds) ;;
     random) took=$("$examples/walk_bench" --from $LARGE_FILE --random $RANDOM_READS "$2" | jq .seconds) ;;
-    sequential) took=$("$examples/walk_bench" --from $LARGE_FILE "$2" | jq .seconds) ;;
+    sequential | sequential-passthrough) took=$("$examples/walk_bench" --from $LARGE_FILE "$2" | jq .seconds) ;;
     # GNU tar reads no file when it sees that it writes to /dev/null.
     tar) timed_silently tar_to_nowhere "$2" ;;
     import) timed_silently inside "$2" python3 -c 'import numpy, pandas' ;;
@@ -21,13 +21,15 @@ one_task() {
 }
 tar_to_nowhere() { tar -C "$1" -cf - . | cat; }
 
-# side_by_side PART IMAGE PREPARE TASK...: both mounted, each task in turn; PREPARE SUBJECT IMAGE comes before each
+# side_by_side PART IMAGE PREPARE TASK...: both mounted, each task in turn; PREPARE SUBJECT IMAGE comes before each.
+# Options for peelfs are in $how.
+how=()
 side_by_side() {
   local part=$1 image=$2 prepare=$3 run task subject
   shift 3
   fresh
   unpacked "$image"
-  mount_peelfs "$registry/$image:latest" --wait
+  mount_peelfs "$registry/$image:latest" --wait "${how[@]}"
   local -A at=([peelfs]=$dir/mnt [overlayfs]=$merged)
   same_names "$dir/mnt" "$merged"
   # Round 0 warms up.
@@ -53,18 +55,24 @@ measure_warm() {
   side_by_side warm node : find stat ls-lR small
   # In node nearly every file is small.
   side_by_side warm python : find stat ls-lR small random sequential import
+  how=(--passthrough)
+  side_by_side warm python : sequential-passthrough
+  how=()
 }
 
 # A mount that nobody has used, of content that is in the page cache: as kept by peelfs, as unpacked.
 measure_fresh() {
   side_by_side fresh node mount_again small
   side_by_side fresh python mount_again small sequential import
+  how=(--passthrough)
+  side_by_side fresh python mount_again sequential-passthrough
+  how=()
 }
 mount_again() {
   case $1 in
     peelfs)
       umount_peelfs
-      mount_peelfs "$registry/$2:latest"
+      mount_peelfs "$registry/$2:latest" "${how[@]}"
       find "$dir/cache" -type f -exec cat {} + > /dev/null
       ;;
     overlayfs)

@@ -109,14 +109,6 @@ pub(super) fn verify(args: &MountArgs) -> Verify {
     }
 }
 
-fn passthrough(args: &MountArgs, opened: &Opened, by: Option<&KeptBy>) -> Result<Option<Passthrough>, Report> {
-    if !args.passthrough {
-        return Ok(None);
-    }
-    let opens = by.map(KeptBy::opens);
-    Ok(Some(Passthrough { trial: opened.store.trial_file()?, opens }))
-}
-
 /// Begins to fetch what the command line says ahead of its readers.
 pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
@@ -149,8 +141,11 @@ async fn serve(
         _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
     };
     let fs = opened.files(Eagerness::Background, verify(args));
-    let passthrough = passthrough(args, &opened, kept.as_ref().map(|kept| &kept.by))?.map(Arc::new);
-    let kernel = MountOptions { passthrough, ..kernel.clone() };
+    let mut kernel = kernel.clone();
+    if args.passthrough {
+        let opens = kept.as_ref().map(|kept| kept.by.opens());
+        kernel.passthrough = Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }));
+    }
     let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
     let prefetching = start_prefetching(args, &fs);
     let place = mounted.place();
@@ -199,8 +194,8 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     if !matches!(prepared, Ok(Some((Message::Go, _)))) {
         return Err(Report::new(Code::Failure, "the keeper is gone"));
     }
-    let passthrough = passthrough(args, &opened, Some(&by))?;
-    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), passthrough.as_ref())?;
+    let opens = args.passthrough.then(|| by.opens());
+    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens.as_deref())?;
     let place = mounted.place();
     let served = tokio::spawn(mounted.served());
     if let Some(how) = &handover.ended {

@@ -96,7 +96,7 @@ impl LayerContent {
             // The kernel will have its pages of the new file; it need not keep those of the old one.
             self.content.drop_pages(piece);
         }
-        Ok(Some(self.trust(entry, self.store.publish_whole(new)?)))
+        Ok(self.store.publish_whole(new)?.map(|whole| self.trust(entry, whole)))
     }
 
     /// Tells other processes of a file that [`LayerContent::make_whole`] has made or compared. Waits for the

@@ -158,7 +158,7 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `passthrough` is there if it was when the mount began. Requests which that process had not answered are answered now; whoever
+/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process had not answered are answered now; whoever
 /// waits notices nothing.
 ///
 /// # Errors
@@ -167,11 +167,11 @@ pub fn take_over(
     connection: OwnedFd,
     fs: Arc<ImageFs>,
     place: MountPlace,
-    passthrough: Option<&Passthrough>,
+    opens: Option<&Path>,
 ) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
-    let through = passthrough.map(|passthrough| Through::go_on(Arc::clone(&device), passthrough));
+    let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
     let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
     let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -82,9 +82,8 @@ impl Through {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub(super) fn go_on(device: Arc<Device>, passthrough: &Passthrough) -> io::Result<Self> {
-        let path = passthrough.opens.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let kept = OpenOptions::new().read(true).write(true).open(path)?;
+    pub(super) fn go_on(device: Arc<Device>, opens: &Path) -> io::Result<Self> {
+        let kept = OpenOptions::new().read(true).write(true).open(opens)?;
         let mut opens = Opens { places: kept.metadata()?.len() / RECORD, ..Opens::default() };
         for place in 0..opens.places {
             let mut record = Record::default();
