@@ -36,7 +36,7 @@ test:
 	$(CARGO) test --locked
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := tar index gzip zstd documents reference platform
+FUZZ_TARGETS := tar index gzip zstd documents reference platform wire
 fuzz:
 	$(CARGO) test --locked --test fuzz_corpus -- --ignored write_seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \
@@ -47,7 +47,7 @@ fuzz:
 
 # The long forms of tests that have a short one in `make test`.
 soak: needs
-	$(CARGO) test --locked --release --test hostile -- --ignored --nocapture --test-threads 1 in_the_long_run
+	$(CARGO) test --locked --release --test hostile --test soak -- --ignored --nocapture --test-threads 1 in_the_long_run
 
 # Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
 BENCH ?=

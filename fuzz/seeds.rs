@@ -20,6 +20,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "documents" => documents(),
         "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
+        "wire" => REQUESTS.iter().map(|(opcode, body)| request(*opcode, body)).collect(),
         unknown => panic!("there is no target `{unknown}`"),
     }
 }
@@ -150,6 +151,27 @@ fn documents() -> Vec<Vec<u8>> {
 fn configurations(image: &Image) -> impl Iterator<Item = Vec<u8>> {
     image.blobs().map(|(_, bytes)| bytes.to_vec()).filter(|bytes| bytes.starts_with(b"{"))
 }
+
+/// A request of the kernel's, behind the byte that puts its length right.
+fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![1];
+    for word in [40 + body.len() as u32, opcode, 7, 0, 1, 0, 0, 0, 1, 0] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+const REQUESTS: [(u32, &[u8]); 8] = [
+    (1, b"name\0"),
+    (3, &[0; 16]),
+    (15, &[0; 40]),
+    (22, b"\x10\0\0\0\0\0\0\0user.a\0"),
+    (36, &[1; 8]),
+    (42, &[2; 40]),
+    (44, &[0; 40]),
+    (46, &[0; 24]),
+];
 
 const REFERENCES: [&str; 12] = [
     "python:3.12-slim",

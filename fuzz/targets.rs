@@ -20,7 +20,7 @@ use peelfs::reference::{Place, Reference};
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("tar", tar),
     ("index", index),
     ("gzip", gzip),
@@ -28,6 +28,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("documents", documents),
     ("reference", reference),
     ("platform", platform),
+    ("wire", wire),
 ];
 
 /// A tar becomes a tree or an error, the same however it is cut; the tree's index says what the tree says.
@@ -184,6 +185,21 @@ pub fn platform(data: &[u8]) {
             assert!(platform.is_unknown() || platform.runs(&platform), "`{platform}` does not run its own images");
         }
         Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
+/// What comes from the kernel is understood or refused; a request whose length is another than it says is refused.
+///
+/// The first byte says whether the length is put right first.
+pub fn wire(data: &[u8]) {
+    let Some((&how, data)) = data.split_first() else { return };
+    let mut data = data.to_vec();
+    let length = data.len() as u32;
+    if how & 1 == 1 && data.len() >= 4 {
+        data[..4].copy_from_slice(&length.to_ne_bytes());
+    }
+    if peelfs::fuse::is_request(&data) {
+        assert!(data[..4] == length.to_ne_bytes(), "a request was taken that is not as long as it says");
     }
 }
 

@@ -54,6 +54,11 @@ fn platforms_can_be_typed_again() {
 }
 
 #[test]
+fn requests_are_understood_or_refused() {
+    run("wire", 30_000);
+}
+
+#[test]
 fn every_target_has_seeds_and_a_program() {
     for (name, _) in TARGETS {
         assert!(!seeds::of(name).is_empty(), "{name} has no seeds");

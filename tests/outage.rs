@@ -493,6 +493,26 @@ fn what_cannot_be_had_holds_up_nothing_that_can() {
 }
 
 #[test]
+fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
+    for policy in [DEADLINE, OnOutage::Offline] {
+        let bench = Bench::new(Packing::GZIP);
+        let other = bench.store().try_lock_pass(bench.layer()).unwrap().unwrap();
+        other.note(1000);
+        runtime().block_on(async {
+            let mounted = bench.open(policy).await.unwrap();
+            let told = image::chain(&mounted.read("f").await.unwrap_err());
+            let pid = std::process::id();
+            assert!(told.contains(&format!("process {pid} is reading it, and has 1000 of")), "{told}");
+            let status = mounted.source.outages().unwrap().status();
+            assert!(status[0].what.contains(bench.layer().hex()), "{status:?}");
+            drop(other);
+            assert!(mounted.read_when_well("f").await == bench.content);
+            assert_eq!(mounted.source.outages().unwrap().status(), []);
+        });
+    }
+}
+
+#[test]
 fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
     if cannot_mount() {
         return;

@@ -3,12 +3,13 @@
 //! Neighbouring spans that are wanted together travel in one range request, up to a size; more of them
 //! travel in several, side by side. Each span's bytes are decoded, checked against the digest that the
 //! verified pass recorded, kept, and handed to whoever waits, span by span, while later ones are still
-//! on their way.
+//! on their way. What another process fetches is waited for, within reason, and taken from the store.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -51,7 +52,11 @@ pub(super) fn start(
     room: Option<OwnedSemaphorePermit>,
     again: bool,
 ) -> Result<Receivers, ReadError> {
-    let (runs, receivers) = take_off(layer, wanted, around, again)?;
+    let (runs, elsewhere, receivers) = take_off(layer, wanted, around, again)?;
+    for (span, sender) in elsewhere {
+        let layer = Arc::clone(layer);
+        layer.traffic.clone().spawn(async move { follow(&layer, span, sender).await });
+    }
     let room = room.map(Arc::new);
     for run in runs {
         let (layer, room) = (Arc::clone(layer), room.clone());
@@ -66,7 +71,7 @@ pub(super) fn start(
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
 /// cannot be had.
 pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, manners: Manners) -> bool {
-    let Ok((runs, _)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
+    let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
     let mut good = true;
     for run in runs {
         good &= fly(layer, run, manners).await;
@@ -74,13 +79,14 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
     good
 }
 
-/// Notes flights for what is missing, cut into runs; `again` takes all that `wanted` has for missing.
+/// Notes flights for what is missing, cut into runs, and apart from them for what of `wanted` another process
+/// has on its way; `again` takes all that `wanted` has for missing.
 fn take_off(
     layer: &Arc<LayerContent>,
     wanted: &Range<u32>,
     around: Range<u32>,
     again: bool,
-) -> Result<(Vec<Run>, Receivers), ReadError> {
+) -> Result<(Vec<Run>, Run, Receivers), ReadError> {
     let mut todo = Vec::new();
     for span in around {
         if wanted.contains(&span) || layer.content.generation(span).is_none() {
@@ -90,6 +96,7 @@ fn take_off(
     }
     let mut receivers = Receivers::new();
     let mut runs: Vec<Run> = Vec::new();
+    let mut elsewhere = Run::new();
     let mut begun = None;
     let mut flights = lock(&layer.flights);
     for (span, known) in todo {
@@ -100,14 +107,23 @@ fn take_off(
             }
             continue;
         }
+        let claimed = layer.content.claim(span);
         // A flight ends after its span was kept: what had no flight and no content above may have landed since.
-        if !(again && wanted.contains(&span)) && layer.content.generation(span).is_some() {
+        let landed = !(again && wanted.contains(&span)) && layer.content.generation(span).is_some();
+        if landed || !(claimed || wanted.contains(&span)) {
+            if claimed {
+                layer.content.unclaim(span);
+            }
             continue;
         }
         let (sender, receiver) = watch::channel(None);
         flights.insert(span, receiver.clone());
         if wanted.contains(&span) {
             receivers.push((span, receiver));
+        }
+        if !claimed {
+            elsewhere.push((span, sender));
+            continue;
         }
         // What decodes only from an earlier start stays with it, or would be fetched with it once more.
         let goes_on = runs.last().and_then(|run| run.last()).is_some_and(|(before, _)| before + 1 == span);
@@ -121,12 +137,44 @@ fn take_off(
     }
     // Those who wait come first.
     runs.sort_by_key(|run| !wanted.contains(&run[0].0));
-    Ok((runs, receivers))
+    Ok((runs, elsewhere, receivers))
+}
+
+/// Waits for a span that another process fetches; fetches it when that one has not brought it after a while.
+async fn follow(layer: &Arc<LayerContent>, span: u32, sender: watch::Sender<Outcome>) {
+    let begun = Instant::now();
+    let mut pause = SHORTEST_LOOK;
+    loop {
+        // In this order: whoever gives up its claim has kept the span before.
+        let claimed = layer.content.claim(span);
+        if let Some(bytes) = layer.stored(span) {
+            if claimed {
+                layer.content.unclaim(span);
+            }
+            return layer.landed(span, &sender, bytes);
+        }
+        if claimed || begun.elapsed() > PATIENCE {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK);
+    }
+    fly(layer, vec![(span, sender)], Manners::Stay).await;
+}
+
+/// What this process has claimed of a layer, until dropped.
+struct Claims<'a>(&'a LayerContent, &'a Run);
+
+impl Drop for Claims<'_> {
+    fn drop(&mut self) {
+        self.1.iter().for_each(|(span, _)| self.0.content.unclaim(*span));
+    }
 }
 
 /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more.
 async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
     let run = Arc::new(run);
+    let _claims = Claims(layer, &run);
     let mut result = fetch_run(layer, &run, manners).await;
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
         result = fetch_run(layer, &run, manners).await;
@@ -261,16 +309,7 @@ impl LayerContent {
         }
         self.keep(span, known, &bytes);
         if let Some((_, sender)) = open {
-            let mut flights = lock(&self.flights);
-            // Another flight may have begun since this one gave way.
-            if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
-                flights.remove(&span);
-            }
-            drop(flights);
-            // What nobody waits for is in the store, and need not be in memory until the run ends.
-            if sender.receiver_count() == 0 {
-                sender.send_replace(Some(Ok(Bytes::new())));
-            }
+            self.landed(span, sender, bytes);
         }
         Ok(())
     }
@@ -278,6 +317,7 @@ impl LayerContent {
     /// Keeps a span that is right, if there is room for it.
     fn keep(&self, span: u32, known: &crate::layer::Span, bytes: &[u8]) {
         if self.content.generation(span).is_some() {
+            self.counters.repeated_spans.fetch_add(1, Ordering::Relaxed);
             return;
         }
         match self.content.fill(span, known.decoded.start, bytes) {
@@ -294,7 +334,34 @@ impl LayerContent {
             }
         }
     }
+
+    /// Ends a span's flight and tells whoever waits for it.
+    fn landed(&self, span: u32, sender: &watch::Sender<Outcome>, bytes: Bytes) {
+        let mut flights = lock(&self.flights);
+        // Another flight may have begun since this one gave way.
+        if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
+            flights.remove(&span);
+        }
+        drop(flights);
+        // What nobody waits for is in the store, and need not be in memory until the run ends.
+        let waited_for = sender.receiver_count() > 0;
+        sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
+    }
+
+    /// A span's bytes, if the store has them as they should be.
+    fn stored(self: &Arc<Self>, span: u32) -> Option<Bytes> {
+        let known = self.index.span(SpanId(span)).ok()?;
+        self.content.generation(span)?;
+        let mut bytes = vec![0; spans::length(&known)];
+        self.read_stored(known.decoded.start, &mut bytes, &mut || ()).ok()?.then(|| bytes.into())
+    }
 }
+
+/// How long another process may take to bring a span before this one fetches it, too.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pauses between two looks at what another process brings, the first and the longest.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(16);
 
 /// Pieces of a body held between the network and the decoder.
 const PIECES_AHEAD: usize = 8;

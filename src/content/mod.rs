@@ -72,6 +72,7 @@ impl std::ops::Deref for LayerContent {
 struct Counters {
     fetched_spans: AtomicU64,
     fetched_bytes: AtomicU64,
+    repeated_spans: AtomicU64,
     damaged_spans: AtomicU64,
     unkept_spans: AtomicU64,
 }
@@ -83,6 +84,8 @@ pub struct ContentStats {
     pub fetched_spans: u64,
     /// Blob bytes asked for on their behalf.
     pub fetched_bytes: u64,
+    /// Fetched spans that were in the store when they came, as when two processes fetched them at the same time.
+    pub repeated_spans: u64,
     /// Spans found damaged in the store and fetched again.
     pub damaged_spans: u64,
     /// Spans that the store could not keep, as when the disk is full.
@@ -164,6 +167,7 @@ impl LayerContent {
         ContentStats {
             fetched_spans: read(&self.counters.fetched_spans),
             fetched_bytes: read(&self.counters.fetched_bytes),
+            repeated_spans: read(&self.counters.repeated_spans),
             damaged_spans: read(&self.counters.damaged_spans),
             unkept_spans: read(&self.counters.unkept_spans),
         }
@@ -285,9 +289,8 @@ impl LayerContent {
     /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
     /// of this one.
     fn make_room(&self, bytes: u64) {
-        if self.store.limit().is_none()
-            || self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK
-        {
+        let Some(limit) = self.store.limit() else { return };
+        if self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK.min(limit / 16) {
             return;
         }
         self.since_room_check.store(0, Ordering::Relaxed);
@@ -348,5 +351,5 @@ impl LayerContent {
 
 /// A reader that loses against eviction so often goes to the source, where nothing is taken away.
 const READ_TRIES: usize = 3;
-/// How many bytes may be kept between two looks at the cache's limit.
+/// How many bytes may be kept between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;

@@ -14,6 +14,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -27,8 +28,9 @@ use crate::layer::{
     LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WindowAt, WriteError, write_index,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
+use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{NewContent, Store, StoreError};
+use crate::store::{NewContent, PassLock, PassNote, Store, StoreError};
 use crate::trust::Untrusted;
 
 /// Why a decoded stream is not a tree that can be shown.
@@ -164,23 +166,58 @@ impl FirstPass {
         turn: &Turn,
         growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
+        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
+        let lock = match store.try_lock_pass(&self.blob.digest).map_err(store_error)? {
+            Some(lock) => lock,
+            None => self.elsewhere(source, store, progress).await?,
+        };
+        match open_index(store, &self.blob, &self.diff_id) {
+            Some(index) => Ok(index),
+            None => self.make(source, store, progress, turn, growing, &lock).await,
+        }
+    }
+
+    /// Waits until no other process makes this pass. A pass that does not get on counts as a try in vain every
+    /// second, so that whoever waits for the layer waits as long as they do for a source that is away.
+    ///
+    /// # Errors
+    /// [`PassError::Source`] where nobody has said how long to wait, after a minute in vain.
+    async fn elsewhere(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        store: &Store,
+        progress: &PassProgress,
+    ) -> Result<PassLock, PassError> {
         let layer = || self.blob.digest.clone();
-        let store_error = |cause| PassError::Store { layer: layer(), cause };
+        tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
+        let outlasted = source.outages().is_some_and(Outages::are_outlasted);
+        let mut waiting = source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
+        let (mut seen, mut looks) = (None, 0);
         loop {
-            if let Some(lock) = store.try_lock_pass(&self.blob.digest).map_err(store_error)? {
-                if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
-                    return Ok(index);
-                }
-                let made = self.make(source, store, progress, turn, growing).await;
-                drop(lock);
-                return made;
+            let lock = store.try_lock_pass(&self.blob.digest);
+            if let Some(lock) = lock.map_err(|cause| PassError::Store { layer: layer(), cause })? {
+                progress.received.store(0, Ordering::Relaxed);
+                return Ok(lock);
             }
-            tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
-            let (store, digest) = (Arc::clone(store), layer());
-            tokio::task::spawn_blocking(move || store.wait_for_pass(&digest))
-                .await
-                .map_err(|_| PassError::Ended { layer: layer() })?
-                .map_err(store_error)?;
+            let note = store.pass_note(&self.blob.digest);
+            looks = if note == seen { looks + 1 } else { 0 };
+            seen = note;
+            if looks % LOOKS_IN_VAIN == 0 {
+                let PassNote { pid, received } = note.unwrap_or_default();
+                progress.received.store(received, Ordering::Relaxed);
+                let why = format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size);
+                if looks / LOOKS_IN_VAIN > TRIES_IN_VAIN && !outlasted {
+                    let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
+                    let cause = SourceError::Unreachable { what, place, why };
+                    return Err(PassError::Source { layer: layer(), cause });
+                }
+                match &mut waiting {
+                    Some(waiting) if looks > 0 => waiting.in_vain(&why),
+                    Some(waiting) => waiting.gets_on(&why),
+                    None => {}
+                }
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -191,6 +228,7 @@ impl FirstPass {
         progress: &Arc<PassProgress>,
         turn: &Turn,
         growing: Option<&Arc<Growing>>,
+        lock: &PassLock,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
@@ -221,7 +259,11 @@ impl FirstPass {
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
                 taking.fed();
-                progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                let before = progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                let received = before + piece.len() as u64;
+                if before / NOTED != received / NOTED {
+                    lock.note(received);
+                }
                 if to_decoder.capacity() == 0 {
                     taking.full();
                 }
@@ -547,7 +589,9 @@ struct Keeper {
 
 impl Keeper {
     fn new(store: &Arc<Store>, content: NewContent) -> Self {
-        Self { store: Arc::clone(store), content, since_check: 0, ends: Vec::new(), stopped_at: None }
+        // Looked at first of all, or an image of many small layers would never be bounded.
+        let since_check = ROOM_CHECK;
+        Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at: None }
     }
 
     fn write(&mut self, at: DecodedOffset, bytes: &[u8]) {
@@ -555,7 +599,7 @@ impl Keeper {
             return;
         }
         self.since_check += bytes.len() as u64;
-        if self.since_check >= ROOM_CHECK {
+        if self.since_check >= ROOM_CHECK.min(self.store.limit().unwrap_or(ROOM_CHECK) / 16) {
             self.since_check = 0;
             if self.store.make_room(0).unwrap_or(0) > 0 {
                 tracing::info!("the cache is full; the rest of this layer is not kept and will be fetched when read");
@@ -586,9 +630,17 @@ impl Keeper {
     }
 }
 
+/// How many bytes a pass receives between two notes of it to processes that wait.
+const NOTED: u64 = 64 << 10;
+/// Between two looks at how far another process is.
+const LOOK: Duration = Duration::from_millis(20);
+/// So many looks at a pass that has not got on are a try in vain: a second.
+const LOOKS_IN_VAIN: u32 = 50;
+/// Tries in vain before a command, or a mount that is not up yet, gives up.
+const TRIES_IN_VAIN: u32 = 60;
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
 const BUFFERS_AHEAD: usize = 2;
-/// How many bytes may be written between two looks at the cache's limit.
+/// How many bytes may be written between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;

@@ -30,6 +30,9 @@ use futures_util::FutureExt as _;
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
+#[doc(hidden)]
+pub use wire::is_request;
+
 pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, take_over, unmount};
 pub use through::Passthrough;
 

@@ -124,6 +124,15 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Whether these bytes would be understood as a request, looking at all that it carries; for fuzzing.
+pub fn is_request(bytes: &[u8]) -> bool {
+    let Ok(request) = Request::parse(bytes) else { return false };
+    if let Operation::BatchForget { nodes } = request.operation {
+        forgotten(nodes).for_each(drop);
+    }
+    true
+}
+
 fn operation(opcode: u32, body: &[u8]) -> Option<Operation<'_>> {
     Some(match opcode {
         1 => Operation::Lookup { name: name(body)? },

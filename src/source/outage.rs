@@ -70,7 +70,7 @@ pub struct WaitStatus {
 
 /// Held by somebody whose tries have failed so far; dropped when one succeeds or he gives up.
 #[derive(Debug)]
-pub(super) struct Failing {
+pub struct Failing {
     shared: Arc<Shared>,
     number: u64,
 }
@@ -118,7 +118,7 @@ impl Outages {
     }
 
     /// Whether the source never gives up.
-    pub(super) fn are_outlasted(&self) -> bool {
+    pub fn are_outlasted(&self) -> bool {
         self.0.policy.get().is_some()
     }
 
@@ -162,6 +162,13 @@ impl Outages {
             wait.failed += 1;
             why.clone_into(&mut wait.last);
         });
+        failing
+    }
+
+    /// Notes that another process gets `blob` and is waited for, which is no failure as long as that one gets on.
+    pub fn elsewhere(&self, blob: &Digest) -> Failing {
+        let failing = self.failed(None, &format!("blob {blob}"), Some(blob), "another process is reading it");
+        failing.change(|wait, _| wait.failed = 0);
         failing
     }
 
@@ -227,6 +234,31 @@ impl Outages {
 const HICCUPS: u32 = 2;
 
 impl Failing {
+    /// What is waited for has not got on since the last look.
+    pub fn in_vain(&self, why: &str) {
+        self.change(|wait, _| {
+            wait.failed += 1;
+            why.clone_into(&mut wait.last);
+        });
+    }
+
+    /// What is waited for has got on: patience begins anew.
+    pub fn gets_on(&self, why: &str) {
+        self.change(|wait, now| {
+            (wait.failed, wait.since, wait.told) = (0, now, false);
+            why.clone_into(&mut wait.last);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Wait, Duration)) {
+        let now = self.shared.clock.now();
+        self.shared.waits.send_modify(|waits| {
+            if let Some(wait) = waits.get_mut(&self.number) {
+                change(wait, now);
+            }
+        });
+    }
+
     /// A try has succeeded: whoever else waits may try at once.
     pub(super) fn recovered(self) {
         self.shared.recovered.notify_waiters();
@@ -276,5 +308,22 @@ mod tests {
         assert_eq!(outages.status()[0].tries, 2);
         failing.recovered();
         assert!(outages.status().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_another_process_gets_is_no_outage_while_it_gets_on() {
+        let outages = Outages::new(Arc::new(MonotonicClock::default()));
+        outages.outlast(OnOutage::Deadline(Duration::ZERO));
+        let blob = Digest::of(Algorithm::Sha256, b"1");
+        let waiting = outages.elsewhere(&blob);
+        waiting.in_vain("process 7 has 5 of 9 bytes");
+        assert!(outages.outlived(&blob, "image").await.to_string().contains("process 7 has 5 of 9 bytes"));
+        waiting.gets_on("process 7 has 6 of 9 bytes");
+        assert_eq!(outages.status()[0].last_error, "process 7 has 6 of 9 bytes");
+        tokio::select! {
+            biased;
+            _ = outages.outlived(&blob, "image") => panic!("it gets on"),
+            () = std::future::ready(()) => {}
+        }
     }
 }

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use rustix::fs::FallocateFlags;
 use rustix::io::ReadWriteFlags;
 
@@ -208,6 +211,33 @@ impl Content {
         .map_err(|errno| StoreError::io("punch a hole in", &self.path)(errno.into()))
     }
 
+    /// Tries to become the process that fetches a span; `false` while another one is at it.
+    ///
+    /// What a process has claimed it gives back with [`Content::unclaim`], or by ending. Threads of one process
+    /// settle this among themselves. Where the file system has no such locks, everybody may.
+    pub fn claim(&self, span: u32) -> bool {
+        !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES))
+    }
+
+    /// Ends the claim to a span.
+    pub fn unclaim(&self, span: u32) {
+        // It fails only where claiming does.
+        let _ = self.lock_byte(span, libc::F_UNLCK);
+    }
+
+    /// Locks or unlocks a span's byte of the map, a lock of its own beside that of the whole file.
+    fn lock_byte(&self, span: u32, how: i32) -> nix::Result<i32> {
+        let byte = libc::flock {
+            l_type: how as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: span.into(),
+            l_len: 1,
+            l_pid: 0,
+        };
+        let files = self.files().map_err(|_| Errno::EBADF)?;
+        fcntl(&files.map, FcntlArg::F_OFD_SETLK(&byte))
+    }
+
     /// How many spans there are, present or not.
     pub fn spans(&self) -> u32 {
         self.spans
@@ -351,6 +381,21 @@ mod tests {
         content(&dir).fill(0, DecodedOffset(0), b"x").unwrap();
         std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
         assert_eq!(content(&dir).generation(0), None);
+    }
+
+    #[test]
+    fn a_span_is_claimed_once_until_it_is_given_back_or_its_claimant_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (content(&dir), content(&dir));
+        assert!(one.claim(1));
+        assert!(!other.claim(1));
+        assert!(other.claim(2));
+        one.unclaim(1);
+        assert!(other.claim(1));
+        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart").unwrap();
+        assert!(!one.claim(1));
+        drop(other);
+        assert!(one.claim(1) && one.claim(2));
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod whole;
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +67,16 @@ pub struct TagRecord {
 /// Held while this process makes a layer's first pass; other processes wait for it.
 #[derive(Debug)]
 pub struct PassLock {
-    _file: File,
+    file: File,
+}
+
+/// What a process that makes a first pass tells others that wait for it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PassNote {
+    /// The process.
+    pub pid: u32,
+    /// Bytes of the blob it has received.
+    pub received: u64,
 }
 
 /// A layer index that has been written but not published.
@@ -267,19 +276,25 @@ impl Store {
         let path = self.path(LOCK, blob);
         let file = files::open_lock(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(PassLock { _file: file })),
+            Ok(()) => {
+                let lock = PassLock { file };
+                lock.note(0);
+                Ok(Some(lock))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
         }
     }
 
-    /// Waits, blocking this thread, until no process makes this layer's first pass any more.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]
-    pub fn wait_for_pass(&self, blob: &Digest) -> Result<(), StoreError> {
-        let path = self.path(LOCK, blob);
-        files::open_lock(&path)?.lock_shared().map_err(StoreError::io("lock", &path))
+    /// How far the process is that makes this layer's first pass, as it says.
+    pub fn pass_note(&self, blob: &Digest) -> Option<PassNote> {
+        let mut note = [0; 12];
+        files::open_read(&self.path(LOCK, blob)).ok()?.read_exact_at(&mut note, 0).ok()?;
+        let (pid, received) = note.split_at(4);
+        Some(PassNote {
+            pid: u32::from_le_bytes(pid.try_into().expect("4 bytes were cut")),
+            received: u64::from_le_bytes(received.try_into().expect("8 bytes were cut")),
+        })
     }
 
     fn new_file(&self, target: PathBuf) -> Result<NewFile, StoreError> {
@@ -303,6 +318,15 @@ impl Store {
 
     fn tag_path(&self, reference: &str) -> PathBuf {
         self.root.join(TAG).join(Digest::of(Algorithm::Sha256, reference.as_bytes()).hex())
+    }
+}
+
+impl PassLock {
+    /// Tells those who wait for this pass how many bytes of the blob it has received.
+    pub fn note(&self, received: u64) {
+        let note = [&std::process::id().to_le_bytes()[..], &received.to_le_bytes()].concat();
+        // On a full disk others see a pass that does not get on, and wait as long as they do for a source that does not.
+        let _ = self.file.write_all_at(&note, 0);
     }
 }
 
@@ -402,8 +426,9 @@ mod tests {
         let (a, b) = (store(&dir), store(&dir));
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let held = a.try_lock_pass(&digest).unwrap();
-        assert!(held.is_some());
+        held.as_ref().unwrap().note(5);
         assert!(b.try_lock_pass(&digest).unwrap().is_none());
+        assert_eq!(b.pass_note(&digest), Some(PassNote { pid: std::process::id(), received: 5 }));
         drop(held);
         assert!(b.try_lock_pass(&digest).unwrap().is_some());
     }
