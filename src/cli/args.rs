@@ -63,6 +63,9 @@ pub enum Command {
     /// Write manual pages into a directory
     #[command(hide = true)]
     Man(ManArgs),
+    /// Ask whether a mount is served
+    #[command(hide = true)]
+    Probe(ProbeArgs),
 }
 
 /// Which image, and how it is reached.
@@ -190,6 +193,14 @@ pub struct MountArgs {
     /// Set by the keeper when it starts the process that serves.
     #[arg(long, hide = true)]
     pub kept: bool,
+}
+
+/// `peelfs probe`, which peelfs runs itself
+#[derive(Debug, clap::Args)]
+pub struct ProbeArgs {
+    /// The mount point
+    #[arg(value_name = "DIR")]
+    pub at: PathBuf,
 }
 
 /// `peelfs umount`

@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use super::daemon::{Parent, Word};
 use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
 use super::mount::Ends;
+use super::probe;
 use super::report::{Code, Report};
 use super::state;
 use crate::fuse::{OpenFiles, mounts, unmount};
@@ -377,7 +378,7 @@ impl Keeper {
         let places: Vec<PathBuf> = kept.values().map(|(_, handover)| handover.place.at().to_owned()).collect();
         drop(kept);
         for at in self.at.iter().chain(&places) {
-            if mounts::at(at).is_some_and(|mount| mount.is_peelfs()) && !mounts::is_served(at) {
+            if mounts::at(at).is_some_and(|mount| mount.is_peelfs()) && probe::ask(at) != probe::Answer::Served {
                 let _ = unmount(at, OpenFiles::Keep);
             }
         }

@@ -18,6 +18,7 @@ mod ls;
 mod mount;
 mod open;
 mod options;
+mod probe;
 mod progress;
 mod report;
 mod share;
@@ -62,6 +63,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
+        Command::Probe(args) => return probe::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

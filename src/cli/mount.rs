@@ -14,6 +14,7 @@ use super::handover::{Channel, Handover, KeptBy, Message};
 use super::keeper;
 use super::open::{self, Opened};
 use super::options;
+use super::probe;
 use super::progress::Bar;
 use super::report::{Code, Report};
 use super::share;
@@ -326,7 +327,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     })?;
     let mounted = mounts::at(&at).filter(mounts::MountPoint::is_peelfs);
     match (std::fs::metadata(&at), mounted) {
-        (_, Some(_)) if !mounts::is_served(&at) => {
+        (_, Some(_)) if probe::ask(&at) == probe::Answer::Gone => {
             eprintln!("note: clearing a mount on `{shown}` whose process is gone");
             fuse::unmount(&at, OpenFiles::Keep)?;
             mount_point(typed)

@@ -218,9 +218,10 @@ fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
 
 /// Whether a process runs; one that has ended and that nobody has waited for does not.
 fn is_running(pid: u32) -> bool {
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    // The name, in parentheses, may contain anything; the state follows (proc(5)).
-    state.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with(['Z', 'X', 'x']))
+    // Not `stat`, which waits for a process that is just being made or ended.
+    let told = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = told.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X', 'x']))
 }
 
 /// Something that another mount of the same process does not have.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args::StatusArgs;
+use super::probe::{self, Answer};
 use super::report::Report;
 use super::state::{self, Health, MountState};
 use super::{text, umount};
@@ -43,7 +44,7 @@ struct Known<'a> {
     at: &'a PathBuf,
     /// As the kernel knows it.
     source: &'a str,
-    served: bool,
+    answer: Answer,
     state: Option<&'a MountState>,
     health: Option<Health>,
 }
@@ -53,8 +54,8 @@ impl<'a> Known<'a> {
         // Of two that were on the same directory one after the other, the later one is there now.
         let state = states.iter().rev().find(|state| state.at == mount.path);
         let health = state.and_then(MountState::health);
-        let served = health.is_some() || mounts::is_served(&mount.path);
-        Self { at: &mount.path, source: &mount.source, served, state, health }
+        let answer = if health.is_some() { Answer::Served } else { probe::ask(&mount.path) };
+        Self { at: &mount.path, source: &mount.source, answer, state, health }
     }
 
     fn text(&self) -> String {
@@ -63,12 +64,19 @@ impl<'a> Known<'a> {
         let mut line = |what: &str, value: String| lines.push(format!("  {what:<9}{value}"));
         let reference = self.state.map_or(self.source, |state| state.reference.as_str());
         line("image", text::printable(reference.as_bytes()));
-        if !self.served {
-            line(
-                "state",
-                format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"),
-            );
-            return lines.join("\n") + "\n";
+        match self.answer {
+            Answer::Served => {}
+            Answer::Gone => {
+                line(
+                    "state",
+                    format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"),
+                );
+                return lines.join("\n") + "\n";
+            }
+            Answer::Silent => {
+                line("state", format!("not served (nobody answers); `peelfs umount --lazy {at}` clears it"));
+                return lines.join("\n") + "\n";
+            }
         }
         match self.state {
             Some(state) => {
@@ -110,7 +118,7 @@ impl<'a> Known<'a> {
         Line {
             at: self.at.to_string_lossy().into_owned(),
             reference: self.state.map_or(self.source, |state| &state.reference),
-            served: self.served,
+            served: self.answer == Answer::Served,
             manifest: self.state.map(|state| state.manifest.as_str()),
             pid: self.state.map(|state| state.pid),
             keeper: self.state.and_then(|state| state.keeper.as_ref()).map(|keeper| keeper.pid),

@@ -1,0 +1,48 @@
+//! Whether somebody answers for a mount, asked so that nobody has to wait who does not want to.
+//!
+//! A request that a process has taken and never answers cannot be given up, not even by ending whoever asked.
+//! So another process asks, and is left behind when no answer comes.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use super::args::ProbeArgs;
+use crate::fuse::mounts;
+
+/// Who answers for a mount.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Answer {
+    /// The process that serves it.
+    Served,
+    /// Nobody: that process is gone.
+    Gone,
+    /// Nobody in time.
+    Silent,
+}
+
+/// Asks who answers for the mount at `path`; takes two seconds at most.
+pub(super) fn ask(path: &Path) -> Answer {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("probe").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut asking) = command.spawn() else { return Answer::Silent };
+    let begun = Instant::now();
+    while begun.elapsed() < ANSWER_WITHIN {
+        match asking.try_wait() {
+            Ok(None) => std::thread::sleep(LOOK),
+            Ok(Some(status)) if status.code() == Some(GONE.into()) => return Answer::Gone,
+            Ok(Some(_)) => return Answer::Served,
+            Err(_) => break,
+        }
+    }
+    Answer::Silent
+}
+
+/// `peelfs probe`: the process that asks.
+pub(super) fn run(args: &ProbeArgs) -> ExitCode {
+    if mounts::is_served(&args.at) { ExitCode::SUCCESS } else { GONE.into() }
+}
+
+const GONE: u8 = 1;
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
