@@ -127,15 +127,17 @@ impl Adapter {
     /// Answers OPEN: large files whose bytes are all here are left to the kernel, which for the first time waits for
     /// a moment, until they are in a file of their own; what is not here yet can be read while it comes.
     fn open(&self, through: &Arc<Through>, node: NodeId, reply: Reply, threads: &Threads) {
+        // First of all: a process that has just taken over may not know yet how large it is.
+        if let Some(opened) = through.again(node) {
+            return reply.bytes(opened.as_bytes());
+        }
         match self.fs.attr(node) {
             Ok(attr) if attr.size >= LARGE => {}
             Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
             Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
-            // It was known when the kernel learned of it; whatever has changed since, a read will tell.
-            Err(NotNow::Needs(_)) => return reply.bytes(Opened::cached().as_bytes()),
-        }
-        if let Some(opened) = through.again(node) {
-            return reply.bytes(opened.as_bytes());
+            // It was known when the kernel learned of it; whatever has changed since, a read will tell. It may be
+            // large, so it counts.
+            Err(NotNow::Needs(_)) => return reply.bytes(through.first(node, None).as_bytes()),
         }
         threads.slow();
         let first = |whole: Option<File>| through.first(node, whole.as_ref());
