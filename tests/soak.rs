@@ -218,7 +218,7 @@ fn two_processes_with_eviction(layers: &Layers, readers: usize, length: Length) 
     let (fetched, repeated) = fetched(&sandbox, &mounts);
     println!(
         "two processes, a cache of {} MiB for {} MiB: {} reads, {} MiB compared, 0 wrong; {fetched} spans fetched, {repeated} of them twice",
-        layers.bytes() / 4 >> 20,
+        (layers.bytes() / 4) >> 20,
         layers.bytes() >> 20,
         done.reads.into_inner(),
         done.bytes.into_inner() >> 20,
@@ -391,7 +391,7 @@ fn soak(layers: &Layers, readers: usize, length: Length) {
     println!(
         "{IMAGES} images of {} MiB, a cache of {} MiB, {readers} readers: {} reads, {} MiB compared, 0 wrong",
         layers.bytes() >> 20,
-        layers.bytes() / 10 >> 20,
+        (layers.bytes() / 10) >> 20,
         done.reads.into_inner(),
         done.bytes.into_inner() >> 20
     );

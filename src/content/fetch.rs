@@ -302,13 +302,9 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        let open = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none());
-        // Nobody who waits needs to wait for the disk as well.
-        if let Some((_, sender)) = open {
-            sender.send_replace(Some(Ok(bytes.clone())));
-        }
+        // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
-        if let Some((_, sender)) = open {
+        if let Some((_, sender)) = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none()) {
             self.landed(span, sender, bytes);
         }
         Ok(())
