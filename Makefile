@@ -48,6 +48,7 @@ fuzz:
 # The long forms of tests that have a short one in `make test`.
 soak: needs
 	$(CARGO) test --locked --release --test hostile --test soak -- --ignored --nocapture --test-threads 1 in_the_long_run
+	$(CARGO) test --locked --release --test crash -- --ignored --nocapture in_the_long_run
 
 # Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
 BENCH ?=

@@ -70,8 +70,7 @@ pub(super) struct Around {
 
 impl Around {
     fn of_process(args: &ImageArgs) -> Result<Self, Report> {
-        let holdings = Arc::new(store(&args.access.cache)?).into();
-        Ok(Self { surroundings: Surroundings::of_process(), holdings })
+        Ok(Self { surroundings: Surroundings::of_process(), holdings: holdings(&args.access.cache)? })
     }
 }
 
@@ -83,6 +82,11 @@ async fn resolve(reference: Reference, args: &ImageArgs, around: &Around) -> Res
     let network = if args.access.offline { Network::Offline } else { Network::Allowed };
     let plan = image::resolve(&reference, &source, &store, &platform, network).await?;
     Ok(Opened { reference, plan, holdings, store, source, registry })
+}
+
+/// What a process that shows images has of layers; a cache that takes nothing is done without.
+pub(super) fn holdings(args: &CacheDirArgs) -> Result<Holdings, Report> {
+    Ok(Arc::new(Store::open_or_do_without(&cache_dir(args)?, args.cache_size)?).into())
 }
 
 /// Opens the cache.

@@ -170,7 +170,7 @@ fn serve_kept(args: MountArgs) -> Result<(), Report> {
     }
     mount::in_runtime(async move {
         let log = log(&args, by.pid)?;
-        let holdings = Arc::new(open::store(&args.image.access.cache)?).into();
+        let holdings = open::holdings(&args.image.access.cache)?;
         let channel = AsyncChannel::new(channel).map_err(|_| failed())?;
         Arc::new(Server { channel, by, log, holdings }).run(handed).await
     })

@@ -100,8 +100,8 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, C
         let mut length = [0; 8];
         whole(from, &mut length)?;
         let length = u64::from_le_bytes(length);
-        let new = store.new_index(&layer)?;
-        if io::copy(&mut from.take(length), &mut new.file())? != length {
+        let mut new = store.new_index(&layer)?;
+        if io::copy(&mut from.take(length), &mut new)? != length {
             return Err(CarryError::NotCarried { why: "it ends early" });
         }
         check(new.file().try_clone()?, &layer).map_err(|cause| CarryError::Index { layer: layer.clone(), cause })?;

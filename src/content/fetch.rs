@@ -324,9 +324,8 @@ impl LayerContent {
                 self.make_room(bytes.len() as u64);
             }
             Err(error) => {
-                if self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::warn!(%error, "the cache cannot keep what was fetched; reading goes on without it");
-                }
+                self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed);
+                self.store.cannot_keep("what was fetched", &error);
             }
         }
     }

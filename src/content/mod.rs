@@ -289,29 +289,35 @@ impl LayerContent {
     /// Keeps the cache within its limit after `bytes` were kept: layers nobody uses go first, then spans
     /// of this one.
     fn make_room(&self, bytes: u64) {
+        if let Some(over) = self.content.too_much_in_memory() {
+            return self.evict_spans(over);
+        }
         let Some(limit) = self.store.limit() else { return };
         if self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK.min(limit / 16) {
             return;
         }
         self.since_room_check.store(0, Ordering::Relaxed);
         match self.store.make_room(0) {
-            Ok(over) => self.evict_spans(over),
+            Ok(0) => {}
+            // What spans hold, too, goes before them.
+            Ok(over) => self.evict_spans(over.saturating_sub(self.store.drop_wholes(&self.blob.digest))),
             Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),
         }
     }
 
-    /// Evicts files that hold what spans hold, too, then spans, in turn, until `over` bytes are free or every
-    /// span has had its turn.
+    /// Evicts spans, in turn, until `over` bytes are free or every span has had its turn.
     fn evict_spans(&self, over: u64) {
-        let mut freed = if over > 0 { self.store.drop_wholes(&self.blob.digest) } else { 0 };
+        let mut freed = 0;
         for _ in 0..self.content.spans() {
             if freed >= over {
                 return;
             }
             let span = self.hand.fetch_add(1, Ordering::Relaxed) % self.content.spans();
-            let Some(known) = self.content.generation(span).and_then(|_| self.index.span(SpanId(span)).ok()) else {
+            let Ok(known) = self.index.span(SpanId(span)) else { continue };
+            // One that is absent may still take room, if whoever evicted it died in between.
+            if self.content.generation(span).is_none() && !self.content.takes_room(&known.decoded) {
                 continue;
-            };
+            }
             let length = known.decoded.end - known.decoded.start;
             match self.content.evict(span, known.decoded) {
                 Ok(()) => freed += length,
@@ -323,8 +329,10 @@ impl LayerContent {
     /// Forgets what was verified when somebody else has written to the content since.
     fn distrust_if_changed(&self) {
         let now = self.content.stamp();
-        if self.stamp.swap(now, Ordering::AcqRel) != now {
+        if self.stamp.load(Ordering::Acquire) != now {
+            // In this order, so that whoever sees the new stamp sees that nothing is verified.
             self.verified.iter().for_each(|span| span.store(0, Ordering::Release));
+            self.stamp.store(now, Ordering::Release);
         }
     }
 

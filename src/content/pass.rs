@@ -11,7 +11,7 @@
 //! size and the diff_id all hold are index and content put in their places; until then nothing of the
 //! layer is visible, and if they do not hold, nothing stays.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::layer::{
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{NewContent, PassLock, PassNote, Store, StoreError};
+use crate::store::{NewContent, NewFile, PassLock, PassNote, Store, StoreError};
 use crate::trust::Untrusted;
 
 /// Why a decoded stream is not a tree that can be shown.
@@ -337,14 +337,13 @@ impl FirstPass {
         progress: &PassProgress,
         growing: &Growing,
     ) -> Result<Walked, PassError> {
-        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
         // A stored layer decodes to itself, and its blob is hashed already.
         let algorithm = self.diff_id.algorithm();
         let same = self.compression == Compression::Stored && self.blob.digest.algorithm() == algorithm;
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
-        let mut keeper = Keeper::new(store, store.new_content(&self.blob.digest).map_err(store_error)?);
+        let mut keeper = Keeper::new(store, &self.blob.digest);
         growing.begin(LayerTree::new(self.layer_limits), keeper.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
@@ -394,7 +393,7 @@ impl FirstPass {
     ///
     /// The blob was checked already.
     fn publish(&self, store: &Arc<Store>, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
-        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
+        let index_error = |cause| PassError::Index { layer: self.blob.digest.clone(), cause };
         let actual = walked.diff_id.unwrap_or_else(|| self.blob.digest.clone());
         if actual != self.diff_id {
             let (layer, expected) = (self.blob.digest.clone(), self.diff_id.clone());
@@ -414,16 +413,63 @@ impl FirstPass {
             diff_id: actual,
             decoded_size: walked.size.0,
         };
-        let file = store.new_index(&self.blob.digest).map_err(store_error)?;
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, file.file());
-        write_index(&tree, &spans, &walked.windows.bytes, &proof, &mut out)
-            .and_then(|()| out.flush().map_err(WriteError::from))
-            .map_err(|cause| PassError::Index { layer: self.blob.digest.clone(), cause })?;
-        drop(out);
-        walked.content.publish(walked.size.0).map_err(store_error)?;
-        file.publish().map_err(store_error)?;
-        open_index(store, &self.blob, &self.diff_id).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() })
+        let write = |mut out: &mut dyn Write| write_index(&tree, &spans, &walked.windows.bytes, &proof, &mut out);
+        let mut content = walked.content;
+        let mut kept = self.keep_index(store, write);
+        if matches!(kept, Err(Unkept::Disk(_))) && content.take().is_some() {
+            // Of the two, the index is worth the room.
+            kept = self.keep_index(store, write);
+        }
+        let kept = kept.and_then(|file| {
+            if let Some(Err(error)) = content.map(|content| content.publish(walked.size.0)) {
+                store.cannot_keep("the content of a layer", &error);
+            }
+            file.publish().map_err(Unkept::Disk)
+        });
+        match kept {
+            Ok(()) => {
+                if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+                    return Ok(index);
+                }
+            }
+            Err(Unkept::Index(cause)) => return Err(index_error(cause)),
+            Err(Unkept::Disk(error)) => store.cannot_keep("the index of a layer", &error),
+        }
+        // For as long as this process runs.
+        let mut bytes = Vec::new();
+        write(&mut bytes).map_err(index_error)?;
+        let index = LayerIndex::open(bytes).map_err(|_| PassError::Ended { layer: self.blob.digest.clone() })?;
+        Ok(Arc::new(index))
     }
+
+    /// Writes the index to a file of the store, which is still to be published.
+    fn keep_index(
+        &self,
+        store: &Store,
+        write: impl Fn(&mut dyn Write) -> Result<(), WriteError>,
+    ) -> Result<NewFile, Unkept> {
+        let mut file = store.new_index(&self.blob.digest).map_err(Unkept::Disk)?;
+        let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
+        match write(&mut out).and_then(|()| Ok(out.flush()?)) {
+            Err(WriteError::Io { cause }) => {
+                // What could not be written is not tried again.
+                drop(out.into_parts());
+                return Err(Unkept::Disk(StoreError::Io { doing: "write", path: store.root().to_owned(), cause }));
+            }
+            written => written.map_err(Unkept::Index)?,
+        }
+        drop(out);
+        if file.length() > SYNCED {
+            file.sync().map_err(Unkept::Disk)?;
+        }
+        Ok(file)
+    }
+}
+
+/// Why an index was not put into the store.
+enum Unkept {
+    Disk(StoreError),
+    Index(WriteError),
 }
 
 /// The layer index of a blob, if the store has a usable one that proves this diff_id.
@@ -477,7 +523,7 @@ struct Walked {
     tree: Result<LayerTree, PassError>,
     spans: Vec<Span>,
     windows: PackedWindows,
-    content: NewContent,
+    content: Option<NewContent>,
 }
 
 /// Checkpoint windows, packed one behind the other.
@@ -580,7 +626,8 @@ impl SpanCutter {
 /// index is worth having without them.
 struct Keeper {
     store: Arc<Store>,
-    content: NewContent,
+    /// `None` where there can be none.
+    content: Option<NewContent>,
     since_check: u64,
     /// Ends of the spans, and how far the content was written when it stopped, if it did.
     ends: Vec<DecodedOffset>,
@@ -588,16 +635,17 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(store: &Arc<Store>, content: NewContent) -> Self {
+    fn new(store: &Arc<Store>, layer: &Digest) -> Self {
+        let content = store.new_content(layer);
+        let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();
+        let stopped_at = content.is_none().then_some(DecodedOffset(0));
         // Looked at first of all, or an image of many small layers would never be bounded.
         let since_check = ROOM_CHECK;
-        Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at: None }
+        Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at }
     }
 
     fn write(&mut self, at: DecodedOffset, bytes: &[u8]) {
-        if self.stopped_at.is_some() {
-            return;
-        }
+        let Some(content) = self.content.as_ref().filter(|_| self.stopped_at.is_none()) else { return };
         self.since_check += bytes.len() as u64;
         if self.since_check >= ROOM_CHECK.min(self.store.limit().unwrap_or(ROOM_CHECK) / 16) {
             self.since_check = 0;
@@ -607,24 +655,25 @@ impl Keeper {
                 return;
             }
         }
-        if let Err(error) = self.content.write(at, bytes) {
-            tracing::warn!(%error, "cannot write to the cache; the rest of this layer is not kept and will be fetched when read");
+        if let Err(error) = content.write(at, bytes) {
+            self.store.cannot_keep("the rest of a layer", &error);
             self.stopped_at = Some(at);
         }
     }
 
     /// A handle to read back by what is written; without one, readers wait for the end of the pass.
     fn reader(&self) -> Option<std::fs::File> {
-        self.content.reader().ok()
+        self.content.as_ref()?.reader().ok()
     }
 
     fn span_ends(&mut self, at: DecodedOffset) {
         self.ends.push(at);
     }
 
-    fn into_content(mut self) -> NewContent {
+    fn into_content(mut self) -> Option<NewContent> {
+        let content = self.content.as_mut()?;
         for end in &self.ends {
-            self.content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
+            content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
         }
         self.content
     }
@@ -642,5 +691,8 @@ const TRIES_IN_VAIN: u32 = 60;
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
 const BUFFERS_AHEAD: usize = 2;
+/// An index of more bytes is brought to the disk before it gets its name: what a loss of power does to one is found
+/// and mended, but only by a second pass, and this is the index of a large layer.
+const SYNCED: u64 = 32 << 20;
 /// How many bytes may be written between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;

@@ -32,7 +32,7 @@ pub fn keep_profiles(layers: &[Arc<LayerContent>]) {
         let kept = layer.profile(known).map(|new| new.map(|profile| profile.keep(&layer.store)));
         match kept {
             Ok(None | Some(Ok(()))) => {}
-            Ok(Some(Err(error))) => tracing::warn!(%error, "cannot keep a profile"),
+            Ok(Some(Err(error))) => layer.store.cannot_keep("a profile", &error),
             Err(error) => tracing::warn!(%error, "cannot make a profile"),
         }
     }

@@ -4,7 +4,6 @@
 //! from them, before it is handed over; see [`crate::store`] for how long that holds.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -24,9 +23,6 @@ pub enum WholeError {
     /// The cache cannot take it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Writing to it failed, as when the disk is full.
-    #[error("cannot write a file of the cache")]
-    Write(#[source] io::Error),
 }
 
 /// How a file of one entry compares with the entry.
@@ -85,14 +81,14 @@ impl LayerContent {
         if self.store.make_room(run.end - run.start)? > 0 {
             return Ok(None);
         }
-        let new = self.store.new_whole(blob, entry.0)?;
+        let mut new = self.store.new_whole(blob, entry.0)?;
         let mut room = vec![0; PIECE];
         for piece in pieces(&run) {
             let bytes = &mut room[..(piece.end - piece.start) as usize];
             if !read(piece.start, bytes) {
                 return Ok(None);
             }
-            new.file().write_all_at(bytes, piece.start - run.start).map_err(WholeError::Write)?;
+            new.write_all(bytes)?;
             // The kernel will have its pages of the new file; it need not keep those of the old one.
             self.content.drop_pages(piece);
         }

@@ -26,7 +26,14 @@ pub fn open(
 ) -> Arc<ImageFs> {
     let count = u16::try_from(plan.layers.len()).expect("a parsed manifest has at most 1000 layers");
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
-    let layers = Layers::open(&plan.layers, source, holdings.into(), limits, eagerness, verify);
+    let holdings = holdings.into();
+    let store = Arc::clone(holdings.store());
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.tidy() {
+            tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
+        }
+    });
+    let layers = Layers::open(&plan.layers, source, holdings, limits, eagerness, verify);
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {

@@ -254,7 +254,7 @@ impl Resolver<'_> {
             size: descriptor.size,
         };
         if let Err(error) = self.store.keep_tag(&record) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot remember what the reference names");
+            self.store.cannot_keep("what the reference names", &error);
         }
         Ok((descriptor, bytes))
     }
@@ -311,7 +311,7 @@ impl Resolver<'_> {
 
     fn keep(&self, descriptor: &Descriptor, bytes: &Bytes) {
         if let Err(error) = self.store.keep_document(&descriptor.digest, bytes) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep a document in the cache");
+            self.store.cannot_keep("a document", &error);
         }
     }
 

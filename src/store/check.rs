@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{DOCUMENT, Store, StoreError, TAG, TagRecord, evict, files};
+use super::files::{self, Files};
+use super::{DOCUMENT, Store, StoreError, TAG, TagRecord, evict};
 use crate::digest::Digest;
 
 /// What a check found.
@@ -36,14 +37,14 @@ impl Store {
             let Some(digest) = evict::digest_of(path) else { return };
             let intact = files::read_small(path, DOCUMENT_LIMIT)
                 .is_ok_and(|bytes| Digest::of(digest.algorithm(), &bytes) == digest);
-            found.note(path, intact, || format!("document {digest}"));
+            found.note(&self.files, path, intact, || format!("document {digest}"));
         })?;
         evict::each_file(&self.root.join(TAG), &mut |path, _| {
             let record = files::read_small(path, DOCUMENT_LIMIT)
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<TagRecord>(&bytes).ok());
             let intact = record.is_some_and(|record| self.tag_path(&record.reference) == path);
-            found.note(path, intact, || format!("tag record {}", path.display()));
+            found.note(&self.files, path, intact, || format!("tag record {}", path.display()));
         })?;
         Ok(found)
     }
@@ -61,11 +62,11 @@ impl Store {
 }
 
 impl Checked {
-    fn note(&mut self, path: &Path, intact: bool, what: impl FnOnce() -> String) {
+    fn note(&mut self, files: &Files, path: &Path, intact: bool, what: impl FnOnce() -> String) {
         self.checked += 1;
         if !intact {
             self.damaged.push(what());
-            files::remove(path);
+            files.remove(path);
         }
     }
 }

@@ -13,15 +13,15 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::FallocateFlags;
+use rustix::fs::MemfdFlags;
 use rustix::io::ReadWriteFlags;
 
-use super::{NewFile, StoreError, files};
+use super::files::Files;
+use super::{NewFile, StoreError};
 use crate::offsets::DecodedOffset;
 
 /// Which writing of a span is on disk: the map's byte, high bit set.
@@ -47,8 +47,9 @@ impl Generation {
 /// A layer's content, for reading and filling.
 #[derive(Debug)]
 pub struct Content {
+    files: Files,
     /// Open once something is asked: most layers of a mount are never read.
-    files: OnceLock<Files>,
+    opened: OnceLock<Opened>,
     path: PathBuf,
     decoded_size: u64,
     spans: u32,
@@ -57,9 +58,12 @@ pub struct Content {
 }
 
 #[derive(Debug)]
-struct Files {
+struct Opened {
+    /// Of the cache, or of memory, which nobody watches.
+    files: Files,
     data: File,
     map: File,
+    in_memory: bool,
 }
 
 /// A layer's content while its first pass writes it.
@@ -72,44 +76,81 @@ pub struct NewContent {
 
 impl Content {
     /// The content at `path` with its extensions `data` and `map`, neither of which is opened yet.
-    pub(super) fn new(path: &Path, decoded_size: u64, spans: u32) -> Self {
-        Self {
-            files: OnceLock::new(),
-            path: path.with_extension("data"),
-            decoded_size,
-            spans,
-            changing: Mutex::new(()),
-        }
+    pub(super) fn new(files: Files, path: &Path, decoded_size: u64, spans: u32) -> Self {
+        let path = path.with_extension("data");
+        Self { files, opened: OnceLock::new(), path, decoded_size, spans, changing: Mutex::new(()) }
     }
 
-    pub(super) fn open(path: &Path, decoded_size: u64, spans: u32) -> Result<Self, StoreError> {
-        let content = Self::new(path, decoded_size, spans);
-        content.files.set(content.open_files()?).expect("it is new");
-        Ok(content)
+    /// The same, with its files open.
+    pub(super) fn opened(self) -> Result<Self, StoreError> {
+        self.opened.set(self.open_somewhere()?).expect("it is new");
+        Ok(self)
     }
 
-    fn files(&self) -> Result<&Files, StoreError> {
-        if let Some(files) = self.files.get() {
-            return Ok(files);
+    fn open(&self) -> Result<&Opened, StoreError> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
         }
-        // Two threads may do this at once; they come to the same result.
-        let files = self.open_files()?;
+        // One thread does it, or each of two would have its own memory.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
+        }
+        let opened = self.open_somewhere()?;
         // Used now, for the order of eviction; only that depends on it.
-        let _ = files.map.set_modified(SystemTime::now());
-        Ok(self.files.get_or_init(|| files))
+        let _ = opened.files.touch(&opened.map, &self.path);
+        Ok(self.opened.get_or_init(|| opened))
     }
 
-    fn open_files(&self) -> Result<Files, StoreError> {
+    /// Opens the files; where the disk has no place for them, some of the content is kept in memory.
+    fn open_somewhere(&self) -> Result<Opened, StoreError> {
+        self.open_files().or_else(|error| {
+            self.files.cannot_keep("the content of a layer", &error);
+            self.open_memory()
+        })
+    }
+
+    fn open_files(&self) -> Result<Opened, StoreError> {
         let (data, map) = (&self.path, &self.path.with_extension("map"));
-        let files = Files { data: files::open_write(data)?, map: files::open_write(map)? };
-        let size = |file: &File, path| Ok(file.metadata().map_err(StoreError::io("read", path))?.len());
-        if size(&files.map, map)? != u64::from(self.spans) || size(&files.data, data)? != self.decoded_size {
-            // Cut short, or of another shape: begin with nothing.
-            files.map.set_len(0).map_err(StoreError::io("truncate", map))?;
-            files.map.set_len(self.spans.into()).map_err(StoreError::io("extend", map))?;
-            files.data.set_len(self.decoded_size).map_err(StoreError::io("extend", data))?;
+        let files = self.files.clone();
+        let opened = Opened { data: files.open_write(data)?, map: files.open_write(map)?, files, in_memory: false };
+        if !self.fits(&opened)? {
+            // With the lock, or it would be cut under somebody who has just opened and filled it.
+            let Opened { files, data: data_file, map: map_file, .. } = &opened;
+            files.lock(map_file, map).map_err(StoreError::io("lock", map))?;
+            if !self.fits(&opened)? {
+                // Cut short, or of another shape: begin with nothing. The map goes first, so that nobody believes
+                // in the rest, and the data are cut, so that nothing takes room that nobody knows of.
+                files.set_len(map_file, map, 0).map_err(StoreError::io("truncate", map))?;
+                files.set_len(data_file, data, 0).map_err(StoreError::io("truncate", data))?;
+                files.set_len(data_file, data, self.decoded_size).map_err(StoreError::io("extend", data))?;
+                files.set_len(map_file, map, self.spans.into()).map_err(StoreError::io("extend", map))?;
+            }
+            map_file.unlock().map_err(StoreError::io("unlock", map))?;
         }
-        Ok(files)
+        Ok(opened)
+    }
+
+    /// Whether the files have the sizes that content of this layer has.
+    fn fits(&self, opened: &Opened) -> Result<bool, StoreError> {
+        let size = |file: &File| Ok(file.metadata().map_err(StoreError::io("read", &self.path))?.len());
+        Ok(size(&opened.map)? == u64::from(self.spans) && size(&opened.data)? == self.decoded_size)
+    }
+
+    fn open_memory(&self) -> Result<Opened, StoreError> {
+        let file = |length: u64| {
+            let file = File::from(rustix::fs::memfd_create("peelfs-content", MemfdFlags::CLOEXEC)?);
+            file.set_len(length)?;
+            Ok(file)
+        };
+        let failed = |cause: io::Error| StoreError::io("keep in memory", &self.path)(cause);
+        let (data, map) = (file(self.decoded_size).map_err(failed)?, file(self.spans.into()).map_err(failed)?);
+        Ok(Opened { files: self.files.unwatched(), data, map, in_memory: true })
+    }
+
+    /// How many bytes too many are kept in memory, where that is the only place.
+    pub fn too_much_in_memory(&self) -> Option<u64> {
+        self.open().ok()?.in_memory.then(|| self.disk_bytes().saturating_sub(IN_MEMORY))
     }
 
     /// The generation of a span on disk; `None` while it is absent.
@@ -119,12 +160,12 @@ impl Content {
 
     /// Whether each span of `spans` still has the generation given for it by `expected`.
     pub fn still(&self, spans: Range<u32>, expected: impl Fn(u32) -> u8) -> bool {
-        let Ok(files) = self.files() else { return false };
+        let Ok(opened) = self.open() else { return false };
         let mut bytes = [0; 64];
         let mut at = spans.start;
         while at < spans.end {
             let some = usize::min(bytes.len(), (spans.end - at) as usize);
-            if files.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
+            if opened.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
                 return false;
             }
             for byte in &bytes[..some] {
@@ -141,7 +182,7 @@ impl Content {
     /// set. 0 when it cannot be found out.
     pub fn stamp(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        let found = self.files().ok().and_then(|files| files.data.metadata().ok());
+        let found = self.open().ok().and_then(|opened| opened.data.metadata().ok());
         found.map_or(0, |found| {
             (found.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec() as u64)
         })
@@ -152,7 +193,7 @@ impl Content {
     /// # Errors
     /// [`StoreError::Io`], also when the file ends early.
     pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.files()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
+        self.open()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
     }
 
     /// As [`Content::read`]; calls `before_wait` first if the disk has to be waited for.
@@ -169,7 +210,7 @@ impl Content {
             return Ok(());
         }
         let at_once =
-            rustix::io::preadv2(&self.files()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
+            rustix::io::preadv2(&self.open()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
         // Whatever it could not do, the ordinary read can, or says why not.
         let got = at_once.unwrap_or(0);
         if got < buf.len() {
@@ -187,7 +228,9 @@ impl Content {
         let _changing = self.lock()?;
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
-        self.files()?.data.write_all_at(verified, at.0).map_err(StoreError::io("write", &self.path))?;
+        let Opened { files, data, .. } = self.open()?;
+        let written = files.write_all_at(data, &self.path, verified, at.0);
+        written.map_err(StoreError::io("write", &self.path))?;
         let next = Generation::after(before);
         self.mark(span, next.get())?;
         Ok(next)
@@ -202,13 +245,15 @@ impl Content {
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
         let length = decoded.end - decoded.start;
-        rustix::fs::fallocate(
-            &self.files()?.data,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            decoded.start.0,
-            length,
-        )
-        .map_err(|errno| StoreError::io("punch a hole in", &self.path)(errno.into()))
+        let Opened { files, data, .. } = self.open()?;
+        let punched = files.punch_hole(data, &self.path, decoded.start.0, length);
+        punched.map_err(StoreError::io("punch a hole in", &self.path))
+    }
+
+    /// Whether the disk has any block for bytes in `range`, present or not.
+    pub fn takes_room(&self, range: &Range<DecodedOffset>) -> bool {
+        let Ok(opened) = self.open() else { return false };
+        rustix::fs::seek(&opened.data, rustix::fs::SeekFrom::Data(range.start.0)).is_ok_and(|at| at < range.end.0)
     }
 
     /// Tries to become the process that fetches a span; `false` while another one is at it.
@@ -234,8 +279,8 @@ impl Content {
             l_len: 1,
             l_pid: 0,
         };
-        let files = self.files().map_err(|_| Errno::EBADF)?;
-        fcntl(&files.map, FcntlArg::F_OFD_SETLK(&byte))
+        let opened = self.open().map_err(|_| Errno::EBADF)?;
+        fcntl(&opened.map, FcntlArg::F_OFD_SETLK(&byte))
     }
 
     /// How many spans there are, present or not.
@@ -246,21 +291,21 @@ impl Content {
     /// Bytes that the content takes on disk.
     pub fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        self.files().ok().and_then(|files| files.data.metadata().ok()).map_or(0, |found| found.blocks() * 512)
+        self.open().ok().and_then(|opened| opened.data.metadata().ok()).map_or(0, |found| found.blocks() * 512)
     }
 
     /// Tells the kernel that the pages of `range` are not needed twice: the mount has its own copy.
     pub fn drop_pages(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
         // Advice only; a refusal changes nothing that a reader could see.
-        let Ok(files) = self.files() else { return };
-        let _ = rustix::fs::fadvise(&files.data, range.start.0, length, rustix::fs::Advice::DontNeed);
+        let Ok(opened) = self.open() else { return };
+        let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::DontNeed);
     }
 
     fn byte(&self, span: u32) -> u8 {
         let mut byte = [0];
-        let read = self.files().and_then(|files| {
-            files
+        let read = self.open().and_then(|opened| {
+            opened
                 .map
                 .read_exact_at(&mut byte, span.into())
                 .map_err(StoreError::io("read the presence map of", &self.path))
@@ -276,15 +321,17 @@ impl Content {
     }
 
     fn lock(&self) -> Result<Changing<'_>, StoreError> {
-        let map = &self.files()?.map;
+        let Opened { files, map, .. } = self.open()?;
         let thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        map.lock().map_err(StoreError::io("lock the presence map of", &self.path))?;
+        let locked = files.lock(map, &self.path);
+        locked.map_err(StoreError::io("lock the presence map of", &self.path))?;
         Ok(Changing { map, _thread: thread })
     }
 
     fn mark(&self, span: u32, byte: u8) -> Result<(), StoreError> {
-        let written = self.files()?.map.write_all_at(&[byte], span.into());
-        written.map_err(StoreError::io("write the presence map of", &self.path))
+        let Opened { files, map, .. } = self.open()?;
+        let marked = files.write_all_at(map, &self.path, &[byte], span.into());
+        marked.map_err(StoreError::io("write the presence map of", &self.path))
     }
 }
 
@@ -298,7 +345,7 @@ impl NewContent {
     /// # Errors
     /// [`io::Error`], as when the disk is full.
     pub fn write(&self, at: DecodedOffset, bytes: &[u8]) -> io::Result<()> {
-        self.data.file().write_all_at(bytes, at.0)
+        self.data.write_all_at(bytes, at.0)
     }
 
     /// Reads back what [`NewContent::write`] wrote.
@@ -326,9 +373,10 @@ impl NewContent {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn publish(mut self, decoded_size: u64) -> Result<(), StoreError> {
-        self.data.file().set_len(decoded_size).map_err(StoreError::io("extend", &self.data.temp))?;
-        self.map.write_all(&self.present)?;
+    pub fn publish(self, decoded_size: u64) -> Result<(), StoreError> {
+        self.data.set_len(decoded_size)?;
+        let written = self.map.write_all_at(&self.present, 0);
+        written.map_err(StoreError::io("write", &self.map.temp))?;
         self.data.publish()?;
         self.map.publish()
     }
@@ -347,6 +395,8 @@ impl Drop for Changing<'_> {
 }
 
 const PRESENT: u8 = 0x80;
+/// What a layer may have in memory when the disk takes nothing, in bytes: enough for readers that go on in order.
+const IN_MEMORY: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -354,7 +404,7 @@ mod tests {
     use super::*;
 
     fn content(dir: &tempfile::TempDir) -> Content {
-        Content::open(&dir.path().join("c"), 100, 3).unwrap()
+        Content::new(Files::new(dir.path(), None), &dir.path().join("c"), 100, 3).opened().unwrap()
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Layers that no process holds go first, least recently used before others; then spans of layers in
 //! use. Reading a layer's content marks it as used (the map's modification time).
 
-use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -88,7 +87,7 @@ impl Store {
                 });
                 if bucket == INDEX {
                     layer.index += found.blocks() * 512;
-                    layer.held = is_held(path);
+                    layer.held = self.is_held(path);
                 } else {
                     layer.content += found.blocks() * 512;
                 }
@@ -159,7 +158,7 @@ impl Store {
             for bucket in [DOCUMENT, TAG, PROFILE] {
                 each_file(&self.root.join(bucket), &mut |path, found| {
                     freed.bytes += found.blocks() * 512;
-                    files::remove(path);
+                    self.files.remove(path);
                 })?;
             }
         }
@@ -177,23 +176,44 @@ impl Store {
         self.drop_content(blob).then_some(bytes)
     }
 
-    /// Removes temporary files whose writers are gone, content without an index, and buckets of other versions.
-    fn sweep(&self) -> Result<Freed, StoreError> {
-        let mut freed = Freed::default();
+    /// Removes what processes that ended early have left: temporary files, and content without an index.
+    /// Returns the bytes given back.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when a directory cannot be read.
+    pub fn tidy(&self) -> Result<u64, StoreError> {
+        let mut freed = 0;
         each_file(&self.root.join(TMP), &mut |path, found| {
-            let writing = File::open(path).is_ok_and(|file| file.try_lock().is_err());
-            if !writing {
-                freed.bytes += found.blocks() * 512;
-                files::remove(path);
+            // Held until it is removed, so that nobody begins to write it meanwhile.
+            let file = files::open_read(path).ok();
+            if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
+                freed += found.blocks() * 512;
+                self.files.remove(path);
             }
         })?;
-        for layer in self.usage()?.layers.iter().filter(|layer| layer.index == 0) {
+        let mut orphans = std::collections::BTreeMap::<Digest, u64>::new();
+        for bucket in [CONTENT, WHOLE] {
+            each_file(&self.root.join(bucket), &mut |path, found| {
+                if let Some(digest) = digest_of(path)
+                    && !self.path(INDEX, &digest).exists()
+                {
+                    *orphans.entry(digest).or_default() += found.blocks() * 512;
+                }
+            })?;
+        }
+        for (digest, bytes) in orphans {
             // A pass publishes the content first and the index behind it, and holds this lock meanwhile.
-            let Some(_pass) = self.try_lock_pass(&layer.digest)? else { continue };
-            if self.index(&layer.digest).is_none() && self.drop_content(&layer.digest) {
-                freed.bytes += layer.content;
+            let Some(pass) = self.try_lock_pass(&digest)? else { continue };
+            if pass.is_real() && self.index(&digest).is_none() && self.drop_content(&digest) {
+                freed += bytes;
             }
         }
+        Ok(freed)
+    }
+
+    /// Does what [`Store::tidy`] does, and removes buckets of other versions.
+    fn sweep(&self) -> Result<Freed, StoreError> {
+        let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
         let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
         for entry in listed.flatten() {
             let name = entry.file_name();
@@ -205,21 +225,28 @@ impl Store {
             });
             if !known && bucket {
                 each_file(&entry.path(), &mut |_, found| freed.bytes += found.blocks() * 512)?;
-                std::fs::remove_dir_all(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+                self.files.remove_dir(&entry.path())?;
             }
         }
         Ok(freed)
     }
 
     fn drop_content(&self, blob: &Digest) -> bool {
-        if is_held(&self.path(INDEX, blob)) {
+        if self.is_held(&self.path(INDEX, blob)) {
             return false;
         }
         let path = self.path(CONTENT, blob);
-        files::remove(&path.with_extension("map"));
-        files::remove(&path.with_extension("data"));
+        // In this order: a map alone takes no room, and says nothing without its data.
+        self.files.remove(&path.with_extension("data"));
+        self.files.remove(&path.with_extension("map"));
         self.drop_wholes(blob);
         true
+    }
+
+    /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
+    fn is_held(&self, path: &Path) -> bool {
+        files::open_read(path)
+            .is_ok_and(|file| matches!(self.files.try_lock(&file, path), Err(std::fs::TryLockError::WouldBlock)))
     }
 }
 
@@ -228,11 +255,6 @@ pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     let algorithm = path.parent()?.file_name()?.to_str()?;
     let hex = path.file_name()?.to_str()?.split('.').next()?;
     format!("{algorithm}:{hex}").parse().ok()
-}
-
-/// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
-fn is_held(path: &Path) -> bool {
-    files::open_read(path).is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
 pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
@@ -256,6 +278,8 @@ pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metada
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+
     use super::*;
     use crate::digest::Algorithm;
     use crate::offsets::DecodedOffset;
@@ -308,12 +332,14 @@ mod tests {
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
         let content = store.content(&orphan, 100, 1).unwrap();
         content.fill(0, DecodedOffset(0), b"x").unwrap();
+        store.publish_whole(store.new_whole(&orphan, 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap().unwrap();
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 8, "a pass is at it");
         drop(making);
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 6, "three layers with an index have two files each");
+        assert_eq!(store.wholes(&orphan), [] as [u32; 0]);
         assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 1);
         assert!(!store.root().join("index-v0").exists());
         assert!(store.root().join("not-ours").exists());

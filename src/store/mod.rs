@@ -16,7 +16,8 @@
 //! Files appear by rename, whole or not at all. Nothing here is believed: documents are hashed, index
 //! pages carry checksums, spans carry digests, and all are checked when a process first uses them. So
 //! a crash, a torn write or a curious user costs a fetch and never a wrong byte, which is also why no
-//! `fsync` stands on the way to a mount. Anything may be deleted at any time.
+//! `fsync` stands on the way to a mount, but for indexes so large that a second pass would cost too much.
+//! Anything may be deleted at any time, and nothing need be kept: see [`Store::cannot_keep`].
 
 mod check;
 mod content;
@@ -25,11 +26,11 @@ mod files;
 mod whole;
 
 use std::fs::{File, Metadata, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ use serde::{Deserialize, Serialize};
 pub use check::{Checked, Shape};
 pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
+use files::Files;
+pub use files::{Disk, Effect};
 pub use whole::{Stamp, Whole};
 
 use crate::descriptor::MediaType;
@@ -48,6 +51,7 @@ use crate::trust::Untrusted;
 pub struct Store {
     root: PathBuf,
     limit: Option<u64>,
+    files: Files,
     serial: AtomicU64,
 }
 
@@ -66,8 +70,13 @@ pub struct TagRecord {
 
 /// Held while this process makes a layer's first pass; other processes wait for it.
 #[derive(Debug)]
-pub struct PassLock {
+pub struct PassLock(Option<LockFile>);
+
+#[derive(Debug)]
+struct LockFile {
+    files: Files,
     file: File,
+    path: PathBuf,
 }
 
 /// What a process that makes a first pass tells others that wait for it.
@@ -79,12 +88,15 @@ pub struct PassNote {
     pub received: u64,
 }
 
-/// A layer index that has been written but not published.
+/// A file that is being written under a temporary name, and gets its own when it is whole.
 #[derive(Debug)]
 pub struct NewFile {
+    files: Files,
     file: File,
     temp: PathBuf,
     target: PathBuf,
+    /// Bytes appended so far.
+    length: u64,
     published: bool,
 }
 
@@ -128,16 +140,51 @@ impl Store {
     /// [`StoreError::Unsafe`] when it is a symlink, belongs to somebody else, or others may write it;
     /// [`StoreError::Io`] when it cannot be made.
     pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
-        files::make_private_dir(root)?;
-        let store = Self { root: root.to_owned(), limit, serial: AtomicU64::new(0) };
+        let store = Self::new(root, limit, None);
+        store.make().map(|()| store)
+    }
+
+    /// As [`Store::open`], with somebody to whom everything is announced that is done to the directory.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_watched(root: &Path, limit: Option<u64>, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+        let store = Self::new(root, limit, Some(disk));
+        store.make().map(|()| store)
+    }
+
+    /// As [`Store::open`], but a directory that cannot be made is no error: what it has is read, and what it
+    /// cannot take is done without, at the price of fetching it again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsafe`]
+    pub fn open_or_do_without(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
+        let store = Self::new(root, limit, None);
+        match store.make() {
+            Err(error @ StoreError::Io { .. }) => store.cannot_keep("anything", &error),
+            made => made?,
+        }
+        Ok(store)
+    }
+
+    fn new(root: &Path, limit: Option<u64>, disk: Option<Arc<dyn Disk>>) -> Self {
+        Self { root: root.to_owned(), limit, files: Files::new(root, disk), serial: AtomicU64::new(0) }
+    }
+
+    fn make(&self) -> Result<(), StoreError> {
+        self.files.make_private_dir(&self.root)?;
         for bucket in [INDEX, CONTENT, WHOLE, DOCUMENT, PROFILE, LOCK] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-                files::make_dir(&root.join(bucket).join(algorithm.name()))?;
+                self.files.make_dir(&self.root.join(bucket).join(algorithm.name()))?;
             }
         }
-        files::make_dir(&root.join(TAG))?;
-        files::make_dir(&root.join(TMP))?;
-        Ok(store)
+        self.files.make_dir(&self.root.join(TAG))?;
+        self.files.make_dir(&self.root.join(TMP))
+    }
+
+    /// Says that something is not kept: the first time as a warning, and then for those who want to know.
+    pub fn cannot_keep(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        self.files.cannot_keep(what, error);
     }
 
     /// The directory this store lives in.
@@ -158,7 +205,7 @@ impl Store {
             Ok(bytes) => Some(bytes),
             Err(mismatch) => {
                 tracing::warn!(path = %path.display(), %mismatch, "a cached document is damaged; it will be fetched again");
-                files::remove(&path);
+                self.files.remove(&path);
                 None
             }
         }
@@ -211,9 +258,10 @@ impl Store {
     /// The layer index of a blob, open for reading, and held: a shared lock keeps it from eviction
     /// for as long as the file is open.
     pub fn index(&self, blob: &Digest) -> Option<File> {
-        let file = files::open_read(&self.path(INDEX, blob)).ok()?;
+        let path = self.path(INDEX, blob);
+        let file = files::open_read(&path).ok()?;
         // A lock that cannot be had (a file system without locks) only makes eviction less polite.
-        let _ = file.try_lock_shared();
+        let _ = self.files.try_lock_shared(&file, &path);
         Some(file)
     }
 
@@ -227,7 +275,7 @@ impl Store {
 
     /// Forgets a layer index that turned out to be damaged.
     pub fn drop_index(&self, blob: &Digest) {
-        files::remove(&self.path(INDEX, blob));
+        self.files.remove(&self.path(INDEX, blob));
     }
 
     /// Forgets, when it is called, the layer index that is open as `file`; one that has taken its place since
@@ -235,28 +283,28 @@ impl Store {
     pub fn index_dropper(&self, blob: &Digest, file: &File) -> impl Fn() + Send + Sync + 'static {
         let identity = |found: io::Result<Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
         let (path, opened, once) = (self.path(INDEX, blob), identity(file.metadata()), Once::new());
+        let files = self.files.clone();
         move || {
             once.call_once(|| {
                 tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
                 if opened.is_some() && identity(std::fs::symlink_metadata(&path)) == opened {
-                    files::remove(&path);
+                    files.remove(&path);
                 }
             });
         }
     }
 
-    /// Opens a layer's content, making it empty when it is not here.
+    /// Opens a layer's content, making it empty when it is not here, and in memory where the disk takes no file.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn content(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
-        Content::open(&self.path(CONTENT, blob), decoded_size, spans)
+        self.content_when_wanted(blob, decoded_size, spans).opened()
     }
 
-    /// As [`Store::content`], opened when something of it is wanted; if that fails, nothing of it is here and
-    /// nothing can be kept. The layer counts as used from then on.
+    /// As [`Store::content`], opened when something of it is wanted. The layer counts as used from then on.
     pub fn content_when_wanted(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Content {
-        Content::new(&self.path(CONTENT, blob), decoded_size, spans)
+        Content::new(self.files.clone(), &self.path(CONTENT, blob), decoded_size, spans)
     }
 
     /// Begins to write a layer's whole content, as a first pass does.
@@ -270,14 +318,22 @@ impl Store {
 
     /// Tries to become the process that makes this layer's first pass; `None` when another one is at it.
     ///
+    /// Where no lock can be had, as on a disk that is full or read-only, everybody makes a pass.
+    ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn try_lock_pass(&self, blob: &Digest) -> Result<Option<PassLock>, StoreError> {
         let path = self.path(LOCK, blob);
-        let file = files::open_lock(&path)?;
-        match file.try_lock() {
+        let file = match self.files.open_write(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.cannot_keep("a lock", &error);
+                return Ok(Some(PassLock(None)));
+            }
+        };
+        match self.files.try_lock(&file, &path) {
             Ok(()) => {
-                let lock = PassLock { file };
+                let lock = PassLock(Some(LockFile { files: self.files.clone(), file, path }));
                 lock.note(0);
                 Ok(Some(lock))
             }
@@ -301,13 +357,18 @@ impl Store {
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
             let temp = self.root.join(TMP).join(format!("{}-{serial}", std::process::id()));
-            files::remove(&temp);
-            let file = files::create_new(&temp)?;
-            // Held while being written, so that a sweep can tell a leftover from work in progress; one
-            // that came between the two lines above took the name away, and then another one is made.
-            let _ = file.try_lock();
-            if file.metadata().is_ok_and(|found| found.nlink() > 0) {
-                return Ok(NewFile { file, temp, target, published: false });
+            let file = match self.files.create_new(&temp) {
+                // Left behind, or that of a process with this number in another container.
+                Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => continue,
+                created => created?,
+            };
+            // Held while being written, so that whoever tidies up can tell a leftover from work in progress. One
+            // who came between the two lines holds it, or has taken the name away: then another one is made.
+            if !matches!(self.files.try_lock(&file, &temp), Err(TryLockError::WouldBlock))
+                && file.metadata().is_ok_and(|found| found.nlink() > 0)
+            {
+                let files = self.files.clone();
+                return Ok(NewFile { files, file, temp, target, length: 0, published: false });
             }
         }
     }
@@ -324,16 +385,27 @@ impl Store {
 impl PassLock {
     /// Tells those who wait for this pass how many bytes of the blob it has received.
     pub fn note(&self, received: u64) {
+        let Some(LockFile { files, file, path }) = &self.0 else { return };
         let note = [&std::process::id().to_le_bytes()[..], &received.to_le_bytes()].concat();
         // On a full disk others see a pass that does not get on, and wait as long as they do for a source that does not.
-        let _ = self.file.write_all_at(&note, 0);
+        let _ = files.write_all_at(file, path, &note, 0);
+    }
+
+    /// Whether others are really locked out.
+    fn is_real(&self) -> bool {
+        self.0.is_some()
     }
 }
 
 impl NewFile {
-    /// The file under its temporary name, for positioned writes and for reading back.
+    /// The file under its temporary name, for reading back.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// How many bytes were appended.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// Appends bytes.
@@ -341,7 +413,23 @@ impl NewFile {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all(bytes).map_err(StoreError::io("write", &self.temp))
+        io::Write::write_all(self, bytes).map_err(StoreError::io("write", &self.temp))
+    }
+
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.files.write_all_at(&self.file, &self.temp, bytes, at)
+    }
+
+    fn set_len(&self, length: u64) -> Result<(), StoreError> {
+        self.files.set_len(&self.file, &self.temp, length).map_err(StoreError::io("extend", &self.temp))
+    }
+
+    /// Brings the bytes to the disk, for a file that costs much to make again.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.files.sync(&self.file, &self.temp).map_err(StoreError::io("write", &self.temp))
     }
 
     /// Gives the file its name, in one step; what was under that name before is replaced.
@@ -349,9 +437,21 @@ impl NewFile {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn publish(mut self) -> Result<(), StoreError> {
-        std::fs::rename(&self.temp, &self.target).map_err(StoreError::io("rename", &self.target))?;
+        self.files.rename(&self.temp, &self.target)?;
         let _ = self.file.unlock();
         self.published = true;
+        Ok(())
+    }
+}
+
+impl io::Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all_at(bytes, self.length)?;
+        self.length += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -359,7 +459,7 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.published {
-            files::remove(&self.temp);
+            self.files.remove(&self.temp);
         }
     }
 }

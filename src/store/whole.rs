@@ -90,7 +90,7 @@ impl Store {
     pub fn seal_whole(&self, blob: &Digest, entry: u32, whole: &Whole) -> Result<(), StoreError> {
         let path = self.whole_path(blob, entry);
         // What the disk refuses the kernel gives up later, without a change that anybody could see.
-        whole.file.sync_all().map_err(StoreError::io("sync", &path))?;
+        self.files.sync(&whole.file, &path).map_err(StoreError::io("sync", &path))?;
         let Some(boot) = BOOT.clone() else { return Ok(()) };
         let mut new = self.new_file(seal_of(&path))?;
         let seal = Seal { boot, stamp: whole.stamp };
@@ -123,13 +123,13 @@ impl Store {
     /// Removes the file of an entry.
     pub fn drop_whole(&self, blob: &Digest, entry: u32) {
         let path = self.whole_path(blob, entry);
-        files::remove(&seal_of(&path));
-        files::remove(&path);
+        self.files.remove(&seal_of(&path));
+        self.files.remove(&path);
     }
 
     /// Says of the file of an entry that it has to be compared again before it is used.
     pub fn break_seal(&self, blob: &Digest, entry: u32) {
-        files::remove(&seal_of(&self.whole_path(blob, entry)));
+        self.files.remove(&seal_of(&self.whole_path(blob, entry)));
     }
 
     /// Which entries of a layer have a file.
@@ -148,7 +148,7 @@ impl Store {
         let mut freed = 0;
         self.each_whole(blob, &mut |path, found| {
             freed += found.blocks() * 512;
-            files::remove(path);
+            self.files.remove(path);
         });
         freed
     }

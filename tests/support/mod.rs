@@ -4,6 +4,7 @@
 // Each test program compiles this anew and uses a part of it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs")]
 
+pub mod doomed;
 pub mod model;
 pub mod random;
 pub mod sandbox;
