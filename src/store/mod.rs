@@ -25,12 +25,13 @@ mod evict;
 mod files;
 mod whole;
 
+use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,7 @@ pub use whole::{Stamp, Whole};
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
+use crate::sync::lock;
 use crate::trust::Untrusted;
 
 /// A cache directory, open for use.
@@ -53,6 +55,8 @@ pub struct Store {
     limit: Option<u64>,
     files: Files,
     serial: AtomicU64,
+    /// Indexes that were found damaged and cannot be removed, by device and inode.
+    spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
 }
 
 /// What a tag named when a registry was last asked.
@@ -168,7 +172,8 @@ impl Store {
     }
 
     fn new(root: &Path, limit: Option<u64>, disk: Option<Arc<dyn Disk>>) -> Self {
-        Self { root: root.to_owned(), limit, files: Files::new(root, disk), serial: AtomicU64::new(0) }
+        let files = Files::new(root, disk);
+        Self { root: root.to_owned(), limit, files, serial: AtomicU64::new(0), spoilt: Arc::default() }
     }
 
     fn make(&self) -> Result<(), StoreError> {
@@ -260,6 +265,9 @@ impl Store {
     pub fn index(&self, blob: &Digest) -> Option<File> {
         let path = self.path(INDEX, blob);
         let file = files::open_read(&path).ok()?;
+        if identity(file.metadata()).is_none_or(|found| lock(&self.spoilt).contains(&found)) {
+            return None;
+        }
         // A lock that cannot be had (a file system without locks) only makes eviction less polite.
         let _ = self.files.try_lock_shared(&file, &path);
         Some(file)
@@ -278,17 +286,20 @@ impl Store {
         self.files.remove(&self.path(INDEX, blob));
     }
 
-    /// Forgets, when it is called, the layer index that is open as `file`; one that has taken its place since
-    /// stays.
+    /// Forgets, when it is called, the layer index that is open as `file`, also where it cannot be removed; one
+    /// that has taken its place since stays.
     pub fn index_dropper(&self, blob: &Digest, file: &File) -> impl Fn() + Send + Sync + 'static {
-        let identity = |found: io::Result<Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
         let (path, opened, once) = (self.path(INDEX, blob), identity(file.metadata()), Once::new());
-        let files = self.files.clone();
+        let (files, spoilt) = (self.files.clone(), Arc::clone(&self.spoilt));
         move || {
             once.call_once(|| {
                 tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
-                if opened.is_some() && identity(std::fs::symlink_metadata(&path)) == opened {
+                let still_there = || opened.is_some() && identity(std::fs::symlink_metadata(&path)) == opened;
+                if still_there() {
                     files.remove(&path);
+                }
+                if still_there() {
+                    lock(&spoilt).extend(opened);
                 }
             });
         }
@@ -464,6 +475,11 @@ impl Drop for NewFile {
     }
 }
 
+/// Which file it is: device and inode.
+fn identity(found: io::Result<Metadata>) -> Option<(u64, u64)> {
+    found.map(|found| (found.dev(), found.ino())).ok()
+}
+
 const INDEX: &str = "index-v1";
 const CONTENT: &str = "content-v1";
 const WHOLE: &str = "whole-v1";
@@ -518,6 +534,31 @@ mod tests {
         drop(store.new_index(&digest).unwrap());
         assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 0);
         assert!(store.index(&digest).is_none());
+    }
+
+    #[derive(Debug)]
+    struct NothingGoes;
+
+    impl Disk for NothingGoes {
+        fn before(&self, effect: Effect<'_>) -> io::Result<()> {
+            match effect {
+                Effect::Remove(_) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_index_that_cannot_be_removed_is_not_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_watched(&dir.path().join("cache"), None, Arc::new(NothingGoes)).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        store.new_index(&digest).unwrap().publish().unwrap();
+        let drop_it = store.index_dropper(&digest, &store.index(&digest).unwrap());
+        drop_it();
+        assert!(store.index(&digest).is_none());
+        store.new_index(&digest).unwrap().publish().unwrap();
+        assert!(store.index(&digest).is_some(), "another one");
     }
 
     #[test]
