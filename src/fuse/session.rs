@@ -174,12 +174,14 @@ pub fn take_over(
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
     let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
-    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
+    // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
+    // must not count twice.
     match device.resend() {
         // Unmounted meanwhile; the service finds out, too.
         Ok(()) | Err(Errno::NODEV) => {}
         Err(errno) => return Err(refused(errno.into())),
     }
+    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _session: None })
 }
 
