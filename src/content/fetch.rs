@@ -253,13 +253,9 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        let open = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none());
-        // Nobody who waits needs to wait for the disk as well.
-        if let Some((_, sender)) = open {
-            sender.send_replace(Some(Ok(bytes.clone())));
-        }
+        // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
-        if let Some((_, sender)) = open {
+        if let Some((_, sender)) = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none()) {
             let mut flights = lock(&self.flights);
             // Another flight may have begun since this one gave way.
             if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
@@ -267,9 +263,8 @@ impl LayerContent {
             }
             drop(flights);
             // What nobody waits for is in the store, and need not be in memory until the run ends.
-            if sender.receiver_count() == 0 {
-                sender.send_replace(Some(Ok(Bytes::new())));
-            }
+            let waited_for = sender.receiver_count() > 0;
+            sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
         }
         Ok(())
     }
