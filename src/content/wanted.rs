@@ -158,8 +158,8 @@ const FORETOLD: u8 = 2;
 /// What is read so many milliseconds after the mount began belongs to a start.
 const START_MS: u128 = 60_000;
 /// Neighbours that are guessed to be wanted, too. Replayed over 200 Mbit/s and 20 ms, traces of Python, Node.js,
-/// TensorFlow and PostgreSQL that start wait half as often with these numbers as without, and fetch 25 to 50 %
-/// more; with larger ones they fetch a lot more and wait hardly less.
+/// TensorFlow and PostgreSQL that start wait between half and two thirds as often with these numbers as without, and
+/// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.
 const NEAR_BEFORE: u32 = 2;
 const NEAR_AFTER: u32 = 5;
 /// A guess may take about as long as the round trip that it can save: what a link of 200 Mbit/s and 20 ms, or of
