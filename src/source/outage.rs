@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::SourceError;
 use super::registry::Clock;
@@ -38,9 +38,10 @@ pub struct Outages(Arc<Shared>);
 struct Shared {
     clock: Arc<dyn Clock>,
     /// Set once somebody serves readers for as long as they like; until then the source gives up by itself.
-    policy: OnceLock<OnOutage>,
+    policy: watch::Sender<Option<OnOutage>>,
     waits: watch::Sender<BTreeMap<u64, Wait>>,
-    recovered: Notify,
+    /// Changes when something says that another try may do better than those before.
+    hope: watch::Sender<()>,
     refusal: Mutex<Option<String>>,
     serial: AtomicU64,
 }
@@ -102,24 +103,28 @@ impl Outages {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Shared {
             clock,
-            policy: OnceLock::new(),
+            policy: watch::Sender::default(),
             waits: watch::Sender::default(),
-            recovered: Notify::new(),
+            hope: watch::Sender::default(),
             refusal: Mutex::default(),
             serial: AtomicU64::new(0),
         }))
     }
 
-    /// From now on the source never gives up what may still succeed, and readers wait as `policy` says.
-    /// The first call counts.
+    /// From now on the source never gives up what may still succeed, and readers wait as `policy` says, also
+    /// those who wait already. The first call counts.
     pub fn outlast(&self, policy: OnOutage) {
-        // Said once; a second opinion would surprise those who wait by the first.
-        let _ = self.0.policy.set(policy);
+        self.0.policy.send_if_modified(|said| {
+            let first = said.is_none();
+            // Said once; a second opinion would surprise those who wait by the first.
+            said.get_or_insert(policy);
+            first
+        });
     }
 
     /// Whether the source never gives up.
     pub fn are_outlasted(&self) -> bool {
-        self.0.policy.get().is_some()
+        self.0.policy.borrow().is_some()
     }
 
     /// What is being waited for, longest first.
@@ -177,24 +182,38 @@ impl Outages {
         *lock(&self.0.refusal) = why.map(ToString::to_string);
     }
 
-    /// Returns when `time` has passed, or before, when anything that was in vain has succeeded.
+    /// Returns when `time` has passed, or before, when there is hope: something of the source has come, or
+    /// somebody new wants what could not be had.
     pub(super) async fn pause(&self, time: Duration) {
+        let mut hope = self.0.hope.subscribe();
+        let shortest = time.min(SHORTEST_HOPEFUL_PAUSE.max(time / 8));
+        self.0.clock.pause(shortest).await;
         tokio::select! {
             biased;
-            () = self.0.clock.pause(time) => {}
-            () = self.0.recovered.notified() => {}
+            () = self.0.clock.pause(time - shortest) => {}
+            changed = hope.changed() => changed.expect("the sender is ours"),
+        }
+    }
+
+    /// Something says that what is tried in vain may do better now.
+    pub(super) fn hope(&self) {
+        if !self.0.waits.borrow().is_empty() {
+            self.0.hope.send_replace(());
         }
     }
 
     /// Returns when `blob` cannot be had for longer than a reader who comes now is to wait, with the
     /// error for that reader.
     pub async fn outlived(&self, blob: &Digest, place: &str) -> SourceError {
-        let (patience, tries) = match self.0.policy.get() {
-            Some(OnOutage::Deadline(patience)) => (*patience, 1),
-            Some(OnOutage::Offline) => (Duration::ZERO, HICCUPS + 1),
-            Some(OnOutage::Block) | None => return std::future::pending().await,
-        };
         let begun = self.0.clock.now();
+        let mut policy = self.0.policy.subscribe();
+        let policy = *policy.wait_for(Option::is_some).await.expect("the sender is ours");
+        let (patience, tries) = match policy.expect("waited until there is one") {
+            OnOutage::Deadline(patience) => (patience, 1),
+            OnOutage::Offline => (Duration::ZERO, HICCUPS + 1),
+            OnOutage::Block => return std::future::pending().await,
+        };
+        self.hope();
         let mut changes = self.0.waits.subscribe();
         loop {
             let of_blob = |waits: &BTreeMap<u64, Wait>| {
@@ -232,6 +251,9 @@ impl Outages {
 
 /// Failed tries in a row that are no outage yet: connections break now and then.
 const HICCUPS: u32 = 2;
+/// However much hope there is, a source in trouble is not asked more often than this, nor before an eighth of its
+/// pause has passed.
+const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
 
 impl Failing {
     /// What is waited for has not got on since the last look.
@@ -258,11 +280,6 @@ impl Failing {
             }
         });
     }
-
-    /// A try has succeeded: whoever else waits may try at once.
-    pub(super) fn recovered(self) {
-        self.shared.recovered.notify_waiters();
-    }
 }
 
 impl Drop for Failing {
@@ -274,6 +291,8 @@ impl Drop for Failing {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::digest::Algorithm;
     use crate::source::registry::MonotonicClock;
@@ -288,6 +307,52 @@ mod tests {
         for text in ["", "deadline", "deadline=", "deadline=-1", "deadline=x", "deadline=inf", "block=1", "5"] {
             assert!(text.parse::<OnOutage>().is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_reader_who_waits_before_the_policy_is_known_gives_up_by_it() {
+        let outages = Outages::new(Arc::new(MonotonicClock::default()));
+        let blob = Digest::of(Algorithm::Sha256, b"1");
+        let _failing = outages.failed(None, "blob 1", Some(&blob), "no route");
+        let mut told = Box::pin(outages.outlived(&blob, "image"));
+        tokio::select! {
+            biased;
+            _ = &mut told => panic!("nobody has said how long to wait"),
+            () = std::future::ready(()) => {}
+        }
+        outages.outlast(OnOutage::Deadline(Duration::ZERO));
+        outages.outlast(OnOutage::Block);
+        assert!(told.await.to_string().contains("no route (tried 1 times"));
+    }
+
+    /// A clock on which a second passes at once, and more does not pass.
+    #[derive(Debug)]
+    struct Impatient;
+
+    impl Clock for Impatient {
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn pause(&self, time: Duration) -> crate::source::BoxFuture<'_, ()> {
+            if time.as_secs() < 1 { Box::pin(std::future::ready(())) } else { Box::pin(std::future::pending()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_pauses_tries_again_when_there_is_hope() {
+        let outages = Outages::new(Arc::new(Impatient));
+        let pause = || outages.pause(Duration::from_secs(5));
+        assert_eq!(pause().now_or_never(), None);
+        let mut during = Box::pin(pause());
+        assert_eq!((&mut during).now_or_never(), None);
+        outages.hope();
+        assert_eq!((&mut during).now_or_never(), None, "nothing was in trouble");
+        let blob = Digest::of(Algorithm::Sha256, b"1");
+        let _failing = outages.failed(None, "blob 1", Some(&blob), "no route");
+        outages.hope();
+        assert_eq!(during.now_or_never(), Some(()));
+        assert_eq!(pause().now_or_never(), None, "that was before");
     }
 
     #[tokio::test]
@@ -306,7 +371,7 @@ mod tests {
             () = std::future::ready(()) => {}
         }
         assert_eq!(outages.status()[0].tries, 2);
-        failing.recovered();
+        drop(failing);
         assert!(outages.status().is_empty());
     }
 

@@ -112,11 +112,15 @@ impl Transfer {
                         self.progress += piece.len() as u64;
                         // A server that gives a few bytes and hangs up is not well.
                         let enough = self.progress >= PROGRESS || self.wanted.is_empty();
-                        if enough && self.tries.went_well() {
-                            self.tries.place = match &self.queue {
-                                Some(queue) => Some(place(queue).await),
-                                None => None,
-                            };
+                        if enough {
+                            let was_in_trouble = self.tries.went_well();
+                            self.client.outages.hope();
+                            if was_in_trouble {
+                                self.tries.place = match &self.queue {
+                                    Some(queue) => Some(place(queue).await),
+                                    None => None,
+                                };
+                            }
                         }
                         if self.body.is_none() && !self.wanted.is_empty() {
                             // The server gave less than the range and said so.

@@ -114,7 +114,7 @@ impl Tries {
 
     /// A try has brought something; says whether those before it had failed.
     pub(super) fn went_well(&mut self) -> bool {
-        self.failing.take().map(Failing::recovered).is_some()
+        self.failing.take().is_some()
     }
 
     /// How many tries have failed.
