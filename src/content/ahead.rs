@@ -12,6 +12,8 @@ use std::ops::Range;
 pub(super) struct Ahead {
     /// The one that moved last stands last.
     followed: Vec<Followed>,
+    /// Those who read much at a time; again the last one stands last.
+    streams: Vec<Stream>,
 }
 
 /// One reader.
@@ -23,7 +25,41 @@ struct Followed {
     window: u32,
 }
 
+/// A reader of large pieces, one behind the other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stream {
+    /// Behind its last piece.
+    end: u32,
+    /// Behind what was fetched on its behalf.
+    next: u32,
+    /// Pieces that it has read in order.
+    pieces: u32,
+}
+
 impl Ahead {
+    /// A piece of many spans is waited for: behind which span what follows is to be fetched, when those before it lay
+    /// right before it. Then [`Ahead::streamed_to`] is to be told.
+    pub(super) fn streams(&mut self, piece: &Range<u32>) -> Option<u32> {
+        // Two pieces may share a span, and those that nobody had to wait for are not told of.
+        let before = |stream: &Stream| (piece.start.saturating_sub(UNSEEN)..=piece.start + 1).contains(&stream.end);
+        let before = self.streams.iter().rposition(before);
+        let before = before.map(|at| self.streams.remove(at));
+        let (next, pieces) = before.map_or((0, 0), |stream| (stream.next, stream.pieces));
+        if self.streams.len() == STREAMS {
+            self.streams.remove(0);
+        }
+        let stream = Stream { end: piece.end, next: next.max(piece.end), pieces: pieces + 1 };
+        self.streams.push(stream);
+        (stream.pieces >= SURE).then_some(stream.next)
+    }
+
+    /// All up to `next` was asked for on behalf of who has just read the piece before `end`.
+    pub(super) fn streamed_to(&mut self, end: u32, next: u32) {
+        if let Some(stream) = self.streams.iter_mut().rfind(|stream| stream.end == end) {
+            stream.next = next;
+        }
+    }
+
     /// How many spans behind `run` a reader wants that has to wait for `run`; `guess` when it was not there before.
     pub(super) fn missed(&mut self, run: &Range<u32>, guess: u32) -> u32 {
         let near = |reader: &Followed| (run.start.saturating_sub(SKIPPED)..=run.start).contains(&reader.next);
@@ -60,6 +96,12 @@ fn wider(window: u32) -> u32 {
     (window + more).min(WIDEST)
 }
 
+/// Streams that are followed at once in a layer.
+const STREAMS: usize = 4;
+/// Spans that a stream may go through without waiting for them.
+const UNSEEN: u32 = 16;
+/// So many large pieces in order are a file that is read to its end, and no program that starts.
+const SURE: u32 = 4;
 /// Readers that are followed at once in a layer.
 const READERS: usize = 16;
 /// A reader that leaves out so many spans still counts as going on.
@@ -100,6 +142,21 @@ mod tests {
         ahead.reached(503, 2);
         assert_eq!(ahead.missed(&(4..5), 2), 2);
         assert_eq!(ahead.missed(&(10..11), 1), 2, "two spans left out");
+    }
+
+    #[test]
+    fn large_pieces_in_order_are_a_stream() {
+        let mut ahead = Ahead::default();
+        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|piece| ahead.streams(&piece)), [None; 4]);
+        assert_eq!(ahead.streams(&(11..15)), Some(15));
+        ahead.streamed_to(15, 40);
+        assert_eq!(ahead.streams(&(14..19)), Some(40), "that far it was asked for");
+        assert_eq!(ahead.streams(&(19 + UNSEEN..40)), Some(40), "what lay between was here");
+        assert_eq!(ahead.streams(&(90..94)), None);
+        for piece in 0..10 {
+            assert_eq!(ahead.streams(&(1000 * piece..1000 * piece + 4)), None);
+        }
+        assert_eq!(ahead.streams(&(40..44)), None, "forgotten for others");
     }
 
     #[test]

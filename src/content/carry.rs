@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use crate::digest::Digest;
 use crate::layer::{IndexError, LayerIndex, SpanId};
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::store::{Store, StoreError};
+use crate::store::{IndexFile, Store, StoreError};
 
 /// Why indexes could not be carried.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +64,12 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&u32::try_from(layers.len()).unwrap_or(u32::MAX).to_le_bytes())?;
-    for (layer, mut file) in layers.iter().zip(files) {
-        let length = file.metadata()?.len();
+    for (layer, IndexFile { file, size: length, .. }) in layers.iter().zip(files) {
         let name = layer.to_string();
         out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
         out.write_all(name.as_bytes())?;
         out.write_all(&length.to_le_bytes())?;
-        if io::copy(&mut (&mut file).take(length), out)? != length {
+        if io::copy(&mut file.take(length), out)? != length {
             return Err(missing(layer));
         }
     }
@@ -105,7 +104,7 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, C
             return Err(CarryError::NotCarried { why: "it ends early" });
         }
         check(new.file().try_clone()?, &layer).map_err(|cause| CarryError::Index { layer: layer.clone(), cause })?;
-        if store.index(&layer).is_some_and(|known| check(known, &layer).is_ok()) {
+        if store.index(&layer).is_some_and(|known| check(known.file, &layer).is_ok()) {
             imported.known += 1;
         } else {
             new.publish()?;

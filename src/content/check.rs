@@ -37,8 +37,8 @@ impl CheckedLayer {
 /// [`StoreError::Io`] when the content cannot be opened.
 pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreError> {
     let mut found = CheckedLayer::default();
-    let Some(file) = store.index(blob) else { return Ok(found) };
-    let opened = LayerIndex::open(file).and_then(|index| {
+    let Some(index) = store.index(blob) else { return Ok(found) };
+    let opened = LayerIndex::open_sized(index.file, index.size).and_then(|index| {
         index.check_all()?;
         if index.proof().blob == *blob { Ok(index) } else { Err(IndexError::NotAnIndex) }
     });

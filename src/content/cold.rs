@@ -10,15 +10,20 @@ use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
 
-/// Fills `buf` with the decoded bytes at `from`, span by span, as they arrive.
+/// Fills `buf` with the decoded bytes at `from`, span by span, as they arrive; `more` of the same file follow.
 ///
 /// The bytes are taken from what was fetched, not read back from the store, so a full disk or an
 /// eviction in between does not matter.
-pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &mut [u8]) -> Result<(), ReadError> {
+pub(super) async fn read(
+    layer: &Arc<LayerContent>,
+    from: DecodedOffset,
+    buf: &mut [u8],
+    more: u64,
+) -> Result<(), ReadError> {
     let end = from + buf.len() as u64;
     let wanted = layer.spans_of(from..end)?;
     let mut missing = Vec::new();
-    for span in wanted {
+    for span in wanted.clone() {
         let known = layer.index.span(SpanId(span)).map_err(|cause| layer.index_error(cause))?;
         let begin = known.decoded.start.max(from);
         let stop = known.decoded.end.min(end);
@@ -39,6 +44,10 @@ pub(super) async fn read(layer: &Arc<LayerContent>, from: DecodedOffset, buf: &m
             let (around, room) = layer.around(&run)?;
             arriving.extend(fetch::start(layer, &run, around, room, again)?);
             rest = &rest[run.len()..];
+        }
+        let follows = end..DecodedOffset(end.0.saturating_add(more).min(layer.index.proof().decoded_size));
+        if !again && follows.start < follows.end {
+            layer.stream(&wanted, layer.spans_of(follows)?)?;
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {

@@ -75,7 +75,9 @@ impl Holdings {
         if let Some(held) = layers.get(&name).and_then(Weak::upgrade) {
             return held;
         }
-        layers.retain(|_, held| held.strong_count() > 0);
+        if layers.len() == layers.capacity() {
+            layers.retain(|_, held| held.strong_count() > 0);
+        }
         let held = Arc::new(Held {
             turn: Turn::new(&self.0.turns),
             progress: Arc::default(),

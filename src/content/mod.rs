@@ -175,8 +175,8 @@ impl LayerContent {
 
     /// Reads decoded bytes from the store alone; `false` when some of them are not there.
     ///
-    /// Never waits for the network, and tells `before_wait` before it waits for the disk. Each span is checked against its digest when this process first
-    /// touches it, and again when another writing of it is found on disk.
+    /// Never waits for the network, and tells `before_wait` before it waits for the disk. Each span is checked against
+    /// its digest when this process first touches it, and again when another writing of it is found on disk.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -199,13 +199,13 @@ impl LayerContent {
                     return Ok(true);
                 }
                 // Evicted, or written anew, while it was read.
-                Some(Ok(())) => spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release)),
+                Some(Ok(())) => {}
+                // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.
                 Some(Err(error)) => {
                     tracing::warn!(layer = %self.blob.digest, %error, "cannot read the cache; fetching instead");
-                    // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.
-                    spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release));
                 }
             }
+            spans.clone().for_each(|span| self.verified[span as usize].store(0, Ordering::Release));
         }
         Ok(false)
     }
@@ -244,12 +244,12 @@ impl LayerContent {
         Ok(Some(self.content.read_telling(from + read as u64, &mut buf[read..], before_wait)))
     }
 
-    /// Reads decoded bytes, fetching what is not in the store.
+    /// Reads decoded bytes, fetching what is not in the store; of the file that they are part of, `more` bytes follow.
     ///
     /// # Errors
     /// [`ReadError`]
-    pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8]) -> Result<(), ReadError> {
-        if self.read_stored(from, buf, &mut || ())? { Ok(()) } else { cold::read(self, from, buf).await }
+    pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8], more: u64) -> Result<(), ReadError> {
+        if self.read_stored(from, buf, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, more).await }
     }
 
     /// Whether the cache has had to give away spans of this layer, or could not keep one: what is fetched

@@ -479,7 +479,7 @@ enum Unkept {
 pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
     let file = store.index(&blob.digest)?;
     let dropper = store.index_dropper(&blob.digest, &file);
-    match LayerIndex::open(file) {
+    match LayerIndex::open_sized(file.file, file.size) {
         Ok(index) => {
             let proof = index.proof();
             if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {

@@ -50,6 +50,23 @@ impl LayerContent {
         }
     }
 
+    /// A reader waits for some spans at once: if they are many, and go on where others were read, what `follows` is
+    /// fetched.
+    pub(super) fn stream(self: &Arc<Self>, spans: &Range<u32>, follows: Range<u32>) -> Result<(), ReadError> {
+        if spans.len() < LARGE {
+            return Ok(());
+        }
+        let Some(next) = lock(&self.wanted.ahead).streams(spans) else { return Ok(()) };
+        let end = self.within(spans.end, follows.end.saturating_sub(spans.end), WINDOW_BYTES)?;
+        if end > next
+            && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..end))?)
+        {
+            fetch::start(self, &(next..next), next..end, Some(room), false)?;
+            lock(&self.wanted.ahead).streamed_to(spans.end, end);
+        }
+        Ok(())
+    }
+
     /// Fetches a window of a reader who goes on in order, if the budget allows it.
     fn follow(self: &Arc<Self>, next: u32, window: u32) -> Result<(), ReadError> {
         let end = self.within(next, window, WINDOW_BYTES)?;
@@ -165,5 +182,7 @@ const NEAR_AFTER: u32 = 5;
 /// A guess may take about as long as the round trip that it can save: what a link of 200 Mbit/s and 20 ms, or of
 /// 50 Mbit/s and 80 ms, holds.
 const NEAR_BYTES: u64 = 512 << 10;
+/// A read of so many spans is one of the kernel's largest, which it makes where it reads ahead itself.
+const LARGE: usize = 3;
 /// The widest window of a reader who goes on in order, in bytes of the blob.
 const WINDOW_BYTES: u64 = 4 << 20;

@@ -508,10 +508,12 @@ impl ImageFs {
             None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
-            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0 });
+            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0, more: 0 });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
-        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize })
+        // Of a sparse file fewer follow in the layer; a wrong guess is a wrong guess.
+        let more = size - end;
+        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize, more })
     }
 }
 
@@ -521,6 +523,8 @@ struct ReadPlan {
     bytes: DecodedBytes,
     extents: Vec<Extent>,
     length: usize,
+    /// Bytes of the file behind the piece.
+    more: u64,
 }
 
 /// Where a layer's decoded bytes come from.
@@ -541,7 +545,7 @@ impl ReadPlan {
             let Some(from) = extent.decoded else { continue };
             let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
             match &self.bytes {
-                DecodedBytes::Layer(content) => content.read(from, place).await.map_err(Unfilled::Failed)?,
+                DecodedBytes::Layer(content) => content.read(from, place, self.more).await.map_err(Unfilled::Failed)?,
                 DecodedBytes::Growing(growing) => growing.read(from, place).await.map_err(|_| Unfilled::Closed)?,
             }
         }

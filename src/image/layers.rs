@@ -167,13 +167,28 @@ impl Layers {
             eagerness,
             verify,
         });
-        for slot in &layers.slots {
-            if let Some(kept) = layers.held(slot) {
-                slot.state.send_replace(layers.content(slot, kept));
-            }
-        }
+        layers.open_known(cores);
         layers.start_more();
         layers
+    }
+
+    /// Opens what is known, which is quick for one layer and not for hundreds.
+    fn open_known(&self, cores: usize) {
+        let open = |slots: &[Arc<Slot>]| {
+            for slot in slots {
+                if let Some(kept) = self.held(slot) {
+                    slot.state.send_replace(self.content(slot, kept));
+                }
+            }
+        };
+        let share = self.slots.len().div_ceil(cores).max(OPENED_AT_ONCE);
+        let (first, rest) = self.slots.split_at(share.min(self.slots.len()));
+        std::thread::scope(|scope| {
+            for slots in rest.chunks(share) {
+                scope.spawn(move || open(slots));
+            }
+            open(first);
+        });
     }
 
     /// Fetches ahead of readers, as `policy` says, in the layers that are known now; what is read first of
@@ -529,6 +544,8 @@ fn pause_after(times: u32) -> Duration {
     Duration::from_secs(1 << times.min(5))
 }
 
+/// Layers for which one more thread is worth its while.
+const OPENED_AT_ONCE: usize = 32;
 /// A layer whose index is damaged more often lies on a disk that keeps nothing.
 const MENDED_AT_MOST: u32 = 8;
 /// A layer up to this size is read in no time, in bytes.

@@ -28,8 +28,11 @@ pub fn open(
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
     let holdings = holdings.into();
     let store = Arc::clone(holdings.store());
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = store.tidy() {
+    tokio::spawn(async move {
+        // Whoever waits for the image comes first.
+        tokio::time::sleep(TIDY_AFTER).await;
+        let tidied = tokio::task::spawn_blocking(move || store.tidy()).await;
+        if let Ok(Err(error)) = tidied {
             tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
         }
     });
@@ -45,6 +48,9 @@ pub fn open(
     }
     fs
 }
+
+/// When a process begins to look for what others have left in the cache.
+const TIDY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// An error and its causes in one line, for logs and status.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -136,6 +136,8 @@ impl IndexError {
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
 pub(super) const VERSION: u32 = 1;
 pub(super) const FOOTER: usize = 512;
+/// Bytes at the end of an index that are read to open it.
+const TAIL: usize = 4096;
 /// Everything of the footer but its own check.
 pub(super) const FOOTER_CHECKED: usize = FOOTER - CHECK;
 pub(super) const SECTION_ALIGN: u64 = 64;
@@ -230,7 +232,7 @@ impl Footer {
     }
 
     /// Parses a footer whose check holds.
-    fn from_bytes(raw: &[u8; FOOTER]) -> Result<Self, IndexError> {
+    fn from_bytes(raw: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
         let digest = |at: usize| {
             let text = &raw[at + 1..at + Self::DIGEST_BYTES];
@@ -260,6 +262,14 @@ impl Footer {
     }
 }
 
+/// An index that ends early is none.
+fn unread(cause: io::Error) -> IndexError {
+    match cause.kind() {
+        io::ErrorKind::UnexpectedEof => IndexError::NotAnIndex,
+        _ => IndexError::Io { cause },
+    }
+}
+
 /// A written layer index.
 pub struct LayerIndex {
     pages: Paged,
@@ -278,37 +288,52 @@ impl LayerIndex {
     /// # Errors
     /// [`IndexError`] if it is none, damaged at its end, or of another version.
     pub fn open(source: impl ReadAt + 'static) -> Result<Self, IndexError> {
-        let io = |cause: io::Error| match cause.kind() {
-            io::ErrorKind::UnexpectedEof => IndexError::NotAnIndex,
-            _ => IndexError::Io { cause },
-        };
-        let size = source.size().map_err(io)?;
+        let size = source.size().map_err(unread)?;
+        Self::open_sized(source, size)
+    }
+
+    /// As [`LayerIndex::open`], of a source of `size` bytes.
+    ///
+    /// # Errors
+    /// As [`LayerIndex::open`].
+    pub fn open_sized(source: impl ReadAt + 'static, size: u64) -> Result<Self, IndexError> {
         let footer_at = size.checked_sub(FOOTER as u64).ok_or(IndexError::NotAnIndex)?;
-        let mut raw = [0; FOOTER];
-        source.read_exact_at(&mut raw, footer_at).map_err(io)?;
+        // Most page tables are read along with the footer.
+        let tail_at = size.saturating_sub(TAIL as u64);
+        let mut tail = [0; TAIL];
+        let tail = &mut tail[..(size - tail_at) as usize];
+        source.read_exact_at(tail, tail_at).map_err(unread)?;
+        let (before, raw) = tail.split_at(tail.len() - FOOTER);
         if &raw[..8] != MAGIC {
             return Err(IndexError::NotAnIndex);
         }
         // Another version may have another footer, so its number counts before its check.
-        let version = le32(&raw, 8);
+        let version = le32(raw, 8);
         if version != VERSION {
             return Err(IndexError::Version { found: version });
         }
-        let body = le64(&raw, 16);
+        let body = le64(raw, 16);
         let table = footer_at.checked_sub(body).ok_or(IndexError::NotAnIndex)?;
         if table != body.div_ceil(PAGE as u64) * CHECK as u64 {
             return Err(IndexError::NotAnIndex);
         }
         let table = usize::try_from(table).map_err(|_| IndexError::NotAnIndex)?;
-        let mut checks = vec![0; table];
-        source.read_exact_at(&mut checks, body).map_err(io)?;
+        let mut more;
+        let checks = match before.len().checked_sub(table) {
+            Some(at) => &before[at..],
+            None => {
+                more = vec![0; table];
+                source.read_exact_at(&mut more, body).map_err(unread)?;
+                &more
+            }
+        };
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&checks);
+        hasher.update(checks);
         hasher.update(&raw[..FOOTER_CHECKED]);
         if hasher.finalize().as_bytes() != &raw[FOOTER_CHECKED..] {
             return Err(IndexError::NotAnIndex);
         }
-        let footer = Footer::from_bytes(&raw)?;
+        let footer = Footer::from_bytes(raw)?;
         let checks = checks.chunks_exact(CHECK).map(|check| check.try_into().expect("exact chunks")).collect();
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
     }

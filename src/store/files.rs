@@ -5,7 +5,7 @@
 //! first, which is where tests let disks fill up and processes die.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -129,7 +129,7 @@ impl Files {
     /// read-only, opens what is there for reading.
     pub(super) fn open_write(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("open", path))?;
-        match open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)) {
+        match open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)).map(|(file, _)| file) {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => open_read(path),
             opened => opened,
         }
@@ -137,7 +137,7 @@ impl Files {
 
     pub(super) fn create_new(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("create", path))?;
-        open(path, OpenOptions::new().read(true).write(true).create_new(true))
+        open(path, OpenOptions::new().read(true).write(true).create_new(true)).map(|(file, _)| file)
     }
 
     pub(super) fn write_all_at(&self, file: &File, path: &Path, bytes: &[u8], at: u64) -> io::Result<()> {
@@ -202,6 +202,11 @@ impl Files {
 }
 
 pub(super) fn open_read(path: &Path) -> Result<File, StoreError> {
+    open_found(path).map(|(file, _)| file)
+}
+
+/// A file to read, and what it is.
+pub(super) fn open_found(path: &Path) -> Result<(File, Metadata), StoreError> {
     open(path, OpenOptions::new().read(true))
 }
 
@@ -212,7 +217,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError>
     Ok(bytes)
 }
 
-fn open(path: &Path, options: &mut OpenOptions) -> Result<File, StoreError> {
+fn open(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata), StoreError> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits();
     let file =
         options.custom_flags(flags.cast_signed()).mode(0o600).open(path).map_err(StoreError::io("open", path))?;
@@ -220,5 +225,5 @@ fn open(path: &Path, options: &mut OpenOptions) -> Result<File, StoreError> {
     if !found.is_file() {
         return Err(StoreError::Unsafe { path: path.to_owned(), why: "it holds something that is not a plain file" });
     }
-    Ok(file)
+    Ok((file, found))
 }

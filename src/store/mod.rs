@@ -59,6 +59,16 @@ pub struct Store {
     spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
 }
 
+/// A layer index of the store, open for reading.
+#[derive(Debug)]
+pub struct IndexFile {
+    /// Its bytes.
+    pub file: File,
+    /// How many there are.
+    pub size: u64,
+    identity: (u64, u64),
+}
+
 /// What a tag named when a registry was last asked.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TagRecord {
@@ -262,15 +272,16 @@ impl Store {
 
     /// The layer index of a blob, open for reading, and held: a shared lock keeps it from eviction
     /// for as long as the file is open.
-    pub fn index(&self, blob: &Digest) -> Option<File> {
+    pub fn index(&self, blob: &Digest) -> Option<IndexFile> {
         let path = self.path(INDEX, blob);
-        let file = files::open_read(&path).ok()?;
-        if identity(file.metadata()).is_none_or(|found| lock(&self.spoilt).contains(&found)) {
+        let (file, found) = files::open_found(&path).ok()?;
+        let index = IndexFile { file, identity: identity(&found), size: found.len() };
+        if lock(&self.spoilt).contains(&index.identity) {
             return None;
         }
         // A lock that cannot be had (a file system without locks) only makes eviction less polite.
-        let _ = self.files.try_lock_shared(&file, &path);
-        Some(file)
+        let _ = self.files.try_lock_shared(&index.file, &path);
+        Some(index)
     }
 
     /// Begins to write a layer index.
@@ -288,18 +299,18 @@ impl Store {
 
     /// Forgets, when it is called, the layer index that is open as `file`, also where it cannot be removed; one
     /// that has taken its place since stays.
-    pub fn index_dropper(&self, blob: &Digest, file: &File) -> impl Fn() + Send + Sync + 'static {
-        let (path, opened, once) = (self.path(INDEX, blob), identity(file.metadata()), Once::new());
+    pub fn index_dropper(&self, blob: &Digest, file: &IndexFile) -> impl Fn() + Send + Sync + 'static {
+        let (path, opened, once) = (self.path(INDEX, blob), file.identity, Once::new());
         let (files, spoilt) = (self.files.clone(), Arc::clone(&self.spoilt));
         move || {
             once.call_once(|| {
                 tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
-                let still_there = || opened.is_some() && identity(std::fs::symlink_metadata(&path)) == opened;
+                let still_there = || std::fs::symlink_metadata(&path).is_ok_and(|found| identity(&found) == opened);
                 if still_there() {
                     files.remove(&path);
                 }
                 if still_there() {
-                    lock(&spoilt).extend(opened);
+                    lock(&spoilt).insert(opened);
                 }
             });
         }
@@ -476,8 +487,8 @@ impl Drop for NewFile {
 }
 
 /// Which file it is: device and inode.
-fn identity(found: io::Result<Metadata>) -> Option<(u64, u64)> {
-    found.map(|found| (found.dev(), found.ino())).ok()
+fn identity(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 const INDEX: &str = "index-v1";
