@@ -1,5 +1,6 @@
 //! Mounting and unmounting.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -158,8 +159,8 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process had not answered are answered now; whoever
-/// waits notices nothing.
+/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process
+/// had not answered are answered now; whoever waits notices nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
@@ -167,7 +168,7 @@ pub fn take_over(
     connection: OwnedFd,
     fs: Arc<ImageFs>,
     place: MountPlace,
-    opens: Option<&Path>,
+    opens: Option<File>,
 ) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
@@ -256,6 +257,11 @@ impl MountPlace {
     /// The mount point.
     pub fn at(&self) -> &Path {
         &self.at
+    }
+
+    /// Whether this very mount is still there.
+    pub fn is_mounted(&self) -> bool {
+        self.device.is_some() && mounts::at(&self.at).map(|mount| mount.device) == self.device
     }
 
     /// Takes the mount away, if it still is there; somebody else's on the same path is left alone.
