@@ -224,7 +224,8 @@ impl Filesystem for Terms {
         if self.passthrough && config.set_max_stack_depth(1).is_err() {
             tracing::debug!("the kernel does not take the depth of a stack of file systems");
         }
-        // How many read-aheads may wait at once. Both values are within the kernel's own bounds.
+        // How many read-aheads may wait at once. From three quarters of them on the kernel reads nothing ahead, not
+        // even what is cached, and asks for single pages. Both values are within its own bounds.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(wire::MAX_WRITE);
         Ok(())
@@ -325,4 +326,4 @@ fn raise_read_ahead(device: &str) {
 }
 
 const READ_AHEAD_KIB: &str = "1024";
-const MAX_BACKGROUND: u16 = 128;
+const MAX_BACKGROUND: u16 = 1024;
