@@ -24,20 +24,21 @@ use super::share;
 use super::state::{self, MountState, Published};
 use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
-use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
     if args.share {
         return share::run(args, kernel);
     }
+    open::make_absolute(&mut args.image)?;
+    args.log_file = args.log_file.take().map(open::absolute);
     // Nobody serves a mount that is to be gone on with: it must not be looked at.
     let found = Supervisor::find(&args)?;
     if let Some((supervisor, Some(handed))) = found {
         return in_runtime(go_on(&args, supervisor, *handed));
     }
     let supervisor = found.map(|(supervisor, _)| supervisor);
-    kernel.source = args.image.reference.parse::<Reference>()?.to_string();
+    kernel.source.clone_from(&args.image.reference);
     let at = mount_point(&args.at)?;
     if !args.foreground && !args.background_child {
         return daemon::start(&mut Bar::new());
@@ -394,7 +395,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
 
 pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
-        Some(path) => Ok(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        Some(path) => Ok(path.clone()),
         None => Ok(state::directory()?.join(format!("{pid}.log"))),
     }
 }
