@@ -10,7 +10,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help:
 	@echo 'make demo      build peelfs and see it work on a sample image (no registry or network needed)'
 	@echo 'make test      install what the tests need, then run all of them'
-	@echo 'make soak      run the long forms of the tests of damage and attack'
+	@echo 'make soak      run the long forms of tests: kills, crashes, damage, many readers; a line for each'
 	@echo 'make build     build $(TARGET)/release/peelfs'
 	@echo 'make install   install the program and its manual pages below PREFIX ($(PREFIX))'
 	@echo 'make bench     measure beside other tools and draw charts'
@@ -45,10 +45,11 @@ fuzz:
 			-rss_limit_mb=2048 -timeout=20 -print_final_stats=1; \
 	done
 
-# The long forms of tests that have a short one in `make test`.
+# The long forms of tests that have a short one in `make test`. SOAK names some of the runs, as in
+# SOAK='readers two-processes' PEELFS_SOAK_SECONDS=120.
+SOAK ?=
 soak: needs
-	$(CARGO) test --locked --release --test hostile --test soak -- --ignored --nocapture --test-threads 1 in_the_long_run
-	$(CARGO) test --locked --release --test crash -- --ignored --nocapture in_the_long_run
+	@CARGO='$(CARGO)' scripts/soak.sh $(SOAK)
 
 # Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
 BENCH ?=

@@ -196,7 +196,10 @@ impl RegistryName {
         if let Some(tag) = tag {
             check_tag(tag)?;
         }
-        check_repository(repository)?;
+        check_repository(repository).map_err(|why| match (why, authority) {
+            (Why::UpperCase { lower }, Some(authority)) => Why::UpperCase { lower: format!("{authority}/{lower}") },
+            (why, _) => why,
+        })?;
 
         let hub = matches!(host, DOCKER_HUB | "index.docker.io" | "registry-1.docker.io") && port.is_none();
         let repository =
@@ -651,6 +654,7 @@ mod tests {
             "",
             "Ubuntu",
             "Library/ubuntu:22.04",
+            "registry.example:5000/Python:3.12",
             "sha256:aaaa",
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "python@sha256:aaaa",
@@ -697,6 +701,8 @@ mod tests {
           hint: did you mean `ubuntu`?
         `Library/ubuntu:22.04` is not an image reference: repository names are lower case
           hint: did you mean `library/ubuntu`?
+        `registry.example:5000/Python:3.12` is not an image reference: repository names are lower case
+          hint: did you mean `registry.example:5000/python`?
         `sha256:aaaa` is not an image reference: it looks like a digest, but no repository stands before it
           hint: write the repository before it: `NAME@sha256:…`
         `e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855` is not an image reference: it looks like a digest, but no repository stands before it

@@ -276,6 +276,33 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     error: cannot read nowhere: No such file or directory (os error 2)
     --- exit 3
     "#);
+    small().write_layout(&user.path("layout"), "1").unwrap();
+    assert_snapshot!(run(&["ls", "oci:layout:2"]), @r#"
+    --- stderr
+    error: image `2` not found in oci:layout:2: it has `1`
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["ls", "--authfile", "nowhere", &image]), @r#"
+    --- stderr
+    error: cannot read the credentials in `nowhere`: No such file or directory (os error 2)
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["cache", "drop", "--content", &other]), @r#"
+    --- stderr
+    error: registry.test/library/app:2 is not in the cache, and the network may not be asked
+    hint: name it as it was mounted, or drop the content of all with `--all`
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["index", "import", "layout/oci-layout"]), @r#"
+    --- stderr
+    error: cannot import `layout/oci-layout`: it is not a file of exported indexes: it begins otherwise
+    --- exit 5
+    "#);
+    assert_snapshot!(run(&["profile", "import", "layout/oci-layout"]), @r#"
+    --- stderr
+    error: `layout/oci-layout` holds no profiles of peelfs: missing field `peelfs_profiles` at line 1 column 30
+    --- exit 5
+    "#);
     assert_snapshot!(run(&["status", "."]), @r#"
     --- stderr
     error: nothing is mounted on `.`

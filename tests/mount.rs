@@ -8,6 +8,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt};
 use std::path::Path;
@@ -18,6 +19,7 @@ use peelfs::fuse::{self, MountOptions};
 use peelfs::loopback::image::{Family, Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
+use rustix::process::{Pid, Signal, kill_process};
 use support::model::{Seen, Tree};
 use support::random::{self, Random, Shape};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
@@ -841,4 +843,69 @@ fn wait_for(test: impl Fn() -> bool) {
         assert!(begin.elapsed().as_secs() < 60, "it never came to be so");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_relative_path_means_the_same_in_the_background_and_in_the_next_process() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let layer = LayerBuilder::new().file("f", "content").file("g", "more");
+    ImageBuilder::new().layer(layer).build().write_layout(&sandbox.path().join("layout"), "1").unwrap();
+    let at = sandbox.mount_point("mnt");
+    let mut command = sandbox.peelfs(["mount", "oci:layout:1", "--cache-dir", "kept"]);
+    let output = command.arg(&at.path).current_dir(sandbox.path()).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let state = at.state().unwrap();
+    assert_eq!(state["reference"], format!("oci:{}:1", sandbox.path().join("layout").display()));
+    assert_eq!(state["cache"], *sandbox.path().join("kept").to_str().unwrap());
+    assert_eq!(std::fs::read(at.join("f")).unwrap(), b"content");
+    let before = at.server();
+    kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
+    while at.state().is_none_or(|state| state["pid"] == before) {
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::read(at.join("g")).unwrap(), b"more");
+    at.unmount();
+}
+
+#[test]
+fn a_log_stays_only_if_something_stands_in_it() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    ImageBuilder::new()
+        .layer(LayerBuilder::new().file("f", "content"))
+        .build()
+        .write_layout(&sandbox.path().join("layout"), "1")
+        .unwrap();
+    let reference = format!("oci:{}:1", sandbox.path().join("layout").display());
+    let logs = || {
+        let run = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap().map(|entry| entry.unwrap().path());
+        run.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect::<Vec<_>>()
+    };
+    for more in [&["--share"][..], &[]] {
+        let at = sandbox.mount_with(&reference, "mnt", more);
+        let log = at.state().unwrap()["log"].as_str().unwrap().to_owned();
+        assert_eq!(logs(), [std::path::PathBuf::from(log)]);
+        let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap();
+        at.unmount();
+        while std::fs::exists(format!("/proc/{keeper}/fd/0")).unwrap() {
+            std::thread::yield_now();
+        }
+        assert_eq!(logs(), [] as [std::path::PathBuf; 0]);
+    }
+    // Those of processes that are gone: old ones go.
+    let [old, new, other] =
+        ["999999999.log", "999999998.log", "mine.log"].map(|name| sandbox.path().join("run/peelfs").join(name));
+    for log in [&old, &new, &other] {
+        std::fs::write(log, "something").unwrap();
+    }
+    for log in [&old, &other] {
+        File::options().write(true).open(log).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    }
+    assert!(sandbox.run(["status"]).status.success());
+    assert_eq!([old, new, other].map(|log| log.exists()), [false, true, true]);
 }

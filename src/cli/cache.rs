@@ -175,7 +175,11 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
         Some(reference) => {
             let cache = args.cache.clone();
             let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
-            let opened = mount::runtime()?.block_on(open::open(&ImageArgs { reference, access }))?;
+            let opened = mount::runtime()?.block_on(open::open(&ImageArgs { reference, access }));
+            let opened = opened.map_err(|report| match report.code {
+                Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
+                _ => report,
+            })?;
             opened.plan.layers.into_iter().map(|layer| layer.blob.digest).collect()
         }
     };

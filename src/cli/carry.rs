@@ -60,11 +60,11 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
             read.map_err(|error| file_trouble("read", file, &error))?;
             let profiles: Profiles = serde_json::from_slice(&bytes).map_err(|error| {
-                Report::new(Code::Failure, format!("`{}` holds no profiles of peelfs: {error}", file.display()))
+                Report::new(Code::Verification, format!("`{}` holds no profiles of peelfs: {error}", file.display()))
             })?;
             if profiles.peelfs_profiles != 1 {
                 let message = format!("`{}` holds profiles of another version", file.display());
-                return Err(Report::new(Code::Failure, message));
+                return Err(Report::new(Code::Verification, message));
             }
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {

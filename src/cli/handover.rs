@@ -3,6 +3,7 @@
 //! Over a pair of sockets whose one end is the serving process' stdin, in messages of JSON, of which
 //! some carry the connection to the kernel.
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -92,6 +93,16 @@ pub(super) struct Handover {
     pub(super) ended: Option<String>,
     /// Its number among shared mounts, and what was asked for.
     pub(super) shared: Option<(u64, Box<Request>)>,
+}
+
+/// A mount to go on with.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) handover: Handover,
+    /// Its connection to the kernel.
+    pub(super) connection: OwnedFd,
+    /// Which files are open, of a mount with passthrough.
+    pub(super) opens: Option<File>,
 }
 
 /// One end. Whole messages travel over it, whatever the type of the stream says.

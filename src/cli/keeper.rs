@@ -69,6 +69,7 @@ pub(super) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Res
         // First the name: whoever comes later finds none and starts another keeper.
         let _ = std::fs::remove_file(socket);
         let _ = std::fs::remove_file(&keeper.kept_by.socket);
+        state::remove_empty_log(log);
         ended.map(drop).map_err(failed)
     })
 }

@@ -1,6 +1,8 @@
 //! `peelfs mount`
 
+use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,37 +12,40 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{MountArgs, PrefetchArg, VerifyArg};
 use super::daemon::{self, Parent, Word};
-use super::handover::{Channel, Handover, KeptBy, Message};
+use super::handover::{Channel, Handed, Handover, KeptBy, Message};
 use super::keeper;
 use super::open::{self, Opened};
 use super::options;
 use super::probe;
 use super::progress::Bar;
 use super::report::{Code, Report};
+use super::service::ServiceManager;
 use super::share;
 use super::state::{self, MountState, Published};
 use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
-use crate::reference::Reference;
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
     if args.share {
         return share::run(args, kernel);
     }
+    open::make_absolute(&mut args.image)?;
+    args.log_file = args.log_file.take().map(open::absolute);
     // Nobody serves a mount that is to be gone on with: it must not be looked at.
-    let kept = if args.kept { Some(Kept::listen(&args)?) } else { None };
-    if let Some(Kept { channel, by, handed: Some(handed) }) = kept {
-        return in_runtime(go_on(&args, &channel, by, *handed));
+    let found = Supervisor::find(&args)?;
+    if let Some((supervisor, Some(handed))) = found {
+        return in_runtime(go_on(&args, supervisor, *handed));
     }
-    kernel.source = args.image.reference.parse::<Reference>()?.to_string();
+    let supervisor = found.map(|(supervisor, _)| supervisor);
+    kernel.source.clone_from(&args.image.reference);
     let at = mount_point(&args.at)?;
     if !args.foreground && !args.background_child {
         return daemon::start(&mut Bar::new());
     }
     let mut parent = if args.background_child { Parent::leave_terminal() } else { Parent::none() };
     let done = if args.kept || args.no_keeper {
-        in_runtime(serve(&args, &at, &kernel, &mut parent, kept))
+        in_runtime(serve(&args, &at, &kernel, &mut parent, supervisor))
     } else {
         match keeper::keep(&at, args.background_child) {
             // What there was to say has been said by the process that served.
@@ -67,27 +72,28 @@ pub(super) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> R
     served
 }
 
-/// What a keeper has told this process to do.
-struct Kept {
-    channel: Channel,
-    by: KeptBy,
-    /// The mount that a process before had served.
-    handed: Option<Box<Handed>>,
+/// Who starts another process when this one dies.
+enum Supervisor {
+    Keeper { channel: Channel, by: KeptBy },
+    ServiceManager(ServiceManager),
 }
 
-/// A mount to go on with, and its connection to the kernel.
-struct Handed {
-    handover: Handover,
-    connection: OwnedFd,
-}
+impl Supervisor {
+    /// Who has started this process, and the mount that it is to go on with. Before any thread runs.
+    fn find(args: &MountArgs) -> Result<Option<(Self, Option<Box<Handed>>)>, Report> {
+        if args.kept {
+            return Self::listen(args).map(Some);
+        }
+        let service = if args.foreground && args.no_keeper { ServiceManager::find(args) } else { None };
+        Ok(service.map(|(manager, handed)| (Self::ServiceManager(manager), handed.map(Box::new))))
+    }
 
-impl Kept {
-    /// Hears what the keeper wants, before any thread runs.
-    fn listen(args: &MountArgs) -> Result<Self, Report> {
+    /// Hears what the keeper wants.
+    fn listen(args: &MountArgs) -> Result<(Self, Option<Box<Handed>>), Report> {
         let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
         let channel = Channel::of_stdin().map_err(|_| failed())?;
         match channel.receive().map_err(|_| failed())? {
-            Some((Message::Begin(by), _)) => Ok(Self { channel, by, handed: None }),
+            Some((Message::Begin(by), _)) => Ok((Self::Keeper { channel, by }, None)),
             Some((Message::TakeOver(by, handover), Some(connection))) => {
                 // From the first word on: whoever started the mount is long gone.
                 if args.background_child
@@ -95,10 +101,58 @@ impl Kept {
                 {
                     Parent::none().let_go(log).map_err(|error| log_error(log, &error))?;
                 }
-                let handed = Handed { handover: *handover, connection };
-                Ok(Self { channel, by, handed: Some(Box::new(handed)) })
+                let opens = args.passthrough.then(|| File::options().read(true).write(true).open(by.opens()));
+                let opens = opens.transpose().map_err(|error| opens_error(&error))?;
+                let handed = Handed { handover: *handover, connection, opens };
+                Ok((Self::Keeper { channel, by }, Some(Box::new(handed))))
             }
             _ => Err(failed()),
+        }
+    }
+
+    fn kept_by(&self) -> Option<KeptBy> {
+        match self {
+            Self::Keeper { by, .. } => Some(by.clone()),
+            Self::ServiceManager(_) => None,
+        }
+    }
+
+    /// An empty file for the files that are open, which the next process will have.
+    fn opens(&mut self) -> Result<File, Report> {
+        let opens = match self {
+            Self::Keeper { by, .. } => {
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(by.opens())
+            }
+            Self::ServiceManager(manager) => manager.opens(),
+        };
+        opens.map_err(|error| opens_error(&error))
+    }
+
+    /// This process is ready to go on with a mount; returns when it is to serve.
+    fn prepared(&self) -> Result<(), Report> {
+        let Self::Keeper { channel, .. } = self else { return Ok(()) };
+        match channel.send(&Message::Prepared, None).and_then(|()| channel.receive()) {
+            Ok(Some((Message::Go, _))) => Ok(()),
+            _ => Err(Report::new(Code::Failure, "the keeper is gone")),
+        }
+    }
+
+    /// This process serves; with the connection at the first time, if another one could go on with it.
+    fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+        match self {
+            Self::Keeper { channel, .. } => {
+                if let Err(error) = channel.send(&Message::Serving(Box::new(handover)), connection) {
+                    tracing::warn!(%error, "the keeper is gone; nobody goes on with this mount if this process dies");
+                }
+            }
+            Self::ServiceManager(manager) => manager.serving(handover, connection),
+        }
+    }
+
+    /// The mount has ended.
+    fn ended(&mut self) {
+        if let Self::ServiceManager(manager) = self {
+            manager.ended();
         }
     }
 }
@@ -134,7 +188,7 @@ async fn serve(
     at: &Path,
     kernel: &MountOptions,
     parent: &mut Parent,
-    kept: Option<Kept>,
+    mut supervisor: Option<Supervisor>,
 ) -> Result<(), Report> {
     let mut ends = Ends::new()?;
     let opened = tokio::select! {
@@ -144,15 +198,15 @@ async fn serve(
     let fs = opened.files(Eagerness::Background, verify(args));
     let mut kernel = kernel.clone();
     if args.passthrough {
-        let opens = kept.as_ref().map(|kept| kept.by.opens());
+        let opens = supervisor.as_mut().map(Supervisor::opens).transpose()?;
         kernel.passthrough = Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }));
     }
     let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
     let prefetching = start_prefetching(args, &fs);
     let place = mounted.place();
     let mut own = mount_state(at, &opened);
-    own.keeper = kept.as_ref().map(|kept| kept.by.clone());
-    let connection = kept.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
+    own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
+    let connection = supervisor.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
     let served = tokio::spawn(mounted.served());
     let begun = begin(args, own, &opened, &fs, parent, &mut ends).await;
     let (published, own) = match begun {
@@ -162,7 +216,7 @@ async fn serve(
             return Err(report);
         }
     };
-    if let (Some(Kept { channel, .. }), Some(connection)) = (&kept, connection) {
+    if let Some(supervisor) = &mut supervisor {
         let handover = Handover {
             place: place.clone(),
             root: opened.plan.root.digest.clone(),
@@ -173,10 +227,11 @@ async fn serve(
             ended: None,
             shared: None,
         };
-        tell_keeper(channel, handover, Some(connection.as_fd()));
+        supervisor.serving(handover, connection.as_ref().map(OwnedFd::as_fd));
     }
     outlast(&opened, args);
     wait_for_end(served, &place, &mut ends).await;
+    supervisor.iter_mut().for_each(Supervisor::ended);
     prefetching.abort();
     fs.keep_profiles();
     drop(published);
@@ -184,19 +239,15 @@ async fn serve(
 }
 
 /// Goes on with a mount that another process has served.
-async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) -> Result<(), Report> {
-    let Handed { handover, connection } = handed;
+async fn go_on(args: &MountArgs, mut supervisor: Supervisor, handed: Handed) -> Result<(), Report> {
+    let Handed { handover, connection, opens } = handed;
     let mut ends = Ends::new()?;
     let opened = open::open_pinned(&args.image, &handover.root).await?;
     same_manifest(&opened, &handover)?;
     outlast(&opened, args);
     let fs = opened.files(Eagerness::Background, verify(args));
-    let prepared = channel.send(&Message::Prepared, None).and_then(|()| channel.receive());
-    if !matches!(prepared, Ok(Some((Message::Go, _)))) {
-        return Err(Report::new(Code::Failure, "the keeper is gone"));
-    }
-    let opens = args.passthrough.then(|| by.opens());
-    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens.as_deref())?;
+    supervisor.prepared()?;
+    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens)?;
     let place = mounted.place();
     let served = tokio::spawn(mounted.served());
     if let Some(how) = &handover.ended {
@@ -208,13 +259,14 @@ async fn go_on(args: &MountArgs, channel: &Channel, by: KeptBy, handed: Handed) 
     }
     let mut own = mount_state(place.at(), &opened);
     own.log.clone_from(&handover.log);
-    (own.keeper, own.since, own.takeovers) = (Some(by), handover.since, handover.takeovers);
+    (own.keeper, own.since, own.takeovers) = (supervisor.kept_by(), handover.since, handover.takeovers);
     // The mount matters more than that it can be asked.
     let published = state::publish(own, Arc::clone(&fs), opened.registry.clone())
         .map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount"));
-    tell_keeper(channel, handover, None);
+    supervisor.serving(handover, None);
     let prefetching = start_prefetching(args, &fs);
     wait_for_end(served, &place, &mut ends).await;
+    supervisor.ended();
     prefetching.abort();
     fs.keep_profiles();
     drop(published);
@@ -233,12 +285,6 @@ pub(super) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), 
 pub(super) fn mount_state(at: &Path, opened: &Opened) -> MountState {
     let manifest = opened.plan.manifest.digest.to_string();
     MountState::of_this_process(at, opened.reference.to_string(), manifest, opened.store.root())
-}
-
-fn tell_keeper(channel: &Channel, handover: Handover, connection: Option<BorrowedFd<'_>>) {
-    if let Err(error) = channel.send(&Message::Serving(Box::new(handover)), connection) {
-        tracing::warn!(%error, "the keeper is gone; nobody goes on with this mount if this process dies");
-    }
 }
 
 /// What lies between the mount and the moment at which the user's command returns.
@@ -264,6 +310,10 @@ async fn begin(
         parent.let_go(&log).map_err(|error| log_error(&log, &error))?;
     }
     Ok((published, own))
+}
+
+fn opens_error(error: &std::io::Error) -> Report {
+    Report::new(Code::Failure, format!("cannot keep which files are open: {error}"))
 }
 
 fn log_error(log: &Path, error: &std::io::Error) -> Report {
@@ -345,7 +395,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
 
 pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
-        Some(path) => Ok(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        Some(path) => Ok(path.clone()),
         None => Ok(state::directory()?.join(format!("{pid}.log"))),
     }
 }

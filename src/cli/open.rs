@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
-use super::report::Report;
+use super::report::{Code, Report};
 use crate::digest::Digest;
 use crate::image::{self, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
@@ -35,7 +35,36 @@ impl Opened {
 pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
     let reference: Reference = args.reference.parse()?;
     tell_notes(&reference);
+    check_authfile(&args.access)?;
     resolve(reference, args, &Around::of_process(args)?).await
+}
+
+/// Credentials that somebody names have to be there, also where a registry asks for none.
+pub(super) fn check_authfile(access: &AccessArgs) -> Result<(), Report> {
+    let Some(path) = &access.authfile else { return Ok(()) };
+    let Err(error) = std::fs::File::open(path) else { return Ok(()) };
+    let code = if error.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
+    Err(Report::new(code, format!("cannot read the credentials in `{}`: {error}", path.display())))
+}
+
+/// Makes paths absolute: a process that goes to the background leaves the directory they were typed in.
+pub(super) fn make_absolute(args: &mut ImageArgs) -> Result<(), Report> {
+    let reference: Reference = args.reference.parse()?;
+    if !matches!(reference.place(), Place::Registry(_))
+        && let Some((transport, path)) = args.reference.split_once(':')
+    {
+        args.reference = format!("{transport}:{}", absolute(path.into()).display());
+    }
+    let access = &mut args.access;
+    access.authfile = access.authfile.take().map(absolute);
+    access.ca = std::mem::take(&mut access.ca).into_iter().map(absolute).collect();
+    access.cache.cache_dir = access.cache.cache_dir.take().map(absolute);
+    Ok(())
+}
+
+/// The path as it is in any directory.
+pub(super) fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// Tells what a user may have meant otherwise.
@@ -97,7 +126,7 @@ pub(super) fn store(args: &CacheDirArgs) -> Result<Store, Report> {
 /// Where the cache is: as asked, else where the XDG base directory specification puts it.
 pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
     if let Some(dir) = &args.cache_dir {
-        return Ok(std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+        return Ok(absolute(dir.clone()));
     }
     default_cache_dir()
 }

@@ -233,13 +233,13 @@ fn layer(failure: &LayerFailure) -> Report {
 fn source(error: &SourceError) -> Report {
     let told = |code| Report::of(code, error);
     match error {
-        SourceError::NotFound { said, .. } => {
+        SourceError::NotFound { said, hint, .. } => {
             let report = told(Code::NotFound);
             match said {
                 Some(said) => Report { message: format!("{}: {said}", report.message), ..report },
                 None => report,
             }
-            .hint("check the spelling; a private repository also looks like this to those who are not logged in")
+            .maybe_hint(*hint)
         }
         SourceError::Denied { place, tried, .. } => {
             let report = told(Code::Authentication);

@@ -29,7 +29,7 @@ use super::state::{self, MountState};
 use crate::digest::{Algorithm, Digest};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted};
 use crate::image::{Eagerness, Holdings, ImageFs};
-use crate::reference::{Place, Reference};
+use crate::reference::Reference;
 use crate::source::registry::Surroundings;
 
 pub(super) fn run(args: MountArgs, kernel: MountOptions) -> Result<(), Report> {
@@ -74,20 +74,14 @@ fn log(args: &MountArgs, keeper: u32) -> Result<PathBuf, Report> {
 
 /// What this command line asks for, so that it means the same in another directory and environment.
 fn request(mut args: MountArgs, mut kernel: MountOptions) -> Result<Request, Report> {
-    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     let reference: Reference = args.image.reference.parse()?;
     open::tell_notes(&reference);
-    kernel.source = reference.to_string();
-    if !matches!(reference.place(), Place::Registry(_))
-        && let Some((kind, path)) = args.image.reference.split_once(':')
-    {
-        args.image.reference = format!("{kind}:{}", absolute(path.into()).display());
-    }
-    let access = &mut args.image.access;
-    access.cache.cache_dir = Some(open::cache_dir(&access.cache)?);
-    access.authfile = access.authfile.take().map(absolute);
-    access.ca = std::mem::take(&mut access.ca).into_iter().map(absolute).collect();
-    args.log_file = args.log_file.take().map(absolute);
+    open::check_authfile(&args.image.access)?;
+    open::make_absolute(&mut args.image)?;
+    kernel.source.clone_from(&args.image.reference);
+    let cache = &mut args.image.access.cache;
+    cache.cache_dir = Some(open::cache_dir(cache)?);
+    args.log_file = args.log_file.take().map(open::absolute);
     args.at = mount::mount_point(&args.at)?;
     Ok(Request { args, kernel, surroundings: Surroundings::of_process() })
 }

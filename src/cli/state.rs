@@ -70,10 +70,12 @@ pub(super) struct Health {
     pub(super) layers: Vec<serde_json::Value>,
 }
 
-/// The files of a mount that is being served; removed when dropped.
+/// The files of a mount that is being served; removed when dropped, the log only if it is empty.
 pub(super) struct Published {
     file: PathBuf,
     socket: PathBuf,
+    /// A log that nobody else writes.
+    log: Option<PathBuf>,
 }
 
 /// Where mounts tell of themselves.
@@ -117,8 +119,11 @@ pub(super) fn publish(
         Report::new(Code::Failure, format!("cannot write `{}`: {error}", what.display()))
     };
     let name = format!("{}-{}", state.pid, serial());
-    let published =
-        Published { file: directory.join(format!("{name}.json")), socket: directory.join(format!("{name}.sock")) };
+    let published = Published {
+        file: directory.join(format!("{name}.json")),
+        socket: directory.join(format!("{name}.sock")),
+        log: state.log.clone().filter(|_| !state.shared),
+    };
     state.socket.clone_from(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     tokio::spawn(async move {
@@ -181,16 +186,38 @@ pub(super) fn all(directory: &Path) -> Vec<MountState> {
                 }
                 continue;
             }
+            Some("log") => {
+                remove_old_log(&path);
+                continue;
+            }
             _ => continue,
         }
         let Ok(text) = std::fs::read(&path) else { continue };
         match serde_json::from_slice::<MountState>(&text) {
             Ok(state) if is_running(state.pid) => states.push(state),
-            _ => drop(Published { socket: path.with_extension("sock"), file: path }),
+            _ => drop(Published { socket: path.with_extension("sock"), file: path, log: None }),
         }
     }
     states.sort_by_key(|state| state.since);
     states
+}
+
+/// Removes a log in which nothing stands, unless the user has named it.
+pub(super) fn remove_empty_log(log: &Path) {
+    let own = directory().is_ok_and(|directory| log.parent() == Some(&directory));
+    if own && std::fs::symlink_metadata(log).is_ok_and(|found| found.len() == 0) {
+        let _ = std::fs::remove_file(log);
+    }
+}
+
+/// Removes what a process that is gone has logged, once nobody will look for it any more.
+fn remove_old_log(log: &Path) {
+    let Some(pid) = log.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else { return };
+    let written = std::fs::symlink_metadata(log).and_then(|found| found.modified());
+    let is_old = written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LOGS_STAY));
+    if is_old && !is_running(pid) {
+        let _ = std::fs::remove_file(log);
+    }
 }
 
 impl Drop for Published {
@@ -198,6 +225,7 @@ impl Drop for Published {
         // Leftovers are also removed by whoever finds them.
         let _ = std::fs::remove_file(&self.file);
         let _ = std::fs::remove_file(&self.socket);
+        self.log.iter().for_each(|log| remove_empty_log(log));
     }
 }
 
@@ -231,4 +259,6 @@ fn serial() -> u64 {
 }
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Logs of processes that are gone stay for a week.
+const LOGS_STAY: Duration = Duration::from_secs(7 * 24 * 3600);
 const HEALTH_LIMIT: u64 = 16 << 20;

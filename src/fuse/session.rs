@@ -1,5 +1,6 @@
 //! Mounting and unmounting.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -158,8 +159,8 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process had not answered are answered now; whoever
-/// waits notices nothing.
+/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process
+/// had not answered are answered now; whoever waits notices nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
@@ -167,7 +168,7 @@ pub fn take_over(
     connection: OwnedFd,
     fs: Arc<ImageFs>,
     place: MountPlace,
-    opens: Option<&Path>,
+    opens: Option<File>,
 ) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
@@ -223,7 +224,8 @@ impl Filesystem for Terms {
         if self.passthrough && config.set_max_stack_depth(1).is_err() {
             tracing::debug!("the kernel does not take the depth of a stack of file systems");
         }
-        // How many read-aheads may wait at once. Both values are within the kernel's own bounds.
+        // How many read-aheads may wait at once. From three quarters of them on the kernel reads nothing ahead, not
+        // even what is cached, and asks for single pages. Both values are within its own bounds.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(wire::MAX_WRITE);
         Ok(())
@@ -256,6 +258,11 @@ impl MountPlace {
     /// The mount point.
     pub fn at(&self) -> &Path {
         &self.at
+    }
+
+    /// Whether this very mount is still there.
+    pub fn is_mounted(&self) -> bool {
+        self.device.is_some() && mounts::at(&self.at).map(|mount| mount.device) == self.device
     }
 
     /// Takes the mount away, if it still is there; somebody else's on the same path is left alone.
@@ -319,4 +326,4 @@ fn raise_read_ahead(device: &str) {
 }
 
 const READ_AHEAD_KIB: &str = "1024";
-const MAX_BACKGROUND: u16 = 128;
+const MAX_BACKGROUND: u16 = 1024;

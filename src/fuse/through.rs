@@ -9,10 +9,9 @@
 //! stays as it is until the mount ends, which costs nothing but room; counting too few would cost readers errors.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -28,8 +27,8 @@ use crate::sync::lock;
 pub struct Passthrough {
     /// An empty file on the file system that files will be given to the kernel from, to try it out.
     pub trial: File,
-    /// Where to keep what another process needs to go on with the mount, if one is to.
-    pub opens: Option<PathBuf>,
+    /// An empty file that outlives this process, for what another one needs to go on with the mount, if one is to.
+    pub opens: Option<File>,
 }
 
 /// The large files that are open.
@@ -69,12 +68,9 @@ impl Through {
     /// For a mount that begins.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be had once more.
     pub(super) fn new(device: Arc<Device>, passthrough: &Passthrough) -> io::Result<Self> {
-        let kept = match &passthrough.opens {
-            Some(path) => Some(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?),
-            None => None,
-        };
+        let kept = passthrough.opens.as_ref().map(File::try_clone).transpose()?;
         Ok(Self { device, opens: Mutex::new(Opens { kept, ..Opens::default() }) })
     }
 
@@ -82,8 +78,7 @@ impl Through {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub(super) fn go_on(device: Arc<Device>, opens: &Path) -> io::Result<Self> {
-        let kept = OpenOptions::new().read(true).write(true).open(opens)?;
+    pub(super) fn go_on(device: Arc<Device>, kept: File) -> io::Result<Self> {
         let mut opens = Opens { places: kept.metadata()?.len() / RECORD, ..Opens::default() };
         for place in 0..opens.places {
             let mut record = Record::default();

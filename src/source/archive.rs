@@ -87,7 +87,7 @@ fn choose<'a>(name: &str, images: &'a [Saved], pick: &Pick) -> Result<&'a Saved,
         _ if tags.is_empty() => "no image in it has a name".to_owned(),
         _ => format!("it has {tags}"),
     };
-    let missing = |what| SourceError::NotFound { what, place: name.to_owned(), said: Some(said.clone()) };
+    let missing = |what| SourceError::NotFound { what, place: name.to_owned(), said: Some(said.clone()), hint: None };
     match pick {
         Pick::Position(at) => images.get(*at).ok_or_else(|| missing(format!("image @{at}"))),
         Pick::Named(wanted) => {
@@ -116,7 +116,7 @@ fn manifest_of(
 ) -> Result<Bytes, SourceError> {
     let find = |path: &str| {
         let what = format!("file `{}`", path.chars().take(128).flat_map(char::escape_debug).collect::<String>());
-        tar.find(path).ok_or(SourceError::NotFound { what, place: name.to_owned(), said: None })
+        tar.find(path).ok_or(SourceError::NotFound { what, place: name.to_owned(), said: None, hint: None })
     };
     let layers = image.layers.as_deref().unwrap_or_default();
     if layers.len() > LAYERS_LIMIT {

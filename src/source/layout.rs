@@ -125,7 +125,7 @@ fn choose<'a>(name: &str, index: &'a Index, pick: &Pick) -> Result<Chosen<'a>, S
         None => {
             let of = listed(index.entries.iter().flat_map(names));
             let said = if of.is_empty() { "no image in it has a name".to_owned() } else { format!("it has {of}") };
-            Err(SourceError::NotFound { what, place: name.to_owned(), said: Some(said) })
+            Err(SourceError::NotFound { what, place: name.to_owned(), said: Some(said), hint: None })
         }
     }
 }
@@ -148,7 +148,12 @@ fn by_digest(name: &str, index: &Index, digest: &Digest, files: &impl Files) -> 
         return Ok(entry.descriptor.clone());
     }
     let Some(piece) = files.find(&blob_path(digest))? else {
-        return Err(SourceError::NotFound { what: format!("manifest {digest}"), place: name.to_owned(), said: None });
+        return Err(SourceError::NotFound {
+            what: format!("manifest {digest}"),
+            place: name.to_owned(),
+            said: None,
+            hint: None,
+        });
     };
     let bytes = piece.read_whole(MANIFEST_LIMIT)?;
     let document = Document::parse(&bytes, None).map_err(|error| unusable(name, &format!("blob {digest}"), &error))?;

@@ -81,7 +81,12 @@ impl LocalSource {
         let (blobs, wanted) = (Arc::clone(&self.blobs), blob.clone());
         let piece = blocking(move || blobs.open(&wanted)).await?;
         let Some(piece) = piece else {
-            return Err(SourceError::NotFound { what: blob_name(&blob.digest), place: self.name.clone(), said: None });
+            return Err(SourceError::NotFound {
+                what: blob_name(&blob.digest),
+                place: self.name.clone(),
+                said: None,
+                hint: None,
+            });
         };
         if piece.len != blob.size {
             let why = format!("it has {} bytes, its descriptor says {}", piece.len, blob.size);

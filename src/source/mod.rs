@@ -116,6 +116,8 @@ pub enum SourceError {
         place: String,
         /// What the source itself said, if anything.
         said: Option<String>,
+        /// What the user can do, if anything.
+        hint: Option<&'static str>,
     },
     /// The source wants credentials, or other ones.
     #[error("{place} denied access to {what}: {said}")]

@@ -52,7 +52,7 @@ impl MemorySource {
     }
 
     fn missing(&self, digest: &Digest) -> SourceError {
-        SourceError::NotFound { what: digest.to_string(), place: self.name().to_owned(), said: None }
+        SourceError::NotFound { what: digest.to_string(), place: self.name().to_owned(), said: None, hint: None }
     }
 }
 

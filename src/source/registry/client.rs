@@ -273,7 +273,9 @@ impl Client {
         let what = what.to_owned();
         match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                SourceError::NotFound { what, place: self.place(), said: Some(said) }
+                let hint =
+                    "check the spelling; a private repository also looks like this to those who are not logged in";
+                SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let tried = match self.authorizer.grant(&self.transport).await {

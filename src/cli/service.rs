@@ -1,0 +1,152 @@
+//! A service manager as the keeper: systemd's descriptor store outlives the process that serves.
+//!
+//! `mount -f --no-keeper` gives the manager (sd_notify(3), `FDSTORE=1`) what another process needs to go on: the
+//! connection to the kernel and two files in memory, one that tells of the mount and, with passthrough, one of
+//! the files that are open. The manager hands them to the process that it starts in place of one that died. A unit
+//! has to allow that with `FileDescriptorStoreMax=3`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::MemfdFlags;
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+
+use super::args::MountArgs;
+use super::handover::{Handed, Handover};
+use super::inherited;
+use crate::fuse::{OpenFiles, mounts};
+
+/// The manager that has started this process.
+#[derive(Debug)]
+pub(super) struct ServiceManager {
+    reference: String,
+    platform: Option<String>,
+    /// Where it has what is to be told of the mount, once it has.
+    record: Option<File>,
+    /// The files that are open, of a mount with passthrough.
+    opens: Option<File>,
+}
+
+/// What is told of a mount.
+#[derive(Debug, Deserialize, Serialize)]
+struct Record {
+    /// The image, as this command line and no other one asks for it.
+    reference: String,
+    platform: Option<String>,
+    handover: Handover,
+}
+
+impl ServiceManager {
+    /// The manager, if there is one, and what it has kept of the mount that `args` ask for, if that is still there.
+    pub(super) fn find(args: &MountArgs) -> Option<(Self, Option<Handed>)> {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        let reference = args.image.reference.clone();
+        let platform = args.image.access.platform.clone();
+        let mut manager = Self { reference, platform, record: None, opens: None };
+        let kept = manager.kept(args).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the service manager has kept cannot be used; mounting anew");
+            None
+        });
+        if kept.is_none() {
+            manager.forget();
+        }
+        Some((manager, kept))
+    }
+
+    fn kept(&mut self, args: &MountArgs) -> io::Result<Option<Handed>> {
+        let mut kept = inherited::take()?;
+        let (Some(record), Some(connection)) = (kept.remove(RECORD), kept.remove(CONNECTION)) else { return Ok(None) };
+        let file = File::from(record);
+        let mut text =
+            vec![0; usize::try_from(file.metadata()?.len()).map_or(LARGEST_RECORD, |l| l.min(LARGEST_RECORD))];
+        file.read_exact_at(&mut text, 0)?;
+        let Record { reference, platform, handover: before } = serde_json::from_slice(&text)?;
+        if !before.place.is_mounted() {
+            return Ok(None);
+        }
+        if (&reference, &platform) != (&self.reference, &self.platform)
+            || before.place.at() != mounts::absolute(&args.at)?
+        {
+            tracing::warn!(at = %before.place.at().display(), reference, "unmounting what the service was asked for before");
+            before.place.unmount(OpenFiles::Keep).map_err(io::Error::other)?;
+            return Ok(None);
+        }
+        self.record = Some(file);
+        let opens = kept.remove(OPENS).map(File::from);
+        let ended = Some("the service manager started another process".into());
+        let handover = Handover { takeovers: before.takeovers + 1, ended, ..before };
+        Ok(Some(Handed { handover, connection, opens }))
+    }
+
+    /// A file for the files that are open, which the manager will have as well.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn opens(&mut self) -> io::Result<File> {
+        let opens = memory(OPENS)?;
+        self.opens = Some(opens.try_clone()?);
+        Ok(opens)
+    }
+
+    /// The mount is up: gives the manager what another process needs to go on with it, if one could.
+    pub(super) fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+        if let Err(error) = self.keep(handover, connection) {
+            tracing::warn!(%error, "the service manager cannot keep this mount; nobody goes on with it if this process dies");
+        }
+        tell(&[NotifyState::Ready]);
+    }
+
+    fn keep(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let record = Record { reference: self.reference.clone(), platform: self.platform.clone(), handover };
+        let mut text = serde_json::to_vec(&record)?;
+        // What is written later is as long, and replaces it as a whole.
+        text.resize(text.len().next_multiple_of(PAGE), b' ');
+        if let Some(record) = &self.record {
+            return record.write_all_at(&text, 0); // the manager has the same file
+        }
+        let Some(connection) = connection else { return Ok(()) };
+        let record = memory(RECORD)?;
+        record.write_all_at(&text, 0)?;
+        // The connection comes last: without it, the mount ends with this process.
+        let opens = self.opens.iter().map(|opens| (OPENS, opens.as_fd()));
+        for (name, descriptor) in opens.chain([(RECORD, record.as_fd()), (CONNECTION, connection)]) {
+            sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[descriptor])?;
+        }
+        self.record = Some(record);
+        Ok(())
+    }
+
+    /// The mount has ended: nobody is to go on with it.
+    pub(super) fn ended(&mut self) {
+        tell(&[NotifyState::Stopping]);
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        (self.record, self.opens) = (None, None);
+        for name in [CONNECTION, RECORD, OPENS] {
+            tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        }
+    }
+}
+
+fn memory(name: &str) -> io::Result<File> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+}
+
+fn tell(words: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(words) {
+        tracing::warn!(%error, "the service manager does not listen");
+    }
+}
+
+/// Names in the descriptor store.
+const CONNECTION: &str = "peelfs";
+const RECORD: &str = "peelfs-mount";
+const OPENS: &str = "peelfs-opens";
+const PAGE: usize = 4096;
+/// Two paths of 4 KiB, each byte of them escaped, and a little more.
+const LARGEST_RECORD: usize = 64 << 10;
