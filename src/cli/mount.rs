@@ -78,9 +78,12 @@ enum Supervisor {
     ServiceManager(ServiceManager),
 }
 
+/// A supervisor, and the mount that it has this process go on with, if that is what it was started for.
+type Found = (Supervisor, Option<Box<Handed>>);
+
 impl Supervisor {
-    /// Who has started this process, and the mount that it is to go on with. Before any thread runs.
-    fn find(args: &MountArgs) -> Result<Option<(Self, Option<Box<Handed>>)>, Report> {
+    /// Who has started this process. Before any thread runs.
+    fn find(args: &MountArgs) -> Result<Option<Found>, Report> {
         if args.kept {
             return Self::listen(args).map(Some);
         }
@@ -89,7 +92,7 @@ impl Supervisor {
     }
 
     /// Hears what the keeper wants.
-    fn listen(args: &MountArgs) -> Result<(Self, Option<Box<Handed>>), Report> {
+    fn listen(args: &MountArgs) -> Result<Found, Report> {
         let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
         let channel = Channel::of_stdin().map_err(|_| failed())?;
         match channel.receive().map_err(|_| failed())? {
