@@ -30,7 +30,7 @@ demo: needs
 
 test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo \
-		docker-registry:docker-registry getfattr:attr python3:python3
+		docker-registry:docker-registry getfattr:attr python3:python3 faketime:faketime
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked

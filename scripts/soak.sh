@@ -31,7 +31,7 @@ run() {
     fi
     # A name that is no test's runs nothing, and that is no success.
     grep -q '^test result: .* 0 passed' "$log" && ended=FAILED failed=1
-    counted=$(sed -n 's/^test .* \.\.\. //; /^running \|^test result\|^$\|^ok$\|^\.$/!p' "$log" | paste -s -d '|' | sed 's/|/; /g')
+    counted=$(sed -n 's/^test .* \.\.\. //; /^running \|^test result\|^$\|^ok$\|^\.$\|has been running for over/!p' "$log" | paste -s -d '|' | sed 's/|/; /g')
     printf '%-14s %-6s %5d s  %s\n' "$name" "$ended" "$(($(date +%s) - began))" "$counted"
     [ $ended = ok ] || echo "               see $log"
 }

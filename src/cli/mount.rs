@@ -72,18 +72,18 @@ pub(super) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> R
     served
 }
 
-/// Who supervises this process, and the mount that it is to go on with.
-type Supervised = (Supervisor, Option<Box<Handed>>);
-
 /// Who starts another process when this one dies.
 enum Supervisor {
     Keeper { channel: Channel, by: KeptBy },
     ServiceManager(ServiceManager),
 }
 
+/// A supervisor, and the mount that it has this process go on with, if that is what it was started for.
+type Found = (Supervisor, Option<Box<Handed>>);
+
 impl Supervisor {
-    /// Who has started this process to supervise it. Before any thread runs.
-    fn find(args: &MountArgs) -> Result<Option<Supervised>, Report> {
+    /// Who has started this process. Before any thread runs.
+    fn find(args: &MountArgs) -> Result<Option<Found>, Report> {
         if args.kept {
             return Self::listen(args).map(Some);
         }
@@ -92,7 +92,7 @@ impl Supervisor {
     }
 
     /// Hears what the keeper wants.
-    fn listen(args: &MountArgs) -> Result<Supervised, Report> {
+    fn listen(args: &MountArgs) -> Result<Found, Report> {
         let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
         let channel = Channel::of_stdin().map_err(|_| failed())?;
         match channel.receive().map_err(|_| failed())? {

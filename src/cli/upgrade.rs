@@ -53,7 +53,7 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     let shown = state.at.display();
     let Some(keeper) = &state.keeper else {
         return Err(Report::new(Code::Failure, format!("cannot upgrade `{shown}`: it was mounted with `--no-keeper`"))
-            .hint("unmount it and mount it again"));
+            .hint("unmount it and mount it again; if a service manager keeps it, restart its unit"));
     };
     let failed = |why: &dyn std::fmt::Display| {
         Report::new(Code::Failure, format!("cannot upgrade `{shown}`: {why}"))
