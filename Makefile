@@ -49,6 +49,7 @@ fuzz:
 soak: needs
 	$(CARGO) test --locked --release --test hostile --test soak -- --ignored --nocapture --test-threads 1 in_the_long_run
 	$(CARGO) test --locked --release --test crash -- --ignored --nocapture in_the_long_run
+	PEELFS_SEEDS=1000 $(CARGO) test --locked --release --test simulation -- --nocapture
 
 # Needs root. BENCH holds options of benches/run.sh, as in BENCH='--runs 1 --only warm'.
 BENCH ?=
