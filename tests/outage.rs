@@ -496,7 +496,7 @@ fn what_cannot_be_had_holds_up_nothing_that_can() {
 fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
     for policy in [DEADLINE, OnOutage::Offline] {
         let bench = Bench::new(Packing::GZIP);
-        let other = bench.store().try_lock_pass(bench.layer()).unwrap().unwrap();
+        let other = bench.store().try_lock_pass(bench.layer()).unwrap();
         other.note(1000);
         runtime().block_on(async {
             let mounted = bench.open(policy).await.unwrap();

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 
 use super::{LayerContent, ReadError, spans};
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};

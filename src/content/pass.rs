@@ -112,15 +112,6 @@ pub enum PassError {
         #[source]
         cause: LayerError,
     },
-    /// The cache could not take the layer's index.
-    #[error("cannot keep the index of layer {layer}")]
-    Store {
-        /// The blob.
-        layer: Digest,
-        /// Why.
-        #[source]
-        cause: StoreError,
-    },
     /// The layer's index could not be written.
     #[error("cannot write the index of layer {layer}")]
     Index {
@@ -141,7 +132,7 @@ pub enum PassError {
 impl PassError {
     /// Whether trying again later may help.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Source { .. } | Self::Store { .. } | Self::Index { .. } | Self::Ended { .. })
+        matches!(self, Self::Source { .. } | Self::Index { .. } | Self::Ended { .. })
     }
 
     /// Whether the source sent bytes that cannot be those that were named.
@@ -166,8 +157,7 @@ impl FirstPass {
         turn: &Turn,
         growing: Option<&Arc<Growing>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
-        let store_error = |cause| PassError::Store { layer: self.blob.digest.clone(), cause };
-        let lock = match store.try_lock_pass(&self.blob.digest).map_err(store_error)? {
+        let lock = match store.try_lock_pass(&self.blob.digest) {
             Some(lock) => lock,
             None => self.elsewhere(source, store, progress).await?,
         };
@@ -194,8 +184,7 @@ impl FirstPass {
         let mut waiting = source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
         let (mut seen, mut looks) = (None, 0);
         loop {
-            let lock = store.try_lock_pass(&self.blob.digest);
-            if let Some(lock) = lock.map_err(|cause| PassError::Store { layer: layer(), cause })? {
+            if let Some(lock) = store.try_lock_pass(&self.blob.digest) {
                 progress.received.store(0, Ordering::Relaxed);
                 return Ok(lock);
             }

@@ -312,21 +312,26 @@ impl Layers {
         lock(&self.slot(layer).growing).clone()
     }
 
-    /// Calls `tell` whenever a layer turns out to be whole or not to be had, until `tell` returns `false`
-    /// or the layer is whole.
-    pub async fn watch(&self, layer: LayerNo, tell: impl Fn(Option<&Arc<LayerContent>>) -> bool) {
+    /// Calls `tell` whenever a layer turns out to be whole or not to be had, until `tell` returns `false`,
+    /// the layer is whole, or nobody has these layers any more.
+    pub fn watch<T>(&self, layer: LayerNo, tell: T) -> impl Future<Output = ()> + use<T>
+    where
+        T: Fn(Option<&Arc<LayerContent>>) -> bool,
+    {
         let mut changes = self.slot(layer).state.subscribe();
-        loop {
-            let go_on = match &*changes.borrow_and_update() {
-                State::Ready(content) => {
-                    tell(Some(content));
-                    false
+        async move {
+            loop {
+                let go_on = match &*changes.borrow_and_update() {
+                    State::Ready(content) => {
+                        tell(Some(content));
+                        false
+                    }
+                    State::Failed { .. } => tell(None),
+                    State::Idle | State::Running => true,
+                };
+                if !go_on || changes.changed().await.is_err() {
+                    return;
                 }
-                State::Failed { .. } => tell(None),
-                State::Idle | State::Running => true,
-            };
-            if !go_on || changes.changed().await.is_err() {
-                return;
             }
         }
     }
@@ -556,16 +561,70 @@ const SNAPSHOT_GROWTH: u32 = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use bytes::Bytes;
+
     use super::*;
-    use crate::descriptor::Compression;
+    use crate::descriptor::{Compression, Descriptor};
     use crate::digest::Algorithm;
+    use crate::offsets::BlobOffset;
+    use crate::source::{BoxFuture, ByteStream};
     use crate::store::Store;
+    use crate::trust::Untrusted;
+
+    fn planned() -> PlannedLayer {
+        let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
+        PlannedLayer { blob, compression: Compression::Stored, diff_id: Digest::of(Algorithm::Sha256, b"tar") }
+    }
+
+    /// A source that nobody asks.
+    struct Unasked;
+
+    impl BlobSource for Unasked {
+        fn name(&self) -> &str {
+            "nowhere"
+        }
+
+        fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
+            unreachable!()
+        }
+
+        fn root(&self) -> BoxFuture<'_, Result<(Descriptor, Untrusted<Bytes>), SourceError>> {
+            unreachable!()
+        }
+
+        fn manifest<'a>(&'a self, _: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+            unreachable!()
+        }
+
+        fn stream<'a>(
+            &'a self,
+            _: &'a Descriptor,
+            _: Range<BlobOffset>,
+        ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_watches_a_layer_keeps_nothing_of_a_mount_that_is_gone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Arc::new(Store::open(&dir.path().join("cache"), None).expect("a new directory"));
+        let (source, limits) = (Arc::new(Unasked), Limits::default());
+        let holdings = Arc::clone(&store).into();
+        let layers = Layers::open(&[planned()], source, holdings, &limits, Eagerness::OnDemand, Verify::BeforeShowing);
+        let watching = tokio::spawn(layers.watch(LayerNo(0), |_| true));
+        tokio::task::yield_now().await;
+        drop(layers);
+        watching.await.expect("it ends by itself");
+        assert_eq!(Arc::strong_count(&store), 1);
+    }
 
     #[test]
     fn a_layer_that_fails_again_is_tried_later_and_later() {
-        let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
-        let digest = Digest::of(Algorithm::Sha256, b"tar");
-        let planned = PlannedLayer { blob, compression: Compression::Stored, diff_id: digest.clone() };
+        let planned = planned();
+        let digest = planned.diff_id.clone();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Store::open(&dir.path().join("cache"), None).expect("a new directory");
         let slot = Slot::new(&planned, &Limits::default(), &Arc::new(store).into());

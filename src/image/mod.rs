@@ -40,10 +40,9 @@ pub fn open(
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {
-            let (layers, fs) = (Arc::clone(&layers), Arc::downgrade(&fs));
-            tokio::spawn(async move {
-                layers.watch(number, |whole| fs.upgrade().is_some_and(|fs| fs.settle(number, whole))).await;
-            });
+            let shown = Arc::downgrade(&fs);
+            let settle = move |whole: Option<&_>| shown.upgrade().is_some_and(|fs| fs.settle(number, whole));
+            tokio::spawn(layers.watch(number, settle));
         }
     }
     fs

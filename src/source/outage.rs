@@ -100,7 +100,8 @@ impl std::str::FromStr for OnOutage {
 }
 
 impl Outages {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+    /// Of a source with which nothing is wrong yet, and which tells the time by `clock`.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Shared {
             clock,
             policy: watch::Sender::default(),
@@ -150,7 +151,7 @@ impl Outages {
     }
 
     /// Notes a failed try, with the note about those before it.
-    pub(super) fn failed(&self, before: Option<Failing>, what: &str, blob: Option<&Digest>, why: &str) -> Failing {
+    pub fn failed(&self, before: Option<Failing>, what: &str, blob: Option<&Digest>, why: &str) -> Failing {
         let failing = before.unwrap_or_else(|| {
             let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
             Failing { shared: Arc::clone(&self.0), number }
@@ -184,7 +185,7 @@ impl Outages {
 
     /// Returns when `time` has passed, or before, when there is hope: something of the source has come, or
     /// somebody new wants what could not be had.
-    pub(super) async fn pause(&self, time: Duration) {
+    pub async fn pause(&self, time: Duration) {
         let mut hope = self.0.hope.subscribe();
         let shortest = time.min(SHORTEST_HOPEFUL_PAUSE.max(time / 8));
         self.0.clock.pause(shortest).await;
@@ -196,7 +197,7 @@ impl Outages {
     }
 
     /// Something says that what is tried in vain may do better now.
-    pub(super) fn hope(&self) {
+    pub fn hope(&self) {
         if !self.0.waits.borrow().is_empty() {
             self.0.hope.send_replace(());
         }

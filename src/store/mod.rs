@@ -341,26 +341,23 @@ impl Store {
     /// Tries to become the process that makes this layer's first pass; `None` when another one is at it.
     ///
     /// Where no lock can be had, as on a disk that is full or read-only, everybody makes a pass.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]
-    pub fn try_lock_pass(&self, blob: &Digest) -> Result<Option<PassLock>, StoreError> {
+    pub fn try_lock_pass(&self, blob: &Digest) -> Option<PassLock> {
         let path = self.path(LOCK, blob);
-        let file = match self.files.open_write(&path) {
-            Ok(file) => file,
-            Err(error) => {
-                self.cannot_keep("a lock", &error);
-                return Ok(Some(PassLock(None)));
-            }
-        };
-        match self.files.try_lock(&file, &path) {
-            Ok(()) => {
-                let lock = PassLock(Some(LockFile { files: self.files.clone(), file, path }));
-                lock.note(0);
-                Ok(Some(lock))
-            }
+        let locked = self.files.open_write(&path).and_then(|file| match self.files.try_lock(&file, &path) {
+            Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
+        });
+        match locked {
+            Ok(file) => {
+                let lock = PassLock(Some(LockFile { files: self.files.clone(), file: file?, path }));
+                lock.note(0);
+                Some(lock)
+            }
+            Err(error) => {
+                self.cannot_keep("a lock", &error);
+                Some(PassLock(None))
+            }
         }
     }
 
@@ -572,16 +569,37 @@ mod tests {
         assert!(store.index(&digest).is_some(), "another one");
     }
 
+    #[derive(Debug)]
+    struct NoLocks;
+
+    impl Disk for NoLocks {
+        fn before(&self, effect: Effect<'_>) -> io::Result<()> {
+            match effect {
+                Effect::Lock(_) => Err(io::ErrorKind::Unsupported.into()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn where_locks_fail_everybody_makes_a_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_watched(&dir.path().join("cache"), None, Arc::new(NoLocks)).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let held = store.try_lock_pass(&digest);
+        assert!(held.is_some_and(|lock| !lock.is_real()));
+    }
+
     #[test]
     fn one_pass_at_a_time_over_a_layer() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (store(&dir), store(&dir));
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let held = a.try_lock_pass(&digest).unwrap();
+        let held = a.try_lock_pass(&digest);
         held.as_ref().unwrap().note(5);
-        assert!(b.try_lock_pass(&digest).unwrap().is_none());
+        assert!(b.try_lock_pass(&digest).is_none());
         assert_eq!(b.pass_note(&digest), Some(PassNote { pid: std::process::id(), received: 5 }));
         drop(held);
-        assert!(b.try_lock_pass(&digest).unwrap().is_some());
+        assert!(b.try_lock_pass(&digest).is_some());
     }
 }

@@ -284,7 +284,9 @@ impl<'a> Sketch<'a> {
             _ => Entry::block_device(path, 1 + self.random.below(200) as u32, self.random.below(200) as u32),
         };
         let entry = self.dressed(entry);
-        let new_dir = entry.kind == EntryKind::Dir && !is_dir && landing == entry.path;
+        // A marker in what replaces a link would be about what the link leads to, or about the directory.
+        let was_link = self.lower.get(&landing).is_some_and(|node| matches!(node.kind, NodeKind::Symlink(_)));
+        let new_dir = entry.kind == EntryKind::Dir && !is_dir && !was_link && landing == entry.path;
         let path = entry.path.clone();
         self.add(entry);
         if new_dir && self.random.chance(10) {
