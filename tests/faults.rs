@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
@@ -476,6 +476,45 @@ fn a_first_pass_that_stalls_lets_upper_layers_be_seen_and_the_mount_end() {
     assert!(output.status.success(), "{}", said(&output));
     at.unmount();
     gate.open();
+}
+
+#[test]
+fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() {
+    if cannot_mount() {
+        return;
+    }
+    for how in [&[][..], &["--share"]] {
+        let served = Served::new(Packing::GZIP);
+        let gate = Gate::new();
+        served.registry.faults().add(Rule::new(served.upper(), Fault::Stall { after: 10, gate: gate.clone() }));
+        let sandbox = Sandbox::new();
+        let at = sandbox.mount_point("a");
+        let begin = || {
+            let mut command = sandbox.peelfs(["mount", &served.reference()]);
+            command.arg(&at.path).arg("--wait").args(how).stderr(Stdio::piped());
+            let waiting = command.spawn().unwrap();
+            while at.state().is_none() && !(how.contains(&"--share") && at.is_mounted()) {
+                std::thread::yield_now();
+            }
+            waiting
+        };
+        let waiting = begin();
+        at.unmount();
+        let output = waiting.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{how:?}");
+        assert!(said(&output).contains("unmounted before every layer was verified"), "{how:?}: {}", said(&output));
+
+        if how.is_empty() {
+            let mut waiting = begin();
+            let server = at.server();
+            waiting.kill().unwrap();
+            waiting.wait().unwrap();
+            while at.is_mounted() || Path::new(&format!("/proc/{server}")).exists() {
+                std::thread::yield_now();
+            }
+        }
+        gate.open();
+    }
 }
 
 #[test]

@@ -909,3 +909,45 @@ fn a_log_stays_only_if_something_stands_in_it() {
     assert!(sandbox.run(["status"]).status.success());
     assert_eq!([old, new, other].map(|log| log.exists()), [false, true, true]);
 }
+
+#[test]
+fn a_mount_through_a_symlink_is_known_by_both_names() {
+    if cannot_mount() {
+        return;
+    }
+    let image = ImageBuilder::new().layer(LayerBuilder::new().file("f", "f")).build();
+    let registry = Registry::start(Catalog::new().image("library/image", "1", &image)).unwrap();
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let link = at.path.with_file_name("link");
+    std::os::unix::fs::symlink("a", &link).unwrap();
+    let reference = registry.reference("library/image", "1");
+    let mounted = sandbox.peelfs(["mount", &reference]).arg(&link).output().unwrap();
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    assert_eq!(std::fs::read(link.join("f")).unwrap(), b"f");
+    for name in [&at.path, &link] {
+        let status = sandbox.peelfs(["status"]).arg(name).output().unwrap();
+        assert!(said(&status).contains("1 of 1 ready"), "{}", said(&status));
+    }
+    at.unmount();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
+    if cannot_mount() {
+        return;
+    }
+    let image = ImageBuilder::new().layer(LayerBuilder::new().file("f", "f")).build();
+    let registry = Registry::start(Catalog::new().image("library/image", "1", &image)).unwrap();
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let log = sandbox.path().join("missing/log");
+    for how in [&[][..], &["--no-keeper"], &["--share"]] {
+        let log = format!("--log-file={}", log.display());
+        let output = at.try_mount(&registry.reference("library/image", "1"), &[&[log.as_str()], how].concat());
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{how:?}: {told}");
+        assert!(told.contains("cannot write the log") && told.contains("missing/log"), "{how:?}: {told}");
+        assert!(!at.is_mounted(), "{how:?}");
+    }
+}

@@ -4,6 +4,7 @@
 //! before any thread runs: same arguments, its stdout a pipe to the parent. Over the pipe come lines of
 //! JSON ([`Word`]): how far the first pass is, that the mount is ready, or why it is not.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -68,6 +69,14 @@ fn allocator_settings() -> Option<(&'static str, &'static str)> {
     std::env::var_os(THRESHOLD).is_none().then_some((THRESHOLD, "131072"))
 }
 
+/// A log to append to.
+///
+/// # Errors
+/// When it cannot be opened or made.
+pub(super) fn open_log(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
 /// The child's end of the pipe.
 pub(super) struct Parent {
     listening: bool,
@@ -95,19 +104,18 @@ impl Parent {
         if self.listening {
             let mut out = std::io::stdout().lock();
             let line = serde_json::to_string(word).expect("words are plain data");
-            // A parent that is gone (Ctrl-C) does not end the mount it asked for.
+            // Whether a parent that is gone (Ctrl-C) ends what it asked for, others decide.
             self.listening = writeln!(out, "{line}").and_then(|()| out.flush()).is_ok();
         }
     }
 
     /// Lets go of the parent's terminal and directory: from here on, talk goes to `log`.
-    pub(super) fn let_go(&mut self, log: &Path) -> std::io::Result<()> {
+    pub(super) fn let_go(&mut self, log: &File) -> std::io::Result<()> {
         self.listening = false;
-        let null = std::fs::File::open("/dev/null")?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let null = File::open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&log)?;
-        rustix::stdio::dup2_stderr(&log)?;
+        rustix::stdio::dup2_stdout(log)?;
+        rustix::stdio::dup2_stderr(log)?;
         std::env::set_current_dir("/")
     }
 }

@@ -102,7 +102,8 @@ impl Supervisor {
                 if args.background_child
                     && let Some(log) = &handover.log
                 {
-                    Parent::none().let_go(log).map_err(|error| log_error(log, &error))?;
+                    let opened = daemon::open_log(log).and_then(|log| Parent::none().let_go(&log));
+                    opened.map_err(|error| log_error(log, &error))?;
                 }
                 let opens = args.passthrough.then(|| File::options().read(true).write(true).open(by.opens()));
                 let opens = opens.transpose().map_err(|error| opens_error(&error))?;
@@ -210,12 +211,15 @@ async fn serve(
     let mut own = mount_state(at, &opened);
     own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
     let connection = supervisor.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
+    let gone = mounted.gone();
     let served = tokio::spawn(mounted.served());
-    let begun = begin(args, own, &opened, &fs, parent, &mut ends).await;
+    let begun = begin(args, own, &opened, &fs, parent, gone, &mut ends).await;
     let (published, own) = match begun {
         Ok(published) => published,
         Err(report) => {
-            end(&place);
+            if !served.is_finished() {
+                end(&place);
+            }
             return Err(report);
         }
     };
@@ -297,29 +301,44 @@ async fn begin(
     opened: &Opened,
     fs: &Arc<ImageFs>,
     parent: &mut Parent,
+    gone: impl Future<Output = ()>,
     ends: &mut Ends,
 ) -> Result<(Published, MountState), Report> {
-    let log = log_file(args, own.pid)?;
-    own.log = args.background_child.then(|| log.clone());
+    let log = if args.background_child { Some(log_file(args, own.pid)?) } else { None };
+    own.log.clone_from(&log);
+    // Before anybody is told that all is well.
+    let opened_log = log.map(|log| daemon::open_log(&log).map_err(|error| log_error(&log, &error))).transpose()?;
     let published = state::publish(own.clone(), Arc::clone(fs), opened.registry.clone())?;
     if args.wait {
         tokio::select! {
             known = all_known(fs, parent) => known?,
-            _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before every layer was verified")),
+            () = gone => return Err(unmounted_early()),
+            _ = ends.wait() => return Err(interrupted_early()),
         }
     }
     parent.tell(&Word::Ready);
-    if args.background_child {
-        parent.let_go(&log).map_err(|error| log_error(&log, &error))?;
+    if let Some(log) = opened_log {
+        parent
+            .let_go(&log)
+            .map_err(|error| Report::new(Code::Failure, format!("cannot go to the background: {error}")))?;
     }
     Ok((published, own))
+}
+
+/// Somebody has unmounted what others wait for.
+pub(super) fn unmounted_early() -> Report {
+    Report::new(Code::Failure, "unmounted before every layer was verified")
+}
+
+fn interrupted_early() -> Report {
+    Report::new(Code::Failure, "interrupted before every layer was verified")
 }
 
 fn opens_error(error: &std::io::Error) -> Report {
     Report::new(Code::Failure, format!("cannot keep which files are open: {error}"))
 }
 
-fn log_error(log: &Path, error: &std::io::Error) -> Report {
+pub(super) fn log_error(log: &Path, error: &std::io::Error) -> Report {
     Report::new(Code::Failure, format!("cannot write the log `{}`: {error}", log.display()))
 }
 
@@ -353,6 +372,9 @@ async fn all_known(fs: &Arc<ImageFs>, parent: &mut Parent) -> Result<(), Report>
                 let (total, done) = fs.progress();
                 if parent.is_listening() {
                     parent.tell(&Word::Progress(total, done));
+                    if !parent.is_listening() {
+                        return Err(interrupted_early());
+                    }
                 } else {
                     bar.show(total, done);
                 }
@@ -374,7 +396,7 @@ pub(super) fn end(place: &MountPlace) {
 /// The directory to mount on, absolute, and fit for it.
 pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     let shown = typed.display();
-    let at = mounts::absolute(typed).map_err(|error| {
+    let at = mounts::followed(typed).map_err(|error| {
         Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
             .hint(format!("make it with `mkdir -p {shown}`"))
     })?;

@@ -135,6 +135,7 @@ fn keep(args: &MountArgs) -> Result<(), Report> {
     let mut parent = Parent::leave_terminal();
     let kept = socket(args).and_then(|socket| {
         let log = log(args, std::process::id())?;
+        daemon::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
         keeper::keep_shared(&socket, &log, &mut parent)
     });
     kept.inspect_err(|report| parent.tell(&Word::Failed(report.clone())))
@@ -319,9 +320,11 @@ impl Server {
         let words = Message::Serving(Box::new(handover));
         self.say(&words, connection.as_ref().map(|connection| connection.as_fd())).await;
         if request.args.wait
-            && let Err(report) = self.all_known(number, &fs).await
+            && let Err(report) = self.all_known(number, &fs, mounted.gone()).await
         {
-            mount::end(&place);
+            if !mounted.is_gone() {
+                mount::end(&place);
+            }
             self.say(&Message::Ended(number), None).await;
             return Err(report);
         }
@@ -373,13 +376,14 @@ impl Server {
         Ok(())
     }
 
-    async fn all_known(&self, number: u64, fs: &Arc<ImageFs>) -> Result<(), Report> {
+    async fn all_known(&self, number: u64, fs: &Arc<ImageFs>, gone: impl Future<Output = ()>) -> Result<(), Report> {
         let all = fs.all_known();
-        tokio::pin!(all);
+        tokio::pin!(all, gone);
         let mut ticks = tokio::time::interval(TICK);
         loop {
             tokio::select! {
                 known = &mut all => return Ok(known?),
+                () = &mut gone => return Err(mount::unmounted_early()),
                 _ = ticks.tick() => {
                     let (total, done) = fs.progress();
                     self.tell(number, Word::Progress(total, done)).await;

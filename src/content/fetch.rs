@@ -54,19 +54,40 @@ pub(super) fn start(
     again: bool,
 ) -> Result<Receivers, ReadError> {
     let (runs, elsewhere, receivers) = take_off(layer, wanted, around, again)?;
-    for (span, sender) in elsewhere {
-        let layer = Arc::clone(layer);
-        layer.traffic.clone().spawn(async move { follow(&layer, span, sender).await });
-    }
+    follow_all(layer, elsewhere);
     let room = room.map(Arc::new);
     for run in runs {
-        let (layer, room) = (Arc::clone(layer), room.clone());
-        layer.traffic.clone().spawn(async move {
-            fly(&layer, run, Manners::Stay).await;
-            drop(room);
-        });
+        fly_holding(layer, run, room.clone());
     }
     Ok(receivers)
+}
+
+/// Starts fetching what is neither here nor on its way of `spans`, for a reader who wants them in order: few
+/// requests at a time, so that the first does not share the link with all that come behind it.
+pub(super) fn start_in_order(
+    layer: &Arc<LayerContent>,
+    spans: Range<u32>,
+    room: OwnedSemaphorePermit,
+) -> Result<(), ReadError> {
+    let (runs, elsewhere, _) = take_off(layer, &(spans.start..spans.start), spans, false)?;
+    follow_all(layer, elsewhere);
+    let (layer, room) = (Arc::clone(layer), Arc::new(room));
+    layer.traffic.clone().spawn(async move {
+        for run in runs {
+            let lane = Arc::clone(layer.wanted.lanes()).acquire_owned().await.expect("lanes are never closed");
+            fly_holding(&layer, run, (lane, Arc::clone(&room)));
+        }
+    });
+    Ok(())
+}
+
+/// Starts fetching a run; `held` is dropped when it has ended.
+fn fly_holding(layer: &Arc<LayerContent>, run: Run, held: impl Send + 'static) {
+    let layer = Arc::clone(layer);
+    layer.traffic.clone().spawn(async move {
+        fly(&layer, run, Manners::Stay).await;
+        drop(held);
+    });
 }
 
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
@@ -139,6 +160,14 @@ fn take_off(
     // Those who wait come first.
     runs.sort_by_key(|run| !wanted.contains(&run[0].0));
     Ok((runs, elsewhere, receivers))
+}
+
+/// Starts waiting for spans that other processes fetch.
+fn follow_all(layer: &Arc<LayerContent>, elsewhere: Vec<(u32, watch::Sender<Outcome>)>) {
+    for (span, sender) in elsewhere {
+        let layer = Arc::clone(layer);
+        layer.traffic.clone().spawn(async move { follow(&layer, span, sender).await });
+    }
 }
 
 /// Waits for a span that another process fetches; fetches it when that one has not brought it after a while.

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ahead::Ahead;
 use super::profile::Profile;
@@ -20,12 +20,18 @@ pub(super) struct Wanted {
     /// The spans that were read soon after the mount began, in order of their first reads, in milliseconds.
     first: Mutex<Vec<(u32, u32)>>,
     ahead: Mutex<Ahead>,
+    /// For requests of readers of large pieces.
+    lanes: Arc<Semaphore>,
 }
 
 impl Wanted {
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
-        Self { marks, first: Mutex::default(), ahead: Mutex::default() }
+        Self { marks, first: Mutex::default(), ahead: Mutex::default(), lanes: Arc::new(Semaphore::new(LANES)) }
+    }
+
+    pub(super) fn lanes(&self) -> &Arc<Semaphore> {
+        &self.lanes
     }
 }
 
@@ -57,11 +63,11 @@ impl LayerContent {
             return Ok(());
         }
         let Some(next) = lock(&self.wanted.ahead).streams(spans) else { return Ok(()) };
-        let end = self.within(spans.end, follows.end.saturating_sub(spans.end), WINDOW_BYTES)?;
+        let end = self.within(spans.end, follows.end.saturating_sub(spans.end), STREAM_BYTES)?;
         if end > next
             && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..end))?)
         {
-            fetch::start(self, &(next..next), next..end, Some(room), false)?;
+            fetch::start_in_order(self, next..end, room)?;
             lock(&self.wanted.ahead).streamed_to(spans.end, end);
         }
         Ok(())
@@ -184,5 +190,9 @@ const NEAR_AFTER: u32 = 5;
 const NEAR_BYTES: u64 = 512 << 10;
 /// A read of so many spans is one of the kernel's largest, which it makes where it reads ahead itself.
 const LARGE: usize = 3;
+/// What is under way for a reader of large pieces, in bytes of the blob, and in how many requests: with more than a link
+/// holds, it does not fall idle while he waits for the first.
+const STREAM_BYTES: u64 = 6 << 20;
+const LANES: usize = 3;
 /// The widest window of a reader who goes on in order, in bytes of the blob.
 const WINDOW_BYTES: u64 = 4 << 20;

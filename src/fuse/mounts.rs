@@ -99,6 +99,23 @@ pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
     }
 }
 
+/// As [`absolute`], where the last name may be a symlink: the path of what it leads to.
+///
+/// # Errors
+/// As [`absolute`], and when it leads round in a circle.
+pub fn followed(path: &Path) -> std::io::Result<PathBuf> {
+    let mut at = absolute(path)?;
+    for _ in 0..SYMLINKS {
+        // A symlink is no mount, so this asks none.
+        let Ok(target) = std::fs::read_link(&at) else { return Ok(at) };
+        at = absolute(&at.parent().unwrap_or(Path::new("/")).join(target))?;
+    }
+    Err(rustix::io::Errno::LOOP.into())
+}
+
+/// As many in a row as the kernel follows.
+const SYMLINKS: usize = 40;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

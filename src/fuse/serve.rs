@@ -45,13 +45,18 @@ impl Service {
         Ok(Self(threads))
     }
 
+    /// Turns `true` when the file system is unmounted and its last file closed.
+    pub(super) fn gone(&self) -> watch::Receiver<bool> {
+        self.0.gone.subscribe()
+    }
+
     /// Waits until the file system is unmounted and its last file closed.
     ///
     /// # Errors
     /// What ended the service, if not an unmount.
     pub(super) async fn ended(self) -> io::Result<()> {
         // The sender lives as long as the threads are known here.
-        let _ = self.0.gone.subscribe().wait_for(|gone| *gone).await;
+        let _ = self.gone().wait_for(|gone| *gone).await;
         let mut outcome = Ok(());
         while let Some(thread) = { lock(&self.0.begun).pop() } {
             let panicked = |_| Err(io::Error::other("a thread that serves the mount panicked"));

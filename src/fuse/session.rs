@@ -243,6 +243,20 @@ impl Mounted {
         self.can_be_taken_over.then(|| self.device.as_fd())
     }
 
+    /// Whether it is unmounted and its last file closed.
+    pub fn is_gone(&self) -> bool {
+        *self.service.gone().borrow()
+    }
+
+    /// Returns when it is unmounted and its last file closed.
+    pub fn gone(&self) -> impl Future<Output = ()> + use<> {
+        let mut gone = self.service.gone();
+        async move {
+            // Threads that nobody knows any more have ended.
+            let _ = gone.wait_for(|gone| *gone).await;
+        }
+    }
+
     /// Serves until the image is unmounted and its last file is closed.
     ///
     /// # Errors
