@@ -493,7 +493,8 @@ fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() 
             let mut command = sandbox.peelfs(["mount", &served.reference()]);
             command.arg(&at.path).arg("--wait").args(how).stderr(Stdio::piped());
             let waiting = command.spawn().unwrap();
-            while at.state().is_none() && !(how.contains(&"--share") && at.is_mounted()) {
+            // A shared mount says that it is there when it is whole.
+            while !at.is_mounted() || (how.is_empty() && at.state().is_none()) {
                 std::thread::yield_now();
             }
             waiting

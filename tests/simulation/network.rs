@@ -130,7 +130,7 @@ impl Connection {
 
     fn document(&self, descriptor: &Descriptor) -> Result<Bytes, SourceError> {
         let place = self.name().to_owned();
-        let missing = || SourceError::NotFound { what: descriptor.digest.to_string(), place, said: None };
+        let missing = || SourceError::NotFound { what: descriptor.digest.to_string(), place, said: None, hint: None };
         self.network.documents.get(&descriptor.digest).cloned().ok_or_else(missing)
     }
 
