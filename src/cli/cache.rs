@@ -17,8 +17,8 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let done = match args.command.clone().unwrap_or(CacheCommand::Show { json: false }) {
         CacheCommand::Dir => print_dir(args, &mut out),
-        CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
-        CacheCommand::Verify => verify(&existing(args)?, &mut out),
+        CacheCommand::Show { json } => show(&open::store(&args.cache)?, json, &mut out),
+        CacheCommand::Verify => verify(&open::store(&args.cache)?, &mut out),
         CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
@@ -27,7 +27,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
                 (true, ..) => Keep::Indexes,
                 (false, false, None) => Keep::Known,
             };
-            prune(&existing(args)?, keep, &mut out)
+            prune(&open::store(&args.cache)?, keep, &mut out)
         }
     };
     let flushed = out.flush();
@@ -36,17 +36,6 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         Err(Trouble::Output(error)) => text::output_ended(&error),
         Ok(()) => flushed.or_else(|error| text::output_ended(&error)),
     }
-}
-
-/// A cache that somebody names has to be there: a new one has nothing to show.
-fn existing(args: &CacheArgs) -> Result<Store, Report> {
-    if let Some(dir) = &args.cache.cache_dir
-        && let Err(error) = std::fs::metadata(dir)
-    {
-        let message = format!("cannot look into the cache `{}`: {error}", dir.display());
-        return Err(Report::new(Code::NotFound, message));
-    }
-    open::store(&args.cache)
 }
 
 enum Trouble {
@@ -180,7 +169,7 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
 
 /// Drops the content of an image's layers, or of all when none is named; asks nobody but the cache.
 fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
-    let store = existing(args)?;
+    let store = open::store(&args.cache)?;
     let layers: Vec<Digest> = match image {
         None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
         Some(reference) => {
