@@ -421,7 +421,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
 pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
         Some(path) => Ok(path.clone()),
-        None => Ok(state::directory()?.join(format!("{pid}.log"))),
+        None => Ok(state::make_directory()?.join(format!("{pid}.log"))),
     }
 }
 
