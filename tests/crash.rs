@@ -181,6 +181,8 @@ fn crash(point: u64, loss: Loss) -> Found {
         (reopened, fetched)
     });
     let (reopened, refetched) = refetched.unwrap_or_else(|| panic!("{at}: the image cannot be opened"));
+    // As a process does a moment after it has opened an image.
+    store.tidy().unwrap();
     leaks(&store, &cache, &at);
     Found { reopened, refetched }
 }
