@@ -69,7 +69,7 @@ fn socket(args: &MountArgs) -> Result<PathBuf, Report> {
 
 /// The log of all shared mounts of a cache.
 fn log(args: &MountArgs, keeper: u32) -> Result<PathBuf, Report> {
-    mount::log_file(args, keeper)
+    mount::log_file(args, keeper).map(open::absolute)
 }
 
 /// What this command line asks for, so that it means the same in another directory and environment.
