@@ -915,8 +915,7 @@ fn a_mount_through_a_symlink_is_known_by_both_names() {
     if cannot_mount() {
         return;
     }
-    let image = ImageBuilder::new().layer(LayerBuilder::new().file("f", "f")).build();
-    let registry = Registry::start(Catalog::new().image("library/image", "1", &image)).unwrap();
+    let registry = serve(&small());
     let sandbox = Sandbox::new();
     let at = sandbox.mount_point("a");
     let link = at.path.with_file_name("link");
@@ -924,7 +923,7 @@ fn a_mount_through_a_symlink_is_known_by_both_names() {
     let reference = registry.reference("library/image", "1");
     let mounted = sandbox.peelfs(["mount", &reference]).arg(&link).output().unwrap();
     assert!(mounted.status.success(), "{}", said(&mounted));
-    assert_eq!(std::fs::read(link.join("f")).unwrap(), b"f");
+    assert_eq!(std::fs::read(link.join("d/f")).unwrap(), b"content");
     for name in [&at.path, &link] {
         let status = sandbox.peelfs(["status"]).arg(name).output().unwrap();
         assert!(said(&status).contains("1 of 1 ready"), "{}", said(&status));
@@ -937,8 +936,7 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
     if cannot_mount() {
         return;
     }
-    let image = ImageBuilder::new().layer(LayerBuilder::new().file("f", "f")).build();
-    let registry = Registry::start(Catalog::new().image("library/image", "1", &image)).unwrap();
+    let registry = serve(&small());
     let sandbox = Sandbox::new();
     let at = sandbox.mount_point("a");
     let log = sandbox.path().join("missing/log");

@@ -163,7 +163,7 @@ fn take_off(
 }
 
 /// Starts waiting for spans that other processes fetch.
-fn follow_all(layer: &Arc<LayerContent>, elsewhere: Vec<(u32, watch::Sender<Outcome>)>) {
+fn follow_all(layer: &Arc<LayerContent>, elsewhere: Run) {
     for (span, sender) in elsewhere {
         let layer = Arc::clone(layer);
         layer.traffic.clone().spawn(async move { follow(&layer, span, sender).await });
