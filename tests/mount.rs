@@ -949,3 +949,32 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
         assert!(!at.is_mounted(), "{how:?}");
     }
 }
+
+#[test]
+fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer() {
+    const WISH: &str = "/dev/cpu_dma_latency";
+    if cannot_mount() {
+        return;
+    }
+    if let Err(error) = std::fs::OpenOptions::new().write(true).open(WISH) {
+        eprintln!("skipped: {WISH}: {error}");
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount(&registry.reference("library/image", "1"), "a");
+    let open_files = format!("/proc/{}/fd", at.server());
+    let kept_awake = || {
+        let files = std::fs::read_dir(&open_files).unwrap();
+        files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(WISH)))
+    };
+    let file = std::fs::File::open(at.join("d/f")).unwrap();
+    wait_for(|| {
+        // Each is a request, as nothing that the kernel would answer by itself.
+        (0..100).for_each(|_| assert!(!std::io::IsTerminal::is_terminal(&file)));
+        kept_awake()
+    });
+    wait_for(|| !kept_awake());
+    drop(file);
+    at.unmount();
+}

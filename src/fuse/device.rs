@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -38,9 +39,14 @@ impl Device {
 
     /// Whether another request waits already.
     pub(super) fn has_more(&self) -> bool {
+        self.has_more_within(Duration::ZERO)
+    }
+
+    /// Whether another request waits, or comes within `time`.
+    pub(super) fn has_more_within(&self, time: Duration) -> bool {
         let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(rustix::event::poll(&mut polled, Some(&at_once)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
+        let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        matches!(rustix::event::poll(&mut polled, Some(&time)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
     }
 
     /// Asks the kernel to send again what a process that is gone had received and not answered

@@ -12,6 +12,7 @@
 
 mod backing;
 mod device;
+mod eager;
 mod errno;
 pub mod mounts;
 mod serve;

@@ -10,11 +10,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::device::{Device, Reply};
+use super::eager::Eager;
 use super::wire::{Operation, REQUEST_ROOM, Request};
 use crate::sync::lock;
 
@@ -71,7 +72,7 @@ fn work(threads: &Threads) -> io::Result<()> {
     let (device, handler) = (&threads.device, &*threads.handler);
     let mut room = vec![0; REQUEST_ROOM];
     let mut eager = Eager::new();
-    while threads.listen() {
+    while threads.listen(&mut eager) {
         eager.await_next(device);
         let received = device.receive(&mut room);
         let Ok(Some(length)) = received else {
@@ -86,54 +87,6 @@ fn work(threads: &Threads) -> io::Result<()> {
     }
     Ok(())
 }
-
-/// Looks for the next request for a moment instead of sleeping at once, where requests come in quick
-/// succession: to wake a thread on an idle CPU takes longer than most requests do.
-///
-/// It gives way to whoever wants the CPU, and looks no more for a while when somebody did or nothing came:
-/// on a busy CPU sleeping costs nothing.
-struct Eager {
-    since: Instant,
-    /// Requests until it is worth looking again.
-    pause: u32,
-}
-
-impl Eager {
-    fn new() -> Self {
-        Self { since: Instant::now(), pause: 0 }
-    }
-
-    fn await_next(&mut self, device: &Device) {
-        let begun = Instant::now();
-        let quick = begun.duration_since(std::mem::replace(&mut self.since, begun)) < QUICK_SUCCESSION;
-        if !quick || self.pause > 0 {
-            self.pause = self.pause.saturating_sub(1);
-            return;
-        }
-        let mut now = begun;
-        while now.duration_since(begun) < QUICK_SUCCESSION {
-            if device.has_more() {
-                return;
-            }
-            std::thread::yield_now();
-            let before = std::mem::replace(&mut now, Instant::now());
-            if now.duration_since(before) > WANTED {
-                self.pause = LONG_PAUSE;
-                return;
-            }
-        }
-        self.pause = PAUSE;
-    }
-}
-
-/// Requests that follow each other closer than this are in quick succession.
-const QUICK_SUCCESSION: Duration = Duration::from_micros(250);
-/// Requests to let pass after one was awaited in vain.
-const PAUSE: u32 = 8;
-/// As [`PAUSE`], after the CPU was wanted by somebody else.
-const LONG_PAUSE: u32 = 1000;
-/// Giving way takes longer than this when it is for somebody with much to do, not for a reader.
-const WANTED: Duration = Duration::from_micros(500);
 
 /// Hands one request to its handler. A panic there costs this request, not the mount.
 fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) {
@@ -234,11 +187,12 @@ impl Threads {
     ///
     /// Whoever listens comes back here or has called another one before doing something slow, so there is
     /// always somebody to come.
-    fn listen(&self) -> bool {
+    fn listen(&self, eager: &mut Eager) -> bool {
         while !self.ended.load(Ordering::Acquire) {
             if self.listening.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return true;
             }
+            eager.rest();
             if !self.rest() {
                 break;
             }
