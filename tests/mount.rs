@@ -978,3 +978,18 @@ fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer() {
     drop(file);
     at.unmount();
 }
+
+#[test]
+fn the_table_of_open_files_need_not_grow_while_layers_are_opened() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount(&registry.reference("library/image", "1"), "a");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", at.server())).unwrap();
+    let table = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    assert!(table.trim().parse::<u64>().unwrap() >= limit.min(2048), "{table}");
+    at.unmount();
+}

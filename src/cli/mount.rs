@@ -439,11 +439,27 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
         tracing::debug!(%error, "cannot forbid core dumps");
     }
+    make_room_for_files();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Report::new(Code::Failure, format!("cannot start: {error}")))
 }
+
+/// Lets the kernel make its table of this process's open files large at once, by opening one with a high number.
+///
+/// It makes a larger table whenever the last one is full; in a process with threads each time takes some 10 ms,
+/// until no CPU looks at the old one (`expand_fdtable`), and five hundred layers would pay for five of them.
+fn make_room_for_files() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let last = limit.min(ROOM_FOR_FILES).saturating_sub(1) as i32;
+    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last) {
+        tracing::debug!(%error, "no room for many files is made ahead");
+    }
+}
+
+/// Those of some 700 layers; 8 bytes each.
+const ROOM_FOR_FILES: u64 = 2048;
 
 /// The signals that end a mount.
 pub(super) struct Ends {
