@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::turn::Priority;
 use super::{Growing, Turn};
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
@@ -226,18 +227,20 @@ impl FirstPass {
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
         let (empty_sender, empties) = std::sync::mpsc::channel();
         let hashing = {
-            let algorithm = self.blob.digest.algorithm();
-            tokio::task::spawn_blocking(move || hash(algorithm, hashed))
+            let (algorithm, priority) = (self.blob.digest.algorithm(), turn.priority());
+            tokio::task::spawn_blocking(move || hash(algorithm, hashed, priority()))
         };
         let decoding = {
-            let pass = self.clone();
-            tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties))
+            let (pass, priority) = (self.clone(), turn.priority());
+            tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties, priority()))
         };
         let walking = {
             let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
             // Without an audience the same, but nobody looks.
-            let growing = growing.map_or_else(Arc::default, Arc::clone);
-            tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &progress, &growing))
+            let (growing, priority) = (growing.map_or_else(Arc::default, Arc::clone), turn.priority());
+            tokio::task::spawn_blocking(move || {
+                pass.walk(&store, &buffers, &empty_sender, &progress, &growing, priority())
+            })
         };
 
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
@@ -294,11 +297,13 @@ impl FirstPass {
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
         buffers: &std::sync::mpsc::SyncSender<Decoded>,
         empties: &std::sync::mpsc::Receiver<Filled>,
+        mut priority: Priority,
     ) -> Result<(), Undecoded> {
         let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
         let mut failed = None;
         while let Some(piece) = pieces.blocking_recv() {
+            priority.settle();
             let piece = piece.into_unverified();
             let mut input: &[u8] = &piece;
             // After an error the rest is still taken, so that all of the blob gets hashed.
@@ -325,6 +330,7 @@ impl FirstPass {
         empties: &std::sync::mpsc::Sender<Filled>,
         progress: &PassProgress,
         growing: &Growing,
+        mut priority: Priority,
     ) -> Result<Walked, PassError> {
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
         // A stored layer decodes to itself, and its blob is hashed already.
@@ -340,6 +346,7 @@ impl FirstPass {
         // A tar that cannot be shown is told only once the layer is known to be the one named.
         let mut failed = None;
         while let Ok(Decoded { buffer, marks, windows: found }) = buffers.recv() {
+            priority.settle();
             let bytes: &[u8] = &buffer;
             windows.pack(found);
             if let Some(diff_id) = &mut diff_id {
@@ -542,10 +549,11 @@ impl PackedWindows {
 }
 
 /// Beside the stages: hashes the blob; its digest and size.
-fn hash(algorithm: Algorithm, mut pieces: mpsc::Receiver<Untrusted<Bytes>>) -> (Digest, u64) {
+fn hash(algorithm: Algorithm, mut pieces: mpsc::Receiver<Untrusted<Bytes>>, mut priority: Priority) -> (Digest, u64) {
     let mut hasher = Hasher::new(algorithm);
     let mut size = 0;
     while let Some(piece) = pieces.blocking_recv() {
+        priority.settle();
         let piece = piece.into_unverified();
         hasher.update(&piece);
         size += piece.len() as u64;

@@ -1,27 +1,42 @@
-//! Turns: whose layer the link serves first.
+//! Turns: whose layer the link and the CPU serve first.
 //!
 //! Several layers stream in at a time and share one link. When somebody waits for one of them, what the
 //! others receive meanwhile is taken from it. So a first pass that nobody waits for takes no more of its
 //! stream while one that somebody waits for could use the bytes: the sender notices by itself, as TCP's
 //! window closes. One whose decoder cannot keep up anyway, or whose server has fallen silent, holds up
-//! nobody.
+//! nobody. What others have received is decoded by threads that give way to those of layers which
+//! somebody waits for.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The first passes that share a link.
 #[derive(Debug)]
-pub struct Turns(watch::Sender<Urgent>);
+pub struct Turns {
+    link: watch::Sender<Urgent>,
+    /// How many layers somebody waits for.
+    urgent: AtomicUsize,
+}
 
 /// One layer's place among them.
 #[derive(Debug)]
 pub struct Turn {
     turns: Arc<Turns>,
-    urgent: AtomicBool,
+    urgent: Arc<AtomicBool>,
+}
+
+/// The priority of one thread that works for a layer; as it was before, once dropped.
+pub(super) struct Priority {
+    turns: Arc<Turns>,
+    urgent: Arc<AtomicBool>,
+    /// The thread's own, and what it has now.
+    own: i32,
+    now: i32,
 }
 
 /// What the urgent ones are at.
@@ -42,21 +57,27 @@ pub(super) struct Taking<'a> {
 impl Turns {
     /// A link that nobody uses yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self(watch::Sender::new(Urgent { hungry: 0, fed: Instant::now() })))
+        let link = watch::Sender::new(Urgent { hungry: 0, fed: Instant::now() });
+        Arc::new(Self { link, urgent: AtomicUsize::new(0) })
     }
 }
 
 impl Turn {
     /// One more layer, which nobody waits for.
     pub fn new(turns: &Arc<Turns>) -> Self {
-        Self { turns: Arc::clone(turns), urgent: AtomicBool::new(false) }
+        Self { turns: Arc::clone(turns), urgent: Arc::default() }
     }
 
     /// Somebody waits for this layer now, or nobody does any more.
     pub fn set_urgent(&self, urgent: bool) {
         if self.urgent.swap(urgent, Ordering::Relaxed) != urgent {
+            if urgent {
+                self.turns.urgent.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.turns.urgent.fetch_sub(1, Ordering::Relaxed);
+            }
             // It may be waiting for its turn.
-            self.turns.0.send_modify(|_| {});
+            self.turns.link.send_modify(|_| {});
         }
     }
 
@@ -68,12 +89,61 @@ impl Turn {
     pub(super) fn take(&self) -> Taking<'_> {
         Taking { turn: self, hungry: false }
     }
+
+    /// That of a thread which is about to work for this layer, and asks [`Priority::settle`] now and then.
+    pub(super) fn priority(&self) -> impl FnOnce() -> Priority + Send + use<> {
+        let (turns, urgent) = (Arc::clone(&self.turns), Arc::clone(&self.urgent));
+        move || {
+            let own = getpriority_process(None).unwrap_or_default();
+            Priority { turns, urgent, own, now: own }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.set_urgent(false);
+    }
+}
+
+impl Priority {
+    /// Gives way to threads whose layer somebody waits for while nobody waits for this one's.
+    pub(super) fn settle(&mut self) {
+        let gives_way = !self.urgent.load(Ordering::Relaxed) && self.turns.urgent.load(Ordering::Relaxed) > 0;
+        self.set(if gives_way { self.own + GIVES_WAY } else { self.own });
+    }
+
+    fn set(&mut self, priority: i32) {
+        if self.now != priority && can_be_raised() && setpriority_process(None, priority).is_ok() {
+            self.now = priority;
+        }
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        self.set(self.own);
+    }
+}
+
+/// Whether a thread whose priority was lowered can have it back: root's can, others' by their limit (setpriority(2)).
+fn can_be_raised() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| {
+        // In a thread that ends, whatever becomes of its priority.
+        let tried = std::thread::Builder::new().spawn(|| {
+            let own = getpriority_process(None)?;
+            setpriority_process(None, own + 1)?;
+            setpriority_process(None, own)
+        });
+        tried.is_ok_and(|thread| matches!(thread.join(), Ok(Ok(()))))
+    })
 }
 
 impl Taking<'_> {
     /// Returns when this layer may take its next piece.
     pub(super) async fn next(&mut self) {
-        let mut changes = self.turn.turns.0.subscribe();
+        let mut changes = self.turn.turns.link.subscribe();
         loop {
             if self.turn.is_urgent() {
                 self.set_hungry(true);
@@ -92,7 +162,7 @@ impl Taking<'_> {
     /// A piece has come.
     pub(super) fn fed(&self) {
         if self.hungry {
-            self.turn.turns.0.send_modify(|urgent| urgent.fed = Instant::now());
+            self.turn.turns.link.send_modify(|urgent| urgent.fed = Instant::now());
         }
     }
 
@@ -106,7 +176,7 @@ impl Taking<'_> {
             return;
         }
         self.hungry = hungry;
-        self.turn.turns.0.send_modify(|urgent| {
+        self.turn.turns.link.send_modify(|urgent| {
             if hungry {
                 *urgent = Urgent { hungry: urgent.hungry + 1, fed: Instant::now() };
             } else {
@@ -122,6 +192,8 @@ impl Drop for Taking<'_> {
     }
 }
 
+/// A nice value's worth: nine tenths of the CPU are then another's.
+const GIVES_WAY: i32 = 10;
 /// An urgent layer that gets nothing for so long does not need the link.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -166,7 +238,36 @@ mod tests {
         wanted.set_urgent(true);
         let mut first = wanted.take();
         assert!(may_take(&mut first));
-        turns.0.send_modify(|urgent| urgent.fed = Instant::now().checked_sub(SILENCE).unwrap());
+        turns.link.send_modify(|urgent| urgent.fed = Instant::now().checked_sub(SILENCE).unwrap());
         assert!(may_take(&mut other.take()));
+    }
+
+    #[test]
+    fn threads_of_a_layer_that_nobody_waits_for_give_way() {
+        if !can_be_raised() {
+            eprintln!("skipped: this process may not raise a priority that it has lowered");
+            return;
+        }
+        let turns = Turns::new();
+        let (wanted, other) = (Turn::new(&turns), Turn::new(&turns));
+        let own = getpriority_process(None).unwrap();
+        let seen = |priority: &mut Priority| {
+            priority.settle();
+            getpriority_process(None).unwrap() - own
+        };
+        let (mut first, mut second) = (wanted.priority()(), other.priority()());
+        assert_eq!([seen(&mut first), seen(&mut second)], [0, 0], "nobody waits for either");
+        wanted.set_urgent(true);
+        assert_eq!([seen(&mut first), seen(&mut second)], [0, GIVES_WAY]);
+        other.set_urgent(true);
+        assert_eq!(seen(&mut second), 0, "both are waited for");
+        other.set_urgent(false);
+        assert_eq!(seen(&mut second), GIVES_WAY);
+        drop(second);
+        assert_eq!(getpriority_process(None).unwrap(), own, "the thread may serve another layer next");
+        let mut third = other.priority()();
+        assert_eq!(seen(&mut third), GIVES_WAY);
+        drop(wanted);
+        assert_eq!(seen(&mut third), 0, "nobody waits for what is not there");
     }
 }
