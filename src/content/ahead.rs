@@ -10,11 +10,14 @@ use std::ops::Range;
 /// The places in one layer where readers were last seen.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    /// The one that moved last stands last.
-    followed: Vec<Followed>,
-    /// Those who read much at a time; again the last one stands last.
-    streams: Vec<Stream>,
+    followed: Recent<Followed, READERS>,
+    /// Those who read much at a time.
+    streams: Recent<Stream, STREAMS>,
 }
+
+/// The last `N` that were put here; the last one stands last.
+#[derive(Debug)]
+struct Recent<T, const N: usize>(Vec<T>);
 
 /// One reader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,31 +45,23 @@ impl Ahead {
     pub(super) fn streams(&mut self, piece: &Range<u32>) -> Option<u32> {
         // Two pieces may share a span, and those that nobody had to wait for are not told of.
         let before = |stream: &Stream| (piece.start.saturating_sub(UNSEEN)..=piece.start + 1).contains(&stream.end);
-        let before = self.streams.iter().rposition(before);
-        let before = before.map(|at| self.streams.remove(at));
-        let (next, pieces) = before.map_or((0, 0), |stream| (stream.next, stream.pieces));
-        if self.streams.len() == STREAMS {
-            self.streams.remove(0);
-        }
+        let (next, pieces) = self.streams.take(before).map_or((0, 0), |stream| (stream.next, stream.pieces));
         let stream = Stream { end: piece.end, next: next.max(piece.end), pieces: pieces + 1 };
-        self.streams.push(stream);
+        self.streams.put(stream);
         (stream.pieces >= SURE).then_some(stream.next)
     }
 
     /// All up to `next` was asked for on behalf of who has just read the piece before `end`.
     pub(super) fn streamed_to(&mut self, end: u32, next: u32) {
-        if let Some(stream) = self.streams.iter_mut().rfind(|stream| stream.end == end) {
-            stream.next = next;
+        if let Some(stream) = self.streams.take(|stream| stream.end == end) {
+            self.streams.put(Stream { next, ..stream });
         }
     }
 
     /// How many spans behind `run` a reader wants that has to wait for `run`; `guess` when it was not there before.
     pub(super) fn missed(&mut self, run: &Range<u32>, guess: u32) -> u32 {
         let near = |reader: &Followed| (run.start.saturating_sub(SKIPPED)..=run.start).contains(&reader.next);
-        match self.followed.iter().rposition(near) {
-            Some(at) => self.followed.remove(at).window.max(guess).max(1),
-            None => guess,
-        }
+        self.followed.take(near).map_or(guess, |reader| reader.window.max(guess).max(1))
     }
 
     /// What to fetch when `span`, which is here or on its way, is read: the next window, once a reader is
@@ -77,16 +72,34 @@ impl Ahead {
             let early = if reader.window < LONG { reader.window.min(1) } else { reader.window / 2 };
             reader.next > span && reader.next - span <= early
         };
-        let reader = self.followed.iter().rposition(close).map(|at| self.followed.remove(at))?;
+        let reader = self.followed.take(close)?;
         Some((reader.next, wider(reader.window)))
     }
 
     /// All up to `next` was asked for, by a window of so many.
     pub(super) fn reached(&mut self, next: u32, window: u32) {
-        if self.followed.len() == READERS {
-            self.followed.remove(0);
+        self.followed.put(Followed { next, window });
+    }
+}
+
+impl<T, const N: usize> Recent<T, N> {
+    /// Takes the one that was put last of those that `test` means.
+    fn take(&mut self, test: impl Fn(&T) -> bool) -> Option<T> {
+        self.0.iter().rposition(test).map(|at| self.0.remove(at))
+    }
+
+    /// Puts one here; the first one goes if there are too many.
+    fn put(&mut self, one: T) {
+        if self.0.len() == N {
+            self.0.remove(0);
         }
-        self.followed.push(Followed { next, window });
+        self.0.push(one);
+    }
+}
+
+impl<T, const N: usize> Default for Recent<T, N> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
@@ -165,7 +178,7 @@ mod tests {
         for place in 0..100 {
             ahead.reached(place * 10, 1);
         }
-        assert_eq!(ahead.followed.len(), READERS);
+        assert_eq!(ahead.followed.0.len(), READERS);
         assert_eq!(ahead.missed(&(10..11), 0), 0);
         assert_eq!(ahead.missed(&(990..991), 0), 1);
     }
