@@ -19,11 +19,13 @@ pub(super) struct Eager {
     /// Requests in quick succession so far.
     row: u32,
     awake: Option<Awake>,
+    /// This process may not keep the CPUs awake.
+    may_not: bool,
 }
 
 impl Eager {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), pause: 0, row: 0, awake: None }
+        Self { since: Instant::now(), pause: 0, row: 0, awake: None, may_not: false }
     }
 
     /// Returns when a request is there, or when it is time to sleep until one comes.
@@ -32,8 +34,9 @@ impl Eager {
         let since = begun.duration_since(std::mem::replace(&mut self.since, begun));
         let quick = since < QUICK_SUCCESSION;
         self.row = if since < SUCCESSION { self.row.saturating_add(1) } else { 0 };
-        if self.row == WORTH_WAKING && self.awake.is_none() {
+        if self.row >= WORTH_WAKING && self.awake.is_none() && !self.may_not {
             self.awake = Awake::keep();
+            self.may_not = self.awake.is_none();
         }
         if quick && self.pause == 0 {
             if self.look(device, begun) {
