@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use peelfs::fuse::{self, MountOptions};
+use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{Family, Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
@@ -703,6 +704,37 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     signal(at.server(), rustix::process::Signal::KILL);
     wait_for(|| std::fs::metadata(&at.path).is_err());
     at.unmount();
+}
+
+#[test]
+fn of_many_that_mount_on_a_directory_at_once_one_does() {
+    if cannot_mount() {
+        return;
+    }
+    const MANY: usize = 6;
+    for how in [&[][..], &["--share"]] {
+        let registry = serve(&small());
+        let reference = registry.reference("library/image", "1");
+        let sandbox = Sandbox::new();
+        let at = sandbox.mount_point("a");
+        // All have seen an empty directory when they may go on.
+        let gate = Gate::new();
+        registry.faults().add(Rule::new(Target::Manifests, Fault::Hang(gate.clone())));
+        let outputs: Vec<_> = std::thread::scope(|scope| {
+            let mounting: Vec<_> = (0..MANY).map(|_| scope.spawn(|| at.try_mount(&reference, how))).collect();
+            assert!(registry.wait_until(|requests| requests.len() >= MANY));
+            gate.open();
+            mounting.into_iter().map(|mounting| mounting.join().unwrap()).collect()
+        });
+        let codes: Vec<_> = outputs.iter().map(|output| output.status.code().unwrap()).collect();
+        assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{how:?}: {codes:?}");
+        for output in outputs.iter().filter(|output| !output.status.success()) {
+            assert_eq!(output.status.code(), Some(2), "{how:?}: {}", said(output));
+            assert!(said(output).contains("is already a peelfs mount of"), "{how:?}: {}", said(output));
+        }
+        assert_eq!(std::fs::read(at.join("d/f")).unwrap(), b"content");
+        at.unmount();
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::report::{Code, Report};
 use super::service::ServiceManager;
 use super::share;
 use super::state::{self, MountState};
-use crate::fuse::{self, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
+use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
@@ -432,8 +432,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
             fuse::unmount(&at, OpenFiles::Keep)?;
             mount_point(typed)
         }
-        (_, Some(mounted)) => Err(Report::usage(format!("`{shown}` is already a peelfs mount of {}", mounted.source))
-            .hint(format!("unmount it with `peelfs umount {shown}`"))),
+        (_, Some(mounted)) => Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into()),
         (Err(error), None) => Err(Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
             .hint(format!("make it with `mkdir -p {shown}`"))),
         (Ok(found), None) if !found.is_dir() => {

@@ -179,6 +179,10 @@ impl From<MountError> for Report {
         let told = Self::of(Code::Failure, &error);
         let without = "mount without `--passthrough`";
         let cause = match &error {
+            MountError::Taken { at, .. } => {
+                let hint = format!("unmount it with `peelfs umount {}`", at.display());
+                return Report { code: Code::Usage, ..told.hint(hint) };
+            }
             MountError::Refused { cause, .. } => cause,
             MountError::NoPassthrough => return told.hint(without),
             MountError::RefusedPassthrough(cause) => {
