@@ -483,6 +483,11 @@ fn the_cache_is_shown_pruned_and_found() {
     let elsewhere = user.dir.path().join("elsewhere");
     let line = ["cache", "dir", "--cache-dir", elsewhere.to_str().unwrap()];
     assert_eq!(user.prints(&line), format!("{}\n", elsewhere.display()));
+    for what in [&["show"][..], &["verify"], &["prune", "--all"], &["drop", "--content", "--all"]] {
+        user.prints(&[&["cache", "--cache-dir", elsewhere.to_str().unwrap()], what].concat());
+    }
+    let drop = ["cache", "--cache-dir", elsewhere.to_str().unwrap(), "drop", "--content", "127.0.0.1:1/app"];
+    assert_eq!(user.run(&drop).output.status.code(), Some(3));
     assert!(!elsewhere.exists());
     assert!(user.prints(&["cache", "prune", "--content"]).contains("2 layers without content now"));
     assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");
