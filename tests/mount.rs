@@ -978,6 +978,7 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
         let told = said(&output);
         assert_eq!(output.status.code(), Some(1), "{how:?}: {told}");
         assert!(told.contains("cannot write the log") && told.contains("missing/log"), "{how:?}: {told}");
+        assert_eq!(told.matches("error: ").count(), 1, "{how:?}: {told}");
         assert!(!at.is_mounted(), "{how:?}");
     }
 }

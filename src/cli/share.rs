@@ -91,9 +91,9 @@ fn connect(socket: &Path) -> Result<UnixStream, Report> {
     if let Ok(stream) = UnixStream::connect(socket) {
         return Ok(stream);
     }
-    // One at a time, so that there is one keeper.
-    let starting = File::options().write(true).create(true).truncate(false).open(socket.with_extension("starting"));
-    let starting = starting.and_then(|file| file.lock().map(|()| file)).map_err(failed)?;
+    // One at a time, so that there is one keeper. Nobody else may enter the directory, let alone lock it.
+    let starting = socket.parent().map(File::open).expect("it lies in a directory");
+    let starting = starting.and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
     if let Ok(stream) = UnixStream::connect(socket) {
         return Ok(stream);
     }
@@ -132,12 +132,12 @@ fn ask(mut stream: &UnixStream, request: &Request) -> Result<Option<Result<(), R
 /// The process in the background that keeps the mounts.
 fn keep(args: &MountArgs) -> Result<(), Report> {
     let mut parent = Parent::leave_terminal();
-    let kept = socket(args).and_then(|socket| {
+    let done = socket(args).and_then(|socket| {
         let log = log(args, std::process::id())?;
         daemon::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
         keeper::keep_shared(&socket, &log, &mut parent)
     });
-    kept.inspect_err(|report| parent.tell(&Word::Failed(report.clone())))
+    mount::told(done, &mut parent)
 }
 
 /// The process that serves: all that its mounts have in common.
