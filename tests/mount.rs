@@ -981,6 +981,12 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
         assert_eq!(told.matches("error: ").count(), 1, "{how:?}: {told}");
         assert!(!at.is_mounted(), "{how:?}");
     }
+    // In the foreground it is stderr.
+    for option in ["--log-file=log", "-olog_file=log"] {
+        let output = at.try_mount(&registry.reference("library/image", "1"), &["-f", option]);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("in the foreground"), "{}", said(&output));
+    }
 }
 
 #[test]

@@ -30,6 +30,10 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     if args.share {
         return share::run(args, kernel);
     }
+    if args.foreground && args.log_file.is_some() {
+        return Err(Report::usage("a mount in the foreground writes its log to stderr")
+            .hint("leave out `--log-file`, and write `2>>FILE`"));
+    }
     open::make_absolute(&mut args.image)?;
     args.log_file = args.log_file.take().map(open::absolute);
     // Nobody serves a mount that is to be gone on with: it must not be looked at.
