@@ -21,7 +21,7 @@ use peelfs::loopback::registry::{Catalog, Registry};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
 struct Manager<'a> {
     sandbox: &'a Sandbox,
@@ -147,6 +147,10 @@ fn a_service_manager_that_keeps_descriptors_keeps_the_mount() {
     held.read_exact_at(&mut small, 0).unwrap();
     assert_eq!(&small, b"small");
     assert_eq!(at.state().unwrap()["takeovers"], 2);
+    let upgrade = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
+    assert_eq!(upgrade.status.code(), Some(1), "{}", said(&upgrade));
+    assert!(said(&upgrade).contains("a service manager starts its process"), "{}", said(&upgrade));
+    assert!(said(&upgrade).contains("`systemctl restart` its unit"), "{}", said(&upgrade));
     drop(held);
 
     // Ended by its own will: nothing stays with the manager.

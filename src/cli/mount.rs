@@ -269,6 +269,7 @@ impl Serving<'_> {
             supervisor.serving(handover.clone(), connection.as_ref().map(OwnedFd::as_fd));
         }
         let mut own = MountState::of_this_process(&handover, &opened);
+        own.service = matches!(supervisor, Some(Supervisor::ServiceManager(_)));
         own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
         let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
         if handover.awaited {

@@ -43,6 +43,9 @@ pub(super) struct MountState {
     /// The process that starts another one when this one dies, and where to ask it for an upgrade.
     #[serde(default)]
     pub(super) keeper: Option<KeptBy>,
+    /// A service manager is what starts another one.
+    #[serde(default)]
+    pub(super) service: bool,
     /// How often another process has gone on with the mount.
     #[serde(default)]
     pub(super) takeovers: u32,
@@ -156,6 +159,7 @@ impl MountState {
             log: handover.log.clone(),
             cache: opened.store.root().to_owned(),
             keeper: None,
+            service: false,
             takeovers: handover.takeovers,
             shared: false,
             socket: PathBuf::new(),
