@@ -440,6 +440,18 @@ fn a_corrupt_layer_is_told_once_and_leaves_nothing() {
 }
 
 #[test]
+fn a_blob_of_another_size_than_was_named_is_not_what_was_named() {
+    let image = small();
+    let user = User::with_layout(&image);
+    let layer = user.path("layout/blobs/sha256").join(image.layers()[0].digest.hex());
+    let size = std::fs::metadata(&layer).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&layer).unwrap().set_len(size + 1).unwrap();
+    let ran = user.run(&["cat", "oci:layout:1", "etc/motd"]);
+    assert_eq!(ran.output.status.code(), Some(5), "{}", ran.text);
+    assert!(ran.text.contains(&format!("has {} bytes, and its descriptor says {size}", size + 1)), "{}", ran.text);
+}
+
+#[test]
 fn inspect_tells_everything_but_the_files() {
     let image = IndexBuilder::new().image(&small()).image(&ImageBuilder::new().platform("linux/s390x").build()).build();
     let registry = Registry::start(Catalog::new().image("library/app", "1", &image)).unwrap();
@@ -483,6 +495,11 @@ fn the_cache_is_shown_pruned_and_found() {
     let elsewhere = user.dir.path().join("elsewhere");
     let line = ["cache", "dir", "--cache-dir", elsewhere.to_str().unwrap()];
     assert_eq!(user.prints(&line), format!("{}\n", elsewhere.display()));
+    for what in [&["show"][..], &["verify"], &["prune", "--all"], &["drop", "--content", "--all"]] {
+        user.prints(&[&["cache", "--cache-dir", elsewhere.to_str().unwrap()], what].concat());
+    }
+    let drop = ["cache", "--cache-dir", elsewhere.to_str().unwrap(), "drop", "--content", "127.0.0.1:1/app"];
+    assert_eq!(user.run(&drop).output.status.code(), Some(3));
     assert!(!elsewhere.exists());
     assert!(user.prints(&["cache", "prune", "--content"]).contains("2 layers without content now"));
     assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");

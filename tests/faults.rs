@@ -15,6 +15,7 @@ use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
@@ -493,8 +494,7 @@ fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() 
             let mut command = sandbox.peelfs(["mount", &served.reference()]);
             command.arg(&at.path).arg("--wait").args(how).stderr(Stdio::piped());
             let waiting = command.spawn().unwrap();
-            // A shared mount says that it is there when it is whole.
-            while !at.is_mounted() || (how.is_empty() && at.state().is_none()) {
+            while !at.is_mounted() || at.state().is_none() {
                 std::thread::yield_now();
             }
             waiting
@@ -505,16 +505,59 @@ fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() 
         assert_eq!(output.status.code(), Some(1), "{how:?}");
         assert!(said(&output).contains("unmounted before every layer was verified"), "{how:?}: {}", said(&output));
 
-        if how.is_empty() {
-            let mut waiting = begin();
-            let server = at.server();
-            waiting.kill().unwrap();
-            waiting.wait().unwrap();
-            while at.is_mounted() || Path::new(&format!("/proc/{server}")).exists() {
+        let mut waiting = begin();
+        let upgrade = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
+        assert_eq!(upgrade.status.code(), Some(1), "{how:?}: {}", said(&upgrade));
+        assert!(said(&upgrade).contains("somebody waits for"), "{how:?}: {}", said(&upgrade));
+        let server = at.server();
+        waiting.kill().unwrap();
+        waiting.wait().unwrap();
+        while at.is_mounted() || Path::new(&format!("/proc/{server}")).exists() {
+            std::thread::yield_now();
+        }
+        gate.open();
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_mount_waits_on_with_the_server_that_takes_over() {
+    if cannot_mount() {
+        return;
+    }
+    for (how, code) in [(&[][..], 0), (&["--share"], 0), (&[], 5), (&["--share"], 5)] {
+        let served = Served::new(Packing::GZIP);
+        let gate = Gate::new();
+        served.registry.faults().add(Rule::new(served.upper(), Fault::Stall { after: 10, gate: gate.clone() }));
+        if code != 0 {
+            let at = served.upper_size() / 2;
+            served.registry.faults().add(Rule::new(served.upper(), Fault::FlipBit { at, bit: 0 }));
+        }
+        let sandbox = Sandbox::new();
+        let at = sandbox.mount_point("a");
+        let mut command = sandbox.peelfs(["mount", "--wait", &served.reference()]);
+        let waiting = command.arg(&at.path).args(how).stderr(Stdio::piped()).spawn().unwrap();
+        while !at.is_mounted() || at.state().is_none() {
+            std::thread::yield_now();
+        }
+        for _ in 0..2 {
+            let before = at.server();
+            kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
+            while at.state().is_none_or(|state| state["pid"] == before) {
                 std::thread::yield_now();
             }
         }
         gate.open();
+        let output = waiting.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{how:?}: {}", said(&output));
+        if code == 0 {
+            let status = sandbox.run(["status"]);
+            assert!(said(&status).contains("2 of 2 ready"), "{how:?}: {}", said(&status));
+            served.assert_right(&at.path, "taken over");
+            at.unmount();
+        } else {
+            assert!(said(&output).contains("is corrupt"), "{how:?}: {}", said(&output));
+            assert!(!at.is_mounted(), "{how:?}");
+        }
     }
 }
 

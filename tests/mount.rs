@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use peelfs::fuse::{self, MountOptions};
+use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{Family, Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
@@ -706,6 +707,37 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
 }
 
 #[test]
+fn of_many_that_mount_on_a_directory_at_once_one_does() {
+    if cannot_mount() {
+        return;
+    }
+    const MANY: usize = 6;
+    for how in [&[][..], &["--share"]] {
+        let registry = serve(&small());
+        let reference = registry.reference("library/image", "1");
+        let sandbox = Sandbox::new();
+        let at = sandbox.mount_point("a");
+        // All have seen an empty directory when they may go on.
+        let gate = Gate::new();
+        registry.faults().add(Rule::new(Target::Manifests, Fault::Hang(gate.clone())));
+        let outputs: Vec<_> = std::thread::scope(|scope| {
+            let mounting: Vec<_> = (0..MANY).map(|_| scope.spawn(|| at.try_mount(&reference, how))).collect();
+            assert!(registry.wait_until(|requests| requests.len() >= MANY));
+            gate.open();
+            mounting.into_iter().map(|mounting| mounting.join().unwrap()).collect()
+        });
+        let codes: Vec<_> = outputs.iter().map(|output| output.status.code().unwrap()).collect();
+        assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{how:?}: {codes:?}");
+        for output in outputs.iter().filter(|output| !output.status.success()) {
+            assert_eq!(output.status.code(), Some(2), "{how:?}: {}", said(output));
+            assert!(said(output).contains("is already a peelfs mount of"), "{how:?}: {}", said(output));
+        }
+        assert_eq!(std::fs::read(at.join("d/f")).unwrap(), b"content");
+        at.unmount();
+    }
+}
+
+#[test]
 fn a_signal_unmounts() {
     use rustix::process::Signal;
     if cannot_mount() {
@@ -946,7 +978,14 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
         let told = said(&output);
         assert_eq!(output.status.code(), Some(1), "{how:?}: {told}");
         assert!(told.contains("cannot write the log") && told.contains("missing/log"), "{how:?}: {told}");
+        assert_eq!(told.matches("error: ").count(), 1, "{how:?}: {told}");
         assert!(!at.is_mounted(), "{how:?}");
+    }
+    // In the foreground it is stderr.
+    for option in ["--log-file=log", "-olog_file=log"] {
+        let output = at.try_mount(&registry.reference("library/image", "1"), &["-f", option]);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("in the foreground"), "{}", said(&output));
     }
 }
 

@@ -21,7 +21,7 @@ use peelfs::loopback::registry::{Catalog, Registry};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
 struct Manager<'a> {
     sandbox: &'a Sandbox,
@@ -38,6 +38,13 @@ impl<'a> Manager<'a> {
 
     /// Starts the unit, with what is in the store, and returns when it says that it is ready.
     fn start(&mut self, reference: &str, at: &MountPoint<'_>, more: &[&str]) -> Child {
+        let child = self.begin(reference, at, more);
+        while !self.hear().contains("READY=1") {}
+        child
+    }
+
+    /// Starts the unit, with what is in the store.
+    fn begin(&mut self, reference: &str, at: &MountPoint<'_>, more: &[&str]) -> Child {
         let wanted = self.sandbox.peelfs([&["mount", "-f", "--no-keeper", reference], more].concat());
         // They go in as stdin, stdout and stderr, as a child has no others; the shell puts them where they belong.
         let handed: Vec<_> = self.store.iter().map(|(name, fd)| (name.as_str(), fd.try_clone().unwrap())).collect();
@@ -59,7 +66,6 @@ impl<'a> Manager<'a> {
         command.stderr(handed.next().map_or_else(Stdio::null, Stdio::from));
         let child = command.current_dir(self.sandbox.path()).spawn().unwrap();
         drop(command);
-        while !self.hear().contains("READY=1") {}
         child
     }
 
@@ -147,6 +153,10 @@ fn a_service_manager_that_keeps_descriptors_keeps_the_mount() {
     held.read_exact_at(&mut small, 0).unwrap();
     assert_eq!(&small, b"small");
     assert_eq!(at.state().unwrap()["takeovers"], 2);
+    let upgrade = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
+    assert_eq!(upgrade.status.code(), Some(1), "{}", said(&upgrade));
+    assert!(said(&upgrade).contains("a service manager starts its process"), "{}", said(&upgrade));
+    assert!(said(&upgrade).contains("`systemctl restart` its unit"), "{}", said(&upgrade));
     drop(held);
 
     // Ended by its own will: nothing stays with the manager.
@@ -156,6 +166,33 @@ fn a_service_manager_that_keeps_descriptors_keeps_the_mount() {
         manager.hear();
     }
     assert!(!at.is_mounted());
+}
+
+#[test]
+fn a_unit_that_waits_for_every_layer_is_ready_then_also_if_it_was_killed_before() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let reference = registry.reference("app", "1");
+    let at = sandbox.mount_point("mnt");
+    let mut manager = Manager::new(&sandbox);
+    let gate = Gate::new();
+    // The configuration is smaller than that.
+    registry.faults().add(Rule::new(Target::Blobs, Fault::Stall { after: 100_000, gate: gate.clone() }));
+    let first = manager.begin(&reference, &at, &["--wait"]);
+    while !manager.store.contains_key("peelfs") {
+        assert!(!manager.hear().contains("READY=1"));
+    }
+    kill(first);
+    let mut second = manager.begin(&reference, &at, &["--wait"]);
+    gate.open();
+    while !manager.hear().contains("READY=1") {}
+    assert_eq!(at.state().unwrap()["takeovers"], 1);
+    let status = sandbox.run(["status"]);
+    assert!(said(&status).contains("1 of 1 ready"), "{}", said(&status));
+    at.unmount();
+    assert!(second.wait().unwrap().success());
 }
 
 #[test]

@@ -101,6 +101,8 @@ fn three_mounts_are_served_by_one_process_that_reads_each_layer_once() {
         assert!(told.contains(at.path.to_str().unwrap()), "{told}");
     }
     let keeper = a.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+    let run = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap().map(|entry| entry.unwrap().path());
+    assert!(run.into_iter().all(|path| path.extension().is_none_or(|extension| extension != "starting")));
     a.unmount();
     read_all(&b.path, "tool");
     read_all(&c.path, "app");

@@ -164,7 +164,7 @@ pub struct MountArgs {
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub prefetch: PrefetchArg,
     /// While the registry is away, make reads of what is not cached wait until it is back (`block`), fail after
-    /// a time (`deadline=SECONDS`), or fail at once (`offline`)
+    /// a time (`deadline=SECONDS`, twice that where the kernel asks twice), or fail at once (`offline`)
     #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
     pub on_outage: OnOutage,
     /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
@@ -177,7 +177,7 @@ pub struct MountArgs {
     /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// Write the log here instead of into the directory that `peelfs status` shows
+    /// Write the log here instead of into the directory that `peelfs status` shows; in the foreground it is stderr
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
     /// Serve without the process that takes over when the serving one dies; for those who supervise it

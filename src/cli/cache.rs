@@ -2,23 +2,26 @@
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
+use super::open::Around;
 use super::report::{Code, Report};
 use super::{mount, open, text};
 use crate::content::{self, CheckedLayer, check_layer};
 use crate::digest::Digest;
+use crate::source::registry::Surroundings;
 use crate::store::{Keep, Store, Usage};
 
 pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let done = match args.command.clone().unwrap_or(CacheCommand::Show { json: false }) {
         CacheCommand::Dir => print_dir(args, &mut out),
-        CacheCommand::Show { json } => show(&open::store(&args.cache)?, json, &mut out),
-        CacheCommand::Verify => verify(&open::store(&args.cache)?, &mut out),
+        CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
+        CacheCommand::Verify => verify(&existing(args)?, &mut out),
         CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
@@ -27,7 +30,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
                 (true, ..) => Keep::Indexes,
                 (false, false, None) => Keep::Known,
             };
-            prune(&open::store(&args.cache)?, keep, &mut out)
+            prune(&existing(args)?, keep, &mut out)
         }
     };
     let flushed = out.flush();
@@ -36,6 +39,11 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         Err(Trouble::Output(error)) => text::output_ended(&error),
         Ok(()) => flushed.or_else(|error| text::output_ended(&error)),
     }
+}
+
+/// The cache as it is: to look into it, or to take from it, makes nothing.
+fn existing(args: &CacheArgs) -> Result<Store, Report> {
+    Ok(Store::open_as_it_is(&open::cache_dir(&args.cache)?, args.cache.cache_size)?)
 }
 
 enum Trouble {
@@ -169,13 +177,15 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
 
 /// Drops the content of an image's layers, or of all when none is named; asks nobody but the cache.
 fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
-    let store = open::store(&args.cache)?;
+    let store = Arc::new(existing(args)?);
     let layers: Vec<Digest> = match image {
         None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
         Some(reference) => {
             let cache = args.cache.clone();
             let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
-            let opened = mount::runtime()?.block_on(open::open(&ImageArgs { reference, access }));
+            let around = Around { surroundings: Surroundings::of_process(), holdings: Arc::clone(&store).into() };
+            let image = ImageArgs { reference, access };
+            let opened = mount::runtime()?.block_on(open::open_for(&image, None, &around));
             let opened = opened.map_err(|report| match report.code {
                 Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
                 _ => report,

@@ -34,8 +34,7 @@ pub(super) enum Message {
     Prepared,
     /// To it: the process before is gone; serve.
     Go,
-    /// From the process that serves, at the first time with the connection: this is how another one could
-    /// go on.
+    /// From the process that serves: this is how another one could go on. At the first time with the connection.
     Serving(Box<Handover>),
     /// To a new process: so many mounts to go on with follow, one [`Message::TakeOver`] each.
     Resume(KeptBy, usize),
@@ -43,6 +42,8 @@ pub(super) enum Message {
     Mount(u64, Box<Request>),
     /// From it: what whoever asked for that mount is to be told.
     Tell(u64, Word),
+    /// To it: whoever asked for that mount is gone before it was ready.
+    GivenUp(u64),
     /// From it: that mount has ended.
     Ended(u64),
 }
@@ -91,6 +92,9 @@ pub(super) struct Handover {
     pub(super) takeovers: u32,
     /// How the process before ended.
     pub(super) ended: Option<String>,
+    /// Whoever asked for it has not been told yet that it is ready.
+    #[serde(default)]
+    pub(super) awaited: bool,
     /// Its number among shared mounts, and what was asked for.
     pub(super) shared: Option<(u64, Box<Request>)>,
 }

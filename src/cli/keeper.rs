@@ -171,7 +171,12 @@ impl Keeper {
         let mut soon_dead = 0;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(message, connection) => self.heard(message, connection)?,
+                Event::Said(message, connection) => {
+                    if let Some(answer) = self.heard(message, connection)? {
+                        // If it is gone, its end is the next event.
+                        let _ = server.channel.send(&answer, None);
+                    }
+                }
                 Event::Requested(asker) => self.request(asker, &server).await?,
                 // It ends when this end of the channel is gone.
                 Event::Idle => {
@@ -209,36 +214,36 @@ impl Keeper {
         }
     }
 
-    /// Takes note of what the serving process says.
-    fn heard(&mut self, message: Message, connection: Option<OwnedFd>) -> io::Result<()> {
+    /// Takes note of what the serving process says; returns what it is to be told.
+    fn heard(&mut self, message: Message, connection: Option<OwnedFd>) -> io::Result<Option<Message>> {
         match message {
             Message::Serving(handover) => {
                 let number = handover.shared.as_ref().map_or(0, |(number, _)| *number);
-                // A process that goes on with a mount sends no connection again.
-                if connection.is_some() || !self.kept.contains_key(&number) {
+                if !handover.awaited {
                     self.let_go()?;
-                    self.kept.insert(number, (connection, handover));
                 }
+                let before = self.kept.remove(&number).and_then(|(connection, _)| connection);
+                self.kept.insert(number, (connection.or(before), handover));
             }
             Message::Ended(number) => drop(self.kept.remove(&number)),
             Message::Tell(number, word) => {
-                let Some(shared) = &mut self.shared else { return Ok(()) };
-                let done = !matches!(word, Word::Progress(..));
-                shared.begun |= done;
-                if let Some(asker) = shared.asking.get(&number) {
-                    let mut line = serde_json::to_vec(&word)?;
-                    line.push(b'\n');
-                    // Whoever asked may have gone; the mount stays, as it does without a keeper in between.
-                    let _ = asker.try_write(&line);
-                }
-                if done {
+                let Some(shared) = &mut self.shared else { return Ok(None) };
+                let waits = matches!(word, Word::Progress(..));
+                shared.begun |= !waits;
+                let mut line = serde_json::to_vec(&word)?;
+                line.push(b'\n');
+                let told = shared.asking.get(&number).map(|asker| asker.try_write(&line));
+                let gone = told.is_none_or(|told| told.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock));
+                if gone || !waits {
                     shared.asking.remove(&number);
                 }
+                // A mount that is ready stays, as it does without a keeper in between.
+                return Ok((gone && waits).then_some(Message::GivenUp(number)));
             }
             // Said by a process that gets ready, and waited for there.
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Passes on what somebody wants mounted.
@@ -310,7 +315,7 @@ impl Keeper {
         loop {
             match server.channel.receive().await? {
                 Some((Message::Prepared, _)) => return Ok(()),
-                Some((message, connection)) => self.heard(message, connection)?,
+                Some((message, connection)) => drop(self.heard(message, connection)?),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -338,8 +343,8 @@ impl Keeper {
     /// Exchanges the serving process for one of another program; the one before goes on if that cannot be.
     async fn upgrade(&mut self, mut asker: UnixStream, mut server: Server) -> io::Result<Server> {
         let answer = match timeout(ASKED_WITHIN, asked(&mut asker)).await {
-            Ok(Some(Upgrade { .. })) if self.shared.as_ref().is_some_and(|shared| !shared.asking.is_empty()) => {
-                Upgraded::Refused("its process is making another mount; try again".into())
+            Ok(Some(Upgrade { .. })) if self.is_awaited() => {
+                Upgraded::Refused("its process is making a mount that somebody waits for; try again".into())
             }
             Ok(Some(Upgrade { program })) => match self.prepare(&program, None).await? {
                 Ok(next) => {
@@ -365,9 +370,15 @@ impl Keeper {
         Ok(server)
     }
 
-    /// The mount is up and talk goes to its log: lets go of the terminal of whoever mounted.
+    /// Whether somebody waits for a mount.
+    fn is_awaited(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| !shared.asking.is_empty())
+            || self.kept.values().any(|(_, handover)| handover.awaited)
+    }
+
+    /// The mount is ready and talk goes to its log: lets go of the terminal of whoever mounted.
     fn let_go(&self) -> io::Result<()> {
-        if !self.in_background || self.shared.is_some() || !self.kept.is_empty() {
+        if !self.in_background || self.shared.is_some() {
             return Ok(());
         }
         talk_to(Path::new("/dev/null"))

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,8 +21,8 @@ use super::progress::Bar;
 use super::report::{Code, Report};
 use super::service::ServiceManager;
 use super::share;
-use super::state::{self, MountState, Published};
-use crate::fuse::{self, MountOptions, MountPlace, OpenFiles, Passthrough, mounts};
+use super::state::{self, MountState};
+use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
@@ -30,12 +30,19 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     if args.share {
         return share::run(args, kernel);
     }
+    if args.foreground && args.log_file.is_some() {
+        return Err(Report::usage("a mount in the foreground writes its log to stderr")
+            .hint("leave out `--log-file`, and write `2>>FILE`"));
+    }
     open::make_absolute(&mut args.image)?;
     args.log_file = args.log_file.take().map(open::absolute);
     // Nobody serves a mount that is to be gone on with: it must not be looked at.
     let found = Supervisor::find(&args)?;
     if let Some((supervisor, Some(handed))) = found {
-        return in_runtime(go_on(&args, supervisor, *handed));
+        let awaited = args.background_child && handed.handover.awaited;
+        let mut parent = if awaited { Parent::leave_terminal() } else { Parent::none() };
+        let done = in_runtime(go_on(&args, supervisor, *handed, &mut parent));
+        return if awaited { told(done, &mut parent) } else { done };
     }
     let supervisor = found.map(|(supervisor, _)| supervisor);
     kernel.source.clone_from(&args.image.reference);
@@ -53,14 +60,18 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
             kept => kept.map(drop),
         }
     };
+    if args.background_child { told(done, &mut parent) } else { done }
+}
+
+/// How it went, which the parent prints: of a process in the background nobody would read it.
+pub(super) fn told(done: Result<(), Report>, parent: &mut Parent) -> Result<(), Report> {
     match done {
-        // The parent prints it; here nobody would read it.
-        Err(report) if args.background_child => {
+        Err(report) => {
             let code = report.code;
             parent.tell(&Word::Failed(report));
             std::process::exit(code.number().into());
         }
-        served => served,
+        Ok(()) => Ok(()),
     }
 }
 
@@ -98,8 +109,9 @@ impl Supervisor {
         match channel.receive().map_err(|_| failed())? {
             Some((Message::Begin(by), _)) => Ok((Self::Keeper { channel, by }, None)),
             Some((Message::TakeOver(by, handover), Some(connection))) => {
-                // From the first word on: whoever started the mount is long gone.
+                // From the first word on, unless whoever asked for the mount still waits for it.
                 if args.background_child
+                    && !handover.awaited
                     && let Some(log) = &handover.log
                 {
                     let opened = daemon::open_log(log).and_then(|log| Parent::none().let_go(&log));
@@ -141,7 +153,7 @@ impl Supervisor {
         }
     }
 
-    /// This process serves; with the connection at the first time, if another one could go on with it.
+    /// This is how another process could go on; with the connection at the first time, if one could.
     fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
         match self {
             Self::Keeper { channel, .. } => {
@@ -206,57 +218,21 @@ async fn serve(
         kernel.passthrough = Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }));
     }
     let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
-    let prefetching = start_prefetching(args, &fs);
-    let place = mounted.place();
-    let mut own = mount_state(at, &opened);
-    own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
     let connection = supervisor.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
-    let gone = mounted.gone();
-    let served = tokio::spawn(mounted.served());
-    let begun = begin(args, own, &opened, &fs, parent, gone, &mut ends).await;
-    let (published, own) = match begun {
-        Ok(published) => published,
-        Err(report) => {
-            if !served.is_finished() {
-                end(&place);
-            }
-            return Err(report);
-        }
-    };
-    if let Some(supervisor) = &mut supervisor {
-        let handover = Handover {
-            place: place.clone(),
-            root: opened.plan.root.digest.clone(),
-            manifest: opened.plan.manifest.digest.clone(),
-            log: own.log,
-            since: own.since,
-            takeovers: 0,
-            ended: None,
-            shared: None,
-        };
-        supervisor.serving(handover, connection.as_ref().map(OwnedFd::as_fd));
-    }
-    outlast(&opened, args);
-    wait_for_end(served, &place, &mut ends).await;
-    supervisor.iter_mut().for_each(Supervisor::ended);
-    prefetching.abort();
-    fs.keep_profiles();
-    drop(published);
-    Ok(())
+    let log = if args.background_child { Some(log_file(args, std::process::id())?) } else { None };
+    let handover = handover(mounted.place(), &opened, log);
+    Serving { args, opened, fs, mounted, handover }.until_unmounted(supervisor, connection, parent, ends).await
 }
 
 /// Goes on with a mount that another process has served.
-async fn go_on(args: &MountArgs, mut supervisor: Supervisor, handed: Handed) -> Result<(), Report> {
+async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent: &mut Parent) -> Result<(), Report> {
     let Handed { handover, connection, opens } = handed;
-    let mut ends = Ends::new()?;
+    let ends = Ends::new()?;
     let opened = open::open_pinned(&args.image, &handover.root).await?;
     same_manifest(&opened, &handover)?;
-    outlast(&opened, args);
     let fs = opened.files(Eagerness::Background, verify(args));
     supervisor.prepared()?;
     let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens)?;
-    let place = mounted.place();
-    let served = tokio::spawn(mounted.served());
     if let Some(how) = &handover.ended {
         tracing::warn!(
             how,
@@ -264,20 +240,68 @@ async fn go_on(args: &MountArgs, mut supervisor: Supervisor, handed: Handed) -> 
             "the process that served this mount died; going on with it"
         );
     }
-    let mut own = mount_state(place.at(), &opened);
-    own.log.clone_from(&handover.log);
-    (own.keeper, own.since, own.takeovers) = (supervisor.kept_by(), handover.since, handover.takeovers);
-    // The mount matters more than that it can be asked.
-    let published = state::publish(own, Arc::clone(&fs), opened.registry.clone())
-        .map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount"));
-    supervisor.serving(handover, None);
-    let prefetching = start_prefetching(args, &fs);
-    wait_for_end(served, &place, &mut ends).await;
-    supervisor.ended();
-    prefetching.abort();
-    fs.keep_profiles();
-    drop(published);
-    Ok(())
+    Serving { args, opened, fs, mounted, handover }.until_unmounted(Some(supervisor), None, parent, ends).await
+}
+
+/// A mount that this process serves.
+struct Serving<'a> {
+    args: &'a MountArgs,
+    opened: Opened,
+    fs: Arc<ImageFs>,
+    mounted: Mounted,
+    handover: Handover,
+}
+
+impl Serving<'_> {
+    /// Serves until somebody unmounts.
+    async fn until_unmounted(
+        self,
+        mut supervisor: Option<Supervisor>,
+        connection: Option<OwnedFd>,
+        parent: &mut Parent,
+        mut ends: Ends,
+    ) -> Result<(), Report> {
+        let Self { args, opened, fs, mounted, mut handover } = self;
+        let (place, gone) = (mounted.place(), mounted.gone());
+        let served = tokio::spawn(mounted.served());
+        let prefetching = start_prefetching(args, &fs);
+        if let Some(supervisor) = &mut supervisor {
+            supervisor.serving(handover.clone(), connection.as_ref().map(OwnedFd::as_fd));
+        }
+        let mut own = MountState::of_this_process(&handover, &opened);
+        own.service = matches!(supervisor, Some(Supervisor::ServiceManager(_)));
+        own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
+        let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
+        if handover.awaited {
+            let log = match begin(args, handover.log.as_deref(), &fs, parent, gone, &mut ends).await {
+                Ok(log) => log,
+                Err(report) => {
+                    if !served.is_finished() {
+                        end(&place);
+                    }
+                    supervisor.iter_mut().for_each(Supervisor::ended);
+                    return Err(report);
+                }
+            };
+            handover.awaited = false;
+            if let Some(supervisor) = &mut supervisor {
+                supervisor.serving(handover, None);
+            }
+            parent.tell(&Word::Ready);
+            if let Some(log) = log
+                && let Err(error) = parent.let_go(&log)
+            {
+                tracing::warn!(%error, "cannot let go of the terminal");
+            }
+        }
+        outlast(&opened, args);
+        wait_for_end(served, &place, &mut ends).await;
+        supervisor.iter_mut().for_each(Supervisor::ended);
+        prefetching.abort();
+        fs.keep_profiles();
+        drop(published);
+        Ok(())
+    }
 }
 
 /// Whether what was opened is what was mounted.
@@ -289,44 +313,77 @@ pub(super) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), 
     Err(Report::new(Code::Verification, message))
 }
 
-pub(super) fn mount_state(at: &Path, opened: &Opened) -> MountState {
-    let manifest = opened.plan.manifest.digest.to_string();
-    MountState::of_this_process(at, opened.reference.to_string(), manifest, opened.store.root())
+/// How another process could go on with a mount that was just made.
+pub(super) fn handover(place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Handover {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Handover {
+        place,
+        root: opened.plan.root.digest.clone(),
+        manifest: opened.plan.manifest.digest.clone(),
+        log,
+        since: since.as_secs(),
+        takeovers: 0,
+        ended: None,
+        awaited: true,
+        shared: None,
+    }
 }
 
-/// What lies between the mount and the moment at which the user's command returns.
+/// What lies between the mount and the moment at which the user's command returns; gives the log that is written to
+/// from then on.
 async fn begin(
     args: &MountArgs,
-    mut own: MountState,
-    opened: &Opened,
+    log: Option<&Path>,
     fs: &Arc<ImageFs>,
     parent: &mut Parent,
     gone: impl Future<Output = ()>,
     ends: &mut Ends,
-) -> Result<(Published, MountState), Report> {
-    let log = if args.background_child { Some(log_file(args, own.pid)?) } else { None };
-    own.log.clone_from(&log);
+) -> Result<Option<File>, Report> {
     // Before anybody is told that all is well.
-    let opened_log = log.map(|log| daemon::open_log(&log).map_err(|error| log_error(&log, &error))).transpose()?;
-    let published = state::publish(own.clone(), Arc::clone(fs), opened.registry.clone())?;
+    let log = log.map(|log| daemon::open_log(log).map_err(|error| log_error(log, &error))).transpose()?;
     if args.wait {
+        let mut bar = Bar::new();
+        let known = all_known(fs, gone, |total, done| {
+            if !parent.is_listening() {
+                bar.show(total, done);
+                return Ok(());
+            }
+            parent.tell(&Word::Progress(total, done));
+            if parent.is_listening() { Ok(()) } else { Err(interrupted_early()) }
+        });
         tokio::select! {
-            known = all_known(fs, parent) => known?,
-            () = gone => return Err(unmounted_early()),
+            known = known => known?,
             _ = ends.wait() => return Err(interrupted_early()),
         }
+        bar.end();
     }
-    parent.tell(&Word::Ready);
-    if let Some(log) = opened_log {
-        parent
-            .let_go(&log)
-            .map_err(|error| Report::new(Code::Failure, format!("cannot go to the background: {error}")))?;
+    Ok(log)
+}
+
+/// Waits until every layer is indexed and verified, saying now and then how many bytes there are to read and how
+/// many have been; an error of `tell` ends the wait, and so does an unmount.
+pub(super) async fn all_known(
+    fs: &Arc<ImageFs>,
+    gone: impl Future<Output = ()>,
+    mut tell: impl FnMut(u64, u64) -> Result<(), Report>,
+) -> Result<(), Report> {
+    let all = fs.all_known();
+    tokio::pin!(all, gone);
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            known = &mut all => return Ok(known?),
+            () = &mut gone => return Err(unmounted_early()),
+            _ = ticks.tick() => {
+                let (total, done) = fs.progress();
+                tell(total, done)?;
+            }
+        }
     }
-    Ok((published, own))
 }
 
 /// Somebody has unmounted what others wait for.
-pub(super) fn unmounted_early() -> Report {
+fn unmounted_early() -> Report {
     Report::new(Code::Failure, "unmounted before every layer was verified")
 }
 
@@ -356,33 +413,6 @@ async fn wait_for_end(served: tokio::task::JoinHandle<std::io::Result<()>>, plac
     }
 }
 
-/// Waits until every layer is indexed and verified, telling how far it is.
-async fn all_known(fs: &Arc<ImageFs>, parent: &mut Parent) -> Result<(), Report> {
-    let mut bar = Bar::new();
-    let all = fs.all_known();
-    tokio::pin!(all);
-    let mut ticks = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            known = &mut all => {
-                bar.end();
-                return Ok(known?);
-            }
-            _ = ticks.tick() => {
-                let (total, done) = fs.progress();
-                if parent.is_listening() {
-                    parent.tell(&Word::Progress(total, done));
-                    if !parent.is_listening() {
-                        return Err(interrupted_early());
-                    }
-                } else {
-                    bar.show(total, done);
-                }
-            }
-        }
-    }
-}
-
 /// Unmounts; open files can be read to their end.
 pub(super) fn end(place: &MountPlace) {
     if place.unmount(OpenFiles::Refuse).is_ok() {
@@ -407,8 +437,7 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
             fuse::unmount(&at, OpenFiles::Keep)?;
             mount_point(typed)
         }
-        (_, Some(mounted)) => Err(Report::usage(format!("`{shown}` is already a peelfs mount of {}", mounted.source))
-            .hint(format!("unmount it with `peelfs umount {shown}`"))),
+        (_, Some(mounted)) => Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into()),
         (Err(error), None) => Err(Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
             .hint(format!("make it with `mkdir -p {shown}`"))),
         (Ok(found), None) if !found.is_dir() => {

@@ -179,6 +179,10 @@ impl From<MountError> for Report {
         let told = Self::of(Code::Failure, &error);
         let without = "mount without `--passthrough`";
         let cause = match &error {
+            MountError::Taken { at, .. } => {
+                let hint = format!("unmount it with `peelfs umount {}`", at.display());
+                return Report { code: Code::Usage, ..told.hint(hint) };
+            }
             MountError::Refused { cause, .. } => cause,
             MountError::NoPassthrough => return told.hint(without),
             MountError::RefusedPassthrough(cause) => {
@@ -250,7 +254,7 @@ fn source(error: &SourceError) -> Report {
         SourceError::Unreachable { .. } => told(Code::Network)
             .hint("check the network and the name of the registry; what is cached can be used with `--offline`"),
         SourceError::Protocol { .. } => told(Code::Network),
-        SourceError::Corrupt { .. } => told(Code::Verification),
+        SourceError::Corrupt { .. } | SourceError::WrongSize { .. } => told(Code::Verification),
         SourceError::Unsupported { hint, .. } => told(Code::Failure).maybe_hint(hint.as_ref()),
         SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => told(Code::NotFound),
         SourceError::Io { .. } => told(Code::Failure),

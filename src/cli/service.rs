@@ -91,12 +91,16 @@ impl ServiceManager {
         Ok(opens)
     }
 
-    /// The mount is up: gives the manager what another process needs to go on with it, if one could.
+    /// The mount is up: gives the manager what another process needs to go on with it, if one could, and says when
+    /// it is ready.
     pub(super) fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+        let ready = !handover.awaited;
         if let Err(error) = self.keep(handover, connection) {
             tracing::warn!(%error, "the service manager cannot keep this mount; nobody goes on with it if this process dies");
         }
-        tell(&[NotifyState::Ready]);
+        if ready {
+            tell(&[NotifyState::Ready]);
+        }
     }
 
     fn keep(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {

@@ -13,7 +13,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -92,9 +91,9 @@ fn connect(socket: &Path) -> Result<UnixStream, Report> {
     if let Ok(stream) = UnixStream::connect(socket) {
         return Ok(stream);
     }
-    // One at a time, so that there is one keeper.
-    let starting = File::options().write(true).create(true).truncate(false).open(socket.with_extension("starting"));
-    let starting = starting.and_then(|file| file.lock().map(|()| file)).map_err(failed)?;
+    // One at a time, so that there is one keeper. Nobody else may enter the directory, let alone lock it.
+    let starting = socket.parent().map(File::open).expect("it lies in a directory");
+    let starting = starting.and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
     if let Ok(stream) = UnixStream::connect(socket) {
         return Ok(stream);
     }
@@ -133,12 +132,12 @@ fn ask(mut stream: &UnixStream, request: &Request) -> Result<Option<Result<(), R
 /// The process in the background that keeps the mounts.
 fn keep(args: &MountArgs) -> Result<(), Report> {
     let mut parent = Parent::leave_terminal();
-    let kept = socket(args).and_then(|socket| {
+    let done = socket(args).and_then(|socket| {
         let log = log(args, std::process::id())?;
         daemon::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
         keeper::keep_shared(&socket, &log, &mut parent)
     });
-    kept.inspect_err(|report| parent.tell(&Word::Failed(report.clone())))
+    mount::told(done, &mut parent)
 }
 
 /// The process that serves: all that its mounts have in common.
@@ -207,6 +206,7 @@ impl Server {
                             }
                         });
                     }
+                    Ok(Some((Message::GivenUp(number), _))) => places.get(&number).into_iter().for_each(mount::end),
                     Ok(Some(_)) => {}
                     Ok(None) | Err(_) => kept = false,
                 },
@@ -266,7 +266,6 @@ impl Server {
         let around = self.around(request);
         let opened = open::open_for(&request.args.image, Some(&handover.root), &around).await?;
         mount::same_manifest(&opened, handover)?;
-        mount::outlast(&opened, &request.args);
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
         Ok((opened, fs))
     }
@@ -287,11 +286,9 @@ impl Server {
             let at = handover.place.at().display();
             tracing::warn!(how, %at, "the process that served this mount died; going on with it");
         }
-        let mut own = mount::mount_state(handover.place.at(), &opened);
-        (own.since, own.takeovers) = (handover.since, handover.takeovers);
-        self.say(&Message::Serving(Box::new(handover)), None).await;
+        self.say(&Message::Serving(Box::new(handover.clone())), None).await;
         let place = mounted.place();
-        Some((number, place, Arc::clone(self).serve(number, *request, opened, fs, mounted, own)))
+        Some((number, place, Arc::clone(self).serve(number, *request, opened, fs, mounted, handover)))
     }
 
     /// Mounts what was asked for.
@@ -305,31 +302,12 @@ impl Server {
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
         let mounted = fuse::mount(Arc::clone(&fs), &request.args.at, &request.kernel)?;
         let place = mounted.place();
-        let own = mount::mount_state(&request.args.at, &opened);
-        let handover = Handover {
-            place: place.clone(),
-            root: opened.plan.root.digest.clone(),
-            manifest: opened.plan.manifest.digest.clone(),
-            log: Some(self.log.clone()),
-            since: own.since,
-            takeovers: 0,
-            ended: None,
-            shared: Some((number, Box::new(request.clone()))),
-        };
+        let shared = Some((number, Box::new(request.clone())));
+        let handover = Handover { shared, ..mount::handover(place.clone(), &opened, Some(self.log.clone())) };
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
-        let words = Message::Serving(Box::new(handover));
+        let words = Message::Serving(Box::new(handover.clone()));
         self.say(&words, connection.as_ref().map(|connection| connection.as_fd())).await;
-        if request.args.wait
-            && let Err(report) = self.all_known(number, &fs, mounted.gone()).await
-        {
-            if !mounted.is_gone() {
-                mount::end(&place);
-            }
-            self.say(&Message::Ended(number), None).await;
-            return Err(report);
-        }
-        mount::outlast(&opened, &request.args);
-        Ok((number, place, self.serve(number, request, opened, fs, mounted, own)))
+        Ok((number, place, self.serve(number, request, opened, fs, mounted, handover)))
     }
 
     /// Serves a mount until it ends.
@@ -340,16 +318,39 @@ impl Server {
         opened: Opened,
         fs: Arc<ImageFs>,
         mounted: Mounted,
-        mut own: MountState,
+        mut handover: Handover,
     ) -> u64 {
-        own.log = Some(self.log.clone());
-        own.keeper = Some(self.by.clone());
-        own.shared = true;
-        // The mount matters more than that it can be asked.
-        let published = state::publish(own, Arc::clone(&fs), opened.registry.clone())
-            .map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount"));
-        self.tell(number, Word::Ready).await;
+        let mut own = MountState::of_this_process(&handover, &opened);
+        (own.keeper, own.shared) = (Some(self.by.clone()), true);
+        let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
         let prefetching = mount::start_prefetching(&request.args, &fs);
+        let waited = if request.args.wait && handover.awaited {
+            let tell = |total, done| {
+                // If the keeper cannot take that now, it soon hears of it again. It is who knows whether somebody waits.
+                let _ = self.channel.send(&Message::Tell(number, Word::Progress(total, done)), None);
+                Ok(())
+            };
+            mount::all_known(&fs, mounted.gone(), tell).await
+        } else {
+            Ok(())
+        };
+        match waited {
+            Ok(()) => {
+                mount::outlast(&opened, &request.args);
+                if handover.awaited {
+                    handover.awaited = false;
+                    self.say(&Message::Serving(Box::new(handover)), None).await;
+                }
+                // A process that goes on says it once more: the one before may have died before it could.
+                self.tell(number, Word::Ready).await;
+            }
+            Err(report) => {
+                if !mounted.is_gone() {
+                    mount::end(&mounted.place());
+                }
+                self.tell(number, Word::Failed(report)).await;
+            }
+        }
         if let Err(error) = mounted.served().await {
             tracing::error!(%error, "a mount is served no more");
         }
@@ -376,22 +377,6 @@ impl Server {
         Ok(())
     }
 
-    async fn all_known(&self, number: u64, fs: &Arc<ImageFs>, gone: impl Future<Output = ()>) -> Result<(), Report> {
-        let all = fs.all_known();
-        tokio::pin!(all, gone);
-        let mut ticks = tokio::time::interval(TICK);
-        loop {
-            tokio::select! {
-                known = &mut all => return Ok(known?),
-                () = &mut gone => return Err(mount::unmounted_early()),
-                _ = ticks.tick() => {
-                    let (total, done) = fs.progress();
-                    self.tell(number, Word::Progress(total, done)).await;
-                }
-            }
-        }
-    }
-
     fn around(&self, request: &Request) -> Around {
         Around { surroundings: request.surroundings.clone(), holdings: self.holdings.clone() }
     }
@@ -410,6 +395,5 @@ impl Server {
 /// A mount's number, its place, and what serves it to its end.
 type Serving<F> = (u64, MountPlace, F);
 
-const TICK: Duration = Duration::from_millis(100);
 /// How many keepers may be about to end when they are asked.
 const TRIES: usize = 5;

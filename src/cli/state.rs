@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 
-use super::handover::KeptBy;
-use super::open;
+use super::handover::{Handover, KeptBy};
+use super::open::{self, Opened};
 use super::report::{Code, Report};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
@@ -43,6 +43,9 @@ pub(super) struct MountState {
     /// The process that starts another one when this one dies, and where to ask it for an upgrade.
     #[serde(default)]
     pub(super) keeper: Option<KeptBy>,
+    /// A service manager is what starts another one.
+    #[serde(default)]
+    pub(super) service: bool,
     /// How often another process has gone on with the mount.
     #[serde(default)]
     pub(super) takeovers: u32,
@@ -108,8 +111,14 @@ pub(super) fn make_directory() -> Result<PathBuf, Report> {
     Ok(directory)
 }
 
-/// Tells of a mount, and answers those who ask, until dropped.
-pub(super) fn publish(
+/// Tells of a mount, and answers those who ask, until dropped. The mount matters more than that it can be asked: what
+/// prevents that is a warning.
+pub(super) fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
+    let published = try_publish(state, fs, registry);
+    published.map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount")).ok()
+}
+
+fn try_publish(
     mut state: MountState,
     fs: Arc<ImageFs>,
     registry: Option<Arc<RegistrySource>>,
@@ -139,19 +148,19 @@ pub(super) fn publish(
 }
 
 impl MountState {
-    /// A mount served by this process.
-    pub(super) fn of_this_process(at: &Path, reference: String, manifest: String, cache: &Path) -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    /// A mount served by this process alone, and kept by nobody.
+    pub(super) fn of_this_process(handover: &Handover, opened: &Opened) -> Self {
         Self {
-            at: at.to_owned(),
-            reference,
-            manifest,
+            at: handover.place.at().to_owned(),
+            reference: opened.reference.to_string(),
+            manifest: handover.manifest.to_string(),
             pid: std::process::id(),
-            since: since.as_secs(),
-            log: None,
-            cache: cache.to_owned(),
+            since: handover.since,
+            log: handover.log.clone(),
+            cache: opened.store.root().to_owned(),
             keeper: None,
-            takeovers: 0,
+            service: false,
+            takeovers: handover.takeovers,
             shared: false,
             socket: PathBuf::new(),
         }

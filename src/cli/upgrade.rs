@@ -52,8 +52,14 @@ fn served_at<'a>(typed: &std::path::Path, states: &'a [MountState]) -> Result<&'
 fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     let shown = state.at.display();
     let Some(keeper) = &state.keeper else {
-        return Err(Report::new(Code::Failure, format!("cannot upgrade `{shown}`: it was mounted with `--no-keeper`"))
-            .hint("unmount it and mount it again; if a service manager keeps it, restart its unit"));
+        let (why, hint) = if state.service {
+            let hint =
+                "`systemctl restart` its unit; with `RestartKillSignal=SIGKILL` in it, files stay open meanwhile";
+            ("a service manager starts its process", hint)
+        } else {
+            ("it was mounted with `--no-keeper`", "unmount it and mount it again")
+        };
+        return Err(Report::new(Code::Failure, format!("cannot upgrade `{shown}`: {why}")).hint(hint));
     };
     let failed = |why: &dyn std::fmt::Display| {
         Report::new(Code::Failure, format!("cannot upgrade `{shown}`: {why}"))

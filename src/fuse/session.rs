@@ -1,12 +1,13 @@
 //! Mounting and unmounting.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use super::device::Device;
+use super::mounts::MountPoint;
 use super::serve::{Handler, Service};
 use super::through::{self, Passthrough, Through};
 use super::{Adapter, mounts, wire};
@@ -40,6 +42,14 @@ pub struct MountOptions {
 /// Why a directory could not become a mount point.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
+    /// An image is mounted there.
+    #[error("`{}` is already a peelfs mount of {reference}", at.display())]
+    Taken {
+        /// The mount point.
+        at: PathBuf,
+        /// The reference of that image.
+        reference: String,
+    },
     /// The kernel or fusermount3 refused.
     #[error("cannot mount on `{}`", at.display())]
     Refused {
@@ -115,7 +125,7 @@ pub enum UnmountError {
 /// Mounts `fs` on the directory `at`. Must be called within a tokio runtime, which serves what waits.
 ///
 /// # Errors
-/// [`MountError::Refused`]
+/// [`MountError`]
 pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: at.to_owned(), cause };
     let mut config = Config::default();
@@ -137,8 +147,14 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     }
     let agreed = Arc::new(Agreed::default());
     let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
+    // Between the two looks at what is mounted there, nobody else mounts: the uppermost one is this one.
+    let claimed = claim(at);
+    if let Some(taken) = mounts::at(at).filter(MountPoint::is_peelfs) {
+        return Err(MountError::Taken { at: at.to_owned(), reference: taken.source });
+    }
     let session = Session::new(terms, at, &config).map_err(refused)?;
     let device = mounts::at(at).map(|mount| mount.device);
+    drop(claimed);
     if let Some(device) = &device {
         raise_read_ahead(device);
     }
@@ -291,6 +307,25 @@ impl MountPlace {
     }
 }
 
+/// Keeps other processes of peelfs, whoever's they are, from mounting on `at` until it is dropped: a lock of the
+/// directory that holds it, which leaves nothing behind; to open `at` itself could make an automounter wait for this
+/// very mount. A directory that cannot be locked, as one that its user may not read, is done without; so is a lock that
+/// somebody else holds for longer than a mount takes.
+fn claim(at: &Path) -> Option<File> {
+    let directory = File::open(at.parent()?).ok()?;
+    let begun = Instant::now();
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Some(directory),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < CLAIMED_WITHIN => std::thread::sleep(CLAIM_AGAIN),
+            Err(error) => {
+                tracing::debug!(%error, "cannot lock the mount point");
+                return None;
+            }
+        }
+    }
+}
+
 /// Takes the uppermost mount on `at` away: by the system call if that is allowed, else by fusermount3.
 ///
 /// # Errors
@@ -340,4 +375,6 @@ fn raise_read_ahead(device: &str) {
 }
 
 const READ_AHEAD_KIB: &str = "1024";
+const CLAIMED_WITHIN: Duration = Duration::from_secs(5);
+const CLAIM_AGAIN: Duration = Duration::from_millis(5);
 const MAX_BACKGROUND: u16 = 1024;

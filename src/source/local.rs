@@ -89,8 +89,8 @@ impl LocalSource {
             });
         };
         if piece.len != blob.size {
-            let why = format!("it has {} bytes, its descriptor says {}", piece.len, blob.size);
-            return Err(SourceError::Protocol { what: blob_name(&blob.digest), place: self.name.clone(), why });
+            let (what, place) = (blob_name(&blob.digest), self.name.clone());
+            return Err(SourceError::WrongSize { what, place, expected: blob.size, actual: piece.len });
         }
         Ok(piece)
     }
@@ -428,7 +428,7 @@ mod tests {
         cannot read TMP/blobs/sha256/HEX: not a regular file
         cannot read TMP/blobs/sha256/HEX: it is a symbolic link, and none is followed here
         cannot read TMP/blobs/sha256/HEX: not a regular file
-        oci:TMP sent a wrong answer for blob sha256:HEX: it has 4 bytes, its descriptor says 5
+        blob sha256:HEX in oci:TMP has 4 bytes, and its descriptor says 5
         blob sha256:HEX not found in oci:TMP
         "#);
     }

@@ -162,6 +162,18 @@ pub enum SourceError {
         #[source]
         mismatch: Box<Mismatch>,
     },
+    /// A file is not as long as what was named.
+    #[error("{what} in {place} has {actual} bytes, and its descriptor says {expected}")]
+    WrongSize {
+        /// What was asked for.
+        what: String,
+        /// Where it is.
+        place: String,
+        /// Bytes that were promised.
+        expected: u64,
+        /// Bytes that are there.
+        actual: u64,
+    },
     /// The source holds something peelfs cannot use, as a schema 1 manifest or a broken archive.
     #[error("{place} cannot be used: {why}")]
     Unsupported {

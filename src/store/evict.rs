@@ -3,6 +3,8 @@
 //! Layers that no process holds go first, least recently used before others; then spans of layers in
 //! use. Reading a layer's content marks it as used (the map's modification time).
 
+use std::fs::DirEntry;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -214,8 +216,7 @@ impl Store {
     /// Does what [`Store::tidy`] does, and removes buckets of other versions.
     fn sweep(&self) -> Result<Freed, StoreError> {
         let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
-        let listed = std::fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
-        for entry in listed.flatten() {
+        for entry in list(&self.root)? {
             let name = entry.file_name();
             let known =
                 [INDEX, CONTENT, WHOLE, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| name == **bucket);
@@ -257,12 +258,17 @@ pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
+/// What is in a directory: nothing, if there is none.
+fn list(dir: &Path) -> Result<impl Iterator<Item = DirEntry>, StoreError> {
     let listed = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        listed => listed.map_err(StoreError::io("list", dir))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        listed => Some(listed.map_err(StoreError::io("list", dir))?),
     };
-    for entry in listed.flatten() {
+    Ok(listed.into_iter().flatten().flatten())
+}
+
+pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
+    for entry in list(dir)? {
         let path = entry.path();
         // Gone since it was listed: somebody else removed it.
         let Ok(found) = std::fs::symlink_metadata(&path) else { continue };

@@ -86,8 +86,7 @@ impl Files {
         }
     }
 
-    /// Makes the cache's own directory, or checks that the one there is safe: ours, real, and writable
-    /// by nobody else.
+    /// Makes the cache's own directory, or [checks](check_private_dir) that the one there is safe.
     pub(super) fn make_private_dir(&self, path: &Path) -> Result<(), StoreError> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -99,21 +98,7 @@ impl Files {
             Err(error) => return Err(StoreError::io("read", path)(error)),
             Ok(_) => {}
         }
-        let found = std::fs::symlink_metadata(path).map_err(StoreError::io("read", path))?;
-        let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
-        if found.is_symlink() {
-            return refuse("it is a symbolic link");
-        }
-        if !found.is_dir() {
-            return refuse("it is not a directory");
-        }
-        if found.uid() != rustix::process::geteuid().as_raw() {
-            return refuse("it belongs to another user");
-        }
-        if found.mode() & 0o022 != 0 {
-            return refuse("others may write to it");
-        }
-        Ok(())
+        check_private_dir(path)
     }
 
     pub(super) fn make_dir(&self, path: &Path) -> Result<(), StoreError> {
@@ -199,6 +184,25 @@ impl Files {
         self.before(Effect::Touch(path))?;
         file.set_modified(std::time::SystemTime::now())
     }
+}
+
+/// Whether a cache's own directory is safe: ours, real, and writable by nobody else.
+pub(super) fn check_private_dir(path: &Path) -> Result<(), StoreError> {
+    let found = std::fs::symlink_metadata(path).map_err(StoreError::io("read", path))?;
+    let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
+    if found.is_symlink() {
+        return refuse("it is a symbolic link");
+    }
+    if !found.is_dir() {
+        return refuse("it is not a directory");
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return refuse("it belongs to another user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return refuse("others may write to it");
+    }
+    Ok(())
 }
 
 pub(super) fn open_read(path: &Path) -> Result<File, StoreError> {

@@ -158,6 +158,18 @@ impl Store {
         store.make().map(|()| store)
     }
 
+    /// The cache directory as it is, for those who only look or take away: nothing is made.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsafe`]; [`StoreError::Io`] when it cannot be looked at.
+    pub fn open_as_it_is(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
+        match files::check_private_dir(root) {
+            Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
+            checked => checked?,
+        }
+        Ok(Self::new(root, limit, None))
+    }
+
     /// As [`Store::open`], with somebody to whom everything is announced that is done to the directory.
     ///
     /// # Errors
