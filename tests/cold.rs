@@ -1,17 +1,25 @@
 //! Layers that are known while their content is not here: what is asked for then, counted at the registry.
 //!
-//! Needs root and `/dev/fuse`; each test says so when it skips.
+//! Most need root and `/dev/fuse`; each of those says so when it skips.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use peelfs::content::Profile;
+use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
+use peelfs::offsets::FileOffset;
+use peelfs::overlay::Last;
+use peelfs::store::{Keep, Store};
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+use support::shown::{self, MemorySource};
 
 /// One layer of 24 files of half a MiB, named by number.
 fn image(packing: Packing) -> Image {
@@ -193,6 +201,52 @@ fn a_profile_is_replayed_before_anybody_reads() {
             assert!(bytes * 10 <= exact * 11, "{packing:?}: {bytes} bytes where {exact} are read");
         }
     }
+}
+
+/// A runtime in which time passes only while nothing is done.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// How long it takes to read all of [`image`].
+async fn time_to_read(fs: &ImageFs) -> Duration {
+    let begun = tokio::time::Instant::now();
+    for name in 0..24 {
+        let node = fs.awaited(|fs| fs.walk(name.to_string().as_bytes(), Last::Follow)).await.unwrap().node;
+        assert_eq!(fs.read(node, FileOffset(0), 512 << 10).await.unwrap().len(), 512 << 10);
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
+    let image = image(Packing::Stored);
+    let layer = image.layers()[0].digest.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
+    runtime().block_on(async { shown::open(&MemorySource::new(&image), &store()).await.unwrap().end() });
+    assert_eq!(store().prune(Keep::Indexes).unwrap().held, 0);
+    let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
+    Profile { layer, wanted }.keep(&store()).unwrap();
+    runtime().block_on(async {
+        let silent = MemorySource::new(&image);
+        let ended = shown::open(&silent, &store()).await.unwrap();
+        silent.hang();
+        let asked = async {
+            // The third is the first of several runs, and the others wait for it.
+            while silent.asked() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = ended.prefetch(Prefetch::Profile) => panic!("nothing can be fetched"),
+            () = asked => ended.end(),
+        }
+        let other = shown::open(&MemorySource::new(&image), &store()).await.unwrap();
+        let took = time_to_read(&other).await;
+        assert!(took < Duration::from_secs(1), "waited {took:?} for a mount that has ended");
+        drop(ended);
+    });
 }
 
 #[test]

@@ -29,7 +29,43 @@ pub(super) type Flights = HashMap<u32, watch::Receiver<Outcome>>;
 pub(super) type Outcome = Option<Result<Bytes, ReadError>>;
 
 /// Neighbouring spans that travel in one request.
-type Run = Vec<(u32, watch::Sender<Outcome>)>;
+type Run = Vec<Flying>;
+
+/// A span on its way.
+struct Flying {
+    span: u32,
+    sender: watch::Sender<Outcome>,
+    /// Ends behind `sender`; `None` where another process has the span on its way, too.
+    claim: Option<Claim>,
+}
+
+/// This process's claim to fetch a span, until dropped; not to be dropped under the lock of `flights`.
+struct Claim {
+    layer: Arc<LayerContent>,
+    span: u32,
+}
+
+impl Claim {
+    /// The claim that [`Content::claim`](crate::store::Content::claim) has just granted.
+    fn of(layer: &Arc<LayerContent>, span: u32) -> Self {
+        Self { layer: Arc::clone(layer), span }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // All threads of a process have one claim: a flight that has begun since goes on with it.
+        let flights = lock(&self.layer.flights);
+        if !flights.get(&self.span).is_some_and(is_flying) {
+            self.layer.content.unclaim(self.span);
+        }
+    }
+}
+
+/// Whether a flight goes on; one whose sender is gone was ended with the mount that had begun it.
+fn is_flying(flight: &watch::Receiver<Outcome>) -> bool {
+    flight.has_changed().is_ok()
+}
 
 /// Where the outcome of some spans will be told.
 type Receivers = Vec<(u32, watch::Receiver<Outcome>)>;
@@ -122,8 +158,7 @@ fn take_off(
     let mut begun = None;
     let mut flights = lock(&layer.flights);
     for (span, known) in todo {
-        // One whose sender is gone was ended with the mount that had begun it.
-        if let Some(receiver) = flights.get(&span).filter(|flight| flight.has_changed().is_ok()) {
+        if let Some(receiver) = flights.get(&span).filter(|flight| is_flying(flight)) {
             if wanted.contains(&span) {
                 receivers.push((span, receiver.clone()));
             }
@@ -144,67 +179,55 @@ fn take_off(
             receivers.push((span, receiver));
         }
         if !claimed {
-            elsewhere.push((span, sender));
+            elsewhere.push(Flying { span, sender, claim: None });
             continue;
         }
+        let flying = Flying { span, sender, claim: Some(Claim::of(layer, span)) };
         // What decodes only from an earlier start stays with it, or would be fetched with it once more.
-        let goes_on = runs.last().and_then(|run| run.last()).is_some_and(|(before, _)| before + 1 == span);
+        let goes_on = runs.last().and_then(|run| run.last()).is_some_and(|before| before.span + 1 == span);
         let full = |begun: u64| known.blob.0.saturating_sub(begun) >= REQUEST && known.kind != StartKind::Continued;
         if goes_on && span != wanted.start && begun.is_some_and(|begun| !full(begun)) {
-            runs.last_mut().expect("it goes on").push((span, sender));
+            runs.last_mut().expect("it goes on").push(flying);
         } else {
             begun = Some(known.blob.0);
-            runs.push(vec![(span, sender)]);
+            runs.push(vec![flying]);
         }
     }
     // Those who wait come first.
-    runs.sort_by_key(|run| !wanted.contains(&run[0].0));
+    runs.sort_by_key(|run| !wanted.contains(&run[0].span));
     Ok((runs, elsewhere, receivers))
 }
 
 /// Starts waiting for spans that other processes fetch.
 fn follow_all(layer: &Arc<LayerContent>, elsewhere: Run) {
-    for (span, sender) in elsewhere {
+    for flying in elsewhere {
         let layer = Arc::clone(layer);
-        layer.traffic.clone().spawn(async move { follow(&layer, span, sender).await });
+        layer.traffic.clone().spawn(async move { follow(&layer, flying).await });
     }
 }
 
 /// Waits for a span that another process fetches; fetches it when that one has not brought it after a while.
-async fn follow(layer: &Arc<LayerContent>, span: u32, sender: watch::Sender<Outcome>) {
+async fn follow(layer: &Arc<LayerContent>, mut flying: Flying) {
     let begun = Instant::now();
     let mut pause = SHORTEST_LOOK;
     loop {
         // In this order: whoever gives up its claim has kept the span before.
-        let claimed = layer.content.claim(span);
-        if let Some(bytes) = layer.stored(span) {
-            if claimed {
-                layer.content.unclaim(span);
-            }
-            return layer.landed(span, &sender, bytes);
+        flying.claim = layer.content.claim(flying.span).then(|| Claim::of(layer, flying.span));
+        if let Some(bytes) = layer.stored(flying.span) {
+            return layer.landed(&flying, bytes);
         }
-        if claimed || begun.elapsed() > PATIENCE {
+        if flying.claim.is_some() || begun.elapsed() > PATIENCE {
             break;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_LOOK);
     }
-    fly(layer, vec![(span, sender)], Manners::Stay).await;
-}
-
-/// What this process has claimed of a layer, until dropped.
-struct Claims<'a>(&'a LayerContent, &'a Run);
-
-impl Drop for Claims<'_> {
-    fn drop(&mut self) {
-        self.1.iter().for_each(|(span, _)| self.0.content.unclaim(*span));
-    }
+    fly(layer, vec![flying], Manners::Stay).await;
 }
 
 /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more.
 async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
     let run = Arc::new(run);
-    let _claims = Claims(layer, &run);
     let mut result = fetch_run(layer, &run, manners).await;
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
         result = fetch_run(layer, &run, manners).await;
@@ -225,17 +248,17 @@ async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
 /// Ends the flights of a run that have no outcome yet, if `may` agrees to how many wait for them.
 fn land<'a>(layer: &LayerContent, run: &'a Run, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
     let mut flights = lock(&layer.flights);
-    let open = || run.iter().filter(|(_, sender)| sender.borrow().is_none());
+    let open = || run.iter().filter(|flying| flying.sender.borrow().is_none());
     // One receiver is that of the flight itself.
-    if !may(open().map(|(_, sender)| sender.receiver_count() - 1).sum()) {
+    if !may(open().map(|flying| flying.sender.receiver_count() - 1).sum()) {
         return Vec::new();
     }
-    open().for_each(|(span, _)| drop(flights.remove(span)));
-    open().map(|(_, sender)| sender).collect()
+    open().for_each(|flying| drop(flights.remove(&flying.span)));
+    open().map(|flying| &flying.sender).collect()
 }
 
 async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Run>, manners: Manners) -> Result<(), ReadError> {
-    let (first, last) = (run[0].0, run[run.len() - 1].0);
+    let (first, last) = (run[0].span, run[run.len() - 1].span);
     let source_error = |cause: SourceError| ReadError::Source { layer: layer.layer_name(), cause: Arc::new(cause) };
     let start = spans::start_of(&layer.index, first).map_err(|cause| layer.index_error(cause))?;
     let range = spans::blob_range(&layer.index, start, last).map_err(|cause| layer.index_error(cause))?;
@@ -334,8 +357,8 @@ impl LayerContent {
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
         // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
-        if let Some((_, sender)) = run.iter().find(|(number, sender)| *number == span && sender.borrow().is_none()) {
-            self.landed(span, sender, bytes);
+        if let Some(flying) = run.iter().find(|flying| flying.span == span && flying.sender.borrow().is_none()) {
+            self.landed(flying, bytes);
         }
         Ok(())
     }
@@ -361,11 +384,11 @@ impl LayerContent {
     }
 
     /// Ends a span's flight and tells whoever waits for it.
-    fn landed(&self, span: u32, sender: &watch::Sender<Outcome>, bytes: Bytes) {
+    fn landed(&self, Flying { span, sender, .. }: &Flying, bytes: Bytes) {
         let mut flights = lock(&self.flights);
         // Another flight may have begun since this one gave way.
-        if flights.get(&span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
-            flights.remove(&span);
+        if flights.get(span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
+            flights.remove(span);
         }
         drop(flights);
         // What nobody waits for is in the store, and need not be in memory until the run ends.

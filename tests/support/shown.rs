@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ pub struct MemorySource {
     blobs: HashMap<Digest, Bytes>,
     asked: Mutex<Vec<(Digest, Range<u64>)>>,
     flipped: Mutex<Option<(Digest, u64, u8)>>,
+    hangs: AtomicBool,
 }
 
 impl MemorySource {
@@ -38,12 +40,23 @@ impl MemorySource {
             blobs: image.blobs().map(|(digest, bytes)| (digest.clone(), bytes.clone())).collect(),
             asked: Mutex::default(),
             flipped: Mutex::default(),
+            hangs: AtomicBool::new(false),
         })
     }
 
     /// From now on one bit of one blob is wrong: `(blob, byte, bit)`.
     pub fn flip(&self, bit: Option<(Digest, u64, u8)>) {
         *self.flipped.lock().unwrap() = bit;
+    }
+
+    /// From now on no byte of a blob comes.
+    pub fn hang(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// How many ranges of blobs were asked for since the last call of [`MemorySource::take_asked`].
+    pub fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
     }
 
     /// Ranges of blobs that were asked for since the last call.
@@ -82,6 +95,9 @@ impl BlobSource for MemorySource {
         Box::pin(async move {
             let bytes = self.blobs.get(&blob.digest).ok_or_else(|| self.missing(&blob.digest))?;
             self.asked.lock().unwrap().push((blob.digest.clone(), range.start.0..range.end.0));
+            if self.hangs.load(Ordering::Relaxed) {
+                return Ok(ByteStream::new(futures_util::stream::pending()));
+            }
             let mut bytes = bytes.slice(range.start.0 as usize..range.end.0 as usize);
             let flipped = self.flipped.lock().unwrap().clone();
             if let Some((_, at, bit)) =
