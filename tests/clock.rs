@@ -13,7 +13,6 @@ use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
-use rustix::process::{Pid, Signal, kill_process};
 use support::random::Random;
 use support::sandbox::{Sandbox, cannot_mount, said};
 
@@ -70,13 +69,7 @@ fn a_wall_clock_that_jumps_harms_nothing() {
         match turn % 3 {
             0 => tokens.expire_tokens(),
             1 => registry.faults().add(Rule::new(Target::Blobs, Fault::too_many(LONG_AGO)).once()),
-            _ => {
-                let before = at.server();
-                kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
-                while at.state().is_none_or(|state| state["pid"] == before) {
-                    std::thread::yield_now();
-                }
-            }
+            _ => at.kill_server(),
         }
         for (number, content) in files.iter().enumerate() {
             let file = File::open(at.join(&number.to_string())).unwrap();

@@ -153,8 +153,8 @@ fn told_once(log: &str, what: &str) {
     assert_eq!(told, 1, "{what}: {log}");
 }
 
-#[test]
-fn layers_that_were_never_seen_are_read_with_the_disk_full_from_the_start() {
+/// A cache that is on a small disk, made beforehand or not, while `what` is wrong with that.
+fn ill_from_the_start(what: &str, fall: fn(&SmallDisk)) {
     if cannot_mount() {
         return;
     }
@@ -165,25 +165,19 @@ fn layers_that_were_never_seen_are_read_with_the_disk_full_from_the_start() {
             // The directories are there.
             assert!(sandbox.run(["cache"]).status.success());
         }
-        disk.fill();
-        told_once(&mount_and_read(&sandbox, &sandbox.cache(), "full"), "full");
+        fall(&disk);
+        told_once(&mount_and_read(&sandbox, &sandbox.cache(), what), what);
     }
 }
 
 #[test]
+fn layers_that_were_never_seen_are_read_with_the_disk_full_from_the_start() {
+    ill_from_the_start("full", SmallDisk::fill);
+}
+
+#[test]
 fn layers_that_were_never_seen_are_read_with_a_cache_that_is_read_only() {
-    if cannot_mount() {
-        return;
-    }
-    for beforehand in [false, true] {
-        let sandbox = Sandbox::new();
-        let Some(disk) = SmallDisk::mount(sandbox.cache()) else { return };
-        if beforehand {
-            assert!(sandbox.run(["cache"]).status.success());
-        }
-        disk.make_read_only();
-        told_once(&mount_and_read(&sandbox, &sandbox.cache(), "read-only"), "read-only");
-    }
+    ill_from_the_start("read-only", SmallDisk::make_read_only);
 }
 
 #[test]

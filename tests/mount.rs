@@ -20,7 +20,7 @@ use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{Family, Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use support::model::{Seen, Tree};
 use support::random::{self, Random, Shape};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
@@ -692,7 +692,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
-    signal(at.server(), rustix::process::Signal::KILL);
+    at.signal(Signal::KILL);
     wait_for(|| std::fs::metadata(&at.path).is_err());
     assert!(at.is_mounted());
     let output = at.try_mount(&reference, &[]);
@@ -701,7 +701,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     at.unmount();
 
     let at = sandbox.mount_with(&reference, "b", &["--no-keeper"]);
-    signal(at.server(), rustix::process::Signal::KILL);
+    at.signal(Signal::KILL);
     wait_for(|| std::fs::metadata(&at.path).is_err());
     at.unmount();
 }
@@ -739,7 +739,6 @@ fn of_many_that_mount_on_a_directory_at_once_one_does() {
 
 #[test]
 fn a_signal_unmounts() {
-    use rustix::process::Signal;
     if cannot_mount() {
         return;
     }
@@ -749,7 +748,7 @@ fn a_signal_unmounts() {
     for sent in [Signal::TERM, Signal::INT, Signal::HUP] {
         let at = sandbox.mount(&reference, "a");
         let open = std::fs::File::open(at.join("d/f")).unwrap();
-        signal(at.server(), sent);
+        at.signal(sent);
         wait_for(|| !at.is_mounted());
         let mut text = String::new();
         (&open).read_to_string(&mut text).unwrap();
@@ -864,10 +863,6 @@ fn root_of_a_user_namespace_may_mount() {
     assert!(!at.is_mounted(), "the namespace's mount is its own");
 }
 
-fn signal(process: i32, signal: rustix::process::Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_raw(process).unwrap(), signal).unwrap();
-}
-
 /// Looks until it is so; the kernel and another process need a moment.
 fn wait_for(test: impl Fn() -> bool) {
     let begin = std::time::Instant::now();
@@ -893,11 +888,7 @@ fn a_relative_path_means_the_same_in_the_background_and_in_the_next_process() {
     assert_eq!(state["reference"], format!("oci:{}:1", sandbox.path().join("layout").display()));
     assert_eq!(state["cache"], *sandbox.path().join("kept").to_str().unwrap());
     assert_eq!(std::fs::read(at.join("f")).unwrap(), b"content");
-    let before = at.server();
-    kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
-    while at.state().is_none_or(|state| state["pid"] == before) {
-        std::thread::yield_now();
-    }
+    at.kill_server();
     assert_eq!(std::fs::read(at.join("g")).unwrap(), b"more");
     at.unmount();
 }

@@ -9,14 +9,14 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::Entry;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
+use support::load::{self, times};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
 const LARGE: usize = 3 << 20;
@@ -54,17 +54,13 @@ fn read(path: &Path) -> Vec<u8> {
     bytes
 }
 
-fn signal(at: &MountPoint<'_>, signal: Signal) {
-    kill_process(Pid::from_raw(at.server()).unwrap(), signal).unwrap();
-}
-
 /// Runs `work` while the process that serves the mount is stopped; `None` if it needed that process.
 fn without_server<T: Send + 'static>(at: &MountPoint<'_>, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
-    signal(at, Signal::STOP);
+    at.signal(Signal::STOP);
     std::thread::spawn(move || sender.send(work()));
     let done = receiver.recv_timeout(Duration::from_secs(10)).ok();
-    signal(at, Signal::CONT);
+    at.signal(Signal::CONT);
     done
 }
 
@@ -262,43 +258,22 @@ fn a_cache_on_a_stacked_file_system_is_refused_with_a_hint() {
     assert!(!at.is_mounted());
 }
 
-/// Opens and reads files while `disturb` runs, of which `held` stays open all the time.
-fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> u64 {
+/// Opens and reads files while `disturb` runs, of which one stays open all the time; returns how many reads there were.
+fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> usize {
     let held = File::open(at.join("d/large")).unwrap();
-    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     let (large, odd) = (content(1, LARGE), content(2, ODD));
-    std::thread::scope(|scope| {
-        for reader in 0..READERS {
-            let (done, reads, held, large, odd) = (&done, &reads, &held, &large, &odd);
-            scope.spawn(move || {
-                for turn in 0.. {
-                    if done.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    match (turn + reader) % 3 {
-                        0 => assert!(read(&at.join("d/link")) == *large, "wrong bytes"),
-                        1 => assert!(read(&at.join("d/odd")) == *odd, "wrong bytes"),
-                        _ => {
-                            let mut bytes = vec![0; LARGE];
-                            held.read_exact_at(&mut bytes, 0).unwrap();
-                            assert!(bytes == *large, "wrong bytes");
-                        }
-                    }
-                    reads.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+    let read = |reader: usize, turn: usize| match (turn + reader) % 3 {
+        0 => assert!(read(&at.join("d/link")) == large, "wrong bytes"),
+        1 => assert!(read(&at.join("d/odd")) == odd, "wrong bytes"),
+        _ => {
+            let mut bytes = vec![0; LARGE];
+            held.read_exact_at(&mut bytes, 0).unwrap();
+            assert!(bytes == large, "wrong bytes");
         }
-        disturb();
-        done.store(true, Ordering::Relaxed);
-    });
+    };
+    let reads = load::under_load(READERS, read, disturb).len();
     assert!(is_passed_through(at, &held, large));
-    reads.into_inner()
-}
-
-fn until_served_by_another(at: &MountPoint<'_>, before: i32) {
-    while at.state().is_none_or(|state| state["pid"] == before) {
-        std::thread::yield_now();
-    }
+    reads
 }
 
 #[test]
@@ -308,17 +283,10 @@ fn readers_and_openers_notice_nothing_of_a_killed_server_or_an_upgrade() {
     }
     let (sandbox, registry) = (Sandbox::new(), registry());
     let at = sandbox.mount_with(&registry.reference("app", "1"), "mnt", &["--passthrough"]);
-    let kills = std::env::var("PEELFS_KILLS").ok().and_then(|times| times.parse().ok()).unwrap_or(KILLS);
+    let kills = times("PEELFS_KILLS", KILLS);
     let reads = under_load(&at, || {
-        for _ in 0..kills {
-            let before = at.server();
-            signal(&at, Signal::KILL);
-            until_served_by_another(&at, before);
-        }
-        let before = at.server();
-        let output = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
-        until_served_by_another(&at, before);
+        (0..kills).for_each(|_| at.kill_server());
+        at.upgrade();
     });
     println!("{kills} kills and an upgrade, {reads} reads by {READERS}");
     // Once nobody has them open, they are opened anew.

@@ -6,11 +6,11 @@ mod support;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
+use support::load;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
 const FILES: usize = 24;
@@ -41,9 +41,7 @@ fn mount<'a>(sandbox: &'a Sandbox, reference: &str, name: &str) -> MountPoint<'a
 /// Reads a file past the kernel's own cache and compares it.
 fn read_anew(at: &Path, dir: &str, number: usize) {
     let path = at.join(dir).join(number.to_string());
-    let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let bytes = load::read_anew(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(bytes == content(dir, number), "{}: wrong bytes", path.display());
 }
 
@@ -51,12 +49,6 @@ fn read_all(at: &Path, own: &str) {
     for number in 0..FILES {
         read_anew(at, "base", number);
         read_anew(at, own, number);
-    }
-}
-
-fn until_served_by_another(at: &MountPoint<'_>, before: i32) {
-    while at.state().is_none_or(|state| state["pid"] == before) {
-        std::thread::yield_now();
     }
 }
 
@@ -126,35 +118,24 @@ fn readers_on_all_mounts_notice_nothing_of_a_killed_or_upgraded_server() {
     let (sandbox, registry) = (Sandbox::new(), registry());
     let mounts = [("app", "a"), ("tool", "b"), ("app", "c")]
         .map(|(image, name)| (image, mount(&sandbox, &registry.reference(image, "1"), name)));
-    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for (own, at) in &mounts {
-            for reader in 0..3 {
-                let (done, reads) = (&done, &reads);
-                scope.spawn(move || {
-                    for number in (0..FILES).cycle().skip(reader * 5) {
-                        if done.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        read_anew(&at.path, own, number);
-                        read_anew(&at.path, "base", number);
-                        reads.fetch_add(2, Ordering::Relaxed);
-                    }
-                });
-            }
-        }
+    let read = |reader: usize, turn: usize| {
+        let (own, at) = &mounts[reader % mounts.len()];
+        let number = (5 * reader + turn) % FILES;
+        read_anew(&at.path, own, number);
+        read_anew(&at.path, "base", number);
+    };
+    let reads = load::under_load(3 * mounts.len(), read, || {
         for _ in 0..3 {
             let before = mounts[0].1.server();
-            kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
-            mounts.iter().for_each(|(_, at)| until_served_by_another(at, before));
+            mounts[0].1.signal(Signal::KILL);
+            mounts.iter().for_each(|(_, at)| at.until_served_by_another(before));
         }
         let before = mounts[1].1.server();
         let output = sandbox.peelfs(["upgrade"]).args(mounts.iter().map(|(_, at)| &at.path)).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        mounts.iter().for_each(|(_, at)| until_served_by_another(at, before));
-        done.store(true, Ordering::Relaxed);
+        mounts.iter().for_each(|(_, at)| at.until_served_by_another(before));
     });
-    assert!(reads.into_inner() > 0);
+    assert!(!reads.is_empty());
     let states = mounts.each_ref().map(|(_, at)| at.state().unwrap());
     assert!(states.iter().all(|state| state["pid"] == states[0]["pid"] && state["takeovers"] == 4), "{states:?}");
     // What was taken over takes more mounts.

@@ -5,17 +5,15 @@
 mod support;
 
 use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
 use rustix::process::{Pid, Signal, kill_process};
-use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+use support::load::{self, times};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount};
 
 const FILES: usize = 64;
 const READERS: usize = 32;
@@ -35,65 +33,16 @@ fn registry() -> Registry {
     Registry::start(Catalog::new().image("app", "1", &ImageBuilder::new().layer(layer).build())).unwrap()
 }
 
-fn times(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|times| times.parse().ok()).unwrap_or(default)
-}
-
 /// Reads a file past the kernel's own cache and compares it.
 fn read_anew(at: &Path, number: usize) {
     let path = at.join(format!("d/{number}"));
-    let mut file = File::open(&path).unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let bytes = load::read_anew(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(bytes == content(number), "{}: wrong bytes", path.display());
 }
 
-/// Ends the process that serves and waits until another one does.
-fn kill(at: &MountPoint<'_>) {
-    let before = at.server();
-    kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
-    until_served_by_another(at, before);
-}
-
-fn until_served_by_another(at: &MountPoint<'_>, before: i32) {
-    while at.state().is_none_or(|state| state["pid"] == before) {
-        std::thread::yield_now();
-    }
-}
-
-/// Reads with many readers while `disturb` runs; returns the reads made and the longest in microseconds.
-fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> (u64, Vec<u64>) {
-    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
-    let begin = Barrier::new(READERS + 1);
-    let mut longest = Vec::new();
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS)
-            .map(|reader| {
-                let (done, reads, begin) = (&done, &reads, &begin);
-                scope.spawn(move || {
-                    begin.wait();
-                    let mut pauses = Vec::new();
-                    for number in (0..FILES).cycle().skip(reader * 7) {
-                        if done.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        let begun = std::time::Instant::now();
-                        read_anew(&at.path, number);
-                        pauses.push(begun.elapsed().as_micros() as u64);
-                        reads.fetch_add(1, Ordering::Relaxed);
-                    }
-                    pauses
-                })
-            })
-            .collect();
-        begin.wait();
-        disturb();
-        done.store(true, Ordering::Relaxed);
-        longest.extend(readers.into_iter().flat_map(|reader| reader.join().unwrap()));
-    });
-    longest.sort_unstable();
-    (reads.into_inner(), longest)
+/// Has many readers read while `disturb` runs; returns how long each read took, in microseconds.
+fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> Vec<u64> {
+    load::under_load(READERS, |reader, turn| read_anew(&at.path, (7 * reader + turn) % FILES), disturb)
 }
 
 #[test]
@@ -105,13 +54,14 @@ fn readers_notice_nothing_of_a_killed_server() {
     let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
     let held = File::open(at.join("d/5")).unwrap();
     let kills = times("PEELFS_KILLS", KILLS);
-    let (reads, longest) = under_load(&at, || (0..kills).for_each(|_| kill(&at)));
-    assert!(reads > 0);
+    let mut took = under_load(&at, || (0..kills).for_each(|_| at.kill_server()));
+    took.sort_unstable();
     // Each kill holds up every reader once at most, so these are the reads that were held up.
-    let held_up = &longest[longest.len().saturating_sub(kills * READERS)..];
+    let held_up = &took[took.len().saturating_sub(kills * READERS)..];
     let of_hundred = |part: usize| held_up[(held_up.len() - 1) * part / 100] / 1000;
     println!(
-        "{kills} kills, {reads} reads by {READERS}; held up: median {} ms, 99th of 100 {} ms",
+        "{kills} kills, {} reads by {READERS}; held up: median {} ms, 99th of 100 {} ms",
+        took.len(),
         of_hundred(50),
         of_hundred(99)
     );
@@ -139,7 +89,7 @@ fn a_reader_that_waits_for_the_registry_is_served_by_the_next_process() {
         let reader = scope.spawn(|| read_anew(&at.path, 3));
         let opener = scope.spawn(|| std::fs::read_dir(at.join("d")).unwrap().count());
         assert!(registry.wait_until(|requests| requests.iter().any(|request| request.is_blob())));
-        kill(&at);
+        at.kill_server();
         registry.faults().clear();
         gate.open();
         registry.drop_connections();
@@ -159,11 +109,7 @@ fn an_upgrade_exchanges_the_server_under_load() {
     let mut pauses = Vec::new();
     under_load(&at, || {
         for _ in 0..times("PEELFS_UPGRADES", UPGRADES) {
-            let before = at.server();
-            let output = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
-            assert!(output.status.success(), "{}", said(&output));
-            pauses.push(String::from_utf8(output.stdout).unwrap());
-            until_served_by_another(&at, before);
+            pauses.push(at.upgrade());
         }
     });
     print!("{}", pauses.concat());

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use peelfs::store::{Freed, Keep, Store};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Why this machine cannot mount, if it cannot; said on stderr for those who read test logs.
 pub fn cannot_mount() -> bool {
@@ -165,6 +166,34 @@ impl MountPoint<'_> {
     pub fn server(&self) -> i32 {
         self.state().unwrap_or_else(|| panic!("no process serves {}", self.path.display()))["pid"].as_i64().unwrap()
             as i32
+    }
+
+    /// Sends a signal to the process that serves this mount.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.server()).unwrap(), signal).unwrap();
+    }
+
+    /// Kills the process that serves this mount and waits until another one does.
+    pub fn kill_server(&self) {
+        let before = self.server();
+        self.signal(Signal::KILL);
+        self.until_served_by_another(before);
+    }
+
+    /// Has the process that serves this mount exchanged, as `peelfs upgrade` does; returns what that says.
+    pub fn upgrade(&self) -> String {
+        let before = self.server();
+        let output = self.sandbox.peelfs(["upgrade"]).arg(&self.path).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        self.until_served_by_another(before);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until another process than `before` serves this mount.
+    pub fn until_served_by_another(&self, before: i32) {
+        while self.state().is_none_or(|state| state["pid"] == before) {
+            std::thread::yield_now();
+        }
     }
 
     /// What a living process tells of this mount, if one does.
