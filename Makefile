@@ -38,7 +38,7 @@ test:
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := tar index gzip zstd documents reference platform wire
 fuzz:
-	$(CARGO) test --locked --test fuzz_corpus -- --ignored write_seeds
+	$(CARGO) run --quiet --locked --example fuzz_seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \
 		echo "== $$target"; \
 		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \

@@ -66,19 +66,6 @@ fn every_target_has_seeds_and_a_program() {
     }
 }
 
-/// Writes the seeds where cargo-fuzz looks for them: `cargo test --test fuzz_corpus -- --ignored`.
-#[test]
-#[ignore = "writes files"]
-fn write_seeds() {
-    for (name, _) in TARGETS {
-        let dir = fuzz_dir().join("corpus").join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        for (number, seed) in seeds::of(name).into_iter().enumerate() {
-            std::fs::write(dir.join(format!("seed-{number}")), seed).unwrap();
-        }
-    }
-}
-
 /// Runs a target over its seeds, what once failed, and `rounds` mutations.
 fn run(name: &str, rounds: u64) {
     let target = TARGETS.iter().find(|(known, _)| *known == name).unwrap().1;
