@@ -749,6 +749,22 @@ mod tests {
     }
 
     #[test]
+    fn names_that_would_change_an_address_are_refused() {
+        let read =
+            |host: &str, repository: &str, tag: &str| format!("{host}/{repository}:{tag}").parse::<RegistryName>();
+        assert!(read("r.example", "library/a.b_c-d", "1.0-x_y").is_ok());
+        for host in ["user@r.example", "user:secret@r.example", "r.example?x", "r.example#x", "r.ex%2fample"] {
+            assert!(read(host, "a", "1").is_err(), "{host}");
+        }
+        for repository in ["", "/", "a/", "/a", "a//b", "..", "a/../b", "./a", "a?b", "a#b", "a%2fb", "a b", "é"] {
+            assert!(read("r.example", repository, "1").is_err(), "{repository}");
+        }
+        for tag in ["", "..", "a?b", "a#b"] {
+            assert!(read("r.example", "a", tag).is_err(), "{tag}");
+        }
+    }
+
+    #[test]
     fn lengths_are_capped() {
         let tag = |n| format!("x:{}", "t".repeat(n)).parse::<Reference>();
         assert!(tag(TAG_LIMIT).is_ok());

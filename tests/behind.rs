@@ -13,7 +13,7 @@ use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeId};
 use peelfs::platform::Platform;
 use peelfs::source::BlobSource;
-use peelfs::source::registry::{RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use peelfs::source::registry::{RegistryOptions, RegistrySource, Surroundings};
 use peelfs::store::Store;
 
 const EARLY: &[u8] = b"early in the tar";
@@ -46,17 +46,10 @@ async fn scene(verify: Verify, also: Option<Fault>) -> Scene {
         registry.faults().add(Rule::new(Target::Blobs, fault));
     }
 
-    let name = RegistryName {
-        host: "127.0.0.1".to_owned(),
-        port: Some(registry.addr().port()),
-        repository: "app".to_owned(),
-        tag: Some("1".to_owned()),
-        digest: None,
-        display: registry.reference("app", "1"),
-    };
-    let reference = registry.reference("app", "1").parse().unwrap();
+    let name = registry.reference("app", "1");
+    let reference = name.parse().unwrap();
     let options = RegistryOptions { certs_dirs: Vec::new(), ..RegistryOptions::new(Surroundings::default()) };
-    let source: Arc<dyn BlobSource> = Arc::new(RegistrySource::new(name, options).unwrap());
+    let source: Arc<dyn BlobSource> = Arc::new(RegistrySource::new(name.parse().unwrap(), name, options).unwrap());
     let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     let plan = image::resolve(&reference, &source, &store, &Platform::host(), Network::Allowed).await.unwrap();
     let fs = image::open(&plan, source, Arc::clone(&store), &Limits::default(), Eagerness::Background, verify);

@@ -21,7 +21,7 @@ use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 use peelfs::platform::Platform;
 use peelfs::source::outage::OnOutage;
-use peelfs::source::registry::{Clock, Deadlines, RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use peelfs::source::registry::{Clock, Deadlines, RegistryOptions, RegistrySource, Surroundings};
 use peelfs::source::{BlobSource, BoxFuture};
 use peelfs::store::{Keep, Store};
 use serde_json::json;
@@ -103,15 +103,8 @@ impl Bench {
         options.clock = Arc::new(Hurried(Instant::now()));
         let limit = self.limit;
         options.deadlines = Deadlines { connect: limit, header: limit, stall: limit, ..Deadlines::default() };
-        let name = RegistryName {
-            host: "127.0.0.1".to_owned(),
-            port: Some(self.port),
-            repository: NAME.to_owned(),
-            tag: Some("1".to_owned()),
-            digest: None,
-            display: format!("127.0.0.1:{}/{NAME}:1", self.port),
-        };
-        Arc::new(RegistrySource::new(name, options).unwrap())
+        let name = format!("127.0.0.1:{}/{NAME}:1", self.port);
+        Arc::new(RegistrySource::new(name.parse().unwrap(), name, options).unwrap())
     }
 
     async fn open(&self, policy: OnOutage) -> Result<Mounted, image::PlanError> {

@@ -10,7 +10,7 @@ use crate::image::{self, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Ve
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
-use crate::source::registry::{RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use crate::source::registry::{RegistryOptions, RegistrySource, Surroundings};
 use crate::store::Store;
 
 /// An image that has been resolved, with what is needed to read it.
@@ -153,14 +153,6 @@ async fn source(reference: &Reference, access: &AccessArgs, around: &Surrounding
         authfile: access.authfile.clone(),
         ..RegistryOptions::new(around.clone())
     };
-    let name = RegistryName {
-        host: name.host().to_owned(),
-        port: name.port(),
-        repository: name.repository().to_owned(),
-        tag: name.tag().map(str::to_owned),
-        digest: name.digest().cloned(),
-        display: reference.to_string(),
-    };
-    let registry = Arc::new(RegistrySource::new(name, options)?);
+    let registry = Arc::new(RegistrySource::new(name.clone(), reference.to_string(), options)?);
     Ok((Arc::clone(&registry) as Arc<dyn BlobSource>, Some(registry)))
 }

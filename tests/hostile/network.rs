@@ -8,7 +8,7 @@ use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::source::BlobSource as _;
 use peelfs::source::SourceError;
-use peelfs::source::registry::{Deadlines, RegistryName, RegistryOptions, RegistrySource, Surroundings};
+use peelfs::source::registry::{Deadlines, RegistryOptions, RegistrySource, Surroundings};
 use serde_json::json;
 
 use super::support::sandbox::{Sandbox, said};
@@ -235,15 +235,7 @@ fn hasty(registry: &Registry) -> RegistrySource {
     let limit = Duration::from_millis(40);
     options.deadlines =
         Deadlines { connect: limit, header: limit, stall: limit, patience: 5 * limit, ..Deadlines::default() };
-    let name = RegistryName {
-        host: "127.0.0.1".to_owned(),
-        port: Some(registry.addr().port()),
-        repository: NAME.to_owned(),
-        tag: Some("1".to_owned()),
-        digest: None,
-        display: "image".to_owned(),
-    };
-    RegistrySource::new(name, options).unwrap()
+    RegistrySource::new(registry.reference(NAME, "1").parse().unwrap(), "image".to_owned(), options).unwrap()
 }
 
 #[test]

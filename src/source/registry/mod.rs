@@ -59,33 +59,17 @@ use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
 use crate::offsets::BlobOffset;
+use crate::reference::{DOCKER_HUB, RegistryName};
 use crate::trust::{Mismatch, Untrusted};
 
 pub use self::credentials::{Secret, Surroundings};
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
 
-/// The host that Docker Hub's names stand for, and the one that serves them.
-const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+/// The host that serves what Docker Hub has.
+const HUB_SERVER: &str = "registry-1.docker.io";
 
 /// How many transfers that have failed try again at a time.
 const RETRYING: usize = 2;
-
-/// Which image of which registry.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct RegistryName {
-    /// The host as the user wrote it; an IPv6 address with or without brackets.
-    pub host: String,
-    /// The port, if the user gave one.
-    pub port: Option<u16>,
-    /// The repository, as in `library/alpine`.
-    pub repository: String,
-    /// The tag; `latest` if there is neither tag nor digest.
-    pub tag: Option<String>,
-    /// The digest; it wins over the tag.
-    pub digest: Option<Digest>,
-    /// The reference as the user wrote it.
-    pub display: String,
-}
 
 /// How a registry is to be reached.
 #[derive(Clone, Debug)]
@@ -148,18 +132,17 @@ pub struct SourceStats {
 pub struct RegistrySource {
     client: Arc<Client>,
     name: RegistryName,
+    typed: String,
     counters: Arc<Counters>,
 }
 
 impl RegistrySource {
-    /// Prepares to ask; no connection is made yet. Requests need a tokio runtime.
+    /// Prepares to ask for what the user called `typed`; no connection is made yet. Requests need a tokio runtime.
     ///
     /// # Errors
-    /// [`SourceError::Unsupported`] for a name that no registry can have, or certificates that
-    /// cannot be used.
-    pub fn new(name: RegistryName, options: RegistryOptions) -> Result<Self, SourceError> {
-        let unusable = |why: String| SourceError::Unsupported { place: name.display.clone(), why, hint: None };
-        check(&name).map_err(|why| unusable(why.to_owned()))?;
+    /// [`SourceError::Unsupported`] for a host that no URL can have, or certificates that cannot be used.
+    pub fn new(name: RegistryName, typed: String, options: RegistryOptions) -> Result<Self, SourceError> {
+        let unusable = |why: String| SourceError::Unsupported { place: typed.clone(), why, hint: None };
         let verify = if options.insecure { Verify::No } else { Verify::Yes };
         let counters = Arc::new(Counters::default());
         let transport = Transport {
@@ -171,20 +154,20 @@ impl RegistrySource {
             counters: counters.clone(),
             clients: std::sync::Mutex::default(),
         };
-        let host = written_host(&name);
+        let host = name.authority();
         let bases = bases(&name, &transport).map_err(|error| unusable(error.to_string()))?;
         if bases.is_empty() {
             return Err(unusable(format!("`{}` is not a host", host.escape_debug())));
         }
         let keyring = Keyring::new(
             host.clone(),
-            name.repository.clone(),
+            name.repository().to_owned(),
             options.authfile,
             &options.surroundings,
             options.deadlines.helper,
         );
         let (clock, deadlines) = (options.clock, options.deadlines);
-        let authorizer = Authorizer::new(keyring, &name.repository, verify, clock.clone(), deadlines.clone());
+        let authorizer = Authorizer::new(keyring, name.repository(), verify, clock.clone(), deadlines.clone());
         let outages = Outages::new(clock.clone());
         let client = Client {
             transport,
@@ -193,7 +176,7 @@ impl RegistrySource {
             deadlines,
             bases,
             settled: std::sync::OnceLock::new(),
-            repository: name.repository.clone(),
+            repository: name.repository().to_owned(),
             host,
             locations: std::sync::Mutex::default(),
             unranged: std::sync::atomic::AtomicBool::new(false),
@@ -204,7 +187,7 @@ impl RegistrySource {
             retrying: Arc::new(Semaphore::new(RETRYING)),
             outages,
         };
-        Ok(Self { client: Arc::new(client), name, counters })
+        Ok(Self { client: Arc::new(client), name, typed, counters })
     }
 
     /// What has been asked and received so far.
@@ -225,17 +208,8 @@ impl RegistrySource {
         !self.client.unranged.load(Ordering::Relaxed)
     }
 
-    /// What stands behind `/manifests/`.
-    fn reference(&self) -> String {
-        match (&self.name.digest, &self.name.tag) {
-            (Some(digest), _) => digest.to_string(),
-            (None, Some(tag)) => tag.clone(),
-            (None, None) => "latest".to_owned(),
-        }
-    }
-
     async fn head_by_head(&self) -> Result<Option<Descriptor>, SourceError> {
-        let reference = self.reference();
+        let reference = self.name.manifest_name();
         let what = manifest_name(&reference);
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
         let ask = Ask { method: Method::HEAD, thing: Thing::Manifest(&reference), what: &what };
@@ -248,7 +222,7 @@ impl RegistrySource {
         let Some(size) = length.filter(|size| (1..=MANIFEST_LIMIT).contains(size)) else { return Ok(None) };
         let Some(media_type) = known_type(&reply) else { return Ok(None) };
         let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        let digest = match (&self.name.digest, served) {
+        let digest = match (self.name.digest(), served) {
             (Some(named), Some(served)) if served == *named => served,
             (None, Some(served)) => served,
             (_, _) => return Ok(None),
@@ -257,16 +231,16 @@ impl RegistrySource {
     }
 
     async fn fetch_root(&self) -> Result<(Descriptor, Untrusted<Bytes>), SourceError> {
-        let reference = self.reference();
+        let reference = self.name.manifest_name();
         let what = manifest_name(&reference);
         let (reply, body) = self.document(&reference, &what, MANIFEST_LIMIT).await?;
         let media_type = self.kind(&reply, &body)?;
         let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
         // Both have a say: the digest in the reference, and the one the registry claims.
-        for expected in self.name.digest.iter().chain(&served) {
+        for expected in self.name.digest().into_iter().chain(&served) {
             self.compare(&what, expected, &body)?;
         }
-        let digest = self.name.digest.clone().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
+        let digest = self.name.digest().cloned().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
         Ok((descriptor(media_type, digest, body.len() as u64), Untrusted::new(body)))
     }
 
@@ -378,7 +352,7 @@ const GENERIC: [&str; 5] = ["", "application/json", "application/octet-stream", 
 
 impl BlobSource for RegistrySource {
     fn name(&self) -> &str {
-        &self.name.display
+        &self.typed
     }
 
     fn outages(&self) -> Option<&Outages> {
@@ -463,51 +437,20 @@ fn manifest_name(reference: &str) -> String {
     format!("manifest `{reference}`")
 }
 
-/// The host as credentials and messages know it, with the port if one was given.
-fn written_host(name: &RegistryName) -> String {
-    let host = match name.host.as_str() {
-        "index.docker.io" => HUB.0.to_owned(),
-        bare if bare.contains(':') && !bare.starts_with('[') => format!("[{bare}]"),
-        other => other.to_owned(),
-    };
-    match name.port {
-        Some(port) => format!("{host}:{port}"),
-        None => host,
-    }
-}
-
 /// The addresses under which the registry may answer, most wanted first.
 ///
 /// Plain HTTP is only for this machine, unless the user asked for less security; certificates given
 /// for a registry on this machine mean that it speaks TLS.
 fn bases(name: &RegistryName, transport: &Transport) -> Result<Vec<Url>, tls::TlsError> {
-    let written = written_host(name);
-    let host = if written == HUB.0 { HUB.1 } else { &written };
-    let parse = |scheme: &str| {
-        let url = Url::parse(&format!("{scheme}://{host}/")).ok()?;
-        let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-        (plain && url.username().is_empty() && url.password().is_none()).then_some(url)
-    };
+    let written = name.authority();
+    let host = if written == DOCKER_HUB { HUB_SERVER } else { &written };
+    let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/")).ok();
     let (Some(https), Some(http)) = (parse("https"), parse("http")) else { return Ok(Vec::new()) };
     let Some(origin) = Origin::of(&https) else { return Ok(Vec::new()) };
     if transport.verify == Verify::No {
         return Ok(vec![https, http]);
     }
     let certified = !transport.ca.is_empty() || transport.certificates_for(&origin)?.is_some();
-    let plain = origin.reach() == Reach::Loopback && !certified && name.port != Some(443);
+    let plain = origin.reach() == Reach::Loopback && !certified && name.port() != Some(443);
     Ok(vec![if plain { http } else { https }])
-}
-
-/// Refuses names that would change the meaning of a URL.
-fn check(name: &RegistryName) -> Result<(), &'static str> {
-    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    let part = |part: &str| !part.is_empty() && part != "." && part != ".." && plain(part);
-    let repository = &name.repository;
-    if repository.len() > 255 || !repository.split('/').all(part) {
-        return Err("it is not a name a repository can have");
-    }
-    if name.tag.as_ref().is_some_and(|tag| tag.len() > 128 || !part(tag)) {
-        return Err("it is not a tag");
-    }
-    Ok(())
 }
