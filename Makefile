@@ -21,18 +21,19 @@ help:
 needs:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust
 
+# Both programs are built by the same words, so that nothing is built twice.
 build: needs
-	$(CARGO) build --release --locked --bins
+	$(CARGO) build --release --locked --bins --features demo
 
 demo: needs
-	@$(CARGO) build --release --locked --bins --example demo
-	@$(TARGET)/release/examples/demo
+	@$(CARGO) build --release --locked --bins --features demo
+	@$(TARGET)/release/peelfs-demo
 
 test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo \
 		docker-registry:docker-registry getfattr:attr python3:python3 faketime:faketime
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked
 
 FUZZ_SECONDS ?= 60

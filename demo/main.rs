@@ -149,9 +149,8 @@ struct Stage {
 
 impl Stage {
     fn new(at: &Path) -> anyhow::Result<Self> {
-        // cargo puts examples into a directory below the program's.
         let own = std::env::current_exe().context("cannot find this program")?;
-        let program = own.parent().and_then(Path::parent).unwrap_or(Path::new("/")).join("peelfs");
+        let program = own.with_file_name("peelfs");
         ensure!(program.exists(), "{} is not there; `make demo` builds it", program.display());
         for name in [MOUNT, RUN] {
             let path = at.join(name);
