@@ -9,7 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -738,6 +738,31 @@ fn of_many_that_mount_on_a_directory_at_once_one_does() {
 }
 
 #[test]
+fn a_process_with_the_number_of_a_killed_one_tells_of_its_mount() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let mut peelfs = sandbox.peelfs(["mount", "-f", "--no-keeper", &registry.reference("library/image", "1")]);
+    peelfs.arg(&at.path);
+    // Its number is known before it runs.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"read go; exec "$@""#, "sh"]).arg(peelfs.get_program()).args(peelfs.get_args());
+    command.env_clear().envs(peelfs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
+    let left = sandbox.path().join(format!("run/peelfs/{}-0.sock", server.id()));
+    std::fs::create_dir(left.parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(left).unwrap());
+    server.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    wait_for(|| at.state().is_some() || server.try_wait().unwrap().is_some());
+    assert_eq!(std::fs::read(at.join("d/f")).unwrap(), b"content");
+    at.unmount();
+    assert!(server.wait().unwrap().success());
+}
+
+#[test]
 fn a_signal_unmounts() {
     if cannot_mount() {
         return;
@@ -864,7 +889,7 @@ fn root_of_a_user_namespace_may_mount() {
 }
 
 /// Looks until it is so; the kernel and another process need a moment.
-fn wait_for(test: impl Fn() -> bool) {
+fn wait_for(mut test: impl FnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !test() {
         assert!(begin.elapsed().as_secs() < 60, "it never came to be so");

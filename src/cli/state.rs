@@ -134,6 +134,8 @@ fn try_publish(
         log: state.log.clone().filter(|_| !state.shared),
     };
     state.socket.clone_from(&published.socket);
+    // Whoever had this number before is gone, and was killed if this is still there.
+    let _ = std::fs::remove_file(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     tokio::spawn(async move {
         while let Ok((mut asker, _)) = listener.accept().await {
