@@ -2,30 +2,31 @@
 //!
 //! A document that two programs read differently is a way to show a scanner one image and a user
 //! another (CVE-2021-41190). So a document must be of one kind by every sign it carries: its fields,
-//! its own `mediaType`, and the media type it was served or referenced under. A key may stand in an
-//! object once and in one spelling only: Go's decoder takes `Layers`, and even `layerſ`, for `layers`,
-//! and the last of two; others take the first, or only the exact one.
+//! its own `mediaType`, and the media type it was served or referenced under; and no key may be read
+//! in two ways (`keys`).
 //!
 //! The wire types are ours: `oci_spec::image` takes any digest algorithm, reads a document with both
 //! `layers` and `manifests` as either, and never sees a platform's `os.version`.
 //!
 //! Everything here is a pure function of bytes. Fetching and checking digests is the caller's work.
 
+mod choose;
+mod keys;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
-use crate::platform::{self, Platform};
+use crate::platform::Platform;
 
-use Below::{Leaf, Many, One};
+pub use choose::{ResolveError, Step, candidates, resolve_step, select};
+use keys::check_keys;
 
 /// The largest document that is read, in bytes.
 pub const DOCUMENT_LIMIT: usize = 4 << 20;
@@ -106,7 +107,7 @@ impl Document {
         if declared == Some(&MediaType::DockerSchema1) {
             return Err(DocumentError::Schema1);
         }
-        let present = check_keys(bytes, DOCUMENT)?;
+        let present = check_keys(bytes, keys::DOCUMENT)?;
         let has = |key: &str| present.contains(&key);
         let wire: WireDocument = read(bytes)?;
 
@@ -202,7 +203,7 @@ impl ImageConfig {
     /// # Errors
     /// [`DocumentError`]; in particular if there is no diff_id for each layer.
     pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, DocumentError> {
-        check_keys(bytes, CONFIG)?;
+        check_keys(bytes, keys::CONFIG)?;
         let wire: WireConfig = read(bytes)?;
         let raw: Box<RawValue> = read(bytes)?;
         let rootfs = wire.rootfs.ok_or(DocumentError::NoRootfs)?;
@@ -230,52 +231,6 @@ impl ImageConfig {
             _ => Ok(()),
         }
     }
-}
-
-/// What to do with a document on the way from a reference to a manifest.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Step {
-    /// Fetch these, best first, until one leads to an image that runs.
-    ///
-    /// Those with a platform come first; the configuration of the others has to be
-    /// [asked](ImageConfig::require).
-    Descend(Vec<IndexEntry>),
-    /// This is the image; its configuration may still [belong](ImageConfig::require) to another platform.
-    Arrived(Manifest),
-}
-
-/// Decides how to go on from `document`, which was reached through `depth` image indexes.
-///
-/// # Errors
-/// [`ResolveError`] if nothing in the document fits, or it lies too deep.
-pub fn resolve_step(document: Document, depth: usize, wanted: &Platform) -> Result<Step, ResolveError> {
-    match document {
-        Document::Manifest(manifest) => Ok(Step::Arrived(manifest)),
-        Document::Index(_) if depth >= NESTING_LIMIT => Err(ResolveError::TooDeep),
-        Document::Index(index) => {
-            select(&index, wanted)?;
-            Ok(Step::Descend(candidates(&index, wanted).into_iter().cloned().collect()))
-        }
-    }
-}
-
-/// The entries that may lead to an image for `wanted`: those that say so, best first, then those that
-/// do not say what they run on.
-pub fn candidates<'a>(index: &'a Index, wanted: &Platform) -> Vec<&'a IndexEntry> {
-    let images = index.entries.iter().filter(|entry| entry.may_be_image());
-    let (silent, spoken): (Vec<_>, Vec<_>) = images.partition(|entry| entry.platform.is_none());
-    let platforms: Vec<_> = spoken.iter().filter_map(|entry| entry.platform.clone()).collect();
-    let fitting = platform::best_first(wanted, &platforms).into_iter().map(|at| spoken[at]);
-    fitting.chain(silent).collect()
-}
-
-/// The entry that fits `wanted` best.
-///
-/// # Errors
-/// [`ResolveError::NoPlatform`] with all that is offered.
-pub fn select<'a>(index: &'a Index, wanted: &Platform) -> Result<&'a IndexEntry, ResolveError> {
-    let first = candidates(index, wanted).into_iter().next();
-    first.ok_or_else(|| ResolveError::NoPlatform { wanted: wanted.clone(), offered: index.offered() })
 }
 
 // ---- the wire ----
@@ -442,172 +397,6 @@ fn shown(text: &str) -> String {
     short
 }
 
-// ---- keys: each once, and spelt as the specification spells it ----
-
-/// The keys of one kind of object that decide something, and what lies under them.
-struct Shape(&'static [(&'static str, Below)]);
-
-/// What lies under a key.
-#[derive(Clone, Copy)]
-enum Below {
-    /// A value that the wire types check alone.
-    Leaf,
-    /// An object.
-    One(&'static Shape),
-    /// An array of objects.
-    Many(&'static Shape),
-}
-
-const DOCUMENT: &Shape = &Shape(&[
-    ("schemaVersion", Leaf),
-    ("mediaType", Leaf),
-    ("artifactType", Leaf),
-    ("config", One(DESCRIPTOR)),
-    ("layers", Many(DESCRIPTOR)),
-    ("manifests", Many(DESCRIPTOR)),
-    ("fsLayers", Leaf),
-    ("annotations", Leaf),
-]);
-const DESCRIPTOR: &Shape = &Shape(&[
-    ("mediaType", Leaf),
-    ("artifactType", Leaf),
-    ("digest", Leaf),
-    ("size", Leaf),
-    ("data", Leaf),
-    ("platform", One(PLATFORM)),
-    ("annotations", Leaf),
-]);
-const PLATFORM: &Shape =
-    &Shape(&[("architecture", Leaf), ("os", Leaf), ("os.version", Leaf), ("os.features", Leaf), ("variant", Leaf)]);
-const CONFIG: &Shape = &Shape(&[
-    ("architecture", Leaf),
-    ("os", Leaf),
-    ("os.version", Leaf),
-    ("os.features", Leaf),
-    ("variant", Leaf),
-    ("rootfs", One(&Shape(&[("type", Leaf), ("diff_ids", Leaf)]))),
-]);
-
-/// The deciding keys of the outermost object.
-fn check_keys(bytes: &[u8], shape: &'static Shape) -> Result<Vec<&'static str>, DocumentError> {
-    if bytes.len() > DOCUMENT_LIMIT {
-        return Err(DocumentError::TooLarge { size: bytes.len() });
-    }
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let keys = Walk(One(shape)).deserialize(&mut json).and_then(|keys| json.end().map(|()| keys));
-    keys.map_err(|cause| DocumentError::Malformed { why: shown(&cause.to_string()) })
-}
-
-/// Visits a value and keeps nothing but the keys of an object. Serde would read an array as a struct,
-/// field by field; here it is refused.
-#[derive(Clone, Copy)]
-struct Walk(Below);
-
-impl<'de> DeserializeSeed<'de> for Walk {
-    type Value = Vec<&'static str>;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        match self.0 {
-            One(_) | Many(_) => deserializer.deserialize_any(self),
-            Leaf => IgnoredAny::deserialize(deserializer).map(|_| Vec::new()),
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for Walk {
-    type Value = Vec<&'static str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let known = match self.0 {
-            Leaf => &[],
-            One(shape) | Many(shape) => shape.0,
-        };
-        let mut seen = Vec::new();
-        while let Some(at) = map.next_key_seed(Key(known))? {
-            let Some((key, below)) = at.map(|at| known[at]) else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            if seen.contains(&key) {
-                return Err(serde::de::Error::custom(format_args!("the key `{key}` is there twice")));
-            }
-            seen.push(key);
-            map.next_value_seed(Walk(below))?;
-        }
-        Ok(seen)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let Many(shape) = self.0 else {
-            return Err(serde::de::Error::invalid_type(serde::de::Unexpected::Seq, &self));
-        };
-        while seq.next_element_seed(Walk(One(shape)))?.is_some() {}
-        Ok(Vec::new())
-    }
-
-    // What is no object here is for the wire types to refuse.
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-}
-
-/// Finds which of the known keys a key is.
-struct Key(&'static [(&'static str, Below)]);
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Option<usize>;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Self::Value, E> {
-        let Some(at) = self.0.iter().position(|(known, _)| same_to_go(known, key)) else { return Ok(None) };
-        if self.0[at].0 != key {
-            return Err(E::custom(format_args!("the key `{}` is spelt `{}`", self.0[at].0, key.escape_debug())));
-        }
-        Ok(Some(at))
-    }
-}
-
-/// Whether Go's `encoding/json` takes `key` for `known`: it ignores case as Unicode folds it, and two
-/// letters outside ASCII fold to letters inside.
-fn same_to_go(known: &str, key: &str) -> bool {
-    let fold = |c: char| match c {
-        'ſ' => 's',
-        '\u{212a}' => 'k',
-        c => c.to_ascii_lowercase(),
-    };
-    key.len() <= 2 * known.len() && known.chars().map(fold).eq(key.chars().map(fold))
-}
-
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 const ATTESTATION: &str = "attestation-manifest";
 
@@ -753,48 +542,6 @@ impl DocumentError {
         }
     }
 }
-
-/// Why no manifest could be chosen.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ResolveError {
-    /// Nothing runs on the platform.
-    #[error("there is no image for {wanted}; {}", offers(offered))]
-    NoPlatform {
-        /// The platform that was asked for.
-        wanted: Platform,
-        /// The platforms there are, each once, in order.
-        offered: Vec<Platform>,
-    },
-    /// Image indexes list image indexes, too many times over.
-    #[error("image indexes are nested more than {NESTING_LIMIT} deep")]
-    TooDeep,
-}
-
-impl ResolveError {
-    /// What the user can do about it, if anything.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NoPlatform { offered, .. } => {
-                offered.first().map(|first| format!("choose one with `--platform {first}`"))
-            }
-            Self::TooDeep => None,
-        }
-    }
-}
-
-fn offers(offered: &[Platform]) -> String {
-    if offered.is_empty() {
-        return "it offers none at all".to_owned();
-    }
-    let names: Vec<_> = offered.iter().take(OFFERS_SHOWN).map(Platform::to_string).collect();
-    let more = match offered.len().saturating_sub(OFFERS_SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("it offers {}{more}", names.join(", "))
-}
-
-const OFFERS_SHOWN: usize = 20;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
