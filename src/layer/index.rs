@@ -28,6 +28,7 @@ use crate::digest::Digest;
 use crate::offsets::{DecodedOffset, FileOffset};
 
 use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
+use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSION};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE, Paged, ReadAt};
 use super::spans::{Span, SpanId};
@@ -130,135 +131,6 @@ impl IndexError {
     /// Whether the index is not what was written, rather than what was written being no good.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Io { .. })
-    }
-}
-
-pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
-pub(super) const VERSION: u32 = 1;
-pub(super) const FOOTER: usize = 512;
-/// Bytes at the end of an index that are read to open it.
-const TAIL: usize = 4096;
-/// Everything of the footer but its own check.
-pub(super) const FOOTER_CHECKED: usize = FOOTER - CHECK;
-pub(super) const SECTION_ALIGN: u64 = 64;
-pub(super) const EXTENT_BYTES: usize = 32;
-
-/// The sections in file order.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(usize)]
-pub(super) enum Section {
-    Entries,
-    Children,
-    Implied,
-    LowerLinks,
-    Extents,
-    Spans,
-    XattrSets,
-    Names,
-    Xattrs,
-    Windows,
-}
-
-pub(super) const SECTIONS: [Section; 10] = [
-    Section::Entries,
-    Section::Children,
-    Section::Implied,
-    Section::LowerLinks,
-    Section::Extents,
-    Section::Spans,
-    Section::XattrSets,
-    Section::Names,
-    Section::Xattrs,
-    Section::Windows,
-];
-
-impl Section {
-    /// Bytes of one record.
-    pub(super) fn record(self) -> u64 {
-        match self {
-            Self::Entries => Record::BYTES as u64,
-            Self::Spans => Span::BYTES as u64,
-            Self::Extents => EXTENT_BYTES as u64,
-            Self::XattrSets => 8,
-            Self::Children | Self::Implied | Self::LowerLinks => 4,
-            Self::Names | Self::Xattrs | Self::Windows => 1,
-        }
-    }
-}
-
-/// A section's place in the body.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Place {
-    pub(super) start: u64,
-    /// Records, not bytes.
-    pub(super) count: u64,
-}
-
-/// The end of the file, which says what the rest is.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Footer {
-    pub(super) contents: Contents,
-    pub(super) body: u64,
-    pub(super) places: [Place; SECTIONS.len()],
-    pub(super) proof: Proof,
-}
-
-impl Footer {
-    const DIGEST_BYTES: usize = 136;
-
-    pub(super) fn pages(&self) -> u64 {
-        self.body.div_ceil(PAGE as u64)
-    }
-
-    /// All but the check.
-    pub(super) fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
-        let mut out = [0; FOOTER_CHECKED];
-        out[0..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        out[12..16].copy_from_slice(&self.contents.0.to_le_bytes());
-        out[16..24].copy_from_slice(&self.body.to_le_bytes());
-        out[24..32].copy_from_slice(&self.proof.blob_size.to_le_bytes());
-        out[32..40].copy_from_slice(&self.proof.decoded_size.to_le_bytes());
-        for (place, raw) in self.places.iter().zip(out[40..200].chunks_exact_mut(16)) {
-            raw[..8].copy_from_slice(&place.start.to_le_bytes());
-            raw[8..].copy_from_slice(&place.count.to_le_bytes());
-        }
-        for (digest, at) in [(&self.proof.blob, 200), (&self.proof.diff_id, 200 + Self::DIGEST_BYTES)] {
-            let text = digest.to_string();
-            out[at] = u8::try_from(text.len()).expect("the longest digest has 135 characters");
-            out[at + 1..][..text.len()].copy_from_slice(text.as_bytes());
-        }
-        out
-    }
-
-    /// Parses a footer whose check holds.
-    fn from_bytes(raw: &[u8]) -> Result<Self, IndexError> {
-        let malformed = |what| IndexError::Malformed { what };
-        let digest = |at: usize| {
-            let text = &raw[at + 1..at + Self::DIGEST_BYTES];
-            let text = text.get(..usize::from(raw[at])).and_then(|text| std::str::from_utf8(text).ok());
-            text.and_then(|text| text.parse::<Digest>().ok()).ok_or(malformed("a digest is none"))
-        };
-        let body = le64(raw, 16);
-        let mut places = [Place::default(); SECTIONS.len()];
-        for ((place, section), raw) in places.iter_mut().zip(SECTIONS).zip(raw[40..200].chunks_exact(16)) {
-            *place = Place { start: le64(raw, 0), count: le64(raw, 8) };
-            let bytes = place.count.checked_mul(section.record());
-            let end = bytes.and_then(|bytes| bytes.checked_add(place.start));
-            if end.is_none_or(|end| end > body) || place.start % SECTION_ALIGN != 0 {
-                return Err(malformed("a section lies outside"));
-            }
-        }
-        if !(1..=u64::from(ID_LIMIT)).contains(&places[Section::Entries as usize].count) {
-            return Err(malformed("the number of entries is impossible"));
-        }
-        let proof = Proof {
-            blob: digest(200)?,
-            blob_size: le64(raw, 24),
-            diff_id: digest(200 + Self::DIGEST_BYTES)?,
-            decoded_size: le64(raw, 32),
-        };
-        Ok(Self { contents: Contents(le32(raw, 12)), body, places, proof })
     }
 }
 

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use crate::offsets::DecodedOffset;
 
 use super::entry::{EntryId, Flags, Kind, Record};
-use super::index::{Contents, EXTENT_BYTES, Footer, Place, Proof, SECTION_ALIGN, SECTIONS, Section};
+use super::footer::{EXTENT_BYTES, Footer, Place, SECTION_ALIGN, SECTIONS, Section};
+use super::index::{Contents, Proof};
 use super::paged::{CHECK, PAGE};
 use super::spans::Span;
 use super::tree::LayerTree;
