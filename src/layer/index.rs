@@ -28,11 +28,12 @@ use crate::digest::Digest;
 use crate::offsets::{DecodedOffset, FileOffset};
 
 use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
+use super::extents::{Laying, whole_extent};
 use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSION};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE, Paged, ReadAt};
 use super::spans::{Span, SpanId};
-use super::tree::{LayerTree, Laying, Limits, TreeError, whole_extent};
+use super::tree::{LayerTree, Limits, TreeError};
 use super::xattrs;
 
 /// What an index was made of, and what was verified when it was made.

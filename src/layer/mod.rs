@@ -12,6 +12,7 @@
 //! Nothing here opens files or waits; an index is read through [`ReadAt`].
 
 mod entry;
+mod extents;
 mod footer;
 pub mod index;
 mod names;
