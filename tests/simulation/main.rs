@@ -11,11 +11,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+macro_rules! trace {
+    ($world:expr, $($what:tt)*) => {
+        if $world.trace {
+            eprintln!("{}: {}", $world.step.load(Ordering::Relaxed), format_args!($($what)*));
+        }
+    };
+}
+
 mod disk;
 mod network;
+mod questions;
 #[path = "../support/mod.rs"]
 mod support;
 mod threads;
+mod troubles;
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -130,14 +140,6 @@ impl Process {
         let tainted = |mount: &Mount| mount.tainted.load(Ordering::Relaxed);
         tainted(&self.mount) || self.other.as_ref().is_some_and(tainted)
     }
-}
-
-macro_rules! trace {
-    ($world:expr, $($what:tt)*) => {
-        if $world.trace {
-            eprintln!("{}: {}", $world.step.load(Ordering::Relaxed), format_args!($($what)*));
-        }
-    };
 }
 
 impl World {
@@ -416,281 +418,6 @@ impl World {
                 self.read(at, number, 0, length).await;
             }
             self.counts.healed += 1;
-        }
-    }
-
-    async fn read(&mut self, at: usize, number: usize, from: usize, length: usize) {
-        self.counts.reads += 1;
-        let files = Arc::clone(&self.files);
-        let (path, content) = &files[number];
-        let wanted = &content[from..(from + length).min(content.len())];
-        let begun = Instant::now();
-        let process = self.processes[at].as_ref().unwrap();
-        if let Some(node) = process.mount.nodes[number] {
-            let buf = &mut self.buf[..length];
-            buf.fill(0xee);
-            if let Ok(Some(got)) = process.mount.fs.read_now(node, FileOffset(from as u64), buf, &mut || ()) {
-                let right = buf[..got] == *wanted || process.mount.tainted.load(Ordering::Relaxed);
-                assert!(right, "process {at}: wrong bytes of `{}` from {from}, {length}", path.escape_ascii());
-                return;
-            }
-        }
-        self.counts.cold_reads += 1;
-        let (fs, known) = (Arc::clone(&process.mount.fs), process.mount.nodes[number]);
-        let (policy, tainted) = (process.mount.policy, Arc::clone(&process.mount.tainted));
-        trace!(self, "{at} reads `{}` from {from}, {length}", path.escape_ascii());
-        let reading = async move {
-            let node = match known {
-                Some(node) => node,
-                None => fs.awaited(|fs| fs.walk(path, Last::Keep)).await?.node,
-            };
-            Ok((node, fs.read(node, FileOffset(from as u64), length).await?))
-        };
-        let patience = if policy == OnOutage::Block { INTERRUPTED } else { ENDLESS };
-        match self.within(patience, reading).await {
-            Some(Ok((node, got))) => {
-                let right = got == *wanted || tainted.load(Ordering::Relaxed);
-                assert!(right, "process {at}: wrong bytes of `{}` from {from}, {length}", path.escape_ascii());
-                self.processes[at].as_mut().unwrap().mount.nodes[number] = Some(node);
-            }
-            Some(Err(error)) => self.excuse(at, "a read", begun, &error).await,
-            None => {
-                self.is_patient(at, "a read", begun);
-                Box::pin(self.calm()).await;
-            }
-        }
-    }
-
-    /// A read that goes on while other things happen.
-    fn read_beside(&mut self, at: usize) {
-        let files = Arc::clone(&self.files);
-        let number = self.random.below(files.len());
-        let process = self.processes[at].as_mut().unwrap();
-        let (fs, tainted) = (Arc::clone(&process.mount.fs), Arc::clone(&process.mount.tainted));
-        let read = tokio::spawn(async move {
-            let (path, content) = &files[number];
-            let node = fs.awaited(|fs| fs.walk(path, Last::Keep)).await?.node;
-            let got = fs.read(node, FileOffset(0), content.len()).await?;
-            let right = got == content || tainted.load(Ordering::Relaxed);
-            assert!(right, "process {at}: wrong bytes of `{}`", path.escape_ascii());
-            Ok(())
-        });
-        process.beside.push(Beside { begun: Instant::now(), read });
-    }
-
-    /// What has become of the reads beside.
-    async fn look_beside(&mut self, at: usize) {
-        tokio::task::yield_now().await;
-        let beside = &mut self.processes[at].as_mut().unwrap().beside;
-        let Some(ended) = beside.iter().position(|beside| beside.read.is_finished()) else { return };
-        let Beside { begun, read } = beside.swap_remove(ended);
-        match read.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.excuse(at, "a read beside", begun, &error).await,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
-    }
-
-    /// A file that is known is given away whole, as to a kernel that reads it by itself.
-    async fn give_whole(&mut self, at: usize) {
-        let number = self.random.below(self.files.len());
-        let mount = &self.processes[at].as_ref().unwrap().mount;
-        let Some(node) = mount.nodes[number] else { return };
-        let file = match (mount.fs.whole_now(node), mount.fs.make_whole(node)) {
-            (Ok(Some(file)), _) => Some(file),
-            (_, Ok(Some(making))) => self.done("making a file whole", making).await,
-            _ => None,
-        };
-        let Some(mut file) = file else { return };
-        let (path, content) = &self.files[number];
-        let mut got = Vec::new();
-        file.read_to_end(&mut got).unwrap();
-        assert!(got == *content, "process {at}: `{}` is wrong as a whole", path.escape_ascii());
-        self.counts.wholes += 1;
-    }
-
-    async fn look_up(&mut self, at: usize) {
-        self.counts.lookups += 1;
-        let begun = Instant::now();
-        let process = self.processes[at].as_ref().unwrap();
-        let (fs, policy, tainted) =
-            (Arc::clone(&process.mount.fs), process.mount.policy, Arc::clone(&process.mount.tainted));
-        let mut path = self.random.pick(&self.paths);
-        if self.random.chance(30) {
-            path.extend_from_slice(b"x");
-        }
-        let wanted = self.image.tree.get(&path);
-        let looking = async {
-            let fs = fs;
-            let mut names = Vec::new();
-            let found = fs.awaited(|fs| fs.walk(&path, Last::Keep)).await?;
-            if found.kind == peelfs::layer::Kind::Directory {
-                fs.awaited(|fs| {
-                    names.clear();
-                    fs.list(found.node, 0, |entry| {
-                        names.push(entry.name.to_vec());
-                        std::ops::ControlFlow::Continue(())
-                    })
-                })
-                .await?;
-            }
-            names.sort();
-            Ok((found, names))
-        };
-        let patience = if policy == OnOutage::Block { INTERRUPTED } else { ENDLESS };
-        let Some(found) = self.within(patience, looking).await else {
-            self.is_patient(at, "a lookup", begun);
-            return self.calm().await;
-        };
-        if tainted.load(Ordering::Relaxed) {
-            return;
-        }
-        match (found, wanted) {
-            (Ok((found, names)), Some(node)) => {
-                let size = match &node.kind {
-                    NodeKind::File(content) => Some(content.len() as u64),
-                    _ => None,
-                };
-                let same = u32::from(found.mode) == node.mode && size.is_none_or(|size| size == found.size);
-                assert!(same, "`{}` is {found:?}, not {node:?}", path.escape_ascii());
-                if node.kind == NodeKind::Dir {
-                    assert_eq!(names, self.image.tree.children(&path), "`{}`", path.escape_ascii());
-                }
-            }
-            (Err(FsError::NotFound | FsError::NotADirectory | FsError::Loop), None) => {}
-            (Err(error @ (FsError::Layer { .. } | FsError::Read(_))), _) => {
-                self.excuse(at, "a lookup", begun, &error).await;
-            }
-            (found, wanted) => panic!("`{}` is {found:?}, not {wanted:?}", path.escape_ascii()),
-        }
-    }
-
-    fn an_illness(&mut self) -> Ill {
-        let percent = 1 + self.random.below(60);
-        self.random.pick(&[Ill::Full, Ill::ReadOnly, Ill::Fails(percent)])
-    }
-
-    /// One thing that happens to the world.
-    async fn disturb(&mut self, at: usize) {
-        let process = self.processes[at].as_mut().unwrap();
-        match self.random.below(14) {
-            0 => {
-                self.counts.kills += 1;
-                self.end(at, Ending::Kill).await;
-            }
-            1 => self.end(at, Ending::Unmount).await,
-            2 | 3 => {
-                self.counts.evictions += 1;
-                let layer = self.random.pick(&self.layers);
-                let dropped = drop_content(&process.store, &layer);
-                trace!(self, "{at} drops {layer}: {dropped:?}");
-            }
-            4 => {
-                self.counts.evictions += 1;
-                let keep = [Keep::Known, Keep::Indexes, Keep::Bytes(100_000), Keep::Nothing];
-                let pruned = process.store.prune(self.random.pick(&keep));
-                trace!(self, "{at} prunes: {pruned:?}");
-                drop(process.store.make_room(50_000));
-            }
-            5 | 6 => self.trouble().await,
-            7 => self.rot(),
-            8 => self.lose_power().await,
-            9 => {
-                let seconds = self.random.below(100_000) as u64;
-                self.pass(Duration::from_secs(seconds)).await;
-            }
-            10 => {
-                let policy = self.random.pick(&[Prefetch::None, Prefetch::Profile, Prefetch::All]);
-                let fs = Arc::clone(&process.mount.fs);
-                trace!(self, "{at} prefetches: {policy:?}");
-                // As long as others let it.
-                self.within(Duration::from_secs(1), fs.prefetch(policy)).await;
-            }
-            11 | 12 => self.turn_to_other(at),
-            _ => {
-                self.counts.bad_disks += 1;
-                let well = self.random.chance(40);
-                let ill = if well { Ill::Well } else { self.an_illness() };
-                trace!(self, "the disk of {at} is {ill:?}");
-                self.processes[at].as_ref().unwrap().disk.fall(ill);
-            }
-        }
-    }
-
-    async fn trouble(&mut self) {
-        if self.random.chance(40) {
-            return self.calm().await;
-        }
-        self.counts.outages += 1;
-        let place = self.random.next() % (1 << 40);
-        let trouble = self.random.pick(&[
-            Trouble::Down,
-            Trouble::Hangs,
-            Trouble::Cuts(place),
-            Trouble::Flips(place),
-            Trouble::Misplaces(place),
-            Trouble::Miscounts(place),
-            Trouble::Refuses,
-            Trouble::Slow,
-        ]);
-        let with = self.random.chance(40).then(|| self.random.pick(&self.layers));
-        trace!(self, "the network: {trouble:?} {with:?}");
-        if trouble.lies() {
-            self.taint();
-        }
-        self.network.set_trouble(Some((trouble, with)));
-    }
-
-    /// Mounts that show what is not verified may show something wrong from now on.
-    fn taint(&self) {
-        let mounts = self.processes.iter().flatten().flat_map(|process| process.other.iter().chain([&process.mount]));
-        for mount in mounts.filter(|mount| mount.verify == Verify::Behind) {
-            mount.tainted.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// All processes end at once, and the disk has not got all that it was given.
-    async fn lose_power(&mut self) {
-        self.counts.power_cuts += 1;
-        for process in self.processes.iter().flatten() {
-            process.disk.fall(Ill::Gone);
-        }
-        for at in 0..self.processes.len() {
-            self.end(at, Ending::Kill).await;
-        }
-        let loss = self.random.pick(&Loss::ALL);
-        trace!(self, "the power is lost: {loss:?}");
-        for disk in std::mem::take(&mut self.past) {
-            disk.lose(loss, &self.cache());
-        }
-    }
-
-    /// One file of the cache changes.
-    fn rot(&mut self) {
-        self.counts.rotten += 1;
-        let mut files = Vec::new();
-        let mut pending = vec![self.cache()];
-        while let Some(path) = pending.pop() {
-            if path.is_dir() {
-                pending.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
-            } else {
-                files.push(path);
-            }
-        }
-        files.sort();
-        if files.is_empty() {
-            return;
-        }
-        let path = self.random.pick(&files);
-        let how = disk::rot(&path, &mut self.random);
-        trace!(self, "`{}` is {how}", path.strip_prefix(self.cache()).unwrap().display());
-        let name = path.to_string_lossy();
-        for process in self.processes.iter_mut().flatten() {
-            process.rotten += u32::from(name.contains("index-v"));
-        }
-        // What is shown while it is read in comes from there.
-        if name.contains("/tmp/") {
-            self.taint();
         }
     }
 
