@@ -5,9 +5,11 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use peelfs::content::{check_layer, drop_content};
@@ -16,9 +18,9 @@ use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::tar::Entry;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
-use peelfs::store::{Keep, Store};
+use peelfs::store::{Disk, Effect, Keep, Store};
 use support::doomed::{Doomed, Loss};
-use support::model::Tree;
+use support::model::{NodeKind, Tree};
 use support::random::Random;
 use support::shown::{self, MemorySource};
 use support::walk::{self, Compare};
@@ -73,13 +75,31 @@ async fn read_some(fs: &ImageFs, random: &mut Random, reads: usize) {
         let at = random.below(200_000);
         let got = fs.read(node, FileOffset(at as u64), 9_000).await.unwrap();
         let wanted = image().1.seen();
-        let support::model::NodeKind::File(content) = &wanted[path.as_bytes()].node.kind else { panic!("a file") };
+        let NodeKind::File(content) = &wanted[path.as_bytes()].node.kind else { panic!("a file") };
         assert!(got == content[at..at + 9_000], "a wrong byte of {path}");
     }
 }
 
+/// Makes a file's own file, as for `--passthrough`.
+async fn make_whole(fs: &ImageFs, path: &str) {
+    let node = fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await.unwrap().node;
+    if let Ok(Some(made)) = fs.make_whole(node) {
+        made.await;
+    }
+}
+
+/// What the own file of one holds, if there is one that counts.
+async fn whole(fs: &ImageFs, path: &str) -> Option<Vec<u8>> {
+    let node = fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await.unwrap().node;
+    let mut bytes = Vec::new();
+    fs.whole_now(node).unwrap()?.read_to_end(&mut bytes).unwrap();
+    Some(bytes)
+}
+
 /// What caches live through; ends early once `over` says so.
-fn lives(store: &Arc<Store>, cache: &Path, over: &dyn Fn() -> bool) {
+fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
+    let open = |limit| Store::open_watched(cache, limit, Arc::clone(disk)).ok().map(Arc::new);
+    let Some(store) = &open(None) else { return };
     let mut random = Random::new(3);
     let layers: Vec<_> = image().0.layers().iter().map(|layer| layer.digest.clone()).collect();
     let index = |layer: usize| cache.join("index-v1/sha256").join(layers[layer].hex());
@@ -104,6 +124,7 @@ fn lives(store: &Arc<Store>, cache: &Path, over: &dyn Fn() -> bool) {
             read_some(&fs, &mut random, 4).await;
             if round > 1 {
                 fs.prefetch(Prefetch::All).await;
+                make_whole(&fs, WHOLE).await;
             }
             fs.keep_profiles();
         });
@@ -111,13 +132,21 @@ fn lives(store: &Arc<Store>, cache: &Path, over: &dyn Fn() -> bool) {
             return;
         }
         match round {
-            0 => drop(store.prune(Keep::Bytes(900_000))),
+            0 => {
+                // A process has ended early, and an index is gone: neither its content nor what was on its way stays.
+                drop(std::fs::write(cache.join("tmp/1-1"), "left behind"));
+                drop(std::fs::remove_file(index(2)));
+                drop(store.prune(Keep::Bytes(900_000)));
+            }
             // An index is damaged, and made anew with the content in place.
             1 => drop(std::fs::File::options().write(true).open(index(1)).and_then(|file| file.write_all_at(b"x", 40))),
             2 => {
                 let root = image().0.root().digest.hex();
                 drop(std::fs::write(cache.join("document-v1/sha256").join(root), "damaged"));
                 drop(store.check_documents());
+                for own in files(&cache.join("whole-v1")) {
+                    drop(std::fs::File::options().write(true).open(own).and_then(|file| file.write_all_at(b"x", 40)));
+                }
                 layers.iter().for_each(|layer| drop(check_layer(store, layer)));
             }
             _ => {
@@ -126,18 +155,78 @@ fn lives(store: &Arc<Store>, cache: &Path, over: &dyn Fn() -> bool) {
             }
         }
     }
-    life(store, async |fs| read_some(&fs, &mut random, 4).await);
+    // With less room than there are bytes, what is fetched pushes out what is there.
+    let Some(small) = &open(Some(400_000)) else { return };
+    life(small, async |fs| read_some(&fs, &mut random, 8).await);
 }
 
-/// How many things are done to the cache in [`lives`].
+/// Of the layers of [`image`], a file that is made whole.
+const WHOLE: &str = "d0/f1";
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path());
+    listed.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// What is done to a cache: how often each kind of thing, in each bucket.
+#[derive(Debug)]
+struct Noted {
+    cache: PathBuf,
+    done: Mutex<BTreeMap<(&'static str, String), u64>>,
+}
+
+impl Disk for Noted {
+    fn before(&self, effect: Effect<'_>) -> io::Result<()> {
+        let (kind, path) = match effect {
+            Effect::MakeDir(path) => ("mkdir", path),
+            Effect::Create(path) => ("create", path),
+            Effect::Write(_, path, ..) => ("write", path),
+            Effect::Resize(_, path, _) => ("resize", path),
+            Effect::Punch(_, path, ..) => ("punch", path),
+            Effect::Sync(_, path) => ("sync", path),
+            Effect::Rename(_, path) => ("rename", path),
+            Effect::Remove(path) => ("remove", path),
+            Effect::Lock(path) => ("lock", path),
+            Effect::Touch(path) => ("touch", path),
+        };
+        let below = path.strip_prefix(&self.cache).unwrap().iter().next().unwrap_or_default();
+        let bucket = below.to_str().unwrap().split("-v").next().unwrap().to_owned();
+        *self.done.lock().unwrap().entry((kind, bucket)).or_default() += 1;
+        Ok(())
+    }
+}
+
+/// How many things are done to the cache in [`lives`]: some of every kind that is ever done to a bucket.
 fn points() -> u64 {
     let dir = fast_dir();
-    let disk = Doomed::new(u64::MAX, 0, Some(&attic(dir.path())));
     let cache = dir.path().join("cache");
-    let store = Arc::new(Store::open_watched(&cache, None, Arc::clone(&disk) as _).unwrap());
-    lives(&store, &cache, &|| false);
-    disk.count()
+    let noted = Arc::new(Noted { cache: cache.clone(), done: Mutex::default() });
+    lives(&(Arc::clone(&noted) as _), &cache, &|| false);
+    let done = noted.done.lock().unwrap();
+    let points = done.values().sum();
+    let all: Vec<_> = done.iter().map(|((kind, bucket), times)| format!("{kind} {bucket} {times}")).collect();
+    eprintln!("{points} points: {}", all.join(", "));
+    for (kind, buckets) in EVERYTHING {
+        for bucket in buckets.split(' ') {
+            assert!(done.contains_key(&(kind, bucket.to_owned())), "no {kind} in `{bucket}`");
+        }
+    }
+    points
 }
+
+/// What a store ever does, and to which buckets; what is written anywhere else gets its name from `tmp`.
+const EVERYTHING: [(&str, &str); 10] = [
+    ("mkdir", " index content whole document tag profile lock tmp"),
+    ("create", "tmp content lock"),
+    ("write", "tmp content lock"),
+    ("resize", "tmp content"),
+    ("punch", "content"),
+    ("sync", "whole"),
+    ("rename", "index content whole document tag profile"),
+    ("remove", "index content whole document tag profile tmp"),
+    ("lock", "tmp index content lock"),
+    ("touch", "content"),
+];
 
 fn attic(dir: &Path) -> PathBuf {
     let attic = dir.join("attic");
@@ -158,9 +247,7 @@ fn crash(point: u64, loss: Loss) -> Found {
     let dir = fast_dir();
     let (cache, attic) = (dir.path().join("cache"), attic(dir.path()));
     let disk = Doomed::new(point, point, Some(&attic));
-    if let Ok(store) = Store::open_watched(&cache, None, Arc::clone(&disk) as _) {
-        lives(&Arc::new(store), &cache, &|| disk.is_dead());
-    }
+    lives(&(Arc::clone(&disk) as _), &cache, &|| disk.is_dead());
     disk.lose(loss, &cache);
     let absent = absent_spans(&cache);
 
@@ -168,6 +255,10 @@ fn crash(point: u64, loss: Loss) -> Found {
     let store = Arc::new(Store::open(&cache, None).unwrap());
     let refetched = life(&store, async |fs| {
         let reopened = begun.elapsed();
+        if let Some(bytes) = whole(&fs, WHOLE).await {
+            let NodeKind::File(expected) = &image().1.seen()[WHOLE.as_bytes()].node.kind else { panic!("a file") };
+            assert!(bytes == *expected, "{at}: a file that the kernel would be given holds something else");
+        }
         let got = shown::seen(&fs, &mut Random::new(point)).await;
         let wrong = walk::differences(&image().1.seen(), &got, Compare::Exactly);
         assert!(wrong.is_empty(), "{at}:\n{}", wrong.join("\n"));
@@ -252,7 +343,6 @@ fn crashes(wanted: impl Iterator<Item = (u64, Loss)>) {
 /// The last point of a life, and how many there are.
 fn counted() -> u64 {
     let points = points();
-    eprintln!("{points} points");
     assert!(points >= 500, "only {points} points");
     points
 }
