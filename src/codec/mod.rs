@@ -363,6 +363,14 @@ impl LayerDecoder {
     }
 }
 
+impl Limits {
+    /// Those of a part of a layer that a first pass has accepted: it is as long as its spans are, so that only memory
+    /// needs a bound. A ratio just within the limit may be just beyond it where decoding begins elsewhere.
+    pub fn of_known() -> Self {
+        Self { decoded: u64::MAX, zstd_ratio: u64::MAX, ..Self::default() }
+    }
+}
+
 impl Default for Limits {
     /// 64 GiB, windows of 128 MiB, and 2000 to one beyond a GiB.
     fn default() -> Self {

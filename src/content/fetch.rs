@@ -300,8 +300,8 @@ fn decode_run(
     let window = Window::from_bytes(&window)
         .map_err(|_| index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
     let mark = Mark { blob: begin.blob, bit: begin.bit, decoded: begin.decoded.start, kind: begin.kind };
-    let limits = Limits { decoded: u64::MAX, ..Limits::default() };
-    let mut decoder = LayerDecoder::resume(layer.compression, limits, &mark, Some(&window)).map_err(codec_error)?;
+    let decoder = LayerDecoder::resume(layer.compression, Limits::of_known(), &mark, Some(&window));
+    let mut decoder = decoder.map_err(codec_error)?;
     let mut out = OutputBuffer::new(OUTPUT);
 
     let mut at = start;
