@@ -46,13 +46,14 @@ impl Eager {
             self.pause = self.pause.saturating_sub(1);
         }
         if self.awake.is_some() && !device.has_more_within(SUCCESSION_ENDS) {
-            self.rest();
+            self.awake = None;
         }
     }
 
-    /// This thread awaits requests no more for now.
+    /// This thread awaits requests no more for now: what it answered took long, so that waking somebody takes little
+    /// beside it.
     pub(super) fn rest(&mut self) {
-        self.awake = None;
+        (self.awake, self.row) = (None, 0);
     }
 
     fn look(&mut self, device: &Device, begun: Instant) -> bool {
