@@ -105,7 +105,8 @@ fn bounded(sandbox: &Sandbox, args: impl IntoIterator<Item = impl AsRef<OsStr>>)
 fn refused(output: &Output, code: i32, what: &str) -> String {
     assert_eq!(output.status.code(), Some(code), "{what}: {}", said(output));
     let told = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(told.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{what}: {told}");
+    let errors = told.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "{what}: {}: {}", output.status, said(output));
     assert!(output.stdout.is_empty(), "{what}: {}", said(output));
     told
 }
