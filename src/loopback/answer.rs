@@ -288,6 +288,10 @@ impl Answer {
         let at = self.part.start + done;
         let len = if self.bytes_per_second.is_some() { len.min(PACED_PIECE) } else { len };
         let mut piece = self.content.read(at, len)?;
+        // An answer without end goes on in the same piece: a client that takes the first bytes takes some that follow.
+        while piece.len() < len {
+            piece.extend(self.content.read(at + piece.len() as u64, len - piece.len())?);
+        }
         for (flip, bit) in &self.flips {
             if let Some(byte) = flip.checked_sub(at).and_then(|index| piece.get_mut(index as usize)) {
                 *byte ^= 1 << (bit & 7);

@@ -245,12 +245,7 @@ fn row_16_documents_have_limits() {
         registry.faults().add(Rule::new(target, Fault::Endless));
         let sandbox = Sandbox::new();
         let output = bounded(&sandbox, ["ls", &registry.reference(NAME, "1")]).output().unwrap();
-        // What comes first is what was named: if the network cuts right behind it, nobody looks at the rest.
-        if !output.status.success() {
-            refused(&output, output.status.code().unwrap(), &format!("{what} without end"));
-        } else {
-            assert_eq!(said(&output), said(&Sandbox::new().run(["ls", &served(&image).reference(NAME, "1")])));
-        }
+        refused(&output, output.status.code().unwrap(), &format!("{what} without end"));
         inputs += 1;
     }
     // Index in index in index; and one that leads to itself, which a digest forbids, so a tag has to lie.
