@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use peelfs::content::drop_content;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::layer::EntryId;
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
@@ -91,6 +92,51 @@ async fn content_changed_under_a_reader_that_has_verified_it_is_not_believed_aga
 
     assert_eq!(read(&mounted).await.unwrap(), "content");
     assert_eq!(std::fs::read(&data).unwrap(), whole);
+}
+
+/// Readers of a file whose content is evicted all the time, each of whom reads so often.
+async fn read_while_it_goes(reads: usize) {
+    const SIZE: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    // Without a zero, which is what holes read as.
+    let content: Vec<u8> = (0..SIZE).map(|at| (at % 251 + 1) as u8).collect();
+    let layer = LayerBuilder::new().file("file", content.clone()).build();
+    let blob = layer.digest.clone();
+    ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
+    let fs = open(dir.path()).await;
+    fs.all_known().await.unwrap();
+    let node = fs.awaited(|fs| fs.walk(b"file", Last::Follow)).await.unwrap().node;
+
+    let reader = |number: usize| {
+        let (fs, content) = (Arc::clone(&fs), content.clone());
+        tokio::spawn(async move {
+            for read in 0..reads {
+                let at = (number * 7919 + read * 65_537) % (SIZE / 2);
+                let bytes = fs.read(node, FileOffset(at as u64), SIZE / 2).await.unwrap();
+                assert!(bytes == content[at..at + SIZE / 2], "reader {number}, read {read} at {at}");
+            }
+        })
+    };
+    let readers: Vec<_> = (0..12).map(reader).collect();
+    let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
+    while readers.iter().any(|reader| !reader.is_finished()) {
+        let (store, blob) = (Arc::clone(&store), blob.clone());
+        tokio::task::spawn_blocking(move || drop_content(&store, &blob)).await.unwrap().unwrap();
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn content_that_goes_under_its_readers_and_comes_back_is_never_shown_as_a_hole() {
+    read_while_it_goes(2_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "half a minute; part of `make soak`"]
+async fn content_that_goes_under_its_readers_and_comes_back_is_never_shown_as_a_hole_in_the_long_run() {
+    read_while_it_goes(40_000).await;
 }
 
 async fn open(dir: &Path) -> Arc<ImageFs> {

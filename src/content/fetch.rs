@@ -369,10 +369,13 @@ impl LayerContent {
             self.counters.repeated_spans.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        match self.content.fill(span, known.decoded.start, bytes) {
+        // What was verified stays so when this was the only change since; nothing was while there was no stamp.
+        let stamps = |before, after| {
+            let only = |known| (known == before || known == 0).then_some(after);
+            let _ = self.stamp.fetch_update(Ordering::AcqRel, Ordering::Acquire, only);
+        };
+        match self.content.fill(span, known.decoded.start, bytes, stamps) {
             Ok(generation) => {
-                // This was the change; what else is verified stays so.
-                self.stamp.store(self.content.stamp(), Ordering::Release);
                 self.verified[span as usize].store(generation.get(), Ordering::Release);
                 self.make_room(bytes.len() as u64);
             }

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, SpanId};
+use crate::layer::{IndexError, Span, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, StoreError};
@@ -193,15 +193,14 @@ impl LayerContent {
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         for _ in 0..READ_TRIES {
             match self.read_spans(spans.clone(), from, buf, before_wait)? {
-                None => return Ok(false),
-                Some(Ok(())) if self.content.still(spans.clone(), |span| self.verified_generation(span)) => {
+                FromStore::All => {
                     spans.for_each(|span| self.want(span));
                     return Ok(true);
                 }
-                // Evicted, or written anew, while it was read.
-                Some(Ok(())) => {}
+                FromStore::Missing => return Ok(false),
+                FromStore::Changed => {}
                 // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.
-                Some(Err(error)) => {
+                FromStore::Unreadable(error) => {
                     tracing::warn!(layer = %self.blob.digest, %error, "cannot read the cache; fetching instead");
                 }
             }
@@ -210,38 +209,51 @@ impl LayerContent {
         Ok(false)
     }
 
-    /// Fills `buf` from spans that are verified, or are now, each of those with the bytes that were verified; `None`
-    /// when one is not there.
+    /// Fills `buf` from spans that are verified, or are now.
     fn read_spans(
         &self,
         spans: Range<u32>,
         from: DecodedOffset,
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
-    ) -> Result<Option<Result<(), StoreError>>, ReadError> {
+    ) -> Result<FromStore, ReadError> {
         let end = from + buf.len() as u64;
-        let mut read = 0;
-        for span in spans {
-            if self.verified_generation(span) != 0 {
-                continue;
-            }
-            let mut seen = 0..0;
-            let see = |start: DecodedOffset, bytes: &[u8]| {
-                let wanted = start.max(from)..(start + bytes.len() as u64).min(end);
-                seen = (wanted.start - from) as usize..(wanted.end - from) as usize;
-                let skip = (wanted.start - start) as usize;
-                buf[seen.clone()].copy_from_slice(&bytes[skip..skip + seen.len()]);
-            };
-            if !self.verify_stored(span, before_wait, see)? {
-                return Ok(None);
-            }
-            let before = self.content.read_telling(from + read as u64, &mut buf[read..seen.start], before_wait);
-            if before.is_err() {
-                return Ok(Some(before));
-            }
-            read = seen.end;
+        let whole = |known: &Span| from <= known.decoded.start && known.decoded.end <= end;
+        // As of now, before anything is read: bytes that were read while a span was absent may be followed by a
+        // writing that is verified as well.
+        let mut generations: Vec<u8> = spans.clone().map(|span| self.verified_generation(span)).collect();
+        let mut unverified = Vec::new();
+        for (span, verified) in spans.clone().zip(&mut generations).filter(|(_, verified)| **verified == 0) {
+            let Some(generation) = self.content.generation(span) else { return Ok(FromStore::Missing) };
+            *verified = generation.get();
+            let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
+            unverified.push((span, known, generation));
         }
-        Ok(Some(self.content.read_telling(from + read as u64, &mut buf[read..], before_wait)))
+        // Spans that are read in part are read again to be checked: if there is nothing else, not before that.
+        let in_parts = unverified.len() == spans.len() && !unverified.iter().any(|(_, known, _)| whole(known));
+        let read = if in_parts { Ok(()) } else { self.content.read_telling(from, buf, before_wait) };
+        for (span, known, generation) in unverified {
+            let found = if read.is_ok() && whole(&known) {
+                let place = (known.decoded.start - from) as usize..(known.decoded.end - from) as usize;
+                spans::judge(&self.content, span, &known, generation, &buf[place])
+            } else {
+                spans::check(&self.content, &known, span, before_wait, |bytes| {
+                    let wanted = known.decoded.start.max(from)..known.decoded.end.min(end);
+                    let place = (wanted.start - from) as usize..(wanted.end - from) as usize;
+                    let skip = (wanted.start - known.decoded.start) as usize;
+                    buf[place.clone()].copy_from_slice(&bytes[skip..skip + place.len()]);
+                })
+            };
+            if !self.found(span, found) {
+                return Ok(FromStore::Missing);
+            }
+        }
+        if let Err(error) = read {
+            return Ok(FromStore::Unreadable(error));
+        }
+        let first = spans.start;
+        let still = self.content.still(spans, |span| generations[(span - first) as usize]);
+        Ok(if still { FromStore::All } else { FromStore::Changed })
     }
 
     /// Reads decoded bytes, fetching what is not in the store; of the file that they are part of, `more` bytes follow.
@@ -264,25 +276,19 @@ impl LayerContent {
             || self.spans_of(range).is_ok_and(|mut spans| spans.all(|span| self.content.generation(span).is_some()))
     }
 
-    /// Checks a span in the store against its digest and shows its bytes to `see`; `false` when it is absent or damaged.
-    fn verify_stored(
-        &self,
-        span: u32,
-        before_wait: &mut dyn FnMut(),
-        see: impl FnOnce(DecodedOffset, &[u8]),
-    ) -> Result<bool, ReadError> {
-        let found = spans::check(&self.content, &self.index, span, before_wait, see);
-        match found.map_err(|cause| self.index_error(cause))? {
+    /// Takes note of what the store was found to have of a span; whether that is its bytes.
+    fn found(&self, span: u32, found: Stored) -> bool {
+        match found {
             Stored::Intact(generation) => {
                 self.verified[span as usize].store(generation.get(), Ordering::Release);
-                Ok(true)
+                true
             }
             Stored::Damaged => {
                 tracing::warn!(layer = %self.blob.digest, span, "a cached span was damaged; it will be fetched again");
                 self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
-                Ok(false)
+                false
             }
-            Stored::Absent | Stored::Changing => Ok(false),
+            Stored::Absent | Stored::Changing => false,
         }
     }
 
@@ -355,6 +361,17 @@ impl LayerContent {
     fn layer_name(&self) -> Box<str> {
         self.blob.digest.to_string().into()
     }
+}
+
+/// What came of reading from the store.
+enum FromStore {
+    /// All bytes, as they were verified.
+    All,
+    /// A span is not there.
+    Missing,
+    /// A span was evicted, or written anew, while it was read.
+    Changed,
+    Unreadable(StoreError),
 }
 
 /// A reader that loses against eviction so often goes to the source, where nothing is taken away.

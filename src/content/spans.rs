@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::codec::StartKind;
 use crate::layer::{IndexError, LayerIndex, Span, SpanId};
-use crate::offsets::{BlobOffset, DecodedOffset};
+use crate::offsets::BlobOffset;
 use crate::store::{Content, Generation};
 
 /// A span's decoded bytes; at most [`Span::MAX`].
@@ -53,35 +53,39 @@ pub(super) enum Stored {
 /// Checks a span in the store against its digest, and shows its bytes to `see` when they are right.
 pub(super) fn check(
     content: &Content,
-    index: &LayerIndex,
+    known: &Span,
     span: u32,
     before_wait: &mut dyn FnMut(),
-    see: impl FnOnce(DecodedOffset, &[u8]),
-) -> Result<Stored, IndexError> {
-    let Some(generation) = content.generation(span) else { return Ok(Stored::Absent) };
-    let known = index.span(SpanId(span))?;
-    let intact = ROOM.with_borrow_mut(|room| {
-        if room.len() < length(&known) {
-            room.resize(length(&known), 0);
+    see: impl FnOnce(&[u8]),
+) -> Stored {
+    let Some(generation) = content.generation(span) else { return Stored::Absent };
+    ROOM.with_borrow_mut(|room| {
+        if room.len() < length(known) {
+            room.resize(length(known), 0);
         }
-        let bytes = &mut room[..length(&known)];
-        let intact = content.read_telling(known.decoded.start, bytes, before_wait).is_ok()
-            && *blake3::hash(bytes).as_bytes() == known.check;
-        if intact {
-            see(known.decoded.start, bytes);
+        let bytes = &mut room[..length(known)];
+        let readable = content.read_telling(known.decoded.start, bytes, before_wait).is_ok();
+        let found = judge(content, span, known, generation, if readable { bytes } else { &[] });
+        if matches!(found, Stored::Intact(_)) {
+            see(bytes);
         }
-        intact
-    });
+        found
+    })
+}
+
+/// Compares what was read of a span, after it had `generation`, with its digest; a damaged one is removed.
+pub(super) fn judge(content: &Content, span: u32, known: &Span, generation: Generation, bytes: &[u8]) -> Stored {
+    let intact = bytes.len() == length(known) && *blake3::hash(bytes).as_bytes() == known.check;
     if !content.still(span..span + 1, |_| generation.get()) {
-        return Ok(Stored::Changing);
+        return Stored::Changing;
     }
     if intact {
-        return Ok(Stored::Intact(generation));
+        return Stored::Intact(generation);
     }
-    if let Err(error) = content.evict(span, known.decoded) {
+    if let Err(error) = content.evict(span, known.decoded.clone()) {
         tracing::warn!(%error, "cannot remove a damaged span from the cache");
     }
-    Ok(Stored::Damaged)
+    Stored::Damaged
 }
 
 thread_local! {

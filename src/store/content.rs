@@ -220,12 +220,20 @@ impl Content {
         Ok(())
     }
 
-    /// Keeps the verified bytes of a span and returns its new generation.
+    /// Keeps the verified bytes of a span and returns its new generation; tells `stamps` the content's
+    /// [`stamp`](Content::stamp) before and after, while nobody else changes it.
     ///
     /// # Errors
     /// [`StoreError::Io`], as when the disk is full; the span stays absent.
-    pub fn fill(&self, span: u32, at: DecodedOffset, verified: &[u8]) -> Result<Generation, StoreError> {
+    pub fn fill(
+        &self,
+        span: u32,
+        at: DecodedOffset,
+        verified: &[u8],
+        stamps: impl FnOnce(u64, u64),
+    ) -> Result<Generation, StoreError> {
         let _changing = self.lock()?;
+        let stamp = self.stamp();
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
         let Opened { files, data, .. } = self.open()?;
@@ -233,6 +241,7 @@ impl Content {
         written.map_err(StoreError::io("write", &self.path))?;
         let next = Generation::after(before);
         self.mark(span, next.get())?;
+        stamps(stamp, self.stamp());
         Ok(next)
     }
 
@@ -412,7 +421,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
         assert_eq!(content.generation(1), None);
-        let first = content.fill(1, DecodedOffset(40), b"hello").unwrap();
+        let first = content.fill(1, DecodedOffset(40), b"hello", |_, _| ()).unwrap();
         assert_eq!(content.generation(1), Some(first));
         assert!(content.still(1..2, |_| first.get()));
         assert!(!content.still(0..2, |_| first.get()));
@@ -428,7 +437,7 @@ mod tests {
     #[test]
     fn a_map_of_the_wrong_length_means_nothing_is_here() {
         let dir = tempfile::tempdir().unwrap();
-        content(&dir).fill(0, DecodedOffset(0), b"x").unwrap();
+        content(&dir).fill(0, DecodedOffset(0), b"x", |_, _| ()).unwrap();
         std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
         assert_eq!(content(&dir).generation(0), None);
     }
@@ -442,7 +451,7 @@ mod tests {
         assert!(other.claim(2));
         one.unclaim(1);
         assert!(other.claim(1));
-        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart").unwrap();
+        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart", |_, _| ()).unwrap();
         assert!(!one.claim(1));
         drop(other);
         assert!(one.claim(1) && one.claim(2));
@@ -452,7 +461,7 @@ mod tests {
     fn a_refilled_span_has_another_generation() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
-        let first = content.fill(2, DecodedOffset(0), b"x").unwrap();
-        assert_ne!(content.fill(2, DecodedOffset(0), b"x").unwrap(), first);
+        let first = content.fill(2, DecodedOffset(0), b"x", |_, _| ()).unwrap();
+        assert_ne!(content.fill(2, DecodedOffset(0), b"x", |_, _| ()).unwrap(), first);
     }
 }

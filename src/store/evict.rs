@@ -298,7 +298,7 @@ mod tests {
             index.write_all(b"index").unwrap();
             index.publish().unwrap();
             let content = store.content(digest, 1 << 20, 1).unwrap();
-            content.fill(0, DecodedOffset(0), &vec![1; 1 << 20]).unwrap();
+            content.fill(0, DecodedOffset(0), &vec![1; 1 << 20], |_, _| ()).unwrap();
             let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
             for extension in ["data", "map"] {
                 let path = store.path(CONTENT, digest).with_extension(extension);
@@ -337,7 +337,7 @@ mod tests {
         std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
         let content = store.content(&orphan, 100, 1).unwrap();
-        content.fill(0, DecodedOffset(0), b"x").unwrap();
+        content.fill(0, DecodedOffset(0), b"x", |_, _| ()).unwrap();
         store.publish_whole(store.new_whole(&orphan, 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap();
         store.prune(Keep::Known).unwrap();
