@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use crate::offsets::DecodedOffset;
+
 /// The places in one layer where readers were last seen.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
@@ -29,31 +31,61 @@ struct Followed {
 }
 
 /// A reader of large pieces, one behind the other.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 struct Stream {
-    /// Behind its last piece.
-    end: u32,
+    /// Its last piece.
+    piece: Piece,
     /// Behind what was fetched on its behalf.
     next: u32,
     /// Pieces that it has read in order.
     pieces: u32,
 }
 
+/// What is read at once.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Piece {
+    /// The spans that hold it.
+    pub(super) spans: Range<u32>,
+    pub(super) bytes: Range<DecodedOffset>,
+}
+
+impl Piece {
+    fn length(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+
+    /// Whether the kernel's read-ahead has grown from `before` to this, which it does for a file that is read, not
+    /// mapped, from its beginning.
+    fn grows_from(&self, before: &Self) -> bool {
+        before.bytes.end == self.bytes.start && self.length() >= 2 * before.length()
+    }
+}
+
 impl Ahead {
-    /// A piece of many spans is waited for: behind which span what follows is to be fetched, when those before it lay
-    /// right before it. Then [`Ahead::streamed_to`] is to be told.
-    pub(super) fn streams(&mut self, piece: &Range<u32>) -> Option<u32> {
+    /// A piece is waited for: behind which span what follows is to be fetched, when it is one of many large ones in a
+    /// row or of some that grow. Then [`Ahead::streamed_to`] is to be told.
+    pub(super) fn streams(&mut self, piece: Piece) -> Option<u32> {
+        if piece.length() < REMEMBERED {
+            return None;
+        }
+        let spans = piece.spans.clone();
         // Two pieces may share a span, and those that nobody had to wait for are not told of.
-        let before = |stream: &Stream| (piece.start.saturating_sub(UNSEEN)..=piece.start + 1).contains(&stream.end);
-        let (next, pieces) = self.streams.take(before).map_or((0, 0), |stream| (stream.next, stream.pieces));
-        let stream = Stream { end: piece.end, next: next.max(piece.end), pieces: pieces + 1 };
+        let before =
+            |stream: &Stream| (spans.start.saturating_sub(UNSEEN)..=spans.start + 1).contains(&stream.piece.spans.end);
+        let (next, pieces) = self.streams.take(before).map_or((0, 0), |stream| {
+            let grown = piece.grows_from(&stream.piece);
+            (stream.next, if grown { SURE } else { stream.pieces })
+        });
+        let pieces = pieces + u32::from(piece.length() >= LARGE);
+        let stream = Stream { piece, next: next.max(spans.end), pieces };
+        let next = (stream.pieces >= SURE).then_some(stream.next);
         self.streams.put(stream);
-        (stream.pieces >= SURE).then_some(stream.next)
+        next
     }
 
     /// All up to `next` was asked for on behalf of who has just read the piece before `end`.
     pub(super) fn streamed_to(&mut self, end: u32, next: u32) {
-        if let Some(stream) = self.streams.take(|stream| stream.end == end) {
+        if let Some(stream) = self.streams.take(|stream| stream.piece.spans.end == end) {
             self.streams.put(Stream { next, ..stream });
         }
     }
@@ -115,6 +147,10 @@ const STREAMS: usize = 4;
 const UNSEEN: u32 = 16;
 /// So many large pieces in order are a file that is read to its end, and no program that starts.
 const SURE: u32 = 4;
+/// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
+const LARGE: u64 = 512 << 10;
+/// A piece of so many bytes may be one that larger ones follow.
+const REMEMBERED: u64 = 128 << 10;
 /// Readers that are followed at once in a layer.
 const READERS: usize = 16;
 /// A reader that leaves out so many spans still counts as going on.
@@ -157,19 +193,39 @@ mod tests {
         assert_eq!(ahead.missed(&(10..11), 1), 2, "two spans left out");
     }
 
+    /// A piece of whole spans.
+    fn piece(spans: Range<u32>) -> Piece {
+        let at = |span: u32| DecodedOffset(u64::from(span) << 18);
+        Piece { bytes: at(spans.start)..at(spans.end), spans }
+    }
+
     #[test]
     fn large_pieces_in_order_are_a_stream() {
         let mut ahead = Ahead::default();
-        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|piece| ahead.streams(&piece)), [None; 4]);
-        assert_eq!(ahead.streams(&(11..15)), Some(15));
+        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| ahead.streams(piece(spans))), [None; 4]);
+        assert_eq!(ahead.streams(piece(11..15)), Some(15));
         ahead.streamed_to(15, 40);
-        assert_eq!(ahead.streams(&(14..19)), Some(40), "that far it was asked for");
-        assert_eq!(ahead.streams(&(19 + UNSEEN..40)), Some(40), "what lay between was here");
-        assert_eq!(ahead.streams(&(90..94)), None);
-        for piece in 0..10 {
-            assert_eq!(ahead.streams(&(1000 * piece..1000 * piece + 4)), None);
+        assert_eq!(ahead.streams(piece(14..19)), Some(40), "that far it was asked for");
+        assert_eq!(ahead.streams(piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
+        assert_eq!(ahead.streams(piece(90..94)), None);
+        for number in 0..10 {
+            assert_eq!(ahead.streams(piece(1000 * number..1000 * number + 4)), None);
         }
-        assert_eq!(ahead.streams(&(40..44)), None, "forgotten for others");
+        assert_eq!(ahead.streams(piece(40..44)), None, "forgotten for others");
+    }
+
+    #[test]
+    fn pieces_that_grow_are_a_stream() {
+        let mut ahead = Ahead::default();
+        assert_eq!(ahead.streams(piece(10..11)), None);
+        assert_eq!(ahead.streams(piece(11..13)), Some(13), "twice as much, right behind it");
+        assert_eq!(ahead.streams(piece(50..51)), None);
+        assert_eq!(ahead.streams(piece(52..54)), None, "something lies between");
+        assert_eq!(ahead.streams(piece(70..71)), None);
+        assert_eq!(ahead.streams(piece(71..72)), None, "no more than before");
+        let little = Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), spans: 80..81 };
+        assert_eq!(ahead.streams(little), None);
+        assert_eq!(ahead.streams(piece(80..81)), None, "the one before was a small read");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::ahead::Piece;
 use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
@@ -47,7 +48,7 @@ pub(super) async fn read(
         }
         let follows = end..DecodedOffset(end.0.saturating_add(more).min(layer.index.proof().decoded_size));
         if !again && follows.start < follows.end {
-            layer.stream(&wanted, layer.spans_of(follows)?)?;
+            layer.stream(Piece { spans: wanted.clone(), bytes: from..end }, layer.spans_of(follows)?)?;
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {

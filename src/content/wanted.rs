@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Piece};
 use super::profile::Profile;
 use super::{LayerContent, ReadError, fetch, spans};
 use crate::codec::StartKind;
@@ -56,13 +56,10 @@ impl LayerContent {
         }
     }
 
-    /// A reader waits for some spans at once: if they are many, and go on where others were read, what `follows` is
-    /// fetched.
-    pub(super) fn stream(self: &Arc<Self>, spans: &Range<u32>, follows: Range<u32>) -> Result<(), ReadError> {
-        if spans.len() < LARGE {
-            return Ok(());
-        }
-        let Some(next) = lock(&self.wanted.ahead).streams(spans) else { return Ok(()) };
+    /// A reader waits for a piece: if it is one of a reader who goes on through a large file, what `follows` is fetched.
+    pub(super) fn stream(self: &Arc<Self>, piece: Piece, follows: Range<u32>) -> Result<(), ReadError> {
+        let spans = piece.spans.clone();
+        let Some(next) = lock(&self.wanted.ahead).streams(piece) else { return Ok(()) };
         let end = self.within(spans.end, follows.end.saturating_sub(spans.end), STREAM_BYTES)?;
         if end > next
             && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..end))?)
@@ -188,8 +185,6 @@ const NEAR_AFTER: u32 = 5;
 /// A guess may take about as long as the round trip that it can save: what a link of 200 Mbit/s and 20 ms, or of
 /// 50 Mbit/s and 80 ms, holds.
 const NEAR_BYTES: u64 = 512 << 10;
-/// A read of so many spans is one of the kernel's largest, which it makes where it reads ahead itself.
-const LARGE: usize = 3;
 /// What is under way for a reader of large pieces, in bytes of the blob, and in how many requests: with more than a link
 /// holds, it does not fall idle while he waits for the first.
 const STREAM_BYTES: u64 = 6 << 20;
