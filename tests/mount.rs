@@ -1006,7 +1006,7 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
 }
 
 #[test]
-fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer() {
+fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer_and_not_where_they_may_sleep() {
     const WISH: &str = "/dev/cpu_dma_latency";
     if cannot_mount() {
         return;
@@ -1017,21 +1017,40 @@ fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer() {
     }
     let registry = serve(&small());
     let sandbox = Sandbox::new();
-    let at = sandbox.mount(&registry.reference("library/image", "1"), "a");
-    let open_files = format!("/proc/{}/fd", at.server());
-    let kept_awake = || {
-        let files = std::fs::read_dir(&open_files).unwrap();
-        files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(WISH)))
+    let reference = registry.reference("library/image", "1");
+    let mounted = |name, options: &[&str]| {
+        let at = sandbox.mount_with(&reference, name, options);
+        let open_files = format!("/proc/{}/fd", at.server());
+        let file = std::fs::File::open(at.join("d/f")).unwrap();
+        let kept_awake = move || {
+            let files = std::fs::read_dir(&open_files).unwrap();
+            files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(WISH)))
+        };
+        (at, file, kept_awake)
     };
-    let file = std::fs::File::open(at.join("d/f")).unwrap();
+    // Each is a request, as nothing that the kernel would answer by itself.
+    let ask = |file: &std::fs::File| (0..100).for_each(|_| assert!(!std::io::IsTerminal::is_terminal(file)));
+
+    let (at, file, kept_awake) = mounted("a", &[]);
+    let mut asked = 0;
     wait_for(|| {
-        // Each is a request, as nothing that the kernel would answer by itself.
-        (0..100).for_each(|_| assert!(!std::io::IsTerminal::is_terminal(&file)));
+        ask(&file);
+        asked += 1;
         kept_awake()
     });
     wait_for(|| !kept_awake());
     drop(file);
     at.unmount();
+
+    for (name, option) in [("b", "--let-cpus-sleep"), ("c", "-olet_cpus_sleep")] {
+        let (at, file, kept_awake) = mounted(name, &[option]);
+        for _ in 0..10 * asked {
+            ask(&file);
+            assert!(!kept_awake(), "{option}");
+        }
+        drop(file);
+        at.unmount();
+    }
 }
 
 #[test]

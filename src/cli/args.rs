@@ -171,6 +171,10 @@ pub struct MountArgs {
     /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
     #[arg(long)]
     pub passthrough: bool,
+    /// Let idle CPUs sleep while files are read in quick succession: saves power, and small files that are read for the
+    /// first time take about twice as long (root's mounts keep them awake otherwise)
+    #[arg(long)]
+    pub let_cpus_sleep: bool,
     /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,

@@ -232,7 +232,7 @@ async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent:
     same_manifest(&opened, &handover)?;
     let fs = opened.files(Eagerness::Background, verify(args));
     supervisor.prepared()?;
-    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens)?;
+    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, args.let_cpus_sleep)?;
     if let Some(how) = &handover.ended {
         tracing::warn!(
             how,

@@ -11,7 +11,8 @@ use crate::fuse::MountOptions;
 
 /// Applies the options to `args` and returns those that are the kernel's.
 pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
-    let mut kernel = MountOptions { allow_other: args.allow_other, ..MountOptions::default() };
+    let mut kernel =
+        MountOptions { allow_other: args.allow_other, let_cpus_sleep: args.let_cpus_sleep, ..MountOptions::default() };
     for option in std::mem::take(&mut args.options) {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -40,6 +41,11 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = true,
+            ("let_cpus_sleep", None) => {
+                // A process that takes over goes by the arguments.
+                args.let_cpus_sleep = true;
+                kernel.let_cpus_sleep = true;
+            }
             ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
             ("verify", Some("behind")) => args.verify = VerifyArg::Behind,

@@ -274,7 +274,9 @@ impl Server {
     async fn resume(self: &Arc<Self>, resumed: Resumed) -> Option<Serving<impl Future<Output = u64> + use<>>> {
         let Resumed { handover, connection, opened, fs } = resumed;
         let (number, request) = handover.shared.clone()?;
-        let mounted = match fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), None) {
+        let let_cpus_sleep = request.args.let_cpus_sleep;
+        let place = handover.place.clone();
+        let mounted = match fuse::take_over(connection, Arc::clone(&fs), place, None, let_cpus_sleep) {
             Ok(mounted) => mounted,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot go on with a mount");

@@ -19,13 +19,14 @@ pub(super) struct Eager {
     /// Requests in quick succession so far.
     row: u32,
     awake: Option<Awake>,
-    /// This process may not keep the CPUs awake.
+    /// This process cannot keep the CPUs awake, or is not to.
     may_not: bool,
 }
 
 impl Eager {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), pause: 0, row: 0, awake: None, may_not: false }
+    /// With `let_cpus_sleep` no CPU is kept awake.
+    pub(super) fn new(let_cpus_sleep: bool) -> Self {
+        Self { since: Instant::now(), pause: 0, row: 0, awake: None, may_not: let_cpus_sleep }
     }
 
     /// Returns when a request is there, or when it is time to sleep until one comes.

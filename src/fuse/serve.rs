@@ -35,13 +35,13 @@ pub(super) trait Handler: Send + Sync + 'static {
 pub(super) struct Service(Arc<Threads>);
 
 impl Service {
-    /// Begins to serve.
+    /// Begins to serve; `let_cpus_sleep` as for [`Eager::new`].
     ///
     /// # Errors
     /// When no thread can be had.
-    pub(super) fn start(device: &Arc<Device>, handler: &Arc<dyn Handler>) -> io::Result<Self> {
+    pub(super) fn start(device: &Arc<Device>, handler: &Arc<dyn Handler>, let_cpus_sleep: bool) -> io::Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = Threads::new(device, handler, cpus + SPARE_THREADS);
+        let threads = Threads::new(device, handler, cpus + SPARE_THREADS, let_cpus_sleep);
         threads.begin()?;
         Ok(Self(threads))
     }
@@ -71,7 +71,7 @@ impl Service {
 fn work(threads: &Threads) -> io::Result<()> {
     let (device, handler) = (&threads.device, &*threads.handler);
     let mut room = vec![0; REQUEST_ROOM];
-    let mut eager = Eager::new();
+    let mut eager = Eager::new(threads.let_cpus_sleep);
     while threads.listen(&mut eager) {
         eager.await_next(device);
         let received = device.receive(&mut room);
@@ -131,10 +131,11 @@ pub(super) struct Threads {
     /// How many of the resting should get up.
     calls: Mutex<usize>,
     called: Condvar,
+    let_cpus_sleep: bool,
 }
 
 impl Threads {
-    fn new(device: &Arc<Device>, handler: &Arc<dyn Handler>, most: usize) -> Arc<Self> {
+    fn new(device: &Arc<Device>, handler: &Arc<dyn Handler>, most: usize, let_cpus_sleep: bool) -> Arc<Self> {
         Arc::new_cyclic(|own| Self {
             device: Arc::clone(device),
             handler: Arc::clone(handler),
@@ -148,6 +149,7 @@ impl Threads {
             resting: AtomicUsize::new(0),
             calls: Mutex::new(0),
             called: Condvar::new(),
+            let_cpus_sleep,
         })
     }
 

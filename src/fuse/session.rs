@@ -34,6 +34,8 @@ pub struct MountOptions {
     pub dev: bool,
     /// Programs of the image do not run.
     pub noexec: bool,
+    /// Idle CPUs are not kept awake while requests come in quick succession.
+    pub let_cpus_sleep: bool,
     /// The kernel reads large files by itself, from the cache.
     #[serde(skip)]
     pub passthrough: Option<Arc<Passthrough>>,
@@ -169,14 +171,15 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
         None => None,
     };
     let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
-    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
+    let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
+    let service = Service::start(&device, &handler, options.let_cpus_sleep).map_err(refused)?;
     let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _session: Some(session) })
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that. Requests which that process
-/// had not answered are answered now; whoever waits notices nothing.
+/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` as in
+/// [`MountOptions`]. Requests which that process had not answered are answered now; whoever waits notices nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
@@ -185,6 +188,7 @@ pub fn take_over(
     fs: Arc<ImageFs>,
     place: MountPlace,
     opens: Option<File>,
+    let_cpus_sleep: bool,
 ) -> Result<Mounted, MountError> {
     let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
     let device = Arc::new(Device::new(connection));
@@ -198,7 +202,8 @@ pub fn take_over(
         Ok(()) | Err(Errno::NODEV) => {}
         Err(errno) => return Err(refused(errno.into())),
     }
-    let service = Service::start(&device, &(Arc::clone(&adapter) as Arc<dyn Handler>)).map_err(refused)?;
+    let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
+    let service = Service::start(&device, &handler, let_cpus_sleep).map_err(refused)?;
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _session: None })
 }
 
