@@ -460,11 +460,8 @@ pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
 /// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
 /// program, where a limit of zero is ignored (core(5)).
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let files = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
-        tracing::debug!(%error, "cannot raise the limit of open files");
-    }
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    raise_file_limit();
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
         tracing::debug!(%error, "cannot forbid core dumps");
     }
@@ -473,6 +470,15 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
         .enable_all()
         .build()
         .map_err(|error| Report::new(Code::Failure, format!("cannot start: {error}")))
+}
+
+/// Lets this process have as many files open as it may.
+pub(super) fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let files = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Lets the kernel make its table of this process's open files large at once, by opening one with a high number.

@@ -105,7 +105,8 @@ impl TargetError {
 impl Target {
     /// Begins in a directory that the user named; symlinks in that name are the user's own and are followed.
     pub(super) fn open(dir: &Path, owners: Owners) -> Result<Self, TargetError> {
-        raise_file_limit();
+        // One is open for each level of the tree; where the limit stays low, only very deep trees meet it, with an error.
+        super::mount::raise_file_limit();
         let dir = rustix::fs::open(dir, DIR.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(TargetError::io("open the directory"))?;
         Ok(Self { dirs: vec![dir], names: Vec::new(), owners, left_out: LeftOut::default(), serial: 0 })
@@ -365,15 +366,6 @@ fn checked(name: &[u8]) -> Result<&OsStr, TargetError> {
         return Err(TargetError::Name(name.to_vec()));
     }
     Ok(OsStr::from_bytes(name))
-}
-
-/// A directory is held open for each level of the tree.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Where it cannot be raised, only very deep trees meet the limit, with an error.
-    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
