@@ -77,8 +77,10 @@ fn check_wholes(store: &Store, blob: &Digest, content: &Content, index: &LayerIn
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
         let (first, last) = (index.span_at(from), index.span_at(from + (buf.len() as u64 - 1)));
         let (Ok(first), Ok(last)) = (first, last) else { return false };
-        let here = (first.0..=last.0).all(|span| content.generation(span).is_some());
-        here && content.read(from, buf).is_ok()
+        let spans = first.0..last.0 + 1;
+        let generations: Option<Vec<_>> = spans.clone().map(|span| content.generation(span)).collect();
+        let Some(generations) = generations else { return false };
+        content.read(from, buf).is_ok() && content.still(spans, |span| generations[(span - first.0) as usize].get())
     };
     for number in store.wholes(blob) {
         let Some(whole) = store.whole(blob, number) else { continue };
