@@ -25,7 +25,7 @@ pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
         // Also one that is absent: whoever evicted it may have died before its room was given back. That an index
         // is damaged, readers find themselves.
         if let Ok(span) = index.span(SpanId(number)) {
-            content.evict(number, span.decoded)?;
+            content.evict(number, span.decoded, |_, _| ())?;
         }
     }
     Ok(before.saturating_sub(content.disk_bytes()) + wholes)

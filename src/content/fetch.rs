@@ -369,16 +369,12 @@ impl LayerContent {
             self.counters.repeated_spans.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        // What was verified stays so when this was the only change since; nothing was while there was no stamp.
-        let stamps = |before, after| {
-            let only = |known| (known == before || known == 0).then_some(after);
-            let _ = self.stamp.fetch_update(Ordering::AcqRel, Ordering::Acquire, only);
+        let kept = |generation, before, after| {
+            self.own_change(before, after);
+            self.note_verified(span, generation, after);
         };
-        match self.content.fill(span, known.decoded.start, bytes, stamps) {
-            Ok(generation) => {
-                self.verified[span as usize].store(generation.get(), Ordering::Release);
-                self.make_room(bytes.len() as u64);
-            }
+        match self.content.fill(span, known.decoded.start, bytes, kept) {
+            Ok(()) => self.make_room(bytes.len() as u64),
             Err(error) => {
                 self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed);
                 self.store.cannot_keep("what was fetched", &error);

@@ -30,7 +30,7 @@ use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, Span, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{Store, StoreError};
+use crate::store::{Generation, Store, StoreError};
 use spans::Stored;
 
 pub use carry::{CarryError, Imported, export_indexes, import_indexes};
@@ -189,10 +189,9 @@ impl LayerContent {
         if buf.is_empty() {
             return Ok(true);
         }
-        self.distrust_if_changed();
         let spans = self.spans_of(from..from + buf.len() as u64)?;
-        for _ in 0..READ_TRIES {
-            match self.read_spans(spans.clone(), from, buf, before_wait)? {
+        for trust in [Trust::Verified, Trust::Nothing, Trust::Nothing] {
+            match self.read_spans(spans.clone(), from, buf, trust, before_wait)? {
                 FromStore::All => {
                     spans.for_each(|span| self.want(span));
                     return Ok(true);
@@ -215,13 +214,16 @@ impl LayerContent {
         spans: Range<u32>,
         from: DecodedOffset,
         buf: &mut [u8],
+        trust: Trust,
         before_wait: &mut dyn FnMut(),
     ) -> Result<FromStore, ReadError> {
+        let stamp = self.distrust_if_changed();
         let end = from + buf.len() as u64;
         let whole = |known: &Span| from <= known.decoded.start && known.decoded.end <= end;
         // As of now, before anything is read: bytes that were read while a span was absent may be followed by a
         // writing that is verified as well.
-        let mut generations: Vec<u8> = spans.clone().map(|span| self.verified_generation(span)).collect();
+        let trusted = |span| if trust == Trust::Verified { self.verified_generation(span) } else { 0 };
+        let mut generations: Vec<u8> = spans.clone().map(trusted).collect();
         let mut unverified = Vec::new();
         for (span, verified) in spans.clone().zip(&mut generations).filter(|(_, verified)| **verified == 0) {
             let Some(generation) = self.content.generation(span) else { return Ok(FromStore::Missing) };
@@ -231,6 +233,7 @@ impl LayerContent {
         }
         // Spans that are read in part are read again to be checked: if there is nothing else, not before that.
         let in_parts = unverified.len() == spans.len() && !unverified.iter().any(|(_, known, _)| whole(known));
+        let compared = unverified.len();
         let read = if in_parts { Ok(()) } else { self.content.read_telling(from, buf, before_wait) };
         for (span, known, generation) in unverified {
             let found = if read.is_ok() && whole(&known) {
@@ -244,15 +247,17 @@ impl LayerContent {
                     buf[place.clone()].copy_from_slice(&bytes[skip..skip + place.len()]);
                 })
             };
-            if !self.found(span, found) {
+            if !self.found(span, found, stamp) {
                 return Ok(FromStore::Missing);
             }
         }
         if let Err(error) = read {
             return Ok(FromStore::Unreadable(error));
         }
-        let first = spans.start;
-        let still = self.content.still(spans, |span| generations[(span - first) as usize]);
+        // What was not compared just now must have been read while nobody wrote.
+        let (first, all) = (spans.start, spans.len());
+        let still = self.content.still(spans, |span| generations[(span - first) as usize])
+            && (compared == all || self.content.stamp() == stamp);
         Ok(if still { FromStore::All } else { FromStore::Changed })
     }
 
@@ -276,11 +281,11 @@ impl LayerContent {
             || self.spans_of(range).is_ok_and(|mut spans| spans.all(|span| self.content.generation(span).is_some()))
     }
 
-    /// Takes note of what the store was found to have of a span; whether that is its bytes.
-    fn found(&self, span: u32, found: Stored) -> bool {
+    /// Takes note of what the store, since it had `stamp`, was found to have of a span; whether that is its bytes.
+    fn found(&self, span: u32, found: Stored, stamp: u64) -> bool {
         match found {
             Stored::Intact(generation) => {
-                self.verified[span as usize].store(generation.get(), Ordering::Release);
+                self.note_verified(span, generation, stamp);
                 true
             }
             Stored::Damaged => {
@@ -325,21 +330,42 @@ impl LayerContent {
                 continue;
             }
             let length = known.decoded.end - known.decoded.start;
-            match self.content.evict(span, known.decoded) {
+            match self.content.evict(span, known.decoded, |before, after| self.own_change(before, after)) {
                 Ok(()) => freed += length,
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }
         }
     }
 
-    /// Forgets what was verified when somebody else has written to the content since.
-    fn distrust_if_changed(&self) {
-        let now = self.content.stamp();
-        if self.stamp.load(Ordering::Acquire) != now {
-            // In this order, so that whoever sees the new stamp sees that nothing is verified.
-            self.verified.iter().for_each(|span| span.store(0, Ordering::Release));
-            self.stamp.store(now, Ordering::Release);
+    /// A span was found right, or made so, while the content had `stamp`.
+    fn note_verified(&self, span: u32, generation: Generation, stamp: u64) {
+        let verified = &self.verified[span as usize];
+        verified.store(generation.get(), Ordering::SeqCst);
+        // Somebody has written since: whether to these bytes, nobody knows.
+        if self.stamp.load(Ordering::SeqCst) != stamp {
+            verified.store(0, Ordering::SeqCst);
         }
+    }
+
+    /// Forgets what was verified when somebody else has written to the content since; returns its stamp.
+    fn distrust_if_changed(&self) -> u64 {
+        let now = self.content.stamp();
+        if self.stamp.load(Ordering::SeqCst) != now {
+            let forget = || self.verified.iter().for_each(|span| span.store(0, Ordering::SeqCst));
+            // First, so that whoever sees the new stamp sees that nothing is verified; then what was noted meanwhile
+            // by who has not seen it.
+            forget();
+            self.stamp.store(now, Ordering::SeqCst);
+            forget();
+        }
+        now
+    }
+
+    /// This process has changed the content: when that was the only change since, what was verified stays so. Nothing
+    /// was while there was no stamp.
+    fn own_change(&self, before: u64, after: u64) {
+        let only = |known| (known == before || known == 0).then_some(after);
+        let _ = self.stamp.fetch_update(Ordering::SeqCst, Ordering::SeqCst, only);
     }
 
     fn verified_generation(&self, span: u32) -> u8 {
@@ -363,6 +389,15 @@ impl LayerContent {
     }
 }
 
+/// What of the store a reader believes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trust {
+    /// What was verified, while nobody writes.
+    Verified,
+    /// Only what it compares itself.
+    Nothing,
+}
+
 /// What came of reading from the store.
 enum FromStore {
     /// All bytes, as they were verified.
@@ -374,7 +409,5 @@ enum FromStore {
     Unreadable(StoreError),
 }
 
-/// A reader that loses against eviction so often goes to the source, where nothing is taken away.
-const READ_TRIES: usize = 3;
 /// How many bytes may be kept between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;

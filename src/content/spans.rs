@@ -82,7 +82,7 @@ pub(super) fn judge(content: &Content, span: u32, known: &Span, generation: Gene
     if intact {
         return Stored::Intact(generation);
     }
-    if let Err(error) = content.evict(span, known.decoded.clone()) {
+    if let Err(error) = content.evict(span, known.decoded.clone(), |_, _| ()) {
         tracing::warn!(%error, "cannot remove a damaged span from the cache");
     }
     Stored::Damaged

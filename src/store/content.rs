@@ -5,6 +5,9 @@
 //! hole. So a reader reads the data and *then* the byte: when it still is the byte under which the
 //! reader verified the span, the data was read before the hole. Readers need no lock, within a process
 //! or between processes; those who fill or evict take one, so that a hole never follows a fill.
+//!
+//! Both files are opened, put in place and removed under the lock of the map that is in place: data that two
+//! maps told of would get holes that readers do not see.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -21,7 +24,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::ReadWriteFlags;
 
 use super::files::Files;
-use super::{NewFile, StoreError};
+use super::{NewFile, StoreError, identity};
 use crate::offsets::DecodedOffset;
 
 /// Which writing of a span is on disk: the map's byte, high bit set.
@@ -113,22 +116,25 @@ impl Content {
     fn open_files(&self) -> Result<Opened, StoreError> {
         let (data, map) = (&self.path, &self.path.with_extension("map"));
         let files = self.files.clone();
-        let opened = Opened { data: files.open_write(data)?, map: files.open_write(map)?, files, in_memory: false };
-        if !self.fits(&opened)? {
-            // With the lock, or it would be cut under somebody who has just opened and filled it.
-            let Opened { files, data: data_file, map: map_file, .. } = &opened;
-            files.lock(map_file, map).map_err(StoreError::io("lock", map))?;
-            if !self.fits(&opened)? {
-                // Cut short, or of another shape: begin with nothing. The map goes first, so that nobody believes
-                // in the rest, and the data are cut, so that nothing takes room that nobody knows of.
-                files.set_len(map_file, map, 0).map_err(StoreError::io("truncate", map))?;
-                files.set_len(data_file, data, 0).map_err(StoreError::io("truncate", data))?;
-                files.set_len(data_file, data, self.decoded_size).map_err(StoreError::io("extend", data))?;
-                files.set_len(map_file, map, self.spans.into()).map_err(StoreError::io("extend", map))?;
-            }
-            map_file.unlock().map_err(StoreError::io("unlock", map))?;
-        }
+        let held = MapInPlace::hold(&files, map)?;
+        let opened = Opened { data: files.open_write(data)?, map: held.0, files, in_memory: false };
+        let opened = if self.fits(&opened)? { opened } else { self.begin_anew(opened)? };
+        // It fails only for a file that is not open, or on a file system without locks.
+        let _ = opened.map.unlock();
         Ok(opened)
+    }
+
+    /// Empties files that were cut short, or are of another shape. Who still reads the data goes on with what is
+    /// there: another map tells of it.
+    fn begin_anew(&self, Opened { files, map: map_file, in_memory, .. }: Opened) -> Result<Opened, StoreError> {
+        let (data, map) = (&self.path, &self.path.with_extension("map"));
+        // The map goes first, so that nobody believes in the rest.
+        files.set_len(&map_file, map, 0).map_err(StoreError::io("truncate", map))?;
+        files.remove(data);
+        let data_file = files.open_write(data)?;
+        files.set_len(&data_file, data, self.decoded_size).map_err(StoreError::io("extend", data))?;
+        files.set_len(&map_file, map, self.spans.into()).map_err(StoreError::io("extend", map))?;
+        Ok(Opened { files, data: data_file, map: map_file, in_memory })
     }
 
     /// Whether the files have the sizes that content of this layer has.
@@ -220,8 +226,8 @@ impl Content {
         Ok(())
     }
 
-    /// Keeps the verified bytes of a span and returns its new generation; tells `stamps` the content's
-    /// [`stamp`](Content::stamp) before and after, while nobody else changes it.
+    /// Keeps the verified bytes of a span; tells `done` its new generation and the content's
+    /// [`stamp`](Content::stamp) before and after, while nobody else fills or evicts.
     ///
     /// # Errors
     /// [`StoreError::Io`], as when the disk is full; the span stays absent.
@@ -230,8 +236,8 @@ impl Content {
         span: u32,
         at: DecodedOffset,
         verified: &[u8],
-        stamps: impl FnOnce(u64, u64),
-    ) -> Result<Generation, StoreError> {
+        done: impl FnOnce(Generation, u64, u64),
+    ) -> Result<(), StoreError> {
         let _changing = self.lock()?;
         let stamp = self.stamp();
         let before = self.byte(span);
@@ -241,22 +247,31 @@ impl Content {
         written.map_err(StoreError::io("write", &self.path))?;
         let next = Generation::after(before);
         self.mark(span, next.get())?;
-        stamps(stamp, self.stamp());
-        Ok(next)
+        done(next, stamp, self.stamp());
+        Ok(())
     }
 
-    /// Makes a span absent: first for every reader, then on disk.
+    /// Makes a span absent: first for every reader, then on disk. Tells `done` the content's stamps as
+    /// [`Content::fill`] does.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn evict(&self, span: u32, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
+    pub fn evict(
+        &self,
+        span: u32,
+        decoded: Range<DecodedOffset>,
+        done: impl FnOnce(u64, u64),
+    ) -> Result<(), StoreError> {
         let _changing = self.lock()?;
+        let stamp = self.stamp();
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
         let length = decoded.end - decoded.start;
         let Opened { files, data, .. } = self.open()?;
         let punched = files.punch_hole(data, &self.path, decoded.start.0, length);
-        punched.map_err(StoreError::io("punch a hole in", &self.path))
+        punched.map_err(StoreError::io("punch a hole in", &self.path))?;
+        done(stamp, self.stamp());
+        Ok(())
     }
 
     /// Whether the disk has any block for bytes in `range`, present or not.
@@ -386,8 +401,32 @@ impl NewContent {
         self.data.set_len(decoded_size)?;
         let written = self.map.write_all_at(&self.present, 0);
         written.map_err(StoreError::io("write", &self.map.temp))?;
+        // Where nothing can be locked, nothing is evicted either.
+        let _held = MapInPlace::hold(&self.map.files, &self.map.target).ok();
         self.data.publish()?;
         self.map.publish()
+    }
+}
+
+/// The map that is in place, locked until it is dropped, where there are locks.
+pub(super) struct MapInPlace(File);
+
+impl MapInPlace {
+    /// Waits for the lock of the map at `path`, which is made if there is none.
+    pub(super) fn hold(files: &Files, path: &Path) -> Result<Self, StoreError> {
+        for _ in 0..OTHERS_IN_PLACE {
+            let file = files.open_write(path)?;
+            if let Err(error) = files.lock(&file, path) {
+                // Without locks nothing is filled or evicted.
+                tracing::debug!(path = %path.display(), %error, "cannot lock");
+                return Ok(Self(file));
+            }
+            let found = file.metadata().map_err(StoreError::io("read", path))?;
+            if std::fs::symlink_metadata(path).is_ok_and(|named| identity(&named) == identity(&found)) {
+                return Ok(Self(file));
+            }
+        }
+        Err(StoreError::Unsafe { path: path.to_owned(), why: "another file takes its place all the time" })
     }
 }
 
@@ -404,6 +443,8 @@ impl Drop for Changing<'_> {
 }
 
 const PRESENT: u8 = 0x80;
+/// How often a map may have been replaced by the time it is locked.
+const OTHERS_IN_PLACE: usize = 1000;
 /// What a layer may have in memory when the disk takes nothing, in bytes: enough for readers that go on in order.
 const IN_MEMORY: u64 = 8 << 20;
 
@@ -421,14 +462,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
         assert_eq!(content.generation(1), None);
-        let first = content.fill(1, DecodedOffset(40), b"hello", |_, _| ()).unwrap();
+        let mut first = None;
+        content.fill(1, DecodedOffset(40), b"hello", |generation, _, _| first = Some(generation)).unwrap();
+        let first = first.unwrap();
         assert_eq!(content.generation(1), Some(first));
         assert!(content.still(1..2, |_| first.get()));
         assert!(!content.still(0..2, |_| first.get()));
         let mut buf = [0; 5];
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(&buf, b"hello");
-        content.evict(1, DecodedOffset(40)..DecodedOffset(45)).unwrap();
+        content.evict(1, DecodedOffset(40)..DecodedOffset(45), |_, _| ()).unwrap();
         assert_eq!(content.generation(1), None);
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(buf, [0; 5]);
@@ -437,9 +480,24 @@ mod tests {
     #[test]
     fn a_map_of_the_wrong_length_means_nothing_is_here() {
         let dir = tempfile::tempdir().unwrap();
-        content(&dir).fill(0, DecodedOffset(0), b"x", |_, _| ()).unwrap();
+        content(&dir).fill(0, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
         std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
         assert_eq!(content(&dir).generation(0), None);
+    }
+
+    #[test]
+    fn data_whose_map_is_lost_are_left_to_who_reads_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let reader = content(&dir);
+        reader.fill(0, DecodedOffset(0), b"hello", |_, _, _| ()).unwrap();
+        let generation = reader.generation(0).unwrap();
+        std::fs::remove_file(dir.path().join("c.map")).unwrap();
+        let other = content(&dir);
+        other.fill(0, DecodedOffset(0), b"other", |_, _, _| ()).unwrap();
+        other.evict(0, DecodedOffset(0)..DecodedOffset(5), |_, _| ()).unwrap();
+        let mut buf = [0; 5];
+        reader.read(DecodedOffset(0), &mut buf).unwrap();
+        assert!(reader.still(0..1, |_| generation.get()) && &buf == b"hello");
     }
 
     #[test]
@@ -451,7 +509,7 @@ mod tests {
         assert!(other.claim(2));
         one.unclaim(1);
         assert!(other.claim(1));
-        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart", |_, _| ()).unwrap();
+        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart", |_, _, _| ()).unwrap();
         assert!(!one.claim(1));
         drop(other);
         assert!(one.claim(1) && one.claim(2));
@@ -461,7 +519,9 @@ mod tests {
     fn a_refilled_span_has_another_generation() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
-        let first = content.fill(2, DecodedOffset(0), b"x", |_, _| ()).unwrap();
-        assert_ne!(content.fill(2, DecodedOffset(0), b"x", |_, _| ()).unwrap(), first);
+        content.fill(2, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        let first = content.generation(2);
+        content.fill(2, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        assert_ne!(content.generation(2), first);
     }
 }

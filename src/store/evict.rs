@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::content::MapInPlace;
 use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE, files};
 use crate::digest::Digest;
 
@@ -237,6 +238,11 @@ impl Store {
             return false;
         }
         let path = self.path(CONTENT, blob);
+        let _held = MapInPlace::hold(&self.files, &path.with_extension("map"));
+        // Whoever opens the content holds the index before.
+        if self.is_held(&self.path(INDEX, blob)) {
+            return false;
+        }
         // In this order: a map alone takes no room, and says nothing without its data.
         self.files.remove(&path.with_extension("data"));
         self.files.remove(&path.with_extension("map"));
@@ -298,7 +304,7 @@ mod tests {
             index.write_all(b"index").unwrap();
             index.publish().unwrap();
             let content = store.content(digest, 1 << 20, 1).unwrap();
-            content.fill(0, DecodedOffset(0), &vec![1; 1 << 20], |_, _| ()).unwrap();
+            content.fill(0, DecodedOffset(0), &vec![1; 1 << 20], |_, _, _| ()).unwrap();
             let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
             for extension in ["data", "map"] {
                 let path = store.path(CONTENT, digest).with_extension(extension);
@@ -337,7 +343,7 @@ mod tests {
         std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
         let content = store.content(&orphan, 100, 1).unwrap();
-        content.fill(0, DecodedOffset(0), b"x", |_, _| ()).unwrap();
+        content.fill(0, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
         store.publish_whole(store.new_whole(&orphan, 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap();
         store.prune(Keep::Known).unwrap();

@@ -291,8 +291,14 @@ impl Store {
         if lock(&self.spoilt).contains(&index.identity) {
             return None;
         }
-        // A lock that cannot be had (a file system without locks) only makes eviction less polite.
-        let _ = self.files.try_lock_shared(&index.file, &path);
+        // A lock that cannot be had (a file system without locks) only makes eviction less polite; one that is not
+        // free is somebody's who looks whether the layer is in use.
+        for _ in 0..LOOKS_AT_LOCKS {
+            match self.files.try_lock_shared(&index.file, &path) {
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK),
+                Ok(()) | Err(TryLockError::Error(_)) => break,
+            }
+        }
         Some(index)
     }
 
@@ -510,6 +516,9 @@ const LOCK: &str = "lock-v1";
 const TMP: &str = "tmp";
 /// Larger than any profile that is kept, in bytes.
 const PROFILE_LIMIT: u64 = 16 << 20;
+/// How often it is tried to lock what somebody else has locked to look at it, and the pauses between.
+const LOOKS_AT_LOCKS: usize = 100;
+const LOCK_LOOK: std::time::Duration = std::time::Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
@@ -600,6 +609,70 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let held = store.try_lock_pass(&digest);
         assert!(held.is_some_and(|lock| !lock.is_real()));
+    }
+
+    /// Counts what is put in place or removed of contents, and of that what somebody could open halfway.
+    #[derive(Debug, Default)]
+    struct Halves {
+        seen: std::sync::atomic::AtomicUsize,
+        open: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Disk for Halves {
+        fn before(&self, effect: Effect<'_>) -> io::Result<()> {
+            let (Effect::Rename(_, path) | Effect::Remove(path)) = effect else { return Ok(()) };
+            if path.extension().is_some_and(|extension| extension == "data" || extension == "map") {
+                self.seen.fetch_add(1, Ordering::Relaxed);
+                let map = std::fs::File::open(path.with_extension("map")).unwrap();
+                if map.try_lock().is_ok() {
+                    self.open.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn contents_are_put_in_place_and_removed_under_the_lock_of_the_map_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let halves = Arc::new(Halves::default());
+        let store = Store::open_watched(&dir.path().join("cache"), None, Arc::clone(&halves) as _).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        for _ in 0..2 {
+            let mut new = store.new_content(&digest).unwrap();
+            new.span_done(true);
+            new.publish(100).unwrap();
+        }
+        assert!(store.drop_unused_content(&digest).is_some());
+        assert_eq!(halves.seen.load(Ordering::Relaxed), 6);
+        assert_eq!(halves.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn an_index_that_somebody_looks_at_is_held_all_the_same() {
+        /// Locks an index for a moment, just before somebody else does.
+        #[derive(Debug, Default)]
+        struct Looks(Mutex<Option<std::fs::File>>);
+
+        impl Disk for Looks {
+            fn before(&self, effect: Effect<'_>) -> io::Result<()> {
+                let Effect::Lock(path) = effect else { return Ok(()) };
+                // Every second time it lets go.
+                let mut looking = lock(&self.0);
+                if looking.take().is_none() {
+                    let file = std::fs::File::open(path)?;
+                    file.lock()?;
+                    *looking = Some(file);
+                }
+                Ok(())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        store(&dir).new_index(&digest).unwrap().publish().unwrap();
+        let held = Store::open_watched(&path, None, Arc::new(Looks::default())).unwrap().index(&digest);
+        assert!(held.is_some() && store(&dir).usage().unwrap().layers[0].held);
     }
 
     #[test]
