@@ -104,15 +104,22 @@ impl Growing {
     /// # Errors
     /// [`Closed`]
     pub fn read_now(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, Closed> {
-        let progress = self.progress.borrow().clone();
-        if progress.closed {
+        let seen = self.progress.borrow().clone();
+        self.read_seen(seen, from, buf)
+    }
+
+    /// As [`Growing::read_now`], with the progress `seen` just before.
+    fn read_seen(&self, seen: Progress, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, Closed> {
+        if seen.closed {
             return Err(Closed);
         }
-        if from.0 + buf.len() as u64 > progress.written.0 {
+        if from.0 + buf.len() as u64 > seen.written.0 {
             return Ok(false);
         }
-        let data = progress.data.ok_or(Closed)?;
-        data.read_exact_at(buf, from.0).map(|()| true).map_err(|_| Closed)
+        let data = seen.data.ok_or(Closed)?;
+        data.read_exact_at(buf, from.0).map_err(|_| Closed)?;
+        // A layer that is whole may lose its bytes again, and then this file has holes in their place.
+        if self.progress.borrow().closed { Err(Closed) } else { Ok(true) }
     }
 
     /// Reads decoded bytes as soon as the pass has written them.
@@ -134,5 +141,28 @@ impl Growing {
 impl Default for Growing {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_was_read_while_the_pass_ended_is_not_given_out() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"data", 0).unwrap();
+        let growing = Growing::new();
+        growing.begin(LayerTree::default(), Some(file));
+        growing.grown_to(DecodedOffset(4));
+        let mut buf = [0; 4];
+        assert!(growing.read_now(DecodedOffset(0), &mut buf).unwrap());
+        assert_eq!(&buf, b"data");
+
+        let seen = growing.progress.borrow().clone();
+        growing.end();
+        assert!(growing.read_seen(seen, DecodedOffset(0), &mut buf).is_err());
     }
 }
