@@ -29,14 +29,18 @@ struct Scene {
 
 /// An image of one layer whose blob stops arriving in its middle until a gate opens.
 async fn scene(verify: Verify, also: Option<Fault>) -> Scene {
+    scene_of([Entry::file("late", LATE)], verify, also).await
+}
+
+/// As [`scene`], with `late` behind the middle.
+async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: Option<Fault>) -> Scene {
     let dir = tempfile::tempdir().unwrap();
     let filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let layer = LayerBuilder::new()
+    let early = LayerBuilder::new()
         .entry(Entry::dir("./"))
         .entry(Entry::file("early", EARLY))
-        .entry(Entry::file("filler", filler))
-        .entry(Entry::file("late", LATE))
-        .packing(Packing::Stored);
+        .entry(Entry::file("filler", filler));
+    let layer = late.into_iter().fold(early, LayerBuilder::entry).packing(Packing::Stored);
     let built = ImageBuilder::new().layer(layer).build();
     let registry = Registry::start(Catalog::new().image("app", "1", &built)).unwrap();
     let gate = Gate::new();
@@ -88,6 +92,17 @@ async fn a_layer_that_fails_after_it_was_shown_turns_into_errors_and_nothing_is_
     let usage = scene.store.usage().unwrap();
     assert!(usage.layers.is_empty() && usage.temporary == 0, "{usage:?}");
     drop(scene.registry);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_an_image_has_no_extended_attributes_is_not_said_before_the_layer_has_come() {
+    let capable = Entry::file("late", LATE).xattr("security.capability", "any");
+    let scene = scene_of([capable], Verify::Behind, None).await;
+    scene.fs.awaited(|fs| fs.walk(b"early", Last::Keep)).await.unwrap();
+    assert!(matches!(scene.fs.has_no_xattrs(), Err(NotNow::Needs(_))));
+
+    scene.gate.open();
+    assert!(!scene.fs.awaited(ImageFs::has_no_xattrs).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -268,12 +268,15 @@ impl ImageFs {
         index.xattr_names(entry).map_err(|cause| damaged(number, cause))
     }
 
-    /// Whether no layer has any extended attribute; needs every layer.
+    /// Whether no layer has any extended attribute; needs all of every layer.
     ///
     /// # Errors
     /// [`NotNow`]
     pub fn has_no_xattrs(&self) -> Now<bool> {
         for number in (0..self.overlay.layer_count()).map(LayerNo) {
+            if !self.overlay.knows(number) {
+                return Err(NotNow::Needs(number));
+            }
             if self.overlay.index(number).map_err(not_now)?.contents().has(Contents::XATTRS) {
                 return Ok(false);
             }
