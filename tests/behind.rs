@@ -38,6 +38,7 @@ async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: O
     let filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let early = LayerBuilder::new()
         .entry(Entry::dir("./"))
+        .entry(Entry::whiteout("both"))
         .entry(Entry::file("early", EARLY))
         .entry(Entry::file("filler", filler));
     let layer = late.into_iter().fold(early, LayerBuilder::entry).packing(Packing::Stored);
@@ -103,6 +104,16 @@ async fn that_an_image_has_no_extended_attributes_is_not_said_before_the_layer_h
 
     scene.gate.open();
     assert!(!scene.fs.awaited(ImageFs::has_no_xattrs).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whiteout_decides_nothing_before_the_layer_has_come() {
+    let scene = scene_of([Entry::file("both", LATE)], Verify::Behind, None).await;
+    scene.fs.awaited(|fs| fs.walk(b"early", Last::Keep)).await.unwrap();
+    assert!(matches!(scene.fs.lookup(NodeId::ROOT, b"both"), Err(NotNow::Needs(_))));
+
+    scene.gate.open();
+    assert_eq!(content(&scene.fs, b"both").await.unwrap(), LATE);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,7 +111,7 @@ impl Overlay {
 
     /// Shows what is known of a layer that is still being read; its entries must keep their numbers.
     ///
-    /// What such a layer has is answered; what it has not, and what lies below it, is not known yet. A
+    /// What such a layer has is answered; what it has not or hides, and what lies below it, is not known yet. A
     /// layer whose meaning depends on those below waits until it is whole.
     pub fn supply_growing(&self, layer: LayerNo, index: Arc<LayerIndex>) {
         let usable = !prepare::depends_on_lower(&index);
@@ -162,6 +162,8 @@ impl Overlay {
         let layer = self.layer(number)?;
         let entry = layer.index.entry(id).map_err(damaged(number))?;
         Ok(match entry.kind() {
+            // What the layer itself has of this name may yet come.
+            Kind::Whiteout if layer.growing => return Err(Unknown::Needs(number)),
             Kind::Whiteout => None,
             Kind::LowerLink => layer.lower_links.get(&entry.inode()).copied(),
             Kind::Directory => Some(NodeId::new(number, id)),
