@@ -117,6 +117,21 @@ async fn a_whiteout_decides_nothing_before_the_layer_has_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_known_before_is_waited_for_where_the_layer_is_read_again() {
+    let before = scene(Verify::Behind, None).await;
+    before.gate.open();
+    let late = before.fs.awaited(|fs| fs.walk(b"late", Last::Keep)).await.unwrap().node;
+
+    let again = scene(Verify::Behind, None).await;
+    again.fs.awaited(|fs| fs.walk(b"early", Last::Keep)).await.unwrap();
+    assert!(matches!(again.fs.attr(late), Err(NotNow::Needs(_))));
+    again.gate.open();
+    assert_eq!(again.fs.read(late, FileOffset(0), LATE.len()).await.unwrap(), LATE);
+    let never = NodeId::from_number(late.get() + 1000).unwrap();
+    assert!(matches!(again.fs.awaited(|fs| fs.attr(never)).await, Err(FsError::NoSuchNode(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_default_policy_shows_nothing_before_the_layer_is_verified() {
     let scene = scene(Verify::BeforeShowing, None).await;
     assert!(matches!(scene.fs.lookup(NodeId::ROOT, b"early"), Err(NotNow::Needs(_))));

@@ -221,15 +221,17 @@ impl Overlay {
     /// The layer and entry that carry a node other than a directory.
     ///
     /// # Errors
-    /// [`Unknown::NoSuchNode`]
+    /// [`Unknown`]
     pub fn parse(&self, node: NodeId) -> Result<(LayerNo, EntryId), Unknown> {
         let no_such = || Unknown::NoSuchNode(node.get());
         let (number, id) = node.parts().ok_or_else(no_such)?;
         if number.0 >= self.layer_count() {
             return Err(no_such());
         }
-        if id.0 >= self.layer(number)?.index.len() {
-            return Err(no_such());
+        let layer = self.layer(number)?;
+        if id.0 >= layer.index.len() {
+            // An earlier mount may have shown more of the layer than has come by now.
+            return Err(if layer.growing { Unknown::Needs(number) } else { no_such() });
         }
         Ok((number, id))
     }
