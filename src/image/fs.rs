@@ -139,6 +139,25 @@ impl ImageFs {
             }
             Ok(Grown::Further(index)) => {
                 self.overlay.supply_growing(number, index);
+                if self.layers.growing(number).is_some() {
+                    return Ok(());
+                }
+                // The pass has ended meanwhile: this may have come after what it had shown was taken back.
+                self.overlay.withdraw(number);
+                self.know_whole(number).await
+            }
+            Err(cause) => {
+                self.overlay.withdraw(number);
+                Err(FsError::Layer { number, cause })
+            }
+        }
+    }
+
+    /// Waits until a layer is whole, or there is a reason why not.
+    async fn know_whole(&self, number: LayerNo) -> Result<(), FsError> {
+        match self.patiently(number, self.layers.ready(number)).await? {
+            Ok(content) => {
+                self.overlay.supply(number, Arc::clone(content.index()));
                 Ok(())
             }
             Err(cause) => {
@@ -163,10 +182,7 @@ impl ImageFs {
     /// [`FsError::Layer`] for the first that cannot be shown.
     pub async fn all_known(&self) -> Result<(), FsError> {
         for number in (0..self.overlay.layer_count()).map(LayerNo) {
-            match self.patiently(number, self.layers.ready(number)).await? {
-                Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
-                Err(cause) => return Err(FsError::Layer { number, cause }),
-            }
+            self.know_whole(number).await?;
         }
         Ok(())
     }
@@ -333,14 +349,8 @@ impl ImageFs {
                     NotNow::Never(error) => return Err(error),
                     NotNow::Needs(number) => self.know(number).await?,
                 },
-                // The layer's pass has ended since: it is whole now, or there is a reason why not.
-                Err(Unfilled::Closed) => match self.patiently(number, self.layers.ready(number)).await? {
-                    Ok(content) => self.overlay.supply(number, Arc::clone(content.index())),
-                    Err(cause) => {
-                        self.overlay.withdraw(number);
-                        return Err(FsError::Layer { number, cause });
-                    }
-                },
+                // The layer's pass has ended since.
+                Err(Unfilled::Closed) => self.know_whole(number).await?,
             }
         }
     }
