@@ -208,6 +208,9 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
+/// What takes so long hangs.
+const HANGS: Duration = Duration::from_secs(30);
+
 /// How long it takes to read all of [`image`].
 async fn time_to_read(fs: &ImageFs) -> Duration {
     let begun = tokio::time::Instant::now();
@@ -246,6 +249,30 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
         let took = time_to_read(&other).await;
         assert!(took < Duration::from_secs(1), "waited {took:?} for a mount that has ended");
         drop(ended);
+    });
+}
+
+#[test]
+fn reads_that_wait_for_a_source_take_no_thread_from_others() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["a", "b"].map(|name| Arc::new(Store::open(&dir.path().join(name), None).unwrap()));
+    for store in [&here, &there] {
+        runtime().block_on(async { shown::open(&MemorySource::new(&image), store).await.unwrap().end() });
+        assert_eq!(store.prune(Keep::Indexes).unwrap().held, 0);
+    }
+    let one_thread = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build();
+    one_thread.unwrap().block_on(async {
+        let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
+        let waiting = shown::open(&silent, &here).await.unwrap();
+        let other = shown::open(&well, &there).await.unwrap();
+        silent.hang();
+        let reading = tokio::spawn(async move { time_to_read(&waiting).await });
+        while silent.asked() == 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::timeout(HANGS, time_to_read(&other)).await.expect("a thread to decode with");
+        assert!(!reading.is_finished());
     });
 }
 

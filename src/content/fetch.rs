@@ -264,12 +264,13 @@ async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Run>, manners: Manners) 
     let range = spans::blob_range(&layer.index, start, last).map_err(|cause| layer.index_error(cause))?;
     layer.counters.fetched_bytes.fetch_add(range.end - range.start, Ordering::Relaxed);
 
+    // First this: the runtime has only so many threads, and none to wait for a source that is away.
+    let mut stream = layer.source.stream(&layer.blob, range).await.map_err(source_error)?;
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     let decoding = {
         let (layer, run) = (Arc::clone(layer), Arc::clone(run));
         tokio::task::spawn_blocking(move || decode_run(&layer, start, last, &run, receiver))
     };
-    let mut stream = layer.source.stream(&layer.blob, range).await.map_err(source_error)?;
     while let Some(piece) = stream.next().await {
         if sender.send(piece.map_err(source_error)?).await.is_err() {
             break; // the decoder has all it needs, or has failed
