@@ -252,27 +252,60 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     });
 }
 
+/// A runtime with so many threads for what blocks.
+fn runtime_with_threads(threads: usize) -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(threads).build().unwrap()
+}
+
+/// A store in `dir` that knows `image` and has nothing of its content.
+fn learnt(image: &Image, dir: &Path) -> Arc<Store> {
+    let store = Arc::new(Store::open(dir, None).unwrap());
+    runtime().block_on(async { shown::open(&MemorySource::new(image), &store).await.unwrap().end() });
+    assert_eq!(store.prune(Keep::Indexes).unwrap().held, 0);
+    store
+}
+
+/// Waits until `source` was asked for so many blobs or parts of them.
+async fn until_asked(source: &MemorySource, times: usize) {
+    while source.asked() < times {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[test]
 fn reads_that_wait_for_a_source_take_no_thread_from_others() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
-    let [here, there] = ["a", "b"].map(|name| Arc::new(Store::open(&dir.path().join(name), None).unwrap()));
-    for store in [&here, &there] {
-        runtime().block_on(async { shown::open(&MemorySource::new(&image), store).await.unwrap().end() });
-        assert_eq!(store.prune(Keep::Indexes).unwrap().held, 0);
-    }
-    let one_thread = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build();
-    one_thread.unwrap().block_on(async {
+    let [here, there] = ["a", "b"].map(|name| learnt(&image, &dir.path().join(name)));
+    runtime_with_threads(1).block_on(async {
         let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
         let waiting = shown::open(&silent, &here).await.unwrap();
         let other = shown::open(&well, &there).await.unwrap();
         silent.hang();
         let reading = tokio::spawn(async move { time_to_read(&waiting).await });
-        while silent.asked() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until_asked(&silent, 1).await;
         tokio::time::timeout(HANGS, time_to_read(&other)).await.expect("a thread to decode with");
         assert!(!reading.is_finished());
+    });
+}
+
+#[test]
+fn first_passes_that_wait_for_a_source_take_no_thread_from_others() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["a", "b"].map(|name| Arc::new(Store::open(&dir.path().join(name), None).unwrap()));
+    // As many as a pass has stages.
+    runtime_with_threads(3).block_on(async {
+        let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
+        silent.hang();
+        let opening = {
+            let silent = Arc::clone(&silent);
+            tokio::spawn(async move { shown::open(&silent, &here).await.map(drop) })
+        };
+        // Its configuration, and its layer.
+        until_asked(&silent, 2).await;
+        tokio::time::timeout(HANGS, shown::open(&well, &there)).await.expect("threads for a pass").unwrap();
+        assert!(!opening.is_finished());
     });
 }
 

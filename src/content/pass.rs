@@ -222,6 +222,11 @@ impl FirstPass {
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
+        let failed = |cause| PassError::Source { layer: layer(), cause };
+        // At once, whoever's turn it is: a round trip takes nothing from the link. And before threads are taken, of
+        // which the runtime has only so many: none is to wait for a source that is away.
+        let whole = BlobOffset(0)..BlobOffset(self.blob.size);
+        let mut stream = source.stream(&self.blob, whole).await.map_err(failed)?;
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
         let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
@@ -243,10 +248,7 @@ impl FirstPass {
             })
         };
 
-        let whole = BlobOffset(0)..BlobOffset(self.blob.size);
         let fetched = async {
-            // The request goes out at once, whoever's turn it is: a round trip takes nothing from the link.
-            let mut stream = source.stream(&self.blob, whole).await?;
             let mut taking = turn.take();
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
@@ -273,7 +275,7 @@ impl FirstPass {
         let decoded = decoding.await.map_err(ended)?;
         let walked = walking.await.map_err(ended)?;
         // The first cause is the one to tell: a cut stream also looks like a codec error.
-        fetched.map_err(|cause| PassError::Source { layer: layer(), cause })?;
+        fetched.map_err(failed)?;
         let walked = match decoded {
             Ok(()) => walked?,
             // The walker went first, and knows why.
