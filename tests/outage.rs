@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use peelfs::content::Holdings;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
@@ -108,12 +109,19 @@ impl Bench {
     }
 
     async fn open(&self, policy: OnOutage) -> Result<Mounted, image::PlanError> {
-        let (source, store) = (self.source(), self.store());
+        self.open_beside(&self.store().into(), policy).await
+    }
+
+    /// As [`Bench::open`], in a process that has `holdings`.
+    async fn open_beside(&self, holdings: &Holdings, policy: OnOutage) -> Result<Mounted, image::PlanError> {
+        let (source, holdings) = (self.source(), holdings.clone());
         let reference = format!("127.0.0.1:{}/{NAME}:1", self.port).parse().unwrap();
         let dyn_source = Arc::clone(&source) as Arc<dyn BlobSource>;
-        let plan = image::resolve(&reference, &dyn_source, &store, &Platform::host(), Network::Allowed).await?;
+        let plan =
+            image::resolve(&reference, &dyn_source, holdings.store(), &Platform::host(), Network::Allowed).await?;
         source.outages().unwrap().outlast(policy);
-        let fs = image::open(&plan, dyn_source, store, &Limits::default(), Eagerness::OnDemand, Verify::BeforeShowing);
+        let fs =
+            image::open(&plan, dyn_source, holdings, &Limits::default(), Eagerness::OnDemand, Verify::BeforeShowing);
         Ok(Mounted { fs, source })
     }
 
@@ -503,6 +511,30 @@ fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
             assert_eq!(mounted.source.outages().unwrap().status(), []);
         });
     }
+}
+
+#[test]
+fn a_layer_that_another_mount_reads_is_waited_for_as_the_policy_says() {
+    let bench = Bench::new(Packing::GZIP);
+    runtime().block_on(async {
+        let holdings = bench.store().into();
+        let first = bench.open_beside(&holdings, OnOutage::Block).await.unwrap();
+        let second = bench.open_beside(&holdings, DEADLINE).await.unwrap();
+        let gate = Gate::new();
+        bench.registry.faults().add(Rule::new(bench.blob(), Fault::Hang(gate.clone())));
+        let waiting = tokio::spawn(async move { first.read("f").await });
+        while !bench.registry.requests().iter().any(|found| found.request.path.ends_with(bench.layer().hex())) {
+            tokio::task::yield_now().await;
+        }
+        let read = tokio::time::timeout(Duration::from_secs(30), second.read("f")).await;
+        let told = image::chain(&read.expect("no longer than its policy says").unwrap_err());
+        assert!(told.contains("another mount is reading it, and has 0 of"), "{told}");
+        bench.registry.faults().clear();
+        gate.open();
+        assert!(waiting.await.unwrap().unwrap() == bench.content);
+        assert!(second.read_when_well("f").await == bench.content);
+        assert_eq!(second.source.outages().unwrap().status(), []);
+    });
 }
 
 #[test]

@@ -168,46 +168,68 @@ impl FirstPass {
         }
     }
 
-    /// Waits until no other process makes this pass. A pass that does not get on counts as a try in vain every
-    /// second, so that whoever waits for the layer waits as long as they do for a source that is away.
-    ///
-    /// # Errors
-    /// [`PassError::Source`] where nobody has said how long to wait, after a minute in vain.
+    /// Waits until no other process makes this pass, as [`FirstPass::wait_for`] does.
     async fn elsewhere(
         &self,
         source: &Arc<dyn BlobSource>,
         store: &Store,
         progress: &PassProgress,
     ) -> Result<PassLock, PassError> {
-        let layer = || self.blob.digest.clone();
         tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
+        let freed = async {
+            loop {
+                match store.try_lock_pass(&self.blob.digest) {
+                    Some(lock) => return lock,
+                    None => tokio::time::sleep(LOOK).await,
+                }
+            }
+        };
+        let how_far = || {
+            let PassNote { pid, received } = store.pass_note(&self.blob.digest).unwrap_or_default();
+            progress.received.store(received, Ordering::Relaxed);
+            format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size)
+        };
+        let lock = self.wait_for(source, freed, how_far).await?;
+        progress.received.store(0, Ordering::Relaxed);
+        Ok(lock)
+    }
+
+    /// Waits until whoever else makes this pass has `freed` it. A pass that, by what `how_far` tells, does not get
+    /// on counts as a try in vain every second, so that whoever waits for the layer waits as long as they do for a
+    /// source that is away.
+    ///
+    /// # Errors
+    /// [`PassError::Source`] where nobody has said how long to wait, after a minute in vain.
+    pub async fn wait_for<T>(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        freed: impl Future<Output = T>,
+        how_far: impl Fn() -> String,
+    ) -> Result<T, PassError> {
         let outlasted = source.outages().is_some_and(Outages::are_outlasted);
-        let mut waiting = source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
-        let (mut seen, mut looks) = (None, 0);
+        let mut freed = std::pin::pin!(freed);
+        let (mut waiting, mut seen, mut tries) = (None, String::new(), 0);
         loop {
-            if let Some(lock) = store.try_lock_pass(&self.blob.digest) {
-                progress.received.store(0, Ordering::Relaxed);
-                return Ok(lock);
+            tokio::select! {
+                biased;
+                freed = &mut freed => return Ok(freed),
+                () = tokio::time::sleep(TRY) => {}
             }
-            let note = store.pass_note(&self.blob.digest);
-            looks = if note == seen { looks + 1 } else { 0 };
-            seen = note;
-            if looks % LOOKS_IN_VAIN == 0 {
-                let PassNote { pid, received } = note.unwrap_or_default();
-                progress.received.store(received, Ordering::Relaxed);
-                let why = format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size);
-                if looks / LOOKS_IN_VAIN > TRIES_IN_VAIN && !outlasted {
-                    let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
-                    let cause = SourceError::Unreachable { what, place, why };
-                    return Err(PassError::Source { layer: layer(), cause });
-                }
-                match &mut waiting {
-                    Some(waiting) if looks > 0 => waiting.in_vain(&why),
-                    Some(waiting) => waiting.gets_on(&why),
-                    None => {}
-                }
+            let why = how_far();
+            tries = if why == seen { tries + 1 } else { 0 };
+            seen.clone_from(&why);
+            if tries > TRIES_IN_VAIN && !outlasted {
+                let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
+                let cause = SourceError::Unreachable { what, place, why };
+                return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
             }
-            tokio::time::sleep(LOOK).await;
+            let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
+            waiting = waiting.or_else(elsewhere);
+            match &waiting {
+                Some(waiting) if tries > 0 => waiting.in_vain(&why),
+                Some(waiting) => waiting.gets_on(&why),
+                None => {}
+            }
         }
     }
 
@@ -680,10 +702,10 @@ impl Keeper {
 
 /// How many bytes a pass receives between two notes of it to processes that wait.
 const NOTED: u64 = 64 << 10;
-/// Between two looks at how far another process is.
+/// Between two looks whether another process has ended its pass.
 const LOOK: Duration = Duration::from_millis(20);
-/// So many looks at a pass that has not got on are a try in vain: a second.
-const LOOKS_IN_VAIN: u32 = 50;
+/// How long a pass that somebody else makes may stand still before that counts as a try in vain.
+const TRY: Duration = Duration::from_secs(1);
 /// Tries in vain before a command, or a mount that is not up yet, gives up.
 const TRIES_IN_VAIN: u32 = 60;
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.

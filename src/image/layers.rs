@@ -426,7 +426,14 @@ impl Layers {
     }
 
     async fn run(&self, slot: &Slot) -> State {
-        let _passing = slot.held.passing.lock().await;
+        let how_far = || {
+            let received = slot.held.progress.received.load(Ordering::Relaxed);
+            format!("another mount is reading it, and has {received} of {} bytes", slot.pass.blob.size)
+        };
+        let _passing = match slot.pass.wait_for(&self.source, slot.held.passing.lock(), how_far).await {
+            Ok(passing) => passing,
+            Err(why) => return slot.cannot_be_shown(why.into()),
+        };
         let store = self.holdings.store();
         let mending = lock(&slot.mending).clone();
         if mending.is_none()
@@ -465,10 +472,8 @@ impl Layers {
             }
             Err(why) => {
                 slot.held.progress.received.store(0, Ordering::Relaxed);
-                let why = Arc::new(LayerFailure::from(why));
-                tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
                 slot.held.turn.set_urgent(false);
-                slot.failed(why)
+                slot.cannot_be_shown(why.into())
             }
         }
     }
@@ -523,6 +528,12 @@ impl Slot {
     fn beyond_repair(&self, why: &'static str) -> State {
         let why = Arc::new(LayerFailure::Damaged { layer: self.pass.blob.digest.clone(), why });
         tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown in part only");
+        self.failed(why)
+    }
+
+    fn cannot_be_shown(&self, why: LayerFailure) -> State {
+        let why = Arc::new(why);
+        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
         self.failed(why)
     }
 
