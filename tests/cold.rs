@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peelfs::content::Profile;
+use peelfs::content::{Holdings, Profile};
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
@@ -306,6 +306,56 @@ fn first_passes_that_wait_for_a_source_take_no_thread_from_others() {
         until_asked(&silent, 2).await;
         tokio::time::timeout(HANGS, shown::open(&well, &there)).await.expect("threads for a pass").unwrap();
         assert!(!opening.is_finished());
+    });
+}
+
+#[test]
+fn what_the_source_of_another_mount_does_not_bring_a_mount_reads_from_its_own() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let holdings = Holdings::from(learnt(&image, dir.path()));
+    runtime().block_on(async {
+        let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
+        let waiting = shown::open_beside(&silent, &holdings).await.unwrap();
+        let other = shown::open_beside(&well, &holdings).await.unwrap();
+        silent.hang();
+        let reading = tokio::spawn(async move { time_to_read(&waiting).await });
+        until_asked(&silent, 1).await;
+        let took = tokio::time::timeout(HANGS, time_to_read(&other)).await.expect("its own source answers");
+        assert!(took >= Duration::from_secs(1), "it came with what another mount fetches, if that were to come");
+        assert!(!reading.is_finished());
+        assert!(silent.asked() < 24, "who waits asks once");
+    });
+}
+
+#[test]
+fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let holdings = Holdings::from(learnt(&image, dir.path()));
+    runtime().block_on(async {
+        let sources = [(); 3].map(|()| MemorySource::new(&image));
+        let mut mounts = Vec::new();
+        for source in &sources {
+            mounts.push(shown::open_beside(source, &holdings).await.unwrap());
+        }
+        let [first, second, third] = mounts.try_into().unwrap_or_else(|_| unreachable!());
+        sources[0].hang();
+        sources[1].hang();
+        let read = |fs: &Arc<ImageFs>| {
+            let fs = Arc::clone(fs);
+            tokio::spawn(async move { time_to_read(&fs).await })
+        };
+        read(&first);
+        until_asked(&sources[0], 1).await;
+        let reading = read(&third);
+        tokio::task::yield_now().await;
+        // The second begins where the first ends, before the third notices.
+        first.end();
+        read(&second);
+        until_asked(&sources[1], 1).await;
+        second.end();
+        tokio::time::timeout(HANGS, reading).await.expect("its own source answers").unwrap();
     });
 }
 

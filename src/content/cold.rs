@@ -3,9 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::watch;
-
 use super::ahead::Piece;
 use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
@@ -35,7 +32,8 @@ pub(super) async fn read(
         }
     }
     let _waiting = layer.traffic.wait();
-    // What has come since it was looked for is in the store; what cannot be read there is fetched after all.
+    // What has come since it was looked for is in the store; what cannot be read there, and what another mount does not
+    // bring, is fetched after all.
     for again in [false, true] {
         let mut arriving = HashMap::new();
         let mut rest = missing.as_slice();
@@ -54,8 +52,8 @@ pub(super) async fn read(
         for (span, start, place) in missing {
             let begin = from + place.start as u64;
             match arriving.remove(&span) {
-                Some(receiver) => {
-                    let Some(bytes) = arrival(receiver).await else {
+                Some(arrival) => {
+                    let Some(bytes) = arrival.outcome().await else {
                         unread.push((span, start, place));
                         continue;
                     };
@@ -74,9 +72,4 @@ pub(super) async fn read(
         missing = unread;
     }
     Err(ReadError::Ended { layer: layer.layer_name() })
-}
-
-/// Waits for a span; `None` when whoever fetched it was ended.
-async fn arrival(mut receiver: watch::Receiver<fetch::Outcome>) -> Option<Result<Bytes, ReadError>> {
-    receiver.wait_for(Option::is_some).await.ok()?.clone()
 }

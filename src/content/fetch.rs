@@ -3,9 +3,10 @@
 //! Neighbouring spans that are wanted together travel in one range request, up to a size; more of them
 //! travel in several, side by side. Each span's bytes are decoded, checked against the digest that the
 //! verified pass recorded, kept, and handed to whoever waits, span by span, while later ones are still
-//! on their way. What another process fetches is waited for, within reason, and taken from the store.
+//! on their way. What another process fetches is waited for, within reason, and taken from the store; so is what
+//! another mount of this process fetches, whose source may be away while this one's is not.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,11 +23,12 @@ use crate::source::SourceError;
 use crate::sync::lock;
 use crate::trust::Untrusted;
 
-/// Spans on their way, and where their outcome will be told.
-pub(super) type Flights = HashMap<u32, watch::Receiver<Outcome>>;
+/// Spans on their way, each with the mount that fetches it ([`LayerContent::mount`]), and where their outcome will be
+/// told.
+pub(super) type Flights = BTreeMap<(u32, usize), watch::Receiver<Outcome>>;
 
 /// `None` while a span is on its way.
-pub(super) type Outcome = Option<Result<Bytes, ReadError>>;
+type Outcome = Option<Result<Bytes, ReadError>>;
 
 /// Neighbouring spans that travel in one request.
 type Run = Vec<Flying>;
@@ -56,7 +58,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // All threads of a process have one claim: a flight that has begun since goes on with it.
         let flights = lock(&self.layer.flights);
-        if !flights.get(&self.span).is_some_and(is_flying) {
+        if !flights_of(self.span, &flights).any(is_flying) {
             self.layer.content.unclaim(self.span);
         }
     }
@@ -67,8 +69,32 @@ fn is_flying(flight: &watch::Receiver<Outcome>) -> bool {
     flight.has_changed().is_ok()
 }
 
-/// Where the outcome of some spans will be told.
-type Receivers = Vec<(u32, watch::Receiver<Outcome>)>;
+/// The flights of a span, whoever has begun them.
+pub(super) fn flights_of(span: u32, flights: &Flights) -> impl Iterator<Item = &watch::Receiver<Outcome>> {
+    flights.range((span, 0)..=(span, usize::MAX)).map(|(_, flight)| flight)
+}
+
+/// A span that is waited for.
+pub(super) struct Arrival {
+    outcome: watch::Receiver<Outcome>,
+    /// How long to wait for it, where another mount fetches it.
+    until: Option<Instant>,
+}
+
+impl Arrival {
+    /// The span, or why the source of this mount does not deliver it; `None` when whoever fetches it was ended, or is
+    /// another mount and does not bring it.
+    pub(super) async fn outcome(mut self) -> Option<Result<Bytes, ReadError>> {
+        let told = async { self.outcome.wait_for(Option::is_some).await.ok()?.clone() };
+        match self.until {
+            None => told.await,
+            Some(until) => tokio::time::timeout_at(until, told).await.ok()?.filter(Result::is_ok),
+        }
+    }
+}
+
+/// Spans that are waited for.
+type Arrivals = Vec<(u32, Arrival)>;
 
 /// Whether a run gives way to readers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,22 +106,22 @@ pub(super) enum Manners {
 }
 
 /// Starts fetching what is missing of `wanted`, and with it what is neither here nor on its way of
-/// `around`; returns a receiver for each span of `wanted` that is fetched. With `again`, all of `wanted` is, also
-/// what seems to be here.
+/// `around`; returns an arrival for each span of `wanted` that is fetched. With `again`, all of `wanted` is, also
+/// what seems to be here, or what another mount has on its way.
 pub(super) fn start(
     layer: &Arc<LayerContent>,
     wanted: &Range<u32>,
     around: Range<u32>,
     room: Option<OwnedSemaphorePermit>,
     again: bool,
-) -> Result<Receivers, ReadError> {
-    let (runs, elsewhere, receivers) = take_off(layer, wanted, around, again)?;
+) -> Result<Arrivals, ReadError> {
+    let (runs, elsewhere, arrivals) = take_off(layer, wanted, around, again)?;
     follow_all(layer, elsewhere);
     let room = room.map(Arc::new);
     for run in runs {
         fly_holding(layer, run, room.clone());
     }
-    Ok(receivers)
+    Ok(arrivals)
 }
 
 /// Starts fetching what is neither here nor on its way of `spans`, for a reader who wants them in order: few
@@ -138,13 +164,13 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
 }
 
 /// Notes flights for what is missing, cut into runs, and apart from them for what of `wanted` another process
-/// has on its way; `again` takes all that `wanted` has for missing.
+/// has on its way; `again` takes all that `wanted` has for missing, unless this mount fetches it.
 fn take_off(
     layer: &Arc<LayerContent>,
     wanted: &Range<u32>,
     around: Range<u32>,
     again: bool,
-) -> Result<(Vec<Run>, Run, Receivers), ReadError> {
+) -> Result<(Vec<Run>, Run, Arrivals), ReadError> {
     let mut todo = Vec::new();
     for span in around {
         if wanted.contains(&span) || layer.content.generation(span).is_none() {
@@ -152,21 +178,26 @@ fn take_off(
             todo.push((span, known));
         }
     }
-    let mut receivers = Receivers::new();
+    let mut arrivals = Arrivals::new();
     let mut runs: Vec<Run> = Vec::new();
     let mut elsewhere = Run::new();
     let mut begun = None;
+    let patience = Instant::now() + PATIENCE;
     let mut flights = lock(&layer.flights);
+    flights.retain(|_, flight| is_flying(flight));
     for (span, known) in todo {
-        if let Some(receiver) = flights.get(&span).filter(|flight| is_flying(flight)) {
+        let anew = again && wanted.contains(&span);
+        let own = flights.get(&(span, layer.mount())).map(|flight| (flight, None));
+        let others = || flights_of(span, &flights).next().filter(|_| !anew).map(|flight| (flight, Some(patience)));
+        if let Some((flight, until)) = own.or_else(others) {
             if wanted.contains(&span) {
-                receivers.push((span, receiver.clone()));
+                arrivals.push((span, Arrival { outcome: flight.clone(), until }));
             }
             continue;
         }
         let claimed = layer.content.claim(span);
         // A flight ends after its span was kept: what had no flight and no content above may have landed since.
-        let landed = !(again && wanted.contains(&span)) && layer.content.generation(span).is_some();
+        let landed = !anew && layer.content.generation(span).is_some();
         if landed || !(claimed || wanted.contains(&span)) {
             if claimed {
                 layer.content.unclaim(span);
@@ -174,9 +205,9 @@ fn take_off(
             continue;
         }
         let (sender, receiver) = watch::channel(None);
-        flights.insert(span, receiver.clone());
+        flights.insert((span, layer.mount()), receiver.clone());
         if wanted.contains(&span) {
-            receivers.push((span, receiver));
+            arrivals.push((span, Arrival { outcome: receiver, until: None }));
         }
         if !claimed {
             elsewhere.push(Flying { span, sender, claim: None });
@@ -195,7 +226,7 @@ fn take_off(
     }
     // Those who wait come first.
     runs.sort_by_key(|run| !wanted.contains(&run[0].span));
-    Ok((runs, elsewhere, receivers))
+    Ok((runs, elsewhere, arrivals))
 }
 
 /// Starts waiting for spans that other processes fetch.
@@ -240,7 +271,10 @@ async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
         tracing::warn!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "spans that nobody waits for cannot be had");
     }
     for sender in open {
-        sender.send_replace(Some(Err(error.clone())));
+        // The decoder may have brought it since.
+        sender.send_modify(|outcome| {
+            outcome.get_or_insert_with(|| Err(error.clone()));
+        });
     }
     false
 }
@@ -249,11 +283,11 @@ async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
 fn land<'a>(layer: &LayerContent, run: &'a Run, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
     let mut flights = lock(&layer.flights);
     let open = || run.iter().filter(|flying| flying.sender.borrow().is_none());
-    // One receiver is that of the flight itself.
-    if !may(open().map(|flying| flying.sender.receiver_count() - 1).sum()) {
+    // One receiver is that of the flight itself, unless it is landing.
+    if !may(open().map(|flying| flying.sender.receiver_count().saturating_sub(1)).sum()) {
         return Vec::new();
     }
-    open().for_each(|flying| drop(flights.remove(&flying.span)));
+    open().for_each(|flying| drop(flights.remove(&(flying.span, layer.mount()))));
     open().map(|flying| &flying.sender).collect()
 }
 
@@ -387,13 +421,19 @@ impl LayerContent {
     fn landed(&self, Flying { span, sender, .. }: &Flying, bytes: Bytes) {
         let mut flights = lock(&self.flights);
         // Another flight may have begun since this one gave way.
-        if flights.get(span).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
-            flights.remove(span);
+        let flight = (*span, self.mount());
+        if flights.get(&flight).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
+            flights.remove(&flight);
         }
         drop(flights);
         // What nobody waits for is in the store, and need not be in memory until the run ends.
         let waited_for = sender.receiver_count() > 0;
         sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
+    }
+
+    /// What tells the flights of this mount from those of others, while they fly.
+    fn mount(&self) -> usize {
+        Arc::as_ptr(&self.traffic).addr()
     }
 
     /// A span's bytes, if the store has them as they should be.
@@ -405,7 +445,7 @@ impl LayerContent {
     }
 }
 
-/// How long another process may take to bring a span before this one fetches it, too.
+/// How long another process or mount may take to bring a span before this one fetches it, too.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pauses between two looks at what another process brings, the first and the longest.
 const SHORTEST_LOOK: Duration = Duration::from_millis(1);

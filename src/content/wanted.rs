@@ -86,7 +86,8 @@ impl LayerContent {
 
     /// `run`, for which a reader waits, with what is to be fetched along with it.
     pub(super) fn around(&self, run: &Range<u32>) -> Result<(Range<u32>, Option<OwnedSemaphorePermit>), ReadError> {
-        let on_its_way = |span| self.is_foretold(span) || lock(&self.flights).contains_key(&span);
+        let on_its_way =
+            |span| self.is_foretold(span) || fetch::flights_of(span, &lock(&self.flights)).next().is_some();
         if run.clone().all(on_its_way) {
             return Ok((run.clone(), None));
         }
