@@ -79,8 +79,8 @@ struct Slot {
     mended: AtomicU32,
     /// The running pass, where it is shown while it runs.
     growing: Mutex<Option<Arc<Growing>>>,
-    /// What was shown of it last; made by one at a time.
-    shown: tokio::sync::Mutex<Option<Arc<LayerIndex>>>,
+    /// What was shown of it last, and of which pass; made by one at a time.
+    shown: tokio::sync::Mutex<Option<(Arc<Growing>, Arc<LayerIndex>)>>,
     /// Entries in there.
     shown_entries: AtomicU32,
 }
@@ -280,9 +280,6 @@ impl Layers {
             let before = slot.shown_entries.load(Ordering::Acquire);
             let mut changes = slot.state.subscribe();
             let mut shown = slot.shown.lock().await;
-            if let Some(index) = shown.as_ref().filter(|index| index.len() > before) {
-                return Grown::Further(Arc::clone(index)); // somebody else waited for it, too
-            }
             let growing = loop {
                 match self.growing(layer) {
                     Some(growing) => break growing,
@@ -290,11 +287,18 @@ impl Layers {
                     None => drop(changes.changed().await),
                 }
             };
+            // What an earlier pass has shown says nothing about this one.
+            let of_this_pass = shown.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &growing));
+            if let Some((_, index)) = of_this_pass.filter(|(_, index)| index.len() > before) {
+                return Grown::Further(Arc::clone(index)); // somebody else waited for it, too
+            }
             growing.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
             match growing.snapshot(&slot.pass) {
                 Ok(index) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
-                    Grown::Further(Arc::clone(shown.insert(Arc::new(index))))
+                    let index = Arc::new(index);
+                    *shown = Some((growing, Arc::clone(&index)));
+                    Grown::Further(index)
                 }
                 // The pass has ended; how, `whole` tells.
                 Err(Closed) => std::future::pending().await,
