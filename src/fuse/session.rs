@@ -371,7 +371,8 @@ fn escape(source: &str) -> String {
     }
 }
 
-/// The kernel offers FUSE 128 KiB of read-ahead, too little to keep a link full; root may raise it.
+/// The kernel offers FUSE 128 KiB of read-ahead, little for files that are here; root may raise it. A page of a mapped
+/// file that is not here waits for as much around it, so more would cost a start bytes that nobody reads.
 fn raise_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {
@@ -379,7 +380,7 @@ fn raise_read_ahead(device: &str) {
     }
 }
 
-const READ_AHEAD_KIB: &str = "1024";
+const READ_AHEAD_KIB: &str = "512";
 const CLAIMED_WITHIN: Duration = Duration::from_secs(5);
 const CLAIM_AGAIN: Duration = Duration::from_millis(5);
 const MAX_BACKGROUND: u16 = 1024;
