@@ -46,6 +46,25 @@ fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> Vec<u64> {
 }
 
 #[test]
+fn a_mount_by_tag_outlives_its_server_while_its_registry_is_away() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let at = sandbox.mount_with(&registry.reference("app", "1"), "mnt", &["--on-outage", "offline"]);
+    drop(registry);
+    // What it needs is in use.
+    let pruned = sandbox.run(["cache", "prune", "--all"]);
+    assert!(pruned.status.success(), "{pruned:?}");
+    at.kill_server();
+    (0..FILES).for_each(|number| read_anew(&at.path, number));
+    let upgraded = sandbox.run(["upgrade".as_ref(), at.path.as_os_str()]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    (0..FILES).for_each(|number| read_anew(&at.path, number));
+    at.unmount();
+}
+
+#[test]
 fn readers_notice_nothing_of_a_killed_server() {
     if cannot_mount() {
         return;

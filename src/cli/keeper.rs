@@ -292,13 +292,18 @@ impl Keeper {
             Ok(server) => server,
             Err(error) => return Ok(Err(format!("cannot start `{}`: {error}", program.display()))),
         };
-        if let Ok(Ok(())) = timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
-            self.kept.values_mut().for_each(|(_, handover)| handover.takeovers += 1);
-            return Ok(Ok(server));
+        match timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
+            Ok(Ok(())) => {
+                self.kept.values_mut().for_each(|(_, handover)| handover.takeovers += 1);
+                return Ok(Ok(server));
+            }
+            // It is about to end, and to say why in its log.
+            Ok(Err(_)) => drop(timeout(LAST_WORDS, server.process.wait()).await),
+            Err(_) => {}
         }
         let _ = server.process.start_kill();
         let status = server.process.wait().await?;
-        Ok(Err(format!("`{}` could not get ready to serve ({status})", program.display())))
+        Ok(Err(format!("`{}` could not get ready to serve ({status}; its log may say why)", program.display())))
     }
 
     /// Tells a new process all mounts, and waits until it is ready to go on with them.
@@ -443,5 +448,7 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// A keeper that nobody has asked for a mount for so long ends.
 const UNASKED_FOR: Duration = Duration::from_secs(10);
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a process that cannot go on may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const ASKED_AT_MOST: u64 = 64 << 10;

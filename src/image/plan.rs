@@ -129,6 +129,7 @@ pub async fn resolve(
 ) -> Result<Plan, PlanError> {
     let resolver = Resolver { reference, source, store, network };
     let (root, bytes) = resolver.root().await?;
+    resolver.remember(&root);
     let document = resolver.parse(&root, &bytes)?;
     let offered = match &document {
         Document::Index(index) => index.offered(),
@@ -247,16 +248,26 @@ impl Resolver<'_> {
         let (descriptor, bytes) = self.source.root().await?;
         let bytes = self.verified("the manifest", &descriptor, bytes)?;
         self.keep(&descriptor, &bytes);
-        let record = TagRecord {
-            reference: self.reference.canonical(),
-            digest: descriptor.digest.clone(),
-            media_type: descriptor.media_type.as_str().to_owned(),
-            size: descriptor.size,
-        };
-        if let Err(error) = self.store.keep_tag(&record) {
-            self.store.cannot_keep("what the reference names", &error);
-        }
         Ok((descriptor, bytes))
+    }
+
+    /// Remembers what the reference names, and the same under its digest: a process that goes on with a mount asks
+    /// for that, perhaps while the registry is away.
+    fn remember(&self, root: &Descriptor) {
+        for reference in [self.reference.canonical(), self.reference.clone().pinned(&root.digest).canonical()] {
+            let record = TagRecord {
+                reference,
+                digest: root.digest.clone(),
+                media_type: root.media_type.as_str().to_owned(),
+                size: root.size,
+            };
+            if self.store.tag(&record.reference).as_ref() == Some(&record) {
+                continue;
+            }
+            if let Err(error) = self.store.keep_tag(&record) {
+                self.store.cannot_keep("what the reference names", &error);
+            }
+        }
     }
 
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, PlanError> {

@@ -158,7 +158,9 @@ impl Store {
             }
         }
         if keep == Keep::Nothing {
-            for bucket in [DOCUMENT, TAG, PROFILE] {
+            // Whoever goes on with a mount needs its documents; which those are, nobody can tell by the layers in use.
+            let documents = if freed.held == 0 { &[DOCUMENT, TAG][..] } else { &[] };
+            for bucket in documents.iter().chain(&[PROFILE]) {
                 each_file(&self.root.join(bucket), &mut |path, found| {
                     freed.bytes += found.blocks() * 512;
                     self.files.remove(path);
