@@ -378,7 +378,7 @@ fn everything_is_fetched_behind_readers_when_asked_for() {
         assert!(registry.wait_until(|log| log.iter().all(|found| found.finished)));
         at.unmount();
         registry.clear();
-        let at = mount(&sandbox, &reference, &["--offline"]);
+        let at = mount(&sandbox, &reference, &["--prefetch", "none"]);
         assert!(read(&at, &["20"]) == read_before);
         assert_eq!(read(&at, &["0", "23"]).concat().len(), 1 << 20, "{packing:?}");
         at.unmount();

@@ -424,6 +424,15 @@ fn a_second_mount_asks_for_no_blob() {
     assert!(output.status.success(), "{}", said(&output));
     offline.unmount();
     assert!(registry.requests().is_empty(), "{:?}", registry.requests());
+
+    // What is not in the cache any more cannot be read, and is not asked for.
+    sandbox.drop_content();
+    let output = offline.try_mount(&reference, &["--offline"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let read = walk::seen(&offline.path).expect_err("files have bytes");
+    assert_eq!(read.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    offline.unmount();
+    assert!(registry.requests().is_empty(), "{:?}", registry.requests());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::image::{self, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Ve
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
+use crate::source::offline::OfflineSource;
 use crate::source::registry::{RegistryOptions, RegistrySource, Surroundings};
 use crate::store::Store;
 
@@ -147,6 +148,9 @@ async fn source(reference: &Reference, access: &AccessArgs, around: &Surrounding
         let local = LocalSource::open(reference).await.expect("it is not a registry's")?;
         return Ok((Arc::new(local), None));
     };
+    if access.offline {
+        return Ok((Arc::new(OfflineSource::new(reference.to_string())), None));
+    }
     let options = RegistryOptions {
         insecure: access.insecure,
         ca: access.ca.clone(),
