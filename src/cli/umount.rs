@@ -14,13 +14,20 @@ use crate::fuse::{OpenFiles, mounts, unmount};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
-    let targets: Vec<PathBuf> = if args.all {
-        mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| mount.path).collect()
+    let targets: Vec<Result<PathBuf, Report>> = if args.all {
+        mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| Ok(mount.path)).collect()
     } else {
-        args.at.iter().map(|typed| target(typed)).collect::<Result<_, _>>()?
+        args.at.iter().map(|typed| target(typed)).collect()
     };
-    let mut failed = None;
+    let mut failed: Option<Report> = None;
     for at in targets {
+        let at = match at {
+            Ok(at) => at,
+            Err(error) => {
+                failed = failed.or(Some(error));
+                continue;
+            }
+        };
         let server = server_of(&at);
         match unmount(&at, open_files) {
             Ok(()) if open_files == OpenFiles::Refuse => server.as_ref().map_or((), wait_for_end),
