@@ -227,20 +227,15 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     let layer = image.layers()[0].digest.clone();
     let dir = tempfile::tempdir().unwrap();
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
-    runtime().block_on(async { shown::open(&MemorySource::new(&image), &store()).await.unwrap().end() });
-    assert_eq!(store().prune(Keep::Indexes).unwrap().held, 0);
+    drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
     Profile { layer, wanted }.keep(&store()).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
         let ended = shown::open(&silent, &store()).await.unwrap();
         silent.hang();
-        let asked = async {
-            // The third is the first of several runs, and the others wait for it.
-            while silent.asked() < 3 {
-                tokio::task::yield_now().await;
-            }
-        };
+        // The third is the first of several runs, and the others wait for it.
+        let asked = until_asked(&silent, 3);
         tokio::select! {
             () = ended.prefetch(Prefetch::Profile) => panic!("nothing can be fetched"),
             () = asked => ended.end(),
