@@ -259,7 +259,7 @@ fn a_cache_on_a_stacked_file_system_is_refused_with_a_hint() {
 }
 
 /// Opens and reads files while `disturb` runs, of which one stays open all the time; returns how many reads there were.
-fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> usize {
+fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce(&dyn Fn())) -> usize {
     let held = File::open(at.join("d/large")).unwrap();
     let (large, odd) = (content(1, LARGE), content(2, ODD));
     let read = |reader: usize, turn: usize| match (turn + reader) % 3 {
@@ -284,7 +284,7 @@ fn readers_and_openers_notice_nothing_of_a_killed_server_or_an_upgrade() {
     let (sandbox, registry) = (Sandbox::new(), registry());
     let at = sandbox.mount_with(&registry.reference("app", "1"), "mnt", &["--passthrough"]);
     let kills = times("PEELFS_KILLS", KILLS);
-    let reads = under_load(&at, || {
+    let reads = under_load(&at, |_| {
         (0..kills).for_each(|_| at.kill_server());
         at.upgrade();
     });

@@ -124,7 +124,7 @@ fn readers_on_all_mounts_notice_nothing_of_a_killed_or_upgraded_server() {
         read_anew(&at.path, own, number);
         read_anew(&at.path, "base", number);
     };
-    let reads = load::under_load(3 * mounts.len(), read, || {
+    let reads = load::under_load(3 * mounts.len(), read, |_| {
         for _ in 0..3 {
             let before = mounts[0].1.server();
             mounts[0].1.signal(Signal::KILL);

@@ -41,7 +41,7 @@ fn read_anew(at: &Path, number: usize) {
 }
 
 /// Has many readers read while `disturb` runs; returns how long each read took, in microseconds.
-fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce()) -> Vec<u64> {
+fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce(&dyn Fn())) -> Vec<u64> {
     load::under_load(READERS, |reader, turn| read_anew(&at.path, (7 * reader + turn) % FILES), disturb)
 }
 
@@ -73,9 +73,14 @@ fn readers_notice_nothing_of_a_killed_server() {
     let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
     let held = File::open(at.join("d/5")).unwrap();
     let kills = times("PEELFS_KILLS", KILLS);
-    let mut took = under_load(&at, || (0..kills).for_each(|_| at.kill_server()));
+    let mut took = under_load(&at, |until_all_have_read| {
+        for _ in 0..kills {
+            at.kill_server();
+            until_all_have_read();
+        }
+    });
     took.sort_unstable();
-    // Each kill holds up every reader once at most, so these are the reads that were held up.
+    // Each kill holds up every reader once, so these are the reads that were held up.
     let held_up = &took[took.len().saturating_sub(kills * READERS)..];
     let of_hundred = |part: usize| held_up[(held_up.len() - 1) * part / 100] / 1000;
     println!(
@@ -126,9 +131,10 @@ fn an_upgrade_exchanges_the_server_under_load() {
     let (sandbox, registry) = (Sandbox::new(), registry());
     let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
     let mut pauses = Vec::new();
-    under_load(&at, || {
+    under_load(&at, |until_all_have_read| {
         for _ in 0..times("PEELFS_UPGRADES", UPGRADES) {
             pauses.push(at.upgrade());
+            until_all_have_read();
         }
     });
     print!("{}", pauses.concat());

@@ -4,16 +4,21 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Has so many readers call `read` with their number and their turn until `disturb` has ended; returns how long each
 /// read took, in microseconds.
-pub fn under_load(readers: usize, read: impl Fn(usize, usize) + Sync, disturb: impl FnOnce()) -> Vec<u64> {
+///
+/// `disturb` is given a function that waits until each reader has ended the read that it was in, whatever held that up.
+pub fn under_load(readers: usize, read: impl Fn(usize, usize) + Sync, disturb: impl FnOnce(&dyn Fn())) -> Vec<u64> {
     let (done, begin) = (AtomicBool::new(false), Barrier::new(readers + 1));
+    let ended: Vec<_> = (0..readers).map(|_| AtomicUsize::new(0)).collect();
     std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..readers)
-            .map(|reader| {
+        let readers: Vec<_> = ended
+            .iter()
+            .enumerate()
+            .map(|(reader, ended)| {
                 let (read, done, begin) = (&read, &done, &begin);
                 scope.spawn(move || {
                     begin.wait();
@@ -25,6 +30,7 @@ pub fn under_load(readers: usize, read: impl Fn(usize, usize) + Sync, disturb: i
                         let begun = Instant::now();
                         read(reader, turn);
                         took.push(begun.elapsed().as_micros() as u64);
+                        ended.store(turn + 1, Ordering::Relaxed);
                     }
                     took
                 })
@@ -32,7 +38,14 @@ pub fn under_load(readers: usize, read: impl Fn(usize, usize) + Sync, disturb: i
             .collect();
         begin.wait();
         let ends = Ends(&done);
-        disturb();
+        disturb(&|| {
+            let count = || ended.iter().map(|ended| ended.load(Ordering::Relaxed));
+            let before: Vec<_> = count().collect();
+            while count().zip(&before).any(|(now, before)| now == *before) {
+                assert!(!readers.iter().any(|reader| reader.is_finished()), "a reader has failed");
+                std::thread::yield_now();
+            }
+        });
         drop(ends);
         readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect()
     })
