@@ -23,6 +23,11 @@ impl<T> Untrusted<T> {
 }
 
 impl Untrusted<Bytes> {
+    /// How many bytes there are.
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
     /// The bytes, if they have this size and digest.
     ///
     /// # Errors

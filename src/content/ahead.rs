@@ -6,6 +6,7 @@
 //! see [`super::Traffic`]. Here is only the bookkeeping, in span numbers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::offsets::DecodedOffset;
 
@@ -31,15 +32,19 @@ struct Followed {
 }
 
 /// A reader of large pieces, one behind the other.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 struct Stream {
     /// Its last piece.
     piece: Piece,
     /// Behind what was fetched on its behalf.
     next: u32,
-    /// Pieces that it has read in order.
+    /// Large pieces that it has waited for, in order.
     pieces: u32,
+    queue: Queue,
 }
+
+/// What is fetched on behalf of one reader, one request behind the other: whose turn it is holds the lock.
+pub(super) type Queue = Arc<tokio::sync::Mutex<()>>;
 
 /// What is read at once.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -62,31 +67,43 @@ impl Piece {
 }
 
 impl Ahead {
-    /// A piece is waited for: behind which span what follows is to be fetched, when it is one of many large ones in a
-    /// row or of some that grow. Then [`Ahead::streamed_to`] is to be told.
-    pub(super) fn streams(&mut self, piece: Piece) -> Option<u32> {
+    /// A piece is read: behind which span what follows is to be fetched, and in which queue, when it is one of many
+    /// large ones in a row or of some that grow. Then [`Ahead::streamed_to`] is to be told. A row begins with a piece
+    /// that is `waited` for.
+    pub(super) fn streams(&mut self, piece: Piece, waited: bool) -> Option<(u32, Queue)> {
         if piece.length() < REMEMBERED {
             return None;
         }
-        let spans = piece.spans.clone();
-        // Two pieces may share a span, and those that nobody had to wait for are not told of.
-        let before =
-            |stream: &Stream| (spans.start.saturating_sub(UNSEEN)..=spans.start + 1).contains(&stream.piece.spans.end);
-        let (next, pieces) = self.streams.take(before).map_or((0, 0), |stream| {
-            let grown = piece.grows_from(&stream.piece);
-            (stream.next, if grown { SURE } else { stream.pieces })
-        });
-        let pieces = pieces + u32::from(piece.length() >= LARGE);
-        let stream = Stream { piece, next: next.max(spans.end), pieces };
-        let next = (stream.pieces >= SURE).then_some(stream.next);
+        let stream = match self.stream_of(&piece) {
+            Some(stream) => stream.gone_on(piece, waited),
+            None if waited => {
+                let pieces = u32::from(piece.length() >= LARGE);
+                Stream { next: piece.spans.end, piece, pieces, queue: Queue::default() }
+            }
+            None => return None,
+        };
+        let next = (stream.pieces >= SURE).then(|| (stream.next, Arc::clone(&stream.queue)));
+        if next.is_some() {
+            // It is followed here, no further than its file goes.
+            self.followed.take(|reader| (stream.piece.spans.start..=stream.next).contains(&reader.next));
+        }
         self.streams.put(stream);
         next
     }
 
-    /// All up to `next` was asked for on behalf of who has just read the piece before `end`.
-    pub(super) fn streamed_to(&mut self, end: u32, next: u32) {
-        if let Some(stream) = self.streams.take(|stream| stream.piece.spans.end == end) {
-            self.streams.put(Stream { next, ..stream });
+    /// Takes the stream that `piece` belongs to. Two pieces may share a span, small ones are not told of, and the kernel
+    /// asks for two at once.
+    fn stream_of(&mut self, piece: &Piece) -> Option<Stream> {
+        let start = piece.spans.start;
+        let goes_on = |stream: &Stream| (start.saturating_sub(UNSEEN)..=start + 1).contains(&stream.piece.spans.end);
+        let is_late = |stream: &Stream| (start..=start + UNSEEN).contains(&stream.piece.spans.end);
+        self.streams.take(goes_on).or_else(|| self.streams.take(is_late))
+    }
+
+    /// What was to be fetched behind `next` was asked for up to `to`.
+    pub(super) fn streamed_to(&mut self, next: u32, to: u32) {
+        if let Some(stream) = self.streams.take(|stream| stream.next == next) {
+            self.streams.put(Stream { next: to, ..stream });
         }
     }
 
@@ -111,6 +128,17 @@ impl Ahead {
     /// All up to `next` was asked for, by a window of so many.
     pub(super) fn reached(&mut self, next: u32, window: u32) {
         self.followed.put(Followed { next, window });
+    }
+}
+
+impl Stream {
+    fn gone_on(self, piece: Piece, waited: bool) -> Self {
+        if piece.bytes.end <= self.piece.bytes.end {
+            return self;
+        }
+        let sure = if piece.grows_from(&self.piece) { SURE } else { self.pieces };
+        let pieces = sure + u32::from(waited && piece.length() >= LARGE);
+        Self { next: self.next.max(piece.spans.end), pieces, piece, queue: self.queue }
     }
 }
 
@@ -143,14 +171,14 @@ fn wider(window: u32) -> u32 {
 
 /// Streams that are followed at once in a layer.
 const STREAMS: usize = 4;
-/// Spans that a stream may go through without waiting for them.
+/// Spans that a stream may go through unseen.
 const UNSEEN: u32 = 16;
 /// So many large pieces in order are a file that is read to its end, and no program that starts.
 const SURE: u32 = 4;
 /// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
 const LARGE: u64 = 512 << 10;
 /// A piece of so many bytes may be one that larger ones follow.
-const REMEMBERED: u64 = 128 << 10;
+pub(super) const REMEMBERED: u64 = 128 << 10;
 /// Readers that are followed at once in a layer.
 const READERS: usize = 16;
 /// A reader that leaves out so many spans still counts as going on.
@@ -199,33 +227,58 @@ mod tests {
         Piece { bytes: at(spans.start)..at(spans.end), spans }
     }
 
+    /// Behind which span what follows this piece is to be fetched.
+    fn streams(ahead: &mut Ahead, piece: Piece) -> Option<u32> {
+        ahead.streams(piece, true).map(|(next, _)| next)
+    }
+
     #[test]
     fn large_pieces_in_order_are_a_stream() {
         let mut ahead = Ahead::default();
-        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| ahead.streams(piece(spans))), [None; 4]);
-        assert_eq!(ahead.streams(piece(11..15)), Some(15));
+        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| streams(&mut ahead, piece(spans))), [None; 4]);
+        assert_eq!(streams(&mut ahead, piece(11..15)), Some(15));
         ahead.streamed_to(15, 40);
-        assert_eq!(ahead.streams(piece(14..19)), Some(40), "that far it was asked for");
-        assert_eq!(ahead.streams(piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
-        assert_eq!(ahead.streams(piece(90..94)), None);
+        assert_eq!(streams(&mut ahead, piece(14..19)), Some(40), "that far it was asked for");
+        assert_eq!(streams(&mut ahead, piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
+        assert_eq!(streams(&mut ahead, piece(90..94)), None);
         for number in 0..10 {
-            assert_eq!(ahead.streams(piece(1000 * number..1000 * number + 4)), None);
+            assert_eq!(streams(&mut ahead, piece(1000 * number..1000 * number + 4)), None);
         }
-        assert_eq!(ahead.streams(piece(40..44)), None, "forgotten for others");
+        assert_eq!(streams(&mut ahead, piece(40..44)), None, "forgotten for others");
     }
 
     #[test]
     fn pieces_that_grow_are_a_stream() {
         let mut ahead = Ahead::default();
-        assert_eq!(ahead.streams(piece(10..11)), None);
-        assert_eq!(ahead.streams(piece(11..13)), Some(13), "twice as much, right behind it");
-        assert_eq!(ahead.streams(piece(50..51)), None);
-        assert_eq!(ahead.streams(piece(52..54)), None, "something lies between");
-        assert_eq!(ahead.streams(piece(70..71)), None);
-        assert_eq!(ahead.streams(piece(71..72)), None, "no more than before");
+        assert_eq!(streams(&mut ahead, piece(10..11)), None);
+        assert_eq!(streams(&mut ahead, piece(11..13)), Some(13), "twice as much, right behind it");
+        assert_eq!(streams(&mut ahead, piece(50..51)), None);
+        assert_eq!(streams(&mut ahead, piece(52..54)), None, "something lies between");
+        assert_eq!(streams(&mut ahead, piece(70..71)), None);
+        assert_eq!(streams(&mut ahead, piece(71..72)), None, "no more than before");
         let little = Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), spans: 80..81 };
-        assert_eq!(ahead.streams(little), None);
-        assert_eq!(ahead.streams(piece(80..81)), None, "the one before was a small read");
+        assert_eq!(streams(&mut ahead, little), None);
+        assert_eq!(streams(&mut ahead, piece(80..81)), None, "the one before was a small read");
+    }
+
+    #[test]
+    fn pieces_that_were_here_count() {
+        let mut ahead = Ahead::default();
+        assert_eq!(streams(&mut ahead, piece(10..11)), None);
+        assert_eq!(ahead.streams(piece(11..13), false).map(|(next, _)| next), Some(13));
+        assert!(ahead.streams(piece(50..51), false).is_none());
+        assert_eq!(streams(&mut ahead, piece(51..53)), None, "nobody had waited there");
+    }
+
+    #[test]
+    fn pieces_may_come_in_the_wrong_order() {
+        let mut ahead = Ahead::default();
+        assert_eq!(streams(&mut ahead, piece(10..12)), None);
+        assert_eq!(streams(&mut ahead, piece(12..16)), Some(16));
+        assert_eq!(streams(&mut ahead, piece(20..24)), Some(24));
+        ahead.streamed_to(24, 60);
+        assert_eq!(streams(&mut ahead, piece(16..20)), Some(60), "of the same stream");
+        assert_eq!(streams(&mut ahead, piece(24..28)), Some(60));
     }
 
     #[test]

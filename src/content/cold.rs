@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::ahead::Piece;
 use super::{LayerContent, ReadError, fetch};
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
@@ -40,13 +39,12 @@ pub(super) async fn read(
         while let Some((first, ..)) = rest.first() {
             let run = rest.iter().enumerate().take_while(|(step, (span, ..))| *span == first + *step as u32).count();
             let run = *first..first + run as u32;
-            let (around, room) = layer.around(&run)?;
+            let (around, room) = layer.around(&run, end - from)?;
             arriving.extend(fetch::start(layer, &run, around, room, again)?);
             rest = &rest[run.len()..];
         }
-        let follows = end..DecodedOffset(end.0.saturating_add(more).min(layer.index.proof().decoded_size));
-        if !again && follows.start < follows.end {
-            layer.stream(Piece { spans: wanted.clone(), bytes: from..end }, layer.spans_of(follows)?)?;
+        if !again {
+            layer.stream(from..end, more, true);
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {

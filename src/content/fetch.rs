@@ -16,6 +16,8 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
+use super::ahead::Queue;
+use super::traffic::in_kib;
 use super::{LayerContent, ReadError, spans};
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};
 use crate::layer::{IndexError, SpanId};
@@ -119,37 +121,40 @@ pub(super) fn start(
     follow_all(layer, elsewhere);
     let room = room.map(Arc::new);
     for run in runs {
-        fly_holding(layer, run, room.clone());
+        let (layer, room) = (Arc::clone(layer), room.clone());
+        layer.traffic.clone().spawn(async move {
+            fly(&layer, run, Manners::Stay, None).await;
+            drop(room);
+        });
     }
     Ok(arrivals)
 }
 
-/// Starts fetching what is neither here nor on its way of `spans`, for a reader who wants them in order: few
-/// requests at a time, so that the first does not share the link with all that come behind it.
+/// Starts fetching what is neither here nor on its way of `spans`, for a reader who wants them in order: behind what is
+/// in his queue, and few requests at a time, so that the first does not share the link with all that come behind it.
 pub(super) fn start_in_order(
     layer: &Arc<LayerContent>,
     spans: Range<u32>,
-    room: OwnedSemaphorePermit,
+    mut room: OwnedSemaphorePermit,
+    queue: Queue,
 ) -> Result<(), ReadError> {
     let (runs, elsewhere, _) = take_off(layer, &(spans.start..spans.start), spans, false)?;
     follow_all(layer, elsewhere);
-    let (layer, room) = (Arc::clone(layer), Arc::new(room));
+    let layer = Arc::clone(layer);
     layer.traffic.clone().spawn(async move {
+        let _turn = queue.lock().await;
         for run in runs {
-            let lane = Arc::clone(layer.wanted.lanes()).acquire_owned().await.expect("lanes are never closed");
-            fly_holding(&layer, run, (lane, Arc::clone(&room)));
+            let bytes = layer.blob_bytes(&(run[0].span..run[run.len() - 1].span + 1)).unwrap_or(0);
+            let on_link = layer.wanted.on_link(bytes).await;
+            let of_room = room.split(in_kib(bytes, room.num_permits().max(1)) as usize);
+            let layer = Arc::clone(&layer);
+            layer.traffic.clone().spawn(async move {
+                fly(&layer, run, Manners::Stay, Some(on_link)).await;
+                drop(of_room);
+            });
         }
     });
     Ok(())
-}
-
-/// Starts fetching a run; `held` is dropped when it has ended.
-fn fly_holding(layer: &Arc<LayerContent>, run: Run, held: impl Send + 'static) {
-    let layer = Arc::clone(layer);
-    layer.traffic.clone().spawn(async move {
-        fly(&layer, run, Manners::Stay).await;
-        drop(held);
-    });
 }
 
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
@@ -158,7 +163,7 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
     let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
     let mut good = true;
     for run in runs {
-        good &= fly(layer, run, manners).await;
+        good &= fly(layer, run, manners, None).await;
     }
     good
 }
@@ -253,16 +258,18 @@ async fn follow(layer: &Arc<LayerContent>, mut flying: Flying) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_LOOK);
     }
-    fly(layer, vec![flying], Manners::Stay).await;
+    fly(layer, vec![flying], Manners::Stay, None).await;
 }
 
-/// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more.
-async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners) -> bool {
+/// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more. Its room on the link is
+/// given back as its bytes come.
+async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners, mut on_link: Option<OwnedSemaphorePermit>) -> bool {
     let run = Arc::new(run);
-    let mut result = fetch_run(layer, &run, manners).await;
+    let mut result = fetch_run(layer, &run, manners, &mut on_link).await;
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
-        result = fetch_run(layer, &run, manners).await;
+        result = fetch_run(layer, &run, manners, &mut on_link).await;
     }
+    drop(on_link);
     let Err(error) = result else { return true };
     let open = land(layer, &run, |_| true);
     if open.iter().any(|sender| sender.receiver_count() > 0) {
@@ -291,7 +298,12 @@ fn land<'a>(layer: &LayerContent, run: &'a Run, may: impl Fn(usize) -> bool) -> 
     open().map(|flying| &flying.sender).collect()
 }
 
-async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Run>, manners: Manners) -> Result<(), ReadError> {
+async fn fetch_run(
+    layer: &Arc<LayerContent>,
+    run: &Arc<Run>,
+    manners: Manners,
+    on_link: &mut Option<OwnedSemaphorePermit>,
+) -> Result<(), ReadError> {
     let (first, last) = (run[0].span, run[run.len() - 1].span);
     let source_error = |cause: SourceError| ReadError::Source { layer: layer.layer_name(), cause: Arc::new(cause) };
     let start = spans::start_of(&layer.index, first).map_err(|cause| layer.index_error(cause))?;
@@ -306,7 +318,12 @@ async fn fetch_run(layer: &Arc<LayerContent>, run: &Arc<Run>, manners: Manners) 
         tokio::task::spawn_blocking(move || decode_run(&layer, start, last, &run, receiver))
     };
     while let Some(piece) = stream.next().await {
-        if sender.send(piece.map_err(source_error)?).await.is_err() {
+        let piece = piece.map_err(source_error)?;
+        if let Some(room) = on_link {
+            let come = piece.length() >> 10;
+            drop(room.split(come.min(room.num_permits())));
+        }
+        if sender.send(piece).await.is_err() {
             break; // the decoder has all it needs, or has failed
         }
         if manners == Manners::GiveWay
@@ -454,6 +471,6 @@ const LONGEST_LOOK: Duration = Duration::from_millis(16);
 /// Pieces of a body held between the network and the decoder.
 const PIECES_AHEAD: usize = 8;
 /// A request ends with the span that comes to so many bytes of the blob: as large as the source takes for short.
-const REQUEST: u64 = 768 << 10;
+pub(super) const REQUEST: u64 = 768 << 10;
 /// Decoded bytes produced at a time.
 const OUTPUT: usize = 256 << 10;

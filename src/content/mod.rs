@@ -261,12 +261,30 @@ impl LayerContent {
         Ok(if still { FromStore::All } else { FromStore::Changed })
     }
 
+    /// As [`LayerContent::read_stored`], for a reader; of the file that the bytes are part of, `more` bytes follow.
+    ///
+    /// # Errors
+    /// [`ReadError::Index`]
+    pub fn read_now(
+        self: &Arc<Self>,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        more: u64,
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<bool, ReadError> {
+        let here = self.read_stored(from, buf, before_wait)?;
+        if here {
+            self.stream(from..from + buf.len() as u64, more, false);
+        }
+        Ok(here)
+    }
+
     /// Reads decoded bytes, fetching what is not in the store; of the file that they are part of, `more` bytes follow.
     ///
     /// # Errors
     /// [`ReadError`]
     pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8], more: u64) -> Result<(), ReadError> {
-        if self.read_stored(from, buf, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, more).await }
+        if self.read_now(from, buf, more, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, more).await }
     }
 
     /// Whether the cache has had to give away spans of this layer, or could not keep one: what is fetched

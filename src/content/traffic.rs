@@ -131,7 +131,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// What is larger than the whole budget has to be alone.
-fn in_kib(bytes: u64, most: usize) -> u32 {
+pub(super) fn in_kib(bytes: u64, most: usize) -> u32 {
     u32::try_from((bytes >> 10).clamp(1, most as u64)).expect("budgets are far smaller")
 }
 

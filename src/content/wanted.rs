@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ahead::{Ahead, Piece};
+use super::ahead::{Ahead, Piece, REMEMBERED};
 use super::profile::Profile;
+use super::traffic::in_kib;
 use super::{LayerContent, ReadError, fetch, spans};
 use crate::codec::StartKind;
 use crate::layer::SpanId;
+use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
 /// What readers have wanted of a layer.
@@ -20,18 +22,20 @@ pub(super) struct Wanted {
     /// The spans that were read soon after the mount began, in order of their first reads, in milliseconds.
     first: Mutex<Vec<(u32, u32)>>,
     ahead: Mutex<Ahead>,
-    /// For requests of readers of large pieces.
-    lanes: Arc<Semaphore>,
+    /// KiB that may be on the link for readers of large pieces.
+    on_link: Arc<Semaphore>,
 }
 
 impl Wanted {
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
-        Self { marks, first: Mutex::default(), ahead: Mutex::default(), lanes: Arc::new(Semaphore::new(LANES)) }
+        Self { marks, first: Mutex::default(), ahead: Mutex::default(), on_link: Arc::new(Semaphore::new(ON_LINK_KIB)) }
     }
 
-    pub(super) fn lanes(&self) -> &Arc<Semaphore> {
-        &self.lanes
+    /// Room on the link for so many bytes that a reader will want in order, as soon as there is any.
+    pub(super) async fn on_link(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.on_link).acquire_many_owned(in_kib(bytes, ON_LINK_KIB));
+        room.await.expect("it is never closed")
     }
 }
 
@@ -56,18 +60,34 @@ impl LayerContent {
         }
     }
 
-    /// A reader waits for a piece: if it is one of a reader who goes on through a large file, what `follows` is fetched.
-    pub(super) fn stream(self: &Arc<Self>, piece: Piece, follows: Range<u32>) -> Result<(), ReadError> {
-        let spans = piece.spans.clone();
-        let Some(next) = lock(&self.wanted.ahead).streams(piece) else { return Ok(()) };
-        let end = self.within(spans.end, follows.end.saturating_sub(spans.end), STREAM_BYTES)?;
-        if end > next
-            && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..end))?)
-        {
-            fetch::start_in_order(self, next..end, room)?;
-            lock(&self.wanted.ahead).streamed_to(spans.end, end);
+    /// A reader reads a piece, or waits for it: if it is one of a reader who goes on through a large file, what of the
+    /// `more` bytes of the file behind it comes next is fetched.
+    pub(super) fn stream(self: &Arc<Self>, bytes: Range<DecodedOffset>, more: u64, waited: bool) {
+        let file_end = bytes.end.0.saturating_add(more).min(self.index.proof().decoded_size);
+        let (end, file_end) = (bytes.end, DecodedOffset(file_end));
+        if end >= file_end || end - bytes.start < REMEMBERED {
+            return;
         }
-        Ok(())
+        let streamed = || -> Result<(), ReadError> {
+            let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes };
+            let behind = piece.spans.end;
+            let Some((next, queue)) = lock(&self.wanted.ahead).streams(piece, waited) else { return Ok(()) };
+            let last = self.spans_of(end..file_end)?.end;
+            let to = self.within(behind, last.saturating_sub(behind), STREAM_BYTES)?;
+            let bytes = self.blob_bytes(&(next..to.max(next)))?;
+            if (bytes >= fetch::REQUEST || to == last)
+                && to > next
+                && let Some(room) = self.traffic.room_ahead(bytes)
+            {
+                fetch::start_in_order(self, next..to, room, queue)?;
+                lock(&self.wanted.ahead).streamed_to(next, to);
+            }
+            Ok(())
+        };
+        if let Err(error) = streamed() {
+            // Whoever reads on will be told.
+            tracing::debug!(%error, "cannot read ahead");
+        }
     }
 
     /// Fetches a window of a reader who goes on in order, if the budget allows it.
@@ -84,8 +104,12 @@ impl LayerContent {
         Ok(())
     }
 
-    /// `run`, for which a reader waits, with what is to be fetched along with it.
-    pub(super) fn around(&self, run: &Range<u32>) -> Result<(Range<u32>, Option<OwnedSemaphorePermit>), ReadError> {
+    /// `run`, for which a reader of a piece of so many bytes waits, with what is to be fetched along with it.
+    pub(super) fn around(
+        &self,
+        run: &Range<u32>,
+        piece: u64,
+    ) -> Result<(Range<u32>, Option<OwnedSemaphorePermit>), ReadError> {
         let on_its_way =
             |span| self.is_foretold(span) || fetch::flights_of(span, &lock(&self.flights)).next().is_some();
         if run.clone().all(on_its_way) {
@@ -95,7 +119,7 @@ impl LayerContent {
         let window = lock(&self.wanted.ahead).missed(run, guess);
         let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
         let mut end = self.within(run.end, window, bytes)?;
-        let mut start = if guess > 0 { self.near_before(run.start)? } else { run.start };
+        let mut start = if guess > 0 && piece < SMALL { self.near_before(run.start)? } else { run.start };
         let extra = self.blob_bytes(&(start..run.start))? + self.blob_bytes(&(run.end..end))?;
         let room = if extra > 0 { self.traffic.room_ahead(extra) } else { None };
         if room.is_none() {
@@ -183,12 +207,15 @@ const START_MS: u128 = 60_000;
 /// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.
 const NEAR_BEFORE: u32 = 2;
 const NEAR_AFTER: u32 = 5;
+/// A piece of so many bytes is of a large file, and what lies before that file is not.
+const SMALL: u64 = 128 << 10;
 /// A guess may take about as long as the round trip that it can save: what a link of 200 Mbit/s and 20 ms, or of
 /// 50 Mbit/s and 80 ms, holds.
 const NEAR_BYTES: u64 = 512 << 10;
-/// What is under way for a reader of large pieces, in bytes of the blob, and in how many requests: with more than a link
-/// holds, it does not fall idle while he waits for the first.
+/// What is asked for ahead of a reader of large pieces, in bytes of the blob.
 const STREAM_BYTES: u64 = 6 << 20;
-const LANES: usize = 3;
+/// And what of it is on the link: with more than that holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), it
+/// does not fall idle while he waits for the first; and with not much more, the first does not share it with many.
+const ON_LINK_KIB: usize = 2 << 10;
 /// The widest window of a reader who goes on in order, in bytes of the blob.
 const WINDOW_BYTES: u64 = 4 << 20;

@@ -320,9 +320,9 @@ impl ImageFs {
                 None => place.fill(0),
                 Some(from) => {
                     let here = match &plan.bytes {
-                        DecodedBytes::Layer(content) => {
-                            content.read_stored(from, place, before_wait).map_err(|error| unread(plan.layer, error))?
-                        }
+                        DecodedBytes::Layer(content) => content
+                            .read_now(from, place, plan.more, before_wait)
+                            .map_err(|error| unread(plan.layer, error))?,
                         DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
                     };
                     if !here {
