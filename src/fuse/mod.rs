@@ -104,10 +104,9 @@ impl Adapter {
         });
     }
 
+    /// What is in memory is answered by the thread that listens: to wake another one and go on, on another CPU, costs a
+    /// reader more than it takes to check and copy a MiB, and other readers who queue up have a thread called anyway.
     fn read(&self, node: NodeId, at: FileOffset, length: usize, reply: Reply, threads: &Threads) {
-        if length > QUICK_READ {
-            threads.slow();
-        }
         let now = BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < length {
                 buffer.resize(length, 0);
@@ -420,8 +419,6 @@ const FOR_EVER: u64 = u32::MAX as u64;
 const DOTS: u64 = 2;
 const BLOCK: u32 = 4096;
 const S_IFDIR: u32 = 0o040_000;
-/// Bytes whose copying takes less than waking another thread would.
-const QUICK_READ: usize = 128 << 10;
 /// Bytes from which on a file is worth a file of its own: reading less takes hardly longer than opening.
 const LARGE: u64 = 1 << 20;
 /// How long an open waits for the file that the kernel could read by itself.
