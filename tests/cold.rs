@@ -182,9 +182,18 @@ fn a_profile_is_replayed_before_anybody_reads() {
         let (index, profile) = (here.path().join("indexes"), here.path().join("profile"));
         run(&here, &["index", "export", &reference, text(&index)]);
         run(&here, &["profile", "export", &reference, text(&profile)]);
+        let piped = run(&here, &["profile", "export", &reference, "-"]);
+        assert_eq!(piped, std::fs::read_to_string(&profile).unwrap());
         let exact = exact(&here, &registry, &reference, &names);
         run(&here, &["cache", "drop", "--content", &reference]);
-        run(&there, &["index", "import", text(&index)]);
+        let indexes = std::fs::File::open(&index).unwrap();
+        let imported = there.peelfs(["index", "import", "-"]).stdin(indexes).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&imported.stdout),
+            "imported the indexes of 1 layer\n",
+            "{}",
+            said(&imported)
+        );
         assert_eq!(run(&there, &["profile", "import", text(&profile)]), "imported the profiles of 1 layer\n");
 
         for sandbox in [&here, &there] {
@@ -211,14 +220,44 @@ fn runtime() -> tokio::runtime::Runtime {
 /// What takes so long hangs.
 const HANGS: Duration = Duration::from_secs(30);
 
+/// Reads one file of [`image`].
+async fn read_one(fs: &ImageFs, name: u32) {
+    let node = fs.awaited(|fs| fs.walk(name.to_string().as_bytes(), Last::Follow)).await.unwrap().node;
+    assert_eq!(fs.read(node, FileOffset(0), 512 << 10).await.unwrap().len(), 512 << 10);
+}
+
 /// How long it takes to read all of [`image`].
 async fn time_to_read(fs: &ImageFs) -> Duration {
     let begun = tokio::time::Instant::now();
     for name in 0..24 {
-        let node = fs.awaited(|fs| fs.walk(name.to_string().as_bytes(), Last::Follow)).await.unwrap().node;
-        assert_eq!(fs.read(node, FileOffset(0), 512 << 10).await.unwrap().len(), 512 << 10);
+        read_one(fs, name).await;
     }
     begun.elapsed()
+}
+
+#[test]
+fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let store = learnt(&image, dir.path());
+    let kept = || Profile::load(&store, &image.layers()[0].digest).map_or(0, |profile| profile.wanted.len());
+    runtime().block_on(async {
+        let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
+        read_one(&fs, 3).await;
+        fs.record().await;
+        let recorded = kept();
+        assert!(recorded > 0);
+        read_one(&fs, 12).await;
+        fs.keep_profiles();
+        assert_eq!(kept(), recorded, "that was read later");
+        fs.end();
+
+        let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
+        fs.goes_on_after(Duration::from_secs(3600));
+        read_one(&fs, 20).await;
+        fs.record().await;
+        assert_eq!(kept(), recorded, "the mount began long before this process");
+    });
 }
 
 #[test]

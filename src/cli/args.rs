@@ -369,13 +369,13 @@ pub enum CarryCommand {
         /// Which image.
         #[command(flatten)]
         image: ImageArgs,
-        /// The file to write
+        /// The file to write; `-` is standard output
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
     /// Read such a file into the cache; trust whoever made it
     Import {
-        /// The file to read
+        /// The file to read; `-` is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Where the cache is.

@@ -21,7 +21,9 @@ pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
                 content::export_indexes(&opened.store, &layers(&opened), &mut out).and_then(|()| Ok(out.flush()?));
             written.map_err(|error| {
                 // Half a file is none.
-                let _ = std::fs::remove_file(file);
+                if !is_standard(file) {
+                    let _ = std::fs::remove_file(file);
+                }
                 let report = Report::from(error);
                 Report { message: format!("cannot export to `{}`: {}", file.display(), report.message), ..report }
             })
@@ -94,12 +96,25 @@ fn layers(opened: &open::Opened) -> Vec<Digest> {
     layers
 }
 
-fn create(path: &Path) -> Result<File, Report> {
-    File::create(path).map_err(|error| file_trouble("write", path, &error))
+/// `-` is standard output or input, as everywhere.
+fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
-fn open_file(path: &Path) -> Result<File, Report> {
-    File::open(path).map_err(|error| file_trouble("read", path, &error))
+fn create(path: &Path) -> Result<Box<dyn io::Write>, Report> {
+    if is_standard(path) {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = File::create(path).map_err(|error| file_trouble("write", path, &error))?;
+    Ok(Box::new(file))
+}
+
+fn open_file(path: &Path) -> Result<Box<dyn io::Read>, Report> {
+    if is_standard(path) {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).map_err(|error| file_trouble("read", path, &error))?;
+    Ok(Box::new(file))
 }
 
 fn file_trouble(doing: &str, path: &Path, error: &io::Error) -> Report {

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -97,6 +98,14 @@ pub(super) struct Handover {
     pub(super) awaited: bool,
     /// Its number among shared mounts, and what was asked for.
     pub(super) shared: Option<(u64, Box<Request>)>,
+}
+
+impl Handover {
+    /// How long ago the mount was made, by the wall clock.
+    pub(super) fn age(&self) -> Duration {
+        let since = UNIX_EPOCH.checked_add(Duration::from_secs(self.since));
+        since.and_then(|since| since.elapsed().ok()).unwrap_or_default()
+    }
 }
 
 /// A mount to go on with.

@@ -180,7 +180,7 @@ pub(super) fn verify(args: &MountArgs) -> Verify {
     }
 }
 
-/// Begins to fetch what the command line says ahead of its readers.
+/// Begins to fetch what the command line says ahead of its readers, and to record what they read at the mount's start.
 pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
         PrefetchArg::All => Prefetch::All,
@@ -188,7 +188,9 @@ pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::t
         PrefetchArg::None => Prefetch::None,
     };
     let fs = Arc::clone(fs);
-    tokio::spawn(async move { fs.prefetch(what).await })
+    tokio::spawn(async move {
+        tokio::join!(fs.prefetch(what), fs.record());
+    })
 }
 
 /// From now on the source is tried for as long as it takes, and readers wait as the user has said.
@@ -231,6 +233,7 @@ async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent:
     let opened = open::open_pinned(&args.image, &handover.root).await?;
     same_manifest(&opened, &handover)?;
     let fs = opened.files(Eagerness::Background, verify(args));
+    fs.goes_on_after(handover.age());
     supervisor.prepared()?;
     let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, args.let_cpus_sleep)?;
     if let Some(how) = &handover.ended {

@@ -267,6 +267,7 @@ impl Server {
         let opened = open::open_for(&request.args.image, Some(&handover.root), &around).await?;
         mount::same_manifest(&opened, handover)?;
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
+        fs.goes_on_after(handover.age());
         Ok((opened, fs))
     }
 

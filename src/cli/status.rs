@@ -92,7 +92,9 @@ impl<'a> Known<'a> {
             let ready = health.layers.iter().filter(|layer| layer["state"] == "ready").count();
             line("layers", format!("{ready} of {} ready", health.layers.len()));
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
-            line("fetched", format!("{received} of {size}, in {}", text::count(health.requests, "request")));
+            // What was evicted or dropped is fetched again.
+            let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
+            line("fetched", format!("{received} {of} {size}, in {}", text::count(health.requests, "request")));
             for wait in &health.waiting {
                 let WaitStatus { what, seconds, tries, last_error } = wait;
                 let tried = text::count((*tries).into(), "time");

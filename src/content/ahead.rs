@@ -52,11 +52,18 @@ pub(super) struct Piece {
     /// The spans that hold it.
     pub(super) spans: Range<u32>,
     pub(super) bytes: Range<DecodedOffset>,
+    /// Its file begins with it.
+    pub(super) is_first: bool,
 }
 
 impl Piece {
     fn length(&self) -> u64 {
         self.bytes.end - self.bytes.start
+    }
+
+    /// Whether a file is read from its beginning in pieces as large as `cat`, `cp` and their like make them.
+    fn opens(&self) -> bool {
+        self.is_first && self.length() == OPENING
     }
 
     /// Whether the kernel's read-ahead has grown from `before` to this, which it does for a file that is read, not
@@ -68,8 +75,8 @@ impl Piece {
 
 impl Ahead {
     /// A piece is read: behind which span what follows is to be fetched, and in which queue, when it is one of many
-    /// large ones in a row or of some that grow. Then [`Ahead::streamed_to`] is to be told. A row begins with a piece
-    /// that is `waited` for.
+    /// large ones in a row, or of some that grow, or the first of a file that is read as a whole. Then
+    /// [`Ahead::streamed_to`] is to be told. A row begins with a piece that is `waited` for.
     pub(super) fn streams(&mut self, piece: Piece, waited: bool) -> Option<(u32, Queue)> {
         if piece.length() < REMEMBERED {
             return None;
@@ -77,7 +84,7 @@ impl Ahead {
         let stream = match self.stream_of(&piece) {
             Some(stream) => stream.gone_on(piece, waited),
             None if waited => {
-                let pieces = u32::from(piece.length() >= LARGE);
+                let pieces = if piece.opens() { SURE } else { u32::from(piece.length() >= LARGE) };
                 Stream { next: piece.spans.end, piece, pieces, queue: Queue::default() }
             }
             None => return None,
@@ -177,6 +184,10 @@ const UNSEEN: u32 = 16;
 const SURE: u32 = 4;
 /// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
 const LARGE: u64 = 512 << 10;
+/// The kernel's first read-ahead for who reads 128 KiB or more of a file at a time, where it may read ahead at least
+/// twice that; who reads less is given less, and a page of a mapped file comes with more or less (`get_init_ra_size` and
+/// `do_sync_mmap_readahead` of Linux).
+const OPENING: u64 = 256 << 10;
 /// A piece of so many bytes may be one that larger ones follow.
 pub(super) const REMEMBERED: u64 = 128 << 10;
 /// Readers that are followed at once in a layer.
@@ -224,7 +235,7 @@ mod tests {
     /// A piece of whole spans.
     fn piece(spans: Range<u32>) -> Piece {
         let at = |span: u32| DecodedOffset(u64::from(span) << 18);
-        Piece { bytes: at(spans.start)..at(spans.end), spans }
+        Piece { bytes: at(spans.start)..at(spans.end), spans, is_first: false }
     }
 
     /// Behind which span what follows this piece is to be fetched.
@@ -256,9 +267,18 @@ mod tests {
         assert_eq!(streams(&mut ahead, piece(52..54)), None, "something lies between");
         assert_eq!(streams(&mut ahead, piece(70..71)), None);
         assert_eq!(streams(&mut ahead, piece(71..72)), None, "no more than before");
-        let little = Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), spans: 80..81 };
+        let little =
+            Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), spans: 80..81, is_first: false };
         assert_eq!(streams(&mut ahead, little), None);
         assert_eq!(streams(&mut ahead, piece(80..81)), None, "the one before was a small read");
+    }
+
+    #[test]
+    fn a_file_that_is_read_as_a_whole_is_a_stream_from_its_first_piece_on() {
+        let first = |spans| Piece { is_first: true, ..piece(spans) };
+        assert_eq!(streams(&mut Ahead::default(), first(10..11)), Some(11));
+        assert_eq!(streams(&mut Ahead::default(), first(10..12)), None, "so much comes with a page that is mapped");
+        assert_eq!(streams(&mut Ahead::default(), piece(10..11)), None, "in the middle");
     }
 
     #[test]

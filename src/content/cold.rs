@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{LayerContent, ReadError, fetch};
+use super::{LayerContent, PlaceInFile, ReadError, fetch};
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
 
-/// Fills `buf` with the decoded bytes at `from`, span by span, as they arrive; `more` of the same file follow.
+/// Fills `buf` with the decoded bytes at `from`, span by span, as they arrive.
 ///
 /// The bytes are taken from what was fetched, not read back from the store, so a full disk or an
 /// eviction in between does not matter.
@@ -15,7 +15,7 @@ pub(super) async fn read(
     layer: &Arc<LayerContent>,
     from: DecodedOffset,
     buf: &mut [u8],
-    more: u64,
+    in_file: PlaceInFile,
 ) -> Result<(), ReadError> {
     let end = from + buf.len() as u64;
     let wanted = layer.spans_of(from..end)?;
@@ -44,7 +44,7 @@ pub(super) async fn read(
             rest = &rest[run.len()..];
         }
         if !again {
-            layer.stream(from..end, more, true);
+            layer.stream(from..end, in_file, true);
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {

@@ -67,6 +67,15 @@ impl std::ops::Deref for LayerContent {
     }
 }
 
+/// Where in its file a piece lies that is read.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaceInFile {
+    /// Bytes of the file before it.
+    pub before: u64,
+    /// Bytes of the file behind it.
+    pub behind: u64,
+}
+
 /// What a layer's reads have cost so far.
 #[derive(Debug, Default)]
 struct Counters {
@@ -261,7 +270,7 @@ impl LayerContent {
         Ok(if still { FromStore::All } else { FromStore::Changed })
     }
 
-    /// As [`LayerContent::read_stored`], for a reader; of the file that the bytes are part of, `more` bytes follow.
+    /// As [`LayerContent::read_stored`], for a reader.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -269,22 +278,27 @@ impl LayerContent {
         self: &Arc<Self>,
         from: DecodedOffset,
         buf: &mut [u8],
-        more: u64,
+        place: PlaceInFile,
         before_wait: &mut dyn FnMut(),
     ) -> Result<bool, ReadError> {
         let here = self.read_stored(from, buf, before_wait)?;
         if here {
-            self.stream(from..from + buf.len() as u64, more, false);
+            self.stream(from..from + buf.len() as u64, place, false);
         }
         Ok(here)
     }
 
-    /// Reads decoded bytes, fetching what is not in the store; of the file that they are part of, `more` bytes follow.
+    /// Reads decoded bytes, fetching what is not in the store.
     ///
     /// # Errors
     /// [`ReadError`]
-    pub async fn read(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8], more: u64) -> Result<(), ReadError> {
-        if self.read_now(from, buf, more, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, more).await }
+    pub async fn read(
+        self: &Arc<Self>,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        place: PlaceInFile,
+    ) -> Result<(), ReadError> {
+        if self.read_now(from, buf, place, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, place).await }
     }
 
     /// Whether the cache has had to give away spans of this layer, or could not keep one: what is fetched

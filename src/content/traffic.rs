@@ -5,7 +5,7 @@
 //! because the link is idle stops while anybody waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -31,6 +31,8 @@ pub struct Traffic {
     tasks: Handle,
     ended: watch::Sender<bool>,
     begun: Instant,
+    /// For how many milliseconds another process had served the mount before.
+    before_ms: AtomicU64,
     prefetch: AtomicU8,
     /// Reads that wait for the source.
     waiting: watch::Sender<u32>,
@@ -50,6 +52,7 @@ impl Traffic {
             tasks: Handle::current(),
             ended: watch::Sender::new(false),
             begun: Instant::now(),
+            before_ms: AtomicU64::new(0),
             prefetch: AtomicU8::new(Prefetch::None as u8),
             waiting: watch::Sender::new(0),
             ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
@@ -84,9 +87,23 @@ impl Traffic {
         self.ended.send_replace(true);
     }
 
-    /// How long ago the mount began.
-    pub(super) fn age(&self) -> Duration {
-        self.begun.elapsed()
+    /// Another process has served the mount for so long before.
+    pub fn goes_on_after(&self, before: Duration) {
+        self.before_ms.store(u64::try_from(before.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long ago the mount began, for as long as what is read belongs to its start.
+    pub(super) fn start(&self) -> Option<Duration> {
+        Some(self.age()).filter(|age| *age < START)
+    }
+
+    /// Waits until the mount's start is over.
+    pub async fn started(&self) {
+        tokio::time::sleep(START.saturating_sub(self.age())).await;
+    }
+
+    fn age(&self) -> Duration {
+        self.begun.elapsed().saturating_add(Duration::from_millis(self.before_ms.load(Ordering::Relaxed)))
     }
 
     /// A read begins to wait.
@@ -135,6 +152,8 @@ pub(super) fn in_kib(bytes: u64, most: usize) -> u32 {
     u32::try_from((bytes >> 10).clamp(1, most as u64)).expect("budgets are far smaller")
 }
 
+/// What is read in so much time from its beginning is what a mount is made for.
+const START: Duration = Duration::from_secs(60);
 /// Twice the widest window of one reader.
 const AHEAD_KIB: usize = 8 << 10;
 /// A few times what a link holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), so that it never idles;

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::ahead::{Ahead, Piece, REMEMBERED};
 use super::profile::Profile;
 use super::traffic::in_kib;
-use super::{LayerContent, ReadError, fetch, spans};
+use super::{LayerContent, PlaceInFile, ReadError, fetch, spans};
 use crate::codec::StartKind;
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
@@ -46,9 +46,8 @@ impl LayerContent {
         if mark.load(Ordering::Relaxed) & READ != 0 || mark.fetch_or(READ, Ordering::Relaxed) & READ != 0 {
             return;
         }
-        let age = self.traffic.age().as_millis();
-        if age < START_MS {
-            lock(&self.wanted.first).push((age as u32, span));
+        if let Some(age) = self.traffic.start() {
+            lock(&self.wanted.first).push((age.as_millis() as u32, span));
         }
         if self.is_foretold(span) {
             return;
@@ -60,16 +59,16 @@ impl LayerContent {
         }
     }
 
-    /// A reader reads a piece, or waits for it: if it is one of a reader who goes on through a large file, what of the
-    /// `more` bytes of the file behind it comes next is fetched.
-    pub(super) fn stream(self: &Arc<Self>, bytes: Range<DecodedOffset>, more: u64, waited: bool) {
-        let file_end = bytes.end.0.saturating_add(more).min(self.index.proof().decoded_size);
+    /// A reader reads a piece, or waits for it: if it is one of a reader who goes on through a large file, what comes
+    /// next in that file is fetched.
+    pub(super) fn stream(self: &Arc<Self>, bytes: Range<DecodedOffset>, place: PlaceInFile, waited: bool) {
+        let file_end = bytes.end.0.saturating_add(place.behind).min(self.index.proof().decoded_size);
         let (end, file_end) = (bytes.end, DecodedOffset(file_end));
         if end >= file_end || end - bytes.start < REMEMBERED {
             return;
         }
         let streamed = || -> Result<(), ReadError> {
-            let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes };
+            let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes, is_first: place.before == 0 };
             let behind = piece.spans.end;
             let Some((next, queue)) = lock(&self.wanted.ahead).streams(piece, waited) else { return Ok(()) };
             let last = self.spans_of(end..file_end)?.end;
@@ -200,8 +199,6 @@ impl LayerContent {
 const READ: u8 = 1;
 /// A profile speaks of it.
 const FORETOLD: u8 = 2;
-/// What is read so many milliseconds after the mount began belongs to a start.
-const START_MS: u128 = 60_000;
 /// Neighbours that are guessed to be wanted, too. Replayed over 200 Mbit/s and 20 ms, traces of Python, Node.js,
 /// TensorFlow and PostgreSQL that start wait between half and two thirds as often with these numbers as without, and
 /// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.

@@ -7,12 +7,13 @@
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
-use crate::content::{Growing, LayerContent, Prefetch, ReadError};
+use crate::content::{Growing, LayerContent, PlaceInFile, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
@@ -321,7 +322,7 @@ impl ImageFs {
                 Some(from) => {
                     let here = match &plan.bytes {
                         DecodedBytes::Layer(content) => content
-                            .read_now(from, place, plan.more, before_wait)
+                            .read_now(from, place, plan.place, before_wait)
                             .map_err(|error| unread(plan.layer, error))?,
                         DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
                     };
@@ -455,6 +456,20 @@ impl ImageFs {
         self.layers.prefetch(policy).await;
     }
 
+    /// Another process has served the mount for so long before: what is read now does not belong to its start.
+    pub fn goes_on_after(&self, before: Duration) {
+        self.layers.goes_on_after(before);
+    }
+
+    /// [Keeps](Self::keep_profiles) what is read at the mount's start as soon as that is over: a mount may be there for
+    /// years, and end with its machine.
+    pub async fn record(self: &Arc<Self>) {
+        self.layers.started().await;
+        let fs = Arc::clone(self);
+        // A failure has been told of, and a panic harms nobody else.
+        let _ = tokio::task::spawn_blocking(move || fs.keep_profiles()).await;
+    }
+
     /// Keeps what was read soon after the mount, so that the next one can fetch it before it is asked for.
     pub fn keep_profiles(&self) {
         self.layers.keep_profiles();
@@ -521,12 +536,13 @@ impl ImageFs {
             None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
-            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0, more: 0 });
+            let place = PlaceInFile { before: size, behind: 0 };
+            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0, place });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
         // Of a sparse file fewer follow in the layer; a wrong guess is a wrong guess.
-        let more = size - end;
-        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize, more })
+        let place = PlaceInFile { before: at.0, behind: size - end };
+        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize, place })
     }
 }
 
@@ -536,8 +552,7 @@ struct ReadPlan {
     bytes: DecodedBytes,
     extents: Vec<Extent>,
     length: usize,
-    /// Bytes of the file behind the piece.
-    more: u64,
+    place: PlaceInFile,
 }
 
 /// Where a layer's decoded bytes come from.
@@ -558,7 +573,9 @@ impl ReadPlan {
             let Some(from) = extent.decoded else { continue };
             let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
             match &self.bytes {
-                DecodedBytes::Layer(content) => content.read(from, place, self.more).await.map_err(Unfilled::Failed)?,
+                DecodedBytes::Layer(content) => {
+                    content.read(from, place, self.place).await.map_err(Unfilled::Failed)?;
+                }
                 DecodedBytes::Growing(growing) => growing.read(from, place).await.map_err(|_| Unfilled::Closed)?,
             }
         }

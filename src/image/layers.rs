@@ -202,6 +202,16 @@ impl Layers {
         self.traffic.end();
     }
 
+    /// Another process has served these layers to the mount for so long before.
+    pub fn goes_on_after(&self, before: Duration) {
+        self.traffic.goes_on_after(before);
+    }
+
+    /// Waits until the mount's start is over.
+    pub async fn started(&self) {
+        self.traffic.started().await;
+    }
+
     /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
     pub fn keep_profiles(&self) {
         content::keep_profiles(&self.all_known());
