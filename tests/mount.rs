@@ -807,6 +807,11 @@ fn umount_takes_away_only_what_peelfs_mounted() {
     let both = sandbox.run(["umount".as_ref(), nothing.as_os_str(), at.path.as_os_str()]);
     assert_eq!(both.status.code(), Some(3), "{}", said(&both));
     assert!(!at.is_mounted(), "the other one is unmounted all the same");
+    let neither = sandbox.run(["umount".as_ref(), nothing.as_os_str(), at.path.as_os_str()]);
+    assert_eq!(neither.status.code(), Some(3), "{}", said(&neither));
+    for path in [&nothing, &at.path] {
+        assert!(said(&neither).contains(&format!("nothing is mounted on `{}`", path.display())), "{}", said(&neither));
+    }
 
     let again = sandbox.run(["umount".as_ref(), at.path.as_os_str()]);
     assert_eq!(again.status.code(), Some(3), "{}", said(&again));

@@ -99,6 +99,32 @@ impl Report {
     }
 }
 
+/// What fails of several things of which each is tried: all of it is told, and the first decides the exit code.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    first: Option<Code>,
+    /// Not told yet.
+    last: Option<Report>,
+}
+
+impl Failures {
+    /// One more.
+    pub(super) fn add(&mut self, report: Report) {
+        self.first.get_or_insert(report.code);
+        if let Some(before) = self.last.replace(report) {
+            before.print();
+        }
+    }
+
+    /// How it went, all in all.
+    ///
+    /// # Errors
+    /// The last failure, which is yet to be told.
+    pub(super) fn outcome(self) -> Result<(), Report> {
+        self.last.map_or(Ok(()), |last| Err(Report { code: self.first.unwrap_or(last.code), ..last }))
+    }
+}
+
 impl From<ReferenceError> for Report {
     fn from(error: ReferenceError) -> Self {
         Self::of(Code::Usage, &error).maybe_hint(error.hint())

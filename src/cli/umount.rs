@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
-use super::report::{Code, Report};
+use super::report::{Code, Failures, Report};
 use super::state::{self, MountState};
 use crate::fuse::{OpenFiles, mounts, unmount};
 
@@ -19,24 +19,25 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     } else {
         args.at.iter().map(|typed| target(typed)).collect()
     };
-    let mut failed: Option<Report> = None;
+    let mut failures = Failures::default();
     for at in targets {
-        let at = match at {
-            Ok(at) => at,
-            Err(error) => {
-                failed = failed.or(Some(error));
-                continue;
-            }
-        };
-        let server = server_of(&at);
-        match unmount(&at, open_files) {
-            Ok(()) if open_files == OpenFiles::Refuse => server.as_ref().map_or((), wait_for_end),
-            Ok(()) => {}
-            // The others are unmounted all the same.
-            Err(error) => failed = failed.or(Some(error.into())),
+        // The others are unmounted all the same.
+        if let Err(report) = at.and_then(|at| unmount_one(&at, open_files)) {
+            failures.add(report);
         }
     }
-    failed.map_or(Ok(()), Err)
+    failures.outcome()
+}
+
+fn unmount_one(at: &Path, open_files: OpenFiles) -> Result<(), Report> {
+    let server = server_of(at);
+    unmount(at, open_files)?;
+    if open_files == OpenFiles::Refuse
+        && let Some(server) = server
+    {
+        wait_for_end(&server);
+    }
+    Ok(())
 }
 
 /// The mount point that was meant, if it is one of peelfs.

@@ -8,36 +8,37 @@ use std::time::Duration;
 
 use super::args::UpgradeArgs;
 use super::keeper::{Upgrade, Upgraded};
-use super::report::{Code, Report};
+use super::report::{Code, Failures, Report};
 use super::state::{self, MountState};
 use super::umount;
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
     let states = state::all(&state::directory()?);
-    let chosen: Vec<&MountState> = if args.all {
-        states.iter().collect()
+    let chosen: Vec<Result<&MountState, Report>> = if args.all {
+        states.iter().map(Ok).collect()
     } else {
-        args.at.iter().map(|typed| served_at(typed, &states)).collect::<Result<_, _>>()?
+        args.at.iter().map(|typed| served_at(typed, &states)).collect()
     };
-    let mut failed = None;
+    let mut failures = Failures::default();
     // Mounts that share a process are upgraded together.
     let mut upgraded = HashMap::new();
     for state in chosen {
-        let keeper = state.keeper.as_ref().map(|keeper| keeper.pid);
-        let done = match upgraded.get(&keeper).copied() {
-            Some(done) if state.shared => Ok(done),
-            _ => upgrade(state),
-        };
-        match done {
-            Ok((pid, pause)) => {
-                upgraded.insert(keeper, (pid, pause));
-                println!("{}: served by process {pid} now, after a pause of {pause:.1?}", state.at.display());
-            }
-            // The others are upgraded all the same.
-            Err(report) => failed = failed.or(Some(report)),
+        let done = state.and_then(|state| {
+            let keeper = state.keeper.as_ref().map(|keeper| keeper.pid);
+            let (pid, pause) = match upgraded.get(&keeper).copied() {
+                Some(done) if state.shared => done,
+                _ => upgrade(state)?,
+            };
+            upgraded.insert(keeper, (pid, pause));
+            println!("{}: served by process {pid} now, after a pause of {pause:.1?}", state.at.display());
+            Ok(())
+        });
+        // The others are upgraded all the same.
+        if let Err(report) = done {
+            failures.add(report);
         }
     }
-    failed.map_or(Ok(()), Err)
+    failures.outcome()
 }
 
 fn served_at<'a>(typed: &std::path::Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {
