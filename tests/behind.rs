@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, NotNow, Verify};
+use peelfs::content::PassError;
+use peelfs::image::{self, Eagerness, FsError, ImageFs, LayerFailure, Limits, Network, NotNow, Verify};
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
@@ -35,12 +36,14 @@ async fn scene(verify: Verify, also: Option<Fault>) -> Scene {
 /// As [`scene`], with `late` behind the middle.
 async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: Option<Fault>) -> Scene {
     let dir = tempfile::tempdir().unwrap();
-    let filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let more = filler.split_off(1_000_000);
     let early = LayerBuilder::new()
         .entry(Entry::dir("./"))
         .entry(Entry::whiteout("both"))
         .entry(Entry::file("early", EARLY))
-        .entry(Entry::file("filler", filler));
+        .entry(Entry::file("filler", filler))
+        .entry(Entry::file("more", more));
     let layer = late.into_iter().fold(early, LayerBuilder::entry).packing(Packing::Stored);
     let built = ImageBuilder::new().layer(layer).build();
     let registry = Registry::start(Catalog::new().image("app", "1", &built)).unwrap();
@@ -93,6 +96,41 @@ async fn a_layer_that_fails_after_it_was_shown_turns_into_errors_and_nothing_is_
     let usage = scene.store.usage().unwrap();
     assert!(usage.layers.is_empty() && usage.temporary == 0, "{usage:?}");
     drop(scene.registry);
+}
+
+/// A layer of which something was read before its first transfer broke off, `also` with a fault, and the next one is
+/// good: what it comes to.
+async fn after_a_transfer_that_breaks_off(also: Option<Fault>) -> Result<Vec<u8>, FsError> {
+    let scene = scene(Verify::Behind, also).await;
+    assert!(content(&scene.fs, b"early").await.is_ok());
+    assert!(content(&scene.fs, b"filler").await.is_ok());
+    // Neither goes on where it was nor answers for a while.
+    scene.registry.faults().clear();
+    scene.registry.faults().add(Rule::new(Target::Blobs, Fault::status(404)));
+    scene.registry.drop_connections();
+    scene.gate.open();
+    assert!(scene.fs.all_known().await.is_err());
+    scene.registry.faults().clear();
+    loop {
+        // It is tried again at growing intervals.
+        match scene.fs.all_known().await {
+            Err(FsError::Layer { cause, .. }) if matches!(*cause, LayerFailure::Pass(PassError::Source { .. })) => {
+                tokio::task::yield_now().await;
+            }
+            _ => return content(&scene.fs, b"early").await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_shown_before_a_transfer_broke_off_is_compared_with_what_the_layer_is() {
+    assert_eq!(after_a_transfer_that_breaks_off(None).await.unwrap(), EARLY);
+    // In the file itself, and elsewhere in what could be read.
+    for at in [3 * 512, 300_000] {
+        let outcome = after_a_transfer_that_breaks_off(Some(Fault::FlipBit { at, bit: 0 })).await;
+        let Err(FsError::Layer { cause, .. }) = outcome else { panic!("{at}: {outcome:?}") };
+        assert!(matches!(*cause, LayerFailure::ShownOtherwise { .. }), "{at}: {cause}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -254,7 +254,9 @@ fn layer(failure: &LayerFailure) -> Report {
         }
         LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => told(Code::Verification)
             .hint("the image or its transport is broken; nothing of the layer was shown or kept"),
-        LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) => told(Code::Verification),
+        LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) | LayerFailure::ShownOtherwise { .. } => {
+            told(Code::Verification)
+        }
         LayerFailure::Pass(PassError::Index { .. } | PassError::Ended { .. }) | LayerFailure::Damaged { .. } => {
             told(Code::Failure)
         }

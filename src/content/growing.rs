@@ -3,29 +3,48 @@
 //! Nothing here is verified yet. The tree so far is offered as a *snapshot*: a layer index in memory,
 //! whose entries keep their numbers in every later snapshot and in the final index. Bytes are read from
 //! the content file that the pass is writing. When the pass ends, well or badly, all this is closed, and
-//! readers are sent to what took its place: the verified layer, or the reason why there is none.
+//! readers are sent to what took its place: the verified layer, or the reason why there is none. What was shown in vain is
+//! remembered by its spans, so that the layer, once it is verified, can be compared with it ([`ShownSpan`]).
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::FirstPass;
-use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, write_index};
+use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, Span, write_index};
 use crate::offsets::DecodedOffset;
+use crate::sync::lock;
 
 /// What a running pass has seen so far.
 pub struct Growing {
     tree: Mutex<Option<LayerTree>>,
     progress: watch::Sender<Progress>,
+    shown: Mutex<Vec<ShownSpan>>,
+}
+
+/// Bytes that a pass has shown, whether or not somebody looked.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct ShownSpan {
+    decoded: Range<DecodedOffset>,
+    check: [u8; 32],
+}
+
+impl ShownSpan {
+    /// Whether the layer has just these bytes there.
+    pub fn is_of(&self, index: &LayerIndex) -> bool {
+        let found = index.span_at(self.decoded.start).and_then(|span| index.span(span));
+        found.is_ok_and(|span| span.decoded == self.decoded && span.check == self.check)
+    }
 }
 
 /// How far a running pass is.
 #[derive(Clone, Default)]
 struct Progress {
     entries: u32,
-    /// Decoded bytes that are in the content file.
+    /// Decoded bytes that are in the content file, in whole spans.
     written: DecodedOffset,
     data: Option<Arc<File>>,
     closed: bool,
@@ -38,7 +57,7 @@ pub struct Closed;
 impl Growing {
     /// A layer of which nothing has been seen yet.
     pub fn new() -> Self {
-        Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()) }
+        Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()), shown: Mutex::default() }
     }
 
     /// The pass begins: an empty tree, and the file that decoded bytes will go to.
@@ -61,11 +80,18 @@ impl Growing {
         });
     }
 
-    /// The pass has ended; it takes the tree with it.
-    pub(super) fn end(&self) -> Option<LayerTree> {
+    /// The pass has ended, with these whole spans; it takes the tree with it.
+    pub(super) fn end(&self, spans: &[Span]) -> Option<LayerTree> {
+        let shown = spans.iter().map(|span| ShownSpan { decoded: span.decoded.clone(), check: span.check });
+        *lock(&self.shown) = shown.collect();
         let tree = self.tree().take();
         self.close();
         tree
+    }
+
+    /// What the pass has shown; after its end, once.
+    pub fn take_shown(&self) -> Vec<ShownSpan> {
+        std::mem::take(&mut *lock(&self.shown))
     }
 
     /// Sends everybody away.
@@ -162,7 +188,7 @@ mod tests {
         assert_eq!(&buf, b"data");
 
         let seen = growing.progress.borrow().clone();
-        growing.end();
+        growing.end(&[]);
         assert!(growing.read_seen(seen, DecodedOffset(0), &mut buf).is_err());
     }
 }

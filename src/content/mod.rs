@@ -36,7 +36,7 @@ use spans::Stored;
 pub use carry::{CarryError, Imported, export_indexes, import_indexes};
 pub use check::{CheckedLayer, check_layer};
 pub use drop::drop_content;
-pub use growing::{Closed, Growing};
+pub use growing::{Closed, Growing, ShownSpan};
 pub use holdings::{Held, Holdings, Kept};
 pub use pass::{FirstPass, PassError, PassProgress};
 pub use prefetch::{keep_profiles, prefetch};

@@ -383,12 +383,12 @@ impl FirstPass {
             }
             at = at + bytes.len() as u64;
             progress.decoded.store(at.0, Ordering::Relaxed);
-            growing.grown_to(keeper.stopped_at.unwrap_or(at));
+            growing.grown_to(keeper.stopped_at.unwrap_or(at).min(spans.whole_to()));
             // The decoder has ended when nobody takes it.
             let _ = empties.send(buffer);
         }
+        let ended = growing.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
         spans.end(&mut keeper);
-        let ended = growing.end().ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
         let tree = match failed {
             None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
@@ -617,6 +617,11 @@ impl SpanCutter {
             self.open = Some((mark, blake3::Hasher::new()));
         }
         self.add(&bytes[from..]);
+    }
+
+    /// Where the last span ends that is whole.
+    fn whole_to(&self) -> DecodedOffset {
+        self.done.last().map_or(DecodedOffset(0), |span| span.decoded.end)
     }
 
     fn add(&mut self, bytes: &[u8]) {

@@ -5,7 +5,7 @@
 //! when those are running already ([`content::Turns`]). An index that turns out damaged is made anew by another
 //! pass over its layer; what is in memory of it is served meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::plan::PlannedLayer;
 use crate::content::{
     self, Closed, ContentStats, FirstPass, Growing, Held, Holdings, Kept, LayerContent, PassError, Prefetch, ReadError,
-    Traffic,
+    ShownSpan, Traffic,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -83,6 +83,8 @@ struct Slot {
     shown: tokio::sync::Mutex<Option<(Arc<Growing>, Arc<LayerIndex>)>>,
     /// Entries in there.
     shown_entries: AtomicU32,
+    /// What was shown of it by passes that came to nothing.
+    shown_in_vain: Mutex<HashSet<ShownSpan>>,
 }
 
 /// What waiting for a layer has brought.
@@ -114,6 +116,12 @@ pub enum LayerFailure {
         layer: Digest,
         /// What became of making it anew.
         why: &'static str,
+    },
+    /// It is well now, but other bytes were shown before it was verified, and the kernel may keep them.
+    #[error("layer {layer} was shown with bytes that are not its own before it was verified; mount the image again")]
+    ShownOtherwise {
+        /// The blob.
+        layer: Digest,
     },
 }
 
@@ -395,6 +403,9 @@ impl Layers {
     }
 
     fn content(&self, slot: &Slot, kept: Arc<Kept>) -> State {
+        if !lock(&slot.shown_in_vain).iter().all(|shown| shown.is_of(kept.index())) {
+            return slot.cannot_be_shown(LayerFailure::ShownOtherwise { layer: slot.pass.blob.digest.clone() });
+        }
         State::Ready(Arc::new(LayerContent::new(
             kept,
             slot.pass.blob.clone(),
@@ -460,6 +471,9 @@ impl Layers {
         slot.state.send_modify(|_| {});
         let mut made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, grows.as_ref()).await;
         *lock(&slot.growing) = None;
+        if let Some(grows) = grows.filter(|_| made.is_err()) {
+            lock(&slot.shown_in_vain).extend(grows.take_shown());
+        }
         // Whoever holds it waits for what this pass comes to, and must not be waited for.
         if let Ok(mut shown) = slot.shown.try_lock() {
             *shown = None;
@@ -511,6 +525,7 @@ impl Slot {
             growing: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
             shown_entries: AtomicU32::new(0),
+            shown_in_vain: Mutex::default(),
         }
     }
 
@@ -565,7 +580,7 @@ impl LayerFailure {
     fn is_passing(&self) -> bool {
         match self {
             Self::Pass(error) => error.is_passing(),
-            Self::Damaged { .. } => false,
+            Self::Damaged { .. } | Self::ShownOtherwise { .. } => false,
         }
     }
 }
