@@ -9,7 +9,7 @@ use std::sync::Arc;
 use peelfs::content::drop_content;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::layer::EntryId;
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
+use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, LayerNo, NodeId};
 use peelfs::platform::Platform;
@@ -94,6 +94,32 @@ async fn content_changed_under_a_reader_that_has_verified_it_is_not_believed_aga
     assert_eq!(std::fs::read(&data).unwrap(), whole);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_has_evicted_itself_is_not_believed_to_be_there_again() {
+    const SIZE: usize = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..SIZE).map(|at| (at % 251 + 1) as u8).collect();
+    let layer = LayerBuilder::new().file("file", content.clone()).packing(Packing::Stored).build();
+    let map = dir.path().join("cache/content-v1/sha256").join(format!("{}.map", layer.digest.hex()));
+    ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
+
+    let fs = open_bounded(dir.path(), Some(SIZE as u64 / 2)).await;
+    let node = fs.awaited(|fs| fs.walk(b"file", Last::Follow)).await.unwrap().node;
+    let mut revived = 0;
+    for _ in 0..4 {
+        for at in (0..SIZE).step_by(SIZE / 16) {
+            let bytes = fs.read(node, FileOffset(at as u64), SIZE / 16).await.unwrap();
+            assert!(bytes == content[at..at + SIZE / 16], "at {at}");
+        }
+        // The upper bit says that a span is there.
+        let absent = |byte: &&mut u8| **byte & 0x80 == 0 && **byte != 0;
+        let mut presence = std::fs::read(&map).unwrap();
+        revived += presence.iter_mut().filter(absent).map(|byte| *byte |= 0x80).count();
+        std::fs::File::options().write(true).open(&map).unwrap().write_all_at(&presence, 0).unwrap();
+    }
+    assert!(revived > 0, "nothing was evicted");
+}
+
 /// Readers of a file whose content is evicted all the time, each of whom reads so often.
 async fn read_while_it_goes(reads: usize) {
     const SIZE: usize = 1 << 20;
@@ -140,9 +166,14 @@ async fn content_that_goes_under_its_readers_and_comes_back_is_never_shown_as_a_
 }
 
 async fn open(dir: &Path) -> Arc<ImageFs> {
+    open_bounded(dir, None).await
+}
+
+/// With a cache of so many bytes.
+async fn open_bounded(dir: &Path, limit: Option<u64>) -> Arc<ImageFs> {
     let reference: Reference = format!("oci:{}:latest", dir.display()).parse().unwrap();
     let source: Arc<dyn BlobSource> = Arc::new(LocalSource::open(&reference).await.unwrap().unwrap());
-    let store = Arc::new(Store::open(&dir.join("cache"), None).unwrap());
+    let store = Arc::new(Store::open(&dir.join("cache"), limit).unwrap());
     let platform = Platform::new("linux", "amd64", None);
     let plan = image::resolve(&reference, &source, &store, &platform, Network::Allowed).await.unwrap();
     image::open(&plan, source, store, &Limits::default(), Eagerness::OnDemand, Verify::BeforeShowing)

@@ -184,7 +184,7 @@ impl LayerContent {
 
     /// Reads decoded bytes from the store alone; `false` when some of them are not there.
     ///
-    /// Never waits for the network, and tells `before_wait` before it waits for the disk. Each span is checked against
+    /// Never waits for the network, and tells `before_wait` before it waits for the disk or checks very much. Each span is checked against
     /// its digest when this process first touches it, and again when another writing of it is found on disk.
     ///
     /// # Errors
@@ -243,6 +243,9 @@ impl LayerContent {
         // Spans that are read in part are read again to be checked: if there is nothing else, not before that.
         let in_parts = unverified.len() == spans.len() && !unverified.iter().any(|(_, known, _)| whole(known));
         let compared = unverified.len();
+        if unverified.iter().map(|(_, known, _)| spans::length(known)).sum::<usize>() > LONG_CHECK {
+            before_wait();
+        }
         let read = if in_parts { Ok(()) } else { self.content.read_telling(from, buf, before_wait) };
         for (span, known, generation) in unverified {
             let found = if read.is_ok() && whole(&known) {
@@ -362,7 +365,12 @@ impl LayerContent {
                 continue;
             }
             let length = known.decoded.end - known.decoded.start;
-            match self.content.evict(span, known.decoded, |before, after| self.own_change(before, after)) {
+            let evicted = self.content.evict(span, known.decoded, |before, after| {
+                // First, as nobody else has changed the data: a map with a flipped bit may call the hole present.
+                self.verified[span as usize].store(0, Ordering::SeqCst);
+                self.own_change(before, after);
+            });
+            match evicted {
                 Ok(()) => freed += length,
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }
@@ -443,3 +451,5 @@ enum FromStore {
 
 /// How many bytes may be kept between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;
+/// Checking so many bytes takes longer than waking another thread and going on there.
+const LONG_CHECK: usize = 1 << 20;
