@@ -212,6 +212,25 @@ fn a_profile_is_replayed_before_anybody_reads() {
     }
 }
 
+#[test]
+fn an_export_that_fails_takes_nothing_away() {
+    let (_registry, reference) = serve(&image(Packing::Stored));
+    let (knows, knows_not) = (Sandbox::new(), Sandbox::new());
+    run(&knows, &["ls", &reference]);
+    let dir = tempfile::tempdir().unwrap();
+    let [file, link] = ["known", "link"].map(|name| dir.path().join(name));
+    std::fs::write(&file, "older").unwrap();
+    std::os::unix::fs::symlink("known", &link).unwrap();
+    run(&knows, &["index", "export", &reference, text(&link)]);
+    let exported = std::fs::read(&file).unwrap();
+    assert!(link.is_symlink() && exported != b"older");
+
+    let failed = knows_not.run(["index", "export", &reference, text(&file)]);
+    assert_eq!(failed.status.code(), Some(3), "{}", said(&failed));
+    assert_eq!(std::fs::read(&file).unwrap(), exported);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something is left beside");
+}
+
 /// A runtime in which time passes only while nothing is done.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()

@@ -2,31 +2,21 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::args::CarryCommand;
 use super::report::{Code, Report};
 use super::{mount, open, text};
-use crate::content::{self, Profile};
+use crate::content::{self, CarryError, Profile};
 use crate::digest::Digest;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened = mount::runtime()?.block_on(open::open(image))?;
-            let mut out = BufWriter::new(create(file)?);
-            let written =
-                content::export_indexes(&opened.store, &layers(&opened), &mut out).and_then(|()| Ok(out.flush()?));
-            written.map_err(|error| {
-                // Half a file is none.
-                if !is_standard(file) {
-                    let _ = std::fs::remove_file(file);
-                }
-                let report = Report::from(error);
-                Report { message: format!("cannot export to `{}`: {}", file.display(), report.message), ..report }
-            })
+            export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
         }
         CarryCommand::Import { file, cache } => {
             let store = open::store(cache)?;
@@ -54,7 +44,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             }
             let text =
                 serde_json::to_vec(&Profiles { peelfs_profiles: 1, layers: known }).expect("digests and numbers");
-            create(file)?.write_all(&text).map_err(|error| file_trouble("write", file, &error))
+            export(file, |out| Ok(out.write_all(&text)?))
         }
         CarryCommand::Import { file, cache } => {
             let store = open::store(cache)?;
@@ -101,12 +91,40 @@ fn is_standard(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-fn create(path: &Path) -> Result<Box<dyn io::Write>, Report> {
+/// Has a file written, as a whole or not at all; into what is no ordinary file, as a pipe or a device, as it comes.
+fn export(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<Box<dyn io::Write>>) -> Result<(), CarryError>,
+) -> Result<(), Report> {
+    let trouble = |error: CarryError| {
+        let report = Report::from(error);
+        Report { message: format!("cannot export to `{}`: {}", path.display(), report.message), ..report }
+    };
+    let whole = |out: Box<dyn io::Write>| {
+        let mut out = BufWriter::new(out);
+        write(&mut out).and_then(|()| Ok(out.flush()?))
+    };
     if is_standard(path) {
-        return Ok(Box::new(io::stdout()));
+        return match whole(Box::new(io::stdout())) {
+            Err(CarryError::Io(error)) => text::output_ended(&error),
+            done => done.map_err(trouble),
+        };
     }
-    let file = File::create(path).map_err(|error| file_trouble("write", path, &error))?;
-    Ok(Box::new(file))
+    let create = |path: &Path| File::create(path).map_err(|error| file_trouble("write", path, &error));
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return whole(Box::new(create(path)?)).map_err(trouble);
+    }
+    // A link stays what it is.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut beside = target.clone().into_os_string();
+    beside.push(format!(".{}.part", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let file = File::create_new(&beside).map_err(|error| file_trouble("write", path, &error))?;
+    let done = whole(Box::new(file)).and_then(|()| Ok(std::fs::rename(&beside, &target)?));
+    done.map_err(|error| {
+        let _ = std::fs::remove_file(&beside);
+        trouble(error)
+    })
 }
 
 fn open_file(path: &Path) -> Result<Box<dyn io::Read>, Report> {

@@ -101,10 +101,10 @@ pub(super) struct Handover {
 }
 
 impl Handover {
-    /// How long ago the mount was made, by the wall clock.
+    /// How long ago the mount was made, by the wall clock; for ever, if that has been set back since.
     pub(super) fn age(&self) -> Duration {
         let since = UNIX_EPOCH.checked_add(Duration::from_secs(self.since));
-        since.and_then(|since| since.elapsed().ok()).unwrap_or_default()
+        since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::MAX)
     }
 }
 

@@ -38,7 +38,7 @@ struct Stream {
     piece: Piece,
     /// Behind what was fetched on its behalf.
     next: u32,
-    /// Large pieces that it has waited for, in order.
+    /// Large pieces that it has waited for, in order; [`SURE`] and more once there is another reason to be.
     pieces: u32,
     queue: Queue,
 }
@@ -54,6 +54,8 @@ pub(super) struct Piece {
     pub(super) bytes: Range<DecodedOffset>,
     /// Its file begins with it.
     pub(super) is_first: bool,
+    /// Where its file ends, as no other file does.
+    pub(super) file_end: DecodedOffset,
 }
 
 impl Piece {
@@ -91,7 +93,7 @@ impl Ahead {
         };
         let next = (stream.pieces >= SURE).then(|| (stream.next, Arc::clone(&stream.queue)));
         if next.is_some() {
-            // It is followed here, no further than its file goes.
+            // From here on it goes no further than its file; it would if it were followed by spans as well.
             self.followed.take(|reader| (stream.piece.spans.start..=stream.next).contains(&reader.next));
         }
         self.streams.put(stream);
@@ -102,15 +104,14 @@ impl Ahead {
     /// asks for two at once.
     fn stream_of(&mut self, piece: &Piece) -> Option<Stream> {
         let start = piece.spans.start;
-        let goes_on = |stream: &Stream| (start.saturating_sub(UNSEEN)..=start + 1).contains(&stream.piece.spans.end);
-        let is_late = |stream: &Stream| (start..=start + UNSEEN).contains(&stream.piece.spans.end);
-        self.streams.take(goes_on).or_else(|| self.streams.take(is_late))
+        let near = start.saturating_sub(UNSEEN)..=start.saturating_add(UNSEEN);
+        self.streams.take(|stream| stream.piece.file_end == piece.file_end && near.contains(&stream.piece.spans.end))
     }
 
-    /// What was to be fetched behind `next` was asked for up to `to`.
-    pub(super) fn streamed_to(&mut self, next: u32, to: u32) {
-        if let Some(stream) = self.streams.take(|stream| stream.next == next) {
-            self.streams.put(Stream { next: to, ..stream });
+    /// What follows was asked for up to `to` in this queue.
+    pub(super) fn streamed_to(&mut self, queue: &Queue, to: u32) {
+        if let Some(stream) = self.streams.take(|stream| Arc::ptr_eq(&stream.queue, queue)) {
+            self.streams.put(Stream { next: stream.next.max(to), ..stream });
         }
     }
 
@@ -184,9 +185,9 @@ const UNSEEN: u32 = 16;
 const SURE: u32 = 4;
 /// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
 const LARGE: u64 = 512 << 10;
-/// The kernel's first read-ahead for who reads 128 KiB or more of a file at a time, where it may read ahead at least
-/// twice that; who reads less is given less, and a page of a mapped file comes with more or less (`get_init_ra_size` and
-/// `do_sync_mmap_readahead` of Linux).
+/// The kernel's first read-ahead for who reads 128 KiB of a file at a time, where it may read ahead four times that; who
+/// reads less is given less, and who reads more is found out by the next piece. A page of a mapped file comes with more
+/// (`get_init_ra_size` and `do_sync_mmap_readahead` of Linux).
 const OPENING: u64 = 256 << 10;
 /// A piece of so many bytes may be one that larger ones follow.
 pub(super) const REMEMBERED: u64 = 128 << 10;
@@ -235,7 +236,7 @@ mod tests {
     /// A piece of whole spans.
     fn piece(spans: Range<u32>) -> Piece {
         let at = |span: u32| DecodedOffset(u64::from(span) << 18);
-        Piece { bytes: at(spans.start)..at(spans.end), spans, is_first: false }
+        Piece { bytes: at(spans.start)..at(spans.end), spans, is_first: false, file_end: at(u32::MAX) }
     }
 
     /// Behind which span what follows this piece is to be fetched.
@@ -247,8 +248,9 @@ mod tests {
     fn large_pieces_in_order_are_a_stream() {
         let mut ahead = Ahead::default();
         assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| streams(&mut ahead, piece(spans))), [None; 4]);
-        assert_eq!(streams(&mut ahead, piece(11..15)), Some(15));
-        ahead.streamed_to(15, 40);
+        let (next, queue) = ahead.streams(piece(11..15), true).expect("the fourth");
+        assert_eq!(next, 15);
+        ahead.streamed_to(&queue, 40);
         assert_eq!(streams(&mut ahead, piece(14..19)), Some(40), "that far it was asked for");
         assert_eq!(streams(&mut ahead, piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
         assert_eq!(streams(&mut ahead, piece(90..94)), None);
@@ -267,8 +269,7 @@ mod tests {
         assert_eq!(streams(&mut ahead, piece(52..54)), None, "something lies between");
         assert_eq!(streams(&mut ahead, piece(70..71)), None);
         assert_eq!(streams(&mut ahead, piece(71..72)), None, "no more than before");
-        let little =
-            Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), spans: 80..81, is_first: false };
+        let little = Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), ..piece(80..81) };
         assert_eq!(streams(&mut ahead, little), None);
         assert_eq!(streams(&mut ahead, piece(80..81)), None, "the one before was a small read");
     }
@@ -295,10 +296,21 @@ mod tests {
         let mut ahead = Ahead::default();
         assert_eq!(streams(&mut ahead, piece(10..12)), None);
         assert_eq!(streams(&mut ahead, piece(12..16)), Some(16));
-        assert_eq!(streams(&mut ahead, piece(20..24)), Some(24));
-        ahead.streamed_to(24, 60);
+        let (next, queue) = ahead.streams(piece(20..24), true).expect("it is one");
+        assert_eq!(next, 24);
+        ahead.streamed_to(&queue, 60);
         assert_eq!(streams(&mut ahead, piece(16..20)), Some(60), "of the same stream");
         assert_eq!(streams(&mut ahead, piece(24..28)), Some(60));
+    }
+
+    #[test]
+    fn neighbouring_files_are_streams_of_their_own() {
+        let mut ahead = Ahead::default();
+        let other = |spans| Piece { file_end: DecodedOffset(1 << 40), ..piece(spans) };
+        assert_eq!(streams(&mut ahead, piece(10..12)), None);
+        assert_eq!(streams(&mut ahead, piece(12..16)), Some(16));
+        assert_eq!(streams(&mut ahead, other(16..20)), None);
+        assert_eq!(streams(&mut ahead, piece(16..20)), Some(20));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub enum CarryError {
         layer: Digest,
     },
     /// The file could not be read or written.
-    #[error("cannot read or write the indexes")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The file is not one that was exported, or only a part of one.
     #[error("it is not a file of exported indexes: {why}")]
@@ -111,7 +111,10 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, C
             imported.new += 1;
         }
     }
-    Ok(imported)
+    match from.read(&mut [0])? {
+        0 => Ok(imported),
+        _ => Err(CarryError::NotCarried { why: "it goes on behind its end" }),
+    }
 }
 
 fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), CarryError> {

@@ -132,29 +132,36 @@ pub(super) fn start(
 
 /// Starts fetching what is neither here nor on its way of `spans`, for a reader who wants them in order: behind what is
 /// in his queue, and few requests at a time, so that the first does not share the link with all that come behind it.
+/// What has not had its turn is not on its way: whoever wants it until then fetches it at once.
 pub(super) fn start_in_order(
     layer: &Arc<LayerContent>,
     spans: Range<u32>,
     mut room: OwnedSemaphorePermit,
     queue: Queue,
-) -> Result<(), ReadError> {
-    let (runs, elsewhere, _) = take_off(layer, &(spans.start..spans.start), spans, false)?;
-    follow_all(layer, elsewhere);
+) {
     let layer = Arc::clone(layer);
     layer.traffic.clone().spawn(async move {
         let _turn = queue.lock().await;
-        for run in runs {
-            let bytes = layer.blob_bytes(&(run[0].span..run[run.len() - 1].span + 1)).unwrap_or(0);
-            let on_link = layer.wanted.on_link(bytes).await;
-            let of_room = room.split(in_kib(bytes, room.num_permits().max(1)) as usize);
-            let layer = Arc::clone(&layer);
-            layer.traffic.clone().spawn(async move {
-                fly(&layer, run, Manners::Stay, Some(on_link)).await;
-                drop(of_room);
-            });
+        let mut from = spans.start;
+        while from < spans.end {
+            let Ok(end) = layer.request_end(from, spans.end) else { return };
+            let Ok(bytes) = layer.blob_bytes(&(from..end)) else { return };
+            let mut on_link = layer.wanted.on_link(bytes).await;
+            let Ok((runs, elsewhere, _)) = take_off(&layer, &(from..from), from..end, false) else { return };
+            follow_all(&layer, elsewhere);
+            let of_room = room.split(in_kib(bytes, room.num_permits().max(1)) as usize).map(Arc::new);
+            for run in runs {
+                let bytes = layer.blob_bytes(&(run[0].span..run[run.len() - 1].span + 1)).unwrap_or(bytes);
+                let of_link = on_link.split(in_kib(bytes, on_link.num_permits().max(1)) as usize);
+                let (layer, of_room) = (Arc::clone(&layer), of_room.clone());
+                layer.traffic.clone().spawn(async move {
+                    fly(&layer, run, Manners::Stay, of_link).await;
+                    drop(of_room);
+                });
+            }
+            from = end;
         }
     });
-    Ok(())
 }
 
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
@@ -317,11 +324,13 @@ async fn fetch_run(
         let (layer, run) = (Arc::clone(layer), Arc::clone(run));
         tokio::task::spawn_blocking(move || decode_run(&layer, start, last, &run, receiver))
     };
+    let mut come = 0;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(source_error)?;
+        come += piece.length();
         if let Some(room) = on_link {
-            let come = piece.length() >> 10;
-            drop(room.split(come.min(room.num_permits())));
+            drop(room.split((come >> 10).min(room.num_permits())));
+            come %= 1 << 10;
         }
         if sender.send(piece).await.is_err() {
             break; // the decoder has all it needs, or has failed

@@ -206,7 +206,6 @@ impl FirstPass {
         freed: impl Future<Output = T>,
         how_far: impl Fn() -> String,
     ) -> Result<T, PassError> {
-        let outlasted = source.outages().is_some_and(Outages::are_outlasted);
         let mut freed = std::pin::pin!(freed);
         let (mut waiting, mut seen, mut tries) = (None, String::new(), 0);
         loop {
@@ -218,7 +217,8 @@ impl FirstPass {
             let why = how_far();
             tries = if why == seen { tries + 1 } else { 0 };
             seen.clone_from(&why);
-            if tries > TRIES_IN_VAIN && !outlasted {
+            // Looked at every time: the mount may have come up since.
+            if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
                 let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why };
                 return Err(PassError::Source { layer: self.blob.digest.clone(), cause });

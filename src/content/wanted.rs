@@ -63,30 +63,59 @@ impl LayerContent {
     /// next in that file is fetched.
     pub(super) fn stream(self: &Arc<Self>, bytes: Range<DecodedOffset>, place: PlaceInFile, waited: bool) {
         let file_end = bytes.end.0.saturating_add(place.behind).min(self.index.proof().decoded_size);
-        let (end, file_end) = (bytes.end, DecodedOffset(file_end));
-        if end >= file_end || end - bytes.start < REMEMBERED {
+        let file_end = DecodedOffset(file_end);
+        if bytes.end >= file_end || bytes.end - bytes.start < REMEMBERED {
             return;
         }
-        let streamed = || -> Result<(), ReadError> {
-            let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes, is_first: place.before == 0 };
-            let behind = piece.spans.end;
-            let Some((next, queue)) = lock(&self.wanted.ahead).streams(piece, waited) else { return Ok(()) };
-            let last = self.spans_of(end..file_end)?.end;
-            let to = self.within(behind, last.saturating_sub(behind), STREAM_BYTES)?;
-            let bytes = self.blob_bytes(&(next..to.max(next)))?;
-            if (bytes >= fetch::REQUEST || to == last)
-                && to > next
-                && let Some(room) = self.traffic.room_ahead(bytes)
-            {
-                fetch::start_in_order(self, next..to, room, queue)?;
-                lock(&self.wanted.ahead).streamed_to(next, to);
-            }
-            Ok(())
-        };
-        if let Err(error) = streamed() {
+        if let Err(error) = self.try_to_stream(bytes, file_end, place.before == 0, waited) {
             // Whoever reads on will be told.
             tracing::debug!(%error, "cannot read ahead");
         }
+    }
+
+    fn try_to_stream(
+        self: &Arc<Self>,
+        bytes: Range<DecodedOffset>,
+        file_end: DecodedOffset,
+        is_first: bool,
+        waited: bool,
+    ) -> Result<(), ReadError> {
+        let end = bytes.end;
+        let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes, is_first, file_end };
+        let behind = piece.spans.end;
+        let Some((next, queue)) = lock(&self.wanted.ahead).streams(piece, waited) else { return Ok(()) };
+        let last = self.spans_of(end..file_end)?.end;
+        // A little more is not worth a request, but at the end.
+        let under_way = self.blob_bytes(&(behind..next.max(behind)))?;
+        let more = STREAM_BYTES.saturating_sub(under_way);
+        if next >= last || more < fetch::REQUEST {
+            return Ok(());
+        }
+        // What others have on their way may leave less room than that.
+        for more in [more, fetch::REQUEST] {
+            let to = self.within(next, last - next, more)?;
+            if to > next
+                && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..to))?)
+            {
+                fetch::start_in_order(self, next..to, room, Arc::clone(&queue));
+                lock(&self.wanted.ahead).streamed_to(&queue, to);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a request ends that begins at `from`, before `last`: what decodes only from an earlier start stays with it.
+    pub(super) fn request_end(&self, from: u32, last: u32) -> Result<u32, ReadError> {
+        let mut end = self.within(from, last - from, fetch::REQUEST)?.max(from + 1);
+        let continues = |span| {
+            let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
+            Ok::<_, ReadError>(known.kind == StartKind::Continued)
+        };
+        while end < last && continues(end)? {
+            end += 1;
+        }
+        Ok(end)
     }
 
     /// Fetches a window of a reader who goes on in order, if the budget allows it.
@@ -118,7 +147,8 @@ impl LayerContent {
         let window = lock(&self.wanted.ahead).missed(run, guess);
         let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
         let mut end = self.within(run.end, window, bytes)?;
-        let mut start = if guess > 0 && piece < SMALL { self.near_before(run.start)? } else { run.start };
+        // A large piece is of a large file, and what lies before that is no neighbour.
+        let mut start = if guess > 0 && piece < REMEMBERED { self.near_before(run.start)? } else { run.start };
         let extra = self.blob_bytes(&(start..run.start))? + self.blob_bytes(&(run.end..end))?;
         let room = if extra > 0 { self.traffic.room_ahead(extra) } else { None };
         if room.is_none() {
@@ -204,8 +234,6 @@ const FORETOLD: u8 = 2;
 /// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.
 const NEAR_BEFORE: u32 = 2;
 const NEAR_AFTER: u32 = 5;
-/// A piece of so many bytes is of a large file, and what lies before that file is not.
-const SMALL: u64 = 128 << 10;
 /// A guess may take about as long as the round trip that it can save: what a link of 200 Mbit/s and 20 ms, or of
 /// 50 Mbit/s and 80 ms, holds.
 const NEAR_BYTES: u64 = 512 << 10;

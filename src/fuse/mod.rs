@@ -104,8 +104,9 @@ impl Adapter {
         });
     }
 
-    /// What is in memory is answered by the thread that listens: to wake another one and go on, on another CPU, costs a
-    /// reader more than it takes to check and copy a MiB, and other readers who queue up have a thread called anyway.
+    /// What is in memory is answered by the thread that listens. To have another one listen meanwhile was measured, also
+    /// with several readers, and is slower: threads and their data move from CPU to CPU. Others are called when requests
+    /// queue up, or when this one is going to wait.
     fn read(&self, node: NodeId, at: FileOffset, length: usize, reply: Reply, threads: &Threads) {
         let now = BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < length {

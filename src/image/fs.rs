@@ -324,7 +324,10 @@ impl ImageFs {
                         DecodedBytes::Layer(content) => content
                             .read_now(from, place, plan.place, before_wait)
                             .map_err(|error| unread(plan.layer, error))?,
-                        DecodedBytes::Growing(growing) => growing.read_now(from, place).unwrap_or(false),
+                        DecodedBytes::Growing(growing) => {
+                            before_wait();
+                            growing.read_now(from, place).unwrap_or(false)
+                        }
                     };
                     if !here {
                         return Ok(None);
