@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use peelfs::content::Holdings;
+use peelfs::content::{FirstPass, Holdings};
+use peelfs::descriptor::Compression;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, Gate, RedirectTo, Rule, Target};
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
+use peelfs::loopback::image::{self as built, Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry, Settings};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
@@ -511,6 +512,26 @@ fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
             assert_eq!(mounted.source.outages().unwrap().status(), []);
         });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_began_to_wait_before_the_mount_was_up_waits_as_the_policy_says() {
+    let bench = Bench::new(Packing::GZIP);
+    let source = bench.source() as Arc<dyn BlobSource>;
+    let layer = &bench.image.layers()[0];
+    let pass = FirstPass {
+        blob: built::descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer.blob),
+        compression: Compression::Gzip,
+        diff_id: layer.diff_id.clone(),
+        codec_limits: Limits::default().codec,
+        layer_limits: Limits::default().layer,
+    };
+    let freed = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        source.outages().unwrap().outlast(OnOutage::Block);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    };
+    pass.wait_for(&source, freed, || "it stands still".to_owned()).await.unwrap();
 }
 
 #[test]
