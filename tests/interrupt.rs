@@ -53,8 +53,15 @@ fn interrupt(children: Vec<Child>, signal: Signal) -> Duration {
     begun.elapsed()
 }
 
+/// Starts a program that signals end, also where whoever runs the tests ignores them, as a shell's background does.
 fn start(program: &str, argument: &std::path::Path) -> Child {
-    Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    Command::new("env")
+        .args(["--default-signal", program])
+        .arg(argument)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Waits until every child waits for an answer of the kernel's file system.
