@@ -110,16 +110,16 @@ fn export(
             done => done.map_err(trouble),
         };
     }
-    let create = |path: &Path| File::create(path).map_err(|error| file_trouble("write", path, &error));
+    let cannot_write = |error| file_trouble("write", path, &error);
     if path.metadata().is_ok_and(|found| !found.is_file()) {
-        return whole(Box::new(create(path)?)).map_err(trouble);
+        return whole(Box::new(File::create(path).map_err(cannot_write)?)).map_err(trouble);
     }
     // A link stays what it is.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut beside = target.clone().into_os_string();
     beside.push(format!(".{}.part", std::process::id()));
     let beside = PathBuf::from(beside);
-    let file = File::create_new(&beside).map_err(|error| file_trouble("write", path, &error))?;
+    let file = File::create_new(&beside).map_err(cannot_write)?;
     let done = whole(Box::new(file)).and_then(|()| Ok(std::fs::rename(&beside, &target)?));
     done.map_err(|error| {
         let _ = std::fs::remove_file(&beside);

@@ -121,11 +121,7 @@ pub(super) fn start(
     follow_all(layer, elsewhere);
     let room = room.map(Arc::new);
     for run in runs {
-        let (layer, room) = (Arc::clone(layer), room.clone());
-        layer.traffic.clone().spawn(async move {
-            fly(&layer, run, Manners::Stay, None).await;
-            drop(room);
-        });
+        fly_holding(layer, run, None, room.clone());
     }
     Ok(arrivals)
 }
@@ -153,14 +149,24 @@ pub(super) fn start_in_order(
             for run in runs {
                 let bytes = layer.blob_bytes(&(run[0].span..run[run.len() - 1].span + 1)).unwrap_or(bytes);
                 let of_link = on_link.split(in_kib(bytes, on_link.num_permits().max(1)) as usize);
-                let (layer, of_room) = (Arc::clone(&layer), of_room.clone());
-                layer.traffic.clone().spawn(async move {
-                    fly(&layer, run, Manners::Stay, of_link).await;
-                    drop(of_room);
-                });
+                fly_holding(&layer, run, of_link, of_room.clone());
             }
             from = end;
         }
+    });
+}
+
+/// Starts fetching a run; `held` is dropped when it has ended, and its room on the link as its bytes come.
+fn fly_holding(
+    layer: &Arc<LayerContent>,
+    run: Run,
+    on_link: Option<OwnedSemaphorePermit>,
+    held: Option<Arc<OwnedSemaphorePermit>>,
+) {
+    let layer = Arc::clone(layer);
+    layer.traffic.clone().spawn(async move {
+        fly(&layer, run, Manners::Stay, on_link).await;
+        drop(held);
     });
 }
 

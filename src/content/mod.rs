@@ -184,8 +184,9 @@ impl LayerContent {
 
     /// Reads decoded bytes from the store alone; `false` when some of them are not there.
     ///
-    /// Never waits for the network, and tells `before_wait` before it waits for the disk or checks very much. Each span is checked against
-    /// its digest when this process first touches it, and again when another writing of it is found on disk.
+    /// Never waits for the network, and tells `before_wait` before it waits for the disk or checks very much. Each span
+    /// is checked against its digest when this process first touches it, and again when another writing of it is found
+    /// on disk.
     ///
     /// # Errors
     /// [`ReadError::Index`]
