@@ -285,11 +285,34 @@ impl LayerContent {
         place: PlaceInFile,
         before_wait: &mut dyn FnMut(),
     ) -> Result<bool, ReadError> {
+        let wanted = from..from + buf.len() as u64;
+        self.read_ahead_on_disk(&wanted, place)?;
         let here = self.read_stored(from, buf, before_wait)?;
         if here {
-            self.stream(from..from + buf.len() as u64, place, false);
+            self.stream(wanted, place, false);
         }
         Ok(here)
+    }
+
+    /// Has the disk bring the spans of a large file that are not verified yet, and some that follow in it. The kernel's
+    /// own read-ahead knows no files: behind each of them it would read on for as long as it reads ahead.
+    fn read_ahead_on_disk(&self, wanted: &Range<DecodedOffset>, place: PlaceInFile) -> Result<(), ReadError> {
+        if wanted.is_empty() || place.before + (wanted.end - wanted.start) + place.behind < LARGE_FILE {
+            return Ok(());
+        }
+        let mut spans = self.spans_of(wanted.clone())?;
+        let Some(first) = spans.find(|span| self.verified_generation(*span) == 0) else { return Ok(()) };
+        let at = |span| self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause));
+        let (known, end) = (at(first)?, wanted.end + place.behind.min(DISK_AHEAD));
+        let (mut next, mut last) = (first, known.decoded.start);
+        while last < end && next < self.content.spans() && self.content.generation(next).is_some() {
+            last = at(next)?.decoded.end;
+            next += 1;
+        }
+        if last > known.decoded.start {
+            self.content.read_ahead(known.decoded.start..last);
+        }
+        Ok(())
     }
 
     /// Reads decoded bytes, fetching what is not in the store.
@@ -452,5 +475,9 @@ enum FromStore {
 
 /// How many bytes may be kept between two looks at the cache's limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;
+/// Readers of smaller files go on with those that follow in the tar, and the kernel's read-ahead with them; in bytes.
+const LARGE_FILE: u64 = 1 << 20;
+/// How far ahead of who reads a large file the disk is kept busy, in bytes.
+const DISK_AHEAD: u64 = 4 << 20;
 /// Checking so many bytes takes longer than waking another thread and going on there.
 const LONG_CHECK: usize = 1 << 20;

@@ -318,6 +318,14 @@ impl Content {
         self.open().ok().and_then(|opened| opened.data.metadata().ok()).map_or(0, |found| found.blocks() * 512)
     }
 
+    /// Tells the disk that `range` is read next, and with it not what it would read ahead by itself.
+    pub fn read_ahead(&self, range: Range<DecodedOffset>) {
+        let length = std::num::NonZeroU64::new(range.end - range.start);
+        // Advice only; a refusal costs time.
+        let Ok(opened) = self.open() else { return };
+        let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::WillNeed);
+    }
+
     /// Tells the kernel that the pages of `range` are not needed twice: the mount has its own copy.
     pub fn drop_pages(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
