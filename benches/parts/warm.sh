@@ -25,7 +25,7 @@ tar_to_nowhere() { tar -C "$1" -cf - . | cat; }
 # Options for peelfs are in $how.
 how=()
 side_by_side() {
-  local part=$1 image=$2 prepare=$3 run task subject
+  local part=$1 image=$2 prepare=$3 run task subject paged_in
   shift 3
   fresh
   unpacked "$image"
@@ -37,13 +37,20 @@ side_by_side() {
     for task in "$@"; do
       for subject in $(in_turn "$run" peelfs overlayfs); do
         "$prepare" "$subject" "$image"
+        paged_in=$(paged_in)
         one_task "$task" "${at[$subject]}"
-        [ "$run" = 0 ] || sample "$part, $image, $task" "$subject" s "$took"
+        paged_in=$(($(paged_in) - paged_in))
+        [ "$run" != 0 ] || continue
+        sample "$part, $image, $task" "$subject" s "$took"
+        [ "$part" != uncached ] || sample "$part, $image, $task, from disk" "$subject" MiB $((paged_in >> 10))
       done
     done
   done
   umount_peelfs
 }
+
+# paged_in: KiB that have been read from disks so far
+paged_in() { sed -n 's/^pgpgin //p' /proc/vmstat; }
 
 # Two trees that are compared must be the same tree.
 same_names() {
