@@ -7,6 +7,7 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
@@ -133,12 +134,27 @@ fn an_upgrade_exchanges_the_server_under_load() {
     let mut pauses = Vec::new();
     under_load(&at, |until_all_have_read| {
         for _ in 0..times("PEELFS_UPGRADES", UPGRADES) {
-            pauses.push(at.upgrade());
+            pauses.push(pause_told(&at.upgrade()));
             until_all_have_read();
         }
     });
-    print!("{}", pauses.concat());
+    pauses.sort();
+    let (middle, longest) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+    println!("{} upgrades; pauses: median {middle:.1?}, longest {longest:.1?}", pauses.len());
     at.unmount();
+}
+
+/// The pause that `peelfs upgrade` tells of.
+fn pause_told(said: &str) -> Duration {
+    let (_, pause) = said.trim_end().rsplit_once(' ').expect("it ends with the pause");
+    let unit = pause.find(|part: char| part != '.' && !part.is_ascii_digit()).expect("it has a unit");
+    let seconds = match &pause[unit..] {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "µs" => 1e-6,
+        other => panic!("`{other}` in `{said}`"),
+    };
+    Duration::from_secs_f64(pause[..unit].parse::<f64>().expect("it is a number") * seconds)
 }
 
 #[test]
