@@ -1,6 +1,8 @@
 //! Grafting: what stands in a directory that nobody described moves to where a lower layer's symlink leads.
 
-use super::{EntryId, Flags, Found, Kind, LayerTree, Missing, TreeError, clean, shown, split_last};
+use super::apply::{Found, Missing};
+use super::path::{clean, shown, split_last};
+use super::{EntryId, Flags, Kind, LayerTree, TreeError};
 
 impl LayerTree {
     /// Moves everything in the implied directory `from` to the path `to`, because a lower layer has

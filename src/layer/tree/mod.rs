@@ -13,17 +13,18 @@
 //! Everything here is bounded by [`Limits`], nothing recurses, and no path leaves the root since
 //! there is nothing outside: the tree is only names.
 
+mod apply;
 mod graft;
+mod path;
 
 use std::ops::Range;
 
 use crate::offsets::FileOffset;
 
-use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, Timestamp};
+use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record};
 use super::extents::{Laying, whole_extent};
 use super::names::{ID_LIMIT, NameTable};
-use super::tar::{TarEntry, TarKind, TarSink};
-use super::xattrs::{self, NAME_LIMIT, VALUE_LIMIT, XattrSets};
+use super::xattrs::{self, XattrSets};
 
 /// Bounds of what one layer may contain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,17 +56,12 @@ impl Default for Limits {
     }
 }
 
-/// Symlinks followed for one path, as in containerd.
-const LINKS_PER_PATH: usize = 255;
 /// Directories in directories: more than any path that Linux can name at once has.
 const DEPTH_MAX: usize = 4096;
 /// The longest name Linux takes, in bytes.
 const NAME_MAX: usize = 255;
 /// The longest symlink target Linux takes, in bytes.
 const TARGET_MAX: usize = 4095;
-const WHITEOUT: &[u8] = b".wh.";
-const WHITEOUT_META: &[u8] = b".wh..wh.";
-const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const NONE: u32 = u32::MAX;
 
 /// Why an entry cannot become part of a tree.
@@ -184,30 +180,9 @@ struct Node {
     previous: u32,
 }
 
-/// Where a path leads within a layer.
-enum Found {
-    Directory(EntryId),
-    /// Nothing there in this layer: the path with all links this layer decides followed.
-    Elsewhere(Vec<u8>),
-}
-
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Missing {
-    Create,
-    Report,
-}
-
 impl Default for LayerTree {
     fn default() -> Self {
         Self::new(Limits::default())
-    }
-}
-
-impl TarSink for LayerTree {
-    type Error = TreeError;
-
-    fn accept(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
-        self.add(entry)
     }
 }
 
@@ -242,42 +217,6 @@ impl LayerTree {
     /// Tar entries that mean nothing: a root that is no directory, AUFS leftovers (`.wh..wh.*`).
     pub fn ignored(&self) -> u64 {
         self.ignored
-    }
-
-    /// Takes the next tar entry, as containerd's unpacker would.
-    ///
-    /// # Errors
-    /// [`TreeError`] if no unpacker could apply it or a limit is reached; the tree is then not to
-    /// be used any more.
-    pub fn add(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
-        let path = clean(entry.path, self.limits.path)?;
-        if path.is_empty() {
-            return self.describe_root(entry);
-        }
-        let (parent_path, name) = split_last(&path);
-        let meta = |part: &[u8]| part.starts_with(WHITEOUT_META);
-        if parent_path.split(|&byte| byte == b'/').any(meta) || (meta(name) && name != WHITEOUT_OPAQUE) {
-            self.ignored += 1;
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT)
-            && name != WHITEOUT_OPAQUE
-            && matches!(hidden, b"" | b"." | b"..")
-        {
-            return Err(TreeError::Whiteout { path: shown(&path) });
-        }
-        let parent = self.parent(parent_path)?;
-        if name == WHITEOUT_OPAQUE {
-            self.nodes[parent.index()].record.flags.set(Flags::OPAQUE);
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.hide(parent, hidden);
-        }
-        match entry.kind {
-            TarKind::HardLink(target) => self.link(parent, name, target, entry, &path),
-            _ => self.put(parent, name, entry, &path),
-        }
     }
 
     /// What the layer says about an entry.
@@ -392,319 +331,6 @@ impl LayerTree {
         }
         parts.reverse();
         parts.join(&b'/')
-    }
-
-    fn describe_root(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
-        if !matches!(entry.kind, TarKind::Directory) {
-            self.ignored += 1;
-            return Ok(());
-        }
-        let described = self.describe(entry, EntryId::ROOT, &[])?;
-        self.redescribe_directory(EntryId::ROOT, &described);
-        Ok(())
-    }
-
-    /// The directory a cleaned parent path leads to, made where it is missing.
-    fn parent(&mut self, path: &[u8]) -> Result<EntryId, TreeError> {
-        if let Some((last, id)) = &self.last_parent
-            && last == path
-        {
-            return Ok(*id);
-        }
-        let Found::Directory(id) = self.walk(path, Missing::Create)? else {
-            unreachable!("missing directories are created")
-        };
-        self.last_parent = Some((path.to_vec(), id));
-        Ok(id)
-    }
-
-    /// Follows a cleaned path, and symlinks of this layer on the way, to a directory.
-    ///
-    /// A `..` in a link's target goes back over a name that is missing without making it, as in
-    /// containerd.
-    fn walk(&mut self, path: &[u8], missing: Missing) -> Result<Found, TreeError> {
-        let mut directory = EntryId::ROOT;
-        // Names that are not there, below `directory`; once there is one, nothing below it exists.
-        let mut absent: Vec<Vec<u8>> = Vec::new();
-        let mut depth = 0_usize;
-        let mut links = 0;
-        let mut rewritten: Vec<u8>;
-        let mut rest = path;
-        while !rest.is_empty() {
-            let (name, after) = split_first(rest);
-            rest = after;
-            if links > 0 {
-                self.link_steps += 1;
-                if self.link_steps > self.limits.link_steps {
-                    return Err(TreeError::TooManyLinks { path: shown(path) });
-                }
-            }
-            match name {
-                b"" | b"." => continue,
-                b".." => {
-                    depth = depth.saturating_sub(1);
-                    if absent.pop().is_none() {
-                        directory = EntryId(self.nodes[directory.index()].record.parent);
-                    }
-                    continue;
-                }
-                _ => {}
-            }
-            if name.len() > NAME_MAX {
-                return Err(too_long(name));
-            }
-            depth += 1;
-            if depth > DEPTH_MAX {
-                return Err(TreeError::TooDeep { path: shown(path) });
-            }
-            let there = if absent.is_empty() { self.child(directory, name) } else { None };
-            match there.map(|id| (id, self.entry(id).kind())) {
-                None | Some((_, Kind::Whiteout)) => absent.push(name.to_vec()),
-                Some((id, Kind::Directory)) => directory = id,
-                Some((id, Kind::Symlink)) => {
-                    links += 1;
-                    if links > LINKS_PER_PATH {
-                        return Err(TreeError::TooManyLinks { path: shown(path) });
-                    }
-                    let target = self.symlink_target(id).expect("it is a symlink");
-                    let joined = [target, b"/", rest].concat();
-                    if joined.len() > self.limits.path + TARGET_MAX {
-                        return Err(TreeError::PathTooLong { len: joined.len(), limit: self.limits.path });
-                    }
-                    if target.starts_with(b"/") {
-                        (directory, depth) = (EntryId::ROOT, 0);
-                    } else {
-                        depth -= 1;
-                    }
-                    rewritten = joined;
-                    rest = &rewritten;
-                }
-                Some(_) => return Err(TreeError::NotADirectory { path: shown(path), at: name.to_vec() }),
-            }
-        }
-        if missing == Missing::Report && !absent.is_empty() {
-            return Ok(Found::Elsewhere(join(&self.path(directory), &absent.join(&b'/'))));
-        }
-        for name in absent {
-            let whiteout = self.child(directory, &name);
-            directory = self.imply(directory, &name, whiteout)?;
-        }
-        Ok(Found::Directory(directory))
-    }
-
-    /// Makes a directory that nobody described, in place of a whiteout if there is one.
-    fn imply(&mut self, parent: EntryId, name: &[u8], whiteout: Option<EntryId>) -> Result<EntryId, TreeError> {
-        let id = self.fresh(Record::implied(parent, EntryId(self.len())), name)?;
-        if let Some(whiteout) = whiteout {
-            self.detach(whiteout);
-        }
-        self.hook(id, parent);
-        if whiteout.is_some() {
-            self.hides_lower(id);
-        }
-        Ok(id)
-    }
-
-    /// A whiteout of `name`.
-    fn hide(&mut self, parent: EntryId, name: &[u8]) -> Result<(), TreeError> {
-        if let Some(there) = self.child(parent, name) {
-            self.hides_lower(there);
-            return Ok(());
-        }
-        let id = EntryId(self.len());
-        let record = Record { kind: Kind::Whiteout, flags: Flags::default(), mode: 0, ..Record::implied(parent, id) };
-        let id = self.fresh(record, name)?;
-        self.hook(id, parent);
-        Ok(())
-    }
-
-    /// Anything but a hard link.
-    fn put(&mut self, parent: EntryId, name: &[u8], entry: &TarEntry<'_>, path: &[u8]) -> Result<(), TreeError> {
-        let id = EntryId(self.len());
-        let described = self.describe(entry, id, path)?;
-        let there = self.child(parent, name);
-        if let Some(there) = there
-            && described.kind == Kind::Directory
-            && self.nodes[there.index()].record.kind == Kind::Directory
-            && self.nodes[there.index()].record.inode == there.0
-        {
-            self.redescribe_directory(there, &described);
-            return Ok(());
-        }
-        let id = self.fresh(described, name)?;
-        self.take_place(id, parent, there);
-        Ok(())
-    }
-
-    /// A hard link: another name for an inode of this layer, or of a lower one.
-    fn link(
-        &mut self,
-        parent: EntryId,
-        name: &[u8],
-        target: &[u8],
-        entry: &TarEntry<'_>,
-        path: &[u8],
-    ) -> Result<(), TreeError> {
-        let to_directory = || TreeError::LinkToDirectory { path: shown(path), target: shown(target) };
-        let target_path = clean(target, self.limits.path)?;
-        if target_path.is_empty() {
-            return Err(to_directory());
-        }
-        let there = self.child(parent, name);
-        let (target_parent, target_name) = split_last(&target_path);
-        let mut lower = match self.walk(target_parent, Missing::Report)? {
-            Found::Elsewhere(reached) => join(&reached, target_name),
-            Found::Directory(directory) => {
-                let found = self.child(directory, target_name);
-                if let Some(itself) = found
-                    && found == there
-                {
-                    // A link to itself changes nothing.
-                    return match self.entry(itself).kind() {
-                        Kind::Directory => Err(to_directory()),
-                        _ => Ok(()),
-                    };
-                }
-                // The unpacker removes what stands in the way before it looks for the target.
-                if let Some(there) = there
-                    && self.nodes[there.index()].record.kind == Kind::Directory
-                    && found.is_some_and(|found| self.is_below(found, there))
-                {
-                    join(&self.path(directory), target_name)
-                } else {
-                    let inode = found.map(|id| self.nodes[id.index()].record.inode);
-                    match inode.map(|inode| (inode, self.nodes[inode as usize].record.kind)) {
-                        Some((_, Kind::Directory)) => return Err(to_directory()),
-                        None | Some((_, Kind::Whiteout)) => join(&self.path(directory), target_name),
-                        Some((inode, _)) => {
-                            let described = self.describe(entry, EntryId(inode), path)?;
-                            let kind = self.nodes[inode as usize].record.kind;
-                            let record = Record { inode, kind, nlink: 0, ..described };
-                            let id = self.fresh(record, name)?;
-                            self.nodes[inode as usize].record.nlink += 1;
-                            self.take_place(id, parent, there);
-                            self.redescribe(EntryId(inode), &described);
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-        };
-        if lower.len() > self.limits.path {
-            return Err(TreeError::PathTooLong { len: lower.len(), limit: self.limits.path });
-        }
-        let described = self.describe(entry, EntryId(self.len()), path)?;
-        let (a, b) = self.keep(&std::mem::take(&mut lower))?;
-        let id = self.fresh(Record { kind: Kind::LowerLink, a, b, ..described }, name)?;
-        self.take_place(id, parent, there);
-        Ok(())
-    }
-
-    fn is_below(&self, mut id: EntryId, ancestor: EntryId) -> bool {
-        while id != EntryId::ROOT {
-            if id == ancestor {
-                return true;
-            }
-            id = EntryId(self.nodes[id.index()].record.parent);
-        }
-        false
-    }
-
-    /// Puts `id` where `there` stands: what is replaced in one layer is hidden in those below.
-    fn take_place(&mut self, id: EntryId, parent: EntryId, there: Option<EntryId>) {
-        if let Some(there) = there {
-            self.detach(there);
-        }
-        self.hook(id, parent);
-        if there.is_some() {
-            self.hides_lower(id);
-        }
-    }
-
-    fn hides_lower(&mut self, id: EntryId) {
-        let record = &mut self.nodes[id.index()].record;
-        if record.kind == Kind::Whiteout {
-            return;
-        }
-        record.flags.set(Flags::HIDES_LOWER);
-        if record.kind == Kind::Directory {
-            record.flags.set(Flags::OPAQUE);
-        }
-    }
-
-    /// The record of a tar entry, without its name.
-    fn describe(&mut self, entry: &TarEntry<'_>, id: EntryId, path: &[u8]) -> Result<Record, TreeError> {
-        for xattr in entry.xattrs {
-            let (name, value) = (xattr.name.len(), xattr.value.len());
-            if name == 0 || name > NAME_LIMIT || value > VALUE_LIMIT {
-                return Err(TreeError::Xattr { path: shown(path), name, value });
-            }
-        }
-        let xattrs = self.xattrs.intern(entry.xattrs, self.limits.xattrs);
-        let xattrs = xattrs.ok_or(too_many("bytes of extended attributes", self.limits.xattrs as u64))?;
-        let Timestamp { seconds, nanos } = entry.mtime;
-        let mut record = Record {
-            flags: Flags::default(),
-            mode: entry.mode & 0o7777,
-            uid: entry.uid,
-            gid: entry.gid,
-            mtime: seconds,
-            mtime_nanos: nanos,
-            xattrs,
-            ..Record::implied(EntryId::ROOT, id)
-        };
-        match entry.kind {
-            TarKind::Directory => record.kind = Kind::Directory,
-            TarKind::Fifo => record.kind = Kind::Fifo,
-            TarKind::CharDevice(device) | TarKind::BlockDevice(device) => {
-                let block = matches!(entry.kind, TarKind::BlockDevice(_));
-                record.kind = if block { Kind::BlockDevice } else { Kind::CharDevice };
-                record.a = u64::from(device.major) << 32 | u64::from(device.minor);
-            }
-            TarKind::Symlink(target) => {
-                if target.contains(&0) {
-                    return Err(TreeError::Nul { path: shown(target) });
-                }
-                if target.is_empty() || target.len() > TARGET_MAX {
-                    return Err(TreeError::TargetLength { path: shown(path), len: target.len() });
-                }
-                record.kind = Kind::Symlink;
-                record.mode = 0o777;
-                (record.a, record.b) = self.keep(target)?;
-            }
-            TarKind::HardLink(_) => {}
-            TarKind::File { size, data, extents } => {
-                record.kind = Kind::File;
-                (record.a, record.b) = (size, data.0);
-                if let Some(runs) = extents {
-                    record.flags.set(Flags::SPARSE);
-                    record.b = self.keep_runs(runs)?;
-                }
-            }
-        }
-        Ok(record)
-    }
-
-    /// Gives a directory the metadata of a later entry, which is all that counts, as if the two stood in
-    /// two layers.
-    fn redescribe_directory(&mut self, id: EntryId, described: &Record) {
-        self.redescribe(id, described);
-        self.nodes[id.index()].record.xattrs = described.xattrs;
-    }
-
-    /// Gives an existing inode the metadata of a later hard link to it.
-    fn redescribe(&mut self, id: EntryId, described: &Record) {
-        let record = &mut self.nodes[id.index()].record;
-        record.flags.clear(Flags::IMPLIED);
-        if record.kind != Kind::Symlink {
-            record.mode = described.mode;
-        }
-        // Many tools write extended attributes with the first name of a file only.
-        if described.xattrs != 0 {
-            record.xattrs = described.xattrs;
-        }
-        (record.uid, record.gid) = (described.uid, described.gid);
-        (record.mtime, record.mtime_nanos) = (described.mtime, described.mtime_nanos);
     }
 
     fn keep_runs(&mut self, runs: &[DataExtent]) -> Result<u64, TreeError> {
@@ -843,57 +469,6 @@ impl LayerTree {
     pub(super) fn restore_runs(&mut self, runs: &[DataExtent]) -> Result<u64, TreeError> {
         self.keep_runs(runs)
     }
-}
-
-/// A path as text: no empty or `.` parts, `..` applied and stopped at the root, no slash around it.
-fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
-    if path.len() > limit {
-        return Err(TreeError::PathTooLong { len: path.len(), limit });
-    }
-    if path.contains(&0) {
-        return Err(TreeError::Nul { path: shown(path) });
-    }
-    let mut out: Vec<u8> = Vec::with_capacity(path.len());
-    for part in path.split(|&byte| byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => out.truncate(out.iter().rposition(|&byte| byte == b'/').unwrap_or(0)),
-            _ => {
-                if !out.is_empty() {
-                    out.push(b'/');
-                }
-                out.extend_from_slice(part);
-            }
-        }
-    }
-    // Only names that remain must fit.
-    match out.split(|&byte| byte == b'/').find(|part| part.len() > NAME_MAX) {
-        Some(part) => Err(too_long(part)),
-        None => Ok(out),
-    }
-}
-
-fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|&byte| byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&[], path),
-    }
-}
-
-fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().position(|&byte| byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (path, &[]),
-    }
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
-}
-
-/// The part of a path that an error shows.
-fn shown(path: &[u8]) -> Vec<u8> {
-    path[..path.len().min(256)].to_vec()
 }
 
 fn too_long(name: &[u8]) -> TreeError {

@@ -1,0 +1,54 @@
+//! Paths as text, before anything is looked up.
+
+use super::{NAME_MAX, TreeError, too_long};
+
+/// A path with no empty or `.` parts, `..` applied and stopped at the root, and no slash around it.
+pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
+    if path.len() > limit {
+        return Err(TreeError::PathTooLong { len: path.len(), limit });
+    }
+    if path.contains(&0) {
+        return Err(TreeError::Nul { path: shown(path) });
+    }
+    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+    for part in path.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => out.truncate(out.iter().rposition(|&byte| byte == b'/').unwrap_or(0)),
+            _ => {
+                if !out.is_empty() {
+                    out.push(b'/');
+                }
+                out.extend_from_slice(part);
+            }
+        }
+    }
+    // Only names that remain must fit.
+    match out.split(|&byte| byte == b'/').find(|part| part.len() > NAME_MAX) {
+        Some(part) => Err(too_long(part)),
+        None => Ok(out),
+    }
+}
+
+pub(super) fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&[], path),
+    }
+}
+
+pub(super) fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().position(|&byte| byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (path, &[]),
+    }
+}
+
+pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+/// The part of a path that an error shows.
+pub(super) fn shown(path: &[u8]) -> Vec<u8> {
+    path[..path.len().min(256)].to_vec()
+}
