@@ -592,6 +592,30 @@ fn on_known_base_layers_the_first_answer_waits_for_the_new_layer_only() {
 }
 
 #[test]
+fn what_upper_layers_decide_is_shown_while_the_one_that_describes_the_root_has_not_come() {
+    if cannot_mount() {
+        return;
+    }
+    let base = LayerBuilder::new().entry(Entry::dir("./").mode(0o711)).entry(Entry::file("below", "of the base"));
+    let upper = LayerBuilder::new().entry(Entry::dir("app/")).entry(Entry::file("app/program", "of the upper layer"));
+    let image = ImageBuilder::new().layer(base).layer(upper).build();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image)).unwrap();
+    let (gate, blob) = (Gate::new(), image.layers()[0].digest.clone());
+    registry.faults().add(Rule::new(Target::Blob(blob), Fault::Stall { after: 0, gate: gate.clone() }));
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("mnt");
+    let output = at.try_mount(&registry.reference("app", "1"), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read(at.join("app/program")).unwrap(), b"of the upper layer");
+    assert!(std::fs::metadata(&at.path).unwrap().is_dir());
+
+    gate.open();
+    assert_eq!(std::fs::read(at.join("below")).unwrap(), b"of the base");
+    assert_eq!(std::fs::metadata(&at.path).unwrap().permissions().mode() & 0o7777, 0o711);
+    at.unmount();
+}
+
+#[test]
 fn two_mounts_of_a_new_image_at_once_fetch_each_blob_once() {
     if cannot_mount() {
         return;

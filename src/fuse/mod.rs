@@ -237,7 +237,7 @@ impl Handler for Adapter {
             }
             Operation::GetAttr => self.answer(
                 reply,
-                move |fs| fs.attr(node),
+                move |fs| attr_for_now(fs, node),
                 |reply, found| {
                     let attr_out = wire::AttrOut { attr_valid: life(&found), attr: attr(&found), ..Default::default() };
                     reply.bytes(attr_out.as_bytes());
@@ -302,6 +302,15 @@ impl Handler for Adapter {
 
     fn interrupt(&self, unique: u64) {
         self.waiting.interrupt(unique);
+    }
+}
+
+/// What a node is like. The kernel asks that of the root before it asks for any name: while nothing that is known
+/// describes the root, it is shown as what it is if nothing does, and asked for again the next time.
+fn attr_for_now(fs: &ImageFs, node: NodeId) -> Now<NodeAttr> {
+    match fs.attr(node) {
+        Err(NotNow::Needs(_)) if node == NodeId::ROOT => Ok(NodeAttr::ROOT_FOR_NOW),
+        known => known,
     }
 }
 
