@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use peelfs::content::PassError;
+use peelfs::fuse::{self, MountOptions};
 use peelfs::image::{self, Eagerness, FsError, ImageFs, LayerFailure, Limits, Network, NotNow, Verify};
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
@@ -16,6 +21,7 @@ use peelfs::platform::Platform;
 use peelfs::source::BlobSource;
 use peelfs::source::registry::{RegistryOptions, RegistrySource, Surroundings};
 use peelfs::store::Store;
+use support::sandbox::cannot_mount;
 
 const EARLY: &[u8] = b"early in the tar";
 const LATE: &[u8] = b"late in the tar";
@@ -36,7 +42,7 @@ async fn scene(verify: Verify, also: Option<Fault>) -> Scene {
 /// As [`scene`], with `late` behind the middle.
 async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: Option<Fault>) -> Scene {
     let dir = tempfile::tempdir().unwrap();
-    let mut filler: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut filler = noise();
     let more = filler.split_off(1_000_000);
     let early = LayerBuilder::new()
         .entry(Entry::dir("./"))
@@ -62,6 +68,11 @@ async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: O
     let plan = image::resolve(&reference, &source, &store, &Platform::host(), Network::Allowed).await.unwrap();
     let fs = image::open(&plan, source, Arc::clone(&store), &Limits::default(), Eagerness::Background, verify);
     Scene { registry, store, fs, gate, _dir: dir }
+}
+
+/// Bytes that do not repeat soon.
+fn noise() -> Vec<u8> {
+    (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
 async fn content(fs: &ImageFs, path: &[u8]) -> Result<Vec<u8>, FsError> {
@@ -96,6 +107,34 @@ async fn a_layer_that_fails_after_it_was_shown_turns_into_errors_and_nothing_is_
     let usage = scene.store.usage().unwrap();
     assert!(usage.layers.is_empty() && usage.temporary == 0, "{usage:?}");
     drop(scene.registry);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_keeps_of_a_layer_that_fails_is_taken_back() {
+    if cannot_mount() {
+        return;
+    }
+    let scene = scene(Verify::Behind, Some(Fault::FlipBit { at: 500_000, bit: 1 })).await;
+    let at = tempfile::tempdir().unwrap();
+    let mounted = fuse::mount(Arc::clone(&scene.fs), at.path(), &MountOptions::default()).unwrap();
+    let path = at.path().join("filler");
+    let read_all = |file: &File| {
+        let mut bytes = vec![0; 1_000_000];
+        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+    };
+    let (file, shown) = tokio::task::spawn_blocking(move || {
+        let file = File::open(path).unwrap();
+        let shown = read_all(&file).unwrap();
+        (file, shown)
+    })
+    .await
+    .unwrap();
+    assert_ne!(shown, noise()[..1_000_000], "it is shown before it is verified");
+
+    scene.gate.open();
+    assert!(scene.fs.all_known().await.is_err());
+    tokio::task::spawn_blocking(move || while read_all(&file).is_ok() {}).await.unwrap();
+    drop(mounted);
 }
 
 /// A layer of which something was read before its first transfer broke off, `also` with a fault, and the next one is

@@ -94,6 +94,11 @@ impl Growing {
         std::mem::take(&mut *lock(&self.shown))
     }
 
+    /// How many entries may have been shown.
+    pub fn entries(&self) -> u32 {
+        self.progress.borrow().entries
+    }
+
     /// Sends everybody away.
     pub(super) fn close(&self) {
         self.progress.send_modify(|progress| progress.closed = true);

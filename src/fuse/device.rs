@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-use super::wire::OutHeader;
+use super::wire::{InvalidInode, OutHeader};
 
 /// A connection to the kernel whose terms have been negotiated.
 #[derive(Debug)]
@@ -47,6 +47,21 @@ impl Device {
         let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
         matches!(rustix::event::poll(&mut polled, Some(&time)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
+    }
+
+    /// Has the kernel forget what it keeps of a file's bytes and attributes (`FUSE_NOTIFY_INVAL_INODE`). Waits for reads
+    /// of them that are under way, so other threads must be there to answer.
+    pub(super) fn forget_content(&self, node: u64) {
+        const NOTIFY_INVAL_INODE: i32 = 2;
+        let all = InvalidInode { node, offset: 0, length: 0 };
+        let len = (size_of::<OutHeader>() + size_of::<InvalidInode>()) as u32;
+        let notification = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
+        let parts = [IoSlice::new(notification.as_bytes()), IoSlice::new(all.as_bytes())];
+        match rustix::io::writev(&self.0, &parts) {
+            // ENOENT: the kernel knows nothing of it; ENODEV: it is unmounted.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(errno) => tracing::error!(%errno, node, "the kernel may go on showing what it was told of a file"),
+        }
     }
 
     /// Asks the kernel to send again what a process that is gone had received and not answered

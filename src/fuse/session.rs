@@ -173,6 +173,7 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let service = Service::start(&device, &handler, options.let_cpus_sleep).map_err(refused)?;
+    take_back(&adapter.fs, &device, &service);
     let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _session: Some(session) })
 }
@@ -204,7 +205,27 @@ pub fn take_over(
     }
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let service = Service::start(&device, &handler, let_cpus_sleep).map_err(refused)?;
+    take_back(&adapter.fs, &device, &service);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _session: None })
+}
+
+/// While the mount lives, what was shown before it was verified and turns out wrong is taken back: the kernel forgets it
+/// and asks again, for an error.
+fn take_back(fs: &Arc<ImageFs>, device: &Arc<Device>, service: &Service) {
+    let (fs, device, mut gone) = (Arc::clone(fs), Arc::clone(device), service.gone());
+    tokio::spawn(async move {
+        loop {
+            let nodes = tokio::select! {
+                _ = gone.wait_for(|gone| *gone) => return,
+                nodes = fs.disowned() => nodes,
+            };
+            let device = Arc::clone(&device);
+            let forgotten = move || nodes.for_each(|node| device.forget_content(node.get()));
+            if tokio::task::spawn_blocking(forgotten).await.is_err() {
+                return; // the process ends
+            }
+        }
+    });
 }
 
 /// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.

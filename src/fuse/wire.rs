@@ -38,6 +38,15 @@ pub(super) struct OutHeader {
     pub(super) unique: u64,
 }
 
+/// `fuse_notify_inval_inode_out`: bytes of an inode that are not to be believed any more; a length of 0 is all.
+#[derive(Clone, Copy, Debug, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub(super) struct InvalidInode {
+    pub(super) node: u64,
+    pub(super) offset: i64,
+    pub(super) length: i64,
+}
+
 /// One request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request<'a> {

@@ -483,6 +483,13 @@ impl ImageFs {
         self.layers.end();
     }
 
+    /// Waits until a layer that was shown before it was verified turns out wrong; gives the nodes that may have been
+    /// shown of it. For one who asks; never returns where nothing is shown before.
+    pub async fn disowned(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let (layer, entries) = self.layers.disowned().await;
+        (0..entries).map(move |entry| NodeId::new(layer, EntryId(entry)))
+    }
+
     /// Bytes that first passes have to read, and have read.
     pub fn progress(&self) -> (u64, u64) {
         self.layers.progress()

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
@@ -64,6 +64,9 @@ pub struct Layers {
     at_once: usize,
     eagerness: Eagerness,
     verify: Verify,
+    /// Layers that were shown and do not hold, and how many entries of each may have been.
+    disowned: Mutex<Vec<(LayerNo, u32)>>,
+    disowning: Notify,
 }
 
 struct Slot {
@@ -174,6 +177,8 @@ impl Layers {
             at_once: cores + 1,
             eagerness,
             verify,
+            disowned: Mutex::default(),
+            disowning: Notify::new(),
         });
         layers.open_known(cores);
         layers.start_more();
@@ -404,6 +409,7 @@ impl Layers {
 
     fn content(&self, slot: &Slot, kept: Arc<Kept>) -> State {
         if !lock(&slot.shown_in_vain).iter().all(|shown| shown.is_of(kept.index())) {
+            self.disown(slot, kept.index().len());
             return slot.cannot_be_shown(LayerFailure::ShownOtherwise { layer: slot.pass.blob.digest.clone() });
         }
         State::Ready(Arc::new(LayerContent::new(
@@ -414,6 +420,25 @@ impl Layers {
             Arc::clone(self.holdings.store()),
             Arc::clone(&self.traffic),
         )))
+    }
+
+    /// What was shown of a layer is not what it should be.
+    fn disown(&self, slot: &Slot, entries: u32) {
+        let same = |at: &usize| std::ptr::eq(&*self.slots[*at], slot);
+        let numbers = (0..).map(LayerNo).zip(&self.slot_of).filter(|(_, at)| same(at));
+        lock(&self.disowned).extend(numbers.map(|(number, _)| (number, entries)));
+        self.disowning.notify_one();
+    }
+
+    /// Waits until something turns out wrong that was shown before it was verified: a layer, and how many of its
+    /// entries may have been shown. For one who asks; never returns where nothing is shown before.
+    pub async fn disowned(&self) -> (LayerNo, u32) {
+        loop {
+            if let Some(disowned) = { lock(&self.disowned).pop() } {
+                return disowned;
+            }
+            self.disowning.notified().await;
+        }
     }
 
     /// Starts passes in the background while fewer than allowed are running.
@@ -471,8 +496,11 @@ impl Layers {
         slot.state.send_modify(|_| {});
         let mut made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, grows.as_ref()).await;
         *lock(&slot.growing) = None;
-        if let Some(grows) = grows.filter(|_| made.is_err()) {
+        if let (Some(grows), Err(why)) = (grows, &made) {
             lock(&slot.shown_in_vain).extend(grows.take_shown());
+            if why.is_corruption() {
+                self.disown(slot, grows.entries());
+            }
         }
         // Whoever holds it waits for what this pass comes to, and must not be waited for.
         if let Ok(mut shown) = slot.shown.try_lock() {
