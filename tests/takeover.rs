@@ -66,6 +66,34 @@ fn a_mount_by_tag_outlives_its_server_while_its_registry_is_away() {
 }
 
 #[test]
+fn a_mount_outlives_its_server_while_its_registry_is_away_and_the_cache_has_lost_what_it_was_resolved_by() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let reference = registry.reference("app", "1");
+    let points = [vec![], vec!["--share"]].map(|more| {
+        let name = format!("mnt{}", more.len());
+        sandbox.mount_with(&reference, &name, &[&["--on-outage", "offline"], more.as_slice()].concat())
+    });
+    drop(registry);
+    for bucket in ["tag-v1", "document-v1"] {
+        let files = sandbox.bucket(bucket);
+        assert!(!files.is_empty(), "{bucket}");
+        files.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+    for at in &points {
+        at.kill_server();
+        (0..FILES).for_each(|number| read_anew(&at.path, number));
+        at.unmount();
+    }
+    let left = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap();
+    let left: Vec<_> =
+        left.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("image".as_ref())).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn readers_notice_nothing_of_a_killed_server() {
     if cannot_mount() {
         return;

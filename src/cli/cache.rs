@@ -185,7 +185,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
             let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
             let around = Around { surroundings: Surroundings::of_process(), holdings: Arc::clone(&store).into() };
             let image = ImageArgs { reference, access };
-            let opened = mount::runtime()?.block_on(open::open_for(&image, None, &around));
+            let opened = mount::runtime()?.block_on(open::open_for(&image, &around));
             let opened = opened.map_err(|report| match report.code {
                 Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
                 _ => report,

@@ -4,9 +4,10 @@
 //! some carry the connection to the kernel.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
@@ -22,6 +23,7 @@ use super::args::MountArgs;
 use super::daemon::Word;
 use crate::digest::Digest;
 use crate::fuse::{MountOptions, MountPlace};
+use crate::image::Documents;
 use crate::source::registry::Surroundings;
 
 /// What is said.
@@ -73,6 +75,28 @@ impl KeptBy {
     /// Where a mount with passthrough keeps which files are open, for the next process.
     pub(super) fn opens(&self) -> PathBuf {
         self.socket.with_extension("opens")
+    }
+
+    /// Where the documents of a mount are kept for the next process, by its number among shared mounts, or 0.
+    pub(super) fn documents(&self, number: u64) -> PathBuf {
+        self.socket.with_extension(format!("{number}.image"))
+    }
+
+    /// Keeps the documents of a mount: a process that goes on with it may find that the cache has lost them and that the
+    /// registry is away.
+    pub(super) fn keep_documents(&self, number: u64, documents: &Documents) {
+        let path = self.documents(number);
+        let text = serde_json::to_vec(documents).expect("it is digests and texts");
+        let kept = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        if let Err(error) = kept.and_then(|mut file| file.write_all(&text)) {
+            tracing::warn!(%error, path = %path.display(), "cannot keep an image's documents beside its mount");
+        }
+    }
+
+    /// What [`KeptBy::keep_documents`] has kept; nothing, if it is not there or no longer whole.
+    pub(super) fn kept_documents(&self, number: u64) -> Documents {
+        let text = std::fs::read(self.documents(number)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 }
 

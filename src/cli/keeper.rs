@@ -45,6 +45,7 @@ pub(super) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
         // Leftovers are also removed by whoever finds them.
         let _ = std::fs::remove_file(&keeper.kept_by.socket);
         let _ = std::fs::remove_file(keeper.kept_by.opens());
+        let _ = std::fs::remove_file(keeper.kept_by.documents(0));
         ended
     })
 }
@@ -225,7 +226,10 @@ impl Keeper {
                 let before = self.kept.remove(&number).and_then(|(connection, _)| connection);
                 self.kept.insert(number, (connection.or(before), handover));
             }
-            Message::Ended(number) => drop(self.kept.remove(&number)),
+            Message::Ended(number) => {
+                drop(self.kept.remove(&number));
+                let _ = std::fs::remove_file(self.kept_by.documents(number));
+            }
             Message::Tell(number, word) => {
                 let Some(shared) = &mut self.shared else { return Ok(None) };
                 let waits = matches!(word, Word::Progress(..));

@@ -220,6 +220,9 @@ async fn serve(
         kernel.passthrough = Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }));
     }
     let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
+    if let Some(by) = supervisor.as_ref().and_then(Supervisor::kept_by) {
+        by.keep_documents(0, &opened.plan.documents);
+    }
     let connection = supervisor.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
     let log = if args.background_child { Some(log_file(args, std::process::id())?) } else { None };
     let handover = handover(mounted.place(), &opened, log);
@@ -230,7 +233,8 @@ async fn serve(
 async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent: &mut Parent) -> Result<(), Report> {
     let Handed { handover, connection, opens } = handed;
     let ends = Ends::new()?;
-    let opened = open::open_pinned(&args.image, &handover.root).await?;
+    let before = supervisor.kept_by().map(|by| by.kept_documents(0)).unwrap_or_default();
+    let opened = open::open_again(&args.image, &handover.root, &before, None).await?;
     same_manifest(&opened, &handover)?;
     let fs = opened.files(Eagerness::Background, verify(args));
     fs.goes_on_after(handover.age());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
 use super::report::{Code, Report};
 use crate::digest::Digest;
-use crate::image::{self, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
+use crate::image::{self, Documents, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
@@ -37,7 +37,7 @@ pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
     let reference: Reference = args.reference.parse()?;
     tell_notes(&reference);
     check_authfile(&args.access)?;
-    resolve(reference, args, &Around::of_process(args)?).await
+    resolve(reference, args, &Around::of_process(args)?, &Documents::default()).await
 }
 
 /// Credentials that somebody names have to be there, also where a registry asks for none.
@@ -75,19 +75,23 @@ pub(super) fn tell_notes(reference: &Reference) {
     }
 }
 
-/// Resolves what `args` named when it was `root`.
-pub(super) async fn open_pinned(args: &ImageArgs, root: &Digest) -> Result<Opened, Report> {
-    resolve(args.reference.parse::<Reference>()?.pinned(root), args, &Around::of_process(args)?).await
+/// Resolves what `args` named when it was `root`, by the documents of that time where the cache has none.
+pub(super) async fn open_again(
+    args: &ImageArgs,
+    root: &Digest,
+    before: &Documents,
+    around: Option<&Around>,
+) -> Result<Opened, Report> {
+    let reference = args.reference.parse::<Reference>()?.pinned(root);
+    match around {
+        Some(around) => resolve(reference, args, around, before).await,
+        None => resolve(reference, args, &Around::of_process(args)?, before).await,
+    }
 }
 
-/// Resolves what `args` named, when it was `root` if that is said, for somebody else than this process.
-pub(super) async fn open_for(args: &ImageArgs, root: Option<&Digest>, around: &Around) -> Result<Opened, Report> {
-    let reference: Reference = args.reference.parse()?;
-    let reference = match root {
-        Some(root) => reference.pinned(root),
-        None => reference,
-    };
-    resolve(reference, args, around).await
+/// Resolves what `args` name, for somebody else than this process.
+pub(super) async fn open_for(args: &ImageArgs, around: &Around) -> Result<Opened, Report> {
+    resolve(args.reference.parse()?, args, around, &Documents::default()).await
 }
 
 /// What there is when an image is opened.
@@ -104,13 +108,18 @@ impl Around {
     }
 }
 
-async fn resolve(reference: Reference, args: &ImageArgs, around: &Around) -> Result<Opened, Report> {
+async fn resolve(
+    reference: Reference,
+    args: &ImageArgs,
+    around: &Around,
+    before: &Documents,
+) -> Result<Opened, Report> {
     let platform = args.access.platform()?;
     let holdings = around.holdings.clone();
     let store = Arc::clone(holdings.store());
     let (source, registry) = source(&reference, &args.access, &around.surroundings).await?;
     let network = if args.access.offline { Network::Offline } else { Network::Allowed };
-    let plan = image::resolve(&reference, &source, &store, &platform, network).await?;
+    let plan = image::resolve_again(&reference, &source, &store, &platform, network, before).await?;
     Ok(Opened { reference, plan, holdings, store, source, registry })
 }
 

@@ -260,11 +260,12 @@ impl Server {
     }
 
     async fn reopen(&self, handover: &Handover) -> Result<(Opened, Arc<ImageFs>), Report> {
-        let Some((_, request)) = &handover.shared else {
+        let Some((number, request)) = &handover.shared else {
             return Err(Report::new(Code::Failure, "it is not known what was asked for"));
         };
         let around = self.around(request);
-        let opened = open::open_for(&request.args.image, Some(&handover.root), &around).await?;
+        let before = self.by.kept_documents(*number);
+        let opened = open::open_again(&request.args.image, &handover.root, &before, Some(&around)).await?;
         mount::same_manifest(&opened, handover)?;
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
         fs.goes_on_after(handover.age());
@@ -301,9 +302,10 @@ impl Server {
         request: Request,
     ) -> Result<Serving<impl Future<Output = u64> + use<>>, Report> {
         self.refuse_conflicts(&request.args)?;
-        let opened = open::open_for(&request.args.image, None, &self.around(&request)).await?;
+        let opened = open::open_for(&request.args.image, &self.around(&request)).await?;
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
         let mounted = fuse::mount(Arc::clone(&fs), &request.args.at, &request.kernel)?;
+        self.by.keep_documents(number, &opened.plan.documents);
         let place = mounted.place();
         let shared = Some((number, Box::new(request.clone())));
         let handover = Handover { shared, ..mount::handover(place.clone(), &opened, Some(self.log.clone())) };

@@ -190,8 +190,8 @@ pub(super) fn all(directory: &Path) -> Vec<MountState> {
         let path = entry.path();
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("json") => {}
-            Some("keeper") => {
-                let pid = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            Some("keeper" | "opens" | "image") => {
+                let pid = path.file_name().and_then(|name| name.to_str()?.split('.').next()?.parse().ok());
                 if !pid.is_some_and(is_running) {
                     let _ = std::fs::remove_file(&path);
                 }

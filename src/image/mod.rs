@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub use crate::content::{Holdings, Prefetch};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
-pub use plan::{Network, Plan, PlanError, PlannedLayer, resolve};
+pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 
 use crate::source::BlobSource;
 

@@ -3,9 +3,10 @@
 //! Every document on the way is verified by digest and size before it is read, and kept in the store,
 //! so that an image seen before is resolved without the network (by digest) or with one HEAD (by tag).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::descriptor::{Compression, Descriptor, MediaType};
 use crate::digest::Digest;
@@ -15,6 +16,7 @@ use crate::platform::Platform;
 use crate::reference::{Place, Reference};
 use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::store::{Store, TagRecord};
+use crate::sync::lock;
 use crate::trust::{Mismatch, Untrusted};
 
 /// An image that has been resolved: what it consists of.
@@ -34,6 +36,30 @@ pub struct Plan {
     pub platform: Option<Platform>,
     /// The platforms that the reference offers.
     pub offered: Vec<Platform>,
+    /// What it was resolved by.
+    pub documents: Documents,
+}
+
+/// The documents that an image was resolved by: with them it can be resolved again when neither the store has them nor
+/// the source can be asked. They are verified anew by whoever uses them.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Documents {
+    root: Option<TagRecord>,
+    texts: Vec<(Digest, String)>,
+}
+
+impl Documents {
+    fn note(&mut self, descriptor: &Descriptor, bytes: &Bytes) {
+        // Any other would not have been parsed.
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            self.texts.push((descriptor.digest.clone(), text.to_owned()));
+        }
+    }
+
+    fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {
+        let (_, text) = self.texts.iter().find(|(known, _)| known == digest)?;
+        Untrusted::new(Bytes::copy_from_slice(text.as_bytes())).verify(digest, size).ok()
+    }
 }
 
 /// One layer of an image.
@@ -127,9 +153,24 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    let resolver = Resolver { reference, source, store, network };
+    resolve_again(reference, source, store, wanted, network, &Documents::default()).await
+}
+
+/// As [`resolve`], by the documents of an earlier time where the store has none.
+///
+/// # Errors
+/// [`PlanError`]
+pub async fn resolve_again(
+    reference: &Reference,
+    source: &Arc<dyn BlobSource>,
+    store: &Store,
+    wanted: &Platform,
+    network: Network,
+    before: &Documents,
+) -> Result<Plan, PlanError> {
+    let resolver = Resolver { reference, source, store, network, before, documents: Mutex::default() };
     let (root, bytes) = resolver.root().await?;
-    resolver.remember(&root);
+    resolver.remember(&root, &bytes);
     let document = resolver.parse(&root, &bytes)?;
     let offered = match &document {
         Document::Index(index) => index.offered(),
@@ -158,7 +199,8 @@ pub async fn resolve(
                 }
                 let platform = candidate.platform.or_else(|| config.platform.clone());
                 let offered = if offered.is_empty() { platform.iter().cloned().collect() } else { offered };
-                return Ok(assemble(root, candidate.descriptor, manifest, config, platform, offered));
+                let plan = assemble(root, candidate.descriptor, manifest, config, platform, offered);
+                return Ok(Plan { documents: resolver.documents.into_inner().unwrap_or_default(), ..plan });
             }
             Ok(Step::Descend(entries)) => {
                 let inside = |entry: IndexEntry| Candidate {
@@ -203,7 +245,8 @@ fn assemble(
             PlannedLayer { blob, compression, diff_id: diff_id.clone() }
         })
         .collect();
-    Plan { root, manifest: descriptor, config: manifest.config, configuration, layers, platform, offered }
+    let (config, documents) = (manifest.config, Documents::default());
+    Plan { root, manifest: descriptor, config, configuration, layers, platform, offered, documents }
 }
 
 struct Resolver<'a> {
@@ -211,6 +254,10 @@ struct Resolver<'a> {
     source: &'a Arc<dyn BlobSource>,
     store: &'a Store,
     network: Network,
+    /// What the reference was resolved by at an earlier time.
+    before: &'a Documents,
+    /// What it is resolved by now.
+    documents: Mutex<Documents>,
 }
 
 impl Resolver<'_> {
@@ -220,13 +267,19 @@ impl Resolver<'_> {
             return self.fetch_root().await;
         };
         let canonical = self.reference.canonical();
-        let known = self.store.tag(&canonical);
-        let stored =
-            known.as_ref().and_then(|record| Some((record, self.store.document(&record.digest, record.size)?)));
-        match (stored, self.network) {
+        let stored = self.store.tag(&canonical).and_then(|record| {
+            let bytes = self.store.document(&record.digest, record.size)?;
+            Some((record, bytes))
+        });
+        let before = || {
+            let record = self.before.root.clone()?;
+            let bytes = self.before.document(&record.digest, record.size)?;
+            Some((record, bytes))
+        };
+        match (stored.or_else(before), self.network) {
             // A digest never names anything else.
-            (Some((record, bytes)), _) if name.digest() == Some(&record.digest) => Ok((described(record), bytes)),
-            (Some((record, bytes)), Network::Offline) => Ok((described(record), bytes)),
+            (Some((record, bytes)), _) if name.digest() == Some(&record.digest) => Ok((described(&record), bytes)),
+            (Some((record, bytes)), Network::Offline) => Ok((described(&record), bytes)),
             (None, Network::Offline) => Err(PlanError::Offline { reference: self.reference.to_string() }),
             (Some((record, bytes)), Network::Allowed) => {
                 let now = match self.source.head().await {
@@ -238,7 +291,7 @@ impl Resolver<'_> {
                     }
                     Err(error) => return Err(error.into()),
                 };
-                if now == record.digest { Ok((described(record), bytes)) } else { self.fetch_root().await }
+                if now == record.digest { Ok((described(&record), bytes)) } else { self.fetch_root().await }
             }
             (None, Network::Allowed) => self.fetch_root().await,
         }
@@ -253,7 +306,8 @@ impl Resolver<'_> {
 
     /// Remembers what the reference names, and the same under its digest: a process that goes on with a mount asks
     /// for that, perhaps while the registry is away.
-    fn remember(&self, root: &Descriptor) {
+    fn remember(&self, root: &Descriptor, bytes: &Bytes) {
+        lock(&self.documents).note(root, bytes);
         for reference in [self.reference.canonical(), self.reference.clone().pinned(&root.digest).canonical()] {
             let record = TagRecord {
                 reference,
@@ -261,6 +315,7 @@ impl Resolver<'_> {
                 media_type: root.media_type.as_str().to_owned(),
                 size: root.size,
             };
+            lock(&self.documents).root = Some(record.clone());
             if self.store.tag(&record.reference).as_ref() == Some(&record) {
                 continue;
             }
@@ -272,12 +327,16 @@ impl Resolver<'_> {
 
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, PlanError> {
         self.check_size("manifest", descriptor, MANIFEST_LIMIT)?;
-        if let Some(bytes) = self.at_hand("the manifest", descriptor)? {
-            return Ok(bytes);
-        }
-        let bytes = self.source.manifest(descriptor).await?;
-        let bytes = self.verified("the manifest", descriptor, bytes)?;
-        self.keep(descriptor, &bytes);
+        let bytes = match self.at_hand("the manifest", descriptor)? {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.source.manifest(descriptor).await?;
+                let bytes = self.verified("the manifest", descriptor, bytes)?;
+                self.keep(descriptor, &bytes);
+                bytes
+            }
+        };
+        lock(&self.documents).note(descriptor, &bytes);
         Ok(bytes)
     }
 
@@ -294,6 +353,7 @@ impl Resolver<'_> {
                 bytes
             }
         };
+        lock(&self.documents).note(descriptor, &bytes);
         ImageConfig::parse(&bytes, manifest.layers.len())
             .map_err(|cause| self.document_error("the configuration", descriptor, cause))
     }
@@ -303,7 +363,8 @@ impl Resolver<'_> {
         if let Some(data) = &descriptor.data {
             return self.verified(what, descriptor, Untrusted::new(data.clone())).map(Some);
         }
-        match self.store.document(&descriptor.digest, descriptor.size) {
+        let before = || self.before.document(&descriptor.digest, descriptor.size);
+        match self.store.document(&descriptor.digest, descriptor.size).or_else(before) {
             Some(bytes) => Ok(Some(bytes)),
             None if self.network == Network::Offline && matches!(self.reference.place(), Place::Registry(_)) => {
                 Err(PlanError::Offline { reference: self.reference.to_string() })
