@@ -341,12 +341,15 @@ fn matrix(policy: OnOutage, cold: bool) {
                         "{what}: {waiting:?}"
                     );
                 }
+                let told = || mounted.fs.layer_status().iter().any(|layer| layer.error.is_some());
+                assert!(read.is_ok() || away || told(), "{what}: `status` does not say why reads fail");
                 // The fault is over, and the same mount reads.
                 bench.registry.faults().clear();
                 gate.open();
                 assert!(mounted.read_when_well("f").await == bench.content, "{what}: wrong bytes afterwards");
                 assert_eq!(mounted.read_when_well("g").await, b"behind it", "{what}");
                 assert_eq!(mounted.source.outages().unwrap().status(), [], "{what}: nothing is waited for any more");
+                assert!(!told(), "{what}: nothing fails any more");
                 cells += 1;
                 counts[usize::from(read.is_ok())] += 1;
             });

@@ -106,7 +106,8 @@ impl<'a> Known<'a> {
             }
             for layer in &health.layers {
                 if let Some(error) = layer["error"].as_str() {
-                    line("failed", text::printable(error.as_bytes()));
+                    let what = if layer["state"] == "ready" { "failing" } else { "failed" };
+                    line(what, text::printable(error.as_bytes()));
                 }
             }
         }

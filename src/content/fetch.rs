@@ -287,6 +287,7 @@ async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners, mut on_link:
     let open = land(layer, &run, |_| true);
     if open.iter().any(|sender| sender.receiver_count() > 0) {
         tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
+        *lock(&layer.trouble) = Some(error.clone());
     } else {
         tracing::warn!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "spans that nobody waits for cannot be had");
     }
@@ -422,6 +423,7 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.trouble) = None;
         // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
         if let Some(flying) = run.iter().find(|flying| flying.span == span && flying.sender.borrow().is_none()) {

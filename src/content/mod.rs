@@ -22,8 +22,8 @@ mod wanted;
 mod whole;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
@@ -31,6 +31,7 @@ use crate::layer::{IndexError, Span, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Generation, Store, StoreError};
+use crate::sync::lock;
 use spans::Stored;
 
 pub use carry::{CarryError, Imported, export_indexes, import_indexes};
@@ -57,6 +58,8 @@ pub struct LayerContent {
     traffic: Arc<Traffic>,
     /// Which spans were read, and who goes on reading where.
     wanted: wanted::Wanted,
+    /// Why a reader did not get a span, if none has come since.
+    trouble: Mutex<Option<ReadError>>,
 }
 
 impl std::ops::Deref for LayerContent {
@@ -162,12 +165,17 @@ impl LayerContent {
         traffic: Arc<Traffic>,
     ) -> Self {
         let wanted = wanted::Wanted::new(kept.index.span_count());
-        Self { kept, blob, compression, source, store, traffic, wanted }
+        Self { kept, blob, compression, source, store, traffic, wanted, trouble: Mutex::default() }
     }
 
     /// The blob this is the content of.
     pub fn blob(&self) -> &Descriptor {
         &self.blob
+    }
+
+    /// Why the last read that failed did, if nothing has come from the source since.
+    pub fn trouble(&self) -> Option<ReadError> {
+        lock(&self.trouble).clone()
     }
 
     /// What reads have cost so far.

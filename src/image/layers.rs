@@ -569,7 +569,10 @@ impl Slot {
         let (state, reads, error) = match &*self.state.borrow() {
             State::Idle => ("waiting", ContentStats::default(), None),
             State::Running => ("reading", ContentStats::default(), None),
-            State::Ready(content) => ("ready", content.stats(), None),
+            State::Ready(content) => {
+                let trouble = content.trouble();
+                ("ready", content.stats(), trouble.as_ref().map(|why| super::chain(why)))
+            }
             State::Failed { why, .. } => ("failed", ContentStats::default(), Some(super::chain(why))),
         };
         LayerStatus {
