@@ -94,10 +94,13 @@ pub(super) fn directory() -> Result<PathBuf, Report> {
         Ok(found) => found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0,
         Err(_) => true,
     };
-    if safe {
-        return Ok(directory);
-    }
-    let shown = directory.display();
+    // Who can write to the one above can put another in its place, unless only owners may move what is in there.
+    let above = directory.parent().and_then(|above| std::fs::metadata(above).ok().map(|found| (above, found.mode())));
+    let shown = match above {
+        Some((above, mode)) if mode & 0o022 != 0 && mode & 0o1000 == 0 => above.display(),
+        _ if safe => return Ok(directory),
+        _ => directory.display(),
+    };
     Err(Report::new(Code::Failure, format!("`{shown}` is not a directory that only this user can write to"))
         .hint("remove it, or set XDG_RUNTIME_DIR to a directory of your own"))
 }
