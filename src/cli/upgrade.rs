@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::args::UpgradeArgs;
 use super::keeper::{Upgrade, Upgraded};
@@ -13,7 +14,7 @@ use super::state::{self, MountState};
 use super::umount;
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
-    let states = state::all(&state::directory()?);
+    let states = known(&state::directory()?, &args.at);
     let chosen: Vec<Result<&MountState, Report>> = if args.all {
         states.iter().map(Ok).collect()
     } else {
@@ -41,7 +42,19 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
     failures.outcome()
 }
 
-fn served_at<'a>(typed: &std::path::Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {
+/// Every mount that tells of itself, and those of `wanted`, too, that another process is just taking over.
+fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
+    let begun = Instant::now();
+    loop {
+        let states = state::all(directory);
+        if wanted.iter().all(|typed| served_at(typed, &states).is_ok()) || begun.elapsed() > TAKEN_OVER_WITHIN {
+            return states;
+        }
+        std::thread::sleep(TAKEN_OVER_WITHIN / 50);
+    }
+}
+
+fn served_at<'a>(typed: &Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {
     let at = umount::target(typed)?;
     states.iter().rev().find(|state| state.at == at).ok_or_else(|| {
         Report::new(Code::NotFound, format!("`{}` is served for another user or session", at.display()))
@@ -90,3 +103,5 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
 /// Longer than the keeper waits for a process to get ready.
 const ANSWER_WITHIN: Duration = Duration::from_secs(130);
 const ANSWER_AT_MOST: u64 = 64 << 10;
+/// A process that goes on with a mount tells of it after some 30 ms.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(1);
