@@ -58,7 +58,10 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
             return Ok(found);
         }
         Shape::Right => {}
-        Shape::Wrong => found.misshapen = true,
+        Shape::Wrong => {
+            found.misshapen = true;
+            store.remove_what_is_no_content(blob);
+        }
     }
     // Opening gives content of a wrong shape the right one, with nothing in it.
     let content = store.content(blob, size, count)?;

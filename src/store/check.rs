@@ -49,6 +49,16 @@ impl Store {
         Ok(found)
     }
 
+    /// Removes what somebody has put in the place of a layer's content and is no file: links, FIFOs.
+    pub fn remove_what_is_no_content(&self, blob: &Digest) {
+        let path = self.path(super::CONTENT, blob);
+        for path in ["data", "map"].map(|extension| path.with_extension(extension)) {
+            if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+                self.files.remove(&path);
+            }
+        }
+    }
+
     /// Whether the content of a layer has the shape that its index says.
     pub fn content_shape(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Shape {
         let path = self.path(super::CONTENT, blob);
