@@ -252,8 +252,9 @@ fn layer(failure: &LayerFailure) -> Report {
             let inner = source(cause);
             told(inner.code).maybe_hint(inner.hint)
         }
-        LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => told(Code::Verification)
-            .hint("the image or its transport is broken; nothing of the layer was shown or kept"),
+        LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => {
+            told(Code::Verification).hint("the image or its transport is broken; nothing of the layer is kept")
+        }
         LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) | LayerFailure::ShownOtherwise { .. } => {
             told(Code::Verification)
         }
