@@ -85,6 +85,9 @@ impl Growing {
         let shown = spans.iter().map(|span| ShownSpan { decoded: span.decoded.clone(), check: span.check });
         *lock(&self.shown) = shown.collect();
         let tree = self.tree().take();
+        if let Some(tree) = &tree {
+            self.progress.send_modify(|progress| progress.entries = tree.len());
+        }
         self.close();
         tree
     }

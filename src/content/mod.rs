@@ -60,6 +60,8 @@ pub struct LayerContent {
     wanted: wanted::Wanted,
     /// Why a reader did not get a span, if none has come since.
     trouble: Mutex<Option<ReadError>>,
+    /// Up to where the disk was told last what is read next.
+    told_disk: AtomicU64,
 }
 
 impl std::ops::Deref for LayerContent {
@@ -165,7 +167,8 @@ impl LayerContent {
         traffic: Arc<Traffic>,
     ) -> Self {
         let wanted = wanted::Wanted::new(kept.index.span_count());
-        Self { kept, blob, compression, source, store, traffic, wanted, trouble: Mutex::default() }
+        let (trouble, told_disk) = (Mutex::default(), AtomicU64::new(0));
+        Self { kept, blob, compression, source, store, traffic, wanted, trouble, told_disk }
     }
 
     /// The blob this is the content of.
@@ -317,8 +320,10 @@ impl LayerContent {
             last = at(next)?.decoded.end;
             next += 1;
         }
-        if last > known.decoded.start {
-            self.content.read_ahead(known.decoded.start..last);
+        let told = DecodedOffset(self.told_disk.swap(last.0, Ordering::Relaxed));
+        let from = if (known.decoded.start..=last).contains(&told) { told } else { known.decoded.start };
+        if last > from {
+            self.content.read_ahead(from..last);
         }
         Ok(())
     }

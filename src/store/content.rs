@@ -321,8 +321,14 @@ impl Content {
     /// Tells the disk that `range` is read next, and with it not what it would read ahead by itself.
     pub fn read_ahead(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
-        // Advice only; a refusal costs time.
         let Ok(opened) = self.open() else { return };
+        // What is in memory at its beginning mostly is as a whole, and looking at each page takes longer than reading it.
+        let mut first = [0];
+        let parts = &mut [IoSliceMut::new(&mut first)];
+        if rustix::io::preadv2(&opened.data, parts, range.start.0, ReadWriteFlags::NOWAIT) == Ok(1) {
+            return;
+        }
+        // Advice only; a refusal costs time.
         let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::WillNeed);
     }
 
