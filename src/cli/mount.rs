@@ -14,7 +14,7 @@ use super::args::{MountArgs, PrefetchArg, VerifyArg};
 use super::daemon::{self, Parent, Word};
 use super::handover::{Channel, Handed, Handover, KeptBy, Message};
 use super::keeper;
-use super::open::{self, Opened};
+use super::open::{self, Around, Opened};
 use super::options;
 use super::probe;
 use super::progress::Bar;
@@ -234,7 +234,8 @@ async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent:
     let Handed { handover, connection, opens } = handed;
     let ends = Ends::new()?;
     let before = supervisor.kept_by().map(|by| by.kept_documents(0)).unwrap_or_default();
-    let opened = open::open_again(&args.image, &handover.root, &before, None).await?;
+    let around = Around::of_process(&args.image)?;
+    let opened = open::open_again(&args.image, &handover.root, &before, &around).await?;
     same_manifest(&opened, &handover)?;
     let fs = opened.files(Eagerness::Background, verify(args));
     fs.goes_on_after(handover.age());

@@ -80,13 +80,9 @@ pub(super) async fn open_again(
     args: &ImageArgs,
     root: &Digest,
     before: &Documents,
-    around: Option<&Around>,
+    around: &Around,
 ) -> Result<Opened, Report> {
-    let reference = args.reference.parse::<Reference>()?.pinned(root);
-    match around {
-        Some(around) => resolve(reference, args, around, before).await,
-        None => resolve(reference, args, &Around::of_process(args)?, before).await,
-    }
+    resolve(args.reference.parse::<Reference>()?.pinned(root), args, around, before).await
 }
 
 /// Resolves what `args` name, for somebody else than this process.
@@ -103,7 +99,8 @@ pub(super) struct Around {
 }
 
 impl Around {
-    fn of_process(args: &ImageArgs) -> Result<Self, Report> {
+    /// Of this process.
+    pub(super) fn of_process(args: &ImageArgs) -> Result<Self, Report> {
         Ok(Self { surroundings: Surroundings::of_process(), holdings: holdings(&args.access.cache)? })
     }
 }

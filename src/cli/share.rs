@@ -265,7 +265,7 @@ impl Server {
         };
         let around = self.around(request);
         let before = self.by.kept_documents(*number);
-        let opened = open::open_again(&request.args.image, &handover.root, &before, Some(&around)).await?;
+        let opened = open::open_again(&request.args.image, &handover.root, &before, &around).await?;
         mount::same_manifest(&opened, handover)?;
         let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
         fs.goes_on_after(handover.age());
