@@ -2,12 +2,16 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::fetch::{self, Manners};
+use super::traffic::BACKGROUND;
 use super::{LayerContent, Prefetch, Profile, ReadError};
+use crate::sync::lock;
 
 /// Fetches ahead of the readers of some layers, which belong to one mount, as `policy` says.
 pub async fn prefetch(layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
@@ -101,10 +105,11 @@ fn joined(spans: &[(usize, u32)]) -> Vec<(usize, Range<u32>)> {
 /// Fetches everything that is missing while no reader waits, base first, until it is there, or the
 /// source or the cache can do no more.
 async fn fill(layers: &[Arc<LayerContent>]) {
+    let pace = Arc::<Mutex<Pace>>::default();
     for layer in layers {
         loop {
             let missing = missing(layer);
-            if missing == 0 || !sweep(layer).await {
+            if missing == 0 || !sweep(layer, &pace).await {
                 break;
             }
             // What gave way to readers is still missing; what cannot be kept always will be.
@@ -116,7 +121,7 @@ async fn fill(layers: &[Arc<LayerContent>]) {
 }
 
 /// One turn over a layer's missing spans; `false` when the source does not deliver.
-async fn sweep(layer: &Arc<LayerContent>) -> bool {
+async fn sweep(layer: &Arc<LayerContent>, pace: &Arc<Mutex<Pace>>) -> bool {
     let spans = layer.index.span_count();
     let mut flying = JoinSet::new();
     let mut at = 0;
@@ -126,16 +131,22 @@ async fn sweep(layer: &Arc<LayerContent>) -> bool {
             continue;
         }
         let mut end = at + 1;
-        let fits = |end: u32| layer.blob_bytes(&(at..end + 1)).is_ok_and(|bytes| bytes <= FILL_REQUEST);
+        let window = lock(pace).window;
+        let fits = |end: u32| layer.blob_bytes(&(at..end + 1)).is_ok_and(|bytes| bytes <= window / FILL_REQUESTS);
         while end < spans && layer.content.generation(end).is_none() && fits(end) {
             end += 1;
         }
         let Ok(bytes) = layer.blob_bytes(&(at..end)) else { return false };
-        let room = layer.traffic.room_behind(bytes).await;
+        // As large a share of the budget as it is of the window.
+        let room = layer.traffic.room_behind(bytes.saturating_mul(BACKGROUND / window)).await;
         layer.traffic.idle().await;
-        let (layer, run) = (Arc::clone(layer), at..end);
+        let (layer, pace, run) = (Arc::clone(layer), Arc::clone(pace), at..end);
         flying.spawn(async move {
+            let begun = Instant::now();
             let good = fetch::in_background(&layer, run, Manners::GiveWay).await;
+            if good && !layer.traffic.somebody_waits() {
+                lock(&pace).took(begun.elapsed());
+            }
             drop(room);
             good
         });
@@ -160,6 +171,71 @@ const FIRST_BATCH: u64 = 256 << 10;
 const LARGEST_BATCH: u64 = 4 << 20;
 /// Requests of a replay at a time; a registry answers some more beside them, so that readers need not queue.
 const REPLAY_REQUESTS: usize = 8;
-/// Bytes of the blob in one request that fills: two of them hold a link of 0.5 MiB, and one delays a reader
-/// who comes in between by 20 ms at 200 Mbit/s.
-const FILL_REQUEST: u64 = 512 << 10;
+/// How much a fill has on its way: what the link takes to be busy, and little more, since a reader who comes in
+/// between waits behind that.
+#[derive(Debug)]
+struct Pace {
+    /// Bytes of blobs.
+    window: u64,
+    /// What a request took at least: the way there and back, and hardly a queue.
+    shortest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { window: NARROWEST, shortest: Duration::MAX }
+    }
+}
+
+impl Pace {
+    /// A request of the window, with the others beside it, has come after so long.
+    fn took(&mut self, time: Duration) {
+        self.shortest = self.shortest.min(time);
+        if time < self.shortest.mul_f64(1.5) + SHORT_QUEUE {
+            self.window = (self.window * 2).min(BACKGROUND);
+        } else if time > 2 * self.shortest + LONG_QUEUE {
+            self.window = (self.window / 2).max(NARROWEST);
+        }
+    }
+}
+
+/// Requests that a fill has on their way.
+const FILL_REQUESTS: u64 = 4;
+/// The window that a fill begins with, and has at least, in bytes; a span that is larger travels alone.
+const NARROWEST: u64 = 64 << 10;
+/// What bytes that wait in front of the link may add to a request's time before there are too many of them. With that,
+/// a reader who comes in between waits for what comes in a quarter of a second, or for one span.
+const SHORT_QUEUE: Duration = Duration::from_millis(40);
+const LONG_QUEUE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The window that settles on a link with this round trip, in ms, and so many Mbit/s: all of them that it takes.
+    fn windows(rtt: u64, mbit: u64) -> (u64, u64) {
+        let mut pace = Pace::default();
+        let mut settled = Vec::new();
+        for step in 0..40 {
+            let queued = Duration::from_secs_f64(pace.window as f64 * 8.0 / (mbit as f64 * 1e6));
+            pace.took(Duration::from_millis(rtt) + queued);
+            settled.extend((step >= 20).then_some(pace.window));
+        }
+        (*settled.iter().min().unwrap_or(&0), *settled.iter().max().unwrap_or(&0))
+    }
+
+    #[test]
+    fn a_fill_takes_what_fills_the_link_and_leaves_no_long_queue() {
+        for (rtt, mbit) in [(1, 1000), (20, 200), (80, 50), (20, 64), (20, 8), (5, 2), (300, 20)] {
+            let (least, most) = windows(rtt, mbit);
+            let held = mbit * 1_000_000 / 8 * rtt / 1000;
+            assert!(
+                least >= held.min(BACKGROUND) * 2 / 3,
+                "{mbit} Mbit/s, {rtt} ms hold {held}: {least} is too little"
+            );
+            let waits = Duration::from_secs_f64(most as f64 * 8.0 / (mbit as f64 * 1e6));
+            let bound = Duration::from_millis(270).max(Duration::from_millis(2 * rtt));
+            assert!(waits <= bound || most <= 2 * NARROWEST, "{mbit} Mbit/s, {rtt} ms: {most} take {waits:?}");
+        }
+    }
+}

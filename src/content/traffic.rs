@@ -159,3 +159,5 @@ const AHEAD_KIB: usize = 8 << 10;
 /// A few times what a link holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), so that it never idles;
 /// and a read that comes in between waits behind no more than this.
 const BACKGROUND_KIB: usize = 2 << 10;
+/// The same in bytes.
+pub(super) const BACKGROUND: u64 = (BACKGROUND_KIB as u64) << 10;

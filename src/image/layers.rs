@@ -262,7 +262,7 @@ impl Layers {
         slot.state.send_if_modified(|state| match state {
             // A source that was away paces itself.
             State::Failed { why, at, times }
-                if self.may_pass(why) && (why.is_outage() || at.elapsed() >= pause_after(*times)) =>
+                if self.may_pass(why) && (why.is_outage() || at.elapsed() >= why.pause_after(*times)) =>
             {
                 *state = State::Idle;
                 true
@@ -608,16 +608,21 @@ impl LayerFailure {
         matches!(self, Self::Pass(PassError::Source { cause: SourceError::Unreachable { .. }, .. }))
     }
 
+    /// How long it is believed after so many times in a row. A refusal costs a question, anything else a download.
+    fn pause_after(&self, times: u32) -> Duration {
+        let refusal = matches!(
+            self,
+            Self::Pass(PassError::Source { cause: SourceError::Denied { .. } | SourceError::NotFound { .. }, .. })
+        );
+        Duration::from_secs(if refusal { 1 } else { 1 << times.min(5) })
+    }
+
     fn is_passing(&self) -> bool {
         match self {
             Self::Pass(error) => error.is_passing(),
             Self::Damaged { .. } | Self::ShownOtherwise { .. } => false,
         }
     }
-}
-
-fn pause_after(times: u32) -> Duration {
-    Duration::from_secs(1 << times.min(5))
 }
 
 /// Layers for which one more thread is worth its while.
@@ -701,7 +706,7 @@ mod tests {
         let slot = Slot::new(&planned, &Limits::default(), &Arc::new(store).into());
         let pauses: Vec<u64> = (0..7)
             .map(|_| match slot.failed(Arc::new(PassError::Ended { layer: digest.clone() }.into())) {
-                State::Failed { times, .. } => pause_after(times).as_secs(),
+                State::Failed { why, times, .. } => why.pause_after(times).as_secs(),
                 _ => unreachable!("it says that it failed"),
             })
             .collect();

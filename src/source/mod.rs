@@ -11,6 +11,7 @@ pub mod local;
 pub mod offline;
 pub mod outage;
 pub mod registry;
+mod silence;
 mod tarfile;
 
 use std::future::Future;

@@ -13,8 +13,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::SourceError;
 use super::registry::Clock;
+use super::silence::{self, Silences};
+use super::{SourceError, blob_name};
 use crate::digest::Digest;
 use crate::sync::lock;
 
@@ -23,10 +24,12 @@ use crate::sync::lock;
 pub enum OnOutage {
     /// Until it is back.
     Block,
-    /// So long, then the read is an error; the next one waits anew.
+    /// So long, then the read is an error; the next one waits anew. The time runs while nothing comes, failed
+    /// tries or not, but what is merely slow is given three seconds.
     Deadline(Duration),
     /// Not at all: while the source is away, what is not cached is an error. It is away when three tries in
-    /// a row have failed, which takes less than a second where connections are refused.
+    /// a row have failed, which takes less than a second where connections are refused, or when it did not answer
+    /// one of them at all.
     Offline,
 }
 
@@ -40,6 +43,7 @@ struct Shared {
     /// Set once somebody serves readers for as long as they like; until then the source gives up by itself.
     policy: watch::Sender<Option<OnOutage>>,
     waits: watch::Sender<BTreeMap<u64, Wait>>,
+    silences: Silences,
     /// Changes when something says that another try may do better than those before.
     hope: watch::Sender<()>,
     refusal: Mutex<Option<String>>,
@@ -52,6 +56,8 @@ struct Wait {
     blob: Option<Digest>,
     since: Duration,
     failed: u32,
+    /// A try failed as nothing came, which no mishap explains.
+    silent: bool,
     last: String,
     told: bool,
 }
@@ -67,6 +73,17 @@ pub struct WaitStatus {
     pub tries: u32,
     /// What happened the last time.
     pub last_error: String,
+}
+
+/// Held by a transfer; knows for how long it has brought nothing while it was waited for.
+#[derive(Debug)]
+pub(super) struct Listening {
+    shared: Arc<Shared>,
+    number: u64,
+    /// So far, without the present wait.
+    silent: Duration,
+    /// When the present wait began.
+    begun: Option<Duration>,
 }
 
 /// Held by somebody whose tries have failed so far; dropped when one succeeds or he gives up.
@@ -106,6 +123,7 @@ impl Outages {
             clock,
             policy: watch::Sender::default(),
             waits: watch::Sender::default(),
+            silences: Silences::default(),
             hope: watch::Sender::default(),
             refusal: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -137,7 +155,22 @@ impl Outages {
             tries: wait.failed,
             last_error: wait.last.clone(),
         };
-        self.0.waits.borrow().values().map(status).collect()
+        let mut told: Vec<_> = self.0.waits.borrow().values().map(status).collect();
+        for (blob, since) in self.0.silences.since_before(now.saturating_sub(SHORTEST_SILENCE)) {
+            let what = blob_name(&blob);
+            if !told.iter().any(|wait| wait.what == what) {
+                let seconds = now.saturating_sub(since).as_secs();
+                told.push(WaitStatus { what, seconds, tries: 1, last_error: NOTHING_COMES.to_owned() });
+            }
+        }
+        told
+    }
+
+    /// For a transfer of `blob` that is about to begin.
+    pub(super) fn listen(&self, blob: &Digest) -> Listening {
+        let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
+        self.0.silences.add(number, blob);
+        Listening { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, begun: None }
     }
 
     /// The last refusal, if nothing was granted since.
@@ -162,6 +195,7 @@ impl Outages {
                 blob: blob.cloned(),
                 since: self.0.clock.now(),
                 failed: 0,
+                silent: false,
                 last: String::new(),
                 told: false,
             });
@@ -209,32 +243,49 @@ impl Outages {
         let begun = self.0.clock.now();
         let mut policy = self.0.policy.subscribe();
         let policy = *policy.wait_for(Option::is_some).await.expect("the sender is ours");
-        let (patience, tries) = match policy.expect("waited until there is one") {
-            OnOutage::Deadline(patience) => (patience, 1),
-            OnOutage::Offline => (Duration::ZERO, HICCUPS + 1),
+        let (patience, tries, silence) = match policy.expect("waited until there is one") {
+            OnOutage::Deadline(patience) => (patience, 1, patience.max(SHORTEST_SILENCE)),
+            OnOutage::Offline => (Duration::ZERO, HICCUPS + 1, Duration::MAX),
             OnOutage::Block => return std::future::pending().await,
         };
         self.hope();
         let mut changes = self.0.waits.subscribe();
         loop {
+            let in_vain = |wait: &Wait| wait.blob.as_ref() == Some(blob) && (wait.failed >= tries || wait.silent);
             let of_blob = |waits: &BTreeMap<u64, Wait>| {
-                let found = waits.iter().find(|(_, wait)| wait.blob.as_ref() == Some(blob) && wait.failed >= tries);
-                found.map(|(number, wait)| (*number, wait.clone()))
+                waits.iter().find(|(_, wait)| in_vain(wait)).map(|(number, wait)| (*number, wait.clone()))
             };
             let found = of_blob(&changes.borrow_and_update());
             let now = self.0.clock.now();
-            let left = found.as_ref().map(|(_, wait)| (wait.since.max(begun) + patience).saturating_sub(now));
-            match (found, left) {
-                (Some((number, wait)), Some(Duration::ZERO)) => {
+            let left = |since: Duration, time| since.max(begun).saturating_add(time).saturating_sub(now);
+            let mut look_again = silence;
+            if let Some((number, wait)) = found {
+                look_again = left(wait.since, patience);
+                if look_again.is_zero() {
                     return self.given_up(number, &wait, now - begun, place);
                 }
-                (_, Some(left)) => tokio::select! {
-                    changed = changes.changed() => changed.expect("the sender is ours"),
-                    () = self.0.clock.pause(left) => {}
-                },
-                (_, None) => changes.changed().await.expect("the sender is ours"),
+            }
+            if let Some(since) = self.0.silences.since(blob, now) {
+                let left = left(since, silence);
+                if left.is_zero() {
+                    return self.silent(blob, now - since, now - begun, place);
+                }
+                look_again = look_again.min(left);
+            }
+            tokio::select! {
+                changed = changes.changed() => changed.expect("the sender is ours"),
+                () = self.0.clock.pause(look_again) => {}
             }
         }
+    }
+
+    fn silent(&self, blob: &Digest, silent: Duration, waited: Duration, place: &str) -> SourceError {
+        let (silent, waited) = (silent.as_secs_f64(), waited.as_secs_f64());
+        let (what, why) = (blob_name(blob), format!("{NOTHING_COMES} since {silent:.1} s (waited {waited:.1} s)"));
+        if self.0.silences.tell(blob) {
+            tell(&what, &why);
+        }
+        SourceError::Unreachable { what, place: place.to_owned(), why }
     }
 
     fn given_up(&self, number: u64, wait: &Wait, waited: Duration, place: &str) -> SourceError {
@@ -244,10 +295,14 @@ impl Outages {
             told.is_some_and(|told| !std::mem::replace(told, true))
         });
         if first {
-            tracing::error!(target: "peelfs::failure", what = wait.what, why, "cannot be had now; reads of it fail until it can");
+            tell(&wait.what, &why);
         }
         SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why }
     }
+}
+
+fn tell(what: &str, why: &str) {
+    tracing::error!(target: "peelfs::failure", what, why, "cannot be had now; reads of it fail until it can");
 }
 
 /// Failed tries in a row that are no outage yet: connections break now and then.
@@ -255,8 +310,46 @@ const HICCUPS: u32 = 2;
 /// However much hope there is, a source in trouble is not asked more often than this, nor before an eighth of its
 /// pause has passed.
 const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
+/// What takes less is slow at most, however little patience a reader has.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
+const NOTHING_COMES: &str = "it was asked, and nothing comes";
+
+impl Listening {
+    /// From now on the source owes the next bytes.
+    pub(super) fn begin(&mut self) {
+        let now = self.shared.clock.now();
+        self.begun = Some(now);
+        self.shared.silences.set(self.number, Some(self.since(now)));
+    }
+
+    /// When it brought its last bytes, as it is `now`.
+    fn since(&self, now: Duration) -> Duration {
+        self.begun.unwrap_or(now).saturating_sub(self.silent)
+    }
+
+    /// So many bytes have come, or nobody wants any at present.
+    pub(super) fn end(&mut self, bytes: u64) {
+        let waited = self.begun.take().map_or(Duration::ZERO, |begun| self.shared.clock.now().saturating_sub(begun));
+        self.silent = silence::broken_by(self.silent + waited, bytes);
+        self.shared.silences.set(self.number, None);
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.shared.silences.remove(self.number);
+    }
+}
 
 impl Failing {
+    /// It brought nothing before it failed, for so long by `listening`; in `silence` when that was why it failed.
+    pub(super) fn brought_nothing(&self, listening: &Listening, silence: bool) {
+        self.change(|wait, now| {
+            wait.since = wait.since.min(listening.since(now));
+            wait.silent |= silence;
+        });
+    }
+
     /// What is waited for has not got on since the last look.
     pub fn in_vain(&self, why: &str) {
         self.change(|wait, _| {
@@ -268,7 +361,7 @@ impl Failing {
     /// What is waited for has got on: patience begins anew.
     pub fn gets_on(&self, why: &str) {
         self.change(|wait, now| {
-            (wait.failed, wait.since, wait.told) = (0, now, false);
+            (wait.failed, wait.silent, wait.since, wait.told) = (0, false, now, false);
             why.clone_into(&mut wait.last);
         });
     }

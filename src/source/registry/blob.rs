@@ -19,6 +19,7 @@ use super::patience::{Subject, Tries};
 use super::ranges::{self, Placement, RangeFault};
 use crate::digest::Digest;
 use crate::source::SourceError;
+use crate::source::outage::Listening;
 
 /// A try that brought this many bytes did well, and the count of failed ones starts anew.
 const PROGRESS: u64 = 64 << 10;
@@ -76,10 +77,13 @@ impl Transfer {
             Some(queue) => Some(place(queue).await),
             None => None,
         };
+        tries.listening = Some(client.outages.listen(&digest));
         let what = crate::source::blob_name(&digest);
         let mut transfer =
             Self { client, digest, size, what, wanted, body: None, tries, progress: 0, whole_only: false, queue };
+        transfer.listens(Listening::begin);
         transfer.body = Some(transfer.open().await?);
+        transfer.listens(|listening| listening.end(0));
         Ok(transfer)
     }
 
@@ -96,8 +100,19 @@ impl Transfer {
         self.wanted.end = end;
     }
 
+    fn listens(&mut self, change: impl FnOnce(&mut Listening)) {
+        change(self.tries.listening.as_mut().expect("every transfer has it"));
+    }
+
     /// The next bytes; `None` after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        self.listens(Listening::begin);
+        let next = self.awaited().await;
+        self.listens(|listening| listening.end(0));
+        next
+    }
+
+    async fn awaited(&mut self) -> Result<Option<Bytes>, SourceError> {
         while !self.wanted.is_empty() {
             let mut body = match self.body.take() {
                 Some(body) => body,
@@ -105,6 +120,10 @@ impl Transfer {
             };
             match body.reply.chunk().await {
                 Ok(Some(chunk)) => {
+                    self.listens(|listening| {
+                        listening.end(chunk.len() as u64);
+                        listening.begin();
+                    });
                     let piece = self.cut_out(chunk, &mut body.placement)?;
                     self.body = (body.placement.take > 0).then_some(body);
                     if !piece.is_empty() {
@@ -124,7 +143,7 @@ impl Transfer {
                         }
                         if self.body.is_none() && !self.wanted.is_empty() {
                             // The server gave less than the range and said so.
-                            self.set_back(&"its answer covers less than the range").await?;
+                            self.set_back(&"its answer covers less than the range", false).await?;
                         }
                         return Ok(Some(piece));
                     }
@@ -132,11 +151,11 @@ impl Transfer {
                 Ok(None) => {
                     let fault = Fault::Cut { host: body.reply.host.clone() };
                     drop(body);
-                    self.set_back(&fault).await?;
+                    self.set_back(&fault, false).await?;
                 }
                 Err(fault) => {
                     drop(body);
-                    self.set_back(&fault).await?;
+                    self.set_back(&fault, fault.is_silence()).await?;
                 }
             }
         }
@@ -201,13 +220,13 @@ impl Transfer {
     }
 
     /// Counts a body that ended early, and waits before the next try.
-    async fn set_back(&mut self, fault: &(dyn Display + Sync)) -> Result<(), SourceError> {
+    async fn set_back(&mut self, fault: &(dyn Display + Sync), silent: bool) -> Result<(), SourceError> {
         // Patience begins with the first failure, not while a slow reader was taking its time.
         if self.progress >= PROGRESS || self.tries.failed() == 0 {
             self.tries.renewed(&self.client.deadlines);
         }
         self.progress = 0;
-        let subject = Subject { what: &self.what, blob: Some(&self.digest) };
+        let subject = Subject { what: &self.what, blob: Some(&self.digest), silent };
         if !self.client.again(&mut self.tries, subject, None, fault).await {
             return Err(self.client.gave_up(&self.what, fault, &self.tries));
         }

@@ -88,7 +88,7 @@ impl Ask<'_> {
             Thing::Blob(digest, _) => Some(*digest),
             Thing::Manifest(_) => None,
         };
-        Subject { what: self.what, blob }
+        Subject { what: self.what, blob, silent: false }
     }
 }
 
@@ -131,7 +131,8 @@ impl Client {
                     continue;
                 }
                 Err(fault) if fault.is_passing() => {
-                    if !self.again(tries, ask.subject(), None, &fault).await {
+                    let subject = Subject { silent: fault.is_silence(), ..ask.subject() };
+                    if !self.again(tries, subject, None, &fault).await {
                         return Err(self.gave_up(ask.what, &fault, tries));
                     }
                     // Nobody knows yet under which of its addresses it will be back.

@@ -106,6 +106,11 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// Whether nothing came for as long as it may take.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent { .. } | Self::Stalled { .. })
+    }
+
     /// Whether the same request may succeed later.
     pub(super) fn is_passing(&self) -> bool {
         match self {

@@ -293,7 +293,8 @@ impl RegistrySource {
                 Err(Fault::TooLong { .. }) => {
                     return Err(client.protocol(what, format!("it has more than {limit} bytes")));
                 }
-                Err(fault) if client.again(&mut tries, Subject { what, blob: None }, None, &fault).await => {}
+                Err(fault)
+                    if client.again(&mut tries, Subject { what, blob: None, silent: false }, None, &fault).await => {}
                 Err(fault) => return Err(client.gave_up(what, &fault, &tries)),
             }
         }

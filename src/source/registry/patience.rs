@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::digest::Digest;
 use crate::source::BoxFuture;
-use crate::source::outage::{Failing, Outages};
+use crate::source::outage::{Failing, Listening, Outages};
 
 /// Time that only moves forward, and a way to let it pass.
 pub trait Clock: Debug + Send + Sync {
@@ -91,25 +91,30 @@ pub(super) struct Tries {
     /// The place in a queue that the present try takes.
     pub(super) place: Option<OwnedSemaphorePermit>,
     failing: Option<Failing>,
+    /// For how long it has brought nothing; none where no reader waits by it.
+    pub(super) listening: Option<Listening>,
 }
 
 /// What is tried, for those who ask what is being waited for.
 pub(super) struct Subject<'a> {
     pub(super) what: &'a str,
     pub(super) blob: Option<&'a Digest>,
+    /// Whether it failed as nothing came.
+    pub(super) silent: bool,
 }
 
 impl Tries {
     /// The first try starts now.
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
         let end = clock.now() + deadlines.patience;
-        Self { clock, cap: deadlines.retry_after, end, failed: 0, place: None, failing: None }
+        Self { clock, cap: deadlines.retry_after, end, failed: 0, place: None, failing: None, listening: None }
     }
 
     /// Starts counting anew; what is in trouble stays so until [`Tries::went_well`].
     pub(super) fn renewed(&mut self, deadlines: &Deadlines) {
         let fresh = Self::new(self.clock.clone(), deadlines);
-        *self = Self { place: self.place.take(), failing: self.failing.take(), ..fresh };
+        let Self { place, failing, listening, .. } = std::mem::replace(self, fresh);
+        (self.place, self.failing, self.listening) = (place, failing, listening);
     }
 
     /// A try has brought something; says whether those before it had failed.
@@ -130,7 +135,11 @@ impl Tries {
         asked: Option<Duration>,
         fault: &str,
     ) -> bool {
-        self.failing = Some(outages.failed(self.failing.take(), subject.what, subject.blob, fault));
+        let failing = outages.failed(self.failing.take(), subject.what, subject.blob, fault);
+        if let Some(listening) = &self.listening {
+            failing.brought_nothing(listening, subject.silent);
+        }
+        self.failing = Some(failing);
         // Whoever pauses needs no place.
         self.place = None;
         if !outages.are_outlasted() {

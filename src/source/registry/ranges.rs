@@ -44,8 +44,12 @@ impl RangeFault {
     /// Whether the same bytes may be had by asking for the whole blob instead.
     pub(super) fn is_about_ranges(&self) -> bool {
         match self {
-            Self::OtherBytes { .. } | Self::Multipart | Self::Refused { .. } | Self::Length { .. } => true,
-            Self::OtherSize { .. } | Self::BadLength | Self::Status(_) => false,
+            Self::OtherBytes { .. }
+            | Self::OtherSize { .. }
+            | Self::Multipart
+            | Self::Refused { .. }
+            | Self::Length { .. } => true,
+            Self::BadLength | Self::Status(_) => false,
         }
     }
 }
