@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peelfs::content::{Holdings, Profile};
+use peelfs::content::{Holdings, Profile, Run};
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
@@ -23,10 +23,14 @@ use support::shown::{self, MemorySource};
 
 /// One layer of 24 files of half a MiB, named by number.
 fn image(packing: Packing) -> Image {
+    ImageBuilder::new().layer(image_layer(packing)).build()
+}
+
+fn image_layer(packing: Packing) -> LayerBuilder {
     let mut random = Random::new(5);
     let mut text = |len: usize| (0..len).map(|_| b"0123456789abcdef"[random.below(16)]).collect::<Vec<u8>>();
     let layer = (0..24).fold(LayerBuilder::new(), |layer, n| layer.file(&format!("{n}"), text(512 << 10)));
-    ImageBuilder::new().layer(layer.packing(packing)).build()
+    layer.packing(packing)
 }
 
 const PACKINGS: [Packing; 3] =
@@ -163,8 +167,12 @@ fn an_index_file_that_is_not_whole_is_refused() {
     assert_eq!(absent.status.code(), Some(3), "{}", said(&absent));
 }
 
-/// Three files of half a MiB that compress to a little less than half.
-const LEAST: u64 = 3 * (512 << 10) * 9 / 20;
+/// A file of half a MiB compresses to a little less than half.
+const ONE_AT_LEAST: u64 = (512 << 10) * 9 / 20;
+
+fn fetched_by_range(log: &[Recorded]) -> u64 {
+    log.iter().filter(|found| found.status == 206).map(|found| found.body_bytes).sum()
+}
 
 #[test]
 fn a_profile_is_replayed_before_anybody_reads() {
@@ -199,16 +207,50 @@ fn a_profile_is_replayed_before_anybody_reads() {
         for sandbox in [&here, &there] {
             registry.clear();
             let at = mount(sandbox, &reference, &[]);
-            let fetched = |log: &[Recorded]| {
-                log.iter().filter(|found| found.status == 206).map(|found| found.body_bytes).sum::<u64>() >= LEAST
-            };
-            assert!(registry.wait_until(fetched), "{packing:?}");
+            assert!(registry.wait_until(|log| fetched_by_range(log) >= 3 * ONE_AT_LEAST), "{packing:?}");
             assert!(read(&at, &names) == wanted, "{packing:?}");
             at.unmount();
-            let ranges = registry.requests().into_iter().filter(|found| found.status == 206);
-            let bytes: u64 = ranges.map(|found| found.body_bytes).sum();
+            let bytes = fetched_by_range(&registry.requests());
             assert!(bytes * 10 <= exact * 11, "{packing:?}: {bytes} bytes where {exact} are read");
         }
+    }
+}
+
+#[test]
+fn images_that_share_a_layer_have_profiles_of_their_own_and_one_that_was_rebuilt_has_the_last() {
+    if cannot_mount() {
+        return;
+    }
+    let shared = image(Packing::GZIP);
+    let base = || image_layer(Packing::GZIP);
+    let with = |upper: &'static str| {
+        let upper = LayerBuilder::new().file("upper", upper);
+        ImageBuilder::new().layer(base()).layer(upper.packing(Packing::GZIP)).build()
+    };
+    let images = ["a", "b", "rebuilt"].map(|name| (name, with(name)));
+    assert_eq!(images[0].1.layers()[0].digest, shared.layers()[0].digest);
+    let catalog =
+        images.iter().fold(Catalog::new(), |catalog, (name, image)| catalog.image("library/image", name, image));
+    let registry = Registry::start(catalog).unwrap();
+    let reference = |name: &str| registry.reference("library/image", name);
+    let sandbox = Sandbox::new();
+    let learn = |name: &str, files: &[&str]| {
+        let at = mount(&sandbox, &reference(name), &["--wait"]);
+        read(&at, files);
+        at.unmount();
+    };
+    learn("a", &["17", "3", "4"]);
+    learn("b", &["9"]);
+    let [three, one] = [("a", &["17", "3", "4"][..]), ("b", &["9"])]
+        .map(|(name, files)| exact(&sandbox, &registry, &reference(name), files));
+    for (name, files, exact) in [("a", 3, three), ("b", 1, one), ("rebuilt", 1, one)] {
+        run(&sandbox, &["cache", "drop", "--content", "--all"]);
+        registry.clear();
+        let at = mount(&sandbox, &reference(name), &["--wait"]);
+        assert!(registry.wait_until(|log| fetched_by_range(log) >= files * ONE_AT_LEAST), "{name}");
+        at.unmount();
+        let bytes = fetched_by_range(&registry.requests());
+        assert!(bytes * 10 <= exact * 11, "{name}: {bytes} bytes where {exact} were read");
     }
 }
 
@@ -259,7 +301,7 @@ fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
-    let kept = || Profile::load(&store, &image.layers()[0].digest).map_or(0, |profile| profile.wanted.len());
+    let kept = || Profile::load(&store, &image.layers()[0].digest).map_or(0, |profile| profile.runs[0].wanted.len());
     runtime().block_on(async {
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
         read_one(&fs, 3).await;
@@ -287,7 +329,7 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
-    Profile { layer, wanted }.keep(&store()).unwrap();
+    Profile::keep(&store(), &layer, vec![Run { image: image.root().digest.clone(), wanted }]).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
         let ended = shown::open(&silent, &store()).await.unwrap();

@@ -35,15 +35,19 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened = mount::runtime()?.block_on(open::open(image))?;
-            let known: Vec<Profile> =
-                layers(&opened).iter().filter_map(|layer| Profile::load(&opened.store, layer)).collect();
+            let image = &opened.plan.manifest.digest;
+            let known = layers(&opened).into_iter().filter_map(|layer| {
+                let run = Profile::load(&opened.store, &layer)?.of(image)?.clone();
+                Some(Profile { layer, runs: vec![run] })
+            });
+            let known: Vec<_> = known.collect();
             if known.is_empty() {
                 let message = format!("no run of {} has been recorded", opened.reference);
                 return Err(Report::new(Code::NotFound, message)
                     .hint("mount it, run what it is for, and unmount it; that records what was read"));
             }
             let text =
-                serde_json::to_vec(&Profiles { peelfs_profiles: 1, layers: known }).expect("digests and numbers");
+                serde_json::to_vec(&Profiles { peelfs_profiles: VERSION, layers: known }).expect("digests and numbers");
             export(file, |out| Ok(out.write_all(&text)?))
         }
         CarryCommand::Import { file, cache } => {
@@ -54,13 +58,13 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let profiles: Profiles = serde_json::from_slice(&bytes).map_err(|error| {
                 Report::new(Code::Verification, format!("`{}` holds no profiles of peelfs: {error}", file.display()))
             })?;
-            if profiles.peelfs_profiles != 1 {
+            if profiles.peelfs_profiles != VERSION {
                 let message = format!("`{}` holds profiles of another version", file.display());
                 return Err(Report::new(Code::Verification, message));
             }
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {
-                profile.in_order().keep(&store)?;
+                Profile::keep(&store, &profile.layer, profile.runs)?;
             }
             say(&format!("imported the profiles of {count}"))
         }
@@ -144,5 +148,7 @@ fn say(line: &str) -> Result<(), Report> {
     writeln!(io::stdout(), "{line}").or_else(|error| text::output_ended(&error))
 }
 
+/// Of files of exported profiles.
+const VERSION: u32 = 2;
 /// Larger than the profiles of any image, in bytes.
 const PROFILES_LIMIT: u64 = 64 << 20;

@@ -41,7 +41,7 @@ pub use growing::{Closed, Growing, ShownSpan};
 pub use holdings::{Held, Holdings, Kept};
 pub use pass::{FirstPass, PassError, PassProgress};
 pub use prefetch::{keep_profiles, prefetch};
-pub use profile::Profile;
+pub use profile::{Profile, Run};
 pub use traffic::{Prefetch, Traffic};
 pub use turn::{Turn, Turns};
 pub use whole::WholeError;

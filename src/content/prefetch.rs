@@ -11,17 +11,18 @@ use tokio::time::Instant;
 use super::fetch::{self, Manners};
 use super::traffic::BACKGROUND;
 use super::{LayerContent, Prefetch, Profile, ReadError};
+use crate::digest::Digest;
 use crate::sync::lock;
 
-/// Fetches ahead of the readers of some layers, which belong to one mount, as `policy` says.
-pub async fn prefetch(layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
+/// Fetches ahead of the readers of some layers, which belong to one mount of `image`, as `policy` says.
+pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
     for layer in &layers {
         layer.traffic.set_prefetch(policy);
     }
     if policy == Prefetch::None {
         return;
     }
-    if let Err(error) = replay(&layers).await {
+    if let Err(error) = replay(image, &layers).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot use a profile");
     }
     if policy == Prefetch::All {
@@ -29,11 +30,13 @@ pub async fn prefetch(layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
     }
 }
 
-/// Keeps what this mount's readers wanted, for the next one.
-pub fn keep_profiles(layers: &[Arc<LayerContent>]) {
+/// Keeps what readers of `image` wanted, for the next mount of it.
+pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerContent>]) {
     for layer in layers {
-        let known = Profile::load(&layer.store, &layer.blob.digest);
-        let kept = layer.profile(known).map(|new| new.map(|profile| profile.keep(&layer.store)));
+        let blob = &layer.blob.digest;
+        let known = Profile::load(&layer.store, blob).map_or(Vec::new(), |profile| profile.runs);
+        let known = known.into_iter().find(|run| run.image == *image);
+        let kept = layer.run(image, known).map(|new| new.map(|run| Profile::keep(&layer.store, blob, vec![run])));
         match kept {
             Ok(None | Some(Ok(()))) => {}
             Ok(Some(Err(error))) => layer.store.cannot_keep("a profile", &error),
@@ -44,11 +47,12 @@ pub fn keep_profiles(layers: &[Arc<LayerContent>]) {
 
 /// Fetches what the layers' profiles speak of, in the order of first use; neighbours that were used
 /// shortly one after the other travel together.
-async fn replay(layers: &[Arc<LayerContent>]) -> Result<(), ReadError> {
+async fn replay(image: &Digest, layers: &[Arc<LayerContent>]) -> Result<(), ReadError> {
     let mut queue = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let Some(profile) = Profile::load(&layer.store, &layer.blob.digest) else { continue };
-        let spans = profile.spans(&layer.index).map_err(|cause| layer.index_error(cause))?;
+        let Some(run) = profile.of(image) else { continue };
+        let spans = run.spans(&layer.index).map_err(|cause| layer.index_error(cause))?;
         layer.foretell(spans.iter().map(|(_, span)| *span));
         queue.extend(spans.into_iter().map(|(at, span)| (at, number, span)));
     }

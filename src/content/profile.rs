@@ -1,4 +1,7 @@
-//! Profiles: which parts of a layer a run wanted first, and in which order.
+//! Profiles: which parts of a layer the runs of an image wanted first, and in which order.
+//!
+//! Images share layers, and want other parts of them: so a layer's profile has a run for each image. One that was
+//! rebuilt is another image, of which nothing is known yet; in the layers that it kept, it wants what the others did.
 //!
 //! A profile is a hint. It names places in the decoded stream, not spans, so it means the same to
 //! whoever cut the layer's spans elsewhere; one that is wrong or made up costs bytes and never shows any.
@@ -10,13 +13,22 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
-use crate::store::{Store, StoreError};
+use crate::store::{PROFILE_LIMIT, Store, StoreError};
 
 /// What earlier runs wanted of one layer.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Profile {
     /// The layer's blob.
     pub layer: Digest,
+    /// One for each image, the one that was kept last first.
+    pub runs: Vec<Run>,
+}
+
+/// What the runs of one image wanted of a layer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Run {
+    /// The image's manifest.
+    pub image: Digest,
     /// Milliseconds since the mount began, and a decoded offset that was wanted then; in this order.
     pub wanted: Vec<(u32, u64)>,
 }
@@ -25,30 +37,49 @@ impl Profile {
     /// The profile that the store has of a layer.
     pub fn load(store: &Store, layer: &Digest) -> Option<Self> {
         let profile: Self = serde_json::from_slice(&store.profile(layer)?).ok()?;
-        (profile.layer == *layer).then(|| profile.in_order())
+        (profile.layer == *layer).then_some(profile)
     }
 
-    /// Puts the profile into the store, in place of the one that is there.
+    /// What is known of `image`; where nothing is, of the image that was kept last.
+    pub fn of(&self, image: &Digest) -> Option<&Run> {
+        self.runs.iter().find(|run| run.image == *image).or_else(|| self.runs.first())
+    }
+
+    /// Puts runs into the store's profile of `layer`, each in place of what is there of its image, the first one first.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn keep(&self, store: &Store) -> Result<(), StoreError> {
-        store.keep_profile(&self.layer, &serde_json::to_vec(self).expect("digests and numbers"))
+    pub fn keep(store: &Store, layer: &Digest, mut runs: Vec<Run>) -> Result<(), StoreError> {
+        runs.iter_mut().for_each(Run::put_in_order);
+        for known in Self::load(store, layer).map_or(Vec::new(), |profile| profile.runs) {
+            if !runs.iter().any(|run| run.image == known.image) {
+                runs.push(known);
+            }
+        }
+        runs.truncate(MOST_IMAGES);
+        let mut profile = Self { layer: layer.clone(), runs };
+        loop {
+            let text = serde_json::to_vec(&profile).expect("digests and numbers");
+            if text.len() as u64 <= PROFILE_LIMIT || profile.runs.len() <= 1 {
+                return store.keep_profile(layer, &text);
+            }
+            profile.runs.pop();
+        }
     }
+}
 
+impl Run {
     /// Sorted, and no longer than any layer has spans to tell of.
-    #[must_use]
-    pub fn in_order(mut self) -> Self {
+    fn put_in_order(&mut self) {
         self.wanted.sort_unstable();
         self.wanted.truncate(MOST);
-        self
     }
 
-    /// The spans that it speaks of, each once, with its time; places outside the layer are left out.
+    /// The spans that it speaks of, each once, with its time, in this order; places outside the layer are left out.
     pub(super) fn spans(&self, index: &LayerIndex) -> Result<Vec<(u32, u32)>, IndexError> {
         let mut seen = HashSet::new();
         let mut spans = Vec::new();
-        for (at, offset) in &self.wanted {
+        for (at, offset) in self.wanted.iter().take(MOST) {
             match index.span_at(DecodedOffset(*offset)) {
                 Ok(span) if seen.insert(span.0) => spans.push((*at, span.0)),
                 Ok(_) | Err(IndexError::NoSpan { .. }) => {}
@@ -59,5 +90,40 @@ impl Profile {
     }
 }
 
-/// More places than this are not remembered of a layer.
+/// Images that are remembered of a layer.
+const MOST_IMAGES: usize = 16;
+/// More places than this are not remembered of an image and layer.
 const MOST: usize = 1 << 18;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn each_image_has_its_own_and_a_new_one_what_the_last_one_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cache"), None).unwrap();
+        let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let layer = digest("layer");
+        let keep = |image: &str, wanted: &[(u32, u64)]| {
+            let run = Run { image: digest(image), wanted: wanted.to_vec() };
+            Profile::keep(&store, &layer, vec![run]).unwrap();
+        };
+        let of = |image: &str| Profile::load(&store, &layer).unwrap().of(&digest(image)).unwrap().wanted.clone();
+        assert_eq!(Profile::load(&store, &layer), None);
+        keep("a", &[(2, 20), (1, 10)]);
+        keep("b", &[(3, 30)]);
+        assert_eq!(of("a"), [(1, 10), (2, 20)]);
+        assert_eq!(of("b"), [(3, 30)]);
+        assert_eq!(of("rebuilt"), [(3, 30)]);
+        keep("a", &[(1, 10)]);
+        assert_eq!(of("rebuilt"), [(1, 10)]);
+        for number in 0..2 * MOST_IMAGES {
+            keep(&number.to_string(), &[]);
+        }
+        assert_eq!(Profile::load(&store, &layer).unwrap().runs.len(), MOST_IMAGES);
+        assert_eq!(Profile::load(&store, &digest("another")), None);
+    }
+}

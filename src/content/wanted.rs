@@ -1,5 +1,6 @@
 //! What readers want of a layer: remembered for its profile, and looked at to read ahead of them.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ahead::{Ahead, Piece, REMEMBERED};
-use super::profile::Profile;
+use super::profile::Run;
 use super::traffic::in_kib;
 use super::{LayerContent, PlaceInFile, ReadError, fetch, spans};
 use crate::codec::StartKind;
+use crate::digest::Digest;
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
@@ -204,11 +206,11 @@ impl LayerContent {
         self.wanted.marks[span as usize].load(Ordering::Relaxed) & FORETOLD != 0
     }
 
-    /// What was wanted so far of this layer, on top of `known`; `None` when that is nothing new.
-    pub(super) fn profile(&self, known: Option<Profile>) -> Result<Option<Profile>, ReadError> {
-        let mut profile = known.unwrap_or_else(|| Profile { layer: self.blob.digest.clone(), wanted: Vec::new() });
-        let before = profile.wanted.len();
-        let told: std::collections::HashSet<u32> = profile
+    /// What was wanted so far of this layer for `image`, on top of what is `known`; `None` when that is nothing new.
+    pub(super) fn run(&self, image: &Digest, known: Option<Run>) -> Result<Option<Run>, ReadError> {
+        let mut run = known.unwrap_or_else(|| Run { image: image.clone(), wanted: Vec::new() });
+        let before = run.wanted.len();
+        let told: HashSet<u32> = run
             .spans(&self.index)
             .map_err(|cause| self.index_error(cause))?
             .into_iter()
@@ -218,10 +220,10 @@ impl LayerContent {
         for (at, span) in first {
             if !told.contains(&span) {
                 let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
-                profile.wanted.push((at, known.decoded.start.0));
+                run.wanted.push((at, known.decoded.start.0));
             }
         }
-        Ok((profile.wanted.len() > before).then(|| profile.in_order()))
+        Ok((run.wanted.len() > before).then_some(run))
     }
 }
 

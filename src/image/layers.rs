@@ -53,6 +53,8 @@ pub struct Limits {
 
 /// All layers of one image.
 pub struct Layers {
+    /// The manifest, by which profiles are kept.
+    image: Digest,
     slots: Vec<Arc<Slot>>,
     /// Which slot a layer has; layers that are the same blob share one.
     slot_of: Vec<usize>,
@@ -146,8 +148,9 @@ pub struct LayerStatus {
 }
 
 impl Layers {
-    /// Opens what the store knows of `planned` and, by `eagerness`, begins to read the rest.
+    /// Opens what the store knows of `planned`, the layers of `image`, and, by `eagerness`, begins to read the rest.
     pub fn open(
+        image: &Digest,
         planned: &[PlannedLayer],
         source: Arc<dyn BlobSource>,
         holdings: Holdings,
@@ -168,6 +171,7 @@ impl Layers {
         }
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let layers = Arc::new(Self {
+            image: image.clone(),
             slots,
             slot_of,
             source,
@@ -207,7 +211,7 @@ impl Layers {
     /// Fetches ahead of readers, as `policy` says, in the layers that are known now; what is read first of
     /// the others is there.
     pub async fn prefetch(&self, policy: Prefetch) {
-        content::prefetch(self.all_known(), policy).await;
+        content::prefetch(&self.image, self.all_known(), policy).await;
     }
 
     /// Ends what is on its way for these layers, for good.
@@ -227,7 +231,7 @@ impl Layers {
 
     /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
     pub fn keep_profiles(&self) {
-        content::keep_profiles(&self.all_known());
+        content::keep_profiles(&self.image, &self.all_known());
     }
 
     /// The contents of all layers that are known now, each once.
@@ -689,7 +693,9 @@ mod tests {
         let store = Arc::new(Store::open(&dir.path().join("cache"), None).expect("a new directory"));
         let (source, limits) = (Arc::new(Unasked), Limits::default());
         let holdings = Arc::clone(&store).into();
-        let layers = Layers::open(&[planned()], source, holdings, &limits, Eagerness::OnDemand, Verify::BeforeShowing);
+        let (planned, eagerness) = (planned(), Eagerness::OnDemand);
+        let image = planned.diff_id.clone();
+        let layers = Layers::open(&image, &[planned], source, holdings, &limits, eagerness, Verify::BeforeShowing);
         let watching = tokio::spawn(layers.watch(LayerNo(0), |_| true));
         tokio::task::yield_now().await;
         drop(layers);

@@ -36,7 +36,7 @@ pub fn open(
             tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
         }
     });
-    let layers = Layers::open(&plan.layers, source, holdings, limits, eagerness, verify);
+    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, holdings, limits, eagerness, verify);
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {

@@ -7,7 +7,7 @@
 //!   content-v1/ALG/HEX.map    one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
-//!   profile-v1/ALG/HEX        what runs wanted first of a layer (JSON)
+//!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
 //!   whole-v1/ALG/HEX.ENTRY    a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
 //!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
 //!   tmp/                      files on their way in
@@ -511,11 +511,11 @@ const CONTENT: &str = "content-v1";
 const WHOLE: &str = "whole-v1";
 const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
-const PROFILE: &str = "profile-v1";
+const PROFILE: &str = "profile-v2";
 const LOCK: &str = "lock-v1";
 const TMP: &str = "tmp";
 /// Larger than any profile that is kept, in bytes.
-const PROFILE_LIMIT: u64 = 16 << 20;
+pub(crate) const PROFILE_LIMIT: u64 = 16 << 20;
 /// How often it is tried to lock what somebody else has locked to look at it, and the pauses between.
 const LOOKS_AT_LOCKS: usize = 100;
 const LOCK_LOOK: std::time::Duration = std::time::Duration::from_millis(1);
