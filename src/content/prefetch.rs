@@ -149,7 +149,7 @@ async fn sweep(layer: &Arc<LayerContent>, pace: &Arc<Mutex<Pace>>) -> bool {
             let begun = Instant::now();
             let good = fetch::in_background(&layer, run, Manners::GiveWay).await;
             if good && !layer.traffic.somebody_waits() {
-                lock(&pace).took(begun.elapsed());
+                lock(&pace).came(begun, Instant::now());
             }
             drop(room);
             good
@@ -183,23 +183,36 @@ struct Pace {
     window: u64,
     /// What a request took at least: the way there and back, and hardly a queue.
     shortest: Duration,
+    /// When the window was changed last.
+    changed: Option<Instant>,
+}
+
+impl Pace {
+    /// A request that was `begun` then has come now, with the others beside it.
+    fn came(&mut self, begun: Instant, now: Instant) {
+        let took = now - begun;
+        self.shortest = self.shortest.min(took);
+        // What was begun before the window changed says nothing about it.
+        if self.changed.is_some_and(|changed| begun < changed) {
+            return;
+        }
+        let wanted = GOOD_TIME.max(2 * self.shortest);
+        let window = if took < wanted.mul_f64(0.7) {
+            (self.window * 2).min(BACKGROUND)
+        } else if took > wanted.mul_f64(1.2) {
+            (self.window / 2).max(NARROWEST)
+        } else {
+            self.window
+        };
+        if window != self.window {
+            (self.window, self.changed) = (window, Some(now));
+        }
+    }
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { window: NARROWEST, shortest: Duration::MAX }
-    }
-}
-
-impl Pace {
-    /// A request of the window, with the others beside it, has come after so long.
-    fn took(&mut self, time: Duration) {
-        self.shortest = self.shortest.min(time);
-        if time < self.shortest.mul_f64(1.5) + SHORT_QUEUE {
-            self.window = (self.window * 2).min(BACKGROUND);
-        } else if time > 2 * self.shortest + LONG_QUEUE {
-            self.window = (self.window / 2).max(NARROWEST);
-        }
+        Self { window: NARROWEST, shortest: Duration::MAX, changed: None }
     }
 }
 
@@ -207,10 +220,9 @@ impl Pace {
 const FILL_REQUESTS: u64 = 4;
 /// The window that a fill begins with, and has at least, in bytes; a span that is larger travels alone.
 const NARROWEST: u64 = 64 << 10;
-/// What bytes that wait in front of the link may add to a request's time before there are too many of them. With that,
-/// a reader who comes in between waits for what comes in a quarter of a second, or for one span.
-const SHORT_QUEUE: Duration = Duration::from_millis(40);
-const LONG_QUEUE: Duration = Duration::from_millis(100);
+/// How long a request may take with those beside it: a reader who comes in between waits for no longer, or, where the
+/// way alone takes about as long, for twice that, or for one span.
+const GOOD_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -219,10 +231,12 @@ mod tests {
     /// The window that settles on a link with this round trip, in ms, and so many Mbit/s: all of them that it takes.
     fn windows(rtt: u64, mbit: u64) -> (u64, u64) {
         let mut pace = Pace::default();
-        let mut settled = Vec::new();
+        let (mut settled, mut now) = (Vec::new(), Instant::now());
         for step in 0..40 {
             let queued = Duration::from_secs_f64(pace.window as f64 * 8.0 / (mbit as f64 * 1e6));
-            pace.took(Duration::from_millis(rtt) + queued);
+            let begun = now;
+            now += Duration::from_millis(rtt) + queued;
+            pace.came(begun, now);
             settled.extend((step >= 20).then_some(pace.window));
         }
         (*settled.iter().min().unwrap_or(&0), *settled.iter().max().unwrap_or(&0))
