@@ -138,6 +138,7 @@ fn help_fits_on_a_screen() {
       profile  Carry what runs of an image read first to another machine
       status   Show what is mounted and how far it is
       upgrade  Let this program serve mounts that an older one serves, without unmounting
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help     Print help

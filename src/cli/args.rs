@@ -11,7 +11,6 @@ use crate::source::outage::OnOutage;
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
 #[command(name = "peelfs", version, about, after_help = EXAMPLES, max_term_width = 100)]
-#[command(disable_help_subcommand = true)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]

@@ -4,7 +4,9 @@
 //! say nothing to a read-only image are taken and ignored, as fstab lines carry them for other readers;
 //! anything else is a mistake.
 
-use super::args::{MountArgs, PrefetchArg, VerifyArg};
+use clap::ValueEnum;
+
+use super::args::MountArgs;
 use super::report::Report;
 use super::text;
 use crate::fuse::MountOptions;
@@ -47,11 +49,8 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
                 kernel.let_cpus_sleep = true;
             }
             ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
-            ("verify", Some("strict")) => args.verify = VerifyArg::Strict,
-            ("verify", Some("behind")) => args.verify = VerifyArg::Behind,
-            ("prefetch", Some("all")) => args.prefetch = PrefetchArg::All,
-            ("prefetch", Some("profile")) => args.prefetch = PrefetchArg::Profile,
-            ("prefetch", Some("none")) => args.prefetch = PrefetchArg::None,
+            ("verify", Some(value)) => args.verify = one_of(&name, value)?,
+            ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
                 return Err(Report::usage(format!("unknown mount option `{option}`"))
@@ -60,6 +59,15 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
         }
     }
     Ok(kernel)
+}
+
+fn one_of<T: ValueEnum>(option: &str, value: &str) -> Result<T, Report> {
+    T::from_str(value, false).map_err(|_| {
+        let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names: Vec<_> = values.map(|value| format!("`{}`", value.get_name())).collect();
+        Report::usage(format!("`{value}` is no value of the mount option `{option}`"))
+            .hint(format!("it has the values {}", names.join(", ")))
+    })
 }
 
 fn is_ignored(name: &str) -> bool {
@@ -94,7 +102,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use clap::Parser as _;
 
-    use super::super::args::{Args, Command};
+    use super::super::args::{Args, Command, VerifyArg};
     use super::*;
 
     fn applied(options: &str) -> Result<(MountArgs, MountOptions), Report> {
@@ -117,5 +125,8 @@ mod tests {
     fn an_unknown_option_is_an_error_that_names_it() {
         assert!(applied("ro,colour=red").unwrap_err().message.contains("`colour=red`"));
         assert!(applied("suid=1").is_err());
+        let report = applied("prefetch=most").unwrap_err();
+        assert!(report.message.contains("`most`") && report.message.contains("`prefetch`"), "{}", report.message);
+        assert_eq!(applied("verify=behind,prefetch=none").unwrap().0.verify, VerifyArg::Behind);
     }
 }
