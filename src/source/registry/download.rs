@@ -6,14 +6,18 @@
 //! each brings something ([`Lanes`]). A link that is full already, as with other layers under way, shows
 //! no gain, and then one connection is all that a download has.
 //!
-//! Parts are delivered in order; what comes ahead of its turn is held in memory, within bounds. No byte is
-//! asked for twice. A server that ignores ranges is found out by the first part, which then goes on to the
-//! end as one stream.
+//! As long as one connection does the work its parts are long. Once another one has proved to bring
+//! something, a long part is shortened, and the others bring its rest: else what they bring would have to
+//! wait for it, and there is room for so much only. Its connection is lost with what was on its way then; no
+//! other byte is sent twice.
+//!
+//! Parts are delivered in order; what comes ahead of its turn is held in memory, within bounds. A server that
+//! ignores ranges is found out by the first part, which then goes on to the end as one stream.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,16 +54,21 @@ pub(super) struct Download {
     size: u64,
     /// Parts on their way, in order; the first one is being delivered.
     parts: VecDeque<Part>,
-    /// What has not been asked for.
-    rest: Range<u64>,
+    /// What has not been asked for, in order: what was cut off a part, and what is behind all parts.
+    rest: VecDeque<Range<u64>>,
     /// Tells it from others of the same source.
     number: u64,
+    _counted: Taken,
     _permit: OwnedSemaphorePermit,
 }
 
 struct Part {
+    /// Where it ends in the blob.
+    end: u64,
     /// Bytes not delivered yet.
     left: u64,
+    /// Bytes not received yet.
+    coming: Arc<AtomicU64>,
     pieces: mpsc::UnboundedReceiver<Result<Held, SourceError>>,
     /// Ends the transfer when the part is dropped.
     transfer: AbortHandle,
@@ -78,16 +87,22 @@ impl Download {
         wanted: Range<u64>,
     ) -> Result<Self, SourceError> {
         let permit = client.long.clone().acquire_owned().await.expect("the queues are never closed");
-        let first = wanted.start..wanted.start + client.cut.alone;
+        let counted = Taken::download(&client);
+        let (length, number) = {
+            let mut lanes = lock(&client.lanes);
+            (lanes.length(client.cut), lanes.number())
+        };
+        let mut first = wanted.start..wanted.start + length;
+        let connection = Taken::connection(&client);
         let mut transfer = Transfer::start(client.clone(), digest.clone(), size, first.clone(), None).await?;
-        let (parts, rest, number) = (VecDeque::new(), first.end..wanted.end, lock(&client.lanes).number());
-        let mut download = Self { client, digest, size, parts, rest, number, _permit: permit };
-        let mut length = download.client.cut.alone;
         if !transfer.is_ranged() {
             transfer.go_on_to(wanted.end);
-            (download.rest, length) = (wanted.end..wanted.end, wanted.end - wanted.start);
+            first.end = wanted.end;
         }
-        download.add(length, None, std::future::ready(Ok(transfer)));
+        let rest = VecDeque::from_iter((first.end < wanted.end).then_some(first.end..wanted.end));
+        let parts = VecDeque::new();
+        let mut download = Self { client, digest, size, parts, rest, number, _counted: counted, _permit: permit };
+        download.add(first, connection, None, std::future::ready(Ok(transfer)));
         Ok(download)
     }
 
@@ -118,67 +133,114 @@ impl Download {
 
     /// Asks for the parts that should be on their way by now.
     fn look_ahead(&mut self) {
-        let Cut { alone, beside, near } = self.client.cut;
-        if self.parts.is_empty() || (self.parts.len() == 1 && self.parts[0].left <= near) {
-            self.begin(if lock(&self.client.lanes).allowed > 0 { beside } else { alone }, None);
+        if self.is_next_due() {
+            let length = lock(&self.client.lanes).length(self.client.cut);
+            self.begin(length, Taken::connection(&self.client), None);
         }
-        while !self.rest.is_empty() {
+        while !self.parts.is_empty() {
             let Some(lane) = Taken::lane(&self.client) else { return };
             let Some(room) = Taken::room(&self.client) else { return };
-            self.begin(beside, Some((lane, room)));
+            self.shorten_first();
+            if self.rest.is_empty() {
+                return;
+            }
+            self.begin(self.client.cut.beside, lane, Some(room));
         }
     }
 
-    /// Asks for the next part, of at most `length` bytes.
-    fn begin(&mut self, length: u64, beside: Option<(Taken, Taken)>) {
-        let end = self.rest.end.min(self.rest.start + length);
-        let range = std::mem::replace(&mut self.rest.start, end)..end;
-        if range.is_empty() {
+    /// Whether what follows the first part has not been asked for, and that part is about to end.
+    fn is_next_due(&self) -> bool {
+        let Some(rest) = self.rest.front() else { return false };
+        self.parts.front().is_none_or(|part| part.end == rest.start && part.left <= self.client.cut.near)
+    }
+
+    /// Leaves most of a long first part to other connections, if one has proved to bring something.
+    fn shorten_first(&mut self) {
+        let proven = lock(&self.client.lanes).proven() > 0;
+        let Some(part) = self.parts.front_mut() else { return };
+        // A server that ignores ranges would send the rest again from the blob's first byte.
+        if !proven || self.client.unranged.load(Ordering::Relaxed) {
             return;
         }
-        let length = range.end - range.start;
-        let transfer = Transfer::start(self.client.clone(), self.digest.clone(), self.size, range, None);
-        self.add(length, beside, transfer);
+        // What is on its way already should not be asked for again.
+        let keep = self.client.cut.beside;
+        let shortened = |coming| (coming > 2 * keep).then_some(keep);
+        let Ok(coming) = part.coming.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shortened) else { return };
+        let end = part.end;
+        part.end -= coming - keep;
+        part.left -= coming - keep;
+        self.rest.push_front(part.end..end);
+    }
+
+    /// Asks for at most `length` bytes of what comes next in the rest.
+    fn begin(&mut self, length: u64, connection: Taken, room: Option<Taken>) {
+        let Some(rest) = self.rest.front_mut() else { return };
+        let end = rest.end.min(rest.start + length);
+        let range = std::mem::replace(&mut rest.start, end)..end;
+        if rest.is_empty() {
+            self.rest.pop_front();
+        }
+        let transfer = Transfer::start(self.client.clone(), self.digest.clone(), self.size, range.clone(), None);
+        self.add(range, connection, room, transfer);
     }
 
     fn add(
         &mut self,
-        length: u64,
-        beside: Option<(Taken, Taken)>,
+        range: Range<u64>,
+        connection: Taken,
+        room: Option<Taken>,
         transfer: impl Future<Output = Result<Transfer, SourceError>> + Send + 'static,
     ) {
         let (sender, pieces) = mpsc::unbounded_channel();
-        let ahead = if beside.is_some() { self.client.cut.beside } else { ALONE_AHEAD };
-        let (lane, room) = beside.unzip();
+        let ahead = if room.is_some() { self.client.cut.beside } else { ALONE_AHEAD };
+        let left = range.end - range.start;
+        let coming = Arc::new(AtomicU64::new(left));
+        let to_come = Arc::clone(&coming);
         let pumping = tokio::spawn(async move {
-            if let Err(error) = pump(transfer, ahead, &sender).await {
+            if let Err(error) = pump(transfer, &to_come, ahead, &sender).await {
                 // Whoever does not listen any more does not need to know.
                 let _ = sender.send(Err(error));
             }
-            drop(lane);
+            drop(connection);
         });
-        self.parts.push_back(Part { left: length, pieces, transfer: pumping.abort_handle(), _room: room });
+        let at = self.parts.partition_point(|part| part.end <= range.start);
+        let part = Part { end: range.end, left, coming, pieces, transfer: pumping.abort_handle(), _room: room };
+        self.parts.insert(at, part);
     }
 }
 
-/// Moves a transfer's pieces to where they wait for their turn, at most `ahead` bytes at a time.
+/// Moves a transfer's pieces to where they wait for their turn, at most `ahead` bytes at a time, as long as
+/// there are bytes `coming`. That may be fewer than were asked for: whoever shortens the part takes from them.
 async fn pump(
     transfer: impl Future<Output = Result<Transfer, SourceError>>,
+    coming: &AtomicU64,
     ahead: u64,
     to: &mpsc::UnboundedSender<Result<Held, SourceError>>,
 ) -> Result<(), SourceError> {
     let ahead = u32::try_from(ahead).expect("parts beside others have a few MiB");
     let free = Arc::new(Semaphore::new(ahead as usize));
     let mut transfer = transfer.await?;
-    while let Some(piece) = transfer.next().await? {
+    while let Some(mut piece) = transfer.next().await? {
+        let got = piece.len() as u64;
+        let wanted =
+            coming.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |coming| Some(coming.saturating_sub(got)));
+        let (Ok(wanted) | Err(wanted)) = wanted;
+        piece.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         let takes = u32::try_from(piece.len()).map_or(ahead, |length| length.min(ahead));
         let held = Arc::clone(&free).acquire_many_owned(takes).await.expect("it is never closed");
         // A piece may be a small part of a large buffer of the connection's.
-        if to.send(Ok((Bytes::copy_from_slice(&piece), held))).is_err() {
+        if to.send(Ok((Bytes::copy_from_slice(&piece), held))).is_err() || wanted <= got {
             break;
         }
     }
     Ok(())
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // It leaves its share of the link to others.
+        lock(&self.client.lanes).full_until = Duration::ZERO;
+    }
 }
 
 impl Drop for Part {
@@ -190,21 +252,32 @@ impl Drop for Part {
 /// How many connections there may be beyond one for each download.
 ///
 /// One more is tried while readers wait for bytes. It stays, and another is tried, when all together
-/// then bring most of what it would add if nothing else were in its way. Otherwise the link is full: it
-/// goes, and for a while none is tried. When nobody waits for bytes, all go.
+/// then bring most of what it would add if nothing else were in its way, at once or when it has had time to
+/// get up to speed. Otherwise the link is full: it goes, and for a while, or until a download has ended, none
+/// is tried. When nobody waits for bytes, all go.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     allowed: u32,
+    /// Connections over which parts are on their way, be they beyond one for each download or not.
     used: u32,
+    downloads: u32,
     /// Parts beside others that are not delivered yet, on their way or not.
     rooms: u32,
     numbers: u64,
     stretch: Option<Stretch>,
     /// Who read in the stretch before.
     readers: BTreeSet<u64>,
-    /// Bytes a second before the last one was allowed.
-    before: Option<f64>,
+    /// Of the last one that is allowed, while it has not shown that it brings something.
+    trial: Option<Trial>,
     full_until: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// Bytes a second before it was allowed.
+    before: f64,
+    /// It has had the time to get up to speed.
+    settled: bool,
 }
 
 /// A stretch of time over which a rate is measured.
@@ -213,6 +286,8 @@ struct Stretch {
     begun: Duration,
     /// Bytes received by then.
     received: u64,
+    /// Connections in use by then.
+    used: u32,
     /// How long readers have waited for bytes since then.
     waited: Duration,
     /// Which of them; those that pause leave the link to others.
@@ -221,8 +296,8 @@ struct Stretch {
 
 impl Lanes {
     #[cfg(test)]
-    pub(super) fn with_allowed(allowed: u32) -> Self {
-        Self { allowed, ..Self::default() }
+    pub(super) fn allow(&mut self, lanes: u32) {
+        self.allowed = lanes;
     }
 
     /// A number that no other download of this source has.
@@ -231,9 +306,20 @@ impl Lanes {
         self.numbers
     }
 
+    /// How many have shown that they bring something.
+    fn proven(&self) -> u32 {
+        self.allowed - u32::from(self.trial.is_some())
+    }
+
+    /// How many bytes the next part has that is asked for when its reader needs it.
+    fn length(&self, cut: Cut) -> u64 {
+        if self.allowed > 0 { cut.beside } else { cut.alone }
+    }
+
     /// A reader has waited until `now` for its next bytes.
     fn waited(&mut self, reader: u64, now: Duration, waited: Duration, received: u64) {
-        let fresh = || Stretch { begun: now, received, waited: Duration::ZERO, readers: BTreeSet::new() };
+        let used = self.used;
+        let fresh = || Stretch { begun: now, received, used, waited: Duration::ZERO, readers: BTreeSet::new() };
         let stretch = self.stretch.get_or_insert_with(fresh);
         stretch.waited += waited;
         stretch.readers.insert(reader);
@@ -242,25 +328,34 @@ impl Lanes {
             return;
         }
         let stretch = self.stretch.replace(fresh()).expect("it was looked at above");
-        let before = self.before.take();
-        if took > 4 * STRETCH || stretch.waited < took / 2 {
+        let trial = self.trial.take();
+        if took > 4 * STRETCH || stretch.waited < took / 8 {
             self.allowed = 0;
             return;
         }
         let readers = stretch.readers.len() as u32;
-        if std::mem::replace(&mut self.readers, stretch.readers) != self.readers {
-            // Others came or went, or it is the first stretch: there are no rates to compare.
-            self.allowed -= u32::from(before.is_some());
+        let others = std::mem::replace(&mut self.readers, stretch.readers);
+        let expected = self.downloads + self.allowed;
+        let idle = trial.is_some() && used < expected;
+        if others != self.readers || stretch.waited < took / 2 || idle {
+            // Others came or went, or it is the first stretch, or it was not the link that took the time, or
+            // there was nothing to ask for: there are no rates to compare.
+            self.allowed -= u32::from(trial.is_some());
             return;
         }
         let rate = received.saturating_sub(stretch.received) as f64 / took.as_secs_f64();
-        match before {
-            Some(before) if rate < before * (1.0 + GAIN / f64::from(readers + self.allowed - 1)) => {
-                self.allowed -= 1;
-                self.full_until = now + REST;
+        match trial {
+            Some(Trial { before, settled }) if rate < before * (1.0 + GAIN / f64::from(readers + self.allowed - 1)) => {
+                if settled {
+                    self.allowed -= 1;
+                    self.full_until = now + REST;
+                } else {
+                    self.trial = Some(Trial { before, settled: true });
+                }
             }
-            _ if self.allowed < MOST && now >= self.full_until => {
-                self.before = Some(rate);
+            // One that had to go ends its part first.
+            _ if self.allowed < MOST && now >= self.full_until && stretch.used <= expected => {
+                self.trial = Some(Trial { before: rate, settled: false });
                 self.allowed += 1;
             }
             _ => {}
@@ -283,16 +378,34 @@ struct Taken {
 }
 
 impl Taken {
-    /// A connection beyond one for each download, if there may be one more.
+    /// A place among the downloads.
+    fn download(client: &Arc<Client>) -> Self {
+        Self::one(client, |lanes| &mut lanes.downloads)
+    }
+
+    /// A connection for a part that is needed now.
+    fn connection(client: &Arc<Client>) -> Self {
+        Self::one(client, |lanes| &mut lanes.used)
+    }
+
+    /// A connection for a part that comes ahead of its turn, if there may be one more.
     fn lane(client: &Arc<Client>) -> Option<Self> {
-        let allowed = lock(&client.lanes).allowed;
-        Self::up_to(allowed, client, |lanes| &mut lanes.used)
+        let limit = {
+            let lanes = lock(&client.lanes);
+            if lanes.allowed > 0 { lanes.downloads + lanes.allowed } else { 0 }
+        };
+        Self::up_to(limit, client, |lanes| &mut lanes.used)
     }
 
     /// Memory for a part that comes ahead of its turn. There is more of it than there are connections, as
     /// the parts that are done wait for the first.
     fn room(client: &Arc<Client>) -> Option<Self> {
         Self::up_to(2 * MOST, client, |lanes| &mut lanes.rooms)
+    }
+
+    fn one(client: &Arc<Client>, of: fn(&mut Lanes) -> &mut u32) -> Self {
+        *of(&mut lock(&client.lanes)) += 1;
+        Self { client: Arc::clone(client), of }
     }
 
     fn up_to(limit: u32, client: &Arc<Client>, of: fn(&mut Lanes) -> &mut u32) -> Option<Self> {
@@ -315,7 +428,7 @@ impl Drop for Taken {
 
 /// Bytes of a part without a lane that are held ahead of its reader.
 const ALONE_AHEAD: u64 = 512 << 10;
-/// Long enough for a connection to get up to speed.
+/// Over how long a rate is measured; and in so long a connection is up to speed.
 const STRETCH: Duration = Duration::from_millis(500);
 /// What one more connection must bring, of what it would if nothing were in its way.
 const GAIN: f64 = 0.75;
@@ -333,6 +446,7 @@ mod tests {
     fn after(stretches: u32, readers: u64, rate: impl Fn(u32) -> u64) -> Lanes {
         let (mut lanes, mut received) = (Lanes::default(), 0);
         for stretch in 0..=stretches {
+            (lanes.downloads, lanes.used) = (readers as u32, readers as u32 + lanes.allowed);
             for reader in 0..readers {
                 lanes.waited(reader, stretch * STRETCH, STRETCH / readers as u32, received);
             }
@@ -352,13 +466,48 @@ mod tests {
     #[test]
     fn a_full_link_gets_one_try_in_a_while() {
         let tries = |stretches| after(stretches, 1, |_| 1000).allowed;
-        assert_eq!([2, 3, 4, 22].map(tries), [1, 0, 0, 0]);
-        assert_eq!(tries(23), 1, "after ten seconds it may be another link");
+        assert_eq!([2, 3, 4, 5, 23].map(tries), [1, 1, 0, 0, 0]);
+        assert_eq!(tries(24), 1, "after ten seconds it may be another link");
+    }
+
+    /// One reader waits all the time; bytes received in each stretch, and connections in use at its end.
+    fn over(stretches: &[(u64, u32)]) -> Lanes {
+        let (mut lanes, mut received) = (Lanes { downloads: 1, used: 1, ..Lanes::default() }, 0);
+        lanes.waited(0, Duration::ZERO, Duration::ZERO, 0);
+        for (number, (bytes, used)) in (1..).zip(stretches) {
+            received += bytes;
+            lanes.used = *used;
+            lanes.waited(0, number * STRETCH, STRETCH, received);
+        }
+        lanes
+    }
+
+    #[test]
+    fn a_new_connection_has_time_to_get_up_to_speed() {
+        let tried = [(500, 1), (1000, 1), (1500, 2)];
+        assert_eq!((over(&tried).allowed, over(&tried).proven()), (1, 0));
+        let proven = [&tried[..], &[(2000, 2)]].concat();
+        assert_eq!((over(&proven).allowed, over(&proven).proven()), (2, 1));
+        let full = [&tried[..], &[(1500, 2)]].concat();
+        assert_eq!((over(&full).allowed, over(&full).full_until), (0, 4 * STRETCH + REST));
+    }
+
+    #[test]
+    fn a_connection_that_has_nothing_to_do_proves_nothing() {
+        let idle = over(&[(1000, 1); 3]);
+        assert_eq!((idle.allowed, idle.full_until), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn none_is_tried_before_the_one_that_had_to_go_has_ended_its_part() {
+        let going = [(1000, 2), (2000, 2)];
+        assert_eq!(over(&going).allowed, 0);
+        assert_eq!(over(&[&going[..], &[(1000, 1), (1000, 1)]].concat()).allowed, 1);
     }
 
     #[test]
     fn nobody_in_need_has_one_connection() {
-        let mut lanes = Lanes::with_allowed(3);
+        let mut lanes = Lanes { allowed: 3, ..Lanes::default() };
         for stretch in 0..20 {
             lanes.waited(0, stretch * STRETCH, STRETCH / 10, u64::from(stretch) * 1000);
         }

@@ -40,6 +40,8 @@ enum Then {
     Hang,
     /// The bytes again and again, till the client leaves.
     Repeat(Vec<u8>),
+    /// Waits, and sends the bytes before it hangs up.
+    Last(Box<dyn FnOnce() + Send>, Vec<u8>),
 }
 
 impl Said {
@@ -79,6 +81,11 @@ impl Said {
 
     pub(super) fn then_repeat(self, bytes: &[u8]) -> Self {
         Self { then: Then::Repeat(bytes.to_vec()), ..self }
+    }
+
+    /// Calls `wait`, sends these bytes when it returns, and hangs up.
+    pub(super) fn then_last(self, wait: impl FnOnce() + Send + 'static, bytes: &[u8]) -> Self {
+        Self { then: Then::Last(Box::new(wait), bytes.to_vec()), ..self }
     }
 }
 
@@ -160,6 +167,10 @@ fn serve(stream: &TcpStream, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<As
             Then::Repeat(bytes) => loop {
                 writer.write_all(&bytes)?;
             },
+            Then::Last(wait, bytes) => {
+                wait();
+                return writer.write_all(&bytes);
+            }
         }
     }
 }

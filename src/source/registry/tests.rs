@@ -399,7 +399,8 @@ fn cutting(server: &Scripted, lanes: u32) -> Bench {
     let source = Arc::get_mut(&mut bench.source).unwrap();
     let client = Arc::get_mut(&mut source.client).unwrap();
     client.cut = Cut { alone: 20_000, beside: 7_000, near: 3_000 };
-    client.lanes = Mutex::new(Lanes::with_allowed(lanes));
+    client.lanes = Mutex::new(Lanes::default());
+    client.lanes.lock().unwrap().allow(lanes);
     bench
 }
 
@@ -420,10 +421,65 @@ async fn a_large_blob_comes_in_parts_and_no_byte_twice() {
         assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
         let asked = ranges_asked(&server);
         assert!(asked.windows(2).all(|pair| pair[0].1 == pair[1].0), "{lanes}: {asked:?}");
-        assert_eq!((asked[0], asked.last().unwrap().1), ((5, 20_005), 200_000));
+        let first = if lanes == 0 { 20_005 } else { 7_005 };
+        assert_eq!((asked[0], asked.last().unwrap().1), ((5, first), 200_000));
         assert_eq!(bench.source.stats().bytes_received, 199_995);
-        assert_eq!(asked.len(), if lanes == 0 { 10 } else { 27 }, "{lanes}: {asked:?}");
+        assert_eq!(asked.len(), if lanes == 0 { 10 } else { 29 }, "{lanes}: {asked:?}");
     }
+}
+
+/// The first part's body comes to a halt until its rest was asked for elsewhere; then it goes on as far as
+/// `until`, and ends.
+async fn a_slow_first_part(until: usize) -> (Bench, Vec<(usize, usize)>) {
+    let bytes = content();
+    let served = bytes.clone();
+    let (asked_elsewhere, asks) = std::sync::mpsc::channel();
+    let asks = Arc::new(Mutex::new(asks));
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((0, last)) => {
+            let range = format!("bytes 0-{last}/{}", served.len());
+            let length = (last + 1).to_string();
+            let head = Said::head(206, &[("Content-Range", &range), ("Content-Length", &length)]);
+            let asks = asks.clone();
+            let wait = move || {
+                for _ in 0..2 {
+                    asks.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap();
+                }
+            };
+            head.and(&served[..1000]).then_last(wait, &served[1000..until])
+        }
+        range => {
+            if range.unwrap().0 < 20_000 {
+                asked_elsewhere.send(()).unwrap();
+            }
+            serve(asked, &served)
+        }
+    });
+    let bench = cutting(&server, 0);
+    let mut stream = bench.source.stream(&blob(&bytes), BlobOffset(0)..BlobOffset(200_000)).await.unwrap();
+    let mut got = Vec::new();
+    while let Some(piece) = stream.next().await {
+        got.extend_from_slice(&piece.unwrap().into_unverified());
+        if got.len() == 1000 {
+            bench.source.client.lanes.lock().unwrap().allow(2);
+        }
+    }
+    assert!(got == bytes);
+    (bench, ranges_asked(&server))
+}
+
+#[tokio::test]
+async fn a_long_part_is_shortened_for_connections_beside_it_and_its_rest_asked_for_once() {
+    let (_, asked) = a_slow_first_part(20_000).await;
+    assert_eq!(asked[..4], [(0, 20_000), (8_000, 15_000), (15_000, 20_000), (20_000, 27_000)]);
+    assert!(asked[1..].windows(2).all(|pair| pair[0].1 == pair[1].0), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_shortened_part_that_is_cut_is_taken_up_where_it_ended() {
+    let (bench, asked) = a_slow_first_part(3_000).await;
+    assert_eq!(bench.source.stats().resumptions, 1);
+    assert_eq!(asked[..3], [(0, 20_000), (3_000, 20_000), (8_000, 15_000)]);
 }
 
 #[tokio::test]
