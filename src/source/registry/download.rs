@@ -313,7 +313,7 @@ impl Lanes {
 
     /// How many bytes the next part has that is asked for when its reader needs it.
     fn length(&self, cut: Cut) -> u64 {
-        if self.allowed > 0 { cut.beside } else { cut.alone }
+        if self.proven() > 0 { cut.beside } else { cut.alone }
     }
 
     /// A reader has waited until `now` for its next bytes.
