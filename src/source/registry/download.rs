@@ -37,7 +37,7 @@ pub(super) struct Cut {
     pub(super) alone: u64,
     /// A part beside others; each may be in memory as a whole.
     pub(super) beside: u64,
-    /// When so much of a part is left, the next one is asked for, to hide the round trip.
+    /// When so much of a part is left, the next one is asked for, to hide the round trip; less before a short one.
     pub(super) near: u64,
 }
 
@@ -133,8 +133,8 @@ impl Download {
 
     /// Asks for the parts that should be on their way by now.
     fn look_ahead(&mut self) {
-        if self.is_next_due() {
-            let length = lock(&self.client.lanes).length(self.client.cut);
+        let length = lock(&self.client.lanes).length(self.client.cut);
+        if self.is_next_due(length) {
             self.begin(length, Taken::connection(&self.client), None);
         }
         while !self.parts.is_empty() {
@@ -148,10 +148,11 @@ impl Download {
         }
     }
 
-    /// Whether what follows the first part has not been asked for, and that part is about to end.
-    fn is_next_due(&self) -> bool {
+    /// Whether what follows the first part, `length` bytes, has not been asked for, and that part is about to end.
+    fn is_next_due(&self, length: u64) -> bool {
         let Some(rest) = self.rest.front() else { return false };
-        self.parts.front().is_none_or(|part| part.end == rest.start && part.left <= self.client.cut.near)
+        let near = self.client.cut.near.min(length / 4);
+        self.parts.front().is_none_or(|part| part.end == rest.start && part.left <= near)
     }
 
     /// Leaves most of a long first part to other connections, if one has proved to bring something.
@@ -348,7 +349,10 @@ impl Lanes {
             Some(Trial { before, settled }) if rate < before * (1.0 + GAIN / f64::from(readers + self.allowed - 1)) => {
                 if settled {
                     self.allowed -= 1;
-                    self.full_until = now + REST;
+                    // A rate that has fallen tells that more than the link's came before, out of buffers.
+                    if rate > before * STEADY {
+                        self.full_until = now + REST;
+                    }
                 } else {
                     self.trial = Some(Trial { before, settled: true });
                 }
@@ -432,6 +436,8 @@ const ALONE_AHEAD: u64 = 512 << 10;
 const STRETCH: Duration = Duration::from_millis(500);
 /// What one more connection must bring, of what it would if nothing were in its way.
 const GAIN: f64 = 0.75;
+/// A full link brings at least so much of what it did, when one more connection is tried.
+const STEADY: f64 = 0.85;
 /// How long a full link is believed to stay full.
 const REST: Duration = Duration::from_secs(10);
 /// Most connections beyond one for each download.
@@ -496,6 +502,12 @@ mod tests {
     fn a_connection_that_has_nothing_to_do_proves_nothing() {
         let idle = over(&[(1000, 1); 3]);
         assert_eq!((idle.allowed, idle.full_until), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_rate_that_falls_does_not_tell_that_the_link_is_full() {
+        let burst = over(&[(500, 1), (1500, 1), (1000, 2), (1000, 2)]);
+        assert_eq!((burst.allowed, burst.full_until), (0, Duration::ZERO));
     }
 
     #[test]
