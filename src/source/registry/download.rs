@@ -157,7 +157,11 @@ impl Download {
 
     /// Leaves most of a long first part to other connections, if one has proved to bring something.
     fn shorten_first(&mut self) {
-        let proven = lock(&self.client.lanes).proven() > 0;
+        let proven = {
+            let lanes = lock(&self.client.lanes);
+            // Of one that paused, much is in buffers, and would be lost with its connection.
+            lanes.proven() > 0 && lanes.readers.contains(&self.number)
+        };
         let Some(part) = self.parts.front_mut() else { return };
         // A server that ignores ranges would send the rest again from the blob's first byte.
         if !proven || self.client.unranged.load(Ordering::Relaxed) {
@@ -299,6 +303,7 @@ impl Lanes {
     #[cfg(test)]
     pub(super) fn allow(&mut self, lanes: u32) {
         self.allowed = lanes;
+        self.readers.extend(1..=self.numbers);
     }
 
     /// A number that no other download of this source has.
@@ -345,8 +350,11 @@ impl Lanes {
             return;
         }
         let rate = received.saturating_sub(stretch.received) as f64 / took.as_secs_f64();
+        let connections = f64::from(readers + self.allowed);
         match trial {
-            Some(Trial { before, settled }) if rate < before * (1.0 + GAIN / f64::from(readers + self.allowed - 1)) => {
+            // More than one connection can bring came out of buffers.
+            Some(Trial { before, .. }) if rate > before * (1.0 + BURST / (connections - 1.0)) => self.allowed -= 1,
+            Some(Trial { before, settled }) if rate < before * (1.0 + GAIN / (connections - 1.0)) => {
                 if settled {
                     self.allowed -= 1;
                     // A rate that has fallen tells that more than the link's came before, out of buffers.
@@ -436,6 +444,8 @@ const ALONE_AHEAD: u64 = 512 << 10;
 const STRETCH: Duration = Duration::from_millis(500);
 /// What one more connection must bring, of what it would if nothing were in its way.
 const GAIN: f64 = 0.75;
+/// More than one more connection brings, of what it would if nothing were in its way.
+const BURST: f64 = 2.0;
 /// A full link brings at least so much of what it did, when one more connection is tried.
 const STEADY: f64 = 0.85;
 /// How long a full link is believed to stay full.
@@ -505,8 +515,10 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_falls_does_not_tell_that_the_link_is_full() {
+    fn what_comes_out_of_buffers_proves_nothing() {
         let burst = over(&[(500, 1), (1500, 1), (1000, 2), (1000, 2)]);
+        assert_eq!((burst.allowed, burst.full_until), (0, Duration::ZERO));
+        let burst = over(&[(500, 1), (1000, 1), (3500, 2)]);
         assert_eq!((burst.allowed, burst.full_until), (0, Duration::ZERO));
     }
 
