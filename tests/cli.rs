@@ -119,6 +119,15 @@ fn registry(image: &Image) -> Registry {
 }
 
 #[test]
+fn a_background_process_tells_its_parent_alone_why_it_cannot_begin() {
+    // As when another mount has come between the parent's look at the directory and its own.
+    let ran = User::new().run(&["mount", "--background-child", "oci:layout", "missing"]);
+    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
+    assert!(ran.output.stderr.is_empty(), "{}", ran.text);
+    assert!(ran.text.contains("Failed") && ran.text.contains("missing"), "{}", ran.text);
+}
+
+#[test]
 fn help_fits_on_a_screen() {
     let user = User::new();
     assert_snapshot!(user.prints(&["--help"]), @r#"

@@ -169,6 +169,18 @@ impl Mounted {
     }
 
     /// Reads until it works, as a user does who is told that the registry is back.
+    /// Returns when nothing is waited for, as it should be soon: what nobody needs any more may still be on its way.
+    async fn waits_for_nothing(&self) {
+        let begun = Instant::now();
+        loop {
+            match self.source.outages().unwrap().status() {
+                waits if waits.is_empty() => return,
+                waits => assert!(begun.elapsed().as_secs() < 20, "still waited for: {waits:?}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn read_when_well(&self, path: &str) -> Vec<u8> {
         let begun = Instant::now();
         loop {
@@ -354,10 +366,7 @@ fn matrix(policy: OnOutage, cold: bool) {
                 gate.open();
                 assert!(mounted.read_when_well("f").await == bench.content, "{what}: wrong bytes afterwards");
                 assert_eq!(mounted.read_when_well("g").await, b"behind it", "{what}");
-                // What nobody needs any more may be on its way for a moment.
-                while !mounted.source.outages().unwrap().status().is_empty() {
-                    tokio::task::yield_now().await;
-                }
+                mounted.waits_for_nothing().await;
                 assert!(!told(), "{what}: nothing fails any more");
                 cells += 1;
                 counts[usize::from(read.is_ok())] += 1;
@@ -368,6 +377,8 @@ fn matrix(policy: OnOutage, cold: bool) {
 }
 
 const DEADLINE: OnOutage = OnOutage::Deadline(Duration::from_secs(60));
+/// More than any answer takes here, however busy the machine is.
+const PATIENT: OnOutage = OnOutage::Deadline(Duration::from_secs(600));
 
 #[test]
 fn every_fault_of_a_range_ends_in_time_and_heals() {
@@ -425,7 +436,7 @@ fn a_mount_whose_registry_is_gone_serves_what_it_has_and_is_well_when_it_is_back
     let mut bench = Bench::new(Packing::Zstd { level: 1, frame: Some(200_000), skippable: false });
     runtime().block_on(async {
         bench.learn_and_drop().await;
-        let mounted = bench.open(DEADLINE).await.unwrap();
+        let mounted = bench.open(PATIENT).await.unwrap();
         assert_eq!(mounted.read("g").await.unwrap(), b"behind it");
         bench.stop();
         assert_eq!(mounted.read("g").await.unwrap(), b"behind it", "what is cached is served");
@@ -485,7 +496,7 @@ fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
     login("old");
     runtime().block_on(async {
         bench.learn_and_drop().await;
-        let mounted = Arc::new(bench.open(DEADLINE).await.unwrap());
+        let mounted = Arc::new(bench.open(PATIENT).await.unwrap());
         assert_eq!(mounted.read("g").await.unwrap(), b"behind it");
         // The token has ended, and so has the password behind it.
         tokens.expire_tokens();
@@ -557,7 +568,7 @@ fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
             assert!(status[0].what.contains(bench.layer().hex()), "{status:?}");
             drop(other);
             assert!(mounted.read_when_well("f").await == bench.content);
-            assert_eq!(mounted.source.outages().unwrap().status(), []);
+            mounted.waits_for_nothing().await;
         });
     }
 }
@@ -602,7 +613,7 @@ fn a_layer_that_another_mount_reads_is_waited_for_as_the_policy_says() {
         gate.open();
         assert!(waiting.await.unwrap().unwrap() == bench.content);
         assert!(second.read_when_well("f").await == bench.content);
-        assert_eq!(second.source.outages().unwrap().status(), []);
+        second.waits_for_nothing().await;
     });
 }
 

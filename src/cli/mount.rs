@@ -46,20 +46,21 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     }
     let supervisor = found.map(|(supervisor, _)| supervisor);
     kernel.source.clone_from(&args.image.reference);
-    let at = mount_point(&args.at)?;
+    let at = mount_point(&args.at);
     if !args.foreground && !args.background_child {
-        return daemon::start(&mut Bar::new());
+        return at.and_then(|_| daemon::start(&mut Bar::new()));
     }
     let mut parent = if args.background_child { Parent::leave_terminal() } else { Parent::none() };
-    let done = if args.kept || args.no_keeper {
-        in_runtime(serve(&args, &at, &kernel, &mut parent, supervisor))
-    } else {
+    let done = at.and_then(|at| {
+        if args.kept || args.no_keeper {
+            return in_runtime(serve(&args, &at, &kernel, &mut parent, supervisor));
+        }
         match keeper::keep(&at, args.background_child) {
             // What there was to say has been said by the process that served.
             Ok(code) if code != 0 => std::process::exit(code.into()),
             kept => kept.map(drop),
         }
-    };
+    });
     if args.background_child { told(done, &mut parent) } else { done }
 }
 
