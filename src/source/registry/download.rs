@@ -137,7 +137,7 @@ impl Download {
         if self.is_next_due(length) {
             self.begin(length, Taken::connection(&self.client), None);
         }
-        while !self.parts.is_empty() {
+        while !self.parts.is_empty() && !self.is_unranged() {
             let Some(lane) = Taken::lane(&self.client) else { return };
             let Some(room) = Taken::room(&self.client) else { return };
             self.shorten_first();
@@ -155,6 +155,10 @@ impl Download {
         self.parts.front().is_none_or(|part| part.end == rest.start && part.left <= near)
     }
 
+    fn is_unranged(&self) -> bool {
+        self.client.unranged.load(Ordering::Relaxed)
+    }
+
     /// Leaves most of a long first part to other connections, if one has proved to bring something.
     fn shorten_first(&mut self) {
         let proven = {
@@ -163,8 +167,7 @@ impl Download {
             lanes.proven() > 0 && lanes.readers.contains(&self.number)
         };
         let Some(part) = self.parts.front_mut() else { return };
-        // A server that ignores ranges would send the rest again from the blob's first byte.
-        if !proven || self.client.unranged.load(Ordering::Relaxed) {
+        if !proven {
             return;
         }
         // What is on its way already should not be asked for again.
@@ -179,8 +182,10 @@ impl Download {
 
     /// Asks for at most `length` bytes of what comes next in the rest.
     fn begin(&mut self, length: u64, connection: Taken, room: Option<Taken>) {
+        // Of a server that ignores ranges each part comes with all that is before it.
+        let length = if self.is_unranged() { self.size } else { length };
         let Some(rest) = self.rest.front_mut() else { return };
-        let end = rest.end.min(rest.start + length);
+        let end = rest.end.min(rest.start.saturating_add(length));
         let range = std::mem::replace(&mut rest.start, end)..end;
         if rest.is_empty() {
             self.rest.pop_front();

@@ -428,6 +428,25 @@ async fn a_large_blob_comes_in_parts_and_no_byte_twice() {
     }
 }
 
+#[tokio::test]
+async fn a_server_that_ignores_ranges_from_some_point_on_sends_the_rest_as_one() {
+    for lanes in [0, 4] {
+        let bytes = content();
+        let served = bytes.clone();
+        let asked_before = AtomicUsize::new(0);
+        let server = Scripted::start(move |asked| match asked_before.fetch_add(1, Ordering::Relaxed) {
+            0..2 => serve(asked, &served),
+            _ => Said::new(200, &[], &served),
+        });
+        let bench = cutting(&server, lanes);
+        assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
+        // Two parts, those that were under way when the first answer came without its range, and the rest.
+        let asked = ranges_asked(&server);
+        assert!(asked.len() <= if lanes == 0 { 4 } else { 12 }, "{lanes}: {asked:?}");
+        assert_eq!(asked.last().unwrap().1, 200_000);
+    }
+}
+
 /// The first part's body comes to a halt until its rest was asked for elsewhere; then it goes on as far as
 /// `until`, and ends.
 async fn a_slow_first_part(until: usize) -> (Bench, Vec<(usize, usize)>) {
