@@ -75,14 +75,13 @@ impl Reference {
         }
     }
 
-    /// The same image for ever: what the reference names has this digest. Archives and directories have no
-    /// place for a digest and stay as they are.
+    /// The same image for ever: what the reference names has this digest, whatever its tag. Archives and directories
+    /// have no place for a digest and stay as they are.
     #[must_use]
     pub fn pinned(mut self, digest: &Digest) -> Self {
         match &mut self.place {
-            Place::Registry(RegistryName { digest: pin, .. }) | Place::Layout(LocalName { digest: pin, .. }) => {
-                *pin = Some(digest.clone());
-            }
+            Place::Registry(RegistryName { tag, digest: pin, .. }) => (*tag, *pin) = (None, Some(digest.clone())),
+            Place::Layout(LocalName { digest: pin, .. }) => *pin = Some(digest.clone()),
             Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => {}
         }
         self
