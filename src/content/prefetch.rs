@@ -35,8 +35,11 @@ pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerContent>]) {
     for layer in layers {
         let blob = &layer.blob.digest;
         let known = Profile::load(&layer.store, blob).map_or(Vec::new(), |profile| profile.runs);
+        // Also what brings nothing new comes first from now on.
+        let is_first = known.first().is_some_and(|run| run.image == *image);
         let known = known.into_iter().find(|run| run.image == *image);
-        let kept = layer.run(image, known).map(|new| new.map(|run| Profile::keep(&layer.store, blob, vec![run])));
+        let kept = layer.run(image, known, is_first);
+        let kept = kept.map(|new| new.map(|run| Profile::keep(&layer.store, blob, vec![run])));
         match kept {
             Ok(None | Some(Ok(()))) => {}
             Ok(Some(Err(error))) => layer.store.cannot_keep("a profile", &error),

@@ -206,8 +206,9 @@ impl LayerContent {
         self.wanted.marks[span as usize].load(Ordering::Relaxed) & FORETOLD != 0
     }
 
-    /// What was wanted so far of this layer for `image`, on top of what is `known`; `None` when that is nothing new.
-    pub(super) fn run(&self, image: &Digest, known: Option<Run>) -> Result<Option<Run>, ReadError> {
+    /// What was wanted so far of this layer for `image`, on top of what is `known`; `None` when that is nothing, or
+    /// nothing new and only that counts.
+    pub(super) fn run(&self, image: &Digest, known: Option<Run>, only_new: bool) -> Result<Option<Run>, ReadError> {
         let mut run = known.unwrap_or_else(|| Run { image: image.clone(), wanted: Vec::new() });
         let before = run.wanted.len();
         let told: HashSet<u32> = run
@@ -217,13 +218,14 @@ impl LayerContent {
             .map(|(_, span)| span)
             .collect();
         let first = lock(&self.wanted.first).clone();
+        let some = !first.is_empty() && !only_new;
         for (at, span) in first {
             if !told.contains(&span) {
                 let known = self.index.span(SpanId(span)).map_err(|cause| self.index_error(cause))?;
                 run.wanted.push((at, known.decoded.start.0));
             }
         }
-        Ok((run.wanted.len() > before).then_some(run))
+        Ok((some || run.wanted.len() > before).then_some(run))
     }
 }
 
