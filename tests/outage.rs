@@ -420,6 +420,44 @@ fn a_reader_who_gets_nothing_waits_no_longer_than_he_has_patience_though_no_requ
 }
 
 #[test]
+fn a_connection_that_died_unnoticed_is_replaced_when_somebody_reads() {
+    for (cold, after) in [(true, None), (true, Some(100_000)), (false, None), (false, Some(100_000))] {
+        let bench = Bench { limit: Duration::from_secs(3600), ..Bench::new(Packing::Stored) };
+        runtime().block_on(async {
+            if cold {
+                bench.learn_and_drop().await;
+            }
+            let mounted = Arc::new(bench.open(OnOutage::Block).await.unwrap());
+            let gate = Gate::new();
+            let fault = match after {
+                Some(after) => Fault::Stall { after, gate: gate.clone() },
+                None => Fault::Hang(gate.clone()),
+            };
+            bench.registry.faults().add(Rule::new(bench.blob(), fault).once());
+            let read = || {
+                let mounted = Arc::clone(&mounted);
+                tokio::spawn(async move { mounted.read("f").await })
+            };
+            let mut readers = vec![read()];
+            let outages = mounted.source.outages().unwrap();
+            let mut seconds = 0;
+            // The gate stays closed: that connection brings nothing any more.
+            while !readers[0].is_finished() {
+                if let Some(wait) = outages.status().first().filter(|wait| wait.seconds > seconds) {
+                    seconds = wait.seconds;
+                    readers.push(read());
+                }
+                tokio::task::yield_now().await;
+            }
+            for reader in readers {
+                assert!(reader.await.unwrap().unwrap() == bench.content);
+            }
+            gate.open();
+        });
+    }
+}
+
+#[test]
 fn offline_a_registry_that_says_nothing_is_asked_once() {
     let bench = Bench { limit: Duration::from_millis(150), ..Bench::new(Packing::Stored) };
     runtime().block_on(async {
@@ -427,7 +465,7 @@ fn offline_a_registry_that_says_nothing_is_asked_once() {
         let mounted = bench.open(OnOutage::Offline).await.unwrap();
         bench.registry.faults().add(Rule::new(bench.blob(), Fault::Hang(Gate::new())));
         let told = image::chain(&mounted.read("f").await.unwrap_err());
-        assert!(told.contains("gave no answer") && told.contains("tried 1 times"), "{told}");
+        assert!(told.contains("gave no answer") && told.contains("tried 1 time,"), "{told}");
     });
 }
 
@@ -451,6 +489,20 @@ fn a_mount_whose_registry_is_gone_serves_what_it_has_and_is_well_when_it_is_back
         bench.stop();
         let next = bench.open(OnOutage::Offline).await.unwrap();
         assert!(next.read("f").await.unwrap() == bench.content);
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_tried_for_ever() {
+    let mut bench = Bench::new(Packing::Stored);
+    runtime().block_on(async {
+        bench.learn_and_drop().await;
+        let mounted = bench.open(DEADLINE).await.unwrap();
+        bench.stop();
+        mounted.read("f").await.unwrap_err();
+        mounted.waits_for_nothing().await;
+        bench.start();
+        assert!(mounted.read_when_well("f").await == bench.content);
     });
 }
 

@@ -163,11 +163,29 @@ fn fly_holding(
     on_link: Option<OwnedSemaphorePermit>,
     held: Option<Arc<OwnedSemaphorePermit>>,
 ) {
-    let layer = Arc::clone(layer);
+    let (layer, run) = (Arc::clone(layer), Arc::new(run));
     layer.traffic.clone().spawn(async move {
-        fly(&layer, run, Manners::Stay, on_link).await;
+        fly_while_wanted(&layer, &run, on_link).await;
         drop(held);
     });
+}
+
+/// As [`fly`], for readers: while the source is in trouble, only as long as one of them waits.
+async fn fly_while_wanted(layer: &Arc<LayerContent>, run: &Arc<Run>, on_link: Option<OwnedSemaphorePermit>) {
+    let deserted = async {
+        let Some(outages) = layer.source.outages() else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(LOOK_FOR_READERS).await;
+            if outages.concern(&layer.blob.digest) && !land(layer, run, |waiting| waiting == 0).is_empty() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = fly(layer, run, Manners::Stay, on_link) => {}
+        () = deserted => {}
+    }
 }
 
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
@@ -176,7 +194,7 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
     let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
     let mut good = true;
     for run in runs {
-        good &= fly(layer, run, manners, None).await;
+        good &= fly(layer, &Arc::new(run), manners, None).await;
     }
     good
 }
@@ -271,20 +289,24 @@ async fn follow(layer: &Arc<LayerContent>, mut flying: Flying) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_LOOK);
     }
-    fly(layer, vec![flying], Manners::Stay, None).await;
+    fly_while_wanted(layer, &Arc::new(vec![flying]), None).await;
 }
 
 /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more. Its room on the link is
 /// given back as its bytes come.
-async fn fly(layer: &Arc<LayerContent>, run: Run, manners: Manners, mut on_link: Option<OwnedSemaphorePermit>) -> bool {
-    let run = Arc::new(run);
-    let mut result = fetch_run(layer, &run, manners, &mut on_link).await;
+async fn fly(
+    layer: &Arc<LayerContent>,
+    run: &Arc<Run>,
+    manners: Manners,
+    mut on_link: Option<OwnedSemaphorePermit>,
+) -> bool {
+    let mut result = fetch_run(layer, run, manners, &mut on_link).await;
     if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
-        result = fetch_run(layer, &run, manners, &mut on_link).await;
+        result = fetch_run(layer, run, manners, &mut on_link).await;
     }
     drop(on_link);
     let Err(error) = result else { return true };
-    let open = land(layer, &run, |_| true);
+    let open = land(layer, run, |_| true);
     if open.iter().any(|sender| sender.receiver_count() > 0) {
         tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
         *lock(&layer.trouble) = Some(error.clone());
@@ -479,6 +501,8 @@ impl LayerContent {
     }
 }
 
+/// How often a flight that is in trouble looks whether anybody still waits for it.
+const LOOK_FOR_READERS: Duration = Duration::from_secs(1);
 /// How long another process or mount may take to bring a span before this one fetches it, too.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pauses between two looks at what another process brings, the first and the longest.

@@ -24,7 +24,7 @@ use crate::sync::lock;
 pub enum OnOutage {
     /// Until it is back.
     Block,
-    /// So long, then the read is an error; the next one waits anew. The time runs while nothing comes, failed
+    /// So long, then the read is an error; one that comes a second later waits anew. The time runs while nothing comes, failed
     /// tries or not, but what is merely slow is given three seconds.
     Deadline(Duration),
     /// Not at all: while the source is away, what is not cached is an error. It is away when three tries in
@@ -47,6 +47,8 @@ struct Shared {
     /// Changes when something says that another try may do better than those before.
     hope: watch::Sender<()>,
     refusal: Mutex<Option<String>>,
+    /// When a reader who had waited as long as he would gave up last, by blob.
+    given_up: Mutex<BTreeMap<Digest, Duration>>,
     serial: AtomicU64,
 }
 
@@ -82,6 +84,8 @@ pub(super) struct Listening {
     number: u64,
     /// So far, without the present wait.
     silent: Duration,
+    /// How often it was asked for again since it brought something.
+    again: u32,
     /// When the present wait began.
     begun: Option<Duration>,
 }
@@ -126,6 +130,7 @@ impl Outages {
             silences: Silences::default(),
             hope: watch::Sender::default(),
             refusal: Mutex::default(),
+            given_up: Mutex::default(),
             serial: AtomicU64::new(0),
         }))
     }
@@ -155,7 +160,15 @@ impl Outages {
             tries: wait.failed,
             last_error: wait.last.clone(),
         };
-        let mut told: Vec<_> = self.0.waits.borrow().values().map(status).collect();
+        let mut told: Vec<WaitStatus> = Vec::new();
+        for wait in self.0.waits.borrow().values().map(status) {
+            // Many parts of one blob are one thing to wait for.
+            match told.iter_mut().find(|known| known.what == wait.what) {
+                Some(known) if known.seconds >= wait.seconds => {}
+                Some(known) => *known = wait,
+                None => told.push(wait),
+            }
+        }
         for (blob, since) in self.0.silences.since_before(now.saturating_sub(SHORTEST_SILENCE)) {
             let what = blob_name(&blob);
             if !told.iter().any(|wait| wait.what == what) {
@@ -170,7 +183,7 @@ impl Outages {
     pub(super) fn listen(&self, blob: &Digest) -> Listening {
         let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
         self.0.silences.add(number, blob);
-        Listening { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, begun: None }
+        Listening { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, again: 0, begun: None }
     }
 
     /// The last refusal, if nothing was granted since.
@@ -179,7 +192,7 @@ impl Outages {
     }
 
     /// Whether `blob` is one of the things that cannot be had at present.
-    pub(super) fn concern(&self, blob: &Digest) -> bool {
+    pub fn concern(&self, blob: &Digest) -> bool {
         self.0.waits.borrow().values().any(|wait| wait.blob.as_ref() == Some(blob))
     }
 
@@ -232,7 +245,7 @@ impl Outages {
 
     /// Something says that what is tried in vain may do better now.
     pub fn hope(&self) {
-        if !self.0.waits.borrow().is_empty() {
+        if self.0.hope.receiver_count() > 0 {
             self.0.hope.send_replace(());
         }
     }
@@ -243,12 +256,16 @@ impl Outages {
         let begun = self.0.clock.now();
         let mut policy = self.0.policy.subscribe();
         let policy = *policy.wait_for(Option::is_some).await.expect("the sender is ours");
+        self.hope();
         let (patience, tries, silence) = match policy.expect("waited until there is one") {
             OnOutage::Deadline(patience) => (patience, 1, patience.max(SHORTEST_SILENCE)),
             OnOutage::Offline => (Duration::ZERO, HICCUPS + 1, Duration::MAX),
             OnOutage::Block => return std::future::pending().await,
         };
-        self.hope();
+        let (came, mut begun) = (begun, begun);
+        if lock(&self.0.given_up).get(blob).is_some_and(|given_up| came.saturating_sub(*given_up) < HANDED_ON) {
+            begun = Duration::ZERO;
+        }
         let mut changes = self.0.waits.subscribe();
         loop {
             let in_vain = |wait: &Wait| wait.blob.as_ref() == Some(blob) && (wait.failed >= tries || wait.silent);
@@ -262,13 +279,15 @@ impl Outages {
             if let Some((number, wait)) = found {
                 look_again = left(wait.since, patience);
                 if look_again.is_zero() {
-                    return self.given_up(number, &wait, now - begun, place);
+                    self.note_given_up(blob, begun, now);
+                    return self.given_up(number, &wait, now - came, place);
                 }
             }
             if let Some(since) = self.0.silences.since(blob, now) {
                 let left = left(since, silence);
                 if left.is_zero() {
-                    return self.silent(blob, now - since, now - begun, place);
+                    self.note_given_up(blob, begun, now);
+                    return self.silent(blob, now - since, now - came, place);
                 }
                 look_again = look_again.min(left);
             }
@@ -276,6 +295,13 @@ impl Outages {
                 changed = changes.changed() => changed.expect("the sender is ours"),
                 () = self.0.clock.pause(look_again) => {}
             }
+        }
+    }
+
+    /// A reader gives up who waited since he had `begun`, not by what another one had waited.
+    fn note_given_up(&self, blob: &Digest, begun: Duration, now: Duration) {
+        if !begun.is_zero() {
+            lock(&self.0.given_up).insert(blob.clone(), now);
         }
     }
 
@@ -289,7 +315,8 @@ impl Outages {
     }
 
     fn given_up(&self, number: u64, wait: &Wait, waited: Duration, place: &str) -> SourceError {
-        let why = format!("{} (tried {} times, waited {:.1} s)", wait.last, wait.failed, waited.as_secs_f64());
+        let times = if wait.failed == 1 { "time" } else { "times" };
+        let why = format!("{} (tried {} {times}, waited {:.1} s)", wait.last, wait.failed, waited.as_secs_f64());
         let first = self.0.waits.send_if_modified(|waits| {
             let told = waits.get_mut(&number).map(|wait| &mut wait.told);
             told.is_some_and(|told| !std::mem::replace(told, true))
@@ -302,7 +329,7 @@ impl Outages {
 }
 
 fn tell(what: &str, why: &str) {
-    tracing::error!(target: "peelfs::failure", what, why, "cannot be had now; reads of it fail until it can");
+    tracing::error!(target: "peelfs::failure", what, why, "cannot be had now; reads of it fail");
 }
 
 /// Failed tries in a row that are no outage yet: connections break now and then.
@@ -312,6 +339,11 @@ const HICCUPS: u32 = 2;
 const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
 /// What takes less is slow at most, however little patience a reader has.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
+/// The kernel lets those who want the same name or page wait in a row, each for the one before, and asks again for what
+/// it could not read ahead. So whoever comes so soon after one has given up has waited as long, if nothing came since.
+const HANDED_ON: Duration = Duration::from_secs(1);
+/// What has brought nothing for so long is asked for again when there is hope.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 const NOTHING_COMES: &str = "it was asked, and nothing comes";
 
 impl Listening {
@@ -320,6 +352,22 @@ impl Listening {
         let now = self.shared.clock.now();
         self.begun = Some(now);
         self.shared.silences.set(self.number, Some(self.since(now)));
+    }
+
+    /// Returns when it has brought nothing for a while and there is hope that it does so when it is asked for anew: a
+    /// connection may be dead though nobody says so. The while doubles each time, as a slow source answers nobody who
+    /// does not wait. Returns how long it was silent.
+    pub(super) async fn worth_another_try(&mut self) -> Duration {
+        let shared = Arc::clone(&self.shared);
+        // A source that gives up by itself tries no more often than it says.
+        let outlasted = shared.policy.subscribe().wait_for(Option::is_some).await.is_ok();
+        debug_assert!(outlasted, "the sender is ours");
+        let since = self.since(shared.clock.now());
+        let patience = SHORTEST_PATIENCE.saturating_mul(1 << self.again.min(16));
+        shared.clock.pause(since.saturating_add(patience).saturating_sub(shared.clock.now())).await;
+        shared.hope.subscribe().changed().await.expect("the sender is ours");
+        self.again += 1;
+        shared.clock.now().saturating_sub(since)
     }
 
     /// When it brought its last bytes, as it is `now`.
@@ -331,6 +379,9 @@ impl Listening {
     pub(super) fn end(&mut self, bytes: u64) {
         let waited = self.begun.take().map_or(Duration::ZERO, |begun| self.shared.clock.now().saturating_sub(begun));
         self.silent = silence::broken_by(self.silent + waited, bytes);
+        if self.silent.is_zero() {
+            self.again = 0;
+        }
         self.shared.silences.set(self.number, None);
     }
 }
@@ -416,7 +467,7 @@ mod tests {
         }
         outages.outlast(OnOutage::Deadline(Duration::ZERO));
         outages.outlast(OnOutage::Block);
-        assert!(told.await.to_string().contains("no route (tried 1 times"));
+        assert!(told.await.to_string().contains("no route (tried 1 time,"));
     }
 
     /// A clock on which a second passes at once, and more does not pass.
@@ -440,8 +491,6 @@ mod tests {
         assert_eq!(pause().now_or_never(), None);
         let mut during = Box::pin(pause());
         assert_eq!((&mut during).now_or_never(), None);
-        outages.hope();
-        assert_eq!((&mut during).now_or_never(), None, "nothing was in trouble");
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let _failing = outages.failed(None, "blob 1", Some(&blob), "no route");
         outages.hope();
@@ -484,5 +533,43 @@ mod tests {
             _ = outages.outlived(&blob, "image") => panic!("it gets on"),
             () = std::future::ready(()) => {}
         }
+    }
+
+    /// The time of a runtime in which time passes only while nothing is done.
+    #[derive(Debug)]
+    struct RuntimeClock(tokio::time::Instant);
+
+    impl Clock for RuntimeClock {
+        fn now(&self) -> Duration {
+            self.0.elapsed()
+        }
+
+        fn pause(&self, time: Duration) -> crate::source::BoxFuture<'_, ()> {
+            Box::pin(tokio::time::sleep(time))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_that_the_kernel_lets_wait_one_after_the_other_give_up_together() {
+        let seconds = Duration::from_secs;
+        let outages = Outages::new(Arc::new(RuntimeClock(tokio::time::Instant::now())));
+        outages.outlast(OnOutage::Deadline(seconds(5)));
+        let blob = Digest::of(Algorithm::Sha256, b"1");
+        let failing = outages.failed(None, "blob 1", Some(&blob), "no route");
+        let time_to_give_up = async || {
+            let begun = tokio::time::Instant::now();
+            outages.outlived(&blob, "image").await;
+            begun.elapsed()
+        };
+        tokio::time::sleep(seconds(60)).await;
+        assert_eq!(time_to_give_up().await, seconds(5));
+        for _ in 0..8 {
+            assert_eq!(time_to_give_up().await, Duration::ZERO);
+        }
+        tokio::time::sleep(seconds(1)).await;
+        assert_eq!(time_to_give_up().await, seconds(5), "that is another read");
+        failing.gets_on("something came");
+        let _failing = outages.failed(Some(failing), "blob 1", Some(&blob), "no route");
+        assert_eq!(time_to_give_up().await, seconds(5), "something came since");
     }
 }

@@ -118,7 +118,12 @@ impl Transfer {
                 Some(body) => body,
                 None => self.open().await?,
             };
-            match body.reply.chunk().await {
+            let chunk = tokio::select! {
+                biased;
+                chunk = body.reply.chunk() => chunk,
+                after = self.tries.worth_another() => Err(Fault::Abandoned { host: body.reply.host.clone(), after }),
+            };
+            match chunk {
                 Ok(Some(chunk)) => {
                     self.listens(|listening| {
                         listening.end(chunk.len() as u64);

@@ -110,7 +110,7 @@ impl Client {
                 Err(error) => return Err(self.no_grant(error, ask.what)),
             };
             let request = self.request(base, ask, known.clone(), &grant);
-            let mut reply = match self.transport.send(&request).await {
+            let mut reply = match self.send(&request, tries).await {
                 Ok(reply) => reply,
                 Err(fault) if known.is_some() => {
                     tracing::debug!("{fault}; asking the registry itself");
@@ -195,6 +195,15 @@ impl Client {
                 }
             }
             return Ok(reply);
+        }
+    }
+
+    /// The answer, unless it would be better to ask again before it comes.
+    async fn send(&self, request: &Outgoing, tries: &mut Tries) -> Result<Reply, Fault> {
+        tokio::select! {
+            biased;
+            reply = self.transport.send(request) => reply,
+            after = tries.worth_another() => Err(Fault::Abandoned { host: self.host.clone(), after }),
         }
     }
 

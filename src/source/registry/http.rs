@@ -89,6 +89,8 @@ pub(super) enum Fault {
     Silent { host: String, limit: Duration },
     #[error("{host} stopped sending: fewer than {least} bytes in {} s", limit.as_secs_f32())]
     Stalled { host: String, least: u64, limit: Duration },
+    #[error("nothing has come from {host} for {} s", after.as_secs())]
+    Abandoned { host: String, after: Duration },
     #[error("the connection to {host} broke: {why}")]
     Broken { host: String, why: String },
     #[error("{host} ended the body before its time")]
@@ -108,7 +110,7 @@ pub(super) enum Fault {
 impl Fault {
     /// Whether nothing came for as long as it may take.
     pub(super) fn is_silence(&self) -> bool {
-        matches!(self, Self::Silent { .. } | Self::Stalled { .. })
+        matches!(self, Self::Silent { .. } | Self::Stalled { .. } | Self::Abandoned { .. })
     }
 
     /// Whether the same request may succeed later.
@@ -117,6 +119,7 @@ impl Fault {
             Self::Connect { .. }
             | Self::Silent { .. }
             | Self::Stalled { .. }
+            | Self::Abandoned { .. }
             | Self::Broken { .. }
             | Self::Cut { .. } => true,
             Self::TooLong { .. }
@@ -321,8 +324,10 @@ impl Reply {
             let started = tokio::time::Instant::now();
             match tokio::time::timeout(self.stall - self.window.waited, self.response.chunk()).await {
                 Ok(answer) => break answer.map(|chunk| (chunk, started.elapsed())),
-                // Enough came earlier in this stretch; a new one begins.
-                Err(_) if self.window.bytes >= self.least_progress => self.window = Window::default(),
+                // Enough came earlier in this stretch; a new one began when this silence did.
+                Err(_) if self.window.bytes >= self.least_progress && !self.window.waited.is_zero() => {
+                    self.window = Window { waited: started.elapsed(), bytes: 0 };
+                }
                 Err(_) => return Err(self.stalled()),
             }
         };

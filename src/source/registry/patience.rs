@@ -122,6 +122,14 @@ impl Tries {
         self.failing.take().is_some()
     }
 
+    /// Returns when what is waited for should rather be asked for again; see [`Listening::worth_another_try`].
+    pub(super) async fn worth_another(&mut self) -> Duration {
+        match &mut self.listening {
+            Some(listening) => listening.worth_another_try().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// How many tries have failed.
     pub(super) fn failed(&self) -> u32 {
         self.failed
