@@ -119,6 +119,20 @@ fn registry(image: &Image) -> Registry {
 }
 
 #[test]
+fn an_image_that_is_cached_by_tag_is_cached_by_digest() {
+    let image = small();
+    let registry = Registry::start(Catalog::new().image("library/image", "1", &image)).unwrap();
+    let user = User::at(&registry);
+    let tagged = registry.reference("library/image", "1");
+    let listed = user.prints(&["ls", &tagged]);
+    let digest = &image.root().digest;
+    for pinned in [registry.pinned("library/image", digest), format!("{tagged}@{digest}")] {
+        let ran = user.run(&["ls", "--offline", &pinned]);
+        assert!(ran.text.contains(&listed), "{pinned}: {}", ran.text);
+    }
+}
+
+#[test]
 fn a_background_process_tells_its_parent_alone_why_it_cannot_begin() {
     // As when another mount has come between the parent's look at the directory and its own.
     let ran = User::new().run(&["mount", "--background-child", "oci:layout", "missing"]);

@@ -243,7 +243,11 @@ fn images_that_share_a_layer_have_profiles_of_their_own_and_one_that_was_rebuilt
     learn("b", &["9"]);
     let [three, one] = [("a", &["17", "3", "4"][..]), ("b", &["9"])]
         .map(|(name, files)| exact(&sandbox, &registry, &reference(name), files));
-    for (name, files, exact) in [("a", 3, three), ("b", 1, one), ("rebuilt", 1, one)] {
+    for (name, files, exact) in [("a", 3, three), ("b", 1, one), ("rebuilt", 1, one), ("rebuilt", 3, three)] {
+        if (name, files) == ("rebuilt", 3) {
+            // It reads nothing new, and is the last one now.
+            learn("a", &["17"]);
+        }
         run(&sandbox, &["cache", "drop", "--content", "--all"]);
         registry.clear();
         let at = mount(&sandbox, &reference(name), &["--wait"]);
@@ -318,6 +322,30 @@ fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
         read_one(&fs, 20).await;
         fs.record().await;
         assert_eq!(kept(), recorded, "the mount began long before this process");
+    });
+}
+
+#[test]
+fn a_cache_with_more_than_its_limit_allows_now_shrinks_under_a_mount() {
+    let [image, other] = [Packing::Stored, Packing::GZIP].map(image);
+    let dir = tempfile::tempdir().unwrap();
+    let open = |limit| Arc::new(Store::open(dir.path(), limit).unwrap());
+    let limit = 5 << 20;
+    runtime().block_on(async {
+        for image in [&image, &other] {
+            shown::open(&MemorySource::new(image), &open(None)).await.unwrap().end();
+        }
+        let limited = open(Some(limit));
+        assert!(limited.usage().unwrap().layer_bytes() > 4 * limit);
+        let fs = shown::open(&MemorySource::new(&image), &limited).await.unwrap();
+        tokio::time::timeout(HANGS, async {
+            while limited.usage().unwrap().layer_bytes() > limit + (1 << 20) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+        .expect("it shrinks");
+        drop(fs);
     });
 }
 

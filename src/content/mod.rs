@@ -380,6 +380,11 @@ impl LayerContent {
             return;
         }
         self.since_room_check.store(0, Ordering::Relaxed);
+        self.keep_within_limit();
+    }
+
+    /// Gives back what the cache has beyond its limit, of layers nobody uses and then of this one.
+    pub fn keep_within_limit(&self) {
         match self.store.make_room(0) {
             Ok(0) => {}
             // What spans hold, too, goes before them.

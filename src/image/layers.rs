@@ -234,6 +234,11 @@ impl Layers {
         content::keep_profiles(&self.image, &self.all_known());
     }
 
+    /// Gives back what the cache has beyond its limit, which may be lower than it was when these layers were kept.
+    pub fn keep_within_limit(&self) {
+        self.all_known().iter().for_each(|content| content.keep_within_limit());
+    }
+
     /// The contents of all layers that are known now, each once.
     fn all_known(&self) -> Vec<Arc<LayerContent>> {
         let known = |slot: &Arc<Slot>| match &*slot.state.borrow() {

@@ -28,15 +28,19 @@ pub fn open(
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
     let holdings = holdings.into();
     let store = Arc::clone(holdings.store());
+    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, holdings, limits, eagerness, verify);
+    let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
         // Whoever waits for the image comes first.
         tokio::time::sleep(TIDY_AFTER).await;
-        let tidied = tokio::task::spawn_blocking(move || store.tidy()).await;
-        if let Ok(Err(error)) = tidied {
+        let tidied = tokio::task::spawn_blocking(move || {
+            shown.upgrade().iter().for_each(|layers| layers.keep_within_limit());
+            store.tidy()
+        });
+        if let Ok(Err(error)) = tidied.await {
             tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
         }
     });
-    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, holdings, limits, eagerness, verify);
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {

@@ -266,7 +266,9 @@ impl Resolver<'_> {
         let Place::Registry(name) = self.reference.place() else {
             return self.fetch_root().await;
         };
-        let canonical = self.reference.canonical();
+        // Beside a digest a tag says nothing.
+        let pinned = name.digest().map(|digest| self.reference.clone().pinned(digest));
+        let canonical = pinned.as_ref().unwrap_or(self.reference).canonical();
         let stored = self.store.tag(&canonical).and_then(|record| {
             let bytes = self.store.document(&record.digest, record.size)?;
             Some((record, bytes))
