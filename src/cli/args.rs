@@ -163,7 +163,7 @@ pub struct MountArgs {
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub prefetch: PrefetchArg,
     /// While the registry is away, make reads of what is not cached wait until it is back (`block`), fail after
-    /// a time (`deadline=SECONDS`, twice that where the kernel asks twice), or fail at once (`offline`; where the registry
+    /// a time (`deadline=SECONDS`), or fail at once (`offline`; where the registry
     /// takes connections and says nothing, that shows after 15 s, or 20 s in the middle of an answer)
     #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
     pub on_outage: OnOutage,
