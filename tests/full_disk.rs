@@ -98,6 +98,12 @@ fn a_full_or_read_only_cache_serves_every_layer_it_knows() {
     disk.make_read_only();
     read("read-only");
     assert!(registry.requests().iter().all(|asked| !asked.is_blob()), "and read from there");
+    for line in [&["cache", "prune", "--all"][..], &["cache", "drop", "--content", "--all"]] {
+        let output = sandbox.run(line);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("nothing can be removed"), "{line:?}: {said}");
+        assert!(output.stdout.is_empty(), "{line:?} freed nothing");
+    }
 }
 
 /// Layers of all packings, one of them larger than the small disk.

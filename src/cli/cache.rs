@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
@@ -22,7 +23,10 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         CacheCommand::Dir => print_dir(args, &mut out),
         CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
         CacheCommand::Verify => verify(&existing(args)?, &mut out),
-        CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
+        CacheCommand::Drop { image, platform, content: _, all: _ } => {
+            can_be_changed(&existing(args)?)?;
+            drop_content(args, image, platform, &mut out)
+        }
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
                 (_, _, Some(bytes)) => Keep::Bytes(bytes),
@@ -30,7 +34,9 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
                 (true, ..) => Keep::Indexes,
                 (false, false, None) => Keep::Known,
             };
-            prune(&existing(args)?, keep, &mut out)
+            let store = existing(args)?;
+            can_be_changed(&store)?;
+            prune(&store, keep, &mut out)
         }
     };
     let flushed = out.flush();
@@ -44,6 +50,18 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
 /// The cache as it is: to look into it, or to take from it, makes nothing.
 fn existing(args: &CacheArgs) -> Result<Store, Report> {
     Ok(Store::open_as_it_is(&open::cache_dir(&args.cache)?, args.cache.cache_size)?)
+}
+
+/// Whether something can be removed from the cache at all.
+fn can_be_changed(store: &Store) -> Result<(), Report> {
+    match rustix::fs::access(store.root(), rustix::fs::Access::WRITE_OK) {
+        Err(error @ (Errno::ROFS | Errno::ACCESS)) => {
+            let message = format!("nothing can be removed from the cache `{}`: {error}", store.root().display());
+            Err(Report::new(Code::Failure, message))
+        }
+        // What is not there holds nothing.
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 enum Trouble {
@@ -138,8 +156,10 @@ fn verify(store: &Store, out: &mut impl Write) -> Done {
         bytes += checked.bytes;
         damaged.extend(damage(&layer.digest, &checked));
     }
+    let stays = can_be_changed(store).err();
+    let removed = if stays.is_none() { ", removed" } else { "" };
     for what in &damaged {
-        writeln!(out, "damaged, removed: {what}").map_err(Trouble::Output)?;
+        writeln!(out, "damaged{removed}: {what}").map_err(Trouble::Output)?;
     }
     writeln!(
         out,
@@ -155,10 +175,12 @@ fn verify(store: &Store, out: &mut impl Write) -> Done {
     }
     let verb = if damaged.len() == 1 { "was" } else { "were" };
     let found = text::count(damaged.len() as u64, "part");
-    Err(Trouble::Report(
-        Report::new(Code::Verification, format!("{found} of the cache {verb} damaged"))
-            .hint("nothing needs to be done: what was removed is fetched again when it is needed"),
-    ))
+    Err(Trouble::Report(Report::new(Code::Verification, format!("{found} of the cache {verb} damaged")).hint(
+        match stays {
+            None => "nothing needs to be done: what was removed is fetched again when it is needed",
+            Some(_) => "it stays, as the cache cannot be written to; whoever reads it fetches it anew",
+        },
+    )))
 }
 
 /// What of a layer was damaged, in words.
