@@ -55,13 +55,13 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let mut bytes = Vec::new();
             let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
             read.map_err(|error| file_trouble("read", file, &error))?;
-            let profiles: Profiles = serde_json::from_slice(&bytes).map_err(|error| {
-                Report::new(Code::Verification, format!("`{}` holds no profiles of peelfs: {error}", file.display()))
-            })?;
-            if profiles.peelfs_profiles != VERSION {
-                let message = format!("`{}` holds profiles of another version", file.display());
-                return Err(Report::new(Code::Verification, message));
+            let refused = |why: String| Report::new(Code::Verification, format!("`{}` holds {why}", file.display()));
+            let no_profiles = |error| refused(format!("no profiles of peelfs: {error}"));
+            let Version { peelfs_profiles } = serde_json::from_slice(&bytes).map_err(no_profiles)?;
+            if peelfs_profiles != VERSION {
+                return Err(refused("profiles of another version".to_owned()));
             }
+            let profiles: Profiles = serde_json::from_slice(&bytes).map_err(no_profiles)?;
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {
                 Profile::keep(&store, &profile.layer, profile.runs)?;
@@ -69,6 +69,12 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             say(&format!("imported the profiles of {count}"))
         }
     }
+}
+
+/// What files of exported profiles of all versions have.
+#[derive(Deserialize)]
+struct Version {
+    peelfs_profiles: u32,
 }
 
 /// A file of exported profiles.

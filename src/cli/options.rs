@@ -53,8 +53,16 @@ pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
-                return Err(Report::usage(format!("unknown mount option `{option}`"))
-                    .hint("see `peelfs mount --help`; options have the names of the long flags"));
+                let what = match value {
+                    None if WITH_VALUE.contains(&name.as_str()) => format!("mount option `{option}` needs a value"),
+                    Some(_) if WITHOUT_VALUE.contains(&name.as_str()) => {
+                        format!("mount option `{option}`: `{name}` takes no value")
+                    }
+                    _ => format!("unknown mount option `{option}`"),
+                };
+                return Err(
+                    Report::usage(what).hint("see `peelfs mount --help`; options have the names of the long flags")
+                );
             }
         }
     }
@@ -74,6 +82,23 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
+const WITH_VALUE: [&str; 9] =
+    ["platform", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
+const WITHOUT_VALUE: [&str; 13] = [
+    "allow_other",
+    "suid",
+    "dev",
+    "noexec",
+    "nosuid",
+    "nodev",
+    "exec",
+    "insecure",
+    "offline",
+    "wait",
+    "share",
+    "passthrough",
+    "let_cpus_sleep",
+];
 const IGNORED: [&str; 20] = [
     "_netdev",
     "async",
@@ -125,6 +150,8 @@ mod tests {
     fn an_unknown_option_is_an_error_that_names_it() {
         assert!(applied("ro,colour=red").unwrap_err().message.contains("`colour=red`"));
         assert!(applied("suid=1").is_err());
+        assert!(applied("prefetch").unwrap_err().message.contains("needs a value"));
+        assert!(applied("share=yes").unwrap_err().message.contains("takes no value"));
         let report = applied("prefetch=most").unwrap_err();
         assert!(report.message.contains("`most`") && report.message.contains("`prefetch`"), "{}", report.message);
         assert_eq!(applied("verify=behind,prefetch=none").unwrap().0.verify, VerifyArg::Behind);
