@@ -23,10 +23,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         CacheCommand::Dir => print_dir(args, &mut out),
         CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
         CacheCommand::Verify => verify(&existing(args)?, &mut out),
-        CacheCommand::Drop { image, platform, content: _, all: _ } => {
-            can_be_changed(&existing(args)?)?;
-            drop_content(args, image, platform, &mut out)
-        }
+        CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
                 (_, _, Some(bytes)) => Keep::Bytes(bytes),
@@ -34,9 +31,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
                 (true, ..) => Keep::Indexes,
                 (false, false, None) => Keep::Known,
             };
-            let store = existing(args)?;
-            can_be_changed(&store)?;
-            prune(&store, keep, &mut out)
+            prune(&existing(args)?, keep, &mut out)
         }
     };
     let flushed = out.flush();
@@ -200,6 +195,7 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
 /// Drops the content of an image's layers, or of all when none is named; asks nobody but the cache.
 fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
     let store = Arc::new(existing(args)?);
+    can_be_changed(&store)?;
     let layers: Vec<Digest> = match image {
         None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
         Some(reference) => {
@@ -223,6 +219,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
 }
 
 fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {
+    can_be_changed(store)?;
     let freed = store.prune(keep)?;
     let mut line = format!("freed {}", text::size(freed.bytes));
     if freed.layers > 0 {
