@@ -281,6 +281,7 @@ async fn follow(layer: &Arc<LayerContent>, mut flying: Flying) {
         // In this order: whoever gives up its claim has kept the span before.
         flying.claim = layer.content.claim(flying.span).then(|| Claim::of(layer, flying.span));
         if let Some(bytes) = layer.stored(flying.span) {
+            layer.goes_well();
             return layer.landed(&flying, bytes);
         }
         if flying.claim.is_some() || begun.elapsed() > PATIENCE {
@@ -309,7 +310,7 @@ async fn fly(
     let open = land(layer, run, |_| true);
     if open.iter().any(|sender| sender.receiver_count() > 0) {
         tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
-        *lock(&layer.trouble) = Some(error.clone());
+        layer.fails(&error);
     } else {
         tracing::warn!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "spans that nobody waits for cannot be had");
     }
@@ -445,7 +446,7 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        *lock(&self.trouble) = None;
+        self.goes_well();
         // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
         if let Some(flying) = run.iter().find(|flying| flying.span == span && flying.sender.borrow().is_none()) {

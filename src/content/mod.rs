@@ -181,6 +181,16 @@ impl LayerContent {
         lock(&self.trouble).clone()
     }
 
+    /// A reader is told that it cannot have what it wants.
+    pub fn fails(&self, why: &ReadError) {
+        *lock(&self.trouble) = Some(why.clone());
+    }
+
+    /// Something has come.
+    fn goes_well(&self) {
+        *lock(&self.trouble) = None;
+    }
+
     /// What reads have cost so far.
     pub fn stats(&self) -> ContentStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

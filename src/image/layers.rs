@@ -399,12 +399,16 @@ impl Layers {
     }
 
     /// Returns when the source has been away from a layer for longer than a reader who comes now waits,
-    /// with the error for that reader.
+    /// with the error for that reader. Until something comes, that is the layer's trouble.
     pub async fn outlived(&self, layer: LayerNo) -> ReadError {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
         let digest = &self.slot(layer).pass.blob.digest;
         let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
-        ReadError::Source { layer: digest.to_string().into(), cause }
+        let error = ReadError::Source { layer: digest.to_string().into(), cause };
+        if let Some(content) = self.known(layer) {
+            content.fails(&error);
+        }
+        error
     }
 
     fn slot(&self, layer: LayerNo) -> &Arc<Slot> {
