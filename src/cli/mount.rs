@@ -424,10 +424,7 @@ async fn wait_for_end(served: tokio::task::JoinHandle<std::io::Result<()>>, plac
 
 /// Unmounts; open files can be read to their end.
 pub(super) fn end(place: &MountPlace) {
-    if place.unmount(OpenFiles::Refuse).is_ok() {
-        return;
-    }
-    if let Err(error) = place.unmount(OpenFiles::Keep) {
+    if let Err(error) = place.take_away() {
         tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
     }
 }

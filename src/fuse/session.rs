@@ -76,8 +76,23 @@ pub struct Mounted {
     device: Arc<Device>,
     adapter: Arc<Adapter>,
     can_be_taken_over: bool,
-    /// Unmounts when dropped; not there in a process that has taken the mount over.
-    _session: Option<Session<Terms>>,
+    /// Not there in a process that has taken the mount over.
+    _ends: Option<Ends>,
+}
+
+/// Unmounts when dropped, and before fuser does: that one leaves a mount behind that is busy, if only for as long as a
+/// program is being started that has yet to close what it inherits.
+struct Ends {
+    place: MountPlace,
+    _session: Session<Terms>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if let Err(error) = self.place.take_away() {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
+        }
+    }
 }
 
 /// Where an image is mounted: the path, and the kernel's number for this very mount.
@@ -175,7 +190,8 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     let service = Service::start(&device, &handler, options.let_cpus_sleep).map_err(refused)?;
     take_back(&adapter.fs, &device, &service);
     let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
-    Ok(Mounted { service, place, device, adapter, can_be_taken_over, _session: Some(session) })
+    let ends = Some(Ends { place: place.clone(), _session: session });
+    Ok(Mounted { service, place, device, adapter, can_be_taken_over, _ends: ends })
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
@@ -206,7 +222,7 @@ pub fn take_over(
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let service = Service::start(&device, &handler, let_cpus_sleep).map_err(refused)?;
     take_back(&adapter.fs, &device, &service);
-    Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _session: None })
+    Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _ends: None })
 }
 
 /// While the mount lives, what was shown before it was verified and turns out wrong is taken back: the kernel forgets it
@@ -330,6 +346,14 @@ impl MountPlace {
             Some(mount) if Some(&mount.device) == self.device.as_ref() => unmount(&self.at, open_files),
             _ => Ok(()),
         }
+    }
+
+    /// Takes the mount away; one that is busy stays readable to who has files open.
+    ///
+    /// # Errors
+    /// [`UnmountError`]
+    pub fn take_away(&self) -> Result<(), UnmountError> {
+        self.unmount(OpenFiles::Refuse).or_else(|_| self.unmount(OpenFiles::Keep))
     }
 }
 
