@@ -116,6 +116,8 @@ def warm():
                 yield Claim(f"{part}, {image}, {task}", "peelfs", "speed", "overlayfs", None if no_bound else f">= {speed}")
                 yield Claim(f"{part}, {image}, {task}, from disk", "peelfs", "share", "overlayfs")
         yield Claim(f"{part}, python, import", "peelfs", "time", "overlayfs", "<= 1.05" if part == "warm" else None)
+    yield Claim("fresh, python, sequential", "FUSE alone", "speed", "overlayfs")
+    yield Claim("fresh, python, sequential", "peelfs", "speed", "FUSE alone")
 
 
 def growth():

@@ -74,21 +74,21 @@ fi
 layouts=$(cd "$layouts" && pwd)
 if [ -z "$bin" ]; then
   cargo build --release --locked --manifest-path "$here/../Cargo.toml" \
-    --bin peelfs --example link_shaper --example walk_bench --example index_cost --example growth_image
+    --bin peelfs --example link_shaper --example walk_bench --example index_cost --example growth_image --example empty_fuse
   bin=$(cargo metadata --format-version 1 --no-deps --manifest-path "$here/../Cargo.toml" | jq -r .target_directory)/release
 fi
 peelfs=$(cd "$bin" && pwd)/peelfs
 examples=$(cd "$bin/examples" && pwd)
 
 work=$(mktemp -d "$bench/run.XXXXXX")
-registry_pid='' link_pid='' containerd_pid='' nginx_pid_file=''
+registry_pid='' link_pid='' containerd_pid='' empty_pid='' nginx_pid_file=''
 finish() {
   local status=$? pid
   trap - EXIT
   set +e
   end_server
   unmount_below "$work"
-  for pid in $link_pid $containerd_pid $registry_pid; do end "$pid"; done
+  for pid in $link_pid $containerd_pid $empty_pid $registry_pid; do end "$pid"; done
   if [ $status -ne 0 ]; then
     tail -n 3 "$work/log" "$work"/*.err >&2 2> /dev/null
     say "stopped in the middle ($status)"

@@ -72,9 +72,27 @@ measure_warm() {
 measure_fresh() {
   side_by_side fresh node mount_again small
   side_by_side fresh python mount_again small sequential import
+  measure_empty_fuse
   how=(--passthrough)
   side_by_side fresh python mount_again sequential-passthrough
   how=()
+}
+# What FUSE alone takes for the reads of sequential, with a server that neither reads nor verifies.
+measure_empty_fuse() {
+  local run
+  for ((run = 0; run <= $(short_runs); run++)); do
+    mkdir -p "$dir/empty"
+    mkfifo "$dir/empty.said"
+    "$examples/empty_fuse" --from $LARGE_FILE "$merged" "$dir/empty" > "$dir/empty.said" &
+    empty_pid=$!
+    grep -q mounted "$dir/empty.said" || die "empty_fuse does not mount"
+    one_task sequential "$dir/empty"
+    umount -l "$dir/empty"
+    wait "$empty_pid"
+    empty_pid=''
+    rm "$dir/empty.said"
+    [ "$run" = 0 ] || sample "fresh, python, sequential" "FUSE alone" s "$took"
+  done
 }
 mount_again() {
   case $1 in
