@@ -1,0 +1,160 @@
+//! Blobs and ranges of them that are cut, late, or not what was asked for.
+
+use super::*;
+
+#[tokio::test]
+async fn a_body_that_is_cut_is_taken_up_at_the_last_good_byte() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| {
+        let (first, last) = asked.range().unwrap_or((0, served.len() - 1));
+        // Never more than 70,000 bytes at a time, of whatever was promised.
+        let cut = (last + 1).min(first + 70_000);
+        let length = (last + 1 - first).to_string();
+        let range = format!("bytes {first}-{last}/{}", served.len());
+        let headers = [("Content-Length", &*length), ("Content-Range", &*range)];
+        let status = if asked.range().is_some() { 206 } else { 200 };
+        Said::head(status, &headers).and(&served[first..cut]).then_hang_up()
+    });
+    let bench = bench(&server, None);
+    assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    let ranges: Vec<_> = server.asked().iter().map(Asked::range).collect();
+    assert_eq!(ranges, [None, Some((70_000, 199_999)), Some((140_000, 199_999))]);
+    assert_eq!(bench.source.stats().resumptions, 2);
+    assert_eq!(bench.source.stats().bytes_received, 200_000);
+    assert_eq!(read(&bench, &blob(&bytes), 5..9).await.unwrap(), bytes[5..9]);
+}
+
+#[tokio::test]
+async fn a_server_that_always_hangs_up_is_given_up() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| {
+        let (first, last) = asked.range().unwrap_or((0, served.len() - 1));
+        let range = format!("bytes {first}-{last}/{}", served.len());
+        let status = if asked.range().is_some() { 206 } else { 200 };
+        Said::head(status, &[("Content-Range", &range)]).and(&served[first..first + 10]).then_hang_up()
+    });
+    let bench = bench(&server, None);
+    let Err(SourceError::Unreachable { why, .. }) = read(&bench, &blob(&bytes), 0..200_000).await else { panic!() };
+    assert!(why.contains("tried 6 times"), "{why}");
+    assert_eq!(server.asked().len(), 6);
+}
+
+#[tokio::test]
+async fn a_slow_reader_loses_no_patience() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| match asked.range() {
+        None => Said::head(200, &[("Content-Length", "200000")]).and(&served[..1000]).then_hang_up(),
+        Some(_) => serve(asked, &served),
+    });
+    let bench = bench(&server, None);
+    let mut stream = bench.source.stream(&blob(&bytes), BlobOffset(0)..BlobOffset(200_000)).await.unwrap();
+    let mut all = stream.next().await.unwrap().unwrap().into_unverified().to_vec();
+    bench.clock.advance(Duration::from_secs(24 * 3600));
+    while let Some(piece) = stream.next().await {
+        all.extend_from_slice(&piece.unwrap().into_unverified());
+    }
+    assert_eq!(all, bytes);
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_asked_again() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| match asked.range() {
+        None => Said::head(200, &[("Content-Length", "200000")]).and(&served[..1000]).then_hang(),
+        Some(_) => serve(asked, &served),
+    });
+    let bench = bench_with(&server, None, |options| options.deadlines.stall = Duration::from_millis(250));
+    assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_reported() {
+    let server = Scripted::start(|_| Said::head(200, &[]).then_hang());
+    let bench = bench_with(&server, None, |options| options.deadlines.stall = Duration::from_millis(10));
+    let Err(SourceError::Unreachable { why, .. }) = bench.source.root().await else { panic!() };
+    assert!(why.contains("stopped sending"), "{why}");
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_ranges_is_read_from_the_start() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |_| Said::new(200, &[], &served));
+    let bench = bench(&server, None);
+    assert!(bench.source.serves_ranges());
+    assert_eq!(read(&bench, &blob(&bytes), 100_000..100_010).await.unwrap(), bytes[100_000..100_010]);
+    assert!(!bench.source.serves_ranges());
+}
+
+#[tokio::test]
+async fn wrong_ranges_are_refused_and_the_whole_blob_is_tried() {
+    let bytes = content();
+    for lie in
+        ["bytes 0-9/200000", "bytes 11-20/200000", "bytes 10-99/200000", "", "bytes 10-19/10", "bytes 10-19/199999"]
+    {
+        let served = bytes.clone();
+        let server = Scripted::start(move |asked| match asked.range() {
+            Some(_) => Said::new(206, &[("Content-Range", lie)], &served[..10]),
+            None => Said::new(200, &[], &served),
+        });
+        let bench = bench(&server, None);
+        assert_eq!(read(&bench, &blob(&bytes), 10..20).await.unwrap(), bytes[10..20], "{lie}");
+        assert_eq!(server.asked().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_lies_about_everything_is_an_error() {
+    let bytes = content();
+    let server = Scripted::start(|_| Said::new(206, &[("Content-Range", "bytes 0-9/200000")], [0; 10]));
+    let result = read(&bench(&server, None), &blob(&bytes), 10..20).await;
+    assert!(matches!(result, Err(SourceError::Protocol { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_blob_of_the_wrong_size_is_refused_before_its_body() {
+    let bytes = content();
+    for length in ["199999", "200001", "0"] {
+        let server = Scripted::start(move |_| Said::head(200, &[("Content-Length", length)]).then_hang());
+        let result = read(&bench(&server, None), &blob(&bytes), 0..200_000).await;
+        let Err(SourceError::Protocol { why, .. }) = result else { panic!("{result:?}") };
+        assert!(why.contains("200000") && why.contains(length), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_length_may_not_be_longer_than_the_blob() {
+    let bytes = content();
+    let server = Scripted::start(|_| Said::head(200, &[]).then_repeat(&[7; 10_000]));
+    let result = read(&bench(&server, None), &blob(&bytes[..5_000]), 0..5_000).await;
+    assert!(matches!(result, Err(SourceError::Protocol { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn encoded_bodies_are_refused() {
+    let bytes = content();
+    for encoding in ["gzip", "identity, gzip", "br"] {
+        let server = Scripted::start(move |_| Said::new(200, &[("Content-Encoding", encoding)], [1; 9]));
+        let bench = bench(&server, None);
+        let Err(SourceError::Protocol { why, .. }) = read(&bench, &blob(&bytes), 0..9).await else { panic!() };
+        assert!(why.contains(encoding), "{why}");
+        assert!(bench.source.root().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_empty_range_asks_nothing_and_an_impossible_one_is_an_error() {
+    let server = Scripted::start(|_| Said::new(500, &[], ""));
+    let bench = bench(&server, None);
+    let blob = blob(&content());
+    assert!(read(&bench, &blob, 5..5).await.unwrap().is_empty());
+    assert!(read(&bench, &blob, 5..200_001).await.is_err());
+    #[allow(clippy::reversed_empty_ranges)]
+    let backwards = 6..5;
+    assert!(read(&bench, &blob, backwards).await.is_err());
+    assert_eq!(server.asked().len(), 0);
+}

@@ -1,0 +1,156 @@
+//! Large blobs in parts, over several connections.
+
+use super::*;
+
+/// As [`bench`], with ranges beyond 40,000 bytes cut, and `lanes` connections beyond the first.
+fn cutting(server: &Scripted, lanes: u32) -> Bench {
+    let mut bench = bench(server, None);
+    let source = Arc::get_mut(&mut bench.source).unwrap();
+    let client = Arc::get_mut(&mut source.client).unwrap();
+    client.cut = Cut { alone: 20_000, beside: 7_000, near: 3_000 };
+    client.lanes = Mutex::new(Lanes::default());
+    client.lanes.lock().unwrap().allow(lanes);
+    bench
+}
+
+/// First and past-the-last byte of every range asked for, sorted.
+fn ranges_asked(server: &Scripted) -> Vec<(usize, usize)> {
+    let mut ranges: Vec<_> = server.asked().iter().map(|asked| asked.range().unwrap()).collect();
+    ranges.sort_unstable();
+    ranges.into_iter().map(|(first, last)| (first, last + 1)).collect()
+}
+
+#[tokio::test]
+async fn a_large_blob_comes_in_parts_and_no_byte_twice() {
+    for lanes in [0, 1, 4] {
+        let bytes = content();
+        let served = bytes.clone();
+        let server = Scripted::start(move |asked| serve(asked, &served));
+        let bench = cutting(&server, lanes);
+        assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
+        let asked = ranges_asked(&server);
+        assert!(asked.windows(2).all(|pair| pair[0].1 == pair[1].0), "{lanes}: {asked:?}");
+        let first = if lanes == 0 { 20_005 } else { 7_005 };
+        assert_eq!((asked[0], asked.last().unwrap().1), ((5, first), 200_000));
+        assert_eq!(bench.source.stats().bytes_received, 199_995);
+        assert_eq!(asked.len(), if lanes == 0 { 10 } else { 29 }, "{lanes}: {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_ranges_from_some_point_on_sends_the_rest_as_one() {
+    for lanes in [0, 4] {
+        let bytes = content();
+        let served = bytes.clone();
+        let asked_before = AtomicUsize::new(0);
+        let server = Scripted::start(move |asked| match asked_before.fetch_add(1, Ordering::Relaxed) {
+            0..2 => serve(asked, &served),
+            _ => Said::new(200, &[], &served),
+        });
+        let bench = cutting(&server, lanes);
+        assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
+        // Two parts, those that were under way when the first answer came without its range, and the rest.
+        let asked = ranges_asked(&server);
+        assert!(asked.len() <= if lanes == 0 { 4 } else { 12 }, "{lanes}: {asked:?}");
+        assert_eq!(asked.last().unwrap().1, 200_000);
+    }
+}
+
+/// The first part's body comes to a halt until its rest was asked for elsewhere; then it goes on as far as
+/// `until`, and ends.
+async fn a_slow_first_part(until: usize) -> (Bench, Vec<(usize, usize)>) {
+    let bytes = content();
+    let served = bytes.clone();
+    let (asked_elsewhere, asks) = std::sync::mpsc::channel();
+    let asks = Arc::new(Mutex::new(asks));
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((0, last)) => {
+            let range = format!("bytes 0-{last}/{}", served.len());
+            let length = (last + 1).to_string();
+            let head = Said::head(206, &[("Content-Range", &range), ("Content-Length", &length)]);
+            let asks = asks.clone();
+            let wait = move || {
+                for _ in 0..2 {
+                    asks.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap();
+                }
+            };
+            head.and(&served[..1000]).then_last(wait, &served[1000..until])
+        }
+        range => {
+            if range.unwrap().0 < 20_000 {
+                asked_elsewhere.send(()).unwrap();
+            }
+            serve(asked, &served)
+        }
+    });
+    let bench = cutting(&server, 0);
+    let mut stream = bench.source.stream(&blob(&bytes), BlobOffset(0)..BlobOffset(200_000)).await.unwrap();
+    let mut got = Vec::new();
+    while let Some(piece) = stream.next().await {
+        got.extend_from_slice(&piece.unwrap().into_unverified());
+        if got.len() == 1000 {
+            bench.source.client.lanes.lock().unwrap().allow(2);
+        }
+    }
+    assert!(got == bytes);
+    (bench, ranges_asked(&server))
+}
+
+#[tokio::test]
+async fn a_long_part_is_shortened_for_connections_beside_it_and_its_rest_asked_for_once() {
+    let (_, asked) = a_slow_first_part(20_000).await;
+    assert_eq!(asked[..4], [(0, 20_000), (8_000, 15_000), (15_000, 20_000), (20_000, 27_000)]);
+    assert!(asked[1..].windows(2).all(|pair| pair[0].1 == pair[1].0), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_shortened_part_that_is_cut_is_taken_up_where_it_ended() {
+    let (bench, asked) = a_slow_first_part(3_000).await;
+    assert_eq!(bench.source.stats().resumptions, 1);
+    assert_eq!(asked[..3], [(0, 20_000), (3_000, 20_000), (8_000, 15_000)]);
+}
+
+#[tokio::test]
+async fn a_part_that_is_cut_is_taken_up_where_it_ended() {
+    let bytes = content();
+    let served = bytes.clone();
+    let cut = AtomicUsize::new(0);
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((first, last)) if first > 50_000 && cut.fetch_add(1, Ordering::SeqCst) < 3 => {
+            let range = format!("bytes {first}-{last}/{}", served.len());
+            let length = (last + 1 - first).to_string();
+            let head = Said::head(206, &[("Content-Range", &range), ("Content-Length", &length)]);
+            head.and(&served[first..first + 1000]).then_hang_up()
+        }
+        _ => serve(asked, &served),
+    });
+    let bench = cutting(&server, 2);
+    assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    assert_eq!(bench.source.stats().resumptions, 3);
+    assert_eq!(bench.source.stats().bytes_received, 200_000);
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_ranges_sends_a_large_blob_once() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |_| Said::new(200, &[], &served));
+    let bench = cutting(&server, 4);
+    for _ in 0..2 {
+        assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    }
+    assert_eq!(server.asked().len(), 2);
+    assert_eq!(bench.source.stats().bytes_received, 400_000);
+}
+
+#[tokio::test]
+async fn a_part_that_cannot_be_had_ends_the_download() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| match asked.range() {
+        Some((first, _)) if first > 50_000 => Said::new(404, &[], ""),
+        _ => serve(asked, &served),
+    });
+    let bench = cutting(&server, 4);
+    assert!(matches!(read(&bench, &blob(&bytes), 0..200_000).await, Err(SourceError::NotFound { .. })));
+}
