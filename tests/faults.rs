@@ -83,6 +83,7 @@ fn assert_refused(sandbox: &Sandbox, reference: &str, code: i32, what: &str, kep
     assert_eq!(output.status.code(), Some(code), "{what}: {}", said(&output));
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(told.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{what}: {told}");
+    assert!(!told.contains("ERROR"), "{what}: told again as a line of the log: {told}");
     assert!(!at.is_mounted(), "{what}");
     for digest in kept_nothing_of {
         for bucket in ["index-v1", "content-v1", "document-v1"] {

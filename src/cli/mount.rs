@@ -14,6 +14,7 @@ use super::args::{MountArgs, PrefetchArg, VerifyArg};
 use super::daemon::{self, Parent, Word};
 use super::handover::{Channel, Handed, Handover, KeptBy, Message};
 use super::keeper;
+use super::log;
 use super::open::{self, Around, Opened};
 use super::options;
 use super::probe;
@@ -303,6 +304,7 @@ impl Serving<'_> {
                 tracing::warn!(%error, "cannot let go of the terminal");
             }
         }
+        log::log_failures();
         outlast(&opened, args);
         wait_for_end(served, &place, &mut ends).await;
         supervisor.iter_mut().for_each(Supervisor::ended);

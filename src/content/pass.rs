@@ -74,7 +74,7 @@ pub enum PassError {
         cause: SourceError,
     },
     /// The blob is not the one the manifest names.
-    #[error("layer {expected} is corrupt: its {expected_size} bytes came as {actual_size} bytes with digest {actual}")]
+    #[error("layer {expected} is corrupt: {}", came(*expected_size, *actual_size, actual))]
     Blob {
         /// Digest in the manifest.
         expected: Digest,
@@ -128,6 +128,14 @@ pub enum PassError {
         /// The blob.
         layer: Digest,
     },
+}
+
+fn came(expected_size: u64, actual_size: u64, actual: &Digest) -> String {
+    if expected_size == actual_size {
+        format!("its {actual_size} bytes came with digest {actual}")
+    } else {
+        format!("{actual_size} bytes came instead of {expected_size}, with digest {actual}")
+    }
 }
 
 impl PassError {
