@@ -31,6 +31,8 @@ pub(super) async fn read(
         }
     }
     let _waiting = layer.traffic.wait();
+    // Runs that nobody had expected, and whose neighbours may be wanted, too.
+    let mut surprising = Vec::new();
     // What has come since it was looked for is in the store; what cannot be read there, and what another mount does not
     // bring, is fetched after all.
     for again in [false, true] {
@@ -39,7 +41,10 @@ pub(super) async fn read(
         while let Some((first, ..)) = rest.first() {
             let run = rest.iter().enumerate().take_while(|(step, (span, ..))| *span == first + *step as u32).count();
             let run = *first..first + run as u32;
-            let (around, room) = layer.around(&run, end - from)?;
+            if !again && !layer.is_expected(&run) {
+                surprising.push(run.clone());
+            }
+            let (around, room) = layer.around(&run)?;
             arriving.extend(fetch::start(layer, &run, around, room, again)?);
             rest = &rest[run.len()..];
         }
@@ -65,6 +70,8 @@ pub(super) async fn read(
             }
         }
         if unread.is_empty() {
+            // Not before: what somebody waits for need not share the link with them.
+            surprising.iter().for_each(|run| layer.guess_before(run, end - from));
             return Ok(());
         }
         missing = unread;

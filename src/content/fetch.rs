@@ -67,7 +67,7 @@ impl Drop for Claim {
 }
 
 /// Whether a flight goes on; one whose sender is gone was ended with the mount that had begun it.
-fn is_flying(flight: &watch::Receiver<Outcome>) -> bool {
+pub(super) fn is_flying(flight: &watch::Receiver<Outcome>) -> bool {
     flight.has_changed().is_ok()
 }
 

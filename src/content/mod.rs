@@ -11,6 +11,7 @@ mod cold;
 mod drop;
 mod fetch;
 mod growing;
+mod guess;
 mod holdings;
 pub mod pass;
 mod prefetch;
@@ -42,7 +43,7 @@ pub use holdings::{Held, Holdings, Kept};
 pub use pass::{FirstPass, PassError, PassProgress};
 pub use prefetch::{keep_profiles, prefetch};
 pub use profile::{Profile, Run};
-pub use traffic::{Prefetch, Traffic};
+pub use traffic::{Prefetch, Traffic, Urgency};
 pub use turn::{Turn, Turns};
 pub use whole::WholeError;
 

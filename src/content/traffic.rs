@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 /// What is fetched before it is read.
@@ -40,6 +40,19 @@ pub struct Traffic {
     ahead: Arc<Semaphore>,
     /// KiB of blobs that may be on their way for nobody in particular.
     background: Arc<Semaphore>,
+    /// KiB of blobs that may be on their way as guesses.
+    guessed: Arc<Semaphore>,
+    /// Held by the one who waits for room for a guess that is not urgent.
+    guess_turn: Mutex<()>,
+}
+
+/// Which guesses go first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Urgency {
+    /// What is wanted next if anything is.
+    Next,
+    /// What some reader may come to.
+    Some,
 }
 
 /// A read that waits for the source, until dropped.
@@ -57,6 +70,8 @@ impl Traffic {
             waiting: watch::Sender::new(0),
             ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
             background: Arc::new(Semaphore::new(BACKGROUND_KIB)),
+            guessed: Arc::new(Semaphore::new(GUESSED_KIB)),
+            guess_turn: Mutex::default(),
         }
     }
 
@@ -133,6 +148,17 @@ impl Traffic {
         let room = Arc::clone(&self.background).acquire_many_owned(in_kib(bytes, BACKGROUND_KIB));
         room.await.expect("the budget is never closed")
     }
+
+    /// Room for a guess of so many bytes of a blob, as soon as there is any. Of those that are not urgent only one waits
+    /// in front of those that are.
+    pub(super) async fn room_for_guess(&self, bytes: u64, urgency: Urgency) -> OwnedSemaphorePermit {
+        let _turn = match urgency {
+            Urgency::Next => None,
+            Urgency::Some => Some(self.guess_turn.lock().await),
+        };
+        let room = Arc::clone(&self.guessed).acquire_many_owned(in_kib(bytes, GUESSED_KIB));
+        room.await.expect("the budget is never closed")
+    }
 }
 
 impl Default for Traffic {
@@ -159,5 +185,32 @@ const AHEAD_KIB: usize = 8 << 10;
 /// A few times what a link holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), so that it never idles;
 /// and a read that comes in between waits behind no more than this.
 const BACKGROUND_KIB: usize = 2 << 10;
-/// The same in bytes.
+/// Twice what a link holds, as above: it does not fall idle, and a read that comes in between waits no longer behind it
+/// than for a round trip or two.
+const GUESSED_KIB: usize = 1 << 10;
+/// The same as the background's, in bytes.
 pub(super) const BACKGROUND: u64 = (BACKGROUND_KIB as u64) << 10;
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guess_that_is_urgent_waits_for_one_that_is_not_at_most() {
+        let traffic = Traffic::new();
+        let all = (GUESSED_KIB as u64) << 10;
+        let on_link = traffic.room_for_guess(all, Urgency::Some).await;
+        let mut first = Box::pin(traffic.room_for_guess(all / 2, Urgency::Some));
+        let mut second = Box::pin(traffic.room_for_guess(all / 2, Urgency::Some));
+        let mut urgent = Box::pin(traffic.room_for_guess(all / 2, Urgency::Next));
+        for waiting in [&mut first, &mut second, &mut urgent] {
+            assert!(waiting.as_mut().now_or_never().is_none(), "the link is full");
+        }
+        drop(on_link);
+        let _first = first.await;
+        assert!(second.as_mut().now_or_never().is_none());
+        let _urgent = urgent.await;
+    }
+}

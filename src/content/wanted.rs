@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ahead::{Ahead, Piece, REMEMBERED};
 use super::profile::Run;
-use super::traffic::in_kib;
+use super::traffic::{Urgency, in_kib};
 use super::{LayerContent, PlaceInFile, ReadError, fetch, spans};
 use crate::codec::StartKind;
 use crate::digest::Digest;
@@ -134,30 +134,46 @@ impl LayerContent {
         Ok(())
     }
 
-    /// `run`, for which a reader of a piece of so many bytes waits, with what is to be fetched along with it.
-    pub(super) fn around(
-        &self,
-        run: &Range<u32>,
-        piece: u64,
-    ) -> Result<(Range<u32>, Option<OwnedSemaphorePermit>), ReadError> {
-        let on_its_way =
-            |span| self.is_foretold(span) || fetch::flights_of(span, &lock(&self.flights)).next().is_some();
-        if run.clone().all(on_its_way) {
+    /// `run`, for which a reader waits, with what is to be fetched along with it.
+    pub(super) fn around(&self, run: &Range<u32>) -> Result<(Range<u32>, Option<OwnedSemaphorePermit>), ReadError> {
+        if self.is_expected(run) {
             return Ok((run.clone(), None));
         }
         let guess = if self.traffic.guesses() { NEAR_AFTER } else { 0 };
         let window = lock(&self.wanted.ahead).missed(run, guess);
         let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
         let mut end = self.within(run.end, window, bytes)?;
-        // A large piece is of a large file, and what lies before that is no neighbour.
-        let mut start = if guess > 0 && piece < REMEMBERED { self.near_before(run.start)? } else { run.start };
-        let extra = self.blob_bytes(&(start..run.start))? + self.blob_bytes(&(run.end..end))?;
+        let extra = self.blob_bytes(&(run.end..end))?;
         let room = if extra > 0 { self.traffic.room_ahead(extra) } else { None };
         if room.is_none() {
-            (start, end) = (run.start, run.end);
+            end = run.end;
         }
         lock(&self.wanted.ahead).reached(end, end - run.end);
-        Ok((start..end, room))
+        Ok((run.start..end, room))
+    }
+
+    /// Fetches the near neighbours before `run`, for which a reader of a piece of so many bytes has waited.
+    pub(super) fn guess_before(self: &Arc<Self>, run: &Range<u32>, piece: u64) {
+        // A large piece is of a large file, and what lies before that is no neighbour.
+        if !self.traffic.guesses() || piece >= REMEMBERED {
+            return;
+        }
+        match self.near_before(run.start) {
+            Ok(start) if start < run.start => {
+                let (layer, before) = (Arc::clone(self), start..run.start);
+                self.traffic.spawn(async move { layer.guess_spans(before, Urgency::Some).await });
+            }
+            Ok(_) => {}
+            // Whoever reads that will be told.
+            Err(error) => tracing::debug!(%error, "cannot guess"),
+        }
+    }
+
+    /// Whether all of `run` is on its way, or will be.
+    pub(super) fn is_expected(&self, run: &Range<u32>) -> bool {
+        let on_its_way =
+            |span| self.is_foretold(span) || fetch::flights_of(span, &lock(&self.flights)).next().is_some();
+        run.clone().all(on_its_way)
     }
 
     /// Where a window of so many spans and bytes ends that begins at `from`.
