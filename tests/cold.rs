@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peelfs::content::{Holdings, Profile, Run};
+use peelfs::documents::Command;
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
@@ -484,6 +485,106 @@ fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
         until_asked(&sources[1], 1).await;
         second.end();
         tokio::time::timeout(HANGS, reading).await.expect("its own source answers").unwrap();
+    });
+}
+
+/// A program of 1 MiB that needs these libraries.
+fn program(needed: &[&str]) -> Vec<u8> {
+    let strings = needed.iter().fold(vec![0], |text, name| [&text, name.as_bytes(), &[0]].concat());
+    let mut dynamic = vec![(5, PROGRAM - STRINGS)];
+    let places = needed.iter().scan(1, |at, name| Some(std::mem::replace(at, *at + name.len() as u64 + 1)));
+    dynamic.extend(places.map(|at| (1, at)));
+    let mut raw = vec![0; PROGRAM as usize];
+    let mut random = Random::new(needed.len() as u64);
+    raw.iter_mut().for_each(|byte| *byte = b"0123456789abcdef"[random.below(16)]);
+    let mut put = |at: u64, bytes: &[u8]| raw[at as usize..][..bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(32, &[0; 8]);
+    for (at, number) in [(32, 64), (54, 56), (56, 2)] {
+        put(at, &u16::to_le_bytes(number));
+    }
+    let length = 16 * (dynamic.len() as u64 + 1);
+    for (at, kind, offset, length) in [(64, 1, 0, PROGRAM), (120, 2, PROGRAM - DYNAMIC, length)] {
+        put(at, &[0; 56]);
+        put(at, &u32::to_le_bytes(kind));
+        put(at + 4, &u32::to_le_bytes(4));
+        for (place, number) in [(8, offset), (16, offset), (32, length)] {
+            put(at + place, &u64::to_le_bytes(number));
+        }
+    }
+    for (number, (tag, value)) in dynamic.into_iter().chain([(0, 0)]).enumerate() {
+        let at = PROGRAM - DYNAMIC + 16 * number as u64;
+        put(at, &u64::to_le_bytes(tag));
+        put(at + 8, &u64::to_le_bytes(value));
+    }
+    put(PROGRAM - STRINGS, &strings);
+    raw
+}
+
+const PROGRAM: u64 = 1 << 20;
+/// So far before its end.
+const DYNAMIC: u64 = 64 << 10;
+const STRINGS: u64 = 32 << 10;
+
+/// Begins to foresee what `command` will want, and waits until nothing more comes of it.
+async fn foresee(fs: &Arc<ImageFs>, command: &Command) {
+    let _ = tokio::time::timeout(Duration::from_secs(10), fs.foresee(command)).await;
+}
+
+#[test]
+fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
+    let layer = LayerBuilder::new()
+        .file("usr/lib/libtwo.so.2.1", program(&[]))
+        .file("other", program(&["libtwo.so.2"]))
+        .file("usr/lib/libone.so", program(&["libtwo.so.2", "libnone.so"]))
+        .symlink("usr/lib/libtwo.so.2", "libtwo.so.2.1")
+        .file("bin/tool", program(&["libone.so"]));
+    let image = ImageBuilder::new().layer(layer.packing(Packing::GZIP)).build();
+    let dir = tempfile::tempdir().unwrap();
+    let store = learnt(&image, dir.path());
+    let command =
+        Command { programs: vec!["tool".into()], path: vec!["/sbin".into(), "/bin".into()], ..Default::default() };
+    runtime().block_on(async {
+        let source = MemorySource::new(&image);
+        let fs = shown::open(&source, &store).await.unwrap();
+        source.take_asked();
+        foresee(&fs, &command).await;
+        assert_eq!(source.asked(), 0, "nothing is to be guessed");
+        fs.end();
+
+        let fs = shown::open(&source, &store).await.unwrap();
+        fs.prefetch(Prefetch::Profile).await;
+        source.take_asked();
+        foresee(&fs, &command).await;
+        let asked: u64 = source.take_asked().into_iter().map(|(_, range)| range.end - range.start).sum();
+        let whole = image.layers()[0].blob.len() as u64;
+        assert!(asked * 10 < whole * 9, "{asked} of {whole}: the other one is nobody's");
+        source.hang();
+        for name in ["bin/tool", "usr/lib/libone.so", "usr/lib/libtwo.so.2"] {
+            let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;
+            let read = tokio::time::timeout(HANGS, fs.read(node, FileOffset(0), PROGRAM as usize)).await;
+            assert!(read.is_ok(), "{name} is not here");
+        }
+        fs.end();
+    });
+}
+
+#[test]
+fn where_a_profile_speaks_nothing_is_foreseen() {
+    let image =
+        ImageBuilder::new().layer(LayerBuilder::new().file("tool", program(&[])).packing(Packing::GZIP)).build();
+    let dir = tempfile::tempdir().unwrap();
+    let store = learnt(&image, dir.path());
+    let run = Run { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
+    Profile::keep(&store, &image.layers()[0].digest, vec![run]).unwrap();
+    runtime().block_on(async {
+        let source = MemorySource::new(&image);
+        let fs = shown::open(&source, &store).await.unwrap();
+        fs.prefetch(Prefetch::Profile).await;
+        source.take_asked();
+        foresee(&fs, &Command { programs: vec!["/tool".into()], ..Default::default() }).await;
+        assert_eq!(source.asked(), 0);
+        fs.end();
     });
 }
 

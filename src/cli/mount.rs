@@ -24,7 +24,7 @@ use super::service::ServiceManager;
 use super::share;
 use super::state::{self, MountState};
 use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
-use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
+use crate::image::{Eagerness, ImageFs, Plan, Prefetch, Verify};
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
@@ -183,15 +183,21 @@ pub(super) fn verify(args: &MountArgs) -> Verify {
 }
 
 /// Begins to fetch what the command line says ahead of its readers, and to record what they read at the mount's start.
-pub(super) fn start_prefetching(args: &MountArgs, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+pub(super) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
         PrefetchArg::All => Prefetch::All,
         PrefetchArg::Profile => Prefetch::Profile,
         PrefetchArg::None => Prefetch::None,
     };
-    let fs = Arc::clone(fs);
+    let (command, fs) = (plan.configuration.command(), Arc::clone(fs));
     tokio::spawn(async move {
-        tokio::join!(fs.prefetch(what), fs.record());
+        let foresee = async {
+            if what != Prefetch::None {
+                fs.foresee(&command).await;
+            }
+        };
+        // In this order: where a profile speaks, nothing is guessed.
+        tokio::join!(biased; fs.prefetch(what), foresee, fs.record());
     })
 }
 
@@ -274,7 +280,7 @@ impl Serving<'_> {
         let Self { args, opened, fs, mounted, mut handover } = self;
         let (place, gone) = (mounted.place(), mounted.gone());
         let served = tokio::spawn(mounted.served());
-        let prefetching = start_prefetching(args, &fs);
+        let prefetching = start_prefetching(args, &opened.plan, &fs);
         if let Some(supervisor) = &mut supervisor {
             supervisor.serving(handover.clone(), connection.as_ref().map(OwnedFd::as_fd));
         }

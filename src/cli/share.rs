@@ -328,7 +328,7 @@ impl Server {
         let mut own = MountState::of_this_process(&handover, &opened);
         (own.keeper, own.shared) = (Some(self.by.clone()), true);
         let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
-        let prefetching = mount::start_prefetching(&request.args, &fs);
+        let prefetching = mount::start_prefetching(&request.args, &opened.plan, &fs);
         let waited = if request.args.wait && handover.awaited {
             let tell = |total, done| {
                 // If the keeper cannot take that now, it soon hears of it again. It is who knows whether somebody waits.

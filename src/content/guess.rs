@@ -2,7 +2,7 @@
 //!
 //! A reader who waits has the link to himself but for what was guessed before, so of that only so much is on its way
 //! as the link needs to be busy. What has not had its turn is not on its way: whoever wants it until then fetches it at
-//! once.
+//! once. Where a profile knows what is wanted, nothing is guessed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,10 +13,33 @@ use tokio::task::JoinSet;
 use super::LayerContent;
 use super::fetch::{self, Manners};
 use super::traffic::Urgency;
+use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
 impl LayerContent {
-    /// Fetches what is missing of some spans, when it is their turn; returns when they are here or cannot be had.
+    /// Whether anything is to be guessed in this layer.
+    pub fn may_guess(&self) -> bool {
+        self.traffic.guesses() && !self.wanted.is_foretold_at_all() && !self.is_crowded()
+    }
+
+    /// Whether a guess of these decoded bytes is no more than one request.
+    pub fn is_one_request(&self, bytes: Range<DecodedOffset>) -> bool {
+        !bytes.is_empty()
+            && self.spans_of(bytes).and_then(|spans| self.blob_bytes(&spans)).is_ok_and(|all| all <= PIECE)
+    }
+
+    /// Fetches what is missing of some decoded bytes, when it is their turn; returns when they are here or cannot be had.
+    pub async fn guess(self: &Arc<Self>, bytes: Range<DecodedOffset>, urgency: Urgency) {
+        if bytes.is_empty() || !self.may_guess() {
+            return;
+        }
+        match self.spans_of(bytes) {
+            Ok(spans) => self.guess_spans(spans, urgency).await,
+            // Whoever reads will be told.
+            Err(error) => tracing::debug!(%error, "cannot guess"),
+        }
+    }
+
     pub(super) async fn guess_spans(self: &Arc<Self>, spans: Range<u32>, urgency: Urgency) {
         let mut flying = JoinSet::new();
         let mut at = spans.start;

@@ -9,6 +9,7 @@ mod carry;
 pub mod check;
 mod cold;
 mod drop;
+pub mod elf;
 mod fetch;
 mod growing;
 mod guess;
@@ -222,12 +223,34 @@ impl LayerContent {
             return Ok(true);
         }
         let spans = self.spans_of(from..from + buf.len() as u64)?;
+        let here = self.read_unwanted(spans.clone(), from, buf, before_wait)?;
+        if here {
+            spans.for_each(|span| self.want(span));
+        }
+        Ok(here)
+    }
+
+    /// As [`LayerContent::read_stored`], for one who reads to know what a reader may want.
+    ///
+    /// # Errors
+    /// [`ReadError::Index`]
+    pub fn peek(self: &Arc<Self>, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, ReadError> {
+        if buf.is_empty() {
+            return Ok(true);
+        }
+        self.read_unwanted(self.spans_of(from..from + buf.len() as u64)?, from, buf, &mut || ())
+    }
+
+    fn read_unwanted(
+        self: &Arc<Self>,
+        spans: Range<u32>,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<bool, ReadError> {
         for trust in [Trust::Verified, Trust::Nothing, Trust::Nothing] {
             match self.read_spans(spans.clone(), from, buf, trust, before_wait)? {
-                FromStore::All => {
-                    spans.for_each(|span| self.want(span));
-                    return Ok(true);
-                }
+                FromStore::All => return Ok(true),
                 FromStore::Missing => return Ok(false),
                 FromStore::Changed => {}
                 // Checked anew, what cannot be read is found damaged, and what is fetched takes its place.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,6 +24,8 @@ pub(super) struct Wanted {
     /// The spans that were read soon after the mount began, in order of their first reads, in milliseconds.
     first: Mutex<Vec<(u32, u32)>>,
     ahead: Mutex<Ahead>,
+    /// Whether a profile speaks of any span.
+    foretold: AtomicBool,
     /// KiB that may be on the link for readers of large pieces.
     on_link: Arc<Semaphore>,
 }
@@ -31,7 +33,14 @@ pub(super) struct Wanted {
 impl Wanted {
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
-        Self { marks, first: Mutex::default(), ahead: Mutex::default(), on_link: Arc::new(Semaphore::new(ON_LINK_KIB)) }
+        let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
+        let (first, ahead, foretold) = Default::default();
+        Self { marks, first, ahead, foretold, on_link }
+    }
+
+    /// Whether a profile speaks of any span.
+    pub(super) fn is_foretold_at_all(&self) -> bool {
+        self.foretold.load(Ordering::Relaxed)
     }
 
     /// Room on the link for so many bytes that a reader will want in order, as soon as there is any.
@@ -214,6 +223,7 @@ impl LayerContent {
     /// Says which spans a profile foretells; for those nobody needs to guess.
     pub(super) fn foretell(&self, spans: impl IntoIterator<Item = u32>) {
         for span in spans {
+            self.wanted.foretold.store(true, Ordering::Relaxed);
             self.wanted.marks[span as usize].fetch_or(FORETOLD, Ordering::Relaxed);
         }
     }

@@ -94,6 +94,17 @@ pub struct ImageConfig {
     pub raw: Box<RawValue>,
 }
 
+/// What an image is there to run (image-spec, config.md, `Entrypoint` and `Cmd`).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Command {
+    /// The program, and the one that it may be there to start.
+    pub programs: Vec<String>,
+    /// Directories in which programs are looked for.
+    pub path: Vec<String>,
+    /// The directory in which it runs.
+    pub directory: String,
+}
+
 impl Document {
     /// Reads a document that came under the media type `declared`: a Content-Type or a descriptor's.
     ///
@@ -219,6 +230,19 @@ impl ImageConfig {
         Ok(Self { platform: wire.platform.platform(), diff_ids, raw })
     }
 
+    /// What the image is there to run.
+    pub fn command(&self) -> Command {
+        // Whoever runs it will say what is wrong with it.
+        let wire: WireCommand = serde_json::from_str(self.raw.get()).unwrap_or_default();
+        let WireProcess { entrypoint, command, environment, directory } = wire.config.unwrap_or_default();
+        let first = |words: Option<Vec<String>>| words.and_then(|words| words.into_iter().next());
+        let programs = [first(entrypoint), first(command)].into_iter().flatten().collect();
+        let path =
+            environment.unwrap_or_default().into_iter().find_map(|text| text.strip_prefix("PATH=").map(str::to_owned));
+        let path = path.as_deref().unwrap_or(USUAL_PATH).split(':').map(str::to_owned).collect();
+        Command { programs, path, directory: directory.unwrap_or_default() }
+    }
+
     /// Whether the image runs on `wanted`, as far as its configuration tells.
     ///
     /// # Errors
@@ -233,7 +257,39 @@ impl ImageConfig {
     }
 }
 
+impl Command {
+    /// Where a program may be, most likely first.
+    pub fn paths_of<'a>(&'a self, program: &'a str) -> impl Iterator<Item = String> + 'a {
+        let named = program.contains('/').then(|| match program.starts_with('/') {
+            true => program.to_owned(),
+            false => format!("{}/{program}", self.directory),
+        });
+        let searched = self.path.iter().filter(|_| !program.contains('/'));
+        named.into_iter().chain(searched.map(move |directory| format!("{directory}/{program}")))
+    }
+}
+
+/// Where programs are if an image does not say so.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 // ---- the wire ----
+
+#[derive(Default, Deserialize)]
+struct WireCommand {
+    config: Option<WireProcess>,
+}
+
+#[derive(Default, Deserialize)]
+struct WireProcess {
+    #[serde(rename = "Entrypoint")]
+    entrypoint: Option<Vec<String>>,
+    #[serde(rename = "Cmd")]
+    command: Option<Vec<String>>,
+    #[serde(rename = "Env")]
+    environment: Option<Vec<String>>,
+    #[serde(rename = "WorkingDir")]
+    directory: Option<String>,
+}
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
@@ -844,6 +900,24 @@ mod tests {
             ImageConfig::parse(text.as_bytes(), 2),
             Err(DocumentError::LayerCount { diff_ids: 1, layers: 2 })
         ));
+    }
+
+    #[test]
+    fn a_configuration_says_what_is_to_be_run_and_where_that_may_be() {
+        let of = |process: &str| {
+            let text = format!(r#"{{"config":{process},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#);
+            ImageConfig::parse(text.as_bytes(), 0).unwrap().command()
+        };
+        let command =
+            of(r#"{"Entrypoint":["./start","-v"],"Cmd":["sh"],"Env":["A=b","PATH=/x:/y"],"WorkingDir":"/srv"}"#);
+        assert_eq!(command.programs, ["./start", "sh"]);
+        assert!(command.paths_of("sh").eq(["/x/sh", "/y/sh"]));
+        assert!(command.paths_of("./start").eq(["/srv/./start"]));
+        assert!(command.paths_of("/bin/sh").eq(["/bin/sh"]));
+        assert_eq!(of(r#"{"Entrypoint":[],"Cmd":["sh"]}"#).programs, ["sh"]);
+        for nothing in ["null", "{}", r#"{"Cmd":7}"#] {
+            assert!(of(nothing).programs.is_empty(), "{nothing}");
+        }
     }
 
     #[test]

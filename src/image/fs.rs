@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::foresight::Seen;
 use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
 use crate::content::{Growing, LayerContent, PlaceInFile, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
@@ -25,6 +26,8 @@ pub struct ImageFs {
     size: u64,
     /// Held while a file is made, see [`ImageFs::make_whole`].
     making: Arc<Semaphore>,
+    /// Programs that were read.
+    pub(super) seen: Seen,
 }
 
 /// Why a question about an image has no answer.
@@ -99,7 +102,8 @@ pub struct DirEntry<'a> {
 impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64) -> Self {
-        let fs = Self { overlay: Overlay::new(count), layers, size, making: Arc::new(Semaphore::new(1)) };
+        let making = Arc::new(Semaphore::new(1));
+        let fs = Self { overlay: Overlay::new(count), layers, size, making, seen: Seen::new() };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
@@ -335,6 +339,7 @@ impl ImageFs {
                 }
             }
         }
+        self.seen.read(node, at.0, &buf[..plan.length]);
         Ok(Some(plan.length))
     }
 
@@ -348,7 +353,10 @@ impl ImageFs {
             let mut buf = vec![0; plan.length];
             let number = plan.layer;
             match self.patiently(number, plan.fill(at, &mut buf)).await? {
-                Ok(()) => return Ok(buf.into()),
+                Ok(()) => {
+                    self.seen.read(node, at.0, &buf);
+                    return Ok(buf.into());
+                }
                 Err(Unfilled::Failed(error)) => match unread(number, error) {
                     NotNow::Never(error) => return Err(error),
                     NotNow::Needs(number) => self.know(number).await?,
@@ -528,12 +536,17 @@ impl ImageFs {
         Ok(index.entry(entry).map_err(|cause| damaged(number, cause))?.kind())
     }
 
-    fn carrier(&self, node: NodeId, wanted: Kind) -> Now<(LayerNo, EntryId)> {
+    pub(super) fn carrier(&self, node: NodeId, wanted: Kind) -> Now<(LayerNo, EntryId)> {
         match self.kind(node)? {
             kind if kind == wanted => self.overlay.parse(node).map_err(not_now),
             Kind::Directory => Err(NotNow::Never(FsError::IsADirectory)),
             _ => Err(NotNow::Never(FsError::NotAFile)),
         }
+    }
+
+    /// The content of a layer, if it is known now.
+    pub(super) fn known_content(&self, number: LayerNo) -> Option<Arc<LayerContent>> {
+        self.layers.known(number)
     }
 
     fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {

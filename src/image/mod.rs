@@ -1,5 +1,6 @@
 //! An image: resolve a reference, open its layers, show them as one file system.
 
+mod foresight;
 pub mod fs;
 pub mod layers;
 pub mod plan;
