@@ -589,6 +589,36 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
 }
 
 #[test]
+fn files_of_one_kind_in_a_directory_let_others_of_it_be_fetched() {
+    let mut random = Random::new(9);
+    let mut text = || (0..64 << 10).map(|_| b"0123456789abcdef"[random.below(16)]).collect::<Vec<u8>>();
+    let layer = (0..120).fold(LayerBuilder::new(), |layer, n| {
+        let kind = if n < 60 { "js" } else { "md" };
+        layer.file(&format!("d/{n}.{kind}"), text())
+    });
+    let image = ImageBuilder::new().layer(layer.packing(Packing::GZIP)).build();
+    let dir = tempfile::tempdir().unwrap();
+    let bytes_for = |names: [&str; 2]| {
+        let store = learnt(&image, dir.path());
+        runtime().block_on(async {
+            let source = MemorySource::new(&image);
+            let fs = shown::open(&source, &store).await.unwrap();
+            fs.prefetch(Prefetch::Profile).await;
+            source.take_asked();
+            for name in names {
+                let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;
+                fs.read(node, FileOffset(0), 64 << 10).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            fs.end();
+            source.take_asked().into_iter().map(|(_, range)| range.end - range.start).sum::<u64>()
+        })
+    };
+    let (one, two) = (bytes_for(["d/10.js", "d/45.js"]), bytes_for(["d/10.js", "d/105.md"]));
+    assert!(one > two + (100 << 10), "{one} of one kind, {two} of two");
+}
+
+#[test]
 fn everything_is_fetched_behind_readers_when_asked_for() {
     if cannot_mount() {
         return;

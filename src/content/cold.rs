@@ -50,6 +50,7 @@ pub(super) async fn read(
         }
         if !again {
             layer.stream(from..end, in_file, true);
+            layer.guess_kin(in_file, &wanted);
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {

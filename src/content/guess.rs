@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::LayerContent;
 use super::fetch::{self, Manners};
+use super::kin::{Family, kind};
 use super::traffic::Urgency;
+use super::{LayerContent, PlaceInFile, ReadError};
+use crate::layer::{EntryId, Kind};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
@@ -65,6 +67,88 @@ impl LayerContent {
         }
     }
 
+    /// A file is read from its beginning: others of its kind beside it may be wanted, too.
+    pub(super) fn guess_kin(self: &Arc<Self>, place: PlaceInFile, spans: &Range<u32>) {
+        if place.before > 0 || self.traffic.start().is_none() || !self.may_guess() {
+            return;
+        }
+        // Mostly there is nothing to be fetched; and looking at entries takes longer than looking at this.
+        let near = spans.start.saturating_sub(NEAR)..spans.end.saturating_add(NEAR).min(self.index.span_count());
+        if !near.into_iter().any(|span| self.is_missing(span)) {
+            return;
+        }
+        match self.kin_of(place.entry) {
+            Ok(kin) if kin.is_empty() => {}
+            Ok(kin) => {
+                let layer = Arc::clone(self);
+                self.traffic.spawn(async move {
+                    for spans in kin {
+                        layer.guess_spans(spans, Urgency::Some).await;
+                    }
+                });
+            }
+            // Whoever reads will be told.
+            Err(error) => tracing::debug!(%error, "cannot guess"),
+        }
+    }
+
+    /// Missing spans of the family of `file`, nearest first to be chosen and then in order.
+    fn kin_of(&self, file: EntryId) -> Result<Vec<Range<u32>>, ReadError> {
+        let index = &self.index;
+        let family_of = |id: EntryId| {
+            let entry = index.entry(id)?;
+            let family = |name| Family { directory: entry.parent(), kind: kind(name).into() };
+            Ok((entry.kind() == Kind::File).then_some(family(index.name(id)?)))
+        };
+        let family_of = |id| family_of(id).map_err(|cause| self.index_error(cause));
+        let Some(family) = family_of(file)? else { return Ok(Vec::new()) };
+        let mut room = lock(&self.wanted.kin).opened(file, &family);
+        let mut chosen = Vec::new();
+        if room == 0 {
+            return Ok(Vec::new());
+        }
+        // Entries are numbered as they stand in the tar.
+        let mut strangers = [0; 2];
+        'walk: for step in 1..=FURTHEST {
+            for (side, id) in [file.0.checked_sub(step), file.0.checked_add(step)].into_iter().enumerate() {
+                let Some(id) = id.filter(|id| *id < index.len() && strangers[side] < STRANGERS).map(EntryId) else {
+                    continue;
+                };
+                if family_of(id)?.as_ref() != Some(&family) {
+                    strangers[side] += 1;
+                    continue;
+                }
+                strangers[side] = 0;
+                let entry = index.entry(id).map_err(|cause| self.index_error(cause))?;
+                let Some(data) = entry.data().filter(|_| entry.size() > 0) else { continue };
+                for span in self.spans_of(data..data + entry.size())? {
+                    if chosen.contains(&span) || !self.is_missing(span) {
+                        continue;
+                    }
+                    let bytes = self.blob_bytes(&(span..span + 1))?;
+                    if bytes > room || chosen.len() == AT_ONCE {
+                        break 'walk;
+                    }
+                    room -= bytes;
+                    lock(&self.wanted.kin).guessed(&family, span, bytes);
+                    chosen.push(span);
+                }
+            }
+            if strangers == [STRANGERS; 2] {
+                break;
+            }
+        }
+        chosen.sort_unstable();
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for span in chosen {
+            match runs.last_mut() {
+                Some(run) if run.end == span => run.end += 1,
+                _ => runs.push(span..span + 1),
+            }
+        }
+        Ok(runs)
+    }
+
     /// Whether a span is neither here nor on its way.
     fn is_missing(&self, span: u32) -> bool {
         self.content.generation(span).is_none() && fetch::flights_of(span, &lock(&self.flights)).next().is_none()
@@ -79,3 +163,11 @@ impl LayerContent {
 const PIECE: u64 = 512 << 10;
 /// How often it is looked whether what others fetch has come.
 const LOOK: Duration = Duration::from_millis(2);
+/// Where no span is missing that lies so near, no family is looked at.
+const NEAR: u32 = 32;
+/// Entries that are looked at on either side of a file.
+const FURTHEST: u32 = 256;
+/// So many in a row that are not of its family are the end of its directory.
+const STRANGERS: u32 = 32;
+/// Spans that are guessed because of one file.
+const AT_ONCE: usize = 8;

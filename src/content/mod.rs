@@ -14,6 +14,7 @@ mod fetch;
 mod growing;
 mod guess;
 mod holdings;
+mod kin;
 pub mod pass;
 mod prefetch;
 mod profile;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, Span, SpanId};
+use crate::layer::{EntryId, IndexError, Span, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Generation, Store, StoreError};
@@ -77,6 +78,8 @@ impl std::ops::Deref for LayerContent {
 /// Where in its file a piece lies that is read.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaceInFile {
+    /// The file.
+    pub entry: EntryId,
     /// Bytes of the file before it.
     pub before: u64,
     /// Bytes of the file behind it.
@@ -334,6 +337,9 @@ impl LayerContent {
         self.read_ahead_on_disk(&wanted, place)?;
         let here = self.read_stored(from, buf, before_wait)?;
         if here {
+            if place.before == 0 && !wanted.is_empty() && self.may_guess() {
+                self.guess_kin(place, &self.spans_of(wanted.clone())?);
+            }
             self.stream(wanted, place, false);
         }
         Ok(here)

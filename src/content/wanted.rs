@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ahead::{Ahead, Piece, REMEMBERED};
+use super::kin::Kin;
 use super::profile::Run;
 use super::traffic::{Urgency, in_kib};
 use super::{LayerContent, PlaceInFile, ReadError, fetch, spans};
@@ -26,6 +27,8 @@ pub(super) struct Wanted {
     ahead: Mutex<Ahead>,
     /// Whether a profile speaks of any span.
     foretold: AtomicBool,
+    /// Files that were read, and what was guessed beside them.
+    pub(super) kin: Mutex<Kin>,
     /// KiB that may be on the link for readers of large pieces.
     on_link: Arc<Semaphore>,
 }
@@ -34,8 +37,8 @@ impl Wanted {
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
         let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
-        let (first, ahead, foretold) = Default::default();
-        Self { marks, first, ahead, foretold, on_link }
+        let (first, ahead, foretold, kin) = Default::default();
+        Self { marks, first, ahead, foretold, kin, on_link }
     }
 
     /// Whether a profile speaks of any span.
@@ -59,6 +62,7 @@ impl LayerContent {
         }
         if let Some(age) = self.traffic.start() {
             lock(&self.wanted.first).push((age.as_millis() as u32, span));
+            lock(&self.wanted.kin).touched(span);
         }
         if self.is_foretold(span) {
             return;

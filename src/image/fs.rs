@@ -559,12 +559,12 @@ impl ImageFs {
             None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
-            let place = PlaceInFile { before: size, behind: 0 };
+            let place = PlaceInFile { entry, before: size, behind: 0 };
             return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0, place });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
         // Of a sparse file fewer follow in the layer; a wrong guess is a wrong guess.
-        let place = PlaceInFile { before: at.0, behind: size - end };
+        let place = PlaceInFile { entry, before: at.0, behind: size - end };
         Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize, place })
     }
 }
