@@ -170,7 +170,7 @@ fn fly_holding(
     });
 }
 
-/// As [`fly`], for readers: while the source is in trouble, only as long as one of them waits.
+/// As [`fly`], for readers who wait or may come: while the source is in trouble, only as long as one of them waits.
 async fn fly_while_wanted(layer: &Arc<LayerContent>, run: &Arc<Run>, on_link: Option<OwnedSemaphorePermit>) {
     let deserted = async {
         let Some(outages) = layer.source.outages() else { return std::future::pending().await };
@@ -197,6 +197,14 @@ pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, 
         good &= fly(layer, &Arc::new(run), manners, None).await;
     }
     good
+}
+
+/// As [`in_background`], on the chance that somebody will want it: while the source is in trouble, it is let go.
+pub(super) async fn on_the_chance(layer: &Arc<LayerContent>, spans: Range<u32>) {
+    let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return };
+    for run in runs {
+        fly_while_wanted(layer, &Arc::new(run), None).await;
+    }
 }
 
 /// Notes flights for what is missing, cut into runs, and apart from them for what of `wanted` another process

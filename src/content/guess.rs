@@ -6,11 +6,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::fetch::{self, Manners};
+use super::fetch;
 use super::kin::{Family, kind};
 use super::traffic::Urgency;
 use super::{LayerContent, PlaceInFile, ReadError};
@@ -55,15 +56,17 @@ impl LayerContent {
             let room = self.traffic.room_for_guess(bytes, urgency).await;
             let layer = Arc::clone(self);
             flying.spawn(async move {
-                fetch::in_background(&layer, from..to, Manners::Stay).await;
+                fetch::on_the_chance(&layer, from..to).await;
                 drop(room);
             });
             at = to;
         }
         flying.join_all().await;
         // What somebody else has on its way comes soon, or not at all.
+        let mut pause = SHORTEST_LOOK;
         while spans.clone().any(|span| self.is_on_its_way(span)) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
         }
     }
 
@@ -74,8 +77,11 @@ impl LayerContent {
         }
         // Mostly there is nothing to be fetched; and looking at entries takes longer than looking at this.
         let near = spans.start.saturating_sub(NEAR)..spans.end.saturating_add(NEAR).min(self.index.span_count());
-        if !near.into_iter().any(|span| self.is_missing(span)) {
+        if self.wanted.all_near.load(Ordering::Relaxed) == spans.start {
             return;
+        }
+        if self.content.has_all(near) {
+            return self.wanted.all_near.store(spans.start, Ordering::Relaxed);
         }
         match self.kin_of(place.entry) {
             Ok(kin) if kin.is_empty() => {}
@@ -161,8 +167,10 @@ impl LayerContent {
 
 /// A request is no larger, in bytes of the blob, so that what is wanted first comes first.
 const PIECE: u64 = 512 << 10;
-/// How often it is looked whether what others fetch has come.
-const LOOK: Duration = Duration::from_millis(2);
+/// Pauses between two looks at whether what others fetch has come, the first and the longest. To wait for it as readers
+/// do would count as one of them.
+const SHORTEST_LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
 /// Where no span is missing that lies so near, no family is looked at.
 const NEAR: u32 = 32;
 /// Entries that are looked at on either side of a file.

@@ -389,8 +389,7 @@ impl LayerContent {
 
     /// Whether all of `range` is in the store, as far as its presence map says.
     pub fn has(&self, range: Range<DecodedOffset>) -> bool {
-        range.is_empty()
-            || self.spans_of(range).is_ok_and(|mut spans| spans.all(|span| self.content.generation(span).is_some()))
+        range.is_empty() || self.spans_of(range).is_ok_and(|spans| self.content.has_all(spans))
     }
 
     /// Takes note of what the store, since it had `stamp`, was found to have of a span; whether that is its bytes.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +29,8 @@ pub(super) struct Wanted {
     foretold: AtomicBool,
     /// Files that were read, and what was guessed beside them.
     pub(super) kin: Mutex<Kin>,
+    /// The span around which nothing was missing when that was last looked at; small files share one.
+    pub(super) all_near: AtomicU32,
     /// KiB that may be on the link for readers of large pieces.
     on_link: Arc<Semaphore>,
 }
@@ -38,7 +40,7 @@ impl Wanted {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
         let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
         let (first, ahead, foretold, kin) = Default::default();
-        Self { marks, first, ahead, foretold, kin, on_link }
+        Self { marks, first, ahead, foretold, kin, all_near: AtomicU32::new(u32::MAX), on_link }
     }
 
     /// Whether a profile speaks of any span.

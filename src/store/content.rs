@@ -164,8 +164,18 @@ impl Content {
         Generation::present(self.byte(span))
     }
 
+    /// Whether every span of `spans` is on disk.
+    pub fn has_all(&self, spans: Range<u32>) -> bool {
+        self.all(spans, |_, byte| byte & PRESENT != 0)
+    }
+
     /// Whether each span of `spans` still has the generation given for it by `expected`.
     pub fn still(&self, spans: Range<u32>, expected: impl Fn(u32) -> u8) -> bool {
+        self.all(spans, |span, byte| byte & PRESENT != 0 && byte == expected(span))
+    }
+
+    /// Whether the bytes of some spans in the map are all `good`.
+    fn all(&self, spans: Range<u32>, good: impl Fn(u32, u8) -> bool) -> bool {
         let Ok(opened) = self.open() else { return false };
         let mut bytes = [0; 64];
         let mut at = spans.start;
@@ -175,7 +185,7 @@ impl Content {
                 return false;
             }
             for byte in &bytes[..some] {
-                if byte & PRESENT == 0 || *byte != expected(at) {
+                if !good(at, *byte) {
                     return false;
                 }
                 at += 1;
@@ -482,6 +492,7 @@ mod tests {
         assert_eq!(content.generation(1), Some(first));
         assert!(content.still(1..2, |_| first.get()));
         assert!(!content.still(0..2, |_| first.get()));
+        assert!(content.has_all(1..2) && !content.has_all(0..2) && !content.has_all(1..3));
         let mut buf = [0; 5];
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(&buf, b"hello");
