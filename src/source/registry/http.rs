@@ -322,7 +322,9 @@ impl Reply {
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
         let waiting = loop {
             let started = tokio::time::Instant::now();
-            match tokio::time::timeout(self.stall - self.window.waited, self.response.chunk()).await {
+            // A timer that goes off late may leave nothing.
+            let left = self.stall.saturating_sub(self.window.waited);
+            match tokio::time::timeout(left, self.response.chunk()).await {
                 Ok(answer) => break answer.map(|chunk| (chunk, started.elapsed())),
                 // Enough came earlier in this stretch; a new one began when this silence did.
                 Err(_) if self.window.bytes >= self.least_progress && !self.window.waited.is_zero() => {

@@ -71,6 +71,21 @@ async fn a_server_that_falls_silent_is_asked_again() {
     assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
 }
 
+/// A timer may go off a little late, and what came with the head has been waited for no longer than that.
+#[tokio::test]
+async fn a_server_that_sends_much_at_once_and_falls_silent_is_asked_again() {
+    let bytes = content();
+    let served = bytes.clone();
+    let server = Scripted::start(move |asked| match asked.range() {
+        None => Said::head(200, &[("Content-Length", "200000")]).and(&served[..100_000]).then_hang(),
+        Some(_) => serve(asked, &served),
+    });
+    let bench = bench_with(&server, None, |options| options.deadlines.stall = Duration::from_millis(5));
+    for _ in 0..50 {
+        assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_never_answers_is_reported() {
     let server = Scripted::start(|_| Said::head(200, &[]).then_hang());
