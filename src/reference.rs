@@ -114,7 +114,7 @@ impl FromStr for Reference {
     fn from_str(typed: &str) -> Result<Self, ReferenceError> {
         match place(typed) {
             Ok(place) => Ok(Self { typed: typed.into(), place }),
-            Err(why) => Err(ReferenceError { typed: typed.chars().take(160).collect(), why }),
+            Err(why) => Err(ReferenceError::of(typed, why)),
         }
     }
 }
@@ -236,7 +236,7 @@ impl FromStr for RegistryName {
     /// Reads a registry reference without a transport, as it stands in the RepoTags of an archive.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let name = if text.len() > REFERENCE_LIMIT { Err(Why::TooLong) } else { Self::parse(text) };
-        name.map_err(|why| ReferenceError { typed: text.chars().take(160).collect(), why })
+        name.map_err(|why| ReferenceError::of(text, why))
     }
 }
 
@@ -342,6 +342,9 @@ fn place(typed: &str) -> Result<Place, Why> {
     if typed.contains(char::is_control) {
         return Err(Why::Control);
     }
+    if let Some((_, rest)) = split_login(typed) {
+        return Err(Why::Login { rest: rest.to_owned() });
+    }
     if let Some((transport, rest)) = typed.split_once(':') {
         match transport {
             "oci" => return Ok(Place::Layout(LocalName::parse("oci", rest, Grammar::RefName)?)),
@@ -373,6 +376,29 @@ fn place(typed: &str) -> Result<Place, Why> {
     }
     Ok(Place::Registry(RegistryName::parse(typed)?))
 }
+
+/// What stands before and behind a user's name or password, where a registry should be named: as people know it from URLs.
+fn split_login(typed: &str) -> Option<(&str, &str)> {
+    let begin = match typed.split_once("://") {
+        Some((scheme, _)) if matches!(scheme, "docker" | "http" | "https") => scheme.len() + 3,
+        _ if LOCAL.iter().any(|transport| typed.starts_with(transport)) => return None,
+        _ => 0,
+    };
+    let authority = match typed[begin..].split_once('/') {
+        Some((authority, _)) => authority,
+        None if begin > 0 => &typed[begin..],
+        None => return None,
+    };
+    let end = authority.rfind('@')?;
+    // With a digest, it is a name without a host.
+    if begin > 0 && looks_like_digest(&authority[end + 1..]) {
+        return None;
+    }
+    Some((&typed[..begin], &typed[begin + end + 1..]))
+}
+
+/// How references begin that name files.
+const LOCAL: &[&str] = &["oci:", "oci-archive:", "docker-archive:", "dir:", "/", ".", "~"];
 
 fn check_path(transport: &'static str, path: &str) -> Result<(), Why> {
     if path.is_empty() || path.starts_with(':') {
@@ -502,6 +528,8 @@ enum Why {
     Control,
     #[error("it is a URL")]
     Url { rest: String },
+    #[error("a login does not belong in it")]
+    Login { rest: String },
     #[error("it is a path")]
     BarePath { path: String },
     #[error("there is no transport `{}`", transport.escape_debug())]
@@ -537,11 +565,23 @@ enum Why {
 }
 
 impl ReferenceError {
+    fn of(typed: &str, why: Why) -> Self {
+        // A password is not shown.
+        let typed = match split_login(typed) {
+            Some((before, after)) => format!("{before}…@{after}"),
+            None => typed.to_owned(),
+        };
+        Self { typed: typed.chars().take(160).collect(), why }
+    }
+
     /// What the user may have meant, if that can be guessed.
     pub fn hint(&self) -> Option<String> {
         match &self.why {
             Why::Empty | Why::NoRepository => Some("name an image, as in `debian:12`".to_owned()),
             Why::Url { rest } => Some(format!("leave the scheme out: `{}`", rest.escape_debug())),
+            Why::Login { rest } => {
+                Some(format!("leave it out: `{}`; log in with `podman login` or `docker login`", rest.escape_debug()))
+            }
             Why::BarePath { path } => {
                 let path = path.escape_debug();
                 Some(format!(
@@ -684,6 +724,11 @@ mod tests {
             "containers-storage:localhost/x",
             "a\u{1b}[31m",
             "naïve",
+            "http://joe:s3cret@registry.example:5000/x",
+            "https://joe:s3cret@registry.example",
+            "docker://joe:s3cret@registry.example/x:1",
+            "joe:s3cret@registry.example/x",
+            "token@registry.example/x",
         ];
         let mut all = String::new();
         for typed in table {
@@ -744,6 +789,16 @@ mod tests {
           hint: copy it first: `skopeo copy containers-storage:localhost/x oci-archive:image.tar`, then use `oci-archive:image.tar`
         `a\u{1b}[31m` is not an image reference: it contains a control character
         `naïve` is not an image reference: a repository name is made of a-z and 0-9, with `/`, `.`, `_`, `__` or `-` between them
+        `http://…@registry.example:5000/x` is not an image reference: a login does not belong in it
+          hint: leave it out: `registry.example:5000/x`; log in with `podman login` or `docker login`
+        `https://…@registry.example` is not an image reference: a login does not belong in it
+          hint: leave it out: `registry.example`; log in with `podman login` or `docker login`
+        `docker://…@registry.example/x:1` is not an image reference: a login does not belong in it
+          hint: leave it out: `registry.example/x:1`; log in with `podman login` or `docker login`
+        `…@registry.example/x` is not an image reference: a login does not belong in it
+          hint: leave it out: `registry.example/x`; log in with `podman login` or `docker login`
+        `…@registry.example/x` is not an image reference: a login does not belong in it
+          hint: leave it out: `registry.example/x`; log in with `podman login` or `docker login`
         "#);
     }
 

@@ -444,20 +444,20 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
         Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
             .hint(format!("make it with `mkdir -p {shown}`"))
     })?;
-    let mounted = mounts::at(&at).filter(mounts::MountPoint::is_peelfs);
-    match (std::fs::metadata(&at), mounted) {
-        (_, Some(_)) if probe::ask(&at) == probe::Answer::Gone => {
-            eprintln!("note: clearing a mount on `{shown}` whose process is gone");
-            fuse::unmount(&at, OpenFiles::Keep)?;
-            mount_point(typed)
+    // First this: a mount whose server hangs must not be looked at.
+    if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
+        if probe::ask(&at) != probe::Answer::Gone {
+            return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into());
         }
-        (_, Some(mounted)) => Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into()),
-        (Err(error), None) => Err(Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
+        eprintln!("note: clearing a mount on `{shown}` whose process is gone");
+        fuse::unmount(&at, OpenFiles::Keep)?;
+        return mount_point(typed);
+    }
+    match std::fs::metadata(&at) {
+        Err(error) => Err(Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
             .hint(format!("make it with `mkdir -p {shown}`"))),
-        (Ok(found), None) if !found.is_dir() => {
-            Err(Report::usage(format!("cannot mount on `{shown}`: it is not a directory")))
-        }
-        (Ok(_), None) => Ok(at),
+        Ok(found) if !found.is_dir() => Err(Report::usage(format!("cannot mount on `{shown}`: it is not a directory"))),
+        Ok(_) => Ok(at),
     }
 }
 
