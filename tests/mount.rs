@@ -771,6 +771,40 @@ fn of_many_that_mount_on_a_directory_at_once_one_does() {
 }
 
 #[test]
+fn a_mount_point_whose_server_hangs_is_taken_and_nobody_waits_for_it() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let reference = registry.reference("library/image", "1");
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
+    at.signal(Signal::STOP);
+    let output = at.try_mount(&reference, &[]);
+    at.signal(Signal::CONT);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("is already a peelfs mount"), "{}", said(&output));
+    at.unmount();
+}
+
+#[test]
+fn all_mounts_of_a_user_are_those_that_tell_of_themselves_to_him() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let reference = registry.reference("library/image", "1");
+    let (own, others) = (Sandbox::new(), Sandbox::new());
+    let (one, two) = (own.mount(&reference, "one"), own.mount(&reference, "two"));
+    let other = others.mount(&reference, "other");
+    let output = own.run(["umount", "--all"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(!one.is_mounted() && !two.is_mounted() && other.is_mounted());
+    assert!(said(&output).contains(other.path.to_str().unwrap()), "{}", said(&output));
+    other.unmount();
+}
+
+#[test]
 fn a_process_with_the_number_of_a_killed_one_tells_of_its_mount() {
     if cannot_mount() {
         return;

@@ -193,8 +193,13 @@ fn a_mount_goes_on_without_its_keeper_and_ends_with_it() {
     let (sandbox, registry) = (Sandbox::new(), registry());
     let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
     let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+    let status = || String::from_utf8(sandbox.peelfs(["status"]).arg(&at.path).output().unwrap().stdout).unwrap();
+    assert!(!status().contains("keeper"), "{}", status());
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
     read_anew(&at.path, 1);
+    while !status().contains("keeper   gone") {
+        std::thread::yield_now();
+    }
     at.unmount();
 
     let at = sandbox.mount(&registry.reference("app", "1"), "other");

@@ -216,7 +216,7 @@ pub struct UmountArgs {
     /// Detach now, even if files are open; they stay readable until closed
     #[arg(short, long)]
     pub lazy: bool,
-    /// Unmount all peelfs mounts
+    /// All peelfs mounts of this user
     #[arg(long, conflicts_with = "at")]
     pub all: bool,
 }
@@ -328,7 +328,7 @@ pub enum CacheCommand {
         #[arg(long, conflicts_with = "image")]
         all: bool,
     },
-    /// Remove what is no longer needed: leftovers, or more when asked
+    /// Remove what is no longer needed: leftovers and what is beyond the limit, or more when asked
     Prune {
         /// Remove all content, keep indexes
         #[arg(long, conflicts_with_all = ["all", "to"])]

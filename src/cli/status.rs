@@ -85,6 +85,9 @@ impl<'a> Known<'a> {
             }
             None => line("process", "of another session or user".to_owned()),
         }
+        if self.state.is_some_and(|state| state.keeper.is_some()) && self.keeper().is_none() {
+            line("keeper", "gone: if its process dies, so does the mount; unmount it and mount it again".to_owned());
+        }
         if let Some(times) = self.state.map(|state| state.takeovers).filter(|times| *times > 0) {
             line("restarts", times.to_string());
         }
@@ -117,6 +120,15 @@ impl<'a> Known<'a> {
         lines.join("\n") + "\n"
     }
 
+    /// The process that starts another one when this one dies, if it is there.
+    fn keeper(&self) -> Option<u32> {
+        let pid = self.state?.keeper.as_ref()?.pid;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything: Z is one that has ended.
+        let (_, state) = stat.rsplit_once(')')?;
+        (!state.trim_start().starts_with('Z')).then_some(pid)
+    }
+
     fn line(&self) -> Line<'_> {
         Line {
             at: self.at.to_string_lossy().into_owned(),
@@ -124,7 +136,7 @@ impl<'a> Known<'a> {
             served: self.answer == Answer::Served,
             manifest: self.state.map(|state| state.manifest.as_str()),
             pid: self.state.map(|state| state.pid),
-            keeper: self.state.and_then(|state| state.keeper.as_ref()).map(|keeper| keeper.pid),
+            keeper: self.keeper(),
             takeovers: self.state.map(|state| state.takeovers),
             since: self.state.map(|state| state.since),
             log: self.state.and_then(|state| state.log.as_ref()).map(|log| log.to_string_lossy().into_owned()),

@@ -15,7 +15,7 @@ use crate::fuse::{OpenFiles, mounts, unmount};
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
     let targets: Vec<Result<PathBuf, Report>> = if args.all {
-        mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| Ok(mount.path)).collect()
+        own_mounts()?.into_iter().map(Ok).collect()
     } else {
         args.at.iter().map(|typed| target(typed)).collect()
     };
@@ -27,6 +27,18 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
         }
     }
     failures.outcome()
+}
+
+/// Mounts that this user and session have made, those that were made last first.
+fn own_mounts() -> Result<Vec<PathBuf>, Report> {
+    let states = state::all(&state::directory()?);
+    let all = mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| mount.path);
+    let (own, others): (Vec<_>, Vec<_>) = all.partition(|at| states.iter().any(|state| state.at == *at));
+    if !others.is_empty() {
+        let shown = others.iter().map(|at| format!("`{}`", at.display())).collect::<Vec<_>>().join(", ");
+        eprintln!("note: of another session or user, and left alone: {shown}");
+    }
+    Ok(own)
 }
 
 fn unmount_one(at: &Path, open_files: OpenFiles) -> Result<(), Report> {

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::args::UpgradeArgs;
 use super::keeper::{Upgrade, Upgraded};
 use super::report::{Code, Failures, Report};
@@ -82,10 +84,14 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let asked = serde_json::to_vec(&Upgrade { program }).map_err(|error| failed(&error))?;
     let answer = UnixStream::connect(&keeper.socket).and_then(|mut stream| {
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         stream.write_all(&asked)?;
         stream.shutdown(Shutdown::Write)?;
         let mut answer = Vec::new();
+        let mut answered = [PollFd::new(&stream, PollFlags::IN)];
+        if poll(&mut answered, Some(&Timespec { tv_sec: SOON, tv_nsec: 0 })) == Ok(0) {
+            eprintln!("note: waiting for the keeper of `{shown}`, process {}, to answer", keeper.pid);
+        }
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         stream.take(ANSWER_AT_MOST).read_to_end(&mut answer)?;
         Ok(answer)
     });
@@ -100,6 +106,8 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     }
 }
 
+/// Whoever waits for longer than so many seconds is told for what.
+const SOON: i64 = 3;
 /// Longer than the keeper waits for a process to get ready.
 const ANSWER_WITHIN: Duration = Duration::from_secs(130);
 const ANSWER_AT_MOST: u64 = 64 << 10;

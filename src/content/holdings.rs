@@ -47,8 +47,6 @@ pub struct Kept {
     pub(super) stamp: AtomicU64,
     pub(super) flights: Mutex<fetch::Flights>,
     pub(super) counters: Counters,
-    /// Bytes kept since the cache's limit was last looked at.
-    pub(super) since_room_check: AtomicU64,
     /// The span at which the search for something to evict goes on.
     pub(super) hand: AtomicU32,
     /// Files of entries that this process has found right, and as of which change.
@@ -120,7 +118,6 @@ impl Kept {
             stamp: AtomicU64::new(0),
             flights: Mutex::default(),
             counters: Counters::default(),
-            since_room_check: AtomicU64::new(0),
             hand: AtomicU32::new(0),
             wholes: Mutex::default(),
         }

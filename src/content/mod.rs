@@ -414,12 +414,9 @@ impl LayerContent {
         if let Some(over) = self.content.too_much_in_memory() {
             return self.evict_spans(over);
         }
-        let Some(limit) = self.store.limit() else { return };
-        if self.since_room_check.fetch_add(bytes, Ordering::Relaxed) + bytes < ROOM_CHECK.min(limit / 16) {
-            return;
+        if self.store.should_look(bytes) {
+            self.keep_within_limit();
         }
-        self.since_room_check.store(0, Ordering::Relaxed);
-        self.keep_within_limit();
     }
 
     /// Gives back what the cache has beyond its limit, of layers nobody uses and then of this one.
@@ -445,14 +442,15 @@ impl LayerContent {
             if self.content.generation(span).is_none() && !self.content.takes_room(&known.decoded) {
                 continue;
             }
-            let length = known.decoded.end - known.decoded.start;
+            // A block that holds the end of another span as well stays.
+            let taken = self.content.disk_bytes();
             let evicted = self.content.evict(span, known.decoded, |before, after| {
                 // First, as nobody else has changed the data: a map with a flipped bit may call the hole present.
                 self.verified[span as usize].store(0, Ordering::SeqCst);
                 self.own_change(before, after);
             });
             match evicted {
-                Ok(()) => freed += length,
+                Ok(()) => freed += taken.saturating_sub(self.content.disk_bytes()),
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }
         }
@@ -530,8 +528,6 @@ enum FromStore {
     Unreadable(StoreError),
 }
 
-/// How many bytes may be kept between two looks at the cache's limit, if that is not small.
-const ROOM_CHECK: u64 = 16 << 20;
 /// Readers of smaller files go on with those that follow in the tar, and the kernel's read-ahead with them; in bytes.
 const LARGE_FILE: u64 = 1 << 20;
 /// How far ahead of who reads a large file the disk is kept busy, in bytes.

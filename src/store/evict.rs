@@ -7,6 +7,7 @@ use std::fs::DirEntry;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::content::MapInPlace;
@@ -106,6 +107,16 @@ impl Store {
         Ok(usage)
     }
 
+    /// So many bytes were kept: whether it is time to look at the limit.
+    pub fn should_look(&self, kept: u64) -> bool {
+        let Some(limit) = self.limit else { return false };
+        let look = self.unlooked.fetch_add(kept, Ordering::Relaxed) + kept >= ROOM_CHECK.min(limit / 32);
+        if look {
+            self.unlooked.store(0, Ordering::Relaxed);
+        }
+        look
+    }
+
     /// Evicts layers that nobody holds until `wanted` more bytes fit under the limit; returns how many
     /// bytes are still too many.
     ///
@@ -133,6 +144,11 @@ impl Store {
     /// [`StoreError::Io`]
     pub fn prune(&self, keep: Keep) -> Result<Freed, StoreError> {
         let mut freed = self.sweep()?;
+        // A cache is no larger than it may be; what a process holds it gives back by itself.
+        let keep = match (keep, self.limit) {
+            (Keep::Known, Some(limit)) => Keep::Bytes(limit),
+            _ => keep,
+        };
         let usage = self.usage()?;
         let mut left = usage.layer_bytes();
         for layer in usage.layers.iter().rev() {
@@ -289,6 +305,9 @@ pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metada
     Ok(())
 }
 
+/// How many bytes a process may keep between two looks at the limit, if that is not small.
+const ROOM_CHECK: u64 = 16 << 20;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -333,6 +352,18 @@ mod tests {
 
     fn content_files(store: &Store) -> usize {
         std::fs::read_dir(store.root().join(CONTENT).join("sha256")).unwrap().count()
+    }
+
+    #[test]
+    fn prune_leaves_no_more_than_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let (unbounded, _) = with_layers(&dir, u64::MAX);
+        let all = unbounded.usage().unwrap();
+        assert_eq!(unbounded.prune(Keep::Known).unwrap(), Freed::default());
+        let limit = all.layer_bytes() - 1;
+        let bounded = Store::open(&dir.path().join("cache"), Some(limit)).unwrap();
+        let freed = bounded.prune(Keep::Known).unwrap();
+        assert_eq!((freed.layers, freed.bytes), (1, all.layers.last().unwrap().content), "the oldest");
     }
 
     #[test]

@@ -114,8 +114,16 @@ impl Files {
     /// read-only, opens what is there for reading.
     pub(super) fn open_write(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("open", path))?;
-        match open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)).map(|(file, _)| file) {
+        let open = || {
+            let opened = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
+            opened.map(|(file, _)| file)
+        };
+        match open() {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => open_read(path),
+            Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::IsADirectory => {
+                self.remove(path);
+                open()
+            }
             opened => opened,
         }
     }
@@ -146,13 +154,24 @@ impl Files {
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
-        let renamed = self.before(Effect::Rename(from, to)).and_then(|()| std::fs::rename(from, to));
+        let rename = || match std::fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                self.remove(to);
+                std::fs::rename(from, to)
+            }
+            done => done,
+        };
+        let renamed = self.before(Effect::Rename(from, to)).and_then(|()| rename());
         renamed.map_err(StoreError::io("rename", to))
     }
 
-    /// Removes a file; that it is not there any more is what was wanted.
+    /// Removes a file, or what somebody has put in its place; that it is not there any more is what was wanted.
     pub(super) fn remove(&self, path: &Path) {
-        if let Err(error) = self.before(Effect::Remove(path)).and_then(|()| std::fs::remove_file(path))
+        let remove = || match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir_all(path),
+            done => done,
+        };
+        if let Err(error) = self.before(Effect::Remove(path)).and_then(|()| remove())
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove a file of the cache");

@@ -55,6 +55,8 @@ pub struct Store {
     limit: Option<u64>,
     files: Files,
     serial: AtomicU64,
+    /// Bytes kept since the limit was last looked at.
+    unlooked: AtomicU64,
     /// Indexes that were found damaged and cannot be removed, by device and inode.
     spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
 }
@@ -195,7 +197,14 @@ impl Store {
 
     fn new(root: &Path, limit: Option<u64>, disk: Option<Arc<dyn Disk>>) -> Self {
         let files = Files::new(root, disk);
-        Self { root: root.to_owned(), limit, files, serial: AtomicU64::new(0), spoilt: Arc::default() }
+        Self {
+            root: root.to_owned(),
+            limit,
+            files,
+            serial: AtomicU64::new(0),
+            unlooked: AtomicU64::new(0),
+            spoilt: Arc::default(),
+        }
     }
 
     fn make(&self) -> Result<(), StoreError> {

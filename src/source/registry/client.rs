@@ -283,8 +283,11 @@ impl Client {
         let what = what.to_owned();
         match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                let hint =
-                    "check the spelling; a private repository also looks like this to those who are not logged in";
+                let hint = if what.starts_with("blob ") {
+                    "the registry does not have all that the image's manifest names; push the image again"
+                } else {
+                    "check the spelling; a private repository also looks like this to those who are not logged in"
+                };
                 SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
