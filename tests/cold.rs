@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peelfs::content::{Holdings, Profile, Run};
+use peelfs::content::{Holdings, Profile, Run, drop_content};
 use peelfs::documents::Command;
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
@@ -531,6 +531,12 @@ async fn foresee(fs: &Arc<ImageFs>, command: &Command) {
     let _ = tokio::time::timeout(Duration::from_secs(10), fs.foresee(command)).await;
 }
 
+/// Begins to load a program, as a kernel does.
+async fn load(fs: &ImageFs, name: &str) {
+    let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;
+    fs.read(node, FileOffset(0), 16 << 10).await.unwrap();
+}
+
 #[test]
 fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
     let layer = LayerBuilder::new()
@@ -538,7 +544,8 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
         .file("other", program(&["libtwo.so.2"]))
         .file("usr/lib/libone.so", program(&["libtwo.so.2", "libnone.so"]))
         .symlink("usr/lib/libtwo.so.2", "libtwo.so.2.1")
-        .file("bin/tool", program(&["libone.so"]));
+        .file("bin/tool", program(&["libone.so"]))
+        .file("bin/sh", program(&[]));
     let image = ImageBuilder::new().layer(layer.packing(Packing::GZIP)).build();
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
@@ -547,6 +554,7 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
     runtime().block_on(async {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();
+        load(&fs, "bin/sh").await;
         source.take_asked();
         foresee(&fs, &command).await;
         assert_eq!(source.asked(), 0, "nothing is to be guessed");
@@ -555,6 +563,18 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
         source.take_asked();
+        let node = fs.walk(b"other", Last::Follow).unwrap().node;
+        fs.read(node, FileOffset(0), 256 << 10).await.unwrap();
+        source.take_asked();
+        foresee(&fs, &command).await;
+        assert_eq!(source.asked(), 0, "it is copied");
+        fs.end();
+        drop_content(&store, &image.layers()[0].digest).unwrap();
+
+        let fs = shown::open(&source, &store).await.unwrap();
+        fs.prefetch(Prefetch::Profile).await;
+        source.take_asked();
+        load(&fs, "bin/sh").await;
         foresee(&fs, &command).await;
         let asked: u64 = source.take_asked().into_iter().map(|(_, range)| range.end - range.start).sum();
         let whole = image.layers()[0].blob.len() as u64;
@@ -581,6 +601,7 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
+        load(&fs, "tool").await;
         source.take_asked();
         foresee(&fs, &Command { programs: vec!["/tool".into()], ..Default::default() }).await;
         assert_eq!(source.asked(), 0);

@@ -1,9 +1,10 @@
 //! Foresight: a program says what it will want, and an image which program it is for.
 //!
 //! Before a program does anything, its loader reads it, then the libraries that it names, then those that they name:
-//! one wait after another, for files whose names could have been read in the first one. So they are: from the image's
-//! configuration on, and from every program and library that is read, what it names is looked up and fetched, a little
-//! ahead of the loader. All of it is a guess, made of bytes that are here; see [`LayerContent::guess`].
+//! one wait after another, for files whose names could have been read in the first one. So they are: from every program
+//! and library that somebody begins to load, and, once somebody does, from the one that the image's configuration names,
+//! what it names is looked up and fetched, a little ahead of the loader. All of it is a guess, made of bytes that are
+//! here; see [`LayerContent::guess`]. Who looks around in an image, or copies files out of it, loads nothing.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -44,7 +45,8 @@ impl Seen {
 
     /// `node` is read from `at` on, and `bytes` are there.
     pub(super) fn read(&self, node: NodeId, at: u64, bytes: &[u8]) {
-        if at == 0 && bytes.starts_with(MAGIC) {
+        // Loaders begin with a few bytes, for which the kernel reads a few pages.
+        if at == 0 && bytes.len() < COPIED && bytes.starts_with(MAGIC) {
             self.program(node, By::Reading);
         }
     }
@@ -64,26 +66,34 @@ struct File {
 }
 
 impl ImageFs {
-    /// Looks at the programs that `command` starts and at those that are read, and fetches what they name; until dropped.
+    /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what they
+    /// name; until dropped.
     pub async fn foresee(self: &Arc<Self>, command: &Command) {
         let Some(mut programs) = lock(&self.seen.receiver).take() else { return };
         let places = Arc::<Mutex<Vec<Vec<u8>>>>::default();
-        for program in &command.programs {
-            let mut paths = command.paths_of(program);
-            if let Some(node) = paths.find_map(|path| self.walk(path.as_bytes(), Last::Follow).ok()) {
-                self.seen.program(node.node, By::Name);
-            }
-        }
         let (mut known, mut looking) = (HashSet::new(), JoinSet::new());
         loop {
             tokio::select! {
                 Some((program, by)) = programs.recv() => {
+                    if known.is_empty() {
+                        self.look_for(command);
+                    }
                     if known.len() < MOST_PROGRAMS && known.insert(program) {
                         let (fs, places) = (Arc::clone(self), Arc::clone(&places));
                         looking.spawn(async move { fs.look_at(program, by, &places).await });
                     }
                 }
                 Some(_) = looking.join_next() => {}
+            }
+        }
+    }
+
+    /// Has the programs looked at that `command` starts.
+    fn look_for(&self, command: &Command) {
+        for program in &command.programs {
+            let mut paths = command.paths_of(program);
+            if let Some(found) = paths.find_map(|path| self.walk(path.as_bytes(), Last::Follow).ok()) {
+                self.seen.program(found.node, By::Name);
             }
         }
     }
@@ -265,6 +275,8 @@ fn until_zero(bytes: &[u8]) -> &[u8] {
 /// A program or library of so many bytes is read as a whole: all but the largest are mapped, and for each page that is
 /// touched the kernel reads half a MiB. Of 57 above 150 KB that Python and Node.js load, 55 are, to 0.8 and more.
 const WHOLE: u64 = 8 << 20;
+/// A first piece of so many bytes is for somebody who copies the file.
+const COPIED: usize = 128 << 10;
 /// What a loader reads besides.
 const LOADER_READS: &[&str] = &["/etc/ld.so.cache"];
 /// Where libraries are if nobody says so.
