@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::fs::{ImageFs, NotNow, Now};
-use super::plan::Command;
 use crate::content::elf::{FAULT, HEAD, MAGIC, Program};
 use crate::content::{LayerContent, Urgency};
+use crate::documents::Command;
 use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
 use crate::overlay::{Last, NodeId};
@@ -166,6 +166,7 @@ impl ImageFs {
             let Some(text) = file.part(at..at.saturating_add(NAME)).await else { continue };
             directories.extend(until_zero(&text).split(|byte| *byte == b':').map(|path| file.expanded(path)));
         }
+        directories.truncate(MOST_DIRECTORIES);
         directories.extend(lock(places).iter().cloned());
         directories.extend(PLACES.iter().map(|place| place.as_bytes().to_vec()));
         let mut needed = Vec::new();
@@ -177,6 +178,8 @@ impl ImageFs {
             if let Some(found) = paths.find_map(|path| self.walk(&path, Last::Follow).ok()) {
                 self.seen.program(found.node, By::Name);
             }
+            // Others have something to do as well.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -281,6 +284,8 @@ const COPIED: usize = 128 << 10;
 const LOADER_READS: &[&str] = &["/etc/ld.so.cache"];
 /// Where libraries are if nobody says so.
 const PLACES: &[&str] = &["/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib"];
+/// Directories that a program names in which others are looked for.
+const MOST_DIRECTORIES: usize = 32;
 /// Directories of loaders that are remembered.
 const MOST_PLACES: usize = 4;
 /// Programs that are looked at in a mount.

@@ -3,8 +3,6 @@
 //! Every document on the way is verified by digest and size before it is read, and kept in the store,
 //! so that an image seen before is resolved without the network (by digest) or with one HEAD (by tag).
 
-pub(super) use crate::documents::Command;
-
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
