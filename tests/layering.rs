@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 18] = [
+const FLOORS: [(&str, u8); 19] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
@@ -22,6 +22,7 @@ const FLOORS: [(&str, u8); 18] = [
     ("content", 3),
     ("image", 4),
     ("fuse", 5),
+    ("host", 5),
     ("cli", 5),
     // It stands beside the floors and needs words only, so that tests of any floor may use it.
     ("loopback", 1),

@@ -411,7 +411,7 @@ pub struct ManArgs {
 
 impl AccessArgs {
     /// The platform that was asked for, or this machine's.
-    pub(super) fn platform(&self) -> Result<Platform, crate::platform::PlatformError> {
+    pub(crate) fn platform(&self) -> Result<Platform, crate::platform::PlatformError> {
         self.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)
     }
 }

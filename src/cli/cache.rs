@@ -9,11 +9,12 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
-use super::open::Around;
 use super::report::{Code, Report};
-use super::{mount, open, text};
+use super::text;
 use crate::content::{self, CheckedLayer, check_layer};
 use crate::digest::Digest;
+use crate::host::open::Around;
+use crate::host::{mount, open};
 use crate::source::registry::Surroundings;
 use crate::store::{Keep, Store, Usage};
 

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::args::CarryCommand;
 use super::report::{Code, Report};
-use super::{mount, open, text};
+use super::text;
 use crate::content::{self, CarryError, Profile};
 use crate::digest::Digest;
+use crate::host::{mount, open};
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use super::args::CatArgs;
 use super::report::Report;
-use super::{mount, open, text};
+use super::text;
+use crate::host::{mount, open};
 use crate::image::{Eagerness, FsError, ImageFs, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;

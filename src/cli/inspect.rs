@@ -7,12 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::InspectArgs;
-use super::open::{self, Opened};
 use super::report::Report;
-use super::{mount, text};
+use super::text;
 use crate::content::pass;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::host::mount;
+use crate::host::open::{self, Opened};
 use crate::image::PlannedLayer;
 use crate::store::LayerUsage;
 

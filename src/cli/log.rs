@@ -21,7 +21,7 @@ const FAILURE: &str = "peelfs::failure";
 static FAILURES_ARE_LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging for this process.
-pub(super) fn start(command: &Command) {
+pub(crate) fn start(command: &Command) {
     let in_background = matches!(command, Command::Mount(args) if args.background_child);
     let told = match command {
         Command::Mount(args) => args.wait && !args.share,
@@ -47,6 +47,6 @@ pub(super) fn start(command: &Command) {
 }
 
 /// From now on nobody else tells of failures.
-pub(super) fn log_failures() {
+pub(crate) fn log_failures() {
     FAILURES_ARE_LOGGED.store(true, Ordering::Relaxed);
 }

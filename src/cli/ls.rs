@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::args::LsArgs;
 use super::report::Report;
-use super::{mount, open, text};
+use super::text;
+use crate::host::{mount, open};
 use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::overlay::{Last, NodeAttr};

@@ -3,28 +3,18 @@
 //! Data goes to stdout, talk to stderr. A failure is one line that names what failed, one hint where
 //! there is one, and an exit code that scripts can tell apart (see [`report::Code`]).
 
-mod args;
+pub(crate) mod args;
 mod cache;
 mod carry;
 mod cat;
 mod cp;
-mod daemon;
 mod extras;
-mod handover;
-mod inherited;
 mod inspect;
-mod keeper;
-mod log;
+pub(crate) mod log;
 mod ls;
-mod mount;
-mod open;
-mod options;
-mod probe;
-mod progress;
-mod report;
-mod service;
-mod share;
-mod state;
+pub(crate) mod options;
+pub(crate) mod progress;
+pub(crate) mod report;
 mod status;
 mod text;
 mod tree;
@@ -36,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use crate::host;
 pub use args::Args;
 use args::Command;
 pub use report::{Code, Report};
@@ -52,7 +43,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     log::start(&args.command);
     let done = match args.command {
-        Command::Mount(args) => mount::run(args),
+        Command::Mount(args) => host::mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
@@ -65,7 +56,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
-        Command::Probe(args) => return probe::run(&args),
+        Command::Probe(args) => return host::probe::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

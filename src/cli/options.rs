@@ -12,7 +12,7 @@ use super::text;
 use crate::fuse::MountOptions;
 
 /// Applies the options to `args` and returns those that are the kernel's.
-pub(super) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
+pub(crate) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
     let mut kernel =
         MountOptions { allow_other: args.allow_other, let_cpus_sleep: args.let_cpus_sleep, ..MountOptions::default() };
     for option in std::mem::take(&mut args.options) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar that appears by itself when there is something to wait for.
-pub(super) struct Bar {
+pub(crate) struct Bar {
     began: Instant,
     wanted: bool,
     bar: Option<ProgressBar>,
@@ -14,12 +14,12 @@ pub(super) struct Bar {
 
 impl Bar {
     /// A bar on stderr, if that is a terminal.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { began: Instant::now(), wanted: std::io::stderr().is_terminal(), bar: None }
     }
 
     /// Shows that `done` of `total` bytes are read.
-    pub(super) fn show(&mut self, total: u64, done: u64) {
+    pub(crate) fn show(&mut self, total: u64, done: u64) {
         if !self.wanted || total == 0 || (self.bar.is_none() && self.began.elapsed() < PATIENCE) {
             return;
         }
@@ -32,7 +32,7 @@ impl Bar {
     }
 
     /// Takes the bar away.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

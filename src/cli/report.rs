@@ -101,7 +101,7 @@ impl Report {
 
 /// What fails of several things of which each is tried: all of it is told, and the first decides the exit code.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
+pub(crate) struct Failures {
     first: Option<Code>,
     /// Not told yet.
     last: Option<Report>,
@@ -109,7 +109,7 @@ pub(super) struct Failures {
 
 impl Failures {
     /// One more.
-    pub(super) fn add(&mut self, report: Report) {
+    pub(crate) fn add(&mut self, report: Report) {
         self.first.get_or_insert(report.code);
         if let Some(before) = self.last.replace(report) {
             before.print();
@@ -120,7 +120,7 @@ impl Failures {
     ///
     /// # Errors
     /// The last failure, which is yet to be told.
-    pub(super) fn outcome(self) -> Result<(), Report> {
+    pub(crate) fn outcome(self) -> Result<(), Report> {
         self.last.map_or(Ok(()), |last| Err(Report { code: self.first.unwrap_or(last.code), ..last }))
     }
 }

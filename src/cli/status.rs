@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::probe::{self, Answer};
 use super::report::Report;
-use super::state::{self, Health, MountState};
 use super::{text, umount};
 use crate::fuse::mounts;
+use crate::host::probe::{self, Answer};
+use crate::host::status::{self, Health, MountState};
 use crate::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
@@ -19,7 +19,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
         let wanted = args.at.iter().map(|typed| umount::target(typed)).collect::<Result<Vec<_>, _>>()?;
         mounted.retain(|mount| wanted.contains(&mount.path));
     }
-    let states = state::all(&state::directory()?);
+    let states = status::all(&status::directory()?);
     let mut out = io::stdout().lock();
     for (number, mount) in mounted.iter().enumerate() {
         let known = Known::of(mount, &states);

@@ -4,7 +4,7 @@ use super::report::{Code, Report};
 use crate::layer::Kind;
 
 /// A size in bytes for people, in binary units.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
     while value >= 1024.0 && unit + 1 < UNITS.len() {
@@ -15,12 +15,12 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// A number of things, as in `1 layer` and `2 layers`.
-pub(super) fn count(number: u64, thing: &str) -> String {
+pub(crate) fn count(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Reads a size such as `20GiB`, `500M` or `1000000`. Units are binary, as `du` and podman take them.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let bad = || format!("`{text}` is not a size; write it as 20GiB, 500M or 1000000");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -33,7 +33,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes that may come from anybody, fit for a terminal: control characters and what is not UTF-8 are escaped.
-pub(super) fn printable(bytes: &[u8]) -> String {
+pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -51,7 +51,7 @@ pub(super) fn printable(bytes: &[u8]) -> String {
 }
 
 /// The type and permissions as ls(1) shows them.
-pub(super) fn mode(kind: Kind, mode: u16) -> String {
+pub(crate) fn mode(kind: Kind, mode: u16) -> String {
     let letter = match kind {
         Kind::Directory => 'd',
         Kind::Symlink => 'l',
@@ -76,7 +76,7 @@ pub(super) fn mode(kind: Kind, mode: u16) -> String {
 }
 
 /// What a node is, in one word.
-pub(super) fn kind(kind: Kind) -> &'static str {
+pub(crate) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Directory => "directory",
         Kind::Symlink => "symlink",
@@ -88,7 +88,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 }
 
 /// Seconds since 1970 as `2025-01-31 23:59:59`, in UTC; as they are where no calendar reaches.
-pub(super) fn time(seconds: i64) -> String {
+pub(crate) fn time(seconds: i64) -> String {
     match jiff::Timestamp::from_second(seconds) {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
         Err(_) => format!("@{seconds}"),
@@ -96,12 +96,12 @@ pub(super) fn time(seconds: i64) -> String {
 }
 
 /// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Nobody reads the output any more (`| head`): that is an end, not a failure.
-pub(super) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
+pub(crate) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe => Ok(()),
         _ => Err(Report::new(Code::Failure, format!("cannot write the output: {error}"))),

@@ -9,8 +9,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
 use super::report::{Code, Failures, Report};
-use super::state::{self, MountState};
 use crate::fuse::{OpenFiles, mounts, unmount};
+use crate::host::status::{self, MountState};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
@@ -31,7 +31,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
 
 /// Mounts that this user and session have made, those that were made last first.
 fn own_mounts() -> Result<Vec<PathBuf>, Report> {
-    let states = state::all(&state::directory()?);
+    let states = status::all(&status::directory()?);
     let all = mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| mount.path);
     let (own, others): (Vec<_>, Vec<_>) = all.partition(|at| states.iter().any(|state| state.at == *at));
     if !others.is_empty() {
@@ -71,7 +71,7 @@ pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
 }
 
 fn server_of(at: &Path) -> Option<MountState> {
-    state::all(&state::directory().ok()?).into_iter().rev().find(|state| state.at == at)
+    status::all(&status::directory().ok()?).into_iter().rev().find(|state| state.at == at)
 }
 
 /// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::args::UpgradeArgs;
-use super::keeper::{Upgrade, Upgraded};
 use super::report::{Code, Failures, Report};
-use super::state::{self, MountState};
 use super::umount;
+use crate::host::keeper::{Upgrade, Upgraded};
+use crate::host::status::{self, MountState};
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
-    let states = known(&state::directory()?, &args.at);
+    let states = known(&status::directory()?, &args.at);
     let chosen: Vec<Result<&MountState, Report>> = if args.all {
         states.iter().map(Ok).collect()
     } else {
@@ -48,7 +48,7 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
 fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
     let begun = Instant::now();
     loop {
-        let states = state::all(directory);
+        let states = status::all(directory);
         if wanted.iter().all(|typed| served_at(typed, &states).is_ok()) || begun.elapsed() > TAKEN_OVER_WITHIN {
             return states;
         }

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use super::args::ProbeArgs;
+use crate::cli::args::ProbeArgs;
 use crate::fuse::mounts;
 
 /// Who answers for a mount.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// The process that serves it.
     Served,
     /// Nobody: that process is gone.
@@ -22,7 +22,7 @@ pub(super) enum Answer {
 }
 
 /// Asks who answers for the mount at `path`; takes two seconds at most.
-pub(super) fn ask(path: &Path) -> Answer {
+pub(crate) fn ask(path: &Path) -> Answer {
     let mut command = Command::new("/proc/self/exe");
     command.arg("probe").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let Ok(mut asking) = command.spawn() else { return Answer::Silent };
@@ -39,7 +39,7 @@ pub(super) fn ask(path: &Path) -> Answer {
 }
 
 /// `peelfs probe`: the process that asks.
-pub(super) fn run(args: &ProbeArgs) -> ExitCode {
+pub(crate) fn run(args: &ProbeArgs) -> ExitCode {
     if mounts::is_served(&args.at) { ExitCode::SUCCESS } else { GONE.into() }
 }
 

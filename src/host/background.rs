@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::progress::Bar;
-use super::report::{Code, Report};
+use crate::cli::progress::Bar;
+use crate::cli::report::{Code, Report};
 
 /// What the background process tells the one that started it.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) enum Word {
+pub(crate) enum Word {
     /// Bytes to read, and bytes read.
     Progress(u64, u64),
     /// The mount is up (and, where asked for, verified).
@@ -26,7 +26,7 @@ pub(super) enum Word {
 }
 
 /// Starts this command line once more in the background and waits until it is ready or has failed.
-pub(super) fn start(bar: &mut Bar) -> Result<(), Report> {
+pub(crate) fn start(bar: &mut Bar) -> Result<(), Report> {
     let failed =
         |error: std::io::Error| Report::new(Code::Failure, format!("cannot start the background process: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
@@ -73,34 +73,34 @@ fn allocator_settings() -> Option<(&'static str, &'static str)> {
 ///
 /// # Errors
 /// When it cannot be opened or made.
-pub(super) fn open_log(path: &Path) -> std::io::Result<File> {
+pub(crate) fn open_log(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
 /// The child's end of the pipe.
-pub(super) struct Parent {
+pub(crate) struct Parent {
     listening: bool,
 }
 
 impl Parent {
     /// Makes this process a session of its own, so that the terminal's signals do not reach it.
-    pub(super) fn leave_terminal() -> Self {
+    pub(crate) fn leave_terminal() -> Self {
         // It fails only for a process that leads a group already, and then there is nothing to leave.
         let _ = rustix::process::setsid();
         Self { listening: true }
     }
 
     /// Nobody is to be told anything: the foreground.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { listening: false }
     }
 
     /// Whether somebody waits at the other end of the pipe.
-    pub(super) fn is_listening(&self) -> bool {
+    pub(crate) fn is_listening(&self) -> bool {
         self.listening
     }
 
-    pub(super) fn tell(&mut self, word: &Word) {
+    pub(crate) fn tell(&mut self, word: &Word) {
         if self.listening {
             let mut out = std::io::stdout().lock();
             let line = serde_json::to_string(word).expect("words are plain data");
@@ -110,7 +110,7 @@ impl Parent {
     }
 
     /// Lets go of the parent's terminal and directory: from here on, talk goes to `log`.
-    pub(super) fn let_go(&mut self, log: &File) -> std::io::Result<()> {
+    pub(crate) fn let_go(&mut self, log: &File) -> std::io::Result<()> {
         self.listening = false;
         let null = File::open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;

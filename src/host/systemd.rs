@@ -14,14 +14,14 @@ use rustix::fs::MemfdFlags;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
-use super::args::MountArgs;
 use super::handover::{Handed, Handover};
 use super::inherited;
+use crate::cli::args::MountArgs;
 use crate::fuse::{OpenFiles, mounts};
 
 /// The manager that has started this process.
 #[derive(Debug)]
-pub(super) struct ServiceManager {
+pub(crate) struct ServiceManager {
     reference: String,
     platform: Option<String>,
     /// Where it has what is to be told of the mount, once it has.
@@ -41,7 +41,7 @@ struct Record {
 
 impl ServiceManager {
     /// The manager, if there is one, and what it has kept of the mount that `args` ask for, if that is still there.
-    pub(super) fn find(args: &MountArgs) -> Option<(Self, Option<Handed>)> {
+    pub(crate) fn find(args: &MountArgs) -> Option<(Self, Option<Handed>)> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let reference = args.image.reference.clone();
         let platform = args.image.access.platform.clone();
@@ -85,7 +85,7 @@ impl ServiceManager {
     ///
     /// # Errors
     /// [`io::Error`]
-    pub(super) fn opens(&mut self) -> io::Result<File> {
+    pub(crate) fn opens(&mut self) -> io::Result<File> {
         let opens = memory(OPENS)?;
         self.opens = Some(opens.try_clone()?);
         Ok(opens)
@@ -93,7 +93,7 @@ impl ServiceManager {
 
     /// The mount is up: gives the manager what another process needs to go on with it, if one could, and says when
     /// it is ready.
-    pub(super) fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+    pub(crate) fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
         let ready = !handover.awaited;
         if let Err(error) = self.keep(handover, connection) {
             tracing::warn!(%error, "the service manager cannot keep this mount; nobody goes on with it if this process dies");
@@ -124,7 +124,7 @@ impl ServiceManager {
     }
 
     /// The mount has ended: nobody is to go on with it.
-    pub(super) fn ended(&mut self) {
+    pub(crate) fn ended(&mut self) {
         tell(&[NotifyState::Stopping]);
         self.forget();
     }

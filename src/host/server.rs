@@ -16,22 +16,22 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::args::MountArgs;
-use super::daemon::{self, Parent, Word};
+use super::background::{self, Parent, Word};
 use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
 use super::keeper;
 use super::mount::{self, Ends};
 use super::open::{self, Around, Opened};
-use super::progress::Bar;
-use super::report::{Code, Report};
-use super::state::{self, MountState};
+use super::status::{self, MountState};
+use crate::cli::args::MountArgs;
+use crate::cli::progress::Bar;
+use crate::cli::report::{Code, Report};
 use crate::digest::{Algorithm, Digest};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted};
 use crate::image::{Eagerness, Holdings, ImageFs};
 use crate::reference::Reference;
 use crate::source::registry::Surroundings;
 
-pub(super) fn run(args: MountArgs, kernel: MountOptions) -> Result<(), Report> {
+pub(crate) fn run(args: MountArgs, kernel: MountOptions) -> Result<(), Report> {
     if args.kept {
         return serve_kept(args);
     }
@@ -63,7 +63,7 @@ fn socket(args: &MountArgs) -> Result<PathBuf, Report> {
     use std::os::unix::ffi::OsStrExt as _;
     let cache = open::cache_dir(&args.image.access.cache)?;
     let name = Digest::of(Algorithm::Sha256, cache.as_os_str().as_bytes());
-    Ok(state::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
+    Ok(status::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
 }
 
 /// The log of all shared mounts of a cache.
@@ -97,7 +97,7 @@ fn connect(socket: &Path) -> Result<UnixStream, Report> {
     if let Ok(stream) = UnixStream::connect(socket) {
         return Ok(stream);
     }
-    daemon::start(&mut Bar::new())?;
+    background::start(&mut Bar::new())?;
     drop(starting);
     UnixStream::connect(socket).map_err(failed)
 }
@@ -134,7 +134,7 @@ fn keep(args: &MountArgs) -> Result<(), Report> {
     let mut parent = Parent::leave_terminal();
     let done = socket(args).and_then(|socket| {
         let log = log(args, std::process::id())?;
-        daemon::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
+        background::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
         keeper::keep_shared(&socket, &log, &mut parent)
     });
     mount::told(done, &mut parent)
@@ -327,7 +327,7 @@ impl Server {
     ) -> u64 {
         let mut own = MountState::of_this_process(&handover, &opened);
         (own.keeper, own.shared) = (Some(self.by.clone()), true);
-        let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
+        let published = status::publish(own, Arc::clone(&fs), opened.registry.clone());
         let prefetching = mount::start_prefetching(&request.args, &opened.plan, &fs);
         let waited = if request.args.wait && handover.awaited {
             let tell = |total, done| {

@@ -25,17 +25,17 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
-use super::daemon::{Parent, Word};
+use super::background::{Parent, Word};
 use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
 use super::mount::Ends;
 use super::probe;
-use super::report::{Code, Report};
-use super::state;
+use super::status;
+use crate::cli::report::{Code, Report};
 use crate::fuse::{OpenFiles, mounts, unmount};
 
 /// Serves the mount that this command line asks for by another process, and keeps it alive. Returns that
 /// process' exit code once the mount has ended.
-pub(super) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
+pub(crate) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
     let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
@@ -51,7 +51,7 @@ pub(super) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
 }
 
 /// Keeps the mounts that are asked for at `socket`, from when the first one is until the last one has ended.
-pub(super) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Result<(), Report> {
+pub(crate) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Result<(), Report> {
     let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mounts: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
@@ -70,7 +70,7 @@ pub(super) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Res
         // First the name: whoever comes later finds none and starts another keeper.
         let _ = std::fs::remove_file(socket);
         let _ = std::fs::remove_file(&keeper.kept_by.socket);
-        state::remove_empty_log(log);
+        status::remove_empty_log(log);
         ended.map(drop).map_err(failed)
     })
 }
@@ -86,13 +86,13 @@ fn talk_to(log: &Path) -> io::Result<()> {
 
 /// What `peelfs upgrade` asks for: that this program serves the mount from now on.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Upgrade {
-    pub(super) program: PathBuf,
+pub(crate) struct Upgrade {
+    pub(crate) program: PathBuf,
 }
 
 /// How an upgrade went.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) enum Upgraded {
+pub(crate) enum Upgraded {
     /// Another process serves now; for so many microseconds none did.
     Done { pid: u32, pause_us: u64 },
     /// The process before goes on serving.
@@ -145,7 +145,7 @@ enum Event {
 impl Keeper {
     fn new(in_background: bool) -> Result<Self, Report> {
         let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
-        let directory = state::make_directory()?;
+        let directory = status::make_directory()?;
         let pid = std::process::id();
         let socket = directory.join(format!("{pid}.keeper"));
         // Whoever had this number before is gone.

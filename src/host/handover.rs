@@ -19,8 +19,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::args::MountArgs;
-use super::daemon::Word;
+use super::background::Word;
+use crate::cli::args::MountArgs;
 use crate::digest::Digest;
 use crate::fuse::{MountOptions, MountPlace};
 use crate::image::Documents;
@@ -28,7 +28,7 @@ use crate::source::registry::Surroundings;
 
 /// What is said.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// To a new process: mount.
     Begin(KeptBy),
     /// To a new process, with the connection: get ready to go on with this mount.
@@ -53,38 +53,38 @@ pub(super) enum Message {
 
 /// What somebody wants mounted by the process that serves shared mounts, with all paths absolute.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Request {
+pub(crate) struct Request {
     /// The command line, options applied.
-    pub(super) args: MountArgs,
+    pub(crate) args: MountArgs,
     /// How it is mounted.
-    pub(super) kernel: MountOptions,
+    pub(crate) kernel: MountOptions,
     /// Where its credentials are.
-    pub(super) surroundings: Surroundings,
+    pub(crate) surroundings: Surroundings,
 }
 
 /// Who keeps the connection.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct KeptBy {
+pub(crate) struct KeptBy {
     /// The keeper's process.
-    pub(super) pid: u32,
+    pub(crate) pid: u32,
     /// Where it can be asked for an upgrade.
-    pub(super) socket: PathBuf,
+    pub(crate) socket: PathBuf,
 }
 
 impl KeptBy {
     /// Where a mount with passthrough keeps which files are open, for the next process.
-    pub(super) fn opens(&self) -> PathBuf {
+    pub(crate) fn opens(&self) -> PathBuf {
         self.socket.with_extension("opens")
     }
 
     /// Where the documents of a mount are kept for the next process, by its number among shared mounts, or 0.
-    pub(super) fn documents(&self, number: u64) -> PathBuf {
+    pub(crate) fn documents(&self, number: u64) -> PathBuf {
         self.socket.with_extension(format!("{number}.image"))
     }
 
     /// Keeps the documents of a mount: a process that goes on with it may find that the cache has lost them and that the
     /// registry is away.
-    pub(super) fn keep_documents(&self, number: u64, documents: &Documents) {
+    pub(crate) fn keep_documents(&self, number: u64, documents: &Documents) {
         let path = self.documents(number);
         let text = serde_json::to_vec(documents).expect("it is digests and texts");
         let kept = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
@@ -94,7 +94,7 @@ impl KeptBy {
     }
 
     /// What [`KeptBy::keep_documents`] has kept; nothing, if it is not there or no longer whole.
-    pub(super) fn kept_documents(&self, number: u64) -> Documents {
+    pub(crate) fn kept_documents(&self, number: u64) -> Documents {
         let text = std::fs::read(self.documents(number)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
@@ -102,31 +102,31 @@ impl KeptBy {
 
 /// What a process needs to go on with a mount, besides the command line and the connection.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Handover {
+pub(crate) struct Handover {
     /// Where it is mounted.
-    pub(super) place: MountPlace,
+    pub(crate) place: MountPlace,
     /// What the reference named when it was mounted.
-    pub(super) root: Digest,
+    pub(crate) root: Digest,
     /// The manifest that was chosen there.
-    pub(super) manifest: Digest,
+    pub(crate) manifest: Digest,
     /// Where the log is written; none in the foreground.
-    pub(super) log: Option<PathBuf>,
+    pub(crate) log: Option<PathBuf>,
     /// Seconds since 1970 at which it was mounted.
-    pub(super) since: u64,
+    pub(crate) since: u64,
     /// How often another process has gone on with it.
-    pub(super) takeovers: u32,
+    pub(crate) takeovers: u32,
     /// How the process before ended.
-    pub(super) ended: Option<String>,
+    pub(crate) ended: Option<String>,
     /// Whoever asked for it has not been told yet that it is ready.
     #[serde(default)]
-    pub(super) awaited: bool,
+    pub(crate) awaited: bool,
     /// Its number among shared mounts, and what was asked for.
-    pub(super) shared: Option<(u64, Box<Request>)>,
+    pub(crate) shared: Option<(u64, Box<Request>)>,
 }
 
 impl Handover {
     /// How long ago the mount was made, by the wall clock; for ever, if that has been set back since.
-    pub(super) fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         let since = UNIX_EPOCH.checked_add(Duration::from_secs(self.since));
         since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::MAX)
     }
@@ -134,24 +134,24 @@ impl Handover {
 
 /// A mount to go on with.
 #[derive(Debug)]
-pub(super) struct Handed {
-    pub(super) handover: Handover,
+pub(crate) struct Handed {
+    pub(crate) handover: Handover,
     /// Its connection to the kernel.
-    pub(super) connection: OwnedFd,
+    pub(crate) connection: OwnedFd,
     /// Which files are open, of a mount with passthrough.
-    pub(super) opens: Option<File>,
+    pub(crate) opens: Option<File>,
 }
 
 /// One end. Whole messages travel over it, whatever the type of the stream says.
 #[derive(Debug)]
-pub(super) struct Channel(UnixStream);
+pub(crate) struct Channel(UnixStream);
 
 impl Channel {
     /// This end, and the other one's descriptor.
     ///
     /// # Errors
     /// [`io::Error`]
-    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         let (own, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self(own.into()), other))
@@ -161,7 +161,7 @@ impl Channel {
     ///
     /// # Errors
     /// [`io::Error`]
-    pub(super) fn of_stdin() -> io::Result<Self> {
+    pub(crate) fn of_stdin() -> io::Result<Self> {
         let own = io::stdin().as_fd().try_clone_to_owned()?;
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
         Ok(Self(own.into()))
@@ -169,7 +169,7 @@ impl Channel {
 
     /// # Errors
     /// [`io::Error`], as when the other end is gone.
-    pub(super) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let text = serde_json::to_vec(message)?;
         let connections = connection.as_slice();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -185,7 +185,7 @@ impl Channel {
     ///
     /// # Errors
     /// [`io::Error`]
-    pub(super) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+    pub(crate) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
         let mut text = vec![0; LARGEST_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -211,7 +211,7 @@ impl Channel {
 
 /// A [`Channel`] on which waiting lets other things happen.
 #[derive(Debug)]
-pub(super) struct AsyncChannel {
+pub(crate) struct AsyncChannel {
     channel: Channel,
     ready: tokio::net::UnixStream,
 }
@@ -219,7 +219,7 @@ pub(super) struct AsyncChannel {
 impl AsyncChannel {
     /// # Errors
     /// [`io::Error`]
-    pub(super) fn new(channel: Channel) -> io::Result<Self> {
+    pub(crate) fn new(channel: Channel) -> io::Result<Self> {
         channel.0.set_nonblocking(true)?;
         let ready = tokio::net::UnixStream::from_std(channel.0.try_clone()?)?;
         Ok(Self { channel, ready })
@@ -227,7 +227,7 @@ impl AsyncChannel {
 
     /// # Errors
     /// [`io::Error`], as when the other end is gone.
-    pub(super) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.channel.send(message, connection)
     }
 
@@ -235,7 +235,7 @@ impl AsyncChannel {
     ///
     /// # Errors
     /// [`io::Error`], as when the other end is gone.
-    pub(super) async fn deliver(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(crate) async fn deliver(&self, message: &Message, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.ready.async_io(tokio::io::Interest::WRITABLE, || self.channel.send(message, connection)).await
     }
 
@@ -243,7 +243,7 @@ impl AsyncChannel {
     ///
     /// # Errors
     /// [`io::Error`]
-    pub(super) async fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+    pub(crate) async fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
         self.ready.async_io(tokio::io::Interest::READABLE, || self.channel.receive()).await
     }
 }

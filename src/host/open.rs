@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::args::{AccessArgs, CacheDirArgs, ImageArgs};
-use super::report::{Code, Report};
+use crate::cli::args::{AccessArgs, CacheDirArgs, ImageArgs};
+use crate::cli::report::{Code, Report};
 use crate::digest::Digest;
 use crate::image::{self, Documents, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
 use crate::reference::{Place, Reference};
@@ -15,25 +15,25 @@ use crate::source::registry::{RegistryOptions, RegistrySource, Surroundings};
 use crate::store::Store;
 
 /// An image that has been resolved, with what is needed to read it.
-pub(super) struct Opened {
-    pub(super) reference: Reference,
-    pub(super) plan: Plan,
+pub(crate) struct Opened {
+    pub(crate) reference: Reference,
+    pub(crate) plan: Plan,
     holdings: Holdings,
-    pub(super) store: Arc<Store>,
-    pub(super) source: Arc<dyn BlobSource>,
-    pub(super) registry: Option<Arc<RegistrySource>>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) source: Arc<dyn BlobSource>,
+    pub(crate) registry: Option<Arc<RegistrySource>>,
 }
 
 impl Opened {
     /// Shows the image as a file system.
-    pub(super) fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
+    pub(crate) fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
         let (source, holdings) = (Arc::clone(&self.source), self.holdings.clone());
         image::open(&self.plan, source, holdings, &Limits::default(), eagerness, verify)
     }
 }
 
 /// Resolves the image that `args` names.
-pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
+pub(crate) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
     let reference: Reference = args.reference.parse()?;
     tell_notes(&reference);
     check_authfile(&args.access)?;
@@ -41,7 +41,7 @@ pub(super) async fn open(args: &ImageArgs) -> Result<Opened, Report> {
 }
 
 /// Credentials that somebody names have to be there, also where a registry asks for none.
-pub(super) fn check_authfile(access: &AccessArgs) -> Result<(), Report> {
+pub(crate) fn check_authfile(access: &AccessArgs) -> Result<(), Report> {
     let Some(path) = &access.authfile else { return Ok(()) };
     let Err(error) = std::fs::File::open(path) else { return Ok(()) };
     let code = if error.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
@@ -49,7 +49,7 @@ pub(super) fn check_authfile(access: &AccessArgs) -> Result<(), Report> {
 }
 
 /// Makes paths absolute: a process that goes to the background leaves the directory they were typed in.
-pub(super) fn make_absolute(args: &mut ImageArgs) -> Result<(), Report> {
+pub(crate) fn make_absolute(args: &mut ImageArgs) -> Result<(), Report> {
     let reference: Reference = args.reference.parse()?;
     if !matches!(reference.place(), Place::Registry(_))
         && let Some((transport, path)) = args.reference.split_once(':')
@@ -64,19 +64,19 @@ pub(super) fn make_absolute(args: &mut ImageArgs) -> Result<(), Report> {
 }
 
 /// The path as it is in any directory.
-pub(super) fn absolute(path: PathBuf) -> PathBuf {
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
 /// Tells what a user may have meant otherwise.
-pub(super) fn tell_notes(reference: &Reference) {
+pub(crate) fn tell_notes(reference: &Reference) {
     for note in reference.notes() {
         eprintln!("note: {note}");
     }
 }
 
 /// Resolves what `args` named when it was `root`, by the documents of that time where the cache has none.
-pub(super) async fn open_again(
+pub(crate) async fn open_again(
     args: &ImageArgs,
     root: &Digest,
     before: &Documents,
@@ -86,21 +86,21 @@ pub(super) async fn open_again(
 }
 
 /// Resolves what `args` name, for somebody else than this process.
-pub(super) async fn open_for(args: &ImageArgs, around: &Around) -> Result<Opened, Report> {
+pub(crate) async fn open_for(args: &ImageArgs, around: &Around) -> Result<Opened, Report> {
     resolve(args.reference.parse()?, args, around, &Documents::default()).await
 }
 
 /// What there is when an image is opened.
-pub(super) struct Around {
+pub(crate) struct Around {
     /// Of whoever asked for it.
-    pub(super) surroundings: Surroundings,
+    pub(crate) surroundings: Surroundings,
     /// What the process has of layers.
-    pub(super) holdings: Holdings,
+    pub(crate) holdings: Holdings,
 }
 
 impl Around {
     /// Of this process.
-    pub(super) fn of_process(args: &ImageArgs) -> Result<Self, Report> {
+    pub(crate) fn of_process(args: &ImageArgs) -> Result<Self, Report> {
         Ok(Self { surroundings: Surroundings::of_process(), holdings: holdings(&args.access.cache)? })
     }
 }
@@ -121,17 +121,17 @@ async fn resolve(
 }
 
 /// What a process that shows images has of layers; a cache that takes nothing is done without.
-pub(super) fn holdings(args: &CacheDirArgs) -> Result<Holdings, Report> {
+pub(crate) fn holdings(args: &CacheDirArgs) -> Result<Holdings, Report> {
     Ok(Arc::new(Store::open_or_do_without(&cache_dir(args)?, args.cache_size)?).into())
 }
 
 /// Opens the cache.
-pub(super) fn store(args: &CacheDirArgs) -> Result<Store, Report> {
+pub(crate) fn store(args: &CacheDirArgs) -> Result<Store, Report> {
     Ok(Store::open(&cache_dir(args)?, args.cache_size)?)
 }
 
 /// Where the cache is: as asked, else where the XDG base directory specification puts it.
-pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
+pub(crate) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
     if let Some(dir) = &args.cache_dir {
         return Ok(absolute(dir.clone()));
     }
@@ -139,7 +139,7 @@ pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
 }
 
 /// Where the cache is when nobody says.
-pub(super) fn default_cache_dir() -> Result<PathBuf, Report> {
+pub(crate) fn default_cache_dir() -> Result<PathBuf, Report> {
     use etcetera::BaseStrategy as _;
     let base = etcetera::choose_base_strategy().map_err(|error| {
         Report::usage(format!("cannot tell where the cache is: {error}")).hint("name a directory with `--cache-dir`")

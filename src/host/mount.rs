@@ -10,26 +10,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::{MountArgs, PrefetchArg, VerifyArg};
-use super::daemon::{self, Parent, Word};
+use super::background::{self, Parent, Word};
 use super::handover::{Channel, Handed, Handover, KeptBy, Message};
 use super::keeper;
-use super::log;
 use super::open::{self, Around, Opened};
-use super::options;
 use super::probe;
-use super::progress::Bar;
-use super::report::{Code, Report};
-use super::service::ServiceManager;
-use super::share;
-use super::state::{self, MountState};
+use super::server;
+use super::status::{self, MountState};
+use super::systemd::ServiceManager;
+use crate::cli::args::{MountArgs, PrefetchArg, VerifyArg};
+use crate::cli::log;
+use crate::cli::options;
+use crate::cli::progress::Bar;
+use crate::cli::report::{Code, Report};
 use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
 use crate::image::{Eagerness, ImageFs, Plan, Prefetch, Verify};
 
-pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
+pub(crate) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut kernel = options::apply(&mut args)?;
     if args.share {
-        return share::run(args, kernel);
+        return server::run(args, kernel);
     }
     if args.foreground && args.log_file.is_some() {
         return Err(Report::usage("a mount in the foreground writes its log to stderr")
@@ -49,7 +49,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     kernel.source.clone_from(&args.image.reference);
     let at = mount_point(&args.at);
     if !args.foreground && !args.background_child {
-        return at.and_then(|_| daemon::start(&mut Bar::new()));
+        return at.and_then(|_| background::start(&mut Bar::new()));
     }
     let mut parent = if args.background_child { Parent::leave_terminal() } else { Parent::none() };
     let done = at.and_then(|at| {
@@ -66,7 +66,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
 }
 
 /// How it went, which the parent prints: of a process in the background nobody would read it.
-pub(super) fn told(done: Result<(), Report>, parent: &mut Parent) -> Result<(), Report> {
+pub(crate) fn told(done: Result<(), Report>, parent: &mut Parent) -> Result<(), Report> {
     match done {
         Err(report) => {
             let code = report.code;
@@ -77,7 +77,7 @@ pub(super) fn told(done: Result<(), Report>, parent: &mut Parent) -> Result<(), 
     }
 }
 
-pub(super) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
+pub(crate) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
     let runtime = runtime()?;
     let served = runtime.block_on(serving);
     // Fetches that hang must not hold up the end.
@@ -116,7 +116,7 @@ impl Supervisor {
                     && !handover.awaited
                     && let Some(log) = &handover.log
                 {
-                    let opened = daemon::open_log(log).and_then(|log| Parent::none().let_go(&log));
+                    let opened = background::open_log(log).and_then(|log| Parent::none().let_go(&log));
                     opened.map_err(|error| log_error(log, &error))?;
                 }
                 let opens = args.passthrough.then(|| File::options().read(true).write(true).open(by.opens()));
@@ -175,7 +175,7 @@ impl Supervisor {
     }
 }
 
-pub(super) fn verify(args: &MountArgs) -> Verify {
+pub(crate) fn verify(args: &MountArgs) -> Verify {
     match args.verify {
         VerifyArg::Strict => Verify::BeforeShowing,
         VerifyArg::Behind => Verify::Behind,
@@ -183,7 +183,7 @@ pub(super) fn verify(args: &MountArgs) -> Verify {
 }
 
 /// Begins to fetch what the command line says ahead of its readers, and to record what they read at the mount's start.
-pub(super) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+pub(crate) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
     let what = match args.prefetch {
         PrefetchArg::All => Prefetch::All,
         PrefetchArg::Profile => Prefetch::Profile,
@@ -202,7 +202,7 @@ pub(super) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>
 }
 
 /// From now on the source is tried for as long as it takes, and readers wait as the user has said.
-pub(super) fn outlast(opened: &Opened, args: &MountArgs) {
+pub(crate) fn outlast(opened: &Opened, args: &MountArgs) {
     if let Some(outages) = opened.source.outages() {
         outages.outlast(args.on_outage);
     }
@@ -287,7 +287,7 @@ impl Serving<'_> {
         let mut own = MountState::of_this_process(&handover, &opened);
         own.service = matches!(supervisor, Some(Supervisor::ServiceManager(_)));
         own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
-        let published = state::publish(own, Arc::clone(&fs), opened.registry.clone());
+        let published = status::publish(own, Arc::clone(&fs), opened.registry.clone());
         if handover.awaited {
             let log = match begin(args, handover.log.as_deref(), &fs, parent, gone, &mut ends).await {
                 Ok(log) => log,
@@ -322,7 +322,7 @@ impl Serving<'_> {
 }
 
 /// Whether what was opened is what was mounted.
-pub(super) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), Report> {
+pub(crate) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), Report> {
     if opened.plan.manifest.digest == handover.manifest {
         return Ok(());
     }
@@ -331,7 +331,7 @@ pub(super) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), 
 }
 
 /// How another process could go on with a mount that was just made.
-pub(super) fn handover(place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Handover {
+pub(crate) fn handover(place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Handover {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Handover {
         place,
@@ -357,7 +357,7 @@ async fn begin(
     ends: &mut Ends,
 ) -> Result<Option<File>, Report> {
     // Before anybody is told that all is well.
-    let log = log.map(|log| daemon::open_log(log).map_err(|error| log_error(log, &error))).transpose()?;
+    let log = log.map(|log| background::open_log(log).map_err(|error| log_error(log, &error))).transpose()?;
     if args.wait {
         let mut bar = Bar::new();
         let known = all_known(fs, gone, |total, done| {
@@ -379,7 +379,7 @@ async fn begin(
 
 /// Waits until every layer is indexed and verified, saying now and then how many bytes there are to read and how
 /// many have been; an error of `tell` ends the wait, and so does an unmount.
-pub(super) async fn all_known(
+pub(crate) async fn all_known(
     fs: &Arc<ImageFs>,
     gone: impl Future<Output = ()>,
     mut tell: impl FnMut(u64, u64) -> Result<(), Report>,
@@ -412,7 +412,7 @@ fn opens_error(error: &std::io::Error) -> Report {
     Report::new(Code::Failure, format!("cannot keep which files are open: {error}"))
 }
 
-pub(super) fn log_error(log: &Path, error: &std::io::Error) -> Report {
+pub(crate) fn log_error(log: &Path, error: &std::io::Error) -> Report {
     Report::new(Code::Failure, format!("cannot write the log `{}`: {error}", log.display()))
 }
 
@@ -431,14 +431,14 @@ async fn wait_for_end(served: tokio::task::JoinHandle<std::io::Result<()>>, plac
 }
 
 /// Unmounts; open files can be read to their end.
-pub(super) fn end(place: &MountPlace) {
+pub(crate) fn end(place: &MountPlace) {
     if let Err(error) = place.take_away() {
         tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
     }
 }
 
 /// The directory to mount on, absolute, and fit for it.
-pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
+pub(crate) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     let shown = typed.display();
     let at = mounts::followed(typed).map_err(|error| {
         Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
@@ -461,10 +461,10 @@ pub(super) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
     }
 }
 
-pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
+pub(crate) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
     match &args.log_file {
         Some(path) => Ok(path.clone()),
-        None => Ok(state::make_directory()?.join(format!("{pid}.log"))),
+        None => Ok(status::make_directory()?.join(format!("{pid}.log"))),
     }
 }
 
@@ -473,7 +473,7 @@ pub(super) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
 /// Each layer keeps three files open, and the usual limit of 1024 is there for programs that use select(2).
 /// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
 /// program, where a limit of zero is ignored (core(5)).
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
     use rustix::process::{Resource, Rlimit, setrlimit};
     raise_file_limit();
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
@@ -487,7 +487,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
 }
 
 /// Lets this process have as many files open as it may.
-pub(super) fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
@@ -511,14 +511,14 @@ fn make_room_for_files() {
 const ROOM_FOR_FILES: u64 = 2048;
 
 /// The signals that end a mount.
-pub(super) struct Ends {
+pub(crate) struct Ends {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
 }
 
 impl Ends {
-    pub(super) fn new() -> Result<Self, Report> {
+    pub(crate) fn new() -> Result<Self, Report> {
         let listen = |kind| {
             signal(kind).map_err(|error| Report::new(Code::Failure, format!("cannot listen to signals: {error}")))
         };
@@ -530,7 +530,7 @@ impl Ends {
     }
 
     /// Waits for the next one.
-    pub(super) async fn wait(&mut self) -> Signal {
+    pub(crate) async fn wait(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.terminate.recv() => Signal::TERM,

@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 
 use super::handover::{Handover, KeptBy};
 use super::open::{self, Opened};
-use super::report::{Code, Report};
+use crate::cli::report::{Code, Report};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
@@ -25,56 +25,56 @@ use crate::source::registry::RegistrySource;
 
 /// Who serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct MountState {
+pub(crate) struct MountState {
     /// Where it is mounted.
-    pub(super) at: PathBuf,
+    pub(crate) at: PathBuf,
     /// What was typed.
-    pub(super) reference: String,
+    pub(crate) reference: String,
     /// The manifest's digest.
-    pub(super) manifest: String,
+    pub(crate) manifest: String,
     /// The process.
-    pub(super) pid: u32,
+    pub(crate) pid: u32,
     /// Seconds since 1970.
-    pub(super) since: u64,
+    pub(crate) since: u64,
     /// Its log; none in the foreground.
-    pub(super) log: Option<PathBuf>,
+    pub(crate) log: Option<PathBuf>,
     /// The cache it uses.
-    pub(super) cache: PathBuf,
+    pub(crate) cache: PathBuf,
     /// The process that starts another one when this one dies, and where to ask it for an upgrade.
     #[serde(default)]
-    pub(super) keeper: Option<KeptBy>,
+    pub(crate) keeper: Option<KeptBy>,
     /// A service manager is what starts another one.
     #[serde(default)]
-    pub(super) service: bool,
+    pub(crate) service: bool,
     /// How often another process has gone on with the mount.
     #[serde(default)]
-    pub(super) takeovers: u32,
+    pub(crate) takeovers: u32,
     /// The process serves other mounts, too.
     #[serde(default)]
-    pub(super) shared: bool,
+    pub(crate) shared: bool,
     /// Where to ask how it is.
     socket: PathBuf,
 }
 
 /// How a mount is, right now.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Health {
+pub(crate) struct Health {
     /// Bytes of all layers' blobs.
-    pub(super) image_bytes: u64,
+    pub(crate) image_bytes: u64,
     /// Bytes received from the registry since the mount began.
-    pub(super) received_bytes: u64,
+    pub(crate) received_bytes: u64,
     /// Requests made to the registry since the mount began.
-    pub(super) requests: u64,
+    pub(crate) requests: u64,
     /// What the registry is asked for in vain, longest first.
-    pub(super) waiting: Vec<WaitStatus>,
+    pub(crate) waiting: Vec<WaitStatus>,
     /// What it refused last, if it has granted nothing since.
-    pub(super) refused: Option<String>,
+    pub(crate) refused: Option<String>,
     /// How far each layer is, base first.
-    pub(super) layers: Vec<serde_json::Value>,
+    pub(crate) layers: Vec<serde_json::Value>,
 }
 
 /// The files of a mount that is being served; removed when dropped, the log only if it is empty.
-pub(super) struct Published {
+pub(crate) struct Published {
     file: PathBuf,
     socket: PathBuf,
     /// A log that nobody else writes.
@@ -85,7 +85,7 @@ pub(super) struct Published {
 ///
 /// Logs are written there and what stands there is believed, so a directory that somebody else can write
 /// to, as another user's runtime directory kept over `sudo`, is refused.
-pub(super) fn directory() -> Result<PathBuf, Report> {
+pub(crate) fn directory() -> Result<PathBuf, Report> {
     let directory = match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
         _ => open::default_cache_dir()?.join("run"),
@@ -106,7 +106,7 @@ pub(super) fn directory() -> Result<PathBuf, Report> {
 }
 
 /// [`directory`], made if it is not there.
-pub(super) fn make_directory() -> Result<PathBuf, Report> {
+pub(crate) fn make_directory() -> Result<PathBuf, Report> {
     let directory = directory()?;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
         Report::new(Code::Failure, format!("cannot make the directory `{}`: {error}", directory.display()))
@@ -116,7 +116,7 @@ pub(super) fn make_directory() -> Result<PathBuf, Report> {
 
 /// Tells of a mount, and answers those who ask, until dropped. The mount matters more than that it can be asked: what
 /// prevents that is a warning.
-pub(super) fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
+pub(crate) fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
     let published = try_publish(state, fs, registry);
     published.map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount")).ok()
 }
@@ -154,7 +154,7 @@ fn try_publish(
 
 impl MountState {
     /// A mount served by this process alone, and kept by nobody.
-    pub(super) fn of_this_process(handover: &Handover, opened: &Opened) -> Self {
+    pub(crate) fn of_this_process(handover: &Handover, opened: &Opened) -> Self {
         Self {
             at: handover.place.at().to_owned(),
             reference: opened.reference.to_string(),
@@ -172,12 +172,12 @@ impl MountState {
     }
 
     /// Whether this is there to be read, as it is until the mount has let go of what it held.
-    pub(super) fn is_published(&self) -> bool {
+    pub(crate) fn is_published(&self) -> bool {
         self.socket.with_extension("json").exists()
     }
 
     /// How the mount is; `None` when its process does not answer.
-    pub(super) fn health(&self) -> Option<Health> {
+    pub(crate) fn health(&self) -> Option<Health> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
         let mut text = Vec::new();
@@ -187,7 +187,7 @@ impl MountState {
 }
 
 /// Every mount that tells of itself in `directory`; leftovers of ended processes are removed.
-pub(super) fn all(directory: &Path) -> Vec<MountState> {
+pub(crate) fn all(directory: &Path) -> Vec<MountState> {
     let mut states = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -217,7 +217,7 @@ pub(super) fn all(directory: &Path) -> Vec<MountState> {
 }
 
 /// Removes a log in which nothing stands, unless the user has named it.
-pub(super) fn remove_empty_log(log: &Path) {
+pub(crate) fn remove_empty_log(log: &Path) {
     let own = directory().is_ok_and(|directory| log.parent() == Some(&directory));
     if own && std::fs::symlink_metadata(log).is_ok_and(|found| found.len() == 0) {
         let _ = std::fs::remove_file(log);
