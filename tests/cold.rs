@@ -589,6 +589,26 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
     });
 }
 
+/// A program that names a library 256 times, to which a walk over a quarter of a million names leads nowhere.
+#[test]
+fn programs_that_name_very_much_cost_a_bounded_time() {
+    let layer = LayerBuilder::new()
+        .dir("lib/d")
+        .symlink("lib/loop", &format!("{}loop", "d/../".repeat(500)))
+        .file("bin/tool", program(&["loop"; 256]));
+    let image = ImageBuilder::new().layer(layer.packing(Packing::GZIP)).build();
+    let dir = tempfile::tempdir().unwrap();
+    let store = learnt(&image, dir.path());
+    runtime().block_on(async {
+        let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
+        fs.prefetch(Prefetch::Profile).await;
+        load(&fs, "bin/tool").await;
+        let foreseen = tokio::time::timeout(HANGS, fs.foresee(&Command::default())).await;
+        assert!(foreseen.is_ok(), "it is looked at for ever");
+        fs.end();
+    });
+}
+
 #[test]
 fn where_a_profile_speaks_nothing_is_foreseen() {
     let image =

@@ -9,7 +9,10 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -67,25 +70,31 @@ struct File {
 
 impl ImageFs {
     /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what they
-    /// name; until dropped.
+    /// name; until dropped, or until that has cost [`CPU_TIME`].
     pub async fn foresee(self: &Arc<Self>, command: &Command) {
         let Some(mut programs) = lock(&self.seen.receiver).take() else { return };
         let places = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let left = Arc::new(Mutex::new(CPU_TIME));
         let (mut known, mut looking) = (HashSet::new(), JoinSet::new());
-        loop {
+        while known.len() < MOST_PROGRAMS {
             tokio::select! {
-                Some((program, by)) = programs.recv() => {
+                Some((program, by)) = programs.recv(), if looking.len() < MOST_AT_ONCE => {
                     if known.is_empty() {
                         self.look_for(command);
                     }
-                    if known.len() < MOST_PROGRAMS && known.insert(program) {
-                        let (fs, places) = (Arc::clone(self), Arc::clone(&places));
-                        looking.spawn(async move { fs.look_at(program, by, &places).await });
+                    if known.insert(program) {
+                        let (fs, places, left) = (Arc::clone(self), Arc::clone(&places), Arc::clone(&left));
+                        looking.spawn(async move { metered(&left, fs.look_at(program, by, &places)).await });
                     }
                 }
-                Some(_) = looking.join_next() => {}
+                Some(looked) = looking.join_next() => {
+                    if matches!(looked, Ok(None)) {
+                        return tracing::debug!("programs name so much that no more is fetched ahead of them");
+                    }
+                }
             }
         }
+        looking.join_all().await;
     }
 
     /// Has the programs looked at that `command` starts.
@@ -174,12 +183,15 @@ impl ImageFs {
             needed.extend(file.part(at..at.saturating_add(NAME)).await.map(|name| until_zero(&name).to_vec()));
         }
         for name in needed {
-            let mut paths = directories.iter().map(|directory| [directory, b"/".as_slice(), &name].concat());
-            if let Some(found) = paths.find_map(|path| self.walk(&path, Last::Follow).ok()) {
-                self.seen.program(found.node, By::Name);
+            for directory in &directories {
+                let found = self.walk(&[directory, b"/".as_slice(), &name].concat(), Last::Follow);
+                // Others have something to do as well, and the time that this takes is looked at.
+                tokio::task::yield_now().await;
+                if let Ok(found) = found {
+                    self.seen.program(found.node, By::Name);
+                    break;
+                }
             }
-            // Others have something to do as well.
-            tokio::task::yield_now().await;
         }
     }
 
@@ -252,6 +264,28 @@ impl File {
     }
 }
 
+/// Does `work`, and takes the CPU time that it needs from what is `left`; `None` once nothing is.
+async fn metered<T>(left: &Mutex<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        if lock(left).is_zero() {
+            return Poll::Ready(None);
+        }
+        let before = cpu_time();
+        let polled = work.as_mut().poll(context).map(Some);
+        let mut left = lock(left);
+        *left = left.saturating_sub(cpu_time().saturating_sub(before));
+        polled
+    })
+    .await
+}
+
+/// What this thread has used of a CPU.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 fn note(places: &Mutex<Vec<Vec<u8>>>, directory: Vec<u8>) {
     let mut places = lock(places);
     if places.len() < MOST_PLACES && !places.contains(&directory) {
@@ -290,6 +324,10 @@ const MOST_DIRECTORIES: usize = 32;
 const MOST_PLACES: usize = 4;
 /// Programs that are looked at in a mount.
 const MOST_PROGRAMS: usize = 1 << 12;
+/// Programs that are looked at at a time: each may hold a few hundred KiB.
+const MOST_AT_ONCE: usize = 128;
+/// What looking at programs may take of a CPU in a mount; four that need one another take a thousandth of it.
+const CPU_TIME: Duration = Duration::from_secs(1);
 /// Programs that wait to be looked at.
 const MOST_UNSEEN: usize = 256;
 /// Bytes of a dynamic section that are looked at.
