@@ -280,7 +280,8 @@ fn source(error: &SourceError) -> Report {
             Report { message: format!("{} (tried: {tried})", report.message), ..report }
                 .hint(format!("log in with `podman login {place}` or `docker login {place}`, or pass `--authfile`"))
         }
-        SourceError::Unreachable { .. } => told(Code::Network)
+        SourceError::Unreachable { hint: Some(hint), .. } => told(Code::Network).hint(hint),
+        SourceError::Unreachable { hint: None, .. } => told(Code::Network)
             .hint("check the network and the name of the registry; what is cached can be used with `--offline`"),
         SourceError::Protocol { .. } => told(Code::Network),
         SourceError::Corrupt { .. } | SourceError::WrongSize { .. } => told(Code::Verification),

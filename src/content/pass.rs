@@ -228,7 +228,7 @@ impl FirstPass {
             // Looked at every time: the mount may have come up since.
             if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
                 let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
-                let cause = SourceError::Unreachable { what, place, why };
+                let cause = SourceError::Unreachable { what, place, why, hint: None };
                 return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
             }
             let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.blob.digest));

@@ -142,6 +142,8 @@ pub enum SourceError {
         place: String,
         /// What happened, as in `no answer within 10 s`.
         why: String,
+        /// What the user can do, where it is not about the network.
+        hint: Option<&'static str>,
     },
     /// The source answered with something that no conforming source sends.
     #[error("{place} sent a wrong answer for {what}: {why}")]

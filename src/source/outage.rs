@@ -305,7 +305,7 @@ impl Outages {
         if self.0.silences.tell(blob) {
             tell(&what, &why);
         }
-        SourceError::Unreachable { what, place: place.to_owned(), why }
+        SourceError::Unreachable { what, place: place.to_owned(), why, hint: None }
     }
 
     fn given_up(&self, number: u64, wait: &Wait, waited: Duration, place: &str) -> SourceError {
@@ -318,7 +318,7 @@ impl Outages {
         if first {
             tell(&wait.what, &why);
         }
-        SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why }
+        SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why, hint: None }
     }
 }
 

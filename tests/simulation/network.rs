@@ -303,7 +303,7 @@ impl Transfer {
 
 fn away(what: &Digest) -> SourceError {
     let (what, place, why) = (what.to_string(), "the network".to_owned(), "it is away".to_owned());
-    SourceError::Unreachable { what, place, why }
+    SourceError::Unreachable { what, place, why, hint: None }
 }
 
 fn refused(what: &Digest) -> SourceError {

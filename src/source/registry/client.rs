@@ -311,7 +311,7 @@ impl Client {
     }
 
     pub(super) fn unreachable(&self, what: &str, why: String) -> SourceError {
-        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why }
+        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint: None }
     }
 
     pub(super) fn gave_up(&self, what: &str, fault: &(dyn Display + Sync), tries: &Tries) -> SourceError {
