@@ -1,4 +1,4 @@
-//! Hostile images, registries and neighbours, one row of the attack table (docs/reliability.md) after
+//! Hostile images, registries and neighbours, one row of the attack table (SECURITY.md) after
 //! the other: the test that holds row 7 has `row_07` in its name, and prints how many inputs it tried.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
