@@ -151,7 +151,7 @@ PARTS = [
     ("The pass", None, list(whole_pass())),
     ("Seen before", None, list(seen())),
     ("Index known, no content", "cold.svg", list(cold())),
-    ("Everything here", "warm.svg", list(warm())),
+    ("Everything cached", "warm.svg", list(warm())),
     ("Growth", "growth.svg", list(growth())),
     ("Memory and index", None, list(memory())),
 ]
