@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peelfs::content::{Holdings, Profile, Run, drop_content};
+use peelfs::content::{Profile, ProfileRun, SharedLayers, evict_content};
 use peelfs::documents::Command;
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
@@ -358,7 +358,7 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
-    Profile::keep(&store(), &layer, vec![Run { image: image.root().digest.clone(), wanted }]).unwrap();
+    Profile::keep(&store(), &layer, vec![ProfileRun { image: image.root().digest.clone(), wanted }]).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
         let ended = shown::open(&silent, &store()).await.unwrap();
@@ -442,11 +442,11 @@ fn first_passes_that_wait_for_a_source_take_no_thread_from_others() {
 fn what_the_source_of_another_mount_does_not_bring_a_mount_reads_from_its_own() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
-    let holdings = Holdings::from(learnt(&image, dir.path()));
+    let shared_layers = SharedLayers::from(learnt(&image, dir.path()));
     runtime().block_on(async {
         let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
-        let waiting = shown::open_beside(&silent, &holdings).await.unwrap();
-        let other = shown::open_beside(&well, &holdings).await.unwrap();
+        let waiting = shown::open_beside(&silent, &shared_layers).await.unwrap();
+        let other = shown::open_beside(&well, &shared_layers).await.unwrap();
         silent.hang();
         let reading = tokio::spawn(async move { time_to_read(&waiting).await });
         until_asked(&silent, 1).await;
@@ -461,12 +461,12 @@ fn what_the_source_of_another_mount_does_not_bring_a_mount_reads_from_its_own() 
 fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
-    let holdings = Holdings::from(learnt(&image, dir.path()));
+    let shared_layers = SharedLayers::from(learnt(&image, dir.path()));
     runtime().block_on(async {
         let sources = [(); 3].map(|()| MemorySource::new(&image));
         let mut mounts = Vec::new();
         for source in &sources {
-            mounts.push(shown::open_beside(source, &holdings).await.unwrap());
+            mounts.push(shown::open_beside(source, &shared_layers).await.unwrap());
         }
         let [first, second, third] = mounts.try_into().unwrap_or_else(|_| unreachable!());
         sources[0].hang();
@@ -528,7 +528,7 @@ const STRINGS: u64 = 32 << 10;
 
 /// Begins to foresee what `command` will want, and waits until nothing more comes of it.
 async fn foresee(fs: &Arc<ImageFs>, command: &Command) {
-    let _ = tokio::time::timeout(Duration::from_secs(10), fs.foresee(command)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(10), fs.prefetch_programs(command)).await;
 }
 
 /// Begins to load a program, as a kernel does.
@@ -569,7 +569,7 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
         foresee(&fs, &command).await;
         assert_eq!(source.asked(), 0, "it is copied");
         fs.end();
-        drop_content(&store, &image.layers()[0].digest).unwrap();
+        evict_content(&store, &image.layers()[0].digest).unwrap();
 
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
@@ -603,7 +603,7 @@ fn programs_that_name_very_much_cost_a_bounded_time() {
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
         load(&fs, "bin/tool").await;
-        let foreseen = tokio::time::timeout(HANGS, fs.foresee(&Command::default())).await;
+        let foreseen = tokio::time::timeout(HANGS, fs.prefetch_programs(&Command::default())).await;
         assert!(foreseen.is_ok(), "it is looked at for ever");
         fs.end();
     });
@@ -615,7 +615,7 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
         ImageBuilder::new().layer(LayerBuilder::new().file("tool", program(&[])).packing(Packing::GZIP)).build();
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
-    let run = Run { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
+    let run = ProfileRun { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
     Profile::keep(&store, &image.layers()[0].digest, vec![run]).unwrap();
     runtime().block_on(async {
         let source = MemorySource::new(&image);

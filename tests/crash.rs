@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use peelfs::content::{check_layer, drop_content};
+use peelfs::content::{check_layer, evict_content};
 use peelfs::image::{ImageFs, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::tar::Entry;
@@ -81,9 +81,9 @@ async fn read_some(fs: &ImageFs, random: &mut Random, reads: usize) {
 }
 
 /// Makes a file's own file, as for `--passthrough`.
-async fn make_whole(fs: &ImageFs, path: &str) {
+async fn make_passthrough_copy(fs: &ImageFs, path: &str) {
     let node = fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await.unwrap().node;
-    if let Ok(Some(made)) = fs.make_whole(node) {
+    if let Ok(Some(made)) = fs.make_passthrough_copy(node) {
         made.await;
     }
 }
@@ -92,7 +92,7 @@ async fn make_whole(fs: &ImageFs, path: &str) {
 async fn whole(fs: &ImageFs, path: &str) -> Option<Vec<u8>> {
     let node = fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await.unwrap().node;
     let mut bytes = Vec::new();
-    fs.whole_now(node).unwrap()?.read_to_end(&mut bytes).unwrap();
+    fs.passthrough_copy_now(node).unwrap()?.read_to_end(&mut bytes).unwrap();
     Some(bytes)
 }
 
@@ -119,12 +119,12 @@ fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
             read_some(&fs, &mut random, 6).await;
             // Also under a mount, span by span.
             for layer in &layers {
-                drop(drop_content(store, layer));
+                drop(evict_content(store, layer));
             }
             read_some(&fs, &mut random, 4).await;
             if round > 1 {
                 fs.prefetch(Prefetch::All).await;
-                make_whole(&fs, WHOLE).await;
+                make_passthrough_copy(&fs, WHOLE).await;
             }
             fs.keep_profiles();
         });
@@ -307,7 +307,7 @@ fn leaks(store: &Store, cache: &Path, at: &str) {
     }
     for layer in image().0.layers() {
         let held = store.index(&layer.digest).unwrap();
-        drop_content(store, &layer.digest).unwrap();
+        evict_content(store, &layer.digest).unwrap();
         let data = cache.join("content-v1/sha256").join(format!("{}.data", layer.digest.hex()));
         let blocks = std::fs::metadata(&data).map_or(0, |found| found.blocks());
         // Pages that two spans share stay.

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use peelfs::content::drop_content;
+use peelfs::content::evict_content;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::layer::EntryId;
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
@@ -147,7 +147,7 @@ async fn read_while_it_goes(reads: usize) {
     let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     while readers.iter().any(|reader| !reader.is_finished()) {
         let (store, blob) = (Arc::clone(&store), blob.clone());
-        tokio::task::spawn_blocking(move || drop_content(&store, &blob)).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || evict_content(&store, &blob)).await.unwrap().unwrap();
     }
     for reader in readers {
         reader.await.unwrap();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use peelfs::content::{FirstPass, Holdings};
+use peelfs::content::{FirstPass, SharedLayers};
 use peelfs::descriptor::Compression;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
@@ -114,16 +114,22 @@ impl Bench {
         self.open_beside(&self.store().into(), policy).await
     }
 
-    /// As [`Bench::open`], in a process that has `holdings`.
-    async fn open_beside(&self, holdings: &Holdings, policy: OnOutage) -> Result<Mounted, image::PlanError> {
-        let (source, holdings) = (self.source(), holdings.clone());
+    /// As [`Bench::open`], in a process that has `shared_layers`.
+    async fn open_beside(&self, shared_layers: &SharedLayers, policy: OnOutage) -> Result<Mounted, image::PlanError> {
+        let (source, shared_layers) = (self.source(), shared_layers.clone());
         let reference = format!("127.0.0.1:{}/{NAME}:1", self.port).parse().unwrap();
         let dyn_source = Arc::clone(&source) as Arc<dyn BlobSource>;
         let plan =
-            image::resolve(&reference, &dyn_source, holdings.store(), &Platform::host(), Network::Allowed).await?;
+            image::resolve(&reference, &dyn_source, shared_layers.store(), &Platform::host(), Network::Allowed).await?;
         source.outages().unwrap().outlast(policy);
-        let fs =
-            image::open(&plan, dyn_source, holdings, &Limits::default(), Eagerness::OnDemand, Verify::BeforeShowing);
+        let fs = image::open(
+            &plan,
+            dyn_source,
+            shared_layers,
+            &Limits::default(),
+            Eagerness::OnDemand,
+            Verify::BeforeShowing,
+        );
         Ok(Mounted { fs, source })
     }
 
@@ -650,9 +656,9 @@ async fn who_began_to_wait_before_the_mount_was_up_waits_as_the_policy_says() {
 fn a_layer_that_another_mount_reads_is_waited_for_as_the_policy_says() {
     let bench = Bench::new(Packing::GZIP);
     runtime().block_on(async {
-        let holdings = bench.store().into();
-        let first = bench.open_beside(&holdings, OnOutage::Block).await.unwrap();
-        let second = bench.open_beside(&holdings, DEADLINE).await.unwrap();
+        let shared_layers = bench.store().into();
+        let first = bench.open_beside(&shared_layers, OnOutage::Block).await.unwrap();
+        let second = bench.open_beside(&shared_layers, DEADLINE).await.unwrap();
         let gate = Gate::new();
         bench.registry.faults().add(Rule::new(bench.blob(), Fault::Hang(gate.clone())));
         let waiting = tokio::spawn(async move { first.read("f").await });

@@ -188,7 +188,7 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     if checked.misshapen {
         found.push(format!("content of layer {layer}: its files do not fit its index"));
     }
-    found.extend(checked.damaged_wholes.iter().map(|entry| format!("file {entry} of layer {layer}")));
+    found.extend(checked.damaged_passthrough_copies.iter().map(|entry| format!("file {entry} of layer {layer}")));
     found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
     found
 }
@@ -202,7 +202,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
         Some(reference) => {
             let cache = args.cache.clone();
             let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
-            let around = Around { surroundings: Surroundings::of_process(), holdings: Arc::clone(&store).into() };
+            let around = Around { surroundings: Surroundings::of_process(), shared_layers: Arc::clone(&store).into() };
             let image = ImageArgs { reference, access };
             let opened = mount::runtime()?.block_on(open::open_for(&image, &around));
             let opened = opened.map_err(|report| match report.code {
@@ -214,7 +214,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
     };
     let mut freed = 0;
     for layer in layers {
-        freed += content::drop_content(&store, &layer)?;
+        freed += content::evict_content(&store, &layer)?;
     }
     writeln!(out, "freed {}", text::size(freed)).map_err(Trouble::Output)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::args::CarryCommand;
 use super::report::{Code, Report};
 use super::text;
-use crate::content::{self, CarryError, Profile};
+use crate::content::{self, Profile, TransferError};
 use crate::digest::Digest;
 use crate::host::{mount, open};
 
@@ -105,9 +105,9 @@ fn is_standard(path: &Path) -> bool {
 /// Has a file written, as a whole or not at all; into what is no ordinary file, as a pipe or a device, as it comes.
 fn export(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<Box<dyn io::Write>>) -> Result<(), CarryError>,
+    write: impl FnOnce(&mut BufWriter<Box<dyn io::Write>>) -> Result<(), TransferError>,
 ) -> Result<(), Report> {
-    let trouble = |error: CarryError| {
+    let trouble = |error: TransferError| {
         let report = Report::from(error);
         Report { message: format!("cannot export to `{}`: {}", path.display(), report.message), ..report }
     };
@@ -117,7 +117,7 @@ fn export(
     };
     if is_standard(path) {
         return match whole(Box::new(io::stdout())) {
-            Err(CarryError::Io(error)) => text::output_ended(&error),
+            Err(TransferError::Io(error)) => text::output_ended(&error),
             done => done.map_err(trouble),
         };
     }

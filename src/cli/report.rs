@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::content::{CarryError, PassError};
+use crate::content::{PassError, TransferError};
 use crate::fuse::{MountError, UnmountError};
 use crate::image::{FsError, LayerFailure, PlanError};
 use crate::platform::PlatformError;
@@ -143,15 +143,15 @@ impl From<StoreError> for Report {
     }
 }
 
-impl From<CarryError> for Report {
-    fn from(error: CarryError) -> Self {
+impl From<TransferError> for Report {
+    fn from(error: TransferError) -> Self {
         match error {
-            CarryError::Store(cause) => cause.into(),
-            CarryError::Missing { .. } => {
+            TransferError::Store(cause) => cause.into(),
+            TransferError::Missing { .. } => {
                 Self::of(Code::NotFound, &error).hint("read every layer once, as with `peelfs mount --wait`")
             }
-            CarryError::NotCarried { .. } | CarryError::Index { .. } => Self::of(Code::Verification, &error),
-            CarryError::Io(_) => Self::of(Code::Failure, &error),
+            TransferError::NotAnExport { .. } | TransferError::Index { .. } => Self::of(Code::Verification, &error),
+            TransferError::Io(_) => Self::of(Code::Failure, &error),
         }
     }
 }

@@ -16,42 +16,42 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
-use super::ahead::Queue;
-use super::traffic::in_kib;
-use super::{LayerContent, ReadError, spans};
+use super::readahead::Queue;
+use super::scope::{MountId, in_kib};
+use super::{LayerReader, ReadError, spans};
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};
 use crate::layer::{IndexError, SpanId};
 use crate::source::SourceError;
 use crate::sync::lock;
 use crate::trust::Untrusted;
 
-/// Spans on their way, each with the mount that fetches it ([`LayerContent::mount`]), and where their outcome will be
+/// Spans on their way, each with the mount that fetches it ([`MountId`]), and where their outcome will be
 /// told.
-pub(super) type Flights = BTreeMap<(u32, usize), watch::Receiver<Outcome>>;
+pub(super) type InFlightSpans = BTreeMap<(u32, MountId), watch::Receiver<Outcome>>;
 
 /// `None` while a span is on its way.
 type Outcome = Option<Result<Bytes, ReadError>>;
 
 /// Neighbouring spans that travel in one request.
-type Run = Vec<Flying>;
+type SpanRun = Vec<InFlight>;
 
 /// A span on its way.
-struct Flying {
+struct InFlight {
     span: u32,
     sender: watch::Sender<Outcome>,
     /// Ends behind `sender`; `None` where another process has the span on its way, too.
     claim: Option<Claim>,
 }
 
-/// This process's claim to fetch a span, until dropped; not to be dropped under the lock of `flights`.
+/// This process's claim to fetch a span, until dropped; not to be dropped under the lock of `in_flight`.
 struct Claim {
-    layer: Arc<LayerContent>,
+    layer: Arc<LayerReader>,
     span: u32,
 }
 
 impl Claim {
     /// The claim that [`Content::claim`](crate::store::Content::claim) has just granted.
-    fn of(layer: &Arc<LayerContent>, span: u32) -> Self {
+    fn of(layer: &Arc<LayerReader>, span: u32) -> Self {
         Self { layer: Arc::clone(layer), span }
     }
 }
@@ -59,21 +59,21 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // All threads of a process have one claim: a flight that has begun since goes on with it.
-        let flights = lock(&self.layer.flights);
-        if !flights_of(self.span, &flights).any(is_flying) {
+        let in_flight = lock(&self.layer.in_flight);
+        if !in_flight_for(self.span, &in_flight).any(is_in_flight) {
             self.layer.content.unclaim(self.span);
         }
     }
 }
 
 /// Whether a flight goes on; one whose sender is gone was ended with the mount that had begun it.
-pub(super) fn is_flying(flight: &watch::Receiver<Outcome>) -> bool {
+pub(super) fn is_in_flight(flight: &watch::Receiver<Outcome>) -> bool {
     flight.has_changed().is_ok()
 }
 
 /// The flights of a span, whoever has begun them.
-pub(super) fn flights_of(span: u32, flights: &Flights) -> impl Iterator<Item = &watch::Receiver<Outcome>> {
-    flights.range((span, 0)..=(span, usize::MAX)).map(|(_, flight)| flight)
+pub(super) fn in_flight_for(span: u32, in_flight: &InFlightSpans) -> impl Iterator<Item = &watch::Receiver<Outcome>> {
+    in_flight.range((span, MountId::FIRST)..=(span, MountId::LAST)).map(|(_, flight)| flight)
 }
 
 /// A span that is waited for.
@@ -100,28 +100,28 @@ type Arrivals = Vec<(u32, Arrival)>;
 
 /// Whether a run gives way to readers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Manners {
+pub(super) enum Preempt {
     /// It goes on to its end.
     Stay,
     /// It ends after the piece at hand when a reader waits for something else.
-    GiveWay,
+    ForReaders,
 }
 
 /// Starts fetching what is missing of `wanted`, and with it what is neither here nor on its way of
 /// `around`; returns an arrival for each span of `wanted` that is fetched. With `again`, all of `wanted` is, also
 /// what seems to be here, or what another mount has on its way.
 pub(super) fn start(
-    layer: &Arc<LayerContent>,
+    layer: &Arc<LayerReader>,
     wanted: &Range<u32>,
     around: Range<u32>,
     room: Option<OwnedSemaphorePermit>,
     again: bool,
 ) -> Result<Arrivals, ReadError> {
-    let (runs, elsewhere, arrivals) = take_off(layer, wanted, around, again)?;
+    let (runs, elsewhere, arrivals) = reserve(layer, wanted, around, again)?;
     follow_all(layer, elsewhere);
     let room = room.map(Arc::new);
     for run in runs {
-        fly_holding(layer, run, None, room.clone());
+        fetch_holding(layer, run, None, room.clone());
     }
     Ok(arrivals)
 }
@@ -130,26 +130,26 @@ pub(super) fn start(
 /// in his queue, and few requests at a time, so that the first does not share the link with all that come behind it.
 /// What has not had its turn is not on its way: whoever wants it until then fetches it at once.
 pub(super) fn start_in_order(
-    layer: &Arc<LayerContent>,
+    layer: &Arc<LayerReader>,
     spans: Range<u32>,
     mut room: OwnedSemaphorePermit,
     queue: Queue,
 ) {
     let layer = Arc::clone(layer);
-    layer.traffic.clone().spawn(async move {
+    layer.scope.clone().spawn(async move {
         let _turn = queue.lock().await;
         let mut from = spans.start;
         while from < spans.end {
             let Ok(end) = layer.request_end(from, spans.end) else { return };
             let Ok(bytes) = layer.blob_bytes(&(from..end)) else { return };
-            let mut on_link = layer.wanted.on_link(bytes).await;
-            let Ok((runs, elsewhere, _)) = take_off(&layer, &(from..from), from..end, false) else { return };
+            let mut on_link = layer.demand.on_link(bytes).await;
+            let Ok((runs, elsewhere, _)) = reserve(&layer, &(from..from), from..end, false) else { return };
             follow_all(&layer, elsewhere);
             let of_room = room.split(in_kib(bytes, room.num_permits().max(1)) as usize).map(Arc::new);
             for run in runs {
                 let bytes = layer.blob_bytes(&(run[0].span..run[run.len() - 1].span + 1)).unwrap_or(bytes);
                 let of_link = on_link.split(in_kib(bytes, on_link.num_permits().max(1)) as usize);
-                fly_holding(&layer, run, of_link, of_room.clone());
+                fetch_holding(&layer, run, of_link, of_room.clone());
             }
             from = end;
         }
@@ -157,64 +157,64 @@ pub(super) fn start_in_order(
 }
 
 /// Starts fetching a run; `held` is dropped when it has ended, and its room on the link as its bytes come.
-fn fly_holding(
-    layer: &Arc<LayerContent>,
-    run: Run,
+fn fetch_holding(
+    layer: &Arc<LayerReader>,
+    run: SpanRun,
     on_link: Option<OwnedSemaphorePermit>,
     held: Option<Arc<OwnedSemaphorePermit>>,
 ) {
     let (layer, run) = (Arc::clone(layer), Arc::new(run));
-    layer.traffic.clone().spawn(async move {
-        fly_while_wanted(&layer, &run, on_link).await;
+    layer.scope.clone().spawn(async move {
+        fetch_while_demanded(&layer, &run, on_link).await;
         drop(held);
     });
 }
 
 /// As [`fly`], for readers who wait or may come: while the source is in trouble, only as long as one of them waits.
-async fn fly_while_wanted(layer: &Arc<LayerContent>, run: &Arc<Run>, on_link: Option<OwnedSemaphorePermit>) {
+async fn fetch_while_demanded(layer: &Arc<LayerReader>, run: &Arc<SpanRun>, on_link: Option<OwnedSemaphorePermit>) {
     let deserted = async {
         let Some(outages) = layer.source.outages() else { return std::future::pending().await };
         loop {
             tokio::time::sleep(LOOK_FOR_READERS).await;
-            if outages.concern(&layer.blob.digest) && !land(layer, run, |waiting| waiting == 0).is_empty() {
+            if outages.concern(&layer.blob.digest) && !complete(layer, run, |waiting| waiting == 0).is_empty() {
                 return;
             }
         }
     };
     tokio::select! {
         biased;
-        _ = fly(layer, run, Manners::Stay, on_link) => {}
+        _ = fetch(layer, run, Preempt::Stay, on_link) => {}
         () = deserted => {}
     }
 }
 
 /// Fetches what is neither here nor on its way of `spans`, for nobody in particular; `false` when some of it
 /// cannot be had.
-pub(super) async fn in_background(layer: &Arc<LayerContent>, spans: Range<u32>, manners: Manners) -> bool {
-    let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return false };
+pub(super) async fn in_background(layer: &Arc<LayerReader>, spans: Range<u32>, manners: Preempt) -> bool {
+    let Ok((runs, ..)) = reserve(layer, &(spans.start..spans.start), spans, false) else { return false };
     let mut good = true;
     for run in runs {
-        good &= fly(layer, &Arc::new(run), manners, None).await;
+        good &= fetch(layer, &Arc::new(run), manners, None).await;
     }
     good
 }
 
 /// As [`in_background`], on the chance that somebody will want it: while the source is in trouble, it is let go.
-pub(super) async fn on_the_chance(layer: &Arc<LayerContent>, spans: Range<u32>) {
-    let Ok((runs, ..)) = take_off(layer, &(spans.start..spans.start), spans, false) else { return };
+pub(super) async fn on_the_chance(layer: &Arc<LayerReader>, spans: Range<u32>) {
+    let Ok((runs, ..)) = reserve(layer, &(spans.start..spans.start), spans, false) else { return };
     for run in runs {
-        fly_while_wanted(layer, &Arc::new(run), None).await;
+        fetch_while_demanded(layer, &Arc::new(run), None).await;
     }
 }
 
 /// Notes flights for what is missing, cut into runs, and apart from them for what of `wanted` another process
 /// has on its way; `again` takes all that `wanted` has for missing, unless this mount fetches it.
-fn take_off(
-    layer: &Arc<LayerContent>,
+fn reserve(
+    layer: &Arc<LayerReader>,
     wanted: &Range<u32>,
     around: Range<u32>,
     again: bool,
-) -> Result<(Vec<Run>, Run, Arrivals), ReadError> {
+) -> Result<(Vec<SpanRun>, SpanRun, Arrivals), ReadError> {
     let mut todo = Vec::new();
     for span in around {
         if wanted.contains(&span) || layer.content.generation(span).is_none() {
@@ -223,16 +223,16 @@ fn take_off(
         }
     }
     let mut arrivals = Arrivals::new();
-    let mut runs: Vec<Run> = Vec::new();
-    let mut elsewhere = Run::new();
+    let mut runs: Vec<SpanRun> = Vec::new();
+    let mut elsewhere = SpanRun::new();
     let mut begun = None;
     let patience = Instant::now() + PATIENCE;
-    let mut flights = lock(&layer.flights);
-    flights.retain(|_, flight| is_flying(flight));
+    let mut in_flight = lock(&layer.in_flight);
+    in_flight.retain(|_, flight| is_in_flight(flight));
     for (span, known) in todo {
         let anew = again && wanted.contains(&span);
-        let own = flights.get(&(span, layer.mount())).map(|flight| (flight, None));
-        let others = || flights_of(span, &flights).next().filter(|_| !anew).map(|flight| (flight, Some(patience)));
+        let own = in_flight.get(&(span, layer.scope.mount())).map(|flight| (flight, None));
+        let others = || in_flight_for(span, &in_flight).next().filter(|_| !anew).map(|flight| (flight, Some(patience)));
         if let Some((flight, until)) = own.or_else(others) {
             if wanted.contains(&span) {
                 arrivals.push((span, Arrival { outcome: flight.clone(), until }));
@@ -249,23 +249,23 @@ fn take_off(
             continue;
         }
         let (sender, receiver) = watch::channel(None);
-        flights.insert((span, layer.mount()), receiver.clone());
+        in_flight.insert((span, layer.scope.mount()), receiver.clone());
         if wanted.contains(&span) {
             arrivals.push((span, Arrival { outcome: receiver, until: None }));
         }
         if !claimed {
-            elsewhere.push(Flying { span, sender, claim: None });
+            elsewhere.push(InFlight { span, sender, claim: None });
             continue;
         }
-        let flying = Flying { span, sender, claim: Some(Claim::of(layer, span)) };
+        let fetching = InFlight { span, sender, claim: Some(Claim::of(layer, span)) };
         // What decodes only from an earlier start stays with it, or would be fetched with it once more.
         let goes_on = runs.last().and_then(|run| run.last()).is_some_and(|before| before.span + 1 == span);
         let full = |begun: u64| known.blob.0.saturating_sub(begun) >= REQUEST && known.kind != StartKind::Continued;
         if goes_on && span != wanted.start && begun.is_some_and(|begun| !full(begun)) {
-            runs.last_mut().expect("it goes on").push(flying);
+            runs.last_mut().expect("it goes on").push(fetching);
         } else {
             begun = Some(known.blob.0);
-            runs.push(vec![flying]);
+            runs.push(vec![fetching]);
         }
     }
     // Those who wait come first.
@@ -274,39 +274,39 @@ fn take_off(
 }
 
 /// Starts waiting for spans that other processes fetch.
-fn follow_all(layer: &Arc<LayerContent>, elsewhere: Run) {
-    for flying in elsewhere {
+fn follow_all(layer: &Arc<LayerReader>, elsewhere: SpanRun) {
+    for fetching in elsewhere {
         let layer = Arc::clone(layer);
-        layer.traffic.clone().spawn(async move { follow(&layer, flying).await });
+        layer.scope.clone().spawn(async move { follow(&layer, fetching).await });
     }
 }
 
 /// Waits for a span that another process fetches; fetches it when that one has not brought it after a while.
-async fn follow(layer: &Arc<LayerContent>, mut flying: Flying) {
+async fn follow(layer: &Arc<LayerReader>, mut fetching: InFlight) {
     let begun = Instant::now();
     let mut pause = SHORTEST_LOOK;
     loop {
         // In this order: whoever gives up its claim has kept the span before.
-        flying.claim = layer.content.claim(flying.span).then(|| Claim::of(layer, flying.span));
-        if let Some(bytes) = layer.stored(flying.span) {
-            layer.goes_well();
-            return layer.landed(&flying, bytes);
+        fetching.claim = layer.content.claim(fetching.span).then(|| Claim::of(layer, fetching.span));
+        if let Some(bytes) = layer.stored(fetching.span) {
+            layer.clear_error();
+            return layer.landed(&fetching, bytes);
         }
-        if flying.claim.is_some() || begun.elapsed() > PATIENCE {
+        if fetching.claim.is_some() || begun.elapsed() > PATIENCE {
             break;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_LOOK);
     }
-    fly_while_wanted(layer, &Arc::new(vec![flying]), None).await;
+    fetch_while_demanded(layer, &Arc::new(vec![fetching]), None).await;
 }
 
 /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more. Its room on the link is
 /// given back as its bytes come.
-async fn fly(
-    layer: &Arc<LayerContent>,
-    run: &Arc<Run>,
-    manners: Manners,
+async fn fetch(
+    layer: &Arc<LayerReader>,
+    run: &Arc<SpanRun>,
+    manners: Preempt,
     mut on_link: Option<OwnedSemaphorePermit>,
 ) -> bool {
     let mut result = fetch_run(layer, run, manners, &mut on_link).await;
@@ -315,10 +315,10 @@ async fn fly(
     }
     drop(on_link);
     let Err(error) = result else { return true };
-    let open = land(layer, run, |_| true);
+    let open = complete(layer, run, |_| true);
     if open.iter().any(|sender| sender.receiver_count() > 0) {
         tracing::error!(target: "peelfs::failure", layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "a span cannot be had");
-        layer.fails(&error);
+        layer.set_error(&error);
     } else {
         tracing::warn!(layer = %layer.blob.digest, error = &error as &dyn std::error::Error, "spans that nobody waits for cannot be had");
     }
@@ -332,21 +332,21 @@ async fn fly(
 }
 
 /// Ends the flights of a run that have no outcome yet, if `may` agrees to how many wait for them.
-fn land<'a>(layer: &LayerContent, run: &'a Run, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
-    let mut flights = lock(&layer.flights);
-    let open = || run.iter().filter(|flying| flying.sender.borrow().is_none());
+fn complete<'a>(layer: &LayerReader, run: &'a SpanRun, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
+    let mut in_flight = lock(&layer.in_flight);
+    let open = || run.iter().filter(|fetching| fetching.sender.borrow().is_none());
     // One receiver is that of the flight itself, unless it is landing.
-    if !may(open().map(|flying| flying.sender.receiver_count().saturating_sub(1)).sum()) {
+    if !may(open().map(|fetching| fetching.sender.receiver_count().saturating_sub(1)).sum()) {
         return Vec::new();
     }
-    open().for_each(|flying| drop(flights.remove(&(flying.span, layer.mount()))));
-    open().map(|flying| &flying.sender).collect()
+    open().for_each(|fetching| drop(in_flight.remove(&(fetching.span, layer.scope.mount()))));
+    open().map(|fetching| &fetching.sender).collect()
 }
 
 async fn fetch_run(
-    layer: &Arc<LayerContent>,
-    run: &Arc<Run>,
-    manners: Manners,
+    layer: &Arc<LayerReader>,
+    run: &Arc<SpanRun>,
+    manners: Preempt,
     on_link: &mut Option<OwnedSemaphorePermit>,
 ) -> Result<(), ReadError> {
     let (first, last) = (run[0].span, run[run.len() - 1].span);
@@ -373,9 +373,9 @@ async fn fetch_run(
         if sender.send(piece).await.is_err() {
             break; // the decoder has all it needs, or has failed
         }
-        if manners == Manners::GiveWay
-            && layer.traffic.somebody_waits()
-            && !land(layer, run, |waiting| waiting == 0).is_empty()
+        if manners == Preempt::ForReaders
+            && layer.scope.has_waiting_reads()
+            && !complete(layer, run, |waiting| waiting == 0).is_empty()
         {
             return Ok(()); // the decoder keeps what is whole and ends
         }
@@ -386,10 +386,10 @@ async fn fetch_run(
 
 /// Decodes from span `start` to span `last`, checking and keeping each span on the way.
 fn decode_run(
-    layer: &Arc<LayerContent>,
+    layer: &Arc<LayerReader>,
     start: u32,
     last: u32,
-    run: &Run,
+    run: &SpanRun,
     mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
 ) -> Result<(), ReadError> {
     let index_error = |cause: IndexError| layer.index_error(cause);
@@ -441,9 +441,9 @@ fn decode_run(
     }
 }
 
-impl LayerContent {
+impl LayerReader {
     /// Checks a span that was decoded, keeps it, and tells whoever waits for it.
-    fn arrived(&self, span: u32, known: &crate::layer::Span, bytes: Bytes, run: &Run) -> Result<(), ReadError> {
+    fn arrived(&self, span: u32, known: &crate::layer::Span, bytes: Bytes, run: &SpanRun) -> Result<(), ReadError> {
         let actual = blake3::hash(&bytes);
         if *actual.as_bytes() != known.check {
             return Err(ReadError::Corrupt {
@@ -454,11 +454,12 @@ impl LayerContent {
             });
         }
         self.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        self.goes_well();
+        self.clear_error();
         // First kept, then told: whoever has read it will find it here.
         self.keep(span, known, &bytes);
-        if let Some(flying) = run.iter().find(|flying| flying.span == span && flying.sender.borrow().is_none()) {
-            self.landed(flying, bytes);
+        if let Some(fetching) = run.iter().find(|fetching| fetching.span == span && fetching.sender.borrow().is_none())
+        {
+            self.landed(fetching, bytes);
         }
         Ok(())
     }
@@ -483,22 +484,17 @@ impl LayerContent {
     }
 
     /// Ends a span's flight and tells whoever waits for it.
-    fn landed(&self, Flying { span, sender, .. }: &Flying, bytes: Bytes) {
-        let mut flights = lock(&self.flights);
+    fn landed(&self, InFlight { span, sender, .. }: &InFlight, bytes: Bytes) {
+        let mut in_flight = lock(&self.in_flight);
         // Another flight may have begun since this one gave way.
-        let flight = (*span, self.mount());
-        if flights.get(&flight).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
-            flights.remove(&flight);
+        let flight = (*span, self.scope.mount());
+        if in_flight.get(&flight).is_some_and(|flight| flight.same_channel(&sender.subscribe())) {
+            in_flight.remove(&flight);
         }
-        drop(flights);
+        drop(in_flight);
         // What nobody waits for is in the store, and need not be in memory until the run ends.
         let waited_for = sender.receiver_count() > 0;
         sender.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
-    }
-
-    /// What tells the flights of this mount from those of others, while they fly.
-    fn mount(&self) -> usize {
-        Arc::as_ptr(&self.traffic).addr()
     }
 
     /// A span's bytes, if the store has them as they should be.

@@ -2,27 +2,27 @@
 //!
 //! Above this module nobody knows formats or sources, below it nobody knows files. A layer that was
 //! never seen gets a [`pass`]; a span that is not in the store is fetched by [`fetch`]; what is in the
-//! store is read by [`LayerContent::read_stored`], and checked when this process first touches it.
+//! store is read by [`LayerReader::read_stored`], and checked when this process first touches it.
 
-mod ahead;
-mod carry;
-pub mod check;
-mod cold;
-mod drop;
+mod demand;
 pub mod elf;
+mod evict_content;
 mod fetch;
-mod growing;
-mod guess;
-mod holdings;
-mod kin;
+pub mod fsck;
+mod partial;
 pub mod pass;
+mod pass_schedule;
+mod passthrough_copy;
 mod prefetch;
 mod profile;
+mod read_missing;
+mod readahead;
+mod scope;
+mod shared;
+mod siblings;
 mod spans;
-mod traffic;
-mod turn;
-mod wanted;
-mod whole;
+mod speculate;
+mod transfer;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,41 +37,41 @@ use crate::store::{Generation, Store, StoreError};
 use crate::sync::lock;
 use spans::Stored;
 
-pub use carry::{CarryError, Imported, export_indexes, import_indexes};
-pub use check::{CheckedLayer, check_layer};
-pub use drop::drop_content;
-pub use growing::{Closed, Growing, ShownSpan};
-pub use holdings::{Held, Holdings, Kept};
+pub use evict_content::evict_content;
+pub use fsck::{CheckedLayer, check_layer};
+pub use partial::{Closed, PartialLayer, ShownSpan};
 pub use pass::{FirstPass, PassError, PassProgress};
+pub use pass_schedule::{PassScheduler, ScheduledPass};
+pub use passthrough_copy::PassthroughCopyError;
 pub use prefetch::{keep_profiles, prefetch};
-pub use profile::{Profile, Run};
-pub use traffic::{Prefetch, Traffic, Urgency};
-pub use turn::{Turn, Turns};
-pub use whole::WholeError;
+pub use profile::{Profile, ProfileRun};
+pub use scope::{MountScope, Prefetch, Urgency};
+pub use shared::{OpenLayer, SharedLayer, SharedLayers};
+pub use transfer::{Imported, TransferError, export_indexes, import_indexes};
 
 /// The decoded bytes of one layer whose index is known, as one mount reads them.
-pub struct LayerContent {
+pub struct LayerReader {
     /// What does not depend on the mount.
-    kept: Arc<Kept>,
+    open: Arc<OpenLayer>,
     blob: Descriptor,
     compression: Compression,
     source: Arc<dyn BlobSource>,
     store: Arc<Store>,
     /// What the mount has on its way, in all layers.
-    traffic: Arc<Traffic>,
+    scope: Arc<MountScope>,
     /// Which spans were read, and who goes on reading where.
-    wanted: wanted::Wanted,
+    demand: demand::Demand,
     /// Why a reader did not get a span, if none has come since.
-    trouble: Mutex<Option<ReadError>>,
+    last_error: Mutex<Option<ReadError>>,
     /// Up to where the disk was told last what is read next.
-    told_disk: AtomicU64,
+    advised_to: AtomicU64,
 }
 
-impl std::ops::Deref for LayerContent {
-    type Target = Kept;
+impl std::ops::Deref for LayerReader {
+    type Target = OpenLayer;
 
-    fn deref(&self) -> &Kept {
-        &self.kept
+    fn deref(&self) -> &OpenLayer {
+        &self.open
     }
 }
 
@@ -161,19 +161,19 @@ pub enum ReadError {
     },
 }
 
-impl LayerContent {
+impl LayerReader {
     /// The content of a layer, as far as the store has it; the rest comes from `source` when read.
     pub fn new(
-        kept: Arc<Kept>,
+        open: Arc<OpenLayer>,
         blob: Descriptor,
         compression: Compression,
         source: Arc<dyn BlobSource>,
         store: Arc<Store>,
-        traffic: Arc<Traffic>,
+        scope: Arc<MountScope>,
     ) -> Self {
-        let wanted = wanted::Wanted::new(kept.index.span_count());
-        let (trouble, told_disk) = (Mutex::default(), AtomicU64::new(0));
-        Self { kept, blob, compression, source, store, traffic, wanted, trouble, told_disk }
+        let demand = demand::Demand::new(open.index.span_count());
+        let (last_error, advised_to) = (Mutex::default(), AtomicU64::new(0));
+        Self { open, blob, compression, source, store, scope, demand, last_error, advised_to }
     }
 
     /// The blob this is the content of.
@@ -182,18 +182,18 @@ impl LayerContent {
     }
 
     /// Why the last read that failed did, if nothing has come from the source since.
-    pub fn trouble(&self) -> Option<ReadError> {
-        lock(&self.trouble).clone()
+    pub fn last_error(&self) -> Option<ReadError> {
+        lock(&self.last_error).clone()
     }
 
     /// A reader is told that it cannot have what it wants.
-    pub fn fails(&self, why: &ReadError) {
-        *lock(&self.trouble) = Some(why.clone());
+    pub fn set_error(&self, why: &ReadError) {
+        *lock(&self.last_error) = Some(why.clone());
     }
 
     /// Something has come.
-    fn goes_well(&self) {
-        *lock(&self.trouble) = None;
+    fn clear_error(&self) {
+        *lock(&self.last_error) = None;
     }
 
     /// What reads have cost so far.
@@ -228,12 +228,12 @@ impl LayerContent {
         let spans = self.spans_of(from..from + buf.len() as u64)?;
         let here = self.read_unwanted(spans.clone(), from, buf, before_wait)?;
         if here {
-            spans.for_each(|span| self.want(span));
+            spans.for_each(|span| self.record(span));
         }
         Ok(here)
     }
 
-    /// As [`LayerContent::read_stored`], for one who reads to know what a reader may want.
+    /// As [`LayerReader::read_stored`], for one who reads to know what a reader may want.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -322,7 +322,7 @@ impl LayerContent {
         Ok(if still { FromStore::All } else { FromStore::Changed })
     }
 
-    /// As [`LayerContent::read_stored`], for a reader.
+    /// As [`LayerReader::read_stored`], for a reader.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -337,8 +337,8 @@ impl LayerContent {
         self.read_ahead_on_disk(&wanted, place)?;
         let here = self.read_stored(from, buf, before_wait)?;
         if here {
-            if place.before == 0 && !wanted.is_empty() && self.may_guess() {
-                self.guess_kin(place, &self.spans_of(wanted.clone())?);
+            if place.before == 0 && !wanted.is_empty() && self.may_speculate() {
+                self.speculate_siblings(place, &self.spans_of(wanted.clone())?);
             }
             self.stream(wanted, place, false);
         }
@@ -360,7 +360,7 @@ impl LayerContent {
             last = at(next)?.decoded.end;
             next += 1;
         }
-        let told = DecodedOffset(self.told_disk.swap(last.0, Ordering::Relaxed));
+        let told = DecodedOffset(self.advised_to.swap(last.0, Ordering::Relaxed));
         let from = if (known.decoded.start..=last).contains(&told) { told } else { known.decoded.start };
         if last > from {
             self.content.read_ahead(from..last);
@@ -378,13 +378,17 @@ impl LayerContent {
         buf: &mut [u8],
         place: PlaceInFile,
     ) -> Result<(), ReadError> {
-        if self.read_now(from, buf, place, &mut || ())? { Ok(()) } else { cold::read(self, from, buf, place).await }
+        if self.read_now(from, buf, place, &mut || ())? {
+            Ok(())
+        } else {
+            read_missing::read_missing(self, from, buf, place).await
+        }
     }
 
     /// Whether the cache has had to give away spans of this layer, or could not keep one: what is fetched
     /// before it is read would push out what is.
     pub(super) fn is_crowded(&self) -> bool {
-        self.hand.load(Ordering::Relaxed) > 0 || self.counters.unkept_spans.load(Ordering::Relaxed) > 0
+        self.evict_cursor.load(Ordering::Relaxed) > 0 || self.counters.unkept_spans.load(Ordering::Relaxed) > 0
     }
 
     /// Whether all of `range` is in the store, as far as its presence map says.
@@ -424,7 +428,7 @@ impl LayerContent {
         match self.store.make_room(0) {
             Ok(0) => {}
             // What spans hold, too, goes before them.
-            Ok(over) => self.evict_spans(over.saturating_sub(self.store.drop_wholes(&self.blob.digest))),
+            Ok(over) => self.evict_spans(over.saturating_sub(self.store.drop_passthrough_copies(&self.blob.digest))),
             Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),
         }
     }
@@ -436,7 +440,7 @@ impl LayerContent {
             if freed >= over {
                 return;
             }
-            let span = self.hand.fetch_add(1, Ordering::Relaxed) % self.content.spans();
+            let span = self.evict_cursor.fetch_add(1, Ordering::Relaxed) % self.content.spans();
             let Ok(known) = self.index.span(SpanId(span)) else { continue };
             // One that is absent may still take room, if whoever evicted it died in between.
             if self.content.generation(span).is_none() && !self.content.takes_room(&known.decoded) {

@@ -19,8 +19,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::turn::Priority;
-use super::{Growing, Turn};
+use super::pass_schedule::Priority;
+use super::{PartialLayer, ScheduledPass};
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -163,8 +163,8 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
-        turn: &Turn,
-        growing: Option<&Arc<Growing>>,
+        schedule: &ScheduledPass,
+        partial: Option<&Arc<PartialLayer>>,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let lock = match store.try_lock_pass(&self.blob.digest) {
             Some(lock) => lock,
@@ -172,7 +172,7 @@ impl FirstPass {
         };
         match open_index(store, &self.blob, &self.diff_id) {
             Some(index) => Ok(index),
-            None => self.make(source, store, progress, turn, growing, &lock).await,
+            None => self.make(source, store, progress, schedule, partial, &lock).await,
         }
     }
 
@@ -246,8 +246,8 @@ impl FirstPass {
         source: &Arc<dyn BlobSource>,
         store: &Arc<Store>,
         progress: &Arc<PassProgress>,
-        turn: &Turn,
-        growing: Option<&Arc<Growing>>,
+        schedule: &ScheduledPass,
+        partial: Option<&Arc<PartialLayer>>,
         lock: &PassLock,
     ) -> Result<Arc<LayerIndex>, PassError> {
         let layer = || self.blob.digest.clone();
@@ -262,40 +262,40 @@ impl FirstPass {
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
         let (empty_sender, empties) = std::sync::mpsc::channel();
         let hashing = {
-            let (algorithm, priority) = (self.blob.digest.algorithm(), turn.priority());
+            let (algorithm, priority) = (self.blob.digest.algorithm(), schedule.priority());
             tokio::task::spawn_blocking(move || hash(algorithm, hashed, priority()))
         };
         let decoding = {
-            let (pass, priority) = (self.clone(), turn.priority());
+            let (pass, priority) = (self.clone(), schedule.priority());
             tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties, priority()))
         };
         let walking = {
             let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
             // Without an audience the same, but nobody looks.
-            let (growing, priority) = (growing.map_or_else(Arc::default, Arc::clone), turn.priority());
+            let (partial, priority) = (partial.map_or_else(Arc::default, Arc::clone), schedule.priority());
             tokio::task::spawn_blocking(move || {
-                pass.walk(&store, &buffers, &empty_sender, &progress, &growing, priority())
+                pass.walk(&store, &buffers, &empty_sender, &progress, &partial, priority())
             })
         };
 
         let fetched = async {
-            let mut taking = turn.take();
+            let mut lease = schedule.take();
             while let Some(piece) = stream.next().await {
                 let piece = piece?.into_unverified();
-                taking.fed();
+                lease.progressed();
                 let before = progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 let received = before + piece.len() as u64;
                 if before / NOTED != received / NOTED {
                     lock.note(received);
                 }
                 if to_decoder.capacity() == 0 {
-                    taking.full();
+                    lease.full();
                 }
                 let sent = to_hasher.send(Untrusted::new(piece.clone())).await.is_ok();
                 if !sent || to_decoder.send(Untrusted::new(piece)).await.is_err() {
                     break; // a later stage has failed and says why itself
                 }
-                taking.next().await;
+                lease.next().await;
             }
             Ok(())
         }
@@ -361,7 +361,7 @@ impl FirstPass {
         buffers: &std::sync::mpsc::Receiver<Decoded>,
         empties: &std::sync::mpsc::Sender<Filled>,
         progress: &PassProgress,
-        growing: &Growing,
+        partial: &PartialLayer,
         mut priority: Priority,
     ) -> Result<Walked, PassError> {
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
@@ -370,8 +370,8 @@ impl FirstPass {
         let same = self.compression == Compression::Stored && self.blob.digest.algorithm() == algorithm;
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
-        let mut keeper = Keeper::new(store, &self.blob.digest);
-        growing.begin(LayerTree::new(self.layer_limits), keeper.reader());
+        let mut content = ContentWriter::new(store, &self.blob.digest);
+        partial.begin(LayerTree::new(self.layer_limits), content.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
@@ -384,24 +384,24 @@ impl FirstPass {
             if let Some(diff_id) = &mut diff_id {
                 diff_id.update(bytes);
             }
-            spans.cut(at, bytes, marks, &mut keeper);
-            keeper.write(at, bytes);
+            spans.cut(at, bytes, marks, &mut content);
+            content.write(at, bytes);
             if failed.is_none() {
-                failed = growing.with_tree(|tree| walker.push(bytes, tree)).and_then(Result::err);
+                failed = partial.with_tree(|tree| walker.push(bytes, tree)).and_then(Result::err);
             }
             at = at + bytes.len() as u64;
             progress.decoded.store(at.0, Ordering::Relaxed);
-            growing.grown_to(keeper.stopped_at.unwrap_or(at).min(spans.whole_to()));
+            partial.advance_to(content.stopped_at.unwrap_or(at).min(spans.whole_to()));
             // The decoder has ended when nobody takes it.
             let _ = empties.send(buffer);
         }
-        let ended = growing.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
-        spans.end(&mut keeper);
+        let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
+        spans.end(&mut content);
         let tree = match failed {
             None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
-        let (diff_id, content) = (diff_id.map(Hasher::finish), keeper.into_content());
+        let (diff_id, content) = (diff_id.map(Hasher::finish), content.into_content());
         Ok(Walked { diff_id, size: at, tree, spans: spans.done, windows, content })
     }
 
@@ -614,13 +614,13 @@ struct SpanCutter {
 }
 
 impl SpanCutter {
-    fn cut(&mut self, at: DecodedOffset, bytes: &[u8], marks: Vec<Mark>, keeper: &mut Keeper) {
+    fn cut(&mut self, at: DecodedOffset, bytes: &[u8], marks: Vec<Mark>, content: &mut ContentWriter) {
         let mut from = 0;
         for mark in marks {
             let to = (mark.decoded - at) as usize;
             self.add(&bytes[from..to]);
             from = to;
-            self.end(keeper);
+            self.end(content);
             self.end = mark.decoded;
             self.open = Some((mark, blake3::Hasher::new()));
         }
@@ -639,12 +639,12 @@ impl SpanCutter {
         }
     }
 
-    fn end(&mut self, keeper: &mut Keeper) {
+    fn end(&mut self, content: &mut ContentWriter) {
         let Some((mark, hasher)) = self.open.take() else { return };
         if self.end == mark.decoded {
             return; // a mark at the very end, or two at one place: no bytes lie between
         }
-        keeper.span_ends(self.end);
+        content.span_ends(self.end);
         self.done.push(Span {
             decoded: mark.decoded..self.end,
             blob: mark.blob,
@@ -658,7 +658,7 @@ impl SpanCutter {
 
 /// Writes decoded bytes to the content file for as long as the disk and the cache's limit allow; the
 /// index is worth having without them.
-struct Keeper {
+struct ContentWriter {
     store: Arc<Store>,
     /// `None` where there can be none.
     content: Option<NewContent>,
@@ -668,7 +668,7 @@ struct Keeper {
     stopped_at: Option<DecodedOffset>,
 }
 
-impl Keeper {
+impl ContentWriter {
     fn new(store: &Arc<Store>, layer: &Digest) -> Self {
         let content = store.new_content(layer);
         let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();

@@ -8,16 +8,16 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::fetch::{self, Manners};
-use super::traffic::BACKGROUND;
-use super::{LayerContent, Prefetch, Profile, ReadError};
+use super::fetch::{self, Preempt};
+use super::scope::BACKGROUND;
+use super::{LayerReader, Prefetch, Profile, ReadError};
 use crate::digest::Digest;
 use crate::sync::lock;
 
 /// Fetches ahead of the readers of some layers, which belong to one mount of `image`, as `policy` says.
-pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerContent>>, policy: Prefetch) {
+pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Prefetch) {
     for layer in &layers {
-        layer.traffic.set_prefetch(policy);
+        layer.scope.set_prefetch(policy);
     }
     if policy == Prefetch::None {
         return;
@@ -31,7 +31,7 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerContent>>, policy: Pr
 }
 
 /// Keeps what readers of `image` wanted, for the next mount of it.
-pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerContent>]) {
+pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
     for layer in layers {
         let blob = &layer.blob.digest;
         let known = Profile::load(&layer.store, blob).map_or(Vec::new(), |profile| profile.runs);
@@ -50,19 +50,19 @@ pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerContent>]) {
 
 /// Fetches what the layers' profiles speak of, in the order of first use; neighbours that were used
 /// shortly one after the other travel together.
-async fn replay(image: &Digest, layers: &[Arc<LayerContent>]) -> Result<(), ReadError> {
+async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadError> {
     let mut queue = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let Some(profile) = Profile::load(&layer.store, &layer.blob.digest) else { continue };
         let Some(run) = profile.of(image) else { continue };
         let spans = run.spans(&layer.index).map_err(|cause| layer.index_error(cause))?;
-        layer.foretell(spans.iter().map(|(_, span)| *span));
+        layer.mark_in_profile(spans.iter().map(|(_, span)| *span));
         queue.extend(spans.into_iter().map(|(at, span)| (at, number, span)));
     }
     queue.sort_unstable();
     let mut rest = queue.as_slice();
     let mut batch = FIRST_BATCH;
-    let mut flying = JoinSet::new();
+    let mut fetching = JoinSet::new();
     while !rest.is_empty() {
         let mut together = Vec::new();
         let mut bytes = 0;
@@ -80,20 +80,20 @@ async fn replay(image: &Digest, layers: &[Arc<LayerContent>]) -> Result<(), Read
         runs.sort_by_key(|(number, run)| run.clone().map(|span| first_use[&(*number, span)]).min());
         for (number, spans) in runs {
             let layer = Arc::clone(&layers[number]);
-            let room = layer.traffic.room_behind(layer.blob_bytes(&spans)?).await;
-            while flying.len() >= REPLAY_REQUESTS {
-                if !flying.join_next().await.is_some_and(|ended| ended.unwrap_or(false)) {
+            let room = layer.scope.room_behind(layer.blob_bytes(&spans)?).await;
+            while fetching.len() >= REPLAY_REQUESTS {
+                if !fetching.join_next().await.is_some_and(|ended| ended.unwrap_or(false)) {
                     return Ok(()); // the source does not deliver; whoever reads will be told
                 }
             }
-            flying.spawn(async move {
-                let good = fetch::in_background(&layer, spans, Manners::Stay).await;
+            fetching.spawn(async move {
+                let good = fetch::in_background(&layer, spans, Preempt::Stay).await;
                 drop(room);
                 good
             });
         }
     }
-    flying.join_all().await;
+    fetching.join_all().await;
     Ok(())
 }
 
@@ -111,7 +111,7 @@ fn joined(spans: &[(usize, u32)]) -> Vec<(usize, Range<u32>)> {
 
 /// Fetches everything that is missing while no reader waits, base first, until it is there, or the
 /// source or the cache can do no more.
-async fn fill(layers: &[Arc<LayerContent>]) {
+async fn fill(layers: &[Arc<LayerReader>]) {
     let pace = Arc::<Mutex<Pace>>::default();
     for layer in layers {
         loop {
@@ -128,9 +128,9 @@ async fn fill(layers: &[Arc<LayerContent>]) {
 }
 
 /// One turn over a layer's missing spans; `false` when the source does not deliver.
-async fn sweep(layer: &Arc<LayerContent>, pace: &Arc<Mutex<Pace>>) -> bool {
+async fn sweep(layer: &Arc<LayerReader>, pace: &Arc<Mutex<Pace>>) -> bool {
     let spans = layer.index.span_count();
-    let mut flying = JoinSet::new();
+    let mut fetching = JoinSet::new();
     let mut at = 0;
     while at < spans && !layer.is_crowded() {
         if layer.content.generation(at).is_some() {
@@ -145,29 +145,29 @@ async fn sweep(layer: &Arc<LayerContent>, pace: &Arc<Mutex<Pace>>) -> bool {
         }
         let Ok(bytes) = layer.blob_bytes(&(at..end)) else { return false };
         // As large a share of the budget as it is of the window.
-        let room = layer.traffic.room_behind(bytes.saturating_mul(BACKGROUND / window)).await;
-        layer.traffic.idle().await;
+        let room = layer.scope.room_behind(bytes.saturating_mul(BACKGROUND / window)).await;
+        layer.scope.idle().await;
         let (layer, pace, run) = (Arc::clone(layer), Arc::clone(pace), at..end);
-        flying.spawn(async move {
+        fetching.spawn(async move {
             let begun = Instant::now();
-            let good = fetch::in_background(&layer, run, Manners::GiveWay).await;
-            if good && !layer.traffic.somebody_waits() {
+            let good = fetch::in_background(&layer, run, Preempt::ForReaders).await;
+            if good && !layer.scope.has_waiting_reads() {
                 lock(&pace).came(begun, Instant::now());
             }
             drop(room);
             good
         });
         at = end;
-        while let Some(ended) = flying.try_join_next() {
+        while let Some(ended) = fetching.try_join_next() {
             if !ended.unwrap_or(false) {
                 return false;
             }
         }
     }
-    flying.join_all().await.into_iter().all(|good| good)
+    fetching.join_all().await.into_iter().all(|good| good)
 }
 
-fn missing(layer: &LayerContent) -> u32 {
+fn missing(layer: &LayerReader) -> u32 {
     let absent = (0..layer.index.span_count()).filter(|span| layer.content.generation(*span).is_none());
     u32::try_from(absent.count()).unwrap_or(u32::MAX)
 }

@@ -21,12 +21,12 @@ pub struct Profile {
     /// The layer's blob.
     pub layer: Digest,
     /// One for each image, the one that was kept last first.
-    pub runs: Vec<Run>,
+    pub runs: Vec<ProfileRun>,
 }
 
 /// What the runs of one image wanted of a layer.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Run {
+pub struct ProfileRun {
     /// The image's manifest.
     pub image: Digest,
     /// Milliseconds since the mount began, and a decoded offset that was wanted then; in this order.
@@ -41,7 +41,7 @@ impl Profile {
     }
 
     /// What is known of `image`; where nothing is, of the image that was kept last.
-    pub fn of(&self, image: &Digest) -> Option<&Run> {
+    pub fn of(&self, image: &Digest) -> Option<&ProfileRun> {
         self.runs.iter().find(|run| run.image == *image).or_else(|| self.runs.first())
     }
 
@@ -49,8 +49,8 @@ impl Profile {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn keep(store: &Store, layer: &Digest, mut runs: Vec<Run>) -> Result<(), StoreError> {
-        runs.iter_mut().for_each(Run::put_in_order);
+    pub fn keep(store: &Store, layer: &Digest, mut runs: Vec<ProfileRun>) -> Result<(), StoreError> {
+        runs.iter_mut().for_each(ProfileRun::put_in_order);
         for known in Self::load(store, layer).map_or(Vec::new(), |profile| profile.runs) {
             if !runs.iter().any(|run| run.image == known.image) {
                 runs.push(known);
@@ -68,7 +68,7 @@ impl Profile {
     }
 }
 
-impl Run {
+impl ProfileRun {
     /// Sorted, and no longer than any layer has spans to tell of.
     fn put_in_order(&mut self) {
         self.wanted.sort_unstable();
@@ -108,7 +108,7 @@ mod tests {
         let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
         let layer = digest("layer");
         let keep = |image: &str, wanted: &[(u32, u64)]| {
-            let run = Run { image: digest(image), wanted: wanted.to_vec() };
+            let run = ProfileRun { image: digest(image), wanted: wanted.to_vec() };
             Profile::keep(&store, &layer, vec![run]).unwrap();
         };
         let of = |image: &str| Profile::load(&store, &layer).unwrap().of(&digest(image)).unwrap().wanted.clone();

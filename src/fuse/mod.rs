@@ -142,13 +142,13 @@ impl Adapter {
         }
         threads.slow();
         let first = |whole: Option<File>| through.first(node, whole.as_ref());
-        match self.fs.whole_now(node) {
+        match self.fs.passthrough_copy_now(node) {
             Ok(Some(whole)) => return reply.bytes(first(Some(whole)).as_bytes()),
             Ok(None) => {}
             Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
             Err(NotNow::Needs(_)) => return reply.bytes(first(None).as_bytes()),
         }
-        match self.fs.make_whole(node) {
+        match self.fs.make_passthrough_copy(node) {
             Ok(Some(made)) => {
                 let made = async move { Ok(tokio::time::timeout(OPEN_WAITS, made).await.ok().flatten()) };
                 let through = Arc::clone(through);

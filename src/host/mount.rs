@@ -193,7 +193,7 @@ pub(crate) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>
     tokio::spawn(async move {
         let foresee = async {
             if what != Prefetch::None {
-                fs.foresee(&command).await;
+                fs.prefetch_programs(&command).await;
             }
         };
         // In this order: where a profile speaks, nothing is guessed.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::cli::args::{AccessArgs, CacheDirArgs, ImageArgs};
 use crate::cli::report::{Code, Report};
 use crate::digest::Digest;
-use crate::image::{self, Documents, Eagerness, Holdings, ImageFs, Limits, Network, Plan, Verify};
+use crate::image::{self, Documents, Eagerness, ImageFs, Limits, Network, Plan, SharedLayers, Verify};
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
@@ -18,7 +18,7 @@ use crate::store::Store;
 pub(crate) struct Opened {
     pub(crate) reference: Reference,
     pub(crate) plan: Plan,
-    holdings: Holdings,
+    shared_layers: SharedLayers,
     pub(crate) store: Arc<Store>,
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) registry: Option<Arc<RegistrySource>>,
@@ -27,8 +27,8 @@ pub(crate) struct Opened {
 impl Opened {
     /// Shows the image as a file system.
     pub(crate) fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
-        let (source, holdings) = (Arc::clone(&self.source), self.holdings.clone());
-        image::open(&self.plan, source, holdings, &Limits::default(), eagerness, verify)
+        let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
+        image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, verify)
     }
 }
 
@@ -95,13 +95,13 @@ pub(crate) struct Around {
     /// Of whoever asked for it.
     pub(crate) surroundings: Surroundings,
     /// What the process has of layers.
-    pub(crate) holdings: Holdings,
+    pub(crate) shared_layers: SharedLayers,
 }
 
 impl Around {
     /// Of this process.
     pub(crate) fn of_process(args: &ImageArgs) -> Result<Self, Report> {
-        Ok(Self { surroundings: Surroundings::of_process(), holdings: holdings(&args.access.cache)? })
+        Ok(Self { surroundings: Surroundings::of_process(), shared_layers: shared_layers(&args.access.cache)? })
     }
 }
 
@@ -112,16 +112,16 @@ async fn resolve(
     before: &Documents,
 ) -> Result<Opened, Report> {
     let platform = args.access.platform()?;
-    let holdings = around.holdings.clone();
-    let store = Arc::clone(holdings.store());
+    let shared_layers = around.shared_layers.clone();
+    let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &args.access, &around.surroundings).await?;
     let network = if args.access.offline { Network::Offline } else { Network::Allowed };
     let plan = image::resolve_again(&reference, &source, &store, &platform, network, before).await?;
-    Ok(Opened { reference, plan, holdings, store, source, registry })
+    Ok(Opened { reference, plan, shared_layers, store, source, registry })
 }
 
 /// What a process that shows images has of layers; a cache that takes nothing is done without.
-pub(crate) fn holdings(args: &CacheDirArgs) -> Result<Holdings, Report> {
+pub(crate) fn shared_layers(args: &CacheDirArgs) -> Result<SharedLayers, Report> {
     Ok(Arc::new(Store::open_or_do_without(&cache_dir(args)?, args.cache_size)?).into())
 }
 

@@ -3,7 +3,7 @@
 //! The command asks the [keeper](super::keeper) of that process over a socket whose name comes from the
 //! cache directory, and starts one where there is none. The keeper passes the request on and holds the
 //! connections of all mounts, so that another process can go on with all of them. What mounts of one
-//! process share is said in [`crate::content::Holdings`]; each has its own options, source and credentials.
+//! process share is said in [`crate::content::SharedLayers`]; each has its own options, source and credentials.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,7 +27,7 @@ use crate::cli::progress::Bar;
 use crate::cli::report::{Code, Report};
 use crate::digest::{Algorithm, Digest};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted};
-use crate::image::{Eagerness, Holdings, ImageFs};
+use crate::image::{Eagerness, ImageFs, SharedLayers};
 use crate::reference::Reference;
 use crate::source::registry::Surroundings;
 
@@ -145,7 +145,7 @@ struct Server {
     channel: AsyncChannel,
     by: KeptBy,
     log: PathBuf,
-    holdings: Holdings,
+    shared_layers: SharedLayers,
 }
 
 fn serve_kept(args: MountArgs) -> Result<(), Report> {
@@ -164,9 +164,9 @@ fn serve_kept(args: MountArgs) -> Result<(), Report> {
     }
     mount::in_runtime(async move {
         let log = log(&args, by.pid)?;
-        let holdings = open::holdings(&args.image.access.cache)?;
+        let shared_layers = open::shared_layers(&args.image.access.cache)?;
         let channel = AsyncChannel::new(channel).map_err(|_| failed())?;
-        Arc::new(Server { channel, by, log, holdings }).run(handed).await
+        Arc::new(Server { channel, by, log, shared_layers }).run(handed).await
     })
 }
 
@@ -373,7 +373,7 @@ impl Server {
             Err(Report::usage(message).hint(format!("leave out `--{what}`, or mount without `--share`")))
         };
         let size = wanted.image.access.cache.cache_size;
-        if size.is_some() && size != self.holdings.store().limit() {
+        if size.is_some() && size != self.shared_layers.store().limit() {
             return refuse("cache-size");
         }
         if wanted.log_file.as_ref().is_some_and(|log| *log != self.log) {
@@ -383,7 +383,7 @@ impl Server {
     }
 
     fn around(&self, request: &Request) -> Around {
-        Around { surroundings: request.surroundings.clone(), holdings: self.holdings.clone() }
+        Around { surroundings: request.surroundings.clone(), shared_layers: self.shared_layers.clone() }
     }
 
     async fn tell(&self, number: u64, word: Word) {

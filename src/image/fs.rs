@@ -12,9 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::foresight::Seen;
-use super::layers::{Grown, LayerFailure, LayerStatus, Layers};
-use crate::content::{Growing, LayerContent, PlaceInFile, Prefetch, ReadError};
+use super::layers::{Known, LayerFailure, LayerStatus, Layers};
+use super::programs::SeenPrograms;
+use crate::content::{LayerReader, PartialLayer, PlaceInFile, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
@@ -24,10 +24,10 @@ pub struct ImageFs {
     overlay: Overlay,
     layers: Arc<Layers>,
     size: u64,
-    /// Held while a file is made, see [`ImageFs::make_whole`].
+    /// Held while a file is made, see [`ImageFs::make_passthrough_copy`].
     making: Arc<Semaphore>,
     /// Programs that were read.
-    pub(super) seen: Seen,
+    pub(super) programs: SeenPrograms,
 }
 
 /// Why a question about an image has no answer.
@@ -103,7 +103,7 @@ impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64) -> Self {
         let making = Arc::new(Semaphore::new(1));
-        let fs = Self { overlay: Overlay::new(count), layers, size, making, seen: Seen::new() };
+        let fs = Self { overlay: Overlay::new(count), layers, size, making, programs: SeenPrograms::new() };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
@@ -137,14 +137,14 @@ impl ImageFs {
 
     /// Waits until a layer is known.
     async fn know(&self, number: LayerNo) -> Result<(), FsError> {
-        match self.patiently(number, self.layers.known_or_grown(number)).await? {
-            Ok(Grown::Whole(content)) => {
+        match self.patiently(number, self.layers.known_or_partial(number)).await? {
+            Ok(Known::PassthroughCopy(content)) => {
                 self.overlay.supply(number, Arc::clone(content.index()));
                 Ok(())
             }
-            Ok(Grown::Further(index)) => {
+            Ok(Known::Further(index)) => {
                 self.overlay.supply_growing(number, index);
-                if self.layers.growing(number).is_some() {
+                if self.layers.partial(number).is_some() {
                     return Ok(());
                 }
                 // The pass has ended meanwhile: this may have come after what it had shown was taken back.
@@ -173,7 +173,7 @@ impl ImageFs {
     }
 
     /// Takes in how a layer that was shown while it was read has turned out.
-    pub(super) fn settle(&self, number: LayerNo, whole: Option<&Arc<LayerContent>>) -> bool {
+    pub(super) fn settle(&self, number: LayerNo, whole: Option<&Arc<LayerReader>>) -> bool {
         match whole {
             Some(content) => self.overlay.supply(number, Arc::clone(content.index())),
             None => self.overlay.withdraw(number),
@@ -328,9 +328,9 @@ impl ImageFs {
                         DecodedBytes::Layer(content) => content
                             .read_now(from, place, plan.place, before_wait)
                             .map_err(|error| unread(plan.layer, error))?,
-                        DecodedBytes::Growing(growing) => {
+                        DecodedBytes::PartialLayer(partial) => {
                             before_wait();
-                            growing.read_now(from, place).unwrap_or(false)
+                            partial.read_now(from, place).unwrap_or(false)
                         }
                     };
                     if !here {
@@ -339,7 +339,7 @@ impl ImageFs {
                 }
             }
         }
-        self.seen.read(node, at.0, &buf[..plan.length]);
+        self.programs.read(node, at.0, &buf[..plan.length]);
         Ok(Some(plan.length))
     }
 
@@ -354,7 +354,7 @@ impl ImageFs {
             let number = plan.layer;
             match self.patiently(number, plan.fill(at, &mut buf)).await? {
                 Ok(()) => {
-                    self.seen.read(node, at.0, &buf);
+                    self.programs.read(node, at.0, &buf);
                     return Ok(buf.into());
                 }
                 Err(Unfilled::Failed(error)) => match unread(number, error) {
@@ -371,29 +371,32 @@ impl ImageFs {
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn whole_now(&self, node: NodeId) -> Now<Option<File>> {
+    pub fn passthrough_copy_now(&self, node: NodeId) -> Now<Option<File>> {
         let (number, entry) = self.carrier(node, Kind::File)?;
-        Ok(self.layers.known(number).and_then(|content| content.whole_now(entry)))
+        Ok(self.layers.known(number).and_then(|content| content.passthrough_copy_now(entry)))
     }
 
-    /// Makes what [`ImageFs::whole_now`] wants, if all of the file's bytes are on this machine and the cache has
+    /// Makes what [`ImageFs::passthrough_copy_now`] wants, if all of the file's bytes are on this machine and the cache has
     /// room. Goes on doing so when nobody waits for it any more.
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn make_whole(&self, node: NodeId) -> Now<Option<impl Future<Output = Option<File>> + Send + 'static>> {
+    pub fn make_passthrough_copy(
+        &self,
+        node: NodeId,
+    ) -> Now<Option<impl Future<Output = Option<File>> + Send + 'static>> {
         let (number, entry) = self.carrier(node, Kind::File)?;
-        let content = self.layers.known(number).filter(|content| content.could_be_whole(entry));
+        let content = self.layers.known(number).filter(|content| content.could_have_passthrough_copy(entry));
         let Some(content) = content else { return Ok(None) };
         let making = Arc::clone(&self.making);
         let made = async move {
             // One at a time: they all want the same disk.
-            let turn = making.acquire_owned().await.ok()?;
+            let permit = making.acquire_owned().await.ok()?;
             let made = tokio::task::spawn_blocking(move || {
-                let made = content.make_whole(entry);
-                drop(turn);
+                let made = content.make_passthrough_copy(entry);
+                drop(permit);
                 if matches!(made, Ok(Some(_))) {
-                    tokio::task::spawn_blocking(move || content.seal_whole(entry));
+                    tokio::task::spawn_blocking(move || content.seal_passthrough_copy(entry));
                 }
                 made
             });
@@ -545,7 +548,7 @@ impl ImageFs {
     }
 
     /// The content of a layer, if it is known now.
-    pub(super) fn known_content(&self, number: LayerNo) -> Option<Arc<LayerContent>> {
+    pub(super) fn known_content(&self, number: LayerNo) -> Option<Arc<LayerReader>> {
         self.layers.known(number)
     }
 
@@ -556,7 +559,7 @@ impl ImageFs {
         let end = at.0.saturating_add(length as u64).min(size);
         let bytes = match self.layers.known(number) {
             Some(content) => DecodedBytes::Layer(content),
-            None => DecodedBytes::Growing(self.layers.growing(number).ok_or(NotNow::Needs(number))?),
+            None => DecodedBytes::PartialLayer(self.layers.partial(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
             let place = PlaceInFile { entry, before: size, behind: 0 };
@@ -580,8 +583,8 @@ struct ReadPlan {
 
 /// Where a layer's decoded bytes come from.
 enum DecodedBytes {
-    Layer(Arc<LayerContent>),
-    Growing(Arc<Growing>),
+    Layer(Arc<LayerReader>),
+    PartialLayer(Arc<PartialLayer>),
 }
 
 enum Unfilled {
@@ -599,7 +602,7 @@ impl ReadPlan {
                 DecodedBytes::Layer(content) => {
                     content.read(from, place, self.place).await.map_err(Unfilled::Failed)?;
                 }
-                DecodedBytes::Growing(growing) => growing.read(from, place).await.map_err(|_| Unfilled::Closed)?,
+                DecodedBytes::PartialLayer(partial) => partial.read(from, place).await.map_err(|_| Unfilled::Closed)?,
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
 //! run at a time. A layer that somebody waits for goes before those that nobody has asked for, also
-//! when those are running already ([`content::Turns`]). An index that turns out damaged is made anew by another
+//! when those are running already ([`content::PassScheduler`]). An index that turns out damaged is made anew by another
 //! pass over its layer; what is in memory of it is served meanwhile.
 
 use std::collections::{HashMap, HashSet};
@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, Growing, Held, Holdings, Kept, LayerContent, PassError, Prefetch, ReadError,
-    ShownSpan, Traffic,
+    self, Closed, ContentStats, FirstPass, LayerReader, MountScope, OpenLayer, PartialLayer, PassError, Prefetch,
+    ReadError, SharedLayer, SharedLayers, ShownSpan,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -59,9 +59,9 @@ pub struct Layers {
     /// Which slot a layer has; layers that are the same blob share one.
     slot_of: Vec<usize>,
     source: Arc<dyn BlobSource>,
-    holdings: Holdings,
+    shared_layers: SharedLayers,
     /// What all of them have on their way after their passes.
-    traffic: Arc<Traffic>,
+    scope: Arc<MountScope>,
     running: Mutex<usize>,
     at_once: usize,
     eagerness: Eagerness,
@@ -75,27 +75,27 @@ struct Slot {
     pass: FirstPass,
     state: watch::Sender<State>,
     /// What other mounts of this process share of it.
-    held: Arc<Held>,
+    shared: Arc<SharedLayer>,
     /// How often it has failed.
     failures: AtomicU32,
     /// The content whose index is damaged, while the layer is read again for it.
-    mending: Mutex<Option<Arc<LayerContent>>>,
+    mending: Mutex<Option<Arc<LayerReader>>>,
     /// How often it has been.
     mended: AtomicU32,
     /// The running pass, where it is shown while it runs.
-    growing: Mutex<Option<Arc<Growing>>>,
+    partial: Mutex<Option<Arc<PartialLayer>>>,
     /// What was shown of it last, and of which pass; made by one at a time.
-    shown: tokio::sync::Mutex<Option<(Arc<Growing>, Arc<LayerIndex>)>>,
+    shown: tokio::sync::Mutex<Option<(Arc<PartialLayer>, Arc<LayerIndex>)>>,
     /// Entries in there.
     shown_entries: AtomicU32,
     /// What was shown of it by passes that came to nothing.
-    shown_in_vain: Mutex<HashSet<ShownSpan>>,
+    shown_unverified: Mutex<HashSet<ShownSpan>>,
 }
 
 /// What waiting for a layer has brought.
-pub enum Grown {
+pub enum Known {
     /// The layer, verified.
-    Whole(Arc<LayerContent>),
+    PassthroughCopy(Arc<LayerReader>),
     /// More of it than before, not verified yet.
     Further(Arc<LayerIndex>),
 }
@@ -104,7 +104,7 @@ pub enum Grown {
 enum State {
     Idle,
     Running,
-    Ready(Arc<LayerContent>),
+    Ready(Arc<LayerReader>),
     Failed { why: Arc<LayerFailure>, at: Instant, times: u32 },
 }
 
@@ -153,7 +153,7 @@ impl Layers {
         image: &Digest,
         planned: &[PlannedLayer],
         source: Arc<dyn BlobSource>,
-        holdings: Holdings,
+        shared_layers: SharedLayers,
         limits: &Limits,
         eagerness: Eagerness,
         verify: Verify,
@@ -164,7 +164,7 @@ impl Layers {
         for layer in planned {
             let key = (layer.blob.digest.clone(), layer.diff_id.clone());
             let slot = *by_blob.entry(key).or_insert_with(|| {
-                slots.push(Arc::new(Slot::new(layer, limits, &holdings)));
+                slots.push(Arc::new(Slot::new(layer, limits, &shared_layers)));
                 slots.len() - 1
             });
             slot_of.push(slot);
@@ -175,8 +175,8 @@ impl Layers {
             slots,
             slot_of,
             source,
-            holdings,
-            traffic: Arc::default(),
+            shared_layers,
+            scope: Arc::default(),
             running: Mutex::new(0),
             at_once: cores + 1,
             eagerness,
@@ -193,8 +193,8 @@ impl Layers {
     fn open_known(&self, cores: usize) {
         let open = |slots: &[Arc<Slot>]| {
             for slot in slots {
-                if let Some(kept) = self.held(slot) {
-                    slot.state.send_replace(self.content(slot, kept));
+                if let Some(open) = self.shared(slot) {
+                    slot.state.send_replace(self.content(slot, open));
                 }
             }
         };
@@ -216,17 +216,17 @@ impl Layers {
 
     /// Ends what is on its way for these layers, for good.
     pub fn end(&self) {
-        self.traffic.end();
+        self.scope.end();
     }
 
     /// Another process has served these layers to the mount for so long before.
     pub fn goes_on_after(&self, before: Duration) {
-        self.traffic.goes_on_after(before);
+        self.scope.goes_on_after(before);
     }
 
     /// Waits until the mount's start is over.
     pub async fn started(&self) {
-        self.traffic.started().await;
+        self.scope.started().await;
     }
 
     /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
@@ -240,7 +240,7 @@ impl Layers {
     }
 
     /// The contents of all layers that are known now, each once.
-    fn all_known(&self) -> Vec<Arc<LayerContent>> {
+    fn all_known(&self) -> Vec<Arc<LayerReader>> {
         let known = |slot: &Arc<Slot>| match &*slot.state.borrow() {
             State::Ready(content) => Some(Arc::clone(content)),
             _ => None,
@@ -249,7 +249,7 @@ impl Layers {
     }
 
     /// The content of a layer, if it is known now.
-    pub fn known(&self, layer: LayerNo) -> Option<Arc<LayerContent>> {
+    pub fn known(&self, layer: LayerNo) -> Option<Arc<LayerReader>> {
         let slot = self.slot(layer);
         match &*slot.state.borrow() {
             State::Ready(content) => Some(Arc::clone(content)),
@@ -264,10 +264,10 @@ impl Layers {
     ///
     /// # Errors
     /// [`LayerFailure`]
-    pub async fn ready(self: &Arc<Self>, layer: LayerNo) -> Result<Arc<LayerContent>, Arc<LayerFailure>> {
+    pub async fn ready(self: &Arc<Self>, layer: LayerNo) -> Result<Arc<LayerReader>, Arc<LayerFailure>> {
         let slot = Arc::clone(self.slot(layer));
         let mut changes = slot.state.subscribe();
-        slot.held.turn.set_urgent(true);
+        slot.shared.schedule.set_urgent(true);
         slot.state.send_if_modified(|state| match state {
             // A source that was away paces itself.
             State::Failed { why, at, times }
@@ -302,35 +302,35 @@ impl Layers {
     ///
     /// # Errors
     /// [`LayerFailure`]
-    pub async fn known_or_grown(self: &Arc<Self>, layer: LayerNo) -> Result<Grown, Arc<LayerFailure>> {
+    pub async fn known_or_partial(self: &Arc<Self>, layer: LayerNo) -> Result<Known, Arc<LayerFailure>> {
         let whole = self.ready(layer);
         if self.verify == Verify::BeforeShowing {
-            return whole.await.map(Grown::Whole);
+            return whole.await.map(Known::PassthroughCopy);
         }
         let slot = self.slot(layer);
         let further = async {
             let before = slot.shown_entries.load(Ordering::Acquire);
             let mut changes = slot.state.subscribe();
             let mut shown = slot.shown.lock().await;
-            let growing = loop {
-                match self.growing(layer) {
-                    Some(growing) => break growing,
+            let partial = loop {
+                match self.partial(layer) {
+                    Some(partial) => break partial,
                     // The state's sender lives as long as the slot.
                     None => drop(changes.changed().await),
                 }
             };
             // What an earlier pass has shown says nothing about this one.
-            let of_this_pass = shown.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &growing));
+            let of_this_pass = shown.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &partial));
             if let Some((_, index)) = of_this_pass.filter(|(_, index)| index.len() > before) {
-                return Grown::Further(Arc::clone(index)); // somebody else waited for it, too
+                return Known::Further(Arc::clone(index)); // somebody else waited for it, too
             }
-            growing.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
-            match growing.snapshot(&slot.pass) {
+            partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
+            match partial.snapshot(&slot.pass) {
                 Ok(index) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
                     let index = Arc::new(index);
-                    *shown = Some((growing, Arc::clone(&index)));
-                    Grown::Further(index)
+                    *shown = Some((partial, Arc::clone(&index)));
+                    Known::Further(index)
                 }
                 // The pass has ended; how, `whole` tells.
                 Err(Closed) => std::future::pending().await,
@@ -338,21 +338,21 @@ impl Layers {
         };
         tokio::select! {
             biased;
-            whole = whole => whole.map(Grown::Whole),
+            whole = whole => whole.map(Known::PassthroughCopy),
             further = further => Ok(further),
         }
     }
 
     /// A layer that is being read and shown.
-    pub fn growing(&self, layer: LayerNo) -> Option<Arc<Growing>> {
-        lock(&self.slot(layer).growing).clone()
+    pub fn partial(&self, layer: LayerNo) -> Option<Arc<PartialLayer>> {
+        lock(&self.slot(layer).partial).clone()
     }
 
     /// Calls `tell` whenever a layer turns out to be whole or not to be had, until `tell` returns `false`,
     /// the layer is whole, or nobody has these layers any more.
     pub fn watch<T>(&self, layer: LayerNo, tell: T) -> impl Future<Output = ()> + use<T>
     where
-        T: Fn(Option<&Arc<LayerContent>>) -> bool,
+        T: Fn(Option<&Arc<LayerReader>>) -> bool,
     {
         let mut changes = self.slot(layer).state.subscribe();
         async move {
@@ -382,7 +382,7 @@ impl Layers {
         let mut total = 0;
         let mut received = 0;
         for slot in &self.slots {
-            let got = slot.held.progress.received.load(Ordering::Relaxed);
+            let got = slot.shared.progress.received.load(Ordering::Relaxed);
             if got > 0 || !matches!(*slot.state.borrow(), State::Ready(_)) {
                 total += slot.pass.blob.size;
                 received += got.min(slot.pass.blob.size);
@@ -406,7 +406,7 @@ impl Layers {
         let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
         let error = ReadError::Source { layer: digest.to_string().into(), cause };
         if let Some(content) = self.known(layer) {
-            content.fails(&error);
+            content.set_error(&error);
         }
         error
     }
@@ -416,22 +416,22 @@ impl Layers {
     }
 
     /// What this process or its store has of a layer.
-    fn held(&self, slot: &Slot) -> Option<Arc<Kept>> {
-        slot.held.known(self.holdings.store(), &slot.pass.blob, &slot.pass.diff_id)
+    fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
+        slot.shared.known(self.shared_layers.store(), &slot.pass.blob, &slot.pass.diff_id)
     }
 
-    fn content(&self, slot: &Slot, kept: Arc<Kept>) -> State {
-        if !lock(&slot.shown_in_vain).iter().all(|shown| shown.is_of(kept.index())) {
-            self.disown(slot, kept.index().len());
+    fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> State {
+        if !lock(&slot.shown_unverified).iter().all(|shown| shown.is_of(open.index())) {
+            self.disown(slot, open.index().len());
             return slot.cannot_be_shown(LayerFailure::ShownOtherwise { layer: slot.pass.blob.digest.clone() });
         }
-        State::Ready(Arc::new(LayerContent::new(
-            kept,
+        State::Ready(Arc::new(LayerReader::new(
+            open,
             slot.pass.blob.clone(),
             slot.pass.compression,
             Arc::clone(&self.source),
-            Arc::clone(self.holdings.store()),
-            Arc::clone(&self.traffic),
+            Arc::clone(self.shared_layers.store()),
+            Arc::clone(&self.scope),
         )))
     }
 
@@ -480,7 +480,7 @@ impl Layers {
         }
         *lock(&self.running) += 1;
         let (layers, slot) = (Arc::clone(self), Arc::clone(slot));
-        self.traffic.spawn(async move {
+        self.scope.spawn(async move {
             let state = layers.run(&slot).await;
             *lock(&layers.running) -= 1;
             slot.state.send_replace(state);
@@ -490,27 +490,28 @@ impl Layers {
 
     async fn run(&self, slot: &Slot) -> State {
         let how_far = || {
-            let received = slot.held.progress.received.load(Ordering::Relaxed);
+            let received = slot.shared.progress.received.load(Ordering::Relaxed);
             format!("another mount is reading it, and has {received} of {} bytes", slot.pass.blob.size)
         };
-        let _passing = match slot.pass.wait_for(&self.source, slot.held.passing.lock(), how_far).await {
+        let _passing = match slot.pass.wait_for(&self.source, slot.shared.passing.lock(), how_far).await {
             Ok(passing) => passing,
             Err(why) => return slot.cannot_be_shown(why.into()),
         };
-        let store = self.holdings.store();
+        let store = self.shared_layers.store();
         let mending = lock(&slot.mending).clone();
         if mending.is_none()
-            && let Some(kept) = self.held(slot)
+            && let Some(open) = self.shared(slot)
         {
-            return self.content(slot, kept); // another mount has made it meanwhile
+            return self.content(slot, open); // another mount has made it meanwhile
         }
-        let grows = (self.verify == Verify::Behind).then(Arc::<Growing>::default);
-        lock(&slot.growing).clone_from(&grows);
+        let grows = (self.verify == Verify::Behind).then(Arc::<PartialLayer>::default);
+        lock(&slot.partial).clone_from(&grows);
         slot.state.send_modify(|_| {});
-        let mut made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, grows.as_ref()).await;
-        *lock(&slot.growing) = None;
+        let mut made =
+            slot.pass.run(&self.source, store, &slot.shared.progress, &slot.shared.schedule, grows.as_ref()).await;
+        *lock(&slot.partial) = None;
         if let (Some(grows), Err(why)) = (grows, &made) {
-            lock(&slot.shown_in_vain).extend(grows.take_shown());
+            lock(&slot.shown_unverified).extend(grows.take_shown());
             if why.is_corruption() {
                 self.disown(slot, grows.entries());
             }
@@ -523,25 +524,25 @@ impl Layers {
         // What was shown cannot be taken back, so there is no second try behind the readers' backs.
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
-            slot.held.progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, store, &slot.held.progress, &slot.held.turn, None).await;
+            slot.shared.progress.received.store(0, Ordering::Relaxed);
+            made = slot.pass.run(&self.source, store, &slot.shared.progress, &slot.shared.schedule, None).await;
         }
         match made {
             Ok(index) => {
                 let Some(before) = mending else {
-                    return self.content(slot, slot.held.made(index, store, &slot.pass.blob));
+                    return self.content(slot, slot.shared.made(index, store, &slot.pass.blob));
                 };
                 // The tree is shown by the index that was opened first, and goes on being shown by that one.
                 if !before.index().mend(&index) {
                     return slot.beyond_repair("differs from what the layer comes to now; mount again");
                 }
-                let state = self.content(slot, slot.held.made(Arc::clone(before.index()), store, &slot.pass.blob));
+                let state = self.content(slot, slot.shared.made(Arc::clone(before.index()), store, &slot.pass.blob));
                 *lock(&slot.mending) = None;
                 state
             }
             Err(why) => {
-                slot.held.progress.received.store(0, Ordering::Relaxed);
-                slot.held.turn.set_urgent(false);
+                slot.shared.progress.received.store(0, Ordering::Relaxed);
+                slot.shared.schedule.set_urgent(false);
                 slot.cannot_be_shown(why.into())
             }
         }
@@ -549,7 +550,7 @@ impl Layers {
 }
 
 impl Slot {
-    fn new(layer: &PlannedLayer, limits: &Limits, holdings: &Holdings) -> Self {
+    fn new(layer: &PlannedLayer, limits: &Limits, shared_layers: &SharedLayers) -> Self {
         Self {
             pass: FirstPass {
                 blob: layer.blob.clone(),
@@ -559,14 +560,14 @@ impl Slot {
                 layer_limits: limits.layer,
             },
             state: watch::Sender::new(State::Idle),
-            held: holdings.layer(&layer.blob.digest, &layer.diff_id),
+            shared: shared_layers.layer(&layer.blob.digest, &layer.diff_id),
             failures: AtomicU32::new(0),
             mending: Mutex::default(),
             mended: AtomicU32::new(0),
-            growing: Mutex::default(),
+            partial: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
             shown_entries: AtomicU32::new(0),
-            shown_in_vain: Mutex::default(),
+            shown_unverified: Mutex::default(),
         }
     }
 
@@ -575,7 +576,7 @@ impl Slot {
     fn urgency(&self) -> (bool, u64) {
         let size = self.pass.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
-        (!self.held.turn.is_urgent(), rank)
+        (!self.shared.schedule.is_urgent(), rank)
     }
 
     fn status(&self) -> LayerStatus {
@@ -583,8 +584,8 @@ impl Slot {
             State::Idle => ("waiting", ContentStats::default(), None),
             State::Running => ("reading", ContentStats::default(), None),
             State::Ready(content) => {
-                let trouble = content.trouble();
-                ("ready", content.stats(), trouble.as_ref().map(|why| super::chain(why)))
+                let last_error = content.last_error();
+                ("ready", content.stats(), last_error.as_ref().map(|why| super::chain(why)))
             }
             State::Failed { why, .. } => ("failed", ContentStats::default(), Some(super::chain(why))),
         };
@@ -592,7 +593,7 @@ impl Slot {
             digest: self.pass.blob.digest.clone(),
             size: self.pass.blob.size,
             state,
-            received: self.held.progress.received.load(Ordering::Relaxed),
+            received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,
             error,
         }
@@ -701,10 +702,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Arc::new(Store::open(&dir.path().join("cache"), None).expect("a new directory"));
         let (source, limits) = (Arc::new(Unasked), Limits::default());
-        let holdings = Arc::clone(&store).into();
+        let shared_layers = Arc::clone(&store).into();
         let (planned, eagerness) = (planned(), Eagerness::OnDemand);
         let image = planned.diff_id.clone();
-        let layers = Layers::open(&image, &[planned], source, holdings, &limits, eagerness, Verify::BeforeShowing);
+        let layers = Layers::open(&image, &[planned], source, shared_layers, &limits, eagerness, Verify::BeforeShowing);
         let watching = tokio::spawn(layers.watch(LayerNo(0), |_| true));
         tokio::task::yield_now().await;
         drop(layers);

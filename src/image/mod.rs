@@ -1,13 +1,13 @@
 //! An image: resolve a reference, open its layers, show them as one file system.
 
-mod foresight;
 pub mod fs;
 pub mod layers;
 pub mod plan;
+mod programs;
 
 use std::sync::Arc;
 
-pub use crate::content::{Holdings, Prefetch};
+pub use crate::content::{Prefetch, SharedLayers};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
@@ -20,16 +20,16 @@ use crate::source::BlobSource;
 pub fn open(
     plan: &Plan,
     source: Arc<dyn BlobSource>,
-    holdings: impl Into<Holdings>,
+    shared_layers: impl Into<SharedLayers>,
     limits: &Limits,
     eagerness: Eagerness,
     verify: Verify,
 ) -> Arc<ImageFs> {
     let count = u16::try_from(plan.layers.len()).expect("a parsed manifest has at most 1000 layers");
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
-    let holdings = holdings.into();
-    let store = Arc::clone(holdings.store());
-    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, holdings, limits, eagerness, verify);
+    let shared_layers = shared_layers.into();
+    let store = Arc::clone(shared_layers.store());
+    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, shared_layers, limits, eagerness, verify);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
         // Whoever waits for the image comes first.

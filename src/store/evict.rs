@@ -193,7 +193,7 @@ impl Store {
         let taken =
             |extension| std::fs::symlink_metadata(path.with_extension(extension)).map_or(0, |f| f.blocks() * 512);
         let mut bytes = taken("data") + taken("map");
-        self.each_whole(blob, &mut |_, found| bytes += found.blocks() * 512);
+        self.each_passthrough_copy(blob, &mut |_, found| bytes += found.blocks() * 512);
         self.drop_content(blob).then_some(bytes)
     }
 
@@ -264,7 +264,7 @@ impl Store {
         // In this order: a map alone takes no room, and says nothing without its data.
         self.files.remove(&path.with_extension("data"));
         self.files.remove(&path.with_extension("map"));
-        self.drop_wholes(blob);
+        self.drop_passthrough_copies(blob);
         true
     }
 
@@ -377,14 +377,14 @@ mod tests {
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
         let content = store.content(&orphan, 100, 1).unwrap();
         content.fill(0, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
-        store.publish_whole(store.new_whole(&orphan, 7).unwrap()).unwrap();
+        store.publish_passthrough_copy(store.new_passthrough_copy(&orphan, 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap();
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 8, "a pass is at it");
         drop(making);
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 6, "three layers with an index have two files each");
-        assert_eq!(store.wholes(&orphan), [] as [u32; 0]);
+        assert_eq!(store.passthrough_copies(&orphan), [] as [u32; 0]);
         assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 1);
         assert!(!store.root().join("index-v0").exists());
         assert!(store.root().join("not-ours").exists());

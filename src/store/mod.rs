@@ -23,7 +23,7 @@ mod check;
 mod content;
 mod evict;
 mod files;
-mod whole;
+mod passthrough_copy;
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};
@@ -41,7 +41,7 @@ pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
 pub use files::{Disk, Effect};
-pub use whole::{Stamp, Whole};
+pub use passthrough_copy::{PassthroughCopy, Stamp};
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};

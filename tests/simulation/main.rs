@@ -40,9 +40,9 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use peelfs::content::drop_content;
+use peelfs::content::evict_content;
 use peelfs::digest::Digest;
-use peelfs::image::{self, Eagerness, FsError, Holdings, ImageFs, Limits, Plan, Prefetch, Verify};
+use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Plan, Prefetch, SharedLayers, Verify};
 use peelfs::loopback::image::Packing;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeId};
@@ -84,7 +84,7 @@ struct Counts {
 /// A process that has mounted the image.
 struct Process {
     store: Arc<Store>,
-    holdings: Holdings,
+    shared_layers: SharedLayers,
     disk: Arc<SimulatedDisk>,
     mount: Mount,
     /// It may have done so twice; the two change places.
@@ -277,17 +277,18 @@ impl World {
                 return;
             }
         };
-        let holdings = Holdings::from(Arc::clone(&store));
-        let mount = self.open(at, plan, connection, &holdings);
+        let shared_layers = SharedLayers::from(Arc::clone(&store));
+        let mount = self.open(at, plan, connection, &shared_layers);
         trace!(self, "{at}: limit {limit:?}, dies after {left}");
-        self.processes[at] = Some(Process { store, holdings, disk, mount, other: None, rotten: 0, beside: Vec::new() });
+        self.processes[at] =
+            Some(Process { store, shared_layers, disk, mount, other: None, rotten: 0, beside: Vec::new() });
     }
 
-    fn open(&mut self, at: usize, plan: Plan, connection: Arc<Connection>, holdings: &Holdings) -> Mount {
+    fn open(&mut self, at: usize, plan: Plan, connection: Arc<Connection>, shared_layers: &SharedLayers) -> Mount {
         let eagerness = self.random.pick(&[Eagerness::Background, Eagerness::OnDemand]);
         let verify = if self.random.chance(20) { Verify::Behind } else { Verify::BeforeShowing };
         let source = Arc::clone(&connection) as Arc<dyn BlobSource>;
-        let fs = image::open(&plan, source, holdings.clone(), &Limits::default(), eagerness, verify);
+        let fs = image::open(&plan, source, shared_layers.clone(), &Limits::default(), eagerness, verify);
         let patience = Duration::from_secs(1 + self.random.below(90) as u64);
         let policy = self.random.pick(&[OnOutage::Offline, OnOutage::Block, OnOutage::Deadline(patience)]);
         connection.outages().unwrap().outlast(policy);
@@ -301,8 +302,8 @@ impl World {
     fn turn_to_other(&mut self, at: usize) {
         let process = self.processes[at].as_ref().unwrap();
         if process.other.is_none() {
-            let (plan, holdings) = (process.mount.plan.clone(), process.holdings.clone());
-            let other = self.open(at, plan, Connection::new(&self.network), &holdings);
+            let (plan, shared_layers) = (process.mount.plan.clone(), process.shared_layers.clone());
+            let other = self.open(at, plan, Connection::new(&self.network), &shared_layers);
             self.processes[at].as_mut().unwrap().other = Some(other);
         }
         let ends = self.random.chance(20);

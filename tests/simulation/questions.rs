@@ -80,7 +80,7 @@ impl World {
         let number = self.random.below(self.files.len());
         let mount = &self.processes[at].as_ref().unwrap().mount;
         let Some(node) = mount.nodes[number] else { return };
-        let file = match (mount.fs.whole_now(node), mount.fs.make_whole(node)) {
+        let file = match (mount.fs.passthrough_copy_now(node), mount.fs.make_passthrough_copy(node)) {
             (Ok(Some(file)), _) => Some(file),
             (_, Ok(Some(making))) => self.done("making a file whole", making).await,
             _ => None,

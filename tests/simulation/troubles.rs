@@ -20,7 +20,7 @@ impl World {
             2 | 3 => {
                 self.counts.evictions += 1;
                 let layer = self.random.pick(&self.layers);
-                let dropped = drop_content(&process.store, &layer);
+                let dropped = evict_content(&process.store, &layer);
                 trace!(self, "{at} drops {layer}: {dropped:?}");
             }
             4 => {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use peelfs::content::Holdings;
+use peelfs::content::SharedLayers;
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
@@ -125,19 +125,20 @@ pub async fn open(source: &Arc<MemorySource>, store: &Arc<Store>) -> Result<Arc<
     open_beside(source, &Arc::clone(store).into()).await
 }
 
-/// As [`open`], in a process that has `holdings`.
+/// As [`open`], in a process that has `shared_layers`.
 ///
 /// # Errors
 /// Of the first layer that cannot be shown.
-pub async fn open_beside(source: &Arc<MemorySource>, holdings: &Holdings) -> Result<Arc<ImageFs>, FsError> {
+pub async fn open_beside(source: &Arc<MemorySource>, shared_layers: &SharedLayers) -> Result<Arc<ImageFs>, FsError> {
     let reference = "127.0.0.1:1/image:1".parse().unwrap();
     let dyn_source = Arc::clone(source) as Arc<dyn BlobSource>;
-    let plan =
-        image::resolve(&reference, &dyn_source, holdings.store(), &Platform::host(), Network::Allowed).await.unwrap();
+    let plan = image::resolve(&reference, &dyn_source, shared_layers.store(), &Platform::host(), Network::Allowed)
+        .await
+        .unwrap();
     let fs = image::open(
         &plan,
         dyn_source,
-        holdings.clone(),
+        shared_layers.clone(),
         &Limits::default(),
         Eagerness::Background,
         Verify::BeforeShowing,

@@ -3,7 +3,7 @@
 //! A layer's spans lie in the order of its tar, so what is read next is often a neighbour: the rest of a
 //! large file, or the next small file of a directory. A reader that goes on where it was is followed
 //! with windows that grow. A reader who comes from nowhere may be given a few neighbours as a guess;
-//! see [`super::Traffic`]. Here is only the bookkeeping, in span numbers.
+//! see [`super::MountScope`]. Here is only the bookkeeping, in span numbers.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::offsets::DecodedOffset;
 
 /// The places in one layer where readers were last seen.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
-    followed: Recent<Followed, READERS>,
+pub(super) struct ReadAhead {
+    followed: Recent<Window, READERS>,
     /// Those who read much at a time.
     streams: Recent<Stream, STREAMS>,
 }
@@ -24,7 +24,7 @@ struct Recent<T, const N: usize>(Vec<T>);
 
 /// One reader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Followed {
+struct Window {
     /// The first span that was not fetched on its behalf.
     next: u32,
     /// How many were fetched ahead the last time.
@@ -75,10 +75,10 @@ impl Piece {
     }
 }
 
-impl Ahead {
+impl ReadAhead {
     /// A piece is read: behind which span what follows is to be fetched, and in which queue, when it is one of many
     /// large ones in a row, or of some that grow, or the first of a file that is read as a whole. Then
-    /// [`Ahead::streamed_to`] is to be told. A row begins with a piece that is `waited` for.
+    /// [`ReadAhead::streamed_to`] is to be told. A row begins with a piece that is `waited` for.
     pub(super) fn streams(&mut self, piece: Piece, waited: bool) -> Option<(u32, Queue)> {
         if piece.length() < REMEMBERED {
             return None;
@@ -117,15 +117,15 @@ impl Ahead {
 
     /// How many spans behind `run` a reader wants that has to wait for `run`; `guess` when it was not there before.
     pub(super) fn missed(&mut self, run: &Range<u32>, guess: u32) -> u32 {
-        let near = |reader: &Followed| (run.start.saturating_sub(SKIPPED)..=run.start).contains(&reader.next);
+        let near = |reader: &Window| (run.start.saturating_sub(SKIPPED)..=run.start).contains(&reader.next);
         self.followed.take(near).map_or(guess, |reader| reader.window.max(guess).max(1))
     }
 
     /// What to fetch when `span`, which is here or on its way, is read: the next window, once a reader is
     /// at the end of the one before, or, where it has long gone on in order, in its second half. The reader
-    /// is forgotten until [`Ahead::reached`] is told.
+    /// is forgotten until [`ReadAhead::reached`] is told.
     pub(super) fn touched(&mut self, span: u32) -> Option<(u32, u32)> {
-        let close = |reader: &Followed| {
+        let close = |reader: &Window| {
             let early = if reader.window < LONG { reader.window.min(1) } else { reader.window / 2 };
             reader.next > span && reader.next - span <= early
         };
@@ -135,7 +135,7 @@ impl Ahead {
 
     /// All up to `next` was asked for, by a window of so many.
     pub(super) fn reached(&mut self, next: u32, window: u32) {
-        self.followed.put(Followed { next, window });
+        self.followed.put(Window { next, window });
     }
 }
 
@@ -206,31 +206,31 @@ mod tests {
 
     #[test]
     fn a_reader_that_goes_on_is_given_windows_that_grow() {
-        let mut ahead = Ahead::default();
-        assert_eq!(ahead.missed(&(5..6), 0), 0, "nobody knows whether it will");
-        ahead.reached(6, 0);
-        assert_eq!(ahead.touched(5), None);
-        assert_eq!(ahead.missed(&(6..7), 0), 1);
-        ahead.reached(8, 1);
+        let mut readahead = ReadAhead::default();
+        assert_eq!(readahead.missed(&(5..6), 0), 0, "nobody knows whether it will");
+        readahead.reached(6, 0);
+        assert_eq!(readahead.touched(5), None);
+        assert_eq!(readahead.missed(&(6..7), 0), 1);
+        readahead.reached(8, 1);
         let mut next = 8;
         for window in [2, 3, 4, 6, 9, 18, 36, 64, 64] {
-            assert_eq!(ahead.touched(next - 1), Some((next, window)));
+            assert_eq!(readahead.touched(next - 1), Some((next, window)));
             next += window;
-            ahead.reached(next, window);
+            readahead.reached(next, window);
         }
-        assert_eq!(ahead.touched(next - 33), None, "still in the first half");
-        assert_eq!(ahead.touched(next - 32), Some((next, 64)));
+        assert_eq!(readahead.touched(next - 33), None, "still in the first half");
+        assert_eq!(readahead.touched(next - 32), Some((next, 64)));
     }
 
     #[test]
     fn a_reader_that_jumps_is_a_new_one() {
-        let mut ahead = Ahead::default();
-        assert_eq!(ahead.missed(&(5..6), 2), 2);
-        ahead.reached(8, 2);
-        assert_eq!(ahead.missed(&(500..501), 2), 2);
-        ahead.reached(503, 2);
-        assert_eq!(ahead.missed(&(4..5), 2), 2);
-        assert_eq!(ahead.missed(&(10..11), 1), 2, "two spans left out");
+        let mut readahead = ReadAhead::default();
+        assert_eq!(readahead.missed(&(5..6), 2), 2);
+        readahead.reached(8, 2);
+        assert_eq!(readahead.missed(&(500..501), 2), 2);
+        readahead.reached(503, 2);
+        assert_eq!(readahead.missed(&(4..5), 2), 2);
+        assert_eq!(readahead.missed(&(10..11), 1), 2, "two spans left out");
     }
 
     /// A piece of whole spans.
@@ -240,87 +240,87 @@ mod tests {
     }
 
     /// Behind which span what follows this piece is to be fetched.
-    fn streams(ahead: &mut Ahead, piece: Piece) -> Option<u32> {
-        ahead.streams(piece, true).map(|(next, _)| next)
+    fn streams(readahead: &mut ReadAhead, piece: Piece) -> Option<u32> {
+        readahead.streams(piece, true).map(|(next, _)| next)
     }
 
     #[test]
     fn large_pieces_in_order_are_a_stream() {
-        let mut ahead = Ahead::default();
-        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| streams(&mut ahead, piece(spans))), [None; 4]);
-        let (next, queue) = ahead.streams(piece(11..15), true).expect("the fourth");
+        let mut readahead = ReadAhead::default();
+        assert_eq!([0..4, 3..7, 90..95, 7..11].map(|spans| streams(&mut readahead, piece(spans))), [None; 4]);
+        let (next, queue) = readahead.streams(piece(11..15), true).expect("the fourth");
         assert_eq!(next, 15);
-        ahead.streamed_to(&queue, 40);
-        assert_eq!(streams(&mut ahead, piece(14..19)), Some(40), "that far it was asked for");
-        assert_eq!(streams(&mut ahead, piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
-        assert_eq!(streams(&mut ahead, piece(90..94)), None);
+        readahead.streamed_to(&queue, 40);
+        assert_eq!(streams(&mut readahead, piece(14..19)), Some(40), "that far it was asked for");
+        assert_eq!(streams(&mut readahead, piece(19 + UNSEEN..40)), Some(40), "what lay between was here");
+        assert_eq!(streams(&mut readahead, piece(90..94)), None);
         for number in 0..10 {
-            assert_eq!(streams(&mut ahead, piece(1000 * number..1000 * number + 4)), None);
+            assert_eq!(streams(&mut readahead, piece(1000 * number..1000 * number + 4)), None);
         }
-        assert_eq!(streams(&mut ahead, piece(40..44)), None, "forgotten for others");
+        assert_eq!(streams(&mut readahead, piece(40..44)), None, "forgotten for others");
     }
 
     #[test]
     fn pieces_that_grow_are_a_stream() {
-        let mut ahead = Ahead::default();
-        assert_eq!(streams(&mut ahead, piece(10..11)), None);
-        assert_eq!(streams(&mut ahead, piece(11..13)), Some(13), "twice as much, right behind it");
-        assert_eq!(streams(&mut ahead, piece(50..51)), None);
-        assert_eq!(streams(&mut ahead, piece(52..54)), None, "something lies between");
-        assert_eq!(streams(&mut ahead, piece(70..71)), None);
-        assert_eq!(streams(&mut ahead, piece(71..72)), None, "no more than before");
+        let mut readahead = ReadAhead::default();
+        assert_eq!(streams(&mut readahead, piece(10..11)), None);
+        assert_eq!(streams(&mut readahead, piece(11..13)), Some(13), "twice as much, right behind it");
+        assert_eq!(streams(&mut readahead, piece(50..51)), None);
+        assert_eq!(streams(&mut readahead, piece(52..54)), None, "something lies between");
+        assert_eq!(streams(&mut readahead, piece(70..71)), None);
+        assert_eq!(streams(&mut readahead, piece(71..72)), None, "no more than before");
         let little = Piece { bytes: DecodedOffset(80 << 18)..DecodedOffset((80 << 18) + 4096), ..piece(80..81) };
-        assert_eq!(streams(&mut ahead, little), None);
-        assert_eq!(streams(&mut ahead, piece(80..81)), None, "the one before was a small read");
+        assert_eq!(streams(&mut readahead, little), None);
+        assert_eq!(streams(&mut readahead, piece(80..81)), None, "the one before was a small read");
     }
 
     #[test]
     fn a_file_that_is_read_as_a_whole_is_a_stream_from_its_first_piece_on() {
         let first = |spans| Piece { is_first: true, ..piece(spans) };
-        assert_eq!(streams(&mut Ahead::default(), first(10..11)), Some(11));
-        assert_eq!(streams(&mut Ahead::default(), first(10..12)), None, "so much comes with a page that is mapped");
-        assert_eq!(streams(&mut Ahead::default(), piece(10..11)), None, "in the middle");
+        assert_eq!(streams(&mut ReadAhead::default(), first(10..11)), Some(11));
+        assert_eq!(streams(&mut ReadAhead::default(), first(10..12)), None, "so much comes with a page that is mapped");
+        assert_eq!(streams(&mut ReadAhead::default(), piece(10..11)), None, "in the middle");
     }
 
     #[test]
     fn pieces_that_were_here_count() {
-        let mut ahead = Ahead::default();
-        assert_eq!(streams(&mut ahead, piece(10..11)), None);
-        assert_eq!(ahead.streams(piece(11..13), false).map(|(next, _)| next), Some(13));
-        assert!(ahead.streams(piece(50..51), false).is_none());
-        assert_eq!(streams(&mut ahead, piece(51..53)), None, "nobody had waited there");
+        let mut readahead = ReadAhead::default();
+        assert_eq!(streams(&mut readahead, piece(10..11)), None);
+        assert_eq!(readahead.streams(piece(11..13), false).map(|(next, _)| next), Some(13));
+        assert!(readahead.streams(piece(50..51), false).is_none());
+        assert_eq!(streams(&mut readahead, piece(51..53)), None, "nobody had waited there");
     }
 
     #[test]
     fn pieces_may_come_in_the_wrong_order() {
-        let mut ahead = Ahead::default();
-        assert_eq!(streams(&mut ahead, piece(10..12)), None);
-        assert_eq!(streams(&mut ahead, piece(12..16)), Some(16));
-        let (next, queue) = ahead.streams(piece(20..24), true).expect("it is one");
+        let mut readahead = ReadAhead::default();
+        assert_eq!(streams(&mut readahead, piece(10..12)), None);
+        assert_eq!(streams(&mut readahead, piece(12..16)), Some(16));
+        let (next, queue) = readahead.streams(piece(20..24), true).expect("it is one");
         assert_eq!(next, 24);
-        ahead.streamed_to(&queue, 60);
-        assert_eq!(streams(&mut ahead, piece(16..20)), Some(60), "of the same stream");
-        assert_eq!(streams(&mut ahead, piece(24..28)), Some(60));
+        readahead.streamed_to(&queue, 60);
+        assert_eq!(streams(&mut readahead, piece(16..20)), Some(60), "of the same stream");
+        assert_eq!(streams(&mut readahead, piece(24..28)), Some(60));
     }
 
     #[test]
     fn neighbouring_files_are_streams_of_their_own() {
-        let mut ahead = Ahead::default();
+        let mut readahead = ReadAhead::default();
         let other = |spans| Piece { file_end: DecodedOffset(1 << 40), ..piece(spans) };
-        assert_eq!(streams(&mut ahead, piece(10..12)), None);
-        assert_eq!(streams(&mut ahead, piece(12..16)), Some(16));
-        assert_eq!(streams(&mut ahead, other(16..20)), None);
-        assert_eq!(streams(&mut ahead, piece(16..20)), Some(20));
+        assert_eq!(streams(&mut readahead, piece(10..12)), None);
+        assert_eq!(streams(&mut readahead, piece(12..16)), Some(16));
+        assert_eq!(streams(&mut readahead, other(16..20)), None);
+        assert_eq!(streams(&mut readahead, piece(16..20)), Some(20));
     }
 
     #[test]
     fn only_so_many_readers_are_remembered() {
-        let mut ahead = Ahead::default();
+        let mut readahead = ReadAhead::default();
         for place in 0..100 {
-            ahead.reached(place * 10, 1);
+            readahead.reached(place * 10, 1);
         }
-        assert_eq!(ahead.followed.0.len(), READERS);
-        assert_eq!(ahead.missed(&(10..11), 0), 0);
-        assert_eq!(ahead.missed(&(990..991), 0), 1);
+        assert_eq!(readahead.followed.0.len(), READERS);
+        assert_eq!(readahead.missed(&(10..11), 0), 0);
+        assert_eq!(readahead.missed(&(990..991), 0), 1);
     }
 }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ahead::{Ahead, Piece, REMEMBERED};
-use super::kin::Kin;
-use super::profile::Run;
-use super::traffic::{Urgency, in_kib};
-use super::{LayerContent, PlaceInFile, ReadError, fetch, spans};
+use super::profile::ProfileRun;
+use super::readahead::{Piece, REMEMBERED, ReadAhead};
+use super::scope::{Urgency, in_kib};
+use super::siblings::Siblings;
+use super::{LayerReader, PlaceInFile, ReadError, fetch, spans};
 use crate::codec::StartKind;
 use crate::digest::Digest;
 use crate::layer::SpanId;
@@ -19,33 +19,33 @@ use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
 /// What readers have wanted of a layer.
-pub(super) struct Wanted {
-    /// For each span, [`READ`] and [`FORETOLD`].
+pub(super) struct Demand {
+    /// For each span, [`READ`] and [`IN_PROFILE`].
     marks: Box<[AtomicU8]>,
     /// The spans that were read soon after the mount began, in order of their first reads, in milliseconds.
     first: Mutex<Vec<(u32, u32)>>,
-    ahead: Mutex<Ahead>,
+    readahead: Mutex<ReadAhead>,
     /// Whether a profile speaks of any span.
-    foretold: AtomicBool,
+    in_profile: AtomicBool,
     /// Files that were read, and what was guessed beside them.
-    pub(super) kin: Mutex<Kin>,
+    pub(super) siblings: Mutex<Siblings>,
     /// The span around which nothing was missing when that was last looked at; small files share one.
     pub(super) all_near: AtomicU32,
     /// KiB that may be on the link for readers of large pieces.
     on_link: Arc<Semaphore>,
 }
 
-impl Wanted {
+impl Demand {
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
         let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
-        let (first, ahead, foretold, kin) = Default::default();
-        Self { marks, first, ahead, foretold, kin, all_near: AtomicU32::new(u32::MAX), on_link }
+        let (first, readahead, in_profile, siblings) = Default::default();
+        Self { marks, first, readahead, in_profile, siblings, all_near: AtomicU32::new(u32::MAX), on_link }
     }
 
     /// Whether a profile speaks of any span.
-    pub(super) fn is_foretold_at_all(&self) -> bool {
-        self.foretold.load(Ordering::Relaxed)
+    pub(super) fn has_profile(&self) -> bool {
+        self.in_profile.load(Ordering::Relaxed)
     }
 
     /// Room on the link for so many bytes that a reader will want in order, as soon as there is any.
@@ -55,21 +55,21 @@ impl Wanted {
     }
 }
 
-impl LayerContent {
+impl LayerReader {
     /// A span is read: the first time, this goes into the profile, and what follows may be fetched.
-    pub(super) fn want(self: &Arc<Self>, span: u32) {
-        let mark = &self.wanted.marks[span as usize];
+    pub(super) fn record(self: &Arc<Self>, span: u32) {
+        let mark = &self.demand.marks[span as usize];
         if mark.load(Ordering::Relaxed) & READ != 0 || mark.fetch_or(READ, Ordering::Relaxed) & READ != 0 {
             return;
         }
-        if let Some(age) = self.traffic.start() {
-            lock(&self.wanted.first).push((age.as_millis() as u32, span));
-            lock(&self.wanted.kin).touched(span);
+        if let Some(age) = self.scope.start() {
+            lock(&self.demand.first).push((age.as_millis() as u32, span));
+            lock(&self.demand.siblings).touched(span);
         }
-        if self.is_foretold(span) {
+        if self.is_in_profile(span) {
             return;
         }
-        let Some((next, window)) = lock(&self.wanted.ahead).touched(span) else { return };
+        let Some((next, window)) = lock(&self.demand.readahead).touched(span) else { return };
         if let Err(error) = self.follow(next, window) {
             // Whoever reads on will be told.
             tracing::debug!(%error, "cannot read ahead");
@@ -100,7 +100,7 @@ impl LayerContent {
         let end = bytes.end;
         let piece = Piece { spans: self.spans_of(bytes.clone())?, bytes, is_first, file_end };
         let behind = piece.spans.end;
-        let Some((next, queue)) = lock(&self.wanted.ahead).streams(piece, waited) else { return Ok(()) };
+        let Some((next, queue)) = lock(&self.demand.readahead).streams(piece, waited) else { return Ok(()) };
         let last = self.spans_of(end..file_end)?.end;
         // A little more is not worth a request, but at the end.
         let under_way = self.blob_bytes(&(behind..next.max(behind)))?;
@@ -112,10 +112,10 @@ impl LayerContent {
         for more in [more, fetch::REQUEST] {
             let to = self.within(next, last - next, more)?;
             if to > next
-                && let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..to))?)
+                && let Some(room) = self.scope.room_ahead(self.blob_bytes(&(next..to))?)
             {
                 fetch::start_in_order(self, next..to, room, Arc::clone(&queue));
-                lock(&self.wanted.ahead).streamed_to(&queue, to);
+                lock(&self.demand.readahead).streamed_to(&queue, to);
                 break;
             }
         }
@@ -139,13 +139,13 @@ impl LayerContent {
     fn follow(self: &Arc<Self>, next: u32, window: u32) -> Result<(), ReadError> {
         let end = self.within(next, window, WINDOW_BYTES)?;
         if end > next {
-            let Some(room) = self.traffic.room_ahead(self.blob_bytes(&(next..end))?) else {
-                lock(&self.wanted.ahead).reached(next, window / 2);
+            let Some(room) = self.scope.room_ahead(self.blob_bytes(&(next..end))?) else {
+                lock(&self.demand.readahead).reached(next, window / 2);
                 return Ok(());
             };
             fetch::start(self, &(next..next), next..end, Some(room), false)?;
         }
-        lock(&self.wanted.ahead).reached(end, end - next);
+        lock(&self.demand.readahead).reached(end, end - next);
         Ok(())
     }
 
@@ -154,29 +154,29 @@ impl LayerContent {
         if self.is_expected(run) {
             return Ok((run.clone(), None));
         }
-        let guess = if self.traffic.guesses() { NEAR_AFTER } else { 0 };
-        let window = lock(&self.wanted.ahead).missed(run, guess);
+        let guess = if self.scope.speculates() { NEAR_AFTER } else { 0 };
+        let window = lock(&self.demand.readahead).missed(run, guess);
         let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
         let mut end = self.within(run.end, window, bytes)?;
         let extra = self.blob_bytes(&(run.end..end))?;
-        let room = if extra > 0 { self.traffic.room_ahead(extra) } else { None };
+        let room = if extra > 0 { self.scope.room_ahead(extra) } else { None };
         if room.is_none() {
             end = run.end;
         }
-        lock(&self.wanted.ahead).reached(end, end - run.end);
+        lock(&self.demand.readahead).reached(end, end - run.end);
         Ok((run.start..end, room))
     }
 
     /// Fetches the near neighbours before `run`, for which a reader of a piece of so many bytes has waited.
-    pub(super) fn guess_before(self: &Arc<Self>, run: &Range<u32>, piece: u64) {
+    pub(super) fn speculate_before(self: &Arc<Self>, run: &Range<u32>, piece: u64) {
         // A large piece is of a large file, and what lies before that is no neighbour.
-        if !self.traffic.guesses() || piece >= REMEMBERED {
+        if !self.scope.speculates() || piece >= REMEMBERED {
             return;
         }
         match self.near_before(run.start) {
             Ok(start) if start < run.start => {
                 let (layer, before) = (Arc::clone(self), start..run.start);
-                self.traffic.spawn(async move { layer.guess_spans(before, Urgency::Some).await });
+                self.scope.spawn(async move { layer.speculate_spans(before, Urgency::Some).await });
             }
             Ok(_) => {}
             // Whoever reads that will be told.
@@ -187,7 +187,7 @@ impl LayerContent {
     /// Whether all of `run` is on its way, or will be.
     pub(super) fn is_expected(&self, run: &Range<u32>) -> bool {
         let on_its_way =
-            |span| self.is_foretold(span) || fetch::flights_of(span, &lock(&self.flights)).next().is_some();
+            |span| self.is_in_profile(span) || fetch::in_flight_for(span, &lock(&self.in_flight)).next().is_some();
         run.clone().all(on_its_way)
     }
 
@@ -227,21 +227,26 @@ impl LayerContent {
     }
 
     /// Says which spans a profile foretells; for those nobody needs to guess.
-    pub(super) fn foretell(&self, spans: impl IntoIterator<Item = u32>) {
+    pub(super) fn mark_in_profile(&self, spans: impl IntoIterator<Item = u32>) {
         for span in spans {
-            self.wanted.foretold.store(true, Ordering::Relaxed);
-            self.wanted.marks[span as usize].fetch_or(FORETOLD, Ordering::Relaxed);
+            self.demand.in_profile.store(true, Ordering::Relaxed);
+            self.demand.marks[span as usize].fetch_or(IN_PROFILE, Ordering::Relaxed);
         }
     }
 
-    fn is_foretold(&self, span: u32) -> bool {
-        self.wanted.marks[span as usize].load(Ordering::Relaxed) & FORETOLD != 0
+    fn is_in_profile(&self, span: u32) -> bool {
+        self.demand.marks[span as usize].load(Ordering::Relaxed) & IN_PROFILE != 0
     }
 
     /// What was wanted so far of this layer for `image`, on top of what is `known`; `None` when that is nothing, or
     /// nothing new and only that counts.
-    pub(super) fn run(&self, image: &Digest, known: Option<Run>, only_new: bool) -> Result<Option<Run>, ReadError> {
-        let mut run = known.unwrap_or_else(|| Run { image: image.clone(), wanted: Vec::new() });
+    pub(super) fn run(
+        &self,
+        image: &Digest,
+        known: Option<ProfileRun>,
+        only_new: bool,
+    ) -> Result<Option<ProfileRun>, ReadError> {
+        let mut run = known.unwrap_or_else(|| ProfileRun { image: image.clone(), wanted: Vec::new() });
         let before = run.wanted.len();
         let told: HashSet<u32> = run
             .spans(&self.index)
@@ -249,7 +254,7 @@ impl LayerContent {
             .into_iter()
             .map(|(_, span)| span)
             .collect();
-        let first = lock(&self.wanted.first).clone();
+        let first = lock(&self.demand.first).clone();
         let some = !first.is_empty() && !only_new;
         for (at, span) in first {
             if !told.contains(&span) {
@@ -264,7 +269,7 @@ impl LayerContent {
 /// A reader has had it.
 const READ: u8 = 1;
 /// A profile speaks of it.
-const FORETOLD: u8 = 2;
+const IN_PROFILE: u8 = 2;
 /// Neighbours that are guessed to be wanted, too. Replayed over 200 Mbit/s and 20 ms, traces of Python, Node.js,
 /// TensorFlow and PostgreSQL that start wait between half and two thirds as often with these numbers as without, and
 /// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.

@@ -1,4 +1,4 @@
-//! Kin: files of one kind in one directory, of which others may be wanted when some are.
+//! Siblings: files of one kind in one directory, of which others may be read when some are.
 //!
 //! A program that imports reads many files of one directory, in an order that nobody knows: its modules, libraries,
 //! templates. How many of them, the directory itself tells: what was fetched there on the chance and then read earns
@@ -10,17 +10,17 @@ use crate::layer::EntryId;
 
 /// What was guessed in the directories of one layer.
 #[derive(Debug, Default)]
-pub(super) struct Kin {
-    families: HashMap<Family, Record>,
+pub(super) struct Siblings {
+    families: HashMap<Group, Record>,
     /// Spans that were fetched on the chance and not read yet, with their bytes.
-    open: HashMap<u32, (Family, u64)>,
+    open: HashMap<u32, (Group, u64)>,
     /// Files that were read.
     read: HashSet<EntryId>,
 }
 
 /// The files of one kind in one directory.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Family {
+pub(super) struct Group {
     pub(super) directory: EntryId,
     pub(super) kind: Box<[u8]>,
 }
@@ -33,21 +33,21 @@ struct Record {
     open: u64,
 }
 
-impl Kin {
+impl Siblings {
     /// A file is read: how many bytes of the blob may be fetched of others of its family, 0 when it was read before.
-    pub(super) fn opened(&mut self, file: EntryId, family: &Family) -> u64 {
+    pub(super) fn opened(&mut self, file: EntryId, group: &Group) -> u64 {
         if self.read.len() >= MOST_FILES || !self.read.insert(file) {
             return 0;
         }
-        let record = self.families.entry(family.clone()).or_default();
+        let record = self.families.entry(group.clone()).or_default();
         record.files += 1;
         if record.files < SOME { 0 } else { (FIRST + GAIN * record.good).saturating_sub(record.open) }
     }
 
     /// A span is fetched because of a family.
-    pub(super) fn guessed(&mut self, family: &Family, span: u32, bytes: u64) {
-        if let Some(record) = self.families.get_mut(family)
-            && self.open.insert(span, (family.clone(), bytes)).is_none()
+    pub(super) fn speculated(&mut self, group: &Group, span: u32, bytes: u64) {
+        if let Some(record) = self.families.get_mut(group)
+            && self.open.insert(span, (group.clone(), bytes)).is_none()
         {
             record.open += bytes;
         }
@@ -55,8 +55,8 @@ impl Kin {
 
     /// A span is read.
     pub(super) fn touched(&mut self, span: u32) {
-        if let Some((family, bytes)) = self.open.remove(&span)
-            && let Some(record) = self.families.get_mut(&family)
+        if let Some((group, bytes)) = self.open.remove(&span)
+            && let Some(record) = self.families.get_mut(&group)
         {
             record.open = record.open.saturating_sub(bytes);
             record.good += bytes;
@@ -85,8 +85,8 @@ const MOST_FILES: usize = 1 << 14;
 mod tests {
     use super::*;
 
-    fn family(kind: &[u8]) -> Family {
-        Family { directory: EntryId(7), kind: kind.into() }
+    fn group(kind: &[u8]) -> Group {
+        Group { directory: EntryId(7), kind: kind.into() }
     }
 
     #[test]
@@ -108,22 +108,22 @@ mod tests {
 
     #[test]
     fn the_second_file_of_a_family_lets_a_few_others_be_guessed() {
-        let mut kin = Kin::default();
-        assert_eq!(kin.opened(EntryId(1), &family(b"js")), 0);
-        assert_eq!(kin.opened(EntryId(2), &family(b"ts")), 0, "of another kind");
-        assert_eq!(kin.opened(EntryId(1), &family(b"js")), 0, "the same one");
-        assert_eq!(kin.opened(EntryId(3), &family(b"js")), FIRST);
+        let mut siblings = Siblings::default();
+        assert_eq!(siblings.opened(EntryId(1), &group(b"js")), 0);
+        assert_eq!(siblings.opened(EntryId(2), &group(b"ts")), 0, "of another kind");
+        assert_eq!(siblings.opened(EntryId(1), &group(b"js")), 0, "the same one");
+        assert_eq!(siblings.opened(EntryId(3), &group(b"js")), FIRST);
     }
 
     #[test]
     fn right_guesses_earn_more_and_wrong_ones_use_it_up() {
-        let (mut kin, family) = (Kin::default(), family(b"js"));
-        kin.opened(EntryId(1), &family);
-        kin.guessed(&family, 5, FIRST);
-        kin.guessed(&family, 5, FIRST);
-        assert_eq!(kin.opened(EntryId(2), &family), 0, "nothing of it was read yet");
-        kin.touched(5);
-        kin.touched(5);
-        assert_eq!(kin.opened(EntryId(3), &family), FIRST + GAIN * FIRST);
+        let (mut siblings, group) = (Siblings::default(), group(b"js"));
+        siblings.opened(EntryId(1), &group);
+        siblings.speculated(&group, 5, FIRST);
+        siblings.speculated(&group, 5, FIRST);
+        assert_eq!(siblings.opened(EntryId(2), &group), 0, "nothing of it was read yet");
+        siblings.touched(5);
+        siblings.touched(5);
+        assert_eq!(siblings.opened(EntryId(3), &group), FIRST + GAIN * FIRST);
     }
 }

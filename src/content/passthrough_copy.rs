@@ -8,15 +8,15 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::{LayerContent, ReadError};
+use super::{LayerReader, ReadError};
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::{DecodedOffset, FileOffset};
-use crate::store::{StoreError, Whole};
+use crate::store::{PassthroughCopy, StoreError};
 use crate::sync::lock;
 
 /// Why a file cannot have a file of its own.
 #[derive(Debug, thiserror::Error)]
-pub enum WholeError {
+pub enum PassthroughCopyError {
     /// Its bytes cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -34,54 +34,54 @@ pub(super) enum Compared {
     Unknown,
 }
 
-impl LayerContent {
+impl LayerReader {
     /// The entry's own file, if there is one that is known to be right.
-    pub fn whole_now(&self, entry: EntryId) -> Option<File> {
-        let whole = self.store.whole(&self.blob.digest, entry.0)?;
-        let known = lock(&self.wholes).get(&entry) == Some(&whole.stamp());
+    pub fn passthrough_copy_now(&self, entry: EntryId) -> Option<File> {
+        let copy = self.store.passthrough_copy(&self.blob.digest, entry.0)?;
+        let known = lock(&self.passthrough_copies).get(&entry) == Some(&copy.stamp());
         if !known {
-            if !self.store.is_sealed(&self.blob.digest, entry.0, &whole) {
+            if !self.store.is_sealed(&self.blob.digest, entry.0, &copy) {
                 return None;
             }
-            lock(&self.wholes).insert(entry, whole.stamp());
+            lock(&self.passthrough_copies).insert(entry, copy.stamp());
         }
-        Some(whole.into_file())
+        Some(copy.into_file())
     }
 
     /// Whether all bytes of an entry are in the store, as far as its presence map says. A file with holes has
     /// none of its own.
-    pub fn could_be_whole(&self, entry: EntryId) -> bool {
-        matches!(run_of(&self.index, entry), Ok(Some(run)) if self.has(run.clone()))
+    pub fn could_have_passthrough_copy(&self, entry: EntryId) -> bool {
+        matches!(decoded_range(&self.index, entry), Ok(Some(run)) if self.has(run.clone()))
     }
 
     /// The entry's own file, made if it is not there; `None` when some of its bytes are not in the store, or the
     /// cache has no room. Reads and writes all of it, blocking this thread.
     ///
     /// # Errors
-    /// [`WholeError`]
-    pub fn make_whole(self: &Arc<Self>, entry: EntryId) -> Result<Option<File>, WholeError> {
-        if let Some(file) = self.whole_now(entry) {
+    /// [`PassthroughCopyError`]
+    pub fn make_passthrough_copy(self: &Arc<Self>, entry: EntryId) -> Result<Option<File>, PassthroughCopyError> {
+        if let Some(file) = self.passthrough_copy_now(entry) {
             return Ok(Some(file));
         }
         let blob = &self.blob.digest;
-        let index_error = |cause| WholeError::Read(self.index_error(cause));
-        let Some(run) = run_of(&self.index, entry).map_err(index_error)? else { return Ok(None) };
+        let index_error = |cause| PassthroughCopyError::Read(self.index_error(cause));
+        let Some(run) = decoded_range(&self.index, entry).map_err(index_error)? else { return Ok(None) };
         // What is wrong with an index, readers find out themselves.
         let mut read = |from, buf: &mut [u8]| self.read_stored(from, buf, &mut || ()).unwrap_or(false);
-        if let Some(whole) = self.store.whole(blob, entry.0) {
-            match compare(&run, &whole, &mut read) {
-                Compared::Same => return Ok(Some(self.trust(entry, whole))),
+        if let Some(copy) = self.store.passthrough_copy(blob, entry.0) {
+            match compare(&run, &copy, &mut read) {
+                Compared::Same => return Ok(Some(self.trust(entry, copy))),
                 Compared::Unknown => return Ok(None),
                 Compared::Differs => {
                     tracing::warn!(layer = %blob, %entry, "a cached file was damaged; it is made again");
-                    self.store.drop_whole(blob, entry.0);
+                    self.store.drop_passthrough_copy(blob, entry.0);
                 }
             }
         }
         if self.store.make_room(run.end - run.start)? > 0 {
             return Ok(None);
         }
-        let mut new = self.store.new_whole(blob, entry.0)?;
+        let mut new = self.store.new_passthrough_copy(blob, entry.0)?;
         let mut room = vec![0; PIECE];
         for piece in pieces(&run) {
             let bytes = &mut room[..(piece.end - piece.start) as usize];
@@ -92,36 +92,36 @@ impl LayerContent {
             // The kernel will have its pages of the new file; it need not keep those of the old one.
             self.content.drop_pages(piece);
         }
-        Ok(self.store.publish_whole(new)?.map(|whole| self.trust(entry, whole)))
+        Ok(self.store.publish_passthrough_copy(new)?.map(|copy| self.trust(entry, copy)))
     }
 
-    /// Tells other processes of a file that [`LayerContent::make_whole`] has made or compared. Waits for the
+    /// Tells other processes of a file that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
     /// disk.
-    pub fn seal_whole(&self, entry: EntryId) {
-        let Some(whole) = self.store.whole(&self.blob.digest, entry.0) else { return };
-        if lock(&self.wholes).get(&entry) != Some(&whole.stamp())
-            || self.store.is_sealed(&self.blob.digest, entry.0, &whole)
+    pub fn seal_passthrough_copy(&self, entry: EntryId) {
+        let Some(copy) = self.store.passthrough_copy(&self.blob.digest, entry.0) else { return };
+        if lock(&self.passthrough_copies).get(&entry) != Some(&copy.stamp())
+            || self.store.is_sealed(&self.blob.digest, entry.0, &copy)
         {
             return;
         }
-        if let Err(error) = self.store.seal_whole(&self.blob.digest, entry.0, &whole) {
+        if let Err(error) = self.store.seal_passthrough_copy(&self.blob.digest, entry.0, &copy) {
             tracing::debug!(layer = %self.blob.digest, %entry, %error, "other processes will compare a cached file anew");
         }
     }
 
-    fn trust(&self, entry: EntryId, whole: Whole) -> File {
-        lock(&self.wholes).insert(entry, whole.stamp());
-        whole.into_file()
+    fn trust(&self, entry: EntryId, copy: PassthroughCopy) -> File {
+        lock(&self.passthrough_copies).insert(entry, copy.stamp());
+        copy.into_file()
     }
 }
 
 /// Compares an entry's own file with what `read` says of the layer; `read` is `false` for what is not here.
 pub(super) fn compare(
     run: &Range<DecodedOffset>,
-    whole: &Whole,
+    copy: &PassthroughCopy,
     read: &mut dyn FnMut(DecodedOffset, &mut [u8]) -> bool,
 ) -> Compared {
-    if whole.size() != run.end - run.start {
+    if copy.size() != run.end - run.start {
         return Compared::Differs;
     }
     let (mut expected, mut found) = (vec![0; PIECE], vec![0; PIECE]);
@@ -131,7 +131,7 @@ pub(super) fn compare(
         if !read(piece.start, expected) {
             return Compared::Unknown;
         }
-        if whole.file().read_exact_at(found, piece.start - run.start).is_err() || expected != found {
+        if copy.file().read_exact_at(found, piece.start - run.start).is_err() || expected != found {
             return Compared::Differs;
         }
     }
@@ -139,7 +139,7 @@ pub(super) fn compare(
 }
 
 /// Where a file's bytes stand in its layer; `None` for what has holes, or no bytes.
-pub(super) fn run_of(index: &LayerIndex, entry: EntryId) -> Result<Option<Range<DecodedOffset>>, IndexError> {
+pub(super) fn decoded_range(index: &LayerIndex, entry: EntryId) -> Result<Option<Range<DecodedOffset>>, IndexError> {
     let size = index.entry(entry)?.size();
     let extents = index.extents(entry, FileOffset(0)..FileOffset(size))?;
     Ok(match &extents[..] {

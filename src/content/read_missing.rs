@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{LayerContent, PlaceInFile, ReadError, fetch};
+use super::{LayerReader, PlaceInFile, ReadError, fetch};
 use crate::layer::SpanId;
 use crate::offsets::DecodedOffset;
 
@@ -11,8 +11,8 @@ use crate::offsets::DecodedOffset;
 ///
 /// The bytes are taken from what was fetched, not read back from the store, so a full disk or an
 /// eviction in between does not matter.
-pub(super) async fn read(
-    layer: &Arc<LayerContent>,
+pub(super) async fn read_missing(
+    layer: &Arc<LayerReader>,
     from: DecodedOffset,
     buf: &mut [u8],
     in_file: PlaceInFile,
@@ -26,11 +26,11 @@ pub(super) async fn read(
         let stop = known.decoded.end.min(end);
         let place = (begin - from) as usize..(stop - from) as usize;
         if !layer.read_stored(begin, &mut buf[place.clone()], &mut || ())? {
-            layer.want(span);
+            layer.record(span);
             missing.push((span, known.decoded.start, place));
         }
     }
-    let _waiting = layer.traffic.wait();
+    let _waiting = layer.scope.wait();
     // Runs that nobody had expected, and whose neighbours may be wanted, too.
     let mut surprising = Vec::new();
     // What has come since it was looked for is in the store; what cannot be read there, and what another mount does not
@@ -50,7 +50,7 @@ pub(super) async fn read(
         }
         if !again {
             layer.stream(from..end, in_file, true);
-            layer.guess_kin(in_file, &wanted);
+            layer.speculate_siblings(in_file, &wanted);
         }
         let mut unread = Vec::new();
         for (span, start, place) in missing {
@@ -72,7 +72,7 @@ pub(super) async fn read(
         }
         if unread.is_empty() {
             // Not before: what somebody waits for need not share the link with them.
-            surprising.iter().for_each(|run| layer.guess_before(run, end - from));
+            surprising.iter().for_each(|run| layer.speculate_before(run, end - from));
             return Ok(());
         }
         missing = unread;

@@ -1,4 +1,4 @@
-//! Turns: whose layer the link and the CPU serve first.
+//! Scheduling of first passes: which layer the link and the CPU serve first.
 //!
 //! Several layers stream in at a time and share one link. When somebody waits for one of them, what the
 //! others receive meanwhile is taken from it. So a first pass that nobody waits for takes no more of its
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 /// The first passes that share a link.
 #[derive(Debug)]
-pub struct Turns {
+pub struct PassScheduler {
     link: watch::Sender<Urgent>,
     /// How many layers somebody waits for.
     urgent: AtomicUsize,
@@ -25,14 +25,14 @@ pub struct Turns {
 
 /// One layer's place among them.
 #[derive(Debug)]
-pub struct Turn {
-    turns: Arc<Turns>,
+pub struct ScheduledPass {
+    scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
 }
 
 /// The priority of one thread that works for a layer; as it was before, once dropped.
 pub(super) struct Priority {
-    turns: Arc<Turns>,
+    scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
     /// The thread's own, and what it has now.
     own: i32,
@@ -43,41 +43,41 @@ pub(super) struct Priority {
 #[derive(Clone, Copy, Debug)]
 struct Urgent {
     /// How many of them could use more bytes.
-    hungry: usize,
+    starved: usize,
     /// When one of them last got some, or began.
-    fed: Instant,
+    progressed: Instant,
 }
 
 /// A layer's stream being taken, piece by piece.
-pub(super) struct Taking<'a> {
-    turn: &'a Turn,
-    hungry: bool,
+pub(super) struct Lease<'a> {
+    schedule: &'a ScheduledPass,
+    starved: bool,
 }
 
-impl Turns {
+impl PassScheduler {
     /// A link that nobody uses yet.
     pub fn new() -> Arc<Self> {
-        let link = watch::Sender::new(Urgent { hungry: 0, fed: Instant::now() });
+        let link = watch::Sender::new(Urgent { starved: 0, progressed: Instant::now() });
         Arc::new(Self { link, urgent: AtomicUsize::new(0) })
     }
 }
 
-impl Turn {
+impl ScheduledPass {
     /// One more layer, which nobody waits for.
-    pub fn new(turns: &Arc<Turns>) -> Self {
-        Self { turns: Arc::clone(turns), urgent: Arc::default() }
+    pub fn new(scheduler: &Arc<PassScheduler>) -> Self {
+        Self { scheduler: Arc::clone(scheduler), urgent: Arc::default() }
     }
 
     /// Somebody waits for this layer now, or nobody does any more.
     pub fn set_urgent(&self, urgent: bool) {
         if self.urgent.swap(urgent, Ordering::Relaxed) != urgent {
             if urgent {
-                self.turns.urgent.fetch_add(1, Ordering::Relaxed);
+                self.scheduler.urgent.fetch_add(1, Ordering::Relaxed);
             } else {
-                self.turns.urgent.fetch_sub(1, Ordering::Relaxed);
+                self.scheduler.urgent.fetch_sub(1, Ordering::Relaxed);
             }
             // It may be waiting for its turn.
-            self.turns.link.send_modify(|_| {});
+            self.scheduler.link.send_modify(|_| {});
         }
     }
 
@@ -86,21 +86,21 @@ impl Turn {
         self.urgent.load(Ordering::Relaxed)
     }
 
-    pub(super) fn take(&self) -> Taking<'_> {
-        Taking { turn: self, hungry: false }
+    pub(super) fn take(&self) -> Lease<'_> {
+        Lease { schedule: self, starved: false }
     }
 
     /// That of a thread which is about to work for this layer, and asks [`Priority::settle`] now and then.
     pub(super) fn priority(&self) -> impl FnOnce() -> Priority + Send + use<> {
-        let (turns, urgent) = (Arc::clone(&self.turns), Arc::clone(&self.urgent));
+        let (scheduler, urgent) = (Arc::clone(&self.scheduler), Arc::clone(&self.urgent));
         move || {
             let own = getpriority_process(None).unwrap_or_default();
-            Priority { turns, urgent, own, now: own }
+            Priority { scheduler, urgent, own, now: own }
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for ScheduledPass {
     fn drop(&mut self) {
         self.set_urgent(false);
     }
@@ -109,7 +109,7 @@ impl Drop for Turn {
 impl Priority {
     /// Gives way to threads whose layer somebody waits for while nobody waits for this one's.
     pub(super) fn settle(&mut self) {
-        let gives_way = !self.urgent.load(Ordering::Relaxed) && self.turns.urgent.load(Ordering::Relaxed) > 0;
+        let gives_way = !self.urgent.load(Ordering::Relaxed) && self.scheduler.urgent.load(Ordering::Relaxed) > 0;
         self.set(if gives_way { self.own + GIVES_WAY } else { self.own });
     }
 
@@ -140,18 +140,18 @@ fn can_be_raised() -> bool {
     })
 }
 
-impl Taking<'_> {
+impl Lease<'_> {
     /// Returns when this layer may take its next piece.
     pub(super) async fn next(&mut self) {
-        let mut changes = self.turn.turns.link.subscribe();
+        let mut changes = self.schedule.scheduler.link.subscribe();
         loop {
-            if self.turn.is_urgent() {
-                self.set_hungry(true);
+            if self.schedule.is_urgent() {
+                self.set_starved(true);
                 return;
             }
-            let Urgent { hungry, fed } = *changes.borrow_and_update();
-            let silent = fed.elapsed();
-            if hungry == 0 || silent >= SILENCE {
+            let Urgent { starved, progressed } = *changes.borrow_and_update();
+            let silent = progressed.elapsed();
+            if starved == 0 || silent >= SILENCE {
                 return;
             }
             // Whichever comes first, all is looked at again.
@@ -160,35 +160,35 @@ impl Taking<'_> {
     }
 
     /// A piece has come.
-    pub(super) fn fed(&self) {
-        if self.hungry {
-            self.turn.turns.link.send_modify(|urgent| urgent.fed = Instant::now());
+    pub(super) fn progressed(&self) {
+        if self.starved {
+            self.schedule.scheduler.link.send_modify(|urgent| urgent.progressed = Instant::now());
         }
     }
 
     /// What has come is more than can be decoded now.
     pub(super) fn full(&mut self) {
-        self.set_hungry(false);
+        self.set_starved(false);
     }
 
-    fn set_hungry(&mut self, hungry: bool) {
-        if self.hungry == hungry {
+    fn set_starved(&mut self, starved: bool) {
+        if self.starved == starved {
             return;
         }
-        self.hungry = hungry;
-        self.turn.turns.link.send_modify(|urgent| {
-            if hungry {
-                *urgent = Urgent { hungry: urgent.hungry + 1, fed: Instant::now() };
+        self.starved = starved;
+        self.schedule.scheduler.link.send_modify(|urgent| {
+            if starved {
+                *urgent = Urgent { starved: urgent.starved + 1, progressed: Instant::now() };
             } else {
-                urgent.hungry -= 1;
+                urgent.starved -= 1;
             }
         });
     }
 }
 
-impl Drop for Taking<'_> {
+impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        self.set_hungry(false);
+        self.set_starved(false);
     }
 }
 
@@ -204,20 +204,20 @@ mod tests {
 
     use super::*;
 
-    fn may_take(taking: &mut Taking<'_>) -> bool {
-        taking.next().now_or_never().is_some()
+    fn may_take(lease: &mut Lease<'_>) -> bool {
+        lease.next().now_or_never().is_some()
     }
 
     #[tokio::test]
     async fn the_layer_somebody_waits_for_goes_first() {
-        let turns = Turns::new();
-        let (wanted, other) = (Turn::new(&turns), Turn::new(&turns));
+        let scheduler = PassScheduler::new();
+        let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         let (mut first, mut second) = (wanted.take(), other.take());
         assert!(may_take(&mut first) && may_take(&mut second), "nobody waits for either");
         wanted.set_urgent(true);
         assert!(may_take(&mut first));
         assert!(!may_take(&mut second), "the link is the first one's");
-        first.fed();
+        first.progressed();
         assert!(!may_take(&mut second));
         first.full();
         assert!(may_take(&mut second), "the first one has more than it can use");
@@ -233,12 +233,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_layer_that_gets_nothing_holds_up_nobody() {
-        let turns = Turns::new();
-        let (wanted, other) = (Turn::new(&turns), Turn::new(&turns));
+        let scheduler = PassScheduler::new();
+        let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         wanted.set_urgent(true);
         let mut first = wanted.take();
         assert!(may_take(&mut first));
-        turns.link.send_modify(|urgent| urgent.fed = Instant::now().checked_sub(SILENCE).unwrap());
+        scheduler.link.send_modify(|urgent| urgent.progressed = Instant::now().checked_sub(SILENCE).unwrap());
         assert!(may_take(&mut other.take()));
     }
 
@@ -248,8 +248,8 @@ mod tests {
             eprintln!("skipped: this process may not raise a priority that it has lowered");
             return;
         }
-        let turns = Turns::new();
-        let (wanted, other) = (Turn::new(&turns), Turn::new(&turns));
+        let scheduler = PassScheduler::new();
+        let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         let own = getpriority_process(None).unwrap();
         let seen = |priority: &mut Priority| {
             priority.settle();

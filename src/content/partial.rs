@@ -19,7 +19,7 @@ use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
 /// What a running pass has seen so far.
-pub struct Growing {
+pub struct PartialLayer {
     tree: Mutex<Option<LayerTree>>,
     progress: watch::Sender<Progress>,
     shown: Mutex<Vec<ShownSpan>>,
@@ -54,7 +54,7 @@ struct Progress {
 #[derive(Debug)]
 pub struct Closed;
 
-impl Growing {
+impl PartialLayer {
     /// A layer of which nothing has been seen yet.
     pub fn new() -> Self {
         Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()), shown: Mutex::default() }
@@ -66,13 +66,13 @@ impl Growing {
         self.progress.send_replace(Progress { data: data.map(Arc::new), ..Progress::default() });
     }
 
-    /// Lets the pass work on the tree; `None` after [`Growing::end`].
+    /// Lets the pass work on the tree; `None` after [`PartialLayer::end`].
     pub(super) fn with_tree<T>(&self, work: impl FnOnce(&mut LayerTree) -> T) -> Option<T> {
         self.tree().as_mut().map(work)
     }
 
     /// The pass has written so far and found so many entries.
-    pub(super) fn grown_to(&self, written: DecodedOffset) {
+    pub(super) fn advance_to(&self, written: DecodedOffset) {
         let entries = self.tree().as_ref().map_or(0, LayerTree::len);
         self.progress.send_modify(|progress| {
             progress.entries = entries;
@@ -142,7 +142,7 @@ impl Growing {
         self.read_seen(seen, from, buf)
     }
 
-    /// As [`Growing::read_now`], with the progress `seen` just before.
+    /// As [`PartialLayer::read_now`], with the progress `seen` just before.
     fn read_seen(&self, seen: Progress, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, Closed> {
         if seen.closed {
             return Err(Closed);
@@ -172,7 +172,7 @@ impl Growing {
     }
 }
 
-impl Default for Growing {
+impl Default for PartialLayer {
     fn default() -> Self {
         Self::new()
     }
@@ -188,15 +188,15 @@ mod tests {
     fn what_was_read_while_the_pass_ended_is_not_given_out() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"data", 0).unwrap();
-        let growing = Growing::new();
-        growing.begin(LayerTree::default(), Some(file));
-        growing.grown_to(DecodedOffset(4));
+        let partial = PartialLayer::new();
+        partial.begin(LayerTree::default(), Some(file));
+        partial.advance_to(DecodedOffset(4));
         let mut buf = [0; 4];
-        assert!(growing.read_now(DecodedOffset(0), &mut buf).unwrap());
+        assert!(partial.read_now(DecodedOffset(0), &mut buf).unwrap());
         assert_eq!(&buf, b"data");
 
-        let seen = growing.progress.borrow().clone();
-        growing.end(&[]);
-        assert!(growing.read_seen(seen, DecodedOffset(0), &mut buf).is_err());
+        let seen = partial.progress.borrow().clone();
+        partial.end(&[]);
+        assert!(partial.read_seen(seen, DecodedOffset(0), &mut buf).is_err());
     }
 }

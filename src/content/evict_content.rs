@@ -11,7 +11,7 @@ use crate::store::{Store, StoreError};
 ///
 /// # Errors
 /// [`StoreError::Io`]
-pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
+pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     if let Some(freed) = store.drop_unused_content(blob) {
         return Ok(freed);
     }
@@ -20,7 +20,7 @@ pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     };
     let content = store.content(blob, index.proof().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
-    let wholes = store.drop_wholes(blob);
+    let passthrough_copies = store.drop_passthrough_copies(blob);
     for number in 0..index.span_count() {
         // Also one that is absent: whoever evicted it may have died before its room was given back. That an index
         // is damaged, readers find themselves.
@@ -28,5 +28,5 @@ pub fn drop_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
             content.evict(number, span.decoded, |_, _| ())?;
         }
     }
-    Ok(before.saturating_sub(content.disk_bytes()) + wholes)
+    Ok(before.saturating_sub(content.disk_bytes()) + passthrough_copies)
 }

@@ -1,7 +1,7 @@
 //! Checking a layer in the store from end to end, with no source at hand.
 
+use super::passthrough_copy::{self, Compared};
 use super::spans::{self, Stored};
-use super::whole::{self, Compared};
 use crate::digest::Digest;
 use crate::layer::{EntryId, IndexError, LayerIndex, SpanId};
 use crate::offsets::DecodedOffset;
@@ -19,7 +19,7 @@ pub struct CheckedLayer {
     /// Those of them that were damaged.
     pub damaged: Vec<u32>,
     /// Entries that lay in a file of their own which held something else.
-    pub damaged_wholes: Vec<u32>,
+    pub damaged_passthrough_copies: Vec<u32>,
     /// The content was of another shape than the index says, so none of it counts.
     pub misshapen: bool,
 }
@@ -27,7 +27,7 @@ pub struct CheckedLayer {
 impl CheckedLayer {
     /// Whether everything was as it was written.
     pub fn is_intact(&self) -> bool {
-        self.index.is_none() && self.damaged.is_empty() && self.damaged_wholes.is_empty() && !self.misshapen
+        self.index.is_none() && self.damaged.is_empty() && self.damaged_passthrough_copies.is_empty() && !self.misshapen
     }
 }
 
@@ -54,7 +54,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     match store.content_shape(blob, size, count) {
         Shape::Absent => {
             // There is nothing to compare with; whoever wants to use them must.
-            store.wholes(blob).into_iter().for_each(|entry| store.break_seal(blob, entry));
+            store.passthrough_copies(blob).into_iter().for_each(|entry| store.break_seal(blob, entry));
             return Ok(found);
         }
         Shape::Right => {}
@@ -66,7 +66,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     // Opening gives content of a wrong shape the right one, with nothing in it.
     let content = store.content(blob, size, count)?;
     match check_spans(&content, &index, &mut found) {
-        Ok(()) => check_wholes(store, blob, &content, &index, &mut found),
+        Ok(()) => check_passthrough_copies(store, blob, &content, &index, &mut found),
         Err(error) => {
             store.drop_index(blob);
             found.index = Some(error.to_string());
@@ -76,7 +76,13 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
 }
 
 /// Compares files of single entries with the spans, which have been checked.
-fn check_wholes(store: &Store, blob: &Digest, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
+fn check_passthrough_copies(
+    store: &Store,
+    blob: &Digest,
+    content: &Content,
+    index: &LayerIndex,
+    found: &mut CheckedLayer,
+) {
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
         let (first, last) = (index.span_at(from), index.span_at(from + (buf.len() as u64 - 1)));
         let (Ok(first), Ok(last)) = (first, last) else { return false };
@@ -85,16 +91,16 @@ fn check_wholes(store: &Store, blob: &Digest, content: &Content, index: &LayerIn
         let Some(generations) = generations else { return false };
         content.read(from, buf).is_ok() && content.still(spans, |span| generations[(span - first.0) as usize].get())
     };
-    for number in store.wholes(blob) {
-        let Some(whole) = store.whole(blob, number) else { continue };
+    for number in store.passthrough_copies(blob) {
+        let Some(copy) = store.passthrough_copy(blob, number) else { continue };
         // An entry that is none, or no file, never had one.
-        let run = whole::run_of(index, EntryId(number)).ok().flatten();
-        let compared = run.map_or(Compared::Differs, |run| whole::compare(&run, &whole, &mut read));
+        let run = passthrough_copy::decoded_range(index, EntryId(number)).ok().flatten();
+        let compared = run.map_or(Compared::Differs, |run| passthrough_copy::compare(&run, &copy, &mut read));
         match compared {
-            Compared::Same => found.bytes += whole.size(),
+            Compared::Same => found.bytes += copy.size(),
             Compared::Differs => {
-                store.drop_whole(blob, number);
-                found.damaged_wholes.push(number);
+                store.drop_passthrough_copy(blob, number);
+                found.damaged_passthrough_copies.push(number);
             }
             Compared::Unknown => store.break_seal(blob, number),
         }

@@ -1,4 +1,4 @@
-//! Traffic: what one mount has on its way, and who goes first.
+//! The scope of one mount: its tasks, its clock, and what it may have in flight.
 //!
 //! A link carries one byte at a time, so whatever is fetched before anybody asks for it delays those who
 //! ask. What is fetched ahead is therefore bounded by a budget in bytes, and what is fetched merely
@@ -27,7 +27,8 @@ pub enum Prefetch {
 
 /// What the layers of one mount have on their way.
 #[derive(Debug)]
-pub struct Traffic {
+pub struct MountScope {
+    mount: MountId,
     tasks: Handle,
     ended: watch::Sender<bool>,
     begun: Instant,
@@ -41,9 +42,18 @@ pub struct Traffic {
     /// KiB of blobs that may be on their way for nobody in particular.
     background: Arc<Semaphore>,
     /// KiB of blobs that may be on their way as guesses.
-    guessed: Arc<Semaphore>,
+    speculated: Arc<Semaphore>,
     /// Held by the one who waits for room for a guess that is not urgent.
-    guess_turn: Mutex<()>,
+    low_priority: Mutex<()>,
+}
+
+/// Tells the mounts of one process apart; never used twice.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct MountId(u64);
+
+impl MountId {
+    pub(super) const FIRST: Self = Self(0);
+    pub(super) const LAST: Self = Self(u64::MAX);
 }
 
 /// Which guesses go first.
@@ -56,12 +66,14 @@ pub enum Urgency {
 }
 
 /// A read that waits for the source, until dropped.
-pub(super) struct Waiting<'a>(&'a Traffic);
+pub(super) struct Waiting<'a>(&'a MountScope);
 
-impl Traffic {
+impl MountScope {
     /// Nothing on its way, and nothing fetched before it is read. Must be called within a tokio runtime.
     pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            mount: MountId(NEXT.fetch_add(1, Ordering::Relaxed)),
             tasks: Handle::current(),
             ended: watch::Sender::new(false),
             begun: Instant::now(),
@@ -70,9 +82,14 @@ impl Traffic {
             waiting: watch::Sender::new(0),
             ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
             background: Arc::new(Semaphore::new(BACKGROUND_KIB)),
-            guessed: Arc::new(Semaphore::new(GUESSED_KIB)),
-            guess_turn: Mutex::default(),
+            speculated: Arc::new(Semaphore::new(GUESSED_KIB)),
+            low_priority: Mutex::default(),
         }
+    }
+
+    /// Which mount this is.
+    pub(super) fn mount(&self) -> MountId {
+        self.mount
     }
 
     /// Says what is to be fetched before it is read.
@@ -81,7 +98,7 @@ impl Traffic {
     }
 
     /// Whether neighbours of what is read may be fetched on the chance that they are wanted.
-    pub(super) fn guesses(&self) -> bool {
+    pub(super) fn speculates(&self) -> bool {
         self.prefetch.load(Ordering::Relaxed) != Prefetch::None as u8
     }
 
@@ -128,7 +145,7 @@ impl Traffic {
     }
 
     /// Whether a read waits.
-    pub(super) fn somebody_waits(&self) -> bool {
+    pub(super) fn has_waiting_reads(&self) -> bool {
         *self.waiting.borrow() > 0
     }
 
@@ -151,17 +168,17 @@ impl Traffic {
 
     /// Room for a guess of so many bytes of a blob, as soon as there is any. Of those that are not urgent only one waits
     /// in front of those that are.
-    pub(super) async fn room_for_guess(&self, bytes: u64, urgency: Urgency) -> OwnedSemaphorePermit {
+    pub(super) async fn room_to_speculate(&self, bytes: u64, urgency: Urgency) -> OwnedSemaphorePermit {
         let _turn = match urgency {
             Urgency::Next => None,
-            Urgency::Some => Some(self.guess_turn.lock().await),
+            Urgency::Some => Some(self.low_priority.lock().await),
         };
-        let room = Arc::clone(&self.guessed).acquire_many_owned(in_kib(bytes, GUESSED_KIB));
+        let room = Arc::clone(&self.speculated).acquire_many_owned(in_kib(bytes, GUESSED_KIB));
         room.await.expect("the budget is never closed")
     }
 }
 
-impl Default for Traffic {
+impl Default for MountScope {
     fn default() -> Self {
         Self::new()
     }
@@ -199,12 +216,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_guess_that_is_urgent_waits_for_one_that_is_not_at_most() {
-        let traffic = Traffic::new();
+        let scope = MountScope::new();
         let all = (GUESSED_KIB as u64) << 10;
-        let on_link = traffic.room_for_guess(all, Urgency::Some).await;
-        let mut first = Box::pin(traffic.room_for_guess(all / 2, Urgency::Some));
-        let mut second = Box::pin(traffic.room_for_guess(all / 2, Urgency::Some));
-        let mut urgent = Box::pin(traffic.room_for_guess(all / 2, Urgency::Next));
+        let on_link = scope.room_to_speculate(all, Urgency::Some).await;
+        let mut first = Box::pin(scope.room_to_speculate(all / 2, Urgency::Some));
+        let mut second = Box::pin(scope.room_to_speculate(all / 2, Urgency::Some));
+        let mut urgent = Box::pin(scope.room_to_speculate(all / 2, Urgency::Next));
         for waiting in [&mut first, &mut second, &mut urgent] {
             assert!(waiting.as_mut().now_or_never().is_none(), "the link is full");
         }

@@ -22,7 +22,7 @@ use crate::digest::Digest;
 
 /// A file of a layer in a file of its own, open for reading.
 #[derive(Debug)]
-pub struct Whole {
+pub struct PassthroughCopy {
     file: File,
     stamp: Stamp,
 }
@@ -41,7 +41,7 @@ struct Seal {
     stamp: Stamp,
 }
 
-impl Whole {
+impl PassthroughCopy {
     fn open(path: &Path) -> Result<Self, StoreError> {
         let file = files::open_read(path)?;
         let found = file.metadata().map_err(StoreError::io("read", path))?;
@@ -72,28 +72,28 @@ impl Whole {
 
 impl Store {
     /// The file of entry `entry` of a layer, if there is one, right or not.
-    pub fn whole(&self, blob: &Digest, entry: u32) -> Option<Whole> {
-        Whole::open(&self.whole_path(blob, entry)).ok()
+    pub fn passthrough_copy(&self, blob: &Digest, entry: u32) -> Option<PassthroughCopy> {
+        PassthroughCopy::open(&self.passthrough_copy_path(blob, entry)).ok()
     }
 
     /// Whether a process has sealed the file as it is.
-    pub fn is_sealed(&self, blob: &Digest, entry: u32, whole: &Whole) -> bool {
-        let seal = files::read_small(&seal_of(&self.whole_path(blob, entry)), SEAL_LIMIT).ok();
+    pub fn is_sealed(&self, blob: &Digest, entry: u32, copy: &PassthroughCopy) -> bool {
+        let seal = files::read_small(&seal_of(&self.passthrough_copy_path(blob, entry)), SEAL_LIMIT).ok();
         let seal = seal.and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
-        seal.is_some_and(|seal| BOOT.as_ref().is_some_and(|boot| seal.boot == *boot) && seal.stamp == whole.stamp)
+        seal.is_some_and(|seal| BOOT.as_ref().is_some_and(|boot| seal.boot == *boot) && seal.stamp == copy.stamp)
     }
 
     /// Tells other processes that the file, as it is, was found right.
     ///
     /// # Errors
     /// [`StoreError::Io`], also when the disk does not take what was written to the file.
-    pub fn seal_whole(&self, blob: &Digest, entry: u32, whole: &Whole) -> Result<(), StoreError> {
-        let path = self.whole_path(blob, entry);
+    pub fn seal_passthrough_copy(&self, blob: &Digest, entry: u32, copy: &PassthroughCopy) -> Result<(), StoreError> {
+        let path = self.passthrough_copy_path(blob, entry);
         // What the disk refuses the kernel gives up later, without a change that anybody could see.
-        self.files.sync(&whole.file, &path).map_err(StoreError::io("sync", &path))?;
+        self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
         let Some(boot) = BOOT.clone() else { return Ok(()) };
         let mut new = self.new_file(seal_of(&path))?;
-        let seal = Seal { boot, stamp: whole.stamp };
+        let seal = Seal { boot, stamp: copy.stamp };
         new.write_all(&serde_json::to_vec(&seal).expect("a seal is strings and numbers"))?;
         new.publish()
     }
@@ -102,8 +102,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn new_whole(&self, blob: &Digest, entry: u32) -> Result<NewFile, StoreError> {
-        self.new_file(self.whole_path(blob, entry))
+    pub fn new_passthrough_copy(&self, blob: &Digest, entry: u32) -> Result<NewFile, StoreError> {
+        self.new_file(self.passthrough_copy_path(blob, entry))
     }
 
     /// Gives a file that has been written its name, and opens it; `None` when another process has just put its
@@ -111,31 +111,31 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn publish_whole(&self, new: NewFile) -> Result<Option<Whole>, StoreError> {
+    pub fn publish_passthrough_copy(&self, new: NewFile) -> Result<Option<PassthroughCopy>, StoreError> {
         let (path, inode) = (new.target.clone(), |file: &File| file.metadata().map(|found| found.ino()).ok());
         let own = inode(new.file());
         new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
         new.publish()?;
-        let whole = Whole::open(&path)?;
-        Ok((Some(whole.stamp.inode) == own).then_some(whole))
+        let copy = PassthroughCopy::open(&path)?;
+        Ok((Some(copy.stamp.inode) == own).then_some(copy))
     }
 
     /// Removes the file of an entry.
-    pub fn drop_whole(&self, blob: &Digest, entry: u32) {
-        let path = self.whole_path(blob, entry);
+    pub fn drop_passthrough_copy(&self, blob: &Digest, entry: u32) {
+        let path = self.passthrough_copy_path(blob, entry);
         self.files.remove(&seal_of(&path));
         self.files.remove(&path);
     }
 
     /// Says of the file of an entry that it has to be compared again before it is used.
     pub fn break_seal(&self, blob: &Digest, entry: u32) {
-        self.files.remove(&seal_of(&self.whole_path(blob, entry)));
+        self.files.remove(&seal_of(&self.passthrough_copy_path(blob, entry)));
     }
 
     /// Which entries of a layer have a file.
-    pub fn wholes(&self, blob: &Digest) -> Vec<u32> {
+    pub fn passthrough_copies(&self, blob: &Digest) -> Vec<u32> {
         let mut found = Vec::new();
-        self.each_whole(blob, &mut |path, _| {
+        self.each_passthrough_copy(blob, &mut |path, _| {
             let entry = path.extension().and_then(|entry| entry.to_str()?.parse::<u32>().ok());
             found.extend(entry);
         });
@@ -144,16 +144,16 @@ impl Store {
 
     /// Removes all files of a layer's entries; how many bytes that gave back. The kernel goes on reading those
     /// that it has, and they take room until it lets them go.
-    pub fn drop_wholes(&self, blob: &Digest) -> u64 {
+    pub fn drop_passthrough_copies(&self, blob: &Digest) -> u64 {
         let mut freed = 0;
-        self.each_whole(blob, &mut |path, found| {
+        self.each_passthrough_copy(blob, &mut |path, found| {
             freed += found.blocks() * 512;
             self.files.remove(path);
         });
         freed
     }
 
-    pub(super) fn each_whole(&self, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
+    pub(super) fn each_passthrough_copy(&self, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
         let dir = self.root.join(WHOLE).join(blob.algorithm().name());
         // A directory that cannot be listed holds nothing that could be used.
         let _ = evict::each_file(&dir, &mut |path, found| {
@@ -163,7 +163,7 @@ impl Store {
         });
     }
 
-    fn whole_path(&self, blob: &Digest, entry: u32) -> PathBuf {
+    fn passthrough_copy_path(&self, blob: &Digest, entry: u32) -> PathBuf {
         self.path(WHOLE, blob).with_extension(entry.to_string())
     }
 
@@ -177,8 +177,8 @@ impl Store {
     }
 }
 
-fn seal_of(whole: &Path) -> PathBuf {
-    let mut name = whole.as_os_str().to_owned();
+fn seal_of(copy: &Path) -> PathBuf {
+    let mut name = copy.as_os_str().to_owned();
     name.push(".seal");
     name.into()
 }
@@ -195,10 +195,10 @@ mod tests {
     use super::*;
     use crate::digest::Algorithm;
 
-    fn made(store: &Store, blob: &Digest, entry: u32) -> Whole {
-        let mut new = store.new_whole(blob, entry).unwrap();
+    fn made(store: &Store, blob: &Digest, entry: u32) -> PassthroughCopy {
+        let mut new = store.new_passthrough_copy(blob, entry).unwrap();
         new.write_all(b"bytes").unwrap();
-        store.publish_whole(new).unwrap().unwrap()
+        store.publish_passthrough_copy(new).unwrap().unwrap()
     }
 
     #[test]
@@ -206,15 +206,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("cache"), None).unwrap();
         let blob = Digest::of(Algorithm::Sha256, b"layer");
-        let whole = made(&store, &blob, 7);
-        assert!(!store.is_sealed(&blob, 7, &whole));
-        store.seal_whole(&blob, 7, &whole).unwrap();
-        assert!(store.is_sealed(&blob, 7, &store.whole(&blob, 7).unwrap()));
-        let path = store.whole_path(&blob, 7);
+        let copy = made(&store, &blob, 7);
+        assert!(!store.is_sealed(&blob, 7, &copy));
+        store.seal_passthrough_copy(&blob, 7, &copy).unwrap();
+        assert!(store.is_sealed(&blob, 7, &store.passthrough_copy(&blob, 7).unwrap()));
+        let path = store.passthrough_copy_path(&blob, 7);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
         let longer_ago = std::time::Duration::from_secs(1);
         File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH + longer_ago).unwrap();
-        assert!(!store.is_sealed(&blob, 7, &store.whole(&blob, 7).unwrap()));
+        assert!(!store.is_sealed(&blob, 7, &store.passthrough_copy(&blob, 7).unwrap()));
     }
 
     #[test]
@@ -223,15 +223,15 @@ mod tests {
         let store = Store::open(&dir.path().join("cache"), None).unwrap();
         let [blob, other] = [b"layer", b"other"].map(|text| Digest::of(Algorithm::Sha256, text));
         for entry in [3, 44] {
-            let whole = made(&store, &blob, entry);
-            store.seal_whole(&blob, entry, &whole).unwrap();
+            let copy = made(&store, &blob, entry);
+            store.seal_passthrough_copy(&blob, entry, &copy).unwrap();
         }
         made(&store, &other, 3);
-        let mut entries = store.wholes(&blob);
+        let mut entries = store.passthrough_copies(&blob);
         entries.sort_unstable();
         assert_eq!(entries, [3, 44]);
-        assert!(store.drop_wholes(&blob) > 0);
-        assert_eq!((store.wholes(&blob).len(), store.wholes(&other).len()), (0, 1));
-        assert!(store.whole(&blob, 3).is_none() && store.whole(&other, 3).is_some());
+        assert!(store.drop_passthrough_copies(&blob) > 0);
+        assert_eq!((store.passthrough_copies(&blob).len(), store.passthrough_copies(&other).len()), (0, 1));
+        assert!(store.passthrough_copy(&blob, 3).is_none() && store.passthrough_copy(&other, 3).is_some());
     }
 }

@@ -14,7 +14,7 @@ use crate::store::{IndexFile, Store, StoreError};
 
 /// Why indexes could not be carried.
 #[derive(Debug, thiserror::Error)]
-pub enum CarryError {
+pub enum TransferError {
     /// The store has no index of a layer.
     #[error("there is no index of layer {layer}")]
     Missing {
@@ -26,7 +26,7 @@ pub enum CarryError {
     Io(#[from] io::Error),
     /// The file is not one that was exported, or only a part of one.
     #[error("it is not a file of exported indexes: {why}")]
-    NotCarried {
+    NotAnExport {
         /// What is wrong.
         why: &'static str,
     },
@@ -56,9 +56,9 @@ pub struct Imported {
 /// Writes the indexes of some layers.
 ///
 /// # Errors
-/// [`CarryError::Missing`] when the store has not all of them; [`CarryError::Io`].
-pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) -> Result<(), CarryError> {
-    let missing = |layer: &Digest| CarryError::Missing { layer: layer.clone() };
+/// [`TransferError::Missing`] when the store has not all of them; [`TransferError::Io`].
+pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) -> Result<(), TransferError> {
+    let missing = |layer: &Digest| TransferError::Missing { layer: layer.clone() };
     let files = layers.iter().map(|layer| store.index(layer).ok_or_else(|| missing(layer)));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     out.write_all(MAGIC)?;
@@ -80,12 +80,12 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
 /// spans are sound, and it says of itself that it is of the layer it is filed under.
 ///
 /// # Errors
-/// [`CarryError`]; indexes before the bad one stay.
-pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, CarryError> {
+/// [`TransferError`]; indexes before the bad one stay.
+pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, TransferError> {
     let mut head = [0; 16];
     whole(from, &mut head)?;
     if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
-        return Err(CarryError::NotCarried { why: "it begins otherwise" });
+        return Err(TransferError::NotAnExport { why: "it begins otherwise" });
     }
     let count = u32::from_le_bytes(head[12..].try_into().expect("4 bytes were cut"));
     let mut imported = Imported::default();
@@ -95,15 +95,15 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, C
         let mut name = vec![0; length[0].into()];
         whole(from, &mut name)?;
         let layer: Option<Digest> = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
-        let layer = layer.ok_or(CarryError::NotCarried { why: "a layer has a name that is no digest" })?;
+        let layer = layer.ok_or(TransferError::NotAnExport { why: "a layer has a name that is no digest" })?;
         let mut length = [0; 8];
         whole(from, &mut length)?;
         let length = u64::from_le_bytes(length);
         let mut new = store.new_index(&layer)?;
         if io::copy(&mut from.take(length), &mut new)? != length {
-            return Err(CarryError::NotCarried { why: "it ends early" });
+            return Err(TransferError::NotAnExport { why: "it ends early" });
         }
-        check(new.file().try_clone()?, &layer).map_err(|cause| CarryError::Index { layer: layer.clone(), cause })?;
+        check(new.file().try_clone()?, &layer).map_err(|cause| TransferError::Index { layer: layer.clone(), cause })?;
         if store.index(&layer).is_some_and(|known| check(known.file, &layer).is_ok()) {
             imported.known += 1;
         } else {
@@ -113,13 +113,13 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, C
     }
     match from.read(&mut [0])? {
         0 => Ok(imported),
-        _ => Err(CarryError::NotCarried { why: "it goes on behind its end" }),
+        _ => Err(TransferError::NotAnExport { why: "it goes on behind its end" }),
     }
 }
 
-fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), CarryError> {
+fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
     from.read_exact(buf).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => CarryError::NotCarried { why: "it ends early" },
+        io::ErrorKind::UnexpectedEof => TransferError::NotAnExport { why: "it ends early" },
         _ => error.into(),
     })
 }

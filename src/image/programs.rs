@@ -4,7 +4,7 @@
 //! one wait after another, for files whose names could have been read in the first one. So they are: from every program
 //! and library that somebody begins to load, and, once somebody does, from the one that the image's configuration names,
 //! what it names is looked up and fetched, a little ahead of the loader. All of it is a guess, made of bytes that are
-//! here; see [`LayerContent::guess`]. Who looks around in an image, or copies files out of it, loads nothing.
+//! here; see [`LayerReader::guess`]. Who looks around in an image, or copies files out of it, loads nothing.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::fs::{ImageFs, NotNow, Now};
 use crate::content::elf::{FAULT, HEAD, MAGIC, Program};
-use crate::content::{LayerContent, Urgency};
+use crate::content::{LayerReader, Urgency};
 use crate::documents::Command;
 use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
@@ -26,7 +26,7 @@ use crate::overlay::{Last, NodeId};
 use crate::sync::lock;
 
 /// Programs that were seen and not looked at yet.
-pub(super) struct Seen {
+pub(super) struct SeenPrograms {
     sender: mpsc::Sender<(NodeId, By)>,
     receiver: Mutex<Option<mpsc::Receiver<(NodeId, By)>>>,
 }
@@ -40,7 +40,7 @@ enum By {
     Name,
 }
 
-impl Seen {
+impl SeenPrograms {
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(MOST_UNSEEN);
         Self { sender, receiver: Mutex::new(Some(receiver)) }
@@ -62,7 +62,7 @@ impl Seen {
 
 /// A file's bytes, all in one piece of a layer.
 struct File {
-    content: Arc<LayerContent>,
+    content: Arc<LayerReader>,
     bytes: Range<DecodedOffset>,
     /// Where it lies, without its name; ends in a slash.
     directory: Vec<u8>,
@@ -71,8 +71,8 @@ struct File {
 impl ImageFs {
     /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what they
     /// name; until dropped, or until that has cost [`CPU_TIME`].
-    pub async fn foresee(self: &Arc<Self>, command: &Command) {
-        let Some(mut programs) = lock(&self.seen.receiver).take() else { return };
+    pub async fn prefetch_programs(self: &Arc<Self>, command: &Command) {
+        let Some(mut programs) = lock(&self.programs.receiver).take() else { return };
         let places = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let left = Arc::new(Mutex::new(CPU_TIME));
         let (mut known, mut looking) = (HashSet::new(), JoinSet::new());
@@ -102,7 +102,7 @@ impl ImageFs {
         for program in &command.programs {
             let mut paths = command.paths_of(program);
             if let Some(found) = paths.find_map(|path| self.walk(path.as_bytes(), Last::Follow).ok()) {
-                self.seen.program(found.node, By::Name);
+                self.programs.program(found.node, By::Name);
             }
         }
     }
@@ -111,17 +111,17 @@ impl ImageFs {
     /// directories where libraries were found.
     async fn look_at(&self, program: NodeId, by: By, places: &Mutex<Vec<Vec<u8>>>) {
         let Ok(Some(file)) = self.file(program) else { return };
-        if !file.content.may_guess() || file.content.has(file.bytes.clone()) {
+        if !file.content.may_speculate() || file.content.has(file.bytes.clone()) {
             return;
         }
         let little = file.content.is_one_request(file.bytes.clone());
         if little {
-            file.guess(0..u64::MAX, Urgency::Next).await;
+            file.speculate(0..u64::MAX, Urgency::Next).await;
         }
         // Mostly the dynamic section is near its end.
         let end = async {
             if by == By::Name && file.length() <= WHOLE {
-                file.guess(file.length().saturating_sub(FAULT)..u64::MAX, Urgency::Next).await;
+                file.speculate(file.length().saturating_sub(FAULT)..u64::MAX, Urgency::Next).await;
             }
         };
         let (Some(head), ()) = tokio::join!(file.part(0..HEAD as u64), end) else { return };
@@ -137,11 +137,11 @@ impl ImageFs {
             if let Ok(Some(loader)) = self.file(found.node) {
                 note(places, loader.directory);
             }
-            self.seen.program(found.node, By::Name);
+            self.programs.program(found.node, By::Name);
         }
         let beside = async {
             if program.loader.is_some() {
-                self.fetch_beside(LOADER_READS).await;
+                self.prefetch_loader_files(LOADER_READS).await;
             }
         };
         let section = section_of(&program);
@@ -150,16 +150,16 @@ impl ImageFs {
             if program.dynamic.is_empty() {
                 return;
             }
-            file.guess(around, Urgency::Next).await;
+            file.speculate(around, Urgency::Next).await;
             self.look_at_named(&file, &program, places).await;
         };
         let rest = async {
             if file.length() <= WHOLE {
-                file.guess(0..u64::MAX, Urgency::Some).await;
+                file.speculate(0..u64::MAX, Urgency::Some).await;
             } else {
                 for table in program.tables() {
                     let around = table.start.saturating_sub(FAULT)..table.end;
-                    file.guess(around, Urgency::Next).await;
+                    file.speculate(around, Urgency::Next).await;
                 }
             }
         };
@@ -188,7 +188,7 @@ impl ImageFs {
                 // Others have something to do as well, and the time that this takes is looked at.
                 tokio::task::yield_now().await;
                 if let Ok(found) = found {
-                    self.seen.program(found.node, By::Name);
+                    self.programs.program(found.node, By::Name);
                     break;
                 }
             }
@@ -200,18 +200,18 @@ impl ImageFs {
         for path in paths {
             let path = if path.starts_with(b"/") { path.to_vec() } else { [directory, path].concat() };
             if let Ok(found) = self.walk(&path, Last::Follow) {
-                self.seen.program(found.node, By::Name);
+                self.programs.program(found.node, By::Name);
             }
         }
     }
 
-    async fn fetch_beside(&self, paths: &[&str]) {
+    async fn prefetch_loader_files(&self, paths: &[&str]) {
         for path in paths {
             if let Ok(found) = self.walk(path.as_bytes(), Last::Follow)
                 && let Ok(Some(file)) = self.file(found.node)
                 && file.length() <= WHOLE
             {
-                file.guess(0..u64::MAX, Urgency::Next).await;
+                file.speculate(0..u64::MAX, Urgency::Next).await;
             }
         }
     }
@@ -241,14 +241,14 @@ impl File {
         (self.bytes.start + part.start.min(self.length())).min(end)..end
     }
 
-    async fn guess(&self, part: Range<u64>, urgency: Urgency) {
-        self.content.guess(self.place(part), urgency).await;
+    async fn speculate(&self, part: Range<u64>, urgency: Urgency) {
+        self.content.speculate(self.place(part), urgency).await;
     }
 
     /// A part of it, fetched if need be; `None` if it cannot be had.
     async fn part(&self, part: Range<u64>) -> Option<Vec<u8>> {
         let place = self.place(part);
-        self.content.guess(place.clone(), Urgency::Next).await;
+        self.content.speculate(place.clone(), Urgency::Next).await;
         let mut bytes = vec![0; usize::try_from(place.end - place.start).ok()?];
         self.content.peek(place.start, &mut bytes).ok()?.then_some(bytes)
     }

@@ -12,17 +12,17 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::fetch;
-use super::kin::{Family, kind};
-use super::traffic::Urgency;
-use super::{LayerContent, PlaceInFile, ReadError};
+use super::scope::Urgency;
+use super::siblings::{Group, kind};
+use super::{LayerReader, PlaceInFile, ReadError};
 use crate::layer::{EntryId, Kind};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
-impl LayerContent {
+impl LayerReader {
     /// Whether anything is to be guessed in this layer.
-    pub fn may_guess(&self) -> bool {
-        self.traffic.guesses() && !self.wanted.is_foretold_at_all() && !self.is_crowded()
+    pub fn may_speculate(&self) -> bool {
+        self.scope.speculates() && !self.demand.has_profile() && !self.is_crowded()
     }
 
     /// Whether a guess of these decoded bytes is no more than one request.
@@ -32,19 +32,19 @@ impl LayerContent {
     }
 
     /// Fetches what is missing of some decoded bytes, when it is their turn; returns when they are here or cannot be had.
-    pub async fn guess(self: &Arc<Self>, bytes: Range<DecodedOffset>, urgency: Urgency) {
-        if bytes.is_empty() || !self.may_guess() {
+    pub async fn speculate(self: &Arc<Self>, bytes: Range<DecodedOffset>, urgency: Urgency) {
+        if bytes.is_empty() || !self.may_speculate() {
             return;
         }
         match self.spans_of(bytes) {
-            Ok(spans) => self.guess_spans(spans, urgency).await,
+            Ok(spans) => self.speculate_spans(spans, urgency).await,
             // Whoever reads will be told.
             Err(error) => tracing::debug!(%error, "cannot guess"),
         }
     }
 
-    pub(super) async fn guess_spans(self: &Arc<Self>, spans: Range<u32>, urgency: Urgency) {
-        let mut flying = JoinSet::new();
+    pub(super) async fn speculate_spans(self: &Arc<Self>, spans: Range<u32>, urgency: Urgency) {
+        let mut fetching = JoinSet::new();
         let mut at = spans.start;
         while let Some(from) = (at..spans.end).find(|span| self.is_missing(*span)) {
             let mut to = from + 1;
@@ -53,15 +53,15 @@ impl LayerContent {
                 to += 1;
             }
             let Ok(bytes) = self.blob_bytes(&(from..to)) else { break };
-            let room = self.traffic.room_for_guess(bytes, urgency).await;
+            let room = self.scope.room_to_speculate(bytes, urgency).await;
             let layer = Arc::clone(self);
-            flying.spawn(async move {
+            fetching.spawn(async move {
                 fetch::on_the_chance(&layer, from..to).await;
                 drop(room);
             });
             at = to;
         }
-        flying.join_all().await;
+        fetching.join_all().await;
         // What somebody else has on its way comes soon, or not at all.
         let mut pause = SHORTEST_LOOK;
         while spans.clone().any(|span| self.is_on_its_way(span)) {
@@ -71,25 +71,25 @@ impl LayerContent {
     }
 
     /// A file is read from its beginning: others of its kind beside it may be wanted, too.
-    pub(super) fn guess_kin(self: &Arc<Self>, place: PlaceInFile, spans: &Range<u32>) {
-        if place.before > 0 || self.traffic.start().is_none() || !self.may_guess() {
+    pub(super) fn speculate_siblings(self: &Arc<Self>, place: PlaceInFile, spans: &Range<u32>) {
+        if place.before > 0 || self.scope.start().is_none() || !self.may_speculate() {
             return;
         }
         // Mostly there is nothing to be fetched; and looking at entries takes longer than looking at this.
         let near = spans.start.saturating_sub(NEAR)..spans.end.saturating_add(NEAR).min(self.index.span_count());
-        if self.wanted.all_near.load(Ordering::Relaxed) == spans.start {
+        if self.demand.all_near.load(Ordering::Relaxed) == spans.start {
             return;
         }
         if self.content.has_all(near) {
-            return self.wanted.all_near.store(spans.start, Ordering::Relaxed);
+            return self.demand.all_near.store(spans.start, Ordering::Relaxed);
         }
-        match self.kin_of(place.entry) {
-            Ok(kin) if kin.is_empty() => {}
-            Ok(kin) => {
+        match self.siblings_of(place.entry) {
+            Ok(siblings) if siblings.is_empty() => {}
+            Ok(siblings) => {
                 let layer = Arc::clone(self);
-                self.traffic.spawn(async move {
-                    for spans in kin {
-                        layer.guess_spans(spans, Urgency::Some).await;
+                self.scope.spawn(async move {
+                    for spans in siblings {
+                        layer.speculate_spans(spans, Urgency::Some).await;
                     }
                 });
             }
@@ -99,16 +99,16 @@ impl LayerContent {
     }
 
     /// Missing spans of the family of `file`, nearest first to be chosen and then in order.
-    fn kin_of(&self, file: EntryId) -> Result<Vec<Range<u32>>, ReadError> {
+    fn siblings_of(&self, file: EntryId) -> Result<Vec<Range<u32>>, ReadError> {
         let index = &self.index;
-        let family_of = |id: EntryId| {
+        let group_of = |id: EntryId| {
             let entry = index.entry(id)?;
-            let family = |name| Family { directory: entry.parent(), kind: kind(name).into() };
-            Ok((entry.kind() == Kind::File).then_some(family(index.name(id)?)))
+            let group = |name| Group { directory: entry.parent(), kind: kind(name).into() };
+            Ok((entry.kind() == Kind::File).then_some(group(index.name(id)?)))
         };
-        let family_of = |id| family_of(id).map_err(|cause| self.index_error(cause));
-        let Some(family) = family_of(file)? else { return Ok(Vec::new()) };
-        let mut room = lock(&self.wanted.kin).opened(file, &family);
+        let group_of = |id| group_of(id).map_err(|cause| self.index_error(cause));
+        let Some(group) = group_of(file)? else { return Ok(Vec::new()) };
+        let mut room = lock(&self.demand.siblings).opened(file, &group);
         let mut chosen = Vec::new();
         if room == 0 {
             return Ok(Vec::new());
@@ -120,7 +120,7 @@ impl LayerContent {
                 let Some(id) = id.filter(|id| *id < index.len() && strangers[side] < STRANGERS).map(EntryId) else {
                     continue;
                 };
-                if family_of(id)?.as_ref() != Some(&family) {
+                if group_of(id)?.as_ref() != Some(&group) {
                     strangers[side] += 1;
                     continue;
                 }
@@ -136,7 +136,7 @@ impl LayerContent {
                         break 'walk;
                     }
                     room -= bytes;
-                    lock(&self.wanted.kin).guessed(&family, span, bytes);
+                    lock(&self.demand.siblings).speculated(&group, span, bytes);
                     chosen.push(span);
                 }
             }
@@ -157,11 +157,12 @@ impl LayerContent {
 
     /// Whether a span is neither here nor on its way.
     fn is_missing(&self, span: u32) -> bool {
-        self.content.generation(span).is_none() && fetch::flights_of(span, &lock(&self.flights)).next().is_none()
+        self.content.generation(span).is_none() && fetch::in_flight_for(span, &lock(&self.in_flight)).next().is_none()
     }
 
     fn is_on_its_way(&self, span: u32) -> bool {
-        self.content.generation(span).is_none() && fetch::flights_of(span, &lock(&self.flights)).any(fetch::is_flying)
+        self.content.generation(span).is_none()
+            && fetch::in_flight_for(span, &lock(&self.in_flight)).any(fetch::is_in_flight)
     }
 }
 
