@@ -29,9 +29,13 @@ demo: needs
 	@$(CARGO) build --release --locked --bins --features demo
 	@$(TARGET)/release/peelfs-demo
 
+# Tests build one, where there are such programs.
+PROGRAMS_OF_32_BITS := $(if $(filter x86_64,$(shell uname -m)),/usr/lib32/crt1.o:gcc-multilib)
+
 test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo \
-		docker-registry:docker-registry getfattr:attr python3:python3 faketime:faketime
+		docker-registry:docker-registry getfattr:attr python3:python3 faketime:faketime cpio:cpio git:git \
+		restic:restic borg:borgbackup $(PROGRAMS_OF_32_BITS)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes sure that tools are there, installing what is missing with apt: need.sh TOOL:PACKAGE... [rust] [rustfmt] [clippy]
+# A tool is a command, or the path of a file.
 # Says nothing when nothing is missing. Without apt, or without the right to use it, says what to install.
 set -eu
 
@@ -33,7 +34,10 @@ install() {
 
 # /usr/sbin and /usr/bin both count: some packages put their program where only root's PATH looks.
 have() {
-    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ]
+    case $1 in
+        /*) [ -e "$1" ] ;;
+        *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
+    esac
 }
 
 rust_is_new_enough() {

@@ -15,6 +15,7 @@ mod device;
 mod eager;
 mod errno;
 pub mod mounts;
+mod nodes;
 mod serve;
 mod session;
 mod through;
@@ -22,7 +23,6 @@ mod wire;
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -38,7 +38,6 @@ pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, Unmo
 pub use through::Passthrough;
 
 use crate::image::{FsError, ImageFs, NotNow, Now};
-use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 use device::Reply;
@@ -49,6 +48,8 @@ use wire::{Listing, Opened, Operation, Request};
 /// The adapter between the kernel's requests and an image.
 struct Adapter {
     fs: Arc<ImageFs>,
+    /// What the kernel knows this mount's nodes by, besides their numbers.
+    generation: u32,
     tasks: tokio::runtime::Handle,
     waiting: Arc<Waiting>,
     /// Set once it is certain that no file of the image has an extended attribute.
@@ -58,9 +59,9 @@ struct Adapter {
 }
 
 impl Adapter {
-    fn new(fs: Arc<ImageFs>, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
+    fn new(fs: Arc<ImageFs>, generation: u32, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
         let through = through.map(Arc::new);
-        Self { fs, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false), through }
+        Self { fs, generation, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false), through }
     }
 
     /// The mount is gone, and so is whoever waited for anything.
@@ -227,21 +228,17 @@ impl Handler for Adapter {
         let Some(node) = NodeId::from_number(request.node) else { return reply.error(Errno::STALE) };
         match request.operation {
             Operation::Lookup { name } => {
-                let name = name.to_vec();
-                let entry = |attr: Option<NodeAttr>| attr.as_ref().map_or_else(no_such_name, entry);
-                self.answer(
-                    reply,
-                    move |fs| fs.lookup(node, &name),
-                    move |reply, attr| reply.bytes(entry(attr).as_bytes()),
-                );
+                let (name, generation) = (name.to_vec(), self.generation);
+                let lookup = move |fs: &ImageFs| {
+                    let found = fs.lookup(node, &name)?;
+                    Ok(found.map_or_else(nodes::absent, |found| nodes::entry(fs, generation, &found)))
+                };
+                self.answer(reply, lookup, |reply, entry| reply.bytes(entry.as_bytes()));
             }
             Operation::GetAttr => self.answer(
                 reply,
-                move |fs| attr_for_now(fs, node),
-                |reply, found| {
-                    let attr_out = wire::AttrOut { attr_valid: life(&found), attr: attr(&found), ..Default::default() };
-                    reply.bytes(attr_out.as_bytes());
-                },
+                move |fs| attr_for_now(fs, node).map(|found| nodes::attr_out(fs, &found)),
+                |reply, attr| reply.bytes(attr.as_bytes()),
             ),
             Operation::ReadLink => {
                 self.answer(reply, move |fs| fs.symlink_target(node), |reply, target| reply.bytes(&target));
@@ -250,11 +247,12 @@ impl Handler for Adapter {
                 self.read(node, FileOffset(offset), size.min(wire::MAX_WRITE) as usize, reply, threads);
             }
             Operation::ReadDir { offset, size } => {
-                let list = move |fs: &ImageFs| list_names(fs, node, offset, Listing::new(size));
+                let list = move |fs: &ImageFs| nodes::names(fs, node, offset, Listing::new(size));
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::ReadDirPlus { offset, size } => {
-                let list = move |fs: &ImageFs| list_entries(fs, node, offset, Listing::new(size));
+                let generation = self.generation;
+                let list = move |fs: &ImageFs| nodes::entries(fs, generation, node, offset, Listing::new(size));
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::StatFs => {
@@ -314,40 +312,6 @@ fn attr_for_now(fs: &ImageFs, node: NodeId) -> Now<NodeAttr> {
     }
 }
 
-/// The names of a directory from position `offset` on, until `listing` is full.
-///
-/// A layer that is needed in the middle ends the listing early; the kernel asks for the rest.
-fn list_names(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
-    let dots = [(node, b".".as_slice()), (fs.parent(node)?, b"..")];
-    for (at, (dot, name)) in (1..).zip(dots).skip(offset.min(DOTS) as usize) {
-        if !listing.add(dot.get(), at, S_IFDIR, name) {
-            return Ok(listing);
-        }
-    }
-    let listed = fs.list(node, offset.saturating_sub(DOTS), |entry| {
-        let room = listing.add(entry.node.get(), entry.next + DOTS, file_type(entry.kind), entry.name);
-        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
-}
-
-/// As [`list_names`], with metadata.
-fn list_entries(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
-    if offset < DOTS {
-        let dots = [(fs.attr(node)?, b".".as_slice()), (fs.attr(fs.parent(node)?)?, b"..")];
-        for (at, (dot, name)) in (1..).zip(dots).skip(offset as usize) {
-            if !listing.add_plus(&entry(&dot), at, name) {
-                return Ok(listing);
-            }
-        }
-    }
-    let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |listed, attr| {
-        let room = listing.add_plus(&entry(attr), listed.next + DOTS, listed.name);
-        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
-}
-
 fn send_xattr(reply: Reply, value: &[u8], size: u32) {
     if size == 0 {
         reply.bytes(wire::XattrSize { size: value.len() as u32, padding: 0 }.as_bytes());
@@ -358,77 +322,12 @@ fn send_xattr(reply: Reply, value: &[u8], size: u32) {
     }
 }
 
-/// For how many seconds the kernel may believe what it is told of a node.
-fn life(attr: &NodeAttr) -> u64 {
-    if attr.settled { FOR_EVER } else { 0 }
-}
-
-fn entry(found: &NodeAttr) -> wire::Entry {
-    let life = life(found);
-    wire::Entry {
-        nodeid: found.node.get(),
-        entry_valid: life,
-        attr_valid: life,
-        attr: attr(found),
-        ..Default::default()
-    }
-}
-
-/// Node 0 says that there is no such name, and that the kernel may remember it.
-fn no_such_name() -> wire::Entry {
-    wire::Entry { nodeid: 0, entry_valid: FOR_EVER, attr_valid: FOR_EVER, ..Default::default() }
-}
-
-fn attr(found: &NodeAttr) -> wire::Attr {
-    wire::Attr {
-        ino: found.node.get(),
-        size: found.size,
-        blocks: found.blocks,
-        atime: found.mtime,
-        mtime: found.mtime,
-        ctime: found.mtime,
-        atimensec: found.mtime_ns,
-        mtimensec: found.mtime_ns,
-        ctimensec: found.mtime_ns,
-        mode: file_type(found.kind) | u32::from(found.mode),
-        nlink: found.nlink,
-        uid: found.uid,
-        gid: found.gid,
-        rdev: makedev(found.device),
-        blksize: BLOCK,
-        flags: 0,
-    }
-}
-
-/// The file type bits of a mode.
-fn file_type(kind: Kind) -> u32 {
-    match kind {
-        Kind::Directory => S_IFDIR,
-        Kind::Symlink => 0o120_000,
-        Kind::CharDevice => 0o020_000,
-        Kind::BlockDevice => 0o060_000,
-        Kind::Fifo => 0o010_000,
-        // The overlay has resolved these two before anybody sees them.
-        Kind::File | Kind::Whiteout | Kind::LowerLink => 0o100_000,
-    }
-}
-
-/// The kernel's 32-bit encoding of a device number (`new_encode_dev`).
-fn makedev((major, minor): (u32, u32)) -> u32 {
-    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
-}
-
 thread_local! {
     /// Where a thread reads to: as large as the kernel's largest request, and made once.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Seconds: over a century.
-const FOR_EVER: u64 = u32::MAX as u64;
-/// Positions that `.` and `..` take before the first name.
-const DOTS: u64 = 2;
 const BLOCK: u32 = 4096;
-const S_IFDIR: u32 = 0o040_000;
 /// Bytes from which on a file is worth a file of its own: reading less takes hardly longer than opening.
 const LARGE: u64 = 1 << 20;
 /// How long an open waits for the file that the kernel could read by itself.

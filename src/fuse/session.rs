@@ -100,6 +100,9 @@ impl Drop for Ends {
 pub struct MountPlace {
     at: PathBuf,
     device: Option<String>,
+    /// What the kernel knows its nodes by, besides their numbers; none if it was made by a peelfs that gave none.
+    #[serde(default)]
+    generation: u32,
 }
 
 /// What an unmount does with open files.
@@ -175,7 +178,7 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
     if let Some(device) = &device {
         raise_read_ahead(device);
     }
-    let place = MountPlace { at: at.to_owned(), device };
+    let place = MountPlace { at: at.to_owned(), device, generation: fs.identity().generation() };
     let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
     let through = match &options.passthrough {
         Some(_) if !agreed.passthrough.load(Ordering::Acquire) => return Err(MountError::NoPassthrough),
@@ -185,7 +188,7 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
         }
         None => None,
     };
-    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(fs, place.generation, tokio::runtime::Handle::current(), through));
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let service = Service::start(&device, &handler, options.let_cpus_sleep).map_err(refused)?;
     take_back(&adapter.fs, &device, &service);
@@ -211,7 +214,7 @@ pub fn take_over(
     let device = Arc::new(Device::new(connection));
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
-    let adapter = Arc::new(Adapter::new(fs, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(fs, place.generation, tokio::runtime::Handle::current(), through));
     // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
     // must not count twice.
     match device.resend() {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::identity::Identity;
 use super::layers::{Known, LayerFailure, LayerStatus, Layers};
 use super::programs::SeenPrograms;
 use crate::content::{LayerReader, PartialLayer, PlaceInFile, Prefetch, ReadError};
@@ -24,6 +25,7 @@ pub struct ImageFs {
     overlay: Overlay,
     layers: Arc<Layers>,
     size: u64,
+    identity: Identity,
     /// Held while a file is made, see [`ImageFs::make_passthrough_copy`].
     making: Arc<Semaphore>,
     /// Programs that were read.
@@ -101,9 +103,10 @@ pub struct DirEntry<'a> {
 
 impl ImageFs {
     /// A file system over `count` layers.
-    pub fn new(layers: Arc<Layers>, count: u16, size: u64) -> Self {
+    pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Self {
         let making = Arc::new(Semaphore::new(1));
-        let fs = Self { overlay: Overlay::new(count), layers, size, making, programs: SeenPrograms::new() };
+        let programs = SeenPrograms::new();
+        let fs = Self { overlay: Overlay::new(count), layers, size, identity, making, programs };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
@@ -504,6 +507,11 @@ impl ImageFs {
     /// Bytes that first passes have to read, and have read.
     pub fn progress(&self) -> (u64, u64) {
         self.layers.progress()
+    }
+
+    /// What its files are told apart by.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Bytes of all layers' blobs.

@@ -1,6 +1,7 @@
 //! An image: resolve a reference, open its layers, show them as one file system.
 
 pub mod fs;
+pub mod identity;
 pub mod layers;
 pub mod plan;
 mod programs;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
+pub use identity::Identity;
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 
@@ -42,7 +44,7 @@ pub fn open(
             tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
         }
     });
-    let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size));
+    let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size, Identity::new(&plan.layers)));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {
             let shown = Arc::downgrade(&fs);

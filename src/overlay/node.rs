@@ -14,10 +14,10 @@ impl std::fmt::Display for LayerNo {
     }
 }
 
-/// One inode of the merged tree; also its inode number. The root is 1.
+/// One inode of the merged tree, and the number by which the kernel asks for it. The root is 1.
 ///
 /// The others are `(layer + 1) << 32 | entry`, where a hard link counts as the entry that carries
-/// the inode, and a directory as its uppermost entry.
+/// the inode, and a directory as its uppermost entry. What `stat` shows as inode number is made from it, and smaller.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeId(NonZeroU64);
 
@@ -36,7 +36,7 @@ impl NodeId {
         NonZeroU64::new(number).map(Self)
     }
 
-    /// The inode number.
+    /// The number by which the kernel asks for it.
     pub fn get(self) -> u64 {
         self.0.get()
     }

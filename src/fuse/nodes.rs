@@ -1,0 +1,118 @@
+//! How nodes are described to the kernel: one by one, and as the names of a directory.
+
+use std::ops::ControlFlow;
+
+use super::BLOCK;
+use super::wire::{self, Listing};
+use crate::image::{ImageFs, Now};
+use crate::layer::Kind;
+use crate::overlay::{NodeAttr, NodeId};
+
+/// For how many seconds the kernel may believe what it is told of a node.
+fn life(attr: &NodeAttr) -> u64 {
+    if attr.settled { FOR_EVER } else { 0 }
+}
+
+/// A node that was asked for by its name.
+pub(super) fn entry(fs: &ImageFs, generation: u32, found: &NodeAttr) -> wire::Entry {
+    let life = life(found);
+    wire::Entry {
+        nodeid: found.node.get(),
+        // The kernel wants none of the root.
+        generation: if found.node == NodeId::ROOT { 0 } else { generation.into() },
+        entry_valid: life,
+        attr_valid: life,
+        attr: attr(fs, found),
+        ..Default::default()
+    }
+}
+
+/// Node 0 says that there is no such name, and that the kernel may remember it.
+pub(super) fn absent() -> wire::Entry {
+    wire::Entry { nodeid: 0, entry_valid: FOR_EVER, attr_valid: FOR_EVER, ..Default::default() }
+}
+
+/// A node that was asked for by its number.
+pub(super) fn attr_out(fs: &ImageFs, found: &NodeAttr) -> wire::AttrOut {
+    wire::AttrOut { attr_valid: life(found), attr: attr(fs, found), ..Default::default() }
+}
+
+fn attr(fs: &ImageFs, found: &NodeAttr) -> wire::Attr {
+    let changed = fs.identity().changed(found);
+    wire::Attr {
+        ino: fs.identity().inode(found.node),
+        size: found.size,
+        blocks: found.blocks,
+        atime: found.mtime,
+        mtime: found.mtime,
+        ctime: changed.seconds,
+        atimensec: found.mtime_ns,
+        mtimensec: found.mtime_ns,
+        ctimensec: changed.nanos,
+        mode: file_type(found.kind) | u32::from(found.mode),
+        nlink: found.nlink,
+        uid: found.uid,
+        gid: found.gid,
+        rdev: makedev(found.device),
+        blksize: BLOCK,
+        flags: 0,
+    }
+}
+
+/// The file type bits of a mode.
+fn file_type(kind: Kind) -> u32 {
+    match kind {
+        Kind::Directory => S_IFDIR,
+        Kind::Symlink => 0o120_000,
+        Kind::CharDevice => 0o020_000,
+        Kind::BlockDevice => 0o060_000,
+        Kind::Fifo => 0o010_000,
+        // The overlay has resolved these two before anybody sees them.
+        Kind::File | Kind::Whiteout | Kind::LowerLink => 0o100_000,
+    }
+}
+
+/// The kernel's 32-bit encoding of a device number (`new_encode_dev`).
+fn makedev((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
+}
+
+/// The names of a directory from position `offset` on, until `listing` is full.
+///
+/// A layer that is needed in the middle ends the listing early; the kernel asks for the rest.
+pub(super) fn names(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
+    let dots = [(node, b".".as_slice()), (fs.parent(node)?, b"..")];
+    for (at, (dot, name)) in (1..).zip(dots).skip(offset.min(DOTS) as usize) {
+        if !listing.add(fs.identity().inode(dot), at, S_IFDIR, name) {
+            return Ok(listing);
+        }
+    }
+    let listed = fs.list(node, offset.saturating_sub(DOTS), |entry| {
+        let room = listing.add(fs.identity().inode(entry.node), entry.next + DOTS, file_type(entry.kind), entry.name);
+        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
+}
+
+/// As [`names`], with metadata.
+pub(super) fn entries(fs: &ImageFs, generation: u32, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
+    if offset < DOTS {
+        let dots = [(fs.attr(node)?, b".".as_slice()), (fs.attr(fs.parent(node)?)?, b"..")];
+        for (at, (dot, name)) in (1..).zip(dots).skip(offset as usize) {
+            if !listing.add_plus(&entry(fs, generation, &dot), at, name) {
+                return Ok(listing);
+            }
+        }
+    }
+    let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |listed, attr| {
+        let room = listing.add_plus(&entry(fs, generation, attr), listed.next + DOTS, listed.name);
+        if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
+}
+
+/// Seconds: over a century.
+const FOR_EVER: u64 = u32::MAX as u64;
+/// Positions that `.` and `..` take before the first name.
+const DOTS: u64 = 2;
+const S_IFDIR: u32 = 0o040_000;
