@@ -538,7 +538,7 @@ fn a_flipped_byte_in_the_cache_is_found_and_healed() {
     let image = registry.reference("library/app", "1");
     assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
     assert!(user.prints(&["cache", "verify"]).starts_with("checked 2 layers with "));
-    flip_bytes(&user.dir.path().join("home/cache/content-v1/sha256"), "data");
+    flip_bytes(&user.dir.path().join("home/cache/content-v2/sha256"), "data");
     let layers: Vec<String> = small().layers().iter().map(|layer| layer.digest.hex().to_owned()).collect();
     let found = user.run(&["cache", "verify"]);
     assert_eq!(found.output.status.code(), Some(5));

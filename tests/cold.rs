@@ -17,7 +17,7 @@ use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
-use peelfs::store::{Keep, Store};
+use peelfs::store::{Keep, LayerName, Store};
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 use support::shown::{self, MemorySource};
@@ -306,7 +306,7 @@ fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
-    let kept = || Profile::load(&store, &image.layers()[0].digest).map_or(0, |profile| profile.runs[0].wanted.len());
+    let kept = || Profile::load(&store, name_of(&image)).map_or(0, |profile| profile.runs[0].wanted.len());
     runtime().block_on(async {
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
         read_one(&fs, 3).await;
@@ -353,12 +353,12 @@ fn a_cache_with_more_than_its_limit_allows_now_shrinks_under_a_mount() {
 #[test]
 fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     let image = image(Packing::Stored);
-    let layer = image.layers()[0].digest.clone();
     let dir = tempfile::tempdir().unwrap();
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
-    Profile::keep(&store(), &layer, vec![ProfileRun { image: image.root().digest.clone(), wanted }]).unwrap();
+    let run = ProfileRun { image: image.root().digest.clone(), wanted };
+    Profile::of_layer(name_of(&image), vec![run]).keep(&store()).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
         let ended = shown::open(&silent, &store()).await.unwrap();
@@ -486,6 +486,12 @@ fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
         second.end();
         tokio::time::timeout(HANGS, reading).await.expect("its own source answers").unwrap();
     });
+}
+
+/// The first layer of an image, as the store knows it.
+fn name_of(image: &Image) -> LayerName<'_> {
+    let layer = &image.layers()[0];
+    LayerName { blob: &layer.digest, diff_id: &layer.diff_id }
 }
 
 /// A program of 1 MiB that needs these libraries.
@@ -616,7 +622,7 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
     let run = ProfileRun { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
-    Profile::keep(&store, &image.layers()[0].digest, vec![run]).unwrap();
+    Profile::of_layer(name_of(&image), vec![run]).keep(&store).unwrap();
     runtime().block_on(async {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();

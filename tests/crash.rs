@@ -22,6 +22,7 @@ use peelfs::store::{Disk, Effect, Keep, Store};
 use support::doomed::{Doomed, Loss};
 use support::model::{NodeKind, Tree};
 use support::random::Random;
+use support::sandbox::content_file;
 use support::shown::{self, MemorySource};
 use support::walk::{self, Compare};
 
@@ -144,7 +145,7 @@ fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
                 let root = image().0.root().digest.hex();
                 drop(std::fs::write(cache.join("document-v1/sha256").join(root), "damaged"));
                 drop(store.check_documents());
-                for own in files(&cache.join("whole-v1")) {
+                for own in files(&cache.join("whole-v2")) {
                     drop(std::fs::File::options().write(true).open(own).and_then(|file| file.write_all_at(b"x", 40)));
                 }
                 layers.iter().for_each(|layer| drop(check_layer(store, layer)));
@@ -282,7 +283,7 @@ fn crash(point: u64, loss: Loss) -> Found {
 fn absent_spans(cache: &Path) -> u64 {
     let mut absent = 0;
     for layer in image().0.layers() {
-        let file = |extension| cache.join("content-v1/sha256").join(format!("{}.{extension}", layer.digest.hex()));
+        let file = |extension| content_file(cache, layer, extension);
         match std::fs::read(file("map")) {
             Ok(map) if !map.is_empty() && file("data").exists() => {
                 absent += map.iter().filter(|byte| **byte & 0x80 == 0).count() as u64;
@@ -302,13 +303,13 @@ fn leaks(store: &Store, cache: &Path, at: &str) {
     };
     assert_eq!(names("tmp"), Vec::<String>::new(), "{at}: temporary files");
     let indexes = names("index-v1/sha256");
-    for name in names("content-v1/sha256") {
+    for name in names("content-v2/sha256") {
         assert!(indexes.iter().any(|index| name.starts_with(index.as_str())), "{at}: {name} has no index");
     }
     for layer in image().0.layers() {
         let held = store.index(&layer.digest).unwrap();
         evict_content(store, &layer.digest).unwrap();
-        let data = cache.join("content-v1/sha256").join(format!("{}.data", layer.digest.hex()));
+        let data = content_file(cache, layer, "data");
         let blocks = std::fs::metadata(&data).map_or(0, |found| found.blocks());
         // Pages that two spans share stay.
         assert!(blocks <= 8 * 8, "{at}: {blocks} blocks are left of {}", data.display());

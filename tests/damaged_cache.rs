@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use peelfs::content::evict_content;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
 use peelfs::layer::EntryId;
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
+use peelfs::loopback::image::{ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, LayerNo, NodeId};
 use peelfs::platform::Platform;
@@ -17,6 +17,12 @@ use peelfs::reference::Reference;
 use peelfs::source::BlobSource;
 use peelfs::source::local::LocalSource;
 use peelfs::store::Store;
+
+/// One of the two files that the cache in `dir` has of a layer's content.
+fn content_file(dir: &Path, layer: &Layer, extension: &str) -> PathBuf {
+    let name = format!("{}.{}.{extension}", layer.digest.hex(), &layer.diff_id.hex()[..32]);
+    dir.join("cache/content-v2/sha256").join(name)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_index_is_made_anew_and_never_believed() {
@@ -80,7 +86,7 @@ async fn what_is_in_memory_of_a_damaged_index_is_served_and_what_is_not_is_an_er
 async fn content_changed_under_a_reader_that_has_verified_it_is_not_believed_again() {
     let dir = tempfile::tempdir().unwrap();
     let layer = LayerBuilder::new().file("file", "content").build();
-    let data = dir.path().join("cache/content-v1/sha256").join(format!("{}.data", layer.digest.hex()));
+    let data = content_file(dir.path(), &layer, "data");
     ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
 
     let mounted = open(dir.path()).await;
@@ -100,7 +106,7 @@ async fn what_a_process_has_evicted_itself_is_not_believed_to_be_there_again() {
     let dir = tempfile::tempdir().unwrap();
     let content: Vec<u8> = (0..SIZE).map(|at| (at % 251 + 1) as u8).collect();
     let layer = LayerBuilder::new().file("file", content.clone()).packing(Packing::Stored).build();
-    let map = dir.path().join("cache/content-v1/sha256").join(format!("{}.map", layer.digest.hex()));
+    let map = content_file(dir.path(), &layer, "map");
     ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
 
     let fs = open_bounded(dir.path(), Some(SIZE as u64 / 2)).await;

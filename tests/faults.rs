@@ -86,7 +86,7 @@ fn assert_refused(sandbox: &Sandbox, reference: &str, code: i32, what: &str, kep
     assert!(!told.contains("ERROR"), "{what}: told again as a line of the log: {told}");
     assert!(!at.is_mounted(), "{what}");
     for digest in kept_nothing_of {
-        for bucket in ["index-v1", "content-v1", "document-v1"] {
+        for bucket in ["index-v1", "content-v2", "document-v1"] {
             let kept = sandbox.bucket(bucket);
             assert!(!kept.iter().any(|path| path.to_string_lossy().contains(digest.hex())), "{what}: {kept:?}");
         }
@@ -260,7 +260,7 @@ fn an_image_that_contradicts_itself_is_refused() {
         let sandbox = Sandbox::new();
         assert_refused(&sandbox, &registry.reference(NAME, "1"), code, what, &[]);
         assert!(sandbox.bucket("index-v1").is_empty(), "{what}");
-        assert!(sandbox.bucket("content-v1").is_empty(), "{what}");
+        assert!(sandbox.bucket("content-v2").is_empty(), "{what}");
     }
 }
 
@@ -600,7 +600,7 @@ fn content_that_is_cut_under_a_reader_is_filled_again() {
         let second = fs.awaited(|fs| fs.walk(b"second", Last::Follow)).await.unwrap();
         let read = || async { fs.read(second.node, FileOffset(0), 200_000).await.unwrap() };
         assert!(read().await == served.second());
-        for path in sandbox.bucket("content-v1").iter().filter(|path| path.extension().unwrap() == "data") {
+        for path in sandbox.bucket("content-v2").iter().filter(|path| path.extension().unwrap() == "data") {
             std::fs::File::options().write(true).open(path).unwrap().set_len(100).unwrap();
         }
         source.take_asked();

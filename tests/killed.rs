@@ -18,7 +18,7 @@ use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::offsets::{DecodedOffset, FileOffset};
 use peelfs::overlay::Last;
-use peelfs::store::{Keep, Store};
+use peelfs::store::{Keep, LayerName, Store};
 use support::load::{read_anew, times};
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount};
@@ -143,7 +143,8 @@ fn half_written(store: &Store, image: &Image) -> u64 {
     for layer in image.layers() {
         let Some(file) = store.index(&layer.digest) else { continue };
         let index = LayerIndex::open_sized(file.file, file.size).unwrap();
-        let content = store.content(&layer.digest, index.proof().decoded_size, index.span_count()).unwrap();
+        let name = LayerName { blob: &layer.digest, diff_id: &layer.diff_id };
+        let content = store.content(name, index.proof().decoded_size, index.span_count()).unwrap();
         for number in (0..index.span_count()).filter(|number| content.generation(*number).is_none()) {
             // Pages at both ends may be a neighbour's.
             let span = index.span(SpanId(number)).unwrap().decoded;

@@ -503,7 +503,7 @@ fn a_cached_span_that_was_damaged_is_fetched_again() {
         let sandbox = Sandbox::new();
         sandbox.mount(&reference, "a").unmount();
         let content =
-            sandbox.bucket("content-v1").into_iter().find(|path| path.extension().unwrap() == "data").unwrap();
+            sandbox.bucket("content-v2").into_iter().find(|path| path.extension().unwrap() == "data").unwrap();
         let file = std::fs::File::options().read(true).write(true).open(content).unwrap();
         // The tar has a header of 512 bytes before each file.
         let at = 512 + (6 << 20) + 512 + 50_000;
@@ -533,7 +533,7 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     sandbox.mount(&reference, "a").unmount();
-    for bucket in ["content-v1", "document-v1", "tag-v1", "index-v1"] {
+    for bucket in ["content-v2", "document-v1", "tag-v1", "index-v1"] {
         type Damage = fn(&mut Vec<u8>);
         let damages: [(&str, Damage); 5] = [
             ("flipped", |bytes| bytes.iter_mut().step_by(61).for_each(|byte| *byte ^= 1)),

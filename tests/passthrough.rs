@@ -12,9 +12,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
+use peelfs::loopback::image::{ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
-use peelfs::loopback::tar::Entry;
+use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
 use rustix::process::Signal;
 use support::load::{self, times};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
@@ -77,7 +77,7 @@ fn is_passed_through(at: &MountPoint<'_>, file: &File, expected: Vec<u8>) -> boo
 }
 
 fn own_files(sandbox: &Sandbox) -> usize {
-    sandbox.bucket("whole-v1").iter().filter(|path| path.extension().unwrap() != "seal").count()
+    sandbox.bucket("whole-v2").iter().filter(|path| path.extension().unwrap() != "seal").count()
 }
 
 #[test]
@@ -158,6 +158,58 @@ fn what_is_not_here_is_read_while_it_comes_and_passed_through_the_next_time() {
     at.unmount();
 }
 
+/// One blob that is a gzip file of `packed` and a tar of `plain`: the header of a PAX global header begins as a gzip
+/// file does, whose extra field goes up to the value of the one record, which is the rest of that file.
+fn two_readings(packed: LayerBuilder, plain: &Entry) -> [Layer; 2] {
+    let mut packed = packed.build();
+    let member = packed.blob.slice(10..);
+    let mut record = Vec::new();
+    append_pax(&mut record, b"comment", &member);
+    let extra = u16::try_from(512 - 12 + record.len() - member.len() - 1).unwrap();
+    let name = [&[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff], &extra.to_le_bytes()[..]].concat();
+    let mut tar = Vec::new();
+    Header { name: &name, kind: b'g', size: record.len() as u64, ..Header::EMPTY }.write(&mut tar);
+    append_padded(&mut tar, &record);
+    let plain = LayerBuilder::new().raw(&tar).entry(plain.clone()).packing(Packing::Stored).build();
+    packed.blob = plain.blob.clone();
+    packed.digest = plain.digest.clone();
+    [packed, plain]
+}
+
+#[test]
+fn one_blob_with_two_readings_shows_each_image_its_own() {
+    if cannot_mount() {
+        return;
+    }
+    let layers =
+        two_readings(LayerBuilder::new().file("app", content(3, LARGE)), &Entry::file("app", content(4, LARGE)));
+    assert_eq!(layers[0].digest, layers[1].digest);
+    let images = layers.map(|layer| ImageBuilder::new().layer(layer).build());
+    let catalog = Catalog::new().image("app", "packed", &images[0]).image("app", "plain", &images[1]);
+    let registry = Registry::start(catalog).unwrap();
+    let sandbox = Sandbox::new();
+    let passthrough: &[&str] = &["--passthrough"];
+    for options in [passthrough, passthrough, &[], &["--share"], &["--verify", "behind"], &["--prefetch", "all"]] {
+        let mount = |tag: &str| sandbox.mount_with(&registry.reference("app", tag), tag, options);
+        let (packed, plain) = (mount("packed"), mount("plain"));
+        for _ in 0..3 {
+            for (at, seed) in [(&packed, 3), (&plain, 4)] {
+                let file = File::open(at.join("app")).unwrap();
+                if options == passthrough {
+                    assert!(is_passed_through(at, &file, content(seed, LARGE)));
+                }
+                assert!(read(&at.join("app")) == content(seed, LARGE), "{options:?}: {seed}");
+            }
+        }
+        packed.unmount();
+        plain.unmount();
+        assert!(sandbox.run(["cache", "verify"]).status.success());
+    }
+    assert_eq!(own_files(&sandbox), 2);
+    assert!(sandbox.run(["cache", "prune", "--content"]).status.success());
+    assert_eq!((own_files(&sandbox), sandbox.bucket("content-v2").len()), (0, 0));
+}
+
 #[test]
 fn two_mounts_read_one_file() {
     if cannot_mount() {
@@ -167,7 +219,7 @@ fn two_mounts_read_one_file() {
     let one = sandbox.mount_with(&registry.reference("app", "1"), "one", &["--passthrough"]);
     let other = sandbox.mount_with(&registry.reference("app", "1"), "other", &["--passthrough"]);
     let files = [&one, &other].map(|at| File::open(at.join("d/large")).unwrap());
-    let made = sandbox.bucket("whole-v1");
+    let made = sandbox.bucket("whole-v2");
     assert_eq!(own_files(&sandbox), 1);
     for (at, file) in [&one, &other].into_iter().zip(&files) {
         assert!(is_passed_through(at, file, content(1, LARGE)));
@@ -192,7 +244,7 @@ fn a_file_that_was_changed_is_found_when_it_is_opened_and_by_cache_verify() {
     }
     let (sandbox, registry) = (Sandbox::new(), registry());
     let damage = || {
-        let files = sandbox.bucket("whole-v1");
+        let files = sandbox.bucket("whole-v2");
         let own = files.iter().find(|path| path.extension().unwrap() != "seal").unwrap();
         File::options().write(true).open(own).unwrap().write_all_at(b"wrong", 1_234_567).unwrap();
     };

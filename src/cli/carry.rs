@@ -12,6 +12,7 @@ use super::text;
 use crate::content::{self, Profile, TransferError};
 use crate::digest::Digest;
 use crate::host::{mount, open};
+use crate::store::LayerName;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
@@ -37,11 +38,14 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
         CarryCommand::Export { image, file } => {
             let opened = mount::runtime()?.block_on(open::open(image))?;
             let image = &opened.plan.manifest.digest;
-            let known = layers(&opened).into_iter().filter_map(|layer| {
-                let run = Profile::load(&opened.store, &layer)?.of(image)?.clone();
-                Some(Profile { layer, runs: vec![run] })
-            });
-            let known: Vec<_> = known.collect();
+            let mut known: Vec<Profile> = Vec::new();
+            for layer in &opened.plan.layers {
+                let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.diff_id };
+                let profile = Profile::load(&opened.store, layer);
+                let run = profile.as_ref().and_then(|profile| profile.of(image));
+                let profile = run.map(|run| Profile::of_layer(layer, vec![run.clone()]));
+                known.extend(profile.filter(|profile| !known.contains(profile)));
+            }
             if known.is_empty() {
                 let message = format!("no run of {} has been recorded", opened.reference);
                 return Err(Report::new(Code::NotFound, message)
@@ -65,7 +69,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let profiles: Profiles = serde_json::from_slice(&bytes).map_err(no_profiles)?;
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {
-                Profile::keep(&store, &profile.layer, profile.runs)?;
+                profile.keep(&store)?;
             }
             say(&format!("imported the profiles of {count}"))
         }

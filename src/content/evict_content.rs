@@ -1,5 +1,6 @@
 //! Dropping a layer's content while its index stays, also under mounts that show it.
 
+use super::name_of;
 use crate::digest::Digest;
 use crate::layer::{LayerIndex, SpanId};
 use crate::store::{Store, StoreError};
@@ -18,7 +19,7 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     let Some(index) = store.index(blob).and_then(|found| LayerIndex::open_sized(found.file, found.size).ok()) else {
         return Ok(0);
     };
-    let content = store.content(blob, index.proof().decoded_size, index.span_count())?;
+    let content = store.content(name_of(&index), index.proof().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
     let passthrough_copies = store.drop_passthrough_copies(blob);
     for number in 0..index.span_count() {

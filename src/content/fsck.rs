@@ -1,5 +1,6 @@
 //! Checking a layer in the store from end to end, with no source at hand.
 
+use super::name_of;
 use super::passthrough_copy::{self, Compared};
 use super::spans::{self, Stored};
 use crate::digest::Digest;
@@ -50,23 +51,23 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
             return Ok(found);
         }
     };
-    let (size, count) = (index.proof().decoded_size, index.span_count());
-    match store.content_shape(blob, size, count) {
+    let (layer, size, count) = (name_of(&index), index.proof().decoded_size, index.span_count());
+    match store.content_shape(layer, size, count) {
         Shape::Absent => {
             // There is nothing to compare with; whoever wants to use them must.
-            store.passthrough_copies(blob).into_iter().for_each(|entry| store.break_seal(blob, entry));
+            store.passthrough_copies(layer).into_iter().for_each(|entry| store.break_seal(layer, entry));
             return Ok(found);
         }
         Shape::Right => {}
         Shape::Wrong => {
             found.misshapen = true;
-            store.remove_what_is_no_content(blob);
+            store.remove_what_is_no_content(layer);
         }
     }
     // Opening gives content of a wrong shape the right one, with nothing in it.
-    let content = store.content(blob, size, count)?;
+    let content = store.content(layer, size, count)?;
     match check_spans(&content, &index, &mut found) {
-        Ok(()) => check_passthrough_copies(store, blob, &content, &index, &mut found),
+        Ok(()) => check_passthrough_copies(store, &content, &index, &mut found),
         Err(error) => {
             store.drop_index(blob);
             found.index = Some(error.to_string());
@@ -76,13 +77,8 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
 }
 
 /// Compares files of single entries with the spans, which have been checked.
-fn check_passthrough_copies(
-    store: &Store,
-    blob: &Digest,
-    content: &Content,
-    index: &LayerIndex,
-    found: &mut CheckedLayer,
-) {
+fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
+    let layer = name_of(index);
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
         let (first, last) = (index.span_at(from), index.span_at(from + (buf.len() as u64 - 1)));
         let (Ok(first), Ok(last)) = (first, last) else { return false };
@@ -91,18 +87,18 @@ fn check_passthrough_copies(
         let Some(generations) = generations else { return false };
         content.read(from, buf).is_ok() && content.still(spans, |span| generations[(span - first.0) as usize].get())
     };
-    for number in store.passthrough_copies(blob) {
-        let Some(copy) = store.passthrough_copy(blob, number) else { continue };
+    for number in store.passthrough_copies(layer) {
+        let Some(copy) = store.passthrough_copy(layer, number) else { continue };
         // An entry that is none, or no file, never had one.
         let run = passthrough_copy::decoded_range(index, EntryId(number)).ok().flatten();
         let compared = run.map_or(Compared::Differs, |run| passthrough_copy::compare(&run, &copy, &mut read));
         match compared {
             Compared::Same => found.bytes += copy.size(),
             Compared::Differs => {
-                store.drop_passthrough_copy(blob, number);
+                store.drop_passthrough_copy(layer, number);
                 found.damaged_passthrough_copies.push(number);
             }
-            Compared::Unknown => store.break_seal(blob, number),
+            Compared::Unknown => store.break_seal(layer, number),
         }
     }
 }

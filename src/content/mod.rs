@@ -30,10 +30,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::codec::CodecError;
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{EntryId, IndexError, Span, SpanId};
+use crate::layer::{EntryId, IndexError, LayerIndex, Span, SpanId};
 use crate::offsets::DecodedOffset;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{Generation, Store, StoreError};
+use crate::store::{Generation, LayerName, Store, StoreError};
 use crate::sync::lock;
 use spans::Stored;
 
@@ -510,6 +510,12 @@ impl LayerReader {
     fn layer_name(&self) -> Box<str> {
         self.blob.digest.to_string().into()
     }
+}
+
+/// What the store keeps the bytes of a layer by.
+fn name_of(index: &LayerIndex) -> LayerName<'_> {
+    let proof = index.proof();
+    LayerName { blob: &proof.blob, diff_id: &proof.diff_id }
 }
 
 /// What of the store a reader believes.

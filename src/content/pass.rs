@@ -31,7 +31,7 @@ use crate::layer::{
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{NewContent, NewFile, PassLock, PassNote, Store, StoreError};
+use crate::store::{LayerName, NewContent, NewFile, PassLock, PassNote, Store, StoreError};
 use crate::trust::Untrusted;
 
 /// Why a decoded stream is not a tree that can be shown.
@@ -370,7 +370,7 @@ impl FirstPass {
         let same = self.compression == Compression::Stored && self.blob.digest.algorithm() == algorithm;
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
-        let mut content = ContentWriter::new(store, &self.blob.digest);
+        let mut content = ContentWriter::new(store, self.name());
         partial.begin(LayerTree::new(self.layer_limits), content.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
@@ -403,6 +403,10 @@ impl FirstPass {
         };
         let (diff_id, content) = (diff_id.map(Hasher::finish), content.into_content());
         Ok(Walked { diff_id, size: at, tree, spans: spans.done, windows, content })
+    }
+
+    fn name(&self) -> LayerName<'_> {
+        LayerName { blob: &self.blob.digest, diff_id: &self.diff_id }
     }
 
     fn check_blob(&self, digest: &Digest, size: u64) -> Result<(), PassError> {
@@ -669,7 +673,7 @@ struct ContentWriter {
 }
 
 impl ContentWriter {
-    fn new(store: &Arc<Store>, layer: &Digest) -> Self {
+    fn new(store: &Arc<Store>, layer: LayerName<'_>) -> Self {
         let content = store.new_content(layer);
         let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();
         let stopped_at = content.is_none().then_some(DecodedOffset(0));

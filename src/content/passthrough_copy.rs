@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::{LayerReader, ReadError};
+use super::{LayerReader, ReadError, name_of};
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::store::{PassthroughCopy, StoreError};
@@ -37,10 +37,10 @@ pub(super) enum Compared {
 impl LayerReader {
     /// The entry's own file, if there is one that is known to be right.
     pub fn passthrough_copy_now(&self, entry: EntryId) -> Option<File> {
-        let copy = self.store.passthrough_copy(&self.blob.digest, entry.0)?;
+        let copy = self.store.passthrough_copy(name_of(&self.index), entry.0)?;
         let known = lock(&self.passthrough_copies).get(&entry) == Some(&copy.stamp());
         if !known {
-            if !self.store.is_sealed(&self.blob.digest, entry.0, &copy) {
+            if !self.store.is_sealed(name_of(&self.index), entry.0, &copy) {
                 return None;
             }
             lock(&self.passthrough_copies).insert(entry, copy.stamp());
@@ -63,25 +63,25 @@ impl LayerReader {
         if let Some(file) = self.passthrough_copy_now(entry) {
             return Ok(Some(file));
         }
-        let blob = &self.blob.digest;
+        let layer = name_of(&self.index);
         let index_error = |cause| PassthroughCopyError::Read(self.index_error(cause));
         let Some(run) = decoded_range(&self.index, entry).map_err(index_error)? else { return Ok(None) };
         // What is wrong with an index, readers find out themselves.
         let mut read = |from, buf: &mut [u8]| self.read_stored(from, buf, &mut || ()).unwrap_or(false);
-        if let Some(copy) = self.store.passthrough_copy(blob, entry.0) {
+        if let Some(copy) = self.store.passthrough_copy(layer, entry.0) {
             match compare(&run, &copy, &mut read) {
                 Compared::Same => return Ok(Some(self.trust(entry, copy))),
                 Compared::Unknown => return Ok(None),
                 Compared::Differs => {
-                    tracing::warn!(layer = %blob, %entry, "a cached file was damaged; it is made again");
-                    self.store.drop_passthrough_copy(blob, entry.0);
+                    tracing::warn!(layer = %layer.blob, %entry, "a cached file was damaged; it is made again");
+                    self.store.drop_passthrough_copy(layer, entry.0);
                 }
             }
         }
         if self.store.make_room(run.end - run.start)? > 0 {
             return Ok(None);
         }
-        let mut new = self.store.new_passthrough_copy(blob, entry.0)?;
+        let mut new = self.store.new_passthrough_copy(layer, entry.0)?;
         let mut room = vec![0; PIECE];
         for piece in pieces(&run) {
             let bytes = &mut room[..(piece.end - piece.start) as usize];
@@ -98,13 +98,13 @@ impl LayerReader {
     /// Tells other processes of a file that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
     /// disk.
     pub fn seal_passthrough_copy(&self, entry: EntryId) {
-        let Some(copy) = self.store.passthrough_copy(&self.blob.digest, entry.0) else { return };
+        let Some(copy) = self.store.passthrough_copy(name_of(&self.index), entry.0) else { return };
         if lock(&self.passthrough_copies).get(&entry) != Some(&copy.stamp())
-            || self.store.is_sealed(&self.blob.digest, entry.0, &copy)
+            || self.store.is_sealed(name_of(&self.index), entry.0, &copy)
         {
             return;
         }
-        if let Err(error) = self.store.seal_passthrough_copy(&self.blob.digest, entry.0, &copy) {
+        if let Err(error) = self.store.seal_passthrough_copy(name_of(&self.index), entry.0, &copy) {
             tracing::debug!(layer = %self.blob.digest, %entry, %error, "other processes will compare a cached file anew");
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::fetch::{self, Preempt};
 use super::scope::BACKGROUND;
-use super::{LayerReader, Prefetch, Profile, ReadError};
+use super::{LayerReader, Prefetch, Profile, ReadError, name_of};
 use crate::digest::Digest;
 use crate::sync::lock;
 
@@ -33,13 +33,13 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
 /// Keeps what readers of `image` wanted, for the next mount of it.
 pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
     for layer in layers {
-        let blob = &layer.blob.digest;
-        let known = Profile::load(&layer.store, blob).map_or(Vec::new(), |profile| profile.runs);
+        let name = name_of(&layer.index);
+        let known = Profile::load(&layer.store, name).map_or(Vec::new(), |profile| profile.runs);
         // Also what brings nothing new comes first from now on.
         let is_first = known.first().is_some_and(|run| run.image == *image);
         let known = known.into_iter().find(|run| run.image == *image);
         let kept = layer.run(image, known, is_first);
-        let kept = kept.map(|new| new.map(|run| Profile::keep(&layer.store, blob, vec![run])));
+        let kept = kept.map(|new| new.map(|run| Profile::of_layer(name, vec![run]).keep(&layer.store)));
         match kept {
             Ok(None | Some(Ok(()))) => {}
             Ok(Some(Err(error))) => layer.store.cannot_keep("a profile", &error),
@@ -53,7 +53,7 @@ pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
 async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadError> {
     let mut queue = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
-        let Some(profile) = Profile::load(&layer.store, &layer.blob.digest) else { continue };
+        let Some(profile) = Profile::load(&layer.store, name_of(&layer.index)) else { continue };
         let Some(run) = profile.of(image) else { continue };
         let spans = run.spans(&layer.index).map_err(|cause| layer.index_error(cause))?;
         layer.mark_in_profile(spans.iter().map(|(_, span)| *span));

@@ -13,13 +13,16 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
-use crate::store::{PROFILE_LIMIT, Store, StoreError};
+use crate::store::{LayerName, PROFILE_LIMIT, Store, StoreError};
 
 /// What earlier runs wanted of one layer.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Profile {
     /// The layer's blob.
     pub layer: Digest,
+    /// What the blob decodes to; older files do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_id: Option<Digest>,
     /// One for each image, the one that was kept last first.
     pub runs: Vec<ProfileRun>,
 }
@@ -34,10 +37,21 @@ pub struct ProfileRun {
 }
 
 impl Profile {
+    /// A profile of these runs.
+    pub fn of_layer(LayerName { blob, diff_id }: LayerName<'_>, runs: Vec<ProfileRun>) -> Self {
+        Self { layer: blob.clone(), diff_id: Some(diff_id.clone()), runs }
+    }
+
     /// The profile that the store has of a layer.
-    pub fn load(store: &Store, layer: &Digest) -> Option<Self> {
-        let profile: Self = serde_json::from_slice(&store.profile(layer)?).ok()?;
-        (profile.layer == *layer).then_some(profile)
+    pub fn load(store: &Store, layer: LayerName<'_>) -> Option<Self> {
+        Self::load_of(store, layer.blob, Some(layer.diff_id))
+    }
+
+    fn load_of(store: &Store, blob: &Digest, diff_id: Option<&Digest>) -> Option<Self> {
+        let profile: Self = serde_json::from_slice(&store.profile(blob)?).ok()?;
+        // The same blob may be another layer, read otherwise.
+        let same = profile.diff_id.is_none() || diff_id.is_none() || profile.diff_id.as_ref() == diff_id;
+        (profile.layer == *blob && same).then_some(profile)
     }
 
     /// What is known of `image`; where nothing is, of the image that was kept last.
@@ -45,25 +59,29 @@ impl Profile {
         self.runs.iter().find(|run| run.image == *image).or_else(|| self.runs.first())
     }
 
-    /// Puts runs into the store's profile of `layer`, each in place of what is there of its image, the first one first.
+    /// Puts these runs into the store's profile of the layer, each in place of what is there of its image, the first one
+    /// first.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn keep(store: &Store, layer: &Digest, mut runs: Vec<ProfileRun>) -> Result<(), StoreError> {
+    pub fn keep(mut self, store: &Store) -> Result<(), StoreError> {
+        let runs = &mut self.runs;
         runs.iter_mut().for_each(ProfileRun::put_in_order);
-        for known in Self::load(store, layer).map_or(Vec::new(), |profile| profile.runs) {
-            if !runs.iter().any(|run| run.image == known.image) {
-                runs.push(known);
+        if let Some(known) = Self::load_of(store, &self.layer, self.diff_id.as_ref()) {
+            for known in known.runs {
+                if !runs.iter().any(|run| run.image == known.image) {
+                    runs.push(known);
+                }
             }
+            self.diff_id = self.diff_id.or(known.diff_id);
         }
         runs.truncate(MOST_IMAGES);
-        let mut profile = Self { layer: layer.clone(), runs };
         loop {
-            let text = serde_json::to_vec(&profile).expect("digests and numbers");
-            if text.len() as u64 <= PROFILE_LIMIT || profile.runs.len() <= 1 {
-                return store.keep_profile(layer, &text);
+            let text = serde_json::to_vec(&self).expect("digests and numbers");
+            if text.len() as u64 <= PROFILE_LIMIT || self.runs.len() <= 1 {
+                return store.keep_profile(&self.layer, &text);
             }
-            profile.runs.pop();
+            self.runs.pop();
         }
     }
 }
@@ -106,13 +124,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("cache"), None).unwrap();
         let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
-        let layer = digest("layer");
+        let (blob, diff_id) = (digest("layer"), digest("tar"));
+        let layer = LayerName { blob: &blob, diff_id: &diff_id };
+        let profile_of =
+            |diff_id: Option<&str>, runs| Profile { layer: blob.clone(), diff_id: diff_id.map(digest), runs };
         let keep = |image: &str, wanted: &[(u32, u64)]| {
             let run = ProfileRun { image: digest(image), wanted: wanted.to_vec() };
-            Profile::keep(&store, &layer, vec![run]).unwrap();
+            profile_of(Some("tar"), vec![run]).keep(&store).unwrap();
         };
-        let of = |image: &str| Profile::load(&store, &layer).unwrap().of(&digest(image)).unwrap().wanted.clone();
-        assert_eq!(Profile::load(&store, &layer), None);
+        let of = |image: &str| Profile::load(&store, layer).unwrap().of(&digest(image)).unwrap().wanted.clone();
+        assert_eq!(Profile::load(&store, layer), None);
         keep("a", &[(2, 20), (1, 10)]);
         keep("b", &[(3, 30)]);
         assert_eq!(of("a"), [(1, 10), (2, 20)]);
@@ -123,7 +144,11 @@ mod tests {
         for number in 0..2 * MOST_IMAGES {
             keep(&number.to_string(), &[]);
         }
-        assert_eq!(Profile::load(&store, &layer).unwrap().runs.len(), MOST_IMAGES);
-        assert_eq!(Profile::load(&store, &digest("another")), None);
+        assert_eq!(Profile::load(&store, layer).unwrap().runs.len(), MOST_IMAGES);
+        let another = digest("another");
+        assert_eq!(Profile::load(&store, LayerName { blob: &another, ..layer }), None);
+        assert_eq!(Profile::load(&store, LayerName { diff_id: &another, ..layer }), None, "read otherwise");
+        profile_of(None, Vec::new()).keep(&store).unwrap();
+        assert_eq!(Profile::load(&store, layer).unwrap().runs.len(), MOST_IMAGES, "an older file adds to it");
     }
 }

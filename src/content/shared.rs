@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, Weak};
 
-use super::{Counters, PassProgress, PassScheduler, ScheduledPass, fetch, pass};
+use super::{Counters, PassProgress, PassScheduler, ScheduledPass, fetch, name_of, pass};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::{EntryId, LayerIndex};
@@ -94,23 +94,23 @@ impl SharedLayer {
         if let Some(known) = open.upgrade().filter(|known| !known.index.is_damaged()) {
             return Some(known);
         }
-        let opened = Arc::new(OpenLayer::new(pass::open_index(store, blob, diff_id)?, store, blob));
+        let opened = Arc::new(OpenLayer::new(pass::open_index(store, blob, diff_id)?, store));
         *open = Arc::downgrade(&opened);
         Some(opened)
     }
 
     /// The layer's index has just been made; the files of its content are new.
-    pub fn made(&self, index: Arc<LayerIndex>, store: &Store, blob: &Descriptor) -> Arc<OpenLayer> {
-        let made = Arc::new(OpenLayer::new(index, store, blob));
+    pub fn made(&self, index: Arc<LayerIndex>, store: &Store) -> Arc<OpenLayer> {
+        let made = Arc::new(OpenLayer::new(index, store));
         *lock(&self.open) = Arc::downgrade(&made);
         made
     }
 }
 
 impl OpenLayer {
-    fn new(index: Arc<LayerIndex>, store: &Store, blob: &Descriptor) -> Self {
+    fn new(index: Arc<LayerIndex>, store: &Store) -> Self {
         let spans = index.span_count();
-        let content = store.content_when_wanted(&blob.digest, index.proof().decoded_size, spans);
+        let content = store.content_when_wanted(name_of(&index), index.proof().decoded_size, spans);
         Self {
             index,
             content,

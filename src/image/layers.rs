@@ -530,13 +530,13 @@ impl Layers {
         match made {
             Ok(index) => {
                 let Some(before) = mending else {
-                    return self.content(slot, slot.shared.made(index, store, &slot.pass.blob));
+                    return self.content(slot, slot.shared.made(index, store));
                 };
                 // The tree is shown by the index that was opened first, and goes on being shown by that one.
                 if !before.index().mend(&index) {
                     return slot.beyond_repair("differs from what the layer comes to now; mount again");
                 }
-                let state = self.content(slot, slot.shared.made(Arc::clone(before.index()), store, &slot.pass.blob));
+                let state = self.content(slot, slot.shared.made(Arc::clone(before.index()), store));
                 *lock(&slot.mending) = None;
                 state
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::files::{self, Files};
-use super::{DOCUMENT, Store, StoreError, TAG, TagRecord, evict};
+use super::{ContentPaths, DOCUMENT, LayerName, Store, StoreError, TAG, TagRecord, evict};
 use crate::digest::Digest;
 
 /// What a check found.
@@ -50,9 +50,9 @@ impl Store {
     }
 
     /// Removes what somebody has put in the place of a layer's content and is no file: links, FIFOs.
-    pub fn remove_what_is_no_content(&self, blob: &Digest) {
-        let path = self.path(super::CONTENT, blob);
-        for path in ["data", "map"].map(|extension| path.with_extension(extension)) {
+    pub fn remove_what_is_no_content(&self, layer: LayerName<'_>) {
+        let ContentPaths { data, map } = self.content_paths(layer);
+        for path in [data, map] {
             if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
                 self.files.remove(&path);
             }
@@ -60,10 +60,10 @@ impl Store {
     }
 
     /// Whether the content of a layer has the shape that its index says.
-    pub fn content_shape(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Shape {
-        let path = self.path(super::CONTENT, blob);
-        let size = |extension| std::fs::symlink_metadata(path.with_extension(extension)).ok().map(|found| found.len());
-        match (size("data"), size("map")) {
+    pub fn content_shape(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Shape {
+        let ContentPaths { data, map } = self.content_paths(layer);
+        let size = |path| std::fs::symlink_metadata(path).ok().map(|found| found.len());
+        match (size(data), size(map)) {
             (None, None) => Shape::Absent,
             (Some(data), Some(map)) if data == decoded_size && map == u64::from(spans) => Shape::Right,
             _ => Shape::Wrong,

@@ -53,11 +53,28 @@ pub struct Content {
     files: Files,
     /// Open once something is asked: most layers of a mount are never read.
     opened: OnceLock<Opened>,
-    path: PathBuf,
+    paths: ContentPaths,
     decoded_size: u64,
     spans: u32,
     /// Taken with the map's file lock: that one excludes other processes, this one other threads.
     changing: Mutex<()>,
+}
+
+/// Where the two files of a layer's content are.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct ContentPaths {
+    pub(super) data: PathBuf,
+    pub(super) map: PathBuf,
+}
+
+impl ContentPaths {
+    /// Those of the content that `file` belongs to.
+    pub(super) fn of(file: &Path) -> Option<Self> {
+        let name = file.file_name()?.to_str()?;
+        let stem = name.strip_suffix(".data").or_else(|| name.strip_suffix(".map"))?;
+        let beside = |extension| file.with_file_name(format!("{stem}.{extension}"));
+        Some(Self { data: beside("data"), map: beside("map") })
+    }
 }
 
 #[derive(Debug)]
@@ -78,10 +95,9 @@ pub struct NewContent {
 }
 
 impl Content {
-    /// The content at `path` with its extensions `data` and `map`, neither of which is opened yet.
-    pub(super) fn new(files: Files, path: &Path, decoded_size: u64, spans: u32) -> Self {
-        let path = path.with_extension("data");
-        Self { files, opened: OnceLock::new(), path, decoded_size, spans, changing: Mutex::new(()) }
+    /// The content at `paths`, neither of which is opened yet.
+    pub(super) fn new(files: Files, paths: ContentPaths, decoded_size: u64, spans: u32) -> Self {
+        Self { files, opened: OnceLock::new(), paths, decoded_size, spans, changing: Mutex::new(()) }
     }
 
     /// The same, with its files open.
@@ -101,7 +117,7 @@ impl Content {
         }
         let opened = self.open_somewhere()?;
         // Used now, for the order of eviction; only that depends on it.
-        let _ = opened.files.touch(&opened.map, &self.path);
+        let _ = opened.files.touch(&opened.map, &self.paths.data);
         Ok(self.opened.get_or_init(|| opened))
     }
 
@@ -114,7 +130,7 @@ impl Content {
     }
 
     fn open_files(&self) -> Result<Opened, StoreError> {
-        let (data, map) = (&self.path, &self.path.with_extension("map"));
+        let ContentPaths { data, map } = &self.paths;
         let files = self.files.clone();
         let held = MapInPlace::hold(&files, map)?;
         let opened = Opened { data: files.open_write(data)?, map: held.0, files, in_memory: false };
@@ -127,7 +143,7 @@ impl Content {
     /// Empties files that were cut short, or are of another shape. Who still reads the data goes on with what is
     /// there: another map tells of it.
     fn begin_anew(&self, Opened { files, map: map_file, in_memory, .. }: Opened) -> Result<Opened, StoreError> {
-        let (data, map) = (&self.path, &self.path.with_extension("map"));
+        let ContentPaths { data, map } = &self.paths;
         // The map goes first, so that nobody believes in the rest.
         files.set_len(&map_file, map, 0).map_err(StoreError::io("truncate", map))?;
         files.remove(data);
@@ -139,7 +155,7 @@ impl Content {
 
     /// Whether the files have the sizes that content of this layer has.
     fn fits(&self, opened: &Opened) -> Result<bool, StoreError> {
-        let size = |file: &File| Ok(file.metadata().map_err(StoreError::io("read", &self.path))?.len());
+        let size = |file: &File| Ok(file.metadata().map_err(StoreError::io("read", &self.paths.data))?.len());
         Ok(size(&opened.map)? == u64::from(self.spans) && size(&opened.data)? == self.decoded_size)
     }
 
@@ -149,7 +165,7 @@ impl Content {
             file.set_len(length)?;
             Ok(file)
         };
-        let failed = |cause: io::Error| StoreError::io("keep in memory", &self.path)(cause);
+        let failed = |cause: io::Error| StoreError::io("keep in memory", &self.paths.data)(cause);
         let (data, map) = (file(self.decoded_size).map_err(failed)?, file(self.spans.into()).map_err(failed)?);
         Ok(Opened { files: self.files.unwatched(), data, map, in_memory: true })
     }
@@ -209,7 +225,7 @@ impl Content {
     /// # Errors
     /// [`StoreError::Io`], also when the file ends early.
     pub fn read(&self, at: DecodedOffset, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.open()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.path))
+        self.open()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.paths.data))
     }
 
     /// As [`Content::read`]; calls `before_wait` first if the disk has to be waited for.
@@ -253,8 +269,8 @@ impl Content {
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
         let Opened { files, data, .. } = self.open()?;
-        let written = files.write_all_at(data, &self.path, verified, at.0);
-        written.map_err(StoreError::io("write", &self.path))?;
+        let written = files.write_all_at(data, &self.paths.data, verified, at.0);
+        written.map_err(StoreError::io("write", &self.paths.data))?;
         let next = Generation::after(before);
         self.mark(span, next.get())?;
         done(next, stamp, self.stamp());
@@ -278,8 +294,8 @@ impl Content {
         self.mark(span, before & !PRESENT)?;
         let length = decoded.end - decoded.start;
         let Opened { files, data, .. } = self.open()?;
-        let punched = files.punch_hole(data, &self.path, decoded.start.0, length);
-        punched.map_err(StoreError::io("punch a hole in", &self.path))?;
+        let punched = files.punch_hole(data, &self.paths.data, decoded.start.0, length);
+        punched.map_err(StoreError::io("punch a hole in", &self.paths.data))?;
         done(stamp, self.stamp());
         Ok(())
     }
@@ -356,7 +372,7 @@ impl Content {
             opened
                 .map
                 .read_exact_at(&mut byte, span.into())
-                .map_err(StoreError::io("read the presence map of", &self.path))
+                .map_err(StoreError::io("read the presence map of", &self.paths.data))
         });
         match read {
             Ok(()) => byte[0],
@@ -371,15 +387,15 @@ impl Content {
     fn lock(&self) -> Result<Changing<'_>, StoreError> {
         let Opened { files, map, .. } = self.open()?;
         let thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let locked = files.lock(map, &self.path);
-        locked.map_err(StoreError::io("lock the presence map of", &self.path))?;
+        let locked = files.lock(map, &self.paths.data);
+        locked.map_err(StoreError::io("lock the presence map of", &self.paths.data))?;
         Ok(Changing { map, _thread: thread })
     }
 
     fn mark(&self, span: u32, byte: u8) -> Result<(), StoreError> {
         let Opened { files, map, .. } = self.open()?;
-        let marked = files.write_all_at(map, &self.path, &[byte], span.into());
-        marked.map_err(StoreError::io("write the presence map of", &self.path))
+        let marked = files.write_all_at(map, &self.paths.data, &[byte], span.into());
+        marked.map_err(StoreError::io("write the presence map of", &self.paths.data))
     }
 }
 
@@ -478,7 +494,8 @@ mod tests {
     use super::*;
 
     fn content(dir: &tempfile::TempDir) -> Content {
-        Content::new(Files::new(dir.path(), None), &dir.path().join("c"), 100, 3).opened().unwrap()
+        let paths = ContentPaths { data: dir.path().join("c.data"), map: dir.path().join("c.map") };
+        Content::new(Files::new(dir.path(), None), paths, 100, 3).opened().unwrap()
     }
 
     #[test]

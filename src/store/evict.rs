@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::content::MapInPlace;
+use super::content::{ContentPaths, MapInPlace};
 use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE, files};
 use crate::digest::Digest;
 
@@ -189,11 +189,10 @@ impl Store {
     /// Removes the content of a layer that no process holds; how many bytes that gave back, or `None` when
     /// one does.
     pub fn drop_unused_content(&self, blob: &Digest) -> Option<u64> {
-        let path = self.path(CONTENT, blob);
-        let taken =
-            |extension| std::fs::symlink_metadata(path.with_extension(extension)).map_or(0, |f| f.blocks() * 512);
-        let mut bytes = taken("data") + taken("map");
-        self.each_passthrough_copy(blob, &mut |_, found| bytes += found.blocks() * 512);
+        let mut bytes = 0;
+        for bucket in [CONTENT, WHOLE] {
+            self.each_of(bucket, blob, &mut |_, found| bytes += found.blocks() * 512);
+        }
         self.drop_content(blob).then_some(bytes)
     }
 
@@ -255,17 +254,33 @@ impl Store {
         if self.is_held(&self.path(INDEX, blob)) {
             return false;
         }
-        let path = self.path(CONTENT, blob);
-        let _held = MapInPlace::hold(&self.files, &path.with_extension("map"));
-        // Whoever opens the content holds the index before.
-        if self.is_held(&self.path(INDEX, blob)) {
-            return false;
+        let mut contents = std::collections::BTreeSet::new();
+        self.each_of(CONTENT, blob, &mut |path, _| {
+            contents.extend(ContentPaths::of(path));
+        });
+        for ContentPaths { data, map } in contents {
+            let _held = MapInPlace::hold(&self.files, &map);
+            // Whoever opens the content holds the index before.
+            if self.is_held(&self.path(INDEX, blob)) {
+                return false;
+            }
+            // In this order: a map alone takes no room, and says nothing without its data.
+            self.files.remove(&data);
+            self.files.remove(&map);
         }
-        // In this order: a map alone takes no room, and says nothing without its data.
-        self.files.remove(&path.with_extension("data"));
-        self.files.remove(&path.with_extension("map"));
         self.drop_passthrough_copies(blob);
         true
+    }
+
+    /// Every file of a bucket that is named by this blob.
+    pub(super) fn each_of(&self, bucket: &str, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
+        let dir = self.root.join(bucket).join(blob.algorithm().name());
+        // A directory that cannot be listed holds nothing that could be used.
+        let _ = each_file(&dir, &mut |path, found| {
+            if digest_of(path).as_ref() == Some(blob) {
+                seen(path, found);
+            }
+        });
     }
 
     /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
@@ -316,6 +331,11 @@ mod tests {
     use super::*;
     use crate::digest::Algorithm;
     use crate::offsets::DecodedOffset;
+    use crate::store::LayerName;
+
+    fn layer_of(digest: &Digest) -> LayerName<'_> {
+        LayerName { blob: digest, diff_id: digest }
+    }
 
     fn with_layers(dir: &tempfile::TempDir, limit: u64) -> (Store, Vec<Digest>) {
         let store = Store::open(&dir.path().join("cache"), Some(limit)).unwrap();
@@ -324,11 +344,11 @@ mod tests {
             let mut index = store.new_index(digest).unwrap();
             index.write_all(b"index").unwrap();
             index.publish().unwrap();
-            let content = store.content(digest, 1 << 20, 1).unwrap();
+            let content = store.content(layer_of(digest), 1 << 20, 1).unwrap();
             content.fill(0, DecodedOffset(0), &vec![1; 1 << 20], |_, _, _| ()).unwrap();
             let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
             for extension in ["data", "map"] {
-                let path = store.path(CONTENT, digest).with_extension(extension);
+                let path = store.decoded_path(CONTENT, layer_of(digest), extension);
                 File::options().write(true).open(path).unwrap().set_modified(when).unwrap();
             }
             File::open(store.path(INDEX, digest)).unwrap().set_modified(when).unwrap();
@@ -375,16 +395,16 @@ mod tests {
         std::fs::create_dir_all(store.root().join("index-v0/sha256")).unwrap();
         std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
-        let content = store.content(&orphan, 100, 1).unwrap();
+        let content = store.content(layer_of(&orphan), 100, 1).unwrap();
         content.fill(0, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
-        store.publish_passthrough_copy(store.new_passthrough_copy(&orphan, 7).unwrap()).unwrap();
+        store.publish_passthrough_copy(store.new_passthrough_copy(layer_of(&orphan), 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap();
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 8, "a pass is at it");
         drop(making);
         store.prune(Keep::Known).unwrap();
         assert_eq!(content_files(&store), 6, "three layers with an index have two files each");
-        assert_eq!(store.passthrough_copies(&orphan), [] as [u32; 0]);
+        assert_eq!(store.passthrough_copies(layer_of(&orphan)), [] as [u32; 0]);
         assert_eq!(std::fs::read_dir(store.root().join(TMP)).unwrap().count(), 1);
         assert!(!store.root().join("index-v0").exists());
         assert!(store.root().join("not-ours").exists());

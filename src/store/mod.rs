@@ -3,15 +3,18 @@
 //! ```text
 //! CACHE/
 //!   index-v1/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
-//!   content-v1/ALG/HEX.data   the layer's decoded stream; spans lie at their decoded offset, the rest are holes
-//!   content-v1/ALG/HEX.map    one byte a span: 0 = absent, else the generation in which it was written
+//!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
+//!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
 //!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
-//!   whole-v1/ALG/HEX.ENTRY    a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
+//!   whole-v2/ALG/HEX.DIFF.ENTRY   a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
 //!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
 //!   tmp/                      files on their way in
 //! ```
+//!
+//! `HEX` is the blob's digest. One blob can be a valid tar and a valid gzip file at once, which are two layers: so what
+//! holds decoded bytes has `DIFF` in its name, the beginning of the layer's diff_id, and an index says which it is of.
 //!
 //! Files appear by rename, whole or not at all. Nothing here is believed: documents are hashed, index
 //! pages carry checksums, spans carry digests, and all are checked when a process first uses them. So
@@ -37,6 +40,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, Shape};
+use content::ContentPaths;
 pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
@@ -47,6 +51,15 @@ use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
 use crate::sync::lock;
 use crate::trust::Untrusted;
+
+/// Which layer something is kept of.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerName<'a> {
+    /// Its blob.
+    pub blob: &'a Digest,
+    /// What the blob decodes to.
+    pub diff_id: &'a Digest,
+}
 
 /// A cache directory, open for use.
 #[derive(Debug)]
@@ -347,22 +360,22 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn content(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
-        self.content_when_wanted(blob, decoded_size, spans).opened()
+    pub fn content(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
+        self.content_when_wanted(layer, decoded_size, spans).opened()
     }
 
     /// As [`Store::content`], opened when something of it is wanted. The layer counts as used from then on.
-    pub fn content_when_wanted(&self, blob: &Digest, decoded_size: u64, spans: u32) -> Content {
-        Content::new(self.files.clone(), &self.path(CONTENT, blob), decoded_size, spans)
+    pub fn content_when_wanted(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans)
     }
 
     /// Begins to write a layer's whole content, as a first pass does.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn new_content(&self, blob: &Digest) -> Result<NewContent, StoreError> {
-        let path = self.path(CONTENT, blob);
-        Ok(NewContent::new(self.new_file(path.with_extension("data"))?, self.new_file(path.with_extension("map"))?))
+    pub fn new_content(&self, layer: LayerName<'_>) -> Result<NewContent, StoreError> {
+        let ContentPaths { data, map } = self.content_paths(layer);
+        Ok(NewContent::new(self.new_file(data)?, self.new_file(map)?))
     }
 
     /// Tries to become the process that makes this layer's first pass; `None` when another one is at it.
@@ -421,6 +434,17 @@ impl Store {
 
     fn path(&self, bucket: &str, digest: &Digest) -> PathBuf {
         self.root.join(bucket).join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    /// As [`Store::path`], for what holds bytes that the blob decodes to.
+    fn decoded_path(&self, bucket: &str, LayerName { blob, diff_id }: LayerName<'_>, extension: &str) -> PathBuf {
+        let diff = &diff_id.hex()[..DIFF];
+        self.root.join(bucket).join(blob.algorithm().name()).join(format!("{}.{diff}.{extension}", blob.hex()))
+    }
+
+    fn content_paths(&self, layer: LayerName<'_>) -> ContentPaths {
+        let path = |extension| self.decoded_path(CONTENT, layer, extension);
+        ContentPaths { data: path("data"), map: path("map") }
     }
 
     fn tag_path(&self, reference: &str) -> PathBuf {
@@ -515,9 +539,11 @@ fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
+/// So many digits of a diff_id are in a name: no two layers have the same, and a name has room for sha512 as well.
+const DIFF: usize = 32;
 const INDEX: &str = "index-v1";
-const CONTENT: &str = "content-v1";
-const WHOLE: &str = "whole-v1";
+const CONTENT: &str = "content-v2";
+const WHOLE: &str = "whole-v2";
 const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
 const PROFILE: &str = "profile-v2";
@@ -648,7 +674,7 @@ mod tests {
         let store = Store::open_watched(&dir.path().join("cache"), None, Arc::clone(&halves) as _).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         for _ in 0..2 {
-            let mut new = store.new_content(&digest).unwrap();
+            let mut new = store.new_content(LayerName { blob: &digest, diff_id: &digest }).unwrap();
             new.span_done(true);
             new.publish(100).unwrap();
         }

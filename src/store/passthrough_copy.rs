@@ -1,8 +1,8 @@
 //! Large files of layers, each whole in a file of its own, which the kernel can be given to read by itself.
 //!
 //! ```text
-//! whole-v1/ALG/HEX.ENTRY        the bytes of one entry of the layer HEX, mode 0400
-//! whole-v1/ALG/HEX.ENTRY.seal   that they were found right, as of which change, since the machine started (JSON)
+//! whole-v2/ALG/HEX.DIFF.ENTRY        the bytes of one entry of the layer, mode 0400
+//! whole-v2/ALG/HEX.DIFF.ENTRY.seal   that they were found right, as of which change, since the machine started (JSON)
 //! ```
 //!
 //! What is given to the kernel is not checked with each read. So a file counts as right only for as long as
@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NewFile, Store, StoreError, WHOLE, evict, files};
+use super::{LayerName, NewFile, Store, StoreError, WHOLE, files};
 use crate::digest::Digest;
 
 /// A file of a layer in a file of its own, open for reading.
@@ -38,6 +38,8 @@ pub struct Stamp {
 #[derive(Deserialize, Serialize)]
 struct Seal {
     boot: String,
+    /// Of the layer; its name has only the beginning.
+    diff_id: Digest,
     stamp: Stamp,
 }
 
@@ -72,28 +74,37 @@ impl PassthroughCopy {
 
 impl Store {
     /// The file of entry `entry` of a layer, if there is one, right or not.
-    pub fn passthrough_copy(&self, blob: &Digest, entry: u32) -> Option<PassthroughCopy> {
-        PassthroughCopy::open(&self.passthrough_copy_path(blob, entry)).ok()
+    pub fn passthrough_copy(&self, layer: LayerName<'_>, entry: u32) -> Option<PassthroughCopy> {
+        PassthroughCopy::open(&self.passthrough_copy_path(layer, entry)).ok()
     }
 
     /// Whether a process has sealed the file as it is.
-    pub fn is_sealed(&self, blob: &Digest, entry: u32, copy: &PassthroughCopy) -> bool {
-        let seal = files::read_small(&seal_of(&self.passthrough_copy_path(blob, entry)), SEAL_LIMIT).ok();
+    pub fn is_sealed(&self, layer: LayerName<'_>, entry: u32, copy: &PassthroughCopy) -> bool {
+        let seal = files::read_small(&seal_of(&self.passthrough_copy_path(layer, entry)), SEAL_LIMIT).ok();
         let seal = seal.and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
-        seal.is_some_and(|seal| BOOT.as_ref().is_some_and(|boot| seal.boot == *boot) && seal.stamp == copy.stamp)
+        seal.is_some_and(|seal| {
+            BOOT.as_ref().is_some_and(|boot| seal.boot == *boot)
+                && seal.diff_id == *layer.diff_id
+                && seal.stamp == copy.stamp
+        })
     }
 
     /// Tells other processes that the file, as it is, was found right.
     ///
     /// # Errors
     /// [`StoreError::Io`], also when the disk does not take what was written to the file.
-    pub fn seal_passthrough_copy(&self, blob: &Digest, entry: u32, copy: &PassthroughCopy) -> Result<(), StoreError> {
-        let path = self.passthrough_copy_path(blob, entry);
+    pub fn seal_passthrough_copy(
+        &self,
+        layer: LayerName<'_>,
+        entry: u32,
+        copy: &PassthroughCopy,
+    ) -> Result<(), StoreError> {
+        let path = self.passthrough_copy_path(layer, entry);
         // What the disk refuses the kernel gives up later, without a change that anybody could see.
         self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
         let Some(boot) = BOOT.clone() else { return Ok(()) };
         let mut new = self.new_file(seal_of(&path))?;
-        let seal = Seal { boot, stamp: copy.stamp };
+        let seal = Seal { boot, diff_id: layer.diff_id.clone(), stamp: copy.stamp };
         new.write_all(&serde_json::to_vec(&seal).expect("a seal is strings and numbers"))?;
         new.publish()
     }
@@ -102,8 +113,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn new_passthrough_copy(&self, blob: &Digest, entry: u32) -> Result<NewFile, StoreError> {
-        self.new_file(self.passthrough_copy_path(blob, entry))
+    pub fn new_passthrough_copy(&self, layer: LayerName<'_>, entry: u32) -> Result<NewFile, StoreError> {
+        self.new_file(self.passthrough_copy_path(layer, entry))
     }
 
     /// Gives a file that has been written its name, and opens it; `None` when another process has just put its
@@ -121,50 +132,40 @@ impl Store {
     }
 
     /// Removes the file of an entry.
-    pub fn drop_passthrough_copy(&self, blob: &Digest, entry: u32) {
-        let path = self.passthrough_copy_path(blob, entry);
+    pub fn drop_passthrough_copy(&self, layer: LayerName<'_>, entry: u32) {
+        let path = self.passthrough_copy_path(layer, entry);
         self.files.remove(&seal_of(&path));
         self.files.remove(&path);
     }
 
     /// Says of the file of an entry that it has to be compared again before it is used.
-    pub fn break_seal(&self, blob: &Digest, entry: u32) {
-        self.files.remove(&seal_of(&self.passthrough_copy_path(blob, entry)));
+    pub fn break_seal(&self, layer: LayerName<'_>, entry: u32) {
+        self.files.remove(&seal_of(&self.passthrough_copy_path(layer, entry)));
     }
 
     /// Which entries of a layer have a file.
-    pub fn passthrough_copies(&self, blob: &Digest) -> Vec<u32> {
+    pub fn passthrough_copies(&self, layer: LayerName<'_>) -> Vec<u32> {
         let mut found = Vec::new();
-        self.each_passthrough_copy(blob, &mut |path, _| {
+        self.each_of(WHOLE, layer.blob, &mut |path, _| {
             let entry = path.extension().and_then(|entry| entry.to_str()?.parse::<u32>().ok());
-            found.extend(entry);
+            found.extend(entry.filter(|entry| self.passthrough_copy_path(layer, *entry) == path));
         });
         found
     }
 
-    /// Removes all files of a layer's entries; how many bytes that gave back. The kernel goes on reading those
-    /// that it has, and they take room until it lets them go.
+    /// Removes all files of the entries of a blob's layers; how many bytes that gave back. The kernel goes on reading
+    /// those that it has, and they take room until it lets them go.
     pub fn drop_passthrough_copies(&self, blob: &Digest) -> u64 {
         let mut freed = 0;
-        self.each_passthrough_copy(blob, &mut |path, found| {
+        self.each_of(WHOLE, blob, &mut |path, found| {
             freed += found.blocks() * 512;
             self.files.remove(path);
         });
         freed
     }
 
-    pub(super) fn each_passthrough_copy(&self, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
-        let dir = self.root.join(WHOLE).join(blob.algorithm().name());
-        // A directory that cannot be listed holds nothing that could be used.
-        let _ = evict::each_file(&dir, &mut |path, found| {
-            if evict::digest_of(path).as_ref() == Some(blob) {
-                seen(path, found);
-            }
-        });
-    }
-
-    fn passthrough_copy_path(&self, blob: &Digest, entry: u32) -> PathBuf {
-        self.path(WHOLE, blob).with_extension(entry.to_string())
+    fn passthrough_copy_path(&self, layer: LayerName<'_>, entry: u32) -> PathBuf {
+        self.decoded_path(WHOLE, layer, &entry.to_string())
     }
 
     /// A file on the cache's file system that holds nothing and is gone when it is closed.
@@ -195,8 +196,8 @@ mod tests {
     use super::*;
     use crate::digest::Algorithm;
 
-    fn made(store: &Store, blob: &Digest, entry: u32) -> PassthroughCopy {
-        let mut new = store.new_passthrough_copy(blob, entry).unwrap();
+    fn made(store: &Store, layer: LayerName<'_>, entry: u32) -> PassthroughCopy {
+        let mut new = store.new_passthrough_copy(layer, entry).unwrap();
         new.write_all(b"bytes").unwrap();
         store.publish_passthrough_copy(new).unwrap().unwrap()
     }
@@ -205,33 +206,45 @@ mod tests {
     fn a_seal_holds_until_the_file_is_changed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("cache"), None).unwrap();
-        let blob = Digest::of(Algorithm::Sha256, b"layer");
-        let copy = made(&store, &blob, 7);
-        assert!(!store.is_sealed(&blob, 7, &copy));
-        store.seal_passthrough_copy(&blob, 7, &copy).unwrap();
-        assert!(store.is_sealed(&blob, 7, &store.passthrough_copy(&blob, 7).unwrap()));
-        let path = store.passthrough_copy_path(&blob, 7);
+        let [blob, one, other] = [b"layer", b"1stid", b"2ndid"].map(|text| Digest::of(Algorithm::Sha256, text));
+        let layer = LayerName { blob: &blob, diff_id: &one };
+        let copy = made(&store, layer, 7);
+        assert!(!store.is_sealed(layer, 7, &copy));
+        store.seal_passthrough_copy(layer, 7, &copy).unwrap();
+        assert!(store.is_sealed(layer, 7, &store.passthrough_copy(layer, 7).unwrap()));
+        let otherwise_read = LayerName { blob: &blob, diff_id: &other };
+        assert!(
+            store.passthrough_copy(otherwise_read, 7).is_none() && store.passthrough_copies(otherwise_read).is_empty()
+        );
+        let path = store.passthrough_copy_path(layer, 7);
+        let elsewhere = store.passthrough_copy_path(otherwise_read, 7);
+        for (from, to) in [(&path, &elsewhere), (&seal_of(&path), &seal_of(&elsewhere))] {
+            std::fs::hard_link(from, to).unwrap();
+        }
+        assert!(!store.is_sealed(otherwise_read, 7, &store.passthrough_copy(otherwise_read, 7).unwrap()));
+        store.seal_passthrough_copy(layer, 7, &store.passthrough_copy(layer, 7).unwrap()).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
         let longer_ago = std::time::Duration::from_secs(1);
         File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH + longer_ago).unwrap();
-        assert!(!store.is_sealed(&blob, 7, &store.passthrough_copy(&blob, 7).unwrap()));
+        assert!(!store.is_sealed(layer, 7, &store.passthrough_copy(layer, 7).unwrap()));
     }
 
     #[test]
     fn the_files_of_one_layer_go_and_those_of_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("cache"), None).unwrap();
-        let [blob, other] = [b"layer", b"other"].map(|text| Digest::of(Algorithm::Sha256, text));
+        let digests = [b"layer", b"other"].map(|text| Digest::of(Algorithm::Sha256, text));
+        let [layer, other] = digests.each_ref().map(|blob| LayerName { blob, diff_id: &digests[0] });
         for entry in [3, 44] {
-            let copy = made(&store, &blob, entry);
-            store.seal_passthrough_copy(&blob, entry, &copy).unwrap();
+            let copy = made(&store, layer, entry);
+            store.seal_passthrough_copy(layer, entry, &copy).unwrap();
         }
-        made(&store, &other, 3);
-        let mut entries = store.passthrough_copies(&blob);
+        made(&store, other, 3);
+        let mut entries = store.passthrough_copies(layer);
         entries.sort_unstable();
         assert_eq!(entries, [3, 44]);
-        assert!(store.drop_passthrough_copies(&blob) > 0);
-        assert_eq!((store.passthrough_copies(&blob).len(), store.passthrough_copies(&other).len()), (0, 1));
-        assert!(store.passthrough_copy(&blob, 3).is_none() && store.passthrough_copy(&other, 3).is_some());
+        assert!(store.drop_passthrough_copies(layer.blob) > 0);
+        assert_eq!((store.passthrough_copies(layer).len(), store.passthrough_copies(other).len()), (0, 1));
+        assert!(store.passthrough_copy(layer, 3).is_none() && store.passthrough_copy(other, 3).is_some());
     }
 }

@@ -25,7 +25,7 @@ use serde_json::json;
 
 use super::layers::open_up;
 use super::support::random::Random;
-use super::support::sandbox::{Sandbox, cannot_mount, said};
+use super::support::sandbox::{Sandbox, cannot_mount, content_file, said};
 use super::support::shown::MemorySource;
 use super::{NAME, bounded, image, lines, open, runtime, served, tried};
 
@@ -108,7 +108,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
     let names = {
         let sandbox = Sandbox::new();
         assert!(sandbox.run(["cat", &registry.reference(NAME, "1"), "/f"]).status.success());
-        let buckets = ["index-v1", "content-v1", "document-v1", "tag-v1", "lock-v1"];
+        let buckets = ["index-v1", "content-v2", "document-v1", "tag-v1", "lock-v1"];
         let files = buckets.iter().flat_map(|bucket| sandbox.bucket(bucket));
         files.map(|path| path.strip_prefix(sandbox.cache()).unwrap().to_owned()).collect::<Vec<PathBuf>>()
     };
@@ -145,7 +145,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
                         "{shown} does not heal"
                     );
                 }
-                if known && name.starts_with("content-v1") {
+                if known && name.starts_with("content-v2") {
                     drop(sandbox.run(["cache", "verify"]));
                     let again = sandbox.run(["cache", "verify"]);
                     assert!(again.status.success(), "what was damaged is removed: {what}: {}", said(&again));
@@ -167,9 +167,7 @@ fn reads_under_attack(reads: usize) {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let store = Arc::new(Store::open(&cache, None).unwrap());
-    let hex = image.layers()[0].digest.hex().to_owned();
-    let files =
-        [cache.join(format!("content-v1/sha256/{hex}.data")), cache.join(format!("content-v1/sha256/{hex}.map"))];
+    let files = ["data", "map"].map(|extension| content_file(&cache, &image.layers()[0], extension));
     let stop = AtomicBool::new(false);
     let errors = runtime().block_on(async {
         let fs = open(&source, &store, &Limits::default(), Verify::BeforeShowing).await.unwrap();
@@ -543,7 +541,7 @@ fn flips_in_the_cache(count: usize) {
             lines(&fs).await
         };
         let right = shown().await;
-        let files: Vec<PathBuf> = ["index-v1", "content-v1", "document-v1", "tag-v1"]
+        let files: Vec<PathBuf> = ["index-v1", "content-v2", "document-v1", "tag-v1"]
             .iter()
             .flat_map(|bucket| sandbox.bucket(bucket))
             .collect();

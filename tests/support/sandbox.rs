@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Instant;
 
+use peelfs::loopback::image::Layer;
 use peelfs::store::{Freed, Keep, Store};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -225,6 +226,12 @@ impl Drop for MountPoint<'_> {
             }
         }
     }
+}
+
+/// One of the two files that a cache has of a layer's content, `data` or `map`.
+pub fn content_file(cache: &Path, layer: &Layer, extension: &str) -> PathBuf {
+    let name = format!("{}.{}.{extension}", layer.digest.hex(), &layer.diff_id.hex()[..32]);
+    cache.join("content-v2/sha256").join(name)
 }
 
 /// Everything a command said, for messages.
