@@ -20,7 +20,7 @@ pub mod descriptor;
 pub mod digest;
 pub mod documents;
 pub mod fuse;
-mod host;
+pub mod host;
 pub mod image;
 pub mod layer;
 pub mod loopback;

@@ -23,7 +23,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("image", 4),
     ("fuse", 5),
     ("host", 5),
-    ("cli", 5),
+    ("cli", 6),
     // It stands beside the floors and needs words only, so that tests of any floor may use it.
     ("loopback", 1),
 ];

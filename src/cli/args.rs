@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
 
-use crate::platform::Platform;
 use crate::source::outage::OnOutage;
 
 /// Mounts any OCI image as a directory, lazily and verified.
@@ -65,10 +63,13 @@ pub enum Command {
     /// Ask whether a mount is served
     #[command(hide = true)]
     Probe(ProbeArgs),
+    /// Hold or serve mounts for other processes of peelfs
+    #[command(hide = true)]
+    Host(HostArgs),
 }
 
 /// Which image, and how it is reached.
-#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct ImageArgs {
     /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
     #[arg(value_name = "IMAGE")]
@@ -79,7 +80,7 @@ pub struct ImageArgs {
 }
 
 /// How an image is reached and where it is kept.
-#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct AccessArgs {
     /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
     #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true, help_heading = "Image")]
@@ -102,7 +103,7 @@ pub struct AccessArgs {
 }
 
 /// Where the cache is.
-#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct CacheDirArgs {
     /// Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs]
     #[arg(
@@ -120,7 +121,7 @@ pub struct CacheDirArgs {
 }
 
 /// When bytes of a layer may be shown.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum VerifyArg {
     /// Only after the whole layer has been verified
     #[default]
@@ -130,7 +131,7 @@ pub enum VerifyArg {
 }
 
 /// What of a layer that is known but not here is fetched before it is read.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum PrefetchArg {
     /// What earlier runs read first, near neighbours of what is read, and, when nobody waits, all the rest
     All,
@@ -142,7 +143,7 @@ pub enum PrefetchArg {
 }
 
 /// `peelfs mount`
-#[derive(Clone, Debug, clap::Args, Deserialize, Serialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct MountArgs {
     /// Which image.
     #[command(flatten)]
@@ -191,12 +192,40 @@ pub struct MountArgs {
     /// have in common are in memory once
     #[arg(long, conflicts_with_all = ["foreground", "no_keeper"])]
     pub share: bool,
-    /// Set by peelfs itself when it starts its background process.
-    #[arg(long, hide = true)]
-    pub background_child: bool,
-    /// Set by the keeper when it starts the process that serves.
-    #[arg(long, hide = true)]
-    pub kept: bool,
+}
+
+/// `peelfs host`, which peelfs runs itself
+#[derive(Debug, clap::Args)]
+pub struct HostArgs {
+    /// Which process this is
+    #[command(subcommand)]
+    pub command: HostCommand,
+}
+
+/// The processes behind mounts; each is told over its stdin what to do.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Holds the connections of mounts, and starts the process that serves them
+    Keeper {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+        /// Take further mounts at this socket
+        #[arg(long, value_name = "SOCKET")]
+        shared: Option<PathBuf>,
+    },
+    /// Serves mounts
+    Server {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+    },
+    /// Serves a mount that has no keeper
+    Alone {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+    },
 }
 
 /// `peelfs probe`, which peelfs runs itself
@@ -407,11 +436,4 @@ pub struct CompletionsArgs {
 pub struct ManArgs {
     /// The directory to write to
     pub directory: PathBuf,
-}
-
-impl AccessArgs {
-    /// The platform that was asked for, or this machine's.
-    pub(crate) fn platform(&self) -> Result<Platform, crate::platform::PlatformError> {
-        self.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)
-    }
 }

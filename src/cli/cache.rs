@@ -9,13 +9,11 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
-use super::report::{Code, Report};
-use super::text;
+use super::{meant, text};
 use crate::content::{self, CheckedLayer, check_layer};
 use crate::digest::Digest;
-use crate::host::open::Around;
-use crate::host::{mount, open};
-use crate::source::registry::Surroundings;
+use crate::host::report::{Code, Report};
+use crate::host::{open, process};
 use crate::store::{Keep, Store, Usage};
 
 pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
@@ -45,7 +43,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
 
 /// The cache as it is: to look into it, or to take from it, makes nothing.
 fn existing(args: &CacheArgs) -> Result<Store, Report> {
-    Ok(Store::open_as_it_is(&open::cache_dir(&args.cache)?, args.cache.cache_size)?)
+    Ok(Store::open_as_it_is(&meant::cache_dir(&args.cache)?, args.cache.cache_size)?)
 }
 
 /// Whether something can be removed from the cache at all.
@@ -75,7 +73,7 @@ type Done = Result<(), Trouble>;
 
 /// The directory, byte for byte: scripts take it from here.
 fn print_dir(args: &CacheArgs, out: &mut impl Write) -> Done {
-    let dir = open::cache_dir(&args.cache)?;
+    let dir = meant::cache_dir(&args.cache)?;
     out.write_all(dir.as_os_str().as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(Trouble::Output)
 }
 
@@ -202,10 +200,9 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
         Some(reference) => {
             let cache = args.cache.clone();
             let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
-            let around = Around { surroundings: Surroundings::of_process(), shared_layers: Arc::clone(&store).into() };
-            let image = ImageArgs { reference, access };
-            let opened = mount::runtime()?.block_on(open::open_for(&image, &around));
-            let opened = opened.map_err(|report| match report.code {
+            let image = meant::image(&ImageArgs { reference, access })?;
+            let opened = process::runtime()?.block_on(open::open(&image, &Arc::clone(&store).into()));
+            let opened = opened.map_err(Report::from).map_err(|report| match report.code {
                 Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
                 _ => report,
             })?;

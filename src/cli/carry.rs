@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::args::CarryCommand;
-use super::report::{Code, Report};
-use super::text;
+use super::{meant, text};
 use crate::content::{self, Profile, TransferError};
 use crate::digest::Digest;
-use crate::host::{mount, open};
+use crate::host::report::{Code, Report};
+use crate::host::{open, process};
 use crate::store::LayerName;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
-            let opened = mount::runtime()?.block_on(open::open(image))?;
+            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
             export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
         }
         CarryCommand::Import { file, cache } => {
-            let store = open::store(cache)?;
+            let store = open::store(&meant::cache(cache)?)?;
             let imported = content::import_indexes(&store, &mut BufReader::new(open_file(file)?)).map_err(|error| {
                 let report = Report::from(error);
                 Report { message: format!("cannot import `{}`: {}", file.display(), report.message), ..report }
@@ -36,7 +36,7 @@ pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
 pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
-            let opened = mount::runtime()?.block_on(open::open(image))?;
+            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
             let image = &opened.plan.manifest.digest;
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {
@@ -56,7 +56,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             export(file, |out| Ok(out.write_all(&text)?))
         }
         CarryCommand::Import { file, cache } => {
-            let store = open::store(cache)?;
+            let store = open::store(&meant::cache(cache)?)?;
             let mut bytes = Vec::new();
             let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
             read.map_err(|error| file_trouble("read", file, &error))?;

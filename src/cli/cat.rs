@@ -4,17 +4,17 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::args::CatArgs;
-use super::report::Report;
-use super::text;
-use crate::host::{mount, open};
+use super::{meant, text};
+use crate::host::report::Report;
+use crate::host::{open, process};
 use crate::image::{Eagerness, FsError, ImageFs, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::Last;
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
-    mount::runtime()?.block_on(async {
-        let opened = open::open(&args.image).await?;
+    process::runtime()?.block_on(async {
+        let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut out = io::stdout().lock();
         let mut failed = None;

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use super::args::CpArgs;
 use super::cat::PIECE;
-use super::report::{Code, Report};
-use super::text;
 use super::tree::{Entry, Owners, Target, TargetError, What};
-use crate::host::{mount, open};
+use super::{meant, text};
+use crate::host::report::{Code, Report};
+use crate::host::{open, process};
 use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, NodeAttr, NodeId};
 
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
-    mount::runtime()?.block_on(async {
-        let opened = open::open(&args.image).await?;
+    process::runtime()?.block_on(async {
+        let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let from = args.from.as_os_str().as_bytes();
         // As cp -a: a symlink is copied as one, unless a slash behind it says that its directory is meant.

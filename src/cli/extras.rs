@@ -5,8 +5,8 @@ use std::io::Write as _;
 use clap::CommandFactory as _;
 
 use super::args::{Args, CompletionsArgs, ManArgs};
-use super::report::{Code, Report};
 use super::text;
+use crate::host::report::{Code, Report};
 
 /// Prints a completion script.
 pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Report> {

@@ -7,18 +7,18 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::InspectArgs;
-use super::report::Report;
-use super::text;
+use super::{meant, text};
 use crate::content::pass;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::host::mount;
 use crate::host::open::{self, Opened};
+use crate::host::process;
+use crate::host::report::Report;
 use crate::image::PlannedLayer;
 use crate::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
-    let opened = mount::runtime()?.block_on(open::open(&args.image))?;
+    let opened = process::runtime()?.block_on(open::open_alone(&meant::image(&args.image)?))?;
     let description = describe(&args.image.reference, &opened)?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);

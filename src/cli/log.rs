@@ -2,13 +2,12 @@
 //!
 //! In the background stderr is the log file, and there each line carries its time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, filter};
 
-use super::args::Command;
+use super::args::{Command, HostCommand};
+use crate::host::failures;
 
 /// fuser warns at every unmount that somebody else made, which is how mounts usually end.
 const DEFAULT: &str = "warn,fuser=error";
@@ -16,23 +15,19 @@ const DEFAULT: &str = "warn,fuser=error";
 /// The target of what was wanted and cannot be had.
 const FAILURE: &str = "peelfs::failure";
 
-/// Whether nobody else tells of failures: other commands than mounts tell in their own words why they failed, once, and so
-/// does a mount that waits for all layers until they are there.
-static FAILURES_ARE_LOGGED: AtomicBool = AtomicBool::new(false);
-
 /// Starts logging for this process.
 pub(crate) fn start(command: &Command) {
-    let in_background = matches!(command, Command::Mount(args) if args.background_child);
-    let told = match command {
-        Command::Mount(args) => args.wait && !args.share,
-        _ => true,
+    let in_background = match command {
+        Command::Host(args) => match args.command {
+            HostCommand::Keeper { in_background, .. }
+            | HostCommand::Server { in_background }
+            | HostCommand::Alone { in_background } => in_background,
+        },
+        _ => false,
     };
-    FAILURES_ARE_LOGGED.store(!told, Ordering::Relaxed);
     let asked_for = EnvFilter::try_from_env("PEELFS_LOG");
     let all = asked_for.is_ok();
-    let wanted = filter::dynamic_filter_fn(move |event, _| {
-        all || event.target() != FAILURE || FAILURES_ARE_LOGGED.load(Ordering::Relaxed)
-    });
+    let wanted = filter::dynamic_filter_fn(move |event, _| all || event.target() != FAILURE || failures::are_logged());
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let log = if in_background {
         log.with_ansi(false).boxed()
@@ -44,9 +39,4 @@ pub(crate) fn start(command: &Command) {
     let level = asked_for.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     // It fails only where a log was started before, as in tests that run several commands.
     let _ = tracing_subscriber::registry().with(level).with(log.with_filter(wanted)).try_init();
-}
-
-/// From now on nobody else tells of failures.
-pub(crate) fn log_failures() {
-    FAILURES_ARE_LOGGED.store(true, Ordering::Relaxed);
 }

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::LsArgs;
-use super::report::Report;
-use super::text;
-use crate::host::{mount, open};
+use super::{meant, text};
+use crate::host::report::Report;
+use crate::host::{open, process};
 use crate::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
 use crate::layer::Kind;
 use crate::overlay::{Last, NodeAttr};
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
-    mount::runtime()?.block_on(async {
-        let opened = open::open(&args.image).await?;
+    process::runtime()?.block_on(async {
+        let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut lister = Lister {
             fs,

@@ -1,20 +1,22 @@
 //! The command line: what users type, and what they are told.
 //!
 //! Data goes to stdout, talk to stderr. A failure is one line that names what failed, one hint where
-//! there is one, and an exit code that scripts can tell apart (see [`report::Code`]).
+//! there is one, and an exit code that scripts can tell apart (see [`Code`]).
 
-pub(crate) mod args;
+mod args;
 mod cache;
 mod carry;
 mod cat;
 mod cp;
 mod extras;
+mod failures;
 mod inspect;
-pub(crate) mod log;
+mod log;
 mod ls;
-pub(crate) mod options;
-pub(crate) mod progress;
-pub(crate) mod report;
+mod meant;
+mod mount;
+mod options;
+mod progress;
 mod status;
 mod text;
 mod tree;
@@ -27,9 +29,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::host;
+pub use crate::host::report::{Code, Report};
 pub use args::Args;
 use args::Command;
-pub use report::{Code, Report};
 
 /// Runs one command line, program name included, and says how it went.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -43,7 +45,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     log::start(&args.command);
     let done = match args.command {
-        Command::Mount(args) => host::mount::run(args),
+        Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
@@ -56,12 +58,13 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
-        Command::Probe(args) => return host::probe::run(&args),
+        Command::Probe(args) => return host::probe::run(&args.at),
+        Command::Host(args) => mount::host(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
-            report.print();
+            failures::print(&report);
             report.code.into()
         }
     }

@@ -7,14 +7,18 @@
 use clap::ValueEnum;
 
 use super::args::MountArgs;
-use super::report::Report;
+
 use super::text;
-use crate::fuse::MountOptions;
+use crate::host::report::Report;
+use crate::host::spec::KernelOptions;
 
 /// Applies the options to `args` and returns those that are the kernel's.
-pub(crate) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
-    let mut kernel =
-        MountOptions { allow_other: args.allow_other, let_cpus_sleep: args.let_cpus_sleep, ..MountOptions::default() };
+pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
+    let mut kernel = KernelOptions {
+        allow_other: args.allow_other,
+        let_cpus_sleep: args.let_cpus_sleep,
+        ..KernelOptions::default()
+    };
     for option in std::mem::take(&mut args.options) {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -43,11 +47,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<MountOptions, Report> {
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = true,
-            ("let_cpus_sleep", None) => {
-                // A process that takes over goes by the arguments.
-                args.let_cpus_sleep = true;
-                kernel.let_cpus_sleep = true;
-            }
+            ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
             ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
@@ -130,7 +130,7 @@ mod tests {
     use super::super::args::{Args, Command, VerifyArg};
     use super::*;
 
-    fn applied(options: &str) -> Result<(MountArgs, MountOptions), Report> {
+    fn applied(options: &str) -> Result<(MountArgs, KernelOptions), Report> {
         let line = ["peelfs", "mount", "-o", options, "image", "dir"];
         let Command::Mount(mut args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
         let kernel = apply(&mut args)?;

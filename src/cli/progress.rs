@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::host::Progress;
+
 /// A bar that appears by itself when there is something to wait for.
-pub(crate) struct Bar {
+pub(super) struct Bar {
     began: Instant,
     wanted: bool,
     bar: Option<ProgressBar>,
@@ -14,12 +16,13 @@ pub(crate) struct Bar {
 
 impl Bar {
     /// A bar on stderr, if that is a terminal.
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { began: Instant::now(), wanted: std::io::stderr().is_terminal(), bar: None }
     }
+}
 
-    /// Shows that `done` of `total` bytes are read.
-    pub(crate) fn show(&mut self, total: u64, done: u64) {
+impl Progress for Bar {
+    fn show(&mut self, total: u64, done: u64) {
         if !self.wanted || total == 0 || (self.bar.is_none() && self.began.elapsed() < PATIENCE) {
             return;
         }
@@ -31,8 +34,11 @@ impl Bar {
         bar.set_position(done);
     }
 
-    /// Takes the bar away.
-    pub(crate) fn end(&mut self) {
+    fn note(&mut self, note: &str) {
+        eprintln!("note: {}", super::text::printable(note.as_bytes()));
+    }
+
+    fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

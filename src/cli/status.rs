@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::report::Report;
 use super::{text, umount};
 use crate::fuse::mounts;
 use crate::host::probe::{self, Answer};
+use crate::host::report::Report;
 use crate::host::status::{self, Health, MountState};
 use crate::source::outage::WaitStatus;
 

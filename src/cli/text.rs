@@ -1,6 +1,6 @@
 //! Sizes, times and names as people read and write them.
 
-use super::report::{Code, Report};
+use crate::host::report::{Code, Report};
 use crate::layer::Kind;
 
 /// A size in bytes for people, in binary units.

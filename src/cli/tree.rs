@@ -106,7 +106,7 @@ impl Target {
     /// Begins in a directory that the user named; symlinks in that name are the user's own and are followed.
     pub(super) fn open(dir: &Path, owners: Owners) -> Result<Self, TargetError> {
         // One is open for each level of the tree; where the limit stays low, only very deep trees meet it, with an error.
-        crate::host::mount::raise_file_limit();
+        crate::host::process::raise_file_limit();
         let dir = rustix::fs::open(dir, DIR.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(TargetError::io("open the directory"))?;
         Ok(Self { dirs: vec![dir], names: Vec::new(), owners, left_out: LeftOut::default(), serial: 0 })

@@ -8,8 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
-use super::report::{Code, Failures, Report};
+use super::failures::Failures;
 use crate::fuse::{OpenFiles, mounts, unmount};
+use crate::host::report::{Code, Report};
 use crate::host::status::{self, MountState};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {

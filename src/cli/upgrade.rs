@@ -1,18 +1,15 @@
 //! `peelfs upgrade`: lets this very program serve mounts that another one serves.
 
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::args::UpgradeArgs;
-use super::report::{Code, Failures, Report};
+use super::failures::Failures;
 use super::umount;
-use crate::host::keeper::{Upgrade, Upgraded};
+use crate::host;
+use crate::host::error::HostError;
+use crate::host::report::{Code, Report};
 use crate::host::status::{self, MountState};
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
@@ -82,34 +79,13 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
             .hint("it is served as before; `peelfs status` shows its log")
     };
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
-    let asked = serde_json::to_vec(&Upgrade { program }).map_err(|error| failed(&error))?;
-    let answer = UnixStream::connect(&keeper.socket).and_then(|mut stream| {
-        stream.write_all(&asked)?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = Vec::new();
-        let mut answered = [PollFd::new(&stream, PollFlags::IN)];
-        if poll(&mut answered, Some(&Timespec { tv_sec: SOON, tv_nsec: 0 })) == Ok(0) {
-            eprintln!("note: waiting for the keeper of `{shown}`, process {}, to answer", keeper.pid);
-        }
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        stream.take(ANSWER_AT_MOST).read_to_end(&mut answer)?;
-        Ok(answer)
-    });
-    let answer = answer.map_err(|error| {
-        failed(&format!("its keeper, process {}, does not answer: {error}", keeper.pid))
-            .hint("it is served as before; unmount it and mount it again to have a keeper")
-    })?;
-    match serde_json::from_slice(&answer) {
-        Ok(Upgraded::Done { pid, pause_us }) => Ok((pid, Duration::from_micros(pause_us))),
-        Ok(Upgraded::Refused(why)) => Err(failed(&why)),
-        Err(_) => Err(failed(&"its keeper said something else")),
-    }
+    let slow = || eprintln!("note: waiting for the keeper of `{shown}`, process {}, to answer", keeper.pid);
+    host::upgrade::ask(keeper, &program, slow).map_err(|error| match error {
+        HostError::Told(report) => failed(&report.message),
+        error => failed(&format!("its keeper, process {}: {}", keeper.pid, crate::image::chain(&error)))
+            .hint("it is served as before; unmount it and mount it again to have a keeper"),
+    })
 }
 
-/// Whoever waits for longer than so many seconds is told for what.
-const SOON: i64 = 3;
-/// Longer than the keeper waits for a process to get ready.
-const ANSWER_WITHIN: Duration = Duration::from_secs(130);
-const ANSWER_AT_MOST: u64 = 64 << 10;
-/// A process that goes on with a mount tells of it after some 30 ms.
+/// A process that takes a mount over tells of it after some 30 ms.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(1);

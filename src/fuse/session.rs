@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use serde::{Deserialize, Serialize};
 
 use super::device::Device;
 use super::mounts::MountPoint;
@@ -22,7 +21,7 @@ use super::{Adapter, mounts, wire};
 use crate::image::ImageFs;
 
 /// How an image is mounted.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the source; the reference.
     pub source: String,
@@ -37,7 +36,6 @@ pub struct MountOptions {
     /// Idle CPUs are not kept awake while requests come in quick succession.
     pub let_cpus_sleep: bool,
     /// The kernel reads large files by itself, from the cache.
-    #[serde(skip)]
     pub passthrough: Option<Arc<Passthrough>>,
 }
 
@@ -96,7 +94,7 @@ impl Drop for Ends {
 }
 
 /// Where an image is mounted: the path, and the kernel's number for this very mount.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug)]
 pub struct MountPlace {
     at: PathBuf,
     device: Option<String>,
@@ -330,6 +328,16 @@ impl Mounted {
 }
 
 impl MountPlace {
+    /// A mount at `at`, by the kernel's number for it (`MAJOR:MINOR`).
+    pub fn new(at: PathBuf, device: Option<String>) -> Self {
+        Self { at, device }
+    }
+
+    /// The kernel's number for it.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     /// The mount point.
     pub fn at(&self) -> &Path {
         &self.at

@@ -1,65 +1,156 @@
-//! Into the background: the command returns when the mount answers, a child keeps serving it.
+//! Into the background: the command returns when the mount answers, other processes keep serving it.
 //!
-//! A process with threads cannot fork, so the child is a second start of the same program, made
-//! before any thread runs: same arguments, its stdout a pipe to the parent. Over the pipe come lines of
-//! JSON ([`Word`]): how far the first pass is, that the mount is ready, or why it is not.
+//! A process with threads cannot fork, so the keeper is another start of this program, made before any thread runs,
+//! with one end of a channel as its stdin. Over that it is told what to mount, and says how far the first passes are,
+//! that the mount is ready, or why it is not.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-use serde::{Deserialize, Serialize};
+use super::Progress;
+use super::channel::{Channel, ChannelError};
+use super::error::HostError;
+use super::keeper::LARGEST_REQUEST;
+use super::spec::MountSpec;
+use super::status;
+use super::wire::v1::{Request, Word};
+use super::wire::{self, WireError};
+use crate::digest::{Algorithm, Digest};
 
-use crate::cli::progress::Bar;
-use crate::cli::report::{Code, Report};
-
-/// What the background process tells the one that started it.
-#[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Word {
-    /// Bytes to read, and bytes read.
-    Progress(u64, u64),
-    /// The mount is up (and, where asked for, verified).
-    Ready,
-    /// It failed.
-    Failed(Report),
+/// Whether a keeper takes the mount over when the process that serves it dies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keeper {
+    /// One does.
+    Process,
+    /// The mount ends with the process that serves it.
+    None,
 }
 
-/// Starts this command line once more in the background and waits until it is ready or has failed.
-pub(crate) fn start(bar: &mut Bar) -> Result<(), Report> {
-    let failed =
-        |error: std::io::Error| Report::new(Code::Failure, format!("cannot start the background process: {error}"));
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut line = std::env::args_os().skip(1);
-    let mut child = Command::new(program)
-        .args(line.next())
-        .arg("--background-child")
-        .args(line)
-        .envs(allocator_settings())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let words = BufReader::new(child.stdout.take().expect("it was asked for"));
-    for word in words.lines() {
-        match serde_json::from_str(&word.map_err(failed)?) {
-            Ok(Word::Progress(total, done)) => bar.show(total, done),
-            Ok(Word::Ready) => {
-                bar.end();
-                return Ok(());
-            }
-            Ok(Word::Failed(report)) => {
-                bar.end();
-                // It says this last, and what it had mounted is unmounted by then.
-                let _ = child.wait();
-                return Err(report);
-            }
-            Err(error) => tracing::debug!(%error, "the background process said something else"),
+/// Mounts by processes of its own; returns when the mount is ready.
+///
+/// # Errors
+/// [`HostError`]; nothing is mounted then.
+pub fn mount(spec: &MountSpec, kept_by: Keeper, progress: &mut dyn Progress) -> Result<(), HostError> {
+    let role = match kept_by {
+        Keeper::Process => KEEPER,
+        Keeper::None => ALONE,
+    };
+    let (mut child, channel) = start(role, None)?;
+    let told = ask(&channel, spec, progress);
+    drop(channel);
+    match told {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let status = child.wait().map_err(HostError::system("wait for the background process"))?;
+            Err(HostError::BackgroundEnded { status: status.to_string() })
+        }
+        Err(error) => {
+            // What it had mounted is unmounted by then, and its files are removed.
+            let _ = child.wait();
+            Err(error)
         }
     }
-    bar.end();
-    let status = child.wait().map_err(failed)?;
-    Err(Report::new(Code::Failure, format!("the background process ended early ({status})")))
+}
+
+/// Mounts by the process that serves this user's shared mounts of the same cache, which is started if there is none.
+///
+/// # Errors
+/// [`HostError`]; nothing is mounted then.
+pub fn mount_shared(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostError> {
+    let socket = shared_socket(&spec.image.cache.dir)?;
+    for _ in 0..TRIES {
+        if ask(&connect(&socket)?, spec, progress)? {
+            return Ok(());
+        }
+        // It was about to end with its last mount; the next one takes its place.
+    }
+    Err(HostError::SharedEnded)
+}
+
+/// Where the keeper of the shared mounts of a cache can be asked.
+fn shared_socket(cache: &Path) -> Result<PathBuf, HostError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = Digest::of(Algorithm::Sha256, cache.as_os_str().as_bytes());
+    Ok(status::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
+}
+
+/// A channel to the keeper of shared mounts, which is started if there is none.
+fn connect(socket: &Path) -> Result<Channel, HostError> {
+    let failed = |cause| HostError::Channel { peer: "keeper of shared mounts", cause };
+    let connected = || {
+        let channel = Channel::connect(socket).ok()?;
+        Some(channel.offer().map(|_| channel).map_err(failed))
+    };
+    if let Some(channel) = connected() {
+        return channel;
+    }
+    // One at a time, so that there is one keeper. Only this user may enter the directory, let alone lock it.
+    let directory = socket.parent().expect("it lies in a directory");
+    let starting = File::open(directory).and_then(|directory| directory.lock().map(|()| directory));
+    let starting = starting.map_err(|cause| HostError::RunState { path: directory.to_owned(), cause })?;
+    if let Some(channel) = connected() {
+        return channel;
+    }
+    // When the offer is answered, the keeper listens at the socket.
+    let (_, channel) = start(KEEPER, Some(socket))?;
+    drop(starting);
+    Ok(channel)
+}
+
+/// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
+fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), HostError> {
+    let failed = HostError::system("start the background process");
+    let program = std::env::current_exe().map_err(&failed)?;
+    let (own, other) = Channel::pair().map_err(&failed)?;
+    let mut command = Command::new(program);
+    command.args(role).arg(QUIET).args(socket.map(|_| SHARED)).args(socket);
+    command.envs(allocator_settings()).stdin(Stdio::from(other)).stdout(Stdio::null());
+    let mut child = command.spawn().map_err(&failed)?;
+    // The command holds the other end.
+    drop(command);
+    match own.offer() {
+        Ok(_) => Ok((child, own)),
+        Err(ChannelError::Gone) => {
+            let status = child.wait().map_err(failed)?;
+            Err(HostError::BackgroundEnded { status: status.to_string() })
+        }
+        Err(cause) => Err(HostError::Channel { peer: "background process", cause }),
+    }
+}
+
+/// Asks for a mount; false when the other process ended before it could say anything.
+fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Result<bool, HostError> {
+    let failed = |cause| HostError::Channel { peer: "background process", cause };
+    let request = Request::Mount(Box::new(spec.into()));
+    let size = wire::text(&request).map_err(|error| failed(error.into()))?.len();
+    if size > LARGEST_REQUEST {
+        return Err(failed(WireError::TooLarge { size, limit: LARGEST_REQUEST }.into()));
+    }
+    match channel.send(&request, None) {
+        Ok(()) => {}
+        Err(ChannelError::Io(_)) => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    }
+    loop {
+        let Ok(Some((text, _))) = channel.receive() else {
+            progress.end();
+            return Ok(false);
+        };
+        match wire::parse(&text).map_err(|error| failed(error.into()))? {
+            Word::Progress { total, done } => progress.show(total, done),
+            Word::Note(note) => progress.note(&note),
+            Word::Ready => {
+                progress.end();
+                return Ok(true);
+            }
+            Word::Failed(failure) => {
+                progress.end();
+                return Err(HostError::Told(failure.into()));
+            }
+        }
+    }
 }
 
 /// Lets the C library give large buffers back at once. Left to itself it raises the size from which
@@ -69,53 +160,37 @@ fn allocator_settings() -> Option<(&'static str, &'static str)> {
     std::env::var_os(THRESHOLD).is_none().then_some((THRESHOLD, "131072"))
 }
 
-/// A log to append to.
+/// A log to append to, which only this user can read.
 ///
 /// # Errors
-/// When it cannot be opened or made.
-pub(crate) fn open_log(path: &Path) -> std::io::Result<File> {
-    File::options().create(true).append(true).open(path)
+/// [`HostError::Log`]
+pub(super) fn open_log(path: &Path) -> Result<File, HostError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let opened = File::options().create(true).append(true).mode(0o600).open(path);
+    opened.map_err(|cause| HostError::Log { path: path.to_owned(), cause })
 }
 
-/// The child's end of the pipe.
-pub(crate) struct Parent {
-    listening: bool,
+/// Lets go of the terminal: from here on, what this process says goes to `log`.
+///
+/// # Errors
+/// [`HostError::Log`]
+pub(super) fn redirect_to(log: &Path) -> Result<(), HostError> {
+    let file = open_log(log)?;
+    let redirected = || -> io::Result<()> {
+        io::stdout().flush()?;
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        rustix::stdio::dup2_stdout(&file)?;
+        Ok(rustix::stdio::dup2_stderr(&file)?)
+    };
+    redirected().map_err(|cause| HostError::Log { path: log.to_owned(), cause })
 }
 
-impl Parent {
-    /// Makes this process a session of its own, so that the terminal's signals do not reach it.
-    pub(crate) fn leave_terminal() -> Self {
-        // It fails only for a process that leads a group already, and then there is nothing to leave.
-        let _ = rustix::process::setsid();
-        Self { listening: true }
-    }
-
-    /// Nobody is to be told anything: the foreground.
-    pub(crate) fn none() -> Self {
-        Self { listening: false }
-    }
-
-    /// Whether somebody waits at the other end of the pipe.
-    pub(crate) fn is_listening(&self) -> bool {
-        self.listening
-    }
-
-    pub(crate) fn tell(&mut self, word: &Word) {
-        if self.listening {
-            let mut out = std::io::stdout().lock();
-            let line = serde_json::to_string(word).expect("words are plain data");
-            // Whether a parent that is gone (Ctrl-C) ends what it asked for, others decide.
-            self.listening = writeln!(out, "{line}").and_then(|()| out.flush()).is_ok();
-        }
-    }
-
-    /// Lets go of the parent's terminal and directory: from here on, talk goes to `log`.
-    pub(crate) fn let_go(&mut self, log: &File) -> std::io::Result<()> {
-        self.listening = false;
-        let null = File::open("/dev/null")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(log)?;
-        rustix::stdio::dup2_stderr(log)?;
-        std::env::set_current_dir("/")
-    }
-}
+/// How a keeper and a server are started.
+const KEEPER: [&str; 2] = ["host", "keeper"];
+const ALONE: [&str; 2] = ["host", "alone"];
+pub(super) const SERVER: [&str; 2] = ["host", "server"];
+/// Its log lines carry their time.
+pub(super) const QUIET: &str = "--in-background";
+const SHARED: &str = "--shared";
+/// How many keepers may be about to end when they are asked.
+const TRIES: usize = 5;

@@ -6,125 +6,124 @@
 //! reads no image and no network. It also exchanges the serving process for one of another program
 //! (`peelfs upgrade`).
 //!
-//! Signals that end a mount are passed on to the process that serves it; the keeper ends after that.
+//! A message that is malformed is refused, and neither ends the keeper nor counts as the end of the process that sent it;
+//! a peer that says nothing holds up nothing. Signals that end a mount are passed on to the process that serves it; the
+//! keeper ends after that.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
-use super::background::{Parent, Word};
-use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
-use super::mount::Ends;
-use super::probe;
+use super::background;
+use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
+use super::error::HostError;
+use super::handover::{Handover, KeeperId};
+use super::process::{self, Ends};
+use super::report::{Code, Report};
+use super::spec::MountSpec;
 use super::status;
-use crate::cli::report::{Code, Report};
+use super::wire::v1::{Message, MountHandover, Request, Upgraded, Word};
+use super::wire::{self, WirePath};
+use super::{Progress, probe};
 use crate::fuse::{OpenFiles, mounts, unmount};
 
-/// Serves the mount that this command line asks for by another process, and keeps it alive. Returns that
-/// process' exit code once the mount has ended.
-pub(crate) fn keep(at: &Path, in_background: bool) -> Result<u8, Report> {
-    let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(async {
-        let mut keeper = Keeper::new(in_background)?;
-        keeper.at = Some(at.to_owned());
-        let ended = keeper.run(Message::Begin(keeper.kept_by.clone())).await.map_err(failed);
-        // Leftovers are also removed by whoever finds them.
-        let _ = std::fs::remove_file(&keeper.kept_by.socket);
-        let _ = std::fs::remove_file(keeper.kept_by.opens());
-        let _ = std::fs::remove_file(keeper.kept_by.documents(0));
+/// Serves `spec` by another process, in the foreground, and keeps it alive until the mount has ended.
+///
+/// # Errors
+/// [`HostError`], also one that the serving process told.
+pub fn keep_in_foreground(spec: MountSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
+    process::small_runtime()?.block_on(async {
+        let mut keeper = Keeper::new(None, Service::Foreground)?;
+        let ended = keeper.run(spec, Asker::Here(progress)).await;
+        keeper.clean_up();
         ended
     })
 }
 
-/// Keeps the mounts that are asked for at `socket`, from when the first one is until the last one has ended.
-pub(crate) fn keep_shared(socket: &Path, log: &Path, parent: &mut Parent) -> Result<(), Report> {
-    let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mounts: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(async {
-        let mut keeper = Keeper::new(true)?;
-        // Nobody listens there any more, or this process would not have been started.
-        let _ = std::fs::remove_file(socket);
-        keeper.shared = Some(Shared {
-            requests: UnixListener::bind(socket).map_err(failed)?,
-            asking: HashMap::new(),
-            next: 0,
-            begun: false,
-        });
-        parent.tell(&Word::Ready);
-        talk_to(log).map_err(failed)?;
-        let ended = keeper.run(Message::Resume(keeper.kept_by.clone(), 0)).await;
-        // First the name: whoever comes later finds none and starts another keeper.
-        let _ = std::fs::remove_file(socket);
-        let _ = std::fs::remove_file(&keeper.kept_by.socket);
-        status::remove_empty_log(log);
-        ended.map(drop).map_err(failed)
+/// Runs this process as a keeper in the background: of one mount, or of those that are asked for at `shared`.
+///
+/// # Errors
+/// [`HostError`]
+pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
+    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
+    process::leave_terminal();
+    process::small_runtime()?.block_on(async {
+        let service = if shared.is_some() { Service::Shared } else { Service::Alone };
+        let mut keeper = Keeper::new(shared, service)?;
+        let channel = AsyncChannel::new(channel).map_err(HostError::system("talk to the command"))?;
+        // The sockets are there: the process that asks may let others come.
+        let asked = asked(channel).await;
+        let ended = match asked {
+            Ok((Request::Mount(spec), channel)) => match MountSpec::try_from(*spec) {
+                Ok(spec) => keeper.run(spec, Asker::Elsewhere(channel)).await,
+                Err(error) => Err(HostError::Channel { peer: "command", cause: error.into() }),
+            },
+            Ok((Request::Upgrade { .. }, _)) => Err(HostError::NotStartedByPeelfs),
+            Err(cause) => Err(HostError::Channel { peer: "command", cause }),
+        };
+        keeper.clean_up();
+        ended
     })
 }
 
-/// Lets go of the terminal of whoever mounted; the directory stays, for relative paths in the command line.
-fn talk_to(log: &Path) -> io::Result<()> {
-    let _ = io::stdout().flush();
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-    rustix::stdio::dup2_stdout(&log)?;
-    Ok(rustix::stdio::dup2_stderr(&log)?)
+/// Which mounts a keeper keeps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Service {
+    /// One, in the foreground.
+    Foreground,
+    /// One, in the background.
+    Alone,
+    /// All that are asked for.
+    Shared,
 }
 
-/// What `peelfs upgrade` asks for: that this program serves the mount from now on.
-#[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Upgrade {
-    pub(crate) program: PathBuf,
+/// What waits for a mount.
+enum Asker {
+    /// A command, at the other end of a channel.
+    Elsewhere(AsyncChannel),
+    /// This process.
+    Here(Box<dyn Progress>),
 }
 
-/// How an upgrade went.
-#[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Upgraded {
-    /// Another process serves now; for so many microseconds none did.
-    Done { pid: u32, pause_us: u64 },
-    /// The process before goes on serving.
-    Refused(String),
+/// A mount that is up.
+struct Kept {
+    /// Its connection, if the kernel lets another process take it over.
+    connection: Option<OwnedFd>,
+    handover: Handover,
 }
 
 struct Keeper {
-    /// Where the one mount is to be; shared ones say it themselves.
-    at: Option<PathBuf>,
+    service: Service,
     program: PathBuf,
-    line: Vec<OsString>,
-    in_background: bool,
-    kept_by: KeptBy,
-    upgrades: UnixListener,
+    id: KeeperId,
+    /// The socket for further mounts.
+    shared: Option<PathBuf>,
+    requests: mpsc::Receiver<Asked>,
     ends: Ends,
-    /// How another process could go on with each mount that is up, and its connection if the kernel allows that.
-    kept: BTreeMap<u64, (Option<OwnedFd>, Box<Handover>)>,
-    shared: Option<Shared>,
-}
-
-/// What a keeper of shared mounts has beside.
-struct Shared {
-    /// Where further mounts are asked for.
-    requests: UnixListener,
-    /// Who waits for which mount.
-    asking: HashMap<u64, UnixStream>,
+    log: Option<PathBuf>,
+    /// Mounts that are up, by number.
+    mounts: BTreeMap<u64, Kept>,
+    /// What waits for mounts that are not ready yet.
+    askers: HashMap<u64, Asker>,
     next: u64,
-    /// There has been a mount, or the attempt at one.
-    begun: bool,
+    /// Why the one mount failed.
+    failure: Option<Report>,
+    has_terminal: bool,
 }
 
-/// A process that serves, or gets ready to.
+type Asked = (Request, AsyncChannel);
+
+/// A process that serves, or prepares to.
 struct Server {
     process: Child,
     channel: AsyncChannel,
@@ -133,299 +132,466 @@ struct Server {
 
 /// What the keeper waits for.
 enum Event {
-    Said(Message, Option<OwnedFd>),
+    Said(Vec<u8>, Option<OwnedFd>),
     Ended(ExitStatus),
     Signal(Signal),
-    Asked(UnixStream),
-    Requested(UnixStream),
-    /// Nobody has a mount here, and nobody asks for one.
+    Asked(Box<Asked>),
+    /// There is no mount and no process that asks for one.
     Idle,
 }
 
 impl Keeper {
-    fn new(in_background: bool) -> Result<Self, Report> {
-        let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot keep the mount: {error}"));
+    fn new(shared: Option<&Path>, service: Service) -> Result<Self, HostError> {
         let directory = status::make_directory()?;
+        process::leave_directory();
         let pid = std::process::id();
         let socket = directory.join(format!("{pid}.keeper"));
-        // Whoever had this number before is gone.
-        let _ = std::fs::remove_file(&socket);
-        let mut line: Vec<OsString> = std::env::args_os().skip(1).collect();
-        line.insert(1.min(line.len()), "--kept".into());
+        let (sender, requests) = mpsc::channel(PENDING);
+        for path in std::iter::once(socket.as_path()).chain(shared) {
+            // A process that had this number, or kept these mounts, before is gone.
+            let _ = std::fs::remove_file(path);
+            let listener =
+                Listener::bind(path).map_err(|cause| HostError::RunState { path: path.to_owned(), cause })?;
+            tokio::spawn(listen(listener, sender.clone()));
+        }
         Ok(Self {
-            at: None,
-            program: std::env::current_exe().map_err(failed)?,
-            line,
-            in_background,
-            upgrades: UnixListener::bind(&socket).map_err(failed)?,
-            kept_by: KeptBy { pid, socket },
+            service,
+            program: std::env::current_exe().map_err(HostError::system("tell which program this is"))?,
+            id: KeeperId { pid, socket },
+            shared: shared.map(Path::to_owned),
+            requests,
             ends: Ends::new()?,
-            kept: BTreeMap::new(),
-            shared: None,
+            log: None,
+            mounts: BTreeMap::new(),
+            askers: HashMap::new(),
+            next: 0,
+            failure: None,
+            has_terminal: true,
         })
     }
 
-    /// Starts a process with `first` and keeps what it serves; returns its exit code.
-    async fn run(&mut self, first: Message) -> io::Result<u8> {
-        let mut server = Server::start(&self.program, &self.line)?;
-        server.channel.send(&first, None)?;
+    /// Starts a process for a first mount and keeps what it serves until that has ended.
+    async fn run(&mut self, spec: MountSpec, asker: Asker) -> Result<(), HostError> {
+        if let Err(error) = self.open_log(&spec) {
+            let report = Report::from(error);
+            self.answer(asker, &report).await;
+            return Err(HostError::Told(report));
+        }
+        let mut server = match self.start(&self.program.clone(), 0).await {
+            Ok(server) => server,
+            Err(why) => {
+                let report = Report::new(Code::Failure, why);
+                self.answer(asker, &report).await;
+                return Err(HostError::Told(report));
+            }
+        };
+        self.begin(spec, asker, &server).await;
         let mut soon_dead = 0;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(message, connection) => {
-                    if let Some(answer) = self.heard(message, connection)? {
-                        // If it is gone, its end is the next event.
-                        let _ = server.channel.send(&answer, None);
-                    }
-                }
-                Event::Requested(asker) => self.request(asker, &server).await?,
-                // It ends when this end of the channel is gone.
+                Event::Said(text, connection) => self.heard(&text, connection, &server).await,
+                Event::Asked(asked) => server = self.asked(*asked, server).await?,
+                // The server ends when this end of the channel is gone.
                 Event::Idle => {
                     let Server { mut process, channel, .. } = server;
                     drop(channel);
-                    return process.wait().await.map(code);
+                    let _ = process.wait().await;
+                    return self.failure.take().map_or(Ok(()), |failure| Err(HostError::Told(failure)));
                 }
                 Event::Signal(signal) => server.send_signal(signal),
-                Event::Asked(asker) => server = self.upgrade(asker, server).await?,
                 Event::Ended(status) if died(status) => {
                     soon_dead = if server.began.elapsed() < SOON { soon_dead + 1 } else { 0 };
                     if soon_dead > SOON_DEAD_AT_MOST {
-                        // Who kills it may have reasons that pass, as when memory is short; what it dies of by
+                        // What kills it may have reasons that pass, as when memory is short; what it dies of by
                         // itself is most likely a request that is sent again to each next one.
                         if status.signal() != Some(Signal::KILL.as_raw()) {
                             tracing::error!("the serving process dies again and again; giving the mount up");
-                            return self.give_up();
+                            return self.give_up(&status.to_string());
                         }
                         tokio::time::sleep(BREATH).await;
                     }
-                    if let Some(shared) = &mut self.shared {
-                        // What is not kept may be half done; whoever asks again will be told.
-                        shared.asking.retain(|number, _| self.kept.contains_key(number));
-                        if self.kept.is_empty() {
-                            return Ok(Code::Failure.number());
-                        }
-                    }
-                    match self.go_on(died_of(status)).await? {
+                    // A mount that is not up may be half made; a command that asks again will be told.
+                    self.askers.retain(|number, _| self.mounts.contains_key(number));
+                    match self.replace(died_of(status)).await? {
                         Some(next) => server = next,
-                        None => return self.give_up(),
+                        None => return self.give_up(&status.to_string()),
                     }
                 }
-                Event::Ended(status) => return Ok(code(status)),
+                Event::Ended(status) => return self.ended(status),
             }
         }
     }
 
-    /// Takes note of what the serving process says; returns what it is to be told.
-    fn heard(&mut self, message: Message, connection: Option<OwnedFd>) -> io::Result<Option<Message>> {
-        match message {
-            Message::Serving(handover) => {
-                let number = handover.shared.as_ref().map_or(0, |(number, _)| *number);
-                if !handover.awaited {
-                    self.let_go()?;
-                }
-                let before = self.kept.remove(&number).and_then(|(connection, _)| connection);
-                self.kept.insert(number, (connection.or(before), handover));
-            }
-            Message::Ended(number) => {
-                drop(self.kept.remove(&number));
-                let _ = std::fs::remove_file(self.kept_by.documents(number));
-            }
-            Message::Tell(number, word) => {
-                let Some(shared) = &mut self.shared else { return Ok(None) };
-                let waits = matches!(word, Word::Progress(..));
-                shared.begun |= !waits;
-                let mut line = serde_json::to_vec(&word)?;
-                line.push(b'\n');
-                let told = shared.asking.get(&number).map(|asker| asker.try_write(&line));
-                let gone = told.is_none_or(|told| told.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock));
-                if gone || !waits {
-                    shared.asking.remove(&number);
-                }
-                // A mount that is ready stays, as it does without a keeper in between.
-                return Ok((gone && waits).then_some(Message::GivenUp(number)));
-            }
-            // Said by a process that gets ready, and waited for there.
-            _ => {}
+    /// The serving process has ended by itself.
+    fn ended(&mut self, status: ExitStatus) -> Result<(), HostError> {
+        match self.failure.take() {
+            Some(failure) => Err(HostError::Told(failure)),
+            None if status.success() => Ok(()),
+            None => Err(HostError::BackgroundEnded { status: status.to_string() }),
         }
-        Ok(None)
     }
 
-    /// Passes on what somebody wants mounted.
-    async fn request(&mut self, mut asker: UnixStream, server: &Server) -> io::Result<()> {
-        let asked = timeout(ASKED_WITHIN, asked::<Request>(&mut asker)).await;
-        let (Some(shared), Ok(Some(request))) = (&mut self.shared, asked) else { return Ok(()) };
-        shared.next += 1;
-        shared.asking.insert(shared.next, asker);
-        // If it is gone, its end is the next event.
-        let _ = server.channel.deliver(&Message::Mount(shared.next, Box::new(request)), None).await;
+    /// Where the log of all mounts goes; none in the foreground.
+    fn open_log(&mut self, spec: &MountSpec) -> Result<(), HostError> {
+        if self.service == Service::Foreground {
+            return Ok(());
+        }
+        let log = match &spec.log {
+            Some(log) => log.clone(),
+            None => status::make_directory()?.join(format!("{}.log", self.id.pid)),
+        };
+        background::open_log(&log)?;
+        self.log = Some(log);
         Ok(())
     }
 
-    async fn event(&mut self, server: &mut Server) -> io::Result<Event> {
-        let (requests, idle) = match &self.shared {
-            Some(shared) => {
-                let idle = self.kept.is_empty() && shared.asking.is_empty();
-                (Some(&shared.requests), idle.then_some(if shared.begun { Duration::ZERO } else { UNASKED_FOR }))
+    /// Asks the serving process for a mount.
+    async fn begin(&mut self, spec: MountSpec, asker: Asker, server: &Server) {
+        self.next += 1;
+        let (number, spec) = (self.next, Box::new((&spec).into()));
+        match server.channel.deliver(&Message::Mount { number, spec }, None).await {
+            Ok(()) => drop(self.askers.insert(number, asker)),
+            // If the process is gone, its end is the next event.
+            Err(error) => {
+                let report = Report::from(HostError::Channel { peer: "serving process", cause: error });
+                self.answer(asker, &report).await;
             }
-            None => (None, None),
+        }
+    }
+
+    async fn answer(&mut self, asker: Asker, failure: &Report) {
+        match asker {
+            // The command may have gone.
+            Asker::Elsewhere(channel) => drop(channel.deliver(&Word::Failed(failure.into()), None).await),
+            Asker::Here(_) => self.failure = Some(failure.clone()),
+        }
+    }
+
+    /// Does what another process asks for at a socket.
+    async fn asked(&mut self, (request, channel): Asked, server: Server) -> Result<Server, HostError> {
+        match request {
+            Request::Mount(spec) if self.service == Service::Shared => {
+                match MountSpec::try_from(*spec) {
+                    Ok(spec) => self.begin(spec, Asker::Elsewhere(channel), &server).await,
+                    Err(error) => self.answer(Asker::Elsewhere(channel), &Report::usage(error)).await,
+                }
+                Ok(server)
+            }
+            Request::Mount(_) => {
+                let report = Report::new(Code::Failure, "this process keeps one mount and takes no other");
+                self.answer(Asker::Elsewhere(channel), &report).await;
+                Ok(server)
+            }
+            Request::Upgrade { program } => {
+                let (server, answer) = match PathBuf::try_from(program) {
+                    Ok(program) => self.upgrade(program, server).await?,
+                    Err(error) => (server, Upgraded::Refused { why: error.to_string() }),
+                };
+                // The process that asked may have gone.
+                let _ = channel.deliver(&answer, None).await;
+                Ok(server)
+            }
+        }
+    }
+
+    /// Takes note of what the serving process says.
+    async fn heard(&mut self, text: &[u8], connection: Option<OwnedFd>, server: &Server) {
+        match wire::parse(text) {
+            Ok(Message::Serving { number, handover }) => self.serves(number, *handover, connection),
+            Ok(Message::Ended { number }) => {
+                drop(self.mounts.remove(&number));
+                self.id.forget(number);
+            }
+            Ok(Message::Tell { number, word }) => {
+                if self.told(number, word).await {
+                    // If it is gone, its end is the next event.
+                    let _ = server.channel.send(&Message::GivenUp { number }, None);
+                }
+            }
+            Ok(Message::Refused { number, why }) => {
+                tracing::error!(?number, why, "the serving process refused a message");
+                if let Some(asker) = number.and_then(|number| self.askers.remove(&number)) {
+                    self.answer(asker, &Report::new(Code::Failure, why)).await;
+                }
+            }
+            // Said by a process that prepares, and waited for there.
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "the serving process said something that cannot be understood");
+                let refused = Message::Refused { number: None, why: error.to_string() };
+                let _ = server.channel.send(&refused, None);
+            }
+        }
+    }
+
+    fn serves(&mut self, number: u64, handover: MountHandover, connection: Option<OwnedFd>) {
+        match Handover::try_from(handover) {
+            Ok(handover) => {
+                let before = self.mounts.remove(&number).and_then(|kept| kept.connection);
+                let connection = connection.or(before);
+                self.mounts.insert(number, Kept { connection, handover });
+            }
+            Err(error) => tracing::error!(%error, number, "a mount cannot be kept"),
+        }
+    }
+
+    /// Passes on what a process that asked is told; whether it is gone and its mount is not ready.
+    async fn told(&mut self, number: u64, word: Word) -> bool {
+        let waits = matches!(word, Word::Progress { .. } | Word::Note(_));
+        let gone = match self.askers.get_mut(&number) {
+            None => true,
+            Some(Asker::Here(progress)) => {
+                match &word {
+                    Word::Progress { total, done } => progress.show(*total, *done),
+                    Word::Note(note) => progress.note(note),
+                    Word::Ready | Word::Failed(_) => progress.end(),
+                }
+                if let Word::Failed(failure) = &word {
+                    self.failure = Some(failure.clone().into());
+                }
+                false
+            }
+            // What it cannot take now it soon hears again; the last word is waited for.
+            Some(Asker::Elsewhere(channel)) if waits => {
+                matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() != io::ErrorKind::WouldBlock)
+            }
+            Some(Asker::Elsewhere(channel)) => {
+                !matches!(timeout(TOLD_WITHIN, channel.deliver(&word, None)).await, Ok(Ok(())))
+            }
         };
+        if matches!(word, Word::Ready) {
+            self.let_go();
+        }
+        if gone || !waits {
+            self.askers.remove(&number);
+        }
+        // A mount that is ready stays, as it does without a keeper in between.
+        gone && waits
+    }
+
+    /// The first mount is ready and talk goes to its log: lets go of the terminal of the command.
+    fn let_go(&mut self) {
+        if std::mem::take(&mut self.has_terminal)
+            && let Some(log) = &self.log
+            && let Err(error) = background::redirect_to(log)
+        {
+            tracing::warn!(%error, "cannot let go of the terminal");
+        }
+    }
+
+    async fn event(&mut self, server: &mut Server) -> Result<Event, HostError> {
+        let idle = self.mounts.is_empty() && self.askers.is_empty();
+        let failed = HostError::system("wait for the serving process");
         tokio::select! {
             // What was said before the end counts.
             biased;
-            said = server.channel.receive() => {
-                match said? {
-                    Some((message, connection)) => Ok(Event::Said(message, connection)),
-                    None => server.process.wait().await.map(Event::Ended),
-                }
-            }
+            said = server.channel.receive() => match said {
+                Ok(Some((text, connection))) => Ok(Event::Said(text, connection)),
+                Ok(None) | Err(_) => server.process.wait().await.map(Event::Ended).map_err(failed),
+            },
             signal = self.ends.wait() => Ok(Event::Signal(signal)),
-            asked = self.upgrades.accept() => asked.map(|(asker, _)| Event::Asked(asker)),
-            asked = async { requests.expect("looked at below").accept().await }, if requests.is_some() => {
-                asked.map(|(asker, _)| Event::Requested(asker))
-            }
-            () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => Ok(Event::Idle),
+            Some(asked) = self.requests.recv() => Ok(Event::Asked(Box::new(asked))),
+            () = std::future::ready(()), if idle => Ok(Event::Idle),
         }
     }
 
-    /// Starts a process that is ready to go on with the mount, if that is possible at all.
-    async fn prepare(&mut self, program: &Path, ended: Option<String>) -> io::Result<Result<Server, String>> {
-        if self.kept.is_empty() || self.kept.values().any(|(connection, _)| connection.is_none()) {
-            return Ok(Err("there is no mount yet, or this kernel cannot hand it to another process".into()));
-        }
-        let mut server = match Server::start(program, &self.line) {
-            Ok(server) => server,
-            Err(error) => return Ok(Err(format!("cannot start `{}`: {error}", program.display()))),
+    /// Starts a process of `program`, with which a version is agreed upon, for so many mounts that follow.
+    async fn start(&self, program: &Path, mounts: usize) -> Result<Server, String> {
+        let cannot = |error: &dyn std::fmt::Display| format!("cannot start `{}`: {error}", program.display());
+        let (own, other) = Channel::pair().map_err(|error| cannot(&error))?;
+        let mut command = Command::new(program);
+        command.args(background::SERVER).args((self.service != Service::Foreground).then_some(background::QUIET));
+        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
+        let process = command.stdin(Stdio::from(other)).process_group(0).spawn().map_err(|error| cannot(&error))?;
+        let channel = AsyncChannel::new(own).map_err(|error| cannot(&error))?;
+        let mut server = Server { process, channel, began: Instant::now() };
+        let begin = Message::Begin {
+            keeper: (&self.id).into(),
+            mounts,
+            log: self.log.as_ref().map(WirePath::from),
+            shared: self.service == Service::Shared,
         };
+        let begun = async {
+            server.channel.offer(READY_WITHIN).await?;
+            server.channel.deliver(&begin, None).await
+        };
+        match begun.await {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                server.end().await;
+                Err(cannot(&error))
+            }
+        }
+    }
+
+    /// Starts a process that is ready to take every mount over.
+    async fn prepare(&mut self, program: &Path, ended: Option<String>) -> Result<Server, String> {
+        if self.mounts.is_empty() || self.mounts.values().any(|kept| kept.connection.is_none()) {
+            return Err("there is no mount yet, or this kernel cannot hand it to another process".into());
+        }
+        let mut server = self.start(program, self.mounts.len()).await?;
         match timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
             Ok(Ok(())) => {
-                self.kept.values_mut().for_each(|(_, handover)| handover.takeovers += 1);
-                return Ok(Ok(server));
+                self.mounts.values_mut().for_each(|kept| kept.handover.takeovers += 1);
+                Ok(server)
             }
-            // It is about to end, and to say why in its log.
-            Ok(Err(_)) => drop(timeout(LAST_WORDS, server.process.wait()).await),
-            Err(_) => {}
+            outcome => {
+                // It is about to end, and to say why in its log.
+                let _ = timeout(LAST_WORDS, server.process.wait()).await;
+                let status = server.end().await;
+                let why = match outcome {
+                    Ok(Err(ChannelError::Wire(error))) => error.to_string(),
+                    _ => format!("{status}; its log may say why"),
+                };
+                Err(format!("`{}` could not get ready to serve ({why})", program.display()))
+            }
         }
-        let _ = server.process.start_kill();
-        let status = server.process.wait().await?;
-        Ok(Err(format!("`{}` could not get ready to serve ({status}; its log may say why)", program.display())))
     }
 
-    /// Tells a new process all mounts, and waits until it is ready to go on with them.
-    async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> io::Result<()> {
-        if self.shared.is_some() {
-            server.channel.deliver(&Message::Resume(self.kept_by.clone(), self.kept.len()), None).await?;
-        }
-        for (connection, handover) in self.kept.values() {
-            let ended = ended.clone();
-            let next = Handover { takeovers: handover.takeovers + 1, ended, ..(**handover).clone() };
-            let words = Message::TakeOver(self.kept_by.clone(), Box::new(next));
-            server.channel.deliver(&words, connection.as_ref().map(OwnedFd::as_fd)).await?;
+    /// Tells a new process all mounts, and waits until it is ready to take them over.
+    async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> Result<(), ChannelError> {
+        for (number, kept) in &self.mounts {
+            let handover = Box::new((&kept.handover.to_next(ended.clone())).into());
+            let message = Message::TakeOver { number: *number, handover };
+            server.channel.deliver(&message, kept.connection.as_ref().map(OwnedFd::as_fd)).await?;
         }
         loop {
-            match server.channel.receive().await? {
-                Some((Message::Prepared, _)) => return Ok(()),
-                Some((message, connection)) => drop(self.heard(message, connection)?),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            let Some((text, connection)) = server.channel.receive().await? else { return Err(ChannelError::Gone) };
+            match wire::parse(&text)? {
+                Message::Prepared => return Ok(()),
+                Message::Refused { why, .. } => return Err(wire::WireError::Refused { why }.into()),
+                _ => self.heard(&text, connection, server).await,
             }
         }
     }
 
     /// After the serving process died: the next one, unless there can be none.
-    async fn go_on(&mut self, ended: String) -> io::Result<Option<Server>> {
+    async fn replace(&mut self, ended: String) -> Result<Option<Server>, HostError> {
         // The program may have been removed since; the keeper itself still runs what it was.
         for program in [self.program.clone(), self.program.clone(), PathBuf::from(OWN_PROGRAM)] {
-            match self.prepare(&program, Some(ended.clone())).await? {
+            if self.mounts.is_empty() {
+                return Ok(None);
+            }
+            match self.prepare(&program, Some(ended.clone())).await {
                 Ok(server) => {
                     // If it is gone already, its end is the next event.
                     let _ = server.channel.send(&Message::Go, None);
                     return Ok(Some(server));
                 }
-                Err(why) => tracing::error!(%why, ended, "the process that served the mount is gone"),
-            }
-            if self.kept.is_empty() {
-                break;
+                Err(why) => tracing::error!(why, ended, "the process that served the mount is gone"),
             }
         }
         Ok(None)
     }
 
-    /// Exchanges the serving process for one of another program; the one before goes on if that cannot be.
-    async fn upgrade(&mut self, mut asker: UnixStream, mut server: Server) -> io::Result<Server> {
-        let answer = match timeout(ASKED_WITHIN, asked(&mut asker)).await {
-            Ok(Some(Upgrade { .. })) if self.is_awaited() => {
-                Upgraded::Refused("its process is making a mount that somebody waits for; try again".into())
-            }
-            Ok(Some(Upgrade { program })) => match self.prepare(&program, None).await? {
-                Ok(next) => {
-                    let begun = Instant::now();
-                    let _ = server.process.start_kill();
-                    server.process.wait().await?;
-                    let _ = next.channel.send(&Message::Go, None);
-                    server = next;
-                    // It says so when it serves.
-                    if let Ok(Ok(Some((message, connection)))) = timeout(READY_WITHIN, server.channel.receive()).await {
-                        self.heard(message, connection)?;
-                    }
-                    self.program = program;
-                    let pause_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    Upgraded::Done { pid: server.process.id().unwrap_or(0), pause_us }
-                }
-                Err(why) => Upgraded::Refused(why),
-            },
-            _ => Upgraded::Refused("what was asked for cannot be understood".into()),
-        };
-        // Whoever asked may have gone.
-        let _ = asker.write_all(&serde_json::to_vec(&answer)?).await;
-        Ok(server)
-    }
-
-    /// Whether somebody waits for a mount.
-    fn is_awaited(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| !shared.asking.is_empty())
-            || self.kept.values().any(|(_, handover)| handover.awaited)
-    }
-
-    /// The mount is ready and talk goes to its log: lets go of the terminal of whoever mounted.
-    fn let_go(&self) -> io::Result<()> {
-        if !self.in_background || self.shared.is_some() {
-            return Ok(());
+    /// Exchanges the serving process for one of another program; the one before stays if that cannot be.
+    async fn upgrade(&mut self, program: PathBuf, mut server: Server) -> Result<(Server, Upgraded), HostError> {
+        if !self.askers.is_empty() || self.mounts.values().any(|kept| kept.handover.awaited) {
+            let why = "its process is making a mount that is still waited for; try again".into();
+            return Ok((server, Upgraded::Refused { why }));
         }
-        talk_to(Path::new("/dev/null"))
+        let next = match self.prepare(&program, None).await {
+            Ok(next) => next,
+            Err(why) => return Ok((server, Upgraded::Refused { why })),
+        };
+        let begun = Instant::now();
+        server.end().await;
+        let _ = next.channel.send(&Message::Go, None);
+        // It says so when it serves.
+        if let Ok(Ok(Some((text, connection)))) = timeout(READY_WITHIN, next.channel.receive()).await {
+            self.heard(&text, connection, &next).await;
+        }
+        self.program = program;
+        let pause_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let pid = next.process.id().unwrap_or(0);
+        Ok((next, Upgraded::Done { pid, pause_us }))
     }
 
-    /// Nobody can serve what is mounted: it is taken away rather than left to hang.
-    fn give_up(&mut self) -> io::Result<u8> {
-        let kept = std::mem::take(&mut self.kept);
-        let places: Vec<PathBuf> = kept.values().map(|(_, handover)| handover.place.at().to_owned()).collect();
-        drop(kept);
-        for at in self.at.iter().chain(&places) {
+    /// No process can serve what is mounted: it is taken away rather than left to hang.
+    fn give_up(&mut self, status: &str) -> Result<(), HostError> {
+        let mounts = std::mem::take(&mut self.mounts);
+        let places: Vec<PathBuf> = mounts.values().map(|kept| kept.handover.place.at().to_owned()).collect();
+        drop(mounts);
+        for at in &places {
             if mounts::at(at).is_some_and(|mount| mount.is_peelfs()) && probe::ask(at) != probe::Answer::Served {
                 let _ = unmount(at, OpenFiles::Keep);
             }
         }
-        Ok(Code::Failure.number())
+        Err(HostError::BackgroundEnded { status: status.to_owned() })
+    }
+
+    /// Removes what this process has left in the runtime directory; what stays is removed by the next look at it.
+    fn clean_up(&self) {
+        // First the name under which mounts are asked for: a command that comes later starts another keeper.
+        for path in self.shared.iter().chain([&self.id.socket]) {
+            let _ = std::fs::remove_file(path);
+        }
+        (1..=self.next).for_each(|number| self.id.forget(number));
+        self.log.iter().for_each(|log| status::remove_empty_log(log));
     }
 }
 
 impl Server {
-    fn start(program: &Path, line: &[OsString]) -> io::Result<Self> {
-        let (own, other) = Channel::pair()?;
-        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
-        let process = Command::new(program).args(line).stdin(Stdio::from(other)).process_group(0).spawn()?;
-        Ok(Self { process, channel: AsyncChannel::new(own)?, began: Instant::now() })
-    }
-
     fn send_signal(&self, signal: Signal) {
         let pid = self.process.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         // It fails only when it has ended, which is noticed soon.
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
+
+    /// Ends the process.
+    async fn end(&mut self) -> String {
+        let _ = self.process.start_kill();
+        match self.process.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
 }
 
-async fn asked<T: DeserializeOwned>(asker: &mut UnixStream) -> Option<T> {
-    let mut text = Vec::new();
-    asker.take(ASKED_AT_MOST).read_to_end(&mut text).await.ok()?;
-    serde_json::from_slice(&text).ok()
+/// Passes on what processes ask for at a socket. Each has its own task: one that says nothing holds up no other.
+async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
+    let room = Arc::new(Semaphore::new(PENDING));
+    loop {
+        let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok(channel) => {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    match asked(channel).await {
+                        Ok(asked) => drop(requests.send(asked).await),
+                        Err(error) => {
+                            tracing::debug!(%error, "a process asked for something that cannot be understood");
+                        }
+                    }
+                    drop(room);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// What a process asks for; what cannot be understood is refused with the reason.
+async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> {
+    channel.accept(ASKED_WITHIN).await?;
+    let received = timeout(ASKED_WITHIN, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
+    let (text, _) = received?.ok_or(ChannelError::Gone)?;
+    let understood = if text.len() > LARGEST_REQUEST {
+        Err(wire::WireError::TooLarge { size: text.len(), limit: LARGEST_REQUEST })
+    } else {
+        wire::parse::<Request>(&text)
+    };
+    match understood {
+        Ok(request) => Ok((request, channel)),
+        Err(error) => {
+            let report = Report::new(Code::Failure, format!("the keeper does not understand the request: {error}"));
+            channel.deliver(&Word::Failed((&report).into()), None).await?;
+            Err(error.into())
+        }
+    }
 }
 
 /// Whether a process ended other than by its own will: by a signal, or by a panic of its main thread.
@@ -437,22 +603,22 @@ fn died_of(status: ExitStatus) -> String {
     status.signal().map_or_else(|| "a panic".into(), |signal| format!("signal {signal}"))
 }
 
-fn code(status: ExitStatus) -> u8 {
-    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Code::Failure.number())
-}
-
 /// The exit code of a Rust program whose main thread panicked.
 const PANICKED: i32 = 101;
 /// A process that lives shorter than this has died soon.
 const SOON: Duration = Duration::from_millis(200);
-/// How many in a row may die soon before the keeper gives up or at least takes a breath.
+/// How many in a row may die soon before the keeper gives up or at least pauses.
 const SOON_DEAD_AT_MOST: u32 = 10;
 const BREATH: Duration = Duration::from_millis(50);
 const OWN_PROGRAM: &str = "/proc/self/exe";
-/// A keeper that nobody has asked for a mount for so long ends.
-const UNASKED_FOR: Duration = Duration::from_secs(10);
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a process that cannot go on may take to say why.
+/// How long a process that cannot take over may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a process that asks may take to say what for.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
-const ASKED_AT_MOST: u64 = 64 << 10;
+/// How long the last word to a process that asked is waited for.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+/// Connections that may be about to ask for something at the same time; further ones wait.
+const PENDING: usize = 64;
+/// Bytes of the largest request: what a mount that was made is told by has to hold it and some paths more.
+pub(super) const LARGEST_REQUEST: usize = wire::LARGEST / 4 * 3;

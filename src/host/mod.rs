@@ -1,12 +1,47 @@
 //! The mount service: what is asked for, one mount's life, which process keeps it alive, hand-over, status.
+//!
+//! Front ends say what they want as a [`MountSpec`](spec::MountSpec); nothing in here knows a terminal, an argument or,
+//! but for the place of the run state, the environment.
+//!
+//! Which process is which:
+//!
+//! | process | module | started by |
+//! |---|---|---|
+//! | the command | [`background`] asks, and waits until the mount is ready | the user |
+//! | the keeper | [`keeper`] holds the connections and starts servers | the command |
+//! | the server | [`server`] has the mounts, each with one [life](mount) | the keeper |
+//! | all in one | [`alone`], for `--foreground --no-keeper` and service managers | the user, systemd |
 
-pub(crate) mod background;
-pub(crate) mod handover;
+pub mod alone;
+pub mod background;
+pub mod channel;
+pub mod error;
+pub mod failures;
+pub mod handover;
 mod inherited;
-pub(crate) mod keeper;
-pub(crate) mod mount;
-pub(crate) mod open;
-pub(crate) mod probe;
-pub(crate) mod server;
-pub(crate) mod status;
+pub mod keeper;
+mod mount;
+pub mod mount_point;
+pub mod open;
+pub mod probe;
+pub mod process;
+pub mod report;
+pub mod server;
+pub mod spec;
+pub mod status;
+mod supervisor;
 mod systemd;
+pub mod upgrade;
+pub mod wire;
+
+/// Where a front end shows what is going on while a mount is made.
+pub trait Progress: Send {
+    /// The first passes have read `done` of `total` bytes.
+    fn show(&mut self, total: u64, done: u64);
+
+    /// Something the user may want to know.
+    fn note(&mut self, note: &str);
+
+    /// There is nothing more to show.
+    fn end(&mut self);
+}

@@ -1,194 +1,193 @@
-//! `peelfs mount`
+//! One mount's life: prepared, made or taken over, served, ended.
+//!
+//! It is the same for a mount that has a process of its own and for one of many that share a process; what differs is
+//! who takes the mount over when the process dies, which is the [`Supervisor`].
 
-use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use rustix::process::Signal;
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::background::{self, Parent, Word};
-use super::handover::{Channel, Handed, Handover, KeptBy, Message};
-use super::keeper;
-use super::open::{self, Around, Opened};
-use super::probe;
-use super::server;
+use super::error::HostError;
+use super::handover::{Handed, Handover};
+use super::open::{self, Opened};
+use super::spec::{MountSpec, Policy};
 use super::status::{self, MountState};
-use super::systemd::ServiceManager;
-use crate::cli::args::{MountArgs, PrefetchArg, VerifyArg};
-use crate::cli::log;
-use crate::cli::options;
-use crate::cli::progress::Bar;
-use crate::cli::report::{Code, Report};
-use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, OpenFiles, Passthrough, mounts};
-use crate::image::{Eagerness, ImageFs, Plan, Prefetch, Verify};
+use super::supervisor::Supervisor;
+use super::{failures, process};
+use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
+use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, SharedLayers};
 
-pub(crate) fn run(mut args: MountArgs) -> Result<(), Report> {
-    let mut kernel = options::apply(&mut args)?;
-    if args.share {
-        return server::run(args, kernel);
-    }
-    if args.foreground && args.log_file.is_some() {
-        return Err(Report::usage("a mount in the foreground writes its log to stderr")
-            .hint("leave out `--log-file`, and write `2>>FILE`"));
-    }
-    open::make_absolute(&mut args.image)?;
-    args.log_file = args.log_file.take().map(open::absolute);
-    // Nobody serves a mount that is to be gone on with: it must not be looked at.
-    let found = Supervisor::find(&args)?;
-    if let Some((supervisor, Some(handed))) = found {
-        let awaited = args.background_child && handed.handover.awaited;
-        let mut parent = if awaited { Parent::leave_terminal() } else { Parent::none() };
-        let done = in_runtime(go_on(&args, supervisor, *handed, &mut parent));
-        return if awaited { told(done, &mut parent) } else { done };
-    }
-    let supervisor = found.map(|(supervisor, _)| supervisor);
-    kernel.source.clone_from(&args.image.reference);
-    let at = mount_point(&args.at);
-    if !args.foreground && !args.background_child {
-        return at.and_then(|_| background::start(&mut Bar::new()));
-    }
-    let mut parent = if args.background_child { Parent::leave_terminal() } else { Parent::none() };
-    let done = at.and_then(|at| {
-        if args.kept || args.no_keeper {
-            return in_runtime(serve(&args, &at, &kernel, &mut parent, supervisor));
-        }
-        match keeper::keep(&at, args.background_child) {
-            // What there was to say has been said by the process that served.
-            Ok(code) if code != 0 => std::process::exit(code.into()),
-            kept => kept.map(drop),
-        }
-    });
-    if args.background_child { told(done, &mut parent) } else { done }
+/// A mount that this process serves.
+pub(super) struct Mount {
+    handover: Handover,
+    opened: Opened,
+    fs: Arc<ImageFs>,
+    mounted: Mounted,
+    supervisor: Supervisor,
+    /// For the supervisor, once.
+    connection: Option<OwnedFd>,
 }
 
-/// How it went, which the parent prints: of a process in the background nobody would read it.
-pub(crate) fn told(done: Result<(), Report>, parent: &mut Parent) -> Result<(), Report> {
-    match done {
-        Err(report) => {
-            let code = report.code;
-            parent.tell(&Word::Failed(report));
-            std::process::exit(code.number().into());
-        }
-        Ok(()) => Ok(()),
+/// A mount of another process that this one is ready to take over.
+pub(super) struct Prepared {
+    handover: Handover,
+    connection: OwnedFd,
+    opens: Option<std::fs::File>,
+    opened: Opened,
+    fs: Arc<ImageFs>,
+}
+
+/// What a process tells the one that asked for a mount.
+pub(super) trait Asker {
+    /// How many bytes the first passes have to read, and how many they have read.
+    fn progress(&mut self, total: u64, done: u64) -> impl Future<Output = Result<(), HostError>> + Send;
+
+    /// The mount is ready.
+    fn ready(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// It is not, and is being taken away.
+    fn failed(&mut self, error: HostError) -> impl Future<Output = ()> + Send;
+}
+
+impl Mount {
+    /// Opens the image and mounts it; `log` is where this process will write its log.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing is mounted then.
+    pub(super) async fn make(
+        spec: &MountSpec,
+        shared_layers: &SharedLayers,
+        log: Option<&Path>,
+        mut supervisor: Supervisor,
+    ) -> Result<Self, HostError> {
+        let opened = open::open(&spec.image, shared_layers).await?;
+        let fs = opened.files(Eagerness::Background, spec.policy.verify);
+        let options = kernel_options(spec, &opened, &mut supervisor)?;
+        let mounted = fuse::mount(Arc::clone(&fs), &spec.at, &options)?;
+        supervisor.keep_documents(&opened.plan.documents);
+        let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
+        let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
+        Ok(Self { handover, opened, fs, mounted, supervisor, connection })
     }
-}
 
-pub(crate) fn in_runtime(serving: impl Future<Output = Result<(), Report>>) -> Result<(), Report> {
-    let runtime = runtime()?;
-    let served = runtime.block_on(serving);
-    // Fetches that hang must not hold up the end.
-    runtime.shutdown_background();
-    served
-}
-
-/// Who starts another process when this one dies.
-enum Supervisor {
-    Keeper { channel: Channel, by: KeptBy },
-    ServiceManager(ServiceManager),
-}
-
-/// A supervisor, and the mount that it has this process go on with, if that is what it was started for.
-type Found = (Supervisor, Option<Box<Handed>>);
-
-impl Supervisor {
-    /// Who has started this process. Before any thread runs.
-    fn find(args: &MountArgs) -> Result<Option<Found>, Report> {
-        if args.kept {
-            return Self::listen(args).map(Some);
-        }
-        let service = if args.foreground && args.no_keeper { ServiceManager::find(args) } else { None };
-        Ok(service.map(|(manager, handed)| (Self::ServiceManager(manager), handed.map(Box::new))))
+    /// Where it is mounted.
+    pub(super) fn place(&self) -> MountPlace {
+        self.mounted.place()
     }
 
-    /// Hears what the keeper wants.
-    fn listen(args: &MountArgs) -> Result<Found, Report> {
-        let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
-        let channel = Channel::of_stdin().map_err(|_| failed())?;
-        match channel.receive().map_err(|_| failed())? {
-            Some((Message::Begin(by), _)) => Ok((Self::Keeper { channel, by }, None)),
-            Some((Message::TakeOver(by, handover), Some(connection))) => {
-                // From the first word on, unless whoever asked for the mount still waits for it.
-                if args.background_child
-                    && !handover.awaited
-                    && let Some(log) = &handover.log
-                {
-                    let opened = background::open_log(log).and_then(|log| Parent::none().let_go(&log));
-                    opened.map_err(|error| log_error(log, &error))?;
+    /// Serves until it is unmounted and its last file is closed. A mount whose every layer is to be waited for, and of
+    /// which one cannot be had, is taken away.
+    pub(super) async fn serve(self, asker: &mut impl Asker) {
+        let Self { mut handover, opened, fs, mounted, mut supervisor, connection } = self;
+        let (place, gone) = (mounted.place(), mounted.gone());
+        let policy = handover.spec.policy;
+        let served = tokio::spawn(mounted.served());
+        let prefetching = start_prefetching(&policy, &opened.plan, &fs);
+        supervisor.serving(&handover, connection.as_ref().map(OwnedFd::as_fd)).await;
+        drop(connection);
+        let state = MountState::of(&handover, &opened, &supervisor);
+        let published = status::publish(state, Arc::clone(&fs), opened.registry.clone());
+        let known = if handover.awaited && policy.wait { all_known(&fs, gone, asker).await } else { Ok(()) };
+        match known {
+            Ok(()) => {
+                if handover.awaited {
+                    handover.awaited = false;
+                    supervisor.serving(&handover, None).await;
                 }
-                let opens = args.passthrough.then(|| File::options().read(true).write(true).open(by.opens()));
-                let opens = opens.transpose().map_err(|error| opens_error(&error))?;
-                let handed = Handed { handover: *handover, connection, opens };
-                Ok((Self::Keeper { channel, by }, Some(Box::new(handed))))
+                // A process that takes over says it once more: the one before may have died before it could.
+                asker.ready().await;
+                failures::log(true);
+                outlast(&opened, &policy);
             }
-            _ => Err(failed()),
-        }
-    }
-
-    fn kept_by(&self) -> Option<KeptBy> {
-        match self {
-            Self::Keeper { by, .. } => Some(by.clone()),
-            Self::ServiceManager(_) => None,
-        }
-    }
-
-    /// An empty file for the files that are open, which the next process will have.
-    fn opens(&mut self) -> Result<File, Report> {
-        let opens = match self {
-            Self::Keeper { by, .. } => {
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(by.opens())
+            Err(error) => {
+                if !served.is_finished() {
+                    take_away(&place);
+                }
+                asker.failed(error).await;
             }
-            Self::ServiceManager(manager) => manager.opens(),
+        }
+        match served.await {
+            Ok(Err(error)) => tracing::error!(%error, at = %place.at().display(), "a mount is served no more"),
+            Ok(Ok(())) => {}
+            Err(error) => tracing::error!(%error, at = %place.at().display(), "the task that served a mount ended"),
+        }
+        supervisor.ended().await;
+        prefetching.abort();
+        fs.keep_profiles();
+        drop((fs, opened, published));
+    }
+}
+
+impl Prepared {
+    /// Opens the image of a mount that another process serves, or has served, by what it named then and by the
+    /// documents of that time.
+    ///
+    /// # Errors
+    /// [`HostError`]
+    pub(super) async fn open(
+        handed: Handed,
+        documents: &Documents,
+        shared_layers: &SharedLayers,
+    ) -> Result<Self, (HostError, Handed)> {
+        let spec = &handed.handover.spec;
+        let opened = match open::open_again(&spec.image, &handed.handover.root, documents, shared_layers).await {
+            Ok(opened) => opened,
+            Err(error) => return Err((error, handed)),
         };
-        opens.map_err(|error| opens_error(&error))
+        if opened.plan.manifest.digest != handed.handover.manifest {
+            return Err((HostError::OtherManifest { reference: opened.reference }, handed));
+        }
+        let fs = opened.files(Eagerness::Background, spec.policy.verify);
+        fs.goes_on_after(handed.handover.age());
+        let Handed { handover, connection, opens } = handed;
+        Ok(Self { handover, connection, opens, opened, fs })
     }
 
-    /// This process is ready to go on with a mount; returns when it is to serve.
-    fn prepared(&self) -> Result<(), Report> {
-        let Self::Keeper { channel, .. } = self else { return Ok(()) };
-        match channel.send(&Message::Prepared, None).and_then(|()| channel.receive()) {
-            Ok(Some((Message::Go, _))) => Ok(()),
-            _ => Err(Report::new(Code::Failure, "the keeper is gone")),
-        }
+    /// The mount that is to be taken over.
+    pub(super) fn handover(&self) -> &Handover {
+        &self.handover
     }
 
-    /// This is how another process could go on; with the connection at the first time, if one could.
-    fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
-        match self {
-            Self::Keeper { channel, .. } => {
-                if let Err(error) = channel.send(&Message::Serving(Box::new(handover)), connection) {
-                    tracing::warn!(%error, "the keeper is gone; nobody goes on with this mount if this process dies");
-                }
-            }
-            Self::ServiceManager(manager) => manager.serving(handover, connection),
+    /// Takes the mount over; the process before serves no more.
+    ///
+    /// # Errors
+    /// [`HostError::Mount`]
+    pub(super) fn take_over(self, supervisor: Supervisor) -> Result<Mount, HostError> {
+        let Self { handover, connection, opens, opened, fs } = self;
+        let let_cpus_sleep = handover.spec.kernel.let_cpus_sleep;
+        let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, let_cpus_sleep)?;
+        if let Some(how) = &handover.ended {
+            let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
+            tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-    }
-
-    /// The mount has ended.
-    fn ended(&mut self) {
-        if let Self::ServiceManager(manager) = self {
-            manager.ended();
-        }
+        Ok(Mount { handover, opened, fs, mounted, supervisor, connection: None })
     }
 }
 
-pub(crate) fn verify(args: &MountArgs) -> Verify {
-    match args.verify {
-        VerifyArg::Strict => Verify::BeforeShowing,
-        VerifyArg::Behind => Verify::Behind,
-    }
-}
-
-/// Begins to fetch what the command line says ahead of its readers, and to record what they read at the mount's start.
-pub(crate) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
-    let what = match args.prefetch {
-        PrefetchArg::All => Prefetch::All,
-        PrefetchArg::Profile => Prefetch::Profile,
-        PrefetchArg::None => Prefetch::None,
+/// What the kernel is told when the mount is made.
+fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor) -> Result<MountOptions, HostError> {
+    let kernel = spec.kernel;
+    let passthrough = if spec.policy.passthrough {
+        let opens = supervisor.opens().map_err(HostError::Opens)?;
+        Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }))
+    } else {
+        None
     };
+    Ok(MountOptions {
+        source: spec.image.reference.to_string(),
+        allow_other: kernel.allow_other,
+        suid: kernel.suid,
+        dev: kernel.dev,
+        noexec: kernel.noexec,
+        let_cpus_sleep: kernel.let_cpus_sleep,
+        passthrough,
+    })
+}
+
+/// Begins to fetch what is to be fetched ahead of its readers, and to record what they read at the mount's start.
+fn start_prefetching(policy: &Policy, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+    let what = policy.prefetch;
     let (command, fs) = (plan.configuration.command(), Arc::clone(fs));
     tokio::spawn(async move {
         let foresee = async {
@@ -202,341 +201,42 @@ pub(crate) fn start_prefetching(args: &MountArgs, plan: &Plan, fs: &Arc<ImageFs>
 }
 
 /// From now on the source is tried for as long as it takes, and readers wait as the user has said.
-pub(crate) fn outlast(opened: &Opened, args: &MountArgs) {
+fn outlast(opened: &Opened, policy: &Policy) {
     if let Some(outages) = opened.source.outages() {
-        outages.outlast(args.on_outage);
+        outages.outlast(policy.on_outage);
     }
 }
 
-/// Mounts and serves until somebody unmounts.
-async fn serve(
-    args: &MountArgs,
-    at: &Path,
-    kernel: &MountOptions,
-    parent: &mut Parent,
-    mut supervisor: Option<Supervisor>,
-) -> Result<(), Report> {
-    let mut ends = Ends::new()?;
-    let opened = tokio::select! {
-        opened = open::open(&args.image) => opened?,
-        _ = ends.wait() => return Err(Report::new(Code::Failure, "interrupted before the image was mounted")),
-    };
-    let fs = opened.files(Eagerness::Background, verify(args));
-    let mut kernel = kernel.clone();
-    if args.passthrough {
-        let opens = supervisor.as_mut().map(Supervisor::opens).transpose()?;
-        kernel.passthrough = Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }));
-    }
-    let mounted = fuse::mount(Arc::clone(&fs), at, &kernel)?;
-    if let Some(by) = supervisor.as_ref().and_then(Supervisor::kept_by) {
-        by.keep_documents(0, &opened.plan.documents);
-    }
-    let connection = supervisor.as_ref().and_then(|_| mounted.connection()?.try_clone_to_owned().ok());
-    let log = if args.background_child { Some(log_file(args, std::process::id())?) } else { None };
-    let handover = handover(mounted.place(), &opened, log);
-    Serving { args, opened, fs, mounted, handover }.until_unmounted(supervisor, connection, parent, ends).await
-}
-
-/// Goes on with a mount that another process has served.
-async fn go_on(args: &MountArgs, supervisor: Supervisor, handed: Handed, parent: &mut Parent) -> Result<(), Report> {
-    let Handed { handover, connection, opens } = handed;
-    let ends = Ends::new()?;
-    let before = supervisor.kept_by().map(|by| by.kept_documents(0)).unwrap_or_default();
-    let around = Around::of_process(&args.image)?;
-    let opened = open::open_again(&args.image, &handover.root, &before, &around).await?;
-    same_manifest(&opened, &handover)?;
-    let fs = opened.files(Eagerness::Background, verify(args));
-    fs.goes_on_after(handover.age());
-    supervisor.prepared()?;
-    let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, args.let_cpus_sleep)?;
-    if let Some(how) = &handover.ended {
-        tracing::warn!(
-            how,
-            takeovers = handover.takeovers,
-            "the process that served this mount died; going on with it"
-        );
-    }
-    Serving { args, opened, fs, mounted, handover }.until_unmounted(Some(supervisor), None, parent, ends).await
-}
-
-/// A mount that this process serves.
-struct Serving<'a> {
-    args: &'a MountArgs,
-    opened: Opened,
-    fs: Arc<ImageFs>,
-    mounted: Mounted,
-    handover: Handover,
-}
-
-impl Serving<'_> {
-    /// Serves until somebody unmounts.
-    async fn until_unmounted(
-        self,
-        mut supervisor: Option<Supervisor>,
-        connection: Option<OwnedFd>,
-        parent: &mut Parent,
-        mut ends: Ends,
-    ) -> Result<(), Report> {
-        let Self { args, opened, fs, mounted, mut handover } = self;
-        let (place, gone) = (mounted.place(), mounted.gone());
-        let served = tokio::spawn(mounted.served());
-        let prefetching = start_prefetching(args, &opened.plan, &fs);
-        if let Some(supervisor) = &mut supervisor {
-            supervisor.serving(handover.clone(), connection.as_ref().map(OwnedFd::as_fd));
-        }
-        let mut own = MountState::of_this_process(&handover, &opened);
-        own.service = matches!(supervisor, Some(Supervisor::ServiceManager(_)));
-        own.keeper = supervisor.as_ref().and_then(Supervisor::kept_by);
-        let published = status::publish(own, Arc::clone(&fs), opened.registry.clone());
-        if handover.awaited {
-            let log = match begin(args, handover.log.as_deref(), &fs, parent, gone, &mut ends).await {
-                Ok(log) => log,
-                Err(report) => {
-                    if !served.is_finished() {
-                        end(&place);
-                    }
-                    supervisor.iter_mut().for_each(Supervisor::ended);
-                    return Err(report);
-                }
-            };
-            handover.awaited = false;
-            if let Some(supervisor) = &mut supervisor {
-                supervisor.serving(handover, None);
-            }
-            parent.tell(&Word::Ready);
-            if let Some(log) = log
-                && let Err(error) = parent.let_go(&log)
-            {
-                tracing::warn!(%error, "cannot let go of the terminal");
-            }
-        }
-        log::log_failures();
-        outlast(&opened, args);
-        wait_for_end(served, &place, &mut ends).await;
-        supervisor.iter_mut().for_each(Supervisor::ended);
-        prefetching.abort();
-        fs.keep_profiles();
-        drop(published);
-        Ok(())
-    }
-}
-
-/// Whether what was opened is what was mounted.
-pub(crate) fn same_manifest(opened: &Opened, handover: &Handover) -> Result<(), Report> {
-    if opened.plan.manifest.digest == handover.manifest {
-        return Ok(());
-    }
-    let message = format!("{} is not what was mounted: it names another manifest now", opened.reference);
-    Err(Report::new(Code::Verification, message))
-}
-
-/// How another process could go on with a mount that was just made.
-pub(crate) fn handover(place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Handover {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Handover {
-        place,
-        root: opened.plan.root.digest.clone(),
-        manifest: opened.plan.manifest.digest.clone(),
-        log,
-        since: since.as_secs(),
-        takeovers: 0,
-        ended: None,
-        awaited: true,
-        shared: None,
-    }
-}
-
-/// What lies between the mount and the moment at which the user's command returns; gives the log that is written to
-/// from then on.
-async fn begin(
-    args: &MountArgs,
-    log: Option<&Path>,
-    fs: &Arc<ImageFs>,
-    parent: &mut Parent,
-    gone: impl Future<Output = ()>,
-    ends: &mut Ends,
-) -> Result<Option<File>, Report> {
-    // Before anybody is told that all is well.
-    let log = log.map(|log| background::open_log(log).map_err(|error| log_error(log, &error))).transpose()?;
-    if args.wait {
-        let mut bar = Bar::new();
-        let known = all_known(fs, gone, |total, done| {
-            if !parent.is_listening() {
-                bar.show(total, done);
-                return Ok(());
-            }
-            parent.tell(&Word::Progress(total, done));
-            if parent.is_listening() { Ok(()) } else { Err(interrupted_early()) }
-        });
-        tokio::select! {
-            known = known => known?,
-            _ = ends.wait() => return Err(interrupted_early()),
-        }
-        bar.end();
-    }
-    Ok(log)
-}
-
-/// Waits until every layer is indexed and verified, saying now and then how many bytes there are to read and how
-/// many have been; an error of `tell` ends the wait, and so does an unmount.
-pub(crate) async fn all_known(
-    fs: &Arc<ImageFs>,
-    gone: impl Future<Output = ()>,
-    mut tell: impl FnMut(u64, u64) -> Result<(), Report>,
-) -> Result<(), Report> {
+/// Waits until every layer is indexed and verified; an error of the asker ends the wait, and so does an unmount.
+async fn all_known(fs: &Arc<ImageFs>, gone: impl Future<Output = ()>, asker: &mut impl Asker) -> Result<(), HostError> {
     let all = fs.all_known();
     tokio::pin!(all, gone);
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             known = &mut all => return Ok(known?),
-            () = &mut gone => return Err(unmounted_early()),
+            () = &mut gone => return Err(HostError::UnmountedBeforeVerified),
             _ = ticks.tick() => {
                 let (total, done) = fs.progress();
-                tell(total, done)?;
+                asker.progress(total, done).await?;
             }
         }
     }
 }
 
-/// Somebody has unmounted what others wait for.
-fn unmounted_early() -> Report {
-    Report::new(Code::Failure, "unmounted before every layer was verified")
-}
-
-fn interrupted_early() -> Report {
-    Report::new(Code::Failure, "interrupted before every layer was verified")
-}
-
-fn opens_error(error: &std::io::Error) -> Report {
-    Report::new(Code::Failure, format!("cannot keep which files are open: {error}"))
-}
-
-pub(crate) fn log_error(log: &Path, error: &std::io::Error) -> Report {
-    Report::new(Code::Failure, format!("cannot write the log `{}`: {error}", log.display()))
-}
-
-/// Serves until somebody unmounts, or a signal does: the first one frees the path and lets open files
-/// be read to their end, a second one ends the process.
-async fn wait_for_end(served: tokio::task::JoinHandle<std::io::Result<()>>, place: &MountPlace, ends: &mut Ends) {
-    tokio::pin!(served);
-    tokio::select! {
-        _ = &mut served => return,
-        _ = ends.wait() => end(place),
-    }
-    tokio::select! {
-        _ = &mut served => {}
-        _ = ends.wait() => {}
-    }
-}
-
 /// Unmounts; open files can be read to their end.
-pub(crate) fn end(place: &MountPlace) {
+pub(super) fn take_away(place: &MountPlace) {
     if let Err(error) = place.take_away() {
         tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
     }
 }
 
-/// The directory to mount on, absolute, and fit for it.
-pub(crate) fn mount_point(typed: &Path) -> Result<PathBuf, Report> {
-    let shown = typed.display();
-    let at = mounts::followed(typed).map_err(|error| {
-        Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
-            .hint(format!("make it with `mkdir -p {shown}`"))
-    })?;
-    // First this: a mount whose server hangs must not be looked at.
-    if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
-        if probe::ask(&at) != probe::Answer::Gone {
-            return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into());
-        }
-        eprintln!("note: clearing a mount on `{shown}` whose process is gone");
-        fuse::unmount(&at, OpenFiles::Keep)?;
-        return mount_point(typed);
-    }
-    match std::fs::metadata(&at) {
-        Err(error) => Err(Report::new(Code::NotFound, format!("cannot mount on `{shown}`: {error}"))
-            .hint(format!("make it with `mkdir -p {shown}`"))),
-        Ok(found) if !found.is_dir() => Err(Report::usage(format!("cannot mount on `{shown}`: it is not a directory"))),
-        Ok(_) => Ok(at),
-    }
-}
-
-pub(crate) fn log_file(args: &MountArgs, pid: u32) -> Result<PathBuf, Report> {
-    match &args.log_file {
-        Some(path) => Ok(path.clone()),
-        None => Ok(status::make_directory()?.join(format!("{pid}.log"))),
-    }
-}
-
-/// A runtime, as many open files as this process may have, and no core dumps.
-///
-/// Each layer keeps three files open, and the usual limit of 1024 is there for programs that use select(2).
-/// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
-/// program, where a limit of zero is ignored (core(5)).
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Report> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    raise_file_limit();
-    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
-        tracing::debug!(%error, "cannot forbid core dumps");
-    }
-    make_room_for_files();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Report::new(Code::Failure, format!("cannot start: {error}")))
-}
-
-/// Lets this process have as many files open as it may.
-pub(crate) fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let files = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
-        tracing::debug!(%error, "cannot raise the limit of open files");
-    }
-}
-
-/// Lets the kernel make its table of this process's open files large at once, by opening one with a high number.
-///
-/// It makes a larger table whenever the last one is full; in a process with threads each time takes some 10 ms,
-/// until no CPU looks at the old one (`expand_fdtable`), and five hundred layers would pay for five of them.
-fn make_room_for_files() {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let last = limit.min(ROOM_FOR_FILES).saturating_sub(1) as i32;
-    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last) {
-        tracing::debug!(%error, "no room for many files is made ahead");
-    }
-}
-
-/// Those of some 700 layers; 8 bytes each.
-const ROOM_FOR_FILES: u64 = 2048;
-
-/// The signals that end a mount.
-pub(crate) struct Ends {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-}
-
-impl Ends {
-    pub(crate) fn new() -> Result<Self, Report> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Report::new(Code::Failure, format!("cannot listen to signals: {error}")))
-        };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for the next one.
-    pub(crate) async fn wait(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hang_up.recv() => Signal::HUP,
-        }
-    }
+/// Runs `serving`, and lets no fetch that hangs hold up the end.
+pub(super) fn in_runtime<T>(serving: impl Future<Output = Result<T, HostError>>) -> Result<T, HostError> {
+    let runtime = process::runtime()?;
+    let served = runtime.block_on(serving);
+    runtime.shutdown_background();
+    served
 }
 
 const TICK: Duration = Duration::from_millis(100);

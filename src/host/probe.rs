@@ -7,12 +7,11 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cli::args::ProbeArgs;
 use crate::fuse::mounts;
 
 /// Who answers for a mount.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The process that serves it.
     Served,
     /// Nobody: that process is gone.
@@ -22,7 +21,7 @@ pub(crate) enum Answer {
 }
 
 /// Asks who answers for the mount at `path`; takes two seconds at most.
-pub(crate) fn ask(path: &Path) -> Answer {
+pub fn ask(path: &Path) -> Answer {
     let mut command = Command::new("/proc/self/exe");
     command.arg("probe").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let Ok(mut asking) = command.spawn() else { return Answer::Silent };
@@ -39,8 +38,8 @@ pub(crate) fn ask(path: &Path) -> Answer {
 }
 
 /// `peelfs probe`: the process that asks.
-pub(crate) fn run(args: &ProbeArgs) -> ExitCode {
-    if mounts::is_served(&args.at) { ExitCode::SUCCESS } else { GONE.into() }
+pub fn run(at: &Path) -> ExitCode {
+    if mounts::is_served(at) { ExitCode::SUCCESS } else { GONE.into() }
 }
 
 const GONE: u8 = 1;

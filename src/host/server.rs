@@ -1,404 +1,343 @@
-//! `peelfs mount --share`: one process serves many mounts of one user and cache.
+//! The process that serves mounts: one, or all those of a user and cache that share a process.
 //!
-//! The command asks the [keeper](super::keeper) of that process over a socket whose name comes from the
-//! cache directory, and starts one where there is none. The keeper passes the request on and holds the
-//! connections of all mounts, so that another process can go on with all of them. What mounts of one
-//! process share is said in [`crate::content::SharedLayers`]; each has its own options, source and credentials.
+//! A keeper starts it, with one end of a channel as its stdin, and asks for mounts over that. A mount that has a process
+//! of its own is a table of one. What mounts of one process share is said in [`SharedLayers`]; each has its own options,
+//! source and credentials. It ends when the keeper has hung up and the last mount is gone.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::Shutdown;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use tokio::task::JoinSet;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::task::{AbortHandle, JoinSet};
 
-use super::background::{self, Parent, Word};
-use super::handover::{AsyncChannel, Channel, Handover, KeptBy, Message, Request};
-use super::keeper;
-use super::mount::{self, Ends};
-use super::open::{self, Around, Opened};
-use super::status::{self, MountState};
-use crate::cli::args::MountArgs;
-use crate::cli::progress::Bar;
-use crate::cli::report::{Code, Report};
-use crate::digest::{Algorithm, Digest};
-use crate::fuse::{self, MountOptions, MountPlace, Mounted};
-use crate::image::{Eagerness, ImageFs, SharedLayers};
-use crate::reference::Reference;
-use crate::source::registry::Surroundings;
+use super::background;
+use super::channel::{AsyncChannel, Channel, ChannelError};
+use super::error::HostError;
+use super::handover::{Handed, Handover, KeeperId};
+use super::mount::{self, Asker, Mount, Prepared};
+use super::open;
+use super::process::{self, Ends};
+use super::report::Report;
+use super::spec::{CacheSpec, MountSpec};
+use super::supervisor::{Kept, Supervisor};
+use super::wire::v1::{Message, Word};
+use super::wire::{self, WireError};
+use crate::fuse::MountPlace;
+use crate::image::SharedLayers;
 
-pub(crate) fn run(args: MountArgs, kernel: MountOptions) -> Result<(), Report> {
-    if args.kept {
-        return serve_kept(args);
-    }
-    if args.background_child {
-        return keep(&args);
-    }
-    if args.foreground || args.no_keeper {
-        return Err(Report::usage("a shared mount is served in the background and has a keeper"));
-    }
-    if args.passthrough {
-        let hint = "leave out `--share` or `--passthrough`";
-        return Err(Report::usage("a mount with passthrough has a process of its own").hint(hint));
-    }
-    let socket = socket(&args)?;
-    let request = request(args, kernel)?;
-    for _ in 0..TRIES {
-        mount::mount_point(&request.args.at)?;
-        if let Some(told) = ask(&connect(&socket)?, &request)? {
-            return told;
-        }
-        // It was about to end with its last mount; the next one takes its place.
-    }
-    Err(Report::new(Code::Failure, "the process that serves shared mounts ended early")
-        .hint("its log is in the directory that `peelfs status` shows; mount without `--share`"))
-}
-
-/// Where the keeper of the shared mounts of a cache can be asked.
-fn socket(args: &MountArgs) -> Result<PathBuf, Report> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let cache = open::cache_dir(&args.image.access.cache)?;
-    let name = Digest::of(Algorithm::Sha256, cache.as_os_str().as_bytes());
-    Ok(status::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
-}
-
-/// The log of all shared mounts of a cache.
-fn log(args: &MountArgs, keeper: u32) -> Result<PathBuf, Report> {
-    mount::log_file(args, keeper).map(open::absolute)
-}
-
-/// What this command line asks for, so that it means the same in another directory and environment.
-fn request(mut args: MountArgs, mut kernel: MountOptions) -> Result<Request, Report> {
-    let reference: Reference = args.image.reference.parse()?;
-    open::tell_notes(&reference);
-    open::check_authfile(&args.image.access)?;
-    open::make_absolute(&mut args.image)?;
-    kernel.source.clone_from(&args.image.reference);
-    let cache = &mut args.image.access.cache;
-    cache.cache_dir = Some(open::cache_dir(cache)?);
-    args.log_file = args.log_file.take().map(open::absolute);
-    args.at = mount::mount_point(&args.at)?;
-    Ok(Request { args, kernel, surroundings: Surroundings::of_process() })
-}
-
-/// A connection to the keeper, which is started if there is none.
-fn connect(socket: &Path) -> Result<UnixStream, Report> {
-    let failed = |error: io::Error| Report::new(Code::Failure, format!("cannot share a process: {error}"));
-    if let Ok(stream) = UnixStream::connect(socket) {
-        return Ok(stream);
-    }
-    // One at a time, so that there is one keeper. Nobody else may enter the directory, let alone lock it.
-    let starting = socket.parent().map(File::open).expect("it lies in a directory");
-    let starting = starting.and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
-    if let Ok(stream) = UnixStream::connect(socket) {
-        return Ok(stream);
-    }
-    background::start(&mut Bar::new())?;
-    drop(starting);
-    UnixStream::connect(socket).map_err(failed)
-}
-
-/// Asks for a mount; `None` when the keeper has ended before it could say anything.
-fn ask(mut stream: &UnixStream, request: &Request) -> Result<Option<Result<(), Report>>, Report> {
-    let asked = serde_json::to_vec(request)
-        .map_err(|error| Report::usage(format!("cannot share a process: {error}")).hint("mount without `--share`"))?;
-    if stream.write_all(&asked).and_then(|()| stream.shutdown(Shutdown::Write)).is_err() {
-        return Ok(None);
-    }
-    let mut bar = Bar::new();
-    for word in BufReader::new(stream).lines() {
-        let Ok(word) = word else { break };
-        match serde_json::from_str(&word) {
-            Ok(Word::Progress(total, done)) => bar.show(total, done),
-            Ok(Word::Ready) => {
-                bar.end();
-                return Ok(Some(Ok(())));
-            }
-            Ok(Word::Failed(report)) => {
-                bar.end();
-                return Ok(Some(Err(report)));
-            }
-            Err(error) => tracing::debug!(%error, "the keeper said something else"),
-        }
-    }
-    bar.end();
-    Ok(None)
-}
-
-/// The process in the background that keeps the mounts.
-fn keep(args: &MountArgs) -> Result<(), Report> {
-    let mut parent = Parent::leave_terminal();
-    let done = socket(args).and_then(|socket| {
-        let log = log(args, std::process::id())?;
-        background::open_log(&log).map_err(|error| mount::log_error(&log, &error))?;
-        keeper::keep_shared(&socket, &log, &mut parent)
-    });
-    mount::told(done, &mut parent)
-}
-
-/// The process that serves: all that its mounts have in common.
-struct Server {
-    channel: AsyncChannel,
-    by: KeptBy,
-    log: PathBuf,
-    shared_layers: SharedLayers,
-}
-
-fn serve_kept(args: MountArgs) -> Result<(), Report> {
-    let failed = || Report::usage("`--kept` is for peelfs itself").hint("leave it out");
-    let channel = Channel::of_stdin().map_err(|_| failed())?;
-    let (by, count) = match channel.receive().map_err(|_| failed())? {
-        Some((Message::Resume(by, count), _)) => (by, count),
-        _ => return Err(failed()),
+/// Runs this process as the server of the keeper that has started it.
+///
+/// # Errors
+/// [`HostError`]
+pub fn run() -> Result<(), HostError> {
+    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
+    let failed = |cause| HostError::Channel { peer: "keeper", cause };
+    channel.accept().map_err(failed)?;
+    process::leave_directory();
+    let Some(Message::Begin { keeper, mounts, log, shared }) = next(&channel).map_err(failed)?.map(|(first, _)| first)
+    else {
+        return Err(HostError::NotStartedByPeelfs);
     };
+    let keeper = KeeperId::try_from(keeper).map_err(|error| failed(error.into()))?;
+    let log = log.map(PathBuf::try_from).transpose().map_err(|error| failed(error.into()))?;
     let mut handed = Vec::new();
-    for _ in 0..count {
-        match channel.receive().map_err(|_| failed())? {
-            Some((Message::TakeOver(_, handover), Some(connection))) => handed.push((*handover, connection)),
-            _ => return Err(failed()),
-        }
+    for _ in 0..mounts {
+        let Some((Message::TakeOver { number, handover }, Some(connection))) = next(&channel).map_err(failed)? else {
+            return Err(HostError::NotStartedByPeelfs);
+        };
+        let handover = Handover::try_from(*handover).map_err(|error| failed(error.into()))?;
+        let opens =
+            handover.spec.policy.passthrough.then(|| File::options().read(true).write(true).open(keeper.opens(number)));
+        let opens = opens.transpose().map_err(HostError::Opens)?;
+        handed.push((number, Handed { handover, connection, opens }));
     }
     mount::in_runtime(async move {
-        let log = log(&args, by.pid)?;
-        let shared_layers = open::shared_layers(&args.image.access.cache)?;
-        let channel = AsyncChannel::new(channel).map_err(|_| failed())?;
-        Arc::new(Server { channel, by, log, shared_layers }).run(handed).await
+        let channel = Arc::new(AsyncChannel::new(channel).map_err(HostError::system("talk to the keeper"))?);
+        let server = Server {
+            channel,
+            keeper,
+            log,
+            shared,
+            shared_layers: OnceLock::new(),
+            ending: AtomicBool::new(false),
+            redirected: AtomicBool::new(false),
+        };
+        Arc::new(server).run(handed).await
     })
 }
 
-/// A mount that is ready to be gone on with.
-struct Resumed {
-    handover: Handover,
-    connection: OwnedFd,
-    opened: Opened,
-    fs: Arc<ImageFs>,
+/// The next message; one that is not understood is answered with a refusal, and ends this process.
+fn next(channel: &Channel) -> Result<Option<(Message, Option<std::os::fd::OwnedFd>)>, ChannelError> {
+    let Some((text, descriptor)) = channel.receive()? else { return Ok(None) };
+    match wire::parse(&text) {
+        Ok(message) => Ok(Some((message, descriptor))),
+        Err(error) => {
+            channel.send(&Message::Refused { number: None, why: error.to_string() }, None)?;
+            Err(error.into())
+        }
+    }
+}
+
+/// What all mounts of the process have in common.
+struct Server {
+    channel: Arc<AsyncChannel>,
+    keeper: KeeperId,
+    /// Where the log goes once a mount is ready; none in the foreground.
+    log: Option<PathBuf>,
+    shared: bool,
+    /// The first mount's cache, and what the process has of layers.
+    shared_layers: OnceLock<(CacheSpec, SharedLayers)>,
+    /// A signal has asked for the end.
+    ending: AtomicBool,
+    /// This process has let go of the terminal.
+    redirected: AtomicBool,
+}
+
+/// A mount that is up, and how it gets to the table.
+type Made = (u64, Mount);
+
+/// The mounts of the process.
+#[derive(Default)]
+struct Table {
+    /// Being made.
+    making: HashMap<u64, AbortHandle>,
+    places: HashMap<u64, MountPlace>,
+    served: JoinSet<u64>,
 }
 
 impl Server {
-    /// Serves until the last mount has ended and nobody asks for another one.
-    async fn run(self: Arc<Self>, handed: Vec<(Handover, OwnedFd)>) -> Result<(), Report> {
+    /// Serves until the last mount has ended and no keeper asks for another one.
+    async fn run(self: Arc<Self>, handed: Vec<(u64, Handed)>) -> Result<(), HostError> {
         let mut ends = Ends::new()?;
-        let mut mounts = JoinSet::new();
-        let mut places = HashMap::new();
-        for resumed in self.prepare(handed).await? {
-            if let Some((number, place, served)) = self.resume(resumed).await {
-                places.insert(number, place);
-                mounts.spawn(served);
-            }
-        }
-        let (made, mut to_serve) = tokio::sync::mpsc::unbounded_channel();
+        let mut table = Table::default();
+        self.take_over(handed, &mut table).await?;
+        let (sender, mut made) = unbounded_channel();
         let mut kept = true;
-        let mut ending = false;
-        while kept || !mounts.is_empty() {
+        while kept || !table.served.is_empty() {
             tokio::select! {
-                message = self.channel.receive(), if kept => match message {
-                    Ok(Some((Message::Mount(number, request), _))) => {
-                        let (server, made) = (Arc::clone(&self), made.clone());
-                        tokio::spawn(async move {
-                            match Arc::clone(&server).mount(number, *request).await {
-                                // The receiver lives as long as the process.
-                                Ok(mounted) => drop(made.send(mounted)),
-                                Err(report) => server.tell(number, Word::Failed(report)).await,
-                            }
-                        });
-                    }
-                    Ok(Some((Message::GivenUp(number), _))) => places.get(&number).into_iter().for_each(mount::end),
-                    Ok(Some(_)) => {}
+                packet = self.channel.receive(), if kept => match packet {
+                    Ok(Some((text, _))) => self.heard(&text, &mut table, &sender).await,
                     Ok(None) | Err(_) => kept = false,
                 },
-                Some((number, place, served)) = to_serve.recv() => {
-                    places.insert(number, place);
-                    mounts.spawn(served);
+                Some((number, mount)) = made.recv() => {
+                    table.making.remove(&number);
+                    self.serve(number, mount, &mut table);
                 }
-                Some(number) = mounts.join_next() => {
-                    if let Ok(number) = number {
-                        places.remove(&number);
-                        self.say(&Message::Ended(number), None).await;
-                    }
+                Some(number) = table.served.join_next() => {
+                    number.iter().for_each(|number| drop(table.places.remove(number)));
                 }
                 _ = ends.wait() => {
-                    if ending {
+                    if self.ending.swap(true, Ordering::Relaxed) {
                         return Ok(());
                     }
-                    ending = true;
-                    places.values().for_each(mount::end);
+                    self.end_all(&mut table).await;
                 }
             }
         }
         Ok(())
     }
 
-    /// Opens what another process has served, and waits until that one is gone.
-    async fn prepare(&self, handed: Vec<(Handover, OwnedFd)>) -> Result<Vec<Resumed>, Report> {
+    /// Does what the keeper asks for.
+    async fn heard(self: &Arc<Self>, text: &[u8], table: &mut Table, made: &UnboundedSender<Made>) {
+        match wire::parse(text) {
+            Ok(Message::Mount { number, spec }) => match MountSpec::try_from(*spec) {
+                Ok(spec) => self.begin(number, spec, table, made),
+                Err(error) => self.refuse(Some(number), &error).await,
+            },
+            Ok(Message::GivenUp { number }) => {
+                if let Some(making) = table.making.remove(&number) {
+                    making.abort();
+                }
+                table.places.get(&number).into_iter().for_each(mount::take_away);
+            }
+            Ok(Message::Refused { why, .. }) => tracing::error!(why, "the keeper refused a message"),
+            Ok(other) => tracing::warn!(?other, "the keeper said something that is not for a process that serves"),
+            Err(error) => self.refuse(number_in(text), &error).await,
+        }
+    }
+
+    async fn refuse(&self, number: Option<u64>, error: &WireError) {
+        tracing::error!(%error, "the keeper asks for something that this program does not understand");
+        self.say(&Message::Refused { number, why: error.to_string() }).await;
+    }
+
+    /// Begins to make a mount.
+    fn begin(self: &Arc<Self>, number: u64, spec: MountSpec, table: &mut Table, made: &UnboundedSender<Made>) {
+        let (server, made) = (Arc::clone(self), made.clone());
+        let making = tokio::spawn(async move {
+            match server.make(number, &spec).await {
+                // The receiver lives as long as the process.
+                Ok(mount) => drop(made.send((number, mount))),
+                Err(error) => server.tell(number, Word::Failed((&Report::from(error)).into())).await,
+            }
+        });
+        table.making.insert(number, making.abort_handle());
+    }
+
+    async fn make(&self, number: u64, spec: &MountSpec) -> Result<Mount, HostError> {
+        self.refuse_conflicts(spec)?;
+        let shared_layers = self.shared_layers(&spec.image.cache)?;
+        Mount::make(spec, &shared_layers, self.log.as_deref(), self.supervisor(number)).await
+    }
+
+    /// Serves a mount to its end.
+    fn serve(self: &Arc<Self>, number: u64, mount: Mount, table: &mut Table) {
+        table.places.insert(number, mount.place());
+        let mut asker = Caller { server: Arc::clone(self), number };
+        table.served.spawn(async move {
+            mount.serve(&mut asker).await;
+            number
+        });
+    }
+
+    /// Opens what another process serves or has served, waits until that one is gone, and takes it over.
+    async fn take_over(self: &Arc<Self>, handed: Vec<(u64, Handed)>, table: &mut Table) -> Result<(), HostError> {
         if handed.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
+        }
+        // The log is this process's from the first word on, unless a process still waits for the mount.
+        if let Some(log) = &self.log
+            && !handed.iter().any(|(_, handed)| handed.handover.awaited)
+        {
+            background::redirect_to(log)?;
+            self.redirected.store(true, Ordering::Relaxed);
         }
         let mut ready = Vec::new();
-        for (handover, connection) in handed {
-            match self.reopen(&handover).await {
-                Ok((opened, fs)) => ready.push(Resumed { handover, connection, opened, fs }),
-                // Nobody else can serve it any more.
-                Err(report) if handover.ended.is_some() => {
-                    tracing::error!(at = %handover.place.at().display(), error = %report.message, "cannot go on with a mount");
-                    drop(connection);
-                    mount::end(&handover.place);
-                    let number = handover.shared.map_or(0, |(number, _)| number);
-                    self.say(&Message::Ended(number), None).await;
+        for (number, handed) in handed {
+            let shared_layers = self.shared_layers(&handed.handover.spec.image.cache)?;
+            match Prepared::open(handed, &self.keeper.kept_documents(number), &shared_layers).await {
+                Ok(prepared) => ready.push((number, prepared)),
+                // No other process can serve it any more.
+                Err((error, handed)) if self.shared && handed.handover.ended.is_some() => {
+                    self.give_up(number, handed, &error).await;
                 }
-                Err(report) => return Err(report),
+                Err((error, _)) => return Err(error),
             }
         }
-        self.say(&Message::Prepared, None).await;
-        match self.channel.receive().await {
-            Ok(Some((Message::Go, _))) => Ok(ready),
-            _ => Err(Report::new(Code::Failure, "the keeper is gone")),
-        }
-    }
-
-    async fn reopen(&self, handover: &Handover) -> Result<(Opened, Arc<ImageFs>), Report> {
-        let Some((number, request)) = &handover.shared else {
-            return Err(Report::new(Code::Failure, "it is not known what was asked for"));
-        };
-        let around = self.around(request);
-        let before = self.by.kept_documents(*number);
-        let opened = open::open_again(&request.args.image, &handover.root, &before, &around).await?;
-        mount::same_manifest(&opened, handover)?;
-        let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
-        fs.goes_on_after(handover.age());
-        Ok((opened, fs))
-    }
-
-    /// Goes on with a mount.
-    async fn resume(self: &Arc<Self>, resumed: Resumed) -> Option<Serving<impl Future<Output = u64> + use<>>> {
-        let Resumed { handover, connection, opened, fs } = resumed;
-        let (number, request) = handover.shared.clone()?;
-        let let_cpus_sleep = request.args.let_cpus_sleep;
-        let place = handover.place.clone();
-        let mounted = match fuse::take_over(connection, Arc::clone(&fs), place, None, let_cpus_sleep) {
-            Ok(mounted) => mounted,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot go on with a mount");
-                self.say(&Message::Ended(number), None).await;
-                return None;
-            }
-        };
-        if let Some(how) = &handover.ended {
-            let at = handover.place.at().display();
-            tracing::warn!(how, %at, "the process that served this mount died; going on with it");
-        }
-        self.say(&Message::Serving(Box::new(handover.clone())), None).await;
-        let place = mounted.place();
-        Some((number, place, Arc::clone(self).serve(number, *request, opened, fs, mounted, handover)))
-    }
-
-    /// Mounts what was asked for.
-    async fn mount(
-        self: Arc<Self>,
-        number: u64,
-        request: Request,
-    ) -> Result<Serving<impl Future<Output = u64> + use<>>, Report> {
-        self.refuse_conflicts(&request.args)?;
-        let opened = open::open_for(&request.args.image, &self.around(&request)).await?;
-        let fs = opened.files(Eagerness::Background, mount::verify(&request.args));
-        let mounted = fuse::mount(Arc::clone(&fs), &request.args.at, &request.kernel)?;
-        self.by.keep_documents(number, &opened.plan.documents);
-        let place = mounted.place();
-        let shared = Some((number, Box::new(request.clone())));
-        let handover = Handover { shared, ..mount::handover(place.clone(), &opened, Some(self.log.clone())) };
-        let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
-        let words = Message::Serving(Box::new(handover.clone()));
-        self.say(&words, connection.as_ref().map(|connection| connection.as_fd())).await;
-        Ok((number, place, self.serve(number, request, opened, fs, mounted, handover)))
-    }
-
-    /// Serves a mount until it ends.
-    async fn serve(
-        self: Arc<Self>,
-        number: u64,
-        request: Request,
-        opened: Opened,
-        fs: Arc<ImageFs>,
-        mounted: Mounted,
-        mut handover: Handover,
-    ) -> u64 {
-        let mut own = MountState::of_this_process(&handover, &opened);
-        (own.keeper, own.shared) = (Some(self.by.clone()), true);
-        let published = status::publish(own, Arc::clone(&fs), opened.registry.clone());
-        let prefetching = mount::start_prefetching(&request.args, &opened.plan, &fs);
-        let waited = if request.args.wait && handover.awaited {
-            let tell = |total, done| {
-                // If the keeper cannot take that now, it soon hears of it again. It is who knows whether somebody waits.
-                let _ = self.channel.send(&Message::Tell(number, Word::Progress(total, done)), None);
-                Ok(())
-            };
-            mount::all_known(&fs, mounted.gone(), tell).await
-        } else {
-            Ok(())
-        };
-        match waited {
-            Ok(()) => {
-                mount::outlast(&opened, &request.args);
-                if handover.awaited {
-                    handover.awaited = false;
-                    self.say(&Message::Serving(Box::new(handover)), None).await;
+        self.say(&Message::Prepared).await;
+        let gone = || HostError::Channel { peer: "keeper", cause: ChannelError::Gone };
+        let Ok(Some((Message::Go, _))) = self.channel.receive_message().await else { return Err(gone()) };
+        for (number, prepared) in ready {
+            let place = prepared.handover().place.clone();
+            match prepared.take_over(self.supervisor(number)) {
+                Ok(mount) => self.serve(number, mount, table),
+                Err(error) => {
+                    tracing::error!(%error, at = %place.at().display(), "cannot take a mount over");
+                    self.say(&Message::Ended { number }).await;
                 }
-                // A process that goes on says it once more: the one before may have died before it could.
-                self.tell(number, Word::Ready).await;
-            }
-            Err(report) => {
-                if !mounted.is_gone() {
-                    mount::end(&mounted.place());
-                }
-                self.tell(number, Word::Failed(report)).await;
             }
         }
-        if let Err(error) = mounted.served().await {
-            tracing::error!(%error, "a mount is served no more");
+        Ok(())
+    }
+
+    /// Takes away a mount that cannot be served any more.
+    async fn give_up(&self, number: u64, handed: Handed, error: &HostError) {
+        let Handed { handover, connection, .. } = handed;
+        let error = crate::image::chain(error);
+        tracing::error!(at = %handover.place.at().display(), error, "cannot take a mount over; it is taken away");
+        drop(connection);
+        mount::take_away(&handover.place);
+        self.say(&Message::Ended { number }).await;
+    }
+
+    /// Ends every mount; files that are open can be read to their end.
+    async fn end_all(&self, table: &mut Table) {
+        for (number, making) in table.making.drain() {
+            making.abort();
+            let report = Report::from(HostError::InterruptedBeforeMount);
+            self.tell(number, Word::Failed((&report).into())).await;
         }
-        prefetching.abort();
-        fs.keep_profiles();
-        drop((fs, opened));
-        drop(published);
-        number
+        table.places.values().for_each(mount::take_away);
     }
 
     /// What concerns the process was settled by the first mount.
-    fn refuse_conflicts(&self, wanted: &MountArgs) -> Result<(), Report> {
-        let refuse = |what: &str| {
-            let message = format!("the process that serves shared mounts of this cache has another {what}");
-            Err(Report::usage(message).hint(format!("leave out `--{what}`, or mount without `--share`")))
-        };
-        let size = wanted.image.access.cache.cache_size;
-        if size.is_some() && size != self.shared_layers.store().limit() {
-            return refuse("cache-size");
+    fn refuse_conflicts(&self, spec: &MountSpec) -> Result<(), HostError> {
+        let settled = self.shared_layers.get().map(|(cache, _)| cache.limit);
+        if spec.image.cache.limit.is_some() && settled.is_some_and(|limit| limit != spec.image.cache.limit) {
+            return Err(HostError::Conflict { option: "cache-size" });
         }
-        if wanted.log_file.as_ref().is_some_and(|log| *log != self.log) {
-            return refuse("log-file");
+        if spec.log.is_some() && spec.log != self.log {
+            return Err(HostError::Conflict { option: "log-file" });
         }
         Ok(())
     }
 
-    fn around(&self, request: &Request) -> Around {
-        Around { surroundings: request.surroundings.clone(), shared_layers: self.shared_layers.clone() }
+    /// What the process has of layers; the first mount's cache is that of all.
+    fn shared_layers(&self, cache: &CacheSpec) -> Result<SharedLayers, HostError> {
+        if self.shared_layers.get().is_none() {
+            // Two mounts may do this at once; one of them counts.
+            let _ = self.shared_layers.set((cache.clone(), open::shared_layers(cache)?));
+        }
+        Ok(self.shared_layers.get().map(|(_, shared_layers)| shared_layers.clone()).expect("it was just set"))
+    }
+
+    fn supervisor(&self, number: u64) -> Supervisor {
+        let (keeper, channel) = (self.keeper.clone(), Arc::clone(&self.channel));
+        Supervisor::Keeper(Kept { keeper, channel, number, shared: self.shared })
     }
 
     async fn tell(&self, number: u64, word: Word) {
-        self.say(&Message::Tell(number, word), None).await;
+        self.say(&Message::Tell { number, word }).await;
     }
 
-    async fn say(&self, message: &Message, connection: Option<std::os::fd::BorrowedFd<'_>>) {
-        if let Err(error) = self.channel.deliver(message, connection).await {
-            tracing::warn!(%error, "the keeper is gone; nobody goes on with these mounts if this process dies");
+    async fn say(&self, message: &Message) {
+        if let Err(error) = self.channel.deliver(message, None).await {
+            tracing::warn!(%error, "the keeper is gone; these mounts end if this process dies");
         }
     }
 }
 
-/// A mount's number, its place, and what serves it to its end.
-type Serving<F> = (u64, MountPlace, F);
+/// The process that asked for a mount, at the other end of the keeper.
+struct Caller {
+    server: Arc<Server>,
+    number: u64,
+}
 
-/// How many keepers may be about to end when they are asked.
-const TRIES: usize = 5;
+impl Asker for Caller {
+    async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
+        // If the keeper cannot take that now, it soon hears of it again. The keeper knows whether the caller still waits.
+        let word = Word::Progress { total, done };
+        let _ = self.server.channel.send(&Message::Tell { number: self.number, word }, None);
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        self.server.tell(self.number, Word::Ready).await;
+        if let Some(log) = &self.server.log
+            && !self.server.redirected.swap(true, Ordering::Relaxed)
+            && let Err(error) = background::redirect_to(log)
+        {
+            tracing::warn!(%error, "cannot let go of the terminal");
+        }
+    }
+
+    async fn failed(&mut self, error: HostError) {
+        let interrupted = self.server.ending.load(Ordering::Relaxed);
+        let error = match error {
+            HostError::UnmountedBeforeVerified if interrupted => HostError::InterruptedBeforeVerified,
+            error => error,
+        };
+        self.server.tell(self.number, Word::Failed((&Report::from(error)).into())).await;
+    }
+}
+
+/// The number of the mount that a message is about, though the message itself was not understood.
+fn number_in(text: &[u8]) -> Option<u64> {
+    let message: serde_json::Value = serde_json::from_slice(text).ok()?;
+    message.as_object()?.values().next()?.get("number")?.as_u64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_mount_it_is_about() {
+        assert_eq!(number_in(br#"{"mount":{"number":7,"spec":{"colour":"red"}}}"#), Some(7));
+        assert_eq!(number_in(br#""go""#), None);
+        assert_eq!(number_in(b"\xff{"), None);
+    }
+}

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 
-use super::handover::{Handover, KeptBy};
+use super::error::HostError;
+use super::handover::{Handover, KeeperId};
 use super::open::{self, Opened};
-use crate::cli::report::{Code, Report};
+use super::supervisor::Supervisor;
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
@@ -25,56 +26,56 @@ use crate::source::registry::RegistrySource;
 
 /// Who serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct MountState {
+pub struct MountState {
     /// Where it is mounted.
-    pub(crate) at: PathBuf,
+    pub at: PathBuf,
     /// What was typed.
-    pub(crate) reference: String,
+    pub reference: String,
     /// The manifest's digest.
-    pub(crate) manifest: String,
+    pub manifest: String,
     /// The process.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Seconds since 1970.
-    pub(crate) since: u64,
+    pub since: u64,
     /// Its log; none in the foreground.
-    pub(crate) log: Option<PathBuf>,
+    pub log: Option<PathBuf>,
     /// The cache it uses.
-    pub(crate) cache: PathBuf,
+    pub cache: PathBuf,
     /// The process that starts another one when this one dies, and where to ask it for an upgrade.
     #[serde(default)]
-    pub(crate) keeper: Option<KeptBy>,
+    pub keeper: Option<KeeperId>,
     /// A service manager is what starts another one.
     #[serde(default)]
-    pub(crate) service: bool,
+    pub service: bool,
     /// How often another process has gone on with the mount.
     #[serde(default)]
-    pub(crate) takeovers: u32,
+    pub takeovers: u32,
     /// The process serves other mounts, too.
     #[serde(default)]
-    pub(crate) shared: bool,
+    pub shared: bool,
     /// Where to ask how it is.
     socket: PathBuf,
 }
 
 /// How a mount is, right now.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Health {
+pub struct Health {
     /// Bytes of all layers' blobs.
-    pub(crate) image_bytes: u64,
+    pub image_bytes: u64,
     /// Bytes received from the registry since the mount began.
-    pub(crate) received_bytes: u64,
+    pub received_bytes: u64,
     /// Requests made to the registry since the mount began.
-    pub(crate) requests: u64,
+    pub requests: u64,
     /// What the registry is asked for in vain, longest first.
-    pub(crate) waiting: Vec<WaitStatus>,
+    pub waiting: Vec<WaitStatus>,
     /// What it refused last, if it has granted nothing since.
-    pub(crate) refused: Option<String>,
+    pub refused: Option<String>,
     /// How far each layer is, base first.
-    pub(crate) layers: Vec<serde_json::Value>,
+    pub layers: Vec<serde_json::Value>,
 }
 
 /// The files of a mount that is being served; removed when dropped, the log only if it is empty.
-pub(crate) struct Published {
+pub struct Published {
     file: PathBuf,
     socket: PathBuf,
     /// A log that nobody else writes.
@@ -85,7 +86,10 @@ pub(crate) struct Published {
 ///
 /// Logs are written there and what stands there is believed, so a directory that somebody else can write
 /// to, as another user's runtime directory kept over `sudo`, is refused.
-pub(crate) fn directory() -> Result<PathBuf, Report> {
+///
+/// # Errors
+/// [`HostError::UnsafeDirectory`]
+pub fn directory() -> Result<PathBuf, HostError> {
     let directory = match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
         _ => open::default_cache_dir()?.join("run"),
@@ -96,40 +100,44 @@ pub(crate) fn directory() -> Result<PathBuf, Report> {
     };
     // Who can write to the one above can put another in its place, unless only owners may move what is in there.
     let above = directory.parent().and_then(|above| std::fs::metadata(above).ok().map(|found| (above, found.mode())));
-    let shown = match above {
-        Some((above, mode)) if mode & 0o022 != 0 && mode & 0o1000 == 0 => above.display(),
+    let path = match above {
+        Some((above, mode)) if mode & 0o022 != 0 && mode & 0o1000 == 0 => above.to_owned(),
         _ if safe => return Ok(directory),
-        _ => directory.display(),
+        _ => directory,
     };
-    Err(Report::new(Code::Failure, format!("`{shown}` is not a directory that only this user can write to"))
-        .hint("remove it, or set XDG_RUNTIME_DIR to a directory of your own"))
+    Err(HostError::UnsafeDirectory { path })
 }
 
-/// [`directory`], made if it is not there.
-pub(crate) fn make_directory() -> Result<PathBuf, Report> {
-    let directory = directory()?;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
-        Report::new(Code::Failure, format!("cannot make the directory `{}`: {error}", directory.display()))
-    })?;
-    Ok(directory)
+/// [`directory`], made if it is missing.
+///
+/// # Errors
+/// [`HostError`]
+pub fn make_directory() -> Result<PathBuf, HostError> {
+    let path = directory()?;
+    match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        Ok(()) => Ok(path),
+        Err(cause) => Err(HostError::RunState { path, cause }),
+    }
 }
 
 /// Tells of a mount, and answers those who ask, until dropped. The mount matters more than that it can be asked: what
 /// prevents that is a warning.
-pub(crate) fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
+pub fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
     let published = try_publish(state, fs, registry);
-    published.map_err(|report| tracing::warn!(error = %report.message, "`peelfs status` will not know this mount")).ok()
+    published
+        .map_err(|error| {
+            tracing::warn!(error = crate::image::chain(&error), "`peelfs status` will not know this mount");
+        })
+        .ok()
 }
 
 fn try_publish(
     mut state: MountState,
     fs: Arc<ImageFs>,
     registry: Option<Arc<RegistrySource>>,
-) -> Result<Published, Report> {
+) -> Result<Published, HostError> {
     let directory = make_directory()?;
-    let failed = |what: &Path, error: std::io::Error| {
-        Report::new(Code::Failure, format!("cannot write `{}`: {error}", what.display()))
-    };
+    let failed = |path: &Path, cause| HostError::RunState { path: path.to_owned(), cause };
     let name = format!("{}-{}", state.pid, serial());
     let published = Published {
         file: directory.join(format!("{name}.json")),
@@ -153,8 +161,9 @@ fn try_publish(
 }
 
 impl MountState {
-    /// A mount served by this process alone, and kept by nobody.
-    pub(crate) fn of_this_process(handover: &Handover, opened: &Opened) -> Self {
+    /// Of a mount that this process serves.
+    pub(super) fn of(handover: &Handover, opened: &Opened, supervisor: &Supervisor) -> Self {
+        let kept = supervisor.keeper();
         Self {
             at: handover.place.at().to_owned(),
             reference: opened.reference.to_string(),
@@ -163,21 +172,21 @@ impl MountState {
             since: handover.since,
             log: handover.log.clone(),
             cache: opened.store.root().to_owned(),
-            keeper: None,
-            service: false,
+            keeper: kept.map(|kept| kept.keeper.clone()),
+            service: matches!(supervisor, Supervisor::ServiceManager(_)),
             takeovers: handover.takeovers,
-            shared: false,
+            shared: kept.is_some_and(|kept| kept.shared),
             socket: PathBuf::new(),
         }
     }
 
     /// Whether this is there to be read, as it is until the mount has let go of what it held.
-    pub(crate) fn is_published(&self) -> bool {
+    pub fn is_published(&self) -> bool {
         self.socket.with_extension("json").exists()
     }
 
     /// How the mount is; `None` when its process does not answer.
-    pub(crate) fn health(&self) -> Option<Health> {
+    pub fn health(&self) -> Option<Health> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
         let mut text = Vec::new();
@@ -187,7 +196,7 @@ impl MountState {
 }
 
 /// Every mount that tells of itself in `directory`; leftovers of ended processes are removed.
-pub(crate) fn all(directory: &Path) -> Vec<MountState> {
+pub fn all(directory: &Path) -> Vec<MountState> {
     let mut states = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -217,7 +226,7 @@ pub(crate) fn all(directory: &Path) -> Vec<MountState> {
 }
 
 /// Removes a log in which nothing stands, unless the user has named it.
-pub(crate) fn remove_empty_log(log: &Path) {
+pub fn remove_empty_log(log: &Path) {
     let own = directory().is_ok_and(|directory| log.parent() == Some(&directory));
     if own && std::fs::symlink_metadata(log).is_ok_and(|found| found.len() == 0) {
         let _ = std::fs::remove_file(log);

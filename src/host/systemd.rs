@@ -16,37 +16,33 @@ use serde::{Deserialize, Serialize};
 
 use super::handover::{Handed, Handover};
 use super::inherited;
-use crate::cli::args::MountArgs;
-use crate::fuse::{OpenFiles, mounts};
+use super::spec::MountSpec;
+use super::wire::{self, v1};
+use crate::fuse::OpenFiles;
 
 /// The manager that has started this process.
 #[derive(Debug)]
 pub(crate) struct ServiceManager {
-    reference: String,
-    platform: Option<String>,
     /// Where it has what is to be told of the mount, once it has.
     record: Option<File>,
     /// The files that are open, of a mount with passthrough.
     opens: Option<File>,
 }
 
-/// What is told of a mount.
+/// What the manager keeps of a mount.
 #[derive(Debug, Deserialize, Serialize)]
 struct Record {
-    /// The image, as this command line and no other one asks for it.
-    reference: String,
-    platform: Option<String>,
-    handover: Handover,
+    /// The version of the wire format in which the mount is described.
+    wire: u32,
+    mount: v1::MountHandover,
 }
 
 impl ServiceManager {
-    /// The manager, if there is one, and what it has kept of the mount that `args` ask for, if that is still there.
-    pub(crate) fn find(args: &MountArgs) -> Option<(Self, Option<Handed>)> {
+    /// The manager, if there is one, and what it has kept of the mount that is asked for, if that is still there.
+    pub(super) fn find(spec: &MountSpec) -> Option<(Self, Option<Handed>)> {
         std::env::var_os("NOTIFY_SOCKET")?;
-        let reference = args.image.reference.clone();
-        let platform = args.image.access.platform.clone();
-        let mut manager = Self { reference, platform, record: None, opens: None };
-        let kept = manager.kept(args).unwrap_or_else(|error| {
+        let mut manager = Self { record: None, opens: None };
+        let kept = manager.kept(spec).unwrap_or_else(|error| {
             tracing::warn!(%error, "what the service manager has kept cannot be used; mounting anew");
             None
         });
@@ -56,28 +52,34 @@ impl ServiceManager {
         Some((manager, kept))
     }
 
-    fn kept(&mut self, args: &MountArgs) -> io::Result<Option<Handed>> {
+    fn kept(&mut self, spec: &MountSpec) -> io::Result<Option<Handed>> {
         let mut kept = inherited::take()?;
         let (Some(record), Some(connection)) = (kept.remove(RECORD), kept.remove(CONNECTION)) else { return Ok(None) };
         let file = File::from(record);
         let mut text =
             vec![0; usize::try_from(file.metadata()?.len()).map_or(LARGEST_RECORD, |l| l.min(LARGEST_RECORD))];
         file.read_exact_at(&mut text, 0)?;
-        let Record { reference, platform, handover: before } = serde_json::from_slice(&text)?;
+        let Record { wire, mount } = serde_json::from_slice(&text)?;
+        if !wire::VERSIONS.contains(&wire) {
+            return Err(io::Error::other(format!("it was written by a program that speaks wire version {wire}")));
+        }
+        let before = Handover::try_from(mount).map_err(io::Error::other)?;
         if !before.place.is_mounted() {
             return Ok(None);
         }
-        if (&reference, &platform) != (&self.reference, &self.platform)
-            || before.place.at() != mounts::absolute(&args.at)?
-        {
-            tracing::warn!(at = %before.place.at().display(), reference, "unmounting what the service was asked for before");
+        // The image, as this command line and no other one asks for it.
+        let asked = |spec: &MountSpec| (spec.image.reference.to_string(), spec.image.platform.clone(), spec.at.clone());
+        if asked(&before.spec) != asked(spec) {
+            let (at, reference) = (before.place.at().display(), &before.spec.image.reference);
+            tracing::warn!(%at, %reference, "unmounting what the service was asked for before");
             before.place.unmount(OpenFiles::Keep).map_err(io::Error::other)?;
             return Ok(None);
         }
         self.record = Some(file);
         let opens = kept.remove(OPENS).map(File::from);
         let ended = Some("the service manager started another process".into());
-        let handover = Handover { takeovers: before.takeovers + 1, ended, ..before };
+        // What this command line says of the mount holds from here on.
+        let handover = Handover { spec: spec.clone(), ..before.to_next(ended) };
         Ok(Some(Handed { handover, connection, opens }))
     }
 
@@ -93,18 +95,18 @@ impl ServiceManager {
 
     /// The mount is up: gives the manager what another process needs to go on with it, if one could, and says when
     /// it is ready.
-    pub(crate) fn serving(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) {
+    pub(crate) fn serving(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) {
         let ready = !handover.awaited;
         if let Err(error) = self.keep(handover, connection) {
-            tracing::warn!(%error, "the service manager cannot keep this mount; nobody goes on with it if this process dies");
+            tracing::warn!(%error, "the service manager cannot keep this mount; it ends if this process dies");
         }
         if ready {
             tell(&[NotifyState::Ready]);
         }
     }
 
-    fn keep(&mut self, handover: Handover, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let record = Record { reference: self.reference.clone(), platform: self.platform.clone(), handover };
+    fn keep(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let record = Record { wire: 1, mount: handover.into() };
         let mut text = serde_json::to_vec(&record)?;
         // What is written later is as long, and replaces it as a whole.
         text.resize(text.len().next_multiple_of(PAGE), b' ');

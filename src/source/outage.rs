@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::sync::lock;
 
 /// How long a reader waits for a source that is away; what is cached is served in any case.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OnOutage {
     /// Until it is back.
     Block,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The largest credentials file or helper answer that is read, in bytes.
@@ -78,7 +78,7 @@ impl fmt::Display for Found {
 }
 
 /// The part of the process's environment that decides where credentials and certificates are.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// `HOME`.
     pub home: Option<PathBuf>,

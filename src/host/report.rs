@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use crate::content::{PassError, TransferError};
 use crate::fuse::{MountError, UnmountError};
@@ -16,7 +15,7 @@ use crate::source::SourceError;
 use crate::store::StoreError;
 
 /// A failure as a user sees it.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Report {
     /// What failed, with its causes, in one line.
     pub message: String,
@@ -27,7 +26,7 @@ pub struct Report {
 }
 
 /// Exit codes.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Code {
     /// 1: something else failed.
     Failure,
@@ -86,42 +85,8 @@ impl Report {
         self
     }
 
-    /// Tells it on stderr.
-    pub fn print(&self) {
-        eprintln!("error: {}", super::text::printable(self.message.as_bytes()));
-        if let Some(hint) = &self.hint {
-            eprintln!("hint: {}", super::text::printable(hint.as_bytes()));
-        }
-    }
-
-    fn of(code: Code, error: &dyn Error) -> Self {
+    pub(super) fn of(code: Code, error: &dyn Error) -> Self {
         Self::new(code, crate::image::chain(error))
-    }
-}
-
-/// What fails of several things of which each is tried: all of it is told, and the first decides the exit code.
-#[derive(Debug, Default)]
-pub(crate) struct Failures {
-    first: Option<Code>,
-    /// Not told yet.
-    last: Option<Report>,
-}
-
-impl Failures {
-    /// One more.
-    pub(crate) fn add(&mut self, report: Report) {
-        self.first.get_or_insert(report.code);
-        if let Some(before) = self.last.replace(report) {
-            before.print();
-        }
-    }
-
-    /// How it went, all in all.
-    ///
-    /// # Errors
-    /// The last failure, which is yet to be told.
-    pub(crate) fn outcome(self) -> Result<(), Report> {
-        self.last.map_or(Ok(()), |last| Err(Report { code: self.first.unwrap_or(last.code), ..last }))
     }
 }
 

@@ -1,0 +1,80 @@
+//! From what a user typed to what is meant: everything parsed and checked once, every path absolute.
+
+use std::path::PathBuf;
+
+use super::args::{AccessArgs, CacheDirArgs, ImageArgs, MountArgs, PrefetchArg, VerifyArg};
+use crate::host::open;
+use crate::host::report::Report;
+use crate::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy};
+use crate::image::{Network, Prefetch, Verify};
+use crate::reference::{Place, Reference};
+use crate::source::registry::Surroundings;
+
+/// The mount that `args` ask for; its mount point is as it was typed.
+pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec, Report> {
+    let policy = Policy {
+        verify: match args.verify {
+            VerifyArg::Strict => Verify::BeforeShowing,
+            VerifyArg::Behind => Verify::Behind,
+        },
+        prefetch: match args.prefetch {
+            PrefetchArg::All => Prefetch::All,
+            PrefetchArg::Profile => Prefetch::Profile,
+            PrefetchArg::None => Prefetch::None,
+        },
+        on_outage: args.on_outage,
+        wait: args.wait,
+        passthrough: args.passthrough,
+    };
+    let log = args.log_file.map(open::absolute);
+    Ok(MountSpec { image: image(&args.image)?, at: args.at, kernel, policy, log })
+}
+
+/// The image that `args` name. What the user may have meant otherwise is told.
+pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
+    let reference = reference(&args.reference)?;
+    for note in reference.notes() {
+        eprintln!("note: {note}");
+    }
+    let access = &args.access;
+    Ok(ImageSpec {
+        reference,
+        platform: access.platform.as_deref().map(str::parse).transpose()?,
+        access: self::access(access),
+        cache: cache(&access.cache)?,
+    })
+}
+
+/// The reference, with a path that means the same in any directory.
+fn reference(typed: &str) -> Result<Reference, Report> {
+    let reference: Reference = typed.parse()?;
+    match typed.split_once(':') {
+        Some((transport, path)) if !matches!(reference.place(), Place::Registry(_)) => {
+            Ok(format!("{transport}:{}", open::absolute(path).display()).parse()?)
+        }
+        _ => Ok(reference),
+    }
+}
+
+fn access(args: &AccessArgs) -> Access {
+    Access {
+        network: if args.offline { Network::Offline } else { Network::Allowed },
+        insecure: args.insecure,
+        ca: args.ca.iter().map(open::absolute).collect(),
+        authfile: args.authfile.as_ref().map(open::absolute),
+        surroundings: Surroundings::of_process(),
+    }
+}
+
+/// The cache that `args` name, or the usual one.
+pub(super) fn cache(args: &CacheDirArgs) -> Result<CacheSpec, Report> {
+    Ok(CacheSpec { dir: cache_dir(args)?, limit: args.cache_size })
+}
+
+/// Where that is.
+pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
+    match &args.cache_dir {
+        Some(dir) => Ok(open::absolute(dir)),
+        None => Ok(open::default_cache_dir()?),
+    }
+}

@@ -1,0 +1,157 @@
+//! A mount that this very process serves, without a keeper.
+
+use std::path::PathBuf;
+
+use super::channel::{AsyncChannel, Channel, ChannelError};
+use super::error::HostError;
+use super::handover::Handed;
+use super::mount::{self, Asker, Mount, Prepared};
+use super::process::{self, Ends};
+use super::report::Report;
+use super::spec::MountSpec;
+use super::supervisor::Supervisor;
+use super::systemd::ServiceManager;
+use super::wire::v1::{Request, Word};
+use super::{Progress, background, mount_point, open, status, wire};
+use crate::image::Documents;
+
+/// Mounts in the foreground, or takes over what a service manager has kept, and serves until the mount has ended.
+///
+/// # Errors
+/// [`HostError`]
+pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
+    // Before any thread runs.
+    let (supervisor, handed) = match ServiceManager::find(spec) {
+        Some((manager, handed)) => (Supervisor::ServiceManager(manager), handed),
+        None => (Supervisor::None, None),
+    };
+    let mut here = Here { progress, failure: None };
+    let spec = match handed {
+        Some(_) => spec.clone(),
+        None => MountSpec { at: mount_point::find(&spec.at, here.progress.as_mut())?, ..spec.clone() },
+    };
+    mount::in_runtime(run(&spec, supervisor, handed, None, &mut here))?;
+    here.failure.map_or(Ok(()), Err)
+}
+
+/// Runs this process in the background for the command that has started it.
+///
+/// # Errors
+/// [`HostError`]
+pub fn run_in_background() -> Result<(), HostError> {
+    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
+    process::leave_terminal();
+    process::leave_directory();
+    let failed = |cause| HostError::Channel { peer: "command", cause };
+    channel.accept().map_err(failed)?;
+    let (text, _) =
+        channel.receive().map_err(|error| failed(error.into()))?.ok_or_else(|| failed(ChannelError::Gone))?;
+    let Request::Mount(spec) = wire::parse(&text).map_err(|error| failed(error.into()))? else {
+        return Err(HostError::NotStartedByPeelfs);
+    };
+    let spec = MountSpec::try_from(*spec).map_err(|error| failed(error.into()))?;
+    let log = match &spec.log {
+        Some(log) => log.clone(),
+        None => status::make_directory()?.join(format!("{}.log", std::process::id())),
+    };
+    mount::in_runtime(async move {
+        let channel = AsyncChannel::new(channel).map_err(HostError::system("talk to the command"))?;
+        let mut caller = Caller { channel, log };
+        let log = caller.log.clone();
+        let done = match background::open_log(&log) {
+            Ok(_) => run(&spec, Supervisor::None, None, Some(log), &mut caller).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            caller.failed(error).await;
+        }
+        Ok(())
+    })
+}
+
+async fn run(
+    spec: &MountSpec,
+    supervisor: Supervisor,
+    handed: Option<Handed>,
+    log: Option<PathBuf>,
+    asker: &mut impl Asker,
+) -> Result<(), HostError> {
+    let mut ends = Ends::new()?;
+    let shared_layers = open::shared_layers(&spec.image.cache)?;
+    let mount = match handed {
+        Some(handed) => {
+            let prepared = Prepared::open(handed, &Documents::default(), &shared_layers).await;
+            prepared.map_err(|(error, _)| error)?.take_over(supervisor)?
+        }
+        None => tokio::select! {
+            made = Mount::make(spec, &shared_layers, log.as_deref(), supervisor) => made?,
+            _ = ends.wait() => return Err(HostError::InterruptedBeforeMount),
+        },
+    };
+    let place = mount.place();
+    let served = mount.serve(asker);
+    tokio::pin!(served);
+    // The first signal frees the path and lets open files be read to their end, the second one ends the process.
+    tokio::select! {
+        () = &mut served => return Ok(()),
+        _ = ends.wait() => mount::take_away(&place),
+    }
+    tokio::select! {
+        () = &mut served => {}
+        _ = ends.wait() => {}
+    }
+    Ok(())
+}
+
+/// This process is what waits for the mount.
+struct Here {
+    progress: Box<dyn Progress>,
+    failure: Option<HostError>,
+}
+
+impl Asker for Here {
+    async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
+        self.progress.show(total, done);
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        self.progress.end();
+    }
+
+    async fn failed(&mut self, error: HostError) {
+        self.progress.end();
+        self.failure = Some(error);
+    }
+}
+
+/// The command that has started this process.
+struct Caller {
+    channel: AsyncChannel,
+    log: PathBuf,
+}
+
+impl Asker for Caller {
+    async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
+        match self.channel.send(&Word::Progress { total, done }, None) {
+            // What it cannot take now it soon hears again.
+            Err(ChannelError::Io(error)) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                Err(HostError::InterruptedBeforeVerified)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn ready(&mut self) {
+        // The command may have gone; a mount that is ready stays.
+        let _ = self.channel.deliver(&Word::Ready, None).await;
+        if let Err(error) = background::redirect_to(&self.log) {
+            tracing::warn!(%error, "cannot let go of the terminal");
+        }
+    }
+
+    async fn failed(&mut self, error: HostError) {
+        let _ = self.channel.deliver(&Word::Failed((&Report::from(error)).into()), None).await;
+        status::remove_empty_log(&self.log);
+    }
+}

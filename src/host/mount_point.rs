@@ -1,0 +1,30 @@
+//! The directory to mount on.
+
+use std::path::{Path, PathBuf};
+
+use super::error::HostError;
+use super::{Progress, probe};
+use crate::fuse::{self, MountError, OpenFiles, mounts};
+
+/// The directory to mount on, absolute, and fit for it; a mount on it whose process is gone is cleared.
+///
+/// # Errors
+/// [`HostError`]
+pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostError> {
+    let refused = |cause| HostError::MountPoint { at: typed.to_owned(), cause };
+    let at = mounts::followed(typed).map_err(refused)?;
+    // First this: a mount whose server hangs must not be looked at.
+    if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
+        if probe::ask(&at) != probe::Answer::Gone {
+            return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into());
+        }
+        progress.note(&format!("clearing a mount on `{}` whose process is gone", typed.display()));
+        fuse::unmount(&at, OpenFiles::Keep)?;
+        return find(typed, progress);
+    }
+    match std::fs::metadata(&at) {
+        Err(cause) => Err(refused(cause)),
+        Ok(found) if !found.is_dir() => Err(HostError::NotADirectory { at: typed.to_owned() }),
+        Ok(_) => Ok(at),
+    }
+}

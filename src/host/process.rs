@@ -1,0 +1,94 @@
+//! What a process that reads images needs: a runtime, room for files, and the signals that end it.
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::HostError;
+
+/// A runtime, as many open files as this process may have, and no core dumps.
+///
+/// Each layer keeps three files open, and the usual limit of 1024 is there for programs that use select(2).
+/// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
+/// program, where a limit of zero is ignored (core(5)).
+///
+/// # Errors
+/// [`HostError::System`]
+pub fn runtime() -> Result<tokio::runtime::Runtime, HostError> {
+    raise_file_limit();
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
+        tracing::debug!(%error, "cannot forbid core dumps");
+    }
+    make_room_for_files();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(HostError::system("start threads"))
+}
+
+/// A runtime of one thread, for a process that reads no image.
+pub(super) fn small_runtime() -> Result<tokio::runtime::Runtime, HostError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostError::system("start"))
+}
+
+/// Lets this process have as many files open as it may.
+pub fn raise_file_limit() {
+    let files = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Lets the kernel make its table of this process's open files large at once, by opening one with a high number.
+///
+/// It makes a larger table whenever the last one is full; in a process with threads each time takes some 10 ms,
+/// until no CPU looks at the old one (`expand_fdtable`), and five hundred layers would pay for five of them.
+fn make_room_for_files() {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let last = limit.min(ROOM_FOR_FILES).saturating_sub(1) as i32;
+    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last) {
+        tracing::debug!(%error, "no room for many files is made ahead");
+    }
+}
+
+/// Those of some 700 layers; 8 bytes each.
+const ROOM_FOR_FILES: u64 = 2048;
+
+/// The signals that end a mount.
+#[derive(Debug)]
+pub(super) struct Ends {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    pub(super) fn new() -> Result<Self, HostError> {
+        let listen = |kind| signal(kind).map_err(HostError::system("listen to signals"));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next one.
+    pub(super) async fn wait(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hang_up.recv() => Signal::HUP,
+        }
+    }
+}
+
+/// Makes this process a session of its own, so that the terminal's signals do not reach it.
+pub(super) fn leave_terminal() {
+    // It fails only for a process that leads a group already, and then there is nothing to leave.
+    let _ = rustix::process::setsid();
+}
+
+/// Leaves the directory of the process that started this one, so that it can be unmounted; and lets only this user read
+/// what is made from here on.
+pub(super) fn leave_directory() {
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::debug!(%error, "cannot leave the working directory");
+    }
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}

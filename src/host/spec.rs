@@ -1,0 +1,95 @@
+//! What is asked for: which image, where it is mounted, and how it is served.
+//!
+//! Everything in here is parsed and checked, and every path is absolute: it means the same in any process, directory
+//! and environment. Front ends make it out of their own arguments; what travels between processes is a type of its own
+//! ([`wire`](super::wire)), so that a field added here cannot change what an older process understands.
+
+use std::path::PathBuf;
+
+use crate::image::{Network, Prefetch, Verify};
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::source::outage::OnOutage;
+use crate::source::registry::Surroundings;
+
+/// One mount.
+#[derive(Clone, Debug)]
+pub struct MountSpec {
+    /// What is shown.
+    pub image: ImageSpec,
+    /// The mount point.
+    pub at: PathBuf,
+    /// What the kernel is told.
+    pub kernel: KernelOptions,
+    /// How it is served.
+    pub policy: Policy,
+    /// Where the log is written, if the user named a file.
+    pub log: Option<PathBuf>,
+}
+
+/// What the kernel is told of a mount.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct KernelOptions {
+    /// Other users may enter.
+    pub allow_other: bool,
+    /// Set-user-id programs of the image work.
+    pub suid: bool,
+    /// Device nodes of the image work.
+    pub dev: bool,
+    /// Programs of the image do not run.
+    pub noexec: bool,
+    /// Idle CPUs may sleep while requests come in quick succession.
+    pub let_cpus_sleep: bool,
+}
+
+/// One image, and how it is reached.
+#[derive(Clone, Debug)]
+pub struct ImageSpec {
+    /// What the user named.
+    pub reference: Reference,
+    /// The platform that the user asked for; this machine's otherwise.
+    pub platform: Option<Platform>,
+    /// How it is reached.
+    pub access: Access,
+    /// Where its layers are kept.
+    pub cache: CacheSpec,
+}
+
+/// How a registry is reached.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Whether the network may be asked.
+    pub network: Network,
+    /// Plain HTTP and unverified TLS are allowed.
+    pub insecure: bool,
+    /// Further trusted certificates, PEM files.
+    pub ca: Vec<PathBuf>,
+    /// The file with credentials that the user named.
+    pub authfile: Option<PathBuf>,
+    /// Where credentials and certificates are looked for otherwise.
+    pub surroundings: Surroundings,
+}
+
+/// A cache directory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CacheSpec {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Bytes that layers may take.
+    pub limit: Option<u64>,
+}
+
+/// How a mount is served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Policy {
+    /// When bytes may be shown.
+    pub verify: Verify,
+    /// What is fetched before it is read.
+    pub prefetch: Prefetch,
+    /// How long readers wait while the source is away.
+    pub on_outage: OnOutage,
+    /// The command returns when every layer is verified.
+    pub wait: bool,
+    /// The kernel reads large files from files of the cache.
+    pub passthrough: bool,
+}

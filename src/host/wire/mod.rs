@@ -1,0 +1,226 @@
+//! What processes of peelfs say to each other, possibly of different versions.
+//!
+//! A conversation begins with an [`Offer`] of the versions that one side speaks; the other side answers with the
+//! highest one that both know, or with a refusal that says why. From then on both use the types of that version, and
+//! only those: they are not the types that the rest of the program works with, every struct refuses fields it does not
+//! know, and what cannot be understood is answered with a reason. So a newer option can never be dropped by an older
+//! process that does not know it: an option may be what protects something.
+//!
+//! A version's module is never changed once it was released, but for a field that a peer may leave out; a new field
+//! that has a meaning is a new version.
+
+pub mod v1;
+
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The versions this program speaks.
+pub const VERSIONS: [u32; 1] = [1];
+
+/// The first message of a conversation. Later versions may add fields, which are ignored here.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Offer {
+    /// Versions of this module's messages.
+    pub versions: Vec<u32>,
+    /// The version of the program, for messages to people.
+    pub program: String,
+}
+
+/// What is answered to an [`Offer`], and to anything that is refused later.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The conversation goes on in this version.
+    Version(u32),
+    /// It ends.
+    Refused {
+        /// Why, in words for the user.
+        why: String,
+    },
+}
+
+/// Why a message was not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The two programs have no version in common.
+    #[error("{program} speaks the wire versions {offered:?} and this program, {}, speaks {VERSIONS:?}", env!("CARGO_PKG_VERSION"))]
+    NoVersion {
+        /// The other program.
+        program: String,
+        /// What it offered.
+        offered: Vec<u32>,
+    },
+    /// The other side refused.
+    #[error("{why}")]
+    Refused {
+        /// What it said.
+        why: String,
+    },
+    /// It is not a message of the agreed version.
+    #[error("a message that cannot be understood: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// The message is larger than the other side takes.
+    #[error("the message has {size} bytes, and {limit} are the most that can be sent")]
+    TooLarge {
+        /// Bytes of the message.
+        size: usize,
+        /// Bytes that can be sent.
+        limit: usize,
+    },
+    /// A value is not what it should be.
+    #[error("`{value}` is no {what}")]
+    Value {
+        /// The kind of value.
+        what: &'static str,
+        /// The value.
+        value: String,
+    },
+}
+
+impl Offer {
+    /// What this program offers.
+    pub fn own() -> Self {
+        Self { versions: VERSIONS.to_vec(), program: format!("peelfs {}", env!("CARGO_PKG_VERSION")) }
+    }
+
+    /// The version to go on in.
+    ///
+    /// # Errors
+    /// [`WireError::NoVersion`]
+    pub fn choose(&self) -> Result<u32, WireError> {
+        let common = self.versions.iter().filter(|version| VERSIONS.contains(version)).max();
+        common
+            .copied()
+            .ok_or_else(|| WireError::NoVersion { program: self.program.clone(), offered: self.versions.clone() })
+    }
+}
+
+impl Answer {
+    /// The version that the other side chose, if this program offered it.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub fn version(self) -> Result<u32, WireError> {
+        match self {
+            Self::Version(version) if VERSIONS.contains(&version) => Ok(version),
+            Self::Version(version) => {
+                Err(WireError::Value { what: "version that was offered", value: version.to_string() })
+            }
+            Self::Refused { why } => Err(WireError::Refused { why }),
+        }
+    }
+}
+
+/// Reads a message; the error names the field that is missing or unknown.
+///
+/// # Errors
+/// [`WireError::Malformed`]
+pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, WireError> {
+    Ok(serde_json::from_slice(text)?)
+}
+
+/// Writes a message of at most [`LARGEST`] bytes.
+///
+/// # Errors
+/// [`WireError::TooLarge`]
+pub fn text<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let text = serde_json::to_vec(message)?;
+    if text.len() > LARGEST {
+        return Err(WireError::TooLarge { size: text.len(), limit: LARGEST });
+    }
+    Ok(text)
+}
+
+/// Bytes of the largest message: some sixteen paths of 4 KiB.
+pub const LARGEST: usize = 64 << 10;
+
+/// A path: text where it is text, base64 of its bytes where it is not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum WirePath {
+    /// Valid UTF-8.
+    Text(String),
+    /// Any other bytes.
+    Bytes {
+        /// In base64.
+        base64: String,
+    },
+}
+
+impl From<&Path> for WirePath {
+    fn from(path: &Path) -> Self {
+        let bytes = path.as_os_str().as_bytes();
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes { base64: base64::engine::general_purpose::STANDARD.encode(bytes) },
+        }
+    }
+}
+
+impl From<&PathBuf> for WirePath {
+    fn from(path: &PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+impl TryFrom<WirePath> for PathBuf {
+    type Error = WireError;
+
+    fn try_from(path: WirePath) -> Result<Self, WireError> {
+        match path {
+            WirePath::Text(text) => Ok(text.into()),
+            WirePath::Bytes { base64: text } => {
+                let decoded = base64::engine::general_purpose::STANDARD.decode(&text);
+                let bytes = decoded.map_err(|_| WireError::Value { what: "path", value: text })?;
+                Ok(std::ffi::OsString::from_vec(bytes).into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_highest_common_version_is_chosen() {
+        let offer = |versions: &[u32]| Offer { versions: versions.to_vec(), program: "peelfs 9".into() };
+        assert_eq!(offer(&[1]).choose().unwrap(), 1);
+        assert_eq!(offer(&[7, 1, 2]).choose().unwrap(), VERSIONS.into_iter().max().unwrap());
+        let refused = offer(&[0, 99]).choose().unwrap_err().to_string();
+        assert!(refused.contains("peelfs 9") && refused.contains("[0, 99]"), "{refused}");
+        assert!(offer(&[]).choose().is_err());
+    }
+
+    #[test]
+    fn a_later_offer_with_more_fields_is_read() {
+        let offer: Offer = parse(br#"{"versions":[1,2],"program":"peelfs 3","features":["erofs"]}"#).unwrap();
+        assert_eq!(offer.choose().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_version_that_was_not_offered_is_refused() {
+        assert!(Answer::Version(99).version().is_err());
+        let refused = Answer::Refused { why: "it is busy".into() }.version().unwrap_err();
+        assert_eq!(refused.to_string(), "it is busy");
+    }
+
+    #[test]
+    fn a_path_of_any_bytes_travels() {
+        for bytes in [b"/tmp/a".to_vec(), b"/tmp/\xff\xfe".to_vec(), Vec::new()] {
+            let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
+            let text = text(&WirePath::from(&path)).unwrap();
+            assert_eq!(PathBuf::try_from(parse::<WirePath>(&text).unwrap()).unwrap(), path);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_not_written() {
+        assert!(matches!(text(&"x".repeat(LARGEST)), Err(WireError::TooLarge { .. })));
+    }
+}

@@ -1,0 +1,502 @@
+//! Version 1 of the messages between processes.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{WireError, WirePath};
+use crate::digest::Digest;
+use crate::fuse::MountPlace;
+use crate::host::handover::{Handover, KeeperId};
+use crate::host::report::{Code, Report};
+use crate::host::spec;
+use crate::image::{Network, Prefetch, Verify};
+use crate::source::outage::OnOutage;
+use crate::source::registry::Surroundings;
+
+/// Between a keeper and the process that serves; some carry the connection to the kernel.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Message {
+    /// To a new process: who keeps its mounts, and how many mounts follow that it is to take over.
+    Begin {
+        /// The keeper.
+        keeper: KeeperAddress,
+        /// Mounts that follow, one [`Message::TakeOver`] each.
+        mounts: usize,
+        /// Where the log goes once a mount is ready; none in the foreground.
+        log: Option<WirePath>,
+        /// Whether further mounts may come.
+        shared: bool,
+    },
+    /// To a new process, with the connection: prepare to take this mount over.
+    TakeOver {
+        /// The mount's number.
+        number: u64,
+        /// The mount.
+        handover: Box<MountHandover>,
+    },
+    /// From it: all mounts are prepared. It does not serve yet.
+    Prepared,
+    /// To it: the process before is gone; serve.
+    Go,
+    /// To the process that serves: make one more mount.
+    Mount {
+        /// Its number.
+        number: u64,
+        /// What is asked for.
+        spec: Box<MountSpec>,
+    },
+    /// From it: how another process could take the mount over. At the first time with the connection.
+    Serving {
+        /// The mount's number.
+        number: u64,
+        /// The mount.
+        handover: Box<MountHandover>,
+    },
+    /// From it: what the process that asked for a mount is to be told.
+    Tell {
+        /// The mount's number.
+        number: u64,
+        /// What it is told.
+        word: Word,
+    },
+    /// To it: the process that asked for the mount ended before the mount was ready.
+    GivenUp {
+        /// The mount's number.
+        number: u64,
+    },
+    /// From it: the mount has ended.
+    Ended {
+        /// The mount's number.
+        number: u64,
+    },
+    /// From either: a message was not understood and not acted on.
+    Refused {
+        /// The mount it was about, if that is known.
+        number: Option<u64>,
+        /// Why.
+        why: String,
+    },
+}
+
+/// To the process that asked for a mount.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Word {
+    /// How far the first passes are.
+    Progress {
+        /// Bytes to read.
+        total: u64,
+        /// Bytes read.
+        done: u64,
+    },
+    /// Something the user may want to know.
+    Note(String),
+    /// The mount is up and, where asked for, verified.
+    Ready,
+    /// It failed; nothing is mounted.
+    Failed(Failure),
+}
+
+/// What a control socket is asked.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Make a mount; [`Word`]s are the answer.
+    Mount(Box<MountSpec>),
+    /// Let this program serve; [`Upgraded`] is the answer.
+    Upgrade {
+        /// The program.
+        program: WirePath,
+    },
+}
+
+/// How an upgrade went.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Upgraded {
+    /// Another process serves now.
+    Done {
+        /// Its number.
+        pid: u32,
+        /// Microseconds in which no process served.
+        pause_us: u64,
+    },
+    /// The process before goes on serving.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A failure as a user sees it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    kind: FailureKind,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum FailureKind {
+    Failure,
+    Usage,
+    NotFound,
+    Authentication,
+    Verification,
+    Network,
+}
+
+/// A keeper, and where it is asked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeeperAddress {
+    pid: u32,
+    socket: WirePath,
+}
+
+/// What another process needs to take a mount over, besides its connection.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountHandover {
+    spec: MountSpec,
+    place: Place,
+    root: Digest,
+    manifest: Digest,
+    log: Option<WirePath>,
+    since: u64,
+    takeovers: u32,
+    ended: Option<String>,
+    awaited: bool,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    at: WirePath,
+    device: Option<String>,
+}
+
+/// A mount that is asked for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountSpec {
+    image: ImageSpec,
+    at: WirePath,
+    kernel: KernelOptions,
+    policy: Policy,
+    log: Option<WirePath>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct ImageSpec {
+    reference: String,
+    platform: Option<String>,
+    offline: bool,
+    insecure: bool,
+    ca: Vec<WirePath>,
+    authfile: Option<WirePath>,
+    surroundings: Environment,
+    cache_dir: WirePath,
+    cache_size: Option<u64>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Environment {
+    home: Option<WirePath>,
+    xdg_runtime_dir: Option<WirePath>,
+    xdg_config_home: Option<WirePath>,
+    docker_config: Option<WirePath>,
+    registry_auth_file: Option<WirePath>,
+    path: Option<WirePath>,
+    uid: Option<u32>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct KernelOptions {
+    allow_other: bool,
+    suid: bool,
+    dev: bool,
+    noexec: bool,
+    let_cpus_sleep: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Policy {
+    verify: VerifyPolicy,
+    prefetch: PrefetchPolicy,
+    on_outage: OutagePolicy,
+    wait: bool,
+    passthrough: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum VerifyPolicy {
+    Strict,
+    Behind,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum PrefetchPolicy {
+    None,
+    Profile,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum OutagePolicy {
+    Block,
+    DeadlineMs(u64),
+    Offline,
+}
+
+impl From<&spec::MountSpec> for MountSpec {
+    fn from(spec: &spec::MountSpec) -> Self {
+        let spec::MountSpec { image, at, kernel, policy, log } = spec;
+        let spec::KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep } = *kernel;
+        Self {
+            image: image.into(),
+            at: at.into(),
+            kernel: KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
+            policy: (*policy).into(),
+            log: log.as_ref().map(WirePath::from),
+        }
+    }
+}
+
+impl TryFrom<MountSpec> for spec::MountSpec {
+    type Error = WireError;
+
+    fn try_from(spec: MountSpec) -> Result<Self, WireError> {
+        let MountSpec { image, at, kernel, policy, log } = spec;
+        let KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep } = kernel;
+        Ok(Self {
+            image: image.try_into()?,
+            at: at.try_into()?,
+            kernel: spec::KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
+            policy: policy.into(),
+            log: path(log)?,
+        })
+    }
+}
+
+impl From<&spec::ImageSpec> for ImageSpec {
+    fn from(image: &spec::ImageSpec) -> Self {
+        let spec::ImageSpec { reference, platform, access, cache } = image;
+        let spec::Access { network, insecure, ca, authfile, surroundings } = access;
+        Self {
+            reference: reference.to_string(),
+            platform: platform.as_ref().map(ToString::to_string),
+            offline: *network == Network::Offline,
+            insecure: *insecure,
+            ca: ca.iter().map(WirePath::from).collect(),
+            authfile: authfile.as_ref().map(WirePath::from),
+            surroundings: surroundings.into(),
+            cache_dir: (&cache.dir).into(),
+            cache_size: cache.limit,
+        }
+    }
+}
+
+impl TryFrom<ImageSpec> for spec::ImageSpec {
+    type Error = WireError;
+
+    fn try_from(image: ImageSpec) -> Result<Self, WireError> {
+        let ImageSpec { reference, platform, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } =
+            image;
+        let access = spec::Access {
+            network: if offline { Network::Offline } else { Network::Allowed },
+            insecure,
+            ca: ca.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            authfile: path(authfile)?,
+            surroundings: surroundings.try_into()?,
+        };
+        Ok(Self {
+            reference: value("reference", reference)?,
+            platform: platform.map(|platform| value("platform", platform)).transpose()?,
+            access,
+            cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
+        })
+    }
+}
+
+impl From<&Surroundings> for Environment {
+    fn from(of: &Surroundings) -> Self {
+        let Surroundings { home, xdg_runtime_dir, xdg_config_home, docker_config, registry_auth_file, path, uid } = of;
+        let wire = |path: &Option<PathBuf>| path.as_ref().map(WirePath::from);
+        Self {
+            home: wire(home),
+            xdg_runtime_dir: wire(xdg_runtime_dir),
+            xdg_config_home: wire(xdg_config_home),
+            docker_config: wire(docker_config),
+            registry_auth_file: wire(registry_auth_file),
+            path: path.as_ref().map(|path| WirePath::from(Path::new(path))),
+            uid: *uid,
+        }
+    }
+}
+
+impl TryFrom<Environment> for Surroundings {
+    type Error = WireError;
+
+    fn try_from(of: Environment) -> Result<Self, WireError> {
+        Ok(Self {
+            home: path(of.home)?,
+            xdg_runtime_dir: path(of.xdg_runtime_dir)?,
+            xdg_config_home: path(of.xdg_config_home)?,
+            docker_config: path(of.docker_config)?,
+            registry_auth_file: path(of.registry_auth_file)?,
+            path: path(of.path)?.map(Into::into),
+            uid: of.uid,
+        })
+    }
+}
+
+impl From<spec::Policy> for Policy {
+    fn from(policy: spec::Policy) -> Self {
+        let spec::Policy { verify, prefetch, on_outage, wait, passthrough } = policy;
+        Self {
+            verify: match verify {
+                Verify::BeforeShowing => VerifyPolicy::Strict,
+                Verify::Behind => VerifyPolicy::Behind,
+            },
+            prefetch: match prefetch {
+                Prefetch::None => PrefetchPolicy::None,
+                Prefetch::Profile => PrefetchPolicy::Profile,
+                Prefetch::All => PrefetchPolicy::All,
+            },
+            on_outage: match on_outage {
+                OnOutage::Block => OutagePolicy::Block,
+                OnOutage::Deadline(time) => {
+                    OutagePolicy::DeadlineMs(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+                }
+                OnOutage::Offline => OutagePolicy::Offline,
+            },
+            wait,
+            passthrough,
+        }
+    }
+}
+
+impl From<Policy> for spec::Policy {
+    fn from(policy: Policy) -> Self {
+        let Policy { verify, prefetch, on_outage, wait, passthrough } = policy;
+        Self {
+            verify: match verify {
+                VerifyPolicy::Strict => Verify::BeforeShowing,
+                VerifyPolicy::Behind => Verify::Behind,
+            },
+            prefetch: match prefetch {
+                PrefetchPolicy::None => Prefetch::None,
+                PrefetchPolicy::Profile => Prefetch::Profile,
+                PrefetchPolicy::All => Prefetch::All,
+            },
+            on_outage: match on_outage {
+                OutagePolicy::Block => OnOutage::Block,
+                OutagePolicy::DeadlineMs(ms) => OnOutage::Deadline(Duration::from_millis(ms)),
+                OutagePolicy::Offline => OnOutage::Offline,
+            },
+            wait,
+            passthrough,
+        }
+    }
+}
+
+impl From<&KeeperId> for KeeperAddress {
+    fn from(keeper: &KeeperId) -> Self {
+        Self { pid: keeper.pid, socket: (&keeper.socket).into() }
+    }
+}
+
+impl TryFrom<KeeperAddress> for KeeperId {
+    type Error = WireError;
+
+    fn try_from(keeper: KeeperAddress) -> Result<Self, WireError> {
+        Ok(Self { pid: keeper.pid, socket: keeper.socket.try_into()? })
+    }
+}
+
+impl From<&Handover> for MountHandover {
+    fn from(handover: &Handover) -> Self {
+        let Handover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
+        Self {
+            spec: spec.into(),
+            place: Place { at: place.at().into(), device: place.device().map(ToOwned::to_owned) },
+            root: root.clone(),
+            manifest: manifest.clone(),
+            log: log.as_ref().map(WirePath::from),
+            since: *since,
+            takeovers: *takeovers,
+            ended: ended.clone(),
+            awaited: *awaited,
+        }
+    }
+}
+
+impl TryFrom<MountHandover> for Handover {
+    type Error = WireError;
+
+    fn try_from(handover: MountHandover) -> Result<Self, WireError> {
+        let MountHandover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
+        Ok(Self {
+            spec: spec.try_into()?,
+            place: MountPlace::new(place.at.try_into()?, place.device),
+            root,
+            manifest,
+            log: path(log)?,
+            since,
+            takeovers,
+            ended,
+            awaited,
+        })
+    }
+}
+
+impl From<&Report> for Failure {
+    fn from(report: &Report) -> Self {
+        let kind = match report.code {
+            Code::Failure => FailureKind::Failure,
+            Code::Usage => FailureKind::Usage,
+            Code::NotFound => FailureKind::NotFound,
+            Code::Authentication => FailureKind::Authentication,
+            Code::Verification => FailureKind::Verification,
+            Code::Network => FailureKind::Network,
+        };
+        Self { message: report.message.clone(), hint: report.hint.clone(), kind }
+    }
+}
+
+impl From<Failure> for Report {
+    fn from(failure: Failure) -> Self {
+        let code = match failure.kind {
+            FailureKind::Failure => Code::Failure,
+            FailureKind::Usage => Code::Usage,
+            FailureKind::NotFound => Code::NotFound,
+            FailureKind::Authentication => Code::Authentication,
+            FailureKind::Verification => Code::Verification,
+            FailureKind::Network => Code::Network,
+        };
+        Self { message: failure.message, hint: failure.hint, code }
+    }
+}
+
+fn path(path: Option<WirePath>) -> Result<Option<PathBuf>, WireError> {
+    path.map(TryInto::try_into).transpose()
+}
+
+/// A value that travels as text.
+fn value<T: FromStr>(what: &'static str, text: String) -> Result<T, WireError> {
+    text.parse().map_err(|_| WireError::Value { what, value: text })
+}
