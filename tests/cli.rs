@@ -133,12 +133,12 @@ fn an_image_that_is_cached_by_tag_is_cached_by_digest() {
 }
 
 #[test]
-fn a_background_process_tells_its_parent_alone_why_it_cannot_begin() {
-    // As when another mount has come between the parent's look at the directory and its own.
-    let ran = User::new().run(&["mount", "--background-child", "oci:layout", "missing"]);
-    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
-    assert!(ran.output.stderr.is_empty(), "{}", ran.text);
-    assert!(ran.text.contains("Failed") && ran.text.contains("missing"), "{}", ran.text);
+fn a_process_behind_mounts_cannot_be_started_by_hand() {
+    for role in ["keeper", "server", "alone"] {
+        let ran = User::new().run(&["host", role]);
+        assert_eq!(ran.output.status.code(), Some(2), "{}", ran.text);
+        assert!(ran.text.contains("`peelfs host` is for peelfs itself"), "{}", ran.text);
+    }
 }
 
 #[test]

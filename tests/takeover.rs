@@ -9,12 +9,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use peelfs::host::channel::Channel;
 use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
 use peelfs::loopback::registry::{Catalog, Registry};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use support::load::{self, times};
-use support::sandbox::{MountPoint, Sandbox, cannot_mount};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
 const FILES: usize = 64;
 const READERS: usize = 32;
@@ -208,4 +210,186 @@ fn a_mount_goes_on_without_its_keeper_and_ends_with_it() {
     while at.is_mounted() {
         std::thread::yield_now();
     }
+}
+
+/// Sends `messages`, one after the other, to the socket of a mount's keeper; what it answers to each.
+fn say_to_keeper(at: &MountPoint<'_>, messages: &[Value]) -> Vec<String> {
+    let socket = at.state().unwrap()["keeper"]["socket"].as_str().unwrap().to_owned();
+    let channel = Channel::connect(Path::new(&socket)).unwrap();
+    channel.set_timeout(Duration::from_secs(20)).unwrap();
+    messages.iter().map(|message| answer(&channel, message)).collect()
+}
+
+fn answer(channel: &Channel, message: &Value) -> String {
+    channel.send(message, None).unwrap();
+    channel.receive().unwrap().map_or_else(String::new, |(text, _)| String::from_utf8(text).unwrap())
+}
+
+/// Reads on with a file that was open before.
+fn reads_on(file: &File, number: usize) {
+    let mut bytes = vec![0; content(number).len()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == content(number));
+}
+
+/// What a keeper does not understand it refuses with the reason, and goes on; so does its mount.
+#[test]
+fn a_keeper_refuses_what_it_does_not_understand() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
+    let open = File::open(at.join("d/3")).unwrap();
+    let own = json!({"versions": [1], "program": "peelfs 0.0"});
+    let refused = say_to_keeper(&at, &[json!({"versions": [0, 99], "program": "peelfs 99.0"})]);
+    assert!(refused[0].contains("refused") && refused[0].contains("peelfs 99.0"), "{refused:?}");
+    assert!(refused[0].contains("[0, 99]") && refused[0].contains("[1]"), "{refused:?}");
+    assert!(say_to_keeper(&at, &[json!("garbage")])[0].contains("refused"));
+    for (request, why) in [
+        (json!({"upgrade": {"program": "/bin/true", "colour": "red"}}), "unknown field `colour`"),
+        (json!({"upgrade": {}}), "missing field `program`"),
+        (json!({"downgrade": {}}), "unknown variant `downgrade`"),
+        (json!(7), "cannot be understood"),
+    ] {
+        let answers = say_to_keeper(&at, &[own.clone(), request.clone()]);
+        assert_eq!(answers[0], r#"{"version":1}"#);
+        assert!(answers[1].contains("failed") && answers[1].contains(why), "{request}: {answers:?}");
+    }
+    // Those that say nothing hold up neither a replacement nor an upgrade.
+    let socket = at.state().unwrap()["keeper"]["socket"].as_str().unwrap().to_owned();
+    let silent: Vec<Channel> = (0..20).map(|_| Channel::connect(Path::new(&socket)).unwrap()).collect();
+    at.kill_server();
+    reads_on(&open, 3);
+    at.upgrade();
+    reads_on(&open, 3);
+    drop(silent);
+}
+
+/// A mount that is asked for with a field more or less is refused by name, and the others stay.
+#[test]
+fn a_shared_mount_with_an_unknown_option_is_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let reference = registry.reference("app", "1");
+    let at = sandbox.mount_with(&reference, "mnt", &["--share"]);
+    let open = File::open(at.join("d/3")).unwrap();
+    let run = sandbox.path().join("run/peelfs");
+    let socket = std::fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
+    let socket = socket.into_iter().find(|path| path.extension().is_some_and(|name| name == "share")).unwrap();
+    let other = sandbox.mount_point("other");
+    let spec = json!({
+        "image": {"reference": reference, "platform": null, "offline": false, "insecure": false, "ca": [],
+            "authfile": null, "cache_dir": sandbox.cache(), "cache_size": null,
+            "surroundings": {"home": null, "xdg_runtime_dir": null, "xdg_config_home": null, "docker_config": null,
+                "registry_auth_file": null, "path": null, "uid": 0}},
+        "at": other.path, "log": null,
+        "kernel": {"allow_other": false, "suid": false, "dev": false, "noexec": true, "let_cpus_sleep": false},
+        "policy": {"verify": "strict", "prefetch": "none", "on_outage": "offline", "wait": true, "passthrough": false},
+    });
+    let ask = |spec: &Value| {
+        let channel = Channel::connect(&socket).unwrap();
+        answer(&channel, &json!({"versions": [2, 1], "program": "peelfs 9"}));
+        let mut told = answer(&channel, &json!({"mount": spec}));
+        while told.contains("progress") {
+            told = String::from_utf8(channel.receive().unwrap().unwrap().0).unwrap();
+        }
+        told
+    };
+    let mut unknown = spec.clone();
+    unknown["policy"]["only_signed"] = json!(true);
+    let mut missing = spec.clone();
+    missing["kernel"].as_object_mut().unwrap().remove("noexec");
+    for (spec, why) in [(unknown, "unknown field `only_signed`"), (missing, "missing field `noexec`")] {
+        let told = ask(&spec);
+        assert!(told.contains("failed") && told.contains(why), "{told}");
+        assert!(!other.is_mounted());
+    }
+    // A request that could not be handed to the next process is refused before it is acted on.
+    let long: Vec<String> = (0..16).map(|number| format!("/{number}{}", "x".repeat(3900))).collect();
+    let options: Vec<String> = long.iter().map(|path| format!("--ca={path}")).collect();
+    let mut more = vec!["--share"];
+    more.extend(options.iter().map(String::as_str));
+    let output = other.try_mount(&reference, &more);
+    assert!(said(&output).contains("the most that can be sent"), "{}", said(&output));
+    assert!(!other.is_mounted());
+    reads_on(&open, 3);
+    assert_eq!(ask(&spec), r#""ready""#);
+    assert!(other.is_mounted());
+    at.kill_server();
+    reads_on(&open, 3);
+    assert!(load::read_anew(&other.join("d/5")).unwrap() == content(5));
+}
+
+/// A program that speaks another version, or none, is refused with the reason, and the server before goes on.
+#[test]
+fn an_upgrade_to_another_wire_version_is_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let at = sandbox.mount(&registry.reference("app", "1"), "mnt");
+    let open = File::open(at.join("d/3")).unwrap();
+    let server = at.server();
+    let newer = program(&sandbox, "newer", r#"s.recv(65536); s.send(b'{"refused":{"why":"it speaks 98 and 99"}}')"#);
+    // It answers as if it had been offered what it was not.
+    let liar = program(&sandbox, "liar", r#"s.recv(65536); s.send(b'{"version":99}'); s.recv(65536)"#);
+    let garbled = program(&sandbox, "garbled", r#"s.recv(65536); s.send(b'hello'); s.recv(65536)"#);
+    // It agrees and then does not understand what it is to take over.
+    let older = program(
+        &sandbox,
+        "older",
+        r#"s.recv(65536); s.send(b'{"version":1}'); s.recv(65536); s.recv(65536); s.send(b'{"refused":{"number":1,"why":"unknown field `spec`"}}'); s.recv(65536)"#,
+    );
+    for (program, why) in [
+        (newer, "it speaks 98 and 99"),
+        (liar, "99"),
+        (garbled, "cannot be understood"),
+        (older, "unknown field `spec`"),
+        ("/bin/true".into(), "the other process is gone"),
+        ("/nowhere".into(), "No such file"),
+    ] {
+        let own = json!({"versions": [1], "program": "peelfs 0.0"});
+        let answers = say_to_keeper(&at, &[own, json!({"upgrade": {"program": program}})]);
+        assert!(answers[1].contains("refused") && answers[1].contains(why), "{program:?}: {answers:?}");
+        assert_eq!(at.server(), server);
+        reads_on(&open, 3);
+    }
+    at.upgrade();
+    reads_on(&open, 3);
+}
+
+/// A program that does what `script` says with the channel `s` to its keeper.
+fn program(sandbox: &Sandbox, name: &str, script: &str) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = sandbox.path().join(name);
+    let head = "#!/usr/bin/env python3\nimport socket\ns = socket.socket(fileno=0)\n";
+    std::fs::write(&path, format!("{head}{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A process that is to serve chooses a version it knows, and refuses what it does not understand.
+#[test]
+fn a_server_speaks_the_version_that_both_know() {
+    let start = |offer: Value| {
+        let (own, other) = Channel::pair().unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_peelfs"));
+        let child = command.args(["host", "server"]).stdin(other).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(command);
+        let answer = answer(&own, &offer);
+        (own, child, answer)
+    };
+    let (own, child, chosen) = start(json!({"versions": [1, 2, 3], "program": "peelfs 3", "more": true}));
+    assert_eq!(chosen, r#"{"version":1}"#);
+    let refused = answer(&own, &json!({"begin": {"keeper": {"pid": 1, "socket": "/x"}, "mounts": 0, "log": null}}));
+    assert!(refused.contains("missing field `shared`"), "{refused}");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+    let (own, child, refused) = start(json!({"versions": [2], "program": "peelfs 3"}));
+    assert!(refused.contains("refused") && refused.contains("peelfs 3"), "{refused}");
+    drop(own);
+    let output = child.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("wire versions [2]"), "{output:?}");
 }

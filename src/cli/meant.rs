@@ -26,13 +26,14 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         wait: args.wait,
         passthrough: args.passthrough,
     };
-    let log = args.log_file.map(open::absolute);
-    Ok(MountSpec { image: image(&args.image)?, at: args.at, kernel, policy, log })
+    let image = image(&args.image)?;
+    let image = ImageSpec { reference: absolute(image.reference)?, ..image };
+    Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute) })
 }
 
 /// The image that `args` name. What the user may have meant otherwise is told.
 pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
-    let reference = reference(&args.reference)?;
+    let reference: Reference = args.reference.parse()?;
     for note in reference.notes() {
         eprintln!("note: {note}");
     }
@@ -46,8 +47,8 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
 }
 
 /// The reference, with a path that means the same in any directory.
-fn reference(typed: &str) -> Result<Reference, Report> {
-    let reference: Reference = typed.parse()?;
+fn absolute(reference: Reference) -> Result<Reference, Report> {
+    let typed = reference.to_string();
     match typed.split_once(':') {
         Some((transport, path)) if !matches!(reference.place(), Place::Registry(_)) => {
             Ok(format!("{transport}:{}", open::absolute(path).display()).parse()?)

@@ -72,7 +72,11 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
             Err(cause) => Err(HostError::Channel { peer: "command", cause }),
         };
         keeper.clean_up();
-        ended
+        match ended {
+            // The command was told, and tells the user.
+            Err(HostError::Told(_)) => Ok(()),
+            ended => ended,
+        }
     })
 }
 
@@ -403,6 +407,8 @@ impl Keeper {
         command.args(background::SERVER).args((self.service != Service::Foreground).then_some(background::QUIET));
         // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
         let process = command.stdin(Stdio::from(other)).process_group(0).spawn().map_err(|error| cannot(&error))?;
+        // It holds the other end: the process would never seem to be gone.
+        drop(command);
         let channel = AsyncChannel::new(own).map_err(|error| cannot(&error))?;
         let mut server = Server { process, channel, began: Instant::now() };
         let begin = Message::Begin {

@@ -1,7 +1,7 @@
 //! What is asked for: which image, where it is mounted, and how it is served.
 //!
-//! Everything in here is parsed and checked, and every path is absolute: it means the same in any process, directory
-//! and environment. Front ends make it out of their own arguments; what travels between processes is a type of its own
+//! Everything in here is parsed and checked, and every path of a mount is absolute: it means the same in any process,
+//! directory and environment. Front ends make it out of their own arguments; what travels between processes is a type of its own
 //! ([`wire`](super::wire)), so that a field added here cannot change what an older process understands.
 
 use std::path::PathBuf;
