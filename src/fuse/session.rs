@@ -98,8 +98,7 @@ impl Drop for Ends {
 pub struct MountPlace {
     at: PathBuf,
     device: Option<String>,
-    /// What the kernel knows its nodes by, besides their numbers; none if it was made by a peelfs that gave none.
-    #[serde(default)]
+    /// What the kernel knows its nodes by, besides their numbers.
     generation: u32,
 }
 
@@ -328,9 +327,14 @@ impl Mounted {
 }
 
 impl MountPlace {
-    /// A mount at `at`, by the kernel's number for it (`MAJOR:MINOR`).
-    pub fn new(at: PathBuf, device: Option<String>) -> Self {
-        Self { at, device }
+    /// A mount at `at`, by the kernel's number for it (`MAJOR:MINOR`) and the generation of its nodes.
+    pub fn new(at: PathBuf, device: Option<String>, generation: u32) -> Self {
+        Self { at, device, generation }
+    }
+
+    /// What the kernel knows its nodes by, besides their numbers.
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// The kernel's number for it.

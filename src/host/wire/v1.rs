@@ -180,6 +180,7 @@ pub struct MountHandover {
 struct Place {
     at: WirePath,
     device: Option<String>,
+    generation: u32,
 }
 
 /// A mount that is asked for.
@@ -433,7 +434,11 @@ impl From<&Handover> for MountHandover {
         let Handover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
         Self {
             spec: spec.into(),
-            place: Place { at: place.at().into(), device: place.device().map(ToOwned::to_owned) },
+            place: Place {
+                at: place.at().into(),
+                device: place.device().map(ToOwned::to_owned),
+                generation: place.generation(),
+            },
             root: root.clone(),
             manifest: manifest.clone(),
             log: log.as_ref().map(WirePath::from),
@@ -452,7 +457,7 @@ impl TryFrom<MountHandover> for Handover {
         let MountHandover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
         Ok(Self {
             spec: spec.try_into()?,
-            place: MountPlace::new(place.at.try_into()?, place.device),
+            place: MountPlace::new(place.at.try_into()?, place.device, place.generation),
             root,
             manifest,
             log: path(log)?,
