@@ -33,7 +33,7 @@ demo: needs
 PROGRAMS_OF_32_BITS := $(if $(filter x86_64,$(shell uname -m)),/usr/lib32/crt1.o:gcc-multilib)
 
 test:
-	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo \
+	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
 		docker-registry:docker-registry getfattr:attr python3:python3 faketime:faketime cpio:cpio git:git \
 		restic:restic borg:borgbackup $(PROGRAMS_OF_32_BITS)
 	$(CARGO) fmt --check

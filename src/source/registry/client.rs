@@ -118,14 +118,14 @@ impl Client {
                     shortcut = Shortcut::Avoid;
                     continue;
                 }
-                Err(fault @ (Fault::Connect { .. } | Fault::Silent { .. }))
+                Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
                     if self.settled.get().is_none() && !self.outages.are_outlasted() =>
                 {
                     // Never heard of: one clear error at once is better than a minute of hope.
-                    let connects = matches!(fault, Fault::Connect { .. });
+                    let connects = !fault.is_silence();
                     match candidates.next().filter(|_| connects) {
                         Some(next) => base = next,
-                        None => return Err(self.unreachable(ask.what, first_fault.unwrap_or(fault).to_string())),
+                        None => return Err(self.cannot_reach(ask.what, &first_fault.unwrap_or(fault))),
                     }
                     first_fault.get_or_insert(fault);
                     continue;
@@ -133,7 +133,7 @@ impl Client {
                 Err(fault) if fault.is_passing() => {
                     let subject = Subject { silent: fault.is_silence(), ..ask.subject() };
                     if !self.again(tries, subject, None, &fault).await {
-                        return Err(self.gave_up(ask.what, &fault, tries));
+                        return Err(hinted(self.gave_up(ask.what, &fault, tries), fault.hint()));
                     }
                     // Nobody knows yet under which of its addresses it will be back.
                     if self.settled.get().is_none() {
@@ -267,7 +267,8 @@ impl Client {
     fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
         let tried = match &error {
             AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } => tried.clone(),
-            AuthError::Unreachable(_) | AuthError::Failing { .. } => return self.unreachable(what, error.to_string()),
+            AuthError::Unreachable(fault) => return hinted(self.unreachable(what, error.to_string()), fault.hint()),
+            AuthError::Failing { .. } => return self.unreachable(what, error.to_string()),
             AuthError::NoToken { .. } => return self.protocol(what, error.to_string()),
             AuthError::File(file) => {
                 return SourceError::Unsupported { place: file.path.clone(), why: error.to_string(), hint: None };
@@ -312,6 +313,10 @@ impl Client {
 
     pub(super) fn unreachable(&self, what: &str, why: String) -> SourceError {
         SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint: None }
+    }
+
+    fn cannot_reach(&self, what: &str, fault: &Fault) -> SourceError {
+        hinted(self.unreachable(what, fault.to_string()), fault.hint())
     }
 
     pub(super) fn gave_up(&self, what: &str, fault: &(dyn Display + Sync), tries: &Tries) -> SourceError {
@@ -369,5 +374,15 @@ impl Client {
 
     fn locations(&self) -> MutexGuard<'_, HashMap<Digest, Url>> {
         self.locations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The same error with what the user can do, if that is known.
+fn hinted(error: SourceError, better: Option<&'static str>) -> SourceError {
+    match error {
+        SourceError::Unreachable { what, place, why, hint } => {
+            SourceError::Unreachable { what, place, why, hint: better.or(hint) }
+        }
+        other => other,
     }
 }

@@ -21,6 +21,7 @@ use super::origin::{self, Forbidden, MAX_REDIRECTS, Origin, Reach};
 use super::patience::Deadlines;
 use super::ranges::decimal;
 use super::tls::{self, HostCertificates, TlsError, Verify};
+use super::verifier::{self, Refusal};
 
 /// The most of an error's body that is read, in bytes.
 const SAID_LIMIT: usize = 64 << 10;
@@ -85,6 +86,8 @@ pub(super) struct Outgoing {
 pub(super) enum Fault {
     #[error("cannot reach {host}: {why}")]
     Connect { host: String, why: String },
+    #[error("cannot reach {host}: {}", refusal.why)]
+    Handshake { host: String, refusal: Refusal },
     #[error("{host} gave no answer within {} s", limit.as_secs_f32())]
     Silent { host: String, limit: Duration },
     #[error("{host} stopped sending: fewer than {least} bytes in {} s", limit.as_secs_f32())]
@@ -117,6 +120,7 @@ impl Fault {
     pub(super) fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. }
+            | Self::Handshake { .. }
             | Self::Silent { .. }
             | Self::Stalled { .. }
             | Self::Abandoned { .. }
@@ -127,6 +131,14 @@ impl Fault {
             | Self::NoLocation { .. }
             | Self::RedirectLoop { .. }
             | Self::Tls(_) => false,
+        }
+    }
+
+    /// What the user can do, where it is not about the network.
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Handshake { refusal, .. } => refusal.hint,
+            _ => None,
         }
     }
 }
@@ -463,12 +475,21 @@ fn fault(error: reqwest::Error, host: String, deadlines: &Deadlines) -> Fault {
     if error.is_dns() {
         return Fault::Connect { host, why: "its name cannot be resolved".to_owned() };
     }
-    let why = innermost(&error);
+    let bottom = bottom(&error);
+    // A server that wants another client certificate says so when the handshake is done for the client.
+    if let Some(refusal) = verifier::explain(bottom) {
+        return Fault::Handshake { host, refusal };
+    }
+    let why = words(bottom);
     if connecting { Fault::Connect { host, why } } else { Fault::Broken { host, why } }
 }
 
 /// The reason at the bottom of an error, in words for people.
 fn innermost(error: &reqwest::Error) -> String {
+    words(bottom(error))
+}
+
+fn bottom(error: &reqwest::Error) -> &(dyn std::error::Error + 'static) {
     let mut bottom: &(dyn std::error::Error + 'static) = error;
     let mut next = error.source();
     while let Some(source) = next {
@@ -479,6 +500,10 @@ fn innermost(error: &reqwest::Error) -> String {
             None => source.source(),
         };
     }
+    bottom
+}
+
+fn words(bottom: &(dyn std::error::Error + 'static)) -> String {
     if let Some(io) = bottom.downcast_ref::<std::io::Error>() {
         match io.kind() {
             std::io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
@@ -487,10 +512,9 @@ fn innermost(error: &reqwest::Error) -> String {
             _ => {}
         }
     }
-    match bottom.downcast_ref::<rustls::Error>() {
-        Some(rustls::Error::InvalidCertificate(why)) => format!("its certificate is not accepted ({why})"),
-        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
-        _ => shown(&bottom.to_string()),
+    match bottom.to_string().as_str() {
+        "tls handshake eof" => "it hung up in the TLS handshake".to_owned(),
+        text => verifier::explain(bottom).map_or_else(|| shown(text), |refusal| refusal.why),
     }
 }
 

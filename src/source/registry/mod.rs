@@ -7,7 +7,7 @@
 //! | file | knows |
 //! |---|---|
 //! | `origin` | where a request may go |
-//! | `tls` | whose certificates count |
+//! | `tls`, `verifier` | whose certificates count |
 //! | `http` | one exchange, bounded |
 //! | `patience` | how long and how often |
 //! | `challenge`, `credentials`, `auth` | who we are |
@@ -32,6 +32,7 @@ mod scripted;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod tls;
+mod verifier;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -97,13 +98,14 @@ pub struct RegistryOptions {
 impl RegistryOptions {
     /// What a user with these surroundings expects.
     pub fn new(surroundings: Surroundings) -> Self {
-        let mut certs_dirs = vec![PathBuf::from("/etc/docker/certs.d"), PathBuf::from("/etc/containers/certs.d")];
-        certs_dirs.extend(surroundings.config_home().map(|config| config.join("containers/certs.d")));
+        // The user's own before the machine's, as in containers-certs.d(5).
+        let own = surroundings.config_home().map(|config| config.join("containers/certs.d"));
+        let certs_dirs = own.into_iter().chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from));
         Self {
             insecure: false,
             ca: Vec::new(),
             authfile: None,
-            certs_dirs,
+            certs_dirs: certs_dirs.collect(),
             surroundings,
             deadlines: Deadlines::default(),
             user_agent: concat!("peelfs/", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -2,8 +2,8 @@
 //!
 //! It exists because well-behaved servers cannot cut a body at a chosen byte or lie about a range.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -99,6 +99,21 @@ pub(super) struct Scripted {
 impl Scripted {
     /// Answers every request with what `script` returns.
     pub(super) fn start(script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+        Self::start_with(None, script)
+    }
+
+    /// The same over TLS.
+    pub(super) fn start_tls(
+        tls: rustls::ServerConfig,
+        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(Some(Arc::new(tls)), script)
+    }
+
+    fn start_with(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -107,11 +122,17 @@ impl Scripted {
         let (log, count) = (asked.clone(), connections.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (script, log) = (script.clone(), log.clone());
+                let (script, log, tls) = (script.clone(), log.clone(), tls.clone());
                 count.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
                     // A client that leaves in the middle is part of many tests.
-                    let _ = stream.and_then(|stream| serve(&stream, &*script, &log));
+                    let _ = stream.and_then(|stream| match tls {
+                        None => serve(stream, &*script, &log),
+                        Some(tls) => {
+                            let session = rustls::ServerConnection::new(tls).unwrap();
+                            serve(rustls::StreamOwned::new(session, stream), &*script, &log)
+                        }
+                    });
                 });
             }
         });
@@ -131,9 +152,8 @@ impl Scripted {
     }
 }
 
-fn serve(stream: &TcpStream, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
+fn serve(stream: impl Read + Write, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
-    let mut writer = stream;
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -155,7 +175,8 @@ fn serve(stream: &TcpStream, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<As
         asked.body = String::from_utf8(body).unwrap();
         log.lock().unwrap().push(asked.clone());
         let said = script(&asked);
-        writer.write_all(&said.bytes)?;
+        reader.get_mut().write_all(&said.bytes)?;
+        reader.get_mut().flush()?;
         match said.then {
             Then::Keep => {}
             Then::HangUp => return Ok(()),
@@ -165,11 +186,11 @@ fn serve(stream: &TcpStream, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<As
                 return Ok(());
             }
             Then::Repeat(bytes) => loop {
-                writer.write_all(&bytes)?;
+                reader.get_mut().write_all(&bytes)?;
             },
             Then::Last(wait, bytes) => {
                 wait();
-                return writer.write_all(&bytes);
+                return reader.get_mut().write_all(&bytes);
             }
         }
     }

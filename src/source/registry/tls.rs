@@ -3,16 +3,21 @@
 //! The trusted roots are the system's (or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`), plus `--ca`,
 //! plus, for one registry, the `*.crt` of its `certs.d` directory; `*.cert` and `*.key` there are a
 //! client certificate (containers-certs.d(5)). The provider is named here for each connection
-//! configuration, so nothing depends on process-wide state.
+//! configuration, so nothing depends on process-wide state. It is aws-lc-rs because authorities of
+//! companies use P-521 keys and SHA-512 with smaller curves, which ring does not verify.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::verifier::{Roots, Verifier, issuer};
 
 /// Whether a server must prove who it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,7 +45,8 @@ pub(super) enum TlsError {
 #[derive(Debug, Default)]
 pub(super) struct HostCertificates {
     roots: Vec<PathBuf>,
-    client: Option<(PathBuf, PathBuf)>,
+    /// Certificate and key.
+    clients: Vec<(PathBuf, PathBuf)>,
 }
 
 impl HostCertificates {
@@ -49,15 +55,16 @@ impl HostCertificates {
         let candidates = directories.iter().flat_map(|dir| names.iter().map(move |name| dir.join(name)));
         let Some(directory) = candidates.into_iter().find(|path| path.is_dir()) else { return Ok(None) };
         let mut found = Self::default();
-        let mut pairs = Vec::new();
         for file in list(&directory)? {
             match file.extension().and_then(|extension| extension.to_str()) {
                 Some("crt") => found.roots.push(file),
-                Some("cert") => pairs.push((file.clone(), file.with_extension("key"))),
+                Some("cert") => {
+                    let key = file.with_extension("key");
+                    found.clients.push((file, key));
+                }
                 _ => {}
             }
         }
-        found.client = pairs.into_iter().next();
         Ok(Some(found))
     }
 }
@@ -86,43 +93,92 @@ pub(super) fn config(
     let verified = match verify {
         Verify::No => builder().dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider()))),
         Verify::Yes => {
-            let mut roots = RootCertStore::empty();
-            let system = rustls_native_certs::load_native_certs();
-            for error in &system.errors {
-                tracing::debug!("passing over a system certificate: {error}");
-            }
-            roots.add_parsable_certificates(system.certs);
-            for path in ca.iter().chain(host.into_iter().flat_map(|host| &host.roots)) {
-                for certificate in certificates(path)? {
-                    let why = |error: rustls::Error| error.to_string();
-                    roots.add(certificate).map_err(|error| unusable(path, why(error)))?;
+            let files = ca.iter().chain(host.into_iter().flat_map(|host| &host.roots));
+            let verifier = Verifier::new(roots(files)?, provider()).ok_or(TlsError::NoRoots)?;
+            builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
+    let clients = host.map_or(&[][..], |host| &host.clients);
+    let clients: Vec<_> = clients.iter().map(|(chain, key)| client(chain, key)).collect::<Result<_, _>>()?;
+    Ok(finish(match clients.as_slice() {
+        [] => verified.with_no_client_auth(),
+        _ => verified.with_client_cert_resolver(Arc::new(ClientCertificates(clients))),
+    }))
+}
+
+/// The system's roots and those of `files`.
+fn roots<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Roots, TlsError> {
+    let mut roots = Roots::none();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!("passing over a system certificate: {error}");
+    }
+    for certificate in system.certs {
+        if let Err(error) = roots.add(certificate) {
+            tracing::debug!("passing over a system certificate: {error}");
+        }
+    }
+    for path in files {
+        let mut usable = Err(TlsError::Empty { path: path.display().to_string() });
+        for certificate in certificates(path)? {
+            // A bundle of many may hold some that are of no use; one that is all of no use was not meant so.
+            match roots.add(certificate) {
+                Ok(()) => usable = Ok(()),
+                Err(error) => {
+                    tracing::debug!("passing over a certificate in {}: {error}", path.display());
+                    usable = usable.map_err(|_| unusable(path, error.to_string()));
                 }
             }
-            if roots.is_empty() {
-                return Err(TlsError::NoRoots);
-            }
-            builder().with_root_certificates(roots)
         }
-    };
-    let config = match host.and_then(|host| host.client.as_ref()) {
-        None => verified.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let chain = certificates(certificate)?;
-            let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
-            verified.with_client_auth_cert(chain, secret).map_err(|error| unusable(key, error.to_string()))?
-        }
-    };
-    Ok(finish(config))
+        usable?;
+    }
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+}
+
+/// What a server that asks who we are is shown.
+#[derive(Debug)]
+struct ClientCertificates(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for ClientCertificates {
+    /// One that an authority known to the server has signed, else the first whose kind of key it can check:
+    /// a list of authorities leaves out those between a root and a certificate.
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let known = |client: &CertifiedKey| {
+            let mut issuers = client.cert.iter().filter_map(|certificate| issuer(certificate));
+            issuers.any(|issuer| authorities.contains(&issuer.as_slice()))
+        };
+        let usable = || self.0.iter().filter(|client| client.key.choose_scheme(schemes).is_some());
+        usable().find(|client| known(client)).or_else(|| usable().next()).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+fn client(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = certificates(certificate)?;
+    let read = |why: String| TlsError::Read { path: key.display().to_string(), why };
+    let pem = std::fs::read(key).map_err(|error| read(error.to_string()))?;
+    let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+        let encrypted = pem.windows(9).any(|word| word == b"ENCRYPTED");
+        unusable(key, if encrypted { "the key is encrypted".to_owned() } else { error.to_string() })
+    })?;
+    let client = CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => unusable(key, format!("it is not the key of {}", certificate.display())),
+        error => unusable(key, error.to_string()),
+    })?;
+    Ok(Arc::new(client))
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .expect("the ring provider has suites for TLS 1.2 and 1.3")
+        .expect("the provider has suites for TLS 1.2 and 1.3")
 }
 
 fn finish(mut config: ClientConfig) -> ClientConfig {
@@ -203,7 +259,7 @@ mod tests {
         let find = |name: &str| HostCertificates::find(&directories, &[name.to_owned()]).unwrap();
         let found = find("r.example:5000").unwrap();
         assert_eq!(found.roots, [host.join("ca.crt")]);
-        assert_eq!(found.client, Some((host.join("me.cert"), host.join("me.key"))));
+        assert_eq!(found.clients, [(host.join("me.cert"), host.join("me.key"))]);
         assert!(find("r.example").is_none());
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod bodies;
+mod certificates;
 mod downloads;
 mod logins;
 
