@@ -28,15 +28,16 @@ needs() {
 
 needs_root() { [ "$(id -u)" = 0 ] || cannot 'only root may mount'; }
 
-# deb PACKAGE=VERSION...: unpacks Debian packages below $work/root.
+# deb PACKAGE=VERSION... LIBRARY...: unpacks Debian packages below $work/root; libraries they need have no version.
 deb() {
   needs apt-get dpkg-deb
   local one
   (cd debs && apt-get download -q "$@" >log 2>&1) || cannot "apt-get download $*: $(tail -1 debs/log)"
   for one in debs/*.deb; do
     dpkg-deb -x "$one" root
+    printf 'package   %s %s\n' "$(dpkg-deb -f "$one" Package)" "$(dpkg-deb -f "$one" Version)"
+    rm "$one"
   done
-  printf 'package   %s\n' "$@"
 }
 
 # pypi PACKAGE==VERSION...: installs Python packages below $work/python.
