@@ -103,3 +103,64 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     }
     files
 }
+
+/// Links between documents and into the source, as `[text](path#anchor)`; those out of the repository are not followed.
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let mut dead = Vec::new();
+    let mut seen = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for link in text.match_indices("](").map(|(at, _)| &text[at + 2..]).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            seen += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
+            let found = target.exists() && (anchor.is_empty() || anchors(&target).iter().any(|one| one == anchor));
+            if !found {
+                dead.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(seen > 50, "the test finds links at all, but found only {seen}");
+    assert!(dead.is_empty(), "change these links, or what they name:\n{}", dead.join("\n"));
+}
+
+/// Plain engineers' English (docs/style.md): a process is no person.
+#[test]
+fn documents_use_plain_words() {
+    const WORDS: [&str; 7] = ["somebody", "nobody", "anybody", "whoever", "he", "his", "him"];
+    let mut found = Vec::new();
+    for document in documents().iter().filter(|path| !path.ends_with("docs/style.md")) {
+        for (number, line) in std::fs::read_to_string(document).unwrap().lines().enumerate() {
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_ascii_lowercase);
+            for word in words.filter(|word| WORDS.contains(&word.as_str())) {
+                found.push(format!("{}:{}: {word}", document.display(), number + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "say which process or reader it is:\n{}", found.join("\n"));
+}
+
+/// The documents of the repository.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = ["", "docs", "findings"].into_iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
+    let mut found: Vec<_> = listed.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found.sort();
+    found
+}
+
+/// The anchors that a document's headings have.
+fn anchors(document: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(document).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| -> String {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+    };
+    headings.map(anchor).collect()
+}
