@@ -1,8 +1,8 @@
 //! Checking what the store holds and can judge by itself: documents by their digest, tags by their shape.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::files::{self, Files};
+use super::files::Files;
 use super::{ContentPaths, DOCUMENT, LayerName, Store, StoreError, TAG, TagRecord, evict};
 use crate::digest::Digest;
 
@@ -33,14 +33,18 @@ impl Store {
     /// [`StoreError::Io`] when a directory cannot be read.
     pub fn check_documents(&self) -> Result<Checked, StoreError> {
         let mut found = Checked::default();
-        evict::each_file(&self.root.join(DOCUMENT), &mut |path, _| {
+        self.files.each(&self.root.join(DOCUMENT), &mut |path, _| {
             let Some(digest) = evict::digest_of(path) else { return };
-            let intact = files::read_small(path, DOCUMENT_LIMIT)
+            let intact = self
+                .files
+                .read_small(path, DOCUMENT_LIMIT)
                 .is_ok_and(|bytes| Digest::of(digest.algorithm(), &bytes) == digest);
             found.note(&self.files, path, intact, || format!("document {digest}"));
         })?;
-        evict::each_file(&self.root.join(TAG), &mut |path, _| {
-            let record = files::read_small(path, DOCUMENT_LIMIT)
+        self.files.each(&self.root.join(TAG), &mut |path, _| {
+            let record = self
+                .files
+                .read_small(path, DOCUMENT_LIMIT)
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<TagRecord>(&bytes).ok());
             let intact = record.is_some_and(|record| self.tag_path(&record.reference) == path);
@@ -53,7 +57,7 @@ impl Store {
     pub fn remove_what_is_no_content(&self, layer: LayerName<'_>) {
         let ContentPaths { data, map } = self.content_paths(layer);
         for path in [data, map] {
-            if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            if self.files.look(&path).is_ok_and(|found| !found.is_file()) {
                 self.files.remove(&path);
             }
         }
@@ -62,7 +66,7 @@ impl Store {
     /// Whether the content of a layer has the shape that its index says.
     pub fn content_shape(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Shape {
         let ContentPaths { data, map } = self.content_paths(layer);
-        let size = |path| std::fs::symlink_metadata(path).ok().map(|found| found.len());
+        let size = |path: PathBuf| self.files.look(&path).ok().map(|found| found.length());
         match (size(data), size(map)) {
             (None, None) => Shape::Absent,
             (Some(data), Some(map)) if data == decoded_size && map == u64::from(spans) => Shape::Right,

@@ -462,7 +462,7 @@ impl MapInPlace {
                 return Ok(Self(file));
             }
             let found = file.metadata().map_err(StoreError::io("read", path))?;
-            if std::fs::symlink_metadata(path).is_ok_and(|named| identity(&named) == identity(&found)) {
+            if files.look(path).is_ok_and(|named| named.identity() == identity(&found)) {
                 return Ok(Self(file));
             }
         }

@@ -3,15 +3,13 @@
 //! Layers that no process holds go first, least recently used before others; then spans of layers in
 //! use. Reading a layer's content marks it as used (the map's modification time).
 
-use std::fs::DirEntry;
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::content::{ContentPaths, MapInPlace};
-use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE, files};
+use super::files::Found;
+use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
 use crate::digest::Digest;
 
 /// What the store takes on disk.
@@ -80,7 +78,7 @@ impl Store {
         let mut layers = std::collections::BTreeMap::<Digest, LayerUsage>::new();
         let mut usage = Usage::default();
         for bucket in [INDEX, CONTENT, WHOLE] {
-            each_file(&self.root.join(bucket), &mut |path, found| {
+            self.files.each(&self.root.join(bucket), &mut |path, found| {
                 let Some(digest) = digest_of(path) else { return };
                 let layer = layers.entry(digest.clone()).or_insert_with(|| LayerUsage {
                     digest,
@@ -90,18 +88,18 @@ impl Store {
                     held: false,
                 });
                 if bucket == INDEX {
-                    layer.index += found.blocks() * 512;
+                    layer.index += found.disk_bytes();
                     layer.held = self.is_held(path);
                 } else {
-                    layer.content += found.blocks() * 512;
+                    layer.content += found.disk_bytes();
                 }
-                layer.used = layer.used.max(found.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+                layer.used = layer.used.max(found.modified());
             })?;
         }
         for bucket in [DOCUMENT, TAG, PROFILE] {
-            each_file(&self.root.join(bucket), &mut |_, found| usage.documents += found.blocks() * 512)?;
+            self.files.each(&self.root.join(bucket), &mut |_, found| usage.documents += found.disk_bytes())?;
         }
-        each_file(&self.root.join(TMP), &mut |_, found| usage.temporary += found.blocks() * 512)?;
+        self.files.each(&self.root.join(TMP), &mut |_, found| usage.temporary += found.disk_bytes())?;
         usage.layers = layers.into_values().collect();
         usage.layers.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.digest.cmp(&b.digest)));
         Ok(usage)
@@ -177,8 +175,8 @@ impl Store {
             // Whoever goes on with a mount needs its documents; which those are, nobody can tell by the layers in use.
             let documents = if freed.held == 0 { &[DOCUMENT, TAG][..] } else { &[] };
             for bucket in documents.iter().chain(&[PROFILE]) {
-                each_file(&self.root.join(bucket), &mut |path, found| {
-                    freed.bytes += found.blocks() * 512;
+                self.files.each(&self.root.join(bucket), &mut |path, found| {
+                    freed.bytes += found.disk_bytes();
                     self.files.remove(path);
                 })?;
             }
@@ -191,7 +189,7 @@ impl Store {
     pub fn drop_unused_content(&self, blob: &Digest) -> Option<u64> {
         let mut bytes = 0;
         for bucket in [CONTENT, WHOLE] {
-            self.each_of(bucket, blob, &mut |_, found| bytes += found.blocks() * 512);
+            self.each_of(bucket, blob, &mut |_, found| bytes += found.disk_bytes());
         }
         self.drop_content(blob).then_some(bytes)
     }
@@ -203,21 +201,21 @@ impl Store {
     /// [`StoreError::Io`] when a directory cannot be read.
     pub fn tidy(&self) -> Result<u64, StoreError> {
         let mut freed = 0;
-        each_file(&self.root.join(TMP), &mut |path, found| {
+        self.files.each(&self.root.join(TMP), &mut |path, found| {
             // Held until it is removed, so that nobody begins to write it meanwhile.
-            let file = files::open_read(path).ok();
+            let file = self.files.open_read(path).ok();
             if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
-                freed += found.blocks() * 512;
+                freed += found.disk_bytes();
                 self.files.remove(path);
             }
         })?;
         let mut orphans = std::collections::BTreeMap::<Digest, u64>::new();
         for bucket in [CONTENT, WHOLE] {
-            each_file(&self.root.join(bucket), &mut |path, found| {
+            self.files.each(&self.root.join(bucket), &mut |path, found| {
                 if let Some(digest) = digest_of(path)
                     && !self.path(INDEX, &digest).exists()
                 {
-                    *orphans.entry(digest).or_default() += found.blocks() * 512;
+                    *orphans.entry(digest).or_default() += found.disk_bytes();
                 }
             })?;
         }
@@ -234,17 +232,17 @@ impl Store {
     /// Does what [`Store::tidy`] does, and removes buckets of other versions.
     fn sweep(&self) -> Result<Freed, StoreError> {
         let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
-        for entry in list(&self.root)? {
-            let name = entry.file_name();
+        for (path, _) in self.files.list(&self.root)? {
+            let Some(name) = path.file_name() else { continue };
             let known =
-                [INDEX, CONTENT, WHOLE, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| name == **bucket);
+                [INDEX, CONTENT, WHOLE, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| *name == **bucket);
             let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
                 ["index", "content", "whole", "document", "tag", "profile", "lock"].contains(&kind)
                     && version.parse::<u32>().is_ok()
             });
             if !known && bucket {
-                each_file(&entry.path(), &mut |_, found| freed.bytes += found.blocks() * 512)?;
-                self.files.remove_dir(&entry.path())?;
+                self.files.each(&path, &mut |_, found| freed.bytes += found.disk_bytes())?;
+                self.files.remove_dir(&path)?;
             }
         }
         Ok(freed)
@@ -273,10 +271,10 @@ impl Store {
     }
 
     /// Every file of a bucket that is named by this blob.
-    pub(super) fn each_of(&self, bucket: &str, blob: &Digest, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
+    pub(super) fn each_of(&self, bucket: &str, blob: &Digest, seen: &mut dyn FnMut(&Path, &Found)) {
         let dir = self.root.join(bucket).join(blob.algorithm().name());
         // A directory that cannot be listed holds nothing that could be used.
-        let _ = each_file(&dir, &mut |path, found| {
+        let _ = self.files.each(&dir, &mut |path, found| {
             if digest_of(path).as_ref() == Some(blob) {
                 seen(path, found);
             }
@@ -285,7 +283,8 @@ impl Store {
 
     /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
     fn is_held(&self, path: &Path) -> bool {
-        files::open_read(path)
+        self.files
+            .open_read(path)
             .is_ok_and(|file| matches!(self.files.try_lock(&file, path), Err(std::fs::TryLockError::WouldBlock)))
     }
 }
@@ -295,29 +294,6 @@ pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     let algorithm = path.parent()?.file_name()?.to_str()?;
     let hex = path.file_name()?.to_str()?.split('.').next()?;
     format!("{algorithm}:{hex}").parse().ok()
-}
-
-/// What is in a directory: nothing, if there is none.
-fn list(dir: &Path) -> Result<impl Iterator<Item = DirEntry>, StoreError> {
-    let listed = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        listed => Some(listed.map_err(StoreError::io("list", dir))?),
-    };
-    Ok(listed.into_iter().flatten().flatten())
-}
-
-pub(super) fn each_file(dir: &Path, seen: &mut dyn FnMut(&Path, &std::fs::Metadata)) -> Result<(), StoreError> {
-    for entry in list(dir)? {
-        let path = entry.path();
-        // Gone since it was listed: somebody else removed it.
-        let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
-        if found.is_dir() {
-            each_file(&path, seen)?;
-        } else {
-            seen(&path, &found);
-        }
-    }
-    Ok(())
 }
 
 /// How many bytes a process may keep between two looks at the limit, if that is not small.

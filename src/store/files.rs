@@ -1,20 +1,28 @@
 //! The few ways in which the store touches the file system.
 //!
-//! Every open refuses symlinks and anything that is not a regular file, so that a planted FIFO or link
-//! can neither hang nor redirect a process. Whatever changes the directory is announced to a [`Disk`]
-//! first, which is where tests let disks fill up and processes die.
+//! The cache directory is held by a descriptor, and everything in it is found from there: another user who may
+//! rename a directory above it can take it away, but cannot put another one in its place. Every open refuses
+//! symlinks, anything that is not a regular file, and files of other users, so that a planted FIFO or link can
+//! neither hang nor redirect a process. Whatever changes the directory is announced to a [`Disk`] first, which
+//! is where tests let disks fill up and processes die.
 
+use std::ffi::OsString;
 use std::fmt::Debug;
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::StoreError;
+use crate::sync::lock;
 
 /// What is done to a cache directory, just before it is done.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +62,8 @@ pub trait Disk: Debug + Send + Sync {
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     root: Arc<Path>,
+    /// The directory there, from when it is first needed.
+    held: Arc<Mutex<Option<Arc<OwnedFd>>>>,
     disk: Option<Arc<dyn Disk>>,
     /// Whether it was said that something cannot be kept.
     told: Arc<AtomicBool>,
@@ -61,12 +71,106 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(root: &Path, disk: Option<Arc<dyn Disk>>) -> Self {
-        Self { root: root.into(), disk, told: Arc::default() }
+        Self { root: root.into(), held: Arc::default(), disk, told: Arc::default() }
     }
 
     /// The same, for files that are in no directory.
     pub(super) fn unwatched(&self) -> Self {
         Self { disk: None, ..self.clone() }
+    }
+
+    /// The cache directory; [checked](check_private_dir) when it is opened, as it is again once it was removed.
+    fn dir(&self) -> Result<Arc<OwnedFd>, StoreError> {
+        let mut held = lock(&self.held);
+        if let Some(dir) = held.as_ref()
+            && rustix::fs::fstat(dir).is_ok_and(|found| found.st_nlink > 0)
+        {
+            return Ok(Arc::clone(dir));
+        }
+        let dir = Arc::new(check_private_dir(&self.root)?);
+        *held = Some(Arc::clone(&dir));
+        Ok(dir)
+    }
+
+    /// The cache directory, and what `path` is called from there.
+    fn seen_from_dir<'a>(&self, path: &'a Path) -> io::Result<(Arc<OwnedFd>, &'a Path)> {
+        let dir = self.dir().map_err(|error| match error {
+            StoreError::Io { cause, .. } => cause,
+            error @ StoreError::Unsafe { .. } => io::Error::other(error),
+        })?;
+        let own = path.strip_prefix(&self.root).unwrap_or(path);
+        Ok((dir, if own.as_os_str().is_empty() { Path::new(".") } else { own }))
+    }
+
+    /// Does something to `path`, as it is called from the cache directory.
+    fn at<T>(&self, path: &Path, act: impl FnOnce(&OwnedFd, &Path) -> rustix::io::Result<T>) -> io::Result<T> {
+        let (dir, path) = self.seen_from_dir(path)?;
+        Ok(act(&dir, path)?)
+    }
+
+    /// What is in a directory, without what is gone when it is looked at; nothing, if there is no directory.
+    pub(super) fn list(&self, dir: &Path) -> Result<Vec<(PathBuf, Found)>, StoreError> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = match self.at(dir, |at, path| rustix::fs::openat(at, path, flags, Mode::empty())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            opened => opened.map_err(StoreError::io("list", dir))?,
+        };
+        let listed = Dir::read_from(&opened).map_err(|error| StoreError::io("list", dir)(error.into()))?;
+        let names = listed.flatten().map(|entry| entry.file_name().to_bytes().to_vec());
+        let names = names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec);
+        let found = |name: OsString| {
+            let stat = rustix::fs::statat(&opened, Path::new(&name), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            Some((dir.join(name), Found(stat)))
+        };
+        Ok(names.filter_map(found).collect())
+    }
+
+    /// Every file in a directory and in those below it.
+    pub(super) fn each(&self, dir: &Path, seen: &mut dyn FnMut(&Path, &Found)) -> Result<(), StoreError> {
+        for (path, found) in self.list(dir)? {
+            if found.is_dir() {
+                self.each(&path, seen)?;
+            } else {
+                seen(&path, &found);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is at `path`; a symlink is one.
+    pub(super) fn look(&self, path: &Path) -> io::Result<Found> {
+        self.at(path, |at, path| rustix::fs::statat(at, path, AtFlags::SYMLINK_NOFOLLOW)).map(Found)
+    }
+
+    pub(super) fn open_read(&self, path: &Path) -> Result<File, StoreError> {
+        self.open_found(path).map(|(file, _)| file)
+    }
+
+    /// A file to read, and what it is.
+    pub(super) fn open_found(&self, path: &Path) -> Result<(File, Metadata), StoreError> {
+        self.open(path, OFlags::RDONLY)
+    }
+
+    /// The whole of a file of at most `limit` bytes.
+    pub(super) fn read_small(&self, path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        self.open_read(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", path))?;
+        Ok(bytes)
+    }
+
+    fn open(&self, path: &Path, how: OFlags) -> Result<(File, Metadata), StoreError> {
+        let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = self.at(path, |at, path| rustix::fs::openat(at, path, flags, PRIVATE));
+        let file = File::from(opened.map_err(StoreError::io("open", path))?);
+        let found = file.metadata().map_err(StoreError::io("read", path))?;
+        let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
+        if !found.is_file() {
+            return refuse("it holds something that is not a plain file");
+        }
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            return refuse("it holds a file that belongs to another user");
+        }
+        Ok((file, found))
     }
 
     fn before(&self, effect: Effect<'_>) -> io::Result<()> {
@@ -87,39 +191,46 @@ impl Files {
     }
 
     /// Makes the cache's own directory, or [checks](check_private_dir) that the one there is safe.
-    pub(super) fn make_private_dir(&self, path: &Path) -> Result<(), StoreError> {
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
+    pub(super) fn make_private_dir(&self) -> Result<(), StoreError> {
+        let path = &*self.root;
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = self.before(Effect::MakeDir(path)).and_then(|()| builder.create(path));
+                let make = || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+                let made = self.before(Effect::MakeDir(path)).and_then(|()| make());
                 made.map_err(StoreError::io("create", path))?;
             }
             Err(error) => return Err(StoreError::io("read", path)(error)),
             Ok(_) => {}
         }
-        check_private_dir(path)
+        self.dir().map(drop)
     }
 
+    /// Makes a directory in the cache's own.
     pub(super) fn make_dir(&self, path: &Path) -> Result<(), StoreError> {
-        if path.is_dir() {
+        if self.look(path).is_ok_and(|found| found.is_dir()) {
             return Ok(());
         }
-        let made = self.before(Effect::MakeDir(path));
-        made.and_then(|()| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
-            .map_err(StoreError::io("create", path))
+        let above = path.parent().filter(|above| above.starts_with(&self.root) && **above != *self.root);
+        above.map_or(Ok(()), |above| self.make_dir(above))?;
+        let make = || match self.at(path, |at, path| rustix::fs::mkdirat(at, path, Mode::RWXU)) {
+            // Another process was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.look(path).and_then(|found| if found.is_dir() { Ok(()) } else { Err(error) })
+            }
+            made => made,
+        };
+        self.before(Effect::MakeDir(path)).and_then(|()| make()).map_err(StoreError::io("create", path))
     }
 
     /// Opens for reading and writing, making an empty file when there is none; on a file system that is
     /// read-only, opens what is there for reading.
     pub(super) fn open_write(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("open", path))?;
-        let open = || {
-            let opened = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
-            opened.map(|(file, _)| file)
-        };
+        let open = || self.open(path, OFlags::RDWR | OFlags::CREATE).map(|(file, _)| file);
         match open() {
-            Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => open_read(path),
+            Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                self.open_read(path)
+            }
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::IsADirectory => {
                 self.remove(path);
                 open()
@@ -130,7 +241,7 @@ impl Files {
 
     pub(super) fn create_new(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("create", path))?;
-        open(path, OpenOptions::new().read(true).write(true).create_new(true)).map(|(file, _)| file)
+        self.open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map(|(file, _)| file)
     }
 
     pub(super) fn write_all_at(&self, file: &File, path: &Path, bytes: &[u8], at: u64) -> io::Result<()> {
@@ -154,21 +265,24 @@ impl Files {
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
-        let rename = || match std::fs::rename(from, to) {
+        let rename = || {
+            let ((dir, from), (_, to)) = (self.seen_from_dir(from)?, self.seen_from_dir(to)?);
+            io::Result::Ok(rustix::fs::renameat(&dir, from, &dir, to)?)
+        };
+        let renamed = self.before(Effect::Rename(from, to)).and_then(|()| match rename() {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 self.remove(to);
-                std::fs::rename(from, to)
+                rename()
             }
             done => done,
-        };
-        let renamed = self.before(Effect::Rename(from, to)).and_then(|()| rename());
+        });
         renamed.map_err(StoreError::io("rename", to))
     }
 
     /// Removes a file, or what somebody has put in its place; that it is not there any more is what was wanted.
     pub(super) fn remove(&self, path: &Path) {
-        let remove = || match std::fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir_all(path),
+        let remove = || match self.at(path, |at, path| rustix::fs::unlinkat(at, path, AtFlags::empty())) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => self.remove_all(path),
             done => done,
         };
         if let Err(error) = self.before(Effect::Remove(path)).and_then(|()| remove())
@@ -179,8 +293,15 @@ impl Files {
     }
 
     pub(super) fn remove_dir(&self, path: &Path) -> Result<(), StoreError> {
-        let removed = self.before(Effect::Remove(path)).and_then(|()| std::fs::remove_dir_all(path));
+        let removed = self.before(Effect::Remove(path)).and_then(|()| self.remove_all(path));
         removed.map_err(StoreError::io("remove", path))
+    }
+
+    /// Removes a directory and all that is in it; a link in its place is only that.
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        let (dir, path) = self.seen_from_dir(path)?;
+        // By a name of the kernel's own for the directory that is held.
+        std::fs::remove_dir_all(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(path))
     }
 
     pub(super) fn lock(&self, file: &File, path: &Path) -> io::Result<()> {
@@ -205,48 +326,65 @@ impl Files {
     }
 }
 
-/// Whether a cache's own directory is safe: ours, real, and writable by nobody else.
-pub(super) fn check_private_dir(path: &Path) -> Result<(), StoreError> {
-    let found = std::fs::symlink_metadata(path).map_err(StoreError::io("read", path))?;
+/// What is found under a name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found(Stat);
+
+impl Found {
+    fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.0.st_mode)
+    }
+
+    pub(super) fn is_dir(&self) -> bool {
+        self.kind() == FileType::Directory
+    }
+
+    pub(super) fn is_file(&self) -> bool {
+        self.kind() == FileType::RegularFile
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        u64::try_from(self.0.st_size).unwrap_or(0)
+    }
+
+    /// Bytes that it takes on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        u64::try_from(self.0.st_blocks).unwrap_or(0) * 512
+    }
+
+    /// When it was changed last; the epoch for what is older.
+    pub(super) fn modified(&self) -> SystemTime {
+        let seconds = u64::try_from(self.0.st_mtime).unwrap_or(0);
+        let since = Duration::new(seconds, u32::try_from(self.0.st_mtime_nsec).unwrap_or(0));
+        SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Which file it is: device and inode.
+    pub(super) fn identity(&self) -> (u64, u64) {
+        (self.0.st_dev, self.0.st_ino)
+    }
+}
+
+/// A cache's own directory, if it is safe: ours, real, and writable by nobody else.
+pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
+    let failed = |error: Errno| StoreError::io("read", path)(error.into());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+    let found = rustix::fs::fstat(&dir).map_err(failed)?;
     let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
-    if found.is_symlink() {
-        return refuse("it is a symbolic link");
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => {}
+        FileType::Symlink => return refuse("it is a symbolic link"),
+        _ => return refuse("it is not a directory"),
     }
-    if !found.is_dir() {
-        return refuse("it is not a directory");
-    }
-    if found.uid() != rustix::process::geteuid().as_raw() {
+    if found.st_uid != rustix::process::geteuid().as_raw() {
         return refuse("it belongs to another user");
     }
-    if found.mode() & 0o022 != 0 {
+    if found.st_mode & 0o022 != 0 {
         return refuse("others may write to it");
     }
-    Ok(())
+    Ok(dir)
 }
 
-pub(super) fn open_read(path: &Path) -> Result<File, StoreError> {
-    open_found(path).map(|(file, _)| file)
-}
-
-/// A file to read, and what it is.
-pub(super) fn open_found(path: &Path) -> Result<(File, Metadata), StoreError> {
-    open(path, OpenOptions::new().read(true))
-}
-
-/// The whole of a file of at most `limit` bytes.
-pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = Vec::new();
-    open_read(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", path))?;
-    Ok(bytes)
-}
-
-fn open(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata), StoreError> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits();
-    let file =
-        options.custom_flags(flags.cast_signed()).mode(0o600).open(path).map_err(StoreError::io("open", path))?;
-    let found = file.metadata().map_err(StoreError::io("read", path))?;
-    if !found.is_file() {
-        return Err(StoreError::Unsafe { path: path.to_owned(), why: "it holds something that is not a plain file" });
-    }
-    Ok((file, found))
-}
+/// What new files are made with.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);

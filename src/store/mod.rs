@@ -180,7 +180,7 @@ impl Store {
     pub fn open_as_it_is(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         match files::check_private_dir(root) {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
-            checked => checked?,
+            checked => drop(checked?),
         }
         Ok(Self::new(root, limit, None))
     }
@@ -221,7 +221,7 @@ impl Store {
     }
 
     fn make(&self) -> Result<(), StoreError> {
-        self.files.make_private_dir(&self.root)?;
+        self.files.make_private_dir()?;
         for bucket in [INDEX, CONTENT, WHOLE, DOCUMENT, PROFILE, LOCK] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 self.files.make_dir(&self.root.join(bucket).join(algorithm.name()))?;
@@ -229,6 +229,17 @@ impl Store {
         }
         self.files.make_dir(&self.root.join(TAG))?;
         self.files.make_dir(&self.root.join(TMP))
+    }
+
+    /// Does something that makes a file; once more if the directories for it were removed, and can be made again.
+    fn in_place<T>(&self, act: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match act() {
+            Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+                self.make()?;
+                act()
+            }
+            done => done,
+        }
     }
 
     /// Says that something is not kept: the first time as a warning, and then for those who want to know.
@@ -249,7 +260,7 @@ impl Store {
     /// A document by digest, if it is here and still is what its name says.
     pub fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {
         let path = self.path(DOCUMENT, digest);
-        let bytes = files::read_small(&path, size).ok()?;
+        let bytes = self.files.read_small(&path, size).ok()?;
         match Untrusted::new(Bytes::from(bytes)).verify(digest, size) {
             Ok(bytes) => Some(bytes),
             Err(mismatch) => {
@@ -272,7 +283,7 @@ impl Store {
 
     /// What `reference` (canonical) named when it was last asked for.
     pub fn tag(&self, reference: &str) -> Option<TagRecord> {
-        let bytes = files::read_small(&self.tag_path(reference), 64 << 10).ok()?;
+        let bytes = self.files.read_small(&self.tag_path(reference), 64 << 10).ok()?;
         let record: TagRecord = serde_json::from_slice(&bytes).ok()?;
         // Digest and size are checked with the document; the media type is all that could be damaged unnoticed.
         let media_type = MediaType::parse(&record.media_type);
@@ -291,7 +302,7 @@ impl Store {
 
     /// What runs wanted first of a layer, as it was kept.
     pub fn profile(&self, blob: &Digest) -> Option<Vec<u8>> {
-        files::read_small(&self.path(PROFILE, blob), PROFILE_LIMIT).ok()
+        self.files.read_small(&self.path(PROFILE, blob), PROFILE_LIMIT).ok()
     }
 
     /// Keeps what runs wanted first of a layer.
@@ -308,7 +319,7 @@ impl Store {
     /// for as long as the file is open.
     pub fn index(&self, blob: &Digest) -> Option<IndexFile> {
         let path = self.path(INDEX, blob);
-        let (file, found) = files::open_found(&path).ok()?;
+        let (file, found) = self.files.open_found(&path).ok()?;
         let index = IndexFile { file, identity: identity(&found), size: found.len() };
         if lock(&self.spoilt).contains(&index.identity) {
             return None;
@@ -345,7 +356,7 @@ impl Store {
         move || {
             once.call_once(|| {
                 tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
-                let still_there = || std::fs::symlink_metadata(&path).is_ok_and(|found| identity(&found) == opened);
+                let still_there = || files.look(&path).is_ok_and(|found| found.identity() == opened);
                 if still_there() {
                     files.remove(&path);
                 }
@@ -383,11 +394,12 @@ impl Store {
     /// Where no lock can be had, as on a disk that is full or read-only, everybody makes a pass.
     pub fn try_lock_pass(&self, blob: &Digest) -> Option<PassLock> {
         let path = self.path(LOCK, blob);
-        let locked = self.files.open_write(&path).and_then(|file| match self.files.try_lock(&file, &path) {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
-        });
+        let locked =
+            self.in_place(|| self.files.open_write(&path)).and_then(|file| match self.files.try_lock(&file, &path) {
+                Ok(()) => Ok(Some(file)),
+                Err(TryLockError::WouldBlock) => Ok(None),
+                Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
+            });
         match locked {
             Ok(file) => {
                 let lock = PassLock(Some(LockFile { files: self.files.clone(), file: file?, path }));
@@ -404,7 +416,7 @@ impl Store {
     /// How far the process is that makes this layer's first pass, as it says.
     pub fn pass_note(&self, blob: &Digest) -> Option<PassNote> {
         let mut note = [0; 12];
-        files::open_read(&self.path(LOCK, blob)).ok()?.read_exact_at(&mut note, 0).ok()?;
+        self.files.open_read(&self.path(LOCK, blob)).ok()?.read_exact_at(&mut note, 0).ok()?;
         let (pid, received) = note.split_at(4);
         Some(PassNote {
             pid: u32::from_le_bytes(pid.try_into().expect("4 bytes were cut")),
@@ -416,7 +428,7 @@ impl Store {
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
             let temp = self.root.join(TMP).join(format!("{}-{serial}", std::process::id()));
-            let file = match self.files.create_new(&temp) {
+            let file = match self.in_place(|| self.files.create_new(&temp)) {
                 // Left behind, or that of a process with this number in another container.
                 Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => continue,
                 created => created?,

@@ -17,7 +17,8 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LayerName, NewFile, Store, StoreError, WHOLE, files};
+use super::files::Files;
+use super::{LayerName, NewFile, Store, StoreError, WHOLE};
 use crate::digest::Digest;
 
 /// A file of a layer in a file of its own, open for reading.
@@ -44,8 +45,8 @@ struct Seal {
 }
 
 impl PassthroughCopy {
-    fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = files::open_read(path)?;
+    fn open(files: &Files, path: &Path) -> Result<Self, StoreError> {
+        let file = files.open_read(path)?;
         let found = file.metadata().map_err(StoreError::io("read", path))?;
         let stamp = Stamp { inode: found.ino(), size: found.size(), changed: (found.ctime(), found.ctime_nsec()) };
         Ok(Self { file, stamp })
@@ -75,12 +76,12 @@ impl PassthroughCopy {
 impl Store {
     /// The file of entry `entry` of a layer, if there is one, right or not.
     pub fn passthrough_copy(&self, layer: LayerName<'_>, entry: u32) -> Option<PassthroughCopy> {
-        PassthroughCopy::open(&self.passthrough_copy_path(layer, entry)).ok()
+        PassthroughCopy::open(&self.files, &self.passthrough_copy_path(layer, entry)).ok()
     }
 
     /// Whether a process has sealed the file as it is.
     pub fn is_sealed(&self, layer: LayerName<'_>, entry: u32, copy: &PassthroughCopy) -> bool {
-        let seal = files::read_small(&seal_of(&self.passthrough_copy_path(layer, entry)), SEAL_LIMIT).ok();
+        let seal = self.files.read_small(&seal_of(&self.passthrough_copy_path(layer, entry)), SEAL_LIMIT).ok();
         let seal = seal.and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
         seal.is_some_and(|seal| {
             BOOT.as_ref().is_some_and(|boot| seal.boot == *boot)
@@ -127,7 +128,7 @@ impl Store {
         let own = inode(new.file());
         new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
         new.publish()?;
-        let copy = PassthroughCopy::open(&path)?;
+        let copy = PassthroughCopy::open(&self.files, &path)?;
         Ok((Some(copy.stamp.inode) == own).then_some(copy))
     }
 
@@ -158,7 +159,7 @@ impl Store {
     pub fn drop_passthrough_copies(&self, blob: &Digest) -> u64 {
         let mut freed = 0;
         self.each_of(WHOLE, blob, &mut |path, found| {
-            freed += found.blocks() * 512;
+            freed += found.disk_bytes();
             self.files.remove(path);
         });
         freed

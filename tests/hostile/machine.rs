@@ -29,7 +29,7 @@ use super::support::sandbox::{Sandbox, cannot_mount, content_file, said};
 use super::support::shown::MemorySource;
 use super::{NAME, bounded, image, lines, open, runtime, served, tried};
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: only root can be two users");

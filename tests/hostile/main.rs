@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod documents;
+mod forged;
 mod layers;
 mod machine;
 mod network;
