@@ -229,10 +229,7 @@ impl Handler for Adapter {
         match request.operation {
             Operation::Lookup { name } => {
                 let (name, generation) = (name.to_vec(), self.generation);
-                let lookup = move |fs: &ImageFs| {
-                    let found = fs.lookup(node, &name)?;
-                    Ok(found.map_or_else(nodes::absent, |found| nodes::entry(fs, generation, &found)))
-                };
+                let lookup = move |fs: &ImageFs| nodes::lookup(fs, generation, node, &name);
                 self.answer(reply, lookup, |reply, entry| reply.bytes(entry.as_bytes()));
             }
             Operation::GetAttr => self.answer(

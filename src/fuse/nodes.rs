@@ -13,8 +13,18 @@ fn life(attr: &NodeAttr) -> u64 {
     if attr.settled { FOR_EVER } else { 0 }
 }
 
-/// A node that was asked for by its name.
-pub(super) fn entry(fs: &ImageFs, generation: u32, found: &NodeAttr) -> wire::Entry {
+/// A node by name. Of a node that it has forgotten, the kernel asks for `.` and `..` when a file handle names it
+/// (`FUSE_EXPORT_SUPPORT`), and it alone does: no path of a process comes here with them.
+pub(super) fn lookup(fs: &ImageFs, generation: u32, node: NodeId, name: &[u8]) -> Now<wire::Entry> {
+    let found = match name {
+        b"." => Some(fs.node(node)?),
+        b".." => Some(fs.attr(fs.parent(node)?)?),
+        name => fs.lookup(node, name)?,
+    };
+    Ok(found.map_or_else(absent, |found| entry(fs, generation, &found)))
+}
+
+fn entry(fs: &ImageFs, generation: u32, found: &NodeAttr) -> wire::Entry {
     let life = life(found);
     wire::Entry {
         nodeid: found.node.get(),
@@ -28,7 +38,7 @@ pub(super) fn entry(fs: &ImageFs, generation: u32, found: &NodeAttr) -> wire::En
 }
 
 /// Node 0 says that there is no such name, and that the kernel may remember it.
-pub(super) fn absent() -> wire::Entry {
+fn absent() -> wire::Entry {
     wire::Entry { nodeid: 0, entry_valid: FOR_EVER, attr_valid: FOR_EVER, ..Default::default() }
 }
 

@@ -270,6 +270,11 @@ impl Filesystem for Terms {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            // File handles outlive what the kernel remembers of their files.
+            InitFlags::FUSE_EXPORT_SUPPORT,
+            // Clones of the mount can show other owners (Linux 6.12). With this the kernel refuses a mount on which it
+            // does not check permissions itself, and says of some requests not who asks; nothing here looks at that.
+            InitFlags::FUSE_ALLOW_IDMAP,
         ] {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");

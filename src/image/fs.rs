@@ -216,6 +216,19 @@ impl ImageFs {
         self.overlay.attr(node).map_err(not_now)
     }
 
+    /// The metadata of a node whose number comes from elsewhere, as from a file handle that has outlived what was known
+    /// of the node.
+    ///
+    /// # Errors
+    /// [`NotNow`]; [`FsError::NoSuchNode`] where the image has no such node.
+    pub fn node(&self, node: NodeId) -> Now<NodeAttr> {
+        if self.overlay.shows(node).map_err(not_now)? {
+            self.attr(node)
+        } else {
+            Err(NotNow::Never(FsError::NoSuchNode(node.get())))
+        }
+    }
+
     /// The names of a directory from position `from` on, without `.` and `..`.
     ///
     /// # Errors

@@ -14,16 +14,7 @@ impl Overlay {
     /// How many names of the merged tree lead to `node`.
     pub(super) fn nlink(&self, node: NodeId, entry: &Entry) -> Result<u32, Unknown> {
         let (number, id) = self.parse(node)?;
-        let mut names: Vec<(LayerNo, EntryId)> = Vec::new();
-        let mut settled = !self.layer(number)?.growing;
-        for upper in number.0 + 1..self.layer_count() {
-            let upper = LayerNo(upper);
-            let layer = self.layer(upper)?;
-            settled &= !layer.growing;
-            for link in layer.links_to.get(&node).into_iter().flatten() {
-                names.extend(layer.names_of(*link).map_err(damaged(upper))?.into_iter().map(|name| (upper, name)));
-            }
-        }
+        let mut names = self.names_above(number, node)?;
         if entry.nlink() <= 1 && names.is_empty() {
             return Ok(1);
         }
@@ -41,10 +32,55 @@ impl Overlay {
             }
         }
         let count = u32::try_from(paths.len()).unwrap_or(u32::MAX).max(1);
-        if settled {
+        let growing = |number| self.layer(LayerNo(number)).map_or(true, |layer| layer.growing);
+        if !(number.0..self.layer_count()).any(growing) {
             lock(&self.link_counts).put(node, count);
         }
         Ok(count)
+    }
+
+    /// Whether the merged tree has `node`: upper layers may have removed or replaced every name that leads to it.
+    ///
+    /// # Errors
+    /// [`Unknown`]; all layers above the node's own are needed.
+    pub fn shows(&self, node: NodeId) -> Result<bool, Unknown> {
+        if node == NodeId::ROOT {
+            return Ok(true);
+        }
+        let (number, id) = self.parse(node)?;
+        let layer = self.layer(number)?;
+        let entry = layer.index.entry(id).map_err(damaged(number))?;
+        match entry.kind() {
+            Kind::Whiteout | Kind::LowerLink => return Ok(false),
+            Kind::Directory => {
+                return match self.dir(node) {
+                    Ok(_) => Ok(true),
+                    Err(Unknown::NoSuchNode(_)) => Ok(false),
+                    Err(unknown) => Err(unknown),
+                };
+            }
+            _ if entry.inode() != id => return Ok(false),
+            _ => {}
+        }
+        let own = layer.names_of(id).map_err(damaged(number))?.into_iter().map(|name| (number, name));
+        for (layer, name) in own.chain(self.names_above(number, node)?) {
+            if self.leads_to(&self.names_to(layer, name)?, node)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The names that the layers above `number` give to its node.
+    fn names_above(&self, number: LayerNo, node: NodeId) -> Result<Vec<(LayerNo, EntryId)>, Unknown> {
+        let mut names = Vec::new();
+        for upper in (number.0 + 1..self.layer_count()).map(LayerNo) {
+            let layer = self.layer(upper)?;
+            for link in layer.links_to.get(&node).into_iter().flatten() {
+                names.extend(layer.names_of(*link).map_err(damaged(upper))?.into_iter().map(|name| (upper, name)));
+            }
+        }
+        Ok(names)
     }
 
     /// Whether a path leads to `node` in the merged tree.
