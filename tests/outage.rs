@@ -99,13 +99,14 @@ impl Bench {
         Arc::new(Store::open(&self.dir.path().join("cache"), None).unwrap())
     }
 
-    fn source(&self) -> Arc<RegistrySource> {
+    fn source(&self, policy: OnOutage) -> Arc<RegistrySource> {
         let authfile = self.dir.path().join("auth.json");
         let mut options = RegistryOptions::new(Surroundings::default());
         options.authfile = authfile.exists().then_some(authfile);
         options.clock = Arc::new(Hurried(Instant::now()));
         let limit = self.limit;
-        options.deadlines = Deadlines { connect: limit, header: limit, stall: limit, ..Deadlines::default() };
+        let deadlines = Deadlines { connect: limit, header: limit, stall: limit, ..Deadlines::default() };
+        options.deadlines = deadlines.waiting_as(policy);
         let name = format!("127.0.0.1:{}/{NAME}:1", self.port);
         Arc::new(RegistrySource::new(name.parse().unwrap(), name, options).unwrap())
     }
@@ -116,7 +117,7 @@ impl Bench {
 
     /// As [`Bench::open`], in a process that has `shared_layers`.
     async fn open_beside(&self, shared_layers: &SharedLayers, policy: OnOutage) -> Result<Mounted, image::PlanError> {
-        let (source, shared_layers) = (self.source(), shared_layers.clone());
+        let (source, shared_layers) = (self.source(policy), shared_layers.clone());
         let reference = format!("127.0.0.1:{}/{NAME}:1", self.port).parse().unwrap();
         let dyn_source = Arc::clone(&source) as Arc<dyn BlobSource>;
         let plan =
@@ -635,7 +636,7 @@ fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
 #[tokio::test(start_paused = true)]
 async fn who_began_to_wait_before_the_mount_was_up_waits_as_the_policy_says() {
     let bench = Bench::new(Packing::GZIP);
-    let source = bench.source() as Arc<dyn BlobSource>;
+    let source = bench.source(OnOutage::Block) as Arc<dyn BlobSource>;
     let layer = &bench.image.layers()[0];
     let pass = FirstPass {
         blob: built::descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer.blob),
@@ -730,6 +731,85 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
     assert_eq!(output.status.code(), Some(6), "{}", said(&output));
     let output = at.try_mount(&format!("no-such-name.invalid/{NAME}:1"), &[]);
     assert_eq!(output.status.code(), Some(6), "{}", said(&output));
+}
+
+/// Runs these commands against a registry at the same time; what each came to.
+fn at_once(sandbox: &Sandbox, reference: &str, policy: &str) -> Vec<(&'static str, std::process::Output)> {
+    let to = sandbox.path().join("copy");
+    let at = sandbox.mount_point("a");
+    let commands: [(&str, Vec<&str>); 5] = [
+        ("ls", vec![]),
+        ("cat", vec!["/g"]),
+        ("cp", vec!["/g", to.to_str().unwrap()]),
+        ("inspect", vec![]),
+        ("mount", vec![at.path.to_str().unwrap(), "--wait"]),
+    ];
+    std::thread::scope(|scope| {
+        let running: Vec<_> = commands
+            .into_iter()
+            .filter(|(command, _)| *command != "mount" || !cannot_mount())
+            .map(|(command, args)| {
+                // Each has its own cache, so that none waits for another.
+                let cache = sandbox.path().join(command);
+                let mut line = sandbox.peelfs([command, "--on-outage", policy, reference]);
+                line.args(args).env("PEELFS_CACHE_DIR", cache);
+                (command, scope.spawn(move || line.output().unwrap()))
+            })
+            .collect();
+        running.into_iter().map(|(command, run)| (command, run.join().unwrap())).collect()
+    })
+}
+
+#[test]
+fn every_command_waits_for_a_silent_registry_as_it_is_told() {
+    for what in [Target::Manifests, Target::Blobs] {
+        let bench = Bench::new(Packing::GZIP);
+        let reference = bench.registry.reference(NAME, "1");
+        let gate = Gate::new();
+        bench.registry.faults().add(Rule::new(what.clone(), Fault::Hang(gate.clone())));
+        let sandbox = Sandbox::new();
+        let begun = Instant::now();
+        // The shortest silence that counts is one of three seconds.
+        let runs = at_once(&sandbox, &reference, "deadline=1");
+        assert!(begun.elapsed() >= Duration::from_secs(3), "{what:?}");
+        let count = runs.len();
+        for (command, output) in runs {
+            let told = said(&output);
+            assert_eq!(output.status.code(), Some(6), "{command}, {what:?}: {told}");
+            assert!(told.contains(&format!("127.0.0.1:{}", bench.port)), "{command}, {what:?}: {told}");
+            assert!(told.contains("3 s") || told.contains("waited 3."), "{command}, {what:?}: {told}");
+            assert!(told.contains("hint: it may be at work on the answer"), "{command}, {what:?}: {told}");
+        }
+        let asked = bench.registry.requests();
+        let hung = asked.iter().filter(|asked| !asked.faults.is_empty()).count();
+        assert_eq!(hung, count, "{what:?}: each asks once");
+        gate.open();
+    }
+}
+
+#[test]
+fn a_registry_that_is_asked_too_often_is_left_alone() {
+    for (after, asks, requests) in [("3600", " and asks to wait 3600 s", 1), ("0", "", 3)] {
+        for what in [Target::Manifests, Target::Blobs] {
+            let bench = Bench::new(Packing::GZIP);
+            let limited = Fault::Status {
+                status: 429,
+                headers: vec![("Retry-After".to_owned(), after.to_owned())],
+                body: r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#.into(),
+            };
+            bench.registry.faults().add(Rule::new(what.clone(), limited));
+            let sandbox = Sandbox::new();
+            let output = sandbox.run(["cat", &bench.registry.reference(NAME, "1"), "/g"]);
+            let told = said(&output);
+            assert_eq!(output.status.code(), Some(6), "{what:?}: {told}");
+            let host = format!("127.0.0.1:{}", bench.port);
+            let refusal = "answered 429 Too Many Requests (TOOMANYREQUESTS: slow down)";
+            assert!(told.contains(&format!("{host} {refusal}{asks} (tried {requests} time")), "{what:?}: {told}");
+            assert!(told.contains("`podman login`"), "{what:?}: {told}");
+            let asked = bench.registry.requests();
+            assert_eq!(asked.iter().filter(|asked| asked.status == 429).count(), requests, "{what:?}");
+        }
+    }
 }
 
 #[test]

@@ -97,6 +97,11 @@ pub struct AccessArgs {
     /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
+    /// While the registry is away or does not answer, wait until it does (`block`), fail after a time without a sign
+    /// of life (`deadline=SECONDS`), or fail at once (`offline`; where the registry takes connections and says nothing,
+    /// that shows after 15 s, or 20 s in the middle of an answer). A mount serves what is cached all the while
+    #[arg(long, value_name = "POLICY", default_value = "deadline=60", help_heading = "Registry")]
+    pub on_outage: OnOutage,
     /// Where the cache is and how it is bounded.
     #[command(flatten)]
     pub cache: CacheDirArgs,
@@ -163,11 +168,6 @@ pub struct MountArgs {
     /// What to fetch again before it is read, where layers are known but their content is not here
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub prefetch: PrefetchArg,
-    /// While the registry is away, make reads of what is not cached wait until it is back (`block`), fail after
-    /// a time (`deadline=SECONDS`), or fail at once (`offline`; where the registry
-    /// takes connections and says nothing, that shows after 15 s, or 20 s in the middle of an answer)
-    #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
-    pub on_outage: OnOutage,
     /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
     /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
     #[arg(long)]

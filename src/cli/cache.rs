@@ -14,6 +14,7 @@ use crate::content::{self, CheckedLayer, check_layer};
 use crate::digest::Digest;
 use crate::host::report::{Code, Report};
 use crate::host::{open, process};
+use crate::source::outage::OnOutage;
 use crate::store::{Keep, Store, Usage};
 
 pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
@@ -199,7 +200,15 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
         None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
         Some(reference) => {
             let cache = args.cache.clone();
-            let access = AccessArgs { platform, offline: true, insecure: false, ca: Vec::new(), authfile: None, cache };
+            let access = AccessArgs {
+                platform,
+                offline: true,
+                insecure: false,
+                ca: Vec::new(),
+                authfile: None,
+                on_outage: OnOutage::default(),
+                cache,
+            };
             let image = meant::image(&ImageArgs { reference, access })?;
             let opened = process::runtime()?.block_on(open::open(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {

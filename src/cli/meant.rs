@@ -22,7 +22,6 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
             PrefetchArg::Profile => Prefetch::Profile,
             PrefetchArg::None => Prefetch::None,
         },
-        on_outage: args.on_outage,
         wait: args.wait,
         passthrough: args.passthrough,
     };
@@ -63,6 +62,7 @@ fn access(args: &AccessArgs) -> Access {
         insecure: args.insecure,
         ca: args.ca.iter().map(open::absolute).collect(),
         authfile: args.authfile.as_ref().map(open::absolute),
+        on_outage: args.on_outage,
         surroundings: Surroundings::of_process(),
     }
 }

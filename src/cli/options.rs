@@ -48,7 +48,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = true,
             ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
-            ("on_outage", Some(value)) => args.on_outage = value.parse().map_err(Report::usage)?,
+            ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}

@@ -17,6 +17,7 @@ use super::supervisor::Supervisor;
 use super::{failures, process};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, SharedLayers};
+use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
 pub(super) struct Mount {
@@ -98,7 +99,7 @@ impl Mount {
                 // A process that takes over says it once more: the one before may have died before it could.
                 asker.ready().await;
                 failures::log(true);
-                outlast(&opened, &policy);
+                outlast(&opened, handover.spec.image.access.on_outage);
             }
             Err(error) => {
                 if !served.is_finished() {
@@ -201,9 +202,9 @@ fn start_prefetching(policy: &Policy, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::
 }
 
 /// From now on the source is tried for as long as it takes, and readers wait as the user has said.
-fn outlast(opened: &Opened, policy: &Policy) {
+fn outlast(opened: &Opened, on_outage: OnOutage) {
     if let Some(outages) = opened.source.outages() {
-        outages.outlast(policy.on_outage);
+        outages.outlast(on_outage);
     }
 }
 

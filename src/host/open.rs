@@ -130,12 +130,17 @@ async fn source(reference: &Reference, access: &Access) -> Result<Sources, HostE
     if access.network == Network::Offline {
         return Ok((Arc::new(OfflineSource::new(reference.to_string())), None));
     }
+    let defaults = RegistryOptions::new(access.surroundings.clone());
     let options = RegistryOptions {
         insecure: access.insecure,
         ca: access.ca.clone(),
         authfile: access.authfile.clone(),
-        ..RegistryOptions::new(access.surroundings.clone())
+        deadlines: defaults.deadlines.clone().waiting_as(access.on_outage),
+        ..defaults
     };
     let registry = Arc::new(RegistrySource::new(name.clone(), reference.to_string(), options)?);
+    if let Some(outages) = registry.outages() {
+        outages.wait_as(access.on_outage);
+    }
     Ok((Arc::clone(&registry) as Arc<dyn BlobSource>, Some(registry)))
 }

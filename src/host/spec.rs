@@ -66,6 +66,8 @@ pub struct Access {
     pub ca: Vec<PathBuf>,
     /// The file with credentials that the user named.
     pub authfile: Option<PathBuf>,
+    /// How long is waited for it while it is away or does not answer.
+    pub on_outage: OnOutage,
     /// Where credentials and certificates are looked for otherwise.
     pub surroundings: Surroundings,
 }
@@ -86,8 +88,6 @@ pub struct Policy {
     pub verify: Verify,
     /// What is fetched before it is read.
     pub prefetch: Prefetch,
-    /// How long readers wait while the source is away.
-    pub on_outage: OnOutage,
     /// The command returns when every layer is verified.
     pub wait: bool,
     /// The kernel reads large files from files of the cache.

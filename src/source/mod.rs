@@ -199,6 +199,37 @@ pub enum SourceError {
     },
 }
 
+/// What kind of outage makes a source unreachable; what the user can do about it differs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outage {
+    /// It cannot be reached, or connections to it break.
+    Away,
+    /// It takes questions and does not answer them.
+    Silent,
+    /// It is asked too often, by this machine or this user (429).
+    TooMany,
+    /// It says that it is in trouble itself (5xx and the like).
+    Unwell,
+}
+
+impl Outage {
+    /// What the user can do, where it is not about the network.
+    fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::Away => None,
+            Self::Silent => Some(
+                "it may be at work on the answer: wait longer with `--on-outage deadline=SECONDS`, or until it comes with \
+                 `--on-outage block`; what is cached can be used with `--offline`",
+            ),
+            Self::TooMany => Some(
+                "registries limit how often they are asked, above all without a login: log in with `podman login` or \
+                 `docker login`, or come back later; what is cached can be used with `--offline`",
+            ),
+            Self::Unwell => Some("the registry is in trouble; try again later, or use what is cached with `--offline`"),
+        }
+    }
+}
+
 /// The blob's own name for messages.
 pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blob {digest}")

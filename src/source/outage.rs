@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::registry::Clock;
 use super::silence::{self, Silences};
-use super::{SourceError, blob_name};
+use super::{Outage, SourceError, blob_name};
 use crate::digest::Digest;
 use crate::sync::lock;
 
@@ -40,8 +40,10 @@ pub struct Outages(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     clock: Arc<dyn Clock>,
-    /// Set once somebody serves readers for as long as they like; until then the source gives up by itself.
+    /// How long readers wait, once that is known.
     policy: watch::Sender<Option<OnOutage>>,
+    /// Set once a mount serves readers for as long as it is there; until then the source gives up by itself.
+    outlasted: watch::Sender<bool>,
     waits: watch::Sender<BTreeMap<u64, Wait>>,
     silences: Silences,
     /// Changes when something says that another try may do better than those before.
@@ -126,6 +128,7 @@ impl Outages {
         Self(Arc::new(Shared {
             clock,
             policy: watch::Sender::default(),
+            outlasted: watch::Sender::default(),
             waits: watch::Sender::default(),
             silences: Silences::default(),
             hope: watch::Sender::default(),
@@ -135,9 +138,8 @@ impl Outages {
         }))
     }
 
-    /// From now on the source never gives up what may still succeed, and readers wait as `policy` says, also
-    /// those who wait already. The first call counts.
-    pub fn outlast(&self, policy: OnOutage) {
+    /// From now on readers wait as `policy` says, also those who wait already. The first policy counts.
+    pub fn wait_as(&self, policy: OnOutage) {
         self.0.policy.send_if_modified(|said| {
             let first = said.is_none();
             // Said once; a second opinion would surprise those who wait by the first.
@@ -146,9 +148,20 @@ impl Outages {
         });
     }
 
+    /// As [`Outages::wait_as`]; and the source never gives up what may still succeed.
+    pub fn outlast(&self, policy: OnOutage) {
+        self.wait_as(policy);
+        self.0.outlasted.send_replace(true);
+    }
+
     /// Whether the source never gives up.
     pub fn are_outlasted(&self) -> bool {
-        self.0.policy.borrow().is_some()
+        *self.0.outlasted.borrow()
+    }
+
+    /// How long readers wait, if that is known.
+    pub(super) fn policy(&self) -> Option<OnOutage> {
+        *self.0.policy.borrow()
     }
 
     /// What is being waited for, longest first.
@@ -305,7 +318,7 @@ impl Outages {
         if self.0.silences.tell(blob) {
             tell(&what, &why);
         }
-        SourceError::Unreachable { what, place: place.to_owned(), why, hint: None }
+        SourceError::Unreachable { what, place: place.to_owned(), why, hint: Outage::Silent.hint() }
     }
 
     fn given_up(&self, number: u64, wait: &Wait, waited: Duration, place: &str) -> SourceError {
@@ -318,7 +331,8 @@ impl Outages {
         if first {
             tell(&wait.what, &why);
         }
-        SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why, hint: None }
+        let outage = if wait.silent { Outage::Silent } else { Outage::Away };
+        SourceError::Unreachable { what: wait.what.clone(), place: place.to_owned(), why, hint: outage.hint() }
     }
 }
 
@@ -332,7 +346,7 @@ const HICCUPS: u32 = 2;
 /// pause has passed.
 const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
 /// What takes less is slow at most, however little patience a reader has.
-const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
+pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 /// The kernel lets those who want the same name or page wait in a row, each for the one before, and asks again for what
 /// it could not read ahead. So whoever comes so soon after one has given up has waited as long, and waits no longer than
 /// this; or than [`SHORTEST_SILENCE`], where nothing is heard.
@@ -355,7 +369,7 @@ impl Listening {
     pub(super) async fn worth_another_try(&mut self) -> Duration {
         let shared = Arc::clone(&self.shared);
         // A source that gives up by itself tries no more often than it says.
-        let outlasted = shared.policy.subscribe().wait_for(Option::is_some).await.is_ok();
+        let outlasted = shared.outlasted.subscribe().wait_for(|outlasted| *outlasted).await.is_ok();
         debug_assert!(outlasted, "the sender is ours");
         let since = self.since(shared.clock.now());
         let patience = SHORTEST_PATIENCE.saturating_mul(1 << self.again.min(16));
@@ -363,6 +377,12 @@ impl Listening {
         shared.hope.subscribe().changed().await.expect("the sender is ours");
         self.again += 1;
         shared.clock.now().saturating_sub(since)
+    }
+
+    /// For how long it has brought nothing while it was waited for.
+    pub(super) fn silent_for(&self) -> Duration {
+        let now = self.shared.clock.now();
+        now.saturating_sub(self.since(now))
     }
 
     /// When it brought its last bytes, as it is `now`.

@@ -271,7 +271,7 @@ impl From<&spec::MountSpec> for MountSpec {
             image: image.into(),
             at: at.into(),
             kernel: KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
-            policy: (*policy).into(),
+            policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
         }
     }
@@ -283,11 +283,12 @@ impl TryFrom<MountSpec> for spec::MountSpec {
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
         let MountSpec { image, at, kernel, policy, log } = spec;
         let KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep } = kernel;
+        let (policy, on_outage) = policy.meant();
         Ok(Self {
-            image: image.try_into()?,
+            image: image.meant(on_outage)?,
             at: at.try_into()?,
             kernel: spec::KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
-            policy: policy.into(),
+            policy,
             log: path(log)?,
         })
     }
@@ -296,7 +297,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
         let spec::ImageSpec { reference, platform, access, cache } = image;
-        let spec::Access { network, insecure, ca, authfile, surroundings } = access;
+        let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
             reference: reference.to_string(),
             platform: platform.as_ref().map(ToString::to_string),
@@ -311,20 +312,19 @@ impl From<&spec::ImageSpec> for ImageSpec {
     }
 }
 
-impl TryFrom<ImageSpec> for spec::ImageSpec {
-    type Error = WireError;
-
-    fn try_from(image: ImageSpec) -> Result<Self, WireError> {
-        let ImageSpec { reference, platform, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } =
-            image;
+impl ImageSpec {
+    /// What it means, where the source is waited for in this way.
+    fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
+        let Self { reference, platform, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
             ca: ca.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             authfile: path(authfile)?,
+            on_outage,
             surroundings: surroundings.try_into()?,
         };
-        Ok(Self {
+        Ok(spec::ImageSpec {
             reference: value("reference", reference)?,
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
             access,
@@ -365,9 +365,9 @@ impl TryFrom<Environment> for Surroundings {
     }
 }
 
-impl From<spec::Policy> for Policy {
-    fn from(policy: spec::Policy) -> Self {
-        let spec::Policy { verify, prefetch, on_outage, wait, passthrough } = policy;
+impl Policy {
+    fn of(policy: spec::Policy, on_outage: OnOutage) -> Self {
+        let spec::Policy { verify, prefetch, wait, passthrough } = policy;
         Self {
             verify: match verify {
                 Verify::BeforeShowing => VerifyPolicy::Strict,
@@ -389,12 +389,11 @@ impl From<spec::Policy> for Policy {
             passthrough,
         }
     }
-}
 
-impl From<Policy> for spec::Policy {
-    fn from(policy: Policy) -> Self {
-        let Policy { verify, prefetch, on_outage, wait, passthrough } = policy;
-        Self {
+    /// How a mount is served, and how its source is waited for.
+    fn meant(self) -> (spec::Policy, OnOutage) {
+        let Self { verify, prefetch, on_outage, wait, passthrough } = self;
+        let policy = spec::Policy {
             verify: match verify {
                 VerifyPolicy::Strict => Verify::BeforeShowing,
                 VerifyPolicy::Behind => Verify::Behind,
@@ -404,14 +403,15 @@ impl From<Policy> for spec::Policy {
                 PrefetchPolicy::Profile => Prefetch::Profile,
                 PrefetchPolicy::All => Prefetch::All,
             },
-            on_outage: match on_outage {
-                OutagePolicy::Block => OnOutage::Block,
-                OutagePolicy::DeadlineMs(ms) => OnOutage::Deadline(Duration::from_millis(ms)),
-                OutagePolicy::Offline => OnOutage::Offline,
-            },
             wait,
             passthrough,
-        }
+        };
+        let on_outage = match on_outage {
+            OutagePolicy::Block => OnOutage::Block,
+            OutagePolicy::DeadlineMs(ms) => OnOutage::Deadline(Duration::from_millis(ms)),
+            OutagePolicy::Offline => OnOutage::Offline,
+        };
+        (policy, on_outage)
     }
 }
 

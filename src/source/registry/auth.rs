@@ -20,6 +20,7 @@ use super::http::{Fault, Outgoing, Transport};
 use super::origin::{Origin, Reach};
 use super::patience::{Clock, Deadlines, Tries};
 use super::tls::Verify;
+use crate::source::Outage;
 
 /// The largest answer of a token server that is read, in bytes.
 const TOKEN_LIMIT: usize = 1 << 20;
@@ -27,6 +28,8 @@ const TOKEN_LIMIT: usize = 1 << 20;
 const USUAL_LIFE: Duration = Duration::from_secs(60);
 /// The longest life that is believed; a registry that ends a token sooner answers 401.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// The longest that a token is waited for, whatever the patience of readers is.
+const LONGEST_ANSWER: Duration = Duration::from_secs(300);
 /// The longest realm that is asked, in bytes.
 const REALM_LIMIT: usize = 2 << 10;
 /// How peelfs calls itself to token servers.
@@ -94,7 +97,7 @@ pub(super) enum AuthError {
     #[error("no token: {0}")]
     Unreachable(Fault),
     #[error("no token: {host} answered {said}")]
-    Failing { host: String, said: String },
+    Failing { host: String, said: String, outage: Outage },
     #[error("the token server {host} sent no usable token")]
     NoToken { host: String },
 }
@@ -264,16 +267,17 @@ impl Authorizer {
         let mut tries = Tries::new(self.clock.clone(), &self.deadlines);
         loop {
             let asked_at = self.clock.now();
-            let mut reply = match transport.send(&way).await {
+            let limit = self.deadlines.patience.min(LONGEST_ANSWER);
+            let mut reply = match transport.answer_within(&way, limit).await {
                 Ok(reply) => reply,
-                Err(fault) if fault.is_passing() && tries.again(None).await => continue,
+                Err(fault) if fault.is_passing() && tries.again_after(fault.outage(), None).await => continue,
                 Err(fault) => return Err(AuthError::Unreachable(fault)),
             };
             match reply.status() {
                 StatusCode::OK | StatusCode::CREATED => {
                     let body = match reply.body(TOKEN_LIMIT).await {
                         Ok(body) => body,
-                        Err(fault) if fault.is_passing() && tries.again(None).await => continue,
+                        Err(fault) if fault.is_passing() && tries.again().await => continue,
                         Err(fault) => return Err(AuthError::Unreachable(fault)),
                     };
                     let (token, life) = read_token(&body).ok_or_else(|| no_token(host.clone()))?;
@@ -288,8 +292,8 @@ impl Authorizer {
                     let asked = reply.retry_after();
                     let said = reply.said().await;
                     drop(reply);
-                    if !tries.again(asked).await {
-                        return Err(AuthError::Failing { host, said });
+                    if !tries.again_after(trouble(status), asked).await {
+                        return Err(AuthError::Failing { host, said, outage: trouble(status) });
                     }
                 }
                 // Some servers know only GET, some only POST; their ways to say so differ widely.
@@ -300,6 +304,11 @@ impl Authorizer {
             }
         }
     }
+}
+
+/// What is the matter with a server that [is busy](is_busy).
+pub(super) fn trouble(status: StatusCode) -> Outage {
+    if status == StatusCode::TOO_MANY_REQUESTS { Outage::TooMany } else { Outage::Unwell }
 }
 
 /// Whether the server may answer the same request later.

@@ -13,13 +13,13 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{Ask, Client, Thing};
+use super::client::{Ask, Client, Thing, Wanted};
 use super::http::{Fault, Reply};
 use super::patience::{Subject, Tries};
-use super::ranges::{self, Placement, RangeFault};
+use super::ranges::{Placement, RangeFault};
 use crate::digest::Digest;
-use crate::source::SourceError;
 use crate::source::outage::Listening;
+use crate::source::{Outage, SourceError};
 
 /// A try that brought this many bytes did well, and the count of failed ones starts anew.
 const PROGRESS: u64 = 64 << 10;
@@ -148,7 +148,7 @@ impl Transfer {
                         }
                         if self.body.is_none() && !self.wanted.is_empty() {
                             // The server gave less than the range and said so.
-                            self.set_back(&"its answer covers less than the range", false).await?;
+                            self.set_back(&"its answer covers less than the range", Outage::Away).await?;
                         }
                         return Ok(Some(piece));
                     }
@@ -156,11 +156,11 @@ impl Transfer {
                 Ok(None) => {
                     let fault = Fault::Cut { host: body.reply.host.clone() };
                     drop(body);
-                    self.set_back(&fault, false).await?;
+                    self.set_back(&fault, Outage::Away).await?;
                 }
                 Err(fault) => {
                     drop(body);
-                    self.set_back(&fault, fault.is_silence()).await?;
+                    self.set_back(&fault, fault.outage()).await?;
                 }
             }
         }
@@ -187,16 +187,21 @@ impl Transfer {
     async fn open(&mut self) -> Result<Body, SourceError> {
         loop {
             let all = self.wanted == (0..self.size);
-            let range = (!all && !self.whole_only).then(|| self.wanted.clone());
-            let ask = Ask { method: Method::GET, thing: Thing::Blob(&self.digest, range), what: &self.what };
+            let whole = all || self.whole_only;
+            let wanted = || Wanted { digest: &self.digest, size: self.size, bytes: &self.wanted, whole };
+            let ask = Ask { method: Method::GET, thing: Thing::Blob(wanted()), what: &self.what };
             let mut reply = self.client.ask(&ask, &mut self.tries).await.inspect_err(|error| self.note(error))?;
             if reply.status().is_success() {
                 self.client.outages.refused(None);
             }
-            match ranges::place(reply.status(), reply.headers(), &self.wanted, self.size) {
+            match wanted().place(&reply) {
                 Ok(placement) => {
                     if !placement.ranged && !all && !self.client.unranged.swap(true, Ordering::Relaxed) {
                         tracing::debug!(host = reply.host, "the server ignores ranges");
+                    }
+                    if self.client.unranged.load(Ordering::Relaxed) {
+                        // What is cut here would come once more from its beginning.
+                        reply.be_patient(self.client.deadlines.patience);
                     }
                     return Ok(Body { reply, placement });
                 }
@@ -225,15 +230,15 @@ impl Transfer {
     }
 
     /// Counts a body that ended early, and waits before the next try.
-    async fn set_back(&mut self, fault: &(dyn Display + Sync), silent: bool) -> Result<(), SourceError> {
+    async fn set_back(&mut self, fault: &(dyn Display + Sync), trouble: Outage) -> Result<(), SourceError> {
         // Patience begins with the first failure, not while a slow reader was taking its time.
         if self.progress >= PROGRESS || self.tries.failed() == 0 {
             self.tries.renewed(&self.client.deadlines);
         }
         self.progress = 0;
-        let subject = Subject { what: &self.what, blob: Some(&self.digest), silent };
+        let subject = Subject { what: &self.what, blob: Some(&self.digest), trouble };
         if !self.client.again(&mut self.tries, subject, None, fault).await {
-            return Err(self.client.gave_up(&self.what, fault, &self.tries));
+            return Err(self.client.gave_up(&self.what, fault, trouble, &self.tries));
         }
         self.client.transport.counters.resumptions.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -10,24 +10,29 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 
-use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy};
+use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy, trouble};
 use super::blob::place;
 use super::challenge;
 use super::download::{Cut, Lanes};
 use super::http::{Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
 use super::patience::{Clock, Deadlines, Subject, Tries};
+use super::ranges::{self, Placement, RangeFault};
 use crate::descriptor::MediaType;
 use crate::digest::Digest;
-use crate::source::SourceError;
-use crate::source::outage::Outages;
+use crate::source::outage::{OnOutage, Outages};
+use crate::source::{Outage, SourceError};
 
 /// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
 const MAX_LOCATIONS: usize = 1024;
+/// Answers that may be late at a time and still be waited for.
+pub(super) const MAX_LATE: usize = 16;
 
 /// Asks one repository.
 pub(super) struct Client {
@@ -55,6 +60,8 @@ pub(super) struct Client {
     pub(super) lanes: Mutex<Lanes>,
     /// And what has failed already tries again in a third one, so that it holds up nothing that works.
     pub(super) retrying: Arc<Semaphore>,
+    /// Answers that are late and waited for nevertheless.
+    pub(super) late: Semaphore,
     pub(super) outages: Outages,
 }
 
@@ -70,8 +77,18 @@ pub(super) struct Ask<'a> {
 pub(super) enum Thing<'a> {
     /// By tag or digest.
     Manifest(&'a str),
-    /// The whole blob, or a part of it.
-    Blob(&'a Digest, Option<Range<u64>>),
+    /// These bytes of a blob.
+    Blob(Wanted<'a>),
+}
+
+/// Bytes of a blob.
+pub(super) struct Wanted<'a> {
+    pub(super) digest: &'a Digest,
+    /// Of the blob, in bytes.
+    pub(super) size: u64,
+    pub(super) bytes: &'a Range<u64>,
+    /// Whether the whole blob is asked for, of which they are to be taken then.
+    pub(super) whole: bool,
 }
 
 /// Whether a remembered redirect may be used for this question.
@@ -82,13 +99,28 @@ enum Shortcut {
     Avoid,
 }
 
+impl Wanted<'_> {
+    /// Where they lie in the answer.
+    pub(super) fn place(&self, reply: &Reply) -> Result<Placement, RangeFault> {
+        ranges::place(reply.status(), reply.headers(), self.bytes, self.size)
+    }
+}
+
 impl Ask<'_> {
     fn subject(&self) -> Subject<'_> {
         let blob = match &self.thing {
-            Thing::Blob(digest, _) => Some(*digest),
+            Thing::Blob(wanted) => Some(wanted.digest),
             Thing::Manifest(_) => None,
         };
-        Subject { what: self.what, blob, silent: false }
+        Subject { what: self.what, blob, trouble: Outage::Away }
+    }
+
+    /// Whether a successful answer is one to the question, by its head.
+    fn fits(&self, reply: &Reply) -> bool {
+        match &self.thing {
+            Thing::Blob(wanted) => wanted.place(reply).is_ok(),
+            Thing::Manifest(_) => true,
+        }
     }
 }
 
@@ -110,7 +142,7 @@ impl Client {
                 Err(error) => return Err(self.no_grant(error, ask.what)),
             };
             let request = self.request(base, ask, known.clone(), &grant);
-            let mut reply = match self.send(&request, tries).await {
+            let mut reply = match self.send(&request, tries, ask).await {
                 Ok(reply) => reply,
                 Err(fault) if known.is_some() => {
                     tracing::debug!("{fault}; asking the registry itself");
@@ -125,15 +157,18 @@ impl Client {
                     let connects = !fault.is_silence();
                     match candidates.next().filter(|_| connects) {
                         Some(next) => base = next,
-                        None => return Err(self.cannot_reach(ask.what, &first_fault.unwrap_or(fault))),
+                        None => {
+                            let fault = first_fault.unwrap_or(fault);
+                            return Err(self.cannot_reach(ask.what, &fault, fault.to_string()));
+                        }
                     }
                     first_fault.get_or_insert(fault);
                     continue;
                 }
                 Err(fault) if fault.is_passing() => {
-                    let subject = Subject { silent: fault.is_silence(), ..ask.subject() };
+                    let subject = Subject { trouble: fault.outage(), ..ask.subject() };
                     if !self.again(tries, subject, None, &fault).await {
-                        return Err(hinted(self.gave_up(ask.what, &fault, tries), fault.hint()));
+                        return Err(hinted(self.gave_up(ask.what, &fault, fault.outage(), tries), fault.hint()));
                     }
                     // Nobody knows yet under which of its addresses it will be back.
                     if self.settled.get().is_none() {
@@ -178,10 +213,14 @@ impl Client {
             if is_busy(status) || unsigned {
                 let asked = reply.retry_after();
                 let said = reply.said().await;
-                let fault = format!("{} answered {said}", reply.host);
+                let mut fault = format!("{} answered {said}", reply.host);
+                if let Some(asked) = asked.filter(|asked| !asked.is_zero()) {
+                    fault = format!("{fault} and asks to wait {} s", asked.as_secs());
+                }
                 drop(reply);
-                if !self.again(tries, ask.subject(), asked, &fault).await {
-                    return Err(self.gave_up(ask.what, &fault, tries));
+                let subject = Subject { trouble: trouble(status), ..ask.subject() };
+                if !self.again(tries, subject, asked, &fault).await {
+                    return Err(self.gave_up(ask.what, &fault, trouble(status), tries));
                 }
                 continue;
             }
@@ -198,12 +237,50 @@ impl Client {
         }
     }
 
-    /// The answer, unless it would be better to ask again before it comes.
-    async fn send(&self, request: &Outgoing, tries: &mut Tries) -> Result<Reply, Fault> {
-        tokio::select! {
-            biased;
-            reply = self.transport.send(request) => reply,
-            after = tries.worth_another() => Err(Fault::Abandoned { host: self.host.clone(), after }),
+    /// The answer. One that is late is waited for as long as there is patience: a server that works on it would begin
+    /// anew with another request. Where outages are outlasted it is also asked for once more, when that is worth a try
+    /// ([`Tries::worth_another`]), and the first of the two answers counts.
+    async fn send(&self, request: &Outgoing, tries: &mut Tries, ask: &Ask<'_>) -> Result<Reply, Fault> {
+        let answer = || self.transport.answer(request, |reply| ask.fits(reply));
+        let mut asked = FuturesUnordered::new();
+        asked.push(answer());
+        let (late_after, patience) = (self.deadlines.late(), tries.patience());
+        let mut late = std::pin::pin!(tokio::time::sleep(late_after));
+        let mut end = std::pin::pin!(tokio::time::sleep(tries.left()));
+        let (mut waits_on, mut ended) = (None, false);
+        loop {
+            tokio::select! {
+                biased;
+                Some(answer) = asked.next() => match answer {
+                    Ok(reply) => {
+                        tries.came();
+                        return Ok(reply);
+                    }
+                    Err(fault) if asked.is_empty() => return Err(fault),
+                    Err(fault) => tracing::debug!("{fault}; it is asked for once more already"),
+                },
+                () = &mut end, if !ended => {
+                    if !self.outages.are_outlasted() {
+                        return Err(Fault::silent(&request.url, patience));
+                    }
+                    ended = true;
+                }
+                () = &mut late, if waits_on.is_none() => {
+                    let silent = Fault::silent(&request.url, late_after);
+                    // The others are asked for again from time to time, so that not all connections wait.
+                    let Ok(permit) = self.late.try_acquire() else { return Err(silent) };
+                    if self.outages.policy() == Some(OnOutage::Offline) {
+                        return Err(silent);
+                    }
+                    waits_on = Some(permit);
+                    let subject = Subject { trouble: Outage::Silent, ..ask.subject() };
+                    tries.late(&self.outages, &subject, &format!("{silent} yet"));
+                }
+                _ = tries.worth_another(), if asked.len() < 2 => {
+                    self.transport.counters.retries.fetch_add(1, Ordering::Relaxed);
+                    asked.push(answer());
+                }
+            }
         }
     }
 
@@ -215,9 +292,9 @@ impl Client {
                 headers.insert(ACCEPT, HeaderValue::try_from(accept).expect("media types are plain text"));
                 format!("/v2/{}/manifests/{reference}", self.repository)
             }
-            Thing::Blob(digest, range) => {
-                if let Some(range) = range {
-                    let range = format!("bytes={}-{}", range.start, range.end - 1);
+            Thing::Blob(Wanted { digest, bytes, whole, .. }) => {
+                if !whole {
+                    let range = format!("bytes={}-{}", bytes.start, bytes.end - 1);
                     headers.insert(RANGE, HeaderValue::try_from(range).expect("numbers are plain text"));
                 }
                 format!("/v2/{}/blobs/{digest}", self.repository)
@@ -267,8 +344,8 @@ impl Client {
     fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
         let tried = match &error {
             AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } => tried.clone(),
-            AuthError::Unreachable(fault) => return hinted(self.unreachable(what, error.to_string()), fault.hint()),
-            AuthError::Failing { .. } => return self.unreachable(what, error.to_string()),
+            AuthError::Unreachable(fault) => return self.cannot_reach(what, fault, error.to_string()),
+            AuthError::Failing { outage, .. } => return self.away(what, error.to_string(), *outage),
             AuthError::NoToken { .. } => return self.protocol(what, error.to_string()),
             AuthError::File(file) => {
                 return SourceError::Unsupported { place: file.path.clone(), why: error.to_string(), hint: None };
@@ -311,16 +388,23 @@ impl Client {
         SourceError::Protocol { what: what.to_owned(), place: self.host.clone(), why }
     }
 
-    pub(super) fn unreachable(&self, what: &str, why: String) -> SourceError {
-        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint: None }
+    pub(super) fn away(&self, what: &str, why: String, outage: Outage) -> SourceError {
+        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint: outage.hint() }
     }
 
-    fn cannot_reach(&self, what: &str, fault: &Fault) -> SourceError {
-        hinted(self.unreachable(what, fault.to_string()), fault.hint())
+    fn cannot_reach(&self, what: &str, fault: &Fault, why: String) -> SourceError {
+        hinted(self.away(what, why, fault.outage()), fault.hint())
     }
 
-    pub(super) fn gave_up(&self, what: &str, fault: &(dyn Display + Sync), tries: &Tries) -> SourceError {
-        self.unreachable(what, format!("{fault} (tried {} times)", tries.failed()))
+    pub(super) fn gave_up(
+        &self,
+        what: &str,
+        fault: &(dyn Display + Sync),
+        outage: Outage,
+        tries: &Tries,
+    ) -> SourceError {
+        let times = if tries.failed() == 1 { "time" } else { "times" };
+        self.away(what, format!("{fault} (tried {} {times})", tries.failed()), outage)
     }
 
     /// Counts and logs a failed try, and waits before the next, if there is to be one.
@@ -353,22 +437,22 @@ impl Client {
     }
 
     fn location(&self, thing: &Thing<'_>) -> Option<Url> {
-        let Thing::Blob(digest, _) = thing else { return None };
-        self.locations().get(*digest).cloned()
+        let Thing::Blob(wanted) = thing else { return None };
+        self.locations().get(wanted.digest).cloned()
     }
 
     fn remember(&self, thing: &Thing<'_>, url: &Url) {
-        let Thing::Blob(digest, _) = thing else { return };
+        let Thing::Blob(wanted) = thing else { return };
         let mut locations = self.locations();
         if locations.len() >= MAX_LOCATIONS {
             locations.clear();
         }
-        locations.insert((*digest).clone(), url.clone());
+        locations.insert(wanted.digest.clone(), url.clone());
     }
 
     fn forget(&self, thing: &Thing<'_>) {
-        if let Thing::Blob(digest, _) = thing {
-            self.locations().remove(*digest);
+        if let Thing::Blob(wanted) = thing {
+            self.locations().remove(wanted.digest);
         }
     }
 

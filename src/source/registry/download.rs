@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 use super::blob::Transfer;
 use super::client::Client;
 use crate::digest::Digest;
-use crate::source::SourceError;
+use crate::source::{Outage, SourceError};
 use crate::sync::lock;
 
 /// How ranges are cut into parts, in bytes.
@@ -125,7 +125,7 @@ impl Download {
                 }
                 None => {
                     let what = crate::source::blob_name(&self.digest);
-                    return Err(self.client.unreachable(&what, "its transfer was ended".to_owned()));
+                    return Err(self.client.away(&what, "its transfer was ended".to_owned(), Outage::Away));
                 }
             }
         }

@@ -9,11 +9,11 @@ use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
 };
 use reqwest::{Client, Method, StatusCode, Url};
 
@@ -22,6 +22,7 @@ use super::patience::Deadlines;
 use super::ranges::decimal;
 use super::tls::{self, HostCertificates, TlsError, Verify};
 use super::verifier::{self, Refusal};
+use crate::source::Outage;
 
 /// The most of an error's body that is read, in bytes.
 const SAID_LIMIT: usize = 64 << 10;
@@ -32,6 +33,13 @@ const SAID_SHOWN: usize = 200;
 const STREAM_WINDOW: u32 = 4 << 20;
 /// What one HTTP/2 connection may have in flight, so that slow readers cannot pile up more.
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A connection on which nothing comes is probed: one that stands belongs to a server that may be slow, any other is
+/// broken within half a minute, and what was asked over it fails.
+const PROBED_AFTER: Duration = Duration::from_secs(15);
+const PROBED_EVERY: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+/// So long may a server's machine take to acknowledge what was sent to it.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// A registry's whole response header.
 const HEADER_LIMIT: u32 = 64 << 10;
 
@@ -111,6 +119,16 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// Of a server that gave no answer within `limit`.
+    pub(super) fn silent(url: &Url, limit: Duration) -> Self {
+        Self::Silent { host: Origin::of(url).map(|origin| origin.to_string()).unwrap_or_default(), limit }
+    }
+
+    /// What kind of outage it is part of, if of any.
+    pub(super) fn outage(&self) -> Outage {
+        if self.is_silence() { Outage::Silent } else { Outage::Away }
+    }
+
     /// Whether nothing came for as long as it may take.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::Silent { .. } | Self::Stalled { .. } | Self::Abandoned { .. })
@@ -144,8 +162,26 @@ impl Fault {
 }
 
 impl Transport {
+    /// As [`Transport::answer`], where that does not take longer than `limit`.
+    pub(super) async fn answer_within(&self, request: &Outgoing, limit: Duration) -> Result<Reply, Fault> {
+        match tokio::time::timeout(limit, self.answer(request, |_| true)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Fault::silent(&request.url, limit)),
+        }
+    }
+
+    /// The answer to `request`: a head, and, where that is what was asked for and `fits`, the first bytes of the body.
+    /// It may be as late as it likes while its connection stands: how long it is waited for is for the caller to say.
+    pub(super) async fn answer(&self, request: &Outgoing, fits: impl Fn(&Reply) -> bool) -> Result<Reply, Fault> {
+        let mut reply = self.send(request).await?;
+        if request.method == Method::GET && reply.status().is_success() && fits(&reply) {
+            reply.begin().await?;
+        }
+        Ok(reply)
+    }
+
     /// Sends `request` and follows where GET and HEAD are redirected to, by the rules of [`origin`].
-    pub(super) async fn send(&self, request: &Outgoing) -> Result<Reply, Fault> {
+    async fn send(&self, request: &Outgoing) -> Result<Reply, Fault> {
         let follows = matches!(request.method, Method::GET | Method::HEAD);
         let mut url = request.url.clone();
         let mut authorization = request.authorization.clone();
@@ -191,12 +227,7 @@ impl Transport {
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        let limit = self.deadlines.connect + self.deadlines.header;
-        let answer = match tokio::time::timeout(limit, builder.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(fault(error, host.clone(), &self.deadlines)),
-            Err(_) => Err(Fault::Silent { host: host.clone(), limit }),
-        };
+        let answer = builder.send().await.map_err(|error| fault(error, host.clone(), &self.deadlines));
         match answer {
             Ok(response) => Ok(Reply {
                 response,
@@ -207,6 +238,7 @@ impl Transport {
                 stall: self.deadlines.stall,
                 least_progress: self.deadlines.least_progress,
                 window: Window::default(),
+                first: None,
                 counters: self.counters.clone(),
                 received: 0,
                 started,
@@ -259,7 +291,10 @@ impl Transport {
             .referer(false)
             .connect_timeout(self.deadlines.connect)
             .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
+            .tcp_keepalive(PROBED_AFTER)
+            .tcp_keepalive_interval(PROBED_EVERY)
+            .tcp_keepalive_retries(PROBES)
+            .tcp_user_timeout(UNACKNOWLEDGED)
             .pool_idle_timeout(Duration::from_secs(90))
             .pool_max_idle_per_host(16)
             .http2_initial_stream_window_size(STREAM_WINDOW)
@@ -287,6 +322,8 @@ pub(super) struct Reply {
     stall: Duration,
     least_progress: u64,
     window: Window,
+    /// What has come of the body before it was read.
+    first: Option<Bytes>,
     counters: Arc<Counters>,
     received: u64,
     started: Instant,
@@ -325,13 +362,37 @@ impl Reply {
         foreign.next().map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
     }
 
-    /// `Retry-After` in seconds; its other form, a date, would need a clock that can jump.
+    /// How long `Retry-After` asks to wait, in seconds or until a date. The date is seen from the server's own `Date`,
+    /// as the clock of this machine may be another.
     pub(super) fn retry_after(&self) -> Option<Duration> {
-        decimal(self.header(RETRY_AFTER.as_str())?.trim()).map(Duration::from_secs)
+        let asked = self.header(RETRY_AFTER.as_str())?.trim();
+        if !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Some(Duration::from_secs(decimal(asked).unwrap_or(u64::MAX)));
+        }
+        let date = |text: &str| httpdate::parse_http_date(text.trim()).ok();
+        let now = self.header(DATE.as_str()).and_then(date).unwrap_or_else(SystemTime::now);
+        Some(date(asked)?.duration_since(now).unwrap_or_default())
+    }
+
+    /// Waits for the first bytes of the body: a server that has sent a head and nothing else is as busy with its answer
+    /// as one that has sent nothing.
+    async fn begin(&mut self) -> Result<(), Fault> {
+        let first = self.response.chunk().await;
+        self.first = first.map_err(|error| Fault::Broken { host: self.host.clone(), why: innermost(&error) })?;
+        Ok(())
+    }
+
+    /// From now on nothing may come for so long.
+    pub(super) fn be_patient(&mut self, stall: Duration) {
+        self.stall = self.stall.max(stall);
     }
 
     /// The next bytes of the body; `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
+        if let Some(first) = self.first.take() {
+            self.count(&first);
+            return Ok(Some(first));
+        }
         let waiting = loop {
             let started = tokio::time::Instant::now();
             // A timer that goes off late may leave nothing.
@@ -347,11 +408,8 @@ impl Reply {
         };
         let broken = |error| Fault::Broken { host: self.host.clone(), why: innermost(&error) };
         let (Some(chunk), waited) = waiting.map_err(broken)? else { return Ok(None) };
-        let length = chunk.len() as u64;
-        self.received += length;
-        self.counters.bytes.fetch_add(length, Ordering::Relaxed);
+        self.count(&chunk);
         self.window.waited += waited;
-        self.window.bytes += length;
         if self.window.waited >= self.stall {
             if self.window.bytes < self.least_progress {
                 return Err(self.stalled());
@@ -359,6 +417,13 @@ impl Reply {
             self.window = Window::default();
         }
         Ok(Some(chunk))
+    }
+
+    fn count(&mut self, chunk: &Bytes) {
+        let length = chunk.len() as u64;
+        self.received += length;
+        self.counters.bytes.fetch_add(length, Ordering::Relaxed);
+        self.window.bytes += length;
     }
 
     fn stalled(&self) -> Fault {

@@ -38,6 +38,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -68,6 +69,9 @@ pub use self::patience::{Clock, Deadlines, MonotonicClock};
 
 /// The host that serves what Docker Hub has.
 const HUB_SERVER: &str = "registry-1.docker.io";
+
+/// How long at most it takes a registry to say what a tag names.
+const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many transfers that have failed try again at a time.
 const RETRYING: usize = 2;
@@ -187,6 +191,7 @@ impl RegistrySource {
             cut: Cut::default(),
             lanes: std::sync::Mutex::default(),
             retrying: Arc::new(Semaphore::new(RETRYING)),
+            late: Semaphore::new(client::MAX_LATE),
             outages,
         };
         Ok(Self { client: Arc::new(client), name, typed, counters })
@@ -215,7 +220,8 @@ impl RegistrySource {
         let what = manifest_name(&reference);
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
         let ask = Ask { method: Method::HEAD, thing: Thing::Manifest(&reference), what: &what };
-        let reply = self.client.ask(&ask, &mut self.tries()).await?;
+        // Who asks may have something else to go by.
+        let reply = self.client.ask(&ask, &mut self.tries().within(HEAD_PATIENCE)).await?;
         if reply.status() != StatusCode::OK {
             // It may not know HEAD, and if it does, only GET brings the reason.
             return Ok(None);
@@ -296,8 +302,10 @@ impl RegistrySource {
                     return Err(client.protocol(what, format!("it has more than {limit} bytes")));
                 }
                 Err(fault)
-                    if client.again(&mut tries, Subject { what, blob: None, silent: false }, None, &fault).await => {}
-                Err(fault) => return Err(client.gave_up(what, &fault, &tries)),
+                    if client
+                        .again(&mut tries, Subject { what, blob: None, trouble: fault.outage() }, None, &fault)
+                        .await => {}
+                Err(fault) => return Err(client.gave_up(what, &fault, fault.outage(), &tries)),
             }
         }
     }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::digest::Digest;
-use crate::source::BoxFuture;
-use crate::source::outage::{Failing, Listening, Outages};
+use crate::source::outage::{Failing, Listening, OnOutage, Outages, SHORTEST_SILENCE};
+use crate::source::{BoxFuture, Outage};
 
 /// Time that only moves forward, and a way to let it pass.
 pub trait Clock: Debug + Send + Sync {
@@ -49,15 +49,16 @@ impl Clock for MonotonicClock {
 pub struct Deadlines {
     /// Until a connection stands.
     pub connect: Duration,
-    /// From the request to the response's header.
+    /// From the request to its answer, the first bytes of the body included; then it is late, and still waited for
+    /// as long as there is [`Deadlines::patience`].
     pub header: Duration,
     /// In a body: this long without [`Deadlines::least_progress`] bytes, and the body counts as cut.
     pub stall: Duration,
     /// The least a body must bring in each [`Deadlines::stall`], in bytes.
     pub least_progress: u64,
-    /// The longest `Retry-After` that is obeyed.
+    /// The longest `Retry-After` that is obeyed where outages are outlasted.
     pub retry_after: Duration,
-    /// For one request with all its retries.
+    /// For one request with all its retries, and for its answer, be that as late as it may.
     pub patience: Duration,
     /// For a credential helper.
     pub helper: Duration,
@@ -77,15 +78,40 @@ impl Default for Deadlines {
     }
 }
 
+impl Deadlines {
+    /// These, with as much patience as a reader has by `policy`.
+    #[must_use]
+    pub fn waiting_as(self, policy: OnOutage) -> Self {
+        let patience = match policy {
+            OnOutage::Block => FOREVER,
+            OnOutage::Deadline(patience) => patience.max(SHORTEST_SILENCE),
+            OnOutage::Offline => self.late(),
+        };
+        Self { patience, ..self }
+    }
+
+    /// After this an answer is late.
+    pub(super) fn late(&self) -> Duration {
+        self.connect + self.header
+    }
+}
+
 /// Tries of one request, the first included.
 const MAX_TRIES: u32 = 6;
+/// Those of one that comes too soon after others, where the server does not say when it may come again.
+const MAX_TRIES_TOO_MANY: u32 = 3;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause that is made because a server asks for it.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
+/// No reader lives longer.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The tries of one request.
 pub(super) struct Tries {
     clock: Arc<dyn Clock>,
     cap: Duration,
+    patience: Duration,
     end: Duration,
     failed: u32,
     /// The place in a queue that the present try takes.
@@ -99,15 +125,49 @@ pub(super) struct Tries {
 pub(super) struct Subject<'a> {
     pub(super) what: &'a str,
     pub(super) blob: Option<&'a Digest>,
-    /// Whether it failed as nothing came.
-    pub(super) silent: bool,
+    /// Why it failed.
+    pub(super) trouble: Outage,
 }
 
 impl Tries {
     /// The first try starts now.
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
-        let end = clock.now() + deadlines.patience;
-        Self { clock, cap: deadlines.retry_after, end, failed: 0, place: None, failing: None, listening: None }
+        let (patience, cap) = (deadlines.patience, deadlines.retry_after);
+        let end = clock.now().saturating_add(patience);
+        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, listening: None }
+    }
+
+    /// As these, but with no more than so much patience.
+    #[must_use]
+    pub(super) fn within(self, patience: Duration) -> Self {
+        let patience = patience.min(self.patience);
+        Self { patience, end: self.end.min(self.clock.now().saturating_add(patience)), ..self }
+    }
+
+    /// How long the source may still say nothing; for ever, once outages are outlasted.
+    pub(super) fn left(&self) -> Duration {
+        match &self.listening {
+            Some(listening) => self.patience.saturating_sub(listening.silent_for()),
+            None => self.end.saturating_sub(self.clock.now()),
+        }
+    }
+
+    /// How long it might say nothing when it began.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// What was asked for has not come in time, and is waited for still: others get its place.
+    pub(super) fn late(&mut self, outages: &Outages, subject: &Subject<'_>, why: &str) {
+        self.note(outages, subject, why);
+        self.place = None;
+    }
+
+    /// What was late has come after all.
+    pub(super) fn came(&mut self) {
+        if self.failed == 0 {
+            self.failing = None;
+        }
     }
 
     /// Starts counting anew; what is in trouble stays so until [`Tries::went_well`].
@@ -143,15 +203,11 @@ impl Tries {
         asked: Option<Duration>,
         fault: &str,
     ) -> bool {
-        let failing = outages.failed(self.failing.take(), subject.what, subject.blob, fault);
-        if let Some(listening) = &self.listening {
-            failing.brought_nothing(listening, subject.silent);
-        }
-        self.failing = Some(failing);
+        self.note(outages, subject, fault);
         // Whoever pauses needs no place.
         self.place = None;
         if !outages.are_outlasted() {
-            return self.again(asked).await;
+            return self.again_after(subject.trouble, asked).await;
         }
         self.failed = self.failed.saturating_add(1);
         match asked {
@@ -161,17 +217,48 @@ impl Tries {
         true
     }
 
-    /// Waits before the next try, as long as the server `asked` for within bounds; `false` if there
-    /// is to be none.
-    pub(super) async fn again(&mut self, asked: Option<Duration>) -> bool {
-        self.failed += 1;
-        let pause = pause_after(self.failed, jitter()).max(asked.unwrap_or_default().min(self.cap));
-        if self.failed >= MAX_TRIES || self.clock.now() + pause > self.end {
+    fn note(&mut self, outages: &Outages, subject: &Subject<'_>, why: &str) {
+        let failing = outages.failed(self.failing.take(), subject.what, subject.blob, why);
+        if let Some(listening) = &self.listening {
+            failing.brought_nothing(listening, subject.trouble == Outage::Silent);
+        }
+        self.failing = Some(failing);
+    }
+
+    /// Waits before the next try; `false` if there is to be none.
+    pub(super) async fn again(&mut self) -> bool {
+        self.again_after(Outage::Away, None).await
+    }
+
+    /// As [`Tries::again`], by what is the matter and how long the server `asked` to wait. One that asks for more than
+    /// there is patience is not asked again: it has said that this is of no use.
+    pub(super) async fn again_after(&mut self, trouble: Outage, asked: Option<Duration>) -> bool {
+        self.failed = self.failed.saturating_add(1);
+        let asked = asked.filter(|asked| !asked.is_zero()).map(|asked| asked.min(LONGEST_ASKED));
+        let pause = match (trouble, asked) {
+            (_, Some(asked)) => asked.max(pause_after(self.failed, jitter())),
+            (Outage::TooMany, None) => pause_after_too_many(self.failed, jitter()),
+            (_, None) => pause_after(self.failed, jitter()),
+        };
+        let in_time = self.clock.now().saturating_add(pause) <= self.end;
+        let more = match trouble {
+            // Silence takes long, and so it is measured, not counted.
+            Outage::Silent => pause < self.left(),
+            Outage::TooMany if asked.is_none() => in_time && self.failed < MAX_TRIES_TOO_MANY,
+            _ => in_time && self.failed < MAX_TRIES,
+        };
+        if !more {
             return false;
         }
         self.clock.pause(pause).await;
         true
     }
+}
+
+/// The pause after `failed` tries of which a server says that they are too many: 1 s, then 4.
+fn pause_after_too_many(failed: u32, jitter: f64) -> Duration {
+    let spaced = Duration::from_secs(1).saturating_mul(1 << (2 * failed.saturating_sub(1)).min(16));
+    spaced.min(LONGEST_PAUSE).mul_f64(1.0 - jitter / 2.0)
 }
 
 /// The pause after `failed` tries: doubling, and shortened by up to a half (`jitter` of 0 to 1).
@@ -229,20 +316,45 @@ pub(super) mod tests {
         assert!((0..100).all(|_| (0.0..=1.0).contains(&jitter())));
     }
 
-    #[tokio::test]
-    async fn an_endless_retry_after_is_cut_to_the_cap() {
+    /// The pauses of one request that fails again and again, in this way.
+    async fn pauses(patience: u64, trouble: Outage, asked: Option<u64>) -> Vec<Duration> {
         let clock = Arc::new(FakeClock::default());
-        let mut tries = Tries::new(clock.clone(), &Deadlines::default());
-        while tries.again(Some(Duration::from_secs(1 << 40))).await {}
-        assert_eq!(clock.pauses(), [Duration::from_secs(10); 5]);
+        let deadlines = Deadlines { patience: Duration::from_secs(patience), ..Deadlines::default() };
+        let mut tries = Tries::new(clock.clone(), &deadlines);
+        while tries.again_after(trouble, asked.map(Duration::from_secs)).await {}
+        clock.pauses()
     }
 
     #[tokio::test]
-    async fn no_pause_goes_beyond_the_deadline() {
-        let clock = Arc::new(FakeClock::default());
-        let mut tries =
-            Tries::new(clock.clone(), &Deadlines { patience: Duration::from_secs(25), ..Default::default() });
-        while tries.again(Some(Duration::from_secs(10))).await {}
-        assert_eq!(clock.pauses().len(), 2);
+    async fn a_server_that_asks_to_wait_is_obeyed_or_left_alone() {
+        let seconds = Duration::from_secs;
+        for trouble in [Outage::TooMany, Outage::Unwell] {
+            assert_eq!(pauses(60, trouble, Some(1 << 40)).await, [], "{trouble:?}");
+            assert_eq!(pauses(60, trouble, Some(61)).await, []);
+            assert_eq!(pauses(60, trouble, Some(40)).await, [seconds(40)]);
+            assert_eq!(pauses(25, trouble, Some(10)).await, [seconds(10); 2]);
+            assert_eq!(pauses(600, trouble, Some(7)).await, [seconds(7); 5]);
+        }
+    }
+
+    #[tokio::test]
+    async fn too_many_requests_are_followed_by_few_and_spaced_ones() {
+        for asked in [None, Some(0)] {
+            let pauses = pauses(60, Outage::TooMany, asked).await;
+            assert_eq!(pauses.len(), 2, "{pauses:?}");
+            let millis = |least, most| Duration::from_millis(least)..=Duration::from_millis(most);
+            assert!(millis(500, 1000).contains(&pauses[0]) && millis(2000, 4000).contains(&pauses[1]), "{pauses:?}");
+        }
+        assert_eq!(pauses(60, Outage::Unwell, None).await.len(), 5);
+    }
+
+    #[test]
+    fn a_source_is_as_patient_as_its_readers() {
+        let patience = |policy| Deadlines::default().waiting_as(policy).patience.as_secs();
+        assert_eq!(patience(OnOutage::default()), 60);
+        assert_eq!(patience(OnOutage::Deadline(Duration::from_secs(300))), 300);
+        assert_eq!(patience(OnOutage::Deadline(Duration::ZERO)), 3);
+        assert_eq!(patience(OnOutage::Offline), 15);
+        assert!(patience(OnOutage::Block) > 1 << 31);
     }
 }

@@ -32,7 +32,11 @@ impl Asked {
 pub(super) struct Said {
     bytes: Vec<u8>,
     then: Then,
+    held: Option<Held>,
 }
+
+/// Returns when the bytes from this one on are to be sent.
+type Held = (usize, Box<dyn FnOnce() + Send>);
 
 enum Then {
     Keep,
@@ -61,7 +65,18 @@ impl Said {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
         text.push_str("\r\n");
-        Self { bytes: text.into_bytes(), then: Then::Keep }
+        Self { bytes: text.into_bytes(), then: Then::Keep, held: None }
+    }
+
+    /// Not a byte.
+    pub(super) fn nothing() -> Self {
+        Self { bytes: Vec::new(), then: Then::Keep, held: None }
+    }
+
+    /// Sends nothing before `wait` returns, or, with `head_first`, the head only.
+    pub(super) fn held(self, head_first: bool, wait: impl FnOnce() + Send + 'static) -> Self {
+        let head = self.bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |end| end + 4);
+        Self { held: Some((if head_first { head } else { 0 }, Box::new(wait))), ..self }
     }
 
     /// Sends these bytes too.
@@ -175,7 +190,11 @@ fn serve(stream: impl Read + Write, script: &dyn Fn(&Asked) -> Said, log: &Mutex
         asked.body = String::from_utf8(body).unwrap();
         log.lock().unwrap().push(asked.clone());
         let said = script(&asked);
-        reader.get_mut().write_all(&said.bytes)?;
+        let (first, wait) = said.held.map_or((said.bytes.len(), None), |(first, wait)| (first, Some(wait)));
+        reader.get_mut().write_all(&said.bytes[..first])?;
+        reader.get_mut().flush()?;
+        wait.into_iter().for_each(|wait| wait());
+        reader.get_mut().write_all(&said.bytes[first..])?;
         reader.get_mut().flush()?;
         match said.then {
             Then::Keep => {}

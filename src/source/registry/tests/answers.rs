@@ -111,7 +111,7 @@ async fn a_busy_registry_is_asked_again_but_not_for_ever() {
     let left = AtomicUsize::new(3);
     let server = Scripted::start(move |_| {
         match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(3) => Said::new(429, &[("Retry-After", "86400")], ""),
+            Ok(3) => Said::new(429, &[("Retry-After", "40")], ""),
             Ok(_) => Said::new(503, &[], "tired"),
             Err(_) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
         }
@@ -120,12 +120,65 @@ async fn a_busy_registry_is_asked_again_but_not_for_ever() {
     first.source.root().await.unwrap();
     let pauses = first.clock.pauses();
     assert_eq!(pauses.len(), 3);
-    assert_eq!(pauses[0], Duration::from_secs(10));
+    assert_eq!(pauses[0], Duration::from_secs(40));
     assert!(pauses[1..].iter().all(|pause| *pause < Duration::from_secs(1)));
 
     let server = Scripted::start(|_| Said::new(503, &[], "tired"));
     let Err(SourceError::Unreachable { why, .. }) = bench(&server, None).source.root().await else { panic!() };
     assert!(why.contains("503") && why.contains("tired") && why.contains("tried 6 times"), "{why}");
+}
+
+/// The date is seen from the server's own.
+#[tokio::test]
+async fn one_that_asks_to_wait_for_too_long_is_not_asked_again() {
+    let at = |date: &'static str| vec![("Date", "Fri, 01 Jan 2100 12:00:00 GMT"), ("Retry-After", date)];
+    let after = |asked: &'static str| vec![("Retry-After", asked)];
+    let table = [
+        (after("3600"), Some("asks to wait 3600 s")),
+        (after("99999999999999999999"), Some("asks to wait 18446744073709551615 s")),
+        (at("Fri, 01 Jan 2100 13:00:00 GMT"), Some("asks to wait 3600 s")),
+        (at("Friday, 01-Jan-00 13:00:00 GMT"), None),
+        (at("Fri Jan  1 13:00:00 2100"), Some("asks to wait 3600 s")),
+        (at("Fri, 01 Jan 2100 12:00:20 GMT"), None),
+        (at("Fri, 01 Jan 2100 11:00:00 GMT"), None),
+        (after("Thu, 01 Jan 1970 00:00:00 GMT"), None),
+        (after("soon"), None),
+        (Vec::new(), None),
+    ];
+    for (status, trouble) in [(429, Outage::TooMany), (503, Outage::Unwell)] {
+        for (headers, asks) in &table {
+            let said = headers.clone();
+            let server = Scripted::start(move |_| Said::new(status, &said, "enough"));
+            let bench = bench(&server, None);
+            let Err(SourceError::Unreachable { why, hint, .. }) = bench.source.root().await else { panic!() };
+            assert_eq!(hint, trouble.hint());
+            assert!(why.contains("enough") && asks.is_none_or(|asks| why.contains(asks)), "{headers:?}: {why}");
+            let tries = server.asked().len();
+            match asks {
+                Some(_) => assert_eq!((tries, bench.clock.pauses()), (1, Vec::new()), "{headers:?}"),
+                None => assert!((2..=6).contains(&tries), "{headers:?}: {tries}"),
+            }
+        }
+    }
+}
+
+/// Without a word about when, the third refusal counts.
+#[tokio::test]
+async fn too_many_requests_are_not_answered_with_more() {
+    for path in ["/v2/", "/token"] {
+        let server = Scripted::start(move |asked| match asked.target.starts_with(path) {
+            true => Said::new(429, &[], r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#),
+            false => challenge(asked),
+        });
+        let bench = bench(&server, None);
+        let Err(SourceError::Unreachable { why, hint, .. }) = bench.source.root().await else { panic!("{path}") };
+        assert_eq!(hint, Outage::TooMany.hint(), "{why}");
+        assert!(why.contains("slow down"), "{why}");
+        let refused = server.asked().iter().filter(|asked| asked.target.starts_with(path)).count();
+        assert_eq!(refused, 3, "{path}");
+        let pauses = bench.clock.pauses();
+        assert!(pauses.iter().all(|pause| pause.as_millis() >= 500), "{pauses:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Blobs and ranges of them that are cut, late, or not what was asked for.
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 #[tokio::test]
@@ -86,12 +88,61 @@ async fn a_server_that_sends_much_at_once_and_falls_silent_is_asked_again() {
     }
 }
 
+/// Whether it says nothing at all, or has sent a head and then nothing: asked once, and given up when patience ends.
 #[tokio::test]
-async fn a_server_that_never_answers_is_reported() {
-    let server = Scripted::start(|_| Said::head(200, &[]).then_hang());
-    let bench = bench_with(&server, None, |options| options.deadlines.stall = Duration::from_millis(10));
-    let Err(SourceError::Unreachable { why, .. }) = bench.source.root().await else { panic!() };
-    assert!(why.contains("stopped sending"), "{why}");
+async fn a_server_that_never_answers_is_asked_once_and_reported() {
+    let bytes = content();
+    for head_comes in [false, true] {
+        let said = move || if head_comes { Said::head(200, &[]) } else { Said::nothing() };
+        let server = Scripted::start(move |_| said().then_hang());
+        let bench = bench_with(&server, None, |options| {
+            options.deadlines.header = Duration::from_millis(1);
+            options.deadlines.connect = Duration::from_millis(1);
+            options.deadlines.patience = Duration::from_millis(40);
+        });
+        for error in [bench.source.root().await.err(), read(&bench, &blob(&bytes), 5..10).await.err()] {
+            let Some(SourceError::Unreachable { why, hint, .. }) = error else { panic!("{error:?}") };
+            assert_eq!(hint, Outage::Silent.hint());
+            assert!(why.contains(&format!("{} gave no answer within 0.04 s", server.address)), "{why}");
+        }
+        assert_eq!(server.asked().len(), 2);
+    }
+}
+
+/// A server that is at work on an answer, as a proxy that fetches a layer before it passes on a byte of it.
+#[tokio::test]
+async fn an_answer_that_is_late_is_waited_for() {
+    let bytes = content();
+    for head_comes_first in [false, true] {
+        let served = bytes.clone();
+        let (open, opened) = std::sync::mpsc::channel();
+        let opened = Arc::new(Mutex::new(opened));
+        let server = Scripted::start(move |asked| {
+            let opened = opened.clone();
+            serve(asked, &served).held(head_comes_first, move || opened.lock().unwrap().recv().unwrap())
+        });
+        let bench = bench_with(&server, None, |options| {
+            options.deadlines.header = Duration::from_millis(1);
+            options.deadlines.connect = Duration::from_millis(1);
+        });
+        for policy in [None, Some(OnOutage::Block)] {
+            let asked = server.asked().len();
+            let outages = bench.source.outages().unwrap();
+            policy.into_iter().for_each(|policy| outages.outlast(policy));
+            let wanted = blob(&bytes);
+            let mut reading = std::pin::pin!(read(&bench, &wanted, 5..10));
+            // It is late, and told so.
+            let late = |wait: &WaitStatus| wait.last_error.contains("gave no answer within 0.002 s yet");
+            while !outages.status().iter().any(late) {
+                assert!((&mut reading).now_or_never().is_none());
+                tokio::task::yield_now().await;
+            }
+            open.send(()).unwrap();
+            assert_eq!(reading.await.unwrap(), bytes[5..10]);
+            assert_eq!(server.asked().len(), asked + 1, "it is asked once");
+            assert!(outages.status().is_empty(), "{:?}", outages.status());
+        }
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use super::download::Lanes;
 use super::patience::tests::FakeClock;
 use super::scripted::{Asked, Said, Scripted};
 use super::*;
+use crate::source::Outage;
+use crate::source::outage::{OnOutage, WaitStatus};
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
