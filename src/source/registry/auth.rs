@@ -15,8 +15,9 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 
 use super::challenge::Challenge;
-use super::credentials::{Credential, Found, Keyring, Secret, UnusableFile};
+use super::credentials::{Credential, Found, Keyring, Secret};
 use super::http::{Fault, Outgoing, Transport};
+use super::login_file::UnusableFile;
 use super::origin::{Origin, Reach};
 use super::patience::{Clock, Deadlines, Tries};
 use super::tls::Verify;

@@ -2,27 +2,26 @@
 //!
 //! People have logged in with podman or docker already, so peelfs reads what those left behind, in
 //! the order users know (containers-auth.json(5)), and falls through to the next place when one has
-//! nothing. Files and helpers are asked again for every new token: a login made while an image is
-//! mounted takes effect without a remount.
+//! nothing. A file that the user names takes the place of podman's files; one that holds no login at
+//! all says that there is to be none. Files and helpers are asked again for every new token: a login
+//! made while an image is mounted takes effect without a remount.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// The largest credentials file or helper answer that is read, in bytes.
-const FILE_LIMIT: u64 = 1 << 20;
+use super::login_file::{FILE_LIMIT, LoginFile, UnusableFile, key_of};
+use crate::sync::lock;
+
 /// The keys under which tools store the login to Docker Hub, beside `docker.io` itself.
-const HUB_KEYS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "docker.io"];
+pub(super) const HUB_KEYS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "docker.io"];
 /// The name Docker Hub has in Docker's own files and helpers.
 const HUB_URL: &str = "https://index.docker.io/v1/";
 
@@ -117,14 +116,6 @@ impl Surroundings {
     }
 }
 
-/// Credentials could not be read from a place that the user named.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot use {path}: {why}")]
-pub(super) struct UnusableFile {
-    pub(super) path: String,
-    why: String,
-}
-
 /// All places where credentials for one repository may be.
 #[derive(Debug)]
 pub(super) struct Keyring {
@@ -133,6 +124,8 @@ pub(super) struct Keyring {
     repository: String,
     path: Option<OsString>,
     helper_limit: Duration,
+    /// Complaints that were logged.
+    told: Mutex<HashSet<String>>,
 }
 
 #[derive(Debug)]
@@ -140,8 +133,18 @@ struct File {
     path: PathBuf,
     /// `~/.dockercfg` has the `auths` map alone.
     legacy: bool,
-    /// The user named it, so it must be there and readable.
-    named: bool,
+    named: Named,
+}
+
+/// How peelfs knows of a file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Named {
+    /// It is where tools put it.
+    No,
+    /// By `REGISTRY_AUTH_FILE`: it need not be there.
+    ByVariable,
+    /// By `--authfile`: it must be there and readable.
+    ByFlag,
 }
 
 impl Keyring {
@@ -157,79 +160,92 @@ impl Keyring {
         let mut add = |path: Option<PathBuf>, legacy, named| {
             files.extend(path.map(|path| File { path, legacy, named }));
         };
-        add(authfile, false, true);
-        add(around.registry_auth_file.clone(), false, false);
-        let runtime = around.xdg_runtime_dir.as_ref().map(|dir| dir.join("containers"));
-        let runtime = runtime.or_else(|| Some(PathBuf::from(format!("/run/containers/{}", around.uid?))));
-        add(runtime.map(|dir| dir.join("auth.json")), false, false);
-        add(around.config_home().map(|dir| dir.join("containers/auth.json")), false, false);
+        match (authfile, &around.registry_auth_file) {
+            (Some(path), _) => add(Some(path), false, Named::ByFlag),
+            (None, Some(path)) => add(Some(path.clone()), false, Named::ByVariable),
+            (None, None) => {
+                let runtime = around.xdg_runtime_dir.as_ref().map(|dir| dir.join("containers"));
+                let runtime = runtime.or_else(|| Some(PathBuf::from(format!("/run/containers/{}", around.uid?))));
+                add(runtime.map(|dir| dir.join("auth.json")), false, Named::No);
+                add(around.config_home().map(|dir| dir.join("containers/auth.json")), false, Named::No);
+            }
+        }
         let docker = around.docker_config.clone().or_else(|| Some(around.home.as_ref()?.join(".docker")));
-        add(docker.map(|dir| dir.join("config.json")), false, false);
-        add(around.home.as_ref().map(|home| home.join(".dockercfg")), true, false);
-        Self { files, host, repository, path: around.path.clone(), helper_limit }
+        add(docker.map(|dir| dir.join("config.json")), false, Named::No);
+        add(around.home.as_ref().map(|home| home.join(".dockercfg")), true, Named::No);
+        let told = Mutex::default();
+        Self { files, host, repository, path: around.path.clone(), helper_limit, told }
     }
 
     /// The first credential found, if any; files and helpers are read anew.
     ///
     /// # Errors
-    /// [`UnusableFile`] for the file the user named; trouble with any other is logged and passed over.
+    /// [`UnusableFile`] for the file of `--authfile`; trouble with any other is logged and passed over.
     pub(super) async fn find(&self) -> Result<Option<Found>, UnusableFile> {
         for file in &self.files {
-            let config = match Config::read(file) {
-                Ok(Some(config)) => config,
+            let read = match LoginFile::read(&file.path, file.legacy) {
+                Ok(Some(read)) => read,
+                Ok(None) if file.named == Named::ByFlag => return Err(UnusableFile::missing(&file.path)),
                 Ok(None) => continue,
-                Err(error) if file.named => return Err(error),
+                Err(error) if file.named == Named::ByFlag => return Err(error),
                 Err(error) => {
-                    tracing::warn!("{error}; looking for credentials elsewhere");
+                    self.tell(format!("{error}; looking for credentials elsewhere"));
                     continue;
                 }
             };
-            if let Some(found) = self.look_in(&config, &file.path).await {
+            if !read.senseless.is_empty() {
+                let (path, keys) = (file.path.display(), read.senseless.join(", "));
+                self.tell(format!("passing over what makes no sense in {path}: {keys}"));
+            }
+            if file.named != Named::No && read.is_empty() {
+                return Ok(None);
+            }
+            if let Some(found) = self.look_in(&read, &file.path).await {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    async fn look_in(&self, config: &Config, path: &Path) -> Option<Found> {
-        for name in self.host_names() {
-            if let Some(helper) = config.cred_helpers.get(name) {
-                if let Some(found) = self.ask(helper).await {
-                    return Some(found);
-                }
-                break;
-            }
+    /// Logs a complaint, once: files are read for every token.
+    fn tell(&self, complaint: String) {
+        if !lock(&self.told).contains(&complaint) {
+            tracing::warn!("{complaint}");
+            lock(&self.told).insert(complaint);
+        }
+    }
+
+    async fn look_in(&self, file: &LoginFile, path: &Path) -> Option<Found> {
+        let host = key_of(&self.host);
+        if let Some(helper) = file.helpers.iter().find(|(key, _)| *key == host).map(|(_, helper)| helper)
+            && let Some(found) = self.ask(helper).await
+        {
+            return Some(found);
         }
         for key in self.keys() {
-            let entries = config.auths.iter().filter(|(written, _)| normal(written) == key);
-            if let Some(credential) = entries.filter_map(|(_, entry)| entry.credential()).next() {
-                return Some(Found { credential, origin: path.display().to_string() });
+            if let Some((_, credential)) = file.logins.iter().find(|(written, _)| *written == key) {
+                return Some(Found { credential: credential.clone(), origin: path.display().to_string() });
             }
         }
-        self.ask(config.creds_store.as_deref().filter(|name| !name.is_empty())?).await
+        self.ask(file.store.as_deref()?).await
     }
 
-    fn is_hub(&self) -> bool {
-        HUB_KEYS.contains(&self.host.as_str())
-    }
-
+    /// What a helper may know the host by.
     fn host_names(&self) -> Vec<&str> {
-        if self.is_hub() { [HUB_URL].into_iter().chain(HUB_KEYS).collect() } else { vec![&self.host] }
+        let is_hub = HUB_KEYS.contains(&self.host.as_str());
+        if is_hub { [HUB_URL].into_iter().chain(HUB_KEYS).collect() } else { vec![&self.host] }
     }
 
     /// What an entry may be called, most special first: the repository's path, its parents, the host.
     fn keys(&self) -> Vec<String> {
-        let first = if self.is_hub() { "docker.io" } else { &self.host };
-        let mut key = format!("{first}/{}", self.repository);
+        let host = key_of(&self.host);
+        let mut key = format!("{host}/{}", self.repository);
         let mut keys = Vec::new();
-        while let Some(slash) = key.rfind('/') {
+        while key.len() > host.len() {
             keys.push(key.clone());
-            key.truncate(slash);
+            key.truncate(key.rfind('/').unwrap_or_default());
         }
-        keys.push(key);
-        if self.is_hub() {
-            keys.extend(HUB_KEYS.iter().filter(|name| **name != "docker.io").map(|name| (*name).to_owned()));
-        }
+        keys.push(host);
         keys
     }
 
@@ -329,99 +345,12 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// A credentials file.
-#[derive(Default, Deserialize)]
-struct Config {
-    #[serde(default)]
-    auths: HashMap<String, Entry>,
-    #[serde(default, rename = "credHelpers")]
-    cred_helpers: HashMap<String, String>,
-    #[serde(default, rename = "credsStore")]
-    creds_store: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-struct Entry {
-    #[serde(default)]
-    auth: Option<String>,
-    #[serde(default)]
-    username: Option<String>,
-    #[serde(default)]
-    password: Option<String>,
-    #[serde(default, rename = "identitytoken")]
-    identity_token: Option<String>,
-    #[serde(default, rename = "registrytoken")]
-    registry_token: Option<String>,
-}
-
-impl Config {
-    /// Reads a file; `None` if it is not there.
-    fn read(file: &File) -> Result<Option<Self>, UnusableFile> {
-        let unusable = |why: String| UnusableFile { path: file.path.display().to_string(), why };
-        let open = match std::fs::File::open(&file.path) {
-            Ok(open) => open,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !file.named => return Ok(None),
-            Err(error) => return Err(unusable(error.to_string())),
-        };
-        if !open.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            return Err(unusable("it is not a file".to_owned()));
-        }
-        let mut text = Vec::new();
-        open.take(FILE_LIMIT + 1).read_to_end(&mut text).map_err(|error| unusable(error.to_string()))?;
-        if text.len() as u64 > FILE_LIMIT {
-            return Err(unusable("it is larger than 1 MiB".to_owned()));
-        }
-        // serde_json's own text would quote the value it stumbled over, which may be a password.
-        let place = |error: serde_json::Error| {
-            unusable(format!("line {}, column {} is not as expected", error.line(), error.column()))
-        };
-        let config = if file.legacy {
-            Self { auths: serde_json::from_slice(&text).map_err(place)?, ..Self::default() }
-        } else {
-            serde_json::from_slice(&text).map_err(place)?
-        };
-        Ok(Some(config))
-    }
-}
-
-impl Entry {
-    fn credential(&self) -> Option<Credential> {
-        let given = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
-        if let Some(token) = given(&self.identity_token) {
-            return Some(Credential::Identity { token: Secret::new(token) });
-        }
-        if let Some(token) = given(&self.registry_token) {
-            return Some(Credential::Registry { token: Secret::new(token) });
-        }
-        let (user, password) = match given(&self.auth) {
-            Some(auth) => decode(&auth)?,
-            None => (given(&self.username)?, self.password.clone()?),
-        };
-        (!user.is_empty()).then(|| Credential::Password { user, password: Secret::new(password) })
-    }
-}
-
-/// `user:password` in base64, with or without padding; Docker ends some passwords with NULs.
-fn decode(auth: &str) -> Option<(String, String)> {
-    let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let plain = GeneralPurpose::new(&STANDARD, lenient).decode(auth.trim()).ok()?;
-    let plain = String::from_utf8(plain).ok()?;
-    let (user, password) = plain.split_once(':')?;
-    Some((user.to_owned(), password.trim_matches('\0').to_owned()))
-}
-
-/// A key of `auths` as it is compared: old tools wrote URLs, of which the host counts.
-fn normal(key: &str) -> &str {
-    match key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")) {
-        Some(rest) => rest.split('/').next().unwrap_or(rest),
-        None => key.trim_end_matches('/'),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use base64::Engine as _;
 
     use super::*;
 
@@ -439,7 +368,7 @@ mod tests {
                 xdg_runtime_dir: at("run"),
                 xdg_config_home: at("config"),
                 docker_config: None,
-                registry_auth_file: at("env.json"),
+                registry_auth_file: None,
                 path: Some(dir.path().join("bin").into()),
                 uid: None,
             };
@@ -461,6 +390,12 @@ mod tests {
         fn keyring(&self, host: &str, repository: &str, authfile: Option<PathBuf>) -> Keyring {
             let limit = Duration::from_secs(10);
             Keyring::new(host.to_owned(), repository.to_owned(), authfile, &self.around, limit)
+        }
+
+        /// As if `REGISTRY_AUTH_FILE` named that file.
+        fn naming(mut self, name: &str) -> Self {
+            self.around.registry_auth_file = Some(self.dir.path().join(name));
+            self
         }
 
         async fn user(&self, host: &str, repository: &str) -> Option<String> {
@@ -493,20 +428,61 @@ mod tests {
             ("home/.docker/config.json", "five"),
             ("config/containers/auth.json", "four"),
             ("run/containers/auth.json", "three"),
-            ("env.json", "two"),
         ] {
             let below = home.user("r.example", "a").await.unwrap();
             // A file that lacks the registry, or is broken, lets the next one speak.
-            home.write(file, &auths(&[("other.example", user)]));
-            assert_eq!(home.user("r.example", "a").await.as_ref(), Some(&below));
-            home.write(file, "{broken");
-            assert_eq!(home.user("r.example", "a").await.as_ref(), Some(&below));
+            for lacking in [&auths(&[("other.example", user)]), "{broken", "", " \n", "null", "{}"] {
+                home.write(file, lacking);
+                assert_eq!(home.user("r.example", "a").await.as_ref(), Some(&below), "{lacking}");
+            }
             home.write(file, &auths(&[("r.example", user)]));
             assert_eq!(home.user("r.example", "a").await.as_deref(), Some(user));
         }
+        let home = home.naming("env.json");
+        home.write("env.json", &auths(&[("r.example", "two")]));
+        assert_eq!(home.user("r.example", "a").await.as_deref(), Some("two"));
         let named = home.write("named.json", &auths(&[("r.example", "one")]));
         let found = home.keyring("r.example", "a", Some(named.clone())).find().await.unwrap().unwrap();
         assert_eq!(found.to_string(), format!("user `one` from {}", named.display()));
+    }
+
+    /// Docker's files are asked after it, as they are after podman's.
+    #[tokio::test]
+    async fn a_named_file_stands_for_those_of_podman() {
+        let home = Home::new();
+        home.write("run/containers/auth.json", &auths(&[("r.example", "runtime")]));
+        home.write("config/containers/auth.json", &auths(&[("r.example", "config")]));
+        let other = home.write("other.json", &auths(&[("other.example", "other")]));
+        let by_flag = |home: &Home| {
+            let keyring = home.keyring("r.example", "a", Some(other.clone()));
+            async move { keyring.find().await.unwrap().map(|found| found.to_string()) }
+        };
+        assert_eq!(by_flag(&home).await, None);
+        let home = home.naming("other.json");
+        assert_eq!(home.user("r.example", "a").await, None);
+        let home = home.naming("missing.json");
+        assert_eq!(home.user("r.example", "a").await, None);
+        home.write("home/.docker/config.json", &auths(&[("r.example", "docker")]));
+        assert_eq!(home.user("r.example", "a").await.as_deref(), Some("docker"));
+        assert!(by_flag(&home).await.unwrap().starts_with("user `docker`"));
+    }
+
+    #[tokio::test]
+    async fn a_named_file_without_a_login_means_no_login() {
+        let home = Home::new();
+        for file in ["run/containers/auth.json", "config/containers/auth.json", "home/.docker/config.json"] {
+            home.write(file, &auths(&[("r.example", "other")]));
+        }
+        let mut paths = vec![PathBuf::from("/dev/null")];
+        for (number, empty) in ["", "\n", "{}", "null", r#"{"auths": {}}"#, r#"{"auths": null}"#].iter().enumerate() {
+            paths.push(home.write(&format!("{number}.json"), empty));
+        }
+        for path in paths {
+            assert_eq!(home.keyring("r.example", "a", Some(path.clone())).find().await.unwrap(), None, "{path:?}");
+            let mut named = Home::new();
+            named.around = Surroundings { registry_auth_file: Some(path.clone()), ..home.around.clone() };
+            assert_eq!(named.user("r.example", "a").await, None, "{path:?}");
+        }
     }
 
     #[tokio::test]
@@ -514,14 +490,17 @@ mod tests {
         let home = Home::new();
         let missing = home.dir.path().join("nothing.json");
         assert!(home.keyring("r", "a", Some(missing)).find().await.is_err());
-        let broken = home.write("broken.json", r#"{"auths": {"r": {"auth": 12345}}}"#);
+        for path in [home.dir.path().to_owned(), PathBuf::from("/dev/zero")] {
+            assert!(home.keyring("r", "a", Some(path)).find().await.is_err());
+        }
+        let broken = home.write("broken.json", r#"{"auths": {"r": {"auth": "secret""#);
         let error = home.keyring("r", "a", Some(broken)).find().await.unwrap_err().to_string();
-        assert!(error.contains("line 1") && !error.contains("12345"), "{error}");
+        assert!(error.contains("line 1") && !error.contains("secret"), "{error}");
     }
 
     #[tokio::test]
     async fn the_longest_path_wins() {
-        let home = Home::new();
+        let home = Home::new().naming("env.json");
         let file = [
             ("r.example", "host"),
             ("r.example/team", "team"),
@@ -548,7 +527,7 @@ mod tests {
     #[tokio::test]
     async fn docker_hub_is_known_by_four_names() {
         for key in ["docker.io", HUB_URL, "index.docker.io", "registry-1.docker.io"] {
-            let home = Home::new();
+            let home = Home::new().naming("env.json");
             home.write("env.json", &auths(&[(key, "hub")]));
             assert_eq!(home.user("docker.io", "library/a").await.as_deref(), Some("hub"), "{key}");
         }
@@ -556,7 +535,7 @@ mod tests {
 
     #[tokio::test]
     async fn entries_in_all_their_forms() {
-        let home = Home::new();
+        let home = Home::new().naming("env.json");
         for (entry, wanted) in [
             (r#"{"username": "u", "password": "p"}"#, Some("u")),
             (r#"{"auth": "dTpw"}"#, Some("u")),
@@ -573,14 +552,58 @@ mod tests {
         }
     }
 
+    /// Also null where Go's encoder writes an empty map, and base64 as base64(1) writes it.
+    #[tokio::test]
+    async fn files_as_real_tools_write_them() {
+        let home = Home::new().naming("env.json");
+        home.helper("good", r#"read server; echo "{\"Username\":\"$server\",\"Secret\":\"s\"}""#);
+        for (file, wanted) in [
+            (r#"{"auths":{"R":{"auth":"dTpw"}},"credHelpers":null,"credsStore":null}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":"dTpw"},"other":null,"third":{"auth":null}}}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":null,"username":"u","password":"p"}}}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":"dT\npw\r\n"}}}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":" dT pw\t"}}}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":"dTpx"},"a":12,"b":[],"c":"x","d":{"auth":5},"e":{"auth":"%"}}}"#, Some("u")),
+            (r#"{"Auths":{"r":{"Auth":"dTpw"}}}"#, Some("u")),
+            (r#"{"AUTHS":{"r":{"USERNAME":"u","Password":"p"}}}"#, Some("u")),
+            (r#"{"auths":{"HTTPS://R/v1/":{"auth":"dTpw"}}}"#, Some("u")),
+            (r#"{"auths":{"r/v2/":{"auth":"dTpw"}}}"#, Some("u")),
+            (r#"{"auths":{"r/":{"auth":"dTpw"}}}"#, Some("u")),
+            (r#"{"auths":{"r":{"auth":"PHRva2VuPjo=","IdentityToken":"t"}}}"#, Some("identity")),
+            (r#"{"auths":[],"credHelpers":{"r":"good","x":null,"y":7}}"#, Some("r")),
+            (r#"{"CredHelpers":{"https://R":"good"}}"#, Some("r")),
+            (r#"{"credsstore":"good"}"#, Some("r")),
+            (r#"{"auths":"text","credsStore":5}"#, None),
+            ("\u{feff}{\"auths\":{\"r\":{\"auth\":\"dTpw\"}}}", Some("u")),
+        ] {
+            home.write("env.json", file);
+            assert_eq!(home.user("r", "a").await.as_deref(), wanted, "{file}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_told_once() {
+        let home = Home::new();
+        let text = r#"{"auths": {"r": {"auth": "dTpw"}, "x": {"auth": "c2VjcmV0"}, "y": 12345}}"#;
+        let path = home.write("env.json", text);
+        let keyring = home.keyring("r", "a", Some(path));
+        for _ in 0..3 {
+            assert!(keyring.find().await.unwrap().is_some());
+        }
+        let told: Vec<String> = lock(&keyring.told).iter().cloned().collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("`x`") && told[0].contains("`y`") && !told[0].contains("`r`"), "{told:?}");
+        assert!(!told[0].contains("c2VjcmV0") && !told[0].contains("12345"), "{told:?}");
+    }
+
     #[tokio::test]
     async fn helpers_are_asked_and_fall_through() {
-        let home = Home::new();
+        let home = Home::new().naming("env.json");
         home.helper("good", r#"read server; echo "{\"Username\":\"$server\",\"Secret\":\"s\"}""#);
         home.helper("token", r#"echo '{"Username":"<token>","Secret":"s"}'"#);
         home.helper("none", "echo credentials not found in native keychain; exit 1");
         home.helper("bad", "echo nonsense");
-        home.write("run/containers/auth.json", &auths(&[("r", "next")]));
+        home.write("home/.docker/config.json", &auths(&[("r", "next")]));
         for (config, wanted) in [
             (r#"{"credHelpers": {"r": "good"}, "auths": {"r": {"username": "x", "password": "y"}}}"#, "r"),
             (r#"{"credsStore": "good", "auths": {"r": {}}}"#, "r"),
@@ -592,7 +615,6 @@ mod tests {
             (r#"{"credsStore": "bad"}"#, "next"),
             (r#"{"credsStore": "missing"}"#, "next"),
             (r#"{"credsStore": "../../../bin/sh"}"#, "next"),
-            (r#"{"credsStore": ""}"#, "next"),
         ] {
             home.write("env.json", config);
             assert_eq!(home.user("r", "a").await.as_deref(), Some(wanted), "{config}");
@@ -601,7 +623,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_helper_that_hangs_is_killed() {
-        let home = Home::new();
+        let home = Home::new().naming("env.json");
         let pid = home.dir.path().join("pid");
         home.helper("slow", &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", pid.display()));
         home.write("env.json", r#"{"credsStore": "slow"}"#);

@@ -10,7 +10,7 @@
 //! | `tls`, `verifier` | whose certificates count |
 //! | `http` | one exchange, bounded |
 //! | `patience` | how long and how often |
-//! | `challenge`, `credentials`, `auth` | who we are |
+//! | `challenge`, `login_file`, `credentials`, `auth` | who we are |
 //! | `client` | question to answer, all of the above |
 //! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
@@ -22,6 +22,7 @@ mod client;
 mod credentials;
 mod download;
 mod http;
+mod login_file;
 mod origin;
 mod patience;
 mod ranges;
