@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Parser;
-use peelfs::layer::{LayerIndex, SpanId};
+use peelfs::layer::LayerIndex;
+use peelfs::span::SpanId;
 use serde_json::json;
 
 /// What layer indexes take on disk.

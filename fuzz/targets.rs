@@ -11,10 +11,11 @@ use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Sta
 use peelfs::descriptor::{Compression, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, resolve_step};
-use peelfs::layer::{Entry, EntryId, Kind, LayerIndex, LayerTree, Limits, Proof, SpanId, TarWalker, write_index};
+use peelfs::layer::{Entry, EntryId, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index};
 use peelfs::offsets::{DecodedOffset, FileOffset};
 use peelfs::platform::Platform;
 use peelfs::reference::{Place, Reference};
+use peelfs::span::SpanId;
 
 /// A fuzz target: takes any bytes, panics on a broken promise.
 pub type Target = fn(&[u8]);

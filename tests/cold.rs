@@ -10,13 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peelfs::content::{Profile, ProfileRun, SharedLayers, evict_content};
+use peelfs::content::{SharedLayers, evict_content, keep_profile, load_profile};
 use peelfs::documents::Command;
-use peelfs::image::{ImageFs, Prefetch};
+use peelfs::image::{ImageFs, Local, Prefetch};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
+use peelfs::predict::{Profile, ProfileRun};
 use peelfs::store::{Keep, LayerName, Store};
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
@@ -306,7 +307,7 @@ fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
-    let kept = || Profile::load(&store, name_of(&image)).map_or(0, |profile| profile.runs[0].wanted.len());
+    let kept = || load_profile(&store, name_of(&image)).map_or(0, |profile| profile.runs[0].wanted.len());
     runtime().block_on(async {
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
         read_one(&fs, 3).await;
@@ -358,7 +359,7 @@ fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
     drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
     let run = ProfileRun { image: image.root().digest.clone(), wanted };
-    Profile::of_layer(name_of(&image), vec![run]).keep(&store()).unwrap();
+    keep_profile(&store(), profile_of(&image, run)).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
         let ended = shown::open(&silent, &store()).await.unwrap();
@@ -488,10 +489,44 @@ fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
     });
 }
 
+/// A read that has to wait continues from what its first look has found, and one that need not ends with it.
+#[test]
+fn a_read_looks_at_the_store_once() {
+    for packing in PACKINGS {
+        let image = image(packing);
+        let dir = tempfile::tempdir().unwrap();
+        let shared_layers = SharedLayers::from(learnt(&image, dir.path()));
+        let source = MemorySource::new(&image);
+        runtime().block_on(async {
+            let fs = shown::open_beside(&source, &shared_layers).await.unwrap();
+            let looks = || fs.layer_status()[0].reads.looks;
+            let mut buf = vec![0; 512 << 10];
+            for (name, cold) in [("3", true), ("3", false), ("17", true)] {
+                let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;
+                let before = looks();
+                match fs.read_now(node, FileOffset(0), &mut buf, &mut || ()).unwrap() {
+                    Local::Bytes(length) => assert!(!cold && length == buf.len()),
+                    Local::Missing(missing) => {
+                        assert!(cold);
+                        assert_eq!(fs.read_missing(missing).await.unwrap().len(), buf.len());
+                    }
+                }
+                assert_eq!(looks() - before, 1, "{name}, {packing:?}");
+            }
+        });
+    }
+}
+
 /// The first layer of an image, as the store knows it.
 fn name_of(image: &Image) -> LayerName<'_> {
     let layer = &image.layers()[0];
     LayerName { blob: &layer.digest, diff_id: &layer.diff_id }
+}
+
+/// A profile of the only layer of an image.
+fn profile_of(image: &Image, run: ProfileRun) -> Profile {
+    let LayerName { blob, diff_id } = name_of(image);
+    Profile::new(blob, diff_id, vec![run])
 }
 
 /// A program of 1 MiB that needs these libraries.
@@ -622,7 +657,7 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
     let run = ProfileRun { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
-    Profile::of_layer(name_of(&image), vec![run]).keep(&store).unwrap();
+    keep_profile(&store, profile_of(&image, run)).unwrap();
     runtime().block_on(async {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();

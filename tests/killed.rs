@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use peelfs::image::ImageFs;
-use peelfs::layer::{LayerIndex, SpanId};
+use peelfs::layer::LayerIndex;
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::offsets::{DecodedOffset, FileOffset};
@@ -145,9 +145,9 @@ fn half_written(store: &Store, image: &Image) -> u64 {
         let index = LayerIndex::open_sized(file.file, file.size).unwrap();
         let name = LayerName { blob: &layer.digest, diff_id: &layer.diff_id };
         let content = store.content(name, index.proof().decoded_size, index.span_count()).unwrap();
-        for number in (0..index.span_count()).filter(|number| content.generation(*number).is_none()) {
+        for number in index.spans().iter().filter(|number| content.generation(*number).is_none()) {
             // Pages at both ends may be a neighbour's.
-            let span = index.span(SpanId(number)).unwrap().decoded;
+            let span = index.span(number).unwrap().decoded;
             let pages = span.start.0.next_multiple_of(PAGE)..span.end.0 / PAGE * PAGE;
             count += u64::from(content.takes_room(&(DecodedOffset(pages.start)..DecodedOffset(pages.end))));
         }

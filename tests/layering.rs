@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 19] = [
+const FLOORS: [(&str, u8); 21] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
+    ("span", 0),
     ("sync", 0),
     ("trust", 0),
     ("reference", 0),
@@ -19,6 +20,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("store", 1),
     ("layer", 2),
     ("overlay", 2),
+    ("predict", 2),
     ("content", 3),
     ("image", 4),
     ("fuse", 5),

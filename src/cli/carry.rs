@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::args::CarryCommand;
 use super::{meant, text};
-use crate::content::{self, Profile, TransferError};
+use crate::content::{self, TransferError};
 use crate::digest::Digest;
 use crate::host::report::{Code, Report};
 use crate::host::{open, process};
+use crate::predict::Profile;
 use crate::store::LayerName;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
@@ -41,9 +42,9 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {
                 let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.diff_id };
-                let profile = Profile::load(&opened.store, layer);
+                let profile = content::load_profile(&opened.store, layer);
                 let run = profile.as_ref().and_then(|profile| profile.of(image));
-                let profile = run.map(|run| Profile::of_layer(layer, vec![run.clone()]));
+                let profile = run.map(|run| Profile::new(layer.blob, layer.diff_id, vec![run.clone()]));
                 known.extend(profile.filter(|profile| !known.contains(profile)));
             }
             if known.is_empty() {
@@ -69,7 +70,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let profiles: Profiles = serde_json::from_slice(&bytes).map_err(no_profiles)?;
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {
-                profile.keep(&store)?;
+                content::keep_profile(&store, profile)?;
             }
             say(&format!("imported the profiles of {count}"))
         }

@@ -1,8 +1,8 @@
 //! Dropping a layer's content while its index stays, also under mounts that show it.
 
-use super::name_of;
+use super::open_layer::name_of;
 use crate::digest::Digest;
-use crate::layer::{LayerIndex, SpanId};
+use crate::layer::LayerIndex;
 use crate::store::{Store, StoreError};
 
 /// Removes the cached content of a layer; returns how many bytes that gave back.
@@ -22,11 +22,11 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     let content = store.content(name_of(&index), index.proof().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
     let passthrough_copies = store.drop_passthrough_copies(blob);
-    for number in 0..index.span_count() {
-        // Also one that is absent: whoever evicted it may have died before its room was given back. That an index
-        // is damaged, readers find themselves.
-        if let Ok(span) = index.span(SpanId(number)) {
-            content.evict(number, span.decoded, |_, _| ())?;
+    for span in index.spans().iter() {
+        // Also one that is absent: the process that evicted it may have died before its room was given back. That an
+        // index is damaged, readers find themselves.
+        if let Ok(known) = index.span(span) {
+            content.evict(span, known.decoded, |_, _| ())?;
         }
     }
     Ok(before.saturating_sub(content.disk_bytes()) + passthrough_copies)

@@ -1,11 +1,12 @@
 //! Checking a layer in the store from end to end, with no source at hand.
 
-use super::name_of;
+use super::open_layer::name_of;
 use super::passthrough_copy::{self, Compared};
 use super::spans::{self, Stored};
 use crate::digest::Digest;
-use crate::layer::{EntryId, IndexError, LayerIndex, SpanId};
+use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
+use crate::span::{SpanId, SpanRange};
 use crate::store::{Content, Shape, Store, StoreError};
 
 /// What a check of one layer found. What was damaged is removed and will be read again.
@@ -18,7 +19,7 @@ pub struct CheckedLayer {
     /// Their decoded bytes.
     pub bytes: u64,
     /// Those of them that were damaged.
-    pub damaged: Vec<u32>,
+    pub damaged: Vec<SpanId>,
     /// Entries that lay in a file of their own which held something else.
     pub damaged_passthrough_copies: Vec<u32>,
     /// The content was of another shape than the index says, so none of it counts.
@@ -80,12 +81,11 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
 fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
     let layer = name_of(index);
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
-        let (first, last) = (index.span_at(from), index.span_at(from + (buf.len() as u64 - 1)));
-        let (Ok(first), Ok(last)) = (first, last) else { return false };
-        let spans = first.0..last.0 + 1;
-        let generations: Option<Vec<_>> = spans.clone().map(|span| content.generation(span)).collect();
+        let Ok(spans) = index.spans_of(from..from + buf.len() as u64) else { return false };
+        let generations: Option<Vec<_>> = content.generations(spans).into_iter().collect();
         let Some(generations) = generations else { return false };
-        content.read(from, buf).is_ok() && content.still(spans, |span| generations[(span - first.0) as usize].get())
+        let first = spans.start.0;
+        content.read(from, buf).is_ok() && content.still(spans, |span| generations[(span.0 - first) as usize].get())
     };
     for number in store.passthrough_copies(layer) {
         let Some(copy) = store.passthrough_copy(layer, number) else { continue };
@@ -104,12 +104,12 @@ fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex
 }
 
 fn check_spans(content: &Content, index: &LayerIndex, found: &mut CheckedLayer) -> Result<(), IndexError> {
-    for number in 0..content.spans() {
-        let known = index.span(SpanId(number))?;
-        match spans::check(content, &known, number, &mut || (), |_| ()) {
+    for span in SpanRange::first(content.spans()).iter() {
+        let known = index.span(span)?;
+        match spans::check(content, &known, span, &mut || (), |_| ()) {
             Stored::Absent | Stored::Changing => continue,
             Stored::Intact(_) => {}
-            Stored::Damaged => found.damaged.push(number),
+            Stored::Damaged => found.damaged.push(span),
         }
         found.spans += 1;
         found.bytes += spans::length(&known) as u64;

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::FirstPass;
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
 use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, Span, write_index};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
@@ -118,11 +119,11 @@ impl PartialLayer {
     ///
     /// # Errors
     /// [`Closed`], also when the index cannot be made: the final one will tell why.
-    pub fn snapshot(&self, pass: &FirstPass) -> Result<LayerIndex, Closed> {
+    pub fn snapshot(&self, blob: &Descriptor, diff_id: &Digest) -> Result<LayerIndex, Closed> {
         let unproven = Proof {
-            blob: pass.blob.digest.clone(),
-            blob_size: pass.blob.size,
-            diff_id: pass.diff_id.clone(),
+            blob: blob.digest.clone(),
+            blob_size: blob.size,
+            diff_id: diff_id.clone(),
             // How long the stream will be is not known; bodies lie as far out as they like until it is.
             decoded_size: i64::MAX.cast_unsigned(),
         };

@@ -19,8 +19,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::pass_schedule::Priority;
-use super::{PartialLayer, ScheduledPass};
+use super::partial::PartialLayer;
+use super::pass_schedule::{Priority, ScheduledPass};
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};

@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 
-use super::{LayerReader, ReadError, name_of};
+use super::error::ReadError;
+use super::open_layer::{Cached, name_of};
+use super::reader::LayerReader;
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::store::{PassthroughCopy, StoreError};
@@ -37,13 +38,13 @@ pub(super) enum Compared {
 impl LayerReader {
     /// The entry's own file, if there is one that is known to be right.
     pub fn passthrough_copy_now(&self, entry: EntryId) -> Option<File> {
-        let copy = self.store.passthrough_copy(name_of(&self.index), entry.0)?;
-        let known = lock(&self.passthrough_copies).get(&entry) == Some(&copy.stamp());
+        let copy = self.layer.store.passthrough_copy(name_of(self.index()), entry.0)?;
+        let known = lock(&self.layer.passthrough_copies).get(&entry) == Some(&copy.stamp());
         if !known {
-            if !self.store.is_sealed(name_of(&self.index), entry.0, &copy) {
+            if !self.layer.store.is_sealed(name_of(self.index()), entry.0, &copy) {
                 return None;
             }
-            lock(&self.passthrough_copies).insert(entry, copy.stamp());
+            lock(&self.layer.passthrough_copies).insert(entry, copy.stamp());
         }
         Some(copy.into_file())
     }
@@ -51,7 +52,7 @@ impl LayerReader {
     /// Whether all bytes of an entry are in the store, as far as its presence map says. A file with holes has
     /// none of its own.
     pub fn could_have_passthrough_copy(&self, entry: EntryId) -> bool {
-        matches!(decoded_range(&self.index, entry), Ok(Some(run)) if self.has(run.clone()))
+        matches!(decoded_range(self.index(), entry), Ok(Some(run)) if self.layer.has(run.clone()))
     }
 
     /// The entry's own file, made if it is not there; `None` when some of its bytes are not in the store, or the
@@ -59,29 +60,36 @@ impl LayerReader {
     ///
     /// # Errors
     /// [`PassthroughCopyError`]
-    pub fn make_passthrough_copy(self: &Arc<Self>, entry: EntryId) -> Result<Option<File>, PassthroughCopyError> {
+    pub fn make_passthrough_copy(&self, entry: EntryId) -> Result<Option<File>, PassthroughCopyError> {
         if let Some(file) = self.passthrough_copy_now(entry) {
             return Ok(Some(file));
         }
-        let layer = name_of(&self.index);
-        let index_error = |cause| PassthroughCopyError::Read(self.index_error(cause));
-        let Some(run) = decoded_range(&self.index, entry).map_err(index_error)? else { return Ok(None) };
+        let layer = name_of(self.index());
+        let index_error = |cause| PassthroughCopyError::Read(self.layer.index_error(cause));
+        let Some(run) = decoded_range(self.index(), entry).map_err(index_error)? else { return Ok(None) };
         // What is wrong with an index, readers find out themselves.
-        let mut read = |from, buf: &mut [u8]| self.read_stored(from, buf, &mut || ()).unwrap_or(false);
-        if let Some(copy) = self.store.passthrough_copy(layer, entry.0) {
+        let mut read = |from, buf: &mut [u8]| {
+            let cached = matches!(self.layer.read_cached(from, buf, &mut || ()), Ok(Cached::Bytes));
+            if cached && let Ok(spans) = self.layer.spans_of(from..from + buf.len() as u64) {
+                // The kernel will read it without asking, so this is the only demand there is.
+                self.scheduler.record(spans);
+            }
+            cached
+        };
+        if let Some(copy) = self.layer.store.passthrough_copy(layer, entry.0) {
             match compare(&run, &copy, &mut read) {
                 Compared::Same => return Ok(Some(self.trust(entry, copy))),
                 Compared::Unknown => return Ok(None),
                 Compared::Differs => {
                     tracing::warn!(layer = %layer.blob, %entry, "a cached file was damaged; it is made again");
-                    self.store.drop_passthrough_copy(layer, entry.0);
+                    self.layer.store.drop_passthrough_copy(layer, entry.0);
                 }
             }
         }
-        if self.store.make_room(run.end - run.start)? > 0 {
+        if self.layer.store.make_room(run.end - run.start)? > 0 {
             return Ok(None);
         }
-        let mut new = self.store.new_passthrough_copy(layer, entry.0)?;
+        let mut new = self.layer.store.new_passthrough_copy(layer, entry.0)?;
         let mut room = vec![0; PIECE];
         for piece in pieces(&run) {
             let bytes = &mut room[..(piece.end - piece.start) as usize];
@@ -90,27 +98,27 @@ impl LayerReader {
             }
             new.write_all(bytes)?;
             // The kernel will have its pages of the new file; it need not keep those of the old one.
-            self.content.drop_pages(piece);
+            self.layer.content.drop_pages(piece);
         }
-        Ok(self.store.publish_passthrough_copy(new)?.map(|copy| self.trust(entry, copy)))
+        Ok(self.layer.store.publish_passthrough_copy(new)?.map(|copy| self.trust(entry, copy)))
     }
 
     /// Tells other processes of a file that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
     /// disk.
     pub fn seal_passthrough_copy(&self, entry: EntryId) {
-        let Some(copy) = self.store.passthrough_copy(name_of(&self.index), entry.0) else { return };
-        if lock(&self.passthrough_copies).get(&entry) != Some(&copy.stamp())
-            || self.store.is_sealed(name_of(&self.index), entry.0, &copy)
+        let Some(copy) = self.layer.store.passthrough_copy(name_of(self.index()), entry.0) else { return };
+        if lock(&self.layer.passthrough_copies).get(&entry) != Some(&copy.stamp())
+            || self.layer.store.is_sealed(name_of(self.index()), entry.0, &copy)
         {
             return;
         }
-        if let Err(error) = self.store.seal_passthrough_copy(name_of(&self.index), entry.0, &copy) {
-            tracing::debug!(layer = %self.blob.digest, %entry, %error, "other processes will compare a cached file anew");
+        if let Err(error) = self.layer.store.seal_passthrough_copy(name_of(self.index()), entry.0, &copy) {
+            tracing::debug!(layer = %self.blob().digest, %entry, %error, "other processes will compare a cached file anew");
         }
     }
 
     fn trust(&self, entry: EntryId, copy: PassthroughCopy) -> File {
-        lock(&self.passthrough_copies).insert(entry, copy.stamp());
+        lock(&self.layer.passthrough_copies).insert(entry, copy.stamp());
         copy.into_file()
     }
 }

@@ -6,14 +6,15 @@
 //! gets what another one has read as it would get it from the store.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, Weak};
 
-use super::{Counters, PassProgress, PassScheduler, ScheduledPass, fetch, name_of, pass};
+use super::open_layer::OpenLayer;
+use super::pass::{self, PassProgress};
+use super::pass_schedule::{PassScheduler, ScheduledPass};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::layer::{EntryId, LayerIndex};
-use crate::store::{Content, Stamp, Store};
+use crate::layer::LayerIndex;
+use crate::store::Store;
 use crate::sync::lock;
 
 /// The layers of a process. Clones are the same.
@@ -35,22 +36,6 @@ pub struct SharedLayer {
     /// Held by the mount that makes the first pass.
     pub passing: tokio::sync::Mutex<()>,
     open: Mutex<Weak<OpenLayer>>,
-}
-
-/// What a process has of a layer whose index is known.
-pub struct OpenLayer {
-    pub(super) index: Arc<LayerIndex>,
-    pub(super) content: Content,
-    /// For each span, the generation under which this process has verified it; 0 while it has not.
-    pub(super) verified: Box<[AtomicU8]>,
-    /// The content's stamp as of which `verified` holds; see [`Content::stamp`].
-    pub(super) stamp: AtomicU64,
-    pub(super) in_flight: Mutex<fetch::InFlightSpans>,
-    pub(super) counters: Counters,
-    /// The span at which the search for something to evict goes on.
-    pub(super) evict_cursor: AtomicU32,
-    /// Files of entries that this process has found right, and as of which change.
-    pub(super) passthrough_copies: Mutex<HashMap<EntryId, Stamp>>,
 }
 
 impl From<Arc<Store>> for SharedLayers {
@@ -89,7 +74,7 @@ impl SharedLayers {
 
 impl SharedLayer {
     /// What the process or else the store has of the layer, if its index is known.
-    pub fn known(&self, store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<OpenLayer>> {
+    pub fn known(&self, store: &Arc<Store>, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<OpenLayer>> {
         let mut open = lock(&self.open);
         if let Some(known) = open.upgrade().filter(|known| !known.index.is_damaged()) {
             return Some(known);
@@ -100,31 +85,9 @@ impl SharedLayer {
     }
 
     /// The layer's index has just been made; the files of its content are new.
-    pub fn made(&self, index: Arc<LayerIndex>, store: &Store) -> Arc<OpenLayer> {
+    pub fn made(&self, index: Arc<LayerIndex>, store: &Arc<Store>) -> Arc<OpenLayer> {
         let made = Arc::new(OpenLayer::new(index, store));
         *lock(&self.open) = Arc::downgrade(&made);
         made
-    }
-}
-
-impl OpenLayer {
-    fn new(index: Arc<LayerIndex>, store: &Store) -> Self {
-        let spans = index.span_count();
-        let content = store.content_when_wanted(name_of(&index), index.proof().decoded_size, spans);
-        Self {
-            index,
-            content,
-            verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
-            stamp: AtomicU64::new(0),
-            in_flight: Mutex::default(),
-            counters: Counters::default(),
-            evict_cursor: AtomicU32::new(0),
-            passthrough_copies: Mutex::default(),
-        }
-    }
-
-    /// The layer's own index.
-    pub fn index(&self) -> &Arc<LayerIndex> {
-        &self.index
     }
 }

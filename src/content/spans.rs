@@ -1,49 +1,22 @@
-//! Arithmetic on spans, and the check of one that the store has.
+//! The check of one span that the store has.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
-use crate::codec::StartKind;
-use crate::layer::{IndexError, LayerIndex, Span, SpanId};
-use crate::offsets::BlobOffset;
-use crate::store::{Content, Generation};
+use crate::layer::Span;
+use crate::span::{SpanId, SpanRange};
+use crate::store::Content;
 
 /// A span's decoded bytes; at most [`Span::MAX`].
 pub(super) fn length(span: &Span) -> usize {
     usize::try_from(span.decoded.end - span.decoded.start).expect("the index refuses longer spans")
 }
 
-/// The span at which decoding must begin to reach `wanted`.
-pub(super) fn start_of(index: &LayerIndex, wanted: u32) -> Result<u32, IndexError> {
-    let mut at = wanted;
-    while at > 0 && index.span(SpanId(at))?.kind == StartKind::Continued {
-        at -= 1;
-    }
-    Ok(at)
-}
-
-/// The bytes of the blob that decoding from `start` up to the end of span `last` can touch.
-pub(super) fn blob_range(index: &LayerIndex, start: u32, last: u32) -> Result<Range<BlobOffset>, IndexError> {
-    let from = index.span(SpanId(start))?.blob;
-    let mut next = last + 1;
-    while next < index.span_count() {
-        let span = index.span(SpanId(next))?;
-        if span.kind != StartKind::Continued {
-            // A checkpoint in the middle of a byte shares that byte with the span before.
-            let end = if span.bit > 0 { span.blob + 1 } else { span.blob };
-            return Ok(from..end);
-        }
-        next += 1;
-    }
-    Ok(from..BlobOffset(index.proof().blob_size))
-}
-
 /// What the store has of a span.
 pub(super) enum Stored {
     /// Nothing.
     Absent,
-    /// Its bytes, as they were verified.
-    Intact(Generation),
+    /// Its bytes, as they were verified, and their generation.
+    Intact(u8),
     /// Other bytes; they are removed.
     Damaged,
     /// It was written or removed while it was read: no verdict.
@@ -54,7 +27,7 @@ pub(super) enum Stored {
 pub(super) fn check(
     content: &Content,
     known: &Span,
-    span: u32,
+    span: SpanId,
     before_wait: &mut dyn FnMut(),
     see: impl FnOnce(&[u8]),
 ) -> Stored {
@@ -65,7 +38,7 @@ pub(super) fn check(
         }
         let bytes = &mut room[..length(known)];
         let readable = content.read_telling(known.decoded.start, bytes, before_wait).is_ok();
-        let found = judge(content, span, known, generation, if readable { bytes } else { &[] });
+        let found = judge(content, span, known, generation.get(), if readable { bytes } else { &[] });
         if matches!(found, Stored::Intact(_)) {
             see(bytes);
         }
@@ -74,9 +47,9 @@ pub(super) fn check(
 }
 
 /// Compares what was read of a span, after it had `generation`, with its digest; a damaged one is removed.
-pub(super) fn judge(content: &Content, span: u32, known: &Span, generation: Generation, bytes: &[u8]) -> Stored {
+pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u8, bytes: &[u8]) -> Stored {
     let intact = bytes.len() == length(known) && *blake3::hash(bytes).as_bytes() == known.check;
-    if !content.still(span..span + 1, |_| generation.get()) {
+    if !content.still(SpanRange::one(span), |_| generation) {
         return Stored::Changing;
     }
     if intact {

@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 
 use crate::digest::Digest;
-use crate::layer::{IndexError, LayerIndex, SpanId};
+use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::store::{IndexFile, Store, StoreError};
 
@@ -132,8 +132,8 @@ fn check(file: std::fs::File, layer: &Digest) -> Result<(), IndexError> {
         return Err(IndexError::Malformed { what: "it is the index of another layer" });
     }
     let (mut decoded, mut blob) = (DecodedOffset(0), BlobOffset(0));
-    for number in 0..index.span_count() {
-        let span = index.span(SpanId(number))?;
+    for number in index.spans().iter() {
+        let span = index.span(number)?;
         if span.decoded.start != decoded || span.decoded.end <= decoded || span.blob < blob {
             return Err(IndexError::Malformed { what: "its spans do not follow one another" });
         }

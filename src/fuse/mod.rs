@@ -37,7 +37,7 @@ pub use wire::is_request;
 pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, take_over, unmount};
 pub use through::Passthrough;
 
-use crate::image::{FsError, ImageFs, NotNow, Now};
+use crate::image::{FsError, ImageFs, Local, NotNow, Now};
 use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 use device::Reply;
@@ -116,9 +116,14 @@ impl Adapter {
             self.fs.read_now(node, at, &mut buffer[..length], &mut || threads.slow())
         });
         match now {
-            Ok(Some(got)) => BUFFER.with_borrow(|buffer| reply.bytes(&buffer[..got])),
+            Ok(Local::Bytes(got)) => BUFFER.with_borrow(|buffer| reply.bytes(&buffer[..got])),
             Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
-            Ok(None) | Err(NotNow::Needs(_)) => {
+            Ok(Local::Missing(missing)) => {
+                let fs = Arc::clone(&self.fs);
+                let read = async move { fs.read_missing(missing).await };
+                self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
+            }
+            Err(NotNow::Needs(_)) => {
                 let fs = Arc::clone(&self.fs);
                 let read = async move { fs.read(node, at, length).await };
                 self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));

@@ -5,7 +5,7 @@
 //! ask the first way and hand the question to a task when the answer is not here.
 
 use std::fs::File;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use tokio::sync::Semaphore;
 use super::identity::Identity;
 use super::layers::{Known, LayerFailure, LayerStatus, Layers};
 use super::programs::SeenPrograms;
-use crate::content::{LayerReader, PartialLayer, PlaceInFile, Prefetch, ReadError};
+use crate::content::{self, LayerReader, PartialLayer, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
-use crate::offsets::FileOffset;
+use crate::offsets::{DecodedOffset, FileOffset};
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
+use crate::predict::PlaceInFile;
 
 /// The files of one image.
 pub struct ImageFs {
@@ -321,57 +322,33 @@ impl ImageFs {
         Ok(true)
     }
 
-    /// Reads a file into `buf` from what is on this machine; returns how many bytes were read, fewer than
-    /// asked for only at the end of the file, or `None` when some of them are not here. `before_wait` is told
-    /// before the disk is waited for.
+    /// Reads a file into `buf` from what is on this machine; fewer bytes than asked for only at the end of the file.
+    /// `before_wait` is called before the disk is waited for.
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn read_now(
-        &self,
-        node: NodeId,
-        at: FileOffset,
-        buf: &mut [u8],
-        before_wait: &mut dyn FnMut(),
-    ) -> Now<Option<usize>> {
+    pub fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Now<Local> {
         let plan = self.plan_read(node, at, buf.len())?;
-        for extent in &plan.extents {
-            let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
-            match extent.decoded {
-                None => place.fill(0),
-                Some(from) => {
-                    let here = match &plan.bytes {
-                        DecodedBytes::Layer(content) => content
-                            .read_now(from, place, plan.place, before_wait)
-                            .map_err(|error| unread(plan.layer, error))?,
-                        DecodedBytes::PartialLayer(partial) => {
-                            before_wait();
-                            partial.read_now(from, place).unwrap_or(false)
-                        }
-                    };
-                    if !here {
-                        return Ok(None);
-                    }
-                }
-            }
+        let local = plan.read_now(buf, before_wait)?;
+        if let Local::Bytes(length) = local {
+            self.programs.read(node, at.0, &buf[..length]);
         }
-        self.programs.read(node, at.0, &buf[..plan.length]);
-        Ok(Some(plan.length))
+        Ok(local)
     }
 
-    /// Reads up to `length` bytes of a file, fetching what is missing.
+    /// Continues a read that has to wait, fetching what is missing.
     ///
     /// # Errors
     /// [`FsError`]
-    pub async fn read(&self, node: NodeId, at: FileOffset, length: usize) -> Result<Bytes, FsError> {
+    pub async fn read_missing(&self, missing: MissingBytes) -> Result<Bytes, FsError> {
+        let (node, at, length) = (missing.plan.node, missing.plan.at, missing.plan.length);
+        let mut missing = missing;
         loop {
-            let plan = self.awaited(|fs| fs.plan_read(node, at, length)).await?;
-            let mut buf = vec![0; plan.length];
-            let number = plan.layer;
-            match self.patiently(number, plan.fill(at, &mut buf)).await? {
-                Ok(()) => {
-                    self.programs.read(node, at.0, &buf);
-                    return Ok(buf.into());
+            let number = missing.plan.layer;
+            match self.patiently(number, missing.wait()).await? {
+                Ok(bytes) => {
+                    self.programs.read(node, at.0, &bytes);
+                    return Ok(bytes);
                 }
                 Err(Unfilled::Failed(error)) => match unread(number, error) {
                     NotNow::Never(error) => return Err(error),
@@ -380,7 +357,43 @@ impl ImageFs {
                 // The layer's pass has ended since.
                 Err(Unfilled::Closed) => self.know_whole(number).await?,
             }
+            missing = match self.read_or_missing(node, at, length).await? {
+                Ok(bytes) => return Ok(bytes),
+                Err(still) => still,
+            };
         }
+    }
+
+    /// Reads up to `length` bytes of a file, fetching what is missing.
+    ///
+    /// # Errors
+    /// [`FsError`]
+    pub async fn read(&self, node: NodeId, at: FileOffset, length: usize) -> Result<Bytes, FsError> {
+        match self.read_or_missing(node, at, length).await? {
+            Ok(bytes) => Ok(bytes),
+            Err(missing) => self.read_missing(missing).await,
+        }
+    }
+
+    /// Reads what is on this machine as soon as the layer is known.
+    async fn read_or_missing(
+        &self,
+        node: NodeId,
+        at: FileOffset,
+        length: usize,
+    ) -> Result<Result<Bytes, MissingBytes>, FsError> {
+        self.awaited(|fs| {
+            let plan = fs.plan_read(node, at, length)?;
+            let mut buf = vec![0; plan.length];
+            match plan.read_now(&mut buf, &mut || ())? {
+                Local::Missing(missing) => Ok(Err(missing)),
+                Local::Bytes(_) => {
+                    fs.programs.read(node, at.0, &buf);
+                    Ok(Ok(buf.into()))
+                }
+            }
+        })
+        .await
     }
 
     /// A file that is right and holds just what `node` does, if there is one on this machine.
@@ -580,22 +593,53 @@ impl ImageFs {
         let end = at.0.saturating_add(length as u64).min(size);
         let bytes = match self.layers.known(number) {
             Some(content) => DecodedBytes::Layer(content),
-            None => DecodedBytes::PartialLayer(self.layers.partial(number).ok_or(NotNow::Needs(number))?),
+            None => DecodedBytes::Partial(self.layers.partial(number).ok_or(NotNow::Needs(number))?),
         };
         if at.0 >= end {
             let place = PlaceInFile { entry, before: size, behind: 0 };
-            return Ok(ReadPlan { layer: number, bytes, extents: Vec::new(), length: 0, place });
+            return Ok(ReadPlan { layer: number, node, at, bytes, extents: Vec::new(), length: 0, place });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
         // Of a sparse file fewer follow in the layer; a wrong guess is a wrong guess.
         let place = PlaceInFile { entry, before: at.0, behind: size - end };
-        Ok(ReadPlan { layer: number, bytes, extents, length: (end - at.0) as usize, place })
+        Ok(ReadPlan { layer: number, node, at, bytes, extents, length: (end - at.0) as usize, place })
     }
+}
+
+/// What a read came to that may not wait.
+#[derive(Debug)]
+pub enum Local {
+    /// So many bytes were read.
+    Bytes(usize),
+    /// Some have to be fetched.
+    Missing(MissingBytes),
+}
+
+/// A read that has to wait, with what is known of it and what it has read so far.
+pub struct MissingBytes {
+    plan: ReadPlan,
+    /// What is read of the piece.
+    buf: Vec<u8>,
+    /// Which extents are not, and what is missing of them.
+    parts: Vec<(Extent, MissingPart)>,
+}
+
+impl std::fmt::Debug for MissingBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MissingBytes").field("node", &self.plan.node).field("at", &self.plan.at).finish_non_exhaustive()
+    }
+}
+
+enum MissingPart {
+    Layer(Arc<LayerReader>, content::Missing),
+    Partial(Arc<PartialLayer>, DecodedOffset),
 }
 
 /// Which bytes of a layer make up a piece of a file.
 struct ReadPlan {
     layer: LayerNo,
+    node: NodeId,
+    at: FileOffset,
     bytes: DecodedBytes,
     extents: Vec<Extent>,
     length: usize,
@@ -605,7 +649,7 @@ struct ReadPlan {
 /// Where a layer's decoded bytes come from.
 enum DecodedBytes {
     Layer(Arc<LayerReader>),
-    PartialLayer(Arc<PartialLayer>),
+    Partial(Arc<PartialLayer>),
 }
 
 enum Unfilled {
@@ -614,19 +658,61 @@ enum Unfilled {
 }
 
 impl ReadPlan {
-    /// Reads the piece that begins at `at` of its file, waiting for what is not here; holes are left as they are.
-    async fn fill(&self, at: FileOffset, buf: &mut [u8]) -> Result<(), Unfilled> {
+    /// Reads the piece from what is on this machine.
+    fn read_now(self, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Now<Local> {
+        let mut parts = Vec::new();
         for extent in &self.extents {
-            let Some(from) = extent.decoded else { continue };
-            let place = &mut buf[(extent.file.start - at) as usize..(extent.file.end - at) as usize];
+            let place = &mut buf[self.place_of(extent)];
+            let Some(from) = extent.decoded else {
+                place.fill(0);
+                continue;
+            };
             match &self.bytes {
                 DecodedBytes::Layer(content) => {
-                    content.read(from, place, self.place).await.map_err(Unfilled::Failed)?;
+                    let local = content.read_now(from, place, self.place, before_wait);
+                    if let content::Local::Missing(missing) = local.map_err(|error| unread(self.layer, error))? {
+                        parts.push((extent.clone(), MissingPart::Layer(Arc::clone(content), missing)));
+                    }
                 }
-                DecodedBytes::PartialLayer(partial) => partial.read(from, place).await.map_err(|_| Unfilled::Closed)?,
+                DecodedBytes::Partial(partial) => {
+                    before_wait();
+                    if !partial.read_now(from, place).unwrap_or(false) {
+                        parts.push((extent.clone(), MissingPart::Partial(Arc::clone(partial), from)));
+                    }
+                }
             }
         }
-        Ok(())
+        if parts.is_empty() {
+            return Ok(Local::Bytes(self.length));
+        }
+        // What is missing is all, mostly.
+        let all = self.extents.len() == parts.len();
+        let buf = if all { vec![0; self.length] } else { buf[..self.length].to_vec() };
+        Ok(Local::Missing(MissingBytes { plan: self, buf, parts }))
+    }
+
+    /// The place of an extent in the piece.
+    fn place_of(&self, extent: &Extent) -> Range<usize> {
+        (extent.file.start - self.at) as usize..(extent.file.end - self.at) as usize
+    }
+}
+
+impl MissingBytes {
+    /// The piece, once all of it has come.
+    async fn wait(self) -> Result<Bytes, Unfilled> {
+        let Self { plan, mut buf, parts } = self;
+        for (extent, part) in parts {
+            let place = &mut buf[plan.place_of(&extent)];
+            match part {
+                MissingPart::Layer(content, missing) => {
+                    content.read_missing(missing, place).await.map_err(Unfilled::Failed)?;
+                }
+                MissingPart::Partial(partial, from) => {
+                    partial.read(from, place).await.map_err(|_| Unfilled::Closed)?;
+                }
+            }
+        }
+        Ok(buf.into())
     }
 }
 

@@ -236,7 +236,7 @@ impl Layers {
 
     /// Gives back what the cache has beyond its limit, which may be lower than it was when these layers were kept.
     pub fn keep_within_limit(&self) {
-        self.all_known().iter().for_each(|content| content.keep_within_limit());
+        self.all_known().iter().for_each(|content| content.layer().keep_within_limit());
     }
 
     /// The contents of all layers that are known now, each once.
@@ -325,7 +325,7 @@ impl Layers {
                 return Known::Further(Arc::clone(index)); // somebody else waited for it, too
             }
             partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
-            match partial.snapshot(&slot.pass) {
+            match partial.snapshot(&slot.pass.blob, &slot.pass.diff_id) {
                 Ok(index) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
                     let index = Arc::new(index);
@@ -404,7 +404,7 @@ impl Layers {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
         let digest = &self.slot(layer).pass.blob.digest;
         let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
-        let error = ReadError::Source { layer: digest.to_string().into(), cause };
+        let error = ReadError::Source { layer: digest.clone(), cause };
         if let Some(content) = self.known(layer) {
             content.set_error(&error);
         }
@@ -430,7 +430,6 @@ impl Layers {
             slot.pass.blob.clone(),
             slot.pass.compression,
             Arc::clone(&self.source),
-            Arc::clone(self.shared_layers.store()),
             Arc::clone(&self.scope),
         )))
     }

@@ -9,7 +9,7 @@ mod programs;
 use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
-pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now};
+pub use fs::{DirEntry, FsError, ImageFs, Local, MissingBytes, NotNow, Now};
 pub use identity::Identity;
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};

@@ -4,7 +4,7 @@
 //! one wait after another, for files whose names could have been read in the first one. So they are: from every program
 //! and library that somebody begins to load, and, once somebody does, from the one that the image's configuration names,
 //! what it names is looked up and fetched, a little ahead of the loader. All of it is a guess, made of bytes that are
-//! here; see [`LayerReader::guess`]. Who looks around in an image, or copies files out of it, loads nothing.
+//! here; see [`LayerReader::speculate`]. Who looks around in an image, or copies files out of it, loads nothing.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -17,12 +17,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::fs::{ImageFs, NotNow, Now};
-use crate::content::elf::{FAULT, HEAD, MAGIC, Program};
-use crate::content::{LayerReader, Urgency};
+use crate::content::LayerReader;
 use crate::documents::Command;
 use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
 use crate::overlay::{Last, NodeId};
+use crate::predict::Priority;
+use crate::predict::elf::{FAULT, HEAD, MAGIC, Program};
 use crate::sync::lock;
 
 /// Programs that were seen and not looked at yet.
@@ -111,17 +112,17 @@ impl ImageFs {
     /// directories where libraries were found.
     async fn look_at(&self, program: NodeId, by: By, places: &Mutex<Vec<Vec<u8>>>) {
         let Ok(Some(file)) = self.file(program) else { return };
-        if !file.content.may_speculate() || file.content.has(file.bytes.clone()) {
+        if !file.content.may_speculate() || file.content.layer().has(file.bytes.clone()) {
             return;
         }
         let little = file.content.is_one_request(file.bytes.clone());
         if little {
-            file.speculate(0..u64::MAX, Urgency::Next).await;
+            file.speculate(0..u64::MAX, Priority::High).await;
         }
         // Mostly the dynamic section is near its end.
         let end = async {
             if by == By::Name && file.length() <= WHOLE {
-                file.speculate(file.length().saturating_sub(FAULT)..u64::MAX, Urgency::Next).await;
+                file.speculate(file.length().saturating_sub(FAULT)..u64::MAX, Priority::High).await;
             }
         };
         let (Some(head), ()) = tokio::join!(file.part(0..HEAD as u64), end) else { return };
@@ -150,16 +151,16 @@ impl ImageFs {
             if program.dynamic.is_empty() {
                 return;
             }
-            file.speculate(around, Urgency::Next).await;
+            file.speculate(around, Priority::High).await;
             self.look_at_named(&file, &program, places).await;
         };
         let rest = async {
             if file.length() <= WHOLE {
-                file.speculate(0..u64::MAX, Urgency::Some).await;
+                file.speculate(0..u64::MAX, Priority::Low).await;
             } else {
                 for table in program.tables() {
                     let around = table.start.saturating_sub(FAULT)..table.end;
-                    file.speculate(around, Urgency::Next).await;
+                    file.speculate(around, Priority::High).await;
                 }
             }
         };
@@ -211,7 +212,7 @@ impl ImageFs {
                 && let Ok(Some(file)) = self.file(found.node)
                 && file.length() <= WHOLE
             {
-                file.speculate(0..u64::MAX, Urgency::Next).await;
+                file.speculate(0..u64::MAX, Priority::High).await;
             }
         }
     }
@@ -241,14 +242,14 @@ impl File {
         (self.bytes.start + part.start.min(self.length())).min(end)..end
     }
 
-    async fn speculate(&self, part: Range<u64>, urgency: Urgency) {
-        self.content.speculate(self.place(part), urgency).await;
+    async fn speculate(&self, part: Range<u64>, priority: Priority) {
+        self.content.speculate(self.place(part), priority).await;
     }
 
     /// A part of it, fetched if need be; `None` if it cannot be had.
     async fn part(&self, part: Range<u64>) -> Option<Vec<u8>> {
         let place = self.place(part);
-        self.content.speculate(place.clone(), Urgency::Next).await;
+        self.content.speculate(place.clone(), Priority::High).await;
         let mut bytes = vec![0; usize::try_from(place.end - place.start).ok()?];
         self.content.peek(place.start, &mut bytes).ok()?.then_some(bytes)
     }

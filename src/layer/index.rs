@@ -26,13 +26,14 @@ use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::offsets::{DecodedOffset, FileOffset};
+use crate::span::SpanId;
 
 use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
 use super::extents::{Laying, whole_extent};
 use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSION};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE, Paged, ReadAt};
-use super::spans::{Span, SpanId};
+use super::spans::Span;
 use super::tree::{LayerTree, Limits, TreeError};
 use super::xattrs;
 

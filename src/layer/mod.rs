@@ -18,6 +18,7 @@ pub mod index;
 mod names;
 mod paged;
 mod pax;
+mod ranges;
 mod spans;
 mod sparse;
 pub mod tar;
@@ -31,7 +32,7 @@ pub use entry::{DataExtent, Device, Entry, EntryId, Extent, Flags, Kind, Timesta
 pub use index::{Contents, IndexError, LayerIndex, Proof};
 pub use paged::ReadAt;
 pub use pax::Xattr;
-pub use spans::{Span, SpanId, WindowAt};
+pub use spans::{Span, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
 pub use tree::{LayerTree, Limits, TreeError};
 pub use write::{WriteError, write_index};

@@ -7,10 +7,6 @@ use crate::offsets::{BlobOffset, DecodedOffset};
 use super::entry::le64;
 use crate::codec::StartKind;
 
-/// Position of a span in its layer's span table.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct SpanId(pub u32);
-
 /// How a start is written: the low four bits of a span's last word.
 fn kind_of_nibble(nibble: u8) -> Option<StartKind> {
     KINDS.get(usize::from(nibble)).copied()

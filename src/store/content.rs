@@ -26,6 +26,7 @@ use rustix::io::ReadWriteFlags;
 use super::files::Files;
 use super::{NewFile, StoreError, identity};
 use crate::offsets::DecodedOffset;
+use crate::span::{SpanId, SpanRange};
 
 /// Which writing of a span is on disk: the map's byte, high bit set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -176,35 +177,41 @@ impl Content {
     }
 
     /// The generation of a span on disk; `None` while it is absent.
-    pub fn generation(&self, span: u32) -> Option<Generation> {
+    pub fn generation(&self, span: SpanId) -> Option<Generation> {
         Generation::present(self.byte(span))
     }
 
+    /// The generation of each span of `spans`, as [`Content::generation`] tells it of one.
+    pub fn generations(&self, spans: SpanRange) -> Vec<Option<Generation>> {
+        let mut bytes = vec![0; spans.count() as usize];
+        self.read_map_or_absent(spans.start, &mut bytes);
+        bytes.into_iter().map(Generation::present).collect()
+    }
+
     /// Whether every span of `spans` is on disk.
-    pub fn has_all(&self, spans: Range<u32>) -> bool {
+    pub fn has_all(&self, spans: SpanRange) -> bool {
         self.all(spans, |_, byte| byte & PRESENT != 0)
     }
 
     /// Whether each span of `spans` still has the generation given for it by `expected`.
-    pub fn still(&self, spans: Range<u32>, expected: impl Fn(u32) -> u8) -> bool {
+    pub fn still(&self, spans: SpanRange, expected: impl Fn(SpanId) -> u8) -> bool {
         self.all(spans, |span, byte| byte & PRESENT != 0 && byte == expected(span))
     }
 
     /// Whether the bytes of some spans in the map are all `good`.
-    fn all(&self, spans: Range<u32>, good: impl Fn(u32, u8) -> bool) -> bool {
-        let Ok(opened) = self.open() else { return false };
+    fn all(&self, spans: SpanRange, good: impl Fn(SpanId, u8) -> bool) -> bool {
         let mut bytes = [0; 64];
         let mut at = spans.start;
         while at < spans.end {
-            let some = usize::min(bytes.len(), (spans.end - at) as usize);
-            if opened.map.read_exact_at(&mut bytes[..some], at.into()).is_err() {
+            let some = usize::min(bytes.len(), SpanRange::new(at, spans.end).count() as usize);
+            if self.read_map(at, &mut bytes[..some]).is_err() {
                 return false;
             }
             for byte in &bytes[..some] {
                 if !good(at, *byte) {
                     return false;
                 }
-                at += 1;
+                at = at.next();
             }
         }
         true
@@ -259,7 +266,7 @@ impl Content {
     /// [`StoreError::Io`], as when the disk is full; the span stays absent.
     pub fn fill(
         &self,
-        span: u32,
+        span: SpanId,
         at: DecodedOffset,
         verified: &[u8],
         done: impl FnOnce(Generation, u64, u64),
@@ -284,7 +291,7 @@ impl Content {
     /// [`StoreError::Io`]
     pub fn evict(
         &self,
-        span: u32,
+        span: SpanId,
         decoded: Range<DecodedOffset>,
         done: impl FnOnce(u64, u64),
     ) -> Result<(), StoreError> {
@@ -310,22 +317,22 @@ impl Content {
     ///
     /// What a process has claimed it gives back with [`Content::unclaim`], or by ending. Threads of one process
     /// settle this among themselves. Where the file system has no such locks, everybody may.
-    pub fn claim(&self, span: u32) -> bool {
+    pub fn claim(&self, span: SpanId) -> bool {
         !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES))
     }
 
     /// Ends the claim to a span.
-    pub fn unclaim(&self, span: u32) {
+    pub fn unclaim(&self, span: SpanId) {
         // It fails only where claiming does.
         let _ = self.lock_byte(span, libc::F_UNLCK);
     }
 
     /// Locks or unlocks a span's byte of the map, a lock of its own beside that of the whole file.
-    fn lock_byte(&self, span: u32, how: i32) -> nix::Result<i32> {
+    fn lock_byte(&self, span: SpanId, how: i32) -> nix::Result<i32> {
         let byte = libc::flock {
             l_type: how as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: span.into(),
+            l_start: span.0.into(),
             l_len: 1,
             l_pid: 0,
         };
@@ -366,22 +373,25 @@ impl Content {
         let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::DontNeed);
     }
 
-    fn byte(&self, span: u32) -> u8 {
+    fn byte(&self, span: SpanId) -> u8 {
         let mut byte = [0];
-        let read = self.open().and_then(|opened| {
-            opened
-                .map
-                .read_exact_at(&mut byte, span.into())
-                .map_err(StoreError::io("read the presence map of", &self.paths.data))
-        });
-        match read {
-            Ok(()) => byte[0],
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "cannot tell whether a span is in the cache; taking it as absent");
-                0
-            }
+        self.read_map_or_absent(span, &mut byte);
+        byte[0]
+    }
+
+    /// As [`Content::read_map`]; what cannot be read is taken as absent.
+    fn read_map_or_absent(&self, first: SpanId, bytes: &mut [u8]) {
+        if let Err(error) = self.read_map(first, bytes) {
+            bytes.fill(0);
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot tell whether a span is in the cache; taking it as absent");
         }
+    }
+
+    /// Fills `bytes` from the map, from the byte of `first` on.
+    fn read_map(&self, first: SpanId, bytes: &mut [u8]) -> Result<(), StoreError> {
+        let read = self.open()?.map.read_exact_at(bytes, first.0.into());
+        read.map_err(StoreError::io("read the presence map of", &self.paths.data))
     }
 
     fn lock(&self) -> Result<Changing<'_>, StoreError> {
@@ -392,9 +402,9 @@ impl Content {
         Ok(Changing { map, _thread: thread })
     }
 
-    fn mark(&self, span: u32, byte: u8) -> Result<(), StoreError> {
+    fn mark(&self, span: SpanId, byte: u8) -> Result<(), StoreError> {
         let Opened { files, map, .. } = self.open()?;
-        let marked = files.write_all_at(map, &self.paths.data, &[byte], span.into());
+        let marked = files.write_all_at(map, &self.paths.data, &[byte], span.0.into());
         marked.map_err(StoreError::io("write the presence map of", &self.paths.data))
     }
 }
@@ -498,23 +508,27 @@ mod tests {
         Content::new(Files::new(dir.path(), None), paths, 100, 3).opened().unwrap()
     }
 
+    fn spans(start: u32, end: u32) -> SpanRange {
+        SpanRange::new(SpanId(start), SpanId(end))
+    }
+
     #[test]
     fn a_span_is_present_after_it_was_filled_and_absent_after_eviction() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
-        assert_eq!(content.generation(1), None);
+        assert_eq!(content.generation(SpanId(1)), None);
         let mut first = None;
-        content.fill(1, DecodedOffset(40), b"hello", |generation, _, _| first = Some(generation)).unwrap();
+        content.fill(SpanId(1), DecodedOffset(40), b"hello", |generation, _, _| first = Some(generation)).unwrap();
         let first = first.unwrap();
-        assert_eq!(content.generation(1), Some(first));
-        assert!(content.still(1..2, |_| first.get()));
-        assert!(!content.still(0..2, |_| first.get()));
-        assert!(content.has_all(1..2) && !content.has_all(0..2) && !content.has_all(1..3));
+        assert_eq!(content.generation(SpanId(1)), Some(first));
+        assert!(content.still(spans(1, 2), |_| first.get()));
+        assert!(!content.still(spans(0, 2), |_| first.get()));
+        assert!(content.has_all(spans(1, 2)) && !content.has_all(spans(0, 2)) && !content.has_all(spans(1, 3)));
         let mut buf = [0; 5];
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(&buf, b"hello");
-        content.evict(1, DecodedOffset(40)..DecodedOffset(45), |_, _| ()).unwrap();
-        assert_eq!(content.generation(1), None);
+        content.evict(SpanId(1), DecodedOffset(40)..DecodedOffset(45), |_, _| ()).unwrap();
+        assert_eq!(content.generation(SpanId(1)), None);
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(buf, [0; 5]);
     }
@@ -522,48 +536,48 @@ mod tests {
     #[test]
     fn a_map_of_the_wrong_length_means_nothing_is_here() {
         let dir = tempfile::tempdir().unwrap();
-        content(&dir).fill(0, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        content(&dir).fill(SpanId(0), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
         std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
-        assert_eq!(content(&dir).generation(0), None);
+        assert_eq!(content(&dir).generation(SpanId(0)), None);
     }
 
     #[test]
     fn data_whose_map_is_lost_are_left_to_who_reads_them() {
         let dir = tempfile::tempdir().unwrap();
         let reader = content(&dir);
-        reader.fill(0, DecodedOffset(0), b"hello", |_, _, _| ()).unwrap();
-        let generation = reader.generation(0).unwrap();
+        reader.fill(SpanId(0), DecodedOffset(0), b"hello", |_, _, _| ()).unwrap();
+        let generation = reader.generation(SpanId(0)).unwrap();
         std::fs::remove_file(dir.path().join("c.map")).unwrap();
         let other = content(&dir);
-        other.fill(0, DecodedOffset(0), b"other", |_, _, _| ()).unwrap();
-        other.evict(0, DecodedOffset(0)..DecodedOffset(5), |_, _| ()).unwrap();
+        other.fill(SpanId(0), DecodedOffset(0), b"other", |_, _, _| ()).unwrap();
+        other.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(5), |_, _| ()).unwrap();
         let mut buf = [0; 5];
         reader.read(DecodedOffset(0), &mut buf).unwrap();
-        assert!(reader.still(0..1, |_| generation.get()) && &buf == b"hello");
+        assert!(reader.still(spans(0, 1), |_| generation.get()) && &buf == b"hello");
     }
 
     #[test]
     fn a_span_is_claimed_once_until_it_is_given_back_or_its_claimant_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (content(&dir), content(&dir));
-        assert!(one.claim(1));
-        assert!(!other.claim(1));
-        assert!(other.claim(2));
-        one.unclaim(1);
-        assert!(other.claim(1));
-        one.fill(1, DecodedOffset(40), b"claims and fills are locked apart", |_, _, _| ()).unwrap();
-        assert!(!one.claim(1));
+        assert!(one.claim(SpanId(1)));
+        assert!(!other.claim(SpanId(1)));
+        assert!(other.claim(SpanId(2)));
+        one.unclaim(SpanId(1));
+        assert!(other.claim(SpanId(1)));
+        one.fill(SpanId(1), DecodedOffset(40), b"claims and fills are locked apart", |_, _, _| ()).unwrap();
+        assert!(!one.claim(SpanId(1)));
         drop(other);
-        assert!(one.claim(1) && one.claim(2));
+        assert!(one.claim(SpanId(1)) && one.claim(SpanId(2)));
     }
 
     #[test]
     fn a_refilled_span_has_another_generation() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
-        content.fill(2, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
-        let first = content.generation(2);
-        content.fill(2, DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
-        assert_ne!(content.generation(2), first);
+        content.fill(SpanId(2), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        let first = content.generation(SpanId(2));
+        content.fill(SpanId(2), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        assert_ne!(content.generation(SpanId(2)), first);
     }
 }

@@ -13,7 +13,9 @@ impl World {
         if let Some(node) = process.mount.nodes[number] {
             let buf = &mut self.buf[..length];
             buf.fill(0xee);
-            if let Ok(Some(got)) = process.mount.fs.read_now(node, FileOffset(from as u64), buf, &mut || ()) {
+            if let Ok(image::Local::Bytes(got)) =
+                process.mount.fs.read_now(node, FileOffset(from as u64), buf, &mut || ())
+            {
                 let right = buf[..got] == *wanted || process.mount.tainted.load(Ordering::Relaxed);
                 assert!(right, "process {at}: wrong bytes of `{}` from {from}, {length}", path.escape_ascii());
                 return;

@@ -1,0 +1,59 @@
+//! Why bytes of a layer cannot be read.
+
+use std::sync::Arc;
+
+use crate::codec::CodecError;
+use crate::digest::Digest;
+use crate::layer::IndexError;
+use crate::source::SourceError;
+use crate::span::SpanId;
+
+/// Why bytes of a layer cannot be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The source's bytes decode to something else than they should.
+    #[error("span {span} of layer {layer} is corrupt: expected {expected}, got {actual}")]
+    Corrupt {
+        /// The layer's blob.
+        layer: Digest,
+        /// The span's number.
+        span: SpanId,
+        /// BLAKE3 of the bytes recorded by the verified pass.
+        expected: Box<str>,
+        /// BLAKE3 of the bytes that came.
+        actual: Box<str>,
+    },
+    /// The source's bytes do not decode.
+    #[error("layer {layer} does not decode")]
+    Codec {
+        /// The layer's blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: Arc<CodecError>,
+    },
+    /// The source does not deliver.
+    #[error("layer {layer} cannot be fetched")]
+    Source {
+        /// The layer's blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: Arc<SourceError>,
+    },
+    /// The layer index is damaged.
+    #[error("the index of layer {layer} is damaged")]
+    Index {
+        /// The layer's blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: Arc<IndexError>,
+    },
+    /// The task that fetched was ended, as at unmount.
+    #[error("the fetch of layer {layer} was ended")]
+    Ended {
+        /// The layer's blob.
+        layer: Digest,
+    },
+}

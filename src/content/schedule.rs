@@ -1,0 +1,301 @@
+//! Scheduling: tells the predictors of one layer what its readers do, and runs their wishes under the mount's budget.
+//!
+//! The read path calls it at two points: when a piece is read, and when a reader begins to wait for a missing run (and
+//! again when it has it). Nothing of it is needed to answer a read, so what fails here is logged and dropped: a reader
+//! that comes to the same place will be told.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::budget::in_kib;
+use super::demand::Demand;
+use super::fetch::{Along, Fetcher};
+use crate::layer::IndexError;
+use crate::offsets::DecodedOffset;
+use crate::predict::{
+    Event, Found, Group, Layout as _, Piece, Priority, REQUEST, ReadAhead, Siblings, Speculation, StreamId, Urgency,
+    Wish, siblings,
+};
+use crate::span::{SpanId, SpanRange};
+use crate::sync::lock;
+
+/// What is fetched ahead of the readers of one layer in one mount.
+pub(super) struct Scheduler {
+    fetcher: Arc<Fetcher>,
+    pub(super) demand: Demand,
+    readahead: Mutex<ReadAhead>,
+    siblings: Mutex<Siblings>,
+    /// The span around which nothing was missing when that was last looked at; small files share one.
+    all_near: AtomicU32,
+    streams: Arc<Streams>,
+}
+
+/// Readers of large files.
+struct Streams {
+    /// For each, what is fetched on its behalf, one wish behind the other: whose turn it is holds the lock.
+    queues: Mutex<HashMap<StreamId, Weak<Queue>>>,
+    /// KiB that may be on the link for them.
+    on_link: Arc<Semaphore>,
+}
+
+type Queue = tokio::sync::Mutex<()>;
+
+impl Scheduler {
+    pub(super) fn new(fetcher: Arc<Fetcher>) -> Self {
+        let spans = fetcher.layer.index.span_count();
+        let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
+        Self {
+            fetcher,
+            demand: Demand::new(spans),
+            readahead: Mutex::default(),
+            siblings: Mutex::default(),
+            all_near: AtomicU32::new(u32::MAX),
+            streams: Arc::new(Streams { queues: Mutex::default(), on_link }),
+        }
+    }
+
+    /// Whether anything is fetched on speculation in this layer: not where a profile knows better, nor where it would
+    /// push out what is read.
+    pub(super) fn may_speculate(&self) -> bool {
+        self.speculation() == Speculation::Allowed && !self.demand.has_profile() && !self.fetcher.layer.is_crowded()
+    }
+
+    fn speculation(&self) -> Speculation {
+        self.fetcher.scope.budget().speculation()
+    }
+
+    /// A piece is read from the cache.
+    pub(super) fn read(&self, piece: &Piece) {
+        let wishes = self.predict_read(piece, Found::Cached);
+        if piece.place.before == 0 {
+            self.opened(piece);
+        }
+        self.run(wishes);
+    }
+
+    /// A piece is going to be read of which something is missing. What is wished for beyond the reader's own continuation
+    /// is returned, for [`Scheduler::run`] once the reader's requests are made.
+    #[must_use]
+    pub(super) fn read_missing(&self, piece: &Piece) -> Vec<Wish> {
+        let (now, later) =
+            self.predict_read(piece, Found::Missing).into_iter().partition(|wish| wish.urgency == Urgency::Window);
+        self.run(now);
+        later
+    }
+
+    /// Takes note of spans that a reader has; those that had not been read before.
+    pub(super) fn record(&self, spans: SpanRange) -> Vec<SpanId> {
+        let first = self.demand.record(spans, || self.fetcher.scope.start());
+        if !first.is_empty() {
+            let mut siblings = lock(&self.siblings);
+            first.iter().for_each(|span| siblings.read(*span));
+        }
+        first
+    }
+
+    fn predict_read(&self, piece: &Piece, found: Found) -> Vec<Wish> {
+        let mut first = self.record(piece.spans);
+        first.retain(|span| !self.demand.is_in_profile(*span));
+        self.predict(Event::Read { piece, found, first: &first })
+    }
+
+    /// A reader begins to wait for `run`: what is to be fetched along with it.
+    pub(super) fn missed(&self, run: SpanRange) -> Option<Along> {
+        let wish = self.predict(Event::Missed { run, speculation: self.speculation() }).pop()?;
+        let along = self.room_ahead(wish.spans);
+        if along.is_none() {
+            lock(&self.readahead).declined(&wish);
+        }
+        along
+    }
+
+    /// A reader that had missed `run` has it now.
+    pub(super) fn answered(&self, piece: &Piece, run: SpanRange) {
+        self.run(self.predict(Event::Answered { piece, run, speculation: self.speculation() }));
+    }
+
+    /// Whether all of `run` is in flight, or will be.
+    pub(super) fn is_expected(&self, run: SpanRange) -> bool {
+        run.iter().all(|span| self.demand.is_in_profile(span) || self.fetcher.layer.in_flight.has(span))
+    }
+
+    fn predict(&self, event: Event<'_>) -> Vec<Wish> {
+        if !event.is_news() {
+            return Vec::new();
+        }
+        let wishes = lock(&self.readahead).on(event, &*self.fetcher.layer.index);
+        wishes.unwrap_or_else(|error| dropped(&error))
+    }
+
+    /// A file is read from its beginning: others of its group may be read, too.
+    pub(super) fn opened(&self, piece: &Piece) {
+        let (layer, start) = (&self.fetcher.layer, piece.spans.start);
+        // Mostly there is nothing to be fetched; and looking at entries takes longer than looking at this.
+        if self.all_near.load(Ordering::Relaxed) == start.0 || !self.may_speculate() {
+            return;
+        }
+        if self.fetcher.scope.start().is_none() {
+            return;
+        }
+        let end = piece.spans.end.forward(NEAR).min(SpanId(layer.index.span_count()));
+        if layer.content.has_all(SpanRange::new(start.back(NEAR), end)) {
+            return self.all_near.store(start.0, Ordering::Relaxed);
+        }
+        let wishes = self.siblings_of(piece);
+        self.run(wishes.unwrap_or_else(|error| dropped(&error)));
+    }
+
+    fn siblings_of(&self, piece: &Piece) -> Result<Vec<Wish>, IndexError> {
+        let (layer, file) = (&self.fetcher.layer, piece.place.entry);
+        let Some(group) = Group::of(&layer.index, file)? else { return Ok(Vec::new()) };
+        let allowance = lock(&self.siblings).opened(file, &group);
+        if allowance == 0 {
+            return Ok(Vec::new());
+        }
+        let chosen = group.choose(&layer.index, file, allowance, |span| layer.is_missing(span))?;
+        lock(&self.siblings).chosen(&group, &chosen);
+        Ok(siblings::wishes(&chosen))
+    }
+
+    /// Runs wishes, in order; those on speculation one after the other.
+    pub(super) fn run(&self, wishes: Vec<Wish>) {
+        let mut speculative = Vec::new();
+        for wish in wishes {
+            match wish.urgency {
+                Urgency::Window | Urgency::Along => self.run_window(&wish),
+                Urgency::Stream(id) => self.run_stream(wish, id),
+                Urgency::Speculation(priority) => speculative.push((wish.spans, priority)),
+            }
+        }
+        if !speculative.is_empty() {
+            let fetcher = Arc::clone(&self.fetcher);
+            self.fetcher.scope.spawn(async move {
+                for (spans, priority) in speculative {
+                    speculate(&fetcher, spans, priority).await;
+                }
+            });
+        }
+    }
+
+    fn run_window(&self, wish: &Wish) {
+        let Some(along) = self.room_ahead(wish.spans) else {
+            return lock(&self.readahead).declined(wish);
+        };
+        if let Err(error) = self.fetcher.start_ahead(along) {
+            tracing::debug!(%error, "cannot read ahead");
+        }
+    }
+
+    fn run_stream(&self, mut wish: Wish, id: StreamId) {
+        let mut along = self.room_ahead(wish.spans);
+        if along.is_none() {
+            // What others have in flight may leave room for one request.
+            let request = self.fetcher.layer.index.within(wish.spans.start, wish.spans.count(), REQUEST);
+            along = request.ok().filter(|request| !request.is_empty()).and_then(|request| self.room_ahead(request));
+            wish.spans.start = along.as_ref().map_or(wish.spans.start, |along| along.spans.end);
+            lock(&self.readahead).declined(&wish);
+        }
+        let Some(along) = along else { return };
+        let (fetcher, streams, queue) = (Arc::clone(&self.fetcher), Arc::clone(&self.streams), self.streams.queue(id));
+        self.fetcher.scope.spawn(async move {
+            let _turn = queue.lock().await;
+            fetcher.in_order(along, |bytes| streams.on_link(bytes)).await;
+        });
+    }
+
+    fn room_ahead(&self, spans: SpanRange) -> Option<Along> {
+        let bytes = self.fetcher.layer.blob_bytes(spans).ok()?;
+        Some(Along { spans, room: self.fetcher.scope.budget().ahead(bytes)? })
+    }
+
+    /// Fetches on speculation what is missing of some decoded bytes, as soon as there is room; returns when they are
+    /// cached or cannot be had.
+    pub(super) async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
+        if bytes.is_empty() || !self.may_speculate() {
+            return;
+        }
+        match self.fetcher.layer.spans_of(bytes) {
+            Ok(spans) => speculate(&self.fetcher, spans, priority).await,
+            Err(error) => tracing::debug!(%error, "cannot speculate"),
+        }
+    }
+
+    /// Whether speculation on these decoded bytes is no more than one request.
+    pub(super) fn is_one_request(&self, bytes: Range<DecodedOffset>) -> bool {
+        let layer = &self.fetcher.layer;
+        let all = || layer.blob_bytes(layer.spans_of(bytes.clone())?);
+        !bytes.is_empty() && all().is_ok_and(|all: u64| all <= PIECE)
+    }
+}
+
+impl Streams {
+    fn queue(&self, id: StreamId) -> Arc<Queue> {
+        let mut queues = lock(&self.queues);
+        queues.retain(|_, queue| queue.strong_count() > 0);
+        if let Some(queue) = queues.get(&id).and_then(Weak::upgrade) {
+            return queue;
+        }
+        let queue = Arc::<Queue>::default();
+        queues.insert(id, Arc::downgrade(&queue));
+        queue
+    }
+
+    /// Room on the link for so many bytes that a reader will want in order, as soon as there is any.
+    async fn on_link(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.on_link).acquire_many_owned(in_kib(bytes, ON_LINK_KIB));
+        room.await.expect("it is never closed")
+    }
+}
+
+async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority) {
+    let layer = &fetcher.layer;
+    let mut requests = JoinSet::new();
+    let mut at = spans.start;
+    while let Some(from) = SpanRange::new(at, spans.end).iter().find(|span| layer.is_missing(*span)) {
+        let mut request = SpanRange::one(from);
+        let fits = |end| layer.blob_bytes(SpanRange::new(from, end)).is_ok_and(|bytes| bytes <= PIECE);
+        while request.end < spans.end && layer.is_missing(request.end) && fits(request.end.next()) {
+            request.end = request.end.next();
+        }
+        let Ok(bytes) = layer.blob_bytes(request) else { break };
+        let room = fetcher.scope.budget().speculative(bytes, priority).await;
+        let fetcher = Arc::clone(fetcher);
+        requests.spawn(async move {
+            fetcher.on_speculation(request).await;
+            drop(room);
+        });
+        at = request.end;
+    }
+    requests.join_all().await;
+    // What others have in flight comes soon, or not at all.
+    let mut pause = SHORTEST_LOOK;
+    let is_coming = |span| layer.content.generation(span).is_none() && layer.in_flight.has(span);
+    while spans.iter().any(is_coming) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK);
+    }
+}
+
+fn dropped(error: &IndexError) -> Vec<Wish> {
+    tracing::debug!(%error, "cannot predict what is read next");
+    Vec::new()
+}
+
+/// What of a stream is on the link: with more than that holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB),
+/// it does not fall idle while the reader waits for the first; and with not much more, the first does not share it with
+/// many.
+const ON_LINK_KIB: usize = 2 << 10;
+/// A request on speculation is no larger, in bytes of the blob, so that what is wanted first comes first.
+const PIECE: u64 = 512 << 10;
+/// Pauses between two looks at whether what others fetch has come, the first and the longest. To wait for it as readers
+/// do would count as one of them.
+const SHORTEST_LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
+/// Where no span is missing that lies so near, no siblings are looked for.
+const NEAR: u32 = 32;

@@ -1,0 +1,169 @@
+//! Profiles: which parts of a layer the runs of an image read first, and in which order.
+//!
+//! What is read in a mount's first minute is written to the layers' profiles when that minute is over, or at unmount.
+//! The next mount without content fetches it in the order of first use before it is asked for ([`super::replay`]). A
+//! layer has one run for each image, since images share layers but read different parts of them. One that was rebuilt
+//! is another image, which has no run yet; in the layers that it kept, it replays the most recent run.
+//!
+//! A profile is a hint. It names places in the decoded stream, not spans, so it means the same where the layer was cut
+//! elsewhere; one that is wrong or made up costs bytes and never shows any.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::layer::{IndexError, LayerIndex};
+use crate::offsets::DecodedOffset;
+use crate::span::SpanId;
+
+/// What earlier runs read of one layer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Profile {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// What the blob decodes to; older files do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_id: Option<Digest>,
+    /// One for each image, the most recent first.
+    pub runs: Vec<ProfileRun>,
+}
+
+/// What the runs of one image read of a layer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ProfileRun {
+    /// The image's manifest.
+    pub image: Digest,
+    /// Milliseconds since the mount began, and a decoded offset that was read then; in this order.
+    pub wanted: Vec<(u32, u64)>,
+}
+
+impl Profile {
+    /// A profile of these runs, of the layer that is this blob and decodes to this.
+    pub fn new(blob: &Digest, diff_id: &Digest, runs: Vec<ProfileRun>) -> Self {
+        Self { layer: blob.clone(), diff_id: Some(diff_id.clone()), runs }
+    }
+
+    /// Reads a profile, if it is one of this layer.
+    pub fn parse(text: &[u8], blob: &Digest, diff_id: Option<&Digest>) -> Option<Self> {
+        let profile: Self = serde_json::from_slice(text).ok()?;
+        // The same blob may be another layer, read otherwise.
+        let same = profile.diff_id.is_none() || diff_id.is_none() || profile.diff_id.as_ref() == diff_id;
+        (profile.layer == *blob && same).then_some(profile)
+    }
+
+    /// Writes it in at most `limit` bytes, if need be without the runs that are least recent.
+    pub fn into_text(mut self, limit: u64) -> Vec<u8> {
+        loop {
+            let text = serde_json::to_vec(&self).expect("digests and numbers");
+            if text.len() as u64 <= limit || self.runs.len() <= 1 {
+                return text;
+            }
+            self.runs.pop();
+        }
+    }
+
+    /// What is known of `image`; where nothing is, of the most recent one.
+    pub fn of(&self, image: &Digest) -> Option<&ProfileRun> {
+        self.runs.iter().find(|run| run.image == *image).or_else(|| self.runs.first())
+    }
+
+    /// These runs, and behind them what was `known` of other images.
+    #[must_use]
+    pub fn and_known(mut self, known: Option<Self>) -> Self {
+        self.runs.iter_mut().for_each(ProfileRun::put_in_order);
+        if let Some(known) = known {
+            for run in known.runs {
+                if !self.runs.iter().any(|own| own.image == run.image) {
+                    self.runs.push(run);
+                }
+            }
+            self.diff_id = self.diff_id.or(known.diff_id);
+        }
+        self.runs.truncate(MOST_IMAGES);
+        self
+    }
+}
+
+impl ProfileRun {
+    /// Sorted, and no longer than any layer has spans to tell of.
+    fn put_in_order(&mut self) {
+        self.wanted.sort_unstable();
+        self.wanted.truncate(MOST);
+    }
+
+    /// The spans that it speaks of, each once, with its time, in this order; places outside the layer are left out.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    pub fn spans(&self, index: &LayerIndex) -> Result<Vec<(u32, SpanId)>, IndexError> {
+        let mut seen = HashSet::new();
+        let mut spans = Vec::new();
+        for (at, offset) in self.wanted.iter().take(MOST) {
+            match index.span_at(DecodedOffset(*offset)) {
+                Ok(span) if seen.insert(span) => spans.push((*at, span)),
+                Ok(_) | Err(IndexError::NoSpan { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(spans)
+    }
+}
+
+/// Images that are remembered of a layer.
+const MOST_IMAGES: usize = 16;
+/// More places than this are not remembered of an image and layer.
+const MOST: usize = 1 << 18;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, text.as_bytes())
+    }
+
+    fn profile(image: &str, wanted: &[(u32, u64)]) -> Profile {
+        let run = ProfileRun { image: digest(image), wanted: wanted.to_vec() };
+        Profile::new(&digest("layer"), &digest("tar"), vec![run])
+    }
+
+    #[test]
+    fn each_image_has_its_run_and_a_new_one_the_latest() {
+        let of = |profile: &Profile, image: &str| profile.of(&digest(image)).unwrap().wanted.clone();
+        let known = profile("a", &[(2, 20), (1, 10)]).and_known(None);
+        let known = profile("b", &[(3, 30)]).and_known(Some(known));
+        assert_eq!(of(&known, "a"), [(1, 10), (2, 20)]);
+        assert_eq!(of(&known, "b"), [(3, 30)]);
+        assert_eq!(of(&known, "rebuilt"), [(3, 30)]);
+        let mut known = profile("a", &[(1, 10)]).and_known(Some(known));
+        assert_eq!(of(&known, "rebuilt"), [(1, 10)]);
+        for number in 0..2 * MOST_IMAGES {
+            known = profile(&number.to_string(), &[]).and_known(Some(known));
+        }
+        assert_eq!(known.runs.len(), MOST_IMAGES);
+    }
+
+    #[test]
+    fn a_profile_is_of_one_layer_and_one_reading_of_it() {
+        let (blob, diff_id, other) = (digest("layer"), digest("tar"), digest("other"));
+        let text = profile("a", &[]).into_text(u64::MAX);
+        assert!(Profile::parse(&text, &blob, Some(&diff_id)).is_some());
+        assert!(Profile::parse(&text, &blob, None).is_some());
+        assert!(Profile::parse(&text, &other, Some(&diff_id)).is_none());
+        assert!(Profile::parse(&text, &blob, Some(&other)).is_none(), "read otherwise");
+        let older = Profile { diff_id: None, ..profile("b", &[]) };
+        assert!(Profile::parse(&older.clone().into_text(u64::MAX), &blob, Some(&diff_id)).is_some());
+        let both = older.and_known(Some(profile("a", &[])));
+        assert_eq!((both.diff_id, both.runs.len()), (Some(diff_id), 2), "an older file adds to it");
+    }
+
+    #[test]
+    fn the_least_recent_runs_go_when_there_is_no_room() {
+        let two = profile("a", &[(1, 10)]).and_known(Some(profile("b", &[(2, 20)])));
+        let one = profile("a", &[(1, 10)]).into_text(u64::MAX);
+        assert_eq!(two.into_text(one.len() as u64), one);
+    }
+}

@@ -1,0 +1,529 @@
+//! Read-ahead: what follows a read in the tar, or in its file.
+//!
+//! A layer's spans lie in the order of its tar, so the next read is often a neighbour: the rest of a large file, or the
+//! next small file of a directory.
+//!
+//! - *Window.* A reader that continues where it, or a reader remembered from before, stopped is followed with a window
+//!   that grows up to 64 spans or 4 MiB of the blob. Up to 16 readers a layer are remembered; one may skip two spans.
+//! - *Stream.* A reader whose pieces grow as the kernel's read-ahead does, or that begins a file with as much as `cat`
+//!   and `cp` make the kernel ask for, or that has waited for four of the kernel's largest reads in a row, reads the
+//!   file to its end. The next 6 MiB of the blob are then wished for, in order.
+//! - *Neighbours.* A read from nowhere also fetches up to five following spans (at most 512 KiB), about what the link
+//!   would have carried in the saved round trip; the two preceding spans are fetched after the reader was answered.
+//!   Spans that a profile covers are left to the profile.
+//!
+//! Only bookkeeping in span numbers lives here.
+
+use super::{Event, Found, Layout, Piece, Priority, REQUEST, Speculation, StreamId, Urgency, Wish};
+use crate::layer::IndexError;
+use crate::span::{SpanId, SpanRange};
+
+/// The places in one layer where readers were last seen.
+#[derive(Debug, Default)]
+pub struct ReadAhead {
+    windows: Recent<Window, READERS>,
+    streams: Recent<Stream, STREAMS>,
+    /// How many streams there have been.
+    begun: u64,
+}
+
+/// The last `N` that were put here; the latest stands last.
+#[derive(Debug)]
+struct Recent<T, const N: usize>(Vec<T>);
+
+/// A reader that may continue in tar order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Window {
+    /// The first span that was not fetched on its behalf.
+    next: SpanId,
+    /// Spans that were fetched ahead of it the last time.
+    size: u32,
+}
+
+/// A reader of large pieces of one file, one behind the other.
+#[derive(Debug)]
+struct Stream {
+    id: StreamId,
+    /// The latest piece.
+    piece: Piece,
+    /// The first span that was not fetched on its behalf.
+    next: SpanId,
+    /// Large pieces that it has waited for, in order; [`SURE`] and more once there is another reason to be.
+    pieces: u32,
+}
+
+impl Piece {
+    /// Whether a file is read from its beginning in pieces as large as `cat`, `cp` and their like make them.
+    fn begins_copy(&self) -> bool {
+        self.place.before == 0 && self.length() == OPENING
+    }
+
+    /// Whether the kernel's read-ahead has grown from `before` to this, which it does for a file that is read, not
+    /// mapped, from its beginning.
+    fn grows_from(&self, before: &Self) -> bool {
+        before.bytes.end == self.bytes.start && self.length() >= 2 * before.length()
+    }
+}
+
+impl ReadAhead {
+    /// Takes note of an event; what is to be fetched because of it, most urgent first.
+    ///
+    /// The wishes count as granted; [`ReadAhead::declined`] takes one back.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    pub fn on(&mut self, event: Event<'_>, layout: &impl Layout) -> Result<Vec<Wish>, IndexError> {
+        match event {
+            Event::Read { piece, found, first } => {
+                let mut wishes = Vec::new();
+                for span in first {
+                    wishes.extend(self.follow(*span, layout)?);
+                }
+                if piece.may_be_streamed() {
+                    wishes.extend(self.stream(piece, found, layout)?);
+                }
+                Ok(wishes)
+            }
+            Event::Missed { run, speculation } => Ok(self.missed(run, speculation, layout)?.into_iter().collect()),
+            Event::Answered { piece, run, speculation } => {
+                // A large piece is of a large file, and what lies before that is no neighbour.
+                if speculation == Speculation::Off || piece.length() >= REMEMBERED {
+                    return Ok(Vec::new());
+                }
+                let spans = near_before(run.start, layout)?;
+                Ok(Vec::from_iter(
+                    (!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Speculation(Priority::Low) }),
+                ))
+            }
+        }
+    }
+
+    /// There was no room for a wish, or for the rest of one: its spans are not fetched.
+    pub fn declined(&mut self, wish: &Wish) {
+        let SpanRange { start, end } = wish.spans;
+        match wish.urgency {
+            Urgency::Window | Urgency::Along => {
+                if let Some(reader) = self.windows.take(|reader| reader.next == end) {
+                    let size = if wish.urgency == Urgency::Window { reader.size / 2 } else { 0 };
+                    self.windows.put(Window { next: start, size });
+                }
+            }
+            Urgency::Stream(id) => {
+                if let Some(stream) = self.streams.take(|stream| stream.id == id) {
+                    self.streams.put(Stream { next: stream.next.min(start), ..stream });
+                }
+            }
+            Urgency::Speculation(_) => {}
+        }
+    }
+
+    /// The next window, once the reader that has come to `span` is at the end of the one before, or, where it has long
+    /// continued in order, in its second half.
+    fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
+        let close = |reader: &Window| {
+            let early = if reader.size < LONG { reader.size.min(1) } else { reader.size / 2 };
+            reader.next > span && reader.next.0 - span.0 <= early
+        };
+        let Some(reader) = self.windows.take(close) else { return Ok(None) };
+        let spans = layout.within(reader.next, wider(reader.size), WINDOW_BYTES)?;
+        self.windows.put(Window { next: spans.end, size: spans.count() });
+        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Window }))
+    }
+
+    /// What is to be fetched along with `run`: the window of the reader that it belongs to, or a few neighbours.
+    fn missed(
+        &mut self,
+        run: SpanRange,
+        speculation: Speculation,
+        layout: &impl Layout,
+    ) -> Result<Option<Wish>, IndexError> {
+        let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER } else { 0 };
+        let near = |reader: &Window| (run.start.back(SKIPPED)..=run.start).contains(&reader.next);
+        let window = self.windows.take(near).map_or(neighbours, |reader| reader.size.max(neighbours).max(1));
+        let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
+        let mut spans = layout.within(run.end, window, bytes)?;
+        if layout.blob_bytes(spans)? == 0 {
+            spans.end = spans.start;
+        }
+        self.windows.put(Window { next: spans.end, size: spans.count() });
+        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Along }))
+    }
+
+    /// What comes next in the file of `piece`, where it is one of many large pieces in a row, or of some that grow, or
+    /// the first of a file that is read as a whole. A row begins with a piece that is waited for.
+    fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
+        let stream = match (self.stream_of(piece), found) {
+            (Some(stream), _) => stream.continued(piece, found),
+            (None, Found::Missing) => {
+                self.begun += 1;
+                let pieces = if piece.begins_copy() { SURE } else { u32::from(piece.length() >= LARGE) };
+                Stream { id: StreamId(self.begun), next: piece.spans.end, piece: piece.clone(), pieces }
+            }
+            (None, Found::Cached) => return Ok(None),
+        };
+        let (id, next, is_sure) = (stream.id, stream.next, stream.pieces >= SURE);
+        if is_sure {
+            // From here on it goes no further than its file; it would if it were followed by a window as well.
+            let start = stream.piece.spans.start;
+            self.windows.take(|reader| (start..=next).contains(&reader.next));
+        }
+        self.streams.put(stream);
+        if !is_sure {
+            return Ok(None);
+        }
+        let last = layout.end_of(piece.file_end())?;
+        let in_flight = layout.blob_bytes(SpanRange::new(piece.spans.end, next))?;
+        let more = STREAM_BYTES.saturating_sub(in_flight);
+        // A little more is not worth a request.
+        if next >= last || more < REQUEST {
+            return Ok(None);
+        }
+        let spans = layout.within(next, last.0 - next.0, more)?;
+        if let Some(stream) = self.streams.last_mut() {
+            stream.next = spans.end;
+        }
+        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Stream(id) }))
+    }
+
+    /// Takes the stream that `piece` belongs to. Two pieces may share a span, small ones are not told of, and the kernel
+    /// asks for two at once.
+    fn stream_of(&mut self, piece: &Piece) -> Option<Stream> {
+        let start = piece.spans.start;
+        let near = start.back(UNSEEN)..=start.forward(UNSEEN);
+        self.streams
+            .take(|stream| stream.piece.file_end() == piece.file_end() && near.contains(&stream.piece.spans.end))
+    }
+}
+
+impl Stream {
+    fn continued(self, piece: &Piece, found: Found) -> Self {
+        if piece.bytes.end <= self.piece.bytes.end {
+            return self;
+        }
+        let sure = if piece.grows_from(&self.piece) { SURE } else { self.pieces };
+        let pieces = sure + u32::from(found == Found::Missing && piece.length() >= LARGE);
+        Self { id: self.id, next: self.next.max(piece.spans.end), pieces, piece: piece.clone() }
+    }
+}
+
+impl<T, const N: usize> Recent<T, N> {
+    /// Takes the latest of those that `test` means.
+    fn take(&mut self, test: impl Fn(&T) -> bool) -> Option<T> {
+        self.0.iter().rposition(test).map(|at| self.0.remove(at))
+    }
+
+    /// Puts one here; the oldest goes if there are too many.
+    fn put(&mut self, one: T) {
+        if self.0.len() == N {
+            self.0.remove(0);
+        }
+        self.0.push(one);
+    }
+
+    fn last_mut(&mut self) -> Option<&mut T> {
+        self.0.last_mut()
+    }
+}
+
+impl<T, const N: usize> Default for Recent<T, N> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// The near neighbours before `span`; none where they decode only from further away.
+fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexError> {
+    let mut near = SpanRange::none_at(span);
+    for before in SpanRange::new(span.back(NEAR_BEFORE), span).iter().rev() {
+        let wider = SpanRange::new(before, span);
+        if !layout.starts_anew(near.start)? || !layout.starts_anew(before)? || layout.blob_bytes(wider)? > NEAR_BYTES {
+            break;
+        }
+        near = wider;
+    }
+    Ok(near)
+}
+
+/// The window after one that was read to its end.
+fn wider(window: u32) -> u32 {
+    let more = if window < LONG { (window / 2).max(1) } else { window };
+    (window + more).min(WIDEST)
+}
+
+/// Streams that are followed at once in a layer.
+const STREAMS: usize = 4;
+/// Spans that a stream may go through unseen.
+const UNSEEN: u32 = 16;
+/// So many large pieces in order are a file that is read to its end, and no program that starts.
+const SURE: u32 = 4;
+/// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
+const LARGE: u64 = 512 << 10;
+/// The kernel's first read-ahead for a reader of 128 KiB at a time, where it may read ahead four times that; a reader of
+/// less is given less, and one of more is found out by the next piece. A page of a mapped file comes with more
+/// (`get_init_ra_size` and `do_sync_mmap_readahead` of Linux).
+const OPENING: u64 = 256 << 10;
+/// A piece of so many bytes may be one that larger ones follow.
+pub(super) const REMEMBERED: u64 = 128 << 10;
+/// What is wished for ahead of a reader of large pieces, in bytes of the blob.
+const STREAM_BYTES: u64 = 6 << 20;
+/// Readers that are followed at once in a layer.
+const READERS: usize = 16;
+/// A reader that leaves out so many spans still continues.
+const SKIPPED: u32 = 2;
+/// A window of so many spans comes of reading in order, not of luck.
+const LONG: u32 = 8;
+/// The widest window, in spans and in bytes of the blob.
+const WIDEST: u32 = 64;
+const WINDOW_BYTES: u64 = 4 << 20;
+/// Neighbours that are fetched on speculation. Replayed over 200 Mbit/s and 20 ms, traces of Python, Node.js,
+/// TensorFlow and PostgreSQL that start wait between half and two thirds as often with these numbers as without, and
+/// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.
+const NEAR_BEFORE: u32 = 2;
+const NEAR_AFTER: u32 = 5;
+/// Neighbours may take about as long as the round trip that they can save: what a link of 200 Mbit/s and 20 ms, or of
+/// 50 Mbit/s and 80 ms, holds.
+const NEAR_BYTES: u64 = 512 << 10;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::layer::EntryId;
+    use crate::offsets::DecodedOffset;
+    use crate::predict::PlaceInFile;
+    use crate::predict::testing::Even;
+
+    /// A layer of spans that are small enough for windows to be bounded by their number alone.
+    const SMALL: Even = Even { spans: 10_000, bytes: 1 << 10 };
+    /// Spans as large as those of a first pass.
+    const USUAL: Even = Even { spans: 20_000, bytes: 256 << 10 };
+
+    fn spans(start: u32, end: u32) -> SpanRange {
+        SpanRange::new(SpanId(start), SpanId(end))
+    }
+
+    fn wish(start: u32, end: u32, urgency: Urgency) -> Wish {
+        Wish { spans: spans(start, end), urgency }
+    }
+
+    fn missed(ahead: &mut ReadAhead, start: u32, speculation: Speculation) -> Vec<Wish> {
+        ahead.on(Event::Missed { run: spans(start, start + 1), speculation }, &SMALL).unwrap()
+    }
+
+    /// One span is read for the first time.
+    fn touched(ahead: &mut ReadAhead, span: u32) -> Vec<Wish> {
+        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
+        let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(span, span + 1), place };
+        ahead.on(Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(span)] }, &SMALL).unwrap()
+    }
+
+    #[test]
+    fn a_reader_that_continues_is_given_growing_windows() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(missed(&mut ahead, 5, Speculation::Off), [], "it is not known whether it continues");
+        assert_eq!(touched(&mut ahead, 5), []);
+        assert_eq!(missed(&mut ahead, 6, Speculation::Off), [wish(7, 8, Urgency::Along)]);
+        let mut next = 8;
+        for window in [2, 3, 4, 6, 9, 18, 36, 64, 64] {
+            assert_eq!(touched(&mut ahead, next - 1), [wish(next, next + window, Urgency::Window)]);
+            next += window;
+        }
+        assert_eq!(touched(&mut ahead, next - 33), [], "still in the first half");
+        assert_eq!(touched(&mut ahead, next - 32), [wish(next, next + 64, Urgency::Window)]);
+    }
+
+    #[test]
+    fn a_window_is_bounded_by_bytes_and_by_the_layer() {
+        let mut ahead = ReadAhead::default();
+        ahead.windows.put(Window { next: SpanId(100), size: 64 });
+        let first = [SpanId(99)];
+        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
+        let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(99, 100), place };
+        let read = Event::Read { piece: &piece, found: Found::Cached, first: &first };
+        assert_eq!(ahead.on(read, &USUAL).unwrap(), [wish(100, 116, Urgency::Window)], "4 MiB");
+        let short = Even { spans: 117, ..USUAL };
+        let read = Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(115)] };
+        assert_eq!(ahead.on(read, &short).unwrap(), [wish(116, 117, Urgency::Window)], "the layer ends");
+    }
+
+    #[test]
+    fn a_window_without_room_is_tried_again_at_half_the_size() {
+        let mut ahead = ReadAhead::default();
+        ahead.windows.put(Window { next: SpanId(100), size: 8 });
+        let wishes = touched(&mut ahead, 96);
+        assert_eq!(wishes, [wish(100, 116, Urgency::Window)]);
+        ahead.declined(&wishes[0]);
+        assert_eq!(ahead.windows.0, [Window { next: SpanId(100), size: 8 }]);
+        assert_eq!(touched(&mut ahead, 99), [wish(100, 116, Urgency::Window)]);
+    }
+
+    #[test]
+    fn a_reader_that_jumps_is_a_new_one() {
+        let mut ahead = ReadAhead::default();
+        let allowed = Speculation::Allowed;
+        assert_eq!(missed(&mut ahead, 5, allowed), [wish(6, 11, Urgency::Along)], "neighbours");
+        assert_eq!(missed(&mut ahead, 500, allowed), [wish(501, 506, Urgency::Along)]);
+        assert_eq!(missed(&mut ahead, 4, Speculation::Off), []);
+        assert_eq!(missed(&mut ahead, 13, Speculation::Off), [wish(14, 19, Urgency::Along)], "two spans left out");
+    }
+
+    #[test]
+    fn what_was_not_fetched_along_is_missed_again() {
+        let mut ahead = ReadAhead::default();
+        let wishes = missed(&mut ahead, 5, Speculation::Allowed);
+        ahead.declined(&wishes[0]);
+        assert_eq!(ahead.windows.0, [Window { next: SpanId(6), size: 0 }]);
+    }
+
+    #[test]
+    fn neighbours_before_follow_the_answer() {
+        let mut ahead = ReadAhead::default();
+        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
+        let piece = |length| Piece { bytes: DecodedOffset(0)..DecodedOffset(length), spans: spans(9, 10), place };
+        let mut answered = |piece, speculation, layout| {
+            ahead.on(Event::Answered { piece: &piece, run: spans(9, 10), speculation }, layout).unwrap()
+        };
+        let allowed = Speculation::Allowed;
+        assert_eq!(answered(piece(100), allowed, &SMALL), [wish(7, 9, Urgency::Speculation(Priority::Low))]);
+        assert_eq!(answered(piece(100), Speculation::Off, &SMALL), []);
+        assert_eq!(answered(piece(REMEMBERED), allowed, &SMALL), [], "of a large file");
+        assert_eq!(
+            answered(piece(100), allowed, &Even { bytes: NEAR_BYTES, ..SMALL }),
+            [wish(8, 9, Urgency::Speculation(Priority::Low))]
+        );
+    }
+
+    const FILE_END: u64 = 4 << 30;
+
+    /// A piece of whole spans of a file that goes on far behind it.
+    fn piece(start: u32, end: u32) -> Piece {
+        let at = |span: u32| DecodedOffset(u64::from(span) << 18);
+        let place = PlaceInFile { entry: EntryId(1), before: 1, behind: FILE_END - at(end).0 };
+        Piece { bytes: at(start)..at(end), spans: spans(start, end), place }
+    }
+
+    /// From which span on what follows this piece is wished for.
+    fn streamed(ahead: &mut ReadAhead, piece: &Piece, found: Found) -> Option<u32> {
+        let wishes = ahead.on(Event::Read { piece, found, first: &[] }, &USUAL).unwrap();
+        assert!(wishes.len() <= 1);
+        wishes.first().map(|wish| wish.spans.start.0)
+    }
+
+    fn waited(ahead: &mut ReadAhead, start: u32, end: u32) -> Option<u32> {
+        streamed(ahead, &piece(start, end), Found::Missing)
+    }
+
+    #[test]
+    fn large_pieces_in_order_are_a_stream() {
+        let mut ahead = ReadAhead::default();
+        let pieces = [(0, 4), (3, 7), (90, 95), (7, 11)];
+        assert_eq!(pieces.map(|(start, end)| waited(&mut ahead, start, end)), [None; 4]);
+        assert_eq!(waited(&mut ahead, 11, 15), Some(15), "the fourth");
+        assert_eq!(ahead.streams.last_mut().unwrap().next, SpanId(39), "6 MiB");
+        assert_eq!(waited(&mut ahead, 14, 19), Some(39), "that far it was asked for");
+        assert_eq!(waited(&mut ahead, 19 + UNSEEN, 40), Some(43), "what lay between was cached");
+        assert_eq!(waited(&mut ahead, 90, 94), None);
+        for number in 0..10 {
+            assert_eq!(waited(&mut ahead, 1000 * number, 1000 * number + 4), None);
+        }
+        assert_eq!(waited(&mut ahead, 40, 44), None, "forgotten for others");
+    }
+
+    #[test]
+    fn a_stream_ends_with_its_file_and_asks_for_no_scraps() {
+        let mut ahead = ReadAhead::default();
+        let last = |start, end| {
+            let piece = piece(start, end);
+            let place = PlaceInFile { behind: 10 << 18, ..piece.place };
+            Piece { place: PlaceInFile { behind: (30 - u64::from(end)) << 18, ..place }, ..piece }
+        };
+        assert_eq!(streamed(&mut ahead, &last(10, 12), Found::Missing), None);
+        let wishes = ahead.on(Event::Read { piece: &last(12, 16), found: Found::Missing, first: &[] }, &USUAL).unwrap();
+        assert_eq!(wishes.iter().map(|wish| wish.spans).collect::<Vec<_>>(), [spans(16, 30)]);
+        assert_eq!(streamed(&mut ahead, &last(16, 18), Found::Missing), None, "all of it is asked for");
+        let mut ahead = ReadAhead::default();
+        assert_eq!(waited(&mut ahead, 10, 12), None);
+        assert_eq!(waited(&mut ahead, 12, 16), Some(16));
+        assert_eq!(waited(&mut ahead, 16, 18), None, "512 KiB are not worth a request");
+        assert_eq!(waited(&mut ahead, 18, 19), Some(40));
+    }
+
+    #[test]
+    fn what_a_stream_was_denied_it_wishes_for_again() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(waited(&mut ahead, 10, 12), None);
+        let read = Event::Read { piece: &piece(12, 16), found: Found::Missing, first: &[] };
+        let wishes = ahead.on(read, &USUAL).unwrap();
+        let rest = Wish { spans: SpanRange::new(SpanId(19), wishes[0].spans.end), ..wishes[0] };
+        ahead.declined(&rest);
+        assert_eq!(waited(&mut ahead, 16, 19), Some(19));
+    }
+
+    #[test]
+    fn pieces_that_grow_are_a_stream() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(waited(&mut ahead, 10, 11), None);
+        assert_eq!(waited(&mut ahead, 11, 13), Some(13), "twice as much, right behind it");
+        assert_eq!(waited(&mut ahead, 50, 51), None);
+        assert_eq!(waited(&mut ahead, 52, 54), None, "something lies between");
+        assert_eq!(waited(&mut ahead, 70, 71), None);
+        assert_eq!(waited(&mut ahead, 71, 72), None, "no more than before");
+        let whole = piece(80, 81);
+        let little = Piece { bytes: whole.bytes.start..whole.bytes.start + 4096, ..whole };
+        assert_eq!(streamed(&mut ahead, &little, Found::Missing), None);
+        assert_eq!(waited(&mut ahead, 80, 81), None, "the one before was a small read");
+    }
+
+    #[test]
+    fn a_file_read_as_a_whole_is_a_stream_from_its_first_piece() {
+        let first = |start, end| {
+            let piece = piece(start, end);
+            Piece { place: PlaceInFile { before: 0, ..piece.place }, ..piece }
+        };
+        assert_eq!(streamed(&mut ReadAhead::default(), &first(10, 11), Found::Missing), Some(11));
+        let mapped = streamed(&mut ReadAhead::default(), &first(10, 12), Found::Missing);
+        assert_eq!(mapped, None, "so much comes with a page that is mapped");
+        assert_eq!(waited(&mut ReadAhead::default(), 10, 11), None, "in the middle");
+    }
+
+    #[test]
+    fn cached_pieces_continue_a_stream_but_begin_none() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(waited(&mut ahead, 10, 11), None);
+        assert_eq!(streamed(&mut ahead, &piece(11, 13), Found::Cached), Some(13));
+        assert_eq!(streamed(&mut ahead, &piece(50, 51), Found::Cached), None);
+        assert_eq!(waited(&mut ahead, 51, 53), None, "no reader had waited there");
+    }
+
+    #[test]
+    fn pieces_of_a_stream_may_come_in_the_wrong_order() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(waited(&mut ahead, 10, 12), None);
+        assert_eq!(waited(&mut ahead, 12, 16), Some(16));
+        assert_eq!(waited(&mut ahead, 20, 24), Some(40), "that far it was asked for");
+        assert_eq!(waited(&mut ahead, 16, 20), None, "of the same stream, which has enough in flight");
+        assert_eq!(waited(&mut ahead, 24, 28), Some(48));
+    }
+
+    #[test]
+    fn neighbouring_files_are_streams_of_their_own() {
+        let mut ahead = ReadAhead::default();
+        let mut other = piece(16, 20);
+        other.place.behind += 1 << 30;
+        assert_eq!(waited(&mut ahead, 10, 12), None);
+        assert_eq!(waited(&mut ahead, 12, 16), Some(16));
+        assert_eq!(streamed(&mut ahead, &other, Found::Missing), None);
+        assert_eq!(waited(&mut ahead, 16, 20), Some(40));
+    }
+
+    #[test]
+    fn only_so_many_readers_are_remembered() {
+        let mut ahead = ReadAhead::default();
+        for place in 0..100 {
+            ahead.windows.put(Window { next: SpanId(place * 10), size: 1 });
+        }
+        assert_eq!(ahead.windows.0.len(), READERS);
+        assert_eq!(missed(&mut ahead, 10, Speculation::Off), []);
+        assert_eq!(missed(&mut ahead, 990, Speculation::Off), [wish(991, 992, Urgency::Along)]);
+    }
+}
