@@ -194,7 +194,7 @@ impl Transport {
             let Some(location) = reply.headers().get(LOCATION) else { return Err(Fault::NoLocation { host }) };
             // A header is bytes; an address in it is text, or it is none.
             let location = std::str::from_utf8(location.as_bytes()).unwrap_or_default();
-            let next = origin::follow(&url, location).map_err(|why| Fault::Redirect { host, why })?;
+            let next = origin::follow(&url, location, self.verify).map_err(|why| Fault::Redirect { host, why })?;
             if Origin::of(&next) != Origin::of(&url) {
                 authorization = None;
             }

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 
 use reqwest::Url;
 
+use super::tls::Verify;
+
 /// Redirects followed for one request; one more is an error.
 pub(super) const MAX_REDIRECTS: usize = 5;
 /// The longest URL taken from a registry, in bytes; storage back ends sign URLs of a few KiB.
@@ -121,7 +123,8 @@ pub(super) enum Forbidden {
 /// The URL that `location` means when `from` sends it, if going there is allowed.
 ///
 /// A name and password inside the URL are dropped, and so is the fragment.
-pub(super) fn follow(from: &Url, location: &str) -> Result<Url, Forbidden> {
+/// Without TLS that proves something, a step from https to http loses nothing.
+pub(super) fn follow(from: &Url, location: &str, verify: Verify) -> Result<Url, Forbidden> {
     if location.is_empty() || location.len() > MAX_URL {
         return Err(Forbidden::Malformed);
     }
@@ -132,7 +135,7 @@ pub(super) fn follow(from: &Url, location: &str) -> Result<Url, Forbidden> {
     to.set_username("").and_then(|()| to.set_password(None)).map_err(|()| Forbidden::Malformed)?;
     to.set_fragment(None);
     let (Some(here), Some(there)) = (Origin::of(from), Origin::of(&to)) else { return Err(Forbidden::Malformed) };
-    if here.tls && !there.tls {
+    if here.tls && !there.tls && verify == Verify::Yes {
         return Err(Forbidden::Downgrade);
     }
     if there.reach().is_local() && there.reach() != here.reach() && here.reach() != Reach::Loopback {
@@ -147,7 +150,7 @@ mod tests {
     use super::*;
 
     fn step(from: &str, to: &str) -> Result<String, Forbidden> {
-        follow(&Url::parse(from).unwrap(), to).map(String::from)
+        follow(&Url::parse(from).unwrap(), to, Verify::Yes).map(String::from)
     }
 
     #[test]
@@ -164,6 +167,17 @@ mod tests {
         for (from, to, result) in allowed {
             assert_eq!(step(from, to).as_deref(), Ok(result), "{from} {to}");
         }
+    }
+
+    #[test]
+    fn insecure_redirects_may_lose_tls_and_nothing_else() {
+        let step = |from: &str, to: &str| follow(&Url::parse(from).unwrap(), to, Verify::No);
+        assert!(step("https://r.example/v2/a", "http://r.example/b").is_ok());
+        assert!(step("https://r.example/v2/a", "http://cdn.example/b").is_ok());
+        assert!(step("https://127.0.0.1:1/", "http://127.0.0.1:2/").is_ok());
+        assert!(matches!(step("https://r.example/", "http://127.0.0.1/"), Err(Forbidden::Inward { .. })));
+        assert!(matches!(step("https://r.example/", "http://169.254.169.254/"), Err(Forbidden::Inward { .. })));
+        assert_eq!(step("https://r.example/", "file:///x"), Err(Forbidden::Scheme));
     }
 
     #[test]
