@@ -93,7 +93,7 @@ start() {
     node) inside "$root" node -e 'require("/srv/app/node_modules/webpack")' ;;
     server) start_server "$root" ;;
     ml) inside "$root" python3 /app/run.py ;;
-    *) die "there is no command that starts $1" ;;
+    *) die "nobody has said how $1 starts" ;;
   esac
 }
 inside() {

@@ -3,6 +3,12 @@
 //! Registries hand out tokens that live for a minute or an hour while an image is mounted for weeks,
 //! so renewal is ordinary life and not an error. When a token ends, every reader finds out at once;
 //! one of them renews and the others wait for what it got, be it a token or a refusal.
+//!
+//! How a registry says that a login has ended differs: 401 with a challenge, 401 without one (Docker
+//! Hub), 401 with the challenge of another scheme (Harbor), 403 (ECR). What was granted before and is
+//! refused now is therefore taken for stale, whatever the answer looks like: credentials are looked
+//! for again and shown by the challenge that worked. One that hides private images answers 404, and
+//! has to be asked at `/v2/` whether it knows logins.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,15 +17,16 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, StatusCode, Url};
 
-use super::challenge::Challenge;
+use super::challenge::{self, Challenge, Offer};
 use super::credentials::{Credential, Found, Keyring, Secret};
 use super::http::{Fault, Outgoing, Transport};
-use super::login_file::UnusableFile;
+use super::login_file::{Mark, UnusableFile};
 use super::origin::{Origin, Reach};
 use super::patience::{Clock, Deadlines, Tries};
+use super::refusals::{Attempt, Refusals};
 use super::tls::Verify;
 use crate::source::Outage;
 
@@ -35,11 +42,20 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(300);
 const REALM_LIMIT: usize = 2 << 10;
 /// How peelfs calls itself to token servers.
 const CLIENT_ID: &str = "peelfs";
+/// The most logins for one question.
+const MOST_LOGINS: u32 = 4;
+/// After a login that was no use, helpers are asked again when this has passed, and files when they change.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// 403 may mean that a login has ended, or that it may not see this one thing. It is taken for the former once in
+/// this time.
+const FORBIDDEN_AGAIN: Duration = Duration::from_secs(5);
+/// A registry that named no challenge when it was asked for one is asked again when this has passed.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Answers challenges for one repository.
 pub(super) struct Authorizer {
     keyring: Keyring,
-    /// `repository:NAME:pull`; never what the challenge proposes, which may be more than we want.
+    /// `repository:NAME:pull`.
     scope: String,
     verify: Verify,
     clock: Arc<dyn Clock>,
@@ -50,34 +66,78 @@ pub(super) struct Authorizer {
 }
 
 /// What is shown to the registry at present.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Grant {
-    /// Counts renewals; tells whether somebody else has renewed already.
-    pub(super) generation: u64,
+    /// Counts renewals; tells whether another reader has renewed already.
+    generation: u64,
     /// Marked as sensitive; absent while nothing was asked for.
     pub(super) header: Option<HeaderValue>,
     life: Option<Life>,
-    used: Option<Found>,
+    /// How it was had.
+    by: Option<Attempt>,
+    /// From whom the challenge came.
+    from: Option<Origin>,
 }
 
 impl Grant {
-    /// Who we are with it, for messages.
-    pub(super) fn tried(&self) -> String {
-        self.used.as_ref().map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string)
+    fn used(&self) -> Option<&Found> {
+        self.by.as_ref()?.used.as_ref()
+    }
+
+    /// The scope that it has beside that of its repository.
+    fn other_scope(&self) -> Option<String> {
+        self.by.as_ref()?.scopes.get(1).cloned()
     }
 }
 
+/// By the clock that counts suspended time, too: a token ends while a laptop sleeps.
 #[derive(Clone, Copy, Debug)]
 struct Life {
     renew: Duration,
     end: Duration,
 }
 
+#[derive(Default)]
 struct State {
     grant: Grant,
+    /// Whether the registry has granted something to the present grant.
+    proven: bool,
+    /// The challenge that was answered with success last, else the first, and whose it was.
     challenge: Option<(Origin, Challenge)>,
+    refusals: Refusals,
+    looked: Option<Looked>,
+    forbidden: Option<Duration>,
+    /// When `/v2/`, or the question without a login, was asked for a challenge last.
+    asked: Option<Duration>,
     flights: u64,
-    failure: Option<AuthError>,
+    outcome: Option<(StatusCode, Result<Remedy, AuthError>)>,
+}
+
+/// What was found when credentials were looked for last.
+struct Looked {
+    marks: Vec<Option<Mark>>,
+    at: Duration,
+    found: Option<Found>,
+}
+
+/// An answer of 401, 403 or 404.
+pub(super) struct Refused<'a> {
+    /// What was asked.
+    pub(super) request: &'a Outgoing,
+    pub(super) status: StatusCode,
+    /// The challenge in the answer.
+    pub(super) offer: Option<Offer>,
+    /// Logins for this question so far.
+    pub(super) logins: u32,
+}
+
+/// What becomes of a refusal.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Remedy {
+    /// There is another grant: the question may be asked again.
+    AskAgain,
+    /// It stands.
+    None,
 }
 
 /// Why there is no authorization.
@@ -85,12 +145,10 @@ struct State {
 pub(super) enum AuthError {
     #[error(transparent)]
     File(#[from] UnusableFile),
-    #[error("it gives no way to log in that peelfs knows")]
-    NoChallenge,
     #[error("it wants a user name and password")]
     WantsPassword { tried: String },
     #[error("the credentials have not changed since they were refused")]
-    Unchanged,
+    Unchanged { tried: String },
     #[error("its token server `{realm}` is not asked: {why}")]
     Realm { realm: String, why: RealmFault },
     #[error("the token server {host} answered {said}")]
@@ -114,13 +172,9 @@ pub(super) enum RealmFault {
     Plain,
 }
 
-/// Whether credentials that were refused may be shown again.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refused {
-    /// An old token was refused; the credentials behind it are good as far as we know.
-    OldToken,
-    /// A token fetched for this very request was refused: only other credentials can help.
-    NewToken,
+/// Who `found` is, for messages.
+fn tried(found: Option<&Found>) -> String {
+    found.map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string)
 }
 
 impl Authorizer {
@@ -131,15 +185,13 @@ impl Authorizer {
         clock: Arc<dyn Clock>,
         deadlines: Deadlines,
     ) -> Self {
-        let nothing = Grant { generation: 0, header: None, life: None, used: None };
-        let state = State { grant: nothing, challenge: None, flights: 0, failure: None };
         Self {
             keyring,
             scope: format!("repository:{repository}:pull"),
             verify,
             clock,
             deadlines,
-            state: Mutex::new(state),
+            state: Mutex::default(),
             flight: tokio::sync::Mutex::new(()),
         }
     }
@@ -147,9 +199,9 @@ impl Authorizer {
     /// What to show now; renewed first if it is about to end.
     pub(super) async fn grant(&self, transport: &Transport) -> Result<Grant, AuthError> {
         let grant = self.state().grant.clone();
-        let now = self.clock.now();
+        let now = self.clock.since_boot();
         let Some(life) = grant.life.filter(|life| now >= life.renew) else { return Ok(grant) };
-        match self.renew(transport, &grant, None, Refused::OldToken).await {
+        match self.renew(transport, &grant).await {
             Err(error) if now < life.end => {
                 tracing::debug!("{error}; the present token is used till it ends");
                 Ok(grant)
@@ -158,49 +210,294 @@ impl Authorizer {
         }
     }
 
-    /// A grant newer than `old`, which was refused with `challenge` by the registry at that origin.
-    ///
-    /// Of any number of callers, one asks; all get its result.
-    pub(super) async fn renew(
-        &self,
-        transport: &Transport,
-        old: &Grant,
-        challenge: Option<(Origin, Challenge)>,
-        refused: Refused,
-    ) -> Result<Grant, AuthError> {
+    /// What was shown last.
+    pub(super) fn present(&self) -> Grant {
+        self.state().grant.clone()
+    }
+
+    /// Whether it has anything to show.
+    pub(super) fn has_login(&self) -> bool {
+        self.state().grant.header.is_some()
+    }
+
+    /// The registry has granted something to `grant`.
+    pub(super) fn granted(&self, grant: &Grant) {
+        let mut state = self.state();
+        if !state.proven && state.grant.generation == grant.generation && grant.header.is_some() {
+            state.proven = true;
+            state.refusals.granted(grant.used());
+            if let Some((by, from)) = grant.by.as_ref().zip(grant.from.as_ref()) {
+                state.challenge = Some((from.clone(), by.challenge.clone()));
+            }
+        }
+    }
+
+    /// Who we are with `grant`, and why, for messages.
+    pub(super) async fn told(&self, grant: &Grant) -> String {
+        if let Some(used) = grant.used() {
+            return used.to_string();
+        }
+        let looked = self.state().looked.as_ref().map(|looked| looked.found.clone());
+        let found = match looked {
+            Some(found) => found,
+            None => self.keyring.find().await.unwrap_or_default(),
+        };
+        match found {
+            None => tried(None),
+            Some(found) => {
+                format!("anonymous: no login was tried, as {} asks for none; there is {found}", self.keyring.host())
+            }
+        }
+    }
+
+    /// What was tried with a thing that was not found, where that is more than to ask.
+    pub(super) fn told_of_missing(&self, grant: &Grant) -> Option<String> {
+        if let Some(used) = grant.used() {
+            return Some(format!("asked as {used}"));
+        }
+        let found = self.state().looked.as_ref().and_then(|looked| looked.found.clone())?;
+        Some(format!("asked without the login of {found}, as {} asks for none", self.keyring.host()))
+    }
+
+    /// A grant newer than `old`, which is about to end. Of any number of callers, one asks; all get its result.
+    async fn renew(&self, transport: &Transport, old: &Grant) -> Result<Grant, AuthError> {
         let seen = self.state().flights;
         let _ticket = self.flight.lock().await;
         let challenge = {
-            let mut state = self.state();
+            let state = self.state();
             if state.grant.generation != old.generation {
                 return Ok(state.grant.clone());
             }
-            if let Some(failure) = state.failure.clone().filter(|_| state.flights != seen) {
-                return Err(failure);
-            }
-            if challenge.is_some() {
-                state.challenge = challenge;
+            if let Some((_, Err(failure))) = state.outcome.as_ref().filter(|_| state.flights != seen) {
+                return Err(failure.clone());
             }
             state.challenge.clone()
         };
-        let result = match challenge {
-            Some((registry, challenge)) => self.obtain(transport, &registry, &challenge, old, refused).await,
-            None => Err(AuthError::NoChallenge),
-        };
-        transport.counters.renewals.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.state();
-        state.flights += 1;
-        match result {
-            Ok((header, life, used)) => {
-                state.failure = None;
-                state.grant = Grant { generation: old.generation + 1, header: Some(header), life, used };
-                Ok(state.grant.clone())
+        let result = match (self.look().await, challenge) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(found), Some(challenge)) => {
+                let other_scope = old.other_scope().map(|scope| (scope, Order::First));
+                self.log_in(transport, Login { found, ways: vec![challenge], other_scope, due: None }).await
             }
-            Err(error) => {
-                state.failure = Some(error.clone());
-                Err(error)
+            (Ok(_), None) => Ok(Remedy::None),
+        };
+        self.settle(StatusCode::UNAUTHORIZED, result.clone());
+        match result? {
+            Remedy::AskAgain => Ok(self.state().grant.clone()),
+            Remedy::None => Err(AuthError::Unchanged { tried: tried(old.used()) }),
+        }
+    }
+
+    /// Looks for a better grant than `grant`, with which the registry has refused what was asked for.
+    ///
+    /// Of any number of callers, one asks; all get its result.
+    pub(super) async fn refused(
+        &self,
+        transport: &Transport,
+        grant: &Grant,
+        refused: Refused<'_>,
+    ) -> Result<Remedy, AuthError> {
+        if refused.logins >= MOST_LOGINS {
+            return Ok(Remedy::None);
+        }
+        let seen = self.state().flights;
+        let _ticket = self.flight.lock().await;
+        {
+            let state = self.state();
+            if state.grant.generation != grant.generation {
+                return Ok(Remedy::AskAgain);
+            }
+            if let Some((status, outcome)) = state.outcome.as_ref().filter(|_| state.flights != seen)
+                && *status == refused.status
+            {
+                return outcome.clone();
             }
         }
+        let status = refused.status;
+        let result = self.overcome(transport, grant, refused).await;
+        self.settle(status, result.clone());
+        result
+    }
+
+    /// Ends a flight.
+    fn settle(&self, status: StatusCode, outcome: Result<Remedy, AuthError>) {
+        let mut state = self.state();
+        state.flights += 1;
+        state.outcome = Some((status, outcome));
+    }
+
+    async fn overcome(&self, transport: &Transport, grant: &Grant, refused: Refused<'_>) -> Result<Remedy, AuthError> {
+        if refused.status == StatusCode::NOT_FOUND && grant.used().is_some() {
+            return Ok(Remedy::None);
+        }
+        let found = self.look().await?;
+        // What is not there for the anonymous may be there for those who log in.
+        let hidden = grant.used().is_none() && found.is_some();
+        if refused.status == StatusCode::NOT_FOUND && !hidden {
+            return Ok(Remedy::None);
+        }
+        let (stale, due) = match self.judge(grant, &refused, found.as_ref()) {
+            Some(judged) => judged,
+            None => return Ok(Remedy::None),
+        };
+        let remembered = self.state().challenge.clone();
+        let origin = Origin::of(&refused.request.url);
+        let offered = refused.offer.zip(origin.clone());
+        let offers_nothing = offered.is_none();
+        let offered_scope = offered.as_ref().and_then(|(offer, _)| offer.scope_beside(&self.scope));
+        let other_scope = grant.other_scope().map(|scope| (scope, Order::First));
+        let other_scope = other_scope.or(offered_scope.map(|scope| (scope, Order::Last)));
+        let ways = ways_in(offered.map(|(offer, origin)| (origin, offer.challenge)), remembered);
+        let login = Login { found: found.clone(), ways: ways.clone(), other_scope: other_scope.clone(), due };
+        let result = self.log_in(transport, login).await;
+        let unusable = matches!(&result, Ok(Remedy::None) | Err(AuthError::Refused { .. } | AuthError::Unreachable(_)));
+        let may_help = offers_nothing && unusable && (hidden || stale || refused.status == StatusCode::UNAUTHORIZED);
+        if !may_help || (grant.header.is_none() && found.is_none()) || !self.may_ask() {
+            return result;
+        }
+        let asked = match grant.header {
+            Some(_) => self.asked_openly(transport, refused.request).await,
+            None => self.asked_for_a_challenge(transport, &refused.request.url).await,
+        };
+        match asked.zip(origin) {
+            Some((Asked::Challenge(offer), origin)) if !ways.iter().any(|(_, way)| *way == offer.challenge) => {
+                let ways = vec![(origin, offer.challenge)];
+                self.log_in(transport, Login { found, ways, other_scope, due: None }).await
+            }
+            Some((Asked::Granted, _)) => {
+                self.install(Grant::default());
+                Ok(Remedy::AskAgain)
+            }
+            _ => result,
+        }
+    }
+
+    /// Whether what was shown has grown old, and what of it may be tried once more though it was refused; `None` if
+    /// the refusal is not about who asks.
+    fn judge(&self, grant: &Grant, refused: &Refused<'_>, found: Option<&Found>) -> Option<(bool, Option<Attempt>)> {
+        let (mut state, now) = (self.state(), self.clock.since_boot());
+        if refused.status == StatusCode::NOT_FOUND {
+            return Some((false, None));
+        }
+        // Between this reader's logins others may have had use of them, and used them up.
+        let proven = state.proven && refused.logins + 1 < MOST_LOGINS;
+        if refused.status == StatusCode::FORBIDDEN && proven && found == grant.used() {
+            if state.forbidden.is_some_and(|again| now < again) {
+                return None;
+            }
+            state.forbidden = Some(now + FORBIDDEN_AGAIN);
+        }
+        state.proven = false;
+        let is_basic = grant.by.as_ref().is_some_and(|by| by.challenge == Challenge::Basic);
+        // Of a token that ended nothing is to be noted; a password that is refused is refused itself.
+        let noted = grant.by.as_ref().filter(|_| !proven || is_basic);
+        let due = noted.filter(|by| state.refusals.refused(by, now, None));
+        // The same password in the same header was just refused: showing it again is no other question.
+        let due = due.filter(|_| !is_basic);
+        let stale = proven || state.refusals.was_good(grant.used());
+        Some((stale, due.cloned()))
+    }
+
+    /// Credentials from files and helpers, read anew unless they were just now of no use.
+    async fn look(&self) -> Result<Option<Found>, UnusableFile> {
+        let (marks, now) = (self.keyring.marks(), self.clock.since_boot());
+        let known = {
+            let state = self.state();
+            let of_no_use = matches!(state.outcome, Some((_, Ok(Remedy::None) | Err(_))));
+            let looked = state.looked.as_ref().filter(|_| of_no_use);
+            looked
+                .filter(|looked| looked.marks == marks && now < looked.at + LOOK_AGAIN)
+                .map(|looked| looked.found.clone())
+        };
+        if let Some(found) = known {
+            return Ok(found);
+        }
+        let found = self.keyring.find().await?;
+        self.state().looked = Some(Looked { marks, at: now, found: found.clone() });
+        Ok(found)
+    }
+
+    /// Tries one way to log in after the other, but none that was refused already.
+    async fn log_in(&self, transport: &Transport, login: Login) -> Result<Remedy, AuthError> {
+        let mut failed = None;
+        for (origin, challenge) in &login.ways {
+            for scopes in self.scopes(challenge, login.other_scope.as_ref()) {
+                let attempt = Attempt { used: login.found.clone(), challenge: challenge.clone(), scopes };
+                let now = self.clock.since_boot();
+                if login.due.as_ref() != Some(&attempt)
+                    && let Err(why) = self.state().refusals.may(&attempt, now)
+                {
+                    failed = failed.or(why);
+                    continue;
+                }
+                transport.counters.renewals.fetch_add(1, Ordering::Relaxed);
+                match self.obtain(transport, origin, &attempt).await {
+                    Ok((header, life)) => {
+                        let grant = Grant {
+                            generation: 0,
+                            header: Some(header),
+                            life,
+                            by: Some(attempt),
+                            from: Some(origin.clone()),
+                        };
+                        self.state().challenge.get_or_insert_with(|| (origin.clone(), challenge.clone()));
+                        self.install(grant);
+                        return Ok(Remedy::AskAgain);
+                    }
+                    // Its token server is away; that says nothing about other ways.
+                    Err(error @ (AuthError::Unreachable(_) | AuthError::Failing { .. })) => return Err(error),
+                    Err(error) => {
+                        if matches!(error, AuthError::Refused { .. }) {
+                            self.state().refusals.refused(&attempt, now, Some(error.clone()));
+                        }
+                        failed = Some(error);
+                    }
+                }
+            }
+        }
+        failed.map_or(Ok(Remedy::None), Err)
+    }
+
+    /// For what a token may be asked, one after the other.
+    fn scopes(&self, challenge: &Challenge, other: Option<&(String, Order)>) -> Vec<Vec<String>> {
+        let own = vec![self.scope.clone()];
+        let both = other.map(|(other, _)| vec![self.scope.clone(), other.clone()]);
+        match (challenge, both, other) {
+            (Challenge::Basic, ..) => vec![Vec::new()],
+            (_, Some(both), Some((_, Order::First))) => vec![both, own],
+            (_, both, _) => std::iter::once(own).chain(both).collect(),
+        }
+    }
+
+    fn install(&self, grant: Grant) {
+        let mut state = self.state();
+        state.grant = Grant { generation: state.grant.generation + 1, ..grant };
+        state.proven = false;
+    }
+
+    /// Whether the registry may be asked for a challenge now.
+    fn may_ask(&self) -> bool {
+        let (mut state, now) = (self.state(), self.clock.since_boot());
+        let may = state.asked.is_none_or(|asked| now >= asked + ASK_AGAIN);
+        if may {
+            state.asked = Some(now);
+        }
+        may
+    }
+
+    /// The answer to the same question without a login.
+    async fn asked_openly(&self, transport: &Transport, request: &Outgoing) -> Option<Asked> {
+        let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
+        asked(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
+    }
+
+    /// The challenge that the registry of `url` has for those who want to log in.
+    async fn asked_for_a_challenge(&self, transport: &Transport, url: &Url) -> Option<Asked> {
+        let mut url = url.clone();
+        url.set_path("/v2/");
+        url.set_query(None);
+        let request = Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, form: None };
+        asked(transport, &request).await.filter(|asked| matches!(asked, Asked::Challenge(_)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -211,37 +508,24 @@ impl Authorizer {
         &self,
         transport: &Transport,
         registry: &Origin,
-        challenge: &Challenge,
-        old: &Grant,
-        refused: Refused,
-    ) -> Result<(HeaderValue, Option<Life>, Option<Found>), AuthError> {
-        let found = self.keyring.find().await?;
-        // Basic shows the credentials themselves, so there a refusal is always theirs.
-        let theirs = refused == Refused::NewToken || *challenge == Challenge::Basic;
-        if theirs && old.header.is_some() && old.used == found {
-            return Err(AuthError::Unchanged);
-        }
-        if let Some(Credential::Registry { token }) = found.as_ref().map(|found| &found.credential) {
+        attempt: &Attempt,
+    ) -> Result<(HeaderValue, Option<Life>), AuthError> {
+        let found = attempt.used.as_ref();
+        if let Some(Credential::Registry { token }) = found.map(|found| &found.credential) {
             let header = header("Bearer", token.reveal());
-            return Ok((header.ok_or_else(|| no_token(registry.to_string()))?, None, found));
+            return Ok((header.ok_or_else(|| no_token(registry.to_string()))?, None));
         }
-        match challenge {
-            Challenge::Basic => {
-                let Some(Credential::Password { user, password }) = found.as_ref().map(|found| &found.credential)
-                else {
-                    let tried = found.as_ref().map(Found::to_string);
-                    let tried = tried.unwrap_or_else(|| "anonymous, as no credentials were found".to_owned());
-                    return Err(AuthError::WantsPassword { tried });
-                };
-                let header = basic(user, password);
-                Ok((header, None, found))
-            }
+        match &attempt.challenge {
+            Challenge::Basic => match found.map(|found| &found.credential) {
+                Some(Credential::Password { user, password }) => Ok((basic(user, password), None)),
+                _ => Err(AuthError::WantsPassword { tried: tried(found) }),
+            },
             Challenge::Bearer { realm, service } => {
                 let realm = self.realm(registry, realm)?;
-                let (token, life) = self.token(transport, &realm, service.as_deref(), found.as_ref()).await?;
+                let (token, life) = self.token(transport, &realm, service.as_deref(), attempt).await?;
                 let host = || Origin::of(&realm).map(|origin| origin.to_string()).unwrap_or_default();
                 let header = header("Bearer", token.reveal()).ok_or_else(|| no_token(host()))?;
-                Ok((header, Some(life), found))
+                Ok((header, Some(life)))
             }
         }
     }
@@ -259,15 +543,16 @@ impl Authorizer {
         transport: &Transport,
         realm: &Url,
         service: Option<&str>,
-        found: Option<&Found>,
+        attempt: &Attempt,
     ) -> Result<(Secret, Life), AuthError> {
         let host = Origin::of(realm).map(|origin| origin.to_string()).unwrap_or_default();
-        let tried = || found.map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string);
-        let mut ways = ways(realm, service, &self.scope, found)?.into_iter();
+        let found = attempt.used.as_ref();
+        let tried = || tried(found);
+        let mut ways = ways(realm, service, &attempt.scopes, found)?.into_iter();
         let mut way = ways.next().expect("there is always a first way");
         let mut tries = Tries::new(self.clock.clone(), &self.deadlines);
         loop {
-            let asked_at = self.clock.now();
+            let asked_at = self.clock.since_boot();
             let limit = self.deadlines.patience.min(LONGEST_ANSWER);
             let mut reply = match transport.answer_within(&way, limit).await {
                 Ok(reply) => reply,
@@ -312,19 +597,73 @@ pub(super) fn trouble(status: StatusCode) -> Outage {
     if status == StatusCode::TOO_MANY_REQUESTS { Outage::TooMany } else { Outage::Unwell }
 }
 
+/// What to log in with, and by which challenges.
+struct Login {
+    found: Option<Found>,
+    /// Best first.
+    ways: Vec<(Origin, Challenge)>,
+    /// The scope of another name that the registry has for the repository.
+    other_scope: Option<(String, Order)>,
+    /// An attempt that was refused and may be made nevertheless.
+    due: Option<Attempt>,
+}
+
+/// When something is tried.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Order {
+    First,
+    /// When all else was refused.
+    Last,
+}
+
+/// What a registry said when it was asked without a login.
+enum Asked {
+    Challenge(Offer),
+    Granted,
+}
+
+async fn asked(transport: &Transport, request: &Outgoing) -> Option<Asked> {
+    let limit = transport.deadlines.connect + transport.deadlines.header;
+    let reply = transport.answer_within(request, limit).await.ok()?;
+    if reply.status().is_success() {
+        return Some(Asked::Granted);
+    }
+    let own = Origin::of(&reply.url) == Origin::of(&request.url) && reply.status() == StatusCode::UNAUTHORIZED;
+    let challenges = reply.headers().get_all(WWW_AUTHENTICATE).iter();
+    challenge::choose(challenges.map(HeaderValue::as_bytes)).filter(|_| own).map(Asked::Challenge)
+}
+
+/// The challenges to answer, best first: what is offered, but for a password in place of a token only when the token's
+/// server did not help.
+fn ways_in(offered: Option<(Origin, Challenge)>, remembered: Option<(Origin, Challenge)>) -> Vec<(Origin, Challenge)> {
+    match (offered, remembered) {
+        (Some(basic @ (_, Challenge::Basic)), Some(bearer @ (_, Challenge::Bearer { .. }))) => vec![bearer, basic],
+        (Some(offered), _) => vec![offered],
+        (None, remembered) => remembered.into_iter().collect(),
+    }
+}
+
 /// Whether the server may answer the same request later.
 pub(super) fn is_busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
 /// The requests that may bring a token, best first; never empty.
-fn ways(realm: &Url, service: Option<&str>, scope: &str, found: Option<&Found>) -> Result<Vec<Outgoing>, AuthError> {
+fn ways(
+    realm: &Url,
+    service: Option<&str>,
+    scopes: &[String],
+    found: Option<&Found>,
+) -> Result<Vec<Outgoing>, AuthError> {
     let get = |authorization: Option<HeaderValue>, account: Option<&str>| {
         let mut url = realm.clone();
         {
             let mut query = url.query_pairs_mut();
-            for (name, value) in [("account", account), ("service", service), ("scope", Some(scope))] {
+            for (name, value) in [("account", account), ("service", service)] {
                 value.map(|value| query.append_pair(name, value));
+            }
+            for scope in scopes {
+                query.append_pair("scope", scope);
             }
         }
         Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization, form: None }
@@ -336,7 +675,7 @@ fn ways(realm: &Url, service: Option<&str>, scope: &str, found: Option<&Found>) 
             let mut query = form.query_pairs_mut();
             query.extend_pairs(fields);
             query.append_pair("service", service.unwrap_or_default());
-            query.append_pair("scope", scope).append_pair("client_id", CLIENT_ID);
+            query.append_pair("scope", &scopes.join(" ")).append_pair("client_id", CLIENT_ID);
         }
         let form = form.query().map(str::to_owned);
         let url = realm.clone();
@@ -483,7 +822,7 @@ mod tests {
     fn refresh_tokens_never_travel_in_clear() {
         let credential = Credential::Identity { token: Secret::new("t") };
         let found = Found { credential, origin: String::new() };
-        let ask = |realm: &str| ways(&Url::parse(realm).unwrap(), None, "s", Some(&found)).is_ok();
+        let ask = |realm: &str| ways(&Url::parse(realm).unwrap(), None, &["s".to_owned()], Some(&found)).is_ok();
         assert!(ask("https://auth.example/token"));
         assert!(ask("http://127.0.0.1:5001/token"));
         assert!(!ask("http://auth.example/token"));

@@ -24,16 +24,45 @@ pub(super) enum Challenge {
     },
 }
 
+/// A challenge as a registry offers it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Offer {
+    pub(super) challenge: Challenge,
+    /// What the registry proposes to ask for. It may be more than is wanted, so it is asked for only
+    /// as [`Offer::scope_beside`] says.
+    scope: Option<String>,
+}
+
+impl Offer {
+    /// The right to pull from a repository of another name than in `own`, if that is proposed.
+    ///
+    /// A proxy that serves a repository under another name may want rights for the name behind it.
+    pub(super) fn scope_beside(&self, own: &str) -> Option<String> {
+        let mut others = self.scope.as_deref()?.split(' ').filter_map(|scope| {
+            let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+            let pulls = actions.split(',').any(|action| action == "pull");
+            (pulls && is_repository(name)).then(|| format!("repository:{name}:pull"))
+        });
+        others.find(|scope| scope != own)
+    }
+}
+
+/// Whether `name` may be the name of a repository, with the host and port that some proxies put before it.
+pub(super) fn is_repository(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:".contains(&byte);
+    !name.is_empty() && name.len() <= 255 && name.bytes().all(plain) && !name.split('/').any(|part| part == "..")
+}
+
 /// The challenge to answer among all `WWW-Authenticate` headers of one response: the first Bearer
 /// that has a realm, else Basic, else none.
-pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Challenge> {
-    let all: Vec<Challenge> = headers.take(MAX_CHALLENGES).flat_map(parse).take(MAX_CHALLENGES).collect();
-    let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Offer> {
+    let all: Vec<Offer> = headers.take(MAX_CHALLENGES).flat_map(parse).take(MAX_CHALLENGES).collect();
+    let bearer = all.iter().find(|offer| matches!(offer.challenge, Challenge::Bearer { .. }));
     bearer.or(all.first()).cloned()
 }
 
 /// The known challenges of one header, in order.
-fn parse(header: &[u8]) -> Vec<Challenge> {
+fn parse(header: &[u8]) -> Vec<Offer> {
     let Some(text) = std::str::from_utf8(header).ok().filter(|text| text.len() <= MAX_HEADER) else {
         return Vec::new();
     };
@@ -51,11 +80,12 @@ fn parse(header: &[u8]) -> Vec<Challenge> {
             }
         };
         if scheme.eq_ignore_ascii_case("basic") {
-            found.push(Challenge::Basic);
+            found.push(Offer { challenge: Challenge::Basic, scope: None });
         } else if scheme.eq_ignore_ascii_case("bearer")
             && let Some(realm) = value("realm").filter(|realm| !realm.is_empty())
         {
-            found.push(Challenge::Bearer { realm, service: value("service") });
+            let challenge = Challenge::Bearer { realm, service: value("service") };
+            found.push(Offer { challenge, scope: value("scope") });
         }
         rest.skip_separators();
     }
@@ -130,6 +160,7 @@ impl<'a> Cursor<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -138,7 +169,7 @@ mod tests {
     }
 
     fn chosen(headers: &[&str]) -> Option<Challenge> {
-        choose(headers.iter().map(|header| header.as_bytes()))
+        choose(headers.iter().map(|header| header.as_bytes())).map(|offer| offer.challenge)
     }
 
     #[test]
@@ -187,6 +218,30 @@ mod tests {
             assert_eq!(chosen(&[header]), None, "{header:.60}");
         }
         assert_eq!(choose(std::iter::once(&b"Basic realm=\"\xff\""[..])), None);
+    }
+
+    #[test]
+    fn only_pulling_from_another_repository_is_taken_from_a_scope() {
+        for (scope, wanted) in [
+            ("repository:acme/org/app:pull", Some("repository:acme/org/app:pull")),
+            ("repository:acme/org/app:pull,push", Some("repository:acme/org/app:pull")),
+            ("repository:org/app:pull repository:acme/app:pull", Some("repository:acme/app:pull")),
+            ("repository:r.example:5000/app:pull", Some("repository:r.example:5000/app:pull")),
+            ("repository:org/app:pull", None),
+            ("repository:other/app:push,delete registry:catalog:*", None),
+            ("repository:other/app:*", None),
+            ("repository::pull", None),
+            ("repository:a&b:pull", None),
+            ("repository:../x:pull", None),
+            ("registry:catalog:pull", None),
+            ("pull", None),
+            ("", None),
+        ] {
+            let header = format!(r#"Bearer realm="https://a/t",scope="{scope}""#);
+            let offer = choose(std::iter::once(header.as_bytes())).unwrap();
+            assert_eq!(offer.scope_beside("repository:org/app:pull").as_deref(), wanted, "{scope}");
+        }
+        assert_eq!(choose(std::iter::once(&b"Bearer realm=a"[..])).unwrap().scope_beside("repository:a:pull"), None);
     }
 
     #[test]

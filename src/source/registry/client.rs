@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 
-use super::auth::{AuthError, Authorizer, Grant, Refused, is_busy, trouble};
+use super::access::{Logins, Shown, Step};
+use super::auth::{AuthError, Authorizer, Grant, is_busy, trouble};
 use super::blob::place;
-use super::challenge;
 use super::download::{Cut, Lanes};
 use super::http::{Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
@@ -37,7 +37,10 @@ pub(super) const MAX_LATE: usize = 16;
 /// Asks one repository.
 pub(super) struct Client {
     pub(super) transport: Transport,
-    pub(super) authorizer: Authorizer,
+    pub(super) authorizer: Arc<Authorizer>,
+    /// Who asks where redirects led, by registry and repository.
+    pub(super) elsewhere: Mutex<HashMap<(Origin, String), Arc<Authorizer>>>,
+    pub(super) logins: Logins,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) deadlines: Deadlines,
     /// Where the registry may be, most wanted first; settled by the first answer.
@@ -129,14 +132,22 @@ impl Client {
     ///
     /// The body is not compressed. `tries` limits this question together with those before it.
     pub(super) async fn ask(&self, ask: &Ask<'_>, tries: &mut Tries) -> Result<Reply, SourceError> {
-        let mut renewals = 0;
+        let mut logins = 0;
         let mut candidates = self.bases.iter();
         let mut base = self.settled.get().or_else(|| candidates.next()).expect("there is a base");
         let mut first_fault = None;
         let mut shortcut = Shortcut::Take;
+        // Another registry, to which this one redirects.
+        let mut elsewhere: Option<Url> = None;
         loop {
             let known = self.location(&ask.thing).filter(|_| shortcut == Shortcut::Take);
-            let grant = match self.authorizer.grant(&self.transport).await {
+            let known = elsewhere.clone().or(known);
+            let who = known.as_ref().map_or_else(|| Some(Arc::clone(&self.authorizer)), |url| self.authorizer_at(url));
+            let grant = match &who {
+                Some(who) => who.grant(&self.transport).await,
+                None => Ok(Grant::default()),
+            };
+            let grant = match grant {
                 Ok(grant) => grant,
                 Err(error) if self.outlasts(&error) && self.again(tries, ask.subject(), None, &error).await => continue,
                 Err(error) => return Err(self.no_grant(error, ask.what)),
@@ -147,6 +158,7 @@ impl Client {
                 Err(fault) if known.is_some() => {
                     tracing::debug!("{fault}; asking the registry itself");
                     self.forget(&ask.thing);
+                    elsewhere = None;
                     shortcut = Shortcut::Avoid;
                     continue;
                 }
@@ -183,9 +195,32 @@ impl Client {
                 Err(fault) => return Err(self.protocol(ask.what, fault.to_string())),
             };
             // Whoever answered the first question is the registry.
-            let base = self.settled.get_or_init(|| base.clone());
+            self.settled.get_or_init(|| base.clone());
             let status = reply.status();
+            if matches!(status.as_u16(), 401 | 403 | 404) {
+                let is_last = known.is_none() || elsewhere.is_some();
+                let shown = Shown { request: &request, who: who.as_ref(), grant: &grant, logins, is_last };
+                match self.overcome(&mut reply, ask, &shown).await {
+                    Ok(Step::AskAgain) => {
+                        logins += 1;
+                        continue;
+                    }
+                    Ok(Step::AskAt(url)) => {
+                        logins += 1;
+                        elsewhere = Some(url);
+                        continue;
+                    }
+                    Ok(Step::Stands) => {}
+                    Err(error @ SourceError::Unreachable { .. })
+                        if self.outages.are_outlasted() && self.again(tries, ask.subject(), None, &error).await =>
+                    {
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             if known.is_some()
+                && elsewhere.is_none()
                 && status.is_client_error()
                 && status != StatusCode::RANGE_NOT_SATISFIABLE
                 && !is_busy(status)
@@ -198,16 +233,13 @@ impl Client {
                 shortcut = Shortcut::Avoid;
                 continue;
             }
-            let away = known.is_some() || Origin::of(&reply.url) != Origin::of(base);
-            if status == StatusCode::UNAUTHORIZED && !away {
-                match self.answer_challenge(&mut reply, &grant, renewals, ask.what).await {
-                    Ok(()) => renewals += 1,
-                    Err(error @ SourceError::Unreachable { .. })
-                        if self.outages.are_outlasted() && self.again(tries, ask.subject(), None, &error).await => {}
-                    Err(error) => return Err(error),
-                }
-                continue;
+            let redirected = Origin::of(&reply.url) != Origin::of(&request.url);
+            if let Some(who) = &who
+                && (status.is_success() || redirected)
+            {
+                who.granted(&grant);
             }
+            let away = redirected || (known.is_some() && who.is_none());
             // A signature that was fresh a moment ago and is refused: a new one may be better.
             let unsigned = away && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             if is_busy(status) || unsigned {
@@ -229,7 +261,7 @@ impl Client {
                     let why = format!("it is encoded as `{encoding}`, though only `identity` was accepted");
                     return Err(self.protocol(ask.what, why));
                 }
-                if reply.redirected && away {
+                if (reply.redirected && away) || elsewhere.is_some() {
                     self.remember(&ask.thing, &reply.url);
                 }
             }
@@ -300,7 +332,7 @@ impl Client {
                 format!("/v2/{}/blobs/{digest}", self.repository)
             }
         };
-        let authorization = grant.header.clone().filter(|_| known.is_none());
+        let authorization = grant.header.clone();
         let url = known.unwrap_or_else(|| {
             let mut url = base.clone();
             url.set_path(&path);
@@ -310,49 +342,25 @@ impl Client {
         Outgoing { method: ask.method.clone(), url, headers, authorization, form: None }
     }
 
-    /// Gets a better grant for a 401 of the registry itself.
-    async fn answer_challenge(
-        &self,
-        reply: &mut Reply,
-        grant: &Grant,
-        renewals: u32,
-        what: &str,
-    ) -> Result<(), SourceError> {
-        let challenges = reply.headers().get_all(WWW_AUTHENTICATE).iter();
-        let challenge = challenge::choose(challenges.map(HeaderValue::as_bytes)).zip(Origin::of(&reply.url));
-        let challenge = challenge.map(|(challenge, origin)| (origin, challenge));
-        let denied = |said: String| SourceError::Denied {
-            what: what.to_owned(),
-            place: self.host.clone(),
-            said,
-            tried: grant.tried(),
-        };
-        if challenge.is_none() {
-            return Err(denied(format!("{}; {}", reply.said().await, AuthError::NoChallenge)));
-        }
-        let refused = if renewals == 0 { Refused::OldToken } else { Refused::NewToken };
-        if renewals >= 2 {
-            return Err(denied(reply.said().await));
-        }
-        match self.authorizer.renew(&self.transport, grant, challenge, refused).await {
-            Ok(_) => Ok(()),
-            Err(AuthError::Unchanged) => Err(denied(reply.said().await)),
-            Err(error) => Err(self.no_grant(error, what)),
-        }
+    fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
+        self.no_grant_at(error, what, &self.host)
     }
 
-    fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
+    /// The error that a login at `place` ended with.
+    pub(super) fn no_grant_at(&self, error: AuthError, what: &str, place: &str) -> SourceError {
         let tried = match &error {
-            AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } => tried.clone(),
+            AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } | AuthError::Unchanged { tried } => {
+                tried.clone()
+            }
             AuthError::Unreachable(fault) => return self.cannot_reach(what, fault, error.to_string()),
             AuthError::Failing { outage, .. } => return self.away(what, error.to_string(), *outage),
             AuthError::NoToken { .. } => return self.protocol(what, error.to_string()),
             AuthError::File(file) => {
                 return SourceError::Unsupported { place: file.path.clone(), why: error.to_string(), hint: None };
             }
-            AuthError::Realm { .. } | AuthError::NoChallenge | AuthError::Unchanged => "nothing".to_owned(),
+            AuthError::Realm { .. } => "nothing".to_owned(),
         };
-        SourceError::Denied { what: what.to_owned(), place: self.host.clone(), said: error.to_string(), tried }
+        SourceError::Denied { what: what.to_owned(), place: place.to_owned(), said: error.to_string(), tried }
     }
 
     /// The error that a final answer other than success means.
@@ -361,18 +369,21 @@ impl Client {
         let what = what.to_owned();
         match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                let hint = if what.starts_with("blob ") {
-                    "the registry does not have all that the image's manifest names; push the image again"
-                } else {
-                    "check the spelling; a private repository also looks like this to those who are not logged in"
+                let asked = self.authorizer.told_of_missing(&self.authorizer.present());
+                let hint = match &asked {
+                    _ if what.starts_with("blob ") => {
+                        "the registry does not have all that the image's manifest names; push the image again"
+                    }
+                    Some(_) => "check the spelling, and whether the user may read this repository",
+                    None => {
+                        "check the spelling; a private repository also looks like this to those who are not logged in"
+                    }
                 };
+                let said = asked.map_or(said.clone(), |asked| format!("{said}; {asked}"));
                 SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let tried = match self.authorizer.grant(&self.transport).await {
-                    Ok(grant) => grant.tried(),
-                    Err(error) => error.to_string(),
-                };
+                let tried = self.authorizer.told(&self.authorizer.present()).await;
                 SourceError::Denied { what, place: self.host.clone(), said, tried }
             }
             _ => SourceError::Protocol { what, place: self.host.clone(), why: format!("it answered {said}") },
@@ -454,6 +465,10 @@ impl Client {
         if let Thing::Blob(wanted) = thing {
             self.locations().remove(wanted.digest);
         }
+    }
+
+    pub(super) fn elsewhere(&self) -> MutexGuard<'_, HashMap<(Origin, String), Arc<Authorizer>>> {
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locations(&self) -> MutexGuard<'_, HashMap<Digest, Url>> {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::login_file::{FILE_LIMIT, LoginFile, UnusableFile, key_of};
+use super::login_file::{FILE_LIMIT, LoginFile, Mark, UnusableFile, key_of};
 use crate::sync::lock;
 
 /// The keys under which tools store the login to Docker Hub, beside `docker.io` itself.
@@ -175,6 +175,16 @@ impl Keyring {
         add(around.home.as_ref().map(|home| home.join(".dockercfg")), true, Named::No);
         let told = Mutex::default();
         Self { files, host, repository, path: around.path.clone(), helper_limit, told }
+    }
+
+    /// The host whose credentials these are, as users write it.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Changes when a file is written, removed or replaced. What helpers would say is not in it.
+    pub(super) fn marks(&self) -> Vec<Option<Mark>> {
+        self.files.iter().map(|file| Mark::of(&file.path)).collect()
     }
 
     /// The first credential found, if any; files and helpers are read anew.

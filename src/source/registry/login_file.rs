@@ -51,6 +51,17 @@ pub(super) struct LoginFile {
     pub(super) senseless: Vec<String>,
 }
 
+/// Which file stood at a path, and in which state.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Mark([i64; 2], [u64; 3]);
+
+impl Mark {
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Self([found.ctime(), found.ctime_nsec()], [found.dev(), found.ino(), found.size()]))
+    }
+}
+
 impl LoginFile {
     /// Reads a file; `None` if it is not there. In a `legacy` one the logins stand at the top.
     pub(super) fn read(path: &Path, legacy: bool) -> Result<Option<Self>, UnusableFile> {

@@ -10,11 +10,13 @@
 //! | `tls`, `verifier` | whose certificates count |
 //! | `http` | one exchange, bounded |
 //! | `patience` | how long and how often |
-//! | `challenge`, `login_file`, `credentials`, `auth` | who we are |
+//! | `challenge`, `login_file`, `credentials`, `refusals`, `auth` | who we are |
+//! | `access` | what becomes of a refusal |
 //! | `client` | question to answer, all of the above |
 //! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
 
+mod access;
 mod auth;
 mod blob;
 mod challenge;
@@ -26,6 +28,7 @@ mod login_file;
 mod origin;
 mod patience;
 mod ranges;
+mod refusals;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod scripted;
@@ -47,10 +50,9 @@ use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 
-use self::auth::Authorizer;
+use self::access::Logins;
 use self::blob::Transfer;
 use self::client::{Ask, Client, Thing};
-use self::credentials::Keyring;
 use self::download::{Cut, Download};
 use self::http::{Counters, Fault, Reply, Transport};
 use self::origin::{Origin, Reach};
@@ -166,19 +168,21 @@ impl RegistrySource {
         if bases.is_empty() {
             return Err(unusable(format!("`{}` is not a host", host.escape_debug())));
         }
-        let keyring = Keyring::new(
-            host.clone(),
-            name.repository().to_owned(),
-            options.authfile,
-            &options.surroundings,
-            options.deadlines.helper,
-        );
         let (clock, deadlines) = (options.clock, options.deadlines);
-        let authorizer = Authorizer::new(keyring, name.repository(), verify, clock.clone(), deadlines.clone());
+        let logins = Logins {
+            authfile: options.authfile,
+            surroundings: options.surroundings,
+            verify,
+            clock: clock.clone(),
+            deadlines: deadlines.clone(),
+        };
+        let authorizer = logins.authorizer(host.clone(), name.repository());
         let outages = Outages::new(clock.clone());
         let client = Client {
             transport,
-            authorizer,
+            authorizer: Arc::new(authorizer),
+            elsewhere: std::sync::Mutex::default(),
+            logins,
             clock,
             deadlines,
             bases,

@@ -20,6 +20,11 @@ pub trait Clock: Debug + Send + Sync {
     /// Time since some fixed moment.
     fn now(&self) -> Duration;
 
+    /// The same with the time that the machine was suspended: what others give a life to grows old then, too.
+    fn since_boot(&self) -> Duration {
+        self.now()
+    }
+
     /// Returns when `time` has passed.
     fn pause(&self, time: Duration) -> BoxFuture<'_, ()>;
 }
@@ -37,6 +42,12 @@ impl Default for MonotonicClock {
 impl Clock for MonotonicClock {
     fn now(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    fn since_boot(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        // A clock that counts from the boot of the machine says nothing below zero.
+        Duration::try_from(now).unwrap_or_default()
     }
 
     fn pause(&self, time: Duration) -> BoxFuture<'_, ()> {
@@ -284,6 +295,7 @@ pub(super) mod tests {
     pub(in crate::source::registry) struct FakeClock {
         pauses: Mutex<Vec<Duration>>,
         extra: Mutex<Duration>,
+        suspended: Mutex<Duration>,
     }
 
     impl FakeClock {
@@ -294,11 +306,19 @@ pub(super) mod tests {
         pub(in crate::source::registry) fn advance(&self, time: Duration) {
             *self.extra.lock().unwrap() += time;
         }
+
+        pub(in crate::source::registry) fn suspend(&self, time: Duration) {
+            *self.suspended.lock().unwrap() += time;
+        }
     }
 
     impl Clock for FakeClock {
         fn now(&self) -> Duration {
             self.pauses.lock().unwrap().iter().sum::<Duration>() + *self.extra.lock().unwrap()
+        }
+
+        fn since_boot(&self) -> Duration {
+            self.now() + *self.suspended.lock().unwrap()
         }
 
         fn pause(&self, time: Duration) -> BoxFuture<'_, ()> {

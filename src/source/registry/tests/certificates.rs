@@ -15,11 +15,11 @@ const P256: &str = "ec -pkeyopt ec_paramgen_curve:prime256v1";
 const P384: &str = "ec -pkeyopt ec_paramgen_curve:secp384r1";
 const P521: &str = "ec -pkeyopt ec_paramgen_curve:secp521r1";
 /// A directory of keys and certificates: `NAME.key`, `NAME.pem`.
-struct Keys(tempfile::TempDir);
+pub(super) struct Keys(tempfile::TempDir);
 
 impl Keys {
     /// `None` without openssl.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         if Command::new("openssl").arg("version").output().is_err() {
             eprintln!("skipped: needs openssl");
             return None;
@@ -38,7 +38,7 @@ impl Keys {
     }
 
     /// A certificate signed by itself; `more` are options of `openssl req`.
-    fn own(&self, name: &str, key: &str, more: &str) {
+    pub(super) fn own(&self, name: &str, key: &str, more: &str) {
         self.openssl(&format!(
             "req -x509 -newkey {key} -nodes -keyout {name}.key -out {name}.pem -days 365 -subj /CN={name} {more}"
         ));
@@ -60,6 +60,18 @@ impl Keys {
 
     fn secret(&self, name: &str) -> PrivateKeyDer<'static> {
         PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap()
+    }
+
+    /// A server that shows the certificate `name` and answers what `script` returns.
+    pub(super) fn registry_saying(
+        &self,
+        name: &str,
+        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+    ) -> Scripted {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(self.certificates(name), self.secret(name)).unwrap();
+        Scripted::start_tls(config, script)
     }
 
     /// A registry that shows the certificate `name`, and wants one of `clients`' authority, if that is given.

@@ -72,13 +72,16 @@ async fn fifty_readers_share_one_failed_login() {
     let server = Scripted::start(|_| Said::new(401, &[], r#"{"details":"wrong password"}"#));
     let bench = bench(&server, Some(ALICE));
     let (authorizer, transport) = (&bench.source.client.authorizer, &bench.source.client.transport);
-    let registry = Origin::of(&Url::parse(&server.url("/")).unwrap()).unwrap();
-    let challenge = challenge::Challenge::Bearer { realm: server.url("/token"), service: None };
-    let refused = authorizer.grant(transport).await.unwrap();
+    let url = Url::parse(&server.url("/v2/team/app/manifests/1")).unwrap();
+    let headers = reqwest::header::HeaderMap::new();
+    let request = http::Outgoing { method: Method::GET, url, headers, authorization: None, form: None };
+    let offered = format!("Bearer realm={}", server.url("/token"));
+    let nothing = authorizer.grant(transport).await.unwrap();
     // Joined on one thread: each is waiting before the first answer is looked at.
     let readers = (0..50).map(|_| {
-        let challenge = Some((registry.clone(), challenge.clone()));
-        authorizer.renew(transport, &refused, challenge, auth::Refused::OldToken)
+        let offer = challenge::choose(std::iter::once(offered.as_bytes()));
+        let (request, status) = (&request, StatusCode::UNAUTHORIZED);
+        authorizer.refused(transport, &nothing, auth::Refused { request, status, offer, logins: 0 })
     });
     for result in futures_util::future::join_all(readers).await {
         assert!(matches!(result, Err(auth::AuthError::Refused { .. })), "{result:?}");

@@ -4,7 +4,10 @@ mod answers;
 mod bodies;
 mod certificates;
 mod downloads;
+mod elsewhere;
+mod hidden;
 mod logins;
+mod stale;
 
 use std::net::SocketAddr;
 use std::sync::Mutex;

@@ -1,0 +1,143 @@
+//! Refusals: which logins were refused, and when one of them may be tried again.
+//!
+//! A login that was good and is refused is most often stale: the token has ended, or the password
+//! behind it has. One that never was good is wrong, and showing it again and again locks accounts. So
+//! the former is tried again now and then, and the latter not before the user changes it.
+
+use std::time::Duration;
+
+use super::auth::AuthError;
+use super::challenge::Challenge;
+use super::credentials::Found;
+
+/// The first pause before a login that was good is tried again; it doubles with every refusal.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The most refusals that are remembered; the oldest is forgotten first.
+const MOST: usize = 8;
+
+/// One way to log in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Attempt {
+    /// The credentials; none is anonymous.
+    pub(super) used: Option<Found>,
+    pub(super) challenge: Challenge,
+    /// What a token was asked for.
+    pub(super) scopes: Vec<String>,
+}
+
+/// What was refused, and what was good.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    known: Vec<Known>,
+    /// The credentials with which something was granted last.
+    good: Option<Option<Found>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    attempt: Attempt,
+    pause: Duration,
+    /// When it may be tried again; never if the credentials never were good.
+    again: Option<Duration>,
+    why: Option<AuthError>,
+}
+
+impl Refusals {
+    /// Something was granted to `used`.
+    pub(super) fn granted(&mut self, used: Option<&Found>) {
+        self.known.retain(|known| known.attempt.used.as_ref() != used);
+        if self.good.as_ref().map(Option::as_ref) != Some(used) {
+            self.good = Some(used.cloned());
+        }
+    }
+
+    /// Whether something was granted to `used` before.
+    pub(super) fn was_good(&self, used: Option<&Found>) -> bool {
+        self.good.as_ref().is_some_and(|good| good.as_ref() == used)
+    }
+
+    /// Notes that `attempt` was refused, by its token server for a reason, or what came of it by the registry.
+    /// Returns whether it may be tried once more, as its last refusal was long enough ago.
+    pub(super) fn refused(&mut self, attempt: &Attempt, now: Duration, why: Option<AuthError>) -> bool {
+        let good = self.was_good(attempt.used.as_ref());
+        if let Some(known) = self.known.iter_mut().find(|known| known.attempt == *attempt) {
+            let due = known.again.is_some_and(|again| now >= again);
+            if due {
+                known.pause = (2 * known.pause).min(LONGEST_PAUSE);
+                known.again = Some(now + known.pause);
+            }
+            known.why = why.or(known.why.take());
+            return due;
+        }
+        if self.known.len() >= MOST {
+            self.known.remove(0);
+        }
+        let again = good.then_some(now + SHORTEST_PAUSE);
+        self.known.push(Known { attempt: attempt.clone(), pause: SHORTEST_PAUSE, again, why });
+        false
+    }
+
+    /// Whether `attempt` may be tried; if not, with the reason of its token server, if it had one.
+    pub(super) fn may(&self, attempt: &Attempt, now: Duration) -> Result<(), Option<AuthError>> {
+        match self.known.iter().find(|known| known.attempt == *attempt) {
+            Some(known) if known.again.is_none_or(|again| now < again) => Err(known.why.clone()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::credentials::{Credential, Secret};
+    use super::*;
+
+    fn attempt(password: &str) -> Attempt {
+        let credential = Credential::Password { user: "u".to_owned(), password: Secret::new(password) };
+        let used = Some(Found { credential, origin: "file".to_owned() });
+        Attempt { used, challenge: Challenge::Basic, scopes: Vec::new() }
+    }
+
+    #[test]
+    fn a_login_that_never_was_good_stays_refused() {
+        let mut refusals = Refusals::default();
+        let (wrong, other) = (attempt("wrong"), attempt("other"));
+        assert!(!refusals.refused(&wrong, Duration::ZERO, None));
+        for hours in [0, 1, 1_000] {
+            let now = Duration::from_secs(3_600 * hours);
+            assert!(refusals.may(&wrong, now).is_err() && !refusals.refused(&wrong, now, None));
+            assert!(refusals.may(&other, now).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_login_that_was_good_is_tried_at_growing_intervals() {
+        let mut refusals = Refusals::default();
+        let login = attempt("p");
+        refusals.granted(login.used.as_ref());
+        let (mut now, mut tries) = (Duration::ZERO, Vec::new());
+        refusals.refused(&login, now, None);
+        while tries.len() < 10 {
+            now += Duration::from_millis(100);
+            if refusals.may(&login, now).is_ok() {
+                assert!(refusals.refused(&login, now, None), "it was due");
+                tries.push(now);
+            }
+        }
+        let pauses: Vec<u128> = tries.windows(2).map(|two| (two[1] - two[0]).as_millis()).collect();
+        assert_eq!(pauses, [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000, 30_000]);
+        refusals.granted(login.used.as_ref());
+        assert!(refusals.may(&login, now).is_ok());
+    }
+
+    #[test]
+    fn few_refusals_are_remembered() {
+        let mut refusals = Refusals::default();
+        for number in 0..100 {
+            refusals.refused(&attempt(&number.to_string()), Duration::ZERO, None);
+        }
+        assert_eq!(refusals.known.len(), MOST);
+        assert!(refusals.may(&attempt("99"), Duration::ZERO).is_err());
+        assert!(refusals.may(&attempt("1"), Duration::ZERO).is_ok());
+    }
+}

@@ -1,0 +1,158 @@
+//! Hosts that are a name for another registry, to which they redirect.
+
+use super::*;
+
+const BOB: &str = r#"{"auths": {"FIRST": {"username": "alice", "password": "s3cret"}, "SECOND": {"username": "bob", "password": "b0b"}}}"#;
+
+/// A host that redirects all of `/v2/` to the same path of `to`; it wants alice's password itself, or nothing.
+fn vanity(to: &Scripted, protected: bool) -> Scripted {
+    let base = to.url("");
+    Scripted::start(move |asked| match asked.header("authorization") {
+        None if protected => Said::new(401, &[("WWW-Authenticate", "Basic realm=vanity")], ""),
+        _ => Said::new(307, &[("Location", &format!("{base}{}", asked.target))], ""),
+    })
+}
+
+/// A registry of this manifest and these bytes, that wants a password, or a token for one.
+fn registry(by_token: bool, user: Option<(&'static str, &'static str)>, bytes: Vec<u8>) -> Scripted {
+    Scripted::start(move |asked| {
+        let shown = asked.header("authorization");
+        let password = user.map(|(user, password)| basic_of(user, password));
+        if asked.target.starts_with("/token") {
+            assert!(asked.target.contains("scope=repository%3Ateam%2Fapp%3Apull"), "{}", asked.target);
+            let known = password.is_none() || shown == password.as_deref();
+            return if known { Said::new(200, &[], r#"{"token":"second"}"#) } else { Said::new(401, &[], "not you") };
+        }
+        let granted = if by_token { shown == Some("Bearer second") } else { shown == password.as_deref() };
+        match (granted, asked.target.contains("/blobs/")) {
+            (true, true) => serve(asked, &bytes),
+            (true, false) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+            (false, _) if by_token => challenge(asked),
+            (false, _) => Said::new(401, &[("WWW-Authenticate", "Basic realm=second")], ""),
+        }
+    })
+}
+
+fn login(first: &Scripted, second: &Scripted) -> String {
+    BOB.replace("FIRST", &first.address.to_string()).replace("SECOND", &second.address.to_string())
+}
+
+/// What was shown to `server`, without what it gave out itself.
+fn shown(server: &Scripted) -> Vec<String> {
+    server.asked().iter().filter_map(|asked| asked.header("authorization").map(str::to_owned)).collect()
+}
+
+#[tokio::test]
+async fn a_registry_behind_another_name_is_logged_in_to_by_its_own() {
+    let bytes = content();
+    for protected in [false, true] {
+        for (by_token, user) in [(true, None), (true, Some(("bob", "b0b"))), (false, Some(("bob", "b0b")))] {
+            let second = registry(by_token, user, bytes.clone());
+            let first = vanity(&second, protected);
+            let bench = bench(&first, Some(&login(&first, &second)));
+            bench.source.root().await.unwrap_or_else(|error| panic!("{protected} {by_token} {user:?}: {error}"));
+            let before = second.asked().len();
+            for range in [0..10, 10..20, 30..40] {
+                let wanted = &bytes[range.start as usize..range.end as usize];
+                assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted);
+            }
+            // Once refused without a login; then where it is, and with a login, is known.
+            assert_eq!(second.asked().len() - before, 4);
+            let alice = basic_of("alice", "s3cret");
+            assert!(!shown(&second).contains(&alice));
+            assert!(shown(&first).iter().all(|shown| *shown == alice));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_login_of_the_first_registry_is_no_login_elsewhere() {
+    for by_token in [true, false] {
+        let second = registry(by_token, Some(("alice", "s3cret")), content());
+        let first = vanity(&second, false);
+        let bench = bench(&first, Some(ALICE));
+        let result = bench.source.root().await;
+        let Err(SourceError::Denied { said, place, tried, .. }) = result else { panic!("{result:?}") };
+        assert_eq!(place, second.address.to_string());
+        assert_eq!(tried, "anonymous, as no credentials were found");
+        if !by_token {
+            assert!(said.contains("wants a user name"), "{said}");
+        }
+        assert_eq!(shown(&second), Vec::<String>::new());
+        assert!(first.asked().len() <= 2 && bench.clock.pauses().is_empty());
+    }
+}
+
+/// Storage, too, may ask for a password at such a path. It gets none, but from a registry's own manifests on.
+#[tokio::test]
+async fn a_password_is_not_for_where_blobs_alone_lead() {
+    let bytes = content();
+    let second = registry(false, Some(("bob", "b0b")), bytes.clone());
+    let base = second.url("");
+    let first = Scripted::start(move |asked| match asked.target.contains("/blobs/") {
+        true => Said::new(307, &[("Location", &format!("{base}{}", asked.target))], ""),
+        false => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+    });
+    let bench = bench(&first, Some(&login(&first, &second)));
+    bench.source.root().await.unwrap();
+    let result = read(&bench, &blob(&bytes), 0..10).await;
+    let Err(SourceError::Denied { said, tried, .. }) = result else { panic!("{result:?}") };
+    assert!(said.contains(&format!("where {} redirects to", first.address)), "{said}");
+    assert!(tried.starts_with("nothing, as a password is not for"), "{tried}");
+    assert_eq!(shown(&second), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_token_of_a_registry_elsewhere_is_renewed_like_our_own() {
+    let bytes = content();
+    let (served, issued, good) = (bytes.clone(), AtomicUsize::new(0), Arc::new(AtomicUsize::new(1)));
+    let first_good = good.clone();
+    let second = Scripted::start(move |asked| {
+        if asked.target.starts_with("/token") {
+            let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
+            return Said::new(200, &[], format!(r#"{{"token":"{number}","expires_in":86400}}"#));
+        }
+        let shown = asked.header("authorization").and_then(|shown| shown.strip_prefix("Bearer ")?.parse().ok());
+        match shown {
+            Some(number) if first_good.load(Ordering::SeqCst) <= number => serve(asked, &served),
+            Some(_) => Said::new(401, &[], ""),
+            None => challenge(asked),
+        }
+    });
+    let first = vanity(&second, false);
+    let bench = bench(&first, None);
+    for turn in 1..4 {
+        good.store(turn, Ordering::SeqCst);
+        assert_eq!(read(&bench, &blob(&bytes), 0..10).await.unwrap(), bytes[0..10]);
+        assert_eq!(tokens_asked(&second).len(), turn);
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_elsewhere_is_not_found() {
+    let second = Scripted::start(|asked| match asked.header("authorization") {
+        _ if asked.target.starts_with("/token") => Said::new(200, &[], r#"{"token":"t"}"#),
+        None => challenge(asked),
+        Some(_) => Said::new(404, &[], ""),
+    });
+    let bench = bench(&vanity(&second, false), None);
+    let result = bench.source.root().await;
+    assert!(matches!(result, Err(SourceError::NotFound { .. })), "{result:?}");
+    let result = read(&bench, &blob(&content()), 0..10).await;
+    assert!(matches!(result, Err(SourceError::NotFound { .. })), "{result:?}");
+    assert!(second.asked().len() < 10);
+}
+
+/// A registry that is reached over TLS and sends its blobs to where there is none.
+#[tokio::test]
+async fn insecure_redirects_may_lose_tls() {
+    let Some(keys) = certificates::Keys::new() else { return };
+    keys.own("own", "ec -pkeyopt ec_paramgen_curve:prime256v1", "");
+    let bytes = content();
+    let served = bytes.clone();
+    let storage = Scripted::start(move |asked| serve(asked, &served));
+    let location = storage.url("/store");
+    let server = keys.registry_saying("own", move |_| Said::new(307, &[("Location", &location)], ""));
+    let insecure = bench_with(&server, None, |options| options.insecure = true);
+    assert_eq!(read(&insecure, &blob(&bytes), 0..10).await.unwrap(), bytes[0..10]);
+}

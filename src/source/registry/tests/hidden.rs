@@ -1,0 +1,143 @@
+//! Private images that do not exist for those who have not logged in, and repositories under other names.
+
+use super::*;
+
+/// A registry that has nothing for the anonymous, and takes alice's password by Basic or by a token.
+fn secretive(status: u16, by_token: bool, pings: bool) -> Scripted {
+    Scripted::start(move |asked| {
+        let host = asked.header("host").unwrap();
+        let basic = basic_of("alice", "s3cret");
+        let challenge = match by_token {
+            true => format!(r#"Bearer realm="http://{host}/token",service="reg""#),
+            false => r#"Basic realm="r""#.to_owned(),
+        };
+        match (asked.target.as_str(), asked.header("authorization")) {
+            (token, Some(shown)) if token.starts_with("/token") && shown == basic => {
+                Said::new(200, &[], r#"{"token":"good"}"#)
+            }
+            (token, _) if token.starts_with("/token") => Said::new(401, &[], "who are you"),
+            ("/v2/", None) if pings => Said::new(401, &[("WWW-Authenticate", &challenge)], ""),
+            ("/v2/", None) => Said::new(200, &[], "{}"),
+            (_, Some("Bearer good")) if by_token => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+            (_, Some(shown)) if !by_token && shown == basic => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+            (_, _) => Said::new(status, &[], r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such thing"}]}"#),
+        }
+    })
+}
+
+fn pings(server: &Scripted) -> usize {
+    server.asked().iter().filter(|asked| asked.target == "/v2/").count()
+}
+
+#[tokio::test]
+async fn what_is_hidden_from_the_anonymous_is_asked_for_with_a_login() {
+    for status in [404, 403, 401] {
+        for by_token in [true, false] {
+            let server = secretive(status, by_token, true);
+            let bench = bench(&server, Some(ALICE));
+            for _ in 0..3 {
+                bench.source.head().await.unwrap();
+                bench.source.root().await.unwrap();
+            }
+            assert_eq!(pings(&server), 1, "{status} {by_token}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_login_nothing_more_is_asked() {
+    let server = secretive(404, true, true);
+    let result = bench(&server, None).source.root().await;
+    let Err(SourceError::NotFound { said: Some(said), .. }) = result else { panic!("{result:?}") };
+    assert_eq!(said, "404 Not Found (NAME_UNKNOWN: no such thing)");
+    assert_eq!(server.asked().len(), 1);
+    let server = secretive(403, true, true);
+    let result = bench(&server, None).source.root().await;
+    let Err(SourceError::Denied { tried, .. }) = result else { panic!("{result:?}") };
+    assert_eq!(tried, "anonymous, as no credentials were found");
+    assert_eq!(server.asked().len(), 1);
+}
+
+/// The registry knows no logins: what it says stands, and so does why none was tried.
+#[tokio::test]
+async fn it_is_told_when_no_login_was_tried() {
+    for status in [404, 403, 401] {
+        let server = secretive(status, true, false);
+        let bench = bench(&server, Some(ALICE));
+        for _ in 0..5 {
+            let told = match bench.source.root().await {
+                Err(SourceError::NotFound { said: Some(said), .. }) if status == 404 => said,
+                Err(SourceError::Denied { tried, .. }) if status != 404 => tried,
+                other => panic!("{other:?}"),
+            };
+            assert!(told.contains("login") && told.contains("`alice`") && told.contains("asks for none"), "{told}");
+            assert!(!told.contains("no credentials were found"), "{told}");
+        }
+        assert_eq!((pings(&server), server.asked().len()), (1, 6), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_login_does_not_find_is_not_there() {
+    let server = Scripted::start(|asked| match (asked.target.as_str(), asked.header("authorization")) {
+        ("/v2/", None) => Said::new(401, &[("WWW-Authenticate", "Basic realm=r")], ""),
+        _ => Said::new(404, &[], ""),
+    });
+    let bench = bench(&server, Some(ALICE));
+    for _ in 0..3 {
+        let result = bench.source.root().await;
+        let Err(SourceError::NotFound { said: Some(said), hint: Some(hint), .. }) = result else {
+            panic!("{result:?}")
+        };
+        assert!(said.contains("asked as user `alice` from"), "{said}");
+        assert!(hint.contains("may read"), "{hint}");
+    }
+    assert_eq!(pings(&server), 1);
+    // A wrong password is told as such.
+    let server = secretive(404, true, true);
+    let wrong = ALICE.replace("s3cret", "wrong");
+    let result = super::bench(&server, Some(&wrong)).source.root().await;
+    let Err(SourceError::Denied { said, tried, .. }) = result else { panic!("{result:?}") };
+    assert!(said.contains("who are you") && tried.contains("`alice`"), "{said} {tried}");
+}
+
+/// A proxy that has `org/app` as another registry's `acme/org/app`, for which alone that one gives rights.
+#[tokio::test]
+async fn a_scope_of_another_name_is_asked_for_beside_our_own() {
+    for refusal in [401, 403] {
+        for proposed in ["repository:acme/org/app:pull", "repository:acme/org/app:pull,push"] {
+            let server = Scripted::start(move |asked| {
+                let host = asked.header("host").unwrap();
+                if asked.target.starts_with("/token") {
+                    let both = asked.target.contains("scope=repository%3Ateam%2Fapp%3Apull")
+                        && asked.target.contains("scope=repository%3Aacme%2Forg%2Fapp%3Apull");
+                    assert!(!asked.target.contains("push"), "{}", asked.target);
+                    return Said::new(200, &[], if both { r#"{"token":"both"}"# } else { r#"{"token":"own"}"# });
+                }
+                let wants = format!(r#"Bearer realm="http://{host}/token",service="reg",scope="{proposed}""#);
+                let wants = [("WWW-Authenticate", wants.as_str())];
+                match asked.header("authorization") {
+                    Some("Bearer both") => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+                    Some(_) => Said::new(refusal, &wants, ""),
+                    None => Said::new(401, &wants, ""),
+                }
+            });
+            let bench = bench(&server, None);
+            bench.source.root().await.unwrap();
+            assert_eq!(tokens_asked(&server).len(), 2);
+            // From then on both at once.
+            bench.clock.advance(Duration::from_secs(3600));
+            bench.source.root().await.unwrap();
+            assert_eq!(tokens_asked(&server).len(), 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_greedy_scope_is_never_asked_for() {
+    let server = token_registry(|_| false);
+    assert!(bench(&server, Some(ALICE)).source.root().await.is_err());
+    for asked in tokens_asked(&server) {
+        assert!(!asked.target.contains("other"), "{}", asked.target);
+    }
+}
