@@ -121,7 +121,7 @@ impl Shaper {
             pump([&self.down, &Link::new(self.mbit_each)], half, never, server, client, |bytes| {
                 let mut counters = self.counted();
                 counters.bytes += bytes.len() as u64;
-                // Nobody pipelines: bytes that come down answer the last request that went up.
+                // No client pipelines: bytes that come down answer the last request that went up.
                 if asks_blob.load(Ordering::Acquire) {
                     counters.blob_bytes += bytes.len() as u64;
                 }
@@ -179,7 +179,7 @@ fn deliver(arriving: &Receiver<(Instant, Vec<u8>)>, from: &TcpStream, mut to: &T
     while let Ok((due, bytes)) = arriving.recv() {
         sleep_until(due);
         if to.write_all(&bytes).is_err() {
-            // Whoever reads must not wait for more that nobody wants. It may have ended already.
+            // A reader must not wait for bytes that are not wanted. It may have ended already.
             let _ = from.shutdown(Shutdown::Read);
             return;
         }

@@ -24,7 +24,7 @@ struct Args {
     /// The repository
     #[arg(long, default_value = "library/demo")]
     name: String,
-    /// Asks for a token, given to anybody
+    /// Asks for a token, given to every client
     #[arg(long)]
     tokens: bool,
     /// Sends blobs at so many bytes per second and connection
@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
         println!("{}", registry.reference(&args.name, tag));
     }
     for next in 0.. {
-        // Nobody asking anything for a minute is no reason to stop.
+        // A minute without a request is no reason to stop.
         while !registry.wait_until(|log| log.iter().any(|record| record.number == next && record.finished)) {}
         for record in registry.requests().iter().filter(|record| record.number == next) {
             let range = record.range().unwrap_or("-");

@@ -73,7 +73,7 @@ unmount_below() {
   findmnt -rno TARGET | grep "^$1/" | sort -r | while IFS= read -r at; do umount -l "$at"; done || true
 }
 
-# end PID: ends a child that nobody has waited for, so that the number still is its own
+# end PID: ends a child that was not waited for yet, so that the number still is its own
 end() {
   kill "$1"
   wait "$1"

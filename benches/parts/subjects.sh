@@ -93,7 +93,7 @@ start() {
     node) inside "$root" node -e 'require("/srv/app/node_modules/webpack")' ;;
     server) start_server "$root" ;;
     ml) inside "$root" python3 /app/run.py ;;
-    *) die "nobody has said how $1 starts" ;;
+    *) die "there is no command that starts $1" ;;
   esac
 }
 inside() {

@@ -68,7 +68,7 @@ measure_warm() {
   how=()
 }
 
-# A mount that nobody has used, of content that is in the page cache: as kept by peelfs, as unpacked.
+# A mount that was not used yet, of content that is in the page cache: as kept by peelfs, as unpacked.
 measure_fresh() {
   side_by_side fresh node mount_again small
   side_by_side fresh python mount_again small sequential import

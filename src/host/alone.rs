@@ -12,7 +12,7 @@ use super::spec::MountSpec;
 use super::supervisor::Supervisor;
 use super::systemd::ServiceManager;
 use super::wire::v1::{Request, Word};
-use super::{Progress, background, mount_point, open, status, wire};
+use super::{Progress, background, keeper, mount_point, open, status, wire};
 use crate::image::Documents;
 
 /// Mounts in the foreground, or takes over what a service manager has kept, and serves until the mount has ended.
@@ -25,6 +25,9 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
         Some((manager, handed)) => (Supervisor::ServiceManager(manager), handed),
         None => (Supervisor::None, None),
     };
+    if matches!(supervisor, Supervisor::ServiceManager(_)) {
+        keeper::check_size(spec)?;
+    }
     let mut here = Here { progress, failure: None };
     let spec = match handed {
         Some(_) => spec.clone(),

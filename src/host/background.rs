@@ -12,11 +12,11 @@ use std::process::{Child, Command, Stdio};
 use super::Progress;
 use super::channel::{Channel, ChannelError};
 use super::error::HostError;
-use super::keeper::LARGEST_REQUEST;
+use super::keeper;
 use super::spec::MountSpec;
 use super::status;
+use super::wire;
 use super::wire::v1::{Request, Word};
-use super::wire::{self, WireError};
 use crate::digest::{Algorithm, Digest};
 
 /// Whether a keeper takes the mount over when the process that serves it dies.
@@ -123,12 +123,8 @@ fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), Hos
 /// Asks for a mount; false when the other process ended before it could say anything.
 fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let failed = |cause| HostError::Channel { peer: "background process", cause };
-    let request = Request::Mount(Box::new(spec.into()));
-    let size = wire::text(&request).map_err(|error| failed(error.into()))?.len();
-    if size > LARGEST_REQUEST {
-        return Err(failed(WireError::TooLarge { size, limit: LARGEST_REQUEST }.into()));
-    }
-    match channel.send(&request, None) {
+    keeper::check_size(spec)?;
+    match channel.send(&Request::Mount(Box::new(spec.into())), None) {
         Ok(()) => {}
         Err(ChannelError::Io(_)) => return Ok(false),
         Err(error) => return Err(failed(error)),

@@ -70,13 +70,16 @@ impl Channel {
         Ok(Self(own.into()))
     }
 
-    /// Connects to a process that listens at `path`.
+    /// Connects to a process of this user or of root that listens at `path`.
     ///
     /// # Errors
     /// [`io::Error`]
     pub fn connect(path: &Path) -> io::Result<Self> {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        if !is_trusted(&socket)? {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a process of another user listens there"));
+        }
         Ok(Self(socket.into()))
     }
 
@@ -282,13 +285,25 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<AsyncChannel> {
         loop {
             let (stream, _) = self.socket.accept().await?;
-            let peer = rustix::net::sockopt::socket_peercred(&stream)?;
-            if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+            // A peer that is gone already asks for nothing.
+            if is_trusted(&stream).unwrap_or(false) {
                 return AsyncChannel::new(Channel(stream.into_std()?));
             }
-            tracing::warn!(uid = peer.uid.as_raw(), "a process of another user asked at this user's socket; refused");
         }
     }
+}
+
+/// Whether the process at the other end of a Unix socket is one of this user or of root.
+///
+/// # Errors
+/// [`io::Error`]
+pub(super) fn is_trusted(socket: &impl AsFd) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(socket)?;
+    let trusted = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
+    if !trusted {
+        tracing::debug!(uid = peer.uid.as_raw(), "refused to talk to a process of another user");
+    }
+    Ok(trusted)
 }
 
 const BACKLOG: i32 = 64;

@@ -251,6 +251,9 @@ impl Keeper {
 
     /// Asks the serving process for a mount.
     async fn begin(&mut self, spec: MountSpec, asker: Asker, server: &Server) {
+        if let Err(error) = check_size(&spec) {
+            return self.answer(asker, &error.into()).await;
+        }
         self.next += 1;
         let (number, spec) = (self.next, Box::new((&spec).into()));
         match server.channel.deliver(&Message::Mount { number, spec }, None).await {
@@ -265,8 +268,7 @@ impl Keeper {
 
     async fn answer(&mut self, asker: Asker, failure: &Report) {
         match asker {
-            // The command may have gone.
-            Asker::Elsewhere(channel) => drop(channel.deliver(&Word::Failed(failure.into()), None).await),
+            Asker::Elsewhere(channel) => last_word(channel, Word::Failed(failure.into())).await,
             Asker::Here(_) => self.failure = Some(failure.clone()),
         }
     }
@@ -291,8 +293,8 @@ impl Keeper {
                     Ok(program) => self.upgrade(program, server).await?,
                     Err(error) => (server, Upgraded::Refused { why: error.to_string() }),
                 };
-                // The process that asked may have gone.
-                let _ = channel.deliver(&answer, None).await;
+                // The process that asked may have gone, and has been told nothing that could fill the channel.
+                let _ = channel.send(&answer, None);
                 Ok(server)
             }
         }
@@ -359,15 +361,16 @@ impl Keeper {
             Some(Asker::Elsewhere(channel)) if waits => {
                 matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() != io::ErrorKind::WouldBlock)
             }
-            Some(Asker::Elsewhere(channel)) => {
-                !matches!(timeout(TOLD_WITHIN, channel.deliver(&word, None)).await, Ok(Ok(())))
-            }
+            Some(Asker::Elsewhere(_)) => false,
         };
         if matches!(word, Word::Ready) {
             self.let_go();
         }
-        if gone || !waits {
-            self.askers.remove(&number);
+        if (gone || !waits)
+            && let Some(Asker::Elsewhere(channel)) = self.askers.remove(&number)
+            && !gone
+        {
+            last_word(channel, word).await;
         }
         // A mount that is ready stays, as it does without a keeper in between.
         gone && waits
@@ -600,6 +603,26 @@ async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> {
     }
 }
 
+/// Refuses a mount of which another process could not be told: what it is told by has to fit into a message.
+pub(super) fn check_size(spec: &MountSpec) -> Result<(), HostError> {
+    let text = wire::text(&Request::Mount(Box::new(spec.into())));
+    let checked = text.map(|text| text.len()).and_then(|size| match size {
+        0..=LARGEST_REQUEST => Ok(()),
+        _ => Err(wire::WireError::TooLarge { size, limit: LARGEST_REQUEST }),
+    });
+    checked.map_err(|error| HostError::Channel { peer: "background process", cause: error.into() })
+}
+
+/// Tells a process that asked how it went. One that does not read what it is told holds up nothing: it is waited for
+/// beside everything else.
+async fn last_word(channel: AsyncChannel, word: Word) {
+    // Mostly there is room at once, and this process may be about to end.
+    if !matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock) {
+        return;
+    }
+    tokio::spawn(async move { timeout(TOLD_WITHIN, channel.deliver(&word, None)).await });
+}
+
 /// Whether a process ended other than by its own will: by a signal, or by a panic of its main thread.
 fn died(status: ExitStatus) -> bool {
     status.signal().is_some() || status.code() == Some(PANICKED)
@@ -627,4 +650,4 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// Connections that may be about to ask for something at the same time; further ones wait.
 const PENDING: usize = 64;
 /// Bytes of the largest request: what a mount that was made is told by has to hold it and some paths more.
-pub(super) const LARGEST_REQUEST: usize = wire::LARGEST / 4 * 3;
+const LARGEST_REQUEST: usize = wire::LARGEST / 4 * 3;

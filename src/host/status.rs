@@ -4,19 +4,24 @@
 //! user's cache directory. Which cache the mount itself uses does not count, as nobody names it again
 //! who asks for the state. A file whose process is gone is a leftover, removed by whoever finds it.
 
-use std::io::Read as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use super::channel;
 use super::error::HostError;
-use super::handover::{Handover, KeeperId};
+use super::handover::{self, Handover, KeeperId};
 use super::open::{self, Opened};
 use super::supervisor::Supervisor;
 use crate::image::{ImageFs, LayerStatus};
@@ -84,37 +89,58 @@ pub struct Published {
 
 /// Where mounts tell of themselves.
 ///
-/// Logs are written there and what stands there is believed, so a directory that somebody else can write
-/// to, as another user's runtime directory kept over `sudo`, is refused.
+/// Logs are written there and what stands there is believed, so a directory that another user can write to or put
+/// another one in the place of is refused. A runtime directory of another user, as one that was kept over `su`, is taken
+/// for none (XDG base directory specification).
 ///
 /// # Errors
 /// [`HostError::UnsafeDirectory`]
 pub fn directory() -> Result<PathBuf, HostError> {
-    let directory = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime) if Path::new(&runtime).is_absolute() => Path::new(&runtime).join("peelfs"),
-        _ => open::default_cache_dir()?.join("run"),
+    let own = rustix::process::geteuid().as_raw();
+    let of_session = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|runtime| runtime.is_absolute() && std::fs::metadata(runtime).map_or(true, |found| found.uid() == own));
+    let path = match of_session {
+        Some(runtime) => runtime.join("peelfs"),
+        None => open::default_cache_dir()?.join("run"),
     };
-    let safe = match std::fs::symlink_metadata(&directory) {
-        Ok(found) => found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0,
+    let safe = match std::fs::symlink_metadata(&path) {
+        Ok(found) => found.is_dir() && found.uid() == own && found.mode() & 0o022 == 0,
         Err(_) => true,
     };
-    // Who can write to the one above can put another in its place, unless only owners may move what is in there.
-    let above = directory.parent().and_then(|above| std::fs::metadata(above).ok().map(|found| (above, found.mode())));
-    let path = match above {
-        Some((above, mode)) if mode & 0o022 != 0 && mode & 0o1000 == 0 => above.to_owned(),
-        _ if safe => return Ok(directory),
-        _ => directory,
-    };
-    Err(HostError::UnsafeDirectory { path })
+    if !safe {
+        return Err(HostError::UnsafeDirectory { path });
+    }
+    match path.parent().map(|above| (above, std::fs::metadata(above))) {
+        Some((above, Ok(found))) if !keeps_names(&found, own) => {
+            Err(HostError::UnsafeDirectory { path: above.to_owned() })
+        }
+        _ => Ok(path),
+    }
 }
 
-/// [`directory`], made if it is missing.
+/// Whether what `own` has in a directory keeps its name there, whatever other users but root do.
+fn keeps_names(directory: &std::fs::Metadata, own: u32) -> bool {
+    let (owner, mode) = (directory.uid(), directory.mode());
+    (owner == own || owner == 0) && (mode & 0o022 == 0 || mode & 0o1000 != 0)
+}
+
+/// [`directory`], made if it is missing, and closed to others if it is open to them.
 ///
 /// # Errors
 /// [`HostError`]
 pub fn make_directory() -> Result<PathBuf, HostError> {
     let path = directory()?;
-    match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+    let make = || -> io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        let mode = std::fs::symlink_metadata(&path)?.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
+            tracing::warn!(path = %path.display(), "a directory that others could enter (mode {mode:o}) is for this user alone now (700)");
+        }
+        Ok(())
+    };
+    match make() {
         Ok(()) => Ok(path),
         Err(cause) => Err(HostError::RunState { path, cause }),
     }
@@ -148,16 +174,36 @@ fn try_publish(
     // Whoever had this number before is gone, and was killed if this is still there.
     let _ = std::fs::remove_file(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
-    tokio::spawn(async move {
-        while let Ok((mut asker, _)) = listener.accept().await {
-            let health = serde_json::to_vec(&health(&fs, registry.as_deref())).expect("plain data");
-            // Whoever asked may have gone.
-            let _ = asker.write_all(&health).await;
-        }
-    });
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&published.socket, private).map_err(|e| failed(&published.socket, e))?;
+    tokio::spawn(answer(listener, fs, registry));
     let text = serde_json::to_vec(&state).expect("plain data");
-    std::fs::write(&published.file, text).map_err(|e| failed(&published.file, e))?;
+    let written = handover::create_private(&published.file).and_then(|mut file| file.write_all(&text));
+    written.map_err(|e| failed(&published.file, e))?;
     Ok(published)
+}
+
+/// Says how a mount is to each process of this user that connects. Those that do not read it hold up no other.
+async fn answer(listener: UnixListener, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) {
+    let room = Arc::new(Semaphore::new(ANSWERED_AT_ONCE));
+    loop {
+        let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((mut asker, _)) if channel::is_trusted(&asker).unwrap_or(false) => {
+                let health = serde_json::to_vec(&health(&fs, registry.as_deref())).expect("plain data");
+                tokio::spawn(async move {
+                    // The process that asked may have gone.
+                    let _ = timeout(ANSWER_WITHIN, asker.write_all(&health)).await;
+                    drop(room);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "cannot take a connection");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
 }
 
 impl MountState {
@@ -188,6 +234,9 @@ impl MountState {
     /// How the mount is; `None` when its process does not answer.
     pub fn health(&self) -> Option<Health> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
+        if !channel::is_trusted(&stream).ok()? {
+            return None;
+        }
         stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
         let mut text = Vec::new();
         (&mut stream).take(HEALTH_LIMIT).read_to_end(&mut text).ok()?;
@@ -215,7 +264,7 @@ pub fn all(directory: &Path) -> Vec<MountState> {
             }
             _ => continue,
         }
-        let Ok(text) = std::fs::read(&path) else { continue };
+        let Ok(text) = read_own(&path) else { continue };
         match serde_json::from_slice::<MountState>(&text) {
             Ok(state) if is_running(state.pid) => states.push(state),
             _ => drop(Published { socket: path.with_extension("sock"), file: path, log: None }),
@@ -223,6 +272,18 @@ pub fn all(directory: &Path) -> Vec<MountState> {
     }
     states.sort_by_key(|state| state.since);
     states
+}
+
+/// A file that this user has written.
+fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(OPEN_PLAIN).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut text = Vec::new();
+    file.take(STATE_LIMIT).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// Removes a log in which nothing stands, unless the user has named it.
@@ -281,6 +342,13 @@ fn serial() -> u64 {
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
+/// Neither a link nor something that would have to be waited for is opened.
+const OPEN_PLAIN: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits() as i32;
+/// Larger than what tells of any mount, in bytes.
+const STATE_LIMIT: u64 = 1 << 20;
+/// Connections that are answered at the same time; further ones wait.
+const ANSWERED_AT_ONCE: usize = 64;
+const BREATH: Duration = Duration::from_millis(50);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Logs of processes that are gone stay for a week.
 const LOGS_STAY: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use peelfs::host::channel::Channel;
 use peelfs::image::{Limits, Verify};
 use peelfs::loopback::auth::{Access, Realm, Tickets, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, RedirectTo, Rule, Target};
@@ -446,6 +447,106 @@ fn row_30_the_socket_of_a_mount_is_for_its_user_alone() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"requests\""), "{}", said(&output));
     at.unmount();
     tried(30, 52);
+}
+
+/// Does `work` as another user.
+fn as_other_user<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::spawn(move || {
+        let other = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(other, other, other).unwrap();
+        work()
+    })
+    .join()
+    .unwrap()
+}
+
+/// A command line of peelfs whose files others may read and write, but for what it does about that.
+fn unmasked(command: &Command) -> Command {
+    let mut unmasked = Command::new("sh");
+    unmasked.args(["-c", "umask 0 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    unmasked.env_clear();
+    for (name, value) in command.get_envs() {
+        value.map(|value| unmasked.env(name, value));
+    }
+    unmasked
+}
+
+#[test]
+fn row_30_no_other_user_is_heard_at_any_socket() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = served(&small());
+    let sandbox = Sandbox::new();
+    open_up(sandbox.path());
+    let run = sandbox.path().join("run/peelfs");
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    std::fs::create_dir(&run).unwrap();
+    open(run.parent().unwrap(), 0o755);
+    open(&run, 0o755);
+    let (alone, shared) = (sandbox.mount_point("alone"), sandbox.mount_point("shared"));
+    let mut told = String::new();
+    for (at, more) in [(&alone, "--wait"), (&shared, "--share")] {
+        let mut mount = sandbox.peelfs(["mount", &registry.reference(NAME, "1"), more]);
+        let output = unmasked(mount.arg(&at.path)).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        told += &said(&output);
+    }
+    assert!(told.contains("that others could enter (mode 755) is for this user alone now"), "{told}");
+    let made: Vec<PathBuf> = std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for path in made.iter().chain([&run]) {
+        let mode = std::fs::symlink_metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+    }
+    // And should all be opened, nothing is told and nothing done.
+    open(&run, 0o755);
+    let mut asked = 0;
+    for path in made {
+        open(&path, 0o666);
+        let kind = path.extension().unwrap().to_str().unwrap().to_owned();
+        match kind.as_str() {
+            "keeper" | "share" => {
+                let answer = as_other_user(move || Channel::connect(&path).map(|channel| channel.offer()));
+                assert!(matches!(answer, Ok(Err(_))), "{kind}: {answer:?}");
+            }
+            "sock" => {
+                let heard = as_other_user(move || {
+                    let mut heard = Vec::new();
+                    UnixStream::connect(&path).unwrap().read_to_end(&mut heard).map(|_| heard)
+                });
+                assert_eq!(heard.unwrap(), b"");
+            }
+            _ => continue,
+        }
+        asked += 1;
+    }
+    assert_eq!(asked, 2 + 3, "two mounts, two keepers, one of which is asked for more");
+    open(&run, 0o700);
+    alone.unmount();
+    shared.unmount();
+    tried(30, asked);
+}
+
+#[test]
+fn row_30_the_runtime_directory_of_another_user_is_left_alone() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = served(&small());
+    let sandbox = Sandbox::new();
+    let theirs = sandbox.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    chown(&theirs, Some(65_534), None).unwrap();
+    let at = sandbox.mount_point("a");
+    let mut mount = sandbox.peelfs(["mount", "--wait", &registry.reference(NAME, "1")]);
+    let output = mount.arg(&at.path).env("XDG_RUNTIME_DIR", &theirs).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 0);
+    // As for a session without one.
+    let status = sandbox.peelfs(["status"]).env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    assert!(said(&status).contains(at.path.to_str().unwrap()), "{}", said(&status));
+    let ended = sandbox.peelfs(["umount"]).arg(&at.path).env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    assert!(ended.status.success(), "{}", said(&ended));
 }
 
 #[test]
