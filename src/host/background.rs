@@ -61,7 +61,9 @@ pub fn mount(spec: &MountSpec, kept_by: Keeper, progress: &mut dyn Progress) -> 
 pub fn mount_shared(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostError> {
     let socket = shared_socket(&spec.image.cache.dir)?;
     for _ in 0..TRIES {
-        if ask(&connect(&socket)?, spec, progress)? {
+        if let Some(channel) = connect(&socket)?
+            && ask(&channel, spec, progress)?
+        {
             return Ok(());
         }
         // It was about to end with its last mount; the next one takes its place.
@@ -76,12 +78,17 @@ fn shared_socket(cache: &Path) -> Result<PathBuf, HostError> {
     Ok(status::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
 }
 
-/// A channel to the keeper of shared mounts, which is started if there is none.
-fn connect(socket: &Path) -> Result<Channel, HostError> {
-    let failed = |cause| HostError::Channel { peer: "keeper of shared mounts", cause };
+/// A channel to the keeper of shared mounts, which is started if there is none; `None` when the keeper ended before it
+/// could answer.
+fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     let connected = || {
         let channel = Channel::connect(socket).ok()?;
-        Some(channel.offer().map(|_| channel).map_err(failed))
+        Some(match channel.offer() {
+            Ok(_) => Ok(Some(channel)),
+            Err(ChannelError::Gone) => Ok(None),
+            Err(ChannelError::Io(error)) if is_end(&error) => Ok(None),
+            Err(cause) => Err(HostError::Channel { peer: "keeper of shared mounts", cause }),
+        })
     };
     if let Some(channel) = connected() {
         return channel;
@@ -96,7 +103,12 @@ fn connect(socket: &Path) -> Result<Channel, HostError> {
     // When the offer is answered, the keeper listens at the socket.
     let (_, channel) = start(KEEPER, Some(socket))?;
     drop(starting);
-    Ok(channel)
+    Ok(Some(channel))
+}
+
+/// Whether a connection failed because the process at the other end is gone.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
