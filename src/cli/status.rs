@@ -17,7 +17,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     let mut mounted: Vec<_> = mounts::all().into_iter().filter(mounts::MountPoint::is_peelfs).collect();
     if !args.at.is_empty() {
         let wanted = args.at.iter().map(|typed| umount::target(typed)).collect::<Result<Vec<_>, _>>()?;
-        mounted.retain(|mount| wanted.contains(&mount.path));
+        mounted.retain(|mount| wanted.iter().any(|wanted| wanted.id == mount.id));
     }
     let states = status::all(&status::directory()?);
     let mut out = io::stdout().lock();
@@ -52,7 +52,7 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     fn of(mount: &'a mounts::MountPoint, states: &'a [MountState]) -> Self {
         // Of two that were on the same directory one after the other, the later one is there now.
-        let state = states.iter().rev().find(|state| state.at == mount.path);
+        let state = states.iter().rev().find(|state| state.is_of(mount));
         let health = state.and_then(MountState::health);
         let answer = if health.is_some() { Answer::Served } else { probe::ask(&mount.path) };
         Self { at: &mount.path, source: &mount.source, answer, state, health }

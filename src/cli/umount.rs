@@ -1,7 +1,7 @@
 //! `peelfs umount`
 
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,13 +9,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
 use super::failures::Failures;
-use crate::fuse::{OpenFiles, mounts, unmount};
+use crate::fuse::mounts::{self, MountPoint};
+use crate::fuse::{OpenFiles, unmount};
 use crate::host::report::{Code, Report};
 use crate::host::status::{self, MountState};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
-    let targets: Vec<Result<PathBuf, Report>> = if args.all {
+    let targets: Vec<Result<MountPoint, Report>> = if args.all {
         own_mounts()?.into_iter().map(Ok).collect()
     } else {
         args.at.iter().map(|typed| target(typed)).collect()
@@ -23,7 +24,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let mut failures = Failures::default();
     for at in targets {
         // The others are unmounted all the same.
-        if let Err(report) = at.and_then(|at| unmount_one(&at, open_files)) {
+        if let Err(report) = at.and_then(|mount| unmount_one(&mount, open_files)) {
             failures.add(report);
         }
     }
@@ -31,20 +32,20 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
 }
 
 /// Mounts that this user and session have made, those that were made last first.
-fn own_mounts() -> Result<Vec<PathBuf>, Report> {
+fn own_mounts() -> Result<Vec<MountPoint>, Report> {
     let states = status::all(&status::directory()?);
-    let all = mounts::all().into_iter().rev().filter(mounts::MountPoint::is_peelfs).map(|mount| mount.path);
-    let (own, others): (Vec<_>, Vec<_>) = all.partition(|at| states.iter().any(|state| state.at == *at));
+    let all = mounts::all().into_iter().rev().filter(MountPoint::is_peelfs);
+    let (own, others): (Vec<_>, Vec<_>) = all.partition(|mount| states.iter().any(|state| state.is_of(mount)));
     if !others.is_empty() {
-        let shown = others.iter().map(|at| format!("`{}`", at.display())).collect::<Vec<_>>().join(", ");
+        let shown = others.iter().map(|mount| format!("`{}`", mount.path.display())).collect::<Vec<_>>().join(", ");
         eprintln!("note: of another session or user, and left alone: {shown}");
     }
     Ok(own)
 }
 
-fn unmount_one(at: &Path, open_files: OpenFiles) -> Result<(), Report> {
-    let server = server_of(at);
-    unmount(at, open_files)?;
+fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> {
+    let server = server_of(mount);
+    unmount(&mount.path, open_files)?;
     if open_files == OpenFiles::Refuse
         && let Some(server) = server
     {
@@ -53,8 +54,8 @@ fn unmount_one(at: &Path, open_files: OpenFiles) -> Result<(), Report> {
     Ok(())
 }
 
-/// The mount point that was meant, if it is one of peelfs.
-pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
+/// The mount that was meant, if it is one of peelfs.
+pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
     let shown = typed.display();
     let not_mounted = || {
         Report::new(Code::NotFound, format!("nothing is mounted on `{shown}`"))
@@ -64,15 +65,15 @@ pub(super) fn target(typed: &Path) -> Result<PathBuf, Report> {
     // A symlink to a mount point is followed, unless the mount itself is what does not answer.
     let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
     match found {
-        Some(mount) if mount.is_peelfs() => Ok(mount.path),
+        Some(mount) if mount.is_peelfs() => Ok(mount),
         Some(mount) => Err(Report::usage(format!("`{shown}` is mounted as {}, not by peelfs", mount.kind))
             .hint(format!("use `umount {shown}`"))),
         None => Err(not_mounted()),
     }
 }
 
-fn server_of(at: &Path) -> Option<MountState> {
-    status::all(&status::directory().ok()?).into_iter().rev().find(|state| state.at == at)
+fn server_of(mount: &MountPoint) -> Option<MountState> {
+    status::all(&status::directory().ok()?).into_iter().rev().find(|state| state.is_of(mount))
 }
 
 /// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it

@@ -54,9 +54,9 @@ fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
 }
 
 fn served_at<'a>(typed: &Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {
-    let at = umount::target(typed)?;
-    states.iter().rev().find(|state| state.at == at).ok_or_else(|| {
-        Report::new(Code::NotFound, format!("`{}` is served for another user or session", at.display()))
+    let mount = umount::target(typed)?;
+    states.iter().rev().find(|state| state.is_of(&mount)).ok_or_else(|| {
+        Report::new(Code::NotFound, format!("`{}` is served for another user or session", mount.path.display()))
             .hint("run `peelfs upgrade` as the user who mounted it")
     })
 }

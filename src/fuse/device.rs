@@ -49,6 +49,11 @@ impl Device {
         matches!(rustix::event::poll(&mut polled, Some(&time)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
     }
 
+    /// Whether the kernel still has a file system at the other end.
+    pub(super) fn is_alive(&self) -> bool {
+        is_alive(self.0.as_fd())
+    }
+
     /// Has the kernel forget what it keeps of a file's bytes and attributes (`FUSE_NOTIFY_INVAL_INODE`). Waits for reads
     /// of them that are under way, so other threads must be there to answer.
     pub(super) fn forget_content(&self, node: u64) {
@@ -71,6 +76,13 @@ impl Device {
         let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: NOTIFY_RESEND, unique: 0 };
         rustix::io::write(&self.0, notification.as_bytes()).map(drop)
     }
+}
+
+/// Whether the kernel still has a file system at the other end of a connection.
+pub fn is_alive(connection: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(connection, PollFlags::empty())];
+    let told = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    told.is_ok() && !polled[0].revents().contains(PollFlags::ERR)
 }
 
 impl AsFd for Device {

@@ -10,14 +10,18 @@
 //! content has to be waited for, the reply is handed to a task, which a signal to the process that waits
 //! can end: a slow registry never holds up somebody else's cached read, nor anybody for ever.
 
+mod attach;
 mod backing;
 mod device;
 mod eager;
 mod errno;
 pub mod mounts;
 mod nodes;
+mod own;
+mod place;
 mod serve;
 mod session;
+mod standby;
 mod through;
 mod wire;
 
@@ -34,7 +38,10 @@ use zerocopy::IntoBytes as _;
 #[doc(hidden)]
 pub use wire::is_request;
 
-pub use session::{MountError, MountOptions, MountPlace, Mounted, OpenFiles, UnmountError, mount, take_over, unmount};
+pub use attach::Target;
+pub use device::is_alive;
+pub use place::{MountPlace, OpenFiles, UnmountError, unmount};
+pub use session::{Disconnect, MountError, MountOptions, Mounted, mount, take_over};
 pub use through::Passthrough;
 
 use crate::image::{FsError, ImageFs, Local, NotNow, Now};

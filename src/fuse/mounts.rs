@@ -7,6 +7,12 @@ use std::path::{Path, PathBuf};
 /// One line of mountinfo (proc(5)), as far as it matters here.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MountPoint {
+    /// The kernel's number of this mount, which it keeps when it is moved.
+    pub id: u64,
+    /// The number of the mount that it lies on.
+    pub parent: u64,
+    /// The directory of the file system that is shown; of a bind mount, mostly not its root.
+    pub root: PathBuf,
     /// `major:minor` of the mounted file system.
     pub device: String,
     /// Where it is mounted.
@@ -40,7 +46,7 @@ pub fn at(path: &Path) -> Option<MountPoint> {
     all().into_iter().rev().find(|mount| mount.path == path)
 }
 
-/// Whether somebody answers for the mount at `path`.
+/// Whether a process answers for the mount at `path`.
 ///
 /// It asks for statfs, which the kernel passes on each time; attributes it would answer from its own
 /// memory long after the process is gone.
@@ -54,10 +60,20 @@ fn parse(text: &[u8]) -> Vec<MountPoint> {
 
 fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = text(fields.nth(2)?);
-    let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+    let device = text(fields.next()?);
+    let (root, path) = (path(fields.next()?), path(fields.next()?));
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
-    Some(MountPoint { device, path, kind: text(behind.next()?), source: text(&unescape(behind.next()?)) })
+    let (kind, source) = (text(behind.next()?), text(&unescape(behind.next()?)));
+    Some(MountPoint { id, parent, root, device, path, kind, source })
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn path(field: &[u8]) -> PathBuf {
+    OsString::from_vec(unescape(field)).into()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -131,6 +147,9 @@ mod tests {
         assert_eq!(
             found[1],
             MountPoint {
+                id: 61,
+                parent: 22,
+                root: "/".into(),
                 device: "0:47".into(),
                 path: "/tmp/my image".into(),
                 kind: "fuse.peelfs".into(),

@@ -7,15 +7,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 
 use super::device::{Device, Reply};
 use super::eager::Eager;
+use super::own;
+use super::standby;
 use super::wire::{Operation, REQUEST_ROOM, Request};
 use crate::sync::lock;
 
@@ -35,15 +38,27 @@ pub(super) trait Handler: Send + Sync + 'static {
 pub(super) struct Service(Arc<Threads>);
 
 impl Service {
-    /// Begins to serve; `let_cpus_sleep` as for [`Eager::new`].
+    /// Begins to serve; `let_cpus_sleep` as for [`Eager::new`], `refuse_own` as
+    /// [`MountOptions::refuse_own_requests`](super::MountOptions::refuse_own_requests).
     ///
     /// # Errors
     /// When no thread can be had.
-    pub(super) fn start(device: &Arc<Device>, handler: &Arc<dyn Handler>, let_cpus_sleep: bool) -> io::Result<Self> {
+    pub(super) fn start(
+        device: &Arc<Device>,
+        handler: &Arc<dyn Handler>,
+        let_cpus_sleep: bool,
+        refuse_own: bool,
+    ) -> io::Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = Threads::new(device, handler, cpus + SPARE_THREADS, let_cpus_sleep);
+        let threads = Threads::new(device, handler, cpus + SPARE_THREADS, let_cpus_sleep, refuse_own);
         threads.begin()?;
+        standby::watch(&threads)?;
         Ok(Self(threads))
+    }
+
+    /// The number of requests that have been received, which grows.
+    pub(super) fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.received)
     }
 
     /// Turns `true` when the file system is unmounted and its last file closed.
@@ -79,6 +94,7 @@ fn work(threads: &Threads) -> io::Result<()> {
             threads.end();
             return received.map(drop).map_err(Into::into);
         };
+        threads.received.fetch_add(1, Ordering::Relaxed);
         threads.stop_listening();
         if device.has_more() {
             threads.call();
@@ -99,6 +115,9 @@ fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: 
             return;
         }
     };
+    if threads.refuse_own && own::is_of_this_process(request.thread, &request.operation) {
+        return Reply::new(device, request.unique).error(Errno::DEADLK);
+    }
     let handled = catch_unwind(AssertUnwindSafe(|| match request.operation {
         Operation::Forget | Operation::BatchForget { .. } => handler.forget(&request),
         Operation::Interrupt { unique } => handler.interrupt(unique),
@@ -131,11 +150,19 @@ pub(super) struct Threads {
     /// How many of the resting should get up.
     calls: Mutex<usize>,
     called: Condvar,
+    received: Arc<AtomicU64>,
     let_cpus_sleep: bool,
+    refuse_own: bool,
 }
 
 impl Threads {
-    fn new(device: &Arc<Device>, handler: &Arc<dyn Handler>, most: usize, let_cpus_sleep: bool) -> Arc<Self> {
+    fn new(
+        device: &Arc<Device>,
+        handler: &Arc<dyn Handler>,
+        most: usize,
+        let_cpus_sleep: bool,
+        refuse_own: bool,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|own| Self {
             device: Arc::clone(device),
             handler: Arc::clone(handler),
@@ -149,7 +176,9 @@ impl Threads {
             resting: AtomicUsize::new(0),
             calls: Mutex::new(0),
             called: Condvar::new(),
+            received: Arc::default(),
             let_cpus_sleep,
+            refuse_own,
         })
     }
 
@@ -233,7 +262,8 @@ impl Threads {
         }
     }
 
-    fn call(&self) {
+    /// Another thread should listen, if there is or may be one.
+    pub(super) fn call(&self) {
         let resting = || self.resting.load(Ordering::Acquire);
         if resting() == 0 && self.alive.load(Ordering::Acquire) == self.most {
             return;
@@ -248,6 +278,20 @@ impl Threads {
         if let Err(error) = self.begin() {
             tracing::debug!(%error, "no further thread can be had; those there are go on");
         }
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// How many requests have been received.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether the mount is gone.
+    pub(super) fn have_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     fn end(&self) {

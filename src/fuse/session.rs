@@ -1,20 +1,20 @@
-//! Mounting and unmounting.
+//! A mount's life in one process: from the terms that are agreed upon with the kernel to its end.
 
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, Session, SessionACL};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
+use super::attach::{self, Attached, Target};
 use super::device::Device;
 use super::mounts::MountPoint;
+use super::place::MountPlace;
 use super::serve::{Handler, Service};
 use super::through::{self, Passthrough, Through};
 use super::{Adapter, mounts, wire};
@@ -37,6 +37,9 @@ pub struct MountOptions {
     pub let_cpus_sleep: bool,
     /// The kernel reads large files by itself, from the cache.
     pub passthrough: Option<Arc<Passthrough>>,
+    /// A request by a thread of the serving process itself is an error: whatever it wants to know there, as of a cache
+    /// that the mount covers, the answer would wait for the one who asks.
+    pub refuse_own_requests: bool,
 }
 
 /// Why a directory could not become a mount point.
@@ -49,6 +52,21 @@ pub enum MountError {
         at: PathBuf,
         /// The reference of that image.
         reference: String,
+    },
+    /// Its path has come to lead elsewhere since it was opened.
+    #[error("cannot mount on `{}`: the directory was moved or replaced meanwhile", at.display())]
+    Moved {
+        /// The mount point.
+        at: PathBuf,
+    },
+    /// It is not there, or not a directory.
+    #[error("cannot mount on `{}`", at.display())]
+    NoDirectory {
+        /// The mount point.
+        at: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
     },
     /// The kernel or fusermount3 refused.
     #[error("cannot mount on `{}`", at.display())]
@@ -78,105 +96,47 @@ pub struct Mounted {
     _ends: Option<Ends>,
 }
 
-/// Unmounts when dropped, and before fuser does: that one leaves a mount behind that is busy, if only for as long as a
-/// program is being started that has yet to close what it inherits.
-struct Ends {
-    place: MountPlace,
-    _session: Session<Terms>,
-}
+/// Unmounts when dropped.
+struct Ends(MountPlace);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        if let Err(error) = self.place.take_away() {
+        if let Err(error) = self.0.take_away() {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
         }
     }
 }
 
-/// Where an image is mounted: the path, and the kernel's number for this very mount.
-#[derive(Clone, Debug)]
-pub struct MountPlace {
-    at: PathBuf,
-    device: Option<String>,
-    /// What the kernel knows its nodes by, besides their numbers.
-    generation: u32,
-}
-
-/// What an unmount does with open files.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OpenFiles {
-    /// They make it fail.
-    Refuse,
-    /// They stay readable until they are closed; the path is free at once.
-    Keep,
-}
-
-/// Why a mount could not be taken away.
-#[derive(Debug, thiserror::Error)]
-pub enum UnmountError {
-    /// Files are open, or a process works in it.
-    #[error("cannot unmount `{}`: files on it are open, or a process works in it", at.display())]
-    Busy {
-        /// The mount point.
-        at: PathBuf,
-    },
-    /// fusermount3 is needed and is not there.
-    #[error("cannot run fusermount3 to unmount `{}`", at.display())]
-    NoHelper {
-        /// The mount point.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// The kernel or fusermount3 refused.
-    #[error("cannot unmount `{}`: {said}", at.display())]
-    Refused {
-        /// The mount point.
-        at: PathBuf,
-        /// What was said.
-        said: String,
-    },
-}
-
-/// Mounts `fs` on the directory `at`. Must be called within a tokio runtime, which serves what waits.
+/// Mounts `fs` on the directory `target`. Must be called within a tokio runtime, which serves what waits.
 ///
 /// # Errors
 /// [`MountError`]
-pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
-    let refused = |cause| MountError::Refused { at: at.to_owned(), cause };
-    let mut config = Config::default();
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.mount_options = vec![
-        MountOption::FSName(escape(&options.source)),
-        // As an option it reaches the kernel on both ways; fuser keeps its own `Subtype` from mount(2).
-        MountOption::CUSTOM("subtype=peelfs".into()),
-        MountOption::RO,
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-    ];
-    for (wanted, option) in
-        [(options.suid, MountOption::Suid), (options.dev, MountOption::Dev), (options.noexec, MountOption::NoExec)]
-    {
-        if wanted {
-            config.mount_options.push(option);
-        }
+pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
+    let at = || target.path().to_owned();
+    let refused = |cause| MountError::Refused { at: at(), cause };
+    // Between the two looks at what is mounted there, no other process mounts: the uppermost one is this one.
+    let claimed = claim(target);
+    if let Some(taken) = mounts::at(target.path()).filter(MountPoint::is_peelfs) {
+        return Err(MountError::Taken { at: at(), reference: taken.source });
     }
+    if !target.is_in_place() {
+        return Err(MountError::Moved { at: at() });
+    }
+    let Attached { connection, mount } = attach::attach(target, options).map_err(refused)?;
+    drop(claimed);
+    let place =
+        mount.map(|mount| MountPlace::new(mount.path, Some(mount.device), Some(mount.id), fs.identity().generation()));
+    let ends = place.clone().map(Ends);
+    // Whatever was mounted is taken away again, or is dead as soon as the connection is closed.
+    let (Some(place), true) = (place, target.is_in_place()) else { return Err(MountError::Moved { at: at() }) };
     let agreed = Arc::new(Agreed::default());
     let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
-    // Between the two looks at what is mounted there, nobody else mounts: the uppermost one is this one.
-    let claimed = claim(at);
-    if let Some(taken) = mounts::at(at).filter(MountPoint::is_peelfs) {
-        return Err(MountError::Taken { at: at.to_owned(), reference: taken.source });
-    }
-    let session = Session::new(terms, at, &config).map_err(refused)?;
-    let device = mounts::at(at).map(|mount| mount.device);
-    drop(claimed);
-    if let Some(device) = &device {
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let device = Arc::new(Device::new(connection.try_clone().map_err(refused)?));
+    drop(Session::from_fd(terms, connection, acl, Config::default()).map_err(refused)?);
+    if let Some(device) = place.device() {
         raise_read_ahead(device);
     }
-    let place = MountPlace { at: at.to_owned(), device, generation: fs.identity().generation() };
-    let device = Arc::new(Device::new(session.as_fd().try_clone_to_owned().map_err(refused)?));
     let through = match &options.passthrough {
         Some(_) if !agreed.passthrough.load(Ordering::Acquire) => return Err(MountError::NoPassthrough),
         Some(passthrough) => {
@@ -185,12 +145,12 @@ pub fn mount(fs: Arc<ImageFs>, at: &Path, options: &MountOptions) -> Result<Moun
         }
         None => None,
     };
-    let adapter = Arc::new(Adapter::new(fs, place.generation, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(fs, place.generation(), tokio::runtime::Handle::current(), through));
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
-    let service = Service::start(&device, &handler, options.let_cpus_sleep).map_err(refused)?;
+    let own = options.refuse_own_requests;
+    let service = Service::start(&device, &handler, options.let_cpus_sleep, own).map_err(refused)?;
     take_back(&adapter.fs, &device, &service);
     let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
-    let ends = Some(Ends { place: place.clone(), _session: session });
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _ends: ends })
 }
 
@@ -207,11 +167,11 @@ pub fn take_over(
     opens: Option<File>,
     let_cpus_sleep: bool,
 ) -> Result<Mounted, MountError> {
-    let refused = |cause| MountError::Refused { at: place.at.clone(), cause };
+    let refused = |cause| MountError::Refused { at: place.at().to_owned(), cause };
     let device = Arc::new(Device::new(connection));
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
-    let adapter = Arc::new(Adapter::new(fs, place.generation, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(fs, place.generation(), tokio::runtime::Handle::current(), through));
     // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
     // must not count twice.
     match device.resend() {
@@ -220,7 +180,7 @@ pub fn take_over(
         Err(errno) => return Err(refused(errno.into())),
     }
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
-    let service = Service::start(&device, &handler, let_cpus_sleep).map_err(refused)?;
+    let service = Service::start(&device, &handler, let_cpus_sleep, true).map_err(refused)?;
     take_back(&adapter.fs, &device, &service);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _ends: None })
 }
@@ -306,6 +266,12 @@ impl Mounted {
         self.can_be_taken_over.then(|| self.device.as_fd())
     }
 
+    /// What ends its connection where nothing else does.
+    pub fn disconnect(&self) -> Disconnect {
+        let received = self.service.received();
+        Disconnect { place: self.place.clone(), device: Arc::downgrade(&self.device), received }
+    }
+
     /// Whether it is unmounted and its last file closed.
     pub fn is_gone(&self) -> bool {
         *self.service.gone().borrow()
@@ -331,58 +297,43 @@ impl Mounted {
     }
 }
 
-impl MountPlace {
-    /// A mount at `at`, by the kernel's number for it (`MAJOR:MINOR`) and the generation of its nodes.
-    pub fn new(at: PathBuf, device: Option<String>, generation: u32) -> Self {
-        Self { at, device, generation }
+/// What ends a mount's connection to the kernel where threads that hang keep it from ending by itself. It keeps nothing
+/// alive.
+#[derive(Clone, Debug)]
+pub struct Disconnect {
+    place: MountPlace,
+    device: Weak<Device>,
+    received: Arc<AtomicU64>,
+}
+
+impl Disconnect {
+    /// Whether there still is a connection.
+    pub fn is_alive(&self) -> bool {
+        self.device.upgrade().is_some_and(|device| device.is_alive())
     }
 
-    /// What the kernel knows its nodes by, besides their numbers.
-    pub fn generation(&self) -> u32 {
-        self.generation
+    /// How many requests have been received, if more wait to be: the same number twice means that no thread takes them.
+    pub fn stands_at(&self) -> Option<u64> {
+        let waits = self.device.upgrade().is_some_and(|device| device.has_more());
+        waits.then(|| self.received.load(Ordering::Relaxed))
     }
 
-    /// The kernel's number for it.
-    pub fn device(&self) -> Option<&str> {
-        self.device.as_deref()
-    }
-
-    /// The mount point.
-    pub fn at(&self) -> &Path {
-        &self.at
-    }
-
-    /// Whether this very mount is still there.
-    pub fn is_mounted(&self) -> bool {
-        self.device.is_some() && mounts::at(&self.at).map(|mount| mount.device) == self.device
-    }
-
-    /// Takes the mount away, if it still is there; somebody else's on the same path is left alone.
-    ///
-    /// # Errors
-    /// [`UnmountError`]
-    pub fn unmount(&self, open_files: OpenFiles) -> Result<(), UnmountError> {
-        match mounts::at(&self.at) {
-            Some(mount) if Some(&mount.device) == self.device.as_ref() => unmount(&self.at, open_files),
-            _ => Ok(()),
+    /// Ends it now, and the mount; every request fails that waits for an answer.
+    pub fn abort(&self) {
+        if self.is_alive()
+            && let Err(error) = self.place.abort()
+        {
+            tracing::error!(%error, at = %self.place.at().display(), "cannot end the connection of a mount");
         }
-    }
-
-    /// Takes the mount away; one that is busy stays readable to who has files open.
-    ///
-    /// # Errors
-    /// [`UnmountError`]
-    pub fn take_away(&self) -> Result<(), UnmountError> {
-        self.unmount(OpenFiles::Refuse).or_else(|_| self.unmount(OpenFiles::Keep))
     }
 }
 
-/// Keeps other processes of peelfs, whoever's they are, from mounting on `at` until it is dropped: a lock of the
-/// directory that holds it, which leaves nothing behind; to open `at` itself could make an automounter wait for this
+/// Keeps other processes of peelfs, whoever's they are, from mounting on `target` until it is dropped: a lock of the
+/// directory that holds it, which leaves nothing behind; to open `target` itself could make an automounter wait for this
 /// very mount. A directory that cannot be locked, as one that its user may not read, is done without; so is a lock that
-/// somebody else holds for longer than a mount takes.
-fn claim(at: &Path) -> Option<File> {
-    let directory = File::open(at.parent()?).ok()?;
+/// another process holds for longer than a mount takes.
+fn claim(target: &Target) -> Option<File> {
+    let directory = target.parent().ok()?;
     let begun = Instant::now();
     loop {
         match directory.try_lock() {
@@ -393,46 +344,6 @@ fn claim(at: &Path) -> Option<File> {
                 return None;
             }
         }
-    }
-}
-
-/// Takes the uppermost mount on `at` away: by the system call if that is allowed, else by fusermount3.
-///
-/// # Errors
-/// [`UnmountError`]
-pub fn unmount(at: &Path, open_files: OpenFiles) -> Result<(), UnmountError> {
-    let flags = match open_files {
-        OpenFiles::Refuse => UnmountFlags::NOFOLLOW,
-        OpenFiles::Keep => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-    };
-    match rustix::mount::unmount(at, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::PERM) => unmount_by_helper(at, open_files),
-        Err(Errno::BUSY) => Err(UnmountError::Busy { at: at.to_owned() }),
-        Err(errno) => Err(UnmountError::Refused { at: at.to_owned(), said: io::Error::from(errno).to_string() }),
-    }
-}
-
-fn unmount_by_helper(at: &Path, open_files: OpenFiles) -> Result<(), UnmountError> {
-    let helper = std::env::var_os("FUSERMOUNT_PATH").unwrap_or_else(|| "fusermount3".into());
-    let lazily = (open_files == OpenFiles::Keep).then_some("-z");
-    let output = Command::new(helper).arg("-u").args(lazily).arg("--").arg(at).output();
-    let output = output.map_err(|cause| UnmountError::NoHelper { at: at.to_owned(), cause })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if said.contains("busy") {
-        return Err(UnmountError::Busy { at: at.to_owned() });
-    }
-    Err(UnmountError::Refused { at: at.to_owned(), said })
-}
-
-/// A comma would end the option, and fusermount3 has no way to write one. The kernel wants some name.
-fn escape(source: &str) -> String {
-    match source {
-        "" => "peelfs".to_owned(),
-        _ => source.replace([',', '\\', '\n'], "_"),
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Request<'a> {
     pub(super) unique: u64,
     /// The inode it is about.
     pub(super) node: u64,
+    /// The thread that asks, as its number is where the mount was made; 0 for one that has none there.
+    pub(super) thread: u32,
     /// What is asked.
     pub(super) operation: Operation<'a>,
 }
@@ -129,7 +131,7 @@ impl<'a> Request<'a> {
         let extensions = usize::from(header.total_extlen) * 8;
         let body = &rest[..rest.len().checked_sub(extensions).ok_or_else(malformed)?];
         let operation = operation(header.opcode, body).ok_or_else(malformed)?;
-        Ok(Self { unique: header.unique, node: header.nodeid, operation })
+        Ok(Self { unique: header.unique, node: header.nodeid, thread: header.pid, operation })
     }
 }
 
@@ -387,7 +389,7 @@ mod tests {
     #[test]
     fn a_lookup_carries_a_name() {
         let bytes = request(1, b"etc\0");
-        let expected = Request { unique: 7, node: 1, operation: Operation::Lookup { name: b"etc" } };
+        let expected = Request { unique: 7, node: 1, thread: 1, operation: Operation::Lookup { name: b"etc" } };
         assert_eq!(Request::parse(&bytes), Ok(expected));
     }
 

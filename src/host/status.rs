@@ -24,6 +24,7 @@ use super::error::HostError;
 use super::handover::{self, Handover, KeeperId};
 use super::open::{self, Opened};
 use super::supervisor::Supervisor;
+use crate::fuse::mounts::MountPoint;
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
@@ -34,6 +35,9 @@ use crate::source::registry::RegistrySource;
 pub struct MountState {
     /// Where it is mounted.
     pub at: PathBuf,
+    /// The kernel's number for its file system, by which it is found where it was moved to.
+    #[serde(default)]
+    pub device: Option<String>,
     /// What was typed.
     pub reference: String,
     /// The manifest's digest.
@@ -212,6 +216,7 @@ impl MountState {
         let kept = supervisor.keeper();
         Self {
             at: handover.place.at().to_owned(),
+            device: handover.place.device().map(str::to_owned),
             reference: opened.reference.to_string(),
             manifest: handover.manifest.to_string(),
             pid: std::process::id(),
@@ -224,6 +229,11 @@ impl MountState {
             shared: kept.is_some_and(|kept| kept.shared),
             socket: PathBuf::new(),
         }
+    }
+
+    /// Whether it is this mount that is told of.
+    pub fn is_of(&self, mount: &MountPoint) -> bool {
+        self.device.as_ref().map_or_else(|| self.at == mount.path, |device| *device == mount.device)
     }
 
     /// Whether this is there to be read, as it is until the mount has let go of what it held.

@@ -180,6 +180,8 @@ pub struct MountHandover {
 struct Place {
     at: WirePath,
     device: Option<String>,
+    #[serde(default)]
+    id: Option<u64>,
     generation: u32,
 }
 
@@ -437,6 +439,7 @@ impl From<&Handover> for MountHandover {
             place: Place {
                 at: place.at().into(),
                 device: place.device().map(ToOwned::to_owned),
+                id: place.id(),
                 generation: place.generation(),
             },
             root: root.clone(),
@@ -457,7 +460,7 @@ impl TryFrom<MountHandover> for Handover {
         let MountHandover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
         Ok(Self {
             spec: spec.try_into()?,
-            place: MountPlace::new(place.at.try_into()?, place.device, place.generation),
+            place: MountPlace::new(place.at.try_into()?, place.device, place.id, place.generation),
             root,
             manifest,
             log: path(log)?,

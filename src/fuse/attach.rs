@@ -1,0 +1,223 @@
+//! Attaching: how a connection to the kernel becomes a mount on a directory that is held by descriptor.
+//!
+//! Between the moment at which a mount point is looked at and the moment at which the image is mounted, a registry is
+//! asked, for up to a minute. A path would be followed anew at the end of that time, and the owner of a directory
+//! above could have put a symlink in its place. So the directory is opened once, and what is mounted on is that very
+//! directory, whatever its path leads to by then.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
+
+use super::mounts::{self, MountPoint};
+use super::session::{MountError, MountOptions};
+
+/// A directory to mount on, held by descriptor.
+#[derive(Debug)]
+pub struct Target {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+impl Target {
+    /// The directory that `at` leads to now. An automounter is not made to mount there.
+    ///
+    /// # Errors
+    /// [`MountError::NoDirectory`]
+    pub fn open(at: &Path) -> Result<Self, MountError> {
+        Self::try_open(at).map_err(|cause| MountError::NoDirectory { at: at.to_owned(), cause })
+    }
+
+    fn try_open(at: &Path) -> io::Result<Self> {
+        // With `O_DIRECTORY`, the kernel would have an automounter mount.
+        let directory = rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        let path = std::fs::read_link(by_descriptor(&directory))?;
+        Ok(Self { directory, path })
+    }
+
+    /// Its path when it was opened, without symlinks.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path still is that path.
+    pub fn is_in_place(&self) -> bool {
+        // The kernel says `(deleted)` behind the path of a directory that is gone, and another one may have that name.
+        let is_linked = rustix::fs::fstat(&self.directory).is_ok_and(|found| found.st_nlink > 0);
+        is_linked && std::fs::read_link(by_descriptor(&self.directory)).is_ok_and(|path| path == self.path)
+    }
+
+    /// The directory above, which opening makes nobody mount on this one.
+    pub(super) fn parent(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.directory, "..", flags, Mode::empty())?.into())
+    }
+}
+
+impl AsFd for Target {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// A path that leads to what the descriptor is of, and to nothing else.
+fn by_descriptor(descriptor: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into()
+}
+
+/// A connection to the kernel, and where it is mounted.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) connection: OwnedFd,
+    /// None if that cannot be found: the helper has mounted elsewhere, or it is unmounted already.
+    pub(super) mount: Option<MountPoint>,
+}
+
+/// Mounts on `target`: by the system call if that is allowed, else by fusermount3.
+///
+/// # Errors
+/// What the kernel or fusermount3 refuses.
+pub(super) fn attach(target: &Target, options: &MountOptions) -> io::Result<Attached> {
+    let before: Vec<u64> = mounts::all().iter().map(|mount| mount.id).collect();
+    let connection = match attach_by_system_call(target, options) {
+        // A device that only root may open is no hindrance to the helper.
+        Err(Errno::PERM | Errno::ACCESS) => attach_by_helper(target, options)?,
+        attached => attached?,
+    };
+    let now = std::fs::read_link(by_descriptor(&target.directory))?;
+    let new = |mount: &MountPoint| mount.is_peelfs() && mount.path == now && !before.contains(&mount.id);
+    Ok(Attached { connection, mount: mounts::all().into_iter().rev().find(new) })
+}
+
+fn attach_by_system_call(target: &Target, options: &MountOptions) -> Result<OwnedFd, Errno> {
+    let connection = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut flags = MountFlags::RDONLY | MountFlags::NOATIME;
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    flags.set(MountFlags::NOEXEC, options.noexec);
+    let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions,subtype=peelfs",
+        connection.as_raw_fd()
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let source = source(&options.source);
+    rustix::mount::mount(source, by_descriptor(&target.directory), "fuse", flags, data.as_c_str())?;
+    Ok(connection)
+}
+
+/// fusermount3 takes a path. It is started in the directory and told to mount on `.`, so that the path is what the
+/// kernel says of that directory at that moment; and it may mount only where its user may write.
+fn attach_by_helper(target: &Target, options: &MountOptions) -> io::Result<OwnedFd> {
+    let mut words = vec![
+        format!("fsname={}", source(&options.source).replace([',', '\\', '\n'], "_")),
+        "subtype=peelfs".to_owned(),
+        "ro,noatime,default_permissions".to_owned(),
+    ];
+    for (wanted, word) in
+        [(options.suid, "suid"), (options.dev, "dev"), (options.noexec, "noexec"), (options.allow_other, "allow_other")]
+    {
+        if wanted {
+            words.push(word.to_owned());
+        }
+    }
+    let (own, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let child = helper(|command| {
+        command.args(["-o", &words.join(","), "--", "."]).current_dir(by_descriptor(&target.directory));
+        // Its stdin is where it sends the connection to.
+        let stdin = other.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
+        command.env("_FUSE_COMMFD", "0").stdin(stdin).stdout(Stdio::null());
+    })?;
+    // So that the end of the helper is seen at the other end.
+    drop(other);
+    let connection = receive(&own);
+    let said = said(child)?;
+    match connection {
+        Ok(Some(connection)) if said.is_none() => Ok(connection),
+        Err(error) if said.is_none() => Err(error),
+        _ => Err(said.unwrap_or_else(|| io::Error::other("fusermount3 gave no connection"))),
+    }
+}
+
+/// The connection that the helper sends, if it does.
+fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    loop {
+        let parts = &mut [IoSliceMut::new(&mut byte)];
+        match rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => break,
+        }
+    }
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut connections) => connections.next(),
+        _ => None,
+    }))
+}
+
+/// Starts fusermount3, or fusermount where there is only that.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when there is neither.
+pub(super) fn helper(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
+    let named = std::env::var_os("FUSERMOUNT_PATH");
+    let usual = ["fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3", "fusermount", "/bin/fusermount"];
+    let programs = named.map_or_else(|| usual.map(Into::into).to_vec(), |named| vec![named]);
+    for program in programs {
+        let mut command = Command::new(program);
+        command.stderr(Stdio::piped());
+        prepare(&mut command);
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            spawned => return spawned,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "there is no fusermount3"))
+}
+
+/// Waits for the helper; what it says, on one line, if it fails.
+///
+/// # Errors
+/// When it cannot be waited for.
+pub(super) fn said(mut child: Child) -> io::Result<Option<io::Error>> {
+    let mut text = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(SAID_AT_MOST).read_to_end(&mut text)?;
+    }
+    let status = child.wait()?;
+    if status.success() {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = if lines.is_empty() { format!("fusermount3 failed ({status})") } else { lines.join("; ") };
+    let refused = text.contains("user_allow_other");
+    let kind = if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+    Ok(Some(io::Error::new(kind, text)))
+}
+
+/// The kernel wants some name, and one that ends within a page.
+fn source(source: &str) -> String {
+    if source.is_empty() { "peelfs".to_owned() } else { source.replace('\0', "_") }
+}
+
+const DEVICE: &str = "/dev/fuse";
+const SAID_AT_MOST: u64 = 16 << 10;
