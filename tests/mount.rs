@@ -9,6 +9,8 @@
 mod handles;
 #[path = "mount/identity.rs"]
 mod identity;
+#[path = "mount/place.rs"]
+mod place;
 mod support;
 
 use std::collections::BTreeMap;
@@ -130,7 +132,7 @@ fn with_mounted(image: &Image, check: impl FnOnce(&Path)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mounted = runtime.block_on(async {
         let fs = shown::open(&MemorySource::new(image), &store).await.unwrap();
-        fuse::mount(fs, &at, &MountOptions::default()).unwrap()
+        fuse::mount(fs, &fuse::Target::open(&at).unwrap(), &MountOptions::default()).unwrap()
     });
     check(&at);
     drop(mounted);

@@ -31,7 +31,10 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
         return Ok(alone::serve(&spec, Box::new(Bar::new()))?);
     }
     let mut bar = Bar::new();
-    let spec = MountSpec { at: mount_point::find(&spec.at, &mut bar)?, ..spec };
+    let typed = spec.at.clone();
+    let spec = MountSpec { at: mount_point::find(&typed, &mut bar)?, ..spec };
+    // Refused before another process is started; the one that mounts looks again.
+    mount_point::hold(&spec, &typed)?;
     match role {
         Role::Command => background::mount(&spec, background::Keeper::Process, &mut bar)?,
         Role::AloneInBackground => background::mount(&spec, background::Keeper::None, &mut bar)?,

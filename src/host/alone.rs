@@ -31,7 +31,11 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
     let mut here = Here { progress, failure: None };
     let spec = match handed {
         Some(_) => spec.clone(),
-        None => MountSpec { at: mount_point::find(&spec.at, here.progress.as_mut())?, ..spec.clone() },
+        None => {
+            let found = MountSpec { at: mount_point::find(&spec.at, here.progress.as_mut())?, ..spec.clone() };
+            mount_point::hold(&found, &spec.at)?;
+            found
+        }
     };
     mount::in_runtime(run(&spec, supervisor, handed, None, &mut here))?;
     here.failure.map_or(Ok(()), Err)

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::channel::ChannelError;
+use super::cover::Covers;
 use super::report::{Code, Report};
 use super::wire::WireError;
 use crate::fuse::{MountError, UnmountError};
@@ -37,6 +38,9 @@ pub enum HostError {
     /// The kernel or fusermount3 refused.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The mount would cover what it needs itself.
+    #[error(transparent)]
+    Covers(#[from] Covers),
     /// A mount could not be taken away.
     #[error(transparent)]
     Unmount(#[from] UnmountError),
@@ -171,6 +175,7 @@ impl From<HostError> for Report {
             HostError::Plan(cause) => cause.into(),
             HostError::Image(cause) => cause.into(),
             HostError::Mount(cause) => cause.into(),
+            HostError::Covers(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
             HostError::Told(report) => report,
             HostError::Authfile { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => told(Code::NotFound),

@@ -15,6 +15,7 @@
 pub mod alone;
 pub mod background;
 pub mod channel;
+pub mod cover;
 pub mod error;
 pub mod failures;
 pub mod handover;

@@ -14,7 +14,7 @@ use super::open::{self, Opened};
 use super::spec::{MountSpec, Policy};
 use super::status::{self, MountState};
 use super::supervisor::Supervisor;
-use super::{failures, process};
+use super::{failures, mount_point, process};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, SharedLayers};
 use crate::source::outage::OnOutage;
@@ -62,10 +62,12 @@ impl Mount {
         log: Option<&Path>,
         mut supervisor: Supervisor,
     ) -> Result<Self, HostError> {
+        // Now, and not when the image is there: until then its path may come to lead elsewhere.
+        let target = mount_point::hold(spec, &spec.at)?;
         let opened = open::open(&spec.image, shared_layers).await?;
         let fs = opened.files(Eagerness::Background, spec.policy.verify);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
-        let mounted = fuse::mount(Arc::clone(&fs), &spec.at, &options)?;
+        let mounted = fuse::mount(Arc::clone(&fs), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
@@ -183,6 +185,7 @@ fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor
         noexec: kernel.noexec,
         let_cpus_sleep: kernel.let_cpus_sleep,
         passthrough,
+        refuse_own_requests: true,
     })
 }
 

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cover::{self, Need};
 use super::error::HostError;
+use super::spec::MountSpec;
 use super::{Progress, probe};
-use crate::fuse::{self, MountError, OpenFiles, mounts};
+use crate::fuse::{self, MountError, OpenFiles, Target, mounts};
 
 /// The directory to mount on, absolute, and fit for it; a mount on it whose process is gone is cleared.
 ///
@@ -27,4 +29,15 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
         Ok(found) if !found.is_dir() => Err(HostError::NotADirectory { at: typed.to_owned() }),
         Ok(_) => Ok(at),
     }
+}
+
+/// The mount point of `spec`, held, if a mount there covers nothing that its own server or another one needs. The user
+/// calls it `typed`.
+///
+/// # Errors
+/// [`HostError`]
+pub fn hold(spec: &MountSpec, typed: &Path) -> Result<Target, HostError> {
+    let target = Target::open(&spec.at)?;
+    cover::check(&target, typed, &Need::of(spec))?;
+    Ok(target)
 }

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::content::{PassError, TransferError};
 use crate::fuse::{MountError, UnmountError};
+use crate::host::cover::Covers;
 use crate::image::{FsError, LayerFailure, PlanError};
 use crate::platform::PlatformError;
 use crate::reference::ReferenceError;
@@ -174,6 +175,16 @@ impl From<MountError> for Report {
                 let hint = format!("unmount it with `peelfs umount {}`", at.display());
                 return Report { code: Code::Usage, ..told.hint(hint) };
             }
+            MountError::NoDirectory { at, cause } => {
+                return match cause.kind() {
+                    std::io::ErrorKind::NotFound => {
+                        Self { code: Code::NotFound, ..told }.hint(format!("make it with `mkdir -p {}`", at.display()))
+                    }
+                    std::io::ErrorKind::NotADirectory => Self { code: Code::Usage, ..told },
+                    _ => told,
+                };
+            }
+            MountError::Moved { .. } => return told.hint("mount again"),
             MountError::Refused { cause, .. } => cause,
             MountError::NoPassthrough => return told.hint(without),
             MountError::RefusedPassthrough(cause) => {
@@ -188,11 +199,20 @@ impl From<MountError> for Report {
         };
         match cause.kind() {
             std::io::ErrorKind::NotFound => told.hint("is FUSE there? `modprobe fuse`, and for users other than root `apt install fuse3`"),
+            std::io::ErrorKind::PermissionDenied if told.message.contains("user_allow_other") => {
+                told.hint("let root write `user_allow_other` into /etc/fuse.conf, or leave out `allow_other` and `allow_root`")
+            }
             std::io::ErrorKind::PermissionDenied => told.hint(
                 "users other than root need fusermount3 (`apt install fuse3`), a readable and writable /dev/fuse, and a mount point they own",
             ),
             _ => told,
         }
+    }
+}
+
+impl From<Covers> for Report {
+    fn from(error: Covers) -> Self {
+        Self::of(Code::Usage, &error).hint(error.hint())
     }
 }
 
@@ -204,6 +224,10 @@ impl From<UnmountError> for Report {
                 "end those processes (`fuser -vm {0}` lists them), or detach with `peelfs umount --lazy {0}`",
                 at.display()
             )),
+            UnmountError::Below { below, .. } => {
+                let command = if below.is_peelfs() { "peelfs umount" } else { "umount" };
+                told.hint(format!("unmount that first: `{command} {}`", below.path.display()))
+            }
             UnmountError::NoHelper { .. } => told.hint("install it with `apt install fuse3`"),
             UnmountError::Refused { .. } => told,
         }

@@ -110,6 +110,13 @@ impl Surroundings {
         }
     }
 
+    /// The files that logins are looked for in at every new token, whether they are there or not.
+    pub fn login_files(&self, authfile: Option<&Path>) -> Vec<PathBuf> {
+        let named = authfile.map(Path::to_owned);
+        let keyring = Keyring::new(String::new(), String::new(), named, self, Duration::ZERO);
+        keyring.files.into_iter().map(|file| file.path).collect()
+    }
+
     /// `$XDG_CONFIG_HOME`, else `~/.config`.
     pub(super) fn config_home(&self) -> Option<PathBuf> {
         self.xdg_config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")))
