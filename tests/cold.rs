@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use peelfs::content::{SharedLayers, evict_content, keep_profile, load_profile};
 use peelfs::documents::Command;
-use peelfs::image::{ImageFs, Local, Prefetch};
+use peelfs::image::{ImageFs, Local, Prefetch, Programs};
 use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Recorded, Registry};
 use peelfs::offsets::FileOffset;
@@ -567,15 +567,17 @@ const PROGRAM: u64 = 1 << 20;
 const DYNAMIC: u64 = 64 << 10;
 const STRINGS: u64 = 32 << 10;
 
-/// Begins to foresee what `command` will want, and waits until nothing more comes of it.
-async fn foresee(fs: &Arc<ImageFs>, command: &Command) {
-    let _ = tokio::time::timeout(Duration::from_secs(10), fs.prefetch_programs(command)).await;
+/// Prefetches what programs name of which one was read so far, and waits until nothing more comes of it.
+async fn prefetch_named(programs: Programs, command: &Command) {
+    let _ = tokio::time::timeout(Duration::from_secs(10), programs.prefetch(command)).await;
 }
 
 /// Begins to load a program, as a kernel does.
-async fn load(fs: &ImageFs, name: &str) {
+async fn load(fs: &Arc<ImageFs>, name: &str) -> Programs {
+    let programs = Programs::observe(fs);
     let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;
     fs.read(node, FileOffset(0), 16 << 10).await.unwrap();
+    programs
 }
 
 #[test]
@@ -595,19 +597,20 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
     runtime().block_on(async {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();
-        load(&fs, "bin/sh").await;
+        let programs = load(&fs, "bin/sh").await;
         source.take_asked();
-        foresee(&fs, &command).await;
-        assert_eq!(source.asked(), 0, "nothing is to be guessed");
+        prefetch_named(programs, &command).await;
+        assert_eq!(source.asked(), 0, "nothing is to be fetched on speculation");
         fs.end();
 
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
         source.take_asked();
+        let programs = Programs::observe(&fs);
         let node = fs.walk(b"other", Last::Follow).unwrap().node;
         fs.read(node, FileOffset(0), 256 << 10).await.unwrap();
         source.take_asked();
-        foresee(&fs, &command).await;
+        prefetch_named(programs, &command).await;
         assert_eq!(source.asked(), 0, "it is copied");
         fs.end();
         evict_content(&store, &image.layers()[0].digest).unwrap();
@@ -615,8 +618,8 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
         source.take_asked();
-        load(&fs, "bin/sh").await;
-        foresee(&fs, &command).await;
+        let programs = load(&fs, "bin/sh").await;
+        prefetch_named(programs, &command).await;
         let asked: u64 = source.take_asked().into_iter().map(|(_, range)| range.end - range.start).sum();
         let whole = image.layers()[0].blob.len() as u64;
         assert!(asked * 10 < whole * 9, "{asked} of {whole}: the other one is nobody's");
@@ -643,15 +646,15 @@ fn programs_that_name_very_much_cost_a_bounded_time() {
     runtime().block_on(async {
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
-        load(&fs, "bin/tool").await;
-        let foreseen = tokio::time::timeout(HANGS, fs.prefetch_programs(&Command::default())).await;
-        assert!(foreseen.is_ok(), "it is looked at for ever");
+        let programs = load(&fs, "bin/tool").await;
+        let ended = tokio::time::timeout(HANGS, programs.prefetch(&Command::default())).await;
+        assert!(ended.is_ok(), "it is looked at for ever");
         fs.end();
     });
 }
 
 #[test]
-fn where_a_profile_speaks_nothing_is_foreseen() {
+fn where_a_profile_speaks_no_program_is_looked_at() {
     let image =
         ImageBuilder::new().layer(LayerBuilder::new().file("tool", program(&[])).packing(Packing::GZIP)).build();
     let dir = tempfile::tempdir().unwrap();
@@ -662,9 +665,9 @@ fn where_a_profile_speaks_nothing_is_foreseen() {
         let source = MemorySource::new(&image);
         let fs = shown::open(&source, &store).await.unwrap();
         fs.prefetch(Prefetch::Profile).await;
-        load(&fs, "tool").await;
+        let programs = load(&fs, "tool").await;
         source.take_asked();
-        foresee(&fs, &Command { programs: vec!["/tool".into()], ..Default::default() }).await;
+        prefetch_named(programs, &Command { programs: vec!["/tool".into()], ..Default::default() }).await;
         assert_eq!(source.asked(), 0);
         fs.end();
     });

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
@@ -62,6 +63,76 @@ fn only_the_fuse_module_knows_fuser() {
         });
         assert!(!knows || module_of(&file).as_deref() == Some("fuse"), "{} knows fuser", file.display());
     }
+}
+
+#[test]
+fn predictors_are_pure() {
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/predict"))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        for impure in ["tokio", "async ", "Mutex", "Atomic", "std::fs", "Instant", "crate::store", "crate::source"] {
+            assert!(!code.contains(impure), "{} knows `{impure}`", file.display());
+        }
+    }
+}
+
+/// Rooms whose files import each other in one direction only. The file of a room's own name (`mod.rs`) uses all others.
+const ROOMS: [&str; 3] = ["content", "image", "predict"];
+
+#[test]
+fn files_of_a_room_import_in_one_direction() {
+    for room in ROOMS {
+        let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).join(room);
+        let files: BTreeMap<String, String> = std::fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+            .map(|path| (stem(&path), std::fs::read_to_string(&path).unwrap()))
+            .collect();
+        let uses: BTreeMap<&str, BTreeSet<String>> =
+            files.iter().map(|(file, text)| (file.as_str(), siblings(room, file, text, &files))).collect();
+        assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 5, "the test reads imports at all");
+        // A file is done when all that it uses are.
+        let mut done = BTreeSet::new();
+        while let Some(next) = uses.iter().find(|(file, used)| !done.contains(**file) && used.is_subset(&done)) {
+            done.insert((*next.0).to_owned());
+        }
+        let rest: Vec<_> = uses.iter().filter(|(file, _)| !done.contains(**file)).collect();
+        assert!(rest.is_empty(), "files of `{room}` that use each other in a circle, or use one that does: {rest:#?}");
+    }
+}
+
+/// The files of a room that one of them uses outside its tests, by `super::` or `crate::`; what is not in a file of its
+/// own is in `mod.rs`.
+fn siblings(room: &str, file: &str, text: &str, files: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let starts = if file == "mod" { vec![] } else { vec!["super::".to_owned(), format!("crate::{room}::")] };
+    let mut used = BTreeSet::new();
+    for start in &starts {
+        for (at, _) in code.match_indices(start.as_str()) {
+            let names = match code[at + start.len()..].split_once('{') {
+                Some(("", group)) => group.split('}').next().unwrap_or_default().split(',').map(name).collect(),
+                _ => vec![name(&code[at + start.len()..])],
+            };
+            let file_of = |name: String| if files.contains_key(&name) { name } else { "mod".to_owned() };
+            used.extend(names.into_iter().filter(|name| !name.is_empty()).map(file_of));
+        }
+    }
+    if file == "mod" {
+        used.extend(files.keys().filter(|child| code.contains(&format!("{child}::"))).cloned());
+    }
+    used.remove(file);
+    used
+}
+
+/// The name at the beginning of a path.
+fn name(path: &str) -> String {
+    path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
 fn floor(module: &str) -> u8 {

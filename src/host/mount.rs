@@ -16,7 +16,7 @@ use super::status::{self, MountState};
 use super::supervisor::Supervisor;
 use super::{failures, mount_point, process};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
-use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, SharedLayers};
+use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers};
 use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
@@ -24,6 +24,7 @@ pub(super) struct Mount {
     handover: Handover,
     opened: Opened,
     fs: Arc<ImageFs>,
+    programs: Programs,
     mounted: Mounted,
     supervisor: Supervisor,
     /// For the supervisor, once.
@@ -37,6 +38,7 @@ pub(super) struct Prepared {
     opens: Option<std::fs::File>,
     opened: Opened,
     fs: Arc<ImageFs>,
+    programs: Programs,
 }
 
 /// What a process tells the one that asked for a mount.
@@ -66,12 +68,13 @@ impl Mount {
         let target = mount_point::hold(spec, &spec.at)?;
         let opened = open::open(&spec.image, shared_layers).await?;
         let fs = opened.files(Eagerness::Background, spec.policy.verify);
+        let programs = Programs::observe(&fs);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
         let mounted = fuse::mount(Arc::clone(&fs), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
-        Ok(Self { handover, opened, fs, mounted, supervisor, connection })
+        Ok(Self { handover, opened, fs, programs, mounted, supervisor, connection })
     }
 
     /// Where it is mounted.
@@ -82,11 +85,11 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount whose every layer is to be waited for, and of
     /// which one cannot be had, is taken away.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, fs, mounted, mut supervisor, connection } = self;
+        let Self { mut handover, opened, fs, programs, mounted, mut supervisor, connection } = self;
         let (place, gone) = (mounted.place(), mounted.gone());
         let policy = handover.spec.policy;
         let served = tokio::spawn(mounted.served());
-        let prefetching = start_prefetching(&policy, &opened.plan, &fs);
+        let prefetching = start_prefetching(&policy, &opened.plan, &fs, programs);
         supervisor.serving(&handover, connection.as_ref().map(OwnedFd::as_fd)).await;
         drop(connection);
         let state = MountState::of(&handover, &opened, &supervisor);
@@ -144,7 +147,8 @@ impl Prepared {
         let fs = opened.files(Eagerness::Background, spec.policy.verify);
         fs.goes_on_after(handed.handover.age());
         let Handed { handover, connection, opens } = handed;
-        Ok(Self { handover, connection, opens, opened, fs })
+        let programs = Programs::observe(&fs);
+        Ok(Self { handover, connection, opens, opened, fs, programs })
     }
 
     /// The mount that is to be taken over.
@@ -157,14 +161,14 @@ impl Prepared {
     /// # Errors
     /// [`HostError::Mount`]
     pub(super) fn take_over(self, supervisor: Supervisor) -> Result<Mount, HostError> {
-        let Self { handover, connection, opens, opened, fs } = self;
+        let Self { handover, connection, opens, opened, fs, programs } = self;
         let let_cpus_sleep = handover.spec.kernel.let_cpus_sleep;
         let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, let_cpus_sleep)?;
         if let Some(how) = &handover.ended {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-        Ok(Mount { handover, opened, fs, mounted, supervisor, connection: None })
+        Ok(Mount { handover, opened, fs, programs, mounted, supervisor, connection: None })
     }
 }
 
@@ -190,17 +194,22 @@ fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor
 }
 
 /// Begins to fetch what is to be fetched ahead of its readers, and to record what they read at the mount's start.
-fn start_prefetching(policy: &Policy, plan: &Plan, fs: &Arc<ImageFs>) -> tokio::task::JoinHandle<()> {
+fn start_prefetching(
+    policy: &Policy,
+    plan: &Plan,
+    fs: &Arc<ImageFs>,
+    programs: Programs,
+) -> tokio::task::JoinHandle<()> {
     let what = policy.prefetch;
     let (command, fs) = (plan.configuration.command(), Arc::clone(fs));
     tokio::spawn(async move {
-        let foresee = async {
+        let programs = async {
             if what != Prefetch::None {
-                fs.prefetch_programs(&command).await;
+                programs.prefetch(&command).await;
             }
         };
-        // In this order: where a profile speaks, nothing is guessed.
-        tokio::join!(biased; fs.prefetch(what), foresee, fs.record());
+        // In this order: where a profile covers a layer, nothing else is predicted.
+        tokio::join!(biased; fs.prefetch(what), programs, fs.record());
     })
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,6 @@ use tokio::sync::Semaphore;
 
 use super::identity::Identity;
 use super::layers::{Known, LayerFailure, LayerStatus, Layers};
-use super::programs::SeenPrograms;
 use crate::content::{self, LayerReader, PartialLayer, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
 use crate::offsets::{DecodedOffset, FileOffset};
@@ -29,8 +28,8 @@ pub struct ImageFs {
     identity: Identity,
     /// Held while a file is made, see [`ImageFs::make_passthrough_copy`].
     making: Arc<Semaphore>,
-    /// Programs that were read.
-    pub(super) programs: SeenPrograms,
+    /// Is told what is read.
+    observer: OnceLock<Box<dyn ReadObserver>>,
 }
 
 /// Why a question about an image has no answer.
@@ -77,6 +76,12 @@ pub enum FsError {
     Loop,
 }
 
+/// Is told what is read of an image, in the thread that reads: it must not wait.
+pub trait ReadObserver: Send + Sync {
+    /// `bytes` of `node`, which begin at `at`, are read.
+    fn read(&self, node: NodeId, at: FileOffset, bytes: &[u8]);
+}
+
 /// The answer, or the layer that must be known first.
 pub type Now<T> = Result<T, NotNow>;
 
@@ -106,14 +111,25 @@ impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Self {
         let making = Arc::new(Semaphore::new(1));
-        let programs = SeenPrograms::new();
-        let fs = Self { overlay: Overlay::new(count), layers, size, identity, making, programs };
+        let (overlay, observer) = (Overlay::new(count), OnceLock::new());
+        let fs = Self { overlay, layers, size, identity, making, observer };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
             }
         }
         fs
+    }
+
+    /// Tells `observer` from now on what is read; an image has one at most, the first.
+    pub fn observe(&self, observer: Box<dyn ReadObserver>) {
+        let _ = self.observer.set(observer);
+    }
+
+    fn observed(&self, node: NodeId, at: FileOffset, bytes: &[u8]) {
+        if let Some(observer) = self.observer.get() {
+            observer.read(node, at, bytes);
+        }
     }
 
     /// Answers `question` as soon as the layers it needs are known.
@@ -331,7 +347,7 @@ impl ImageFs {
         let plan = self.plan_read(node, at, buf.len())?;
         let local = plan.read_now(buf, before_wait)?;
         if let Local::Bytes(length) = local {
-            self.programs.read(node, at.0, &buf[..length]);
+            self.observed(node, at, &buf[..length]);
         }
         Ok(local)
     }
@@ -347,7 +363,7 @@ impl ImageFs {
             let number = missing.plan.layer;
             match self.patiently(number, missing.wait()).await? {
                 Ok(bytes) => {
-                    self.programs.read(node, at.0, &bytes);
+                    self.observed(node, at, &bytes);
                     return Ok(bytes);
                 }
                 Err(Unfilled::Failed(error)) => match unread(number, error) {
@@ -388,7 +404,7 @@ impl ImageFs {
             match plan.read_now(&mut buf, &mut || ())? {
                 Local::Missing(missing) => Ok(Err(missing)),
                 Local::Bytes(_) => {
-                    fs.programs.read(node, at.0, &buf);
+                    fs.observed(node, at, &buf);
                     Ok(Ok(buf.into()))
                 }
             }

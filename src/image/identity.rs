@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::PlannedLayer;
+use super::plan::PlannedLayer;
 use crate::digest::{Algorithm, Digest};
 use crate::layer::{Kind, Timestamp};
 use crate::overlay::{NodeAttr, NodeId};

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::chain::chain;
 use super::plan::PlannedLayer;
 use crate::content::{
     self, Closed, ContentStats, FirstPass, LayerReader, MountScope, OpenLayer, PartialLayer, PassError, Prefetch,
@@ -584,9 +585,9 @@ impl Slot {
             State::Running => ("reading", ContentStats::default(), None),
             State::Ready(content) => {
                 let last_error = content.last_error();
-                ("ready", content.stats(), last_error.as_ref().map(|why| super::chain(why)))
+                ("ready", content.stats(), last_error.as_ref().map(|why| chain(why)))
             }
-            State::Failed { why, .. } => ("failed", ContentStats::default(), Some(super::chain(why))),
+            State::Failed { why, .. } => ("failed", ContentStats::default(), Some(chain(why))),
         };
         LayerStatus {
             digest: self.pass.blob.digest.clone(),

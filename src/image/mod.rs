@@ -1,5 +1,6 @@
 //! An image: resolve a reference, open its layers, show them as one file system.
 
+mod chain;
 pub mod fs;
 pub mod identity;
 pub mod layers;
@@ -9,10 +10,12 @@ mod programs;
 use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
-pub use fs::{DirEntry, FsError, ImageFs, Local, MissingBytes, NotNow, Now};
+pub use chain::chain;
+pub use fs::{DirEntry, FsError, ImageFs, Local, MissingBytes, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
+pub use programs::Programs;
 
 use crate::source::BlobSource;
 
@@ -57,15 +60,3 @@ pub fn open(
 
 /// When a process begins to look for what others have left in the cache.
 const TIDY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// An error and its causes in one line, for logs and status.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -1,10 +1,6 @@
-//! Foresight: a program says what it will want, and an image which program it is for.
+//! Prefetches what programs name: walks the image where [`crate::predict::programs`] says what to look for.
 //!
-//! Before a program does anything, its loader reads it, then the libraries that it names, then those that they name:
-//! one wait after another, for files whose names could have been read in the first one. So they are: from every program
-//! and library that somebody begins to load, and, once somebody does, from the one that the image's configuration names,
-//! what it names is looked up and fetched, a little ahead of the loader. All of it is a guess, made of bytes that are
-//! here; see [`LayerReader::speculate`]. Who looks around in an image, or copies files out of it, loads nothing.
+//! All of it is speculation on bytes that are cached, or fetched for it; see [`LayerReader::speculate`].
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,76 +12,67 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::fs::{ImageFs, NotNow, Now};
+use super::fs::{ImageFs, NotNow, Now, ReadObserver};
 use crate::content::LayerReader;
 use crate::documents::Command;
 use crate::layer::Kind;
-use crate::offsets::DecodedOffset;
+use crate::offsets::{DecodedOffset, FileOffset};
 use crate::overlay::{Last, NodeId};
 use crate::predict::Priority;
-use crate::predict::elf::{FAULT, HEAD, MAGIC, Program};
+use crate::predict::elf::{HEAD, Program};
+use crate::predict::programs::{self, LOADER_READS, LoaderDirectories, MOST_PROGRAMS, Seen};
 use crate::sync::lock;
 
-/// Programs that were seen and not looked at yet.
-pub(super) struct SeenPrograms {
-    sender: mpsc::Sender<(NodeId, By)>,
-    receiver: Mutex<Option<mpsc::Receiver<(NodeId, By)>>>,
+/// The programs of an image that are loaded, from now on.
+pub struct Programs {
+    fs: Arc<ImageFs>,
+    seen: mpsc::Receiver<(NodeId, Seen)>,
+    noted: Noted,
 }
 
-/// How a program was seen.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum By {
-    /// Somebody reads it.
-    Reading,
-    /// Something that is here says that it will be wanted.
-    Name,
-}
+/// Where programs are noted that were seen.
+#[derive(Clone)]
+struct Noted(mpsc::Sender<(NodeId, Seen)>);
 
-impl SeenPrograms {
-    pub(super) fn new() -> Self {
-        let (sender, receiver) = mpsc::channel(MOST_UNSEEN);
-        Self { sender, receiver: Mutex::new(Some(receiver)) }
+impl Noted {
+    fn note(&self, program: NodeId, seen: Seen) {
+        // If many wait, one less is looked at.
+        let _ = self.0.try_send((program, seen));
     }
+}
 
-    /// `node` is read from `at` on, and `bytes` are there.
-    pub(super) fn read(&self, node: NodeId, at: u64, bytes: &[u8]) {
-        // Loaders begin with a few bytes, for which the kernel reads a few pages.
-        if at == 0 && bytes.len() < COPIED && bytes.starts_with(MAGIC) {
-            self.program(node, By::Reading);
+impl ReadObserver for Noted {
+    fn read(&self, node: NodeId, at: FileOffset, bytes: &[u8]) {
+        if at.0 == 0 && programs::is_load(bytes) {
+            self.note(node, Seen::Loading);
         }
     }
+}
 
-    fn program(&self, node: NodeId, by: By) {
-        // If many wait, one less is looked at.
-        let _ = self.sender.try_send((node, by));
+impl Programs {
+    /// Observes what is read of an image; for the first that asks.
+    pub fn observe(fs: &Arc<ImageFs>) -> Self {
+        let (sender, seen) = mpsc::channel(MOST_WAITING);
+        let noted = Noted(sender);
+        fs.observe(Box::new(noted.clone()));
+        Self { fs: Arc::clone(fs), seen, noted }
     }
-}
 
-/// A file's bytes, all in one piece of a layer.
-struct File {
-    content: Arc<LayerReader>,
-    bytes: Range<DecodedOffset>,
-    /// Where it lies, without its name; ends in a slash.
-    directory: Vec<u8>,
-}
-
-impl ImageFs {
-    /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what they
-    /// name; until dropped, or until that has cost [`CPU_TIME`].
-    pub async fn prefetch_programs(self: &Arc<Self>, command: &Command) {
-        let Some(mut programs) = lock(&self.programs.receiver).take() else { return };
-        let places = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+    /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what
+    /// they name; until dropped, or until that has cost [`CPU_TIME`].
+    pub async fn prefetch(mut self, command: &Command) {
+        let looks = Looks { fs: self.fs, noted: self.noted, loaders: Arc::default() };
         let left = Arc::new(Mutex::new(CPU_TIME));
         let (mut known, mut looking) = (HashSet::new(), JoinSet::new());
         while known.len() < MOST_PROGRAMS {
             tokio::select! {
-                Some((program, by)) = programs.recv(), if looking.len() < MOST_AT_ONCE => {
+                Some((program, seen)) = self.seen.recv(), if looking.len() < MOST_AT_ONCE => {
                     if known.is_empty() {
-                        self.look_for(command);
+                        looks.note_started(command);
                     }
                     if known.insert(program) {
-                        let (fs, places, left) = (Arc::clone(self), Arc::clone(&places), Arc::clone(&left));
-                        looking.spawn(async move { metered(&left, fs.look_at(program, by, &places)).await });
+                        let (looks, left) = (looks.clone(), Arc::clone(&left));
+                        looking.spawn(async move { metered(&left, looks.look_at(program, seen)).await });
                     }
                 }
                 Some(looked) = looking.join_next() => {
@@ -97,130 +84,130 @@ impl ImageFs {
         }
         looking.join_all().await;
     }
+}
 
+/// Looks at programs, one at a time each.
+#[derive(Clone)]
+struct Looks {
+    fs: Arc<ImageFs>,
+    noted: Noted,
+    loaders: Arc<Mutex<LoaderDirectories>>,
+}
+
+/// A file's bytes, all in one piece of a layer.
+struct File {
+    content: Arc<LayerReader>,
+    bytes: Range<DecodedOffset>,
+    /// Where it lies, without its name; ends in a slash.
+    directory: Vec<u8>,
+}
+
+impl Looks {
     /// Has the programs looked at that `command` starts.
-    fn look_for(&self, command: &Command) {
+    fn note_started(&self, command: &Command) {
         for program in &command.programs {
-            let mut paths = command.paths_of(program);
-            if let Some(found) = paths.find_map(|path| self.walk(path.as_bytes(), Last::Follow).ok()) {
-                self.programs.program(found.node, By::Name);
-            }
+            command.paths_of(program).any(|path| self.note_at(path.as_bytes()));
         }
     }
 
-    /// Fetches what whoever starts `program` will read of it, and has what it names looked at. `places` are the
-    /// directories where libraries were found.
-    async fn look_at(&self, program: NodeId, by: By, places: &Mutex<Vec<Vec<u8>>>) {
+    /// Has the program looked at that is at this path, if there is one.
+    fn note_at(&self, path: &[u8]) -> bool {
+        let found = self.fs.walk(path, Last::Follow);
+        if let Ok(found) = &found {
+            self.noted.note(found.node, Seen::Named);
+        }
+        found.is_ok()
+    }
+
+    /// Fetches what a loader of `program` will read of it, and has what it names looked at.
+    async fn look_at(&self, program: NodeId, seen: Seen) {
         let Ok(Some(file)) = self.file(program) else { return };
         if !file.content.may_speculate() || file.content.layer().has(file.bytes.clone()) {
             return;
         }
-        let little = file.content.is_one_request(file.bytes.clone());
-        if little {
-            file.speculate(0..u64::MAX, Priority::High).await;
-        }
-        // Mostly the dynamic section is near its end.
-        let end = async {
-            if by == By::Name && file.length() <= WHOLE {
-                file.speculate(file.length().saturating_sub(FAULT)..u64::MAX, Priority::High).await;
-            }
-        };
-        let (Some(head), ()) = tokio::join!(file.part(0..HEAD as u64), end) else { return };
-        if let Some(interpreter) = script(&head) {
-            return self.find(&file.directory, [interpreter]);
-        }
-        let Some(program) = Program::parse(&head) else { return };
-        if let Some(loader) = program.loader.clone()
-            && let Some(path) = file.part(loader.start..loader.end.min(loader.start.saturating_add(NAME))).await
-            && let Ok(found) = self.walk(until_zero(&path), Last::Follow)
-        {
-            // Where it is other libraries are, too.
-            if let Ok(Some(loader)) = self.file(found.node) {
-                note(places, loader.directory);
-            }
-            self.programs.program(found.node, By::Name);
+        if file.content.is_one_request(file.bytes.clone()) {
+            file.speculate(0..file.length(), Priority::High).await;
         }
         let beside = async {
-            if program.loader.is_some() {
-                self.prefetch_loader_files(LOADER_READS).await;
+            if let Some(end) = programs::beside_head(file.length(), seen) {
+                file.speculate(end, Priority::High).await;
             }
         };
-        let section = section_of(&program);
-        let around = section.start.saturating_sub(FAULT)..section.end.saturating_add(FAULT);
-        let names = async {
-            if program.dynamic.is_empty() {
-                return;
+        let (Some(head), ()) = tokio::join!(file.part(0..HEAD as u64), beside) else { return };
+        if let Some(interpreter) = programs::interpreter(&head) {
+            let relative = [&file.directory, interpreter].concat();
+            self.note_at(if interpreter.starts_with(b"/") { interpreter } else { &relative });
+            return;
+        }
+        let Some(program) = Program::parse(&head) else { return };
+        let is_started = self.note_loader(&file, &program).await;
+        let loader_reads = async {
+            if is_started {
+                self.prefetch_loader_reads().await;
             }
-            file.speculate(around, Priority::High).await;
-            self.look_at_named(&file, &program, places).await;
+        };
+        let names = async {
+            if let Some(section) = programs::dynamic(&program) {
+                file.speculate(programs::around(&section), Priority::High).await;
+                self.note_libraries(&file, &program, section).await;
+            }
         };
         let rest = async {
-            if file.length() <= WHOLE {
-                file.speculate(0..u64::MAX, Priority::Low).await;
-            } else {
-                for table in program.tables() {
-                    let around = table.start.saturating_sub(FAULT)..table.end;
-                    file.speculate(around, Priority::High).await;
-                }
+            for (part, priority) in programs::beside_dynamic(&program, file.length()) {
+                file.speculate(part, priority).await;
             }
         };
-        tokio::join!(names, rest, beside);
+        tokio::join!(names, rest, loader_reads);
     }
 
-    /// Has the libraries looked at that the dynamic section of `program` names.
-    async fn look_at_named(&self, file: &File, program: &Program, places: &Mutex<Vec<Vec<u8>>>) {
-        let Some(dynamic) = file.part(section_of(program)).await else { return };
+    /// Has the loader looked at that a program names; whether it names one, as those do that are started.
+    async fn note_loader(&self, file: &File, program: &Program) -> bool {
+        let Some(path) = program.loader.clone() else { return false };
+        if let Some(path) = file.part(path.start..path.end.min(programs::name_at(path.start).end)).await
+            && let Ok(found) = self.fs.walk(programs::name(&path), Last::Follow)
+        {
+            if let Ok(Some(loader)) = self.file(found.node) {
+                lock(&self.loaders).note(loader.directory);
+            }
+            self.noted.note(found.node, Seen::Named);
+        }
+        true
+    }
+
+    /// Has the libraries looked at that the dynamic section of a program names.
+    async fn note_libraries(&self, file: &File, program: &Program, section: Range<u64>) {
+        let Some(dynamic) = file.part(section).await else { return };
         let names = program.names(&dynamic);
-        let mut directories = Vec::new();
-        for at in names.directories {
-            let Some(text) = file.part(at..at.saturating_add(NAME)).await else { continue };
-            directories.extend(until_zero(&text).split(|byte| *byte == b':').map(|path| file.expanded(path)));
-        }
-        directories.truncate(MOST_DIRECTORIES);
-        directories.extend(lock(places).iter().cloned());
-        directories.extend(PLACES.iter().map(|place| place.as_bytes().to_vec()));
-        let mut needed = Vec::new();
-        for at in names.needed {
-            needed.extend(file.part(at..at.saturating_add(NAME)).await.map(|name| until_zero(&name).to_vec()));
-        }
+        let directories = file.names(names.directories).await;
+        let needed = file.names(names.needed).await;
+        let directories = lock(&self.loaders).search_path(&file.directory, &directories);
         for name in needed {
             for directory in &directories {
-                let found = self.walk(&[directory, b"/".as_slice(), &name].concat(), Last::Follow);
-                // Others have something to do as well, and the time that this takes is looked at.
+                let found = self.note_at(&[directory, b"/".as_slice(), &name].concat());
+                // Other tasks have something to do as well, and the time that this takes is looked at.
                 tokio::task::yield_now().await;
-                if let Ok(found) = found {
-                    self.programs.program(found.node, By::Name);
+                if found {
                     break;
                 }
             }
         }
     }
 
-    /// Has what these paths name looked at; they may begin in `directory`.
-    fn find<'a>(&self, directory: &[u8], paths: impl IntoIterator<Item = &'a [u8]>) {
-        for path in paths {
-            let path = if path.starts_with(b"/") { path.to_vec() } else { [directory, path].concat() };
-            if let Ok(found) = self.walk(&path, Last::Follow) {
-                self.programs.program(found.node, By::Name);
-            }
-        }
-    }
-
-    async fn prefetch_loader_files(&self, paths: &[&str]) {
-        for path in paths {
-            if let Ok(found) = self.walk(path.as_bytes(), Last::Follow)
+    async fn prefetch_loader_reads(&self) {
+        for path in LOADER_READS {
+            if let Ok(found) = self.fs.walk(path.as_bytes(), Last::Follow)
                 && let Ok(Some(file)) = self.file(found.node)
-                && file.length() <= WHOLE
+                && programs::is_fetched_whole(file.length())
             {
-                file.speculate(0..u64::MAX, Priority::High).await;
+                file.speculate(0..file.length(), Priority::High).await;
             }
         }
     }
 
     /// The bytes of a file; `None` if it is none, or has holes.
     fn file(&self, node: NodeId) -> Now<Option<File>> {
-        let Ok((number, entry)) = self.carrier(node, Kind::File) else { return Ok(None) };
-        let Some(content) = self.known_content(number) else { return Ok(None) };
+        let Ok((number, entry)) = self.fs.carrier(node, Kind::File) else { return Ok(None) };
+        let Some(content) = self.fs.known_content(number) else { return Ok(None) };
         let unusable = |_| NotNow::Needs(number);
         let known = content.index().entry(entry).map_err(unusable)?;
         let Some(data) = known.data() else { return Ok(None) };
@@ -254,14 +241,13 @@ impl File {
         self.content.peek(place.start, &mut bytes).ok()?.then_some(bytes)
     }
 
-    /// A directory as a program that lies here names it.
-    fn expanded(&self, path: &[u8]) -> Vec<u8> {
-        for origin in [b"$ORIGIN".as_slice(), b"${ORIGIN}"] {
-            if let Some(rest) = path.strip_prefix(origin) {
-                return [&self.directory, b".".as_slice(), rest].concat();
-            }
+    /// The names that are written at these places.
+    async fn names(&self, places: Vec<u64>) -> Vec<Vec<u8>> {
+        let mut names = Vec::new();
+        for at in places {
+            names.extend(self.part(programs::name_at(at)).await.map(|bytes| programs::name(&bytes).to_vec()));
         }
-        path.to_vec()
+        names
     }
 }
 
@@ -287,68 +273,9 @@ fn cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-fn note(places: &Mutex<Vec<Vec<u8>>>, directory: Vec<u8>) {
-    let mut places = lock(places);
-    if places.len() < MOST_PLACES && !places.contains(&directory) {
-        places.push(directory);
-    }
-}
-
-/// Which program reads a script, if it is one that says so.
-fn script(head: &[u8]) -> Option<&[u8]> {
-    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    line.split(|byte| byte.is_ascii_whitespace()).find(|word| !word.is_empty())
-}
-
-/// The dynamic section, as far as it is looked at.
-fn section_of(program: &Program) -> Range<u64> {
-    let Range { start, end } = program.dynamic;
-    start..end.min(start.saturating_add(MOST_DYNAMIC))
-}
-
-fn until_zero(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// A program or library of so many bytes is read as a whole: all but the largest are mapped, and for each page that is
-/// touched the kernel reads half a MiB. Of 57 above 150 KB that Python and Node.js load, 55 are, to 0.8 and more.
-const WHOLE: u64 = 8 << 20;
-/// A first piece of so many bytes is for somebody who copies the file.
-const COPIED: usize = 128 << 10;
-/// What a loader reads besides.
-const LOADER_READS: &[&str] = &["/etc/ld.so.cache"];
-/// Where libraries are if nobody says so.
-const PLACES: &[&str] = &["/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib"];
-/// Directories that a program names in which others are looked for.
-const MOST_DIRECTORIES: usize = 32;
-/// Directories of loaders that are remembered.
-const MOST_PLACES: usize = 4;
-/// Programs that are looked at in a mount.
-const MOST_PROGRAMS: usize = 1 << 12;
 /// Programs that are looked at at a time: each may hold a few hundred KiB.
 const MOST_AT_ONCE: usize = 128;
 /// What looking at programs may take of a CPU in a mount; four that need one another take a thousandth of it.
 const CPU_TIME: Duration = Duration::from_secs(1);
 /// Programs that wait to be looked at.
-const MOST_UNSEEN: usize = 256;
-/// Bytes of a dynamic section that are looked at.
-const MOST_DYNAMIC: u64 = 64 << 10;
-/// Bytes in which a name, or the names of some directories, should end.
-const NAME: u64 = 512;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_script_names_its_interpreter() {
-        for (head, program) in [
-            (b"#!/bin/sh\nset -e\n".as_slice(), Some(b"/bin/sh".as_slice())),
-            (b"#! /usr/bin/env python3\n", Some(b"/usr/bin/env")),
-            (b"#!\n", None),
-            (b"set -e\n", None),
-        ] {
-            assert_eq!(script(head), program);
-        }
-    }
-}
+const MOST_WAITING: usize = 256;

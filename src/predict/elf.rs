@@ -130,8 +130,8 @@ const RUNPATH: u64 = 29;
 const MOST_NAMES: usize = 256;
 /// Symbols and relocations that are fetched ahead, in bytes: more are not all read.
 const MOST_SYMBOLS: u64 = 2 << 20;
-/// The kernel reads as much before and behind a page of a mapped file that is not here.
-pub const FAULT: u64 = 256 << 10;
+/// The kernel reads as much before and behind a page of a mapped file that it does not have.
+pub(super) const FAULT: u64 = 256 << 10;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

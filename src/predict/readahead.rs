@@ -14,7 +14,8 @@
 //!
 //! Only bookkeeping in span numbers lives here.
 
-use super::{Event, Found, Layout, Piece, Priority, REQUEST, Speculation, StreamId, Urgency, Wish};
+use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Urgency, Wish};
+use super::layout::{Layout, REQUEST};
 use crate::layer::IndexError;
 use crate::span::{SpanId, SpanRange};
 
@@ -87,7 +88,7 @@ impl ReadAhead {
             Event::Missed { run, speculation } => Ok(self.missed(run, speculation, layout)?.into_iter().collect()),
             Event::Answered { piece, run, speculation } => {
                 // A large piece is of a large file, and what lies before that is no neighbour.
-                if speculation == Speculation::Off || piece.length() >= REMEMBERED {
+                if speculation == Speculation::Off || piece.length() >= STREAMED {
                     return Ok(Vec::new());
                 }
                 let spans = near_before(run.start, layout)?;
@@ -262,8 +263,6 @@ const LARGE: u64 = 512 << 10;
 /// less is given less, and one of more is found out by the next piece. A page of a mapped file comes with more
 /// (`get_init_ra_size` and `do_sync_mmap_readahead` of Linux).
 const OPENING: u64 = 256 << 10;
-/// A piece of so many bytes may be one that larger ones follow.
-pub(super) const REMEMBERED: u64 = 128 << 10;
 /// What is wished for ahead of a reader of large pieces, in bytes of the blob.
 const STREAM_BYTES: u64 = 6 << 20;
 /// Readers that are followed at once in a layer.
@@ -290,8 +289,8 @@ mod tests {
     use super::*;
     use crate::layer::EntryId;
     use crate::offsets::DecodedOffset;
-    use crate::predict::PlaceInFile;
-    use crate::predict::testing::Even;
+    use crate::predict::event::PlaceInFile;
+    use crate::predict::layout::testing::Even;
 
     /// A layer of spans that are small enough for windows to be bounded by their number alone.
     const SMALL: Even = Even { spans: 10_000, bytes: 1 << 10 };
@@ -386,7 +385,7 @@ mod tests {
         let allowed = Speculation::Allowed;
         assert_eq!(answered(piece(100), allowed, &SMALL), [wish(7, 9, Urgency::Speculation(Priority::Low))]);
         assert_eq!(answered(piece(100), Speculation::Off, &SMALL), []);
-        assert_eq!(answered(piece(REMEMBERED), allowed, &SMALL), [], "of a large file");
+        assert_eq!(answered(piece(STREAMED), allowed, &SMALL), [], "of a large file");
         assert_eq!(
             answered(piece(100), allowed, &Even { bytes: NEAR_BYTES, ..SMALL }),
             [wish(8, 9, Urgency::Speculation(Priority::Low))]

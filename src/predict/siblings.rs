@@ -10,7 +10,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Layout, Priority, Urgency, Wish};
+use super::event::{Priority, Urgency, Wish};
+use super::layout::Layout as _;
 use crate::layer::{EntryId, IndexError, Kind, LayerIndex};
 use crate::span::{SpanId, SpanRange};
 

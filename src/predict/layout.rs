@@ -1,0 +1,97 @@
+//! How the spans of a layer lie in its blob and in its decoded stream.
+
+use crate::codec::StartKind;
+use crate::layer::{IndexError, LayerIndex};
+use crate::offsets::DecodedOffset;
+use crate::span::{SpanId, SpanRange};
+
+/// What a predictor knows of a layer: how its spans lie in its blob and in its decoded stream.
+pub trait Layout {
+    /// How many spans there are.
+    fn span_count(&self) -> u32;
+
+    /// Bytes of the blob that have to be fetched for some spans.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError>;
+
+    /// Whether a span can be decoded without the one before.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    fn starts_anew(&self, span: SpanId) -> Result<bool, IndexError>;
+
+    /// The span behind those that hold the bytes up to `end`, which is not 0.
+    ///
+    /// # Errors
+    /// The index is damaged, or the layer ends before.
+    fn end_of(&self, end: DecodedOffset) -> Result<SpanId, IndexError>;
+
+    /// The longest range of up to `spans` spans and `bytes` bytes of the blob that begins at `from`.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    fn within(&self, from: SpanId, spans: u32, bytes: u64) -> Result<SpanRange, IndexError> {
+        let last = from.forward(spans).min(SpanId(self.span_count()));
+        let mut range = SpanRange::none_at(from);
+        while range.end < last && self.blob_bytes(SpanRange::new(from, range.end.next()))? <= bytes {
+            range.end = range.end.next();
+        }
+        Ok(range)
+    }
+}
+
+impl Layout for LayerIndex {
+    fn span_count(&self) -> u32 {
+        self.span_count()
+    }
+
+    fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError> {
+        let Some(last) = spans.last() else { return Ok(0) };
+        let range = self.blob_range(spans.start, last)?;
+        Ok(range.end.0.saturating_sub(range.start.0))
+    }
+
+    fn starts_anew(&self, span: SpanId) -> Result<bool, IndexError> {
+        Ok(self.span(span)?.kind != StartKind::Continued)
+    }
+
+    fn end_of(&self, end: DecodedOffset) -> Result<SpanId, IndexError> {
+        let end = end.0.min(self.proof().decoded_size);
+        Ok(self.span_at(DecodedOffset(end.saturating_sub(1)))?.next())
+    }
+}
+
+/// A request ends with the span that comes to so many bytes of the blob: as large as the source takes for short.
+pub const REQUEST: u64 = 768 << 10;
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A layer whose spans are all alike.
+    pub(crate) struct Even {
+        pub(crate) spans: u32,
+        /// Bytes of the blob in each; as many as it decodes to.
+        pub(crate) bytes: u64,
+    }
+
+    impl Layout for Even {
+        fn span_count(&self) -> u32 {
+            self.spans
+        }
+
+        fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError> {
+            Ok(u64::from(spans.count()) * self.bytes)
+        }
+
+        fn starts_anew(&self, _: SpanId) -> Result<bool, IndexError> {
+            Ok(true)
+        }
+
+        fn end_of(&self, end: DecodedOffset) -> Result<SpanId, IndexError> {
+            Ok(SpanId(u32::try_from(end.0.div_ceil(self.bytes)).unwrap_or(u32::MAX).min(self.spans)))
+        }
+    }
+}
