@@ -16,6 +16,7 @@ use peelfs::content::{FirstPass, SharedLayers};
 use peelfs::descriptor::Compression;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
+use peelfs::loopback::Request;
 use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, Gate, RedirectTo, Rule, Target};
 use peelfs::loopback::image::{self as built, Image, ImageBuilder, LayerBuilder, Packing};
@@ -541,8 +542,17 @@ fn readers_that_block_get_their_bytes_when_the_registry_is_back() {
     });
 }
 
+/// As registries say it by the letter, as Harbor does, Docker Hub, and ECR.
 #[test]
 fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
+    let basic = ("WWW-Authenticate".to_owned(), "Basic realm=\"harbor\"".to_owned());
+    for refusal in [None, Some((401, vec![basic])), Some((401, Vec::new())), Some((403, Vec::new()))] {
+        credentials_that_ended_are_asked_for_again(refusal);
+    }
+}
+
+/// With this answer to a token that has ended.
+fn credentials_that_ended_are_asked_for_again(refusal: Option<(u16, Vec<(String, String)>)>) {
     let bench = Bench::new(Packing::Stored);
     let login = |password: &str| {
         use base64::Engine as _;
@@ -551,7 +561,7 @@ fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
         std::fs::write(bench.dir.path().join("auth.json"), auths.to_string()).unwrap();
     };
     let user = |password: &str| Some(("alice".to_owned(), password.to_owned()));
-    let tokens = TokenService::new(TokenRules { user: user("old"), ..TokenRules::default() });
+    let tokens = TokenService::new(TokenRules { user: user("old"), expires_in: Some(86_400), ..TokenRules::default() });
     bench.registry.set_access(Access::Bearer { tokens: tokens.clone(), realm: Realm::Here });
     login("old");
     runtime().block_on(async {
@@ -561,6 +571,15 @@ fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
         // The token has ended, and so has the password behind it.
         tokens.expire_tokens();
         tokens.change(|rules| rules.user = user("new"));
+        let last = tokens.issued();
+        let has_ended = move |asked: &Request| {
+            let token = asked.header("authorization").and_then(|shown| shown.strip_prefix("Bearer opaque."));
+            token.is_some_and(|number| number.parse::<u64>().unwrap() <= last)
+        };
+        if let Some((status, headers)) = refusal.clone() {
+            let fault = Fault::Status { status, headers, body: bytes::Bytes::new() };
+            bench.registry.faults().add(Rule::new(Target::matching(has_ended), fault));
+        }
         let told = image::chain(&mounted.read("f").await.unwrap_err());
         assert!(told.contains("denied access") && !told.contains("old"), "{told}");
         let outages = mounted.source.outages().unwrap();
@@ -578,7 +597,7 @@ fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
         for reader in readers {
             assert!(reader.await.unwrap().unwrap() == bench.content);
         }
-        assert_eq!(tokens.issued() - before, 1, "one renewal for 64 readers");
+        assert_eq!(tokens.issued() - before, 1, "one renewal for 64 readers, refused with {refusal:?}");
         assert_eq!(outages.refusal(), None);
     });
 }

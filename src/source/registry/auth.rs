@@ -100,7 +100,7 @@ struct Life {
 #[derive(Default)]
 struct State {
     grant: Grant,
-    /// Whether the registry has granted something to the present grant.
+    /// Whether the registry has ever granted something to the present grant.
     proven: bool,
     /// The challenge that was answered with success last, else the first, and whose it was.
     challenge: Option<(Origin, Challenge)>,
@@ -350,6 +350,10 @@ impl Authorizer {
         let ways = ways_in(offered.map(|(offer, origin)| (origin, offer.challenge)), remembered);
         let login = Login { found: found.clone(), ways: ways.clone(), other_scope: other_scope.clone(), due };
         let result = self.log_in(transport, login).await;
+        if matches!(result, Err(AuthError::Unreachable(_) | AuthError::Failing { .. })) {
+            // Nothing was found out about the refusal.
+            self.state().forbidden = None;
+        }
         let unusable = matches!(&result, Ok(Remedy::None) | Err(AuthError::Refused { .. } | AuthError::Unreachable(_)));
         let may_help = offers_nothing && unusable && (hidden || stale || refused.status == StatusCode::UNAUTHORIZED);
         if !may_help || (grant.header.is_none() && found.is_none()) || !self.may_ask() {
@@ -387,7 +391,6 @@ impl Authorizer {
             }
             state.forbidden = Some(now + FORBIDDEN_AGAIN);
         }
-        state.proven = false;
         let is_basic = grant.by.as_ref().is_some_and(|by| by.challenge == Challenge::Basic);
         // Of a token that ended nothing is to be noted; a password that is refused is refused itself.
         let noted = grant.by.as_ref().filter(|_| !proven || is_basic);

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -31,6 +32,8 @@ use crate::source::{Outage, SourceError};
 
 /// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
 const MAX_LOCATIONS: usize = 1024;
+/// What an answer has in any case, also when a pause before has left nothing of the patience.
+const SHORTEST_TRY: Duration = Duration::from_secs(1);
 /// Answers that may be late at a time and still be waited for.
 pub(super) const MAX_LATE: usize = 16;
 
@@ -278,7 +281,7 @@ impl Client {
         asked.push(answer());
         let (late_after, patience) = (self.deadlines.late(), tries.patience());
         let mut late = std::pin::pin!(tokio::time::sleep(late_after));
-        let mut end = std::pin::pin!(tokio::time::sleep(tries.left()));
+        let mut end = std::pin::pin!(tokio::time::sleep(tries.left().max(SHORTEST_TRY.min(patience))));
         let (mut waits_on, mut ended) = (None, false);
         loop {
             tokio::select! {
@@ -423,7 +426,7 @@ impl Client {
         &self,
         tries: &mut Tries,
         subject: Subject<'_>,
-        asked: Option<std::time::Duration>,
+        asked: Option<Duration>,
         fault: &(dyn Display + Sync),
     ) -> bool {
         let again = tries.again_within(&self.outages, &subject, asked, &fault.to_string()).await;
