@@ -18,13 +18,14 @@ use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
 
 use super::access::{Logins, Shown, Step};
-use super::auth::{AuthError, Authorizer, Grant, is_busy, trouble};
+use super::auth::{AuthError, Authorizer, Grant};
 use super::blob::place;
 use super::download::{Cut, Lanes};
 use super::http::{Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
 use super::patience::{Clock, Deadlines, Subject, Tries};
 use super::ranges::{self, Placement, RangeFault};
+use super::token::{is_busy, trouble};
 use crate::descriptor::MediaType;
 use crate::digest::Digest;
 use crate::source::outage::{OnOutage, Outages};

@@ -10,7 +10,7 @@
 //! | `tls`, `verifier` | whose certificates count |
 //! | `http` | one exchange, bounded |
 //! | `patience` | how long and how often |
-//! | `challenge`, `login_file`, `credentials`, `refusals`, `auth` | who we are |
+//! | `challenge`, `login_file`, `credentials`, `refusals`, `token`, `auth` | who we are |
 //! | `access` | what becomes of a refusal |
 //! | `client` | question to answer, all of the above |
 //! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
@@ -36,6 +36,7 @@ mod scripted;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod tls;
+mod token;
 mod verifier;
 
 use std::ops::Range;
