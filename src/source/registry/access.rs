@@ -93,12 +93,12 @@ impl Client {
             };
         }
         let Some(who) = shown.who else { return Ok(Step::Stands) };
+        let own = Arc::ptr_eq(who, &self.authorizer);
         let is_nameless = offer.is_none() && shown.grant.header.is_none();
         let refused = Refused { request: shown.request, status, offer, logins: shown.logins };
         match who.refused(&self.transport, shown.grant, refused).await {
             Ok(Remedy::AskAgain) => Ok(Step::AskAgain),
             Ok(Remedy::None) | Err(AuthError::Unchanged { .. }) => {
-                let own = Arc::ptr_eq(who, &self.authorizer);
                 if !shown.is_last || status == StatusCode::NOT_FOUND || (own && status == StatusCode::FORBIDDEN) {
                     return Ok(Step::Stands);
                 }
@@ -108,6 +108,7 @@ impl Client {
                 }
                 Err(self.denied(reply, ask.what, said, who.told(shown.grant).await))
             }
+            Err(error) if own => Err(self.no_grant(error, ask.what)),
             Err(error) => Err(self.no_grant_at(error, ask.what, &reply.host)),
         }
     }

@@ -346,7 +346,7 @@ impl Client {
         Outgoing { method: ask.method.clone(), url, headers, authorization, form: None }
     }
 
-    fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
+    pub(super) fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
         self.no_grant_at(error, what, &self.host)
     }
 
@@ -364,7 +364,11 @@ impl Client {
             }
             AuthError::Realm { .. } => "nothing".to_owned(),
         };
-        SourceError::Denied { what: what.to_owned(), place: place.to_owned(), said: error.to_string(), tried }
+        let mut said = error.to_string();
+        if place != self.host {
+            said.push_str(&format!(", where {} redirects to", self.host));
+        }
+        SourceError::Denied { what: what.to_owned(), place: place.to_owned(), said, tried }
     }
 
     /// The error that a final answer other than success means.
