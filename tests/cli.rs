@@ -319,7 +319,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     "#);
     assert_snapshot!(run(&["index", "import", "layout/oci-layout"]), @r#"
     --- stderr
-    error: cannot import `layout/oci-layout`: it is not a file of exported indexes: it begins otherwise
+    error: cannot import `layout/oci-layout`: not a file of exported indexes: unknown header
     --- exit 5
     "#);
     assert_snapshot!(run(&["profile", "import", "layout/oci-layout"]), @r#"

@@ -9,20 +9,20 @@ use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 use crate::store::{Content, Shape, Store, StoreError};
 
-/// What a check of one layer found. What was damaged is removed and will be read again.
+/// What a check of one layer found. What was damaged is removed and will be fetched again.
 #[derive(Clone, Debug, Default)]
 pub struct CheckedLayer {
     /// Why the layer index could not be used, if it was damaged.
     pub index: Option<String>,
-    /// Spans that were there.
+    /// Spans that were cached.
     pub spans: u32,
     /// Their decoded bytes.
     pub bytes: u64,
     /// Those of them that were damaged.
     pub damaged: Vec<SpanId>,
-    /// Entries that lay in a file of their own which held something else.
+    /// Entries whose copy for the kernel held something else.
     pub damaged_passthrough_copies: Vec<u32>,
-    /// The content was of another shape than the index says, so none of it counts.
+    /// The content files were of another size than the index says, so none of it counts.
     pub misshapen: bool,
 }
 
@@ -55,7 +55,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     let (layer, size, count) = (name_of(&index), index.proof().decoded_size, index.span_count());
     match store.content_shape(layer, size, count) {
         Shape::Absent => {
-            // There is nothing to compare with; whoever wants to use them must.
+            // There is nothing to compare with; a process that wants to use them must.
             store.passthrough_copies(layer).into_iter().for_each(|entry| store.break_seal(layer, entry));
             return Ok(found);
         }
@@ -77,7 +77,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     Ok(found)
 }
 
-/// Compares files of single entries with the spans, which have been checked.
+/// Compares copies for the kernel with the spans, which have been checked.
 fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
     let layer = name_of(index);
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
@@ -89,7 +89,7 @@ fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex
     };
     for number in store.passthrough_copies(layer) {
         let Some(copy) = store.passthrough_copy(layer, number) else { continue };
-        // An entry that is none, or no file, never had one.
+        // An entry that does not exist, or is no file, never had one.
         let run = passthrough_copy::decoded_range(index, EntryId(number)).ok().flatten();
         let compared = run.map_or(Compared::Differs, |run| passthrough_copy::compare(&run, &copy, &mut read));
         match compared {

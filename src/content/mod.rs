@@ -2,7 +2,7 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | [`pass`], `pass_schedule`, `partial` | a layer that was never seen is read once, from end to end |
+//! | [`pass`], `pass_output`, `pass_schedule`, `partial` | a layer that was never seen is read once, from end to end |
 //! | `shared`, `open_layer`, `spans` | what a process has of its layers: cached spans, and which of them are verified |
 //! | `scope`, `budget` | what one mount has: tasks, a clock, and how much may be in flight ahead of its readers |
 //! | `fetch`, `in_flight` | what is missing is asked for once and handed to all that wait |
@@ -23,6 +23,7 @@ mod in_flight;
 mod open_layer;
 mod partial;
 pub mod pass;
+mod pass_output;
 mod pass_schedule;
 mod passthrough_copy;
 mod prefetch;

@@ -1,10 +1,11 @@
 //! A layer that is shown while its first pass still runs (`--verify=behind`).
 //!
-//! Nothing here is verified yet. The tree so far is offered as a *snapshot*: a layer index in memory,
-//! whose entries keep their numbers in every later snapshot and in the final index. Bytes are read from
-//! the content file that the pass is writing. When the pass ends, well or badly, all this is closed, and
-//! readers are sent to what took its place: the verified layer, or the reason why there is none. What was shown in vain is
-//! remembered by its spans, so that the layer, once it is verified, can be compared with it ([`ShownSpan`]).
+//! Nothing here is verified yet. The tree so far is served as a *snapshot*: a layer index in memory, whose entries keep
+//! their numbers in every later snapshot and in the final index. Bytes are read from the content file that the pass is
+//! writing, as soon as their span is complete. When the pass ends, well or badly, all this is closed, and readers go on
+//! with the verified layer, or get the reason why there is none. If the layer fails verification, every further request
+//! to it is an error and nothing is kept. A pass that breaks off is repeated; the kernel may have cached what the first
+//! one showed, so that is remembered by its spans ([`ShownSpan`]) and compared with the layer once it is verified.
 
 use std::fs::File;
 use std::ops::Range;
@@ -19,14 +20,14 @@ use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, Span, write_index};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
-/// What a running pass has seen so far.
+/// What a running pass has read of a layer so far.
 pub struct PartialLayer {
     tree: Mutex<Option<LayerTree>>,
     progress: watch::Sender<Progress>,
     shown: Mutex<Vec<ShownSpan>>,
 }
 
-/// Bytes that a pass has shown, whether or not somebody looked.
+/// Bytes that a pass has shown, whether or not they were read.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct ShownSpan {
     decoded: Range<DecodedOffset>,
@@ -51,12 +52,12 @@ struct Progress {
     closed: bool,
 }
 
-/// The pass has ended; what was growing is somewhere else now.
+/// The pass has ended: what it has read is the verified layer now, or nothing.
 #[derive(Debug)]
 pub struct Closed;
 
 impl PartialLayer {
-    /// A layer of which nothing has been seen yet.
+    /// A layer of which nothing has been read yet.
     pub fn new() -> Self {
         Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()), shown: Mutex::default() }
     }
@@ -72,7 +73,7 @@ impl PartialLayer {
         self.tree().as_mut().map(work)
     }
 
-    /// The pass has written so far and found so many entries.
+    /// The pass has written up to there.
     pub(super) fn advance_to(&self, written: DecodedOffset) {
         let entries = self.tree().as_ref().map_or(0, LayerTree::len);
         self.progress.send_modify(|progress| {
@@ -103,7 +104,7 @@ impl PartialLayer {
         self.progress.borrow().entries
     }
 
-    /// Sends everybody away.
+    /// Refuses all further reads.
     pub(super) fn close(&self) {
         self.progress.send_modify(|progress| progress.closed = true);
     }
@@ -124,7 +125,7 @@ impl PartialLayer {
             blob: blob.digest.clone(),
             blob_size: blob.size,
             diff_id: diff_id.clone(),
-            // How long the stream will be is not known; bodies lie as far out as they like until it is.
+            // How long the stream will be is not known: until it is, bodies may lie anywhere.
             decoded_size: i64::MAX.cast_unsigned(),
         };
         let mut bytes = Vec::new();
@@ -134,7 +135,7 @@ impl PartialLayer {
         LayerIndex::open(bytes).map_err(|_: IndexError| Closed)
     }
 
-    /// Reads decoded bytes that the pass has already written; `false` when it has not come that far.
+    /// Reads decoded bytes that the pass has already written; `false` when it has not written them all.
     ///
     /// # Errors
     /// [`Closed`]
@@ -153,7 +154,7 @@ impl PartialLayer {
         }
         let data = seen.data.ok_or(Closed)?;
         data.read_exact_at(buf, from.0).map_err(|_| Closed)?;
-        // A layer that is whole may lose its bytes again, and then this file has holes in their place.
+        // Of a verified layer spans may be evicted, and then this file has holes in their place.
         if self.progress.borrow().closed { Err(Closed) } else { Ok(true) }
     }
 
@@ -163,8 +164,8 @@ impl PartialLayer {
     /// [`Closed`]
     pub async fn read(&self, from: DecodedOffset, buf: &mut [u8]) -> Result<(), Closed> {
         let end = from + buf.len() as u64;
-        let here = |progress: &Progress| progress.closed || progress.written >= end;
-        let _ = self.progress.subscribe().wait_for(here).await;
+        let written = |progress: &Progress| progress.closed || progress.written >= end;
+        let _ = self.progress.subscribe().wait_for(written).await;
         if self.read_now(from, buf)? { Ok(()) } else { Err(Closed) }
     }
 
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_while_the_pass_ended_is_not_given_out() {
+    fn what_was_read_while_the_pass_ended_is_not_shown() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"data", 0).unwrap();
         let partial = PartialLayer::new();

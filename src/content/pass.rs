@@ -1,15 +1,14 @@
-//! The first pass over a layer that nobody has seen: one stream in, everything known out.
+//! The first pass over a layer: one stream in, index and content out.
 //!
 //! ```text
 //! source --pieces--> [inflate, note checkpoints] --buffers--> [diff_id, span digests, tar walk, content file]
 //!               \--> [hash the blob]
 //! ```
 //!
-//! The stages overlap on three threads and the network's tasks, with bounded buffers between them, so
-//! the pass runs at the speed of its slowest stage and in flat memory. Nothing can keep up with the
-//! decoder but itself, so its thread does nothing else. Only when the blob's digest and
-//! size and the diff_id all hold are index and content put in their places; until then nothing of the
-//! layer is visible, and if they do not hold, nothing stays.
+//! The stages overlap on three threads and the network's tasks, with bounded buffers between them, so the pass runs at
+//! the speed of its slowest stage and in flat memory. The decoder is that stage, so its thread does nothing else. Only
+//! when the blob's digest and size and the diff_id all match are index and content put in their places; until then
+//! nothing of the layer is visible, and if they do not match, nothing stays.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -20,13 +19,14 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::partial::PartialLayer;
-use super::pass_schedule::{Priority, ScheduledPass};
+use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
+use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
 use crate::layer::{
-    LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WindowAt, WriteError, write_index,
+    LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WriteError, write_index,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::source::outage::Outages;
@@ -37,7 +37,7 @@ use crate::trust::Untrusted;
 /// Why a decoded stream is not a tree that can be shown.
 pub type LayerError = WalkError<TreeError>;
 
-/// What a first pass is about.
+/// A layer that is to be read once, and how.
 #[derive(Clone)]
 pub struct FirstPass {
     /// The layer's blob.
@@ -52,13 +52,11 @@ pub struct FirstPass {
     pub layer_limits: LayerLimits,
 }
 
-/// How far a pass is; written by the pass, read by whoever shows it.
+/// Progress of a pass, for status.
 #[derive(Debug, Default)]
 pub struct PassProgress {
     /// Blob bytes received.
     pub received: AtomicU64,
-    /// Decoded bytes walked over.
-    pub decoded: AtomicU64,
 }
 
 /// Why a layer could not be indexed.
@@ -80,9 +78,9 @@ pub enum PassError {
         expected: Digest,
         /// Size in the manifest.
         expected_size: u64,
-        /// Digest of what came.
+        /// Digest of what was received.
         actual: Digest,
-        /// Size of what came.
+        /// Size of what was received.
         actual_size: u64,
     },
     /// The blob is the one named, but its tar is not the one the configuration names.
@@ -153,11 +151,11 @@ impl PassError {
 impl FirstPass {
     /// Reads the layer from `source` once and puts its index and content into `store`.
     ///
-    /// Waits while another process makes the same pass, and uses what that one has made; and takes its
-    /// stream by `turn`.
+    /// Waits while another process makes the same pass, and uses what that one has made. Takes its stream as `schedule`
+    /// lets it, and shows what it has read so far in `partial`.
     ///
     /// # Errors
-    /// [`PassError`]; nothing of the layer is kept then.
+    /// [`PassError`]; nothing of the layer is cached then.
     pub async fn run(
         &self,
         source: &Arc<dyn BlobSource>,
@@ -202,12 +200,12 @@ impl FirstPass {
         Ok(lock)
     }
 
-    /// Waits until whoever else makes this pass has `freed` it. A pass that, by what `how_far` tells, does not get
-    /// on counts as a try in vain every second, so that whoever waits for the layer waits as long as they do for a
-    /// source that is away.
+    /// Waits for `freed`: until the process or mount that makes this pass has ended it. While `how_far` says the same,
+    /// each second counts as a failed try, so that readers of the layer wait as long as they do for a source that is
+    /// away.
     ///
     /// # Errors
-    /// [`PassError::Source`] where nobody has said how long to wait, after a minute in vain.
+    /// [`PassError::Source`] after a minute without progress, where no policy says how long to wait.
     pub async fn wait_for<T>(
         &self,
         source: &Arc<dyn BlobSource>,
@@ -225,8 +223,8 @@ impl FirstPass {
             let why = how_far();
             tries = if why == seen { tries + 1 } else { 0 };
             seen.clone_from(&why);
-            // Looked at every time: the mount may have come up since.
-            if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
+            // Asked every time: the policy is set when the mount has come up.
+            if tries > FAILED_TRIES && !source.outages().is_some_and(Outages::are_outlasted) {
                 let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why, hint: None };
                 return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
@@ -253,8 +251,8 @@ impl FirstPass {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
         let failed = |cause| PassError::Source { layer: layer(), cause };
-        // At once, whoever's turn it is: a round trip takes nothing from the link. And before threads are taken, of
-        // which the runtime has only so many: none is to wait for a source that is away.
+        // At once, whatever the schedule: a round trip takes nothing from the link. And before threads are taken, since
+        // the runtime has a bounded number and none is to wait for a source that is away.
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
         let mut stream = source.stream(&self.blob, whole).await.map_err(failed)?;
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
@@ -270,12 +268,10 @@ impl FirstPass {
             tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties, priority()))
         };
         let walking = {
-            let (pass, store, progress) = (self.clone(), Arc::clone(store), Arc::clone(progress));
-            // Without an audience the same, but nobody looks.
+            let (pass, store) = (self.clone(), Arc::clone(store));
+            // Where the pass is not shown, what it shows is dropped.
             let (partial, priority) = (partial.map_or_else(Arc::default, Arc::clone), schedule.priority());
-            tokio::task::spawn_blocking(move || {
-                pass.walk(&store, &buffers, &empty_sender, &progress, &partial, priority())
-            })
+            tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &partial, priority()))
         };
 
         let fetched = async {
@@ -304,16 +300,16 @@ impl FirstPass {
         let (digest, size) = hashing.await.map_err(ended)?;
         let decoded = decoding.await.map_err(ended)?;
         let walked = walking.await.map_err(ended)?;
-        // The first cause is the one to tell: a cut stream also looks like a codec error.
+        // The first cause is reported: a cut stream also looks like a codec error.
         fetched.map_err(failed)?;
         let walked = match decoded {
             Ok(()) => walked?,
-            // The walker went first, and knows why.
+            // The walker has ended before, and says why.
             Err(Undecoded::Unwanted) => {
                 return Err(walked.err().unwrap_or_else(|| PassError::Ended { layer: layer() }));
             }
             Err(Undecoded::Codec(cause)) => {
-                // A blob that is not the one named is the better news.
+                // If the blob is not the one named, that explains the rest.
                 self.check_blob(&digest, size)?;
                 return Err(PassError::Codec { layer: layer(), cause });
             }
@@ -329,7 +325,7 @@ impl FirstPass {
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
         buffers: &std::sync::mpsc::SyncSender<Decoded>,
         empties: &std::sync::mpsc::Receiver<Filled>,
-        mut priority: Priority,
+        mut priority: ThreadPriority,
     ) -> Result<(), Undecoded> {
         let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
@@ -338,7 +334,7 @@ impl FirstPass {
             priority.settle();
             let piece = piece.into_unverified();
             let mut input: &[u8] = &piece;
-            // After an error the rest is still taken, so that all of the blob gets hashed.
+            // After an error the rest is still received, so that all of the blob is hashed.
             while failed.is_none() {
                 match decoder.decode(&mut input, &mut out) {
                     Ok(Status::OutputFull) => pass_on(&mut out, &mut decoder, buffers, empties)?,
@@ -360,9 +356,8 @@ impl FirstPass {
         store: &Arc<Store>,
         buffers: &std::sync::mpsc::Receiver<Decoded>,
         empties: &std::sync::mpsc::Sender<Filled>,
-        progress: &PassProgress,
         partial: &PartialLayer,
-        mut priority: Priority,
+        mut priority: ThreadPriority,
     ) -> Result<Walked, PassError> {
         let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
         // A stored layer decodes to itself, and its blob is hashed already.
@@ -375,7 +370,7 @@ impl FirstPass {
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
-        // A tar that cannot be shown is told only once the layer is known to be the one named.
+        // Reported only once the layer is known to be the one named.
         let mut failed = None;
         while let Ok(Decoded { buffer, marks, windows: found }) = buffers.recv() {
             priority.settle();
@@ -390,9 +385,8 @@ impl FirstPass {
                 failed = partial.with_tree(|tree| walker.push(bytes, tree)).and_then(Result::err);
             }
             at = at + bytes.len() as u64;
-            progress.decoded.store(at.0, Ordering::Relaxed);
             partial.advance_to(content.stopped_at.unwrap_or(at).min(spans.whole_to()));
-            // The decoder has ended when nobody takes it.
+            // It fails when the decoder has ended, which then needs no buffers.
             let _ = empties.send(buffer);
         }
         let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
@@ -421,7 +415,7 @@ impl FirstPass {
         })
     }
 
-    /// Last stage: everything holds, or nothing is kept.
+    /// Last stage: everything matches and is published, or nothing is kept.
     ///
     /// The blob was checked already.
     fn publish(&self, store: &Arc<Store>, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
@@ -447,16 +441,16 @@ impl FirstPass {
         };
         let write = |mut out: &mut dyn Write| write_index(&tree, &spans, &walked.windows.bytes, &proof, &mut out);
         let mut content = walked.content;
-        let mut kept = self.keep_index(store, write);
-        if matches!(kept, Err(Unkept::Disk(_))) && content.take().is_some() {
-            // Of the two, the index is worth the room.
-            kept = self.keep_index(store, write);
+        let mut kept = self.store_index(store, write);
+        if matches!(kept, Err(NotStored::Disk(_))) && content.take().is_some() {
+            // Of the two, the index is worth more.
+            kept = self.store_index(store, write);
         }
         let kept = kept.and_then(|file| {
             if let Some(Err(error)) = content.map(|content| content.publish(walked.size.0)) {
                 store.cannot_keep("the content of a layer", &error);
             }
-            file.publish().map_err(Unkept::Disk)
+            file.publish().map_err(NotStored::Disk)
         });
         match kept {
             Ok(()) => {
@@ -464,10 +458,10 @@ impl FirstPass {
                     return Ok(index);
                 }
             }
-            Err(Unkept::Index(cause)) => return Err(index_error(cause)),
-            Err(Unkept::Disk(error)) => store.cannot_keep("the index of a layer", &error),
+            Err(NotStored::Index(cause)) => return Err(index_error(cause)),
+            Err(NotStored::Disk(error)) => store.cannot_keep("the index of a layer", &error),
         }
-        // For as long as this process runs.
+        // In memory, for as long as this process runs.
         let mut bytes = Vec::new();
         write(&mut bytes).map_err(index_error)?;
         let index = LayerIndex::open(bytes).map_err(|_| PassError::Ended { layer: self.blob.digest.clone() })?;
@@ -475,39 +469,39 @@ impl FirstPass {
     }
 
     /// Writes the index to a file of the store, which is still to be published.
-    fn keep_index(
+    fn store_index(
         &self,
         store: &Store,
         write: impl Fn(&mut dyn Write) -> Result<(), WriteError>,
-    ) -> Result<NewFile, Unkept> {
-        let mut file = store.new_index(&self.blob.digest).map_err(Unkept::Disk)?;
+    ) -> Result<NewFile, NotStored> {
+        let mut file = store.new_index(&self.blob.digest).map_err(NotStored::Disk)?;
         let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
         match write(&mut out).and_then(|()| Ok(out.flush()?)) {
             Err(WriteError::Io { cause }) => {
                 // What could not be written is not tried again.
                 drop(out.into_parts());
-                return Err(Unkept::Disk(StoreError::Io { doing: "write", path: store.root().to_owned(), cause }));
+                return Err(NotStored::Disk(StoreError::Io { doing: "write", path: store.root().to_owned(), cause }));
             }
-            written => written.map_err(Unkept::Index)?,
+            written => written.map_err(NotStored::Index)?,
         }
         drop(out);
         if file.length() > SYNCED {
-            file.sync().map_err(Unkept::Disk)?;
+            file.sync().map_err(NotStored::Disk)?;
         }
         Ok(file)
     }
 }
 
 /// Why an index was not put into the store.
-enum Unkept {
+enum NotStored {
     Disk(StoreError),
     Index(WriteError),
 }
 
 /// The layer index of a blob, if the store has a usable one that proves this diff_id.
 ///
-/// Its pages are checked when they are first touched; one that is damaged then is read again from an index
-/// that was made anew ([`LayerIndex::mend`]).
+/// Its pages are checked when they are first touched; one that is damaged then is read from an index that was made anew
+/// ([`LayerIndex::mend`]).
 pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
     let file = store.index(&blob.digest)?;
     let dropper = store.index_dropper(&blob.digest, &file);
@@ -558,34 +552,12 @@ struct Walked {
     content: Option<NewContent>,
 }
 
-/// Checkpoint windows, packed one behind the other.
-#[derive(Default)]
-struct PackedWindows {
-    bytes: Vec<u8>,
-    places: Vec<(usize, WindowAt)>,
-}
-
-impl PackedWindows {
-    fn pack(&mut self, windows: Vec<(usize, Window)>) {
-        for (number, window) in windows {
-            let packed = Window::to_bytes(&window);
-            if packed.is_empty() {
-                continue; // nothing before the checkpoint is referred to
-            }
-            self.places.push((
-                number,
-                WindowAt {
-                    start: self.bytes.len() as u64,
-                    len: u16::try_from(packed.len()).expect("a packed window is hardly larger than 32 KiB"),
-                },
-            ));
-            self.bytes.extend_from_slice(&packed);
-        }
-    }
-}
-
-/// Beside the stages: hashes the blob; its digest and size.
-fn hash(algorithm: Algorithm, mut pieces: mpsc::Receiver<Untrusted<Bytes>>, mut priority: Priority) -> (Digest, u64) {
+/// Beside the stages: the digest and size of the blob.
+fn hash(
+    algorithm: Algorithm,
+    mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
+    mut priority: ThreadPriority,
+) -> (Digest, u64) {
     let mut hasher = Hasher::new(algorithm);
     let mut size = 0;
     while let Some(piece) = pieces.blocking_recv() {
@@ -609,122 +581,14 @@ fn pass_on(
     buffers.send(decoded).map_err(|_| Undecoded::Unwanted)
 }
 
-/// Cuts the decoded stream at the marks and digests the spans between them.
-#[derive(Default)]
-struct SpanCutter {
-    done: Vec<Span>,
-    open: Option<(Mark, blake3::Hasher)>,
-    end: DecodedOffset,
-}
-
-impl SpanCutter {
-    fn cut(&mut self, at: DecodedOffset, bytes: &[u8], marks: Vec<Mark>, content: &mut ContentWriter) {
-        let mut from = 0;
-        for mark in marks {
-            let to = (mark.decoded - at) as usize;
-            self.add(&bytes[from..to]);
-            from = to;
-            self.end(content);
-            self.end = mark.decoded;
-            self.open = Some((mark, blake3::Hasher::new()));
-        }
-        self.add(&bytes[from..]);
-    }
-
-    /// Where the last span ends that is whole.
-    fn whole_to(&self) -> DecodedOffset {
-        self.done.last().map_or(DecodedOffset(0), |span| span.decoded.end)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        if let Some((_, hasher)) = &mut self.open {
-            hasher.update(bytes);
-            self.end = self.end + bytes.len() as u64;
-        }
-    }
-
-    fn end(&mut self, content: &mut ContentWriter) {
-        let Some((mark, hasher)) = self.open.take() else { return };
-        if self.end == mark.decoded {
-            return; // a mark at the very end, or two at one place: no bytes lie between
-        }
-        content.span_ends(self.end);
-        self.done.push(Span {
-            decoded: mark.decoded..self.end,
-            blob: mark.blob,
-            bit: mark.bit,
-            kind: mark.kind,
-            check: *hasher.finalize().as_bytes(),
-            window: None,
-        });
-    }
-}
-
-/// Writes decoded bytes to the content file for as long as the disk and the cache's limit allow; the
-/// index is worth having without them.
-struct ContentWriter {
-    store: Arc<Store>,
-    /// `None` where there can be none.
-    content: Option<NewContent>,
-    since_check: u64,
-    /// Ends of the spans, and how far the content was written when it stopped, if it did.
-    ends: Vec<DecodedOffset>,
-    stopped_at: Option<DecodedOffset>,
-}
-
-impl ContentWriter {
-    fn new(store: &Arc<Store>, layer: LayerName<'_>) -> Self {
-        let content = store.new_content(layer);
-        let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();
-        let stopped_at = content.is_none().then_some(DecodedOffset(0));
-        // Looked at first of all, or an image of many small layers would never be bounded.
-        let since_check = ROOM_CHECK;
-        Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at }
-    }
-
-    fn write(&mut self, at: DecodedOffset, bytes: &[u8]) {
-        let Some(content) = self.content.as_ref().filter(|_| self.stopped_at.is_none()) else { return };
-        self.since_check += bytes.len() as u64;
-        if self.since_check >= ROOM_CHECK.min(self.store.limit().unwrap_or(ROOM_CHECK) / 16) {
-            self.since_check = 0;
-            if self.store.make_room(0).unwrap_or(0) > 0 {
-                tracing::info!("the cache is full; the rest of this layer is not kept and will be fetched when read");
-                self.stopped_at = Some(at);
-                return;
-            }
-        }
-        if let Err(error) = content.write(at, bytes) {
-            self.store.cannot_keep("the rest of a layer", &error);
-            self.stopped_at = Some(at);
-        }
-    }
-
-    /// A handle to read back by what is written; without one, readers wait for the end of the pass.
-    fn reader(&self) -> Option<std::fs::File> {
-        self.content.as_ref()?.reader().ok()
-    }
-
-    fn span_ends(&mut self, at: DecodedOffset) {
-        self.ends.push(at);
-    }
-
-    fn into_content(mut self) -> Option<NewContent> {
-        let content = self.content.as_mut()?;
-        for end in &self.ends {
-            content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
-        }
-        self.content
-    }
-}
-
-/// How many bytes a pass receives between two notes of it to processes that wait.
+/// Bytes received between two notes of that to processes that wait.
 const NOTED: u64 = 64 << 10;
-/// Between two looks whether another process has ended its pass.
+/// Pause between two tries to lock a pass that another process makes.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a pass that somebody else makes may stand still before that counts as a try in vain.
+/// A pass of another process or mount that makes no progress for this long counts as a failed try.
 const TRY: Duration = Duration::from_secs(1);
-/// Tries in vain before a command, or a mount that is not up yet, gives up.
-const TRIES_IN_VAIN: u32 = 60;
+/// Failed tries before a command, or a mount that is not up yet, gives up.
+const FAILED_TRIES: u32 = 60;
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
@@ -732,5 +596,3 @@ const BUFFERS_AHEAD: usize = 2;
 /// An index of more bytes is brought to the disk before it gets its name: what a loss of power does to one is found
 /// and mended, but only by a second pass, and this is the index of a large layer.
 const SYNCED: u64 = 32 << 20;
-/// How many bytes may be written between two looks at the cache's limit, if that is not small.
-const ROOM_CHECK: u64 = 16 << 20;

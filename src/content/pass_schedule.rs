@@ -1,11 +1,10 @@
-//! Scheduling of first passes: which layer the link and the CPU serve first.
+//! Scheduling of first passes: which layer the link and the CPUs serve first.
 //!
-//! Several layers stream in at a time and share one link. When somebody waits for one of them, what the
-//! others receive meanwhile is taken from it. So a first pass that nobody waits for takes no more of its
-//! stream while one that somebody waits for could use the bytes: the sender notices by itself, as TCP's
-//! window closes. One whose decoder cannot keep up anyway, or whose server has fallen silent, holds up
-//! nobody. What others have received is decoded by threads that give way to those of layers which
-//! somebody waits for.
+//! First passes share one link and a few CPUs; layers that a reader waits for go first. While such a layer could decode
+//! more than it gets, the other passes take nothing from their streams, and TCP flow control leaves the link to it. A
+//! pass that cannot keep up with the link, or that has received nothing for half a second, holds up none. The threads of
+//! passes that are not waited for run at a nice value ten higher, where the process may raise it again later (root, or
+//! RLIMIT_NICE).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,47 +14,47 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The first passes that share a link.
+/// The first passes of a process, which share a link.
 #[derive(Debug)]
 pub struct PassScheduler {
     link: watch::Sender<Urgent>,
-    /// How many layers somebody waits for.
+    /// How many layers are waited for.
     urgent: AtomicUsize,
 }
 
-/// One layer's place among them.
+/// The first pass over one layer, among the others.
 #[derive(Debug)]
 pub struct ScheduledPass {
     scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
 }
 
-/// The priority of one thread that works for a layer; as it was before, once dropped.
-pub(super) struct Priority {
+/// The priority of one thread that works for a layer; dropping it restores the one before.
+pub(super) struct ThreadPriority {
     scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
-    /// The thread's own, and what it has now.
+    /// The thread's own nice value, and what it has now.
     own: i32,
     now: i32,
 }
 
-/// What the urgent ones are at.
+/// What passes that are waited for get of the link.
 #[derive(Clone, Copy, Debug)]
 struct Urgent {
-    /// How many of them could use more bytes.
+    /// How many of them could decode more.
     starved: usize,
-    /// When one of them last got some, or began.
+    /// When one of them last received bytes, or began.
     progressed: Instant,
 }
 
-/// A layer's stream being taken, piece by piece.
+/// The right to take a layer's stream, piece by piece.
 pub(super) struct Lease<'a> {
     schedule: &'a ScheduledPass,
     starved: bool,
 }
 
 impl PassScheduler {
-    /// A link that nobody uses yet.
+    /// No passes yet.
     pub fn new() -> Arc<Self> {
         let link = watch::Sender::new(Urgent { starved: 0, progressed: Instant::now() });
         Arc::new(Self { link, urgent: AtomicUsize::new(0) })
@@ -63,12 +62,12 @@ impl PassScheduler {
 }
 
 impl ScheduledPass {
-    /// One more layer, which nobody waits for.
+    /// One more pass, over a layer that is not waited for.
     pub fn new(scheduler: &Arc<PassScheduler>) -> Self {
         Self { scheduler: Arc::clone(scheduler), urgent: Arc::default() }
     }
 
-    /// Somebody waits for this layer now, or nobody does any more.
+    /// Says whether a reader waits for this layer.
     pub fn set_urgent(&self, urgent: bool) {
         if self.urgent.swap(urgent, Ordering::Relaxed) != urgent {
             if urgent {
@@ -76,12 +75,12 @@ impl ScheduledPass {
             } else {
                 self.scheduler.urgent.fetch_sub(1, Ordering::Relaxed);
             }
-            // It may be waiting for its turn.
+            // It may be waiting in `Lease::next`.
             self.scheduler.link.send_modify(|_| {});
         }
     }
 
-    /// Whether somebody waits for this layer.
+    /// Whether a reader waits for this layer.
     pub fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed)
     }
@@ -90,12 +89,12 @@ impl ScheduledPass {
         Lease { schedule: self, starved: false }
     }
 
-    /// That of a thread which is about to work for this layer, and asks [`Priority::settle`] now and then.
-    pub(super) fn priority(&self) -> impl FnOnce() -> Priority + Send + use<> {
+    /// The priority of a thread that is about to work for this layer, and calls [`ThreadPriority::settle`] now and then.
+    pub(super) fn priority(&self) -> impl FnOnce() -> ThreadPriority + Send + use<> {
         let (scheduler, urgent) = (Arc::clone(&self.scheduler), Arc::clone(&self.urgent));
         move || {
             let own = getpriority_process(None).unwrap_or_default();
-            Priority { scheduler, urgent, own, now: own }
+            ThreadPriority { scheduler, urgent, own, now: own }
         }
     }
 }
@@ -106,11 +105,11 @@ impl Drop for ScheduledPass {
     }
 }
 
-impl Priority {
-    /// Gives way to threads whose layer somebody waits for while nobody waits for this one's.
+impl ThreadPriority {
+    /// Yields to threads of layers that are waited for, while this one's is not.
     pub(super) fn settle(&mut self) {
-        let gives_way = !self.urgent.load(Ordering::Relaxed) && self.scheduler.urgent.load(Ordering::Relaxed) > 0;
-        self.set(if gives_way { self.own + GIVES_WAY } else { self.own });
+        let yields = !self.urgent.load(Ordering::Relaxed) && self.scheduler.urgent.load(Ordering::Relaxed) > 0;
+        self.set(if yields { self.own + YIELDS } else { self.own });
     }
 
     fn set(&mut self, priority: i32) {
@@ -120,7 +119,7 @@ impl Priority {
     }
 }
 
-impl Drop for Priority {
+impl Drop for ThreadPriority {
     fn drop(&mut self) {
         self.set(self.own);
     }
@@ -130,7 +129,7 @@ impl Drop for Priority {
 fn can_be_raised() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     *CAN.get_or_init(|| {
-        // In a thread that ends, whatever becomes of its priority.
+        // In a thread of its own: it may keep the lower priority, and ends.
         let tried = std::thread::Builder::new().spawn(|| {
             let own = getpriority_process(None)?;
             setpriority_process(None, own + 1)?;
@@ -154,19 +153,19 @@ impl Lease<'_> {
             if starved == 0 || silent >= SILENCE {
                 return;
             }
-            // Whichever comes first, all is looked at again.
+            // Either way all is looked at again.
             let _ = tokio::time::timeout(SILENCE - silent, changes.changed()).await;
         }
     }
 
-    /// A piece has come.
+    /// A piece has been received.
     pub(super) fn progressed(&self) {
         if self.starved {
             self.schedule.scheduler.link.send_modify(|urgent| urgent.progressed = Instant::now());
         }
     }
 
-    /// What has come is more than can be decoded now.
+    /// More has been received than can be decoded now.
     pub(super) fn full(&mut self) {
         self.set_starved(false);
     }
@@ -192,12 +191,12 @@ impl Drop for Lease<'_> {
     }
 }
 
-/// A nice value's worth: nine tenths of the CPU are then another's.
-const GIVES_WAY: i32 = 10;
+/// Added to the nice value: nine tenths of the CPU then go to other threads.
+const YIELDS: i32 = 10;
 /// The lowest priority, as setpriority(2) has it.
 #[cfg(test)]
 const LOWEST: i32 = 19;
-/// An urgent layer that gets nothing for so long does not need the link.
+/// A layer that is waited for and gets nothing for this long does not need the link.
 const SILENCE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
@@ -212,11 +211,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_layer_somebody_waits_for_goes_first() {
+    async fn a_layer_that_is_waited_for_goes_first() {
         let scheduler = PassScheduler::new();
         let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         let (mut first, mut second) = (wanted.take(), other.take());
-        assert!(may_take(&mut first) && may_take(&mut second), "nobody waits for either");
+        assert!(may_take(&mut first) && may_take(&mut second), "no reader waits for either");
         wanted.set_urgent(true);
         assert!(may_take(&mut first));
         assert!(!may_take(&mut second), "the link is the first one's");
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_that_gets_nothing_holds_up_nobody() {
+    async fn a_layer_that_gets_nothing_holds_up_no_other() {
         let scheduler = PassScheduler::new();
         let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         wanted.set_urgent(true);
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_a_layer_that_nobody_waits_for_give_way() {
+    fn threads_of_layers_not_waited_for_yield() {
         if !can_be_raised() {
             eprintln!("skipped: this process may not raise a priority that it has lowered");
             return;
@@ -255,13 +254,13 @@ mod tests {
         let (wanted, other) = (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler));
         let own = getpriority_process(None).unwrap();
         // The kernel clamps nice values, and the test itself may run under nice.
-        let lowered = (own + GIVES_WAY).min(LOWEST) - own;
-        let seen = |priority: &mut Priority| {
+        let lowered = (own + YIELDS).min(LOWEST) - own;
+        let seen = |priority: &mut ThreadPriority| {
             priority.settle();
             getpriority_process(None).unwrap() - own
         };
         let (mut first, mut second) = (wanted.priority()(), other.priority()());
-        assert_eq!([seen(&mut first), seen(&mut second)], [0, 0], "nobody waits for either");
+        assert_eq!([seen(&mut first), seen(&mut second)], [0, 0], "no reader waits for either");
         wanted.set_urgent(true);
         assert_eq!([seen(&mut first), seen(&mut second)], [0, lowered]);
         other.set_urgent(true);
@@ -273,6 +272,6 @@ mod tests {
         let mut third = other.priority()();
         assert_eq!(seen(&mut third), lowered);
         drop(wanted);
-        assert_eq!(seen(&mut third), 0, "nobody waits for what is not there");
+        assert_eq!(seen(&mut third), 0, "the layer that was waited for is gone");
     }
 }

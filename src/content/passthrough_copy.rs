@@ -1,7 +1,9 @@
-//! Large files in files of their own, made from verified spans once all of these are here.
+//! Copies of large files for the kernel, made from verified spans once all of these are cached.
 //!
-//! The kernel reads such a file by itself (`mount --passthrough`), and so it is compared with the spans, or made
-//! from them, before it is handed over; see [`crate::store`] for how long that holds.
+//! With `mount --passthrough` the kernel reads such a file by itself. It needs one that begins with its first byte, so
+//! the bytes are written once more; the copy is compared with the spans, or made from them, before the kernel gets it.
+//! A file that is not fully cached, has holes, or finds no room under the cache's limit is read in the ordinary way. See
+//! [`crate::store`] for how long a copy is trusted.
 
 use std::fs::File;
 use std::ops::Range;
@@ -15,7 +17,7 @@ use crate::offsets::{DecodedOffset, FileOffset};
 use crate::store::{PassthroughCopy, StoreError};
 use crate::sync::lock;
 
-/// Why a file cannot have a file of its own.
+/// Why a file cannot have a copy for the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum PassthroughCopyError {
     /// Its bytes cannot be read.
@@ -26,17 +28,17 @@ pub enum PassthroughCopyError {
     Store(#[from] StoreError),
 }
 
-/// How a file of one entry compares with the entry.
+/// How a copy compares with its entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Compared {
     Same,
     Differs,
-    /// The entry's bytes are not all here.
+    /// The entry's bytes are not all cached.
     Unknown,
 }
 
 impl LayerReader {
-    /// The entry's own file, if there is one that is known to be right.
+    /// The entry's copy, if there is one that is known to be right.
     pub fn passthrough_copy_now(&self, entry: EntryId) -> Option<File> {
         let copy = self.layer.store.passthrough_copy(name_of(self.index()), entry.0)?;
         let known = lock(&self.layer.passthrough_copies).get(&entry) == Some(&copy.stamp());
@@ -49,14 +51,14 @@ impl LayerReader {
         Some(copy.into_file())
     }
 
-    /// Whether all bytes of an entry are in the store, as far as its presence map says. A file with holes has
-    /// none of its own.
+    /// Whether a copy of an entry can be made: it has no holes, and all its bytes are cached, as far as the presence map
+    /// says.
     pub fn could_have_passthrough_copy(&self, entry: EntryId) -> bool {
         matches!(decoded_range(self.index(), entry), Ok(Some(run)) if self.layer.has(run.clone()))
     }
 
-    /// The entry's own file, made if it is not there; `None` when some of its bytes are not in the store, or the
-    /// cache has no room. Reads and writes all of it, blocking this thread.
+    /// The entry's copy, made if there is none; `None` when some of its bytes are not cached, or the cache has no room.
+    /// Reads and writes all of it, blocking this thread.
     ///
     /// # Errors
     /// [`PassthroughCopyError`]
@@ -67,7 +69,6 @@ impl LayerReader {
         let layer = name_of(self.index());
         let index_error = |cause| PassthroughCopyError::Read(self.layer.index_error(cause));
         let Some(run) = decoded_range(self.index(), entry).map_err(index_error)? else { return Ok(None) };
-        // What is wrong with an index, readers find out themselves.
         let mut read = |from, buf: &mut [u8]| {
             let cached = matches!(self.layer.read_cached(from, buf, &mut || ()), Ok(Cached::Bytes));
             if cached && let Ok(spans) = self.layer.spans_of(from..from + buf.len() as u64) {
@@ -81,7 +82,7 @@ impl LayerReader {
                 Compared::Same => return Ok(Some(self.trust(entry, copy))),
                 Compared::Unknown => return Ok(None),
                 Compared::Differs => {
-                    tracing::warn!(layer = %layer.blob, %entry, "a cached file was damaged; it is made again");
+                    tracing::warn!(layer = %layer.blob, %entry, "the copy of a file for the kernel was damaged; it is made again");
                     self.layer.store.drop_passthrough_copy(layer, entry.0);
                 }
             }
@@ -97,13 +98,13 @@ impl LayerReader {
                 return Ok(None);
             }
             new.write_all(bytes)?;
-            // The kernel will have its pages of the new file; it need not keep those of the old one.
+            // The kernel will cache pages of the copy; it need not keep those of the content file.
             self.layer.content.drop_pages(piece);
         }
         Ok(self.layer.store.publish_passthrough_copy(new)?.map(|copy| self.trust(entry, copy)))
     }
 
-    /// Tells other processes of a file that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
+    /// Lets other processes trust a copy that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
     /// disk.
     pub fn seal_passthrough_copy(&self, entry: EntryId) {
         let Some(copy) = self.layer.store.passthrough_copy(name_of(self.index()), entry.0) else { return };
@@ -113,7 +114,7 @@ impl LayerReader {
             return;
         }
         if let Err(error) = self.layer.store.seal_passthrough_copy(name_of(self.index()), entry.0, &copy) {
-            tracing::debug!(layer = %self.blob().digest, %entry, %error, "other processes will compare a cached file anew");
+            tracing::debug!(layer = %self.blob().digest, %entry, %error, "other processes will compare the copy of a file anew");
         }
     }
 
@@ -123,7 +124,7 @@ impl LayerReader {
     }
 }
 
-/// Compares an entry's own file with what `read` says of the layer; `read` is `false` for what is not here.
+/// Compares a copy with what `read` reads of the layer; it returns `false` for what is not cached.
 pub(super) fn compare(
     run: &Range<DecodedOffset>,
     copy: &PassthroughCopy,
@@ -146,7 +147,7 @@ pub(super) fn compare(
     Compared::Same
 }
 
-/// Where a file's bytes stand in its layer; `None` for what has holes, or no bytes.
+/// Where a file's bytes lie in its layer; `None` for a file that has holes, or no bytes.
 pub(super) fn decoded_range(index: &LayerIndex, entry: EntryId) -> Result<Option<Range<DecodedOffset>>, IndexError> {
     let size = index.entry(entry)?.size();
     let extents = index.extents(entry, FileOffset(0)..FileOffset(size))?;

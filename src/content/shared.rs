@@ -1,9 +1,9 @@
-//! What one process has of its layers, however many of its mounts show them.
+//! The layers of one process, however many of its mounts show them.
 //!
-//! Mounts that share a layer have one copy of what is in memory of its index, one pair of open files, one
-//! record of what was verified, and one first pass; what one of them fetches the others do not fetch again.
-//! What they do not share is the source: each mount reads from its own place with its own credentials, and
-//! gets what another one has read as it would get it from the store.
+//! Mounts that share a layer have one copy of its index in memory, one pair of open files, one record of what was
+//! verified, and one first pass; what one of them fetches the others do not fetch again. They do not share the source:
+//! each mount reads from its own place with its own credentials, and gets what another one has read as it would get it
+//! from the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -27,11 +27,11 @@ struct Inner {
     layers: Mutex<HashMap<(Digest, Digest), Weak<SharedLayer>>>,
 }
 
-/// One layer of a process, known or not.
+/// One layer of a process, whether or not its index is known.
 pub struct SharedLayer {
-    /// Urgent when somebody waits for the layer.
+    /// Urgent when a reader waits for the layer.
     pub schedule: ScheduledPass,
-    /// How far its first pass is.
+    /// Progress of its first pass.
     pub progress: Arc<PassProgress>,
     /// Held by the mount that makes the first pass.
     pub passing: tokio::sync::Mutex<()>,
@@ -39,19 +39,19 @@ pub struct SharedLayer {
 }
 
 impl From<Arc<Store>> for SharedLayers {
-    /// Nothing yet, of what `store` has.
+    /// No layers yet, over what `store` has.
     fn from(store: Arc<Store>) -> Self {
         Self(Arc::new(Inner { store, scheduler: PassScheduler::new(), layers: Mutex::default() }))
     }
 }
 
 impl SharedLayers {
-    /// Where the layers are kept.
+    /// Where the layers are cached.
     pub fn store(&self) -> &Arc<Store> {
         &self.0.store
     }
 
-    /// What is shared of a layer, for as long as somebody has it.
+    /// What is shared of a layer, for as long as it is held.
     pub fn layer(&self, blob: &Digest, diff_id: &Digest) -> Arc<SharedLayer> {
         let mut layers = lock(&self.0.layers);
         let name = (blob.clone(), diff_id.clone());

@@ -1,4 +1,4 @@
-//! The check of one span that the store has.
+//! Verification of one cached span.
 
 use std::cell::RefCell;
 
@@ -11,7 +11,7 @@ pub(super) fn length(span: &Span) -> usize {
     usize::try_from(span.decoded.end - span.decoded.start).expect("the index refuses longer spans")
 }
 
-/// What the store has of a span.
+/// What a check found in the store.
 pub(super) enum Stored {
     /// Nothing.
     Absent,
@@ -19,7 +19,7 @@ pub(super) enum Stored {
     Intact(u8),
     /// Other bytes; they are removed.
     Damaged,
-    /// It was written or removed while it was read: no verdict.
+    /// It was written or evicted while it was read: no verdict.
     Changing,
 }
 

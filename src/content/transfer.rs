@@ -1,9 +1,9 @@
-//! Layer indexes that travel: written to one file here, read into another machine's store there.
+//! Export and import of layer indexes: written to one file here, read into another machine's store there.
 //!
-//! An index that was made here was made of bytes that match blob digest and diff_id. One that was carried
-//! here only says so: nothing in it proves that its names, attributes and span digests are those of the
-//! blob it names. Whoever imports it trusts its maker as they trust this machine. What can be checked is
-//! checked, so that a damaged or made-up file is an error now and not a puzzle later.
+//! An index that was made here was made of bytes that match blob digest and diff_id. One that was imported only says
+//! so: nothing in it proves that its names, attributes and span digests are those of the blob it names. To import it is
+//! to trust its maker as one trusts this machine. What can be checked is checked, so that a damaged or made-up file is
+//! an error now and not a puzzle later.
 
 use std::io::{self, Read, Write};
 
@@ -12,7 +12,7 @@ use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::store::{IndexFile, Store, StoreError};
 
-/// Why indexes could not be carried.
+/// Why indexes could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     /// The store has no index of a layer.
@@ -25,7 +25,7 @@ pub enum TransferError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The file is not one that was exported, or only a part of one.
-    #[error("it is not a file of exported indexes: {why}")]
+    #[error("not a file of exported indexes: {why}")]
     NotAnExport {
         /// What is wrong.
         why: &'static str,
@@ -44,12 +44,12 @@ pub enum TransferError {
     Store(#[from] StoreError),
 }
 
-/// What an import brought.
+/// What an import added.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Imported {
     /// Indexes that the store did not have.
     pub new: u32,
-    /// Indexes that it had, and kept: made here is better than carried here.
+    /// Indexes that it had, and kept: made here is better than imported.
     pub known: u32,
 }
 
@@ -76,8 +76,8 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
     Ok(())
 }
 
-/// Reads exported indexes into the store. Each is checked before it is put in its place: its pages and its
-/// spans are sound, and it says of itself that it is of the layer it is filed under.
+/// Reads exported indexes into the store. Each is checked before it is put in its place: its pages and spans are sound,
+/// and it names the layer that it is stored under.
 ///
 /// # Errors
 /// [`TransferError`]; indexes before the bad one stay.
@@ -85,7 +85,7 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, T
     let mut head = [0; 16];
     whole(from, &mut head)?;
     if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
-        return Err(TransferError::NotAnExport { why: "it begins otherwise" });
+        return Err(TransferError::NotAnExport { why: "unknown header" });
     }
     let count = u32::from_le_bytes(head[12..].try_into().expect("4 bytes were cut"));
     let mut imported = Imported::default();
@@ -95,13 +95,13 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, T
         let mut name = vec![0; length[0].into()];
         whole(from, &mut name)?;
         let layer: Option<Digest> = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
-        let layer = layer.ok_or(TransferError::NotAnExport { why: "a layer has a name that is no digest" })?;
+        let layer = layer.ok_or(TransferError::NotAnExport { why: "a layer's name is not a digest" })?;
         let mut length = [0; 8];
         whole(from, &mut length)?;
         let length = u64::from_le_bytes(length);
         let mut new = store.new_index(&layer)?;
         if io::copy(&mut from.take(length), &mut new)? != length {
-            return Err(TransferError::NotAnExport { why: "it ends early" });
+            return Err(TransferError::NotAnExport { why: "it is cut short" });
         }
         check(new.file().try_clone()?, &layer).map_err(|cause| TransferError::Index { layer: layer.clone(), cause })?;
         if store.index(&layer).is_some_and(|known| check(known.file, &layer).is_ok()) {
@@ -113,13 +113,13 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, T
     }
     match from.read(&mut [0])? {
         0 => Ok(imported),
-        _ => Err(TransferError::NotAnExport { why: "it goes on behind its end" }),
+        _ => Err(TransferError::NotAnExport { why: "data after its last index" }),
     }
 }
 
 fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
     from.read_exact(buf).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => TransferError::NotAnExport { why: "it ends early" },
+        io::ErrorKind::UnexpectedEof => TransferError::NotAnExport { why: "it is cut short" },
         _ => error.into(),
     })
 }
@@ -129,18 +129,18 @@ fn check(file: std::fs::File, layer: &Digest) -> Result<(), IndexError> {
     let index = LayerIndex::open(file)?;
     index.check_all()?;
     if index.proof().blob != *layer {
-        return Err(IndexError::Malformed { what: "it is the index of another layer" });
+        return Err(IndexError::Malformed { what: "the index is of another layer" });
     }
     let (mut decoded, mut blob) = (DecodedOffset(0), BlobOffset(0));
     for number in index.spans().iter() {
         let span = index.span(number)?;
         if span.decoded.start != decoded || span.decoded.end <= decoded || span.blob < blob {
-            return Err(IndexError::Malformed { what: "its spans do not follow one another" });
+            return Err(IndexError::Malformed { what: "spans do not follow one another" });
         }
         (decoded, blob) = (span.decoded.end, span.blob);
     }
     if decoded.0 != index.proof().decoded_size {
-        return Err(IndexError::Malformed { what: "its spans end elsewhere than the layer" });
+        return Err(IndexError::Malformed { what: "the spans end elsewhere than the layer" });
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! One image as a file system, with no FUSE in it.
 //!
-//! Every question can be asked in two ways: *now*, which answers from memory and from the store and
-//! never waits, or *awaited*, which also waits for layers and content. Front ends that must not block
-//! ask the first way and hand the question to a task when the answer is not here.
+//! Every question can be asked in two ways: *now*, which answers from memory and from the store and never waits for the
+//! network, or *awaited*, which also waits for layers and content. Front ends that must not block ask the first way and
+//! hand the question to a task when there is no answer yet.
 
 use std::fs::File;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use tokio::sync::Semaphore;
 
 use super::identity::Identity;
 use super::layers::{Known, LayerFailure, LayerStatus, Layers};
-use crate::content::{self, LayerReader, PartialLayer, Prefetch, ReadError};
-use crate::layer::{Contents, EntryId, Extent, IndexError, Kind};
-use crate::offsets::{DecodedOffset, FileOffset};
+use super::read::{DecodedBytes, Local, MissingBytes, ReadPlan, Unfilled};
+use crate::content::{LayerReader, Prefetch, ReadError};
+use crate::layer::{Contents, EntryId, IndexError, Kind};
+use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
 use crate::predict::PlaceInFile;
 
@@ -26,7 +27,7 @@ pub struct ImageFs {
     layers: Arc<Layers>,
     size: u64,
     identity: Identity,
-    /// Held while a file is made, see [`ImageFs::make_passthrough_copy`].
+    /// Held while a copy is made, see [`ImageFs::make_passthrough_copy`].
     making: Arc<Semaphore>,
     /// Is told what is read.
     observer: OnceLock<Box<dyn ReadObserver>>,
@@ -44,10 +45,10 @@ pub enum FsError {
         #[source]
         cause: Arc<LayerFailure>,
     },
-    /// The bytes of a file cannot be had.
+    /// The bytes of a file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A layer index has the right checksums and makes no sense.
+    /// A layer index has the right checksums and contradicts itself.
     #[error("the index of layer {number} contradicts itself")]
     Malformed {
         /// Which layer.
@@ -56,16 +57,16 @@ pub enum FsError {
         #[source]
         cause: Arc<IndexError>,
     },
-    /// No such node, as after a mistake of the caller's.
+    /// The image has no such node.
     #[error("there is no node {0}")]
     NoSuchNode(u64),
-    /// A directory was wanted.
+    /// The operation needs a directory.
     #[error("not a directory")]
     NotADirectory,
-    /// A regular file was wanted.
+    /// The operation needs a regular file.
     #[error("is a directory")]
     IsADirectory,
-    /// A regular file or symlink was wanted.
+    /// The operation needs a regular file or a symlink.
     #[error("not a regular file")]
     NotAFile,
     /// The path does not exist.
@@ -90,7 +91,7 @@ pub type Now<T> = Result<T, NotNow>;
 pub enum NotNow {
     /// This layer is needed.
     Needs(LayerNo),
-    /// There will be none.
+    /// There will be no answer.
     Never(FsError),
 }
 
@@ -101,9 +102,9 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// What it names.
     pub node: NodeId,
-    /// Of which kind.
+    /// Its kind.
     pub kind: Kind,
-    /// Where the listing goes on.
+    /// Position of the name behind it.
     pub next: u64,
 }
 
@@ -146,7 +147,7 @@ impl ImageFs {
         }
     }
 
-    /// What `wanted` of a layer comes to, or an error once the source has been away for too long.
+    /// The result of `wanted`, which needs a layer, or an error once the source has been away for too long.
     async fn patiently<T>(&self, number: LayerNo, wanted: impl Future<Output = T>) -> Result<T, FsError> {
         tokio::select! {
             biased;
@@ -167,7 +168,7 @@ impl ImageFs {
                 if self.layers.partial(number).is_some() {
                     return Ok(());
                 }
-                // The pass has ended meanwhile: this may have come after what it had shown was taken back.
+                // The pass has ended meanwhile, and what it had shown may have been withdrawn before this was supplied.
                 self.overlay.withdraw(number);
                 self.know_whole(number).await
             }
@@ -178,7 +179,7 @@ impl ImageFs {
         }
     }
 
-    /// Waits until a layer is whole, or there is a reason why not.
+    /// Waits until a layer is verified or has failed.
     async fn know_whole(&self, number: LayerNo) -> Result<(), FsError> {
         match self.patiently(number, self.layers.ready(number)).await? {
             Ok(content) => {
@@ -192,7 +193,7 @@ impl ImageFs {
         }
     }
 
-    /// Takes in how a layer that was shown while it was read has turned out.
+    /// A layer that was shown while it was read is verified now, or has failed.
     pub(super) fn settle(&self, number: LayerNo, whole: Option<&Arc<LayerReader>>) -> bool {
         match whole {
             Some(content) => self.overlay.supply(number, Arc::clone(content.index())),
@@ -345,7 +346,8 @@ impl ImageFs {
     /// [`NotNow`]
     pub fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Now<Local> {
         let plan = self.plan_read(node, at, buf.len())?;
-        let local = plan.read_now(buf, before_wait)?;
+        let number = plan.layer;
+        let local = plan.read_now(buf, before_wait).map_err(|error| unread(number, error))?;
         if let Local::Bytes(length) = local {
             self.observed(node, at, &buf[..length]);
         }
@@ -401,7 +403,8 @@ impl ImageFs {
         self.awaited(|fs| {
             let plan = fs.plan_read(node, at, length)?;
             let mut buf = vec![0; plan.length];
-            match plan.read_now(&mut buf, &mut || ())? {
+            let number = plan.layer;
+            match plan.read_now(&mut buf, &mut || ()).map_err(|error| unread(number, error))? {
                 Local::Missing(missing) => Ok(Err(missing)),
                 Local::Bytes(_) => {
                     fs.observed(node, at, &buf);
@@ -412,7 +415,7 @@ impl ImageFs {
         .await
     }
 
-    /// A file that is right and holds just what `node` does, if there is one on this machine.
+    /// A verified file that holds just the bytes of `node`, for the kernel to read, if there is one.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -421,8 +424,8 @@ impl ImageFs {
         Ok(self.layers.known(number).and_then(|content| content.passthrough_copy_now(entry)))
     }
 
-    /// Makes what [`ImageFs::passthrough_copy_now`] wants, if all of the file's bytes are on this machine and the cache has
-    /// room. Goes on doing so when nobody waits for it any more.
+    /// Makes the file of [`ImageFs::passthrough_copy_now`], if all of its bytes are cached and the cache has room; also
+    /// when the future is dropped meanwhile.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -435,7 +438,7 @@ impl ImageFs {
         let Some(content) = content else { return Ok(None) };
         let making = Arc::clone(&self.making);
         let made = async move {
-            // One at a time: they all want the same disk.
+            // One at a time: they share the disk.
             let permit = making.acquire_owned().await.ok()?;
             let made = tokio::task::spawn_blocking(move || {
                 let made = content.make_passthrough_copy(entry);
@@ -471,7 +474,7 @@ impl ImageFs {
         if at.0 >= size {
             return Ok(None);
         }
-        // A file may have a million runs, and whoever asks goes from one to the next: look nearby first.
+        // A file may have a million extents, and a caller goes from one to the next: look nearby first.
         let mut from = at;
         let mut window = SEEK_WINDOW;
         while from.0 < size {
@@ -505,7 +508,7 @@ impl ImageFs {
         self.overlay.forget(node);
     }
 
-    /// How far each layer is.
+    /// The state of each layer.
     pub fn layer_status(&self) -> Vec<LayerStatus> {
         self.layers.status()
     }
@@ -515,32 +518,32 @@ impl ImageFs {
         self.layers.prefetch(policy).await;
     }
 
-    /// Another process has served the mount for so long before: what is read now does not belong to its start.
+    /// After a take-over: the mount is already `before` old, so reads may no longer count as start-up.
     pub fn goes_on_after(&self, before: Duration) {
         self.layers.goes_on_after(before);
     }
 
-    /// [Keeps](Self::keep_profiles) what is read at the mount's start as soon as that is over: a mount may be there for
-    /// years, and end with its machine.
+    /// [Keeps](Self::keep_profiles) what is read at the mount's start as soon as that is over: a mount may last for years,
+    /// and end with its machine.
     pub async fn record(self: &Arc<Self>) {
         self.layers.started().await;
         let fs = Arc::clone(self);
-        // A failure has been told of, and a panic harms nobody else.
+        // A failure was logged, and a panic ends nothing else.
         let _ = tokio::task::spawn_blocking(move || fs.keep_profiles()).await;
     }
 
-    /// Keeps what was read soon after the mount, so that the next one can fetch it before it is asked for.
+    /// Keeps what was read soon after the mount, so that the next one can fetch it before it is read.
     pub fn keep_profiles(&self) {
         self.layers.keep_profiles();
     }
 
-    /// The mount is gone: what is on its way for it alone need not come.
+    /// The mount is gone: requests in flight for it alone are ended.
     pub fn end(&self) {
         self.layers.end();
     }
 
-    /// Waits until a layer that was shown before it was verified turns out wrong; gives the nodes that may have been
-    /// shown of it. For one who asks; never returns where nothing is shown before.
+    /// Waits until a layer fails verification after it was shown; gives the nodes that may have been shown of it. For one
+    /// caller; never returns where nothing is shown before it is verified.
     pub async fn disowned(&self) -> impl Iterator<Item = NodeId> + use<> {
         let (layer, entries) = self.layers.disowned().await;
         (0..entries).map(move |entry| NodeId::new(layer, EntryId(entry)))
@@ -616,123 +619,13 @@ impl ImageFs {
             return Ok(ReadPlan { layer: number, node, at, bytes, extents: Vec::new(), length: 0, place });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
-        // Of a sparse file fewer follow in the layer; a wrong guess is a wrong guess.
+        // Of a sparse file fewer follow in the layer, so predictions may be wrong.
         let place = PlaceInFile { entry, before: at.0, behind: size - end };
         Ok(ReadPlan { layer: number, node, at, bytes, extents, length: (end - at.0) as usize, place })
     }
 }
 
-/// What a read came to that may not wait.
-#[derive(Debug)]
-pub enum Local {
-    /// So many bytes were read.
-    Bytes(usize),
-    /// Some have to be fetched.
-    Missing(MissingBytes),
-}
-
-/// A read that has to wait, with what is known of it and what it has read so far.
-pub struct MissingBytes {
-    plan: ReadPlan,
-    /// What is read of the piece.
-    buf: Vec<u8>,
-    /// Which extents are not, and what is missing of them.
-    parts: Vec<(Extent, MissingPart)>,
-}
-
-impl std::fmt::Debug for MissingBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MissingBytes").field("node", &self.plan.node).field("at", &self.plan.at).finish_non_exhaustive()
-    }
-}
-
-enum MissingPart {
-    Layer(Arc<LayerReader>, content::Missing),
-    Partial(Arc<PartialLayer>, DecodedOffset),
-}
-
-/// Which bytes of a layer make up a piece of a file.
-struct ReadPlan {
-    layer: LayerNo,
-    node: NodeId,
-    at: FileOffset,
-    bytes: DecodedBytes,
-    extents: Vec<Extent>,
-    length: usize,
-    place: PlaceInFile,
-}
-
-/// Where a layer's decoded bytes come from.
-enum DecodedBytes {
-    Layer(Arc<LayerReader>),
-    Partial(Arc<PartialLayer>),
-}
-
-enum Unfilled {
-    Failed(ReadError),
-    Closed,
-}
-
-impl ReadPlan {
-    /// Reads the piece from what is on this machine.
-    fn read_now(self, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Now<Local> {
-        let mut parts = Vec::new();
-        for extent in &self.extents {
-            let place = &mut buf[self.place_of(extent)];
-            let Some(from) = extent.decoded else {
-                place.fill(0);
-                continue;
-            };
-            match &self.bytes {
-                DecodedBytes::Layer(content) => {
-                    let local = content.read_now(from, place, self.place, before_wait);
-                    if let content::Local::Missing(missing) = local.map_err(|error| unread(self.layer, error))? {
-                        parts.push((extent.clone(), MissingPart::Layer(Arc::clone(content), missing)));
-                    }
-                }
-                DecodedBytes::Partial(partial) => {
-                    before_wait();
-                    if !partial.read_now(from, place).unwrap_or(false) {
-                        parts.push((extent.clone(), MissingPart::Partial(Arc::clone(partial), from)));
-                    }
-                }
-            }
-        }
-        if parts.is_empty() {
-            return Ok(Local::Bytes(self.length));
-        }
-        // What is missing is all, mostly.
-        let all = self.extents.len() == parts.len();
-        let buf = if all { vec![0; self.length] } else { buf[..self.length].to_vec() };
-        Ok(Local::Missing(MissingBytes { plan: self, buf, parts }))
-    }
-
-    /// The place of an extent in the piece.
-    fn place_of(&self, extent: &Extent) -> Range<usize> {
-        (extent.file.start - self.at) as usize..(extent.file.end - self.at) as usize
-    }
-}
-
-impl MissingBytes {
-    /// The piece, once all of it has come.
-    async fn wait(self) -> Result<Bytes, Unfilled> {
-        let Self { plan, mut buf, parts } = self;
-        for (extent, part) in parts {
-            let place = &mut buf[plan.place_of(&extent)];
-            match part {
-                MissingPart::Layer(content, missing) => {
-                    content.read_missing(missing, place).await.map_err(Unfilled::Failed)?;
-                }
-                MissingPart::Partial(partial, from) => {
-                    partial.read(from, place).await.map_err(|_| Unfilled::Closed)?;
-                }
-            }
-        }
-        Ok(buf.into())
-    }
-}
-
-/// Bytes in which a seek looks first.
+/// Bytes that a seek looks at first.
 const SEEK_WINDOW: u64 = 4096;
 
 fn not_now(unknown: Unknown) -> NotNow {
@@ -747,7 +640,7 @@ fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
     unusable(number, Arc::new(cause))
 }
 
-/// A damaged index is made anew once its layer is needed; one that is as it was written stays no good.
+/// A damaged index is made anew once its layer is needed; one that is as it was written will not get better.
 fn unusable(number: LayerNo, cause: Arc<IndexError>) -> NotNow {
     if cause.is_damage() { NotNow::Needs(number) } else { NotNow::Never(FsError::Malformed { number, cause }) }
 }

@@ -1,9 +1,8 @@
-//! The layers of one image: which are known, which are being read, which cannot be had.
+//! The layers of one image: which are known, which are being read, which have failed.
 //!
-//! A layer whose index is in the store is known at once. Every other one needs a first pass; a few
-//! run at a time. A layer that somebody waits for goes before those that nobody has asked for, also
-//! when those are running already ([`content::PassScheduler`]). An index that turns out damaged is made anew by another
-//! pass over its layer; what is in memory of it is served meanwhile.
+//! A layer whose index is in the store is known at once. Every other one needs a first pass; a few run at a time. Layers
+//! that a reader waits for go first, also when other passes are running already ([`content::PassScheduler`]). An index
+//! that turns out damaged is made anew by another pass over its layer; what is in memory of it is served meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,10 +24,10 @@ use crate::overlay::LayerNo;
 use crate::source::{BlobSource, SourceError};
 use crate::sync::lock;
 
-/// When layers that nobody has asked for yet are read.
+/// When layers are read that no reader has needed yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Eagerness {
-    /// Right away, behind those that are asked for.
+    /// Right away, behind those that are needed.
     Background,
     /// Never.
     OnDemand,
@@ -54,20 +53,20 @@ pub struct Limits {
 
 /// All layers of one image.
 pub struct Layers {
-    /// The manifest, by which profiles are kept.
+    /// The manifest, under which profiles are kept.
     image: Digest,
     slots: Vec<Arc<Slot>>,
     /// Which slot a layer has; layers that are the same blob share one.
     slot_of: Vec<usize>,
     source: Arc<dyn BlobSource>,
     shared_layers: SharedLayers,
-    /// What all of them have on their way after their passes.
+    /// Tasks, clock and budget of the mount.
     scope: Arc<MountScope>,
     running: Mutex<usize>,
     at_once: usize,
     eagerness: Eagerness,
     verify: Verify,
-    /// Layers that were shown and do not hold, and how many entries of each may have been.
+    /// Layers that were shown and then failed verification, and how many entries of each may have been shown.
     disowned: Mutex<Vec<(LayerNo, u32)>>,
     disowning: Notify,
 }
@@ -75,25 +74,25 @@ pub struct Layers {
 struct Slot {
     pass: FirstPass,
     state: watch::Sender<State>,
-    /// What other mounts of this process share of it.
+    /// What it shares with other mounts of this process.
     shared: Arc<SharedLayer>,
-    /// How often it has failed.
+    /// How often its pass has failed.
     failures: AtomicU32,
     /// The content whose index is damaged, while the layer is read again for it.
     mending: Mutex<Option<Arc<LayerReader>>>,
-    /// How often it has been.
+    /// How often its index was made anew.
     mended: AtomicU32,
     /// The running pass, where it is shown while it runs.
     partial: Mutex<Option<Arc<PartialLayer>>>,
-    /// What was shown of it last, and of which pass; made by one at a time.
+    /// The latest snapshot, and of which pass; made by one task at a time.
     shown: tokio::sync::Mutex<Option<(Arc<PartialLayer>, Arc<LayerIndex>)>>,
-    /// Entries in there.
+    /// Entries in the latest snapshot.
     shown_entries: AtomicU32,
-    /// What was shown of it by passes that came to nothing.
+    /// What passes have shown of it that then failed.
     shown_unverified: Mutex<HashSet<ShownSpan>>,
 }
 
-/// What waiting for a layer has brought.
+/// What waiting for a layer came to.
 pub enum Known {
     /// The layer, verified.
     PassthroughCopy(Arc<LayerReader>),
@@ -115,15 +114,15 @@ pub enum LayerFailure {
     /// Its first pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),
-    /// Its index was damaged after it had been opened, and making it anew did not help.
+    /// Its index was damaged after it had been opened, and could not be made anew.
     #[error("the index of layer {layer} was damaged on disk and {why}")]
     Damaged {
         /// The blob.
         layer: Digest,
-        /// What became of making it anew.
+        /// Why not.
         why: &'static str,
     },
-    /// It is well now, but other bytes were shown before it was verified, and the kernel may keep them.
+    /// It is verified now, but other bytes were shown before, and the kernel may have cached them.
     #[error("layer {layer} was shown with bytes that are not its own before it was verified; mount the image again")]
     ShownOtherwise {
         /// The blob.
@@ -131,7 +130,7 @@ pub enum LayerFailure {
     },
 }
 
-/// How far a layer is, for people.
+/// The state of a layer, for status.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LayerStatus {
     /// The blob.
@@ -209,33 +208,33 @@ impl Layers {
         });
     }
 
-    /// Fetches ahead of readers, as `policy` says, in the layers that are known now; what is read first of
-    /// the others is there.
+    /// Fetches ahead of readers, as `policy` says, in the layers that are known now; those that are read first are cached
+    /// by their passes.
     pub async fn prefetch(&self, policy: Prefetch) {
         content::prefetch(&self.image, self.all_known(), policy).await;
     }
 
-    /// Ends what is on its way for these layers, for good.
+    /// Ends the tasks of these layers, for good.
     pub fn end(&self) {
         self.scope.end();
     }
 
-    /// Another process has served these layers to the mount for so long before.
+    /// After a take-over: another process had served the mount for `before`.
     pub fn goes_on_after(&self, before: Duration) {
         self.scope.goes_on_after(before);
     }
 
-    /// Waits until the mount's start is over.
+    /// Waits until the mount's start-up is over.
     pub async fn started(&self) {
         self.scope.started().await;
     }
 
-    /// Keeps what readers wanted of each layer, so that the next mount can fetch it before they ask.
+    /// Keeps what was read of each layer at the start, so that the next mount can fetch it before it is read.
     pub fn keep_profiles(&self) {
         content::keep_profiles(&self.image, &self.all_known());
     }
 
-    /// Gives back what the cache has beyond its limit, which may be lower than it was when these layers were kept.
+    /// Evicts what the cache has beyond its limit, which may be lower than when these layers were cached.
     pub fn keep_within_limit(&self) {
         self.all_known().iter().for_each(|content| content.layer().keep_within_limit());
     }
@@ -270,7 +269,7 @@ impl Layers {
         let mut changes = slot.state.subscribe();
         slot.shared.schedule.set_urgent(true);
         slot.state.send_if_modified(|state| match state {
-            // A source that was away paces itself.
+            // Tries for a source that is away pace themselves.
             State::Failed { why, at, times }
                 if self.may_pass(why) && (why.is_outage() || at.elapsed() >= why.pause_after(*times)) =>
             {
@@ -280,7 +279,7 @@ impl Layers {
             State::Ready(content) if content.index().is_damaged() => {
                 *lock(&slot.mending) = Some(Arc::clone(content));
                 *state = match slot.mended.fetch_add(1, Ordering::Relaxed) {
-                    MENDED_AT_MOST.. => slot.beyond_repair("is so again and again"),
+                    MENDED_AT_MOST.. => slot.beyond_repair("is damaged again and again"),
                     _ => State::Idle,
                 };
                 true
@@ -298,8 +297,8 @@ impl Layers {
         }
     }
 
-    /// As [`Layers::ready`]; where layers are shown while they are read, returns as soon as there is
-    /// noticeably more of it than at the last time.
+    /// As [`Layers::ready`]; where layers are shown while they are read, returns as soon as there is noticeably more of
+    /// it than in the latest snapshot.
     ///
     /// # Errors
     /// [`LayerFailure`]
@@ -323,7 +322,7 @@ impl Layers {
             // What an earlier pass has shown says nothing about this one.
             let of_this_pass = shown.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &partial));
             if let Some((_, index)) = of_this_pass.filter(|(_, index)| index.len() > before) {
-                return Known::Further(Arc::clone(index)); // somebody else waited for it, too
+                return Known::Further(Arc::clone(index)); // another task has made it meanwhile
             }
             partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
             match partial.snapshot(&slot.pass.blob, &slot.pass.diff_id) {
@@ -333,7 +332,7 @@ impl Layers {
                     *shown = Some((partial, Arc::clone(&index)));
                     Known::Further(index)
                 }
-                // The pass has ended; how, `whole` tells.
+                // The pass has ended; `whole` tells how.
                 Err(Closed) => std::future::pending().await,
             }
         };
@@ -349,8 +348,8 @@ impl Layers {
         lock(&self.slot(layer).partial).clone()
     }
 
-    /// Calls `tell` whenever a layer turns out to be whole or not to be had, until `tell` returns `false`,
-    /// the layer is whole, or nobody has these layers any more.
+    /// Calls `tell` whenever a layer turns out to be verified or failed, until `tell` returns `false`, the layer is
+    /// verified, or these layers are dropped.
     pub fn watch<T>(&self, layer: LayerNo, tell: T) -> impl Future<Output = ()> + use<T>
     where
         T: Fn(Option<&Arc<LayerReader>>) -> bool,
@@ -373,7 +372,7 @@ impl Layers {
         }
     }
 
-    /// How far each layer is, base first.
+    /// The state of each layer, base first.
     pub fn status(&self) -> Vec<LayerStatus> {
         self.slot_of.iter().map(|slot| self.slots[*slot].status()).collect()
     }
@@ -392,15 +391,15 @@ impl Layers {
         (total, received)
     }
 
-    /// Whether trying again later may help. A wrong blob may have been a proxy's fault; but what was shown of
-    /// one cannot be taken back.
+    /// Whether trying again later may help. A wrong blob may have been a proxy's fault; but what was shown of one cannot
+    /// be taken back.
     fn may_pass(&self, why: &LayerFailure) -> bool {
         let wrong_blob = matches!(why, LayerFailure::Pass(PassError::Blob { .. }));
         why.is_passing() || (wrong_blob && self.verify == Verify::BeforeShowing)
     }
 
-    /// Returns when the source has been away from a layer for longer than a reader who comes now waits,
-    /// with the error for that reader. Until something comes, that is the layer's trouble.
+    /// Returns when the source has been away from a layer for longer than a reader that comes now waits, with the error
+    /// for that reader. Until something is received, that is the layer's last error.
     pub async fn outlived(&self, layer: LayerNo) -> ReadError {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
         let digest = &self.slot(layer).pass.blob.digest;
@@ -435,7 +434,7 @@ impl Layers {
         )))
     }
 
-    /// What was shown of a layer is not what it should be.
+    /// What was shown of a layer has failed verification.
     fn disown(&self, slot: &Slot, entries: u32) {
         let same = |at: &usize| std::ptr::eq(&*self.slots[*at], slot);
         let numbers = (0..).map(LayerNo).zip(&self.slot_of).filter(|(_, at)| same(at));
@@ -443,8 +442,8 @@ impl Layers {
         self.disowning.notify_one();
     }
 
-    /// Waits until something turns out wrong that was shown before it was verified: a layer, and how many of its
-    /// entries may have been shown. For one who asks; never returns where nothing is shown before.
+    /// Waits until a layer fails verification after it was shown; says which, and how many of its entries may have been
+    /// shown. For one caller; never returns where nothing is shown before it is verified.
     pub async fn disowned(&self) -> (LayerNo, u32) {
         loop {
             if let Some(disowned) = { lock(&self.disowned).pop() } {
@@ -502,7 +501,7 @@ impl Layers {
         if mending.is_none()
             && let Some(open) = self.shared(slot)
         {
-            return self.content(slot, open); // another mount has made it meanwhile
+            return self.content(slot, open); // another mount has made the pass meanwhile
         }
         let grows = (self.verify == Verify::Behind).then(Arc::<PartialLayer>::default);
         lock(&slot.partial).clone_from(&grows);
@@ -516,12 +515,12 @@ impl Layers {
                 self.disown(slot, grows.entries());
             }
         }
-        // Whoever holds it waits for what this pass comes to, and must not be waited for.
+        // A task that holds the lock waits for this pass to end, and must not be waited for.
         if let Ok(mut shown) = slot.shown.try_lock() {
             *shown = None;
         }
         slot.shown_entries.store(0, Ordering::Release);
-        // What was shown cannot be taken back, so there is no second try behind the readers' backs.
+        // What was shown cannot be taken back, so where layers are shown early there is no silent second try.
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
             slot.shared.progress.received.store(0, Ordering::Relaxed);
@@ -532,9 +531,9 @@ impl Layers {
                 let Some(before) = mending else {
                     return self.content(slot, slot.shared.made(index, store));
                 };
-                // The tree is shown by the index that was opened first, and goes on being shown by that one.
+                // The tree continues to be shown by the index that was opened first.
                 if !before.index().mend(&index) {
-                    return slot.beyond_repair("differs from what the layer comes to now; mount again");
+                    return slot.beyond_repair("differs from the one made anew; mount again");
                 }
                 let state = self.content(slot, slot.shared.made(Arc::clone(before.index()), store));
                 *lock(&slot.mending) = None;
@@ -571,8 +570,8 @@ impl Slot {
         }
     }
 
-    /// What comes first is smallest: what somebody waits for, then small layers, which decide names at
-    /// once, then the largest, so that no long pass is left over when the others are done.
+    /// The order of passes, smallest first: layers that are waited for, then small ones, which decide names at once, then
+    /// the largest, so that no long pass is left over at the end.
     fn urgency(&self) -> (bool, u64) {
         let size = self.pass.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
@@ -601,7 +600,7 @@ impl Slot {
 
     fn beyond_repair(&self, why: &'static str) -> State {
         let why = Arc::new(LayerFailure::Damaged { layer: self.pass.blob.digest.clone(), why });
-        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown in part only");
+        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown only in part");
         self.failed(why)
     }
 
@@ -611,7 +610,7 @@ impl Slot {
         self.failed(why)
     }
 
-    /// Failed now, and to be tried again the later the more often it has failed.
+    /// Failed now; the more often, the later it is tried again.
     fn failed(&self, why: Arc<LayerFailure>) -> State {
         State::Failed { why, at: Instant::now(), times: self.failures.fetch_add(1, Ordering::Relaxed) }
     }
@@ -622,7 +621,8 @@ impl LayerFailure {
         matches!(self, Self::Pass(PassError::Source { cause: SourceError::Unreachable { .. }, .. }))
     }
 
-    /// How long it is believed after so many times in a row. A refusal costs a question, anything else a download.
+    /// How long to wait before another try, after this many failures in a row. A refusal costs one request, anything else
+    /// a download.
     fn pause_after(&self, times: u32) -> Duration {
         let refusal = matches!(
             self,
@@ -639,14 +639,14 @@ impl LayerFailure {
     }
 }
 
-/// Layers for which one more thread is worth its while.
+/// Layers for which one more thread is worth starting.
 const OPENED_AT_ONCE: usize = 32;
-/// A layer whose index is damaged more often lies on a disk that keeps nothing.
+/// A layer whose index is damaged more often is on a disk that cannot be trusted.
 const MENDED_AT_MOST: u32 = 8;
-/// A layer up to this size is read in no time, in bytes.
+/// A layer of up to this many bytes is read in a moment.
 const SMALL_LAYER: u64 = 8 << 20;
-/// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a
-/// layer together cost a few times its index.
+/// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a layer together cost a
+/// few times its index.
 const SNAPSHOT_GROWTH: u32 = 8;
 
 #[cfg(test)]
@@ -668,7 +668,7 @@ mod tests {
         PlannedLayer { blob, compression: Compression::Stored, diff_id: Digest::of(Algorithm::Sha256, b"tar") }
     }
 
-    /// A source that nobody asks.
+    /// A source that is never asked.
     struct Unasked;
 
     impl BlobSource for Unasked {
@@ -698,7 +698,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_watches_a_layer_keeps_nothing_of_a_mount_that_is_gone() {
+    async fn a_watcher_of_a_layer_keeps_nothing_of_an_ended_mount() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Arc::new(Store::open(&dir.path().join("cache"), None).expect("a new directory"));
         let (source, limits) = (Arc::new(Unasked), Limits::default());

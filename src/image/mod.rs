@@ -6,16 +6,18 @@ pub mod identity;
 pub mod layers;
 pub mod plan;
 mod programs;
+mod read;
 
 use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
 pub use chain::chain;
-pub use fs::{DirEntry, FsError, ImageFs, Local, MissingBytes, NotNow, Now, ReadObserver};
+pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
+pub use read::{Local, MissingBytes};
 
 use crate::source::BlobSource;
 
@@ -37,14 +39,14 @@ pub fn open(
     let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, shared_layers, limits, eagerness, verify);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
-        // Whoever waits for the image comes first.
+        // The first reads of the image go before.
         tokio::time::sleep(TIDY_AFTER).await;
         let tidied = tokio::task::spawn_blocking(move || {
             shown.upgrade().iter().for_each(|layers| layers.keep_within_limit());
             store.tidy()
         });
         if let Ok(Err(error)) = tidied.await {
-            tracing::debug!(%error, "cannot look for what ended processes have left in the cache");
+            tracing::debug!(%error, "cannot look for leftovers of ended processes in the cache");
         }
     });
     let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size, Identity::new(&plan.layers)));
@@ -58,5 +60,5 @@ pub fn open(
     fs
 }
 
-/// When a process begins to look for what others have left in the cache.
+/// How long after it opens an image a process begins to look for leftovers in the cache.
 const TIDY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);

@@ -41,7 +41,7 @@ pub struct Plan {
 }
 
 /// The documents that an image was resolved by: with them it can be resolved again when neither the store has them nor
-/// the source can be asked. They are verified anew by whoever uses them.
+/// the source can be asked. They are verified anew when they are used.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Documents {
     root: Option<TagRecord>,
@@ -120,7 +120,7 @@ pub enum PlanError {
         /// Why none fits.
         cause: Box<documents::ResolveError>,
     },
-    /// A document is larger than any honest one.
+    /// A document is larger than the limit.
     #[error("{what} {digest} of {reference} has {size} bytes; more than {limit} are not read")]
     TooLarge {
         /// The reference.
@@ -286,7 +286,7 @@ impl Resolver<'_> {
             (Some((record, bytes)), Network::Allowed) => {
                 let now = match self.source.head().await {
                     Ok(now) => now.digest,
-                    // What it named when it last could be asked is better than nothing; a refusal is an answer.
+                    // What the tag named when it could last be asked is better than nothing; a refusal is an answer.
                     Err(error @ SourceError::Unreachable { .. }) => {
                         tracing::warn!("{error}; going on with what {} named when it was last asked", self.reference);
                         record.digest.clone()
@@ -306,8 +306,8 @@ impl Resolver<'_> {
         Ok((descriptor, bytes))
     }
 
-    /// Remembers what the reference names, and the same under its digest: a process that goes on with a mount asks
-    /// for that, perhaps while the registry is away.
+    /// Remembers what the reference names, and the same under its digest: a process that takes over a mount asks for
+    /// that, perhaps while the registry is away.
     fn remember(&self, root: &Descriptor, bytes: &Bytes) {
         lock(&self.documents).note(root, bytes);
         for reference in [self.reference.canonical(), self.reference.clone().pinned(&root.digest).canonical()] {

@@ -1,0 +1,147 @@
+//! What a first pass makes beside the tree: spans with their digests, checkpoint windows, and the content file.
+
+use std::sync::Arc;
+
+use crate::codec::{Mark, Window};
+use crate::layer::{Span, WindowAt};
+use crate::offsets::DecodedOffset;
+use crate::store::{LayerName, NewContent, Store};
+
+/// Cuts the decoded stream at the marks and digests the spans between them.
+#[derive(Default)]
+pub(super) struct SpanCutter {
+    pub(super) done: Vec<Span>,
+    open: Option<(Mark, blake3::Hasher)>,
+    end: DecodedOffset,
+}
+
+impl SpanCutter {
+    pub(super) fn cut(&mut self, at: DecodedOffset, bytes: &[u8], marks: Vec<Mark>, content: &mut ContentWriter) {
+        let mut from = 0;
+        for mark in marks {
+            let to = (mark.decoded - at) as usize;
+            self.add(&bytes[from..to]);
+            from = to;
+            self.end(content);
+            self.end = mark.decoded;
+            self.open = Some((mark, blake3::Hasher::new()));
+        }
+        self.add(&bytes[from..]);
+    }
+
+    /// Where the last complete span ends.
+    pub(super) fn whole_to(&self) -> DecodedOffset {
+        self.done.last().map_or(DecodedOffset(0), |span| span.decoded.end)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if let Some((_, hasher)) = &mut self.open {
+            hasher.update(bytes);
+            self.end = self.end + bytes.len() as u64;
+        }
+    }
+
+    pub(super) fn end(&mut self, content: &mut ContentWriter) {
+        let Some((mark, hasher)) = self.open.take() else { return };
+        if self.end == mark.decoded {
+            return; // a mark at the very end, or two at one place: no bytes lie between
+        }
+        content.span_ends(self.end);
+        self.done.push(Span {
+            decoded: mark.decoded..self.end,
+            blob: mark.blob,
+            bit: mark.bit,
+            kind: mark.kind,
+            check: *hasher.finalize().as_bytes(),
+            window: None,
+        });
+    }
+}
+
+/// Writes decoded bytes to the content file for as long as the disk and the cache's limit allow; the index is worth
+/// having without them.
+pub(super) struct ContentWriter {
+    store: Arc<Store>,
+    /// `None` where the disk takes no file.
+    content: Option<NewContent>,
+    since_check: u64,
+    /// Ends of the spans, and how far the content was written when it stopped, if it did.
+    ends: Vec<DecodedOffset>,
+    pub(super) stopped_at: Option<DecodedOffset>,
+}
+
+impl ContentWriter {
+    pub(super) fn new(store: &Arc<Store>, layer: LayerName<'_>) -> Self {
+        let content = store.new_content(layer);
+        let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();
+        let stopped_at = content.is_none().then_some(DecodedOffset(0));
+        // So that the limit is checked at the first write: an image of many small layers would never be bounded.
+        let since_check = ROOM_CHECK;
+        Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at }
+    }
+
+    pub(super) fn write(&mut self, at: DecodedOffset, bytes: &[u8]) {
+        let Some(content) = self.content.as_ref().filter(|_| self.stopped_at.is_none()) else { return };
+        self.since_check += bytes.len() as u64;
+        if self.since_check >= ROOM_CHECK.min(self.store.limit().unwrap_or(ROOM_CHECK) / 16) {
+            self.since_check = 0;
+            if self.store.make_room(0).unwrap_or(0) > 0 {
+                tracing::info!(
+                    "the cache is full; the rest of this layer is not cached and will be fetched when it is read"
+                );
+                self.stopped_at = Some(at);
+                return;
+            }
+        }
+        if let Err(error) = content.write(at, bytes) {
+            self.store.cannot_keep("the rest of a layer", &error);
+            self.stopped_at = Some(at);
+        }
+    }
+
+    /// A handle to read back what is written; without one, readers wait for the end of the pass.
+    pub(super) fn reader(&self) -> Option<std::fs::File> {
+        self.content.as_ref()?.reader().ok()
+    }
+
+    fn span_ends(&mut self, at: DecodedOffset) {
+        self.ends.push(at);
+    }
+
+    pub(super) fn into_content(mut self) -> Option<NewContent> {
+        let content = self.content.as_mut()?;
+        for end in &self.ends {
+            content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
+        }
+        self.content
+    }
+}
+
+/// Checkpoint windows, packed back to back.
+#[derive(Default)]
+pub(super) struct PackedWindows {
+    pub(super) bytes: Vec<u8>,
+    pub(super) places: Vec<(usize, WindowAt)>,
+}
+
+impl PackedWindows {
+    pub(super) fn pack(&mut self, windows: Vec<(usize, Window)>) {
+        for (number, window) in windows {
+            let packed = Window::to_bytes(&window);
+            if packed.is_empty() {
+                continue; // nothing before the checkpoint is referred to
+            }
+            self.places.push((
+                number,
+                WindowAt {
+                    start: self.bytes.len() as u64,
+                    len: u16::try_from(packed.len()).expect("a packed window is hardly larger than 32 KiB"),
+                },
+            ));
+            self.bytes.extend_from_slice(&packed);
+        }
+    }
+}
+
+/// Bytes written between two checks of the cache's limit, where that is not small.
+const ROOM_CHECK: u64 = 16 << 20;
