@@ -94,7 +94,7 @@ pub struct AccessArgs {
     /// Also trust the certificates in this PEM file
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub ca: Vec<PathBuf>,
-    /// Read credentials from this file instead of podman's (/dev/null: use none)
+    /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
     /// While the registry is away or does not answer, wait until it does (`block`), fail after a time without a sign
