@@ -66,6 +66,7 @@ fn overlay() -> Overlay {
     let overlay = Overlay::new(LAYERS.len() as u16);
     for (number, index) in (0..).zip(LAYERS.iter()) {
         overlay.supply(LayerNo(number), Arc::clone(index));
+        overlay.prepare(LayerNo(number)).expect("the layers fit each other");
     }
     overlay
 }

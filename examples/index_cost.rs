@@ -1,6 +1,6 @@
 //! What layer indexes take on disk: bytes an entry, and what checkpoints add to that.
 //!
-//!     cargo run --release --example index_cost -- ~/.cache/peelfs/index-v1/sha256/*
+//!     cargo run --release --example index_cost -- ~/.cache/peelfs/index-v2/sha256/*
 //!
 //! Checkpoints are the span records and the decoder windows they point to; all else is the tree.
 

@@ -558,7 +558,7 @@ fn a_flipped_byte_in_the_cache_is_found_and_healed() {
     assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
     assert!(user.run(&["cache", "verify"]).output.status.success());
 
-    flip_bytes(&user.dir.path().join("home/cache/index-v1/sha256"), "");
+    flip_bytes(&user.dir.path().join("home/cache/index-v2/sha256"), "");
     assert_eq!(user.run(&["cache", "verify"]).output.status.code(), Some(5));
     assert_eq!(user.prints(&["cat", &image, "etc/motd"]), "hello\n");
 }

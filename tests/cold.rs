@@ -163,7 +163,7 @@ fn an_index_file_that_is_not_whole_is_refused() {
         std::fs::write(&file, &bytes).unwrap();
         let output = there.run(["index", "import", text(&file)]);
         assert_eq!(output.status.code(), Some(5), "{}", said(&output));
-        assert!(there.bucket("index-v1").is_empty() && there.bucket("tmp").is_empty());
+        assert!(there.bucket("index-v2").is_empty() && there.bucket("tmp").is_empty());
     }
     let absent = there.run(["index", "export", &reference, text(&file)]);
     assert_eq!(absent.status.code(), Some(3), "{}", said(&absent));

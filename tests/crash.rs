@@ -103,7 +103,7 @@ fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
     let Some(store) = &open(None) else { return };
     let mut random = Random::new(3);
     let layers: Vec<_> = image().0.layers().iter().map(|layer| layer.digest.clone()).collect();
-    let index = |layer: usize| cache.join("index-v1/sha256").join(layers[layer].hex());
+    let index = |layer: usize| cache.join("index-v2/sha256").join(layers[layer].hex());
     // Known from the first pass on; what was read goes into profiles.
     life(store, async |fs| {
         read_some(&fs, &mut random, 8).await;
@@ -302,7 +302,7 @@ fn leaks(store: &Store, cache: &Path, at: &str) {
         listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
     assert_eq!(names("tmp"), Vec::<String>::new(), "{at}: temporary files");
-    let indexes = names("index-v1/sha256");
+    let indexes = names("index-v2/sha256");
     for name in names("content-v2/sha256") {
         assert!(indexes.iter().any(|index| name.starts_with(index.as_str())), "{at}: {name} has no index");
     }

@@ -28,7 +28,7 @@ fn content_file(dir: &Path, layer: &Layer, extension: &str) -> PathBuf {
 async fn a_damaged_index_is_made_anew_and_never_believed() {
     let dir = tempfile::tempdir().unwrap();
     let layer = LayerBuilder::new().file("file", "content").build();
-    let index = dir.path().join("cache/index-v1/sha256").join(layer.digest.hex());
+    let index = dir.path().join("cache/index-v2/sha256").join(layer.digest.hex());
     ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
 
     assert_eq!(read(&*open(dir.path()).await).await.unwrap(), "content");
@@ -60,7 +60,7 @@ async fn what_is_in_memory_of_a_damaged_index_is_served_and_what_is_not_is_an_er
     let layer = (0..3000).fold(LayerBuilder::new().file("a", "content"), |layer, n| layer.file(&format!("f{n}"), "x"));
     let layer = layer.build();
     let blob = dir.path().join("blobs/sha256").join(layer.digest.hex());
-    let index = dir.path().join("cache/index-v1/sha256").join(layer.digest.hex());
+    let index = dir.path().join("cache/index-v2/sha256").join(layer.digest.hex());
     ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
     drop(open(dir.path()).await.all_known().await);
 

@@ -86,7 +86,7 @@ fn assert_refused(sandbox: &Sandbox, reference: &str, code: i32, what: &str, kep
     assert!(!told.contains("ERROR"), "{what}: told again as a line of the log: {told}");
     assert!(!at.is_mounted(), "{what}");
     for digest in kept_nothing_of {
-        for bucket in ["index-v1", "content-v2", "document-v1"] {
+        for bucket in ["index-v2", "content-v2", "document-v1"] {
             let kept = sandbox.bucket(bucket);
             assert!(!kept.iter().any(|path| path.to_string_lossy().contains(digest.hex())), "{what}: {kept:?}");
         }
@@ -259,7 +259,7 @@ fn an_image_that_contradicts_itself_is_refused() {
         registry.push(NAME, "1", &image);
         let sandbox = Sandbox::new();
         assert_refused(&sandbox, &registry.reference(NAME, "1"), code, what, &[]);
-        assert!(sandbox.bucket("index-v1").is_empty(), "{what}");
+        assert!(sandbox.bucket("index-v2").is_empty(), "{what}");
         assert!(sandbox.bucket("content-v2").is_empty(), "{what}");
     }
 }

@@ -205,7 +205,7 @@ fn a_disk_that_fills_up_in_the_middle_of_a_pass_costs_content_and_no_index() {
     let sandbox = Sandbox::new();
     let Some(_disk) = SmallDisk::mount(sandbox.cache()) else { return };
     told_once(&mount_and_read(&sandbox, &sandbox.cache(), "fills up"), "fills up");
-    let indexes = sandbox.bucket("index-v1");
+    let indexes = sandbox.bucket("index-v2");
     assert_eq!(indexes.len(), 3, "every layer is known the next time");
     assert_eq!(sandbox.bucket("tmp"), [] as [PathBuf; 0]);
 }

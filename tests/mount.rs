@@ -537,7 +537,7 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     sandbox.mount(&reference, "a").unmount();
-    for bucket in ["content-v2", "document-v1", "tag-v1", "index-v1"] {
+    for bucket in ["content-v2", "document-v1", "tag-v1", "index-v2"] {
         type Damage = fn(&mut Vec<u8>);
         let damages: [(&str, Damage); 5] = [
             ("flipped", |bytes| bytes.iter_mut().step_by(61).for_each(|byte| *byte ^= 1)),
@@ -552,7 +552,7 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
                 damage(&mut bytes);
                 std::fs::write(&path, bytes).unwrap();
             }
-            for _ in layers.iter().filter(|_| bucket == "index-v1") {
+            for _ in layers.iter().filter(|_| bucket == "index-v2") {
                 // A damaged page of an index is noticed when it is needed, and then it may be too late
                 // for this mount. One that fails removes the index, so that the next one can do better.
                 let mounted = sandbox.mount(&reference, "a");

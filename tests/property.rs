@@ -73,6 +73,13 @@ fn entries_below_links_of_lower_layers_land_where_the_links_lead() {
     (0..seeds(60)).for_each(|seed| check(seed, &Shape { through_links: true, large: 5000, ..Shape::default() }));
 }
 
+/// Whiteouts and opaque markers in every order and depth: below each other, below what is not there or is no
+/// directory, through links; the model is compared with umoci on the same images in `reference_model`.
+#[test]
+fn whiteouts_in_every_order_and_depth_hide_what_the_model_hides() {
+    (0..seeds(60)).for_each(|seed| check(2000 + seed, &Shape { through_links: seed % 2 == 0, ..Shape::whiteouts() }));
+}
+
 #[test]
 fn many_small_layers_look_as_the_model_says() {
     let shape = Shape { layers: 40, entries: 4, large: 5000, ..Shape::default() };
@@ -124,6 +131,10 @@ fn odd_layers_look_as_the_model_says() {
         ),
         ("a dangling lower symlink makes what it names", vec![vec![link("a", "b/c")], vec![file("a/x", "2")]]),
         ("a dangling lower symlink with dots", vec![vec![link("a", "b/../c")], vec![file("a/x", "2")]]),
+        (
+            "a lower symlink back over what is missing, and through another",
+            vec![vec![link("a", "none/../m/c"), link("m", "d"), dir("d")], vec![file("a/x", "2")]],
+        ),
         ("a lower symlink above the root", vec![vec![dir("d"), link("d/up", "../../../e")], vec![file("d/up/x", "2")]]),
         (
             "an opaque marker through a lower symlink",
@@ -218,6 +229,110 @@ fn odd_layers_look_as_the_model_says() {
                 vec![file("a/b/c", "1"), file("a/b/d", "1")],
                 vec![Entry::whiteout("a/b/c")],
                 vec![Entry::whiteout("a/b")],
+            ],
+        ),
+        (
+            "a whiteout below a whiteout makes no directory",
+            vec![vec![file("a/b", "1"), file("c", "1")], vec![Entry::whiteout("a/b"), Entry::whiteout("a")]],
+        ),
+        (
+            "nor does it the other way round",
+            vec![vec![file("a/b", "1"), file("c", "1")], vec![Entry::whiteout("a"), Entry::whiteout("a/b")]],
+        ),
+        (
+            "nor below an opaque marker",
+            vec![vec![file("a/b", "1")], vec![Entry::whiteout("a/b"), Entry::opaque(""), file("c", "2")]],
+        ),
+        (
+            "whiteouts of what no layer has make no directories",
+            vec![vec![file("c", "1")], vec![Entry::whiteout("a/b/c"), Entry::opaque("d/e"), Entry::opaque("f")]],
+        ),
+        (
+            "a directory that only whiteouts lead through is the lower layer's",
+            vec![
+                vec![dir("d").mode(0o711).owner(3, 4).xattr("user.x", "y"), file("d/a", "1"), file("d/b", "1")],
+                vec![Entry::whiteout("d/a")],
+                vec![Entry::whiteout("d/c"), Entry::opaque("d/e")],
+            ],
+        ),
+        (
+            "and a later layer's goes on from there",
+            vec![
+                vec![file("d/a", "1"), file("d/b", "1"), file("e", "1")],
+                vec![Entry::whiteout("d/a"), Entry::whiteout("e/x"), Entry::whiteout("f/x")],
+                vec![file("d/c", "3"), file("e/c", "3"), file("f/c", "3")],
+            ],
+        ),
+        (
+            "whiteouts below files and links to nothing change nothing",
+            vec![
+                vec![file("f", "1"), link("l", "none"), link("o", "o")],
+                vec![Entry::whiteout("f/x"), Entry::opaque("f"), Entry::whiteout("l/x/y"), Entry::opaque("l/z")],
+            ],
+        ),
+        (
+            "a whiteout below a link of a lower layer hides where the link leads",
+            vec![
+                vec![dir("e"), file("e/a", "1"), file("e/b/c", "1"), link("l", "e"), link("m", "/l/b")],
+                vec![Entry::whiteout("l/a"), Entry::opaque("m")],
+            ],
+        ),
+        (
+            "and what it leads through there is no directory either",
+            vec![
+                vec![link("l", "e"), link("m", "f"), file("f", "1")],
+                vec![Entry::whiteout("l/a"), Entry::opaque("m/x")],
+            ],
+        ),
+        (
+            "a whiteout that its own layer has something beside",
+            vec![
+                vec![file("a/b/c", "1"), file("a/d", "1")],
+                vec![Entry::whiteout("a/b/c"), file("a/b/e", "2"), Entry::whiteout("a/d"), Entry::whiteout("a/b")],
+            ],
+        ),
+        (
+            "a link below itself leads each name further up",
+            vec![
+                vec![dir("d"), link("d/n", "../d"), link("l", "d"), file("d/x", "1")],
+                vec![file("l/n/n/f", "2"), Entry::whiteout("l/n/x"), Entry::whiteout("l/n/n/y")],
+            ],
+        ),
+        (
+            "a whiteout of a link comes after one below it",
+            vec![
+                vec![dir("d"), file("d/x", "1"), file("d/y", "1"), link("l", "d"), link("m", "d")],
+                vec![Entry::whiteout("l/x"), Entry::whiteout("l"), Entry::whiteout("m"), Entry::whiteout("m/y")],
+            ],
+        ),
+        (
+            "the longest name can be hidden",
+            vec![vec![file(&"n".repeat(255), "1"), file("a", "1")], vec![Entry::whiteout("n".repeat(255))]],
+        ),
+        (
+            "hard links of AUFS are the files, whose directory is not shown",
+            vec![vec![
+                dir("usr"),
+                file(".wh..wh.plnk/77.1", "content"),
+                Entry::hard_link("usr/a", ".wh..wh.plnk/77.1"),
+                Entry::hard_link("usr/b", ".wh..wh.plnk/77.1"),
+                file(".wh..wh.aufs", ""),
+                dir(".wh..wh.orph"),
+            ]],
+        ),
+        (
+            "also those of another layer",
+            vec![
+                vec![file(".wh..wh.plnk/77.1", "content"), Entry::hard_link("a", ".wh..wh.plnk/77.1")],
+                vec![Entry::hard_link("b", ".wh..wh.plnk/77.1"), Entry::hard_link("c", "a")],
+                vec![Entry::whiteout("a"), file(".wh..wh.plnk/77.1", "other")],
+            ],
+        ),
+        (
+            "nothing below a name that begins like a whiteout's is shown",
+            vec![
+                vec![file("d/.wh.x/y/z", "1"), file("d/a", "1"), Entry::hard_link(".wh.b/c", "d/a"), file("b", "1")],
+                vec![Entry::hard_link("h", "d/.wh.x/y/z"), file(".wh.x/f", "2"), Entry::hard_link("i", ".wh.x/f")],
             ],
         ),
         (

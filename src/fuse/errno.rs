@@ -8,7 +8,8 @@ use crate::image::FsError;
 pub(super) fn of(error: &FsError) -> Errno {
     match error {
         // What cannot be verified is not shown.
-        FsError::Layer { .. } | FsError::Malformed { .. } => Errno::IO,
+        FsError::Layer { .. } | FsError::Malformed { .. } | FsError::Refused { .. } => Errno::IO,
+        FsError::TakesTooLong => Errno::IO,
         FsError::Read(
             ReadError::Corrupt { .. }
             | ReadError::Codec { .. }

@@ -44,7 +44,7 @@ pub use place::{MountPlace, OpenFiles, UnmountError, unmount};
 pub use session::{Disconnect, MountError, MountOptions, Mounted, mount, take_over};
 pub use through::Passthrough;
 
-use crate::image::{FsError, ImageFs, Local, NotNow, Now};
+use crate::image::{FsError, ImageFs, Local, NotNow, Now, briefly};
 use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 use device::Reply;
@@ -84,12 +84,11 @@ impl Adapter {
         mut question: impl FnMut(&ImageFs) -> Now<T> + Send + 'static,
         send: impl FnOnce(Reply, T) + Send + 'static,
     ) {
-        match question(&self.fs) {
+        match briefly(|| question(&self.fs)) {
             Ok(answer) => send(reply, answer),
             Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
-            Err(NotNow::Needs(_)) => {
-                let fs = Arc::clone(&self.fs);
-                self.wait(reply, async move { fs.awaited(question).await }, send);
+            Err(NotNow::Needs(_) | NotNow::TakesLong) => {
+                self.wait(reply, Arc::clone(&self.fs).awaited_apart(question), send);
             }
         }
     }
@@ -130,7 +129,7 @@ impl Adapter {
                 let read = async move { fs.read_missing(missing).await };
                 self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
             }
-            Err(NotNow::Needs(_)) => {
+            Err(NotNow::Needs(_) | NotNow::TakesLong) => {
                 let fs = Arc::clone(&self.fs);
                 let read = async move { fs.read(node, at, length).await };
                 self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
@@ -145,13 +144,13 @@ impl Adapter {
         if let Some(opened) = through.again(node) {
             return reply.bytes(opened.as_bytes());
         }
-        match self.fs.attr(node) {
+        match briefly(|| self.fs.attr(node)) {
             Ok(attr) if attr.size >= LARGE => {}
             Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
             Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
             // It was known when the kernel learned of it; whatever has changed since, a read will tell. It may be
             // large, so it counts.
-            Err(NotNow::Needs(_)) => return reply.bytes(through.first(node, None).as_bytes()),
+            Err(NotNow::Needs(_) | NotNow::TakesLong) => return reply.bytes(through.first(node, None).as_bytes()),
         }
         threads.slow();
         let first = |whole: Option<File>| through.first(node, whole.as_ref());
@@ -159,7 +158,7 @@ impl Adapter {
             Ok(Some(whole)) => return reply.bytes(first(Some(whole)).as_bytes()),
             Ok(None) => {}
             Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
-            Err(NotNow::Needs(_)) => return reply.bytes(first(None).as_bytes()),
+            Err(NotNow::Needs(_) | NotNow::TakesLong) => return reply.bytes(first(None).as_bytes()),
         }
         match self.fs.make_passthrough_copy(node) {
             Ok(Some(made)) => {

@@ -149,6 +149,9 @@ impl From<FsError> for Report {
     fn from(error: FsError) -> Self {
         match &error {
             FsError::Layer { cause, .. } => layer(cause),
+            FsError::Refused { .. } | FsError::TakesTooLong => {
+                Self::of(Code::Verification, &error).hint("the image has to be rebuilt")
+            }
             FsError::NotFound | FsError::NotADirectory | FsError::Loop => Self::of(Code::NotFound, &error),
             FsError::Read(_) => {
                 let mut report = Self::of(Code::Verification, &error);

@@ -15,15 +15,17 @@ use tokio::sync::Semaphore;
 use super::identity::Identity;
 use super::layers::{Known, LayerFailure, LayerStatus, Layers};
 use super::read::{DecodedBytes, Local, MissingBytes, ReadPlan, Unfilled};
+use super::work::Work;
 use crate::content::{LayerReader, Prefetch, ReadError};
 use crate::layer::{Contents, EntryId, IndexError, Kind};
 use crate::offsets::FileOffset;
-use crate::overlay::{Last, LayerNo, NodeAttr, NodeId, Overlay, Unknown, Walked};
+use crate::overlay::{Last, LayerNo, MergeError, NodeAttr, NodeId, Overlay, Unknown, Walked};
 use crate::predict::PlaceInFile;
 
 /// The files of one image.
 pub struct ImageFs {
-    overlay: Overlay,
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) work: Work,
     layers: Arc<Layers>,
     size: u64,
     identity: Identity,
@@ -57,6 +59,18 @@ pub enum FsError {
         #[source]
         cause: Arc<IndexError>,
     },
+    /// A layer makes no sense over those below it, or takes too long to make sense of.
+    #[error("layer {number} cannot be shown")]
+    Refused {
+        /// Which layer, counted from the base.
+        number: LayerNo,
+        /// Why.
+        #[source]
+        cause: Arc<MergeError>,
+    },
+    /// No image that is meant well has such a question.
+    #[error("the answer takes too long to find")]
+    TakesTooLong,
     /// The image has no such node.
     #[error("there is no node {0}")]
     NoSuchNode(u64),
@@ -91,6 +105,8 @@ pub type Now<T> = Result<T, NotNow>;
 pub enum NotNow {
     /// This layer is needed.
     Needs(LayerNo),
+    /// It takes more steps than this thread may spend; see [`ImageFs::awaited_apart`].
+    TakesLong,
     /// There will be no answer.
     Never(FsError),
 }
@@ -112,8 +128,8 @@ impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Self {
         let making = Arc::new(Semaphore::new(1));
-        let (overlay, observer) = (Overlay::new(count), OnceLock::new());
-        let fs = Self { overlay, layers, size, identity, making, observer };
+        let (overlay, work, observer) = (Arc::new(Overlay::new(count)), Work::new(), OnceLock::new());
+        let fs = Self { overlay, work, layers, size, identity, making, observer };
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
@@ -143,6 +159,7 @@ impl ImageFs {
                 Ok(answer) => return Ok(answer),
                 Err(NotNow::Never(error)) => return Err(error),
                 Err(NotNow::Needs(number)) => self.know(number).await?,
+                Err(NotNow::TakesLong) => return Err(FsError::TakesTooLong),
             }
         }
     }
@@ -157,11 +174,11 @@ impl ImageFs {
     }
 
     /// Waits until a layer is known.
-    async fn know(&self, number: LayerNo) -> Result<(), FsError> {
+    pub(super) async fn know(&self, number: LayerNo) -> Result<(), FsError> {
         match self.patiently(number, self.layers.known_or_partial(number)).await? {
             Ok(Known::PassthroughCopy(content)) => {
                 self.overlay.supply(number, Arc::clone(content.index()));
-                Ok(())
+                self.prepared(number).await
             }
             Ok(Known::Further(index)) => {
                 self.overlay.supply_growing(number, index);
@@ -181,6 +198,12 @@ impl ImageFs {
 
     /// Waits until a layer is verified or has failed.
     async fn know_whole(&self, number: LayerNo) -> Result<(), FsError> {
+        self.supplied(number).await?;
+        self.prepared(number).await
+    }
+
+    /// Waits until a layer is whole, though it may still have to be [prepared](Self::prepared).
+    pub(super) async fn supplied(&self, number: LayerNo) -> Result<(), FsError> {
         match self.patiently(number, self.layers.ready(number)).await? {
             Ok(content) => {
                 self.overlay.supply(number, Arc::clone(content.index()));
@@ -371,6 +394,7 @@ impl ImageFs {
                 Err(Unfilled::Failed(error)) => match unread(number, error) {
                     NotNow::Never(error) => return Err(error),
                     NotNow::Needs(number) => self.know(number).await?,
+                    NotNow::TakesLong => return Err(FsError::TakesTooLong),
                 },
                 // The layer's pass has ended since.
                 Err(Unfilled::Closed) => self.know_whole(number).await?,
@@ -497,7 +521,7 @@ impl ImageFs {
     pub fn walk(&self, path: &[u8], last: Last) -> Now<NodeAttr> {
         match self.overlay.walk(path, last).map_err(not_now)? {
             Walked::Found { node, .. } => self.attr(node),
-            Walked::Missing { .. } => Err(NotNow::Never(FsError::NotFound)),
+            Walked::Missing => Err(NotNow::Never(FsError::NotFound)),
             Walked::NotADirectory => Err(NotNow::Never(FsError::NotADirectory)),
             Walked::Loop => Err(NotNow::Never(FsError::Loop)),
         }
@@ -540,6 +564,7 @@ impl ImageFs {
     /// The mount is gone: requests in flight for it alone are ended.
     pub fn end(&self) {
         self.layers.end();
+        self.overlay.end();
     }
 
     /// Waits until a layer fails verification after it was shown; gives the nodes that may have been shown of it. For one
@@ -625,12 +650,20 @@ impl ImageFs {
     }
 }
 
+impl Drop for ImageFs {
+    fn drop(&mut self) {
+        self.overlay.end();
+    }
+}
+
 /// Bytes that a seek looks at first.
 const SEEK_WINDOW: u64 = 4096;
 
-fn not_now(unknown: Unknown) -> NotNow {
+pub(super) fn not_now(unknown: Unknown) -> NotNow {
     match unknown {
         Unknown::Needs(layer) => NotNow::Needs(layer),
+        Unknown::TakesLong => NotNow::TakesLong,
+        Unknown::Refused { layer: number, cause } => NotNow::Never(FsError::Refused { number, cause }),
         Unknown::Damaged { layer, cause } => unusable(layer, cause),
         Unknown::NoSuchNode(node) => NotNow::Never(FsError::NoSuchNode(node)),
     }

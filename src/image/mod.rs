@@ -7,6 +7,7 @@ pub mod layers;
 pub mod plan;
 mod programs;
 mod read;
+mod work;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
+pub use work::briefly;
 
 use crate::source::BlobSource;
 

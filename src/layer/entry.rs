@@ -74,13 +74,18 @@ impl Flags {
     /// A directory that hides everything lower layers have in it.
     pub const OPAQUE: Self = Self(2);
     /// Hides what lower layers have under its own name, because the layer also carries a whiteout
-    /// for it or replaced it on the way. A directory with this flag is also [`Flags::OPAQUE`].
+    /// for it or replaced it on the way. A directory with this flag is also [`Flags::OPAQUE`], but for a
+    /// [`Flags::WHITEOUT_PATH`].
     pub const HIDES_LOWER: Self = Self(4);
     /// A file with holes: its content is an extent list.
     pub const SPARSE: Self = Self(8);
     /// No longer in the tree: replaced later in the same layer. The id stays valid, since hard links
     /// or open files may still refer to it.
     pub const DETACHED: Self = Self(16);
+    /// A directory that only whiteouts and opaque markers of this layer lead through. The layer does not
+    /// say that it exists: it does where a lower layer has a directory of its name. It is also
+    /// [`Flags::IMPLIED`]; with [`Flags::HIDES_LOWER`] it is a whiteout itself.
+    pub const WHITEOUT_PATH: Self = Self(32);
 
     /// Whether every flag of `other` is set.
     pub fn has(self, other: Self) -> bool {

@@ -9,7 +9,7 @@ use super::paged::{CHECK, PAGE};
 use super::spans::Span;
 
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const FOOTER: usize = 512;
 /// Bytes at the end of an index that are read to open it.
 pub(super) const TAIL: usize = 4096;

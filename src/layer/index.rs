@@ -952,6 +952,7 @@ mod tests {
         let mut tree = LayerTree::from_index(&index).unwrap();
         let bin = index.implied_roots().next().unwrap().unwrap();
         tree.graft(bin, b"usr/bin").unwrap();
+        tree.join_lower_links().unwrap();
         let index = open(&written(&tree)).unwrap();
         assert_eq!(render_index(&index).unwrap(), render(&tree));
         assert_eq!(index.child(EntryId::ROOT, b"bin").unwrap(), None);

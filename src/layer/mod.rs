@@ -34,5 +34,5 @@ pub use paged::ReadAt;
 pub use pax::Xattr;
 pub use spans::{Span, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
-pub use tree::{LayerTree, Limits, TreeError};
+pub use tree::{LayerTree, Limits, TreeError, is_hidden};
 pub use write::{WriteError, write_index};

@@ -264,7 +264,13 @@ pub(super) fn short(tree: &LayerTree) -> Vec<String> {
         if let Some(target) = tree.symlink_target(id).or_else(|| tree.link_target(id)) {
             text += &format!("{}", target.escape_ascii());
         }
-        for (flag, name) in [(Flags::IMPLIED, "implied"), (Flags::OPAQUE, "opaque"), (Flags::HIDES_LOWER, "hides")] {
+        let path = entry.is(Flags::WHITEOUT_PATH);
+        let flags = [
+            (if path { "path" } else { "implied" }, Flags::IMPLIED),
+            ("opaque", Flags::OPAQUE),
+            ("hides", Flags::HIDES_LOWER),
+        ];
+        for (name, flag) in flags {
             if entry.is(flag) {
                 text += &format!(" {name}");
             }

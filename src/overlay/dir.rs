@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use super::node::{LayerNo, NodeId};
-use super::{Layer, Overlay, Unknown, damaged, lock};
+use super::{Layer, Overlay, Unknown, damaged, lock, steps};
 use crate::layer::{EntryId, Flags, Kind};
 
 /// A directory that has been looked at.
 ///
-/// Its path is remembered through its parents. A layer's tree is refused when it is too deep, so the
-/// chain of parents is short.
+/// Its path is remembered through its parents.
 #[derive(Debug)]
 pub struct Dir {
     id: NodeId,
@@ -22,8 +21,10 @@ pub struct Dir {
 #[derive(Debug)]
 struct Parts {
     found: Vec<Part>,
-    /// The next layer below to be examined, plus one; 0 when nothing below takes part.
-    unexamined: u16,
+    /// Which of the parent's parts is looked into next; for the root, how many layers are left.
+    next: usize,
+    /// Nothing below takes part.
+    complete: bool,
 }
 
 /// One layer's entry for a directory.
@@ -36,19 +37,19 @@ pub(super) struct Part {
 impl Dir {
     /// The root of a view over the lowest `layers` layers.
     pub(super) fn root(layers: u16) -> Self {
-        let parts = Parts { found: Vec::new(), unexamined: layers };
+        let parts = Parts { found: Vec::new(), next: layers.into(), complete: false };
         Self { id: NodeId::ROOT, parent: None, name: Box::default(), parts: Mutex::new(parts) }
     }
 
     /// A directory whose uppermost entry is `entry` of `layer`.
     pub(super) fn child(parent: &Arc<Self>, name: &[u8], layer: LayerNo, entry: EntryId) -> Self {
-        // `layer` itself is examined like those below: it finds `entry` again, and whether that is opaque.
-        let parts = Parts { found: Vec::new(), unexamined: layer.0 + 1 };
+        // `layer` itself is looked into like those below: it finds `entry` again, and whether that is opaque.
+        let next = lock(&parent.parts).found.partition_point(|part| part.layer > layer);
         Self {
             id: NodeId::new(layer, entry),
             parent: Some(Arc::clone(parent)),
             name: name.into(),
-            parts: Mutex::new(parts),
+            parts: Mutex::new(Parts { found: Vec::new(), next, complete: false }),
         }
     }
 
@@ -79,50 +80,83 @@ impl Dir {
         names.join(&b'/')
     }
 
-    fn examined(&self, layer: LayerNo) -> bool {
-        lock(&self.parts).unexamined <= layer.0
+    fn next(&self) -> usize {
+        lock(&self.parts).next
     }
+
+    fn known(&self, place: usize) -> Known {
+        let parts = lock(&self.parts);
+        match parts.found.get(place) {
+            Some(part) => Known::Part(*part),
+            None if parts.complete => Known::NoMore,
+            None => Known::NotYet,
+        }
+    }
+
+    /// Takes in what was `seen` where `next` said to look.
+    fn record(&self, next: usize, seen: Seen) {
+        let mut parts = lock(&self.parts);
+        if parts.next != next {
+            return; // another thread was here meanwhile, and found the same
+        }
+        parts.next = if self.parent.is_some() { next + 1 } else { next.saturating_sub(1) };
+        match seen {
+            Seen::Absent => {}
+            Seen::Part(part) => parts.found.push(part),
+            Seen::LastPart(part) => {
+                parts.found.push(part);
+                parts.complete = true;
+            }
+            Seen::End => parts.complete = true,
+        }
+    }
+}
+
+/// A chain of parents may be long, and must not be dropped one inside the other.
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some(mut dir) = next.and_then(Arc::into_inner) {
+            next = dir.parent.take();
+        }
+    }
+}
+
+/// What a directory knows of one of its parts.
+enum Known {
+    Part(Part),
+    NoMore,
+    NotYet,
 }
 
 impl Overlay {
     /// The `place`-th layer, counted from the top, that takes part in `dir`.
     pub(super) fn part(&self, dir: &Arc<Dir>, place: usize) -> Result<Option<Part>, Unknown> {
         loop {
-            let next = {
-                let parts = lock(&dir.parts);
-                if let Some(part) = parts.found.get(place) {
-                    return Ok(Some(*part));
-                }
-                match parts.unexamined.checked_sub(1) {
-                    Some(next) => LayerNo(next),
-                    None => return Ok(None),
-                }
-            };
-            if matches!(self.layer(next), Ok(Layer::Growing(_))) {
-                return self.growing_part(dir, next, place);
+            match dir.known(place) {
+                Known::Part(part) => return Ok(Some(part)),
+                Known::NoMore => return Ok(None),
+                Known::NotYet => {}
             }
-            self.examine_down_to(dir, next)?;
+            match self.look_further(dir) {
+                Err(Unknown::Needs(layer)) if matches!(self.layer(layer), Ok(Layer::Growing(_))) => {
+                    return self.growing_part(dir, layer, place);
+                }
+                looked => looked?,
+            }
         }
     }
 
-    /// The part that a layer still being read has in `dir`. It is not remembered: the layer may yet turn
-    /// out to be opaque there, so nothing below it is asked before it is whole.
+    /// The part that a layer still being read has in `dir`, all above having been looked into. It is not remembered:
+    /// the layer may yet turn out to be opaque there, so nothing below it is asked before it is whole.
     fn growing_part(&self, dir: &Arc<Dir>, number: LayerNo, place: usize) -> Result<Option<Part>, Unknown> {
         if place > lock(&dir.parts).found.len() {
             return Err(Unknown::Needs(number));
         }
-        if let Some(parent) = &dir.parent {
-            if !parent.examined(LayerNo(number.0 + 1)) {
-                self.examine_down_to(parent, LayerNo(number.0 + 1))?;
-            }
-            if lock(&parent.parts).unexamined == 0 {
-                lock(&dir.parts).unexamined = 0;
-                return Ok(None);
-            }
-        }
         let layer = self.layer(number)?;
         let mut at = EntryId::ROOT;
         for name in dir.path().split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            steps::take(1)?;
             at = layer.index.child(at, name).map_err(damaged(number))?.ok_or(Unknown::Needs(number))?;
         }
         match layer.index.entry(at).map_err(damaged(number))?.kind() {
@@ -131,66 +165,53 @@ impl Overlay {
         }
     }
 
-    /// Finds out which layers, from the top down to `layer`, take part in `dir`.
+    /// Looks into one more layer for `dir`: the next of those that take part in its parent.
     ///
-    /// Whether a layer takes part depends on the parents, so those that have not been examined as far
-    /// are examined first, from the root on: a loop, since a path may be deep.
-    fn examine_down_to(&self, dir: &Arc<Dir>, layer: LayerNo) -> Result<(), Unknown> {
+    /// Where the parent has not looked as far, it does so first, from the root on: a loop, since a path may be deep.
+    fn look_further(&self, dir: &Arc<Dir>) -> Result<(), Unknown> {
         let mut chain = vec![dir];
-        while let Some(parent) = chain.last().and_then(|dir| dir.parent.as_ref()) {
-            if parent.examined(layer) {
-                break;
-            }
-            chain.push(parent);
-        }
-        for dir in chain.into_iter().rev() {
-            loop {
-                let next = match lock(&dir.parts).unexamined.checked_sub(1) {
-                    Some(next) if next >= layer.0 => LayerNo(next),
-                    _ => break,
-                };
-                let seen = self.examine(dir, next)?;
-                let mut parts = lock(&dir.parts);
-                if parts.unexamined != next.0 + 1 {
-                    continue; // another thread was here meanwhile, and found the same
-                }
-                parts.unexamined = match seen {
-                    Seen::Absent => next.0,
-                    Seen::Part(part) => {
-                        parts.found.push(part);
-                        next.0
+        while let Some(here) = chain.last().copied() {
+            let next = here.next();
+            let seen = match &here.parent {
+                None => self.look_into_layer(next)?,
+                Some(parent) => match parent.known(next) {
+                    Known::Part(part) => self.look_into(here, part)?,
+                    Known::NoMore => Seen::End,
+                    Known::NotYet => {
+                        chain.push(parent);
+                        continue;
                     }
-                    Seen::LastPart(part) => {
-                        parts.found.push(part);
-                        0
-                    }
-                    Seen::End => 0,
-                };
-            }
+                },
+            };
+            here.record(next, seen);
+            chain.pop();
         }
         Ok(())
     }
 
-    fn examine(&self, dir: &Arc<Dir>, number: LayerNo) -> Result<Seen, Unknown> {
-        let index = &self.whole(number)?.index;
-        let found = match &dir.parent {
-            None => Some(EntryId::ROOT),
-            Some(parent) => {
-                let parts = lock(&parent.parts);
-                match parts.found.iter().rev().find(|part| part.layer == number) {
-                    Some(part) => index.child(part.entry, &dir.name).map_err(damaged(number))?,
-                    // Once no layer below takes part in the parent, none does here.
-                    None if parts.unexamined == 0 && parts.found.last().is_none_or(|part| part.layer > number) => {
-                        return Ok(Seen::End);
-                    }
-                    None => None,
-                }
-            }
+    /// What the uppermost of the `left` lowest layers has for the root.
+    fn look_into_layer(&self, left: usize) -> Result<Seen, Unknown> {
+        let Some(layer) = left.checked_sub(1).and_then(|layer| u16::try_from(layer).ok()).map(LayerNo) else {
+            return Ok(Seen::End);
         };
-        let Some(id) = found else { return Ok(Seen::Absent) };
-        let entry = index.entry(id).map_err(damaged(number))?;
-        let part = Part { layer: number, entry: id };
+        self.seen(Part { layer, entry: EntryId::ROOT })
+    }
+
+    /// What a layer that takes part in the parent of `dir` has for `dir`.
+    fn look_into(&self, dir: &Dir, parent: Part) -> Result<Seen, Unknown> {
+        let index = &self.whole(parent.layer)?.index;
+        let found = index.child(parent.entry, &dir.name).map_err(damaged(parent.layer))?;
+        match found {
+            Some(entry) => self.seen(Part { layer: parent.layer, entry }),
+            None => steps::take(1).map(|()| Seen::Absent),
+        }
+    }
+
+    fn seen(&self, part: Part) -> Result<Seen, Unknown> {
+        steps::take(1)?;
+        let entry = self.whole(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
         Ok(match entry.kind() {
+            Kind::Directory if entry.is(Flags::WHITEOUT_PATH | Flags::HIDES_LOWER) => Seen::End,
             Kind::Directory if entry.is(Flags::OPAQUE) => Seen::LastPart(part),
             Kind::Directory => Seen::Part(part),
             // A whiteout, or something else that a directory above has replaced.
@@ -203,52 +224,66 @@ impl Overlay {
     /// A layer whose opaque marker stands in a directory that it does not describe hides what lower
     /// layers have in there, not what they say about the directory itself.
     pub(super) fn described(&self, dir: &Arc<Dir>) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
-        let mut dir = Arc::clone(dir);
-        loop {
-            let mut place = 0;
-            let mut last = None;
-            while let Some(part) = self.part(&dir, place)? {
-                let entry = self.layer(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
-                if !entry.is(Flags::IMPLIED) {
-                    return Ok(Some((part.layer, part.entry)));
-                }
-                let only_inside = entry.is(Flags::OPAQUE) && !entry.is(Flags::HIDES_LOWER);
-                last = only_inside.then_some(part.layer);
-                place += 1;
+        let mut place = 0;
+        let mut marked = None;
+        while let Some(part) = self.part(dir, place)? {
+            let entry = self.layer(part.layer)?.index.entry(part.entry).map_err(damaged(part.layer))?;
+            if !entry.is(Flags::IMPLIED) {
+                return Ok(Some((part.layer, part.entry)));
             }
-            let Some(marked) = last else { return Ok(None) };
-            match self.same_below(&dir, marked)? {
-                Some(below) => dir = below,
-                None => return Ok(None),
-            }
+            let only_inside = entry.is(Flags::OPAQUE) && !entry.is(Flags::HIDES_LOWER);
+            marked = only_inside.then_some(part.layer);
+            place += 1;
+        }
+        match (marked, &dir.parent) {
+            (None, _) => Ok(None),
+            (Some(marked), None) => self.root_described_below(marked),
+            (Some(marked), Some(parent)) => self.described_below(parent, &dir.name, marked),
         }
     }
 
-    /// The directory of the same name in the layers below `layer`, unless that layer hides a parent.
-    fn same_below(&self, dir: &Arc<Dir>, layer: LayerNo) -> Result<Option<Arc<Dir>>, Unknown> {
-        let mut names = Vec::new();
-        let mut at = dir;
-        while let Some(parent) = at.parent() {
-            names.push(at.name());
-            let last = lock(&parent.parts).found.last().copied();
-            if let Some(part) = last.filter(|part| part.layer == layer) {
-                let entry = self.layer(layer)?.index.entry(part.entry).map_err(damaged(layer))?;
-                if entry.is(Flags::OPAQUE) {
+    fn root_described_below(&self, marked: LayerNo) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
+        for number in (0..marked.0).rev().map(LayerNo) {
+            let layer = self.layer(number)?;
+            if !layer.index.entry(EntryId::ROOT).map_err(damaged(number))?.is(Flags::IMPLIED) {
+                return Ok(Some((number, EntryId::ROOT)));
+            }
+            if layer.growing {
+                return Err(Unknown::Needs(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What layers below `marked` say about the directory `name` of `parent`, which that one only empties.
+    fn described_below(
+        &self,
+        parent: &Arc<Dir>,
+        name: &[u8],
+        marked: LayerNo,
+    ) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
+        let mut place = 0;
+        while let Some(part) = self.part(parent, place)? {
+            place += 1;
+            if part.layer >= marked {
+                continue;
+            }
+            let layer = self.layer(part.layer)?;
+            if let Some(id) = layer.index.child(part.entry, name).map_err(damaged(part.layer))? {
+                let entry = layer.index.entry(id).map_err(damaged(part.layer))?;
+                let is_directory = entry.kind() == Kind::Directory;
+                if is_directory && !entry.is(Flags::IMPLIED) {
+                    return Ok(Some((part.layer, id)));
+                }
+                if !is_directory || entry.is(Flags::HIDES_LOWER) {
                     return Ok(None);
                 }
             }
-            at = parent;
-        }
-        let mut here = Arc::new(Dir::root(layer.0));
-        for name in names.into_iter().rev() {
-            let Some(node) = self.lookup(&here, name)? else { return Ok(None) };
-            let (number, id) = self.parse(node)?;
-            if self.layer(number)?.index.entry(id).map_err(damaged(number))?.kind() != Kind::Directory {
-                return Ok(None);
+            if layer.growing {
+                return Err(Unknown::Needs(part.layer));
             }
-            here = Arc::new(Dir::child(&here, name, number, id));
         }
-        Ok(Some(here))
+        Ok(None)
     }
 
     /// The directory that `node` is.
@@ -283,7 +318,8 @@ impl Overlay {
         if self.layer(layer)?.index.entry(entry).map_err(damaged(layer))?.kind() != Kind::Directory {
             return Ok(None);
         }
-        self.child_dir(parent, name, node).map(Some)
+        let known = lock(&self.dirs).get(&node).map(Arc::clone);
+        Ok(Some(known.unwrap_or_else(|| Arc::new(Dir::child(parent, name, layer, entry)))))
     }
 
     /// Remembers where a directory lies, so that its number alone finds it later.
@@ -301,12 +337,13 @@ impl Overlay {
         let mut dir = Arc::clone(&self.root);
         for name in self.names_to(number, id)? {
             dir = self.subdirectory(&dir, &name)?.ok_or_else(no_such)?;
+            lock(&self.dirs).entry(dir.id()).or_insert_with(|| Arc::clone(&dir));
         }
         if dir.id() == node { Ok(dir) } else { Err(no_such()) }
     }
 
     /// The names from the root to an entry of a layer.
-    pub(super) fn names_to(&self, number: LayerNo, mut id: EntryId) -> Result<Vec<Vec<u8>>, Unknown> {
+    fn names_to(&self, number: LayerNo, mut id: EntryId) -> Result<Vec<Vec<u8>>, Unknown> {
         let index = self.index(number)?;
         let mut names = Vec::new();
         while id != EntryId::ROOT {
@@ -329,5 +366,5 @@ enum Seen {
     End,
 }
 
-/// A layer's tree is no deeper than this.
-const MAX_DEPTH: usize = 4096;
+/// Deeper than a layer's tree can become: its own paths are bounded, and where links of lower layers lead is, too.
+pub(super) const MAX_DEPTH: usize = 65_536;

@@ -5,9 +5,11 @@
 //! Only inodes that could have a second name are counted; all others have one.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use super::dir::MAX_DEPTH;
 use super::prepare::Prepared;
-use super::{LayerNo, NodeId, Overlay, Unknown, damaged, lock};
+use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, lock, steps};
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind};
 
 impl Overlay {
@@ -21,17 +23,15 @@ impl Overlay {
         if let Some(known) = lock(&self.link_counts).get(&node) {
             return Ok(*known);
         }
-        let own = self.layer(number)?.names_of(id).map_err(damaged(number))?;
+        let own = self.layer(number)?.names_of(number, id)?;
         names.extend(own.into_iter().map(|name| (number, name)));
         // Several layers may give one name to the same inode.
-        let mut paths = HashSet::new();
-        for (layer, name) in names {
-            let path = self.names_to(layer, name)?;
-            if !paths.contains(&path) && self.leads_to(&path, node)? {
-                paths.insert(path);
-            }
-        }
-        let count = u32::try_from(paths.len()).unwrap_or(u32::MAX).max(1);
+        let mut places = HashSet::new();
+        self.each_name(node, &names, &mut |dir, name| {
+            places.insert((dir, name));
+            true
+        })?;
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
         let growing = |number| self.layer(LayerNo(number)).map_or(true, |layer| layer.growing);
         if !(number.0..self.layer_count()).any(growing) {
             lock(&self.link_counts).put(node, count);
@@ -62,13 +62,14 @@ impl Overlay {
             _ if entry.inode() != id => return Ok(false),
             _ => {}
         }
-        let own = layer.names_of(id).map_err(damaged(number))?.into_iter().map(|name| (number, name));
-        for (layer, name) in own.chain(self.names_above(number, node)?) {
-            if self.leads_to(&self.names_to(layer, name)?, node)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let mut names: Vec<_> = layer.names_of(number, id)?.into_iter().map(|name| (number, name)).collect();
+        names.extend(self.names_above(number, node)?);
+        let mut shown = false;
+        self.each_name(node, &names, &mut |_, _| {
+            shown = true;
+            false
+        })?;
+        Ok(shown)
     }
 
     /// The names that the layers above `number` give to its node.
@@ -77,33 +78,76 @@ impl Overlay {
         for upper in (number.0 + 1..self.layer_count()).map(LayerNo) {
             let layer = self.layer(upper)?;
             for link in layer.links_to.get(&node).into_iter().flatten() {
-                names.extend(layer.names_of(*link).map_err(damaged(upper))?.into_iter().map(|name| (upper, name)));
+                names.extend(layer.names_of(upper, *link)?.into_iter().map(|name| (upper, name)));
             }
         }
         Ok(names)
     }
 
-    /// Whether a path leads to `node` in the merged tree.
-    fn leads_to(&self, path: &[Vec<u8>], node: NodeId) -> Result<bool, Unknown> {
-        let Some((last, parents)) = path.split_last() else { return Ok(false) };
-        let mut dir = std::sync::Arc::clone(self.root());
-        for name in parents {
-            match self.subdirectory(&dir, name)? {
-                Some(next) => dir = next,
-                None => return Ok(false),
+    /// Calls `each` for the directory and name of those of `names` that lead to `node` in the merged tree, until it
+    /// returns `false`.
+    fn each_name(
+        &self,
+        node: NodeId,
+        names: &[(LayerNo, EntryId)],
+        each: &mut dyn FnMut(NodeId, Vec<u8>) -> bool,
+    ) -> Result<(), Unknown> {
+        let mut directories = HashMap::new();
+        for &(layer, id) in names {
+            steps::take(1)?;
+            let index = self.index(layer)?;
+            let parent = index.entry(id).map_err(damaged(layer))?.parent();
+            let Some(dir) = self.directory_of(layer, parent, &mut directories)? else { continue };
+            let name = index.name(id).map_err(damaged(layer))?;
+            if self.lookup(&dir, name)? == Some(node) && !each(dir.id(), name.to_vec()) {
+                break;
             }
         }
-        Ok(self.lookup(&dir, last)? == Some(node))
+        Ok(())
+    }
+
+    /// The directory of the merged tree that has the path of a layer's directory; those on the way are `known` then.
+    fn directory_of(
+        &self,
+        layer: LayerNo,
+        directory: EntryId,
+        known: &mut HashMap<(LayerNo, EntryId), Option<Arc<Dir>>>,
+    ) -> Result<Option<Arc<Dir>>, Unknown> {
+        let index = self.index(layer)?;
+        let mut chain = Vec::new();
+        let mut at = directory;
+        let mut dir = loop {
+            if at == EntryId::ROOT {
+                break Some(Arc::clone(self.root()));
+            }
+            if let Some(dir) = known.get(&(layer, at)) {
+                break dir.clone();
+            }
+            steps::take(1)?;
+            if chain.len() > MAX_DEPTH {
+                return Err(Unknown::NoSuchNode(directory.0.into()));
+            }
+            chain.push(at);
+            at = index.entry(at).map_err(damaged(layer))?.parent();
+        };
+        for id in chain.into_iter().rev() {
+            if let Some(parent) = dir {
+                dir = self.subdirectory(&parent, index.name(id).map_err(damaged(layer))?)?;
+            }
+            known.insert((layer, id), dir.clone());
+        }
+        Ok(dir)
     }
 }
 
 impl Prepared {
     /// The entries of this layer that name an inode.
-    fn names_of(&self, inode: EntryId) -> Result<Vec<EntryId>, IndexError> {
+    fn names_of(&self, number: LayerNo, inode: EntryId) -> Result<Vec<EntryId>, Unknown> {
         let names = match self.names.get() {
             Some(names) => names,
             None => {
-                let found = self.find_names()?;
+                steps::take(u64::from(self.index.len()) / ENTRIES_A_STEP)?;
+                let found = self.find_names().map_err(damaged(number))?;
                 self.names.get_or_init(|| found)
             }
         };
@@ -123,3 +167,6 @@ impl Prepared {
         Ok(names)
     }
 }
+
+/// Entries that are looked through in a step.
+const ENTRIES_A_STEP: u64 = 16;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, lock};
-use crate::layer::{EntryId, Kind};
+use super::dir::Part;
+use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, leaves_to_lower, lock, steps};
+use crate::layer::{EntryId, Kind, is_hidden};
 
 /// One name of a directory.
 #[derive(Debug)]
@@ -39,13 +40,13 @@ impl Overlay {
     ) -> Result<(), Unknown> {
         if self.part(dir, 1)?.is_none() {
             return match self.part(dir, 0)? {
-                Some(part) => self.list_one_layer(part.layer, part.entry, from, each),
+                Some(part) => self.list_one_layer(dir, part, from, each),
                 None => Ok(()),
             };
         }
         let places = self.merged(dir)?;
         for (at, place) in places.iter().enumerate().skip(usize::try_from(from).unwrap_or(usize::MAX)) {
-            if !self.show(*place, at as u64 + 1, each)? {
+            if !self.show(dir, *place, at as u64 + 1, each)? {
                 break;
             }
         }
@@ -55,16 +56,17 @@ impl Overlay {
     /// Most directories come from one layer; its own sorted children are the listing.
     fn list_one_layer(
         &self,
-        layer: LayerNo,
-        dir: EntryId,
+        dir: &Arc<Dir>,
+        part: Part,
         from: u64,
         each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
     ) -> Result<(), Unknown> {
+        let layer = part.layer;
         let index = &self.whole(layer)?.index;
-        let count = index.child_count(dir).map_err(damaged(layer))?;
+        let count = index.child_count(part.entry).map_err(damaged(layer))?;
         for at in from.min(count.into()) as u32..count {
-            let Some(entry) = index.child_at(dir, at).map_err(damaged(layer))? else { break };
-            if !self.show(Place { layer, entry }, u64::from(at) + 1, each)? {
+            let Some(entry) = index.child_at(part.entry, at).map_err(damaged(layer))? else { break };
+            if !self.show(dir, Place { layer, entry }, u64::from(at) + 1, each)? {
                 break;
             }
         }
@@ -73,21 +75,32 @@ impl Overlay {
 
     fn show(
         &self,
+        dir: &Arc<Dir>,
         place: Place,
         next: u64,
         each: &mut dyn FnMut(Listed<'_>) -> Result<bool, Unknown>,
     ) -> Result<bool, Unknown> {
-        let Some(node) = self.decide(place.layer, place.entry)? else { return Ok(true) };
-        let index = &self.whole(place.layer)?.index;
-        let kind = match index.entry(place.entry).map_err(damaged(place.layer))?.kind() {
-            Kind::LowerLink => {
-                let (layer, entry) = self.parse(node)?;
-                self.whole(layer)?.index.entry(entry).map_err(damaged(layer))?.kind()
-            }
-            kind => kind,
+        steps::take(1)?;
+        let layer = self.whole(place.layer)?;
+        let name = layer.index.name(place.entry).map_err(damaged(place.layer))?;
+        if is_hidden(name) {
+            return Ok(true);
+        }
+        let entry = layer.index.entry(place.entry).map_err(damaged(place.layer))?;
+        let left_to_lower = leaves_to_lower(&entry);
+        let node =
+            if left_to_lower { self.find(dir, name)? } else { self.decide(place.layer, layer, place.entry, &entry)? };
+        let Some(node) = node else { return Ok(true) };
+        let kind = match entry.kind() {
+            kind if kind != Kind::LowerLink && !left_to_lower => kind,
+            _ => self.kind(node)?,
         };
-        let name = index.name(place.entry).map_err(damaged(place.layer))?;
         each(Listed { name, node, kind, next })
+    }
+
+    fn kind(&self, node: NodeId) -> Result<Kind, Unknown> {
+        let (layer, entry) = self.parse(node)?;
+        Ok(self.whole(layer)?.index.entry(entry).map_err(damaged(layer))?.kind())
     }
 
     /// All names of all layers that take part, the uppermost of each name, sorted. Whiteouts stay in
@@ -100,7 +113,9 @@ impl Overlay {
         let mut rank = 0;
         while let Some(part) = self.part(dir, rank)? {
             let index = &self.whole(part.layer)?.index;
-            for at in 0..index.child_count(part.entry).map_err(damaged(part.layer))? {
+            let count = index.child_count(part.entry).map_err(damaged(part.layer))?;
+            steps::take(1 + u64::from(count))?;
+            for at in 0..count {
                 let Some(entry) = index.child_at(part.entry, at).map_err(damaged(part.layer))? else { break };
                 let name = index.name(entry).map_err(damaged(part.layer))?;
                 all.push((name, rank, Place { layer: part.layer, entry }));

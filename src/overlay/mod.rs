@@ -11,15 +11,21 @@
 //! A node's identity is (layer, entry), whatever has been looked at before: inode numbers are stable
 //! across mounts, need no table, and hard links are one inode by construction.
 
+mod below;
 mod dir;
 mod links;
 mod list;
 mod node;
 mod prepare;
+mod steps;
+#[cfg(test)]
+mod testing;
+mod through;
 mod walk;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use lru::LruCache;
@@ -27,9 +33,11 @@ use lru::LruCache;
 pub use dir::Dir;
 pub use list::Listed;
 pub use node::{LayerNo, NodeAttr, NodeId};
+pub use prepare::MergeError;
+pub use steps::within;
 pub use walk::{Last, Walked};
 
-use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex};
+use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, is_hidden};
 use crate::offsets::FileOffset;
 use crate::sync::lock;
 use prepare::Prepared;
@@ -43,12 +51,16 @@ pub struct Overlay {
     listings: Mutex<LruCache<NodeId, Arc<[list::Place]>>>,
     /// Link counts of inodes with several names; counting looks at every one of these.
     link_counts: Mutex<LruCache<NodeId, u32>>,
+    /// In which the layers may still be put over each other.
+    steps_left: AtomicU64,
+    /// Nothing is asked any more.
+    ended: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
 struct Slot {
     supplied: OnceLock<Arc<LayerIndex>>,
-    prepared: OnceLock<Prepared>,
+    prepared: OnceLock<Result<Prepared, Arc<MergeError>>>,
     /// What is known of a layer that is shown while it is being read.
     growing: Mutex<Option<Arc<Prepared>>>,
 }
@@ -71,9 +83,9 @@ impl std::ops::Deref for Layer<'_> {
 }
 
 /// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Unknown {
-    /// A layer that could change the answer has not been supplied yet.
+    /// A layer that could change the answer has not been supplied yet, or not been [prepared](Overlay::prepare).
     #[error("layer {0} is not known yet")]
     Needs(LayerNo),
     /// A layer index turned out to be damaged where it was needed.
@@ -85,6 +97,18 @@ pub enum Unknown {
         #[source]
         cause: Arc<IndexError>,
     },
+    /// A layer makes no sense over those below it, or takes too long to make sense of.
+    #[error("layer {layer} cannot be shown")]
+    Refused {
+        /// Which layer.
+        layer: LayerNo,
+        /// Why.
+        #[source]
+        cause: Arc<MergeError>,
+    },
+    /// The answer takes more steps than are allowed [here](within).
+    #[error("this takes too many steps")]
+    TakesLong,
     /// The node number is none of this image's.
     #[error("node {0} does not exist")]
     NoSuchNode(u64),
@@ -99,12 +123,18 @@ impl Overlay {
             dirs: Mutex::default(),
             listings: Mutex::new(LruCache::new(LISTINGS)),
             link_counts: Mutex::new(LruCache::new(LINK_COUNTS)),
+            steps_left: AtomicU64::new(prepare::PREPARE_STEPS),
+            ended: Arc::default(),
         }
     }
 
-    /// Makes a layer known; a second time changes nothing.
+    /// Makes a layer known; a second time changes nothing. A layer that means something else on top of others is
+    /// still to be [prepared](Overlay::prepare).
     pub fn supply(&self, layer: LayerNo, index: Arc<LayerIndex>) {
         let slot = &self.layers[usize::from(layer.0)];
+        if !prepare::depends_on_lower(&index) {
+            let _ = slot.prepared.set(Ok(Prepared::alone(Arc::clone(&index), false)));
+        }
         let _ = slot.supplied.set(index);
         *lock(&slot.growing) = None;
     }
@@ -128,6 +158,11 @@ impl Overlay {
         self.layers[usize::from(layer.0)].supplied.get().is_some()
     }
 
+    /// Nothing will be asked any more: whatever takes long may end.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
     /// How many layers the image has.
     pub fn layer_count(&self) -> u16 {
         u16::try_from(self.layers.len()).expect("it was made from a u16")
@@ -143,11 +178,24 @@ impl Overlay {
     /// # Errors
     /// [`Unknown`]
     pub fn lookup(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
+        if is_hidden(name) { Ok(None) } else { self.find(dir, name) }
+    }
+
+    /// As [`Overlay::lookup`], also for names that are never shown: hard links may lead to them.
+    fn find(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
         let mut place = 0;
+        // The uppermost directory of this name that only whiteouts lead through.
+        let mut passed = None;
         while let Some(part) = self.part(dir, place)? {
+            steps::take(1)?;
             let layer = self.layer(part.layer)?;
-            if let Some(entry) = layer.index.child(part.entry, name).map_err(damaged(part.layer))? {
-                return self.decide(part.layer, entry);
+            if let Some(id) = layer.index.child(part.entry, name).map_err(damaged(part.layer))? {
+                let entry = layer.index.entry(id).map_err(damaged(part.layer))?;
+                if !leaves_to_lower(&entry) {
+                    let found = self.decide(part.layer, &layer, id, &entry)?;
+                    return Ok(passed.filter(|_| found.is_some() && entry.kind() == Kind::Directory).or(found));
+                }
+                passed = passed.or(Some(NodeId::new(part.layer, id)));
             }
             if layer.growing {
                 return Err(Unknown::Needs(part.layer));
@@ -157,15 +205,14 @@ impl Overlay {
         Ok(None)
     }
 
-    /// What `entry` of `layer` means where it is the uppermost one of its name.
-    fn decide(&self, number: LayerNo, id: EntryId) -> Result<Option<NodeId>, Unknown> {
-        let layer = self.layer(number)?;
-        let entry = layer.index.entry(id).map_err(damaged(number))?;
+    /// What `entry` of a layer means where it is the uppermost one of its name that says anything.
+    fn decide(&self, number: LayerNo, layer: &Prepared, id: EntryId, entry: &Entry) -> Result<Option<NodeId>, Unknown> {
         Ok(match entry.kind() {
             // What the layer itself has of this name may yet come.
             Kind::Whiteout if layer.growing => return Err(Unknown::Needs(number)),
             Kind::Whiteout => None,
             Kind::LowerLink => layer.lower_links.get(&entry.inode()).copied(),
+            Kind::Directory if entry.is(Flags::WHITEOUT_PATH) => None,
             Kind::Directory => Some(NodeId::new(number, id)),
             _ => Some(NodeId::new(number, entry.inode())),
         })
@@ -264,11 +311,17 @@ impl Overlay {
     /// A layer that will not change any more.
     fn whole(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
         let slot = self.layers.get(usize::from(number.0)).ok_or(Unknown::NoSuchNode(number.0.into()))?;
-        if let Some(ready) = slot.prepared.get() {
-            return Ok(ready);
+        match slot.prepared.get() {
+            Some(Ok(ready)) => Ok(ready),
+            Some(Err(cause)) => Err(Unknown::Refused { layer: number, cause: Arc::clone(cause) }),
+            None => Err(Unknown::Needs(number)),
         }
-        self.prepare_up_to(number)
     }
+}
+
+/// Whether the layers below decide what a name is that `entry` has in its layer.
+fn leaves_to_lower(entry: &Entry) -> bool {
+    entry.is(Flags::WHITEOUT_PATH) && !entry.is(Flags::HIDES_LOWER)
 }
 
 fn damaged(layer: LayerNo) -> impl Fn(IndexError) -> Unknown {

@@ -6,14 +6,20 @@
 //! - an *implied* directory: the layer has `bin/tool` but no `bin`. Where the lower layers have a
 //!   symlink `bin -> usr/bin`, an unpacker writes through it, and so `bin/tool` is `usr/bin/tool`.
 //!
-//! Both are settled here, once, as soon as all layers below are known. A layer that has neither
+//! Both are settled once, by [`Overlay::prepare`], as soon as all layers below are known. A layer that has neither
 //! needs no layer below, and most have neither.
+//!
+//! This is work over all of a layer, so it is never done by whoever asks a question: the layer is needed until
+//! it has been prepared. It is linear in the layer's entries, and all layers of an image together may take
+//! [`PREPARE_STEPS`]; a layer that takes more, or that makes no sense over those below, is refused.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use super::{Dir, Last, LayerNo, NodeId, Overlay, Unknown, Walked, damaged};
-use crate::layer::{Contents, EntryId, Flags, IndexError, Kind, LayerIndex, LayerTree, write_index};
+use super::below::{Below, Child};
+use super::{LayerNo, NodeId, Overlay, Unknown, damaged, steps, through};
+use crate::layer::{Contents, EntryId, LayerIndex, TreeError, WriteError};
 
 /// A layer as this image sees it.
 pub(super) struct Prepared {
@@ -28,125 +34,104 @@ pub(super) struct Prepared {
     pub(super) names: OnceLock<HashMap<EntryId, Vec<EntryId>>>,
 }
 
+/// Why a layer cannot be put over the layers below it.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// It would take for ever.
+    #[error("putting it over the layers below takes more than the {PREPARE_STEPS} steps that an image may")]
+    Steps,
+    /// What it has cannot stand where the links of lower layers lead.
+    #[error("it cannot be put over the layers below")]
+    Tree {
+        /// What is in the way.
+        #[from]
+        cause: TreeError,
+    },
+    /// What it is over the layers below does not fit an index.
+    #[error("what it is over the layers below does not fit an index")]
+    Write {
+        /// Why.
+        #[from]
+        cause: WriteError,
+    },
+}
+
 impl Overlay {
-    /// Prepares `number`, and before it whatever layer below has not been.
-    pub(super) fn prepare_up_to(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
-        let supplied =
-            |number: LayerNo| self.layers[usize::from(number.0)].supplied.get().ok_or(Unknown::Needs(number));
-        let first = if depends_on_lower(supplied(number)?) { 0 } else { number.0 };
-        for below in first..=number.0 {
-            let below = LayerNo(below);
-            let slot = &self.layers[usize::from(below.0)];
-            if slot.prepared.get().is_none() {
-                // Two threads may do this at once; they come to the same result.
-                let _ = slot.prepared.set(self.prepare(below, supplied(below)?)?);
-            }
-        }
-        Ok(self.layers[usize::from(number.0)].prepared.get().expect("the loop above ends with it"))
+    /// Whether nothing is left to be done before a known layer can be asked.
+    pub fn is_prepared(&self, layer: LayerNo) -> bool {
+        self.layers[usize::from(layer.0)].prepared.get().is_some()
     }
 
-    fn prepare(&self, number: LayerNo, index: &Arc<LayerIndex>) -> Result<Prepared, Unknown> {
-        if !depends_on_lower(index) {
-            return Ok(Prepared::alone(Arc::clone(index), false));
+    /// Finds out what a known layer means over those below, all of which must have been prepared. This may take long.
+    ///
+    /// # Errors
+    /// [`Unknown`]; [`Unknown::Refused`] for good. [`Unknown::TakesLong`] after [`Overlay::end`].
+    pub fn prepare(&self, number: LayerNo) -> Result<(), Unknown> {
+        let slot = &self.layers[usize::from(number.0)];
+        if slot.prepared.get().is_some() {
+            return Ok(());
         }
-        let below = Arc::new(Dir::root(number.0));
-        let index = self.write_through_symlinks(number, &below, index)?;
-        let lower_links = self.resolve_lower_links(number, &below, &index)?;
+        let index = slot.supplied.get().ok_or(Unknown::Needs(number))?;
+        for below in (0..number.0).map(LayerNo) {
+            self.whole(below)?;
+        }
+        let allowed = self.steps_left.load(Ordering::Relaxed);
+        let (prepared, left) =
+            steps::within(allowed, Some(&self.ended), || (self.prepare_over(number, index), steps::left()));
+        self.steps_left.fetch_sub(allowed - left, Ordering::Relaxed);
+        let prepared = match prepared {
+            Ok(prepared) => Ok(prepared),
+            Err(Unknown::TakesLong) if !self.ended.load(Ordering::Relaxed) => Err(Arc::new(MergeError::Steps)),
+            Err(Unknown::Refused { cause, .. }) => Err(cause),
+            Err(unknown) => return Err(unknown),
+        };
+        // Two threads may do this at once; they come to the same result.
+        let _ = slot.prepared.set(prepared);
+        Ok(())
+    }
+
+    fn prepare_over(&self, number: LayerNo, index: &Arc<LayerIndex>) -> Result<Prepared, Unknown> {
+        let mut below = Below::new(self, number);
+        let index = through::write_through_symlinks(number, index, &mut below)?;
+        let lower_links = resolve_lower_links(number, &index, &mut below)?;
         Ok(Prepared::alone(index, false).with_lower_links(lower_links))
     }
+}
 
-    /// Moves what lies in implied directories to where lower symlinks lead.
-    fn write_through_symlinks(
-        &self,
-        number: LayerNo,
-        below: &Arc<Dir>,
-        index: &Arc<LayerIndex>,
-    ) -> Result<Arc<LayerIndex>, Unknown> {
-        let mut index = Arc::clone(index);
-        for _ in 0..MAX_ROUNDS {
-            let moves = self.implied_over_symlinks(number, below, &index)?;
-            if moves.is_empty() {
-                return Ok(index);
+fn resolve_lower_links(
+    number: LayerNo,
+    index: &LayerIndex,
+    below: &mut Below<'_>,
+) -> Result<HashMap<EntryId, NodeId>, Unknown> {
+    let mut resolved = HashMap::new();
+    let mut missing: Option<(Vec<u8>, u64)> = None;
+    for link in index.lower_links() {
+        let link = link.map_err(damaged(number))?;
+        let target = index.link_target(link).map_err(damaged(number))?.unwrap_or_default();
+        // The index has it without dots, so this is its last name; that one is not followed.
+        let name_at = target.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let found = match below.directory(&target[..name_at])? {
+            Some(dir) => below.child(&dir, &target[name_at..])?,
+            None => Child::Missing,
+        };
+        match found {
+            Child::Other { node, .. } => {
+                resolved.insert(link, node);
             }
-            index = Arc::new(moved(&index, &moves).map_err(damaged(number))?);
+            Child::Missing | Child::Directory(_) => {
+                missing.get_or_insert_with(|| (target.to_vec(), 0)).1 += 1;
+            }
         }
-        tracing::warn!(layer = %number, "directories lie over symlinks of lower layers in more than {MAX_ROUNDS} ways; the rest replace them");
-        Ok(index)
     }
-
-    /// The implied directories in whose place the layers below have a symlink, and where it leads.
-    ///
-    /// What a move puts over yet another symlink is found in the next round.
-    fn implied_over_symlinks(
-        &self,
-        number: LayerNo,
-        below: &Arc<Dir>,
-        index: &LayerIndex,
-    ) -> Result<Vec<(EntryId, Vec<u8>)>, Unknown> {
-        let mut rest = Vec::new();
-        for root in index.implied_roots() {
-            let root = root.map_err(damaged(number))?;
-            if !is_hidden_below(index, root).map_err(damaged(number))? {
-                rest.push(root);
-            }
-        }
-        rest.reverse();
-        let mut moves = Vec::new();
-        while let Some(dir) = rest.pop() {
-            let entry = index.entry(dir).map_err(damaged(number))?;
-            if entry.is(Flags::HIDES_LOWER) {
-                continue; // an unpacker finds no symlink to follow, here or further down
-            }
-            if !entry.is(Flags::OPAQUE) {
-                for child in index.children(dir).map_err(damaged(number))? {
-                    let child = child.map_err(damaged(number))?;
-                    let entry = index.entry(child).map_err(damaged(number))?;
-                    if entry.kind() == Kind::Directory && entry.is(Flags::IMPLIED) {
-                        rest.push(child);
-                    }
-                }
-            }
-            let path = index.path(dir).map_err(damaged(number))?;
-            let Walked::Found { kind: Kind::Symlink, path: real, .. } = self.walk_below(below, &path, Last::Keep)?
-            else {
-                continue;
-            };
-            if real != path {
-                continue; // a directory above it leads elsewhere, and has its own turn
-            }
-            match self.walk_below(below, &path, Last::Follow)? {
-                Walked::Found { kind: Kind::Directory, path: target, .. } | Walked::Missing { path: target } => {
-                    moves.push((dir, target));
-                }
-                _ => {}
-            }
-        }
-        Ok(moves)
+    if let Some((target, count)) = missing {
+        tracing::warn!(
+            layer = %number,
+            target = %target.escape_ascii(),
+            count,
+            "hard links lead to files that no layer below has, the first to this one; their names are left out"
+        );
     }
-
-    fn resolve_lower_links(
-        &self,
-        number: LayerNo,
-        below: &Arc<Dir>,
-        index: &LayerIndex,
-    ) -> Result<HashMap<EntryId, NodeId>, Unknown> {
-        let mut resolved = HashMap::new();
-        for link in index.lower_links() {
-            let link = link.map_err(damaged(number))?;
-            let target = index.link_target(link).map_err(damaged(number))?.unwrap_or_default();
-            match self.walk_below(below, target, Last::Keep)? {
-                Walked::Found { node, kind, .. } if kind != Kind::Directory => {
-                    resolved.insert(link, node);
-                }
-                _ => tracing::warn!(
-                    layer = %number,
-                    target = %target.escape_ascii(),
-                    "a hard link leads to a file that no layer below has; its name is left out"
-                ),
-            }
-        }
-        Ok(resolved)
-    }
+    Ok(resolved)
 }
 
 impl Prepared {
@@ -167,33 +152,158 @@ pub(super) fn depends_on_lower(index: &LayerIndex) -> bool {
     index.contents().has(Contents::IMPLIED) || index.contents().has(Contents::LOWER_LINKS)
 }
 
-/// Whether a directory that `id` lies in hides what the layers below have there.
-fn is_hidden_below(index: &LayerIndex, id: EntryId) -> Result<bool, IndexError> {
-    let mut at = index.entry(id)?.parent();
-    for _ in 0..index.len() {
-        let entry = index.entry(at)?;
-        if entry.is(Flags::OPAQUE) {
-            return Ok(true);
-        }
-        if at == EntryId::ROOT {
-            break;
-        }
-        at = entry.parent();
-    }
-    Ok(false)
-}
+/// Steps in which all layers of an image are put over each other: some minutes of one CPU. A million files in
+/// implied directories over a hundred layers take a tenth.
+pub(super) const PREPARE_STEPS: u64 = 1 << 28;
 
-/// The same layer with everything in each implied directory of `moves` moved to the path beside it.
-fn moved(index: &LayerIndex, moves: &[(EntryId, Vec<u8>)]) -> Result<LayerIndex, IndexError> {
-    let mut tree = LayerTree::from_index(index)?;
-    for (from, to) in moves {
-        tree.graft(*from, to).map_err(|cause| IndexError::Tree { cause })?;
-    }
-    let mut bytes = Vec::new();
-    // Spans and windows stay with the layer's own index, which its content is read by.
-    write_index(&tree, &[], &[], index.proof(), &mut bytes).map_err(|cause| IndexError::Rewrite { cause })?;
-    LayerIndex::open(bytes)
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::testing::{index, over, steps_of};
+    use super::*;
+    use crate::loopback::tar::Entry;
+    use crate::overlay::{Last, Walked};
 
-/// Symlinks on one path of a layer that lead through further symlinks of lower layers.
-const MAX_ROUNDS: usize = 255;
+    /// `x{number}/a/a/a/…/f`, as many directories deep as a path may be.
+    fn deep(number: usize) -> Entry {
+        Entry::file(format!("x{number}/{}f", "a/".repeat(4_090)), "")
+    }
+
+    fn found(overlay: &Overlay, path: &str) -> bool {
+        matches!(overlay.walk(path.as_bytes(), Last::Keep).unwrap(), Walked::Found { .. })
+    }
+
+    /// One PAX path makes thousands of implied directories; a layer of 164 bytes took 12 s, one of 1,668 for ever.
+    #[test]
+    fn implied_directories_take_a_few_steps_each() {
+        let layer = |paths: usize| index((0..paths).map(deep));
+        let (_, alone) = over(&[layer(1)]);
+        assert!(alone[0] < 100, "nothing is below it: {alone:?}");
+        let (overlay, steps) = over(&[layer(8), layer(1), layer(8)]);
+        assert!(steps[1] < 5 * 4_092, "{steps:?}");
+        assert!(steps[2] < 5 * 8 * 4_092, "{steps:?}");
+        assert!(found(&overlay, &format!("x7/{}f", "a/".repeat(4_090))));
+        let miss = steps_of(|| assert!(!found(&overlay, &format!("x0/{}g", "a/".repeat(4_090)))));
+        assert!(miss < 5 * 3 * 4_092, "{miss} steps");
+    }
+
+    /// A path through a symlink of a lower layer in every directory: each is followed once, and nothing written anew.
+    #[test]
+    fn symlinks_on_one_path_are_written_through_once_each() {
+        let links = |count: usize| {
+            let lower = (0..count).flat_map(|at| {
+                let link = if at == 0 { "l0".to_owned() } else { format!("d{}/l{at}", at - 1) };
+                [Entry::dir(format!("d{at}")), Entry::symlink(link, format!("/d{at}"))]
+            });
+            let path = (0..count).map(|at| format!("l{at}/")).collect::<String>();
+            over(&[index(lower), index([Entry::file(format!("{path}f"), "")])])
+        };
+        let ((_, few), (overlay, many)) = (links(125), links(250));
+        assert!(found(&overlay, "d249/f") && !found(&overlay, "d249/l249"));
+        assert!(many[1] < 3 * few[1] && many[1] < 20 * 250, "{few:?} {many:?}");
+    }
+
+    /// Files below a symlink of a lower layer move once, also where a whole tree of symlinks leads on.
+    #[test]
+    fn what_lies_below_symlinks_moves_once() {
+        let layer = |files: usize| {
+            let lower =
+                [Entry::dir("d"), Entry::symlink("l", "m"), Entry::symlink("m", "d"), Entry::symlink("d/n", "../d")];
+            over(&[index(lower), index((0..files).map(|file| Entry::file(format!("l/n/n/n/{file}"), "")))])
+        };
+        let ((_, few), (overlay, many)) = (layer(1_000), layer(10_000));
+        assert!(found(&overlay, "d/9999"));
+        assert!(many[1] < 11 * few[1].max(1_000), "{few:?} {many:?}");
+    }
+
+    #[test]
+    fn hard_links_follow_a_chain_of_symlinks_once() {
+        let chain = (0..250).map(|at| Entry::symlink(format!("l{at}"), format!("l{}", at + 1)));
+        let lower = index(chain.chain([Entry::dir("l250"), Entry::file("l250/f", "")]));
+        let links = |count: usize| index((0..count).map(|at| Entry::hard_link(format!("h{at}"), "l0/f")));
+        let (overlay, steps) = over(&[lower, links(10_000)]);
+        assert!(found(&overlay, "h9999"));
+        assert!(steps[1] < 2 * 10_000, "{steps:?}");
+        let attr = overlay.attr(overlay.lookup(overlay.root(), b"h7").unwrap().unwrap()).unwrap();
+        assert_eq!(attr.nlink, 10_001);
+    }
+
+    /// As a chain is remembered, how long it may be must not depend on what was asked before.
+    #[test]
+    fn more_than_255_symlinks_lead_nowhere_whatever_was_followed_before() {
+        let chain = (0..300).map(|at| Entry::symlink(format!("l{at}"), format!("l{}", at + 1)));
+        let lower = index(chain.chain([Entry::dir("l300"), Entry::file("l300/f", "")]));
+        let links = [200, 0, 45, 44].map(|at| Entry::hard_link(format!("h{at}"), format!("l{at}/f")));
+        let (overlay, _) = over(&[lower, index(links)]);
+        assert_eq!([200, 0, 45, 44].map(|at| found(&overlay, &format!("h{at}"))), [true, false, true, false]);
+    }
+
+    #[test]
+    fn a_layer_that_takes_too_many_steps_is_refused_and_says_so() {
+        let overlay = Overlay::new(2);
+        overlay.steps_left.store(5_000, Ordering::Relaxed);
+        overlay.supply(LayerNo(0), index([deep(0), deep(1)]));
+        overlay.supply(LayerNo(1), index([deep(0), deep(1)]));
+        overlay.prepare(LayerNo(0)).unwrap();
+        assert!(matches!(overlay.lookup(overlay.root(), b"x0"), Err(Unknown::Needs(LayerNo(1)))));
+        overlay.prepare(LayerNo(1)).unwrap();
+        let Err(Unknown::Refused { layer, cause }) = overlay.lookup(overlay.root(), b"x0") else {
+            panic!("not refused")
+        };
+        assert_eq!(layer, LayerNo(1));
+        assert!(cause.to_string().contains("268435456 steps"), "{cause}");
+    }
+
+    #[test]
+    fn preparing_ends_with_the_mount() {
+        let overlay = Overlay::new(2);
+        (0..2).for_each(|layer| overlay.supply(LayerNo(layer), index([deep(0), deep(1)])));
+        overlay.prepare(LayerNo(0)).unwrap();
+        overlay.end();
+        assert!(matches!(overlay.prepare(LayerNo(1)), Err(Unknown::TakesLong)));
+        assert!(!overlay.is_prepared(LayerNo(1)), "it was not too much");
+    }
+
+    /// Symlinks that lead to where nothing is make directories there, and could make any number of them.
+    #[test]
+    fn directories_made_where_links_lead_are_bounded() {
+        let links = |count: usize| {
+            let lower = (0..count).map(|at| Entry::symlink(format!("l{at}"), format!("{at}/{}", "a/".repeat(2_000))));
+            over(&[index(lower), index((0..count).map(|at| Entry::file(format!("l{at}/f"), "")))]).0
+        };
+        assert!(found(&links(10), &format!("9/{}f", "a/".repeat(2_000))));
+        let overlay = links(40);
+        let Err(Unknown::Refused { cause, .. }) = overlay.lookup(overlay.root(), b"l0") else { panic!("not refused") };
+        assert!(matches!(*cause, MergeError::Tree { .. }), "{cause:?}");
+    }
+
+    /// The name is looked for in the directories of all names at once, and each of these is found once.
+    #[test]
+    fn names_deep_down_are_counted_in_a_few_steps_each() {
+        let dir = "d/".repeat(1_000);
+        let first = Entry::file(format!("{dir}f"), "");
+        let links = (0..5_000).map(|at| Entry::hard_link(format!("{dir}{at}"), format!("{dir}f")));
+        let (overlay, _) = over(&[index(std::iter::once(first).chain(links))]);
+        let Walked::Found { node, .. } = overlay.walk(format!("{dir}4999").as_bytes(), Last::Keep).unwrap() else {
+            panic!("it is there");
+        };
+        let steps = steps_of(|| assert_eq!(overlay.attr(node).unwrap().nlink, 5_001));
+        assert!(steps < 4 * 5_001 + 4 * 1_000, "{steps} steps");
+    }
+
+    /// A layer may empty a directory without describing it, and then those below are asked: once each.
+    #[test]
+    fn who_describes_a_directory_is_found_in_a_few_steps_a_layer() {
+        let dir = "d/".repeat(500);
+        let base = index([Entry::dir(&*dir).mode(0o711)]);
+        let upper = index([Entry::opaque(&dir[..dir.len() - 1]), Entry::file(format!("{dir}f"), "")]);
+        let (overlay, _) = over(&[&[base][..], &vec![upper; 100]].concat());
+        let Walked::Found { node, .. } = overlay.walk(dir.as_bytes(), Last::Keep).unwrap() else {
+            panic!("it is there")
+        };
+        let steps = steps_of(|| assert_eq!(overlay.attr(node).unwrap().mode, 0o711));
+        assert!(steps < 4 * 100 * 500, "{steps} steps, of which most go to the parents");
+        let again = steps_of(|| assert_eq!(overlay.attr(node).unwrap().mode, 0o711));
+        assert!(again < 4 * 100, "{again} steps");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/
-//!   index-v1/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
+//!   index-v2/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
 //!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
@@ -553,7 +553,7 @@ fn identity(found: &Metadata) -> (u64, u64) {
 
 /// So many digits of a diff_id are in a name: no two layers have the same, and a name has room for sha512 as well.
 const DIFF: usize = 32;
-const INDEX: &str = "index-v1";
+const INDEX: &str = "index-v2";
 const CONTENT: &str = "content-v2";
 const WHOLE: &str = "whole-v2";
 const DOCUMENT: &str = "document-v1";

@@ -62,7 +62,7 @@ fn row_13_a_body_that_is_not_the_blob_is_an_error_and_nothing_is_kept() {
         let output = sandbox.run(["ls", &registry.reference(NAME, "1")]);
         assert!(codes.contains(&output.status.code().unwrap()), "{what}: {}", said(&output));
         refused(&output, output.status.code().unwrap(), what);
-        for bucket in ["index-v1", "content-v2", "tmp"] {
+        for bucket in ["index-v2", "content-v2", "tmp"] {
             assert!(sandbox.bucket(bucket).is_empty(), "{what}: {:?}", sandbox.bucket(bucket));
         }
         registry.faults().clear();

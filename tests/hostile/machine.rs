@@ -109,7 +109,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
     let names = {
         let sandbox = Sandbox::new();
         assert!(sandbox.run(["cat", &registry.reference(NAME, "1"), "/f"]).status.success());
-        let buckets = ["index-v1", "content-v2", "document-v1", "tag-v1", "lock-v1"];
+        let buckets = ["index-v2", "content-v2", "document-v1", "tag-v1", "lock-v1"];
         let files = buckets.iter().flat_map(|bucket| sandbox.bucket(bucket));
         files.map(|path| path.strip_prefix(sandbox.cache()).unwrap().to_owned()).collect::<Vec<PathBuf>>()
     };
@@ -558,7 +558,7 @@ fn row_31_an_index_with_any_byte_wrong_shows_the_same_tree() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let store = Arc::new(Store::open(&cache, None).unwrap());
-    let path = cache.join("index-v1/sha256").join(image.layers()[0].digest.hex());
+    let path = cache.join("index-v2/sha256").join(image.layers()[0].digest.hex());
     let inputs = runtime().block_on(async {
         let shown = || async {
             let fs = open(&source, &store, &Limits::default(), Verify::BeforeShowing).await.unwrap();
@@ -642,7 +642,7 @@ fn flips_in_the_cache(count: usize) {
             lines(&fs).await
         };
         let right = shown().await;
-        let files: Vec<PathBuf> = ["index-v1", "content-v2", "document-v1", "tag-v1"]
+        let files: Vec<PathBuf> = ["index-v2", "content-v2", "document-v1", "tag-v1"]
             .iter()
             .flat_map(|bucket| sandbox.bucket(bucket))
             .collect();

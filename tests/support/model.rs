@@ -4,7 +4,9 @@
 //! peelfs does it. Where the specification is silent it does what containerd and umoci do when they
 //! unpack one layer after the other:
 //!
-//! - a layer's whiteouts act before its entries, wherever they stand, and so on lower layers only;
+//! - a layer's whiteouts act before its entries, wherever they stand, and so on lower layers only; among
+//!   themselves in their order; they make no directory, and do nothing where there is none;
+//! - what lies in a directory whose name begins with `.wh.` is there for hard links, and is not shown;
 //! - entries act in their order; the last of a name wins; a directory over a directory changes its
 //!   metadata (extended attributes included) and keeps its children, everything else replaces the
 //!   subtree that was there, and a directory that comes after such a replacement starts empty;
@@ -14,6 +16,7 @@
 //! - a hard link is another name of the node its target names at that moment, in this layer or a lower
 //!   one, and changes nothing about that node; without a target it is left out.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
@@ -148,8 +151,9 @@ impl Tree {
 
     /// Everything there is to see, for comparing.
     pub fn seen(&self) -> BTreeMap<Vec<u8>, Seen> {
+        let shown = || self.names.iter().filter(|(path, _)| !is_hidden(path));
         let mut names: BTreeMap<usize, Vec<Vec<u8>>> = BTreeMap::new();
-        for (path, inode) in &self.names {
+        for (path, inode) in shown() {
             names.entry(*inode).or_default().push(path.clone());
         }
         let seen = |inode: &usize| Seen {
@@ -157,7 +161,7 @@ impl Tree {
             names: names[inode].clone(),
             nlink: names[inode].len() as u64,
         };
-        self.names.iter().map(|(path, inode)| (path.clone(), seen(inode))).collect()
+        shown().map(|(path, inode)| (path.clone(), seen(inode))).collect()
     }
 
     fn insert(&mut self, path: Vec<u8>, node: Node) {
@@ -194,6 +198,14 @@ impl Tree {
         Some(join(&self.walk(parents, |_| Some(()))?, name))
     }
 
+    /// The symbolic links on the way to a directory of this name.
+    pub fn links_on_the_way(&self, dir: &[u8]) -> Vec<Vec<u8>> {
+        let links = RefCell::new(Vec::new());
+        let seen = |link: &[u8]| links.borrow_mut().push(link.to_vec());
+        self.walk_telling(&components(dir), |_| Some(()), seen);
+        links.into_inner()
+    }
+
     /// The path these names lead to if all but the last are there; the last may be anything or nothing.
     fn resolve(&self, parts: &[&[u8]]) -> Option<Vec<u8>> {
         let Some((name, parents)) = parts.split_last() else { return Some(Vec::new()) };
@@ -202,6 +214,15 @@ impl Tree {
     }
 
     fn walk(&self, parts: &[&[u8]], missing: impl Fn(&[u8]) -> Option<()>) -> Option<Vec<u8>> {
+        self.walk_telling(parts, missing, |_| {})
+    }
+
+    fn walk_telling(
+        &self,
+        parts: &[&[u8]],
+        missing: impl Fn(&[u8]) -> Option<()>,
+        link: impl Fn(&[u8]),
+    ) -> Option<Vec<u8>> {
         let mut rest: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         let mut at: Vec<u8> = Vec::new();
         let mut links = 0;
@@ -214,6 +235,7 @@ impl Tree {
             match self.get(&next).map(|node| node.kind.clone()) {
                 Some(NodeKind::Dir) => at = next,
                 Some(NodeKind::Symlink(target)) => {
+                    link(&next);
                     links += 1;
                     if links > 255 {
                         return None;
@@ -257,6 +279,11 @@ impl Node {
 /// Whether the entry hides things and shows nothing.
 pub fn is_whiteout(entry: &Entry) -> bool {
     components(&entry.path).last().is_some_and(|name| name.starts_with(b".wh."))
+}
+
+/// Whether a name of this path is never shown.
+pub fn is_hidden(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".wh."))
 }
 
 /// The names of a path; `..` never leads above the root.

@@ -68,6 +68,8 @@ pub struct Shape {
     pub layers: usize,
     pub entries: usize,
     pub markers: Markers,
+    /// How many of them a layer may begin with.
+    pub most_markers: usize,
     /// Device nodes, which an unpacker may not be allowed to make.
     pub devices: bool,
     /// `security.capability` and `user.*`.
@@ -88,6 +90,7 @@ impl Default for Shape {
             layers: 5,
             entries: 30,
             markers: Markers::Anywhere,
+            most_markers: 4,
             devices: true,
             xattrs: true,
             packings: vec![
@@ -102,6 +105,13 @@ impl Default for Shape {
             large: 300_000,
             through_links: false,
         }
+    }
+}
+
+impl Shape {
+    /// Small layers with more whiteouts and opaque markers than anything else.
+    pub fn whiteouts() -> Self {
+        Self { layers: 7, entries: 8, most_markers: 12, large: 5000, ..Self::default() }
     }
 }
 
@@ -163,6 +173,8 @@ struct Sketch<'a> {
     markers: Vec<Entry>,
     /// Directories that hold a marker, or that a link leads to; they must stay directories.
     marked: Vec<Vec<u8>>,
+    /// Links of lower layers that a marker lies below; they must stay.
+    followed: Vec<Vec<u8>>,
     /// Links of lower layers that entries may lie below.
     links: Vec<Vec<u8>>,
     /// Where entries landed, and under which name: a layer that has one thing under two names says
@@ -180,14 +192,15 @@ impl<'a> Sketch<'a> {
             entries: Vec::new(),
             markers: Vec::new(),
             marked: Vec::new(),
+            followed: Vec::new(),
             links: Vec::new(),
             landed: BTreeMap::new(),
         };
         let names: Vec<Vec<u8>> = lower.iter().skip(1).map(|(path, _)| path.to_vec()).collect();
         if !names.is_empty() {
-            for _ in 0..sketch.random.below(5) {
+            for _ in 0..sketch.random.below(shape.most_markers + 1) {
                 let name = sketch.random.pick(&names);
-                sketch.marker(&name);
+                sketch.marker(name);
             }
         }
         if shape.through_links {
@@ -204,11 +217,14 @@ impl<'a> Sketch<'a> {
     /// The entries in tar order, in one of the spellings in which tools write names.
     fn finish(mut self) -> Vec<Entry> {
         let mut all = std::mem::take(&mut self.entries);
-        for marker in std::mem::take(&mut self.markers) {
-            let at = match self.shape.markers {
-                Markers::First => 0,
-                Markers::Anywhere => self.random.below(all.len() + 1),
-            };
+        // Among themselves they stay in their order: a later one may lie below a link that it would follow.
+        let markers = std::mem::take(&mut self.markers);
+        let mut places: Vec<usize> = match self.shape.markers {
+            Markers::First => vec![0; markers.len()],
+            Markers::Anywhere => markers.iter().map(|_| self.random.below(all.len() + 1)).collect(),
+        };
+        places.sort_unstable();
+        for (marker, at) in markers.into_iter().zip(places).rev() {
             all.insert(at, marker);
         }
         if self.random.chance(30) {
@@ -225,41 +241,43 @@ impl<'a> Sketch<'a> {
         all
     }
 
-    /// Hides something of the lower layers, whose parent must still be there.
-    fn marker(&mut self, name: &[u8]) {
-        let is_dir = self.tree.get(name).is_some_and(|node| node.kind == NodeKind::Dir);
-        let (marker, parent) = match (is_dir && self.random.chance(50), self.random.chance(10)) {
-            (true, _) => (Entry::opaque(name), name),
-            (false, false) => (Entry::whiteout(name), model::parent_of(name)),
-            (false, true) => {
-                let parent = model::parent_of(name);
-                (Entry::whiteout(model::join(parent, b"never-there")), parent)
-            }
+    /// Hides something of the lower layers, or what they do not have.
+    fn marker(&mut self, mut name: Vec<u8>) {
+        while self.random.chance(20) {
+            name = model::join(&name, self.random.pick(NAMES));
+        }
+        let is_dir = self.tree.get(&name).is_some_and(|node| node.kind == NodeKind::Dir);
+        let opaque = self.random.chance(if is_dir { 50 } else { 15 });
+        let (marker, parent) = if opaque {
+            (Entry::opaque(&name), name.as_slice())
+        } else {
+            (Entry::whiteout(&name), model::parent_of(&name))
         };
-        // A parent may be gone, hidden by another marker; a marker below it would bring it back.
-        if self.tree.get(parent).is_none_or(|node| node.kind != NodeKind::Dir) || self.would_unmark(&marker) {
+        if !opaque && model::is_hidden(&name[if parent.is_empty() { 0 } else { parent.len() + 1 }..]) {
             return;
         }
+        // Where links lead in a circle unpackers give up.
+        let Some(landing) = self.tree.landing(&model::join(parent, b"x")) else { return };
+        let links = self.tree.links_on_the_way(parent);
+        if !links.is_empty() && self.lower.landing(&model::join(parent, b"x")).as_ref() != Some(&landing) {
+            return; // this layer has hidden a link that another leads to
+        }
+        self.followed.extend(links);
+        self.marked.push(model::parent_of(&landing).to_vec());
         self.tree.apply_whiteout(&marker);
-        self.marked.push(parent.to_vec());
         self.markers.push(marker);
-    }
-
-    /// Whether a marker hides a directory that holds another marker.
-    fn would_unmark(&self, marker: &Entry) -> bool {
-        let mut after = self.tree.clone();
-        after.apply_whiteout(marker);
-        self.marked.iter().any(|dir| after.get(dir).is_none())
     }
 
     fn entry(&mut self) {
         let Some(path) = self.path() else { return };
         let Some(landing) = self.tree.landing(&path) else { return };
-        if self.links.contains(&landing) || self.landed.get(&landing).is_some_and(|name| *name != path) {
+        let must_stay_link = self.links.contains(&landing) || self.followed.contains(&landing);
+        let is_marker = model::is_hidden(&path[model::parent_of(&path).len()..]);
+        if must_stay_link || is_marker || self.landed.get(&landing).is_some_and(|name| *name != path) {
             return;
         }
         self.landed.insert(landing.clone(), path.clone());
-        let must_stay = self.marked.iter().chain(&self.links);
+        let must_stay = self.marked.iter().chain(&self.links).chain(&self.followed);
         let must_be_dir = must_stay.into_iter().any(|dir| *dir == landing || model::is_below(dir, &landing));
         let is_dir = self.tree.get(&landing).is_some_and(|node| node.kind == NodeKind::Dir);
         // Directories are replaced now and then, but seldom enough for trees to grow.
@@ -317,7 +335,8 @@ impl<'a> Sketch<'a> {
             self.tree.iter().filter(|(_, node)| node.kind == NodeKind::Dir).map(|(path, _)| path.to_vec()).collect();
         let mut path = self.random.pick(&dirs);
         while self.random.chance(20) {
-            path = model::join(&path, self.random.pick(NAMES));
+            let name = if self.random.chance(15) { self.random.pick(HIDDEN) } else { self.random.pick(NAMES) };
+            path = model::join(&path, name);
             let in_the_way = |tree: &Tree| tree.get(&path).is_some_and(|node| node.kind != NodeKind::Dir);
             if in_the_way(&self.tree) || in_the_way(self.lower) {
                 return None;
@@ -425,6 +444,8 @@ const NAMES: &[&[u8]] = &[
     b"wh.",
     b"a-name-that-is-longer-than-one-hundred-bytes-and-so-does-not-fit-into-the-name-field-of-a-ustar-header-at-all",
 ];
+/// Names of directories that are never shown.
+const HIDDEN: &[&[u8]] = &[b".wh..wh.plnk", b".wh..wh.orph", b".wh.a", b".wh.x"];
 const TARGETS: &[&[u8]] = &[
     b"a",
     b"../b",

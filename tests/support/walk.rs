@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use peelfs::loopback::tar::Mtime;
 
-use super::model::{Node, NodeKind, Seen, join};
+use super::model::{Node, NodeKind, Seen, is_hidden, join};
 
 /// Everything below `root`, the root included; nothing is followed.
 pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
@@ -57,6 +57,17 @@ pub fn seen(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Seen>> {
     }
     let seen = |(inode, nlink, node)| Seen { node, names: names[&inode].clone(), nlink };
     Ok(found.into_iter().map(|(name, found)| (name, seen(found))).collect())
+}
+
+/// The same without names that are never shown: umoci leaves them in the tree like any others.
+pub fn without_hidden(mut real: BTreeMap<Vec<u8>, Seen>) -> BTreeMap<Vec<u8>, Seen> {
+    real.retain(|path, _| !is_hidden(path));
+    for seen in real.values_mut() {
+        let all = seen.names.len();
+        seen.names.retain(|name| !is_hidden(name));
+        seen.nlink -= (all - seen.names.len()) as u64;
+    }
+    real
 }
 
 /// What differs between a model and a walk, one line for each.

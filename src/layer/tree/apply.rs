@@ -1,27 +1,32 @@
 //! What each entry of the tar does to the tree: what containerd's unpacker would do with it.
 
 use super::path::{clean, join, shown, split_first, split_last};
-use super::{DEPTH_MAX, LayerTree, NAME_MAX, TARGET_MAX, TreeError, too_long, too_many};
+use super::{DEPTH_MAX, LayerTree, NAME_MAX, TARGET_MAX, TreeError, WHITEOUT, too_long, too_many};
 use crate::layer::entry::{EntryId, Flags, Kind, Record, Timestamp};
 use crate::layer::tar::{TarEntry, TarKind, TarSink};
 use crate::layer::xattrs::{NAME_LIMIT, VALUE_LIMIT};
 
 /// Symlinks followed for one path, as in containerd.
 const LINKS_PER_PATH: usize = 255;
-const WHITEOUT: &[u8] = b".wh.";
-const WHITEOUT_META: &[u8] = b".wh..wh.";
-const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+const META: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..opq";
 
 /// Where a path leads within a layer.
 pub(super) enum Found {
     Directory(EntryId),
     /// Nothing there in this layer: the path with all links this layer decides followed.
     Elsewhere(Vec<u8>),
+    /// Whatever lower layers have there, this layer hides it or has a file in its place.
+    Hidden,
 }
 
+/// What a walk does about directories that the layer does not have.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Missing {
-    Create,
+    /// Makes them, since something stands in them.
+    Imply,
+    /// Notes that a whiteout leads through them, which makes no directory.
+    PassThrough,
     Report,
 }
 
@@ -45,28 +50,40 @@ impl LayerTree {
             return self.describe_root(entry);
         }
         let (parent_path, name) = split_last(&path);
-        let meta = |part: &[u8]| part.starts_with(WHITEOUT_META);
-        if parent_path.split(|&byte| byte == b'/').any(meta) || (meta(name) && name != WHITEOUT_OPAQUE) {
-            self.ignored += 1;
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT)
-            && name != WHITEOUT_OPAQUE
-            && matches!(hidden, b"" | b"." | b"..")
-        {
-            return Err(TreeError::Whiteout { path: shown(&path) });
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.white_out(parent_path, hidden, &path);
         }
         let parent = self.parent(parent_path)?;
-        if name == WHITEOUT_OPAQUE {
-            self.nodes[parent.index()].record.flags.set(Flags::OPAQUE);
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.hide(parent, hidden);
-        }
         match entry.kind {
             TarKind::HardLink(target) => self.link(parent, name, target, entry, &path),
             _ => self.put(parent, name, entry, &path),
+        }
+    }
+
+    /// Hides `hidden` of the lower layers, or everything if that is the opaque marker.
+    fn white_out(&mut self, parent_path: &[u8], hidden: &[u8], path: &[u8]) -> Result<(), TreeError> {
+        match hidden {
+            b"" | b"." | b".." => return Err(TreeError::Whiteout { path: shown(path) }),
+            OPAQUE => {}
+            _ if hidden.starts_with(META) => {
+                self.ignored += 1;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let parent = match &self.last_parent {
+            Some((last, id)) if last == parent_path => *id,
+            _ => match self.walk(parent_path, Missing::PassThrough)? {
+                Found::Directory(parent) => parent,
+                Found::Hidden | Found::Elsewhere(_) => return Ok(()),
+            },
+        };
+        match hidden {
+            OPAQUE => {
+                self.nodes[parent.index()].record.flags.set(Flags::OPAQUE);
+                Ok(())
+            }
+            _ => self.hide(parent, hidden),
         }
     }
 
@@ -87,7 +104,7 @@ impl LayerTree {
         {
             return Ok(*id);
         }
-        let Found::Directory(id) = self.walk(path, Missing::Create)? else {
+        let Found::Directory(id) = self.walk(path, Missing::Imply)? else {
             unreachable!("missing directories are created")
         };
         self.last_parent = Some((path.to_vec(), id));
@@ -155,22 +172,74 @@ impl LayerTree {
                     rewritten = joined;
                     rest = &rewritten;
                 }
+                Some(_) if missing == Missing::PassThrough => return Ok(Found::Hidden),
                 Some(_) => return Err(TreeError::NotADirectory { path: shown(path), at: name.to_vec() }),
             }
         }
-        if missing == Missing::Report && !absent.is_empty() {
-            return Ok(Found::Elsewhere(join(&self.path(directory), &absent.join(&b'/'))));
-        }
-        for name in absent {
-            let whiteout = self.child(directory, &name);
-            directory = self.imply(directory, &name, whiteout)?;
+        match missing {
+            Missing::Report if absent.is_empty() => {}
+            Missing::Report => return Ok(Found::Elsewhere(join(&self.path(directory), &absent.join(&b'/')))),
+            Missing::PassThrough => {
+                // Of the names that are absent only the first can have a whiteout.
+                let hidden = absent.first().is_some_and(|name| self.child(directory, name).is_some());
+                if hidden || self.hides_what_is_in(directory) {
+                    return Ok(Found::Hidden);
+                }
+                for name in absent {
+                    directory = self.imply(directory, &name, Flags::IMPLIED | Flags::WHITEOUT_PATH, None)?;
+                }
+            }
+            Missing::Imply => {
+                self.exists(directory);
+                for name in absent {
+                    let whiteout = self.child(directory, &name);
+                    directory = self.imply(directory, &name, Flags::IMPLIED, whiteout)?;
+                }
+            }
         }
         Ok(Found::Directory(directory))
     }
 
-    /// Makes a directory that nobody described, in place of a whiteout if there is one.
-    fn imply(&mut self, parent: EntryId, name: &[u8], whiteout: Option<EntryId>) -> Result<EntryId, TreeError> {
-        let id = self.fresh(Record::implied(parent, EntryId(self.len())), name)?;
+    /// Whether a directory is only there for whiteouts, and is hidden by one itself.
+    pub(super) fn is_whiteout(&self, id: EntryId) -> bool {
+        self.nodes[id.index()].record.flags.has(Flags::WHITEOUT_PATH | Flags::HIDES_LOWER)
+    }
+
+    /// Whether whatever the layers below have in a directory is hidden already.
+    fn hides_what_is_in(&self, mut directory: EntryId) -> bool {
+        loop {
+            let record = &self.nodes[directory.index()].record;
+            if record.flags.has(Flags::OPAQUE) || self.is_whiteout(directory) {
+                return true;
+            }
+            if directory == EntryId::ROOT {
+                return false;
+            }
+            directory = EntryId(record.parent);
+        }
+    }
+
+    /// A directory that was only there for whiteouts has something in it, and so have those above.
+    pub(super) fn exists(&mut self, mut directory: EntryId) {
+        while self.nodes[directory.index()].record.flags.has(Flags::WHITEOUT_PATH) {
+            let record = &mut self.nodes[directory.index()].record;
+            record.flags.clear(Flags::WHITEOUT_PATH);
+            if record.flags.has(Flags::HIDES_LOWER) {
+                record.flags.set(Flags::OPAQUE);
+            }
+            directory = EntryId(record.parent);
+        }
+    }
+
+    /// Makes a directory that nothing describes, in place of a whiteout if there is one.
+    fn imply(
+        &mut self,
+        parent: EntryId,
+        name: &[u8],
+        flags: Flags,
+        whiteout: Option<EntryId>,
+    ) -> Result<EntryId, TreeError> {
+        let id = self.fresh(Record { flags, ..Record::implied(parent, EntryId(self.len())) }, name)?;
         if let Some(whiteout) = whiteout {
             self.detach(whiteout);
         }
@@ -204,6 +273,7 @@ impl LayerTree {
             && self.nodes[there.index()].record.kind == Kind::Directory
             && self.nodes[there.index()].record.inode == there.0
         {
+            self.exists(there);
             self.redescribe_directory(there, &described);
             return Ok(());
         }
@@ -229,9 +299,11 @@ impl LayerTree {
         let there = self.child(parent, name);
         let (target_parent, target_name) = split_last(&target_path);
         let mut lower = match self.walk(target_parent, Missing::Report)? {
+            Found::Hidden => unreachable!("only whiteouts are told so"),
             Found::Elsewhere(reached) => join(&reached, target_name),
             Found::Directory(directory) => {
-                let found = self.child(directory, target_name);
+                let exists = |id: &EntryId| !self.nodes[id.index()].record.flags.has(Flags::WHITEOUT_PATH);
+                let found = self.child(directory, target_name).filter(exists);
                 if let Some(itself) = found
                     && found == there
                 {
@@ -276,7 +348,7 @@ impl LayerTree {
         Ok(())
     }
 
-    fn is_below(&self, mut id: EntryId, ancestor: EntryId) -> bool {
+    pub(super) fn is_below(&self, mut id: EntryId, ancestor: EntryId) -> bool {
         while id != EntryId::ROOT {
             if id == ancestor {
                 return true;
@@ -303,7 +375,7 @@ impl LayerTree {
             return;
         }
         record.flags.set(Flags::HIDES_LOWER);
-        if record.kind == Kind::Directory {
+        if record.kind == Kind::Directory && !record.flags.has(Flags::WHITEOUT_PATH) {
             record.flags.set(Flags::OPAQUE);
         }
     }

@@ -2,93 +2,135 @@
 
 use super::apply::{Found, Missing};
 use super::path::{clean, shown, split_last};
-use super::{EntryId, Flags, Kind, LayerTree, TreeError};
+use super::{EntryId, Flags, ID_LIMIT, Kind, LayerTree, NAME_MAX, Record, TreeError};
+
+/// What became of an entry that was to stand in another directory.
+enum Merged {
+    Moved,
+    /// It and this one are one directory.
+    Into(EntryId),
+    Lost,
+}
 
 impl LayerTree {
+    /// From now on the tree may get so many entries more, with names of ordinary length.
+    pub fn may_grow_by(&mut self, entries: u32) {
+        self.limits.entries = self.len().saturating_add(entries).min(ID_LIMIT);
+        self.limits.names = self.names.len() + NAME_MAX * entries as usize;
+    }
+
     /// Moves everything in the implied directory `from` to the path `to`, because a lower layer has
-    /// a symlink where `from` stands. `from` leaves the tree; ids of what stood in it stay.
+    /// a symlink where `from` stands. `from` leaves the tree; ids of what stood in it stay. Returns the directories
+    /// that stand in another one now.
     ///
     /// Where both places have a name, the one that came later in the tar wins, as if both had been
-    /// written to one place. Hard links into lower layers that now find their target are joined.
+    /// written to one place. Whiteouts alone make no directory there either; and where `from` is hidden by a
+    /// whiteout, it is that whiteout which stays. Hard links into lower layers that find their target in this one now
+    /// are joined [later](Self::join_lower_links).
     ///
     /// # Errors
     /// [`TreeError`] if `to` leads through something that is no directory, or below `from`.
-    pub fn graft(&mut self, from: EntryId, to: &[u8]) -> Result<(), TreeError> {
+    pub fn graft(&mut self, from: EntryId, to: &[u8]) -> Result<Vec<EntryId>, TreeError> {
         let to = clean(to, self.limits.path)?;
-        let destination = match self.walk(&to, Missing::Create)? {
-            Found::Directory(id) => id,
-            Found::Elsewhere(_) => unreachable!("missing directories are created"),
-        };
-        let mut above = destination;
-        loop {
-            if above == from {
+        let flags = self.nodes[from.index()].record.flags;
+        let missing = if flags.has(Flags::WHITEOUT_PATH) { Missing::PassThrough } else { Missing::Imply };
+        let mut moved = Vec::new();
+        let (parent, name) = (EntryId(self.nodes[from.index()].record.parent), self.name(from).to_vec());
+        if let Found::Directory(destination) = self.walk(&to, missing)? {
+            if self.is_below(destination, from) {
                 return Err(TreeError::GraftIntoItself { path: shown(&to) });
             }
-            if above == EntryId::ROOT {
-                break;
+            if flags.has(Flags::OPAQUE) {
+                self.nodes[destination.index()].record.flags.set(Flags::OPAQUE);
             }
-            above = EntryId(self.nodes[above.index()].record.parent);
-        }
-        self.last_parent = None;
-        let mut pairs = vec![(from, destination)];
-        while let Some((source, target)) = pairs.pop() {
-            let flags = self.nodes[source.index()].record.flags & (Flags::OPAQUE | Flags::HIDES_LOWER);
-            if source != from {
-                self.nodes[target.index()].record.flags.set(flags);
-            } else if flags.has(Flags::OPAQUE) {
-                self.nodes[target.index()].record.flags.set(Flags::OPAQUE);
+            // It leaves its place first: what stands in it may come to stand there.
+            self.unhook(from);
+            let mut pairs = vec![(from, destination)];
+            while let Some((source, target)) = pairs.pop() {
+                let moving: Vec<EntryId> = self.children(source).collect();
+                for id in moving {
+                    self.unhook(id);
+                    match self.merge(id, target) {
+                        Merged::Into(there) => pairs.push((id, there)),
+                        Merged::Moved if self.nodes[id.index()].record.kind == Kind::Directory => moved.push(id),
+                        Merged::Moved | Merged::Lost => {}
+                    }
+                }
             }
-            let moving: Vec<EntryId> = self.children(source).collect();
-            for id in moving {
-                self.unhook(id);
-                if let Some(pair) = self.merge(id, target) {
-                    pairs.push(pair);
+            self.last_parent = None;
+            match self.child(parent, &name) {
+                None => self.hook(from, parent),
+                Some(there) => {
+                    self.nodes[from.index()].record.flags.set(Flags::DETACHED);
+                    if self.is_whiteout(from) {
+                        self.hides_lower(there);
+                    }
                 }
             }
         }
-        self.detach(from);
-        self.join_lower_links()
+        if !self.is_whiteout(from) {
+            self.detach(from);
+        }
+        Ok(moved)
     }
 
-    /// Hooks `id`, which stands nowhere, into `target`; a pair of directories is left to the caller.
-    fn merge(&mut self, id: EntryId, target: EntryId) -> Option<(EntryId, EntryId)> {
+    /// Hooks `id`, which stands nowhere, into `target`; the children of a directory that meets another are left to
+    /// the caller.
+    fn merge(&mut self, id: EntryId, target: EntryId) -> Merged {
         let name = self.name(id).to_vec();
         let Some(there) = self.child(target, &name) else {
             self.hook(id, target);
-            return None;
+            return Merged::Moved;
         };
         let (mine, other) = (self.nodes[id.index()].record, self.nodes[there.index()].record);
         if mine.kind == Kind::Directory && other.kind == Kind::Directory {
-            let described = !mine.flags.has(Flags::IMPLIED);
-            if described && (other.flags.has(Flags::IMPLIED) || id > there) {
-                let kept = &mut self.nodes[there.index()].record;
-                kept.flags.clear(Flags::IMPLIED);
-                (kept.mode, kept.uid, kept.gid) = (mine.mode, mine.uid, mine.gid);
-                (kept.mtime, kept.mtime_nanos, kept.xattrs) = (mine.mtime, mine.mtime_nanos, mine.xattrs);
-            }
+            self.merge_directories(&mine, there, id > there);
             // Its children move on; itself it is gone. Nothing may look for it by name any more.
             self.nodes[id.index()].record.flags.set(Flags::DETACHED);
-            return Some((id, there));
+            return Merged::Into(there);
         }
+        let exists = |record: &Record| !record.flags.has(Flags::WHITEOUT_PATH);
         let mine_wins = match (mine.kind, other.kind) {
             (Kind::Whiteout, _) => false,
             (_, Kind::Whiteout) => true,
+            _ if exists(&mine) != exists(&other) => exists(&mine),
             _ => id > there,
         };
         if mine_wins {
             self.detach(there);
             self.hook(id, target);
             self.hides_lower(id);
+            Merged::Moved
         } else {
             self.hook(id, target);
             self.detach(id);
             self.hides_lower(there);
+            Merged::Lost
         }
-        None
     }
 
-    /// Turns hard links into lower layers whose target is in this layer into ordinary ones.
-    fn join_lower_links(&mut self) -> Result<(), TreeError> {
+    /// Adds what the layer says about one directory to what it says about another, which stays.
+    fn merge_directories(&mut self, mine: &Record, there: EntryId, later: bool) {
+        let kept = &mut self.nodes[there.index()].record;
+        if !mine.flags.has(Flags::IMPLIED) && (kept.flags.has(Flags::IMPLIED) || later) {
+            kept.flags.clear(Flags::IMPLIED);
+            (kept.mode, kept.uid, kept.gid) = (mine.mode, mine.uid, mine.gid);
+            (kept.mtime, kept.mtime_nanos, kept.xattrs) = (mine.mtime, mine.mtime_nanos, mine.xattrs);
+        }
+        kept.flags.set(mine.flags & Flags::OPAQUE);
+        if !mine.flags.has(Flags::WHITEOUT_PATH) {
+            self.exists(there);
+        }
+        if mine.flags.has(Flags::HIDES_LOWER) {
+            self.hides_lower(there);
+        }
+    }
+
+    /// Turns hard links into lower layers whose target is in this layer, after grafts, into ordinary ones.
+    ///
+    /// # Errors
+    /// [`TreeError`] if their paths lead through too many symlinks.
+    pub fn join_lower_links(&mut self) -> Result<(), TreeError> {
         let links: Vec<EntryId> = self.lower_links().collect();
         if links.is_empty() {
             return Ok(());
@@ -97,7 +139,11 @@ impl LayerTree {
         for link in links {
             let path = self.link_target(link).expect("only such links were listed").to_vec();
             let (parent_path, name) = split_last(&path);
-            if let Found::Directory(parent) = self.walk(parent_path, Missing::Report)?
+            let reached = match self.walk(parent_path, Missing::Report) {
+                Err(TreeError::NotADirectory { .. }) => continue,
+                reached => reached?,
+            };
+            if let Found::Directory(parent) = reached
                 && let Some(target) = self.child(parent, name)
                 // What came after the link in the tar is not what it names.
                 && target < link

@@ -9,6 +9,11 @@
 //! Paths are cleaned as text first (`a/../b` is `b`, `..` stops at the root), then their parents are
 //! followed through symlinks this layer made. A parent nobody described becomes an implied
 //! directory; a lower layer may know better, and then [`LayerTree::graft`] moves what stands in it.
+//! The path of a whiteout or an opaque marker implies nothing: what it leads through is kept as
+//! [`Flags::WHITEOUT_PATH`], and exists only where a lower layer says so.
+//!
+//! Directories whose names begin with `.wh.` (AUFS has a few, with the bodies of hard links in them) are
+//! kept for the hard links that lead into them, and are never shown; see [`is_hidden`].
 //!
 //! Everything here is bounded by [`Limits`], nothing recurses, and no path leaves the root since
 //! there is nothing outside: the tree is only names.
@@ -63,6 +68,13 @@ const NAME_MAX: usize = 255;
 /// The longest symlink target Linux takes, in bytes.
 const TARGET_MAX: usize = 4095;
 const NONE: u32 = u32::MAX;
+/// What the names of whiteouts begin with.
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Whether a name is never shown: that of a whiteout or of a directory of the union file system's own.
+pub fn is_hidden(name: &[u8]) -> bool {
+    name.starts_with(WHITEOUT)
+}
 
 /// Why an entry cannot become part of a tree.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -214,7 +226,7 @@ impl LayerTree {
         self.nodes.len() == 1 && self.nodes[0].record.flags == Flags::IMPLIED
     }
 
-    /// Tar entries that mean nothing: a root that is no directory, AUFS leftovers (`.wh..wh.*`).
+    /// Tar entries that mean nothing: a root that is no directory, AUFS's own names (`.wh..wh.*`).
     pub fn ignored(&self) -> u64 {
         self.ignored
     }
@@ -648,14 +660,60 @@ mod tests {
             (Tar::default().file("d/.wh..wh..opq", b"").file("d/x", b""), &["d/ implied opaque", "d/x"]),
             (Tar::default().file(".wh.d", b"").file("d/x", b""), &["d/ implied opaque hides", "d/x"]),
             (Tar::default().file("d/x", b"").file(".wh.d", b""), &["d/ implied opaque hides", "d/x"]),
-            (Tar::default().file(".wh..wh.plnk", b"").file(".wh..wh.aufs/x", b""), &[]),
-            (Tar::default().symlink("l", "d").file("l/.wh.x", b""), &["d/ implied", "d/x!", "l@d"]),
+            (
+                Tar::default().file(".wh..wh.plnk", b"").file(".wh..wh.aufs/x", b""),
+                &[".wh..wh.aufs/ implied", ".wh..wh.aufs/x"],
+            ),
+            (Tar::default().symlink("l", "d").file("l/.wh.x", b""), &["d/ path", "d/x!", "l@d"]),
         ];
         for (tar, wanted) in table {
             assert_eq!(shape(tar), wanted);
         }
         let root = tree(&Tar::default().file(".wh..wh..opq", b"").end()).unwrap();
         assert!(root.entry(EntryId::ROOT).is(Flags::OPAQUE));
+    }
+
+    /// In every order and depth: what a whiteout or an opaque marker leads through is there only if something
+    /// else of the layer says so.
+    #[test]
+    fn paths_of_whiteouts_imply_no_directory() {
+        let long = format!("d/.wh.{}", "n".repeat(255));
+        let hidden = format!("d/{}!", "n".repeat(255));
+        let table: [(&[&str], &[&str]); 19] = [
+            (&["a/.wh.b"], &["a/ path", "a/b!"]),
+            (&["a/b/c/.wh.d"], &["a/ path", "a/b/ path", "a/b/c/ path", "a/b/c/d!"]),
+            (&["a/.wh..wh..opq"], &["a/ path opaque"]),
+            (&["a/b/.wh..wh..opq", "a/.wh.b"], &["a/ path", "a/b/ path opaque hides"]),
+            (&["a/.wh.b", ".wh.a"], &["a/ path hides", "a/b!"]),
+            (&[".wh.a", "a/.wh.b"], &["a!"]),
+            (&[".wh.a", "a/b/.wh..wh..opq", "a/.wh..wh..opq"], &["a!"]),
+            (&["a/.wh.b", ".wh.a", "a/.wh.c"], &["a/ path hides", "a/b!"]),
+            // As soon as there is something in it, it is a directory like any other.
+            (&["a/.wh.b", "a/c"], &["a/ implied", "a/b!", "a/c"]),
+            (&["a/c", "a/.wh.b"], &["a/ implied", "a/b!", "a/c"]),
+            (&["a/b/.wh.c", "a/d"], &["a/ implied", "a/b/ path", "a/b/c!", "a/d"]),
+            (&["a/b/.wh.c", "a/b/"], &["a/ implied", "a/b/", "a/b/c!"]),
+            (&["a/.wh.b", ".wh.a", "a/c"], &["a/ implied opaque hides", "a/b!", "a/c"]),
+            (&["a/.wh.b", ".wh.a", "a/"], &["a/ opaque hides", "a/b!"]),
+            (&[".wh.a", "a/c", "a/.wh.b"], &["a/ implied opaque hides", "a/b!", "a/c"]),
+            // Nothing can be hidden below a file, and what takes the place of a path has it gone.
+            (&["a", "a/.wh.b", "a/b/.wh..wh..opq"], &["a"]),
+            (&["a/b/.wh.c", "a"], &["a hides"]),
+            (&["a/b/.wh.c", "a/b"], &["a/ implied", "a/b hides"]),
+            (&[&long], &["d/ path", &hidden]),
+        ];
+        for (names, wanted) in table {
+            let add = |tar: Tar, name: &&str| match name.strip_suffix('/') {
+                _ if name.len() > 100 => tar.pax(&[("path", name.as_bytes())]).file("x", b""),
+                Some(dir) => tar.dir(dir),
+                None => tar.file(name, b""),
+            };
+            assert_eq!(shape(names.iter().fold(Tar::default(), add)), wanted, "{names:?}");
+        }
+        let link = Tar::default().file("a/.wh.b", b"").hard("h", "a").hard("i", "a/b").hard("a", "a");
+        assert_eq!(shape(link), ["a=a hides", "h=a", "i=a/b"], "a hard link asks the layers below");
+        let back = Tar::default().file("g/.wh.x", b"").symlink("l", "g/../c").file("l/f", b"");
+        assert_eq!(shape(back), ["c/ implied", "c/f", "g/ path", "g/x!", "l@g/../c"], "gone back over");
     }
 
     #[test]
@@ -731,6 +789,7 @@ mod tests {
         let x = at(&tree, "bin/sub/x");
         assert_eq!(tree.lower_links().count(), 1);
         tree.graft(at(&tree, "bin"), b"/usr/bin").unwrap();
+        tree.join_lower_links().unwrap();
         let wanted = [
             "link",
             "usr/ implied",
@@ -758,6 +817,33 @@ mod tests {
             super::super::testing::tree(&Tar::default().file("a/x", b"").file("a/.wh..wh..opq", b"").end()).unwrap();
         tree.graft(a, b"../p/q").unwrap();
         assert_eq!(short(&tree), ["p/ implied", "p/q/ implied opaque", "p/q/x"]);
+    }
+
+    #[test]
+    fn graft_of_whiteouts_makes_no_directory() {
+        let graft = |names: &[&str]| {
+            let tar = names.iter().fold(Tar::default(), |tar, name| tar.file(name, b""));
+            let mut tree = tree(&tar.end()).unwrap();
+            tree.graft(at(&tree, "l"), b"p/q").unwrap();
+            short(&tree)
+        };
+        assert_eq!(graft(&["l/.wh.x"]), ["p/ path", "p/q/ path", "p/q/x!"]);
+        assert_eq!(
+            graft(&["l/d/.wh.x", "p/q/d/y"]),
+            ["p/ implied", "p/q/ implied", "p/q/d/ implied", "p/q/d/x!", "p/q/d/y"]
+        );
+        assert_eq!(
+            graft(&["l/d/y", "p/q/d/.wh.x"]),
+            ["p/ implied", "p/q/ implied", "p/q/d/ implied", "p/q/d/x!", "p/q/d/y"]
+        );
+        assert_eq!(graft(&["l/d/.wh.x", "p/q/d"]), ["p/ implied", "p/q/ implied", "p/q/d hides"]);
+        assert_eq!(graft(&["l/d", "p/q/d/.wh.x"]), ["p/ implied", "p/q/ implied", "p/q/d hides"]);
+        assert_eq!(graft(&["l/d/.wh.x", "p/q/.wh.d"]), ["p/ path", "p/q/ path", "p/q/d/ path hides", "p/q/d/x!"]);
+        assert_eq!(graft(&["l/.wh.x", "p/.wh.q"]), ["p/ path", "p/q!"]);
+        assert_eq!(graft(&["l/.wh.x", "p"]), ["p"]);
+        // A whiteout of the link itself came later, and stays in its place.
+        assert_eq!(graft(&["l/.wh.x", ".wh.l"]), ["l/ path hides", "p/ path", "p/q/ path", "p/q/x!"]);
+        assert_eq!(graft(&["l/.wh..wh..opq", ".wh.l"]), ["l/ path opaque hides", "p/ path", "p/q/ path opaque"]);
     }
 
     #[test]

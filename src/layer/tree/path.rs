@@ -1,6 +1,6 @@
 //! Paths as text, before anything is looked up.
 
-use super::{NAME_MAX, TreeError, too_long};
+use super::{NAME_MAX, TreeError, WHITEOUT, too_long};
 
 /// A path with no empty or `.` parts, `..` applied and stopped at the root, and no slash around it.
 pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
@@ -23,8 +23,11 @@ pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
             }
         }
     }
-    // Only names that remain must fit.
-    match out.split(|&byte| byte == b'/').find(|part| part.len() > NAME_MAX) {
+    // Only names that remain must fit. A whiteout is no file, so only what it hides must.
+    let (_, last) = split_last(&out);
+    let whiteout = last.starts_with(WHITEOUT) && last.len() <= WHITEOUT.len() + NAME_MAX;
+    let parts = out[..if whiteout { out.len() - last.len() } else { out.len() }].split(|&byte| byte == b'/');
+    match parts.into_iter().find(|part| part.len() > NAME_MAX) {
         Some(part) => Err(too_long(part)),
         None => Ok(out),
     }

@@ -1,0 +1,167 @@
+//! The layers below one, while that one is put over them: what is there, and where paths lead.
+//!
+//! Directories of this view are not remembered beyond it, as they have the same numbers as those of the merged tree
+//! and other parts. Where symlinks lead is, so that a chain of them is followed once, however many paths run through it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::walk::{MAX_LINKS, extend, names};
+use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, steps};
+use crate::layer::Kind;
+
+/// A view over the layers below one.
+pub(super) struct Below<'a> {
+    overlay: &'a Overlay,
+    root: Arc<Dir>,
+    /// The directory that a symlink leads to and how many symlinks that takes, by the directory it stands in and itself.
+    followed: HashMap<(NodeId, NodeId), (Arc<Dir>, u32)>,
+    /// What paths to directories led to.
+    reached: HashMap<Vec<u8>, Option<Arc<Dir>>>,
+}
+
+/// What a name is.
+pub(super) enum Child {
+    Missing,
+    Directory(Arc<Dir>),
+    Other { node: NodeId, kind: Kind },
+}
+
+/// Where a path leads.
+pub(super) enum Led {
+    Directory(Arc<Dir>),
+    /// To a path without symlinks and dots that does not exist as a whole.
+    Missing(Vec<u8>),
+    /// To something that is no directory, or round in a circle.
+    Nowhere,
+}
+
+/// What a walk does next.
+enum Next {
+    Name(Vec<u8>),
+    /// The symlink has been followed to its end.
+    Followed {
+        link: (NodeId, NodeId),
+        links_before: u32,
+    },
+}
+
+impl<'a> Below<'a> {
+    /// The view below `layer`.
+    pub(super) fn new(overlay: &'a Overlay, layer: LayerNo) -> Self {
+        let root = Arc::new(Dir::root(layer.0));
+        Self { overlay, root, followed: HashMap::new(), reached: HashMap::new() }
+    }
+
+    pub(super) fn root(&self) -> &Arc<Dir> {
+        &self.root
+    }
+
+    /// What `dir` has under a name.
+    pub(super) fn child(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Child, Unknown> {
+        let Some(node) = self.overlay.find(dir, name)? else { return Ok(Child::Missing) };
+        let (layer, id) = self.overlay.parse(node)?;
+        Ok(match self.overlay.index(layer)?.entry(id).map_err(damaged(layer))?.kind() {
+            Kind::Directory => Child::Directory(Arc::new(Dir::child(dir, name, layer, id))),
+            kind => Child::Other { node, kind },
+        })
+    }
+
+    /// Where the symlink `link`, which stands in `dir`, leads.
+    pub(super) fn follow(&mut self, dir: &Arc<Dir>, link: NodeId) -> Result<Led, Unknown> {
+        self.walk(dir, vec![], Some(link))
+    }
+
+    /// The directory that a path leads to from the root.
+    pub(super) fn directory(&mut self, path: &[u8]) -> Result<Option<Arc<Dir>>, Unknown> {
+        if let Some(known) = self.reached.get(path) {
+            return Ok(known.clone());
+        }
+        let rest = names(path).map(|name| Next::Name(name.to_vec())).collect::<Vec<_>>();
+        let led = match self.walk(&Arc::clone(&self.root), rest.into_iter().rev().collect(), None)? {
+            Led::Directory(dir) => Some(dir),
+            Led::Missing(_) | Led::Nowhere => None,
+        };
+        if self.reached.len() >= REACHED {
+            self.reached.clear();
+        }
+        self.reached.insert(path.to_vec(), led.clone());
+        Ok(led)
+    }
+
+    /// Walks on from `from`: through `link` first, if there is one, then what `rest` holds, the next at its end.
+    ///
+    /// A `..` goes back over a name that is missing, as in containerd.
+    fn walk(&mut self, from: &Arc<Dir>, mut rest: Vec<Next>, mut link: Option<NodeId>) -> Result<Led, Unknown> {
+        let mut here = Arc::clone(from);
+        // Names that are missing, below `here`.
+        let mut absent: Vec<Vec<u8>> = Vec::new();
+        let mut links = 0;
+        loop {
+            if let Some(node) = link.take() {
+                let key = (here.id(), node);
+                match self.followed.get(&key) {
+                    Some((dir, more)) => {
+                        links += more;
+                        here = Arc::clone(dir);
+                    }
+                    None => {
+                        rest.push(Next::Followed { link: key, links_before: links });
+                        links += 1;
+                        let target = self.target(node)?;
+                        if target.starts_with(b"/") {
+                            here = Arc::clone(&self.root);
+                        }
+                        let at = rest.len();
+                        rest.extend(names(&target).map(|name| Next::Name(name.to_vec())));
+                        rest[at..].reverse();
+                    }
+                }
+                if links > MAX_LINKS {
+                    return Ok(Led::Nowhere);
+                }
+            }
+            let name = match rest.pop() {
+                None if absent.is_empty() => return Ok(Led::Directory(here)),
+                None => {
+                    let mut path = here.path();
+                    absent.iter().for_each(|name| extend(&mut path, name));
+                    return Ok(Led::Missing(path));
+                }
+                Some(Next::Name(name)) => name,
+                Some(Next::Followed { link, links_before }) => {
+                    if absent.is_empty() {
+                        self.followed.insert(link, (Arc::clone(&here), links - links_before));
+                    }
+                    continue;
+                }
+            };
+            steps::take(1)?;
+            if name == b".." {
+                if absent.pop().is_none() {
+                    here = here.parent().map_or_else(|| Arc::clone(&self.root), Arc::clone);
+                }
+                continue;
+            }
+            if !absent.is_empty() {
+                absent.push(name);
+                continue;
+            }
+            match self.child(&here, &name)? {
+                Child::Directory(dir) => here = dir,
+                Child::Other { node, kind: Kind::Symlink } => link = Some(node),
+                Child::Other { .. } => return Ok(Led::Nowhere),
+                Child::Missing => absent.push(name),
+            }
+        }
+    }
+
+    fn target(&self, link: NodeId) -> Result<Vec<u8>, Unknown> {
+        let (layer, id) = self.overlay.parse(link)?;
+        let index = self.overlay.index(layer)?;
+        Ok(index.symlink_target(id).map_err(damaged(layer))?.unwrap_or_default().to_vec())
+    }
+}
+
+/// Paths whose ends are remembered.
+const REACHED: usize = 1 << 16;

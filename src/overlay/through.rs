@@ -1,0 +1,201 @@
+//! Writing through symlinks: what lies in implied directories moves to where symlinks of lower layers lead.
+//!
+//! The layer's tree and the tree of the layers below are walked side by side, from the implied directories down. Where a
+//! symlink stands in the place of an implied directory, what is in that directory moves to where it leads, and the
+//! walk goes on with what has moved, in its new place. So each entry is looked at once in the place where it stays.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::below::{Below, Child, Led};
+use super::{Dir, LayerNo, MergeError, NodeId, Unknown, damaged, steps};
+use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, LayerTree, write_index};
+
+/// A layer's tree, as it was written or while it is changed.
+trait Entries {
+    fn entry(&self, id: EntryId) -> Result<Entry, IndexError>;
+    fn name(&self, id: EntryId) -> Result<&[u8], IndexError>;
+    fn children(&self, id: EntryId) -> Result<Vec<EntryId>, IndexError>;
+}
+
+impl Entries for LayerIndex {
+    fn entry(&self, id: EntryId) -> Result<Entry, IndexError> {
+        self.entry(id)
+    }
+
+    fn name(&self, id: EntryId) -> Result<&[u8], IndexError> {
+        self.name(id)
+    }
+
+    fn children(&self, id: EntryId) -> Result<Vec<EntryId>, IndexError> {
+        self.children(id)?.collect()
+    }
+}
+
+impl Entries for LayerTree {
+    fn entry(&self, id: EntryId) -> Result<Entry, IndexError> {
+        Ok(self.entry(id))
+    }
+
+    fn name(&self, id: EntryId) -> Result<&[u8], IndexError> {
+        Ok(self.name(id))
+    }
+
+    fn children(&self, id: EntryId) -> Result<Vec<EntryId>, IndexError> {
+        Ok(self.children(id).collect())
+    }
+}
+
+/// What the layers below have in the place of a directory of the layer.
+#[derive(Clone)]
+struct Spot {
+    /// Nothing where a directory is missing, or what is there has nothing to do with the layer's.
+    dir: Option<Arc<Dir>>,
+    /// The layer has nothing of it shown, and so writes nothing through links in there. Its whiteouts in there came
+    /// before whatever says so.
+    emptied: bool,
+}
+
+/// A symlink in the place of a directory that the layer implies.
+struct Over {
+    implied: EntryId,
+    /// The directory that both stand in.
+    dir: Arc<Dir>,
+    link: NodeId,
+}
+
+/// The layer with everything in implied directories where symlinks of lower layers lead.
+pub(super) fn write_through_symlinks(
+    number: LayerNo,
+    index: &Arc<LayerIndex>,
+    below: &mut Below<'_>,
+) -> Result<Arc<LayerIndex>, Unknown> {
+    let walk = SideBySide { number, entries: &**index, below };
+    let mut over = VecDeque::new();
+    let mut spots = HashMap::new();
+    for implied in index.implied_roots() {
+        let implied = implied.map_err(damaged(number))?;
+        let parent = index.entry(implied).map_err(damaged(number))?.parent();
+        let spot = walk.spot(parent, &mut spots)?;
+        walk.descend(implied, spot, |entry| entry.is(Flags::IMPLIED), &mut over)?;
+    }
+    if over.is_empty() {
+        return Ok(Arc::clone(index));
+    }
+    let refused = |cause: MergeError| Unknown::Refused { layer: number, cause: Arc::new(cause) };
+    let mut tree = LayerTree::from_index(index).map_err(damaged(number))?;
+    tree.may_grow_by(MADE_BY_LINKS);
+    while let Some(Over { implied, dir, link }) = over.pop_front() {
+        steps::take(1)?;
+        // Something else may have come into its place meanwhile.
+        if tree.entry(implied).is(Flags::DETACHED) {
+            continue;
+        }
+        let to = match below.follow(&dir, link)? {
+            Led::Directory(dir) => dir.path(),
+            Led::Missing(path) => path,
+            Led::Nowhere => continue,
+        };
+        let moved = tree.graft(implied, &to).map_err(|cause| refused(cause.into()))?;
+        let walk = SideBySide { number, entries: &tree, below };
+        let mut spots = HashMap::new();
+        for id in moved {
+            let spot = walk.spot(tree.entry(id).parent(), &mut spots)?;
+            walk.descend(id, spot, |_| true, &mut over)?;
+        }
+    }
+    steps::take(tree.lower_links().count() as u64)?;
+    tree.join_lower_links().map_err(|cause| refused(cause.into()))?;
+    let mut bytes = Vec::new();
+    // Spans and windows stay with the layer's own index, which its content is read by.
+    write_index(&tree, &[], &[], index.proof(), &mut bytes).map_err(|cause| refused(cause.into()))?;
+    LayerIndex::open(bytes).map(Arc::new).map_err(damaged(number))
+}
+
+struct SideBySide<'a, 'b, E> {
+    number: LayerNo,
+    entries: &'a E,
+    below: &'a Below<'b>,
+}
+
+impl<E: Entries> SideBySide<'_, '_, E> {
+    /// What the layers below have in the place of a directory, which has its place in the tree.
+    fn spot(&self, directory: EntryId, spots: &mut HashMap<EntryId, Spot>) -> Result<Spot, Unknown> {
+        let mut chain = Vec::new();
+        let mut at = directory;
+        let mut spot = loop {
+            if let Some(known) = spots.get(&at) {
+                break known.clone();
+            }
+            let entry = self.entry(at)?;
+            if at == EntryId::ROOT {
+                break Spot { dir: Some(Arc::clone(self.below.root())), emptied: entry.is(Flags::OPAQUE) };
+            }
+            steps::take(1)?;
+            chain.push((at, entry));
+            at = entry.parent();
+        };
+        for (id, entry) in chain.into_iter().rev() {
+            spot = self.enter(&spot, id, &entry)?.unwrap_or(Spot { dir: None, emptied: true });
+            spots.insert(id, spot.clone());
+        }
+        Ok(spot)
+    }
+
+    /// Goes down from `top`, which stands in `spot`, into those directories that `into` says, and notes those that
+    /// are over a symlink.
+    fn descend(
+        &self,
+        top: EntryId,
+        spot: Spot,
+        into: impl Fn(&Entry) -> bool,
+        over: &mut VecDeque<Over>,
+    ) -> Result<(), Unknown> {
+        let mut rest = vec![(top, spot)];
+        while let Some((id, parent)) = rest.pop() {
+            let entry = self.entry(id)?;
+            let spot = match self.enter(&parent, id, &entry)? {
+                Ok(spot) if spot.dir.is_some() => spot,
+                Ok(_) => continue,
+                Err(symlink) => {
+                    over.push_back(symlink);
+                    continue;
+                }
+            };
+            let children = self.entries.children(id).map_err(damaged(self.number))?;
+            steps::take(1 + children.len() as u64 / ENTRIES_A_STEP)?;
+            for child in children {
+                let entry = self.entry(child)?;
+                if entry.kind() == Kind::Directory && into(&entry) {
+                    rest.push((child, spot.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the layers below have in the place of the directory `id`, which stands in `parent`; or a symlink.
+    fn enter(&self, parent: &Spot, id: EntryId, entry: &Entry) -> Result<Result<Spot, Over>, Unknown> {
+        let nothing = Spot { dir: None, emptied: true };
+        let hidden = (parent.emptied || entry.is(Flags::HIDES_LOWER)) && !entry.is(Flags::WHITEOUT_PATH);
+        let Some(dir) = parent.dir.as_ref().filter(|_| !hidden) else { return Ok(Ok(nothing)) };
+        let name = self.entries.name(id).map_err(damaged(self.number))?;
+        Ok(match self.below.child(dir, name)? {
+            Child::Directory(dir) => Ok(Spot { dir: Some(dir), emptied: parent.emptied || entry.is(Flags::OPAQUE) }),
+            Child::Other { node, kind: Kind::Symlink } if entry.is(Flags::IMPLIED) => {
+                Err(Over { implied: id, dir: Arc::clone(dir), link: node })
+            }
+            // What the layer describes takes the place of what is there.
+            Child::Other { .. } | Child::Missing => Ok(nothing),
+        })
+    }
+
+    fn entry(&self, id: EntryId) -> Result<Entry, Unknown> {
+        self.entries.entry(id).map_err(damaged(self.number))
+    }
+}
+
+/// Directories that may be made because symlinks of lower layers lead to where nothing is.
+const MADE_BY_LINKS: u32 = 1 << 16;
+/// Entries that are passed over in a step.
+const ENTRIES_A_STEP: u64 = 16;
