@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -139,4 +140,42 @@ fn lookups_in_a_layer_that_does_not_come_end_when_they_are_interrupted() {
     gate.open();
     assert!(start("stat", &at.join("file")).wait().unwrap().success());
     at.unmount();
+}
+
+/// Whoever describes the root: what it is like is not told before that is known, and whoever asks can be ended. What
+/// makes, lists and ends mounts does not ask.
+#[test]
+fn stat_of_the_root_waits_for_the_layer_that_describes_it() {
+    if cannot_mount() {
+        return;
+    }
+    let base = LayerBuilder::new().entry(Entry::dir(".").mode(0o710).owner(5, 6).mtime(1_600_000_000, 0));
+    let image = ImageBuilder::new().layer(base).layer(LayerBuilder::new().entry(Entry::file("top", "top"))).build();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image)).unwrap();
+    let sandbox = Sandbox::new();
+    let gate = hang(&registry, image.layers()[0].digest.clone());
+    for ended in [true, false] {
+        let at = sandbox.mount_point("mnt");
+        let output = at.try_mount(&registry.reference("app", "1"), &[]);
+        assert!(output.status.success(), "{output:?}");
+        let waiting: Vec<_> = ["stat", "mountpoint", "ls"].map(|program| start(program, &at.path)).into();
+        until_all_wait(&waiting);
+        let status = sandbox.run(["status"]);
+        assert!(String::from_utf8_lossy(&status.stdout).contains("mnt"), "{status:?}");
+        if ended {
+            interrupt(waiting, Signal::INT);
+            let again = at.try_mount(&registry.reference("app", "1"), &[]);
+            assert!(String::from_utf8_lossy(&again.stderr).contains("already"), "{again:?}");
+            at.unmount();
+            continue;
+        }
+        registry.faults().clear();
+        gate.open();
+        for mut child in waiting {
+            assert!(child.wait().unwrap().success());
+        }
+        let root = std::fs::metadata(&at.path).unwrap();
+        assert_eq!((root.mode() & 0o7777, root.uid(), root.gid(), root.mtime()), (0o710, 5, 6, 1_600_000_000));
+        at.unmount();
+    }
 }

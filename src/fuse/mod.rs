@@ -46,7 +46,7 @@ pub use through::Passthrough;
 
 use crate::image::{FsError, ImageFs, Local, NotNow, Now, briefly};
 use crate::offsets::FileOffset;
-use crate::overlay::{NodeAttr, NodeId};
+use crate::overlay::NodeId;
 use device::Reply;
 use serve::{Handler, Threads, Waiting};
 use through::Through;
@@ -245,7 +245,7 @@ impl Handler for Adapter {
             }
             Operation::GetAttr => self.answer(
                 reply,
-                move |fs| attr_for_now(fs, node).map(|found| nodes::attr_out(fs, &found)),
+                move |fs| fs.attr(node).map(|found| nodes::attr_out(fs, &found)),
                 |reply, attr| reply.bytes(attr.as_bytes()),
             ),
             Operation::ReadLink => {
@@ -308,15 +308,6 @@ impl Handler for Adapter {
 
     fn interrupt(&self, unique: u64) {
         self.waiting.interrupt(unique);
-    }
-}
-
-/// What a node is like. The kernel asks that of the root before it asks for any name: while nothing that is known
-/// describes the root, it is shown as what it is if nothing does, and asked for again the next time.
-fn attr_for_now(fs: &ImageFs, node: NodeId) -> Now<NodeAttr> {
-    match fs.attr(node) {
-        Err(NotNow::Needs(_)) if node == NodeId::ROOT => Ok(NodeAttr::ROOT_FOR_NOW),
-        known => known,
     }
 }
 

@@ -101,11 +101,8 @@ impl NodeAttr {
         }
     }
 
-    /// The root, until it is known which layer describes it.
-    pub const ROOT_FOR_NOW: Self = Self { settled: false, ..Self::implied_dir(NodeId::ROOT) };
-
     /// A directory that no layer describes: some layer only has something inside it.
-    pub(super) const fn implied_dir(node: NodeId) -> Self {
+    pub(super) fn implied_dir(node: NodeId) -> Self {
         Self {
             node,
             kind: Kind::Directory,
