@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+#[path = "mount/ends.rs"]
+mod ends;
 #[path = "mount/handles.rs"]
 mod handles;
 #[path = "mount/identity.rs"]

@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::args::UmountArgs;
 use super::failures::Failures;
 use crate::fuse::mounts::{self, MountPoint};
-use crate::fuse::{OpenFiles, unmount};
+use crate::fuse::{MountPlace, OpenFiles, UnmountError, unmount};
 use crate::host::report::{Code, Report};
 use crate::host::status::{self, MountState};
 
@@ -44,8 +44,28 @@ fn own_mounts() -> Result<Vec<MountPoint>, Report> {
 }
 
 fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> {
-    let server = server_of(mount);
-    unmount(&mount.path, open_files)?;
+    // Where there is none, it is not known which process serves it.
+    let directory = status::directory().unwrap_or_default();
+    // It answers nothing any more: what waits for it fails now, and what was open cannot be read in any case.
+    if let Some(pid) = status::hanging_server(&directory, mount) {
+        eprintln!("note: ending the connection of `{}`: its process {pid} was killed, and hangs", mount.path.display());
+        return MountPlace::of(mount).abort().map_err(|error| {
+            let shown = mount.path.display();
+            Report::new(Code::Failure, format!("cannot unmount `{shown}`, whose process {pid} hangs: {error}"))
+                .hint("let root do it, by `umount -f -l`")
+        });
+    }
+    let server = status::all(&directory).into_iter().rev().find(|state| state.is_of(mount));
+    match unmount(&mount.path, open_files) {
+        Err(UnmountError::Busy { .. }) if server.as_ref().is_some_and(MountState::is_stopped) => {
+            let (shown, pid) = (mount.path.display(), server.map_or(0, |server| server.pid));
+            let message =
+                format!("cannot unmount `{shown}`: its process {pid} is stopped, and what waits for it keeps it busy");
+            return Err(Report::new(Code::Failure, message)
+                .hint(format!("let it go on with `kill -CONT {pid}`, or detach with `peelfs umount --lazy {shown}`")));
+        }
+        unmounted => unmounted?,
+    }
     if open_files == OpenFiles::Refuse
         && let Some(server) = server
     {
@@ -70,10 +90,6 @@ pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
             .hint(format!("use `umount {shown}`"))),
         None => Err(not_mounted()),
     }
-}
-
-fn server_of(mount: &MountPoint) -> Option<MountState> {
-    status::all(&status::directory().ok()?).into_iter().rev().find(|state| state.is_of(mount))
 }
 
 /// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it

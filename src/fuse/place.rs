@@ -80,6 +80,12 @@ impl MountPlace {
         self.id
     }
 
+    /// A mount that is there.
+    pub fn of(mount: &MountPoint) -> Self {
+        // No process takes it over by this.
+        Self::new(mount.path.clone(), Some(mount.device.clone()), Some(mount.id), 0)
+    }
+
     /// What the kernel knows its nodes by, besides their numbers.
     pub fn generation(&self) -> u32 {
         self.generation

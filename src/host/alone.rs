@@ -12,7 +12,7 @@ use super::spec::MountSpec;
 use super::supervisor::Supervisor;
 use super::systemd::ServiceManager;
 use super::wire::v1::{Request, Word};
-use super::{Progress, background, keeper, mount_point, open, status, wire};
+use super::{Progress, background, ending, mount_point, open, requests, status, wire};
 use crate::image::Documents;
 
 /// Mounts in the foreground, or takes over what a service manager has kept, and serves until the mount has ended.
@@ -26,7 +26,7 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
         None => (Supervisor::None, None),
     };
     if matches!(supervisor, Supervisor::ServiceManager(_)) {
-        keeper::check_size(spec)?;
+        requests::check_size(spec)?;
     }
     let mut here = Here { progress, failure: None };
     let spec = match handed {
@@ -105,7 +105,7 @@ async fn run(
     }
     tokio::select! {
         () = &mut served => {}
-        _ = ends.wait() => {}
+        _ = ends.wait() => ending::disconnect(),
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use super::Progress;
 use super::channel::{Channel, ChannelError};
 use super::error::HostError;
-use super::keeper;
+use super::requests;
 use super::spec::MountSpec;
 use super::status;
 use super::wire;
@@ -135,7 +135,7 @@ fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), Hos
 /// Asks for a mount; false when the other process ended before it could say anything.
 fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let failed = |cause| HostError::Channel { peer: "background process", cause };
-    keeper::check_size(spec)?;
+    requests::check_size(spec)?;
     match channel.send(&Request::Mount(Box::new(spec.into())), None) {
         Ok(()) => {}
         Err(ChannelError::Io(_)) => return Ok(false),

@@ -15,27 +15,25 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
-use tokio::sync::{Semaphore, mpsc};
+use rustix::process::Signal;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::background;
 use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
+use super::child::{self, End, Next, Server};
 use super::error::HostError;
 use super::handover::{Handover, KeeperId};
 use super::process::{self, Ends};
 use super::report::{Code, Report};
+use super::requests::{self, Asked};
 use super::spec::MountSpec;
-use super::status;
 use super::wire::v1::{Message, MountHandover, Request, Upgraded, Word};
 use super::wire::{self, WirePath};
-use super::{Progress, probe};
-use crate::fuse::{OpenFiles, mounts, unmount};
+use super::{Progress, background, status};
+use crate::fuse::{self, OpenFiles};
 
 /// Serves `spec` by another process, in the foreground, and keeps it alive until the mount has ended.
 ///
@@ -62,7 +60,7 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         let mut keeper = Keeper::new(shared, service)?;
         let channel = AsyncChannel::new(channel).map_err(HostError::system("talk to the command"))?;
         // The sockets are there: the process that asks may let others come.
-        let asked = asked(channel).await;
+        let asked = requests::asked(channel).await;
         let ended = match asked {
             Ok((Request::Mount(spec), channel)) => match MountSpec::try_from(*spec) {
                 Ok(spec) => keeper.run(spec, Asker::Elsewhere(channel)).await,
@@ -113,7 +111,11 @@ struct Keeper {
     /// The socket for further mounts.
     shared: Option<PathBuf>,
     requests: mpsc::Receiver<Asked>,
-    ends: Ends,
+    ends: Option<Ends>,
+    /// When signals have told the process that serves to end.
+    told_to_end: Vec<Instant>,
+    /// How many serving processes in a row have died soon after they began.
+    soon_dead: u32,
     log: Option<PathBuf>,
     /// Mounts that are up, by number.
     mounts: BTreeMap<u64, Kept>,
@@ -125,20 +127,13 @@ struct Keeper {
     has_terminal: bool,
 }
 
-type Asked = (Request, AsyncChannel);
-
-/// A process that serves, or prepares to.
-struct Server {
-    process: Child,
-    channel: AsyncChannel,
-    began: Instant,
-}
-
 /// What the keeper waits for.
 enum Event {
     Said(Vec<u8>, Option<OwnedFd>),
-    Ended(ExitStatus),
+    End(End),
     Signal(Signal),
+    /// It was told to end, twice, and has not.
+    Overdue,
     Asked(Box<Asked>),
     /// There is no mount and no process that asks for one.
     Idle,
@@ -150,13 +145,13 @@ impl Keeper {
         process::leave_directory();
         let pid = std::process::id();
         let socket = directory.join(format!("{pid}.keeper"));
-        let (sender, requests) = mpsc::channel(PENDING);
+        let (sender, requests) = mpsc::channel(requests::PENDING);
         for path in std::iter::once(socket.as_path()).chain(shared) {
             // A process that had this number, or kept these mounts, before is gone.
             let _ = std::fs::remove_file(path);
             let listener =
                 Listener::bind(path).map_err(|cause| HostError::RunState { path: path.to_owned(), cause })?;
-            tokio::spawn(listen(listener, sender.clone()));
+            tokio::spawn(requests::listen(listener, sender.clone()));
         }
         Ok(Self {
             service,
@@ -164,7 +159,9 @@ impl Keeper {
             id: KeeperId { pid, socket },
             shared: shared.map(Path::to_owned),
             requests,
-            ends: Ends::new()?,
+            ends: Some(Ends::new()?),
+            told_to_end: Vec::new(),
+            soon_dead: 0,
             log: None,
             mounts: BTreeMap::new(),
             askers: HashMap::new(),
@@ -190,40 +187,66 @@ impl Keeper {
             }
         };
         self.begin(spec, asker, &server).await;
-        let mut soon_dead = 0;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(text, connection) => self.heard(&text, connection, &server).await,
+                Event::Said(text, connection) => {
+                    self.heard(&text, connection, &server).await;
+                    server.notice_threads();
+                }
                 Event::Asked(asked) => server = self.asked(*asked, server).await?,
                 // The server ends when this end of the channel is gone.
                 Event::Idle => {
-                    let Server { mut process, channel, .. } = server;
-                    drop(channel);
-                    let _ = process.wait().await;
+                    tokio::select! {
+                        () = server.hang_up() => {}
+                        Some(_) = signal(&mut self.ends) => {}
+                    }
                     return self.failure.take().map_or(Ok(()), |failure| Err(HostError::Told(failure)));
                 }
-                Event::Signal(signal) => server.send_signal(signal),
-                Event::Ended(status) if died(status) => {
-                    soon_dead = if server.began.elapsed() < SOON { soon_dead + 1 } else { 0 };
-                    if soon_dead > SOON_DEAD_AT_MOST {
-                        // What kills it may have reasons that pass, as when memory is short; what it dies of by
-                        // itself is most likely a request that is sent again to each next one.
-                        if status.signal() != Some(Signal::KILL.as_raw()) {
-                            tracing::error!("the serving process dies again and again; giving the mount up");
-                            return self.give_up(&status.to_string());
-                        }
-                        tokio::time::sleep(BREATH).await;
+                Event::Signal(signal) => {
+                    self.told_to_end.push(Instant::now());
+                    server.send_signal(signal);
+                }
+                Event::Overdue => {
+                    let ended = server.end().await;
+                    tracing::error!(ended, "the serving process did not end when it was told to");
+                    return self.give_up(&ended);
+                }
+                Event::End(End::NotYet) => server.notice_threads(),
+                Event::End(End::Hangs) => {
+                    tracing::error!("the serving process was killed, and threads of it hang");
+                    // The next one would most likely wait for the same.
+                    if !self.told_to_end.is_empty() {
+                        return self.give_up(HANGS);
                     }
-                    // A mount that is not up may be half made; a command that asks again will be told.
-                    self.askers.retain(|number, _| self.mounts.contains_key(number));
-                    match self.replace(died_of(status)).await? {
+                    match self.replace(HANGS.to_owned()).await? {
                         Some(next) => server = next,
-                        None => return self.give_up(&status.to_string()),
+                        None => return self.give_up(HANGS),
                     }
                 }
-                Event::Ended(status) => return self.ended(status),
+                Event::End(End::Ended(status)) if child::died(status) => match self.died(&server, status).await? {
+                    Some(next) => server = next,
+                    None => return self.give_up(&status.to_string()),
+                },
+                Event::End(End::Ended(status)) => return self.ended(status),
             }
         }
+    }
+
+    /// The serving process has died: the next one, unless there is to be none.
+    async fn died(&mut self, server: &Server, status: ExitStatus) -> Result<Option<Server>, HostError> {
+        self.soon_dead = if server.is_young() { self.soon_dead + 1 } else { 0 };
+        if self.soon_dead > SOON_DEAD_AT_MOST {
+            // What kills it may have reasons that pass, as when memory is short; what it dies of by itself is most
+            // likely a request that is sent again to each next one.
+            if status.signal() != Some(Signal::KILL.as_raw()) {
+                tracing::error!("the serving process dies again and again; giving the mount up");
+                return Ok(None);
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+        // A mount that is not up may be half made; a command that asks again will be told.
+        self.askers.retain(|number, _| self.mounts.contains_key(number));
+        self.replace(child::died_of(status)).await
     }
 
     /// The serving process has ended by itself.
@@ -251,7 +274,7 @@ impl Keeper {
 
     /// Asks the serving process for a mount.
     async fn begin(&mut self, spec: MountSpec, asker: Asker, server: &Server) {
-        if let Err(error) = check_size(&spec) {
+        if let Err(error) = requests::check_size(&spec) {
             return self.answer(asker, &error.into()).await;
         }
         self.next += 1;
@@ -268,7 +291,7 @@ impl Keeper {
 
     async fn answer(&mut self, asker: Asker, failure: &Report) {
         match asker {
-            Asker::Elsewhere(channel) => last_word(channel, Word::Failed(failure.into())).await,
+            Asker::Elsewhere(channel) => requests::last_word(channel, Word::Failed(failure.into())).await,
             Asker::Here(_) => self.failure = Some(failure.clone()),
         }
     }
@@ -370,7 +393,7 @@ impl Keeper {
             && let Some(Asker::Elsewhere(channel)) = self.askers.remove(&number)
             && !gone
         {
-            last_word(channel, word).await;
+            requests::last_word(channel, word).await;
         }
         // A mount that is ready stays, as it does without a keeper in between.
         gone && waits
@@ -389,48 +412,30 @@ impl Keeper {
     async fn event(&mut self, server: &mut Server) -> Result<Event, HostError> {
         let idle = self.mounts.is_empty() && self.askers.is_empty();
         let failed = HostError::system("wait for the serving process");
+        let overdue = self.told_to_end.get(1).map(|told| *told + ENDS_WITHIN);
         tokio::select! {
-            // What was said before the end counts.
+            // What was said before anything else counts.
             biased;
-            said = server.channel.receive() => match said {
-                Ok(Some((text, connection))) => Ok(Event::Said(text, connection)),
-                Ok(None) | Err(_) => server.process.wait().await.map(Event::Ended).map_err(failed),
+            next = server.next() => match next.map_err(failed)? {
+                Next::Said(text, connection) => Ok(Event::Said(text, connection)),
+                Next::End(end) => Ok(Event::End(end)),
             },
-            signal = self.ends.wait() => Ok(Event::Signal(signal)),
+            Some(signal) = signal(&mut self.ends) => Ok(Event::Signal(signal)),
+            () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Ok(Event::Overdue),
             Some(asked) = self.requests.recv() => Ok(Event::Asked(Box::new(asked))),
             () = std::future::ready(()), if idle => Ok(Event::Idle),
         }
     }
 
-    /// Starts a process of `program`, with which a version is agreed upon, for so many mounts that follow.
+    /// Starts a process of `program` for so many mounts that follow.
     async fn start(&self, program: &Path, mounts: usize) -> Result<Server, String> {
-        let cannot = |error: &dyn std::fmt::Display| format!("cannot start `{}`: {error}", program.display());
-        let (own, other) = Channel::pair().map_err(|error| cannot(&error))?;
-        let mut command = Command::new(program);
-        command.args(background::SERVER).args((self.service != Service::Foreground).then_some(background::QUIET));
-        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
-        let process = command.stdin(Stdio::from(other)).process_group(0).spawn().map_err(|error| cannot(&error))?;
-        // It holds the other end: the process would never seem to be gone.
-        drop(command);
-        let channel = AsyncChannel::new(own).map_err(|error| cannot(&error))?;
-        let mut server = Server { process, channel, began: Instant::now() };
         let begin = Message::Begin {
             keeper: (&self.id).into(),
             mounts,
             log: self.log.as_ref().map(WirePath::from),
             shared: self.service == Service::Shared,
         };
-        let begun = async {
-            server.channel.offer(READY_WITHIN).await?;
-            server.channel.deliver(&begin, None).await
-        };
-        match begun.await {
-            Ok(()) => Ok(server),
-            Err(error) => {
-                server.end().await;
-                Err(cannot(&error))
-            }
-        }
+        Server::start(program, self.service != Service::Foreground, &begin).await
     }
 
     /// Starts a process that is ready to take every mount over.
@@ -446,8 +451,7 @@ impl Keeper {
             }
             outcome => {
                 // It is about to end, and to say why in its log.
-                let _ = timeout(LAST_WORDS, server.process.wait()).await;
-                let status = server.end().await;
+                let status = server.end_soon().await;
                 let why = match outcome {
                     Ok(Err(ChannelError::Wire(error))) => error.to_string(),
                     _ => format!("{status}; its log may say why"),
@@ -476,12 +480,24 @@ impl Keeper {
 
     /// After the serving process died: the next one, unless there can be none.
     async fn replace(&mut self, ended: String) -> Result<Option<Server>, HostError> {
+        // It was told to end, and does not serve what is left any more.
+        if self.told_to_end.len() > 1 {
+            return Ok(None);
+        }
         // The program may have been removed since; the keeper itself still runs what it was.
         for program in [self.program.clone(), self.program.clone(), PathBuf::from(OWN_PROGRAM)] {
             if self.mounts.is_empty() {
                 return Ok(None);
             }
-            match self.prepare(&program, Some(ended.clone())).await {
+            let mut ends = self.ends.take();
+            let prepared = tokio::select! {
+                prepared = self.prepare(&program, Some(ended.clone())) => Some(prepared),
+                Some(_) = signal(&mut ends) => None,
+            };
+            self.ends = ends;
+            // What the next process waits for may be what the one before waited for.
+            let Some(prepared) = prepared else { return Ok(None) };
+            match prepared {
                 Ok(server) => {
                     // If it is gone already, its end is the next event.
                     let _ = server.channel.send(&Message::Go, None);
@@ -512,18 +528,25 @@ impl Keeper {
         }
         self.program = program;
         let pause_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let pid = next.process.id().unwrap_or(0);
+        let pid = next.pid();
         Ok((next, Upgraded::Done { pid, pause_us }))
     }
 
     /// No process can serve what is mounted: it is taken away rather than left to hang.
     fn give_up(&mut self, status: &str) -> Result<(), HostError> {
-        let mounts = std::mem::take(&mut self.mounts);
-        let places: Vec<PathBuf> = mounts.values().map(|kept| kept.handover.place.at().to_owned()).collect();
-        drop(mounts);
-        for at in &places {
-            if mounts::at(at).is_some_and(|mount| mount.is_peelfs()) && probe::ask(at) != probe::Answer::Served {
-                let _ = unmount(at, OpenFiles::Keep);
+        for Kept { connection, handover } in std::mem::take(&mut self.mounts).into_values() {
+            // A process whose threads hang has the connection as well: closing it here would not end it.
+            let place = &handover.place;
+            let is_alive = connection.as_ref().is_none_or(|connection| fuse::is_alive(connection.as_fd()));
+            if is_alive
+                && place.is_mounted()
+                && let Err(error) = place.abort()
+            {
+                tracing::error!(%error, at = %place.at().display(), "cannot end the connection of a mount");
+            }
+            drop(connection);
+            if let Err(error) = place.unmount(OpenFiles::Keep) {
+                tracing::error!(error = %crate::image::chain(&error), "a mount that is not served any more stays");
             }
         }
         Err(HostError::BackgroundEnded { status: status.to_owned() })
@@ -540,114 +563,16 @@ impl Keeper {
     }
 }
 
-impl Server {
-    fn send_signal(&self, signal: Signal) {
-        let pid = self.process.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        // It fails only when it has ended, which is noticed soon.
-        let _ = pid.map(|pid| kill_process(pid, signal));
-    }
-
-    /// Ends the process.
-    async fn end(&mut self) -> String {
-        let _ = self.process.start_kill();
-        match self.process.wait().await {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        }
-    }
+/// The next signal that ends a mount.
+async fn signal(ends: &mut Option<Ends>) -> Option<Signal> {
+    Some(ends.as_mut()?.wait().await)
 }
 
-/// Passes on what processes ask for at a socket. Each has its own task: one that says nothing holds up no other.
-async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
-    let room = Arc::new(Semaphore::new(PENDING));
-    loop {
-        let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok(channel) => {
-                let requests = requests.clone();
-                tokio::spawn(async move {
-                    match asked(channel).await {
-                        Ok(asked) => drop(requests.send(asked).await),
-                        Err(error) => {
-                            tracing::debug!(%error, "a process asked for something that cannot be understood");
-                        }
-                    }
-                    drop(room);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot take a connection");
-                tokio::time::sleep(BREATH).await;
-            }
-        }
-    }
-}
-
-/// What a process asks for; what cannot be understood is refused with the reason.
-async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> {
-    channel.accept(ASKED_WITHIN).await?;
-    let received = timeout(ASKED_WITHIN, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
-    let (text, _) = received?.ok_or(ChannelError::Gone)?;
-    let understood = if text.len() > LARGEST_REQUEST {
-        Err(wire::WireError::TooLarge { size: text.len(), limit: LARGEST_REQUEST })
-    } else {
-        wire::parse::<Request>(&text)
-    };
-    match understood {
-        Ok(request) => Ok((request, channel)),
-        Err(error) => {
-            let report = Report::new(Code::Failure, format!("the keeper does not understand the request: {error}"));
-            channel.deliver(&Word::Failed((&report).into()), None).await?;
-            Err(error.into())
-        }
-    }
-}
-
-/// Refuses a mount of which another process could not be told: what it is told by has to fit into a message.
-pub(super) fn check_size(spec: &MountSpec) -> Result<(), HostError> {
-    let text = wire::text(&Request::Mount(Box::new(spec.into())));
-    let checked = text.map(|text| text.len()).and_then(|size| match size {
-        0..=LARGEST_REQUEST => Ok(()),
-        _ => Err(wire::WireError::TooLarge { size, limit: LARGEST_REQUEST }),
-    });
-    checked.map_err(|error| HostError::Channel { peer: "background process", cause: error.into() })
-}
-
-/// Tells a process that asked how it went. One that does not read what it is told holds up nothing: it is waited for
-/// beside everything else.
-async fn last_word(channel: AsyncChannel, word: Word) {
-    // Mostly there is room at once, and this process may be about to end.
-    if !matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock) {
-        return;
-    }
-    tokio::spawn(async move { timeout(TOLD_WITHIN, channel.deliver(&word, None)).await });
-}
-
-/// Whether a process ended other than by its own will: by a signal, or by a panic of its main thread.
-fn died(status: ExitStatus) -> bool {
-    status.signal().is_some() || status.code() == Some(PANICKED)
-}
-
-fn died_of(status: ExitStatus) -> String {
-    status.signal().map_or_else(|| "a panic".into(), |signal| format!("signal {signal}"))
-}
-
-/// The exit code of a Rust program whose main thread panicked.
-const PANICKED: i32 = 101;
-/// A process that lives shorter than this has died soon.
-const SOON: Duration = Duration::from_millis(200);
 /// How many in a row may die soon before the keeper gives up or at least pauses.
 const SOON_DEAD_AT_MOST: u32 = 10;
 const BREATH: Duration = Duration::from_millis(50);
+const HANGS: &str = "it was killed, and threads of it hang";
 const OWN_PROGRAM: &str = "/proc/self/exe";
+/// How long a process that was told to end for a second time may take.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a process that cannot take over may take to say why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long a process that asks may take to say what for.
-const ASKED_WITHIN: Duration = Duration::from_secs(5);
-/// How long the last word to a process that asked is waited for.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
-/// Connections that may be about to ask for something at the same time; further ones wait.
-const PENDING: usize = 64;
-/// Bytes of the largest request: what a mount that was made is told by has to hold it and some paths more.
-const LARGEST_REQUEST: usize = wire::LARGEST / 4 * 3;

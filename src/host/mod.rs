@@ -15,7 +15,9 @@
 pub mod alone;
 pub mod background;
 pub mod channel;
+mod child;
 pub mod cover;
+mod ending;
 pub mod error;
 pub mod failures;
 pub mod handover;
@@ -27,6 +29,7 @@ pub mod open;
 pub mod probe;
 pub mod process;
 pub mod report;
+mod requests;
 pub mod server;
 pub mod spec;
 pub mod status;

@@ -14,7 +14,7 @@ use super::open::{self, Opened};
 use super::spec::{MountSpec, Policy};
 use super::status::{self, MountState};
 use super::supervisor::Supervisor;
-use super::{failures, mount_point, process};
+use super::{ending, failures, mount_point, process};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers};
 use crate::source::outage::OnOutage;
@@ -87,6 +87,7 @@ impl Mount {
     pub(super) async fn serve(self, asker: &mut impl Asker) {
         let Self { mut handover, opened, fs, programs, mounted, mut supervisor, connection } = self;
         let (place, gone) = (mounted.place(), mounted.gone());
+        ending::look_after(mounted.disconnect());
         let policy = handover.spec.policy;
         let served = tokio::spawn(mounted.served());
         let prefetching = start_prefetching(&policy, &opened.plan, &fs, programs);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::cover::{self, Need};
 use super::error::HostError;
 use super::spec::MountSpec;
-use super::{Progress, probe};
-use crate::fuse::{self, MountError, OpenFiles, Target, mounts};
+use super::{Progress, probe, status};
+use crate::fuse::{self, MountError, MountPlace, OpenFiles, Target, mounts};
 
 /// The directory to mount on, absolute, and fit for it; a mount on it whose process is gone is cleared.
 ///
@@ -17,11 +17,16 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
     let at = mounts::followed(typed).map_err(refused)?;
     // First this: a mount whose server hangs must not be looked at.
     if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
-        if probe::ask(&at) != probe::Answer::Gone {
+        let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, &mounted).is_some());
+        if !hangs && probe::ask(&at) != probe::Answer::Gone {
             return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into());
         }
         progress.note(&format!("clearing a mount on `{}` whose process is gone", typed.display()));
-        fuse::unmount(&at, OpenFiles::Keep)?;
+        if hangs {
+            MountPlace::of(&mounted).abort().map_err(HostError::system("end the connection of a mount"))?;
+        } else {
+            fuse::unmount(&at, OpenFiles::Keep)?;
+        }
         return find(typed, progress);
     }
     match std::fs::metadata(&at) {

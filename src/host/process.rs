@@ -78,6 +78,28 @@ impl Ends {
     }
 }
 
+/// Whether a process runs; one that has ended and that its parent has not waited for does not.
+pub(super) fn is_running(pid: u32) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X' | 'x'))
+}
+
+/// Whether a process has been ended and yet cannot go: a thread of it waits for something that does not come.
+pub(super) fn hangs(pid: u32) -> bool {
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    state(pid) == Some('Z') && threads() > 1
+}
+
+/// Whether a process is stopped by a signal or a tracer.
+pub(super) fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
+
+fn state(pid: u32) -> Option<char> {
+    // Not `stat`, which waits for a process that is just being made or ended.
+    let told = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    told.lines().find_map(|line| line.strip_prefix("State:"))?.trim_start().chars().next()
+}
+
 /// Makes this process a session of its own, so that the terminal's signals do not reach it.
 pub(super) fn leave_terminal() {
     // It fails only for a process that leads a group already, and then there is nothing to leave.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::background;
 use super::channel::{AsyncChannel, Channel, ChannelError};
 use super::error::HostError;
 use super::handover::{Handed, Handover, KeeperId};
@@ -25,7 +25,8 @@ use super::spec::{CacheSpec, MountSpec};
 use super::supervisor::{Kept, Supervisor};
 use super::wire::v1::{Message, Word};
 use super::wire::{self, WireError};
-use crate::fuse::MountPlace;
+use super::{background, ending};
+use crate::fuse::{self, MountPlace};
 use crate::image::SharedLayers;
 
 /// Runs this process as the server of the keeper that has started it.
@@ -131,6 +132,7 @@ impl Server {
                 }
                 _ = ends.wait() => {
                     if self.ending.swap(true, Ordering::Relaxed) {
+                        ending::disconnect();
                         return Ok(());
                     }
                     self.end_all(&mut table).await;
@@ -238,6 +240,11 @@ impl Server {
         let Handed { handover, connection, .. } = handed;
         let error = crate::image::chain(error);
         tracing::error!(at = %handover.place.at().display(), error, "cannot take a mount over; it is taken away");
+        if fuse::is_alive(connection.as_fd())
+            && let Err(error) = handover.place.abort()
+        {
+            tracing::debug!(%error, "a connection ends when the keeper closes it");
+        }
         drop(connection);
         mount::take_away(&handover.place);
         self.say(&Message::Ended { number }).await;

@@ -23,6 +23,7 @@ use super::channel;
 use super::error::HostError;
 use super::handover::{self, Handover, KeeperId};
 use super::open::{self, Opened};
+use super::process::{self, is_running};
 use super::supervisor::Supervisor;
 use crate::fuse::mounts::MountPoint;
 use crate::image::{ImageFs, LayerStatus};
@@ -236,6 +237,11 @@ impl MountState {
         self.device.as_ref().map_or_else(|| self.at == mount.path, |device| *device == mount.device)
     }
 
+    /// Whether its process is stopped, as by Ctrl-Z.
+    pub fn is_stopped(&self) -> bool {
+        process::is_stopped(self.pid)
+    }
+
     /// Whether this is there to be read, as it is until the mount has let go of what it held.
     pub fn is_published(&self) -> bool {
         self.socket.with_extension("json").exists()
@@ -277,11 +283,21 @@ pub fn all(directory: &Path) -> Vec<MountState> {
         let Ok(text) = read_own(&path) else { continue };
         match serde_json::from_slice::<MountState>(&text) {
             Ok(state) if is_running(state.pid) => states.push(state),
+            // Until it is gone, it says which process keeps a mount busy.
+            Ok(state) if process::hangs(state.pid) => {}
             _ => drop(Published { socket: path.with_extension("sock"), file: path, log: None }),
         }
     }
     states.sort_by_key(|state| state.since);
     states
+}
+
+/// The process that has served a mount and was ended, but cannot go: it serves no more, and lets no other process.
+pub fn hanging_server(directory: &Path, mount: &MountPoint) -> Option<u32> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let states = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let mut states = states.filter_map(|path| serde_json::from_slice::<MountState>(&read_own(&path).ok()?).ok());
+    states.find(|state| state.is_of(mount) && process::hangs(state.pid)).map(|state| state.pid)
 }
 
 /// A file that this user has written.
@@ -336,14 +352,6 @@ fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
         refused: outages.and_then(Outages::refusal),
         layers: layers.iter().map(json).collect(),
     }
-}
-
-/// Whether a process runs; one that has ended and that nobody has waited for does not.
-fn is_running(pid: u32) -> bool {
-    // Not `stat`, which waits for a process that is just being made or ended.
-    let told = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let state = told.lines().find_map(|line| line.strip_prefix("State:"));
-    state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X', 'x']))
 }
 
 /// Something that another mount of the same process does not have.

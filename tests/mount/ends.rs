@@ -1,0 +1,207 @@
+//! That nothing is left behind which no signal ends: a process whose threads hang loses its connection to the kernel.
+//!
+//! A thread hangs where the cache lies on a file system that is frozen (fsfreeze(8)): whoever writes there waits, and
+//! not even SIGKILL ends that.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use peelfs::fuse::mounts;
+use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs::loopback::registry::Registry;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{run, serve, small, wait_for};
+use crate::support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
+
+/// A file system of its own for the cache, which can be frozen; thawed and unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// None where there are no loop devices.
+    fn new(sandbox: &Sandbox) -> Option<Self> {
+        if cannot_mount() || is_missing("fsfreeze") {
+            return None;
+        }
+        let (image, at) = (sandbox.path().join("disk"), sandbox.path().join("cache"));
+        std::fs::create_dir(&at).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &at]).stderr(Stdio::null()).status();
+        if !made.is_ok_and(|made| made.success()) || !mounted.is_ok_and(|mounted| mounted.success()) {
+            eprintln!("skipped: needs mkfs.ext4 and loop devices");
+            return None;
+        }
+        Some(Self(at))
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    fn freeze(&self) {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.0));
+    }
+
+    fn thaw(&self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).stderr(Stdio::null()).status();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.thaw();
+        // Processes that hung there go now.
+        let begun = std::time::Instant::now();
+        while rustix::mount::unmount(&self.0, UnmountFlags::empty()).is_err() && begun.elapsed().as_secs() < 10 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// An image that is being mounted, whose server hangs while it writes the first layer to its cache, and a reader of it.
+struct Hanging<'a> {
+    at: MountPoint<'a>,
+    server: i32,
+    reader: Child,
+}
+
+/// What a process is doing, one letter for each thread.
+fn states(pid: i32) -> String {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let state = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).ok()?;
+        stat.rsplit(')').next()?.trim_start().chars().next()
+    };
+    threads.filter_map(state).collect()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
+
+impl<'a> Hanging<'a> {
+    fn begin(sandbox: &'a Sandbox, disk: &Disk, registry: &Registry, how: &[&str]) -> Self {
+        let image = small();
+        let (gate, blob) = (Gate::new(), image.layers()[0].digest.clone());
+        registry.faults().add(Rule::new(Target::Blob(blob.clone()), Fault::Stall { after: 0, gate: gate.clone() }));
+        let at = sandbox.mount_point("a");
+        let cache = disk.cache();
+        let output = at.try_mount(
+            &registry.reference("library/image", "1"),
+            &[&["--cache-dir", cache.to_str().unwrap()], how].concat(),
+        );
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(
+            registry.wait_until(|requests| requests.iter().any(|request| request.request.path.ends_with(blob.hex())))
+        );
+        let server = at.server();
+        disk.freeze();
+        gate.open();
+        let reader = Command::new("cat").arg(at.join("d/f")).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(|| states(server).contains('D'));
+        Self { at, server, reader }
+    }
+
+    /// The reader got an error, and nothing is mounted any more.
+    fn assert_over(mut self) {
+        wait_for(|| self.reader.try_wait().unwrap().is_some());
+        wait_for(|| !self.at.is_mounted());
+        assert!(!self.reader.wait().unwrap().success(), "what it reads cannot be had");
+    }
+}
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        // Also of a test that failed.
+        let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH | UnmountFlags::FORCE;
+        while self.at.is_mounted() && rustix::mount::unmount(&self.at.path, flags).is_ok() {}
+    }
+}
+
+#[test]
+fn a_keeper_told_to_end_frees_readers_of_a_killed_server_that_hangs() {
+    for how in [&[][..], &["--share"]] {
+        let (sandbox, registry) = (Sandbox::new(), serve(&small()));
+        let Some(disk) = Disk::new(&sandbox) else { return };
+        let hanging = Hanging::begin(&sandbox, &disk, &registry, how);
+        let keeper = hanging.at.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+        signal(hanging.server, Signal::KILL);
+        wait_for(|| states(hanging.server).starts_with('Z'));
+        assert!(states(hanging.server).contains('D'), "a thread of it hangs");
+        signal(keeper, Signal::TERM);
+        hanging.assert_over();
+        disk.thaw();
+        wait_for(|| !Path::new(&format!("/proc/{keeper}/fd/0")).exists());
+    }
+}
+
+/// The kernel does not tell the keeper of its end, as it has not come to one.
+#[test]
+fn a_killed_server_that_hangs_is_replaced_and_readers_go_on() {
+    let (sandbox, registry) = (Sandbox::new(), serve(&small()));
+    let Some(disk) = Disk::new(&sandbox) else { return };
+    let mut hanging = Hanging::begin(&sandbox, &disk, &registry, &[]);
+    signal(hanging.server, Signal::KILL);
+    wait_for(|| sandbox.logs().contains("threads of it hang"));
+    disk.thaw();
+    assert!(hanging.reader.wait().unwrap().success());
+    hanging.at.until_served_by_another(hanging.server);
+    hanging.at.unmount();
+}
+
+#[test]
+fn the_second_signal_ends_a_server_that_hangs_and_its_readers() {
+    for how in [&["--no-keeper"][..], &[]] {
+        let (sandbox, registry) = (Sandbox::new(), serve(&small()));
+        let Some(disk) = Disk::new(&sandbox) else { return };
+        let hanging = Hanging::begin(&sandbox, &disk, &registry, how);
+        let server = hanging.server;
+        signal(server, Signal::TERM);
+        wait_for(|| !hanging.at.is_mounted());
+        signal(server, Signal::TERM);
+        hanging.assert_over();
+        disk.thaw();
+        wait_for(|| !Path::new(&format!("/proc/{server}/fd/0")).exists());
+    }
+}
+
+/// No keeper is there to notice.
+#[test]
+fn umount_ends_the_connection_of_a_killed_server_that_hangs() {
+    let (sandbox, registry) = (Sandbox::new(), serve(&small()));
+    let Some(disk) = Disk::new(&sandbox) else { return };
+    let hanging = Hanging::begin(&sandbox, &disk, &registry, &["--no-keeper"]);
+    signal(hanging.server, Signal::KILL);
+    wait_for(|| states(hanging.server).starts_with('Z'));
+    // It looks for leftovers of processes that are gone, and this one is not.
+    assert!(sandbox.run(["status"]).status.success());
+    let output = sandbox.peelfs(["umount"]).arg(&hanging.at.path).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(
+        said(&output).contains(&format!("its process {} was killed, and hangs", hanging.server)),
+        "{}",
+        said(&output)
+    );
+    hanging.assert_over();
+}
+
+#[test]
+fn umount_says_that_the_process_of_a_busy_mount_is_stopped() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), serve(&small()));
+    let at = sandbox.mount(&registry.reference("library/image", "1"), "a");
+    let mut inside = Command::new("cat").current_dir(&at.path).stdin(Stdio::piped()).spawn().unwrap();
+    at.signal(Signal::STOP);
+    let output = sandbox.peelfs(["umount"]).arg(&at.path).output().unwrap();
+    at.signal(Signal::CONT);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains(&format!("its process {} is stopped", at.server())), "{}", said(&output));
+    drop(inside.stdin.take());
+    inside.wait().unwrap();
+    at.unmount();
+    assert!(!mounts::all().iter().any(|mount| mount.path == at.path));
+}
