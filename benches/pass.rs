@@ -16,7 +16,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use futures_util::stream;
 use peelfs::codec::{LayerDecoder, OutputBuffer, Status};
-use peelfs::content::{FirstPass, PassScheduler, ScheduledPass};
+use peelfs::content::{FirstPass, Others, PassScheduler, ScheduledPass};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::offsets::BlobOffset;
@@ -106,7 +106,14 @@ impl Layer {
             layer_limits: peelfs::layer::Limits::default(),
         };
         runtime
-            .block_on(pass.run(&source, &store, &Arc::default(), &ScheduledPass::new(&PassScheduler::new()), None))
+            .block_on(pass.run(
+                &source,
+                &store,
+                &Arc::default(),
+                &ScheduledPass::new(&PassScheduler::new()),
+                None,
+                Others::GetOn,
+            ))
             .expect("the layer is good");
         dir
     }

@@ -393,3 +393,89 @@ fn a_server_speaks_the_version_that_both_know() {
     let output = child.wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("wire versions [2]"), "{output:?}");
 }
+
+/// Lets a process go on when dropped.
+struct Stopped(i32);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(Pid::from_raw(self.0).unwrap(), Signal::CONT).unwrap();
+    }
+}
+
+/// A mount that reads a layer from a registry that falls silent, and a second one that can have it from another.
+fn while_a_first_pass_stands_still(more: &[&str], disturb: impl FnOnce(&MountPoint<'_>) -> Option<Stopped>) {
+    let (sandbox, silent, well) = (Sandbox::new(), registry(), registry());
+    let gate = Gate::new();
+    silent.faults().add(Rule::new(Target::Blobs, Fault::Stall { after: 1_000, gate: gate.clone() }));
+    let mount = |registry: &Registry, name| {
+        let at = sandbox.mount_point(name);
+        let output = at.try_mount(&registry.reference("app", "1"), more);
+        assert!(output.status.success(), "{}", said(&output));
+        at
+    };
+    let first = mount(&silent, "first");
+    assert!(silent.wait_until(|log| log.iter().any(|asked| asked.is_blob())));
+    let stopped = disturb(&first);
+    let second = mount(&well, "second");
+    let begun = std::time::Instant::now();
+    read_anew(&second.path, 3);
+    let waited = begun.elapsed();
+    eprintln!("the second mount waited for {waited:.1?}");
+    assert!(waited < Duration::from_secs(40), "it waited as long as for a source that is away");
+    silent.faults().clear();
+    drop(stopped);
+    gate.open();
+    for at in [&first, &second] {
+        (0..FILES).for_each(|number| read_anew(&at.path, number));
+        at.unmount();
+    }
+    assert!(sandbox.run(["cache", "verify"]).status.success());
+    assert!(sandbox.bucket("tmp").is_empty());
+}
+
+#[test]
+fn the_first_pass_of_a_stopped_process_is_taken_over() {
+    if cannot_mount() {
+        return;
+    }
+    while_a_first_pass_stands_still(&[], |first| {
+        let server = first.server();
+        kill_process(Pid::from_raw(server).unwrap(), Signal::STOP).unwrap();
+        Some(Stopped(server))
+    });
+}
+
+#[test]
+fn a_first_pass_whose_source_is_silent_is_taken_over() {
+    if cannot_mount() {
+        return;
+    }
+    while_a_first_pass_stands_still(&[], |_| None);
+    while_a_first_pass_stands_still(&["--share"], |_| None);
+}
+
+/// The directory that a mount was asked for from can be unmounted while the mount is served.
+#[test]
+fn a_mount_leaves_the_directory_it_was_asked_for_from() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    let disk = sandbox.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).arg(&disk).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", said(&output));
+    };
+    for (name, option) in [("a", None), ("b", Some("--share")), ("c", Some("--no-keeper"))] {
+        run("mount", &["-t", "tmpfs", "none"]);
+        let at = sandbox.mount_point(name);
+        let mut mount = sandbox.peelfs(["mount", "--wait", &registry.reference("app", "1")]);
+        let output = mount.arg(format!("../mnt/{name}")).args(option).current_dir(&disk).output().unwrap();
+        assert!(output.status.success(), "{option:?}: {}", said(&output));
+        run("umount", &[]);
+        read_anew(&at.path, 3);
+        at.unmount();
+    }
+}

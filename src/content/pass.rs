@@ -17,10 +17,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
+use super::pass_wait::Beating;
 use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -29,9 +31,8 @@ use crate::layer::{
     LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WriteError, write_index,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
-use crate::store::{LayerName, NewContent, NewFile, PassLock, PassNote, Store, StoreError};
+use crate::store::{LayerName, NewContent, NewFile, PassLock, Store, StoreError};
 use crate::trust::Untrusted;
 
 /// Why a decoded stream is not a tree that can be shown.
@@ -50,6 +51,15 @@ pub struct FirstPass {
     pub codec_limits: CodecLimits,
     /// Bounds against bombs.
     pub layer_limits: LayerLimits,
+}
+
+/// Whether others that make the same pass are waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Others {
+    /// While they get on.
+    GetOn,
+    /// No longer: one of this very process stands still.
+    StandStill,
 }
 
 /// Progress of a pass, for status.
@@ -151,8 +161,9 @@ impl PassError {
 impl FirstPass {
     /// Reads the layer from `source` once and puts its index and content into `store`.
     ///
-    /// Waits while another process makes the same pass, and uses what that one has made. Takes its stream as `schedule`
-    /// lets it, and shows what it has read so far in `partial`.
+    /// Waits while another process makes the same pass and gets on, and uses what that one has made. With
+    /// [`Others::StandStill`], no process is waited for that has begun before. Takes its stream as `schedule` lets it,
+    /// and shows what it has read so far in `partial`.
     ///
     /// # Errors
     /// [`PassError`]; nothing of the layer is cached then.
@@ -163,82 +174,25 @@ impl FirstPass {
         progress: &Arc<PassProgress>,
         schedule: &ScheduledPass,
         partial: Option<&Arc<PartialLayer>>,
+        others: Others,
     ) -> Result<Arc<LayerIndex>, PassError> {
-        let lock = match store.try_lock_pass(&self.blob.digest) {
-            Some(lock) => lock,
-            None => self.elsewhere(source, store, progress).await?,
-        };
-        match open_index(store, &self.blob, &self.diff_id) {
-            Some(index) => Ok(index),
-            None => self.make(source, store, progress, schedule, partial, &lock).await,
-        }
-    }
-
-    /// Waits until no other process makes this pass, as [`FirstPass::wait_for`] does.
-    async fn elsewhere(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        store: &Store,
-        progress: &PassProgress,
-    ) -> Result<PassLock, PassError> {
-        tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
-        let freed = async {
-            loop {
-                match store.try_lock_pass(&self.blob.digest) {
-                    Some(lock) => return lock,
-                    None => tokio::time::sleep(LOOK).await,
+        loop {
+            let least = u32::from(others == Others::StandStill);
+            let lock = Arc::new(self.admitted(source, store, progress, schedule, least).await?);
+            if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+                return Ok(index);
+            }
+            let _beating = Beating::begin(Arc::clone(&lock));
+            match self.make(source, store, progress, schedule, partial, &lock).await? {
+                Some(index) => return Ok(index),
+                None => {
+                    tracing::info!(layer = %self.blob.digest, "the process that stood still reads on; waiting for it again");
                 }
             }
-        };
-        let how_far = || {
-            let PassNote { pid, received } = store.pass_note(&self.blob.digest).unwrap_or_default();
-            progress.received.store(received, Ordering::Relaxed);
-            format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size)
-        };
-        let lock = self.wait_for(source, freed, how_far).await?;
-        progress.received.store(0, Ordering::Relaxed);
-        Ok(lock)
-    }
-
-    /// Waits for `freed`: until the process or mount that makes this pass has ended it. While `how_far` says the same,
-    /// each second counts as a failed try, so that readers of the layer wait as long as they do for a source that is
-    /// away.
-    ///
-    /// # Errors
-    /// [`PassError::Source`] after a minute without progress, where no policy says how long to wait.
-    pub async fn wait_for<T>(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        freed: impl Future<Output = T>,
-        how_far: impl Fn() -> String,
-    ) -> Result<T, PassError> {
-        let mut freed = std::pin::pin!(freed);
-        let (mut waiting, mut seen, mut tries) = (None, String::new(), 0);
-        loop {
-            tokio::select! {
-                biased;
-                freed = &mut freed => return Ok(freed),
-                () = tokio::time::sleep(TRY) => {}
-            }
-            let why = how_far();
-            tries = if why == seen { tries + 1 } else { 0 };
-            seen.clone_from(&why);
-            // Asked every time: the policy is set when the mount has come up.
-            if tries > FAILED_TRIES && !source.outages().is_some_and(Outages::are_outlasted) {
-                let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
-                let cause = SourceError::Unreachable { what, place, why, hint: None };
-                return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
-            }
-            let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
-            waiting = waiting.or_else(elsewhere);
-            match &waiting {
-                Some(waiting) if tries > 0 => waiting.in_vain(&why),
-                Some(waiting) => waiting.gets_on(&why),
-                None => {}
-            }
         }
     }
 
+    /// Makes the pass; `None` when a process that it has overtaken is ahead of it again.
     async fn make(
         &self,
         source: &Arc<dyn BlobSource>,
@@ -247,14 +201,19 @@ impl FirstPass {
         schedule: &ScheduledPass,
         partial: Option<&Arc<PartialLayer>>,
         lock: &PassLock,
-    ) -> Result<Arc<LayerIndex>, PassError> {
+    ) -> Result<Option<Arc<LayerIndex>>, PassError> {
         let layer = || self.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
         let failed = |cause| PassError::Source { layer: layer(), cause };
         // At once, whatever the schedule: a round trip takes nothing from the link. And before threads are taken, since
         // the runtime has a bounded number and none is to wait for a source that is away.
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
-        let mut stream = source.stream(&self.blob, whole).await.map_err(failed)?;
+        let mut overtaken = std::pin::pin!(self.overtaken(store, progress, lock));
+        let mut stream = tokio::select! {
+            biased;
+            stream = source.stream(&self.blob, whole) => stream.map_err(failed)?,
+            () = &mut overtaken => return Ok(None),
+        };
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
         let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
@@ -274,15 +233,28 @@ impl FirstPass {
             tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &partial, priority()))
         };
 
+        let mut given_up = false;
         let fetched = async {
             let mut lease = schedule.take();
-            while let Some(piece) = stream.next().await {
+            let mut noted = Instant::now();
+            loop {
+                let piece = tokio::select! {
+                    biased;
+                    piece = stream.next() => piece,
+                    // What readers were shown of this pass cannot be taken back.
+                    () = &mut overtaken, if partial.is_none() => {
+                        given_up = true;
+                        break;
+                    }
+                };
+                let Some(piece) = piece else { break };
                 let piece = piece?.into_unverified();
                 lease.progressed();
                 let before = progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 let received = before + piece.len() as u64;
-                if before / NOTED != received / NOTED {
+                if before / NOTED != received / NOTED || noted.elapsed() >= NOTED_EVERY {
                     lock.note(received);
+                    noted = Instant::now();
                 }
                 if to_decoder.capacity() == 0 {
                     lease.full();
@@ -300,6 +272,9 @@ impl FirstPass {
         let (digest, size) = hashing.await.map_err(ended)?;
         let decoded = decoding.await.map_err(ended)?;
         let walked = walking.await.map_err(ended)?;
+        if given_up {
+            return Ok(None);
+        }
         // The first cause is reported: a cut stream also looks like a codec error.
         fetched.map_err(failed)?;
         let walked = match decoded {
@@ -316,7 +291,7 @@ impl FirstPass {
         };
         self.check_blob(&digest, size)?;
         let (pass, store) = (self.clone(), Arc::clone(store));
-        tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?
+        tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?.map(Some)
     }
 
     /// First stage: decodes the blob, passes buffers on.
@@ -426,6 +401,10 @@ impl FirstPass {
             return Err(PassError::DiffId { layer, expected, actual });
         }
         let tree = walked.tree?;
+        // A process that was waited for in vain, or has waited in vain for this one, may have ended first.
+        if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+            return Ok(index);
+        }
         let mut spans = walked.spans;
         for (number, place) in walked.windows.places {
             // A mark at the very end of the stream begins no span.
@@ -583,12 +562,8 @@ fn pass_on(
 
 /// Bytes received between two notes of that to processes that wait.
 const NOTED: u64 = 64 << 10;
-/// Pause between two tries to lock a pass that another process makes.
-const LOOK: Duration = Duration::from_millis(20);
-/// A pass of another process or mount that makes no progress for this long counts as a failed try.
-const TRY: Duration = Duration::from_secs(1);
-/// Failed tries before a command, or a mount that is not up yet, gives up.
-const FAILED_TRIES: u32 = 60;
+/// A note is no older while anything comes.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.

@@ -4,10 +4,11 @@
 //! with one end of a channel as its stdin. Over that it is told what to mount, and says how far the first passes are,
 //! that the mount is ready, or why it is not.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::Progress;
 use super::channel::{Channel, ChannelError};
@@ -95,8 +96,21 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     }
     // One at a time, so that there is one keeper. Only this user may enter the directory, let alone lock it.
     let directory = socket.parent().expect("it lies in a directory");
-    let starting = File::open(directory).and_then(|directory| directory.lock().map(|()| directory));
-    let starting = starting.map_err(|cause| HostError::RunState { path: directory.to_owned(), cause })?;
+    let failed_to_lock = |cause| HostError::RunState { path: directory.to_owned(), cause };
+    let starting = File::open(directory).map_err(failed_to_lock)?;
+    let begun = Instant::now();
+    loop {
+        match starting.try_lock() {
+            Ok(()) => break,
+            // A command that was stopped in between is not waited for.
+            Err(TryLockError::WouldBlock) if begun.elapsed() < STARTED_WITHIN => std::thread::sleep(LOOK),
+            Err(TryLockError::WouldBlock) => {
+                let why = "another `peelfs mount --share` that starts a process for shared mounts stands still";
+                return Err(failed_to_lock(io::Error::new(io::ErrorKind::TimedOut, why)));
+            }
+            Err(TryLockError::Error(cause)) => return Err(failed_to_lock(cause)),
+        }
+    }
     if let Some(channel) = connected() {
         return channel;
     }
@@ -200,5 +214,8 @@ pub(super) const SERVER: [&str; 2] = ["host", "server"];
 /// Its log lines carry their time.
 pub(super) const QUIET: &str = "--in-background";
 const SHARED: &str = "--shared";
+/// How long another command may take to start a keeper.
+const STARTED_WITHIN: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(5);
 /// How many keepers may be about to end when they are asked.
 const TRIES: usize = 5;

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::chain::chain;
 use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, LayerReader, MountScope, OpenLayer, PartialLayer, PassError, Prefetch,
-    ReadError, SharedLayer, SharedLayers, ShownSpan,
+    self, Closed, ContentStats, FirstPass, LayerReader, MountScope, OpenLayer, Others, PartialLayer, PassError,
+    Prefetch, ReadError, SharedLayer, SharedLayers, ShownSpan,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -492,9 +492,19 @@ impl Layers {
             let received = slot.shared.progress.received.load(Ordering::Relaxed);
             format!("another mount is reading it, and has {received} of {} bytes", slot.pass.blob.size)
         };
-        let _passing = match slot.pass.wait_for(&self.source, slot.shared.passing.lock(), how_far).await {
-            Ok(passing) => passing,
-            Err(why) => return slot.cannot_be_shown(why.into()),
+        let shared = &slot.shared;
+        let passing = tokio::select! {
+            biased;
+            passing = slot.pass.wait_for(&self.source, shared.passing.lock(), how_far) => match passing {
+                Ok(passing) => Some(passing),
+                Err(why) => return slot.cannot_be_shown(why.into()),
+            },
+            // Its source brings nothing, and this mount's may.
+            () = slot.pass.stands_still(&shared.progress, &shared.schedule) => None,
+        };
+        let (others, progress) = match passing {
+            Some(_) => (Others::GetOn, Arc::clone(&shared.progress)),
+            None => (Others::StandStill, Arc::default()),
         };
         let store = self.shared_layers.store();
         let mending = lock(&slot.mending).clone();
@@ -506,8 +516,7 @@ impl Layers {
         let grows = (self.verify == Verify::Behind).then(Arc::<PartialLayer>::default);
         lock(&slot.partial).clone_from(&grows);
         slot.state.send_modify(|_| {});
-        let mut made =
-            slot.pass.run(&self.source, store, &slot.shared.progress, &slot.shared.schedule, grows.as_ref()).await;
+        let mut made = slot.pass.run(&self.source, store, &progress, &shared.schedule, grows.as_ref(), others).await;
         *lock(&slot.partial) = None;
         if let (Some(grows), Err(why)) = (grows, &made) {
             lock(&slot.shown_unverified).extend(grows.take_shown());
@@ -523,8 +532,8 @@ impl Layers {
         // What was shown cannot be taken back, so where layers are shown early there is no silent second try.
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
-            slot.shared.progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, store, &slot.shared.progress, &slot.shared.schedule, None).await;
+            progress.received.store(0, Ordering::Relaxed);
+            made = slot.pass.run(&self.source, store, &progress, &shared.schedule, None, others).await;
         }
         match made {
             Ok(index) => {
@@ -540,7 +549,7 @@ impl Layers {
                 state
             }
             Err(why) => {
-                slot.shared.progress.received.store(0, Ordering::Relaxed);
+                progress.received.store(0, Ordering::Relaxed);
                 slot.shared.schedule.set_urgent(false);
                 slot.cannot_be_shown(why.into())
             }

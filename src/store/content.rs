@@ -572,6 +572,26 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_stops_while_it_holds_a_lock_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = content(&dir);
+        one.fill(SpanId(0), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        let stopped = File::open(dir.path().join("c.map")).unwrap();
+        stopped.lock().unwrap();
+        let begun = std::time::Instant::now();
+        for span in 0..100 {
+            let filled = one.fill(SpanId(span % 3), DecodedOffset(40), b"y", |_, _, _| ());
+            assert!(matches!(filled, Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::TimedOut));
+        }
+        // Nor one that opens the content.
+        let other = content(&dir);
+        assert!(other.generation(SpanId(0)).is_some() && other.generation(SpanId(1)).is_none());
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+        drop(stopped);
+        one.fill(SpanId(1), DecodedOffset(40), b"y", |_, _, _| ()).unwrap();
+    }
+
+    #[test]
     fn a_refilled_span_has_another_generation() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);

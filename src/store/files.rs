@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -67,11 +67,13 @@ pub(super) struct Files {
     disk: Option<Arc<dyn Disk>>,
     /// Whether it was said that something cannot be kept.
     told: Arc<AtomicBool>,
+    /// When a lock was waited for in vain.
+    lost_patience: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Files {
     pub(super) fn new(root: &Path, disk: Option<Arc<dyn Disk>>) -> Self {
-        Self { root: root.into(), held: Arc::default(), disk, told: Arc::default() }
+        Self { root: root.into(), held: Arc::default(), disk, told: Arc::default(), lost_patience: Arc::default() }
     }
 
     /// The same, for files that are in no directory.
@@ -304,9 +306,30 @@ impl Files {
         std::fs::remove_dir_all(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(path))
     }
 
+    /// Waits for a lock that others hold for moments only; one that was stopped in such a moment is not waited for.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] after [`LOCK_PATIENCE`].
     pub(super) fn lock(&self, file: &File, path: &Path) -> io::Result<()> {
         self.before(Effect::Lock(path))?;
-        file.lock()
+        // What has been waited for in vain is not waited for again at each span.
+        let lost = lock(&self.lost_patience).is_some_and(|lost| lost.elapsed() < PATIENCE_RETURNS);
+        let patience = if lost { LONGEST_PAUSE } else { LOCK_PATIENCE };
+        let (begun, mut pause) = (Instant::now(), SHORTEST_PAUSE);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {}
+                Err(TryLockError::WouldBlock) => {
+                    *lock(&self.lost_patience) = Some(Instant::now());
+                    let why = "another process holds its lock and stands still";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     pub(super) fn try_lock(&self, file: &File, path: &Path) -> Result<(), TryLockError> {
@@ -386,5 +409,12 @@ pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     Ok(dir)
 }
 
+/// How long a lock may be held by others that write a span or put two files in place.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// After so long a lock is waited for again.
+const PATIENCE_RETURNS: Duration = Duration::from_secs(30);
+/// Between two tries to lock.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 /// What new files are made with.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);

@@ -9,7 +9,7 @@
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
 //!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
 //!   whole-v2/ALG/HEX.DIFF.ENTRY   a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
-//!   lock-v1/ALG/HEX           held while a process makes that layer's first pass
+//!   lock-v1/ALG/HEX[.RANK]    held while a process makes that layer's first pass, see [`PassLock`]
 //!   tmp/                      files on their way in
 //! ```
 //!
@@ -26,12 +26,13 @@ mod check;
 mod content;
 mod evict;
 mod files;
+mod pass_lock;
 mod passthrough_copy;
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -45,6 +46,7 @@ pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
 pub use files::{Disk, Effect};
+pub use pass_lock::{PassLock, PassNote};
 pub use passthrough_copy::{PassthroughCopy, Stamp};
 
 use crate::descriptor::MediaType;
@@ -95,26 +97,6 @@ pub struct TagRecord {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
-}
-
-/// Held while this process makes a layer's first pass; other processes wait for it.
-#[derive(Debug)]
-pub struct PassLock(Option<LockFile>);
-
-#[derive(Debug)]
-struct LockFile {
-    files: Files,
-    file: File,
-    path: PathBuf,
-}
-
-/// What a process that makes a first pass tells others that wait for it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct PassNote {
-    /// The process.
-    pub pid: u32,
-    /// Bytes of the blob it has received.
-    pub received: u64,
 }
 
 /// A file that is being written under a temporary name, and gets its own when it is whole.
@@ -389,41 +371,6 @@ impl Store {
         Ok(NewContent::new(self.new_file(data)?, self.new_file(map)?))
     }
 
-    /// Tries to become the process that makes this layer's first pass; `None` when another one is at it.
-    ///
-    /// Where no lock can be had, as on a disk that is full or read-only, everybody makes a pass.
-    pub fn try_lock_pass(&self, blob: &Digest) -> Option<PassLock> {
-        let path = self.path(LOCK, blob);
-        let locked =
-            self.in_place(|| self.files.open_write(&path)).and_then(|file| match self.files.try_lock(&file, &path) {
-                Ok(()) => Ok(Some(file)),
-                Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(cause)) => Err(StoreError::io("lock", &path)(cause)),
-            });
-        match locked {
-            Ok(file) => {
-                let lock = PassLock(Some(LockFile { files: self.files.clone(), file: file?, path }));
-                lock.note(0);
-                Some(lock)
-            }
-            Err(error) => {
-                self.cannot_keep("a lock", &error);
-                Some(PassLock(None))
-            }
-        }
-    }
-
-    /// How far the process is that makes this layer's first pass, as it says.
-    pub fn pass_note(&self, blob: &Digest) -> Option<PassNote> {
-        let mut note = [0; 12];
-        self.files.open_read(&self.path(LOCK, blob)).ok()?.read_exact_at(&mut note, 0).ok()?;
-        let (pid, received) = note.split_at(4);
-        Some(PassNote {
-            pid: u32::from_le_bytes(pid.try_into().expect("4 bytes were cut")),
-            received: u64::from_le_bytes(received.try_into().expect("8 bytes were cut")),
-        })
-    }
-
     fn new_file(&self, target: PathBuf) -> Result<NewFile, StoreError> {
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -461,21 +408,6 @@ impl Store {
 
     fn tag_path(&self, reference: &str) -> PathBuf {
         self.root.join(TAG).join(Digest::of(Algorithm::Sha256, reference.as_bytes()).hex())
-    }
-}
-
-impl PassLock {
-    /// Tells those who wait for this pass how many bytes of the blob it has received.
-    pub fn note(&self, received: u64) {
-        let Some(LockFile { files, file, path }) = &self.0 else { return };
-        let note = [&std::process::id().to_le_bytes()[..], &received.to_le_bytes()].concat();
-        // On a full disk others see a pass that does not get on, and wait as long as they do for a source that does not.
-        let _ = files.write_all_at(file, path, &note, 0);
-    }
-
-    /// Whether others are really locked out.
-    fn is_real(&self) -> bool {
-        self.0.is_some()
     }
 }
 
@@ -730,7 +662,7 @@ mod tests {
         let held = a.try_lock_pass(&digest);
         held.as_ref().unwrap().note(5);
         assert!(b.try_lock_pass(&digest).is_none());
-        assert_eq!(b.pass_note(&digest), Some(PassNote { pid: std::process::id(), received: 5 }));
+        assert_eq!(b.pass_note(&digest, 0), Some(PassNote { pid: std::process::id(), received: 5, beats: 0 }));
         drop(held);
         assert!(b.try_lock_pass(&digest).is_some());
     }

@@ -1,0 +1,231 @@
+//! Waiting for a first pass that another process or mount makes, and when to make one's own instead.
+//!
+//! A process that makes a pass counts beats as long as it runs, and bytes as they come ([`PassLock`]). One that has
+//! stopped is not waited for any longer; nor, where a reader waits for the layer, is one whose source brings nothing,
+//! as this one's may. A process that has taken over lets go again when the one before has caught up with it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::pass::open_index;
+use super::{FirstPass, PassError, PassProgress, ScheduledPass};
+use crate::source::outage::Outages;
+use crate::source::{BlobSource, SourceError};
+use crate::store::{PassLock, PassNote, Store};
+
+impl FirstPass {
+    /// Waits until this process may make the pass: none other makes it, or those that do stand still.
+    pub(super) async fn admitted(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        store: &Store,
+        progress: &PassProgress,
+        schedule: &ScheduledPass,
+        least: u32,
+    ) -> Result<PassLock, PassError> {
+        if let Some(lock) = store.try_lock_pass_of(&self.blob.digest, 0) {
+            return Ok(lock);
+        }
+        tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
+        // The last of the ranks that are tried; its holder is the one to be waited for.
+        let last = AtomicU32::new(least);
+        let freed = async {
+            let mut watch = Watch::new();
+            loop {
+                let rank = last.load(Ordering::Relaxed);
+                if let Some(lock) = (0..=rank).find_map(|rank| store.try_lock_pass_of(&self.blob.digest, rank)) {
+                    return lock;
+                }
+                let note = store.pass_note(&self.blob.digest, rank).unwrap_or_default();
+                if rank < HIGHEST_RANK && watch.is_in_vain(note, self.blob.size, schedule.is_urgent()) {
+                    tracing::warn!(layer = %self.blob.digest, process = note.pid, received = note.received,
+                        "the process that reads this layer stands still; reading it here, too");
+                    last.store(rank + 1, Ordering::Relaxed);
+                    watch = Watch::new();
+                } else {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        };
+        let how_far = || {
+            let rank = last.load(Ordering::Relaxed);
+            let PassNote { pid, received, .. } = store.pass_note(&self.blob.digest, rank).unwrap_or_default();
+            progress.received.store(received, Ordering::Relaxed);
+            format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size)
+        };
+        let lock = self.wait_for(source, freed, how_far).await?;
+        progress.received.store(0, Ordering::Relaxed);
+        Ok(lock)
+    }
+
+    /// Waits until the other pass has `freed` it. A pass that, by what `how_far` tells, does not get on counts as a
+    /// failed try every second, so that readers of the layer wait as long as they do for a source that is away.
+    ///
+    /// # Errors
+    /// [`PassError::Source`] where no policy says how long to wait, after a minute without progress.
+    pub async fn wait_for<T>(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        freed: impl Future<Output = T>,
+        how_far: impl Fn() -> String,
+    ) -> Result<T, PassError> {
+        let mut freed = std::pin::pin!(freed);
+        let (mut waiting, mut seen, mut tries) = (None, String::new(), 0);
+        loop {
+            tokio::select! {
+                biased;
+                freed = &mut freed => return Ok(freed),
+                () = tokio::time::sleep(TRY) => {}
+            }
+            let why = how_far();
+            tries = if why == seen { tries + 1 } else { 0 };
+            seen.clone_from(&why);
+            // Looked at every time: the mount may have come up since.
+            if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
+                let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
+                let cause = SourceError::Unreachable { what, place, why, hint: None };
+                return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
+            }
+            let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
+            waiting = waiting.or_else(elsewhere);
+            match &waiting {
+                Some(waiting) if tries > 0 => waiting.in_vain(&why),
+                Some(waiting) => waiting.gets_on(&why),
+                None => {}
+            }
+        }
+    }
+
+    /// Returns when a process that this one has not waited for any longer is ahead of it, or has ended the pass.
+    pub(super) async fn overtaken(&self, store: &Store, progress: &PassProgress, lock: &PassLock) {
+        if lock.rank() == 0 {
+            return std::future::pending().await;
+        }
+        let received = || -> Vec<u64> {
+            let note = |rank| store.pass_note(&self.blob.digest, rank).unwrap_or_default();
+            (0..lock.rank()).map(|rank| note(rank).received).collect()
+        };
+        let before = received();
+        loop {
+            tokio::time::sleep(BEAT).await;
+            let own = progress.received.load(Ordering::Relaxed);
+            let ahead = before.iter().zip(received()).any(|(before, now)| now != *before && now > own);
+            let ended = || store.try_lock_pass(&self.blob.digest).is_some();
+            if ahead || (ended() && open_index(store, &self.blob, &self.diff_id).is_some()) {
+                return;
+            }
+        }
+    }
+
+    /// Returns when the pass of another mount of this process stands still while a reader waits for the layer.
+    pub async fn stands_still(&self, progress: &PassProgress, schedule: &ScheduledPass) {
+        let mut watch = Watch::new();
+        for beats in 1.. {
+            // The process runs, as this does.
+            let note = PassNote { beats, received: progress.received.load(Ordering::Relaxed), ..PassNote::default() };
+            if watch.is_in_vain(note, self.blob.size, schedule.is_urgent()) {
+                return;
+            }
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+}
+
+/// What was seen of a process that makes a pass.
+struct Watch {
+    note: PassNote,
+    beat: Instant,
+    received: Instant,
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self { note: PassNote::default(), beat: Instant::now(), received: Instant::now() }
+    }
+
+    /// Whether the process is not to be waited for any longer, by what it has noted now.
+    fn is_in_vain(&mut self, note: PassNote, size: u64, urgent: bool) -> bool {
+        let (now, before) = (Instant::now(), std::mem::replace(&mut self.note, note));
+        if note != before {
+            self.beat = now;
+        }
+        if (note.pid, note.received) != (before.pid, before.received) {
+            self.received = now;
+        }
+        let silent = urgent && note.received < size && now - self.received >= SILENT;
+        now - self.beat >= STOPPED || silent
+    }
+}
+
+/// Tells others, until dropped, that this process runs.
+pub(super) struct Beating(AbortHandle);
+
+impl Beating {
+    pub(super) fn begin(lock: Arc<PassLock>) -> Self {
+        let beating = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(BEAT).await;
+                lock.beat();
+            }
+        });
+        Self(beating.abort_handle())
+    }
+}
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Between two looks whether another process has ended its pass.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a pass that another process makes may stand still before that counts as a try in vain.
+const TRY: Duration = Duration::from_secs(1);
+/// Tries in vain before a command, or a mount that is not up yet, gives up.
+const TRIES_IN_VAIN: u32 = 60;
+/// Between two beats.
+const BEAT: Duration = Duration::from_secs(1);
+/// A process without a beat for so long has stopped.
+const STOPPED: Duration = Duration::from_secs(5);
+/// A pass that receives nothing for so long is not waited for by readers: longer than a source in use takes to be asked
+/// anew.
+const SILENT: Duration = Duration::from_secs(10);
+/// As many processes read the same layer at a time, and one more.
+const HIGHEST_RANK: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_is_waited_for_while_it_gets_on() {
+        let mut watch = Watch::new();
+        let note = |received, beats| PassNote { pid: 1, received, beats };
+        let advance = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        assert!(!watch.is_in_vain(note(0, 0), 100, true));
+        for beats in 1..=9 {
+            advance(1).await;
+            assert!(!watch.is_in_vain(note(0, beats), 100, true), "{beats}");
+        }
+        advance(1).await;
+        assert!(watch.is_in_vain(note(0, 10), 100, true), "nothing comes");
+        assert!(!watch.is_in_vain(note(0, 10), 100, false), "no reader waits");
+        assert!(!watch.is_in_vain(note(1, 10), 100, true), "it gets on");
+        assert!(!watch.is_in_vain(note(100, 11), 100, true));
+        advance(4).await;
+        assert!(!watch.is_in_vain(note(100, 12), 100, true));
+        advance(4).await;
+        advance(4).await;
+        assert!(watch.is_in_vain(note(100, 12), 100, true), "it has stopped");
+        watch = Watch::new();
+        for beats in 0..30 {
+            advance(1).await;
+            assert!(!watch.is_in_vain(note(100, beats), 100, true), "all has come, and is being written");
+        }
+    }
+}
