@@ -146,8 +146,10 @@ enum Why {
 }
 
 /// Computes a [`Digest`] of bytes that arrive in pieces.
+#[derive(Clone)]
 pub struct Hasher(State);
 
+#[derive(Clone)]
 enum State {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),

@@ -11,8 +11,9 @@ use std::process::{Command, Output, Stdio};
 
 use assert_cmd::cargo::CommandCargoExt as _;
 use insta::assert_snapshot;
+use peelfs::digest::{Algorithm, Digest};
 use peelfs::loopback::auth::Access;
-use peelfs::loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder};
+use peelfs::loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry, Settings};
 use peelfs::loopback::tar::{Entry, Header, append_padded, append_pax};
 
@@ -198,7 +199,7 @@ fn help_of_a_command_names_its_options() {
       -l, --long       Show modes, owners, sizes and times
       -R, --recursive  Go into subdirectories
           --json       One JSON object a line
-      -h, --help       Print help
+      -h, --help       Print help (see more with '--help')
 
     Image:
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
@@ -206,10 +207,12 @@ fn help_of_a_command_names_its_options() {
           --offline              Use only what is in the cache; never ask the network
 
     Registry:
-          --insecure         Allow plain HTTP and unverified TLS (loopback registries need no
-                             permission) [env: PEELFS_INSECURE]
-          --ca <FILE>        Also trust the certificates in this PEM file
-          --authfile <FILE>  Read credentials from this file instead of those of podman and docker
+          --insecure            Allow plain HTTP and unverified TLS (loopback registries need no
+                                permission) [env: PEELFS_INSECURE]
+          --ca <FILE>           Also trust the certificates in this PEM file
+          --authfile <FILE>     Read credentials from this file instead of those of podman and docker
+          --on-outage <POLICY>  How long to wait for a registry that is away or silent:
+                                `deadline=SECONDS`, `block` or `offline` [default: deadline=60]
 
     Cache:
           --cache-dir <DIR>    Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs] [env:
@@ -461,6 +464,72 @@ fn a_corrupt_layer_is_told_once_and_leaves_nothing() {
     assert_eq!(ran.text.lines().filter(|line| line.to_lowercase().contains("error")).count(), 1, "{}", ran.text);
     assert!(ran.text.contains(&base.to_string()), "{}", ran.text);
     assert!(!user.path("copy").exists());
+}
+
+#[test]
+fn a_layer_is_read_as_what_it_begins_like() {
+    let content: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let types = ["", "+gzip", "+zstd"].map(|suffix| format!("application/vnd.oci.image.layer.v1.tar{suffix}"));
+    for (packing, begins_like) in [(Packing::Stored, 0), (Packing::GZIP, 1), (Packing::ZSTD, 2)] {
+        for (number, media_type) in types.iter().enumerate() {
+            let layer = LayerBuilder::new().file("f", content.clone()).packing(packing).media_type(media_type);
+            let registry = registry(&ImageBuilder::new().layer(layer).build());
+            let (user, reference) = (User::at(&registry), registry.reference("library/app", "1"));
+            for told in [usize::from(number != begins_like), 0] {
+                let ran = user.run(&["cat", &reference, "f"]);
+                assert!(ran.output.status.success() && ran.output.stdout == content, "{packing:?} as {media_type}");
+                let talk = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+                let count = talk.matches("the media type of a layer is wrong").count();
+                assert_eq!(count, told, "{packing:?} as {media_type}: {talk}");
+                // The next time it is read by ranges.
+                assert!(user.run(&["cache", "prune", "--content"]).output.status.success());
+            }
+        }
+    }
+    for (magic, format) in [(&b"\xfd7zXZ\0 and more"[..], "xz"), (b"BZh91AY&SY and more", "bzip2")] {
+        let layer = LayerBuilder::new().without_end().packing(Packing::Stored).trailer(magic).media_type(&types[1]);
+        let registry = registry(&ImageBuilder::new().layer(layer).build());
+        let ran = User::at(&registry).run(&["ls", &registry.reference("library/app", "1")]);
+        assert_eq!(ran.output.status.code(), Some(1), "{}", ran.text);
+        assert!(ran.text.contains(&format!("is compressed with {format}, as no layer may be")), "{}", ran.text);
+    }
+}
+
+/// As skopeo 1.9 writes zstd:chunked: what pads the tar is lost, and the diff_id is that of the padded one.
+#[test]
+fn a_layer_that_lost_its_padding_is_told_as_such() {
+    let mut layer = LayerBuilder::new().file("f", "content").packing(Packing::ZSTD).build();
+    let mut padded = layer.tar.to_vec();
+    padded.resize(10 << 10, 0);
+    let lost = padded.len() - layer.tar.len();
+    layer.diff_id = Digest::of(Algorithm::Sha256, &padded);
+    let registry = registry(&ImageBuilder::new().layer(layer).build());
+    let ran = User::at(&registry).run(&["cat", &registry.reference("library/app", "1"), "f"]);
+    assert_eq!(ran.output.status.code(), Some(5), "{}", ran.text);
+    assert!(ran.text.contains(&format!("its tar lacks the last {lost} bytes, all zeros")), "{}", ran.text);
+    assert!(ran.text.contains("skopeo 1.9") && ran.text.contains("--dest-compress-format gzip"), "{}", ran.text);
+}
+
+/// `zstd --long=28` and more.
+#[test]
+fn large_zstd_windows_are_read() {
+    for log in [28, 31] {
+        let mut layer = LayerBuilder::new().file("f", "content").packing(Packing::ZSTD).build();
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        std::io::Write::write_all(&mut encoder, &layer.tar).unwrap();
+        let mut blob = encoder.finish().unwrap();
+        // RFC 8878, 3.1.1.1.2; there is no encoder that would take so much memory for a few bytes.
+        blob[5] = (log - 10) << 3;
+        layer.digest = Digest::of(Algorithm::Sha256, &blob);
+        layer.blob = blob.into();
+        let registry = registry(&ImageBuilder::new().layer(layer).build());
+        let user = User::at(&registry);
+        for _ in 0..2 {
+            let ran = user.run(&["cat", &registry.reference("library/app", "1"), "f"]);
+            assert_eq!(ran.text, "content", "--long={log}");
+            assert!(user.run(&["cache", "prune", "--content"]).output.status.success());
+        }
+    }
 }
 
 #[test]

@@ -290,7 +290,7 @@ fn faults(bench: &Bench, gate: &Gate) -> Vec<(&'static str, Vec<Rule>, Comes)> {
         ("no length", one(Fault::UntilClose), Bytes),
         ("chunks", one(Fault::Chunked), Bytes),
         ("encoded", one(Fault::Gzip), Error),
-        ("encoded in name", one(header("Content-Encoding", "br")), Error),
+        ("encoded in name", one(header("Content-Encoding", "br")), Bytes),
         ("without end", one(Fault::Endless), BytesOrError),
         ("a redirect that leads nowhere", one(exactly("http://127.0.0.1:1/x")), Patience),
         ("a redirect to a name that is none", one(exactly("http://no-such-name.invalid/x")), Patience),
@@ -402,6 +402,32 @@ fn every_fault_of_a_first_pass_ends_in_time_and_heals() {
 #[test]
 fn offline_every_fault_of_a_range_ends_at_once_and_heals() {
     matrix(OnOutage::Offline, true);
+}
+
+/// Of a server that ignores ranges, or refuses them, a blob comes as a whole; all of it is kept.
+#[test]
+fn a_blob_that_comes_as_a_whole_is_asked_for_once() {
+    let ranged = |bench: &Bench| {
+        let blob = bench.layer().to_string();
+        Target::matching(move |asked| asked.path.ends_with(&blob) && asked.header("range").is_some())
+    };
+    for packing in PACKINGS {
+        for (fault, requests) in [(Fault::IgnoreRange, 1), (Fault::status(400), 2), (Fault::status(503), 3)] {
+            let bench = Bench::new(packing);
+            runtime().block_on(async {
+                bench.learn_and_drop().await;
+                let mounted = bench.open(PATIENT).await.unwrap();
+                bench.registry.clear();
+                bench.registry.faults().add(Rule::new(ranged(&bench), fault.clone()));
+                assert_eq!(mounted.read("g").await.unwrap(), b"behind it");
+                assert!(mounted.read("f").await.unwrap() == bench.content);
+                let asked: Vec<_> = bench.registry.requests().into_iter().filter(|asked| asked.is_blob()).collect();
+                assert_eq!(asked.len(), requests, "{packing:?}, {fault:?}: {asked:?}");
+                assert!(mounted.read("f").await.unwrap() == bench.content);
+                assert_eq!(bench.registry.requests().len(), requests, "{packing:?}, {fault:?}: it is kept");
+            });
+        }
+    }
 }
 
 #[test]

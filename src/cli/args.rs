@@ -97,9 +97,11 @@ pub struct AccessArgs {
     /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
-    /// While the registry is away or does not answer, wait until it does (`block`), fail after a time without a sign
-    /// of life (`deadline=SECONDS`), or fail at once (`offline`; where the registry takes connections and says nothing,
-    /// that shows after 15 s, or 20 s in the middle of an answer). A mount serves what is cached all the while
+    /// How long to wait for a registry that is away or silent: `deadline=SECONDS`, `block` or `offline`
+    ///
+    /// With `block` until it is back, with `deadline=SECONDS` for so long without a sign of life, with `offline` not at
+    /// all, which takes 15 s where the registry takes connections and says nothing, or 20 s in the middle of an answer. A
+    /// mount serves what is cached all the while.
     #[arg(long, value_name = "POLICY", default_value = "deadline=60", help_heading = "Registry")]
     pub on_outage: OnOutage,
     /// Where the cache is and how it is bounded.

@@ -5,6 +5,7 @@
 //! a layer of any length has a bounded number: some 4,000 for the first GiB and 2,000 for each doubling.
 
 use super::window::{References, Window};
+use crate::descriptor::Compression;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
 /// A place in a layer: from here to the next mark is one span.
@@ -37,6 +38,16 @@ pub enum StartKind {
 }
 
 impl StartKind {
+    /// How a layer with such a mark is compressed; a mark where nothing begins does not say it.
+    pub fn compression(self) -> Option<Compression> {
+        match self {
+            Self::Stored => Some(Compression::Stored),
+            Self::Member | Self::Checkpoint => Some(Compression::Gzip),
+            Self::Frame => Some(Compression::Zstd),
+            Self::Continued => None,
+        }
+    }
+
     /// Whether decoding can begin at a mark of this kind.
     pub fn is_start(self) -> bool {
         self != Self::Continued

@@ -29,6 +29,7 @@ mod marks;
 mod output;
 #[cfg(test)]
 mod samples;
+mod sniff;
 mod stored;
 mod window;
 mod zstd;
@@ -39,6 +40,7 @@ use crate::offsets::{BlobOffset, DecodedOffset};
 pub use self::inflate::{Alphabet, InflateError};
 pub use self::marks::{Mark, StartKind};
 pub use self::output::{Filled, OutputBuffer};
+pub use self::sniff::{MAGIC, compression_of};
 pub use self::window::{Window, WindowError};
 
 use self::gzip::Gzip;
@@ -62,7 +64,8 @@ pub struct LayerDecoder {
 pub struct Limits {
     /// How many bytes a layer may decode to.
     pub decoded: u64,
-    /// The largest zstd window, as a power of two in bytes: libzstd holds that much memory.
+    /// The largest zstd window, as a power of two in bytes: libzstd holds that much memory. A frame that asks for more
+    /// is decoded in so much, and fails only if it refers to bytes farther back. At least 17.
     pub zstd_window_log: u32,
     /// How many bytes one byte of zstd may decode to on average, once [`Limits::ratio_free`] bytes are
     /// decoded. Deflate needs no such limit: it cannot exceed 1032.
@@ -137,6 +140,14 @@ pub enum CodecError {
         /// What is wrong.
         source: InflateError,
     },
+    /// The blob is compressed in a way that layers may not be.
+    #[error("the blob is compressed with {format}, as no layer may be")]
+    Foreign {
+        /// Where its magic number stands.
+        at: BlobOffset,
+        /// Its format.
+        format: &'static str,
+    },
     /// The blob, or what follows a frame, is not zstd.
     #[error("no zstd frame at byte {at} of the blob")]
     NoFrame {
@@ -144,7 +155,7 @@ pub enum CodecError {
         at: BlobOffset,
     },
     /// A frame that would take too much memory.
-    #[error("zstd frame needs a window of {window} bytes at byte {at} of the blob; the limit is {limit}")]
+    #[error("zstd frame at byte {at} of the blob needs a window of {}; the limit is {}", shown(*window), shown(*limit))]
     ZstdWindow {
         /// Where its header ends.
         at: BlobOffset,
@@ -322,6 +333,15 @@ impl LayerDecoder {
         self.first_pass.as_mut().map_or_else(Vec::new, FirstPass::take_windows)
     }
 
+    /// The frame that asked for a larger window than the limit, if one did: what it decodes to is right only if it
+    /// refers to nothing farther back.
+    pub fn narrowed(&self) -> Option<CodecError> {
+        match &self.format {
+            Format::Zstd(zstd) => zstd.narrowed(),
+            Format::Stored | Format::Gzip(_) => None,
+        }
+    }
+
     /// Where the next byte of the input lies in the blob.
     pub fn blob_offset(&self) -> BlobOffset {
         self.blob
@@ -364,20 +384,43 @@ impl LayerDecoder {
 }
 
 impl Limits {
-    /// Those of a part of a layer that a first pass has accepted: it is as long as its spans are, so that only memory
-    /// needs a bound. A ratio just within the limit may be just beyond it where decoding begins elsewhere.
-    pub fn of_known() -> Self {
-        Self { decoded: u64::MAX, zstd_ratio: u64::MAX, ..Self::default() }
+    /// Those of a part of a layer that a first pass has accepted, of which at most `decoded` bytes are decoded from its
+    /// start: only memory needs a bound. A ratio just within the limit may be just beyond it where decoding begins
+    /// elsewhere.
+    pub fn of_known(decoded: u64) -> Self {
+        Self { decoded: u64::MAX, zstd_ratio: u64::MAX, ..Self::default() }.within(decoded)
+    }
+
+    /// These for a blob of so many bytes: it cannot refer farther back than all that it can decode to.
+    #[must_use]
+    pub fn of_blob(self, size: u64) -> Self {
+        self.within(size.saturating_mul(ZSTD_MOST))
+    }
+
+    /// These, where nothing refers farther back than so many bytes.
+    fn within(self, decoded: u64) -> Self {
+        let log = decoded.checked_next_power_of_two().map_or(u64::BITS, u64::trailing_zeros);
+        Self { zstd_window_log: self.zstd_window_log.min(log.max(SMALLEST_WINDOW_LOG)), ..self }
     }
 }
 
 impl Default for Limits {
-    /// 64 GiB, windows of 128 MiB, and 2000 to one beyond a GiB.
+    /// 64 GiB, windows of 256 MiB, and 2000 to one beyond a GiB.
     fn default() -> Self {
-        Self { decoded: 64 << 30, zstd_window_log: 27, zstd_ratio: 2000, ratio_free: 1 << 30 }
+        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30 }
     }
 }
 
+/// A size for people.
+fn shown(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{bytes} bytes") } else { format!("{} MiB", bytes.div_ceil(1 << 20)) }
+}
+
+/// What a byte of zstd can decode to: four make a block of 128 KiB (RFC 8878, 3.1.1.2.2, "RLE_Block").
+const ZSTD_MOST: u64 = 32 << 10;
+/// A frame's blocks are no larger than its window, and else of at most 128 KiB (RFC 8878, 3.1.1.2.4): below that, a
+/// smaller window would refuse blocks.
+const SMALLEST_WINDOW_LOG: u32 = 17;
 /// Beyond any offset of a layer, and so far below `u64::MAX` that sums cannot overflow.
 const FARTHEST: u64 = 1 << 60;
 

@@ -3,13 +3,14 @@
 //! Decoding can begin at a frame and nowhere else: no library hands out the state inside one. So frames are
 //! starts where there are several, and marks inside a long frame only cut it into spans of a bearable size.
 //! To know where frames and blocks lie, their headers are read here, a few bytes each, on the way to libzstd;
-//! that also puts a limit on the window, and so on memory, before libzstd sees the frame.
+//! that also puts a limit on the window, and so on memory, before libzstd sees the frame: the header of one that asks
+//! for more is given to it with the limit instead. Most such frames are shorter than the window that they ask for.
 
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
 use super::marks::{FirstPass, Mark, StartKind};
 use super::output::OutputBuffer;
-use super::{CodecError, Feed, Limits, Status};
+use super::{CodecError, Feed, Limits, SMALLEST_WINDOW_LOG, Status};
 use crate::offsets::BlobOffset;
 
 /// A zstd layer being decoded.
@@ -32,6 +33,10 @@ pub(super) struct Zstd {
     expects: usize,
     /// Whether there was a frame at all.
     any: bool,
+    /// The first frame that asked for more than the limit.
+    narrowed: Option<CodecError>,
+    /// So does the present one.
+    narrow: Option<CodecError>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,10 +60,11 @@ impl Zstd {
         let failed = |code| CodecError::Zstd { at: BlobOffset(0), reason: get_error_name(code) };
         let mut context = DCtx::try_create().ok_or(CodecError::Zstd { at: BlobOffset(0), reason: "out of memory" })?;
         // Libzstd's own bounds; the walker holds frames to the limit as given.
-        context.set_parameter(DParameter::WindowLogMax(limits.zstd_window_log.clamp(10, 31))).map_err(failed)?;
+        let window_log = limits.zstd_window_log.clamp(SMALLEST_WINDOW_LOG, 31);
+        context.set_parameter(DParameter::WindowLogMax(window_log)).map_err(failed)?;
         Ok(Self {
             context,
-            window_log: limits.zstd_window_log,
+            window_log,
             part: Part::Magic,
             part_at: BlobOffset(0),
             left: 4,
@@ -68,7 +74,14 @@ impl Zstd {
             flush: false,
             expects: 0,
             any: false,
+            narrowed: None,
+            narrow: None,
         })
+    }
+
+    /// See [`LayerDecoder::narrowed`](super::LayerDecoder::narrowed).
+    pub(super) fn narrowed(&self) -> Option<CodecError> {
+        self.narrowed.clone()
     }
 
     /// Whether the input may end here.
@@ -158,8 +171,8 @@ impl Zstd {
                 (Part::FrameHeader, header_length(head[0]) - 1)
             }
             Part::FrameHeader => {
-                self.check_window(at)?;
-                for mut header in [&FRAME.to_le_bytes()[..], &head[..self.have]] {
+                let head = self.narrowed_header(at);
+                for mut header in [&FRAME.to_le_bytes()[..], &head] {
                     self.feed_libzstd(&mut header, out)?;
                 }
                 (Part::BlockHeader, 3)
@@ -200,10 +213,29 @@ impl Zstd {
         Ok(())
     }
 
-    /// Holds the frame whose header is in `head` to the limit.
-    fn check_window(&self, at: BlobOffset) -> Result<(), CodecError> {
+    /// The header in `head`, with a window within the limit.
+    fn narrowed_header(&mut self, at: BlobOffset) -> Vec<u8> {
+        let (window, limit) = (self.window(), 1_u64.checked_shl(self.window_log).unwrap_or(u64::MAX));
+        let mut header = self.head[..self.have].to_vec();
+        self.narrow = (window > limit).then_some(CodecError::ZstdWindow { at, window, limit });
+        if self.narrow.is_some() {
+            self.narrowed = self.narrowed.take().or_else(|| self.narrow.clone());
+            let window = ((self.window_log - 10) << 3) as u8;
+            // A frame in one segment has its content's size for a window, and no byte for another.
+            if header[0] & SINGLE_SEGMENT == 0 {
+                header[1] = window;
+            } else {
+                header[0] &= !SINGLE_SEGMENT;
+                header.insert(1, window);
+            }
+        }
+        header
+    }
+
+    /// The window that the frame asks for whose header is in `head`.
+    fn window(&self) -> u64 {
         let descriptor = self.head[0];
-        let window = if descriptor & SINGLE_SEGMENT == 0 {
+        if descriptor & SINGLE_SEGMENT == 0 {
             let (exponent, mantissa) = (u32::from(self.head[1] >> 3), u64::from(self.head[1] & 7));
             let base = 1_u64 << (10 + exponent);
             base + base / 8 * mantissa
@@ -211,13 +243,8 @@ impl Zstd {
             let size = content_size_length(descriptor);
             let mut bytes = [0; 8];
             bytes[..size].copy_from_slice(&self.head[header_length(descriptor) as usize - size..][..size]);
-            u64::from_le_bytes(bytes) + if size == 2 { 256 } else { 0 }
-        };
-        let limit = 1_u64.checked_shl(self.window_log).unwrap_or(u64::MAX);
-        if window > limit {
-            return Err(CodecError::ZstdWindow { at, window, limit });
+            u64::from_le_bytes(bytes).saturating_add(if size == 2 { 256 } else { 0 })
         }
-        Ok(())
     }
 
     /// Feeds libzstd what it takes of `input`.
@@ -228,7 +255,9 @@ impl Zstd {
         let expects = self
             .context
             .decompress_stream(&mut target, &mut source)
-            .map_err(|code| CodecError::Zstd { at: self.part_at, reason: get_error_name(code) })?;
+            .map_err(|code| CodecError::Zstd { at: self.part_at, reason: get_error_name(code) })
+            // It may refer to what would lie in the window that it asked for.
+            .map_err(|error| self.narrow.clone().unwrap_or(error))?;
         let (taken, filled) = (source.pos, target.pos());
         *input = &input[taken..];
         out.fill(filled);
@@ -303,19 +332,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_frame_that_needs_too_much_memory_is_an_error_that_says_so() {
-        let limits = Limits { zstd_window_log: 12, ..Limits::default() };
-        let large = frame(&[7; 5000]);
-        assert!(decode(&frame(&[7; 4000]), limits).is_ok());
-        let error = decode(&large, limits).unwrap_err();
-        assert!(matches!(error, CodecError::ZstdWindow { window: 5000, limit: 4096, .. }), "{error}");
+    /// In one frame, as it is written for a window of so many bytes, as a power of two.
+    fn far(data: &[u8], window_log: u32, size: bool) -> Vec<u8> {
+        let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 19).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.set_pledged_src_size(size.then_some(data.len() as u64)).unwrap();
+        encoder.include_contentsize(size).unwrap();
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
 
-        let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
-        encoder.window_log(21).unwrap();
-        encoder.write_all(&[7; 5000]).unwrap();
-        let error = decode(&encoder.finish().unwrap(), limits).unwrap_err();
-        assert!(matches!(error, CodecError::ZstdWindow { window: 0x20_0000, limit: 4096, .. }), "{error}");
+    #[test]
+    fn a_frame_has_no_larger_window_than_the_limit_and_fails_only_if_it_needs_one() {
+        let limits = Limits { zstd_window_log: 17, ..Limits::default() };
+        let mut random = super::super::samples::Random::new(1);
+        let part: Vec<u8> = (0..400_000).map(|_| random.below(256) as u8).collect();
+        let twice = [&part[..], &part].concat();
+        for size in [false, true] {
+            let near = &part[..100_000];
+            assert_eq!(decode(&far(near, 21, size), limits).unwrap(), near);
+            let error = decode(&far(&twice, 21, size), limits).unwrap_err();
+            assert!(matches!(error, CodecError::ZstdWindow { limit: 0x2_0000, .. }), "{error}");
+            assert_eq!(decode(&far(&twice, 21, size), Limits::default()).unwrap(), twice);
+        }
+        // One segment of more than the limit, which is the window then.
+        assert_eq!(decode(&frame(&[7; 500_000]), limits).unwrap(), [7; 500_000]);
+    }
+
+    #[test]
+    fn the_largest_window_of_all_is_no_more_than_the_blob_can_need() {
+        // `zstd --long=31` from a pipe.
+        let mut blob = far(&[9; 1000], 17, false);
+        assert_eq!(blob[4] & SINGLE_SEGMENT, 0);
+        blob[5] = 21 << 3;
+        let mut decoder =
+            LayerDecoder::first_pass(Compression::Zstd, Limits::default().of_blob(blob.len() as u64)).unwrap();
+        let mut out = OutputBuffer::new(1 << 20);
+        decoder.decode(&mut &blob[..], &mut out).unwrap();
+        decoder.finish().unwrap();
+        assert_eq!(out.decoded(), [9; 1000]);
+        let told = decoder.narrowed().unwrap().to_string();
+        assert!(told.contains("needs a window of 2048 MiB; the limit is 1 MiB"), "{told}");
     }
 
     #[test]

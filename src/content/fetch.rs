@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use super::budget::in_kib;
@@ -25,7 +25,7 @@ use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, Span};
 use crate::offsets::BlobOffset;
 use crate::predict::{Layout as _, REQUEST};
-use crate::source::{BlobSource, SourceError};
+use crate::source::{BlobSource, ByteStream, SourceError};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 use crate::trust::Untrusted;
@@ -35,8 +35,9 @@ pub(super) struct Fetcher {
     pub(super) layer: Arc<OpenLayer>,
     pub(super) scope: Arc<MountScope>,
     blob: Descriptor,
-    compression: Compression,
     source: Arc<dyn BlobSource>,
+    /// Held by the request that takes all of the blob, of a source that sends it whatever is asked for.
+    taking_all: Semaphore,
     /// Why a reader did not get a span, if none has come since.
     last_error: Mutex<Option<ReadError>>,
 }
@@ -90,6 +91,16 @@ pub(super) enum Preempt {
     ForReaders,
 }
 
+/// What a request brings.
+struct Coming<'a> {
+    /// These, in order.
+    spans: SpanRange,
+    /// Those of them that come besides the run it was made for.
+    rest: SpanRun,
+    /// Held while all of the blob comes.
+    all: Option<SemaphorePermit<'a>>,
+}
+
 /// What [`Fetcher::reserve`] has found to do.
 #[derive(Default)]
 struct Reserved {
@@ -115,11 +126,10 @@ impl Fetcher {
     pub(super) fn new(
         layer: Arc<OpenLayer>,
         blob: Descriptor,
-        compression: Compression,
         source: Arc<dyn BlobSource>,
         scope: Arc<MountScope>,
     ) -> Self {
-        Self { layer, scope, blob, compression, source, last_error: Mutex::default() }
+        Self { layer, scope, blob, source, taking_all: Semaphore::new(1), last_error: Mutex::default() }
     }
 
     /// Why the last read that failed did, if nothing has come from the source since.
@@ -411,14 +421,15 @@ impl Fetcher {
             ReadError::Source { layer, cause }
         };
         let (start, bytes) = self.to_decode(range_of(run)).map_err(|cause| self.layer.index_error(cause))?;
-        self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
 
         // First this: the runtime has only so many threads, and none to wait for a source that is away.
-        let mut stream = self.source.stream(&self.blob, bytes).await.map_err(source_error)?;
+        let spans = SpanRange::new(start, range_of(run).end);
+        let (coming, mut stream) = self.ask(spans, bytes).await.map_err(source_error)?;
+        let Coming { spans, rest, all } = coming;
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let decoding = {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
-            tokio::task::spawn_blocking(move || fetcher.decode(start, &run, receiver))
+            tokio::task::spawn_blocking(move || fetcher.decode(spans, [&run, &rest], receiver))
         };
         let mut come = 0;
         while let Some(piece) = stream.next().await {
@@ -432,6 +443,7 @@ impl Fetcher {
                 break; // the decoder has all it needs, or has failed
             }
             if preempt == Preempt::ForReaders
+                && all.is_none()
                 && self.scope.budget().has_waiting_reads()
                 && !self.give_up(run, |waiting| waiting == 0).is_empty()
             {
@@ -442,27 +454,55 @@ impl Fetcher {
         decoding.await.map_err(|_| self.ended())?
     }
 
+    /// Asks for the bytes `range`, which `spans` need. A source that sends all of the blob whatever it is asked for would
+    /// send it again for the next read: then all of it is taken, by one request at a time, and what readers want of it
+    /// meanwhile is in flight.
+    async fn ask(
+        self: &Arc<Self>,
+        spans: SpanRange,
+        range: Range<BlobOffset>,
+    ) -> Result<(Coming<'_>, ByteStream), SourceError> {
+        let fetched = |bytes: &Range<BlobOffset>| {
+            self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+        };
+        let alone = Coming { spans, rest: SpanRun::new(), all: None };
+        let Some(all) = self.taking_all.try_acquire().ok().filter(|_| self.layer.has_room_for_all()) else {
+            fetched(&range);
+            return Ok((alone, self.source.stream(&self.blob, range).await?));
+        };
+        let (comes, stream) = self.source.stream_all_that_comes(&self.blob, range.clone()).await?;
+        fetched(&comes);
+        if comes == range {
+            return Ok((alone, stream));
+        }
+        tracing::debug!(layer = %self.blob.digest, "all of the blob comes, and is kept");
+        let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
+        // What cannot be taken charge of is kept all the same.
+        let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();
+        let rest = rest.runs.into_iter().flatten().collect();
+        Ok((Coming { spans, rest, all: Some(all) }, stream))
+    }
+
     /// Where decoding of some spans begins, and which bytes of the blob it takes.
     fn to_decode(&self, spans: SpanRange) -> Result<(SpanId, Range<BlobOffset>), IndexError> {
         let start = self.layer.index.decode_start(spans.start)?;
         Ok((start, self.layer.index.blob_range(start, spans.end.back(1))?))
     }
 
-    /// Decodes from span `start` to the end of the run, checking and keeping each span on the way.
+    /// Decodes `spans`, checking and keeping each of them; readers wait for those of `runs`.
     fn decode(
         &self,
-        start: SpanId,
-        run: &SpanRun,
+        spans: SpanRange,
+        runs: [&SpanRun; 2],
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
     ) -> Result<(), ReadError> {
         let codec_error = |cause: CodecError| {
             let (layer, cause) = (self.blob.digest.clone(), Arc::new(cause));
             ReadError::Codec { layer, cause }
         };
-        let (mut decoder, mut known) = self.decoder_at(start, codec_error)?;
+        let (mut decoder, mut known) = self.decoder_for(spans, codec_error)?;
         let mut out = OutputBuffer::new(OUTPUT);
-        let last = range_of(run).end.back(1);
-        let mut at = start;
+        let (mut at, last) = (spans.start, spans.end.back(1));
         let mut bytes = Vec::with_capacity(spans::length(&known));
         loop {
             let piece = pieces.blocking_recv().map(Untrusted::into_unverified);
@@ -478,7 +518,7 @@ impl Fetcher {
                     bytes.extend_from_slice(now);
                     decoded = later;
                     if bytes.len() == spans::length(&known) {
-                        self.arrived(at, &known, std::mem::take(&mut bytes).into(), run)?;
+                        self.arrived(at, &known, std::mem::take(&mut bytes).into(), runs)?;
                         if at == last {
                             return Ok(());
                         }
@@ -499,24 +539,29 @@ impl Fetcher {
         }
     }
 
-    /// A decoder that is ready for the bytes of a span.
-    fn decoder_at(
+    /// A decoder that is ready for the bytes of some spans, and the first of them.
+    fn decoder_for(
         &self,
-        start: SpanId,
+        spans: SpanRange,
         codec_error: impl Fn(CodecError) -> ReadError,
     ) -> Result<(LayerDecoder, Span), ReadError> {
         let index_error = |cause: IndexError| self.layer.index_error(cause);
-        let begin = self.layer.span(start)?;
-        let window = self.layer.index.window(start).map_err(index_error)?.unwrap_or_default();
+        let begin = self.layer.span(spans.start)?;
+        let end = self.layer.span(spans.end.back(1))?.decoded.end;
+        let window = self.layer.index.window(spans.start).map_err(index_error)?.unwrap_or_default();
         let window = Window::from_bytes(&window)
             .map_err(|_| index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
         let mark = Mark { blob: begin.blob, bit: begin.bit, decoded: begin.decoded.start, kind: begin.kind };
-        let decoder = LayerDecoder::resume(self.compression, Limits::of_known(), &mark, Some(&window));
+        // What the layer is, not what it is said to be.
+        let compression = begin.kind.compression().unwrap_or(Compression::Stored);
+        // The decoder may be ahead of the last span by what its output holds, and a block.
+        let limits = Limits::of_known(end - begin.decoded.start + 2 * OUTPUT as u64);
+        let decoder = LayerDecoder::resume(compression, limits, &mark, Some(&window));
         Ok((decoder.map_err(codec_error)?, begin))
     }
 
     /// Checks a span that was decoded, keeps it, and tells the readers that wait for it.
-    fn arrived(&self, span: SpanId, known: &Span, bytes: Bytes, run: &SpanRun) -> Result<(), ReadError> {
+    fn arrived(&self, span: SpanId, known: &Span, bytes: Bytes, runs: [&SpanRun; 2]) -> Result<(), ReadError> {
         let actual = blake3::hash(&bytes);
         if *actual.as_bytes() != known.check {
             return Err(ReadError::Corrupt {
@@ -530,8 +575,9 @@ impl Fetcher {
         self.clear_error();
         // First kept, then told: a reader that has it will find it cached.
         self.layer.keep(span, known, &bytes);
-        let open = |fetching: &&Fetching| fetching.span == span && fetching.outcome.borrow().is_none();
-        if let Some(fetching) = run.iter().find(open) {
+        let of_run = |run: &'_ SpanRun| run.binary_search_by_key(&span, |fetching| fetching.span).ok();
+        let found = runs.into_iter().find_map(|run| Some(&run[of_run(run)?]));
+        if let Some(fetching) = found.filter(|fetching| fetching.outcome.borrow().is_none()) {
             self.complete(fetching, bytes);
         }
         Ok(())

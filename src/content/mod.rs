@@ -27,6 +27,7 @@ mod pass_output;
 mod pass_schedule;
 mod pass_wait;
 mod passthrough_copy;
+mod peek;
 mod prefetch;
 mod profiles;
 mod reader;

@@ -157,6 +157,11 @@ impl OpenLayer {
         &self.index
     }
 
+    /// Whether the cache may keep all of the layer without giving most of the rest away.
+    pub(super) fn has_room_for_all(&self) -> bool {
+        self.store.limit().is_none_or(|limit| self.index.proof().decoded_size <= limit / 2)
+    }
+
     /// What reads have cost so far.
     pub fn stats(&self) -> ContentStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -23,7 +23,10 @@ use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::pass_wait::Beating;
-use crate::codec::{CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
+use super::peek::Peeked;
+use crate::codec::{
+    CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, compression_of,
+};
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
@@ -43,7 +46,7 @@ pub type LayerError = WalkError<TreeError>;
 pub struct FirstPass {
     /// The layer's blob.
     pub blob: Descriptor,
-    /// How it is compressed.
+    /// How it is said to be compressed.
     pub compression: Compression,
     /// What the decoded stream must hash to (image-spec, config.md, "rootfs").
     pub diff_id: Digest,
@@ -94,7 +97,7 @@ pub enum PassError {
         actual_size: u64,
     },
     /// The blob is the one named, but its tar is not the one the configuration names.
-    #[error("layer {layer} is not what the image configuration says: expected diff_id {expected}, got {actual}")]
+    #[error("layer {layer} is not what the image configuration says: expected diff_id {expected}, got {actual}{}", lacks(*padding))]
     DiffId {
         /// The blob.
         layer: Digest,
@@ -102,6 +105,8 @@ pub enum PassError {
         expected: Digest,
         /// Digest of the decoded stream.
         actual: Digest,
+        /// Zeros with which it would be the right one, if that is all.
+        padding: Option<u64>,
     },
     /// The blob does not decode.
     #[error("layer {layer} does not decode")]
@@ -136,6 +141,10 @@ pub enum PassError {
         /// The blob.
         layer: Digest,
     },
+}
+
+fn lacks(padding: Option<u64>) -> String {
+    padding.map(|padding| format!("; its tar lacks the last {padding} bytes, all zeros")).unwrap_or_default()
 }
 
 fn came(expected_size: u64, actual_size: u64, actual: &Digest) -> String {
@@ -209,11 +218,13 @@ impl FirstPass {
         // the runtime has a bounded number and none is to wait for a source that is away.
         let whole = BlobOffset(0)..BlobOffset(self.blob.size);
         let mut overtaken = std::pin::pin!(self.overtaken(store, progress, lock));
-        let mut stream = tokio::select! {
+        let begun = async { Peeked::new(source.stream(&self.blob, whole).await?).await };
+        let mut blob = tokio::select! {
             biased;
-            stream = source.stream(&self.blob, whole) => stream.map_err(failed)?,
+            blob = begun => blob.map_err(failed)?,
             () = &mut overtaken => return Ok(None),
         };
+        let pass = self.as_it_begins(&blob.first).map_err(|cause| PassError::Codec { layer: layer(), cause })?;
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
         let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
@@ -223,11 +234,11 @@ impl FirstPass {
             tokio::task::spawn_blocking(move || hash(algorithm, hashed, priority()))
         };
         let decoding = {
-            let (pass, priority) = (self.clone(), schedule.priority());
+            let (pass, priority) = (pass.clone(), schedule.priority());
             tokio::task::spawn_blocking(move || pass.decode(encoded, &buffer_sender, &empties, priority()))
         };
         let walking = {
-            let (pass, store) = (self.clone(), Arc::clone(store));
+            let (pass, store) = (pass.clone(), Arc::clone(store));
             // Where the pass is not shown, what it shows is dropped.
             let (partial, priority) = (partial.map_or_else(Arc::default, Arc::clone), schedule.priority());
             tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &partial, priority()))
@@ -240,7 +251,7 @@ impl FirstPass {
             loop {
                 let piece = tokio::select! {
                     biased;
-                    piece = stream.next() => piece,
+                    piece = blob.next() => piece,
                     // What readers were shown of this pass cannot be taken back.
                     () = &mut overtaken, if partial.is_none() => {
                         given_up = true;
@@ -277,8 +288,8 @@ impl FirstPass {
         }
         // The first cause is reported: a cut stream also looks like a codec error.
         fetched.map_err(failed)?;
-        let walked = match decoded {
-            Ok(()) => walked?,
+        let (walked, narrowed) = match decoded {
+            Ok(narrowed) => (walked?, narrowed),
             // The walker has ended before, and says why.
             Err(Undecoded::Unwanted) => {
                 return Err(walked.err().unwrap_or_else(|| PassError::Ended { layer: layer() }));
@@ -290,19 +301,38 @@ impl FirstPass {
             }
         };
         self.check_blob(&digest, size)?;
-        let (pass, store) = (self.clone(), Arc::clone(store));
-        tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?.map(Some)
+        let store = Arc::clone(store);
+        let published = tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?;
+        match (published, narrowed) {
+            // Its frames may refer to bytes that were not held any more.
+            (Err(PassError::DiffId { layer, .. }), Some(cause)) => Err(PassError::Codec { layer, cause }),
+            (published, _) => published.map(Some),
+        }
     }
 
-    /// First stage: decodes the blob, passes buffers on.
+    /// This pass, over a blob that begins with these bytes.
+    fn as_it_begins(&self, first: &[u8]) -> Result<Self, CodecError> {
+        let compression = compression_of(first, self.compression)?;
+        if compression != self.compression {
+            tracing::warn!(
+                layer = %self.blob.digest, media_type = self.blob.media_type.as_str(), ?compression,
+                "the media type of a layer is wrong; it is read as what it begins like"
+            );
+        }
+        Ok(Self { compression, ..self.clone() })
+    }
+
+    /// First stage: decodes the blob, passes buffers on. Returns the frame that asked for more memory than it was given,
+    /// if one did.
     fn decode(
         &self,
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
         buffers: &std::sync::mpsc::SyncSender<Decoded>,
         empties: &std::sync::mpsc::Receiver<Filled>,
         mut priority: ThreadPriority,
-    ) -> Result<(), Undecoded> {
-        let mut decoder = LayerDecoder::first_pass(self.compression, self.codec_limits)?;
+    ) -> Result<Option<CodecError>, Undecoded> {
+        let limits = self.codec_limits.of_blob(self.blob.size);
+        let mut decoder = LayerDecoder::first_pass(self.compression, limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
         let mut failed = None;
         while let Some(piece) = pieces.blocking_recv() {
@@ -322,7 +352,8 @@ impl FirstPass {
             None => decoder.finish()?,
             Some(cause) => return Err(cause.into()),
         }
-        pass_on(&mut out, &mut decoder, buffers, empties)
+        pass_on(&mut out, &mut decoder, buffers, empties)?;
+        Ok(decoder.narrowed())
     }
 
     /// Second stage: hashes and cuts the decoded stream, walks the tar, writes the content.
@@ -370,8 +401,9 @@ impl FirstPass {
             None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
+        let padding = diff_id.as_ref().and_then(|so_far| missing_padding(so_far, &self.diff_id));
         let (diff_id, content) = (diff_id.map(Hasher::finish), content.into_content());
-        Ok(Walked { diff_id, size: at, tree, spans: spans.done, windows, content })
+        Ok(Walked { diff_id, padding, size: at, tree, spans: spans.done, windows, content })
     }
 
     fn name(&self) -> LayerName<'_> {
@@ -398,7 +430,7 @@ impl FirstPass {
         let actual = walked.diff_id.unwrap_or_else(|| self.blob.digest.clone());
         if actual != self.diff_id {
             let (layer, expected) = (self.blob.digest.clone(), self.diff_id.clone());
-            return Err(PassError::DiffId { layer, expected, actual });
+            return Err(PassError::DiffId { layer, expected, actual, padding: walked.padding });
         }
         let tree = walked.tree?;
         // A process that was waited for in vain, or has waited in vain for this one, may have ended first.
@@ -501,6 +533,19 @@ pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<
     }
 }
 
+/// Whether a tar of which so much was hashed is the `wanted` one but for zeros at its end, and how many. Skopeo 1.9 drops
+/// what pads a tar when it writes zstd:chunked, and keeps the diff_id.
+fn missing_padding(so_far: &Hasher, wanted: &Digest) -> Option<u64> {
+    if so_far.clone().finish() == *wanted {
+        return None;
+    }
+    let (mut hasher, block) = (so_far.clone(), [0; 512]);
+    (1..=MOST_PADDING / 512).find_map(|blocks| {
+        hasher.update(&block);
+        (hasher.clone().finish() == *wanted).then_some(blocks * 512)
+    })
+}
+
 /// A buffer of decoded bytes, the marks that lie in it, and the windows completed in it.
 struct Decoded {
     buffer: Filled,
@@ -524,6 +569,8 @@ impl From<CodecError> for Undecoded {
 struct Walked {
     /// `None` where it is the blob's digest.
     diff_id: Option<Digest>,
+    /// Zeros with which it would be the one that is expected.
+    padding: Option<u64>,
     size: DecodedOffset,
     tree: Result<LayerTree, PassError>,
     spans: Vec<Span>,
@@ -560,6 +607,8 @@ fn pass_on(
     buffers.send(decoded).map_err(|_| Undecoded::Unwanted)
 }
 
+/// GNU tar pads to records of 10 KiB, or of as much as it is told.
+const MOST_PADDING: u64 = 64 << 10;
 /// Bytes received between two notes of that to processes that wait.
 const NOTED: u64 = 64 << 10;
 /// A note is no older while anything comes.

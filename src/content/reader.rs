@@ -15,7 +15,7 @@ use super::in_flight::Arrival;
 use super::open_layer::{Cached, ContentStats, Look, Looked, OpenLayer};
 use super::schedule::Scheduler;
 use super::scope::MountScope;
-use crate::descriptor::{Compression, Descriptor};
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::offsets::DecodedOffset;
@@ -55,14 +55,8 @@ pub struct Missing {
 
 impl LayerReader {
     /// The content of a layer, as far as it is cached; the rest comes from `source` when it is read.
-    pub fn new(
-        layer: Arc<OpenLayer>,
-        blob: Descriptor,
-        compression: Compression,
-        source: Arc<dyn BlobSource>,
-        scope: Arc<MountScope>,
-    ) -> Self {
-        let fetcher = Arc::new(Fetcher::new(Arc::clone(&layer), blob.clone(), compression, source, scope));
+    pub fn new(layer: Arc<OpenLayer>, blob: Descriptor, source: Arc<dyn BlobSource>, scope: Arc<MountScope>) -> Self {
+        let fetcher = Arc::new(Fetcher::new(Arc::clone(&layer), blob.clone(), source, scope));
         let scheduler = Scheduler::new(Arc::clone(&fetcher));
         Self { layer, blob, fetcher, scheduler, advised_to: AtomicU64::new(0) }
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use rustix::io::Errno;
 
+use crate::codec::CodecError;
 use crate::content::{PassError, TransferError};
 use crate::fuse::{MountError, UnmountError};
 use crate::host::cover::Covers;
@@ -244,8 +245,20 @@ fn layer(failure: &LayerFailure) -> Report {
             let inner = source(cause);
             told(inner.code).maybe_hint(inner.hint)
         }
+        LayerFailure::Pass(PassError::DiffId { padding: Some(_), .. }) => told(Code::Verification).hint(
+            "skopeo 1.9 loses the padding of a tar when it writes zstd:chunked; copy the image again with a newer skopeo, \
+             or with `--dest-compress-format gzip`",
+        ),
         LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => {
             told(Code::Verification).hint("the image or its transport is broken; nothing of the layer is kept")
+        }
+        LayerFailure::Pass(PassError::Codec { cause: CodecError::ZstdWindow { .. }, .. }) => told(Code::Failure)
+            .hint("compress the layer again with a smaller window: at most `zstd --long=28`, or without `--long`"),
+        LayerFailure::Pass(PassError::Codec { cause: CodecError::TooLong { .. } | CodecError::Ratio { .. }, .. }) => {
+            told(Code::Failure)
+        }
+        LayerFailure::Pass(PassError::Codec { cause: CodecError::Foreign { .. }, .. }) => {
+            told(Code::Failure).hint("push the image again with a current tool; layers are tar, tar+gzip or tar+zstd")
         }
         LayerFailure::Pass(PassError::Codec { .. } | PassError::Tar { .. }) | LayerFailure::ShownOtherwise { .. } => {
             told(Code::Verification)

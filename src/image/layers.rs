@@ -428,7 +428,6 @@ impl Layers {
         State::Ready(Arc::new(LayerReader::new(
             open,
             slot.pass.blob.clone(),
-            slot.pass.compression,
             Arc::clone(&self.source),
             Arc::clone(&self.scope),
         )))

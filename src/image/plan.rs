@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::descriptor::{Compression, Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step};
-use crate::offsets::BlobOffset;
 use crate::platform::Platform;
 use crate::reference::{Place, Reference};
 use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
@@ -348,8 +347,7 @@ impl Resolver<'_> {
         let bytes = match self.at_hand("the configuration", descriptor)? {
             Some(bytes) => bytes,
             None => {
-                let whole = BlobOffset(0)..BlobOffset(descriptor.size);
-                let bytes = self.source.read_at(descriptor, whole).await?;
+                let bytes = self.source.config(descriptor).await?;
                 let bytes = self.verified("the configuration", descriptor, bytes)?;
                 self.keep(descriptor, &bytes);
                 bytes

@@ -62,6 +62,11 @@ pub trait BlobSource: Send + Sync {
     /// difference in kind.
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>>;
 
+    /// An image configuration, by descriptor; at most [`CONFIG_LIMIT`] bytes.
+    fn config<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        self.read_at(descriptor, BlobOffset(0)..BlobOffset(descriptor.size))
+    }
+
     /// The bytes `range` of a blob, in order: exactly as many as the range is long, or an error.
     ///
     /// A body that is cut is resumed inside; a caller sees an error only when the source has given up.
@@ -71,7 +76,17 @@ pub trait BlobSource: Send + Sync {
         range: Range<BlobOffset>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>>;
 
-    /// The bytes `range` of a blob in one piece; for small ranges and for configurations.
+    /// As [`BlobSource::stream`]; where the source sends all of the blob whatever is asked for, all of it, from its
+    /// beginning. Returns which bytes these are.
+    fn stream_all_that_comes<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        range: Range<BlobOffset>,
+    ) -> BoxFuture<'a, Result<(Range<BlobOffset>, ByteStream), SourceError>> {
+        Box::pin(async move { Ok((range.clone(), self.stream(blob, range).await?)) })
+    }
+
+    /// The bytes `range` of a blob in one piece; for small ranges.
     fn read_at<'a>(
         &'a self,
         blob: &'a Descriptor,

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{Ask, Client, Thing, Wanted};
+use super::client::{Ask, Client, Ranges, Thing, Wanted};
 use super::http::{Fault, Reply};
 use super::patience::{Subject, Tries};
 use super::ranges::{Placement, RangeFault};
+use super::token::is_busy;
 use crate::digest::Digest;
 use crate::source::outage::Listening;
 use crate::source::{Outage, SourceError};
@@ -40,6 +41,8 @@ pub(super) struct Transfer {
     progress: u64,
     /// A server lied about ranges: take whole blobs only.
     whole_only: bool,
+    /// The whole blob was asked for, as a range of it was refused.
+    tried_whole: bool,
     /// Where it takes its turn; none for parts of something that has its place.
     queue: Option<Arc<Semaphore>>,
 }
@@ -79,8 +82,19 @@ impl Transfer {
         };
         tries.listening = Some(client.outages.listen(&digest));
         let what = crate::source::blob_name(&digest);
-        let mut transfer =
-            Self { client, digest, size, what, wanted, body: None, tries, progress: 0, whole_only: false, queue };
+        let mut transfer = Self {
+            client,
+            digest,
+            size,
+            what,
+            wanted,
+            body: None,
+            tries,
+            progress: 0,
+            whole_only: false,
+            tried_whole: false,
+            queue,
+        };
         transfer.listens(Listening::begin);
         transfer.body = Some(transfer.open().await?);
         transfer.listens(|listening| listening.end(0));
@@ -90,6 +104,24 @@ impl Transfer {
     /// Whether the server took notice of the range.
     pub(super) fn is_ranged(&self) -> bool {
         self.body.as_ref().is_none_or(|body| body.placement.ranged)
+    }
+
+    /// Wants all of the blob, of a server that has begun to send it whatever was asked for.
+    pub(super) fn take_all(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.placement = Placement { skip: 0, take: self.size, ranged: false };
+        }
+        self.wanted = 0..self.size;
+        if let Some(queue) = self.queue.as_mut().filter(|_| self.size > SHORT) {
+            // It is none of the short ones any more, and it has begun: it takes a place of the others if there is one.
+            *queue = Arc::clone(&self.client.long);
+            self.tries.place = Arc::clone(queue).try_acquire_owned().ok();
+        }
+    }
+
+    /// What is still to come.
+    pub(super) fn wanted(&self) -> &Range<u64> {
+        &self.wanted
     }
 
     /// Wants the bytes up to `end` as well, of a server that has begun to send the whole blob.
@@ -185,41 +217,72 @@ impl Transfer {
     }
 
     async fn open(&mut self) -> Result<Body, SourceError> {
+        // The whole blob is asked for, as it may be for its range that a request was refused.
+        let mut trial = false;
         loop {
             let all = self.wanted == (0..self.size);
-            let whole = all || self.whole_only;
+            let known = self.client.ranges_of(&self.digest);
+            let whole = all || self.whole_only || trial || known == Some(Ranges::Refused);
+            let doubtful = !whole && known.is_none() && !self.tried_whole;
+            let overcomes = match (trial, doubtful) {
+                (true, _) => 0,
+                (false, true) => 1,
+                (false, false) => u32::MAX,
+            };
             let wanted = || Wanted { digest: &self.digest, size: self.size, bytes: &self.wanted, whole };
-            let ask = Ask { method: Method::GET, thing: Thing::Blob(wanted()), what: &self.what };
+            let ask = Ask { method: Method::GET, thing: Thing::Blob(wanted()), what: &self.what, overcomes };
             let mut reply = self.client.ask(&ask, &mut self.tries).await.inspect_err(|error| self.note(error))?;
             if reply.status().is_success() {
                 self.client.outages.refused(None);
             }
             match wanted().place(&reply) {
                 Ok(placement) => {
-                    if !placement.ranged && !all && !self.client.unranged.swap(true, Ordering::Relaxed) {
-                        tracing::debug!(host = reply.host, "the server ignores ranges");
-                    }
-                    if self.client.unranged.load(Ordering::Relaxed) {
-                        // What is cut here would come once more from its beginning.
-                        reply.be_patient(self.client.deadlines.patience);
-                    }
+                    self.note_ranges(&placement, whole, &mut reply);
                     return Ok(Body { reply, placement });
                 }
+                Err(RangeFault::Status(status)) if doubtful && may_be_about_ranges(status) => {
+                    tracing::debug!(host = reply.host, %status, "a range is refused; asking for the whole blob");
+                    (trial, self.tried_whole) = (true, true);
+                }
+                // That was not it: the server is away, whatever it is asked for.
+                Err(RangeFault::Status(status)) if trial && is_busy(status) => trial = false,
                 Err(RangeFault::Status(_)) => {
                     let error = self.client.refusal(&mut reply, &self.what).await;
                     self.note(&error);
                     return Err(error);
                 }
-                Err(fault) if fault.is_about_ranges() && !self.whole_only && !all => {
+                Err(fault) if fault.is_about_ranges() && !whole => {
                     tracing::warn!(
                         "{} sent a wrong answer to a range request: {fault}; asking for the whole blob",
                         reply.host
                     );
                     self.whole_only = true;
                 }
-                Err(fault) => return Err(self.client.protocol(&self.what, fault.to_string())),
+                Err(fault) => {
+                    let label =
+                        reply.foreign_encoding().map(|label| format!(", and is labelled as encoded: `{label}`"));
+                    let why = format!("{fault}{}", label.unwrap_or_default());
+                    return Err(self.client.protocol(&self.what, why));
+                }
             }
         }
+    }
+
+    /// Remembers what an answer says about ranges, where one was `wanted` and not all.
+    fn note_ranges(&self, placement: &Placement, asked_whole: bool, reply: &mut Reply) {
+        if placement.ranged {
+            return self.client.note_ranges(&self.digest, Ranges::Served);
+        }
+        if self.wanted == (0..self.size) {
+            return;
+        }
+        if asked_whole {
+            self.client.note_ranges(&self.digest, Ranges::Refused);
+        } else if !self.client.unranged.swap(true, Ordering::Relaxed) {
+            tracing::debug!(host = reply.host, "the server ignores ranges");
+        }
+        // What is cut here would come once more from its beginning.
+        reply.be_patient(self.client.deadlines.patience);
     }
 
     /// A refusal is shown to whoever asks how the mount is, until something is granted.
@@ -243,6 +306,11 @@ impl Transfer {
         self.client.transport.counters.resumptions.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Whether a server may refuse a range in this way and give the whole blob. Others of these say clearly what they are about.
+fn may_be_about_ranges(status: StatusCode) -> bool {
+    (status.is_client_error() || status.is_server_error()) && !matches!(status.as_u16(), 401 | 404 | 429)
 }
 
 /// A place in a queue, in turn.

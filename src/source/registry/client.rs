@@ -30,6 +30,7 @@ use crate::descriptor::MediaType;
 use crate::digest::Digest;
 use crate::source::outage::{OnOutage, Outages};
 use crate::source::{Outage, SourceError};
+use crate::sync::lock;
 
 /// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
 const MAX_LOCATIONS: usize = 1024;
@@ -58,6 +59,8 @@ pub(super) struct Client {
     pub(super) locations: Mutex<HashMap<Digest, Url>>,
     /// Some server has answered a range request with the whole blob.
     pub(super) unranged: AtomicBool,
+    /// What is known of ranges, blob by blob.
+    pub(super) ranges: Mutex<HashMap<Digest, Ranges>>,
     /// Long transfers and short ones wait in different queues, so that a reader who needs a page
     /// never waits for somebody's layer to end.
     pub(super) long: Arc<Semaphore>,
@@ -78,9 +81,12 @@ pub(super) struct Ask<'a> {
     pub(super) thing: Thing<'a>,
     /// For messages.
     pub(super) what: &'a str,
+    /// How many refusals that may pass are overcome; the next one is the answer.
+    pub(super) overcomes: u32,
 }
 
 /// What a question is about.
+#[derive(Clone, Copy)]
 pub(super) enum Thing<'a> {
     /// By tag or digest.
     Manifest(&'a str),
@@ -89,6 +95,7 @@ pub(super) enum Thing<'a> {
 }
 
 /// Bytes of a blob.
+#[derive(Clone, Copy)]
 pub(super) struct Wanted<'a> {
     pub(super) digest: &'a Digest,
     /// Of the blob, in bytes.
@@ -104,6 +111,15 @@ enum Shortcut {
     Take,
     /// It failed once already.
     Avoid,
+}
+
+/// What is known of ranges of a blob.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Ranges {
+    /// They are to be had.
+    Served,
+    /// They are refused, and the whole blob is to be had.
+    Refused,
 }
 
 impl Wanted<'_> {
@@ -134,9 +150,9 @@ impl Ask<'_> {
 impl Client {
     /// The registry's answer, of whatever status but those that can be overcome.
     ///
-    /// The body is not compressed. `tries` limits this question together with those before it.
+    /// `tries` limits this question together with those before it.
     pub(super) async fn ask(&self, ask: &Ask<'_>, tries: &mut Tries) -> Result<Reply, SourceError> {
-        let mut logins = 0;
+        let (mut logins, mut overcome) = (0, 0);
         let mut candidates = self.bases.iter();
         let mut base = self.settled.get().or_else(|| candidates.next()).expect("there is a base");
         let mut first_fault = None;
@@ -246,8 +262,11 @@ impl Client {
             let away = redirected || (known.is_some() && who.is_none());
             // A signature that was fresh a moment ago and is refused: a new one may be better.
             let unsigned = away && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            if is_busy(status) || unsigned {
-                let asked = reply.retry_after();
+            let asked = reply.retry_after();
+            // One that says when to come again means what it says.
+            let lasting = overcome >= ask.overcomes && asked.is_none() && status != StatusCode::TOO_MANY_REQUESTS;
+            if (is_busy(status) || unsigned) && !lasting {
+                overcome += 1;
                 let said = reply.said().await;
                 let mut fault = format!("{} answered {said}", reply.host);
                 if let Some(asked) = asked.filter(|asked| !asked.is_zero()) {
@@ -260,14 +279,8 @@ impl Client {
                 }
                 continue;
             }
-            if status.is_success() {
-                if let Some(encoding) = reply.foreign_encoding() {
-                    let why = format!("it is encoded as `{encoding}`, though only `identity` was accepted");
-                    return Err(self.protocol(ask.what, why));
-                }
-                if (reply.redirected && away) || elsewhere.is_some() {
-                    self.remember(&ask.thing, &reply.url);
-                }
+            if status.is_success() && ((reply.redirected && away) || elsewhere.is_some()) {
+                self.remember(&ask.thing, &reply.url);
             }
             return Ok(reply);
         }
@@ -453,6 +466,23 @@ impl Client {
             _ => false,
         };
         passing && self.outages.are_outlasted()
+    }
+
+    /// What is known of ranges of this blob, if anything.
+    pub(super) fn ranges_of(&self, blob: &Digest) -> Option<Ranges> {
+        lock(&self.ranges).get(blob).copied()
+    }
+
+    /// Notes what the first range of a blob has come to.
+    pub(super) fn note_ranges(&self, blob: &Digest, are: Ranges) {
+        let mut ranges = lock(&self.ranges);
+        if ranges.contains_key(blob) {
+            return;
+        }
+        if ranges.len() >= MAX_LOCATIONS {
+            ranges.clear();
+        }
+        ranges.insert(blob.clone(), are);
     }
 
     fn location(&self, thing: &Thing<'_>) -> Option<Url> {

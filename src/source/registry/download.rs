@@ -79,13 +79,15 @@ struct Part {
 type Held = (Bytes, OwnedSemaphorePermit);
 
 impl Download {
-    /// Asks for the first part of `wanted` and returns when its answer is good.
+    /// Asks for the first part of `wanted` and returns when its answer is good; what will come is `wanted`, or, with
+    /// `all`, all that comes in any case.
     pub(super) async fn start(
         client: Arc<Client>,
         digest: Digest,
         size: u64,
-        wanted: Range<u64>,
-    ) -> Result<Self, SourceError> {
+        mut wanted: Range<u64>,
+        all: bool,
+    ) -> Result<(Range<u64>, Self), SourceError> {
         let permit = client.long.clone().acquire_owned().await.expect("the queues are never closed");
         let counted = Taken::download(&client);
         let (length, number) = {
@@ -95,7 +97,10 @@ impl Download {
         let mut first = wanted.start..wanted.start + length;
         let connection = Taken::connection(&client);
         let mut transfer = Transfer::start(client.clone(), digest.clone(), size, first.clone(), None).await?;
-        if !transfer.is_ranged() {
+        if !transfer.is_ranged() && all {
+            transfer.take_all();
+            (first, wanted) = (0..size, 0..size);
+        } else if !transfer.is_ranged() {
             transfer.go_on_to(wanted.end);
             first.end = wanted.end;
         }
@@ -103,7 +108,7 @@ impl Download {
         let parts = VecDeque::new();
         let mut download = Self { client, digest, size, parts, rest, number, _counted: counted, _permit: permit };
         download.add(first, connection, None, std::future::ready(Ok(transfer)));
-        Ok(download)
+        Ok((wanted, download))
     }
 
     /// The next bytes; `None` after the last.

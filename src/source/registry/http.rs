@@ -17,6 +17,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, Method, StatusCode, Url};
 
+use super::encoding;
 use super::origin::{self, Forbidden, MAX_REDIRECTS, Origin, Reach};
 use super::patience::Deadlines;
 use super::ranges::decimal;
@@ -354,12 +355,21 @@ impl Reply {
         }
     }
 
-    /// A Content-Encoding that was not asked for.
+    /// What the body is said to be encoded as, though that was not asked for.
     pub(super) fn foreign_encoding(&self) -> Option<String> {
         let values = self.headers().get_all(CONTENT_ENCODING).iter();
-        let mut foreign =
-            values.filter(|value| !value.is_empty() && !value.as_bytes().eq_ignore_ascii_case(b"identity"));
-        foreign.next().map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
+        let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let names = names.map(|name| String::from_utf8_lossy(name.trim_ascii()));
+        let foreign: Vec<_> = names.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity")).collect();
+        (!foreign.is_empty()).then(|| shown(&foreign.join(", ")))
+    }
+
+    /// As [`Reply::body`], for text that may be encoded and that no digest describes.
+    pub(super) async fn text(&mut self, limit: usize) -> Result<Bytes, Fault> {
+        let body = self.body(limit).await?;
+        let label = self.foreign_encoding();
+        // What is not decoded will not be understood either.
+        Ok(encoding::document(body.clone(), label.as_deref(), limit, encoding::is_plain).unwrap_or(body))
     }
 
     /// How long `Retry-After` asks to wait, in seconds or until a date. The date is seen from the server's own `Date`,

@@ -13,6 +13,7 @@
 //! | `challenge`, `login_file`, `credentials`, `refusals`, `token`, `auth` | who we are |
 //! | `access` | what becomes of a refusal |
 //! | `client` | question to answer, all of the above |
+//! | `encoding` | documents that were compressed on the way |
 //! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
 
@@ -23,6 +24,7 @@ mod challenge;
 mod client;
 mod credentials;
 mod download;
+mod encoding;
 mod http;
 mod login_file;
 mod origin;
@@ -53,7 +55,7 @@ use tokio::sync::Semaphore;
 
 use self::access::Logins;
 use self::blob::Transfer;
-use self::client::{Ask, Client, Thing};
+use self::client::{Ask, Client, Ranges, Thing, Wanted};
 use self::download::{Cut, Download};
 use self::http::{Counters, Fault, Reply, Transport};
 use self::origin::{Origin, Reach};
@@ -61,7 +63,7 @@ use self::patience::{Subject, Tries};
 use self::ranges::decimal;
 use self::tls::Verify;
 use super::outage::Outages;
-use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError};
+use super::{BlobSource, BoxFuture, ByteStream, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
 use crate::offsets::BlobOffset;
@@ -192,6 +194,7 @@ impl RegistrySource {
             host,
             locations: std::sync::Mutex::default(),
             unranged: std::sync::atomic::AtomicBool::new(false),
+            ranges: std::sync::Mutex::default(),
             long: Arc::new(Semaphore::new(options.connections.max(1))),
             short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
             cut: Cut::default(),
@@ -225,14 +228,17 @@ impl RegistrySource {
         let reference = self.name.manifest_name();
         let what = manifest_name(&reference);
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
-        let ask = Ask { method: Method::HEAD, thing: Thing::Manifest(&reference), what: &what };
+        let thing = Thing::Manifest(&reference);
+        let ask = Ask { method: Method::HEAD, thing, what: &what, overcomes: u32::MAX };
         // Who asks may have something else to go by.
         let reply = self.client.ask(&ask, &mut self.tries().within(HEAD_PATIENCE)).await?;
         if reply.status() != StatusCode::OK {
             // It may not know HEAD, and if it does, only GET brings the reason.
             return Ok(None);
         }
-        let length = reply.header(CONTENT_LENGTH.as_str()).and_then(decimal);
+        // Of something encoded, the length is another.
+        let length = reply.header(CONTENT_LENGTH.as_str()).filter(|_| reply.foreign_encoding().is_none());
+        let length = length.and_then(decimal);
         let Some(size) = length.filter(|size| (1..=MANIFEST_LIMIT).contains(size)) else { return Ok(None) };
         let Some(media_type) = known_type(&reply) else { return Ok(None) };
         let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
@@ -247,11 +253,19 @@ impl RegistrySource {
     async fn fetch_root(&self) -> Result<(Descriptor, Untrusted<Bytes>), SourceError> {
         let reference = self.name.manifest_name();
         let what = manifest_name(&reference);
-        let (reply, body) = self.document(&reference, &what, MANIFEST_LIMIT).await?;
-        let media_type = self.kind(&reply, &body)?;
-        let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
         // Both have a say: the digest in the reference, and the one the registry claims.
-        for expected in self.name.digest().into_iter().chain(&served) {
+        let served = |reply: &Reply| reply.header("docker-content-digest")?.parse::<Digest>().ok();
+        let right = |reply: &Reply, body: &[u8]| {
+            let served = served(reply);
+            let mut expected = self.name.digest().into_iter().chain(&served).peekable();
+            if expected.peek().is_none() {
+                return encoding::is_plain(body);
+            }
+            expected.all(|expected| Digest::of(expected.algorithm(), body) == *expected)
+        };
+        let (reply, body) = self.document(Thing::Manifest(&reference), &what, MANIFEST_LIMIT, right).await?;
+        let media_type = self.kind(&reply, &body)?;
+        for expected in self.name.digest().into_iter().chain(&served(&reply)) {
             self.compare(&what, expected, &body)?;
         }
         let digest = self.name.digest().cloned().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
@@ -276,7 +290,8 @@ impl RegistrySource {
             let why = format!("{what} has {} bytes; at most {MANIFEST_LIMIT} are read", wanted.size);
             return Err(SourceError::Unsupported { place: self.client.place(), why, hint: None });
         }
-        let (reply, body) = self.document(&reference, &what, wanted.size).await?;
+        let right = |_: &Reply, body: &[u8]| is_described(wanted, body);
+        let (reply, body) = self.document(Thing::Manifest(&reference), &what, wanted.size, right).await?;
         if body.len() as u64 != wanted.size {
             let why = format!("it has {} bytes instead of {}", body.len(), wanted.size);
             return Err(self.client.protocol(&what, why));
@@ -290,20 +305,43 @@ impl RegistrySource {
         Ok(Untrusted::new(body))
     }
 
-    /// A document of at most `limit` bytes; one that is cut is fetched again.
-    async fn document(&self, reference: &str, what: &str, limit: u64) -> Result<(Reply, Bytes), SourceError> {
+    async fn fetch_config(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
+        let what = super::blob_name(&wanted.digest);
+        if wanted.size > CONFIG_LIMIT {
+            let why = format!("{what} has {} bytes; at most {CONFIG_LIMIT} are read", wanted.size);
+            return Err(SourceError::Unsupported { place: self.client.place(), why, hint: None });
+        }
+        let (digest, bytes) = (&wanted.digest, 0..wanted.size);
+        let thing = Thing::Blob(Wanted { digest, size: wanted.size, bytes: &bytes, whole: true });
+        let right = |_: &Reply, body: &[u8]| is_described(wanted, body);
+        let (_, body) = self.document(thing, &what, wanted.size, right).await?;
+        Ok(Untrusted::new(body))
+    }
+
+    /// A document of at most `limit` bytes, decoded if it is only `right` then; one that is cut is fetched again.
+    async fn document(
+        &self,
+        thing: Thing<'_>,
+        what: &str,
+        limit: u64,
+        right: impl Fn(&Reply, &[u8]) -> bool,
+    ) -> Result<(Reply, Bytes), SourceError> {
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
         let client = &self.client;
         let mut tries = self.tries();
+        let ask = Ask { method: Method::GET, thing, what, overcomes: u32::MAX };
+        let limit = usize::try_from(limit).expect("documents are limited to a few MiB");
         loop {
-            let ask = Ask { method: Method::GET, thing: Thing::Manifest(reference), what };
             let mut reply = client.ask(&ask, &mut tries).await?;
             if reply.status() != StatusCode::OK {
                 return Err(client.refusal(&mut reply, what).await);
             }
-            let limit = usize::try_from(limit).expect("documents are limited to a few MiB");
-            match reply.body(limit).await {
-                Ok(body) => return Ok((reply, body)),
+            let label = reply.foreign_encoding();
+            match reply.body(if label.is_some() { limit + encoding::OVERHEAD } else { limit }).await {
+                Ok(body) => {
+                    let body = encoding::document(body, label.as_deref(), limit, |body| right(&reply, body));
+                    return body.map(|body| (reply, body)).map_err(|why| client.protocol(what, why));
+                }
                 Err(Fault::TooLong { .. }) => {
                     return Err(client.protocol(what, format!("it has more than {limit} bytes")));
                 }
@@ -393,36 +431,64 @@ impl BlobSource for RegistrySource {
         Box::pin(self.fetch_manifest(descriptor))
     }
 
+    fn config<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        Box::pin(self.fetch_config(descriptor))
+    }
+
     fn stream<'a>(
         &'a self,
         blob: &'a Descriptor,
         range: Range<BlobOffset>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
-        Box::pin(async move {
-            let range = range.start.0..range.end.0;
-            if range.start > range.end || range.end > blob.size {
-                let why = format!("bytes {} to {} are wanted of {}", range.start, range.end, blob.size);
-                return Err(self.client.protocol(&super::blob_name(&blob.digest), why));
+        Box::pin(async move { Ok(self.begin(blob, range, false).await?.1) })
+    }
+
+    fn stream_all_that_comes<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        range: Range<BlobOffset>,
+    ) -> BoxFuture<'a, Result<(Range<BlobOffset>, ByteStream), SourceError>> {
+        Box::pin(self.begin(blob, range, true))
+    }
+}
+
+impl RegistrySource {
+    /// Asks for a range of a blob; returns what will come of it: that range, or, with `all`, all that comes in any case.
+    async fn begin(
+        &self,
+        blob: &Descriptor,
+        range: Range<BlobOffset>,
+        all: bool,
+    ) -> Result<(Range<BlobOffset>, ByteStream), SourceError> {
+        if range.start > range.end || range.end.0 > blob.size {
+            let why = format!("bytes {} to {} are wanted of {}", range.start, range.end, blob.size);
+            return Err(self.client.protocol(&super::blob_name(&blob.digest), why));
+        }
+        if range.start == range.end {
+            return Ok((range, ByteStream::new(stream::empty())));
+        }
+        let (client, digest, wanted) = (self.client.clone(), blob.digest.clone(), range.start.0..range.end.0);
+        let large = wanted.end - wanted.start > 2 * client.cut.alone;
+        let ranged = self.serves_ranges() && client.ranges_of(&digest) != Some(Ranges::Refused);
+        let (comes, coming) = if large && ranged {
+            let (comes, download) = Download::start(client, digest, blob.size, wanted, all).await?;
+            (comes, Coming::InParts(download))
+        } else {
+            let mut transfer = Transfer::queued(client, digest, blob.size, wanted).await?;
+            if all && !transfer.is_ranged() {
+                transfer.take_all();
             }
-            if range.is_empty() {
-                return Ok(ByteStream::new(stream::empty()));
+            (transfer.wanted().clone(), Coming::Whole(Box::new(transfer)))
+        };
+        let stream = stream::unfold(Some(coming), |coming| async move {
+            let mut coming = coming?;
+            match coming.next().await {
+                Ok(Some(piece)) => Some((Ok(piece), Some(coming))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
             }
-            let (client, digest) = (self.client.clone(), blob.digest.clone());
-            let large = range.end - range.start > 2 * client.cut.alone;
-            let coming = if large && self.serves_ranges() {
-                Coming::InParts(Download::start(client, digest, blob.size, range).await?)
-            } else {
-                Coming::Whole(Box::new(Transfer::queued(client, digest, blob.size, range).await?))
-            };
-            Ok(ByteStream::new(stream::unfold(Some(coming), |coming| async move {
-                let mut coming = coming?;
-                match coming.next().await {
-                    Ok(Some(piece)) => Some((Ok(piece), Some(coming))),
-                    Ok(None) => None,
-                    Err(error) => Some((Err(error), None)),
-                }
-            })))
-        })
+        });
+        Ok((BlobOffset(comes.start)..BlobOffset(comes.end), ByteStream::new(stream)))
     }
 }
 
@@ -443,6 +509,11 @@ impl Coming {
 
 fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
     Descriptor { media_type, digest, size, data: None, annotations: std::collections::BTreeMap::new() }
+}
+
+/// Whether this is what a descriptor names.
+fn is_described(wanted: &Descriptor, body: &[u8]) -> bool {
+    body.len() as u64 == wanted.size && Digest::of(wanted.digest.algorithm(), body) == wanted.digest
 }
 
 fn known_type(reply: &Reply) -> Option<MediaType> {

@@ -68,6 +68,13 @@ impl Said {
         Self { bytes: text.into_bytes(), then: Then::Keep, held: None }
     }
 
+    /// With one more header.
+    pub(super) fn labelled(mut self, name: &str, value: &str) -> Self {
+        let end = self.bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 2;
+        self.bytes.splice(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self
+    }
+
     /// Not a byte.
     pub(super) fn nothing() -> Self {
         Self { bytes: Vec::new(), then: Then::Keep, held: None }

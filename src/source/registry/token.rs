@@ -96,7 +96,7 @@ impl<'a> TokenServer<'a> {
             };
             match reply.status() {
                 StatusCode::OK | StatusCode::CREATED => {
-                    let body = match reply.body(TOKEN_LIMIT).await {
+                    let body = match reply.text(TOKEN_LIMIT).await {
                         Ok(body) => body,
                         Err(fault) if fault.is_passing() && tries.again().await => continue,
                         Err(fault) => return Err(AuthError::Unreachable(fault)),

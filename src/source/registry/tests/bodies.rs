@@ -200,16 +200,132 @@ async fn a_body_without_length_may_not_be_longer_than_the_blob() {
     assert!(matches!(result, Err(SourceError::Protocol { .. })), "{result:?}");
 }
 
+/// httpd's magic file, S3 stores that keep the header of an upload: the digest says what a blob is.
 #[tokio::test]
-async fn encoded_bodies_are_refused() {
+async fn labels_on_blobs_are_ignored() {
     let bytes = content();
-    for encoding in ["gzip", "identity, gzip", "br"] {
-        let server = Scripted::start(move |_| Said::new(200, &[("Content-Encoding", encoding)], [1; 9]));
+    for label in ["gzip", "x-gzip", "aws-chunked", "identity, gzip", "br"] {
+        let served = bytes.clone();
+        let server = Scripted::start(move |asked| serve(asked, &served).labelled("Content-Encoding", label));
         let bench = bench(&server, None);
-        let Err(SourceError::Protocol { why, .. }) = read(&bench, &blob(&bytes), 0..9).await else { panic!() };
-        assert!(why.contains(encoding), "{why}");
-        assert!(bench.source.root().await.is_err());
+        for range in [0..200_000, 5..10] {
+            let wanted = &bytes[range.start as usize..range.end as usize];
+            assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted, "{label}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_blob_that_was_encoded_on_the_way_is_refused_by_its_size() {
+    let bytes = content();
+    let server = Scripted::start(move |_| Said::new(200, &[("Content-Encoding", "gzip")], [1; 9]));
+    let result = read(&bench(&server, None), &blob(&bytes), 0..200_000).await;
+    let Err(SourceError::Protocol { why, .. }) = result else { panic!("{result:?}") };
+    assert!(why.contains("should have 200000 bytes") && why.contains("labelled as encoded: `gzip`"), "{why}");
+}
+
+#[tokio::test]
+async fn documents_that_were_encoded_on_the_way_are_decoded() {
+    use std::io::Write as _;
+
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(MANIFEST.as_bytes()).unwrap();
+    let encoded = encoder.finish().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
+    let named = digest.to_string();
+    for (label, says_digest, sends, fits) in [
+        (Some("gzip"), false, encoded.clone(), true),
+        (Some("x-gzip"), true, encoded.clone(), true),
+        (Some("gzip"), true, MANIFEST.into(), true),
+        (Some("br"), false, MANIFEST.into(), true),
+        (None, true, encoded.clone(), false),
+        (Some("br"), true, encoded.clone(), false),
+        (Some("gzip"), true, encoded[..20].to_vec(), false),
+    ] {
+        let named = named.clone();
+        let (what, sends) = (format!("{label:?} {says_digest} {fits}"), Bytes::from(sends));
+        let server = Scripted::start(move |_| {
+            let said = Said::new(200, &[("Content-Type", OCI)], &sends);
+            let said = if says_digest { said.labelled("Docker-Content-Digest", &named) } else { said };
+            match label {
+                Some(label) => said.labelled("Content-Encoding", label),
+                None => said,
+            }
+        });
+        let bench = bench(&server, None);
+        let wanted = descriptor(MediaType::OciManifest, digest.clone(), MANIFEST.len() as u64);
+        let found = bench.source.root().await.map(|(descriptor, _)| descriptor);
+        assert_eq!(found.as_ref().ok(), fits.then_some(&wanted), "{what}: {found:?}");
+        for document in [bench.source.manifest(&wanted).await, bench.source.config(&wanted).await] {
+            let document = document.map(Untrusted::into_unverified).ok().filter(|bytes| bytes == MANIFEST);
+            assert_eq!(document.is_some(), fits, "{what}");
+        }
+    }
+}
+
+/// Storage that has the blob, and refuses a part of it in its own way.
+#[tokio::test]
+async fn where_ranges_are_refused_the_whole_blob_is_taken_once_and_for_all() {
+    let bytes = content();
+    for (status, tries) in [(400, 1), (403, 1), (405, 1), (416, 1), (418, 1), (501, 1), (500, 2), (503, 2)] {
+        let served = bytes.clone();
+        let server = Scripted::start(move |asked| match asked.range() {
+            Some(_) => Said::new(status, &[], "<Error/>"),
+            None => Said::new(200, &[], &served),
+        });
+        let bench = bench(&server, None);
+        for range in [5..10, 100..110, 150_000..200_000] {
+            let wanted = &bytes[range.start as usize..range.end as usize];
+            assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted, "{status}");
+        }
+        let asked = server.asked();
+        let ranged = asked.iter().filter(|asked| asked.range().is_some()).count();
+        assert_eq!((ranged, asked.len() - ranged), (tries, 3), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_not_about_ranges_is_believed() {
+    let bytes = content();
+    for status in [401, 404, 429] {
+        let server = Scripted::start(move |_| Said::new(status, &[], "no"));
+        assert!(read(&bench(&server, None), &blob(&bytes), 5..10).await.is_err());
+        assert!(server.asked().iter().all(|asked| asked.range().is_some()), "{status}");
+    }
+    // What is refused as a whole, too.
+    let server = Scripted::start(move |_| Said::new(400, &[], "never"));
+    let Err(SourceError::Protocol { why, .. }) = read(&bench(&server, None), &blob(&bytes), 5..10).await else {
+        panic!()
+    };
+    assert!(why.contains("400 Bad Request (never)"), "{why}");
+    // Where ranges have come before.
+    let (served, before) = (bytes.clone(), AtomicUsize::new(0));
+    let server = Scripted::start(move |asked| match before.fetch_add(1, Ordering::SeqCst) {
+        0 => serve(asked, &served),
+        _ => Said::new(400, &[], "no more"),
+    });
+    let bench = bench(&server, None);
+    assert_eq!(read(&bench, &blob(&bytes), 5..10).await.unwrap(), bytes[5..10]);
+    assert!(read(&bench, &blob(&bytes), 5..10).await.is_err());
+    assert!(server.asked().iter().all(|asked| asked.range().is_some()));
+}
+
+/// A server that is in trouble whatever it is asked for, and is well again then.
+#[tokio::test]
+async fn trouble_that_passes_leaves_ranges_as_they_were() {
+    let bytes = content();
+    let (served, before) = (bytes.clone(), AtomicUsize::new(0));
+    let server = Scripted::start(move |asked| match before.fetch_add(1, Ordering::SeqCst) {
+        0..4 => Said::new(503, &[], "tired"),
+        _ => serve(asked, &served),
+    });
+    let bench = bench(&server, None);
+    for range in [5..10, 100..110] {
+        let wanted = &bytes[range.start as usize..range.end as usize];
+        assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted);
+    }
+    let asked: Vec<_> = server.asked().iter().map(|asked| asked.range().is_some()).collect();
+    assert_eq!(asked, [true, true, false, true, true, true]);
 }
 
 #[tokio::test]

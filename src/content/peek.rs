@@ -1,0 +1,50 @@
+//! The first bytes of a blob, which tell what it is, before the rest of it is taken.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::codec::MAGIC;
+use crate::source::{ByteStream, SourceError};
+use crate::trust::Untrusted;
+
+/// A blob that comes, and what has come of it already.
+pub(super) struct Peeked {
+    /// None once it has ended.
+    stream: Option<ByteStream>,
+    /// Its first bytes, [`MAGIC`] of them if it has so many.
+    pub(super) first: Bytes,
+    /// The pieces that they came in.
+    pieces: VecDeque<Bytes>,
+}
+
+impl Peeked {
+    /// Waits for the first bytes of `stream`.
+    pub(super) async fn new(stream: ByteStream) -> Result<Self, SourceError> {
+        let mut blob = Self { stream: Some(stream), first: Bytes::new(), pieces: VecDeque::new() };
+        let mut first = BytesMut::new();
+        while first.len() < MAGIC {
+            let Some(piece) = blob.more().await else { break };
+            let piece = piece?.into_unverified();
+            first.extend_from_slice(&piece[..piece.len().min(MAGIC - first.len())]);
+            blob.pieces.push_back(piece);
+        }
+        Ok(Self { first: first.freeze(), ..blob })
+    }
+
+    /// The next piece, from the beginning of the blob; `None` after the last.
+    pub(super) async fn next(&mut self) -> Option<Result<Untrusted<Bytes>, SourceError>> {
+        match self.pieces.pop_front() {
+            Some(piece) => Some(Ok(Untrusted::new(piece))),
+            None => self.more().await,
+        }
+    }
+
+    async fn more(&mut self) -> Option<Result<Untrusted<Bytes>, SourceError>> {
+        let next = self.stream.as_mut()?.next().await;
+        if next.is_none() {
+            self.stream = None;
+        }
+        next
+    }
+}
