@@ -25,12 +25,18 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         wait: args.wait,
         passthrough: args.passthrough,
     };
-    let image = image(&args.image)?;
-    let image = ImageSpec { reference: absolute(image.reference)?, ..image };
+    // It is served by other processes, which have another working directory.
+    let ImageSpec { reference, platform, access, cache } = image(&args.image)?;
+    let access = Access {
+        ca: access.ca.iter().map(open::absolute).collect(),
+        authfile: access.authfile.as_ref().map(open::absolute),
+        ..access
+    };
+    let image = ImageSpec { reference: absolute(reference)?, platform, access, cache };
     Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute) })
 }
 
-/// The image that `args` name. What the user may have meant otherwise is told.
+/// The image that `args` name, with paths as they were typed. What the user may have meant otherwise is told.
 pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
     let reference: Reference = args.reference.parse()?;
     for note in reference.notes() {
@@ -60,8 +66,8 @@ fn access(args: &AccessArgs) -> Access {
     Access {
         network: if args.offline { Network::Offline } else { Network::Allowed },
         insecure: args.insecure,
-        ca: args.ca.iter().map(open::absolute).collect(),
-        authfile: args.authfile.as_ref().map(open::absolute),
+        ca: args.ca.clone(),
+        authfile: args.authfile.clone(),
         on_outage: args.on_outage,
         surroundings: Surroundings::of_process(),
     }
