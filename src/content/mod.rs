@@ -13,6 +13,7 @@
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
+mod beat;
 mod budget;
 mod demand;
 mod error;

@@ -19,10 +19,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::beat::Beating;
 use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
-use super::pass_wait::Beating;
+use super::beat::Beating;
 use super::peek::Peeked;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, compression_of,

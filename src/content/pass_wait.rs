@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::task::AbortHandle;
-use tokio::time::Instant;
-
-use super::pass::open_index;
-use super::{FirstPass, PassError, PassProgress, ScheduledPass};
+use super::beat::{BEAT, Watch};
+use super::pass::{FirstPass, PassError, PassProgress, open_index};
+use super::pass_schedule::ScheduledPass;
 use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{PassLock, PassNote, Store};
@@ -135,97 +133,11 @@ impl FirstPass {
     }
 }
 
-/// What was seen of a process that makes a pass.
-struct Watch {
-    note: PassNote,
-    beat: Instant,
-    received: Instant,
-}
-
-impl Watch {
-    fn new() -> Self {
-        Self { note: PassNote::default(), beat: Instant::now(), received: Instant::now() }
-    }
-
-    /// Whether the process is not to be waited for any longer, by what it has noted now.
-    fn is_in_vain(&mut self, note: PassNote, size: u64, urgent: bool) -> bool {
-        let (now, before) = (Instant::now(), std::mem::replace(&mut self.note, note));
-        if note != before {
-            self.beat = now;
-        }
-        if (note.pid, note.received) != (before.pid, before.received) {
-            self.received = now;
-        }
-        let silent = urgent && note.received < size && now - self.received >= SILENT;
-        now - self.beat >= STOPPED || silent
-    }
-}
-
-/// Tells others, until dropped, that this process runs.
-pub(super) struct Beating(AbortHandle);
-
-impl Beating {
-    pub(super) fn begin(lock: Arc<PassLock>) -> Self {
-        let beating = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(BEAT).await;
-                lock.beat();
-            }
-        });
-        Self(beating.abort_handle())
-    }
-}
-
-impl Drop for Beating {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Between two looks whether another process has ended its pass.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a pass that another process makes may stand still before that counts as a try in vain.
 const TRY: Duration = Duration::from_secs(1);
 /// Tries in vain before a command, or a mount that is not up yet, gives up.
 const TRIES_IN_VAIN: u32 = 60;
-/// Between two beats.
-const BEAT: Duration = Duration::from_secs(1);
-/// A process without a beat for so long has stopped.
-const STOPPED: Duration = Duration::from_secs(5);
-/// A pass that receives nothing for so long is not waited for by readers: longer than a source in use takes to be asked
-/// anew.
-const SILENT: Duration = Duration::from_secs(10);
 /// As many processes read the same layer at a time, and one more.
 const HIGHEST_RANK: u32 = 3;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_process_is_waited_for_while_it_gets_on() {
-        let mut watch = Watch::new();
-        let note = |received, beats| PassNote { pid: 1, received, beats };
-        let advance = |seconds| tokio::time::advance(Duration::from_secs(seconds));
-        assert!(!watch.is_in_vain(note(0, 0), 100, true));
-        for beats in 1..=9 {
-            advance(1).await;
-            assert!(!watch.is_in_vain(note(0, beats), 100, true), "{beats}");
-        }
-        advance(1).await;
-        assert!(watch.is_in_vain(note(0, 10), 100, true), "nothing comes");
-        assert!(!watch.is_in_vain(note(0, 10), 100, false), "no reader waits");
-        assert!(!watch.is_in_vain(note(1, 10), 100, true), "it gets on");
-        assert!(!watch.is_in_vain(note(100, 11), 100, true));
-        advance(4).await;
-        assert!(!watch.is_in_vain(note(100, 12), 100, true));
-        advance(4).await;
-        advance(4).await;
-        assert!(watch.is_in_vain(note(100, 12), 100, true), "it has stopped");
-        watch = Watch::new();
-        for beats in 0..30 {
-            advance(1).await;
-            assert!(!watch.is_in_vain(note(100, beats), 100, true), "all has come, and is being written");
-        }
-    }
-}
