@@ -509,7 +509,7 @@ fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() 
         let mut waiting = begin();
         let upgrade = sandbox.peelfs(["upgrade"]).arg(&at.path).output().unwrap();
         assert_eq!(upgrade.status.code(), Some(1), "{how:?}: {}", said(&upgrade));
-        assert!(said(&upgrade).contains("somebody waits for"), "{how:?}: {}", said(&upgrade));
+        assert!(said(&upgrade).contains("still waited for"), "{how:?}: {}", said(&upgrade));
         let server = at.server();
         waiting.kill().unwrap();
         waiting.wait().unwrap();

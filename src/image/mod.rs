@@ -1,5 +1,6 @@
 //! An image: resolve a reference, open its layers, show them as one file system.
 
+mod apart;
 mod chain;
 pub mod fs;
 pub mod identity;
@@ -12,6 +13,7 @@ mod work;
 use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
+pub use apart::briefly;
 pub use chain::chain;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
@@ -19,7 +21,6 @@ pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
-pub use work::briefly;
 
 use crate::source::BlobSource;
 

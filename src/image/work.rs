@@ -1,36 +1,21 @@
-//! Work that takes long, on threads that nothing waits for.
-//!
-//! A FUSE thread that is busy cannot be interrupted, and neither can whoever waits for it; a worker of the runtime that
-//! is busy holds up the other mounts of the process. So both ask with a small allowance of steps
-//! ([`overlay::within`]), and what needs more is done on a thread of its own, of which an image takes
-//! few: putting a layer over those below once for all who wait, anything else for the one who asks, and until the
-//! answer is not wanted any more.
+//! What an image has under way on threads of its own; see [`apart`](super::apart).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 
-use super::fs::{FsError, ImageFs, NotNow, Now, not_now};
-use crate::overlay::{self, LayerNo, Unknown};
-use crate::sync::lock;
+use crate::overlay::{LayerNo, Unknown};
 
 /// What an image has under way.
 pub(super) struct Work {
     /// Layers that are being put over those below.
-    preparing: Mutex<HashMap<LayerNo, Preparing>>,
-    threads: Arc<Semaphore>,
+    pub(super) preparing: Mutex<HashMap<LayerNo, Preparing>>,
+    pub(super) threads: Arc<Semaphore>,
 }
 
-type Preparing = Shared<BoxFuture<'static, Result<(), Unknown>>>;
-
-/// Asks a question that must not take long.
-pub fn briefly<T>(question: impl FnOnce() -> Now<T>) -> Now<T> {
-    overlay::within(BRIEF, None, question)
-}
+pub(super) type Preparing = Shared<BoxFuture<'static, Result<(), Unknown>>>;
 
 impl Work {
     pub(super) fn new() -> Self {
@@ -38,116 +23,5 @@ impl Work {
     }
 }
 
-impl ImageFs {
-    /// As [`ImageFs::awaited`], for tasks that share their thread with others.
-    ///
-    /// # Errors
-    /// [`FsError`]
-    pub async fn awaited_apart<T: Send + 'static>(
-        self: Arc<Self>,
-        mut question: impl FnMut(&Self) -> Now<T> + Send + 'static,
-    ) -> Result<T, FsError> {
-        loop {
-            let mut now = briefly(|| question(&self));
-            if matches!(now, Err(NotNow::TakesLong)) {
-                (now, question) = self.ask_apart(question).await?;
-            }
-            match now {
-                Ok(answer) => return Ok(answer),
-                Err(NotNow::Never(error)) => return Err(error),
-                Err(NotNow::Needs(number)) => self.know(number).await?,
-                Err(NotNow::TakesLong) => return Err(FsError::TakesTooLong),
-            }
-        }
-    }
-
-    /// Asks on another thread, until it is not waited for any more.
-    async fn ask_apart<T: Send + 'static, Q>(self: &Arc<Self>, mut question: Q) -> Result<(Now<T>, Q), FsError>
-    where
-        Q: FnMut(&Self) -> Now<T> + Send + 'static,
-    {
-        let unwanted = Unwanted::default();
-        let permit = Arc::clone(&self.work.threads).acquire_owned().await.map_err(|_| FsError::TakesTooLong)?;
-        let (fs, ended) = (Arc::clone(self), Arc::clone(&unwanted.0));
-        let asked = tokio::task::spawn_blocking(move || {
-            let now = overlay::within(LONG, Some(&ended), || question(&fs));
-            drop(permit);
-            (now, question)
-        });
-        // A panic has been told of.
-        asked.await.map_err(|_| FsError::TakesTooLong)
-    }
-
-    /// Waits until a layer that is known can be asked.
-    pub(super) async fn prepared(&self, number: LayerNo) -> Result<(), FsError> {
-        let depends = !self.overlay.is_prepared(number);
-        for below in (if depends { 0 } else { number.0 }..=number.0).map(LayerNo) {
-            loop {
-                if !self.overlay.knows(below) {
-                    self.supplied(below).await?;
-                }
-                let unknown = match self.overlay.index(below) {
-                    Ok(_) => break,
-                    Err(Unknown::Needs(_)) => match self.prepare(below).await {
-                        Ok(()) => continue,
-                        Err(unknown) => unknown,
-                    },
-                    Err(unknown) => unknown,
-                };
-                match not_now(unknown) {
-                    // Its index was damaged when it was asked.
-                    NotNow::Needs(damaged) => self.supplied(damaged).await?,
-                    NotNow::Never(error) => return Err(error),
-                    NotNow::TakesLong => return Err(FsError::TakesTooLong),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts a layer over those below, or waits while that is done.
-    async fn prepare(&self, layer: LayerNo) -> Result<(), Unknown> {
-        let preparing = lock(&self.work.preparing).entry(layer).or_insert_with(|| self.start_to_prepare(layer)).clone();
-        let prepared = preparing.clone().await;
-        let mut all = lock(&self.work.preparing);
-        if all.get(&layer).is_some_and(|now| now.ptr_eq(&preparing)) {
-            all.remove(&layer);
-        }
-        prepared
-    }
-
-    fn start_to_prepare(&self, layer: LayerNo) -> Preparing {
-        let (overlay, threads) = (Arc::clone(&self.overlay), Arc::clone(&self.work.threads));
-        let prepared = async move {
-            let permit = threads.acquire_owned().await.map_err(|_| Unknown::TakesLong)?;
-            let prepare = move || {
-                let prepared = overlay.prepare(layer);
-                drop(permit);
-                if let Err(Unknown::Refused { cause, .. }) = overlay.index(layer) {
-                    let error = &cause as &dyn std::error::Error;
-                    tracing::error!(target: "peelfs::failure", %layer, error, "a layer cannot be shown");
-                }
-                prepared
-            };
-            tokio::task::spawn_blocking(prepare).await.unwrap_or(Err(Unknown::TakesLong))
-        };
-        prepared.boxed().shared()
-    }
-}
-
-/// Set once the answer is not waited for any more.
-#[derive(Default)]
-struct Unwanted(Arc<AtomicBool>);
-
-impl Drop for Unwanted {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Threads that an image takes at once for what takes long.
 const THREADS: usize = 2;
-/// Steps that a thread may take which others wait for: some 10 ms.
-const BRIEF: u64 = 100_000;
-/// Steps in which every question has an answer: some 10 s.
-const LONG: u64 = 1 << 26;

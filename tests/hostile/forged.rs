@@ -38,7 +38,7 @@ fn forge(cache: &Path, layer: &Layer, instead: &Layer) {
     let mut index = Vec::new();
     write_index(&tree, &[span], &[], &proof, &mut index).unwrap();
     for (path, bytes) in [
-        (cache.join("index-v1/sha256").join(layer.digest.hex()), &index[..]),
+        (cache.join("index-v2/sha256").join(layer.digest.hex()), &index[..]),
         (content_file(cache, layer, "data"), &instead.tar[..]),
         (content_file(cache, layer, "map"), &[0x81]),
     ] {
@@ -111,7 +111,7 @@ fn a_cache_that_is_removed_while_it_is_used_is_made_again() {
     let two = sandbox.mount_with(&registry.reference("app", "2"), "two", &["--share"]);
     assert_eq!(std::fs::read(one.join("f")).unwrap(), b"first");
     assert_eq!(std::fs::read(two.join("f")).unwrap(), b"second");
-    assert_eq!(sandbox.bucket("index-v1").len(), 1, "what is read from now on is kept");
+    assert_eq!(sandbox.bucket("index-v2").len(), 1, "what is read from now on is kept");
     one.unmount();
     two.unmount();
 }
