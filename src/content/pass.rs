@@ -23,7 +23,6 @@ use super::beat::Beating;
 use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
-use super::beat::Beating;
 use super::peek::Peeked;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, compression_of,

@@ -6,8 +6,8 @@
 //! few: putting a layer over those below once for all who wait, anything else for the one who asks, and until the
 //! answer is not wanted any more.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 
