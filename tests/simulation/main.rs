@@ -160,7 +160,7 @@ impl World {
         let images = (0..).map(|nth: u64| random::image(seed + (nth << 32), &shape));
         let has_files = |image: &RandomImage| {
             let is_file = |node: &Node| matches!(&node.kind, NodeKind::File(content) if !content.is_empty());
-            image.tree.iter().any(|(_, node)| is_file(node))
+            image.tree.seen().values().any(|seen| is_file(&seen.node))
         };
         let image = { images }.find(has_files).expect("one of endlessly many");
         let seen = image.tree.seen();

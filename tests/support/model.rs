@@ -143,9 +143,10 @@ impl Tree {
         self.names.iter().map(|(path, inode)| (path.as_slice(), &self.nodes[*inode]))
     }
 
-    /// The names directly in a directory, in order.
+    /// The names that are shown directly in a directory, in order.
     pub fn children(&self, dir: &[u8]) -> Vec<&[u8]> {
-        let inside = self.names.keys().filter(|path| !path.is_empty() && parent_of(path) == dir);
+        let shown = self.names.keys().filter(|path| !is_hidden(path));
+        let inside = shown.filter(|path| !path.is_empty() && parent_of(path) == dir);
         inside.map(|path| &path[if dir.is_empty() { 0 } else { dir.len() + 1 }..]).collect()
     }
 
