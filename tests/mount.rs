@@ -1152,3 +1152,28 @@ fn the_table_of_open_files_need_not_grow_while_layers_are_opened() {
     assert!(table.trim().parse::<u64>().unwrap() >= limit.min(2048), "{table}");
     at.unmount();
 }
+
+/// The kernel gives the numbers of a mount that is gone to the next one: a server that ends late must not take that for
+/// its own.
+#[test]
+fn a_server_that_ends_late_takes_no_other_mount_away() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let reference = registry.reference("library/image", "1");
+    let gone = sandbox.mount(&reference, "gone");
+    let server = gone.server();
+    gone.signal(Signal::STOP);
+    peelfs::fuse::unmount(&gone.path, peelfs::fuse::OpenFiles::Keep).unwrap();
+    // On the same directory and on another one.
+    let others = [sandbox.mount(&reference, "gone"), sandbox.mount(&reference, "other")];
+    rustix::process::kill_process(rustix::process::Pid::from_raw(server).unwrap(), Signal::CONT).unwrap();
+    while Path::new(&format!("/proc/{server}")).exists() {
+        std::thread::yield_now();
+    }
+    for other in &others {
+        assert!(other.is_mounted() && std::fs::read_dir(&other.path).unwrap().next().is_some());
+    }
+}

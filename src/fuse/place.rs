@@ -3,12 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
 use super::attach;
+use super::device::Device;
 use super::mounts::{self, MountPoint};
 
 /// Where an image is mounted: the path, and the kernel's numbers for this very mount.
@@ -21,6 +23,8 @@ pub struct MountPlace {
     id: Option<u64>,
     /// What the kernel knows its nodes by, besides their numbers.
     generation: u32,
+    /// Its connection, in the process that serves it.
+    connection: Option<Weak<Device>>,
 }
 
 /// What an unmount does with open files.
@@ -72,7 +76,12 @@ impl MountPlace {
     /// A mount at `at`, by the kernel's numbers for its file system (`MAJOR:MINOR`) and for the mount, and by the
     /// generation of its nodes.
     pub fn new(at: PathBuf, device: Option<String>, id: Option<u64>, generation: u32) -> Self {
-        Self { at, device, id, generation }
+        Self { at, device, id, generation, connection: None }
+    }
+
+    /// The same, of a mount that this process serves over `connection`.
+    pub(super) fn served_over(self, connection: &Arc<Device>) -> Self {
+        Self { connection: Some(Arc::downgrade(connection)), ..self }
     }
 
     /// The kernel's number for the mount.
@@ -107,10 +116,20 @@ impl MountPlace {
     }
 
     /// The mount, wherever it has been moved to.
+    ///
+    /// The kernel gives the numbers of a mount that is gone to the next one that is made, by any process. While its
+    /// connection is alive they are its own; a process that does not have the connection goes by the path as well.
     fn find(&self) -> Option<MountPoint> {
         let device = self.device.as_ref()?;
-        let is_own = |mount: &MountPoint| self.id.map_or_else(|| mount.path == self.at, |id| mount.id == id);
-        mounts::all().into_iter().rev().find(|mount| mount.device == *device && is_own(mount))
+        let all = mounts::all().into_iter().rev().filter(|mount| mount.device == *device);
+        let own = |mount: &MountPoint| self.id.is_none_or(|id| mount.id == id);
+        match &self.connection {
+            None => { all }.find(|mount| mount.path == self.at && own(mount)),
+            Some(connection) => {
+                connection.upgrade().filter(|connection| connection.is_alive())?;
+                { all }.find(own)
+            }
+        }
     }
 
     /// Takes the mount away, if it still is there; another one on the same path is left alone.

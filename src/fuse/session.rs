@@ -96,12 +96,15 @@ pub struct Mounted {
     _ends: Option<Ends>,
 }
 
-/// Unmounts when dropped.
-struct Ends(MountPlace);
+/// Unmounts when dropped. Holds the connection until then: by that the mount is known.
+struct Ends(MountPlace, Arc<Device>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        if let Err(error) = self.0.take_away() {
+        // Else it is gone, and its numbers may be those of another one.
+        if self.1.is_alive()
+            && let Err(error) = self.0.take_away()
+        {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
         }
     }
@@ -124,15 +127,16 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
     }
     let Attached { connection, mount } = attach::attach(target, options).map_err(refused)?;
     drop(claimed);
-    let place =
-        mount.map(|mount| MountPlace::new(mount.path, Some(mount.device), Some(mount.id), fs.identity().generation()));
-    let ends = place.clone().map(Ends);
+    let device = Arc::new(Device::new(connection.try_clone().map_err(refused)?));
+    let generation = fs.identity().generation();
+    let place = mount
+        .map(|mount| MountPlace::new(mount.path, Some(mount.device), Some(mount.id), generation).served_over(&device));
+    let ends = place.clone().map(|place| Ends(place, Arc::clone(&device)));
     // Whatever was mounted is taken away again, or is dead as soon as the connection is closed.
     let (Some(place), true) = (place, target.is_in_place()) else { return Err(MountError::Moved { at: at() }) };
     let agreed = Arc::new(Agreed::default());
     let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let device = Arc::new(Device::new(connection.try_clone().map_err(refused)?));
     drop(Session::from_fd(terms, connection, acl, Config::default()).map_err(refused)?);
     if let Some(device) = place.device() {
         raise_read_ahead(device);
@@ -167,8 +171,9 @@ pub fn take_over(
     opens: Option<File>,
     let_cpus_sleep: bool,
 ) -> Result<Mounted, MountError> {
-    let refused = |cause| MountError::Refused { at: place.at().to_owned(), cause };
     let device = Arc::new(Device::new(connection));
+    let place = place.served_over(&device);
+    let refused = |cause| MountError::Refused { at: place.at().to_owned(), cause };
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
     let adapter = Arc::new(Adapter::new(fs, place.generation(), tokio::runtime::Handle::current(), through));
