@@ -26,7 +26,7 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
         // Also one that is absent: the process that evicted it may have died before it freed the room. That an index is
         // damaged, readers find themselves.
         if let Ok(known) = index.span(span) {
-            content.evict(span, known.decoded, |_, _| ())?;
+            content.evict(span, known.decoded)?;
         }
     }
     Ok(before.saturating_sub(content.disk_bytes()) + passthrough_copies)

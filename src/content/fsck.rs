@@ -108,7 +108,7 @@ fn check_spans(content: &Content, index: &LayerIndex, found: &mut CheckedLayer) 
         let known = index.span(span)?;
         match spans::check(content, &known, span, &mut || (), |_| ()) {
             Stored::Absent | Stored::Changing => continue,
-            Stored::Intact(_) => {}
+            Stored::Intact => {}
             Stored::Damaged => found.damaged.push(span),
         }
         found.spans += 1;

@@ -14,6 +14,7 @@
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
 mod beat;
+mod block_sums;
 mod budget;
 mod demand;
 mod error;

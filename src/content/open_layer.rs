@@ -2,17 +2,19 @@
 //!
 //! Mounts that show a layer share this; how each of them fetches what is missing is in [`super::fetch`].
 //!
-//! A warm read is one `pread` from the layer's content file, after the span was compared with its digest at this
-//! process's first touch. The file's change time is looked at with every read: if another process has written to it,
-//! everything verified is verified again.
+//! A warm read is one `preadv` from the layer's content file: the span was compared with its digest at this process's
+//! first touch, and what is read now is compared with what was verified then ([`BlockSums`]). So whatever others do to
+//! the file, and whenever, no byte is served that was not verified.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use super::block_sums::{self, BLOCK, BlockSums};
 use super::error::ReadError;
 use super::in_flight::InFlight;
 use super::spans::{self, Stored};
@@ -28,10 +30,8 @@ pub struct OpenLayer {
     pub(super) index: Arc<LayerIndex>,
     pub(super) content: Content,
     pub(super) store: Arc<Store>,
-    /// For each span, the generation under which this process has verified it; 0 while it has not.
-    verified: Box<[AtomicU8]>,
-    /// The content's stamp as of which `verified` holds; see [`Content::stamp`].
-    stamp: AtomicU64,
+    /// What this process has verified.
+    verified: BlockSums,
     pub(super) in_flight: InFlight,
     pub(super) counters: Counters,
     /// The span at which the search for something to evict continues.
@@ -77,17 +77,12 @@ pub(super) enum Looked<'a> {
     Missing(Vec<SpanRange>),
 }
 
-/// Spans that were all cached at one moment.
+/// Spans that were all cached at one moment, as far as the presence map says.
 pub(super) struct Look<'a> {
     layer: &'a OpenLayer,
     spans: SpanRange,
-    /// The content's stamp at that moment.
-    stamp: u64,
-    /// The generation of each span, noted before anything is read: bytes that were read while a span was absent may be
-    /// followed by a writing that is verified as well.
-    generations: Vec<u8>,
-    /// Those that have to be compared with their digests.
-    unverified: Vec<SpanId>,
+    /// Those that have to be compared with their digests, each with its generation, noted before anything is read.
+    unverified: Vec<(SpanId, u8)>,
 }
 
 /// What came of reading cached spans.
@@ -99,41 +94,6 @@ pub(super) enum Cached {
     Missing(Vec<SpanRange>),
 }
 
-/// Which spans a read believes without comparing them itself.
-///
-/// A read that meets a change begins anew and believes nothing. One that meets another change then is tried once more,
-/// and after that its spans count as missing: what is fetched need not be read from the store.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Trust {
-    /// Those that were verified.
-    Verified,
-    /// None.
-    Compared,
-    /// None, for the last time.
-    ComparedAgain,
-}
-
-/// What came of one attempt to read cached spans.
-enum Attempt {
-    Bytes,
-    /// These are damaged, or were evicted meanwhile.
-    Missing(Vec<SpanRange>),
-    /// A span was evicted, or written anew, while it was read.
-    Changed,
-    Unreadable(StoreError),
-}
-
-impl Trust {
-    /// How to read again after a change.
-    fn after_change(self) -> Option<Self> {
-        match self {
-            Self::Verified => Some(Self::Compared),
-            Self::Compared => Some(Self::ComparedAgain),
-            Self::ComparedAgain => None,
-        }
-    }
-}
-
 impl OpenLayer {
     /// What `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
@@ -143,8 +103,7 @@ impl OpenLayer {
             index,
             content,
             store: Arc::clone(store),
-            verified: (0..spans).map(|_| AtomicU8::new(0)).collect(),
-            stamp: AtomicU64::new(0),
+            verified: BlockSums::new(spans),
             in_flight: InFlight::default(),
             counters: Counters::default(),
             evict_cursor: AtomicU32::new(0),
@@ -208,34 +167,25 @@ impl OpenLayer {
         &self.index.proof().blob
     }
 
-    /// Looks whether some spans are cached: the one time that a read asks, before it reads or fetches them.
+    /// Looks whether some spans are cached: the one time that a read asks, before it reads or fetches them. What was
+    /// verified is taken for cached until it is read.
     pub(super) fn look(&self, spans: SpanRange) -> Looked<'_> {
-        self.look_with(spans, Trust::Verified)
-    }
-
-    fn look_with(&self, spans: SpanRange, trust: Trust) -> Looked<'_> {
         self.counters.looks.fetch_add(1, Ordering::Relaxed);
-        let stamp = self.distrust_if_changed();
-        let trusted = |span| if trust == Trust::Verified { self.verified_generation(span) } else { 0 };
-        let mut generations: Vec<u8> = spans.iter().map(trusted).collect();
         let mut unverified = Vec::new();
-        if generations.contains(&0) {
+        if spans.iter().any(|span| self.verified.of(span).is_none()) {
             let (found, mut missing) = (self.content.generations(spans), Vec::new());
-            for ((span, verified), found) in spans.iter().zip(&mut generations).zip(found) {
+            for (span, found) in spans.iter().zip(found) {
                 match found.map(Generation::get) {
                     None => missing.push(span),
-                    Some(found) if found == *verified => {}
-                    Some(found) => {
-                        *verified = found;
-                        unverified.push(span);
-                    }
+                    Some(generation) if self.verified.of(span).is_none() => unverified.push((span, generation)),
+                    Some(_) => {}
                 }
             }
             if !missing.is_empty() {
                 return Looked::Missing(SpanRange::join(missing));
             }
         }
-        Looked::Cached(Look { layer: self, spans, stamp, generations, unverified })
+        Looked::Cached(Look { layer: self, spans, unverified })
     }
 
     /// Reads decoded bytes, which are not empty, if they are cached. Never waits for the network, and calls
@@ -260,55 +210,42 @@ impl OpenLayer {
         (cached == Cached::Bytes).then(|| bytes.into())
     }
 
-    /// Takes note of what the store, since it had `stamp`, was found to have of a span; whether that is its bytes.
-    fn found(&self, span: SpanId, found: Stored, stamp: u64) -> bool {
-        match found {
-            Stored::Intact(generation) => {
-                self.note_verified(span, generation, stamp);
-                true
+    /// Whether the store was found to have a span as it should be.
+    fn is_intact(&self, span: SpanId, found: &Stored) -> bool {
+        if matches!(found, Stored::Damaged) {
+            tracing::warn!(layer = %self.blob(), %span, "a cached span was damaged; it will be fetched again");
+            self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
+        }
+        matches!(found, Stored::Intact)
+    }
+
+    /// Compares a whole span in the store with its digest, and copies the part of it that lies in `buf`, which begins at
+    /// `from`; false if it is missing.
+    fn copy_compared(
+        &self,
+        span: SpanId,
+        from: DecodedOffset,
+        buf: &mut [u8],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<bool, ReadError> {
+        let known = self.span(span)?;
+        let part = known.decoded.start.max(from)..known.decoded.end.min(from + buf.len() as u64);
+        let place = (part.start - from) as usize..(part.end - from) as usize;
+        let skip = (part.start - known.decoded.start) as usize;
+        let mut compare = || {
+            spans::check(&self.content, &known, span, before_wait, |bytes| {
+                buf[place.clone()].copy_from_slice(&bytes[skip..skip + place.len()]);
+                self.verified.note(span, bytes);
+            })
+        };
+        let mut found = compare();
+        for _ in 0..TRIES_WHILE_CHANGING {
+            if !matches!(found, Stored::Changing) {
+                break;
             }
-            Stored::Damaged => {
-                tracing::warn!(layer = %self.blob(), %span, "a cached span was damaged; it will be fetched again");
-                self.counters.damaged_spans.fetch_add(1, Ordering::Relaxed);
-                false
-            }
-            Stored::Absent | Stored::Changing => false,
+            found = compare();
         }
-    }
-
-    /// A span was found right, or made so, while the content had `stamp`.
-    fn note_verified(&self, span: SpanId, generation: u8, stamp: u64) {
-        let verified = &self.verified[span.index()];
-        verified.store(generation, Ordering::SeqCst);
-        // If another process has written since, it may have been to these bytes.
-        if self.stamp.load(Ordering::SeqCst) != stamp {
-            verified.store(0, Ordering::SeqCst);
-        }
-    }
-
-    /// Forgets what was verified when another process has written to the content since; returns its stamp.
-    fn distrust_if_changed(&self) -> u64 {
-        let now = self.content.stamp();
-        if self.stamp.load(Ordering::SeqCst) != now {
-            let forget = || self.verified.iter().for_each(|span| span.store(0, Ordering::SeqCst));
-            // First, so that a thread that sees the new stamp sees that nothing is verified; then what was noted
-            // meanwhile by threads that have not seen it.
-            forget();
-            self.stamp.store(now, Ordering::SeqCst);
-            forget();
-        }
-        now
-    }
-
-    /// This process has changed the content: when that was the only change since, what was verified stays so. Nothing
-    /// was while there was no stamp.
-    fn own_change(&self, before: u64, after: u64) {
-        let only = |known| (known == before || known == 0).then_some(after);
-        let _ = self.stamp.fetch_update(Ordering::SeqCst, Ordering::SeqCst, only);
-    }
-
-    pub(super) fn verified_generation(&self, span: SpanId) -> u8 {
-        self.verified[span.index()].load(Ordering::Acquire)
+        Ok(self.is_intact(span, &found))
     }
 
     /// Keeps a span that was fetched and is right, if there is room for it.
@@ -317,12 +254,11 @@ impl OpenLayer {
             self.counters.repeated_spans.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let kept = |generation: Generation, before, after| {
-            self.own_change(before, after);
-            self.note_verified(span, generation.get(), after);
-        };
-        match self.content.fill(span, known.decoded.start, bytes, kept) {
-            Ok(()) => self.make_room(bytes.len() as u64),
+        match self.content.fill(span, known.decoded.start, bytes) {
+            Ok(()) => {
+                self.verified.note(span, bytes);
+                self.make_room(bytes.len() as u64);
+            }
             Err(error) => {
                 self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed);
                 self.store.cannot_keep("what was fetched", &error);
@@ -371,12 +307,7 @@ impl OpenLayer {
             }
             // A block that holds the end of another span as well stays.
             let taken = self.content.disk_bytes();
-            let evicted = self.content.evict(span, known.decoded, |before, after| {
-                // First, as no other process has changed the data: a map with a flipped bit may call the hole present.
-                self.verified[span.index()].store(0, Ordering::SeqCst);
-                self.own_change(before, after);
-            });
-            match evicted {
+            match self.content.evict(span, known.decoded) {
                 Ok(()) => freed += taken.saturating_sub(self.content.disk_bytes()),
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }
@@ -387,88 +318,117 @@ impl OpenLayer {
 impl Look<'_> {
     /// The first of the spans that is not verified yet.
     pub(super) fn first_unverified(&self) -> Option<SpanId> {
-        self.unverified.first().copied()
+        self.unverified.first().map(|(span, _)| *span)
     }
 
-    /// Reads the decoded bytes at `from`, which these spans hold, comparing with their digests those that are not
-    /// verified yet.
+    /// Reads the decoded bytes at `from`, which these spans hold, and compares them: spans that are not verified yet with
+    /// their digests, and the blocks of others with what was verified.
     pub(super) fn read(
         self,
         from: DecodedOffset,
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
     ) -> Result<Cached, ReadError> {
-        let (layer, spans) = (self.layer, self.spans);
-        let (mut look, mut trust) = (self, Trust::Verified);
-        loop {
-            match look.attempt(from, buf, before_wait)? {
-                Attempt::Bytes => return Ok(Cached::Bytes),
-                Attempt::Missing(missing) => return Ok(Cached::Missing(missing)),
-                Attempt::Changed => {}
-                // Compared anew, what cannot be read is found damaged, and what is fetched takes its place.
-                Attempt::Unreadable(error) => {
+        let (layer, end) = (self.layer, from + buf.len() as u64);
+        let (mut whole, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (span, generation) in &self.unverified {
+            let known = layer.span(*span)?;
+            bytes += spans::length(&known);
+            match from <= known.decoded.start && known.decoded.end <= end {
+                true => whole.push((*span, known, *generation)),
+                false => parts.push(*span),
+            }
+        }
+        if bytes > LONG_CHECK {
+            before_wait();
+        }
+        let mut missing = Vec::new();
+        // Spans of which a part is wanted are read as a whole to be compared: if there is nothing else, only that.
+        if parts.len() < self.spans.count() as usize {
+            match self.read_verified(from, buf, before_wait)? {
+                Ok(changed) => {
+                    for (span, known, generation) in whole {
+                        let bytes = &buf[(known.decoded.start - from) as usize..(known.decoded.end - from) as usize];
+                        let found = spans::judge(&layer.content, span, &known, generation, bytes);
+                        match layer.is_intact(span, &found) {
+                            true => layer.verified.note(span, bytes),
+                            false => missing.push(span),
+                        }
+                    }
+                    parts.extend(changed);
+                }
+                // Compared one by one, what cannot be read is found damaged, and what is fetched takes its place.
+                Err(error) => {
                     tracing::warn!(layer = %layer.blob(), %error, "cannot read the cache; fetching instead");
+                    parts = self.spans.iter().collect();
                 }
             }
-            spans.iter().for_each(|span| layer.verified[span.index()].store(0, Ordering::Release));
-            let Some(next) = trust.after_change() else { return Ok(Cached::Missing(vec![spans])) };
-            trust = next;
-            look = match layer.look_with(spans, trust) {
-                Looked::Cached(look) => look,
-                Looked::Missing(missing) => return Ok(Cached::Missing(missing)),
-            };
         }
+        for span in parts {
+            if !layer.copy_compared(span, from, buf, before_wait)? {
+                missing.push(span);
+            }
+        }
+        missing.sort_unstable();
+        Ok(if missing.is_empty() { Cached::Bytes } else { Cached::Missing(SpanRange::join(missing)) })
     }
 
-    fn attempt(
+    /// Fills `buf`, and returns the spans that were verified and have other bytes there now. The blocks in which it
+    /// begins and ends are read as a whole to be compared.
+    fn read_verified(
         &self,
         from: DecodedOffset,
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
-    ) -> Result<Attempt, ReadError> {
-        let (layer, content) = (self.layer, &self.layer.content);
-        let end = from + buf.len() as u64;
-        let whole = |known: &Span| from <= known.decoded.start && known.decoded.end <= end;
-        let unverified = self.unverified.iter().map(|span| Ok((*span, layer.span(*span)?)));
-        let unverified = unverified.collect::<Result<Vec<_>, ReadError>>()?;
-        let compared = unverified.len() == self.generations.len();
-        if unverified.iter().map(|(_, known)| spans::length(known)).sum::<usize>() > LONG_CHECK {
-            before_wait();
-        }
-        // Spans that are read in part are read again to be checked: if there is nothing else, not before that.
-        let in_parts = compared && !unverified.iter().any(|(_, known)| whole(known));
-        let read = if in_parts { Ok(()) } else { content.read_telling(from, buf, before_wait) };
-        let mut missing = Vec::new();
-        for (span, known) in unverified {
-            let found = if read.is_ok() && whole(&known) {
-                let place = (known.decoded.start - from) as usize..(known.decoded.end - from) as usize;
-                spans::judge(content, span, &known, self.generation(span), &buf[place])
-            } else {
-                spans::check(content, &known, span, before_wait, |bytes| {
-                    let part = known.decoded.start.max(from)..known.decoded.end.min(end);
-                    let place = (part.start - from) as usize..(part.end - from) as usize;
-                    let skip = (part.start - known.decoded.start) as usize;
-                    buf[place.clone()].copy_from_slice(&bytes[skip..skip + place.len()]);
-                })
-            };
-            if !layer.found(span, found, self.stamp) {
-                missing.push(span);
+    ) -> Result<Result<Vec<SpanId>, StoreError>, ReadError> {
+        let (layer, end) = (self.layer, from + buf.len() as u64);
+        let is_verified = |span| layer.verified.of(span).is_some();
+        let (first, last) = (self.spans.start, self.spans.end.back(1));
+        let before = if is_verified(first) { (from - layer.span(first)?.decoded.start) as usize % BLOCK } else { 0 };
+        let behind = if is_verified(last) {
+            let known = layer.span(last)?.decoded;
+            (end - known.start).next_multiple_of(BLOCK as u64).min(known.end - known.start) - (end - known.start)
+        } else {
+            0
+        } as usize;
+        EDGES.with_borrow_mut(|[head, tail, joined]| {
+            let (head, tail) = (&mut head[..before], &mut tail[..behind]);
+            let start = DecodedOffset(from.0 - before as u64);
+            if let Err(error) = layer.content.read_parts(start, [&mut *head, &mut *buf, &mut *tail], before_wait) {
+                return Ok(Err(error));
             }
-        }
-        if !missing.is_empty() {
-            return Ok(Attempt::Missing(SpanRange::join(missing)));
-        }
-        if let Err(error) = read {
-            return Ok(Attempt::Unreadable(error));
-        }
-        // What was not compared just now must have been read while no process wrote.
-        let still =
-            content.still(self.spans, |span| self.generation(span)) && (compared || content.stamp() == self.stamp);
-        Ok(if still { Attempt::Bytes } else { Attempt::Changed })
-    }
-
-    fn generation(&self, span: SpanId) -> u8 {
-        self.generations[(span.0 - self.spans.start.0) as usize]
+            let mut changed = Vec::new();
+            for span in self.spans.iter() {
+                let Some(sums) = layer.verified.of(span) else { continue };
+                let known = layer.span(span)?.decoded;
+                let into = (from.max(known.start) - known.start) as usize / BLOCK;
+                let up_to = ((end.min(known.end) - known.start) as usize).div_ceil(BLOCK);
+                let intact = (into..up_to).all(|number| {
+                    let block = known.start + (number * BLOCK) as u64;
+                    let block = block..(block + BLOCK as u64).min(known.end);
+                    if from <= block.start && block.end <= end {
+                        let place = (block.start - from) as usize..(block.end - from) as usize;
+                        return block_sums::is_intact(&buf[place], sums[number]);
+                    }
+                    // The edges of the piece: some of the block lies in `head` or `tail`.
+                    let length = (block.end - block.start) as usize;
+                    let (mut done, parts) = (0, [(start, &*head), (from, &*buf), (end, &*tail)]);
+                    for (at, part) in parts {
+                        let shared = block.start.max(at)..block.end.min(at + part.len() as u64);
+                        if shared.start < shared.end {
+                            let part = &part[(shared.start - at) as usize..(shared.end - at) as usize];
+                            joined[done..done + part.len()].copy_from_slice(part);
+                            done += part.len();
+                        }
+                    }
+                    done == length && block_sums::is_intact(&joined[..length], sums[number])
+                });
+                if !intact {
+                    changed.push(span);
+                }
+            }
+            Ok(Ok(changed))
+        })
     }
 }
 
@@ -480,3 +440,10 @@ pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
 
 /// Comparing so many bytes takes longer than waking another thread and going on there.
 const LONG_CHECK: usize = 1 << 20;
+/// How often a span is compared again that was written or evicted while it was read.
+const TRIES_WHILE_CHANGING: usize = 2;
+
+thread_local! {
+    /// What a thread reads before and behind a piece, and a block of such parts; made once.
+    static EDGES: RefCell<[Box<[u8]>; 3]> = RefCell::new([(); 3].map(|()| vec![0; BLOCK].into()));
+}

@@ -15,15 +15,15 @@ pub(super) fn length(span: &Span) -> usize {
 pub(super) enum Stored {
     /// Nothing.
     Absent,
-    /// Its bytes, as they were verified, and their generation.
-    Intact(u8),
+    /// Its bytes, as they were verified.
+    Intact,
     /// Other bytes; they are removed.
     Damaged,
     /// It was written or evicted while it was read: no verdict.
     Changing,
 }
 
-/// Checks a span in the store against its digest, and shows its bytes to `see` when they are right.
+/// Compares a span in the store with its digest, and shows its bytes to `see` when they are right.
 pub(super) fn check(
     content: &Content,
     known: &Span,
@@ -39,7 +39,7 @@ pub(super) fn check(
         let bytes = &mut room[..length(known)];
         let readable = content.read_telling(known.decoded.start, bytes, before_wait).is_ok();
         let found = judge(content, span, known, generation.get(), if readable { bytes } else { &[] });
-        if matches!(found, Stored::Intact(_)) {
+        if matches!(found, Stored::Intact) {
             see(bytes);
         }
         found
@@ -53,9 +53,9 @@ pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u
         return Stored::Changing;
     }
     if intact {
-        return Stored::Intact(generation);
+        return Stored::Intact;
     }
-    if let Err(error) = content.evict(span, known.decoded.clone(), |_, _| ()) {
+    if let Err(error) = content.evict(span, known.decoded.clone()) {
         tracing::warn!(%error, "cannot remove a damaged span from the cache");
     }
     Stored::Damaged

@@ -2,12 +2,13 @@
 //!
 //! The map's byte has its high bit set while the span is present; the other bits count how often it
 //! was written. Any process may evict a span at any time: it clears the high bit and then punches the
-//! hole. So a reader reads the data and *then* the byte: when it still is the byte under which the
-//! reader verified the span, the data was read before the hole. Readers need no lock, within a process
-//! or between processes; those who fill or evict take one, so that a hole never follows a fill.
+//! hole. Readers need no lock, within a process or between processes: they compare what they have read. One that
+//! finds other bytes than it should reads the map's byte before the data and again after: if it is still the
+//! same, the span is damaged, else it was evicted or written meanwhile. Processes that fill or evict take a lock,
+//! so that a hole never follows a fill.
 //!
-//! Both files are opened, put in place and removed under the lock of the map that is in place: data that two
-//! maps told of would get holes that readers do not see.
+//! Both files are opened, put in place and removed under the lock of the map that is in place, so that data have
+//! one map.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -217,16 +218,6 @@ impl Content {
         true
     }
 
-    /// A number that changes whenever anybody writes to the data: its change time, which no program can
-    /// set. 0 when it cannot be found out.
-    pub fn stamp(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt as _;
-        let found = self.open().ok().and_then(|opened| opened.data.metadata().ok());
-        found.map_or(0, |found| {
-            (found.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec() as u64)
-        })
-    }
-
     /// Reads decoded bytes; fills `buf` or fails.
     ///
     /// # Errors
@@ -245,66 +236,68 @@ impl Content {
         buf: &mut [u8],
         before_wait: &mut dyn FnMut(),
     ) -> Result<(), StoreError> {
-        if buf.is_empty() {
+        self.read_parts(at, [&mut [], buf, &mut []], before_wait)
+    }
+
+    /// As [`Content::read_telling`], into three buffers one after the other.
+    ///
+    /// # Errors
+    /// As [`Content::read`].
+    pub fn read_parts(
+        &self,
+        at: DecodedOffset,
+        parts: [&mut [u8]; 3],
+        before_wait: &mut dyn FnMut(),
+    ) -> Result<(), StoreError> {
+        let [first, second, third] = parts;
+        let length = first.len() + second.len() + third.len();
+        if length == 0 {
             return Ok(());
         }
-        let at_once =
-            rustix::io::preadv2(&self.open()?.data, &mut [IoSliceMut::new(buf)], at.0, ReadWriteFlags::NOWAIT);
+        let all = &mut [IoSliceMut::new(first), IoSliceMut::new(second), IoSliceMut::new(third)];
+        let at_once = rustix::io::preadv2(&self.open()?.data, all, at.0, ReadWriteFlags::NOWAIT);
         // Whatever it could not do, the ordinary read can, or says why not.
         let got = at_once.unwrap_or(0);
-        if got < buf.len() {
-            before_wait();
-            self.read(at + got as u64, &mut buf[got..])?;
+        if got == length {
+            return Ok(());
+        }
+        before_wait();
+        let mut start = 0;
+        for part in [first, second, third] {
+            let read = got.saturating_sub(start).min(part.len());
+            if read < part.len() {
+                self.read(at + (start + read) as u64, &mut part[read..])?;
+            }
+            start += part.len();
         }
         Ok(())
     }
 
-    /// Keeps the verified bytes of a span; tells `done` its new generation and the content's
-    /// [`stamp`](Content::stamp) before and after, while nobody else fills or evicts.
+    /// Keeps the verified bytes of a span.
     ///
     /// # Errors
     /// [`StoreError::Io`], as when the disk is full; the span stays absent.
-    pub fn fill(
-        &self,
-        span: SpanId,
-        at: DecodedOffset,
-        verified: &[u8],
-        done: impl FnOnce(Generation, u64, u64),
-    ) -> Result<(), StoreError> {
+    pub fn fill(&self, span: SpanId, at: DecodedOffset, verified: &[u8]) -> Result<(), StoreError> {
         let _changing = self.lock()?;
-        let stamp = self.stamp();
         let before = self.byte(span);
         self.mark(span, before & !PRESENT)?;
         let Opened { files, data, .. } = self.open()?;
         let written = files.write_all_at(data, &self.paths.data, verified, at.0);
         written.map_err(StoreError::io("write", &self.paths.data))?;
-        let next = Generation::after(before);
-        self.mark(span, next.get())?;
-        done(next, stamp, self.stamp());
-        Ok(())
+        self.mark(span, Generation::after(before).get())
     }
 
-    /// Makes a span absent: first for every reader, then on disk. Tells `done` the content's stamps as
-    /// [`Content::fill`] does.
+    /// Makes a span absent: first for every reader, then on disk.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn evict(
-        &self,
-        span: SpanId,
-        decoded: Range<DecodedOffset>,
-        done: impl FnOnce(u64, u64),
-    ) -> Result<(), StoreError> {
+    pub fn evict(&self, span: SpanId, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
         let _changing = self.lock()?;
-        let stamp = self.stamp();
-        let before = self.byte(span);
-        self.mark(span, before & !PRESENT)?;
+        self.mark(span, self.byte(span) & !PRESENT)?;
         let length = decoded.end - decoded.start;
         let Opened { files, data, .. } = self.open()?;
         let punched = files.punch_hole(data, &self.paths.data, decoded.start.0, length);
-        punched.map_err(StoreError::io("punch a hole in", &self.paths.data))?;
-        done(stamp, self.stamp());
-        Ok(())
+        punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
     }
 
     /// Whether the disk has any block for bytes in `range`, present or not.
@@ -517,17 +510,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
         assert_eq!(content.generation(SpanId(1)), None);
-        let mut first = None;
-        content.fill(SpanId(1), DecodedOffset(40), b"hello", |generation, _, _| first = Some(generation)).unwrap();
-        let first = first.unwrap();
-        assert_eq!(content.generation(SpanId(1)), Some(first));
+        content.fill(SpanId(1), DecodedOffset(40), b"hello").unwrap();
+        let first = content.generation(SpanId(1)).unwrap();
         assert!(content.still(spans(1, 2), |_| first.get()));
         assert!(!content.still(spans(0, 2), |_| first.get()));
         assert!(content.has_all(spans(1, 2)) && !content.has_all(spans(0, 2)) && !content.has_all(spans(1, 3)));
         let mut buf = [0; 5];
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(&buf, b"hello");
-        content.evict(SpanId(1), DecodedOffset(40)..DecodedOffset(45), |_, _| ()).unwrap();
+        content.evict(SpanId(1), DecodedOffset(40)..DecodedOffset(45)).unwrap();
         assert_eq!(content.generation(SpanId(1)), None);
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(buf, [0; 5]);
@@ -536,7 +527,7 @@ mod tests {
     #[test]
     fn a_map_of_the_wrong_length_means_nothing_is_here() {
         let dir = tempfile::tempdir().unwrap();
-        content(&dir).fill(SpanId(0), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        content(&dir).fill(SpanId(0), DecodedOffset(0), b"x").unwrap();
         std::fs::write(dir.path().join("c.map"), b"\x01").unwrap();
         assert_eq!(content(&dir).generation(SpanId(0)), None);
     }
@@ -545,12 +536,12 @@ mod tests {
     fn data_whose_map_is_lost_are_left_to_who_reads_them() {
         let dir = tempfile::tempdir().unwrap();
         let reader = content(&dir);
-        reader.fill(SpanId(0), DecodedOffset(0), b"hello", |_, _, _| ()).unwrap();
+        reader.fill(SpanId(0), DecodedOffset(0), b"hello").unwrap();
         let generation = reader.generation(SpanId(0)).unwrap();
         std::fs::remove_file(dir.path().join("c.map")).unwrap();
         let other = content(&dir);
-        other.fill(SpanId(0), DecodedOffset(0), b"other", |_, _, _| ()).unwrap();
-        other.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(5), |_, _| ()).unwrap();
+        other.fill(SpanId(0), DecodedOffset(0), b"other").unwrap();
+        other.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(5)).unwrap();
         let mut buf = [0; 5];
         reader.read(DecodedOffset(0), &mut buf).unwrap();
         assert!(reader.still(spans(0, 1), |_| generation.get()) && &buf == b"hello");
@@ -565,7 +556,7 @@ mod tests {
         assert!(other.claim(SpanId(2)));
         one.unclaim(SpanId(1));
         assert!(other.claim(SpanId(1)));
-        one.fill(SpanId(1), DecodedOffset(40), b"claims and fills are locked apart", |_, _, _| ()).unwrap();
+        one.fill(SpanId(1), DecodedOffset(40), b"claims and fills are locked apart").unwrap();
         assert!(!one.claim(SpanId(1)));
         drop(other);
         assert!(one.claim(SpanId(1)) && one.claim(SpanId(2)));
@@ -575,12 +566,12 @@ mod tests {
     fn a_process_that_stops_while_it_holds_a_lock_holds_up_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let one = content(&dir);
-        one.fill(SpanId(0), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        one.fill(SpanId(0), DecodedOffset(0), b"x").unwrap();
         let stopped = File::open(dir.path().join("c.map")).unwrap();
         stopped.lock().unwrap();
         let begun = std::time::Instant::now();
         for span in 0..100 {
-            let filled = one.fill(SpanId(span % 3), DecodedOffset(40), b"y", |_, _, _| ());
+            let filled = one.fill(SpanId(span % 3), DecodedOffset(40), b"y");
             assert!(matches!(filled, Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::TimedOut));
         }
         // Nor one that opens the content.
@@ -588,16 +579,16 @@ mod tests {
         assert!(other.generation(SpanId(0)).is_some() && other.generation(SpanId(1)).is_none());
         assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
         drop(stopped);
-        one.fill(SpanId(1), DecodedOffset(40), b"y", |_, _, _| ()).unwrap();
+        one.fill(SpanId(1), DecodedOffset(40), b"y").unwrap();
     }
 
     #[test]
     fn a_refilled_span_has_another_generation() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
-        content.fill(SpanId(2), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        content.fill(SpanId(2), DecodedOffset(0), b"x").unwrap();
         let first = content.generation(SpanId(2));
-        content.fill(SpanId(2), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        content.fill(SpanId(2), DecodedOffset(0), b"x").unwrap();
         assert_ne!(content.generation(SpanId(2)), first);
     }
 }

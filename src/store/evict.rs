@@ -321,7 +321,7 @@ mod tests {
             index.write_all(b"index").unwrap();
             index.publish().unwrap();
             let content = store.content(layer_of(digest), 1 << 20, 1).unwrap();
-            content.fill(crate::span::SpanId(0), DecodedOffset(0), &vec![1; 1 << 20], |_, _, _| ()).unwrap();
+            content.fill(crate::span::SpanId(0), DecodedOffset(0), &vec![1; 1 << 20]).unwrap();
             let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
             for extension in ["data", "map"] {
                 let path = store.decoded_path(CONTENT, layer_of(digest), extension);
@@ -372,7 +372,7 @@ mod tests {
         std::fs::create_dir_all(store.root().join("not-ours")).unwrap();
         let orphan = Digest::of(Algorithm::Sha256, b"no index");
         let content = store.content(layer_of(&orphan), 100, 1).unwrap();
-        content.fill(crate::span::SpanId(0), DecodedOffset(0), b"x", |_, _, _| ()).unwrap();
+        content.fill(crate::span::SpanId(0), DecodedOffset(0), b"x").unwrap();
         store.publish_passthrough_copy(store.new_passthrough_copy(layer_of(&orphan), 7).unwrap()).unwrap();
         let making = store.try_lock_pass(&orphan).unwrap();
         store.prune(Keep::Known).unwrap();
