@@ -17,6 +17,7 @@ mod meant;
 mod mount;
 mod options;
 mod progress;
+mod repeats;
 mod status;
 mod text;
 mod tree;
@@ -61,11 +62,13 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Probe(args) => return host::probe::run(&args.at),
         Command::Host(args) => mount::host(&args),
     };
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
             failures::print(&report);
             report.code.into()
         }
-    }
+    };
+    log::end();
+    code
 }

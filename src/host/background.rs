@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Progress;
@@ -192,6 +193,13 @@ pub(super) fn open_log(path: &Path) -> Result<File, HostError> {
     opened.map_err(|cause| HostError::Log { path: path.to_owned(), cause })
 }
 
+/// Whether this process writes to a log in the runtime directory, which peelfs keeps small by itself.
+pub fn log_is_own() -> bool {
+    LOG_IS_OWN.load(Ordering::Relaxed)
+}
+
+static LOG_IS_OWN: AtomicBool = AtomicBool::new(false);
+
 /// Lets go of the terminal: from here on, what this process says goes to `log`.
 ///
 /// # Errors
@@ -204,7 +212,10 @@ pub(super) fn redirect_to(log: &Path) -> Result<(), HostError> {
         rustix::stdio::dup2_stdout(&file)?;
         Ok(rustix::stdio::dup2_stderr(&file)?)
     };
-    redirected().map_err(|cause| HostError::Log { path: log.to_owned(), cause })
+    redirected().map_err(|cause| HostError::Log { path: log.to_owned(), cause })?;
+    let own = status::directory().is_ok_and(|directory| log.parent() == Some(&directory));
+    LOG_IS_OWN.store(own, Ordering::Relaxed);
+    Ok(())
 }
 
 /// How a keeper and a server are started.

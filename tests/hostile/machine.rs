@@ -15,7 +15,7 @@ use peelfs::host::channel::Channel;
 use peelfs::image::{Limits, Verify};
 use peelfs::loopback::auth::{Access, Realm, Tickets, TokenRules, TokenService};
 use peelfs::loopback::faults::{Fault, RedirectTo, Rule, Target};
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::loopback::tar::Entry;
 use peelfs::offsets::FileOffset;
@@ -279,6 +279,35 @@ fn row_22_a_change_that_leaves_no_trace_shows_no_wrong_byte() {
         assert!(mapping.wait().unwrap().success());
     });
     eprintln!("row 22: 60 changes, {unnoticed} of them without a change of the file's times");
+}
+
+#[test]
+fn row_22_damage_that_repeats_is_logged_once_and_counted() {
+    if cannot_mount() {
+        return;
+    }
+    let mut random = Random::new(223);
+    let files: Vec<Vec<u8>> = (0..60).map(|_| random.bytes(60_000)).collect();
+    let named = files.iter().enumerate();
+    let layer = named.fold(LayerBuilder::new(), |layer, (name, bytes)| layer.file(&name.to_string(), bytes.clone()));
+    let image = image([layer.packing(Packing::Zstd { level: 1, frame: Some(60_000), skippable: false })]);
+    let registry = served(&image);
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount(&registry.reference(NAME, "1"), "a");
+    let data = content_file(&sandbox.cache(), &image.layers()[0], "data");
+    let length = std::fs::metadata(&data).unwrap().len();
+    File::options().write(true).open(&data).unwrap().write_all_at(&vec![1; length as usize], 0).unwrap();
+    for (name, bytes) in files.iter().enumerate() {
+        assert!(std::fs::read(at.join(&name.to_string())).unwrap() == *bytes, "{name}");
+    }
+    let damaged = |log: &str| log.matches("a cached span was damaged").count();
+    assert_eq!(damaged(&sandbox.logs()), 1, "{}", sandbox.logs());
+    at.unmount();
+    let log = sandbox.logs();
+    let counted =
+        log.lines().find(|line| line.starts_with("… and ") && damaged(line) == 1).unwrap_or_else(|| panic!("{log}"));
+    let count: u32 = counted.split(' ').nth(2).unwrap().parse().unwrap();
+    assert!(count > 5 && counted.ends_with(&format!("layer={}", image.layers()[0].digest)), "{counted}");
 }
 
 #[test]
