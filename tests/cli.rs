@@ -466,6 +466,152 @@ fn a_corrupt_layer_is_told_once_and_leaves_nothing() {
     assert!(!user.path("copy").exists());
 }
 
+/// An image layout in a tar.
+fn archive(user: &User, image: &Image) -> Vec<u8> {
+    let layout = user.path("archived");
+    image.write_layout(&layout, "1").unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", &layout).unwrap();
+    tar.into_inner().unwrap()
+}
+
+/// Runs a command with these bytes coming through a pipe.
+fn piped(user: &User, line: &[&str], bytes: &[u8]) -> Output {
+    let mut command = user.command(line);
+    let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = running.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        // It may be ended before it has read everything.
+        scope.spawn(move || drop(std::io::Write::write_all(&mut stdin, bytes)));
+        running.wait_with_output().unwrap()
+    })
+}
+
+#[test]
+fn archives_may_be_compressed_and_come_through_pipes() {
+    let user = User::new();
+    let tar = archive(&user, &small());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &tar).unwrap();
+    let gzip = encoder.finish().unwrap();
+    for bytes in [&tar, &gzip, &zstd::bulk::compress(&tar, 3).unwrap()] {
+        let output = piped(&user, &["cat", "oci-archive:/dev/stdin:1", "etc/motd"], bytes);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hello\n"[..]), "{output:?}");
+        std::fs::write(user.path("image.tar.x"), bytes).unwrap();
+        assert_eq!(user.prints(&["cat", "oci-archive:image.tar.x:1", "etc/motd"]), "hello\n");
+    }
+    let output = piped(&user, &["ls", "oci-archive:/dev/stdin"], &gzip[..gzip.len() / 2]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not decompress"), "{output:?}");
+}
+
+/// What was spooled has no name: there is nothing to clean up, however the process ends.
+#[test]
+fn a_process_that_is_killed_while_it_spools_leaves_nothing() {
+    let user = User::new();
+    let tar = archive(&user, &small());
+    let mut command = user.command(&["cat", "oci-archive:/dev/stdin:1", "etc/motd"]);
+    let mut running = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = running.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, &tar[..tar.len() / 2]).unwrap();
+    let spooled = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap();
+        open.flatten()
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            .any(|to| to.to_string_lossy().ends_with(" (deleted)"))
+    };
+    while !spooled() {
+        std::thread::yield_now();
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let left = std::fs::read_dir(user.dir.path().join("home/cache/tmp")).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+/// As Bazel and others make trees; one that leads out is refused.
+#[test]
+fn a_layout_of_links_is_read_as_long_as_they_stay_in_it() {
+    let user = User::with_layout(&small());
+    let layout = user.path("layout");
+    std::fs::create_dir(layout.join("real")).unwrap();
+    for name in ["oci-layout", "index.json"] {
+        std::fs::rename(layout.join(name), layout.join("real").join(name)).unwrap();
+        symlink(format!("real/{name}"), layout.join(name)).unwrap();
+    }
+    let blobs: Vec<_> =
+        std::fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|blob| blob.unwrap().path()).collect();
+    for blob in &blobs {
+        let name = blob.file_name().unwrap();
+        std::fs::rename(blob, layout.join("real").join(name)).unwrap();
+        symlink(Path::new("../../real").join(name), blob).unwrap();
+    }
+    assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");
+    std::fs::rename(layout.join("real"), user.path("elsewhere")).unwrap();
+    symlink("../elsewhere", layout.join("real")).unwrap();
+    let ran = user.run(&["cat", "oci:layout:1", "etc/motd"]);
+    assert_eq!(ran.output.status.code(), Some(1), "{}", ran.text);
+    assert!(ran.text.contains("it is a symbolic link that leads out of `layout`"), "{}", ran.text);
+    assert!(ran.text.contains("`cp -rL layout COPY`"), "{}", ran.text);
+}
+
+/// A mirror or an export may lack some of the images that its index lists.
+#[test]
+fn the_next_image_that_fits_is_taken_if_the_best_is_missing() {
+    let of = |platform: &str| {
+        ImageBuilder::new().layer(LayerBuilder::new().file(&platform.replace('/', "-"), "")).platform(platform).build()
+    };
+    let (best, next, other) = (of("linux/amd64/v3"), of("linux/amd64"), of("linux/s390x"));
+    let image = IndexBuilder::new().image(&best).image(&next).image(&other).build();
+    let user = User::with_layout(&image);
+    let run = |user: &User| user.run(&["ls", "--platform", "linux/amd64/v3", "oci:layout:1"]);
+    assert_eq!(run(&user).text, "linux-amd64-v3\n");
+    let user = User::with_layout(&image);
+    let blob = |image: &Image| user.path("layout/blobs/sha256").join(image.root().digest.hex());
+    std::fs::remove_file(blob(&best)).unwrap();
+    let ran = run(&user);
+    assert_eq!((ran.output.status.code(), &*ran.output.stdout), (Some(0), &b"linux-amd64\n"[..]), "{}", ran.text);
+    let told =
+        format!("blob {} not found in oci:layout:1; using the image for linux/amd64 instead", best.root().digest);
+    assert!(ran.text.contains(&told), "{}", ran.text);
+    std::fs::remove_file(blob(&next)).unwrap();
+    std::fs::remove_dir_all(user.dir.path().join("home/cache")).unwrap();
+    let ran = run(&user);
+    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
+    assert!(ran.text.contains(&format!("error: blob {} not found", best.root().digest)), "{}", ran.text);
+}
+
+#[test]
+fn inspect_describes_an_image_for_any_platform() {
+    let user = User::with_layout(&ImageBuilder::new().platform("linux/s390x").build());
+    let ran = user.run(&["ls", "oci:layout:1"]);
+    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
+    assert!(ran.text.contains("it offers linux/s390x") && ran.text.contains("--platform linux/s390x"), "{}", ran.text);
+    for line in [&["inspect", "oci:layout:1"][..], &["inspect", "--platform", "linux/riscv64", "oci:layout:1"]] {
+        let ran = user.run(line);
+        let described: serde_json::Value = serde_json::from_slice(&ran.output.stdout).unwrap();
+        assert_eq!(described["platform"], "linux/s390x", "{}", ran.text);
+        assert!(ran.text.contains("oci:layout:1 is for linux/s390x, not for linux/"), "{}", ran.text);
+    }
+    // Of several, the first is described unless one is asked for.
+    let several = ["linux/s390x", "linux/ppc64le"].map(|platform| ImageBuilder::new().platform(platform).build());
+    let user = User::with_layout(&several.iter().fold(IndexBuilder::new(), IndexBuilder::image).build());
+    let ran = user.run(&["inspect", "oci:layout:1"]);
+    let described: serde_json::Value = serde_json::from_slice(&ran.output.stdout).unwrap();
+    assert_eq!(described["platform"], "linux/s390x", "{}", ran.text);
+    let ran = user.run(&["inspect", "--platform", "linux/riscv64", "oci:layout:1"]);
+    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
+}
+
+/// As podman names what it builds; whatever answers on port 80 of this machine has no such image.
+#[test]
+fn a_name_of_a_local_build_comes_with_a_hint() {
+    let ran = User::new().run(&["ls", "localhost/some-local-build"]);
+    assert!(!ran.output.status.success());
+    assert!(ran.text.contains("hint: podman names what it builds `localhost/NAME`"), "{}", ran.text);
+    assert!(ran.text.contains("`podman save -o FILE localhost/NAME`"), "{}", ran.text);
+}
+
 #[test]
 fn a_layer_is_read_as_what_it_begins_like() {
     let content: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -16,6 +16,7 @@ use peelfs::platform::Platform;
 use peelfs::reference::Reference;
 use peelfs::source::BlobSource;
 use peelfs::source::local::LocalSource;
+use peelfs::source::spool::Spool;
 use peelfs::store::Store;
 
 /// One of the two files that the cache in `dir` has of a layer's content.
@@ -178,7 +179,8 @@ async fn open(dir: &Path) -> Arc<ImageFs> {
 /// With a cache of so many bytes.
 async fn open_bounded(dir: &Path, limit: Option<u64>) -> Arc<ImageFs> {
     let reference: Reference = format!("oci:{}:latest", dir.display()).parse().unwrap();
-    let source: Arc<dyn BlobSource> = Arc::new(LocalSource::open(&reference).await.unwrap().unwrap());
+    let source: Arc<dyn BlobSource> =
+        Arc::new(LocalSource::open(&reference, &Spool::new(None, tempfile::tempfile)).await.unwrap().unwrap());
     let store = Arc::new(Store::open(&dir.join("cache"), limit).unwrap());
     let platform = Platform::new("linux", "amd64", None);
     let plan = image::resolve(&reference, &source, &store, &platform, Network::Allowed).await.unwrap();

@@ -5,8 +5,10 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use peelfs::host::channel::Channel;
@@ -93,6 +95,53 @@ fn a_mount_outlives_its_server_while_its_registry_is_away_and_the_cache_has_lost
     let left: Vec<_> =
         left.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("image".as_ref())).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The archive has come through a pipe, and is read again from what the processes hand on to each other.
+#[test]
+fn a_mount_of_a_piped_archive_outlives_its_server() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let layout = sandbox.path().join("layout");
+    let layer = (0..FILES)
+        .fold(LayerBuilder::new().dir("d"), |layer, number| layer.file(&format!("d/{number}"), content(number)));
+    ImageBuilder::new().layer(layer).build().write_layout(&layout, "1").unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", &layout).unwrap();
+    let tar = zstd::bulk::compress(&tar.into_inner().unwrap(), 1).unwrap();
+    std::fs::remove_dir_all(&layout).unwrap();
+    let mount = |name: &str, how: &[&str]| {
+        let at = sandbox.mount_point(name);
+        let mut command = sandbox.peelfs(["mount", "--wait", "oci-archive:/dev/stdin:1"]);
+        command.arg(&at.path).args(how).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().unwrap();
+        let mut stdin = running.stdin.take().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = stdin.write_all(&tar);
+                drop(stdin);
+            });
+            (at, running.wait_with_output().unwrap())
+        })
+    };
+    let (at, output) = mount("mnt", &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    let read_from_archive = || {
+        let dropped = sandbox.run(["cache", "drop", "--content", "--all"]);
+        assert!(dropped.status.success(), "{}", said(&dropped));
+        (0..FILES).for_each(|number| read_anew(&at.path, number));
+    };
+    read_from_archive();
+    at.kill_server();
+    read_from_archive();
+    at.upgrade();
+    read_from_archive();
+    at.unmount();
+    let (_, output) = mount("shared", &["--share"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("cannot read its archive from a pipe"), "{}", said(&output));
 }
 
 #[test]

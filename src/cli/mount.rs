@@ -5,7 +5,7 @@ use super::progress::Bar;
 use super::{meant, options};
 use crate::host::report::Report;
 use crate::host::spec::MountSpec;
-use crate::host::{alone, background, keeper, mount_point, server};
+use crate::host::{alone, background, keeper, mount_point, piped, server};
 
 /// Which process makes and serves a mount.
 enum Role {
@@ -35,6 +35,12 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let spec = MountSpec { at: mount_point::find(&typed, &mut bar)?, ..spec };
     // Refused before another process is started; the one that mounts looks again.
     mount_point::hold(&spec, &typed)?;
+    // Held until the processes that serve have it.
+    let (spec, piped) = piped::hold(spec)?;
+    if let (Role::Shared, Some(_)) = (&role, &piped) {
+        return Err(Report::usage("a shared mount cannot read its archive from a pipe")
+            .hint("write it to a file first, or leave out `--share`"));
+    }
     match role {
         Role::Command => background::mount(&spec, background::Keeper::Process, &mut bar)?,
         Role::AloneInBackground => background::mount(&spec, background::Keeper::None, &mut bar)?,

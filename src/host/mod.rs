@@ -26,6 +26,7 @@ pub mod keeper;
 mod mount;
 pub mod mount_point;
 pub mod open;
+pub mod piped;
 pub mod probe;
 pub mod process;
 pub mod report;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use super::error::HostError;
 use super::spec::{Access, CacheSpec, ImageSpec};
 use crate::digest::Digest;
-use crate::image::{self, Documents, Eagerness, ImageFs, Limits, Network, Plan, SharedLayers, Verify};
+use crate::image::{self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, SharedLayers, Verify};
 use crate::platform::Platform;
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
 use crate::source::local::LocalSource;
 use crate::source::offline::OfflineSource;
 use crate::source::registry::{RegistryOptions, RegistrySource};
+use crate::source::spool::Spool;
 use crate::store::Store;
 
 /// An image that has been resolved, with what is needed to read it.
@@ -44,7 +45,7 @@ impl Opened {
 /// [`HostError`]
 pub async fn open(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Opened, HostError> {
     check_authfile(&image.access)?;
-    resolve(image.reference.clone(), image, shared_layers, &Documents::default()).await
+    resolve(image.reference.clone(), image, shared_layers, &Documents::default(), Fit::Required).await
 }
 
 /// As [`open`], for a process that opens one image.
@@ -53,6 +54,18 @@ pub async fn open(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Ope
 /// [`HostError`]
 pub async fn open_alone(image: &ImageSpec) -> Result<Opened, HostError> {
     open(image, &shared_layers(&image.cache)?).await
+}
+
+/// As [`open_alone`], for a process that only describes the image: one for another platform will do, unless there are
+/// several and one platform was asked for.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn open_to_describe(image: &ImageSpec) -> Result<Opened, HostError> {
+    check_authfile(&image.access)?;
+    let fit = if image.platform.is_some() { Fit::Lone } else { Fit::Any };
+    let shared_layers = shared_layers(&image.cache)?;
+    resolve(image.reference.clone(), image, &shared_layers, &Documents::default(), fit).await
 }
 
 /// Resolves what `image` named when it was `root`, by the documents of that time where the cache has none.
@@ -65,7 +78,7 @@ pub async fn open_again(
     before: &Documents,
     shared_layers: &SharedLayers,
 ) -> Result<Opened, HostError> {
-    resolve(image.reference.clone().pinned(root), image, shared_layers, before).await
+    resolve(image.reference.clone().pinned(root), image, shared_layers, before, Fit::Required).await
 }
 
 /// Credentials that were named have to be there, also where a registry asks for none.
@@ -80,11 +93,13 @@ async fn resolve(
     image: &ImageSpec,
     shared_layers: &SharedLayers,
     before: &Documents,
+    fit: Fit,
 ) -> Result<Opened, HostError> {
     let platform = image.platform.clone().unwrap_or_else(Platform::host);
     let store = Arc::clone(shared_layers.store());
-    let (source, registry) = source(&reference, &image.access).await?;
-    let plan = image::resolve_again(&reference, &source, &store, &platform, image.access.network, before).await?;
+    let (source, registry) = source(&reference, &image.access, &store).await?;
+    let plan =
+        image::resolve_again(&reference, &source, &store, (&platform, fit), image.access.network, before).await?;
     Ok(Opened { reference, plan, shared_layers: shared_layers.clone(), store, source, registry })
 }
 
@@ -120,11 +135,17 @@ pub fn default_cache_dir() -> Result<PathBuf, HostError> {
     Ok(base.cache_dir().join("peelfs"))
 }
 
+/// Where archives go that cannot be read in place.
+pub(super) fn spool(store: &Arc<Store>) -> Spool {
+    let of = Arc::clone(store);
+    Spool::new(store.limit(), move || of.unnamed_file())
+}
+
 type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
 
-async fn source(reference: &Reference, access: &Access) -> Result<Sources, HostError> {
+async fn source(reference: &Reference, access: &Access, store: &Arc<Store>) -> Result<Sources, HostError> {
     let Place::Registry(name) = reference.place() else {
-        let local = LocalSource::open(reference).await.expect("it is not a registry's")?;
+        let local = LocalSource::open(reference, &spool(store)).await.expect("it is not a registry's")?;
         return Ok((Arc::new(local), None));
     };
     if access.network == Network::Offline {

@@ -18,7 +18,7 @@ pub use chain::chain;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
-pub use plan::{Documents, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
+pub use plan::{Documents, Fit, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::descriptor::{Compression, Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step};
-use crate::platform::Platform;
+use crate::platform::{self, Platform};
 use crate::reference::{Place, Reference};
 use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::store::{Store, TagRecord};
@@ -53,6 +53,10 @@ impl Documents {
         if let Ok(text) = std::str::from_utf8(bytes) {
             self.texts.push((descriptor.digest.clone(), text.to_owned()));
         }
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.texts.iter().any(|(known, _)| known == digest)
     }
 
     fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {
@@ -141,6 +145,24 @@ pub enum PlanError {
     },
 }
 
+impl PlanError {
+    /// Whether something that an image index lists is not there.
+    fn is_missing(&self) -> bool {
+        matches!(self, Self::Source(SourceError::NotFound { .. }) | Self::Offline { .. })
+    }
+}
+
+/// Whether an image for another platform than the one that is asked for will do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fit {
+    /// It is refused.
+    Required,
+    /// It will do if the reference names no other: its platform is no matter of choice.
+    Lone,
+    /// Any will do, where none fits.
+    Any,
+}
+
 /// Resolves `reference` for `wanted`.
 ///
 /// # Errors
@@ -152,10 +174,10 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    resolve_again(reference, source, store, wanted, network, &Documents::default()).await
+    resolve_again(reference, source, store, (wanted, Fit::Required), network, &Documents::default()).await
 }
 
-/// As [`resolve`], by the documents of an earlier time where the store has none.
+/// As [`resolve`], by the documents of an earlier time where the store has none, and with less regard to the platform.
 ///
 /// # Errors
 /// [`PlanError`]
@@ -163,7 +185,7 @@ pub async fn resolve_again(
     reference: &Reference,
     source: &Arc<dyn BlobSource>,
     store: &Store,
-    wanted: &Platform,
+    (wanted, fit): (&Platform, Fit),
     network: Network,
     before: &Documents,
 ) -> Result<Plan, PlanError> {
@@ -175,47 +197,47 @@ pub async fn resolve_again(
         Document::Index(index) => index.offered(),
         Document::Manifest(_) => Vec::new(),
     };
-    let choice_error = |cause| PlanError::Choice { reference: reference.to_string(), cause: Box::new(cause) };
 
     // What is still to be tried, best first; a stack, as an entry may be an index itself.
     let mut rest = vec![Candidate { descriptor: root.clone(), document: Some(document), platform: None, depth: 0 }];
-    let mut unfit = None;
+    let (mut unfit, mut missing) = (None, None);
     while let Some(candidate) = rest.pop() {
-        let document = match candidate.document {
-            Some(document) => document,
-            None => {
-                let bytes = resolver.manifest(&candidate.descriptor).await?;
-                resolver.parse(&candidate.descriptor, &bytes)?
+        let found = match resolver.look_into(candidate, wanted, fit).await {
+            // A mirror or an export may lack some of what an index lists.
+            Err(error) if error.is_missing() => {
+                missing.get_or_insert(error);
+                continue;
             }
+            found => found?,
         };
-        match documents::resolve_step(document, candidate.depth, wanted) {
-            Ok(Step::Arrived(manifest)) => {
-                let config = resolver.config(&manifest).await?;
-                let silent = candidate.platform.is_none();
-                if let (true, Err(error)) = (silent, config.require(wanted)) {
-                    unfit.get_or_insert(error);
-                    continue;
-                }
+        match found {
+            Found::Image(image) => {
+                let (manifest, config, candidate) = *image;
                 let platform = candidate.platform.or_else(|| config.platform.clone());
+                resolver.tell(missing.as_ref(), platform.as_ref(), wanted);
                 let offered = if offered.is_empty() { platform.iter().cloned().collect() } else { offered };
                 let plan = assemble(root, candidate.descriptor, manifest, config, platform, offered);
                 return Ok(Plan { documents: resolver.documents.into_inner().unwrap_or_default(), ..plan });
             }
-            Ok(Step::Descend(entries)) => {
-                let inside = |entry: IndexEntry| Candidate {
-                    descriptor: entry.descriptor,
-                    document: None,
-                    platform: entry.platform,
-                    depth: candidate.depth + 1,
-                };
-                rest.extend(entries.into_iter().rev().map(inside));
-            }
-            Err(error) => {
+            Found::Inside(candidates) => rest.extend(candidates.into_iter().rev()),
+            Found::Unfit(error) => {
                 unfit.get_or_insert(error);
             }
         }
     }
-    Err(choice_error(unfit.unwrap_or(documents::ResolveError::NoPlatform { wanted: wanted.clone(), offered })))
+    let no_platform = || documents::ResolveError::NoPlatform { wanted: wanted.clone(), offered };
+    let choice = |cause| PlanError::Choice { reference: reference.to_string(), cause: Box::new(cause) };
+    Err(missing.unwrap_or_else(|| choice(unfit.unwrap_or_else(no_platform))))
+}
+
+/// What a candidate turns out to be.
+enum Found {
+    /// The image.
+    Image(Box<(Manifest, ImageConfig, Candidate)>),
+    /// These are in it, best first.
+    Inside(Vec<Candidate>),
+    /// Nothing that fits.
+    Unfit(documents::ResolveError),
 }
 
 struct Candidate {
@@ -260,6 +282,60 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
+    async fn look_into(&self, mut candidate: Candidate, wanted: &Platform, fit: Fit) -> Result<Found, PlanError> {
+        let document = match candidate.document.take() {
+            Some(document) => document,
+            None => {
+                let bytes = self.manifest(&candidate.descriptor).await?;
+                self.parse(&candidate.descriptor, &bytes)?
+            }
+        };
+        let all = match &document {
+            Document::Index(index) if fit == Fit::Any => index.entries.clone(),
+            _ => Vec::new(),
+        };
+        let entries = match documents::resolve_step(document, candidate.depth, wanted) {
+            Ok(Step::Arrived(manifest)) => {
+                let config = self.config(&manifest).await?;
+                let lone = candidate.depth == 0 && fit != Fit::Required;
+                return Ok(match config.require(wanted) {
+                    Err(error) if candidate.platform.is_none() && !lone => Found::Unfit(error),
+                    _ => Found::Image(Box::new((manifest, config, candidate))),
+                });
+            }
+            Ok(Step::Descend(entries)) => entries,
+            Err(error @ documents::ResolveError::NoPlatform { .. }) => {
+                let images: Vec<_> = all.into_iter().filter(IndexEntry::may_be_image).collect();
+                if images.is_empty() {
+                    return Ok(Found::Unfit(error));
+                }
+                images
+            }
+            Err(error) => return Ok(Found::Unfit(error)),
+        };
+        // What was resolved before is what it was resolved to then, though others may have come to be there since.
+        let before = |entry: &IndexEntry| self.before.has(&entry.descriptor.digest);
+        let known = entries.iter().any(before);
+        let inside = |entry: IndexEntry| Candidate {
+            descriptor: entry.descriptor,
+            document: None,
+            platform: entry.platform,
+            depth: candidate.depth + 1,
+        };
+        Ok(Found::Inside(entries.into_iter().filter(|entry| !known || before(entry)).map(inside).collect()))
+    }
+
+    /// Tells what a user may not expect of an image that was found.
+    fn tell(&self, missing: Option<&PlanError>, platform: Option<&Platform>, wanted: &Platform) {
+        let shown = platform.map_or_else(|| "an unknown platform".to_owned(), Platform::to_string);
+        if let Some(missing) = missing {
+            tracing::warn!("{missing}; using the image for {shown} instead");
+        }
+        if platform.is_some_and(|platform| platform::best_first(wanted, std::slice::from_ref(platform)).is_empty()) {
+            tracing::warn!("{} is for {shown}, not for {wanted}", self.reference);
+        }
+    }
+
     /// The root document: from the store if it is known to be what the reference names.
     async fn root(&self) -> Result<(Descriptor, Bytes), PlanError> {
         let Place::Registry(name) = self.reference.place() else {

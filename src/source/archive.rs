@@ -1,4 +1,5 @@
-//! Archives: a tar of an image layout, and the tar that `docker save` writes. Both are read in place.
+//! Archives: a tar of an image layout, and the tar that `docker save` writes. Both are read in place, or
+//! [spooled](super::spool) if they are compressed or come out of a pipe.
 //!
 //! The second has no manifest: its `manifest.json` names a configuration and layers by path. A manifest
 //! is made up for it, so that everything after this module sees one kind of image. A layer's digest is
@@ -12,6 +13,7 @@ use bytes::Bytes;
 
 use super::layout::{Files, descriptor, open_files};
 use super::local::{Blobs, LocalSource, Piece, listed, unusable};
+use super::spool::Spool;
 use super::tarfile::TarFile;
 use super::{CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Compression, Descriptor, MediaType};
@@ -22,10 +24,10 @@ use crate::reference::{LocalName, Pick, RegistryName};
 /// Opens a tar of an image layout.
 ///
 /// # Errors
-/// [`SourceError`] if it cannot be read in place, or holds not the image that `local` names.
-pub(super) fn open_oci(name: String, local: &LocalName) -> Result<LocalSource, SourceError> {
+/// [`SourceError`] if it cannot be read, or holds not the image that `local` names.
+pub(super) fn open_oci(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    open_files(name, &reading.pick, local.digest(), TarFile::open(&reading.path)?)
+    open_files(name, &reading.pick, local.digest(), TarFile::read(spool.archive(&reading.path)?)?)
 }
 
 impl Files for TarFile {
@@ -41,10 +43,10 @@ impl Files for TarFile {
 /// Opens a tar that `docker save` wrote.
 ///
 /// # Errors
-/// [`SourceError`] if it cannot be read in place, or holds not the image that `local` names.
-pub(super) fn open_docker(name: String, local: &LocalName) -> Result<LocalSource, SourceError> {
+/// [`SourceError`] if it cannot be read, or holds not the image that `local` names.
+pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    let tar = TarFile::open(&reading.path)?;
+    let tar = TarFile::read(spool.archive(&reading.path)?)?;
     let Some(list) = tar.find("manifest.json") else {
         let hint = tar.has("oci-layout").then(|| format!("try `oci-archive:{}`", tar.path()));
         return Err(SourceError::Unsupported { place: name, why: "it has no `manifest.json`".to_owned(), hint });
@@ -66,12 +68,47 @@ pub(super) fn open_docker(name: String, local: &LocalName) -> Result<LocalSource
 }
 
 /// One image of `manifest.json` (moby, image/spec/v1.2.md, "Combined Image JSON + Filesystem Changeset Format").
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "PascalCase", expecting = "an object")]
 struct Saved {
     config: String,
     repo_tags: Option<Vec<String>>,
     layers: Option<Vec<String>>,
+}
+
+impl<'de> serde::Deserialize<'de> for Saved {
+    /// Keys may be written in any case: docker and podman read them by Go's rule, and containerify writes `config`. One
+    /// that is written in two cases would be read in two ways, and is refused.
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(SavedKeys)
+    }
+}
+
+struct SavedKeys;
+
+impl<'de> serde::de::Visitor<'de> for SavedKeys {
+    type Value = Saved;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Saved, A::Error> {
+        use serde::de::Error as _;
+
+        let (mut config, mut repo_tags, mut layers) = (None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.to_ascii_lowercase().as_str() {
+                "config" if config.is_none() => config = Some(map.next_value()?),
+                "repotags" if repo_tags.is_none() => repo_tags = Some(map.next_value()?),
+                "layers" if layers.is_none() => layers = Some(map.next_value()?),
+                "config" | "repotags" | "layers" => {
+                    return Err(A::Error::custom(format!("`{}` is given twice", key.escape_debug())));
+                }
+                _ => drop(map.next_value::<serde::de::IgnoredAny>()?),
+            }
+        }
+        let config = config.ok_or_else(|| A::Error::missing_field("Config"))?;
+        Ok(Saved { config, repo_tags: repo_tags.flatten(), layers: layers.flatten() })
+    }
 }
 
 impl Saved {
@@ -293,6 +330,97 @@ mod tests {
         assert_eq!(again.head().await.unwrap(), source.head().await.unwrap());
     }
 
+    /// An image of one layer, as it is saved.
+    fn saved_tar(layer: &[u8]) -> Vec<u8> {
+        let list = serde_json::json!([{ "Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l.tar"] }]);
+        let archive = Archive::new().file("l.tar", layer).file("c.json", &config(&[layer])).saved(list);
+        archive.0.into_inner().unwrap()
+    }
+
+    fn packed(format: &str, bytes: &[u8]) -> Vec<u8> {
+        match format {
+            "gzip" => gzip(bytes),
+            // In two members, as parallel writers make them.
+            "gzip members" => [gzip(&bytes[..1000]), gzip(&bytes[1000..])].concat(),
+            "zstd" => zstd::bulk::compress(bytes, 3).unwrap(),
+            "xz" => {
+                let mut writer = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+                writer.write_all(bytes).unwrap();
+                writer.finish().unwrap()
+            }
+            "bzip2" => {
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            _ => bytes.to_vec(),
+        }
+    }
+
+    #[tokio::test]
+    async fn compressed_archives_and_those_from_a_pipe_are_spooled() {
+        let layer: Vec<u8> =
+            (0..300_000_u32).map(|n| if n < 200_000 { 0 } else { (n.wrapping_mul(n) >> 8) as u8 }).collect();
+        let dir = tempfile::tempdir().unwrap();
+        for format in ["plain", "gzip", "gzip members", "zstd", "xz", "bzip2"] {
+            let bytes = packed(format, &saved_tar(&layer));
+            let path = dir.path().join("image.tar");
+            std::fs::write(&path, &bytes).unwrap();
+            let source = open(&format!("docker-archive:{}:app:1", path.display())).await.unwrap();
+            assert_eq!(layers(&source).await, [&layer[..]], "{format}");
+
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let writing = std::thread::spawn(move || writer.write_all(&bytes));
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+            let source = open(&format!("docker-archive:{path}:app:1")).await.unwrap();
+            writing.join().unwrap().unwrap();
+            drop(reader);
+            assert_eq!(layers(&source).await, [&layer[..]], "{format}, piped");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fifo_is_waited_for_and_a_device_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let to = fifo.clone();
+        let writing = std::thread::spawn(move || std::fs::write(to, saved_tar(b"layer")));
+        let source = open(&format!("docker-archive:{}", fifo.display())).await.unwrap();
+        writing.join().unwrap().unwrap();
+        assert_eq!(layers(&source).await, [b"layer"]);
+        let error = open("docker-archive:/dev/zero").await.err().unwrap();
+        assert_eq!(told(&error, dir.path()), "cannot read /dev/zero: it is neither a file nor a pipe");
+    }
+
+    #[tokio::test]
+    async fn what_is_spooled_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar.gz");
+        std::fs::write(&path, gzip(&vec![0; 3 << 20])).unwrap();
+        let reference = format!("oci-archive:{}", path.display()).parse().unwrap();
+        let spool = Spool::new(Some(1 << 20), tempfile::tempfile);
+        let error = LocalSource::open(&reference, &spool).await.unwrap().err().unwrap();
+        assert_eq!(
+            told(&error, dir.path()),
+            "`TMP/image.tar.gz` cannot be used: it unpacks to more than the 1048576 bytes that the cache may take \
+             | raise `--cache-size`, or decompress it yourself, so that it is read in place"
+        );
+    }
+
+    /// As containerify writes it.
+    #[tokio::test]
+    async fn keys_of_a_saved_image_are_read_in_any_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Archive::new()
+            .file("l.tar", b"one")
+            .file("c.json", &config(&[b"one"]))
+            .saved(serde_json::json!([{ "config": "c.json", "repoTags": ["app:1"], "LAYERS": ["l.tar"], "other": {} }]))
+            .write(dir.path());
+        let source = open(&format!("docker-archive:{}:app:1", path.display())).await.unwrap();
+        assert_eq!(layers(&source).await, [b"one"]);
+    }
+
     #[tokio::test]
     async fn one_of_several_saved_images_is_picked_by_name_or_position() {
         let dir = tempfile::tempdir().unwrap();
@@ -324,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn archives_that_cannot_be_read_in_place_say_what_to_do() {
+    async fn archives_that_cannot_be_read_say_what_to_do() {
         let config = config(&[b"one"]);
         let saved = |layer: &str| serde_json::json!([{ "Config": "c.json", "RepoTags": [], "Layers": [layer] }]);
         let whole = Archive::new().file("c.json", &config).0.into_inner().unwrap();
@@ -359,6 +487,12 @@ mod tests {
                     .unwrap(),
             ),
             ("oci-archive", gzip(&whole)),
+            ("oci-archive", gzip(&whole)[..200].to_vec()),
+            ("oci-archive", b"BZh9 and no more".to_vec()),
+            (
+                "docker-archive",
+                Archive::new().file("manifest.json", br#"[{"Config":"a","config":"b"}]"#).0.into_inner().unwrap(),
+            ),
             ("oci-archive", whole[..600].to_vec()),
             ("oci-archive", whole[..520].to_vec()),
             ("oci-archive", whole[..100].to_vec()),
@@ -383,7 +517,10 @@ mod tests {
         docker-archive:TMP/image.tar cannot be used: its `manifest.json` is malformed: missing field `Config` at line 1 column 3
         file `a` not found in docker-archive:TMP/image.tar
         file `a` not found in docker-archive:TMP/image.tar
-        `TMP/image.tar` cannot be used: the archive is compressed with gzip, so its files cannot be read in place | decompress it first: `gunzip TMP/image.tar`
+        oci-archive:TMP/image.tar cannot be used: it has no `oci-layout`, so it is not an image layout
+        `TMP/image.tar` cannot be used: it is compressed with gzip, and does not decompress: incomplete deflate stream
+        `TMP/image.tar` cannot be used: it is compressed with bzip2, and does not decompress: bzip2: invalid data
+        docker-archive:TMP/image.tar cannot be used: its `manifest.json` is malformed: `config` is given twice at line 1 column 23
         `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
         `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
         `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short

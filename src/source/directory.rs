@@ -3,10 +3,11 @@
 //! A blob's file is called `HEX` for sha256 and `ALGORITHM-HEX` for others; the manifests that an image
 //! index lists are called `HEX.manifest.json` (containers-transports(5); `directory` in containers/image).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::layout::descriptor;
-use super::local::{Blobs, Links, LocalSource, Piece};
+use super::local::{Blobs, LocalSource, Piece};
+use super::tree::Tree;
 use super::{MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
@@ -17,8 +18,8 @@ use crate::documents::Document;
 /// # Errors
 /// [`SourceError`] if there is no `manifest.json` in it.
 pub(super) fn open(name: String, path: &Path) -> Result<LocalSource, SourceError> {
-    std::fs::metadata(path).map_err(|cause| SourceError::Io { path: path.display().to_string(), cause })?;
-    let Some(manifest) = Piece::find(&path.join("manifest.json"), Links::Refuse)? else {
+    let tree = Tree::open(path)?;
+    let Some(manifest) = tree.find("manifest.json")? else {
         let layout = path.join("oci-layout").symlink_metadata().is_ok();
         return Err(SourceError::Unsupported {
             place: name,
@@ -33,10 +34,10 @@ pub(super) fn open(name: String, path: &Path) -> Result<LocalSource, SourceError
         Err(_) => MediaType::parse("application/json"),
     };
     let root = descriptor(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
-    Ok(LocalSource::new(name, root, Some(bytes), Directory(path.to_owned())))
+    Ok(LocalSource::new(name, root, Some(bytes), Directory(tree)))
 }
 
-struct Directory(PathBuf);
+struct Directory(Tree);
 
 impl Blobs for Directory {
     fn open(&self, blob: &Descriptor) -> Result<Option<Piece>, SourceError> {
@@ -44,13 +45,13 @@ impl Blobs for Directory {
             Algorithm::Sha256 => blob.digest.hex().to_owned(),
             other => format!("{}-{}", other.name(), blob.digest.hex()),
         };
-        let listed = self.0.join(format!("{stem}.manifest.json"));
+        let listed = format!("{stem}.manifest.json");
         if (blob.media_type.is_manifest() || blob.media_type.is_index())
-            && let Some(piece) = Piece::find(&listed, Links::Refuse)?
+            && let Some(piece) = self.0.find(&listed)?
         {
             return Ok(Some(piece));
         }
-        Piece::find(&self.0.join(stem), Links::Refuse)
+        self.0.find(&stem)
     }
 }
 

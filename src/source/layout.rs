@@ -7,11 +7,10 @@
 //! neither name nor digest there has to be one image, or entries without any name, which then are the
 //! platforms of one image.
 
-use std::path::{Path, PathBuf};
-
 use bytes::Bytes;
 
-use super::local::{Blobs, Links, LocalSource, Piece, listed, unusable};
+use super::local::{Blobs, LocalSource, Piece, listed, unusable};
+use super::tree::Tree;
 use super::{MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
@@ -33,7 +32,7 @@ pub(super) fn open(name: String, local: &LocalName) -> Result<LocalSource, Sourc
             hint: Some(format!("for a tar of a layout write `oci-archive:{}`", reading.path.display())),
         });
     }
-    open_files(name, &reading.pick, local.digest(), Directory(reading.path))
+    open_files(name, &reading.pick, local.digest(), Tree::open(&reading.path)?)
 }
 
 /// Files by their name in a layout.
@@ -45,16 +44,14 @@ pub(super) trait Files: Send + Sync {
     fn no_layout_hint(&self) -> Option<String>;
 }
 
-struct Directory(PathBuf);
-
-impl Files for Directory {
+impl Files for Tree {
     fn find(&self, name: &str) -> Result<Option<Piece>, SourceError> {
-        Piece::find(&self.0.join(Path::new(name)), Links::Refuse)
+        Self::find(self, name)
     }
 
     fn no_layout_hint(&self) -> Option<String> {
-        let here = |name: &str| self.0.join(name).symlink_metadata().is_ok();
-        (here("manifest.json") && here("version")).then(|| format!("try `dir:{}`", self.0.display()))
+        let here = |name: &str| self.path().join(name).symlink_metadata().is_ok();
+        (here("manifest.json") && here("version")).then(|| format!("try `dir:{}`", self.path().display()))
     }
 }
 

@@ -3,22 +3,20 @@
 //! Layouts, archives and directories differ in how a digest becomes a piece of a file, and in nothing
 //! else. That difference is `Blobs`; everything that reads is here, once.
 //!
-//! A path may name a FIFO or a device, and reading one would hang or do worse. So files are opened
-//! without blocking and only regular ones are read. A file that is shorter than its descriptor says, or
-//! that shrinks while it is read, ends in an error.
+//! A name may lead to a FIFO or a device, and reading one would hang or do worse. So files are opened
+//! without blocking and only regular ones are read; a pipe that the user has named is spooled. A file that is shorter
+//! than its descriptor says, or that shrinks while it is read, ends in an error.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use rustix::fs::OFlags;
-use rustix::io::Errno;
 
+use super::spool::Spool;
 use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError, archive, blob_name, directory, layout};
 use crate::descriptor::Descriptor;
 use crate::documents::DocumentError;
@@ -35,22 +33,22 @@ pub struct LocalSource {
 }
 
 impl LocalSource {
-    /// Opens what `reference` names; `None` if it names a registry.
+    /// Opens what `reference` names; `None` if it names a registry. What cannot be read in place is put into `spool`.
     ///
     /// # Errors
     /// [`SourceError`] if it is not there, or is not what its transport says.
-    pub async fn open(reference: &Reference) -> Option<Result<Self, SourceError>> {
+    pub async fn open(reference: &Reference, spool: &Spool) -> Option<Result<Self, SourceError>> {
         if let Place::Registry(_) = reference.place() {
             return None;
         }
-        let reference = reference.clone();
+        let (reference, spool) = (reference.clone(), spool.clone());
         let open = move || {
             let name = reference.to_string();
             match reference.place() {
                 Place::Registry(_) => unreachable!("registries were sorted out above"),
                 Place::Layout(local) => layout::open(name, local),
-                Place::OciArchive(local) => archive::open_oci(name, local),
-                Place::DockerArchive(local) => archive::open_docker(name, local),
+                Place::OciArchive(local) => archive::open_oci(name, local, &spool),
+                Place::DockerArchive(local) => archive::open_docker(name, local, &spool),
                 Place::Directory(path) => directory::open(name, path),
             }
         };
@@ -143,42 +141,15 @@ pub(super) struct Piece {
     len: u64,
 }
 
-/// What to do with a symbolic link in the last component of a path.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Links {
-    /// Go where it leads: the user typed the path.
-    Follow,
-    /// Refuse: the path was made from what a document says.
-    Refuse,
-}
-
 impl Piece {
-    /// A whole regular file.
-    pub(super) fn open(path: &Path, links: Links) -> Result<Self, SourceError> {
-        let shown = path.display().to_string();
-        let flags = if links == Links::Refuse { OFlags::NOFOLLOW } else { OFlags::empty() };
-        let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).expect("open flags are small");
-        let opened = File::options().read(true).custom_flags(flags).open(path);
-        let checked = opened.and_then(|file| {
-            let metadata = file.metadata()?;
-            if metadata.is_file() { Ok((file, metadata.len())) } else { Err(io::Error::other("not a regular file")) }
-        });
-        match checked {
-            Ok((file, len)) => Ok(Self { file: Arc::new(file), path: shown.into(), start: 0, len }),
-            Err(cause) if links == Links::Refuse && cause.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-                let cause = io::Error::other("it is a symbolic link, and none is followed here");
-                Err(SourceError::Io { path: shown, cause })
-            }
-            Err(cause) => Err(SourceError::Io { path: shown, cause }),
+    /// A whole regular file that is open; `shown` is what it is called in messages.
+    pub(super) fn of(file: File, shown: &str) -> Result<Self, SourceError> {
+        let failed = |cause| SourceError::Io { path: shown.to_owned(), cause };
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::Error::other("not a regular file")));
         }
-    }
-
-    /// As [`open`](Self::open), but `None` if there is nothing at the path.
-    pub(super) fn find(path: &Path, links: Links) -> Result<Option<Self>, SourceError> {
-        match Self::open(path, links) {
-            Err(SourceError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(Some),
-        }
+        Ok(Self { file: Arc::new(file), path: shown.into(), start: 0, len: metadata.len() })
     }
 
     /// The part from `start`, `len` bytes long; `None` if this piece does not hold it.
@@ -217,6 +188,11 @@ impl Piece {
         Ok(all.into())
     }
 
+    /// Its bytes, one after the other.
+    pub(super) fn reader(&self) -> impl io::Read + use<> {
+        Reading { piece: self.clone(), at: 0 }
+    }
+
     /// The bytes of `range`, one read ahead of the one that is waited for.
     fn stream(self, range: Range<BlobOffset>) -> ByteStream {
         let offsets = (range.start.0..range.end.0).step_by(READ_BYTES);
@@ -230,6 +206,21 @@ impl Piece {
             })
         });
         ByteStream::new(reads.buffered(2))
+    }
+}
+
+/// A piece that is read from front to back.
+struct Reading {
+    piece: Piece,
+    at: u64,
+}
+
+impl io::Read for Reading {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.piece.len - self.at).unwrap_or(usize::MAX).min(buffer.len());
+        let got = self.piece.file.read_at(&mut buffer[..most], self.piece.start + self.at)?;
+        self.at += got as u64;
+        Ok(got)
     }
 }
 
@@ -335,8 +326,13 @@ pub(super) mod made {
         serde_json::json!({ "os": "linux", "architecture": "amd64", "rootfs": rootfs }).to_string().into()
     }
 
+    /// A place for archives that cannot be read where they are.
+    pub(in super::super) fn spool() -> Spool {
+        Spool::new(None, tempfile::tempfile)
+    }
+
     pub(in super::super) async fn open(reference: &str) -> Result<LocalSource, SourceError> {
-        LocalSource::open(&reference.parse().unwrap()).await.unwrap()
+        LocalSource::open(&reference.parse().unwrap(), &spool()).await.unwrap()
     }
 
     /// Reads root, configuration and all layers as a user of the source would; the layers' bytes.
@@ -426,7 +422,7 @@ mod tests {
         }
         insta::assert_snapshot!(all, @r#"
         cannot read TMP/blobs/sha256/HEX: not a regular file
-        cannot read TMP/blobs/sha256/HEX: it is a symbolic link, and none is followed here
+        `TMP/blobs/sha256/HEX` cannot be used: it is a symbolic link that leads out of `TMP` | copy it with what its links lead to, as with `cp -rL TMP COPY`
         cannot read TMP/blobs/sha256/HEX: not a regular file
         blob sha256:HEX in oci:TMP has 4 bytes, and its descriptor says 5
         blob sha256:HEX not found in oci:TMP
@@ -446,7 +442,7 @@ mod tests {
     async fn a_file_that_shrinks_while_it_is_read_ends_in_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(600_000).unwrap();
-        let piece = Piece::open(file.path(), Links::Refuse).unwrap();
+        let piece = Piece::of(std::fs::File::open(file.path()).unwrap(), "it").unwrap();
         file.as_file().set_len(300_000).unwrap();
         let mut stream = piece.stream(BlobOffset(0)..BlobOffset(600_000));
         assert!(stream.next().await.unwrap().is_ok());
@@ -455,6 +451,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_reference_is_left_to_the_registry() {
-        assert!(LocalSource::open(&"python".parse().unwrap()).await.is_none());
+        assert!(LocalSource::open(&"python".parse().unwrap(), &super::made::spool()).await.is_none());
     }
 }

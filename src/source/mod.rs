@@ -12,7 +12,9 @@ pub mod offline;
 pub mod outage;
 pub mod registry;
 mod silence;
+pub mod spool;
 mod tarfile;
+mod tree;
 
 use std::future::Future;
 use std::ops::Range;

@@ -8,8 +8,7 @@
 use std::collections::HashMap;
 
 use super::SourceError;
-use super::local::{Links, Piece};
-use std::path::Path;
+use super::local::Piece;
 
 /// The files of one tar, by name without leading `./` or `/`.
 pub(super) struct TarFile {
@@ -30,10 +29,8 @@ impl TarFile {
     /// Reads all headers of an uncompressed tar.
     ///
     /// # Errors
-    /// [`SourceError::Unsupported`] if it is compressed, cut short or damaged.
-    pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
-        let whole = Piece::open(path, Links::Follow)?;
-        refuse_compressed(&whole)?;
+    /// [`SourceError::Unsupported`] if it is cut short or damaged.
+    pub(super) fn read(whole: Piece) -> Result<Self, SourceError> {
         let mut members = HashMap::new();
         let mut at = 0;
         let mut next = Overrides::default();
@@ -215,24 +212,6 @@ fn clean(directory: &str, name: &str) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("/"))
 }
 
-fn refuse_compressed(whole: &Piece) -> Result<(), SourceError> {
-    let mut magic = [0; 6];
-    let seen = usize::try_from(whole.len().min(6)).expect("at most 6");
-    whole.read_at(0, &mut magic[..seen])?;
-    let (format, tool) = match magic {
-        [0x1f, 0x8b, ..] => ("gzip", "gunzip"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", "unzstd"),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => ("xz", "unxz"),
-        [b'B', b'Z', b'h', ..] => ("bzip2", "bunzip2"),
-        _ => return Ok(()),
-    };
-    Err(SourceError::Unsupported {
-        place: format!("`{}`", whole.path()),
-        why: format!("the archive is compressed with {format}, so its files cannot be read in place"),
-        hint: Some(format!("decompress it first: `{tool} {}`", whole.path())),
-    })
-}
-
 fn broken(whole: &Piece, at: u64, why: &str) -> SourceError {
     SourceError::Unsupported {
         place: format!("`{}`", whole.path()),
@@ -254,7 +233,7 @@ mod tests {
     fn open(bytes: &[u8]) -> Result<TarFile, SourceError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        TarFile::open(file.path())
+        TarFile::read(Piece::of(file.reopen().unwrap(), "it").unwrap())
     }
 
     fn content(tar: &TarFile, name: &str) -> Option<Vec<u8>> {

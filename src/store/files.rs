@@ -246,6 +246,12 @@ impl Files {
         self.open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map(|(file, _)| file)
     }
 
+    /// Makes a file without a name in a directory, where its file system knows such files.
+    pub(super) fn create_unnamed(&self, dir: &Path) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        self.at(dir, |at, path| rustix::fs::openat(at, path, flags, Mode::RUSR | Mode::WUSR)).map(File::from)
+    }
+
     pub(super) fn write_all_at(&self, file: &File, path: &Path, bytes: &[u8], at: u64) -> io::Result<()> {
         self.before(Effect::Write(file, path, at, bytes))?;
         file.write_all_at(bytes, at)

@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, Shape};
@@ -232,6 +233,28 @@ impl Store {
     /// The directory this store lives in.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// A new file on the cache's disk that is gone with the last process that has it open; where there can be none, one
+    /// among the system's temporary files.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub fn unnamed_file(&self) -> io::Result<File> {
+        let dir = self.root.join(TMP);
+        let named = || {
+            let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+            let path = dir.join(format!("{}-{serial}", std::process::id()));
+            let file = self.files.create_new(&path).map_err(io::Error::other)?;
+            self.files.remove(&path);
+            Ok(file)
+        };
+        let elsewhere = |_: io::Error| {
+            let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+            let file = rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?;
+            Ok(File::from(file))
+        };
+        self.files.create_unnamed(&dir).or_else(|_| named()).or_else(elsewhere)
     }
 
     /// The most that layers may take on disk, in bytes.

@@ -395,6 +395,7 @@ impl Client {
                     _ if what.starts_with("blob ") => {
                         "the registry does not have all that the image's manifest names; push the image again"
                     }
+                    _ if let Some(hint) = self.local_hint() => hint,
                     Some(_) => "check the spelling, and whether the user may read this repository",
                     None => {
                         "check the spelling; a private repository also looks like this to those who are not logged in"
@@ -421,7 +422,16 @@ impl Client {
     }
 
     pub(super) fn away(&self, what: &str, why: String, outage: Outage) -> SourceError {
-        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint: outage.hint() }
+        let hint = if outage == Outage::Away { self.local_hint() } else { None }.or(outage.hint());
+        SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint }
+    }
+
+    /// What to do about a registry that has no image because no registry was meant.
+    fn local_hint(&self) -> Option<&'static str> {
+        (self.host == "localhost").then_some(
+            "podman names what it builds `localhost/NAME`, and its storage is not read here: write it to a file with \
+             `podman save -o FILE localhost/NAME` and name that, as in `docker-archive:FILE`, or push it to a registry",
+        )
     }
 
     fn cannot_reach(&self, what: &str, fault: &Fault, why: String) -> SourceError {

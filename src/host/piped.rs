@@ -1,0 +1,50 @@
+//! An archive that comes out of a pipe, for a mount: the pipe is empty long before the mount ends.
+//!
+//! It is copied into a file without a name, whose descriptor the processes behind the mount inherit from each other: it
+//! is gone with the last of them, however they end.
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::FdFlags;
+
+use super::error::HostError;
+use super::open;
+use super::spec::{ImageSpec, MountSpec};
+use crate::reference::{Place, Reference};
+
+/// `spec`, where its archive can be read more than once; the file, if there is one, is to be held until the processes
+/// that serve have begun.
+///
+/// # Errors
+/// [`HostError`] if the archive cannot be copied.
+pub fn hold(spec: MountSpec) -> Result<(MountSpec, Option<File>), HostError> {
+    let Some(path) = archive(&spec.image.reference) else { return Ok((spec, None)) };
+    let spool = open::spool(&Arc::new(open::store(&spec.image.cache)?));
+    let file = match spool.pipe(&path)? {
+        Some(file) => file,
+        // Another process has other descriptors.
+        None if is_descriptor(&path) => File::open(&path).map_err(HostError::system("read the archive"))?,
+        None => return Ok((spec, None)),
+    };
+    let inherited = rustix::io::fcntl_setfd(&file, FdFlags::empty());
+    inherited.map_err(|errno| HostError::system("hand the archive on")(errno.into()))?;
+    let typed = spec.image.reference.to_string();
+    let held = typed.replacen(&path.display().to_string(), &format!("/proc/self/fd/{}", file.as_raw_fd()), 1);
+    let reference = held.parse().expect("a path in place of a path is a reference");
+    Ok((MountSpec { image: ImageSpec { reference, ..spec.image }, ..spec }, Some(file)))
+}
+
+/// Whether this is one of the process's own descriptors.
+fn is_descriptor(path: &Path) -> bool {
+    path == Path::new("/dev/stdin")
+        || ["/dev/fd", "/proc/self/fd"].iter().any(|descriptors| path.starts_with(descriptors))
+}
+
+/// The file of an archive.
+fn archive(reference: &Reference) -> Option<std::path::PathBuf> {
+    let (Place::OciArchive(local) | Place::DockerArchive(local)) = reference.place() else { return None };
+    Some(local.reading(Path::exists).path)
+}
