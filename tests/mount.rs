@@ -14,6 +14,8 @@ mod identity;
 #[path = "mount/place.rs"]
 mod place;
 mod support;
+#[path = "mount/xattrs.rs"]
+mod xattrs;
 
 use std::collections::BTreeMap;
 use std::fs::File;

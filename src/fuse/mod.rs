@@ -24,11 +24,11 @@ mod session;
 mod standby;
 mod through;
 mod wire;
+mod xattrs;
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -51,6 +51,7 @@ use device::Reply;
 use serve::{Handler, Threads, Waiting};
 use through::Through;
 use wire::{Listing, Opened, Operation, Request};
+use xattrs::Attributes;
 
 /// The adapter between the kernel's requests and an image.
 struct Adapter {
@@ -59,8 +60,8 @@ struct Adapter {
     generation: u32,
     tasks: tokio::runtime::Handle,
     waiting: Arc<Waiting>,
-    /// Set once it is certain that no file of the image has an extended attribute.
-    no_xattrs: AtomicBool,
+    /// Which extended attributes the image has at all, once that is known.
+    attributes: OnceLock<Attributes>,
     /// None where files are read without being opened.
     through: Option<Arc<Through>>,
 }
@@ -68,7 +69,7 @@ struct Adapter {
 impl Adapter {
     fn new(fs: Arc<ImageFs>, generation: u32, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
         let through = through.map(Arc::new);
-        Self { fs, generation, tasks, waiting: Arc::default(), no_xattrs: AtomicBool::new(false), through }
+        Self { fs, generation, tasks, waiting: Arc::default(), attributes: OnceLock::new(), through }
     }
 
     /// The mount is gone, and so is whoever waited for anything.
@@ -172,53 +173,6 @@ impl Adapter {
         }
     }
 
-    fn xattr(&self, node: NodeId, name: &[u8], size: u32, reply: Reply) {
-        if self.never_xattrs() {
-            return reply.error(Errno::NOSYS);
-        }
-        let name = name.to_vec();
-        self.answer(
-            reply,
-            move |fs| fs.xattr(node, &name),
-            move |reply, value| match value {
-                Some(value) => send_xattr(reply, &value, size),
-                None => reply.error(Errno::NODATA),
-            },
-        );
-    }
-
-    fn xattr_names(&self, node: NodeId, size: u32, reply: Reply) {
-        if self.never_xattrs() {
-            return reply.error(Errno::NOSYS);
-        }
-        self.answer(
-            reply,
-            move |fs| fs.xattr_names(node),
-            move |reply, names| {
-                let list: Vec<u8> = names
-                    .into_iter()
-                    .flat_map(|mut name| {
-                        name.push(0);
-                        name
-                    })
-                    .collect();
-                send_xattr(reply, &list, size);
-            },
-        );
-    }
-
-    /// Whether xattr requests can be declined for good.
-    fn never_xattrs(&self) -> bool {
-        if self.no_xattrs.load(Ordering::Relaxed) {
-            return true;
-        }
-        let none = matches!(self.fs.has_no_xattrs(), Ok(true));
-        if none {
-            self.no_xattrs.store(true, Ordering::Relaxed);
-        }
-        none
-    }
-
     fn seek(&self, node: NodeId, offset: u64, whence: u32, reply: Reply) {
         if offset > i64::MAX as u64 || !matches!(whence, SEEK_DATA | SEEK_HOLE) {
             return reply.error(Errno::INVAL);
@@ -308,16 +262,6 @@ impl Handler for Adapter {
 
     fn interrupt(&self, unique: u64) {
         self.waiting.interrupt(unique);
-    }
-}
-
-fn send_xattr(reply: Reply, value: &[u8], size: u32) {
-    if size == 0 {
-        reply.bytes(wire::XattrSize { size: value.len() as u32, padding: 0 }.as_bytes());
-    } else if value.len() > size as usize {
-        reply.error(Errno::RANGE);
-    } else {
-        reply.bytes(value);
     }
 }
 

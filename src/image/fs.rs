@@ -4,6 +4,7 @@
 //! network, or *awaited*, which also waits for layers and content. Front ends that must not block ask the first way and
 //! hand the question to a task when there is no answer yet.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +18,7 @@ use super::layers::{Known, LayerFailure, LayerStatus, Layers};
 use super::read::{DecodedBytes, Local, MissingBytes, ReadPlan, Unfilled};
 use super::work::Work;
 use crate::content::{LayerReader, Prefetch, ReadError};
-use crate::layer::{Contents, EntryId, IndexError, Kind};
+use crate::layer::{EntryId, IndexError, Kind};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, LayerNo, MergeError, NodeAttr, NodeId, Overlay, Unknown, Walked};
 use crate::predict::PlaceInFile;
@@ -346,20 +347,25 @@ impl ImageFs {
         index.xattr_names(entry).map_err(|cause| damaged(number, cause))
     }
 
-    /// Whether no layer has any extended attribute; needs all of every layer.
+    /// The names of all extended attributes that any layer has; `None` where that is much to look at. Needs all of every
+    /// layer.
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn has_no_xattrs(&self) -> Now<bool> {
-        for number in (0..self.overlay.layer_count()).map(LayerNo) {
-            if !self.overlay.knows(number) {
-                return Err(NotNow::Needs(number));
-            }
-            if self.overlay.index(number).map_err(not_now)?.contents().has(Contents::XATTRS) {
-                return Ok(false);
+    pub fn all_xattr_names(&self) -> Now<Option<BTreeSet<Vec<u8>>>> {
+        let layers = || (0..self.overlay.layer_count()).map(LayerNo);
+        if let Some(unknown) = layers().find(|number| !self.overlay.knows(*number)) {
+            return Err(NotNow::Needs(unknown));
+        }
+        let (mut all, mut left) = (BTreeSet::new(), XATTRS_LOOKED_AT);
+        for number in layers() {
+            let index = self.overlay.index(number).map_err(not_now)?;
+            match index.all_xattr_names(&mut left).map_err(|cause| damaged(number, cause))? {
+                Some(names) => all.extend(names),
+                None => return Ok(None),
             }
         }
-        Ok(true)
+        Ok(Some(all))
     }
 
     /// Reads a file into `buf` from what is on this machine; fewer bytes than asked for only at the end of the file.
@@ -658,6 +664,9 @@ impl Drop for ImageFs {
 
 /// Bytes that a seek looks at first.
 const SEEK_WINDOW: u64 = 4096;
+
+/// Bytes of extended attributes that are looked at for their names; most images have fewer than a hundred.
+const XATTRS_LOOKED_AT: u64 = 1 << 20;
 
 pub(super) fn not_now(unknown: Unknown) -> NotNow {
     match unknown {

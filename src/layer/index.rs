@@ -21,6 +21,7 @@
 //! a damaged index is an error and never another tree, and an index that was made with ill will but
 //! right checksums still meets a bounds check at every step.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
@@ -375,6 +376,33 @@ impl LayerIndex {
                 None => Err(IndexError::Malformed { what: "an attribute set is cut" }),
             })
             .collect()
+    }
+
+    /// The names of all entries' extended attributes; `None` where names and values have more bytes than `left`, from
+    /// which those looked at are taken.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    pub fn all_xattr_names(&self, left: &mut u64) -> Result<Option<BTreeSet<Vec<u8>>>, IndexError> {
+        let mut names = BTreeSet::new();
+        if self.place(Section::Xattrs).count > *left {
+            return Ok(None);
+        }
+        for number in 1..=self.place(Section::XattrSets).count.min(u32::MAX.into()) as u32 {
+            let set = self.xattr_set(number)?;
+            // An empty one takes a look, too.
+            match left.checked_sub(set.len() as u64 + 1) {
+                Some(rest) => *left = rest,
+                None => return Ok(None),
+            }
+            for xattr in xattrs::parse(&set) {
+                let (name, _) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is cut" })?;
+                if !names.contains(name) {
+                    names.insert(name.to_vec());
+                }
+            }
+        }
+        Ok(Some(names))
     }
 
     /// The runs of a file within `range`, holes included; none if it is no file.
@@ -767,6 +795,23 @@ mod tests {
         assert_eq!(contents(Tar::default().file(".wh.a", b"")), Contents::WHITEOUTS);
         assert_eq!(contents(Tar::default().file(".wh..wh..opq", b"")), Contents::WHITEOUTS);
         assert_eq!(contents(Tar::default().pax(&[("SCHILY.xattr.user.a", b"")]).file("a", b"")), Contents::XATTRS);
+    }
+
+    #[test]
+    fn names_of_attributes_are_gathered_within_a_limit() {
+        let mut tar = Tar::default();
+        for number in 0..100 {
+            let value = format!("{number:03}");
+            tar = tar.pax(&[("SCHILY.xattr.user.a", value.as_bytes()), ("SCHILY.xattr.user.b", b"")]);
+            tar = tar.file(&value, b"");
+        }
+        let index = open(&written(&tree(&tar.end()).unwrap())).unwrap();
+        let mut left = 10_000;
+        let names = index.all_xattr_names(&mut left).unwrap().unwrap();
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), [b"user.a", b"user.b"]);
+        assert!((5_000..9_000).contains(&left), "{left}");
+        assert_eq!(index.all_xattr_names(&mut 1000).unwrap(), None);
+        assert_eq!(index.all_xattr_names(&mut left).unwrap().map(|names| names.len()), Some(2));
     }
 
     #[test]

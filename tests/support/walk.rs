@@ -135,11 +135,7 @@ fn metadata(node: &Node) -> String {
 
 fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut list = vec![0; 64 << 10];
-    let len = match rustix::fs::llistxattr(path, &mut list[..]) {
-        // What a mount says for good once it knows that no file has any.
-        Err(rustix::io::Errno::OPNOTSUPP) => 0,
-        len => len?,
-    };
+    let len = rustix::fs::llistxattr(path, &mut list[..])?;
     let mut found = BTreeMap::new();
     for name in list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let mut value = vec![0; 64 << 10];
