@@ -12,7 +12,7 @@ help:
 	@echo 'make test      install what the tests need, then run all of them'
 	@echo 'make soak      run the long forms of tests: kills, crashes, damage, many readers; a line for each'
 	@echo 'make build     build $(TARGET)/release/peelfs'
-	@echo 'make install   install the program and its manual pages below PREFIX ($(PREFIX))'
+	@echo 'make install   install the program, its manual pages and the helpers of mount(8); PREFIX is $(PREFIX)'
 	@echo 'make bench     measure beside other tools and draw charts'
 	@echo 'make fuzz      fuzz each target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)'
 	@echo 'make clean     remove what was built'
@@ -67,14 +67,36 @@ man: build
 	@mkdir -p $(TARGET)/man
 	$(TARGET)/release/peelfs man $(TARGET)/man
 
+# mount(8) looks for helpers in MOUNT_HELPERS, whatever PREFIX is; where that is PREFIX/sbin, there are no links. A user
+# who may not write there has all but `mount -t peelfs`.
+MOUNT_HELPERS ?= /sbin
+HELPER := $(PREFIX)/sbin/mount.peelfs
 install: man
 	install -D -m 755 $(TARGET)/release/peelfs $(DESTDIR)$(PREFIX)/bin/peelfs
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(TARGET)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	sed 's|^bin=[^ ]*|bin=$(PREFIX)/bin|' scripts/mount.peelfs > $(DESTDIR)$(HELPER)
+	chmod 755 $(DESTDIR)$(HELPER)
+	ln -sf mount.peelfs $(DESTDIR)$(PREFIX)/sbin/mount.fuse.peelfs
+	@if [ '$(PREFIX)/sbin' -ef '$(MOUNT_HELPERS)' ]; then :; \
+	elif install -d '$(DESTDIR)$(MOUNT_HELPERS)' 2> /dev/null && [ -w '$(DESTDIR)$(MOUNT_HELPERS)' ]; then \
+		for name in mount.peelfs mount.fuse.peelfs; do \
+			echo "ln -sf $(HELPER) $(DESTDIR)$(MOUNT_HELPERS)/$$name"; \
+			ln -sf '$(HELPER)' "$(DESTDIR)$(MOUNT_HELPERS)/$$name"; \
+		done; \
+	else \
+		echo 'note: mount -t peelfs needs $(MOUNT_HELPERS)/mount.peelfs, which only root can make:'; \
+		echo '  ln -s $(HELPER) $(MOUNT_HELPERS)/mount.peelfs'; \
+	fi
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/peelfs $(DESTDIR)$(PREFIX)/share/man/man1/peelfs.1 \
-		$(DESTDIR)$(PREFIX)/share/man/man1/peelfs-*.1
+		$(DESTDIR)$(PREFIX)/share/man/man1/peelfs-*.1 $(DESTDIR)$(HELPER) $(DESTDIR)$(PREFIX)/sbin/mount.fuse.peelfs
+	@for name in mount.peelfs mount.fuse.peelfs; do \
+		link='$(DESTDIR)$(MOUNT_HELPERS)'/$$name; \
+		if [ "$$(readlink "$$link")" = '$(HELPER)' ]; then echo "rm -f $$link"; rm -f "$$link"; fi; \
+	done
 
 clean:
 	$(CARGO) clean

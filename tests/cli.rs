@@ -345,6 +345,48 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     "#);
 }
 
+/// A layout, an archive or a directory has the name of what is looked for in a registry.
+#[test]
+fn an_image_that_is_here_by_that_name_is_hinted_at() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    let lone = format!("{}/lay", registry.addr());
+    small().write_layout(&user.path(&lone), "1").unwrap();
+    small().write_layout(&user.path("Lay"), "1").unwrap();
+    let run = |line: &[&str]| user.run(line).text;
+    assert_snapshot!(run(&["ls", &format!("{lone}:1")]), @r#"
+    --- stderr
+    error: manifest `1` not found in registry.test/lay: 404 Not Found (MANIFEST_UNKNOWN: manifest unknown)
+    hint: `registry.test/lay` here is an image layout: name it `oci:registry.test/lay:1`
+    --- exit 3
+    "#);
+    assert_snapshot!(run(&["inspect", "Lay"]), @r#"
+    --- stderr
+    error: `Lay` is not an image reference: repository names are lower case
+    hint: `Lay` here is an image layout: name it `oci:Lay`
+    --- exit 2
+    "#);
+    assert_snapshot!(run(&["cat", "./Lay:1", "/etc/motd"]), @r#"
+    --- stderr
+    error: `./Lay:1` is not an image reference: it is a path
+    hint: `./Lay` here is an image layout: name it `oci:./Lay:1`
+    --- exit 2
+    "#);
+    std::fs::create_dir(user.path("mnt")).unwrap();
+    let mount = run(&["mount", &lone, "mnt"]);
+    assert!(mount.contains("hint: `registry.test/lay` here is an image layout"), "{mount}");
+    // It is in the registry as well: that one is taken, and told.
+    let both = registry.reference("library/app", "1");
+    small().write_layout(&user.path(both.trim_end_matches(":1")), "1").unwrap();
+    let listed = user.run(&["ls", &both, "/etc"]);
+    assert!(listed.output.status.success(), "{}", listed.text);
+    let note = "note: that was an image of a registry; `registry.test/library/app` here is an image layout";
+    assert!(listed.text.contains(note), "{}", listed.text);
+    // A directory of another kind, as the mount point mostly is, is none.
+    std::fs::remove_file(user.path(both.trim_end_matches(":1")).join("oci-layout")).unwrap();
+    assert!(user.run(&["ls", &both, "/etc"]).output.stderr.is_empty());
+}
+
 #[test]
 fn a_registry_that_wants_a_password_is_an_error_of_its_own() {
     let access = Access::Basic { user: "me".into(), password: "secret".into() };

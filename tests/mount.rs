@@ -11,9 +11,13 @@ mod ends;
 mod handles;
 #[path = "mount/identity.rs"]
 mod identity;
+#[path = "mount/mount8.rs"]
+mod mount8;
 #[path = "mount/place.rs"]
 mod place;
 mod support;
+#[path = "mount/user.rs"]
+mod user;
 #[path = "mount/xattrs.rs"]
 mod xattrs;
 

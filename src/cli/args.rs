@@ -35,6 +35,7 @@ pub enum Command {
     /// Mount an image on a directory
     Mount(MountArgs),
     /// Unmount what peelfs mounted
+    #[command(alias = "unmount")]
     Umount(UmountArgs),
     /// List a directory of an image, without mounting it
     Ls(LsArgs),
@@ -66,6 +67,21 @@ pub enum Command {
     /// Hold or serve mounts for other processes of peelfs
     #[command(hide = true)]
     Host(HostArgs),
+}
+
+impl Command {
+    /// The image that is named, if one is.
+    pub(super) fn image(&self) -> Option<&str> {
+        let image = match self {
+            Self::Mount(args) => &args.image,
+            Self::Ls(args) => &args.image,
+            Self::Cat(args) => &args.image,
+            Self::Cp(args) => &args.image,
+            Self::Inspect(args) => &args.image,
+            _ => return None,
+        };
+        Some(&image.reference)
+    }
 }
 
 /// Which image, and how it is reached.
@@ -181,6 +197,10 @@ pub struct MountArgs {
     /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,
+    /// Let root in, who is kept out of other users' mounts (needs `user_allow_other` in /etc/fuse.conf); root's own
+    /// mounts let root in alone in any case
+    #[arg(long, conflicts_with = "allow_other")]
+    pub allow_root: bool,
     /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,

@@ -4,6 +4,7 @@
 //! there is one, and an exit code that scripts can tell apart (see [`Code`]).
 
 mod args;
+mod bare;
 mod cache;
 mod carry;
 mod cat;
@@ -31,12 +32,19 @@ use clap::Parser as _;
 
 use crate::host;
 pub use crate::host::report::{Code, Report};
+use crate::reference::{Place, Reference};
+use crate::source::nearby::Nearby;
 pub use args::Args;
 use args::Command;
 
 /// Runs one command line, program name included, and says how it went.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(line) {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let parsed = Args::try_parse_from(&line).or_else(|error| match bare::with_mount(&line, &error) {
+        Some(line) => Args::try_parse_from(line),
+        None => Err(error),
+    });
+    let args = match parsed {
         Ok(args) => args,
         Err(error) => {
             // Help and version are answers and go to stdout; the rest are mistakes and go to stderr.
@@ -45,6 +53,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     log::start(&args.command);
+    let nearby = args.command.image().and_then(nearby);
     let done = match args.command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
@@ -63,12 +72,37 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Host(args) => mount::host(&args),
     };
     let code = match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            if let Some(nearby) = nearby {
+                eprintln!("note: that was an image of a registry; {}", nearby.hint());
+            }
+            ExitCode::SUCCESS
+        }
         Err(report) => {
+            let report = match nearby {
+                Some(nearby) if may_be_meant(&report) => report.hint(nearby.hint()),
+                _ => report,
+            };
             failures::print(&report);
             report.code.into()
         }
     };
     log::end();
     code
+}
+
+/// What is here under the name of an image that is looked for elsewhere.
+fn nearby(typed: &str) -> Option<Nearby> {
+    let is_local = |reference: Reference| !matches!(reference.place(), Place::Registry(_));
+    if typed.parse().is_ok_and(is_local) { None } else { Nearby::find(typed) }
+}
+
+/// Whether an image could not be had: then a file of its name may have been meant.
+fn may_be_meant(report: &Report) -> bool {
+    match report.code {
+        Code::Authentication | Code::Network => true,
+        Code::NotFound => report.message.contains(" not found in "),
+        Code::Usage => report.message.contains("is not an image reference"),
+        Code::Failure | Code::Verification => false,
+    }
 }

@@ -16,10 +16,18 @@ use crate::host::spec::KernelOptions;
 pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
     let mut kernel = KernelOptions {
         allow_other: args.allow_other,
+        allow_root: args.allow_root,
         let_cpus_sleep: args.let_cpus_sleep,
         ..KernelOptions::default()
     };
-    for option in std::mem::take(&mut args.options) {
+    let options = std::mem::take(&mut args.options);
+    // First: mount(8) passes on what the table of mounts has of the mount, too.
+    if options.iter().any(|option| option == "remount") {
+        return Err(Report::usage(
+            "a mount of an image is read-only and cannot be remounted: unmount it, and mount it with other options",
+        ));
+    }
+    for option in options {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (option.as_str(), None),
@@ -28,6 +36,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
         let access = &mut args.image.access;
         match (name.as_str(), value) {
             ("allow_other", None) => kernel.allow_other = true,
+            ("allow_root", None) => kernel.allow_root = true,
             ("suid", None) => kernel.suid = true,
             ("dev", None) => kernel.dev = true,
             ("noexec", None) => kernel.noexec = true,
@@ -66,6 +75,9 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             }
         }
     }
+    if kernel.allow_other && kernel.allow_root {
+        return Err(Report::usage("`allow_other` and `allow_root` exclude each other").hint("leave out one of them"));
+    }
     Ok(kernel)
 }
 
@@ -84,8 +96,9 @@ fn is_ignored(name: &str) -> bool {
 
 const WITH_VALUE: [&str; 9] =
     ["platform", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
-const WITHOUT_VALUE: [&str; 13] = [
+const WITHOUT_VALUE: [&str; 14] = [
     "allow_other",
+    "allow_root",
     "suid",
     "dev",
     "noexec",
@@ -99,25 +112,35 @@ const WITHOUT_VALUE: [&str; 13] = [
     "passthrough",
     "let_cpus_sleep",
 ];
-const IGNORED: [&str; 20] = [
+const IGNORED: [&str; 30] = [
     "_netdev",
     "async",
     "atime",
     "auto",
+    "comment",
     "default_permissions",
     "defaults",
     "diratime",
+    "dirsync",
     "group",
     "lazytime",
+    "loud",
     "noatime",
     "noauto",
     "nodiratime",
     "nofail",
+    "nogroup",
+    "nolazytime",
+    "noowner",
     "norelatime",
     "nouser",
+    "owner",
     "relatime",
     "ro",
     "rw",
+    "silent",
+    "strictatime",
+    "sync",
     "user",
     "users",
 ];
@@ -144,6 +167,21 @@ mod tests {
         assert_eq!(args.image.access.platform.as_deref(), Some("linux/arm64"));
         assert_eq!(args.image.access.cache.cache_size, Some(1 << 30));
         assert!(kernel.allow_other && !kernel.suid && !kernel.dev);
+    }
+
+    #[test]
+    fn root_is_let_in_alone_or_with_others() {
+        assert!(applied("allow_root").unwrap().1.allow_root);
+        let report = applied("allow_root,allow_other").unwrap_err();
+        assert!(report.message.contains("exclude each other"), "{}", report.message);
+    }
+
+    #[test]
+    fn a_remount_is_refused_in_one_line() {
+        for options in ["remount", "rw,remount", "ro,user_id=0,default_permissions,remount"] {
+            let report = applied(options).unwrap_err();
+            assert!(report.message.contains("cannot be remounted") && report.hint.is_none(), "{}", report.message);
+        }
     }
 
     #[test]

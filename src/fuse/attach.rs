@@ -112,7 +112,7 @@ fn attach_by_system_call(target: &Target, options: &MountOptions) -> Result<Owne
         "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions,subtype=peelfs",
         connection.as_raw_fd()
     );
-    if options.allow_other {
+    if options.lets_others_in() {
         data.push_str(",allow_other");
     }
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
@@ -129,9 +129,12 @@ fn attach_by_helper(target: &Target, options: &MountOptions) -> io::Result<Owned
         "subtype=peelfs".to_owned(),
         "ro,noatime,default_permissions".to_owned(),
     ];
-    for (wanted, word) in
-        [(options.suid, "suid"), (options.dev, "dev"), (options.noexec, "noexec"), (options.allow_other, "allow_other")]
-    {
+    for (wanted, word) in [
+        (options.suid, "suid"),
+        (options.dev, "dev"),
+        (options.noexec, "noexec"),
+        (options.lets_others_in(), "allow_other"),
+    ] {
         if wanted {
             words.push(word.to_owned());
         }
@@ -209,8 +212,9 @@ pub(super) fn said(mut child: Child) -> io::Result<Option<io::Error>> {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let text = if lines.is_empty() { format!("fusermount3 failed ({status})") } else { lines.join("; ") };
-    let refused = text.contains("user_allow_other");
-    let kind = if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+    let refused = ["user_allow_other", "Permission denied", "no write access", "not owned by user"];
+    let is_refused = refused.iter().any(|words| text.contains(words));
+    let kind = if is_refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
     Ok(Some(io::Error::new(kind, text)))
 }
 

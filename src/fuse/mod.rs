@@ -48,6 +48,7 @@ use crate::image::{FsError, ImageFs, Local, NotNow, Now, briefly};
 use crate::offsets::FileOffset;
 use crate::overlay::NodeId;
 use device::Reply;
+use nodes::View;
 use serve::{Handler, Threads, Waiting};
 use through::Through;
 use wire::{Listing, Opened, Operation, Request};
@@ -56,8 +57,7 @@ use xattrs::Attributes;
 /// The adapter between the kernel's requests and an image.
 struct Adapter {
     fs: Arc<ImageFs>,
-    /// What the kernel knows this mount's nodes by, besides their numbers.
-    generation: u32,
+    view: View,
     tasks: tokio::runtime::Handle,
     waiting: Arc<Waiting>,
     /// Which extended attributes the image has at all, once that is known.
@@ -67,9 +67,9 @@ struct Adapter {
 }
 
 impl Adapter {
-    fn new(fs: Arc<ImageFs>, generation: u32, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
+    fn new(fs: Arc<ImageFs>, view: View, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
         let through = through.map(Arc::new);
-        Self { fs, generation, tasks, waiting: Arc::default(), attributes: OnceLock::new(), through }
+        Self { fs, view, tasks, waiting: Arc::default(), attributes: OnceLock::new(), through }
     }
 
     /// The mount is gone, and so is whoever waited for anything.
@@ -193,15 +193,15 @@ impl Handler for Adapter {
         let Some(node) = NodeId::from_number(request.node) else { return reply.error(Errno::STALE) };
         match request.operation {
             Operation::Lookup { name } => {
-                let (name, generation) = (name.to_vec(), self.generation);
-                let lookup = move |fs: &ImageFs| nodes::lookup(fs, generation, node, &name);
+                let (name, view) = (name.to_vec(), self.view);
+                let lookup = move |fs: &ImageFs| nodes::lookup(fs, view, node, &name);
                 self.answer(reply, lookup, |reply, entry| reply.bytes(entry.as_bytes()));
             }
-            Operation::GetAttr => self.answer(
-                reply,
-                move |fs| fs.attr(node).map(|found| nodes::attr_out(fs, &found)),
-                |reply, attr| reply.bytes(attr.as_bytes()),
-            ),
+            Operation::GetAttr => {
+                let view = self.view;
+                let attr = move |fs: &ImageFs| fs.attr(node).map(|found| nodes::attr_out(fs, view, &found));
+                self.answer(reply, attr, |reply, attr| reply.bytes(attr.as_bytes()));
+            }
             Operation::ReadLink => {
                 self.answer(reply, move |fs| fs.symlink_target(node), |reply, target| reply.bytes(&target));
             }
@@ -213,8 +213,8 @@ impl Handler for Adapter {
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::ReadDirPlus { offset, size } => {
-                let generation = self.generation;
-                let list = move |fs: &ImageFs| nodes::entries(fs, generation, node, offset, Listing::new(size));
+                let view = self.view;
+                let list = move |fs: &ImageFs| nodes::entries(fs, view, node, offset, Listing::new(size));
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::StatFs => {

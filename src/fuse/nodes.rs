@@ -8,6 +8,16 @@ use crate::image::{ImageFs, Now};
 use crate::layer::Kind;
 use crate::overlay::{NodeAttr, NodeId};
 
+/// What a mount shows otherwise than the image has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    /// What the kernel knows this mount's nodes by, besides their numbers.
+    pub(super) generation: u32,
+    /// Besides root, only this user may enter. The kernel lets in everybody or the user of the mount alone, and answers
+    /// from its own memory what was asked before; so the root is shown as a directory that is private to this user.
+    pub(super) private_to: Option<u32>,
+}
+
 /// For how many seconds the kernel may believe what it is told of a node.
 fn life(attr: &NodeAttr) -> u64 {
     if attr.settled { FOR_EVER } else { 0 }
@@ -15,24 +25,24 @@ fn life(attr: &NodeAttr) -> u64 {
 
 /// A node by name. Of a node that it has forgotten, the kernel asks for `.` and `..` when a file handle names it
 /// (`FUSE_EXPORT_SUPPORT`), and it alone does: no path of a process comes here with them.
-pub(super) fn lookup(fs: &ImageFs, generation: u32, node: NodeId, name: &[u8]) -> Now<wire::Entry> {
+pub(super) fn lookup(fs: &ImageFs, view: View, node: NodeId, name: &[u8]) -> Now<wire::Entry> {
     let found = match name {
         b"." => Some(fs.node(node)?),
         b".." => Some(fs.attr(fs.parent(node)?)?),
         name => fs.lookup(node, name)?,
     };
-    Ok(found.map_or_else(absent, |found| entry(fs, generation, &found)))
+    Ok(found.map_or_else(absent, |found| entry(fs, view, &found)))
 }
 
-fn entry(fs: &ImageFs, generation: u32, found: &NodeAttr) -> wire::Entry {
+fn entry(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::Entry {
     let life = life(found);
     wire::Entry {
         nodeid: found.node.get(),
         // The kernel wants none of the root.
-        generation: if found.node == NodeId::ROOT { 0 } else { generation.into() },
+        generation: if found.node == NodeId::ROOT { 0 } else { view.generation.into() },
         entry_valid: life,
         attr_valid: life,
-        attr: attr(fs, found),
+        attr: attr(fs, view, found),
         ..Default::default()
     }
 }
@@ -43,11 +53,15 @@ fn absent() -> wire::Entry {
 }
 
 /// A node that was asked for by its number.
-pub(super) fn attr_out(fs: &ImageFs, found: &NodeAttr) -> wire::AttrOut {
-    wire::AttrOut { attr_valid: life(found), attr: attr(fs, found), ..Default::default() }
+pub(super) fn attr_out(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::AttrOut {
+    wire::AttrOut { attr_valid: life(found), attr: attr(fs, view, found), ..Default::default() }
 }
 
-fn attr(fs: &ImageFs, found: &NodeAttr) -> wire::Attr {
+fn attr(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::Attr {
+    let (mut mode, mut uid) = (found.mode, found.uid);
+    if let Some(user) = view.private_to.filter(|_| found.node == NodeId::ROOT) {
+        (mode, uid) = (mode & 0o700 | 0o500, user);
+    }
     let changed = fs.identity().changed(found);
     wire::Attr {
         ino: fs.identity().inode(found.node),
@@ -59,9 +73,9 @@ fn attr(fs: &ImageFs, found: &NodeAttr) -> wire::Attr {
         atimensec: found.mtime_ns,
         mtimensec: found.mtime_ns,
         ctimensec: changed.nanos,
-        mode: file_type(found.kind) | u32::from(found.mode),
+        mode: file_type(found.kind) | u32::from(mode),
         nlink: found.nlink,
-        uid: found.uid,
+        uid,
         gid: found.gid,
         rdev: makedev(found.device),
         blksize: BLOCK,
@@ -105,17 +119,17 @@ pub(super) fn names(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listin
 }
 
 /// As [`names`], with metadata.
-pub(super) fn entries(fs: &ImageFs, generation: u32, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
+pub(super) fn entries(fs: &ImageFs, view: View, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
     if offset < DOTS {
         let dots = [(fs.attr(node)?, b".".as_slice()), (fs.attr(fs.parent(node)?)?, b"..")];
         for (at, (dot, name)) in (1..).zip(dots).skip(offset as usize) {
-            if !listing.add_plus(&entry(fs, generation, &dot), at, name) {
+            if !listing.add_plus(&entry(fs, view, &dot), at, name) {
                 return Ok(listing);
             }
         }
     }
     let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |listed, attr| {
-        let room = listing.add_plus(&entry(fs, generation, attr), listed.next + DOTS, listed.name);
+        let room = listing.add_plus(&entry(fs, view, attr), listed.next + DOTS, listed.name);
         if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::attach::{self, Attached, Target};
 use super::device::Device;
 use super::mounts::MountPoint;
+use super::nodes::View;
 use super::place::MountPlace;
 use super::serve::{Handler, Service};
 use super::through::{self, Passthrough, Through};
@@ -27,6 +28,8 @@ pub struct MountOptions {
     pub source: String,
     /// Other users may enter.
     pub allow_other: bool,
+    /// Root may enter, besides the user who mounts.
+    pub allow_root: bool,
     /// Set-user-id programs of the image work.
     pub suid: bool,
     /// Device nodes of the image work.
@@ -40,6 +43,25 @@ pub struct MountOptions {
     /// A request by a thread of the serving process itself is an error: whatever it wants to know there, as of a cache
     /// that the mount covers, the answer would wait for the one who asks.
     pub refuse_own_requests: bool,
+}
+
+impl MountOptions {
+    /// Whether the kernel lets other users in.
+    pub(super) fn lets_others_in(&self) -> bool {
+        self.allow_other || self.private_to().is_some()
+    }
+
+    /// The user who may enter besides root, where the kernel lets in everybody.
+    fn private_to(&self) -> Option<u32> {
+        private_to(self.allow_root && !self.allow_other)
+    }
+}
+
+/// As in libfuse, root is let in by letting everybody in and refusing others. A mount of root itself is open to root
+/// alone in any case.
+fn private_to(allow_root: bool) -> Option<u32> {
+    let user = rustix::process::getuid();
+    (allow_root && !user.is_root()).then(|| user.as_raw())
 }
 
 /// Why a directory could not become a mount point.
@@ -136,11 +158,12 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
     let (Some(place), true) = (place, target.is_in_place()) else { return Err(MountError::Moved { at: at() }) };
     let agreed = Arc::new(Agreed::default());
     let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
-    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let acl = if options.lets_others_in() { SessionACL::All } else { SessionACL::Owner };
     drop(Session::from_fd(terms, connection, acl, Config::default()).map_err(refused)?);
     if let Some(device) = place.device() {
         raise_read_ahead(device);
     }
+    let view = View { generation: place.generation(), private_to: options.private_to() };
     let through = match &options.passthrough {
         Some(_) if !agreed.passthrough.load(Ordering::Acquire) => return Err(MountError::NoPassthrough),
         Some(passthrough) => {
@@ -149,7 +172,7 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
         }
         None => None,
     };
-    let adapter = Arc::new(Adapter::new(fs, place.generation(), tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(fs, view, tokio::runtime::Handle::current(), through));
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let own = options.refuse_own_requests;
     let service = Service::start(&device, &handler, options.let_cpus_sleep, own).map_err(refused)?;
@@ -159,8 +182,8 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
 }
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` as in
-/// [`MountOptions`]. Requests which that process had not answered are answered now; whoever waits notices nothing.
+/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` and `allow_root`
+/// as in [`MountOptions`]. Requests which that process had not answered are answered now; whoever waits notices nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
@@ -170,13 +193,15 @@ pub fn take_over(
     place: MountPlace,
     opens: Option<File>,
     let_cpus_sleep: bool,
+    allow_root: bool,
 ) -> Result<Mounted, MountError> {
     let device = Arc::new(Device::new(connection));
     let place = place.served_over(&device);
     let refused = |cause| MountError::Refused { at: place.at().to_owned(), cause };
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
-    let adapter = Arc::new(Adapter::new(fs, place.generation(), tokio::runtime::Handle::current(), through));
+    let view = View { generation: place.generation(), private_to: private_to(allow_root) };
+    let adapter = Arc::new(Adapter::new(fs, view, tokio::runtime::Handle::current(), through));
     // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
     // must not count twice.
     match device.resend() {

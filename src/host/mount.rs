@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::error::HostError;
 use super::handover::{Handed, Handover};
 use super::open::{self, Opened};
-use super::spec::{MountSpec, Policy};
+use super::spec::{KernelOptions, MountSpec, Policy};
 use super::status::{self, MountState};
 use super::supervisor::Supervisor;
 use super::{ending, failures, mount_point, process};
@@ -163,8 +163,9 @@ impl Prepared {
     /// [`HostError::Mount`]
     pub(super) fn take_over(self, supervisor: Supervisor) -> Result<Mount, HostError> {
         let Self { handover, connection, opens, opened, fs, programs } = self;
-        let let_cpus_sleep = handover.spec.kernel.let_cpus_sleep;
-        let mounted = fuse::take_over(connection, Arc::clone(&fs), handover.place.clone(), opens, let_cpus_sleep)?;
+        let KernelOptions { let_cpus_sleep, allow_root, allow_other, .. } = handover.spec.kernel;
+        let (fs_too, place, allow_root) = (Arc::clone(&fs), handover.place.clone(), allow_root && !allow_other);
+        let mounted = fuse::take_over(connection, fs_too, place, opens, let_cpus_sleep, allow_root)?;
         if let Some(how) = &handover.ended {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
@@ -185,6 +186,7 @@ fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor
     Ok(MountOptions {
         source: spec.image.reference.to_string(),
         allow_other: kernel.allow_other,
+        allow_root: kernel.allow_root,
         suid: kernel.suid,
         dev: kernel.dev,
         noexec: kernel.noexec,

@@ -32,6 +32,8 @@ pub struct MountSpec {
 pub struct KernelOptions {
     /// Other users may enter.
     pub allow_other: bool,
+    /// Root may enter, besides the user who mounts.
+    pub allow_root: bool,
     /// Set-user-id programs of the image work.
     pub suid: bool,
     /// Device nodes of the image work.

@@ -8,6 +8,7 @@ mod archive;
 mod directory;
 mod layout;
 pub mod local;
+pub mod nearby;
 pub mod offline;
 pub mod outage;
 pub mod registry;

@@ -226,6 +226,7 @@ struct Environment {
 #[serde(deny_unknown_fields)]
 struct KernelOptions {
     allow_other: bool,
+    allow_root: bool,
     suid: bool,
     dev: bool,
     noexec: bool,
@@ -268,11 +269,11 @@ enum OutagePolicy {
 impl From<&spec::MountSpec> for MountSpec {
     fn from(spec: &spec::MountSpec) -> Self {
         let spec::MountSpec { image, at, kernel, policy, log } = spec;
-        let spec::KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep } = *kernel;
+        let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = *kernel;
         Self {
             image: image.into(),
             at: at.into(),
-            kernel: KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
+            kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
         }
@@ -284,12 +285,12 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
         let MountSpec { image, at, kernel, policy, log } = spec;
-        let KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep } = kernel;
+        let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
         let (policy, on_outage) = policy.meant();
         Ok(Self {
             image: image.meant(on_outage)?,
             at: at.try_into()?,
-            kernel: spec::KernelOptions { allow_other, suid, dev, noexec, let_cpus_sleep },
+            kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy,
             log: path(log)?,
         })
