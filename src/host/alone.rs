@@ -37,8 +37,16 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
             found
         }
     };
-    mount::in_runtime(run(&spec, supervisor, handed, None, &mut here))?;
-    here.failure.map_or(Ok(()), Err)
+    let mut interrupted = false;
+    mount::in_runtime(async {
+        interrupted = run(&spec, supervisor, handed, None, &mut here).await? == Ended::BySignal;
+        Ok(())
+    })?;
+    match here.failure {
+        None => Ok(()),
+        Some(HostError::UnmountedBeforeVerified) if interrupted => Err(HostError::InterruptedBeforeVerified),
+        Some(failure) => Err(failure),
+    }
 }
 
 /// Runs this process in the background for the command that has started it.
@@ -66,7 +74,7 @@ pub fn run_in_background() -> Result<(), HostError> {
         let mut caller = Caller { channel, log };
         let log = caller.log.clone();
         let done = match background::open_log(&log) {
-            Ok(_) => run(&spec, Supervisor::None, None, Some(log), &mut caller).await,
+            Ok(_) => run(&spec, Supervisor::None, None, Some(log), &mut caller).await.map(drop),
             Err(error) => Err(error),
         };
         if let Err(error) = done {
@@ -82,7 +90,7 @@ async fn run(
     handed: Option<Handed>,
     log: Option<PathBuf>,
     asker: &mut impl Asker,
-) -> Result<(), HostError> {
+) -> Result<Ended, HostError> {
     let mut ends = Ends::new()?;
     let shared_layers = open::shared_layers(&spec.image.cache)?;
     let mount = match handed {
@@ -100,14 +108,21 @@ async fn run(
     tokio::pin!(served);
     // The first signal frees the path and lets open files be read to their end, the second one ends the process.
     tokio::select! {
-        () = &mut served => return Ok(()),
+        () = &mut served => return Ok(Ended::ByUnmount),
         _ = ends.wait() => mount::take_away(&place),
     }
     tokio::select! {
         () = &mut served => {}
         _ = ends.wait() => ending::disconnect(),
     }
-    Ok(())
+    Ok(Ended::BySignal)
+}
+
+/// What has ended a mount.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ended {
+    ByUnmount,
+    BySignal,
 }
 
 /// This process is what waits for the mount.

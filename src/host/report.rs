@@ -292,6 +292,8 @@ fn source(error: &SourceError) -> Report {
         SourceError::Corrupt { .. } | SourceError::WrongSize { .. } => told(Code::Verification),
         SourceError::Unsupported { hint, .. } => told(Code::Failure).maybe_hint(hint.as_ref()),
         SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => told(Code::NotFound),
+        SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::Deadlock => told(Code::Failure)
+            .hint("it lies in a mount that the same process serves: mount without `--share`, or on another directory"),
         SourceError::Io { .. } => told(Code::Failure),
     }
 }

@@ -614,7 +614,12 @@ impl Slot {
 
     fn cannot_be_shown(&self, why: LayerFailure) -> State {
         let why = Arc::new(why);
-        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer cannot be shown");
+        let error = &why as &dyn std::error::Error;
+        match &*why {
+            // What ends it says why.
+            LayerFailure::Pass(PassError::Ended { .. }) => tracing::debug!(error, "a first pass was given up"),
+            _ => tracing::error!(target: "peelfs::failure", error, "a layer cannot be shown"),
+        }
         self.failed(why)
     }
 

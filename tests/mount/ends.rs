@@ -187,6 +187,34 @@ fn umount_ends_the_connection_of_a_killed_server_that_hangs() {
     hanging.assert_over();
 }
 
+/// What its layers come to is nothing that failed.
+#[test]
+fn a_mount_given_up_in_its_first_pass_says_nothing_else() {
+    if cannot_mount() {
+        return;
+    }
+    let image = small();
+    for how in [&["-f"][..], &["-f", "--no-keeper"], &["-f", "--wait"], &["-f", "--no-keeper", "--wait"]] {
+        let (sandbox, registry) = (Sandbox::new(), serve(&image));
+        let (gate, blob) = (Gate::new(), image.layers()[0].digest.clone());
+        registry.faults().add(Rule::new(Target::Blob(blob), Fault::Stall { after: 0, gate: gate.clone() }));
+        let at = sandbox.mount_point("a");
+        let mut command = sandbox.peelfs(["mount", &registry.reference("library/image", "1")]);
+        let serving = command.arg(&at.path).args(how).stderr(Stdio::piped()).spawn().unwrap();
+        let run = sandbox.path().join("run/peelfs");
+        wait_for(|| run.exists() && at.state().is_some());
+        signal(serving.id() as i32, Signal::INT);
+        let output = serving.wait_with_output().unwrap();
+        let wanted = match how.contains(&"--wait") {
+            true => "error: interrupted before every layer was verified\n",
+            false => "",
+        };
+        assert_eq!(String::from_utf8_lossy(&output.stderr), wanted, "{how:?}");
+        assert!(!at.is_mounted(), "{how:?}");
+        gate.open();
+    }
+}
+
 #[test]
 fn umount_says_that_the_process_of_a_busy_mount_is_stopped() {
     if cannot_mount() {

@@ -222,6 +222,53 @@ fn a_mount_below_another_mount_works_and_is_unmounted_first() {
     }
 }
 
+/// The image that another mount shows holds the layout.
+#[test]
+fn a_layout_within_a_mount_is_read_by_another_process_only() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let unpacked = sandbox.path().join("unpacked");
+    small().write_layout(&unpacked, "1").unwrap();
+    let mut layer = LayerBuilder::new().dir("layout");
+    let (mut left, mut found) = (vec![unpacked.clone()], Vec::new());
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path.clone());
+            }
+            found.push(path);
+        }
+    }
+    found.sort();
+    for path in found {
+        let name = format!("layout/{}", path.strip_prefix(&unpacked).unwrap().display());
+        layer = if path.is_dir() { layer.dir(&name) } else { layer.file(&name, std::fs::read(&path).unwrap()) };
+    }
+    let registry = serve(&ImageBuilder::new().layer(layer).build());
+    for (how, own) in [(&[][..], &[][..]), (&["--share"], &[]), (&["--share"], &["--share"])] {
+        let outer = sandbox.mount_with(&registry.reference("library/image", "1"), "outer", how);
+        let inner = sandbox.mount_point("inner");
+        let output =
+            inner.try_mount(&format!("oci:{}:1", outer.join("layout").display()), &[&["--wait"], own].concat());
+        if own.is_empty() {
+            assert!(output.status.success(), "{}", said(&output));
+            assert_eq!(std::fs::read(inner.join("d/f")).unwrap(), b"content");
+            inner.unmount();
+        } else {
+            assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+            assert!(
+                said(&output).contains("hint: it lies in a mount that the same process serves"),
+                "{}",
+                said(&output)
+            );
+        }
+        outer.unmount();
+    }
+}
+
 #[test]
 fn a_cache_within_another_mount_is_read_only_and_serves() {
     if cannot_mount() {
