@@ -5,11 +5,14 @@
 mod support;
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs::loopback::registry::{Catalog, Registry};
-use rustix::process::Signal;
+use peelfs::loopback::tar::Entry;
+use rustix::process::{Pid, Signal, kill_process};
 use support::load;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 
@@ -170,4 +173,50 @@ fn a_mount_that_cannot_be_is_told_as_ever_and_disturbs_no_other() {
     assert_eq!(twice.status.code(), Some(2), "{}", said(&twice));
     read_all(&at.path, "app");
     at.unmount();
+}
+
+/// Layers of a few hundred bytes that take long to make sense of: paths as deep as they may be over each other, and
+/// many hard links through a chain of symlinks. Whoever asks for a name of them gets it or is ended, and other mounts of
+/// the process notice nothing.
+#[test]
+fn a_layer_that_takes_long_to_merge_holds_up_no_other_mount() {
+    if cannot_mount() {
+        return;
+    }
+    let deep = |name: &str| Entry::file(format!("{name}/{}f", "a/".repeat(4_090)), "");
+    let chain =
+        (0..250).fold(LayerBuilder::new(), |layer, at| layer.symlink(&format!("l{at}"), &format!("l{}", at + 1)));
+    let base = chain.dir("l250").file("l250/f", "linked").entry(deep("x"));
+    let links = (0..60_000).fold(LayerBuilder::new(), |layer, at| layer.hard_link(&format!("h/{at}"), "l0/f"));
+    let upper = links.entry(deep("x")).entry(deep("y"));
+    let bomb = ImageBuilder::new().layer(base.packing(Packing::ZSTD)).layer(upper.packing(Packing::GZIP)).build();
+    let small = [deep("x"), deep("x"), deep("x")];
+    let small = small
+        .into_iter()
+        .fold(ImageBuilder::new(), |image, deep| image.layer(LayerBuilder::new().entry(deep).packing(Packing::ZSTD)));
+    let (sandbox, registry) = (Sandbox::new(), registry());
+    registry.push("bomb", "1", &bomb);
+    registry.push("small", "1", &small.build());
+    let good = mount(&sandbox, &registry.reference("tool", "1"), "good");
+    let (bombs, smalls) = (sandbox.mount_point("bombs"), sandbox.mount_point("smalls"));
+    for (at, name) in [(&bombs, "bomb"), (&smalls, "small")] {
+        let output = at.try_mount(&registry.reference(name, "1"), &["--share"]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let stat = |path: std::path::PathBuf| {
+        Command::new("env").args(["--default-signal", "stat"]).arg(path).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let names = ["h/7", "x", "y/a/a/a", "h", "none", "x/a/none"];
+    let asking: Vec<_> = names.iter().flat_map(|name| [&bombs, &smalls].map(|at| stat(at.join(name)))).collect();
+    read_all(&good.path, "tool");
+    let another = mount(&sandbox, &registry.reference("app", "1"), "another");
+    read_all(&another.path, "app");
+    for mut child in asking {
+        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(std::fs::read(bombs.join("h/59999")).unwrap(), b"linked");
+    assert_eq!(std::fs::metadata(bombs.join("h/0")).unwrap().nlink(), 60_001);
+    assert!(smalls.join("x/a/a/a/a/a").is_dir() && !smalls.join("x/a/a/none").exists());
+    [bombs, smalls, good, another].iter().for_each(MountPoint::unmount);
 }

@@ -233,6 +233,9 @@ fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {
         let what = if keep == Keep::Nothing { "removed" } else { "without content now" };
         line.push_str(&format!("; {} {what}", text::count(freed.layers, "layer")));
     }
+    if freed.indexes > 0 && keep != Keep::Nothing {
+        line.push_str(&format!("; {} without an index now", text::count(freed.indexes, "layer")));
+    }
     if freed.held > 0 {
         line.push_str(&format!("; {} left alone, being in use", text::count(freed.held, "layer")));
     }

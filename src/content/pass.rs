@@ -372,7 +372,7 @@ impl FirstPass {
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
         let mut content = ContentWriter::new(store, self.name());
-        partial.begin(LayerTree::new(self.layer_limits), content.reader());
+        partial.begin(LayerTree::new(self.layer_limits.of_blob(self.blob.size)), content.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);

@@ -325,15 +325,17 @@ impl Layers {
                 return Known::Further(Arc::clone(index)); // another task has made it meanwhile
             }
             partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
-            match partial.snapshot(&slot.pass.blob, &slot.pass.diff_id) {
-                Ok(index) => {
+            let (shown_now, blob, diff_id) = (Arc::clone(&partial), slot.pass.blob.clone(), slot.pass.diff_id.clone());
+            // As much work as the layer has entries.
+            match tokio::task::spawn_blocking(move || shown_now.snapshot(&blob, &diff_id)).await {
+                Ok(Ok(index)) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
                     let index = Arc::new(index);
                     *shown = Some((partial, Arc::clone(&index)));
                     Known::Further(index)
                 }
                 // The pass has ended; `whole` tells how.
-                Err(Closed) => std::future::pending().await,
+                Ok(Err(Closed)) | Err(_) => std::future::pending().await,
             }
         };
         tokio::select! {

@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::fs::{ImageFs, NotNow, Now, ReadObserver};
+use super::work::briefly;
 use crate::content::LayerReader;
 use crate::documents::Command;
 use crate::layer::Kind;
 use crate::offsets::{DecodedOffset, FileOffset};
-use crate::overlay::{Last, NodeId};
+use crate::overlay::{Last, NodeAttr, NodeId};
 use crate::predict::Priority;
 use crate::predict::elf::{HEAD, Program};
 use crate::predict::programs::{self, LOADER_READS, LoaderDirectories, MOST_PROGRAMS, Seen};
@@ -112,11 +113,16 @@ impl Looks {
 
     /// Has the program looked at that is at this path, if there is one.
     fn note_at(&self, path: &[u8]) -> bool {
-        let found = self.fs.walk(path, Last::Follow);
+        let found = self.walk(path);
         if let Ok(found) = &found {
             self.noted.note(found.node, Seen::Named);
         }
         found.is_ok()
+    }
+
+    /// What is at a path, if it is known and quickly found.
+    fn walk(&self, path: &[u8]) -> Now<NodeAttr> {
+        briefly(|| self.fs.walk(path, Last::Follow))
     }
 
     /// Fetches what a loader of `program` will read of it, and has what it names looked at.
@@ -164,7 +170,7 @@ impl Looks {
     async fn note_loader(&self, file: &File, program: &Program) -> bool {
         let Some(path) = program.loader.clone() else { return false };
         if let Some(path) = file.part(path.start..path.end.min(programs::name_at(path.start).end)).await
-            && let Ok(found) = self.fs.walk(programs::name(&path), Last::Follow)
+            && let Ok(found) = self.walk(programs::name(&path))
         {
             if let Ok(Some(loader)) = self.file(found.node) {
                 lock(&self.loaders).note(loader.directory);
@@ -195,7 +201,7 @@ impl Looks {
 
     async fn prefetch_loader_reads(&self) {
         for path in LOADER_READS {
-            if let Ok(found) = self.fs.walk(path.as_bytes(), Last::Follow)
+            if let Ok(found) = self.walk(path.as_bytes())
                 && let Ok(Some(file)) = self.file(found.node)
                 && programs::is_fetched_whole(file.length())
             {

@@ -441,6 +441,20 @@ impl LayerIndex {
         Ok(lay.finish())
     }
 
+    /// The runs of a sparse file that have bytes; none of any other.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged; then also as the last item.
+    pub fn runs(
+        &self,
+        id: EntryId,
+    ) -> Result<(u64, impl Iterator<Item = Result<DataExtent, IndexError>> + '_), IndexError> {
+        let record = self.record(id)?;
+        let sparse = record.kind == Kind::File && record.flags.has(Flags::SPARSE);
+        let (first, count) = if sparse { self.extent_run(&record)? } else { (0, 0) };
+        Ok((count, (first..first + count).map(move |at| self.run(at, record.a))))
+    }
+
     /// Topmost implied directories; see [`LayerTree::implied_roots`].
     ///
     /// # Errors

@@ -46,7 +46,7 @@ impl XattrSets {
             return Some(number);
         }
         // A set's table row, hash and number are counted too: many tiny sets also take memory.
-        if self.bytes.len() + raw.len() + 64 * self.sets.len() > limit {
+        if self.taken() + raw.len() > limit {
             return None;
         }
         let start = u32::try_from(self.bytes.len()).ok()?;
@@ -56,6 +56,11 @@ impl XattrSets {
         let number = u32::try_from(self.sets.len()).ok()?;
         self.known.insert(key, number);
         Some(number)
+    }
+
+    /// Bytes that all sets take.
+    pub(super) fn taken(&self) -> usize {
+        self.bytes.len() + 64 * self.sets.len()
     }
 
     /// The set with this number, in its stored form; empty for 0.

@@ -38,7 +38,6 @@ pub use steps::within;
 pub use walk::{Last, Walked};
 
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, is_hidden};
-use crate::offsets::FileOffset;
 use crate::sync::lock;
 use prepare::Prepared;
 
@@ -233,16 +232,8 @@ impl Overlay {
             return self.dir_attr(&self.dir(node)?);
         }
         let nlink = self.nlink(node, &entry)?;
-        let disk_size = if entry.is(Flags::SPARSE) { self.stored_size(number, id, &entry)? } else { entry.size() };
+        let disk_size = if entry.is(Flags::SPARSE) { stored_size(number, &layer.index, id)? } else { entry.size() };
         Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(node, &entry, nlink, disk_size) })
-    }
-
-    /// Bytes of a sparse file that are not holes.
-    fn stored_size(&self, number: LayerNo, id: EntryId, entry: &Entry) -> Result<u64, Unknown> {
-        let whole = FileOffset(0)..FileOffset(entry.size());
-        let extents = self.layer(number)?.index.extents(id, whole).map_err(damaged(number))?;
-        let stored = extents.iter().filter(|extent| extent.decoded.is_some());
-        Ok(stored.map(|extent| extent.file.end - extent.file.start).sum())
     }
 
     /// Metadata of a directory: the uppermost layer's that says anything about it.
@@ -324,10 +315,19 @@ fn leaves_to_lower(entry: &Entry) -> bool {
     entry.is(Flags::WHITEOUT_PATH) && !entry.is(Flags::HIDES_LOWER)
 }
 
+/// Bytes of a sparse file that are not holes.
+fn stored_size(number: LayerNo, index: &LayerIndex, id: EntryId) -> Result<u64, Unknown> {
+    let (count, mut runs) = index.runs(id).map_err(damaged(number))?;
+    steps::take(count / RUNS_A_STEP)?;
+    runs.try_fold(0_u64, |sum, run| Ok(sum.saturating_add(run?.len))).map_err(damaged(number))
+}
+
 fn damaged(layer: LayerNo) -> impl Fn(IndexError) -> Unknown {
     move |cause| Unknown::Damaged { layer, cause: Arc::new(cause) }
 }
 
+/// Runs of sparse files that are added up in a step.
+const RUNS_A_STEP: u64 = 16;
 /// Merged listings kept; a listing that was dropped is computed again, the same.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Link counts kept.

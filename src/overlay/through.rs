@@ -96,7 +96,9 @@ pub(super) fn write_through_symlinks(
             Led::Missing(path) => path,
             Led::Nowhere => continue,
         };
+        let before = tree.len();
         let moved = tree.graft(implied, &to).map_err(|cause| refused(cause.into()))?;
+        steps::take(u64::from(tree.len() - before) * STEPS_A_DIRECTORY)?;
         let walk = SideBySide { number, entries: &tree, below };
         let mut spots = HashMap::new();
         for id in moved {
@@ -197,5 +199,7 @@ impl<E: Entries> SideBySide<'_, '_, E> {
 
 /// Directories that may be made because symlinks of lower layers lead to where nothing is.
 const MADE_BY_LINKS: u32 = 1 << 16;
+/// What it costs to make one of them: they stay in memory, and an image may make a million.
+const STEPS_A_DIRECTORY: u64 = 256;
 /// Entries that are passed over in a step.
 const ENTRIES_A_STEP: u64 = 16;

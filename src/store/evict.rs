@@ -1,7 +1,8 @@
 //! What the cache holds, and how it is kept within its bounds.
 //!
-//! Layers that no process holds go first, least recently used before others; then spans of layers in
-//! use. Reading a layer's content marks it as used (the map's modification time).
+//! The content of layers that no process holds goes first, least recently used before others; then their indexes,
+//! but for an eighth of the limit, as an index saves the download of its layer when that is used again; then spans of
+//! layers in use, whose indexes stay. Reading a layer's content marks it as used (the map's modification time).
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -47,7 +48,7 @@ pub enum Keep {
     Indexes,
     /// Nothing that is not in use.
     Nothing,
-    /// At most so many bytes of layers, least recently used first.
+    /// At most so many bytes of layers: content goes first, then indexes, least recently used first.
     Bytes(u64),
 }
 
@@ -58,6 +59,8 @@ pub struct Freed {
     pub bytes: u64,
     /// Layers whose content is gone.
     pub layers: u64,
+    /// Layers whose index is gone.
+    pub indexes: u64,
     /// Layers left alone because a process uses them.
     pub held: u64,
 }
@@ -115,8 +118,8 @@ impl Store {
         look
     }
 
-    /// Evicts layers that nobody holds until `wanted` more bytes fit under the limit; returns how many
-    /// bytes are still too many.
+    /// Evicts content of layers that nobody holds, and then their indexes, until `wanted` more bytes fit under the limit;
+    /// returns how many bytes are still too many.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -131,6 +134,18 @@ impl Store {
             if layer.content > 0 && !layer.held && self.drop_content(&layer.digest) {
                 tracing::info!(layer = %layer.digest, bytes = layer.content, "evicted a layer nobody uses");
                 over = over.saturating_sub(layer.content);
+            }
+        }
+        let unused = usage.layers.iter().rev().filter(|layer| !layer.held);
+        let mut indexes: u64 = unused.clone().map(|layer| layer.index).sum();
+        for layer in unused {
+            if over == 0 || indexes <= limit / INDEXES_KEPT {
+                break;
+            }
+            if layer.index > 0 && self.drop_unused_index(&layer.digest) {
+                tracing::info!(layer = %layer.digest, bytes = layer.index, "evicted the index of a layer nobody uses");
+                over = over.saturating_sub(layer.index);
+                indexes -= layer.index;
             }
         }
         Ok(over)
@@ -169,6 +184,16 @@ impl Store {
             if index {
                 self.drop_index(&layer.digest);
                 freed.bytes += layer.index;
+                freed.indexes += 1;
+            }
+        }
+        if let Keep::Bytes(most) = keep {
+            for layer in usage.layers.iter().rev().filter(|layer| layer.index > 0) {
+                if left > most && !layer.held && self.drop_unused_index(&layer.digest) {
+                    freed.indexes += 1;
+                    freed.bytes += layer.index;
+                    left -= layer.index;
+                }
             }
         }
         if keep == Keep::Nothing {
@@ -182,6 +207,19 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+
+    /// Removes the index of a layer, and what is left of its content, unless a process holds it.
+    fn drop_unused_index(&self, blob: &Digest) -> bool {
+        let path = self.path(INDEX, blob);
+        let Ok(file) = self.files.open_read(&path) else { return false };
+        // Held until it is removed, so that no process begins to use it meanwhile.
+        if matches!(self.files.try_lock(&file, &path), Err(std::fs::TryLockError::WouldBlock)) {
+            return false;
+        }
+        self.drop_index(blob);
+        drop(file);
+        self.drop_content(blob)
     }
 
     /// Removes the content of a layer that no process holds; how many bytes that gave back, or `None` when
@@ -296,6 +334,8 @@ pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
+/// The part of the limit that indexes of layers which no process holds may take when room is made for others.
+const INDEXES_KEPT: u64 = 8;
 /// How many bytes a process may keep between two looks at the limit, if that is not small.
 const ROOM_CHECK: u64 = 16 << 20;
 
@@ -360,6 +400,58 @@ mod tests {
         let bounded = Store::open(&dir.path().join("cache"), Some(limit)).unwrap();
         let freed = bounded.prune(Keep::Known).unwrap();
         assert_eq!((freed.layers, freed.bytes), (1, all.layers.last().unwrap().content), "the oldest");
+    }
+
+    /// Three layers with an index of 1 MiB each and no content, the first the least recently used.
+    fn with_indexes(dir: &tempfile::TempDir, limit: u64) -> (Store, Vec<Digest>) {
+        let store = Store::open(&dir.path().join("cache"), Some(limit)).unwrap();
+        let digests: Vec<_> = (0..3u8).map(|n| Digest::of(Algorithm::Sha256, &[n])).collect();
+        for (age, digest) in digests.iter().enumerate() {
+            let mut index = store.new_index(digest).unwrap();
+            index.write_all(&vec![1; 1 << 20]).unwrap();
+            index.publish().unwrap();
+            let when = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 * age as u64);
+            File::open(store.path(INDEX, digest)).unwrap().set_modified(when).unwrap();
+        }
+        (store, digests)
+    }
+
+    fn indexes(store: &Store, digests: &[Digest]) -> Vec<bool> {
+        digests.iter().map(|digest| store.path(INDEX, digest).exists()).collect()
+    }
+
+    #[test]
+    fn indexes_count_in_the_limit_and_those_in_use_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, digests) = with_indexes(&dir, 5 << 19);
+        let held = store.index(&digests[0]).unwrap();
+        assert_eq!(store.make_room(0).unwrap(), 0);
+        assert_eq!(indexes(&store, &digests), [true, false, true], "the oldest that nobody holds");
+        drop(held);
+        // What is left of the limit for indexes of layers that are not in use.
+        let (store, digests) = with_indexes(&dir, 16 << 20);
+        assert!(store.make_room(20 << 20).unwrap() > 0);
+        assert_eq!(indexes(&store, &digests), [false, true, true]);
+    }
+
+    #[test]
+    fn prune_to_a_size_removes_indexes_after_all_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, digests) = with_indexes(&dir, u64::MAX);
+        let freed = store.prune(Keep::Bytes(2 << 20)).unwrap();
+        assert_eq!((freed.layers, freed.indexes, freed.bytes), (0, 1, 1 << 20));
+        assert_eq!(indexes(&store, &digests), [false, true, true]);
+        let held = store.index(&digests[1]).unwrap();
+        assert_eq!(store.prune(Keep::Bytes(0)).unwrap().indexes, 1);
+        assert_eq!(indexes(&store, &digests), [false, true, false]);
+        drop(held);
+        let dir = tempfile::tempdir().unwrap();
+        let (store, digests) = with_layers(&dir, u64::MAX);
+        let all = store.usage().unwrap();
+        let content: u64 = all.layers.iter().map(|layer| layer.content).sum();
+        let freed = store.prune(Keep::Bytes(all.layer_bytes() - content)).unwrap();
+        assert_eq!((freed.layers, freed.indexes), (3, 0));
+        assert_eq!(indexes(&store, &digests), [true; 3]);
     }
 
     #[test]

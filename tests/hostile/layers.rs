@@ -699,3 +699,29 @@ fn row_06_a_file_beyond_the_end_of_the_world_reads_as_zeros() {
     at.unmount();
     tried(6, 1);
 }
+
+/// A path, a link or an attribute that compresses to nothing makes thousands of directories or kilobytes of names: what
+/// a layer takes in an index is bounded by what its blob takes.
+#[test]
+fn row_10_an_index_is_in_proportion_to_its_blob() {
+    type Bomb = fn(usize) -> Entry;
+    let table: [(&str, usize, Bomb); 6] = [
+        ("deep paths", 30, |number| Entry::file(format!("x{number}/{}f", "a/".repeat(4_000)), "")),
+        ("long paths", 100, |number| Entry::file(format!("{number}/{}f", ("n".repeat(250) + "/").repeat(250)), "")),
+        ("long hard links", 100, |number| {
+            Entry::hard_link(format!("h{number}"), ("n".repeat(250) + "/").repeat(250) + "f")
+        }),
+        ("one symlink again and again", 20_000, |_| Entry::symlink("s", "t".repeat(4_000))),
+        ("attributes", 100, |number| {
+            Entry::file(format!("f{number}"), "").xattr("user.x", format!("{number:060000}").into_bytes())
+        }),
+        ("one file again and again", 400_000, |_| Entry::file("f", "")),
+    ];
+    for (what, many, bomb) in table {
+        let layer = |count: usize| (0..count).fold(layer(), |layer, number| layer.entry(bomb(number)));
+        look([layer(1).packing(Packing::ZSTD)]).unwrap_or_else(|error| panic!("one of {what}: {error}"));
+        let told = look([layer(many).packing(Packing::ZSTD)]).expect_err(what);
+        assert!(told.contains("out of all proportion"), "{what}: {told}");
+    }
+    tried(10, 2 * table.len());
+}

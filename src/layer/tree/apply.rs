@@ -390,6 +390,7 @@ impl LayerTree {
         }
         let xattrs = self.xattrs.intern(entry.xattrs, self.limits.xattrs);
         let xattrs = xattrs.ok_or(too_many("bytes of extended attributes", self.limits.xattrs as u64))?;
+        self.is_in_proportion(0)?;
         let Timestamp { seconds, nanos } = entry.mtime;
         let mut record = Record {
             flags: Flags::default(),

@@ -46,7 +46,28 @@ pub struct Limits {
     pub extents: usize,
     /// Names walked because symlinks sent the walk elsewhere, in the whole layer.
     pub link_steps: u64,
+    /// Bytes that entries, names, runs and attributes take in an index, see [`Limits::of_blob`].
+    pub index: u64,
 }
+
+impl Limits {
+    /// The same limits for the layer of a blob of `size` bytes: what its index takes is in proportion to that.
+    ///
+    /// A path that a compressor brings to a few bytes can make thousands of directories, and some kilobytes of blob
+    /// gigabytes of index.
+    #[must_use]
+    pub fn of_blob(self, size: u64) -> Self {
+        Self { index: self.index.min(INDEX_AT_LEAST.saturating_add(size.saturating_mul(INDEX_PER_BYTE))), ..self }
+    }
+}
+
+/// What every layer may take in an index: twice what a path takes that is as deep as one may be.
+const INDEX_AT_LEAST: u64 = 640 << 10;
+/// Bytes of index for a byte of blob. A tar of nothing but empty files, each in three directories of its own that have no
+/// entry, compressed as far as zstd goes, has 200; with contents, a layer has less than 1.
+const INDEX_PER_BYTE: u64 = 1024;
+/// Bytes of an entry in an index beside its name: its record and its place among the children.
+const ENTRY_BYTES: u64 = 68;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -57,6 +78,7 @@ impl Default for Limits {
             xattrs: 256 << 20,
             extents: 8 << 20,
             link_steps: 50_000_000,
+            index: u64::MAX,
         }
     }
 }
@@ -158,6 +180,12 @@ pub enum TreeError {
     TooMany {
         /// What there is too much of.
         what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The layer would take far more in an index than its blob takes.
+    #[error("names and directories take more than {limit} bytes, which is out of all proportion to the layer's own")]
+    OutOfProportion {
         /// The limit.
         limit: u64,
     },
@@ -349,9 +377,20 @@ impl LayerTree {
         if self.extents.len() + runs.len() > self.limits.extents {
             return Err(too_many("runs of sparse files", self.limits.extents as u64));
         }
+        self.is_in_proportion(std::mem::size_of_val(runs) as u64)?;
         let first = self.extents.len() as u64;
         self.extents.extend_from_slice(runs);
         Ok(first | (runs.len() as u64) << 32)
+    }
+
+    /// Whether so many bytes more of index are in proportion to the blob.
+    fn is_in_proportion(&self, more: u64) -> Result<(), TreeError> {
+        let runs = std::mem::size_of_val(&*self.extents) + self.xattrs.taken();
+        let taken = self.nodes.len() as u64 * ENTRY_BYTES + self.names.len() as u64 + runs as u64;
+        match taken.checked_add(more) {
+            Some(all) if all <= self.limits.index => Ok(()),
+            _ => Err(TreeError::OutOfProportion { limit: self.limits.index }),
+        }
     }
 
     /// Keeps a name or target: its length and place.
@@ -359,6 +398,7 @@ impl LayerTree {
         if self.names.len() + bytes.len() > self.limits.names.min(u32::MAX as usize) {
             return Err(too_many("bytes of names", self.limits.names as u64));
         }
+        self.is_in_proportion(bytes.len() as u64)?;
         let at = self.names.len();
         self.names.extend_from_slice(bytes);
         Ok((bytes.len() as u64, at as u64))
