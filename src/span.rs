@@ -16,13 +16,13 @@ impl SpanId {
         self.forward(1)
     }
 
-    /// So many spans behind this one; stops at the last number there is.
+    /// The span that is `spans` behind this one; stops at the last number.
     #[must_use]
     pub fn forward(self, spans: u32) -> Self {
         Self(self.0.saturating_add(spans))
     }
 
-    /// So many spans before this one; stops at the first.
+    /// The span that is `spans` before this one; stops at the first.
     #[must_use]
     pub fn back(self, spans: u32) -> Self {
         Self(self.0.saturating_sub(spans))

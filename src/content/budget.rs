@@ -84,18 +84,18 @@ impl Budget {
         let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Room for so many bytes of a blob ahead of a reader, if there is any now.
+    /// Room for `bytes` of a blob ahead of a reader, if there is any now.
     pub(super) fn ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.ahead).try_acquire_many_owned(in_kib(bytes, AHEAD_KIB)).ok()
     }
 
-    /// Room for so many bytes of a blob in the background, as soon as there is any.
+    /// Room for `bytes` of a blob in the background, as soon as there is any.
     pub(super) async fn background(&self, bytes: u64) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.background).acquire_many_owned(in_kib(bytes, BACKGROUND_KIB));
         room.await.expect("the budget is never closed")
     }
 
-    /// Room for so many bytes of a blob on speculation, as soon as there is any. At most one of low priority can be
+    /// Room for `bytes` of a blob on speculation, as soon as there is any. At most one of low priority can be
     /// queued ahead of one of high priority.
     pub(super) async fn speculative(&self, bytes: u64, priority: Priority) -> OwnedSemaphorePermit {
         let _low = match priority {

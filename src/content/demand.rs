@@ -21,7 +21,7 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    /// None, of a layer with so many spans.
+    /// No demand yet, in a layer of this many spans.
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
         Self { marks, first: Mutex::default(), has_profile: AtomicBool::new(false) }
@@ -84,7 +84,7 @@ impl Demand {
     }
 }
 
-/// A reader has had it.
+/// A reader has read it.
 const READ: u8 = 1;
 /// A profile covers it.
 const IN_PROFILE: u8 = 2;

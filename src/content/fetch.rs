@@ -132,7 +132,7 @@ impl Fetcher {
         Self { layer, scope, blob, source, taking_all: Semaphore::new(1), last_error: Mutex::default() }
     }
 
-    /// Why the last read that failed did, if nothing has come from the source since.
+    /// Why the last read failed, if nothing was received from the source since.
     pub(super) fn last_error(&self) -> Option<ReadError> {
         lock(&self.last_error).clone()
     }
@@ -289,9 +289,9 @@ impl Fetcher {
         }
         let content = &self.layer.content;
         let claimed = content.claim(span);
-        // A request ends after its span was kept: what was neither cached before nor is in flight may have come since.
-        let has_come = join == Join::Any && content.generation(span).is_some();
-        if has_come || !(claimed || is_wanted) {
+        // A request ends after its span was kept: a span that was not cached before and is not in flight may be cached now.
+        let is_cached = join == Join::Any && content.generation(span).is_some();
+        if is_cached || !(claimed || is_wanted) {
             if claimed {
                 content.unclaim(span);
             }

@@ -438,7 +438,7 @@ pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
     LayerName { blob: &proof.blob, diff_id: &proof.diff_id }
 }
 
-/// Comparing so many bytes takes longer than waking another thread and going on there.
+/// Comparing this many bytes takes longer than waking another thread to receive requests.
 const LONG_CHECK: usize = 1 << 20;
 /// How often a span is compared again that was written or evicted while it was read.
 const TRIES_WHILE_CHANGING: usize = 2;

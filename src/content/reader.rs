@@ -76,12 +76,12 @@ impl LayerReader {
         &self.layer
     }
 
-    /// Why the last read that failed did, if nothing has come from the source since.
+    /// Why the last read failed, if nothing was received from the source since.
     pub fn last_error(&self) -> Option<ReadError> {
         self.fetcher.last_error()
     }
 
-    /// A reader is told that it cannot have what it wants.
+    /// A reader gets this error.
     pub fn set_error(&self, why: &ReadError) {
         self.fetcher.set_error(why);
     }

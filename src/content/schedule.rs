@@ -246,7 +246,7 @@ impl Streams {
         queue
     }
 
-    /// Room on the link for so many bytes that a reader will want in order, as soon as there is any.
+    /// Room on the link for `bytes` that a reader will want in order, as soon as there is any.
     async fn on_link(&self, bytes: u64) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.on_link).acquire_many_owned(in_kib(bytes, ON_LINK_KIB));
         room.await.expect("it is never closed")
@@ -293,8 +293,8 @@ fn dropped(error: &IndexError) -> Vec<Wish> {
 const ON_LINK_KIB: usize = 2 << 10;
 /// A request on speculation is no larger, in bytes of the blob, so that what is wanted first comes first.
 const PIECE: u64 = 512 << 10;
-/// Pauses between two looks at whether what others fetch has come, the first and the longest. To wait for it as readers
-/// do would count as one of them.
+/// Pauses between two checks whether spans are still in flight elsewhere, the first and the longest. To wait for them as
+/// readers do would count as a reader.
 const SHORTEST_LOOK: Duration = Duration::from_millis(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
 /// Where no span is missing that lies so near, no siblings are looked for.

@@ -660,8 +660,8 @@ const OPENED_AT_ONCE: usize = 32;
 const MENDED_AT_MOST: u32 = 8;
 /// A layer of up to this many bytes is read in a moment.
 const SMALL_LAYER: u64 = 8 << 20;
-/// A snapshot is made once the tree has grown by one in so many entries, so that all snapshots of a layer together cost a
-/// few times its index.
+/// A snapshot is made once the tree has grown by an eighth, so that all snapshots of a layer together cost a few times its
+/// index.
 const SNAPSHOT_GROWTH: u32 = 8;
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::predict::PlaceInFile;
 /// What a read came to that may not wait.
 #[derive(Debug)]
 pub enum Local {
-    /// So many bytes were read.
+    /// All bytes were read: this many.
     Bytes(usize),
     /// Some have to be fetched.
     Missing(MissingBytes),

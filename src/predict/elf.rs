@@ -1,9 +1,9 @@
-//! ELF: where in a program or library the loader looks first, and what else it will want.
+//! ELF: where in a program or library the loader reads first, and which libraries it names.
 //!
-//! Whoever starts a program waits for its first page, then for its dynamic section, then for its symbols and
-//! relocations, and then in turn for the same of each library that it names. All that is written at the beginning of
-//! the file and in the dynamic section. Only this much is read here, of little-endian 64-bit files, and nothing is
-//! believed: what a wrong file says costs bytes, as any wrong guess does.
+//! A loader waits for the first page of a program, then for its dynamic section, then for its symbols and relocations,
+//! and then in turn for the same of each library that it names. All that is written at the beginning of the file and in
+//! the dynamic section. Only this much is parsed here, of little-endian 64-bit files, and nothing is believed: what a
+//! wrong file says costs bytes, as any wrong prediction does.
 
 use std::ops::Range;
 
@@ -31,11 +31,11 @@ struct Segment {
 pub struct Names {
     /// Of libraries.
     pub needed: Vec<u64>,
-    /// Of the directories, with colons in between, in which they are looked for first.
+    /// Of the directories, separated by colons, in which they are looked for first.
     pub directories: Vec<u64>,
 }
 
-/// How each such file begins.
+/// How each ELF file begins.
 pub const MAGIC: &[u8] = b"\x7fELF";
 /// Enough of its beginning for [`Program::parse`].
 pub const HEAD: usize = 4096;
@@ -51,7 +51,7 @@ impl Program {
         let mut program = Self::default();
         for number in 0..usize::from(count) {
             let at = table.checked_add(number * usize::from(size))?;
-            // What is not in sight is left out.
+            // Headers behind the end of `head` are left out.
             let Some(header) = head.get(at..).and_then(|rest| rest.get(..PROGRAM_HEADER)) else { break };
             let (kind, flags) = (u32_at(header, 0)?, u32_at(header, 4)?);
             let start = u64_at(header, 8)?;
@@ -71,8 +71,7 @@ impl Program {
         Some(program)
     }
 
-    /// What the loader reads whatever the program does: the symbols and relocations before the code, and where what is
-    /// written to begins.
+    /// What the loader reads in any case: the symbols and relocations before the code, and where written segments begin.
     pub fn tables(&self) -> impl Iterator<Item = Range<u64>> {
         let symbols = self.segments.first().filter(|first| !first.executable).map(|first| &first.file);
         let symbols = symbols.map(|file| file.start..file.end.min(file.start.saturating_add(MOST_SYMBOLS)));
@@ -128,7 +127,7 @@ const RPATH: u64 = 15;
 const RUNPATH: u64 = 29;
 /// Names of one kind that are looked at.
 const MOST_NAMES: usize = 256;
-/// Symbols and relocations that are fetched ahead, in bytes: more are not all read.
+/// Bytes of symbols and relocations that are fetched ahead: of more, not all are read.
 const MOST_SYMBOLS: u64 = 2 << 20;
 /// The kernel reads as much before and behind a page of a mapped file that it does not have.
 pub(super) const FAULT: u64 = 256 << 10;
@@ -184,7 +183,7 @@ mod tests {
             entries.iter().flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()].concat()).collect();
         let names = program.names(&dynamic);
         assert_eq!(names, Names { needed: vec![0x1001, 0x1028], directories: vec![0x105a] });
-        assert_eq!(program.names(&dynamic[..40]), Names::default(), "nobody says where strings are");
+        assert_eq!(program.names(&dynamic[..40]), Names::default(), "it does not say where strings are");
     }
 
     #[test]

@@ -139,5 +139,5 @@ pub enum Priority {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StreamId(pub(super) u64);
 
-/// A piece of so many bytes may be one of a file that is read from its beginning to its end.
+/// A piece of at least this many bytes may be one of a file that is read from its beginning to its end.
 pub(super) const STREAMED: u64 = 128 << 10;

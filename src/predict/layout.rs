@@ -63,7 +63,7 @@ impl Layout for LayerIndex {
     }
 }
 
-/// A request ends with the span that comes to so many bytes of the blob: as large as the source takes for short.
+/// A request ends with the span that reaches this many bytes of the blob: as large as the source takes for short.
 pub const REQUEST: u64 = 768 << 10;
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ mod tests {
 
     const WIDEST: u64 = 2 << 20;
 
-    /// The window that settles on a link with this round trip, in ms, and so many Mbit/s: the least and the most of it.
+    /// The window that settles on a link with this round trip, in ms, and rate, in Mbit/s: the least and the most of it.
     fn windows(rtt: u64, mbit: u64) -> (u64, u64) {
         let mut pace = Pace::new(WIDEST);
         let (mut settled, mut now) = (Vec::new(), Duration::ZERO);

@@ -57,7 +57,7 @@ pub fn dynamic(program: &Program) -> Option<Range<u64>> {
     (start < end).then(|| start..end.min(start.saturating_add(MOST_DYNAMIC)))
 }
 
-/// What the kernel reads for who looks at `section`.
+/// What the kernel reads when `section` of a mapped file is touched.
 pub fn around(section: &Range<u64>) -> Range<u64> {
     section.start.saturating_sub(FAULT)..section.end.saturating_add(FAULT)
 }
@@ -115,10 +115,10 @@ fn expanded(directory: &[u8], own: &[u8]) -> Vec<u8> {
 pub const LOADER_READS: &[&str] = &["/etc/ld.so.cache"];
 /// Programs that are looked at in a mount.
 pub const MOST_PROGRAMS: usize = 1 << 12;
-/// A program or library of so many bytes is read as a whole: all but the largest are mapped, and for each page that is
-/// touched the kernel reads half a MiB. Of 57 above 150 KB that Python and Node.js load, 55 are, to 0.8 and more.
+/// A program or library of up to this many bytes is read as a whole: all but the largest are mapped, and for each page
+/// that is touched the kernel reads half a MiB. Of 57 above 150 KB that Python and Node.js load, 55 are, to 0.8 and more.
 const WHOLE: u64 = 8 << 20;
-/// A first piece of so many bytes is read to copy the file.
+/// A first piece of this many bytes is read to copy the file.
 const COPIED: usize = 128 << 10;
 /// Where libraries are if the program does not say.
 const USUAL: &[&str] = &["/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib"];

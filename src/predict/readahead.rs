@@ -118,8 +118,8 @@ impl ReadAhead {
         }
     }
 
-    /// The next window, once the reader that has come to `span` is at the end of the one before, or, where it has long
-    /// continued in order, in its second half.
+    /// The next window, once the reader that reads `span` is at the end of the one before, or, where it has long continued
+    /// in order, in its second half.
     fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
         let close = |reader: &Window| {
             let early = if reader.size < LONG { reader.size.min(1) } else { reader.size / 2 };
@@ -253,11 +253,11 @@ fn wider(window: u32) -> u32 {
 
 /// Streams that are followed at once in a layer.
 const STREAMS: usize = 4;
-/// Spans that a stream may go through unseen.
+/// Spans between two pieces of a stream that may have been read without an event.
 const UNSEEN: u32 = 16;
-/// So many large pieces in order are a file that is read to its end, and no program that starts.
+/// This many large pieces in order are a file that is read to its end, and not a program that starts.
 const SURE: u32 = 4;
-/// A piece of so many bytes is large: the kernel asks for no more at once, but where it reads ahead itself.
+/// A piece of this many bytes is large: the kernel asks for no more at once, except where it reads ahead itself.
 const LARGE: u64 = 512 << 10;
 /// The kernel's first read-ahead for a reader of 128 KiB at a time, where it may read ahead four times that; a reader of
 /// less is given less, and one of more is found out by the next piece. A page of a mapped file comes with more
@@ -267,9 +267,9 @@ const OPENING: u64 = 256 << 10;
 const STREAM_BYTES: u64 = 6 << 20;
 /// Readers that are followed at once in a layer.
 const READERS: usize = 16;
-/// A reader that leaves out so many spans still continues.
+/// A reader that skips up to this many spans still continues.
 const SKIPPED: u32 = 2;
-/// A window of so many spans comes of reading in order, not of luck.
+/// A window of this many spans comes of reading in order, not of luck.
 const LONG: u32 = 8;
 /// The widest window, in spans and in bytes of the blob.
 const WIDEST: u32 = 64;
@@ -394,7 +394,7 @@ mod tests {
 
     const FILE_END: u64 = 4 << 30;
 
-    /// A piece of whole spans of a file that goes on far behind it.
+    /// A piece of whole spans of a file that ends far behind it.
     fn piece(start: u32, end: u32) -> Piece {
         let at = |span: u32| DecodedOffset(u64::from(span) << 18);
         let place = PlaceInFile { entry: EntryId(1), before: 1, behind: FILE_END - at(end).0 };
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_readers_are_remembered() {
+    fn a_bounded_number_of_readers_is_remembered() {
         let mut ahead = ReadAhead::default();
         for place in 0..100 {
             ahead.windows.put(Window { next: SpanId(place * 10), size: 1 });

@@ -151,7 +151,7 @@ fn suffix(name: &[u8]) -> &[u8] {
     if parts.next().is_some() { last } else { b"" }
 }
 
-/// From so many files of a group on others are fetched.
+/// Others of a group are fetched from its second file on.
 const SOME: u32 = 2;
 /// Bytes of the blob that are fetched of a group of which nothing else is known: a few spans.
 const FIRST: u64 = 512 << 10;
@@ -161,7 +161,7 @@ const GAIN: u64 = 2;
 const MOST_FILES: usize = 1 << 14;
 /// Entries that are looked at on either side of a file.
 const FURTHEST: u32 = 256;
-/// So many in a row that are not of the group are the end of its directory.
+/// This many entries in a row that are not of the group are the end of its directory.
 const OTHERS: u32 = 32;
 /// Spans that are fetched because of one file.
 const AT_ONCE: usize = 8;
