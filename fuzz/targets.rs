@@ -347,6 +347,7 @@ const LIMITS: Limits = Limits {
     xattrs: 1 << 20,
     extents: 1 << 16,
     link_steps: 100_000,
+    index: 64 << 20,
 };
 const DECODED_LIMIT: u64 = 8 << 20;
 const CODEC_LIMITS: CodecLimits =

@@ -16,7 +16,7 @@ impl<T> Untrusted<T> {
         Self(value)
     }
 
-    /// Hands the value to a decoder or hasher whose *output* is verified before anybody sees it.
+    /// Hands the value to a decoder or hasher whose *output* is verified before it is shown.
     pub fn into_unverified(self) -> T {
         self.0
     }

@@ -156,7 +156,7 @@ pub enum VerifyArg {
 /// What of a layer that is known but not here is fetched before it is read.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum PrefetchArg {
-    /// What earlier runs read first, near neighbours of what is read, and, when nobody waits, all the rest
+    /// What earlier runs read first, near neighbours of what is read, and, when no reader waits, all the rest
     All,
     /// What earlier runs read first, and near neighbours of what is read
     #[default]
@@ -424,7 +424,7 @@ pub enum CarryCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Read such a file into the cache; trust whoever made it
+    /// Read such a file into the cache; only from a maker you trust
     Import {
         /// The file to read; `-` is standard input
         #[arg(value_name = "FILE")]

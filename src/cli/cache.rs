@@ -173,7 +173,7 @@ fn verify(store: &Store, out: &mut impl Write) -> Done {
     Err(Trouble::Report(Report::new(Code::Verification, format!("{found} of the cache {verb} damaged")).hint(
         match stays {
             None => "nothing needs to be done: what was removed is fetched again when it is needed",
-            Some(_) => "it stays, as the cache cannot be written to; whoever reads it fetches it anew",
+            Some(_) => "it stays, as the cache cannot be written to; a reader fetches it anew",
         },
     )))
 }
@@ -192,7 +192,7 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     found
 }
 
-/// Drops the content of an image's layers, or of all when none is named; asks nobody but the cache.
+/// Drops the content of an image's layers, or of all when none is named; asks only the cache.
 fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
     let store = Arc::new(existing(args)?);
     can_be_changed(&store)?;

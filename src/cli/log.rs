@@ -17,7 +17,7 @@ use super::args::{Command, HostCommand};
 use super::repeats::{Counted, Repeats};
 use crate::host::{background, failures};
 
-/// fuser warns at every unmount that somebody else made, which is how mounts usually end.
+/// fuser warns at every unmount that another process made, which is how mounts usually end.
 const DEFAULT: &str = "warn,fuser=error";
 
 /// The target of what was wanted and cannot be had.

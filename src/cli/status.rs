@@ -74,7 +74,7 @@ impl<'a> Known<'a> {
                 return lines.join("\n") + "\n";
             }
             Answer::Silent => {
-                line("state", format!("not served (nobody answers); `peelfs umount --lazy {at}` clears it"));
+                line("state", format!("not served (no answer); `peelfs umount --lazy {at}` clears it"));
                 return lines.join("\n") + "\n";
             }
         }

@@ -32,7 +32,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     if bytes.is_finite() && bytes < 9e18 { Ok(bytes as u64) } else { Err(bad()) }
 }
 
-/// Bytes that may come from anybody, fit for a terminal: control characters and what is not UTF-8 are escaped.
+/// Bytes of any origin, fit for a terminal: control characters and what is not UTF-8 are escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -100,7 +100,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Nobody reads the output any more (`| head`): that is an end, not a failure.
+/// The output is no longer read (`| head`): that is an end, not a failure.
 pub(crate) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe => Ok(()),

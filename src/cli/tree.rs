@@ -30,9 +30,9 @@ pub(super) struct Target {
 /// Who owns the copies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Owners {
-    /// Whoever the image says.
+    /// As the image says.
     OfTheImage,
-    /// Whoever copies.
+    /// The user that copies.
     TheCaller,
 }
 
@@ -213,7 +213,7 @@ impl Target {
         }
     }
 
-    /// Makes something under a name that nobody has.
+    /// Makes something under an unused name.
     fn make<T>(
         &mut self,
         make: impl Fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
@@ -269,7 +269,7 @@ impl Target {
         }
         if kind != FileType::Symlink {
             let mut mode = u32::from(entry.mode);
-            // A set-id program must not change hands: it would run as whoever copied it.
+            // A set-id program must not change hands: it would run as the user that copied it.
             if mode & SET_IDS != 0 && kind != FileType::Directory && !self.keeps(uid, gid) {
                 mode &= !SET_IDS;
                 self.left_out.set_ids += 1;

@@ -90,7 +90,7 @@ impl OutputBuffer {
     }
 
     /// Takes the buffer for a decoder that begins at `at` with this before it. False, and nothing done, if
-    /// there are decoded bytes in it that nobody has taken.
+    /// there are decoded bytes in it that were not taken yet.
     pub(super) fn begin(&mut self, at: DecodedOffset, window: &[u8]) -> bool {
         if self.end != Window::MAX {
             return false;

@@ -58,7 +58,7 @@ pub(super) trait Watch {
     fn note(&mut self, from: usize, length: usize);
 }
 
-/// Nobody listens: no window is in the making.
+/// No listener: no window is being made.
 pub(super) struct Unwatched;
 
 impl Watch for Unwatched {

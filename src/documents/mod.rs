@@ -232,7 +232,7 @@ impl ImageConfig {
 
     /// What the image is there to run.
     pub fn command(&self) -> Command {
-        // Whoever runs it will say what is wrong with it.
+        // A runtime will say what is wrong with it.
         let wire: WireCommand = serde_json::from_str(self.raw.get()).unwrap_or_default();
         let WireProcess { entrypoint, command, environment, directory } = wire.config.unwrap_or_default();
         let first = |words: Option<Vec<String>>| words.and_then(|words| words.into_iter().next());

@@ -31,7 +31,7 @@ impl BackingId {
         self.0.get()
     }
 
-    /// Lets the kernel forget the file, as soon as nobody has it open.
+    /// Lets the kernel forget the file, as soon as it is no longer open.
     #[allow(unsafe_code)] // rustix has no safe wrapper for ioctls of single drivers
     pub(super) fn close(self, device: &Device) {
         /// `FUSE_DEV_IOC_BACKING_CLOSE`

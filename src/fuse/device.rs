@@ -91,7 +91,7 @@ impl AsFd for Device {
     }
 }
 
-/// The answer that is owed for one request. Dropped without one, it answers EIO, so that nobody waits
+/// The answer that is owed for one request. Dropped without one, it answers EIO, so that no reader waits
 /// for a handler that has panicked.
 #[derive(Debug)]
 pub(super) struct Reply {
@@ -135,7 +135,7 @@ impl Reply {
         let header = OutHeader { len, error, unique: self.unique };
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(payload)];
         match rustix::io::writev(&self.device, &parts) {
-            // ENOENT: whoever asked has gone; ENODEV: so has the mount.
+            // ENOENT: the request was interrupted; ENODEV: the mount is gone.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
             Err(errno) => tracing::warn!(%errno, "the kernel did not take an answer"),
         }

@@ -9,7 +9,7 @@ use super::device::Device;
 /// Looks for the next request for a moment instead of sleeping at once, where requests come in quick
 /// succession: to wake a thread on an idle CPU takes longer than most requests do.
 ///
-/// It gives way to whoever wants the CPU, and looks no more for a while when somebody did or nothing came:
+/// It yields the CPU to any thread that wants it, and pauses for a while when one did or nothing came:
 /// on a busy CPU sleeping costs nothing. The process that asks sleeps as well until it is answered; for its
 /// sake the CPUs are kept [awake](Awake).
 pub(super) struct Eager {
@@ -51,7 +51,7 @@ impl Eager {
         }
     }
 
-    /// This thread awaits requests no more for now: what it answered took long, so that waking somebody takes little
+    /// This thread awaits requests no more for now: what it answered took long, so that waking a reader takes little
     /// beside it.
     pub(super) fn rest(&mut self) {
         (self.awake, self.row) = (None, 0);
@@ -76,7 +76,7 @@ impl Eager {
 }
 
 /// While it is there, idle CPUs wait for work without sleeping, ready within a microsecond: in a virtual machine
-/// it takes 50 µs to wake one that sleeps, and reading a small file for the first time wakes somebody four times.
+/// it takes 50 µs to wake one that sleeps, and reading a small file for the first time wakes a thread four times.
 ///
 /// The kernel's interface for it is `/dev/cpu_dma_latency` (Documentation/power/pm_qos_interface.rst), open to
 /// root; the kernel takes the wish back when the file is closed, however the process ends.
@@ -105,7 +105,7 @@ const SUCCESSION_ENDS: Duration = Duration::from_millis(10);
 const WORTH_WAKING: u32 = 8;
 /// Requests to let pass after one was awaited in vain.
 const PAUSE: u32 = 8;
-/// As [`PAUSE`], after the CPU was wanted by somebody else.
+/// As [`PAUSE`], after another thread wanted the CPU.
 const LONG_PAUSE: u32 = 1000;
-/// Giving way takes longer than this when it is for somebody with much to do, not for a reader.
+/// Yielding takes longer than this when another thread has much to do; a reader has little.
 const WANTED: Duration = Duration::from_micros(500);

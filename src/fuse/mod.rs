@@ -8,7 +8,7 @@
 //!
 //! A thread of the [dispatch loop](serve) answers from memory and from the store. Where a layer or
 //! content has to be waited for, the reply is handed to a task, which a signal to the process that waits
-//! can end: a slow registry never holds up somebody else's cached read, nor anybody for ever.
+//! can end: a slow registry never holds up a cached read, nor any reader for ever.
 
 mod attach;
 mod backing;
@@ -72,7 +72,7 @@ impl Adapter {
         Self { fs, view, tasks, waiting: Arc::default(), attributes: OnceLock::new(), through }
     }
 
-    /// The mount is gone, and so is whoever waited for anything.
+    /// The mount is gone, and so are those that waited on it.
     fn end(&self) {
         self.waiting.end();
         self.fs.end();

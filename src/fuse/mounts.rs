@@ -101,7 +101,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// The absolute path of a mount point, without asking the mount itself: a mount whose server is gone
-/// or slow must not hold up whoever wants to unmount it. Only the parent directory is looked at.
+/// or slow must not hold up an unmount. Only the parent directory is looked at.
 ///
 /// # Errors
 /// When the parent does not exist.

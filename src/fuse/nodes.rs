@@ -91,7 +91,7 @@ fn file_type(kind: Kind) -> u32 {
         Kind::CharDevice => 0o020_000,
         Kind::BlockDevice => 0o060_000,
         Kind::Fifo => 0o010_000,
-        // The overlay has resolved these two before anybody sees them.
+        // The overlay has resolved these two already.
         Kind::File | Kind::Whiteout | Kind::LowerLink => 0o100_000,
     }
 }

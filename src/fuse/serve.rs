@@ -133,7 +133,7 @@ fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: 
 /// A request then wakes a thread that ran just now, mostly on the CPU that asks: 11 µs instead of the 20
 /// to 100 that it takes to wake one on another, idle CPU. Others rest until requests queue up, or until
 /// the one that would listen next is about to wait for a disk. A mount that has nothing to do has one thread:
-/// others begin when they are first called, and end when nobody has called them for a while.
+/// others begin when they are first called, and end when they were not called for a while.
 pub(super) struct Threads {
     device: Arc<Device>,
     handler: Arc<dyn Handler>,
@@ -186,7 +186,7 @@ impl Threads {
     fn begin(&self) -> io::Result<()> {
         let more = |alive| (alive < self.most).then_some(alive + 1);
         let Ok(number) = self.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else { return Ok(()) };
-        let threads = self.own.upgrade().expect("whoever serves or begins to serve holds it");
+        let threads = self.own.upgrade().expect("each thread that serves or begins to serve holds it");
         let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
         let begun = thread.spawn(move || {
             let outcome = work(&threads);
@@ -216,8 +216,8 @@ impl Threads {
 
     /// Waits until this thread should listen; `false` when it should end.
     ///
-    /// Whoever listens comes back here or has called another one before doing something slow, so there is
-    /// always somebody to come.
+    /// The listening thread comes back here or has called another one before doing something slow, so there is
+    /// always a thread to come.
     fn listen(&self, eager: &mut Eager) -> bool {
         while !self.ended.load(Ordering::Acquire) {
             if self.listening.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -255,7 +255,7 @@ impl Threads {
         self.listening.store(false, Ordering::Release);
     }
 
-    /// This thread is about to do something that may take long: if nobody listens, somebody should.
+    /// This thread is about to do something that may take long: if no thread listens, one should.
     pub(super) fn slow(&self) {
         if !self.listening.load(Ordering::Acquire) {
             self.call();
@@ -303,7 +303,7 @@ impl Threads {
 
 /// Threads beyond one a CPU: those that read from a slow disk.
 const SPARE_THREADS: usize = 6;
-/// A thread that nobody calls for so long ends.
+/// A thread that is not called for this long ends.
 const UNCALLED_FOR: Duration = Duration::from_secs(10);
 
 /// Requests that wait in tasks, by the kernel's number, and how to end their waiting.

@@ -183,7 +183,7 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
 
 /// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
 /// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` and `allow_root`
-/// as in [`MountOptions`]. Requests which that process had not answered are answered now; whoever waits notices nothing.
+/// as in [`MountOptions`]. Requests which that process had not answered are answered now; readers that wait notice nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
@@ -311,7 +311,7 @@ impl Mounted {
     pub fn gone(&self) -> impl Future<Output = ()> + use<> {
         let mut gone = self.service.gone();
         async move {
-            // Threads that nobody knows any more have ended.
+            // A service that is gone has no threads.
             let _ = gone.wait_for(|gone| *gone).await;
         }
     }
@@ -358,7 +358,7 @@ impl Disconnect {
     }
 }
 
-/// Keeps other processes of peelfs, whoever's they are, from mounting on `target` until it is dropped: a lock of the
+/// Keeps other processes of peelfs, of any user, from mounting on `target` until it is dropped: a lock of the
 /// directory that holds it, which leaves nothing behind; to open `target` itself could make an automounter wait for this
 /// very mount. A directory that cannot be locked, as one that its user may not read, is done without; so is a lock that
 /// another process holds for longer than a mount takes.
@@ -378,7 +378,7 @@ fn claim(target: &Target) -> Option<File> {
 }
 
 /// The kernel offers FUSE 128 KiB of read-ahead, little for files that are here; root may raise it. A page of a mapped
-/// file that is not here waits for as much around it, so more would cost a start bytes that nobody reads.
+/// file that is not here waits for as much around it, so more would cost a start bytes that are never read.
 fn raise_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {

@@ -3,7 +3,7 @@
 //! The kernel wants all opens of one inode to be alike: served by this process, or from one and the same backing
 //! file. So how an inode is read is decided when it is opened for the first time and stays so until the last
 //! one closes it. That has to outlive this process: each change is written to a file before the kernel is
-//! answered, and whoever goes on with the mount begins with what stands there.
+//! answered, and a process that takes over the mount begins with what stands there.
 //!
 //! A process that is killed between the two leaves an open counted that never was, or one that has ended. Such an inode
 //! stays as it is until the mount ends, which costs nothing but room; counting too few would cost readers errors.
@@ -146,7 +146,7 @@ impl Opens {
         })
     }
 
-    /// Notes how often an inode is open; what to answer to whoever opens it.
+    /// Notes how often an inode is open; what OPEN is answered with.
     fn count(&mut self, node: NodeId, inode: Inode) -> Opened {
         self.inodes.insert(node, inode);
         let backing = inode.backing.map_or(0, BackingId::number);

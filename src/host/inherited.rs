@@ -19,6 +19,6 @@ pub(crate) fn take() -> io::Result<HashMap<String, OwnedFd>> {
     }
     let numbers = sd_notify::listen_fds_with_names()?;
     // SAFETY: each is open, as its flags were just changed. The environment says that they were made for this very
-    // process (`LISTEN_PID`), before it ran; so nothing in it can own them, and `TAKEN` lets nobody come here again.
+    // process (`LISTEN_PID`), before it ran; so nothing in it can own them, and `TAKEN` lets no thread come here again.
     Ok(numbers.map(|(number, name)| (name, unsafe { OwnedFd::from_raw_fd(number) })).collect())
 }

@@ -1,6 +1,6 @@
-//! Whether somebody answers for a mount, asked so that nobody has to wait who does not want to.
+//! Whether a process answers for a mount, asked without the risk of waiting for ever.
 //!
-//! A request that a process has taken and never answers cannot be given up, not even by ending whoever asked.
+//! A request that a process has taken and never answers cannot be given up, not even by ending the process that asked.
 //! So another process asks, and is left behind when no answer comes.
 
 use std::path::Path;
@@ -14,9 +14,9 @@ use crate::fuse::mounts;
 pub enum Answer {
     /// The process that serves it.
     Served,
-    /// Nobody: that process is gone.
+    /// None: that process is gone.
     Gone,
-    /// Nobody in time.
+    /// None in time.
     Silent,
 }
 

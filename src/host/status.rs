@@ -1,8 +1,8 @@
 //! What a mounted image tells of itself: a file that says who serves it, and a socket that says how it is.
 //!
 //! Both lie in a directory that only the user can enter: `$XDG_RUNTIME_DIR/peelfs`, else `run` in the
-//! user's cache directory. Which cache the mount itself uses does not count, as nobody names it again
-//! who asks for the state. A file whose process is gone is a leftover, removed by whoever finds it.
+//! user's cache directory. Which cache the mount itself uses does not count, as `peelfs status` is
+//! run without it. A file whose process is gone is a leftover, removed by the next look at the directory.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -88,7 +88,7 @@ pub struct Health {
 pub struct Published {
     file: PathBuf,
     socket: PathBuf,
-    /// A log that nobody else writes.
+    /// A log that no other mount writes.
     log: Option<PathBuf>,
 }
 
@@ -176,7 +176,7 @@ fn try_publish(
         log: state.log.clone().filter(|_| !state.shared),
     };
     state.socket.clone_from(&published.socket);
-    // Whoever had this number before is gone, and was killed if this is still there.
+    // The process that had this number before is gone, and was killed if this is still there.
     let _ = std::fs::remove_file(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     let private = std::fs::Permissions::from_mode(0o600);
@@ -320,7 +320,7 @@ pub fn remove_empty_log(log: &Path) {
     }
 }
 
-/// Removes what a process that is gone has logged, once nobody will look for it any more.
+/// Removes what a process that is gone has logged, once it is old.
 fn remove_old_log(log: &Path) {
     let Some(pid) = log.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else { return };
     let written = std::fs::symlink_metadata(log).and_then(|found| found.modified());
@@ -332,7 +332,7 @@ fn remove_old_log(log: &Path) {
 
 impl Drop for Published {
     fn drop(&mut self) {
-        // Leftovers are also removed by whoever finds them.
+        // Leftovers are also removed by the next look at the directory.
         let _ = std::fs::remove_file(&self.file);
         let _ = std::fs::remove_file(&self.socket);
         self.log.iter().for_each(|log| remove_empty_log(log));

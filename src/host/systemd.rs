@@ -125,7 +125,7 @@ impl ServiceManager {
         Ok(())
     }
 
-    /// The mount has ended: nobody is to go on with it.
+    /// The mount has ended: no process is to take it over.
     pub(crate) fn ended(&mut self) {
         tell(&[NotifyState::Stopping]);
         self.forget();

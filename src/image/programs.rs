@@ -12,8 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::apart::briefly;
 use super::fs::{ImageFs, NotNow, Now, ReadObserver};
-use super::work::briefly;
 use crate::content::LayerReader;
 use crate::documents::Command;
 use crate::layer::Kind;

@@ -272,7 +272,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) const BYTES: usize = 64;
 
-    /// A directory nobody has described yet.
+    /// A directory that is not described yet.
     pub(super) fn implied(parent: EntryId, id: EntryId) -> Self {
         Self {
             parent: parent.0,

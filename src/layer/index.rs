@@ -213,7 +213,7 @@ impl LayerIndex {
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
     }
 
-    /// Has `then` called whenever a page turns out damaged after the index was opened: whoever keeps
+    /// Has `then` called whenever a page turns out damaged after the index was opened: the owner that keeps
     /// the index may want to make it anew.
     #[must_use]
     pub fn on_damage(self, then: impl Fn() + Send + Sync + 'static) -> Self {

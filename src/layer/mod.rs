@@ -1,8 +1,8 @@
 //! Layers: what one blob of an image says about files, and how to get any of their bytes.
 //!
 //! Whatever format a layer has, it becomes two tables when it is first opened: entries (what the
-//! tree looks like) and spans (how to decode any part of the stream). Above these tables nobody
-//! knows formats; below them nobody knows files.
+//! tree looks like) and spans (how to decode any part of the stream). Modules above these tables
+//! know no formats; modules below them know no files.
 //!
 //! - [`tar`] walks a decoded stream as it is pushed, and says what its headers mean.
 //! - [`tree`] makes the layer's tree of it, and answers questions while it grows.

@@ -98,7 +98,7 @@ impl Paged {
     /// Has `then` called for each damaged page that is met.
     pub(super) fn on_damage(self, then: OnDamage) -> Self {
         let origin = self.origin.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let source = Arc::into_inner(origin).expect("nobody reads it yet").source;
+        let source = Arc::into_inner(origin).expect("it is not read yet").source;
         let origin = Mutex::new(Arc::new(Origin { source, on_damage: Some(then) }));
         Self { origin, ..self }
     }

@@ -13,7 +13,7 @@
 //! - Directories, links and device nodes have no body whatever their size field says.
 //! - Records of global headers apply to nothing; a global header drops pending local records.
 //!
-//! Two liberties: type `7` and old GNU sparse files are files, and an entry of a type nobody
+//! Two liberties: type `7` and old GNU sparse files are files, and an entry of a type that no reader
 //! registered is stepped over and counted, where containerd refuses the layer.
 
 use std::fmt;

@@ -90,7 +90,7 @@ pub enum Fault {
     },
     /// 403 unless the query has a ticket that is still good.
     NeedTicket(Tickets),
-    /// The body compressed, with `Content-Encoding: gzip`, though nobody accepted that.
+    /// The body compressed, with `Content-Encoding: gzip`, though the client did not accept that.
     Gzip,
     /// The answer's head and then its body over and over, without a length, until the client leaves.
     Endless,

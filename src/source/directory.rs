@@ -28,7 +28,7 @@ pub(super) fn open(name: String, path: &Path) -> Result<LocalSource, SourceError
         });
     };
     let bytes = manifest.read_whole(MANIFEST_LIMIT)?;
-    // What cannot be read here is refused, with its reason, by whoever reads the document next.
+    // What cannot be read here is refused, with its reason, when the document is read next.
     let media_type = match Document::parse(&bytes, None) {
         Ok(document) => document.media_type().clone(),
         Err(_) => MediaType::parse("application/json"),

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use super::local::Piece;
 use super::tarfile::TarFile;
 
 /// An image in the file or directory that a word names, though as a reference it names one in a registry.
@@ -73,7 +74,8 @@ fn kind(path: &Path) -> Option<Kind> {
     if COMPRESSED.iter().any(|magic| begin.starts_with(magic)) {
         return Some(Kind::Compressed);
     }
-    let tar = TarFile::open(path).ok()?;
+    let shown = path.to_string_lossy();
+    let tar = TarFile::read(Piece::of(File::open(path).ok()?, &shown).ok()?).ok()?;
     // What `docker save` writes is often both, and the names in it are those of its list.
     let kinds = [(tar.has("manifest.json"), Kind::DockerArchive), (tar.has("oci-layout"), Kind::OciArchive)];
     kinds.into_iter().find_map(|(fits, kind)| fits.then_some(kind))

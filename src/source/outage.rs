@@ -1,4 +1,4 @@
-//! Outages: what a source tries in vain to get at present, and how long anybody waits for it.
+//! Outages: what a source keeps trying to get at present, and how long readers wait for it.
 //!
 //! What is tried and who waits are different things. A layer's first pass goes on through an outage and
 //! takes up its download where it was cut, however long that takes; a reader who needs the layer waits as
@@ -92,7 +92,7 @@ pub(super) struct Listening {
     begun: Option<Duration>,
 }
 
-/// Held by somebody whose tries have failed so far; dropped when one succeeds or he gives up.
+/// Registers an ongoing failure; dropped on success or when the caller gives up.
 #[derive(Debug)]
 pub struct Failing {
     shared: Arc<Shared>,
@@ -100,7 +100,7 @@ pub struct Failing {
 }
 
 impl Default for OnOutage {
-    /// A minute: long enough for a registry that is restarted, short enough for whoever watches.
+    /// A minute: long enough for a registry that is restarted, short enough for a person who watches.
     fn default() -> Self {
         Self::Deadline(Duration::from_secs(60))
     }
@@ -244,7 +244,7 @@ impl Outages {
     }
 
     /// Returns when `time` has passed, or before, when there is hope: something of the source has come, or
-    /// somebody new wants what could not be had.
+    /// another reader wants what could not be fetched.
     pub async fn pause(&self, time: Duration) {
         let mut hope = self.0.hope.subscribe();
         let shortest = time.min(SHORTEST_HOPEFUL_PAUSE.max(time / 8));
@@ -275,7 +275,7 @@ impl Outages {
             OnOutage::Offline => (Duration::ZERO, HICCUPS + 1, Duration::MAX),
             OnOutage::Block => return std::future::pending().await,
         };
-        // Whoever comes right after one who gave up has waited along.
+        // A reader that comes right after one that gave up has waited along.
         let given_up = lock(&self.0.given_up).get(blob).copied();
         if given_up.is_some_and(|given_up| begun.saturating_sub(given_up) < HANDED_ON) {
             (patience, silence) = (patience.min(HANDED_ON), silence.min(SHORTEST_SILENCE));
@@ -348,7 +348,7 @@ const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
 /// What takes less is slow at most, however little patience a reader has.
 pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 /// The kernel lets those who want the same name or page wait in a row, each for the one before, and asks again for what
-/// it could not read ahead. So whoever comes so soon after one has given up has waited as long, and waits no longer than
+/// it could not read ahead. So a reader that comes so soon after one has given up has waited as long, and waits no longer than
 /// this; or than [`SHORTEST_SILENCE`], where nothing is heard.
 const HANDED_ON: Duration = Duration::from_secs(1);
 /// What has brought nothing for so long is asked for again when there is hope.
@@ -364,7 +364,7 @@ impl Listening {
     }
 
     /// Returns when it has brought nothing for a while and there is hope that it does so when it is asked for anew: a
-    /// connection may be dead though nobody says so. The while doubles each time, as a slow source answers nobody who
+    /// connection may be dead without any sign of it. The while doubles each time, as a slow source answers no reader that
     /// does not wait. Returns how long it was silent.
     pub(super) async fn worth_another_try(&mut self) -> Duration {
         let shared = Arc::clone(&self.shared);
@@ -390,7 +390,7 @@ impl Listening {
         self.begun.unwrap_or(now).saturating_sub(self.silent)
     }
 
-    /// So many bytes have come, or nobody wants any at present.
+    /// So many bytes have come, or none are wanted at present.
     pub(super) fn end(&mut self, bytes: u64) {
         let waited = self.begun.take().map_or(Duration::ZERO, |begun| self.shared.clock.now().saturating_sub(begun));
         self.silent = silence::broken_by(self.silent + waited, bytes);
@@ -477,7 +477,7 @@ mod tests {
         let mut told = Box::pin(outages.outlived(&blob, "image"));
         tokio::select! {
             biased;
-            _ = &mut told => panic!("nobody has said how long to wait"),
+            _ = &mut told => panic!("no policy says how long to wait"),
             () = std::future::ready(()) => {}
         }
         outages.outlast(OnOutage::Deadline(Duration::ZERO));

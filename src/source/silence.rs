@@ -1,7 +1,7 @@
 //! Silences: for how long nothing has come of what a source was asked for.
 //!
 //! A request has failed when its connection breaks or its own limits are over, and those are long, since a
-//! slow link is no fault. Whoever waits for no longer than so many seconds learns here that nothing comes.
+//! slow link is no fault. A reader that waits for at most N seconds learns here that nothing comes.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -31,7 +31,7 @@ pub(super) fn broken_by(silent: Duration, bytes: u64) -> Duration {
 }
 
 impl Silences {
-    /// A transfer of `blob`, which nobody waits for yet.
+    /// A transfer of `blob`, which no reader waits for yet.
     pub(super) fn add(&self, number: u64, blob: &Digest) {
         lock(&self.0).insert(number, Listened { blob: blob.clone(), since: None, told: false });
     }
@@ -69,7 +69,7 @@ impl Silences {
         silent
     }
 
-    /// Whether this is the first time that somebody gives up on `blob` since these transfers brought something.
+    /// Whether this is the first time that a reader gives up on `blob` since these transfers brought something.
     pub(super) fn tell(&self, blob: &Digest) -> bool {
         let mut untold = false;
         for listened in lock(&self.0).values_mut().filter(|listened| listened.blob == *blob) {

@@ -53,7 +53,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes what somebody has put in the place of a layer's content and is no file: links, FIFOs.
+    /// Removes what was put in the place of a layer's content and is no file: links, FIFOs.
     pub fn remove_what_is_no_content(&self, layer: LayerName<'_>) {
         let ContentPaths { data, map } = self.content_paths(layer);
         for path in [data, map] {

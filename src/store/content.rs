@@ -81,7 +81,7 @@ impl ContentPaths {
 
 #[derive(Debug)]
 struct Opened {
-    /// Of the cache, or of memory, which nobody watches.
+    /// Of the cache, or of memory, which is not announced.
     files: Files,
     data: File,
     map: File,
@@ -146,7 +146,7 @@ impl Content {
     /// there: another map tells of it.
     fn begin_anew(&self, Opened { files, map: map_file, in_memory, .. }: Opened) -> Result<Opened, StoreError> {
         let ContentPaths { data, map } = &self.paths;
-        // The map goes first, so that nobody believes in the rest.
+        // The map goes first, so that no process believes in the rest.
         files.set_len(&map_file, map, 0).map_err(StoreError::io("truncate", map))?;
         files.remove(data);
         let data_file = files.open_write(data)?;

@@ -132,7 +132,7 @@ impl Store {
                 break;
             }
             if layer.content > 0 && !layer.held && self.drop_content(&layer.digest) {
-                tracing::info!(layer = %layer.digest, bytes = layer.content, "evicted a layer nobody uses");
+                tracing::info!(layer = %layer.digest, bytes = layer.content, "evicted a layer that is not in use");
                 over = over.saturating_sub(layer.content);
             }
         }
@@ -197,7 +197,7 @@ impl Store {
             }
         }
         if keep == Keep::Nothing {
-            // Whoever goes on with a mount needs its documents; which those are, nobody can tell by the layers in use.
+            // A process that takes over a mount needs its documents; which those are cannot be told by the layers in use.
             let documents = if freed.held == 0 { &[DOCUMENT, TAG][..] } else { &[] };
             for bucket in documents.iter().chain(&[PROFILE]) {
                 self.files.each(&self.root.join(bucket), &mut |path, found| {
@@ -240,7 +240,7 @@ impl Store {
     pub fn tidy(&self) -> Result<u64, StoreError> {
         let mut freed = 0;
         self.files.each(&self.root.join(TMP), &mut |path, found| {
-            // Held until it is removed, so that nobody begins to write it meanwhile.
+            // Held until it is removed, so that no process begins to write it meanwhile.
             let file = self.files.open_read(path).ok();
             if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
                 freed += found.disk_bytes();
@@ -296,7 +296,7 @@ impl Store {
         });
         for ContentPaths { data, map } in contents {
             let _held = MapInPlace::hold(&self.files, &map);
-            // Whoever opens the content holds the index before.
+            // A process that opens the content holds the index before.
             if self.is_held(&self.path(INDEX, blob)) {
                 return false;
             }
@@ -381,7 +381,7 @@ mod tests {
         let left: Vec<_> = store.usage().unwrap().layers;
         let content = |n: usize| left.iter().find(|layer| layer.digest == digests[n]).unwrap().content;
         assert!(content(0) > 0, "held");
-        assert_eq!(content(1), 0, "oldest that nobody holds");
+        assert_eq!(content(1), 0, "oldest that no process holds");
         assert!(over == 0 || content(2) == 0);
         drop(held);
     }

@@ -287,7 +287,7 @@ impl Files {
         renamed.map_err(StoreError::io("rename", to))
     }
 
-    /// Removes a file, or what somebody has put in its place; that it is not there any more is what was wanted.
+    /// Removes a file, or what was put in its place; that it is not there any more is what was wanted.
     pub(super) fn remove(&self, path: &Path) {
         let remove = || match self.at(path, |at, path| rustix::fs::unlinkat(at, path, AtFlags::empty())) {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => self.remove_all(path),
@@ -394,7 +394,7 @@ impl Found {
     }
 }
 
-/// A cache's own directory, if it is safe: ours, real, and writable by nobody else.
+/// A cache's own directory, if it is safe: ours, real, and writable by no other user.
 pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     let failed = |error: Errno| StoreError::io("read", path)(error.into());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

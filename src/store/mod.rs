@@ -149,7 +149,7 @@ impl Store {
     /// `limit` bounds what layers may take on disk, in bytes; see [`Store::make_room`].
     ///
     /// # Errors
-    /// [`StoreError::Unsafe`] when it is a symlink, belongs to somebody else, or others may write it;
+    /// [`StoreError::Unsafe`] when it is a symlink, belongs to another user, or others may write it;
     /// [`StoreError::Io`] when it cannot be made.
     pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         let store = Self::new(root, limit, None);
@@ -168,7 +168,7 @@ impl Store {
         Ok(Self::new(root, limit, None))
     }
 
-    /// As [`Store::open`], with somebody to whom everything is announced that is done to the directory.
+    /// As [`Store::open`], with an observer of everything that is done to the directory.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -330,7 +330,7 @@ impl Store {
             return None;
         }
         // A lock that cannot be had (a file system without locks) only makes eviction less polite; one that is not
-        // free is somebody's who looks whether the layer is in use.
+        // free is held by a process that looks whether the layer is in use.
         for _ in 0..LOOKS_AT_LOCKS {
             match self.files.try_lock_shared(&index.file, &path) {
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK),
@@ -403,7 +403,7 @@ impl Store {
                 Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => continue,
                 created => created?,
             };
-            // Held while being written, so that whoever tidies up can tell a leftover from work in progress. One
+            // Held while being written, so that a leftover can be told from work in progress. One
             // who came between the two lines holds it, or has taken the name away: then another one is made.
             if !matches!(self.files.try_lock(&file, &temp), Err(TryLockError::WouldBlock))
                 && file.metadata().is_ok_and(|found| found.nlink() > 0)
@@ -518,7 +518,7 @@ const LOCK: &str = "lock-v1";
 const TMP: &str = "tmp";
 /// Larger than any profile that is kept, in bytes.
 pub(crate) const PROFILE_LIMIT: u64 = 16 << 20;
-/// How often it is tried to lock what somebody else has locked to look at it, and the pauses between.
+/// How often it is tried to lock what another process has locked to look at it, and the pauses between.
 const LOOKS_AT_LOCKS: usize = 100;
 const LOCK_LOOK: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -613,7 +613,7 @@ mod tests {
         assert!(held.is_some_and(|lock| !lock.is_real()));
     }
 
-    /// Counts what is put in place or removed of contents, and of that what somebody could open halfway.
+    /// Counts what is put in place or removed of contents, and of that what could be opened halfway.
     #[derive(Debug, Default)]
     struct Halves {
         seen: std::sync::atomic::AtomicUsize,
@@ -652,7 +652,7 @@ mod tests {
 
     #[test]
     fn an_index_that_somebody_looks_at_is_held_all_the_same() {
-        /// Locks an index for a moment, just before somebody else does.
+        /// Locks an index for a moment, just before another process does.
         #[derive(Debug, Default)]
         struct Looks(Mutex<Option<std::fs::File>>);
 

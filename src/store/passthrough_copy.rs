@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What is given to the kernel is not checked with each read. So a file counts as right only for as long as
-//! its change time, which no program can set, is that at which somebody has compared or made it. A seal
+//! its change time, which no program can set, is that at which it was compared or made. A seal
 //! tells other processes. It ends with the machine's run: what a crash or another system did to
 //! the disk changes no change time.
 
@@ -101,7 +101,7 @@ impl Store {
         copy: &PassthroughCopy,
     ) -> Result<(), StoreError> {
         let path = self.passthrough_copy_path(layer, entry);
-        // What the disk refuses the kernel gives up later, without a change that anybody could see.
+        // What the disk refuses the kernel gives up later, without a visible change.
         self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
         let Some(boot) = BOOT.clone() else { return Ok(()) };
         let mut new = self.new_file(seal_of(&path))?;

@@ -1,4 +1,4 @@
-//! Grafting: what stands in a directory that nobody described moves to where a lower layer's symlink leads.
+//! Grafting: what stands in an implied directory moves to where a lower layer's symlink leads.
 
 use super::apply::{Found, Missing};
 use super::path::{clean, shown, split_last};

@@ -7,7 +7,7 @@
 //! layers wherever it stands in the tar, never those of its own.
 //!
 //! Paths are cleaned as text first (`a/../b` is `b`, `..` stops at the root), then their parents are
-//! followed through symlinks this layer made. A parent nobody described becomes an implied
+//! followed through symlinks this layer made. A parent that is not described becomes an implied
 //! directory; a lower layer may know better, and then [`LayerTree::graft`] moves what stands in it.
 //! The path of a whiteout or an opaque marker implies nothing: what it leads through is kept as
 //! [`Flags::WHITEOUT_PATH`], and exists only where a lower layer says so.

@@ -162,7 +162,7 @@ impl Client {
         Arc::clone(elsewhere.entry(place).or_insert_with(|| Arc::new(self.logins.authorizer(host, repository))))
     }
 
-    /// A refusal, by whoever sent `reply`.
+    /// A refusal, by the host that sent `reply`.
     fn denied(&self, reply: &Reply, what: &str, said: String, tried: String) -> SourceError {
         let is_own = self.settled.get().is_some_and(|base| Origin::of(base) == Origin::of(&reply.url));
         let (place, said) = match is_own {

@@ -48,7 +48,7 @@ pub(super) struct Authorizer {
     clock: Arc<dyn Clock>,
     deadlines: Deadlines,
     state: Mutex<State>,
-    /// Held by the one who renews. Whoever waits for it wants exactly what its holder is fetching.
+    /// Held by the task that renews. A task that waits for it wants exactly what its holder is fetching.
     flight: tokio::sync::Mutex<()>,
 }
 

@@ -285,7 +285,7 @@ impl Transfer {
         reply.be_patient(self.client.deadlines.patience);
     }
 
-    /// A refusal is shown to whoever asks how the mount is, until something is granted.
+    /// A refusal is shown by `peelfs status` until something is granted.
     fn note(&self, error: &SourceError) {
         if matches!(error, SourceError::Denied { .. }) {
             self.client.outages.refused(Some(error));

@@ -62,7 +62,7 @@ pub(super) struct Client {
     /// What is known of ranges, blob by blob.
     pub(super) ranges: Mutex<HashMap<Digest, Ranges>>,
     /// Long transfers and short ones wait in different queues, so that a reader who needs a page
-    /// never waits for somebody's layer to end.
+    /// never waits for a layer to end.
     pub(super) long: Arc<Semaphore>,
     pub(super) short: Arc<Semaphore>,
     /// How large ranges are cut, and how many parts may come at a time.
@@ -202,7 +202,7 @@ impl Client {
                     if !self.again(tries, subject, None, &fault).await {
                         return Err(hinted(self.gave_up(ask.what, &fault, fault.outage(), tries), fault.hint()));
                     }
-                    // Nobody knows yet under which of its addresses it will be back.
+                    // It is not known yet under which of its addresses it will be back.
                     if self.settled.get().is_none() {
                         base = candidates.next().unwrap_or(&self.bases[0]);
                     }
@@ -214,7 +214,7 @@ impl Client {
                 }
                 Err(fault) => return Err(self.protocol(ask.what, fault.to_string())),
             };
-            // Whoever answered the first question is the registry.
+            // The host that answered the first question is the registry.
             self.settled.get_or_init(|| base.clone());
             let status = reply.status();
             if matches!(status.as_u16(), 401 | 403 | 404) {

@@ -213,7 +213,7 @@ impl Download {
         let to_come = Arc::clone(&coming);
         let pumping = tokio::spawn(async move {
             if let Err(error) = pump(transfer, &to_come, ahead, &sender).await {
-                // Whoever does not listen any more does not need to know.
+                // A reader that is gone does not need to know.
                 let _ = sender.send(Err(error));
             }
             drop(connection);
@@ -225,7 +225,7 @@ impl Download {
 }
 
 /// Moves a transfer's pieces to where they wait for their turn, at most `ahead` bytes at a time, as long as
-/// there are bytes `coming`. That may be fewer than were asked for: whoever shortens the part takes from them.
+/// there are bytes `coming`. That may be fewer than were asked for: the one that shortens the part takes from them.
 async fn pump(
     transfer: impl Future<Output = Result<Transfer, SourceError>>,
     coming: &AtomicU64,
@@ -269,7 +269,7 @@ impl Drop for Part {
 /// One more is tried while readers wait for bytes. It stays, and another is tried, when all together
 /// then bring most of what it would add if nothing else were in its way, at once or when it has had time to
 /// get up to speed. Otherwise the link is full: it goes, and for a while, or until a download has ended, none
-/// is tried. When nobody waits for bytes, all go.
+/// is tried. When no reader waits for bytes, all go.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     allowed: u32,

@@ -215,7 +215,7 @@ impl Tries {
         fault: &str,
     ) -> bool {
         self.note(outages, subject, fault);
-        // Whoever pauses needs no place.
+        // A request that pauses needs no place.
         self.place = None;
         if !outages.are_outlasted() {
             return self.again_after(subject.trouble, asked).await;
@@ -290,7 +290,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A clock that only moves when somebody waits, and then at once.
+    /// A clock that only moves when a task waits, and then at once.
     #[derive(Debug, Default)]
     pub(in crate::source::registry) struct FakeClock {
         pauses: Mutex<Vec<Duration>>,

@@ -55,7 +55,7 @@ async fn no_log_at_any_level_holds_a_secret() {
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
     // With one subscriber alone, `tracing` asks the thread that meets a call site first whether
-    // anybody listens; that may be the thread of another test.
+    // any thread listens; that may be one of another test.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let guard = tracing::subscriber::set_default(subscriber);
     let bytes = content();
@@ -296,7 +296,7 @@ async fn what_is_not_there_is_named() {
 
 #[tokio::test]
 async fn a_registry_that_is_not_there_is_one_clear_error_at_once() {
-    // Bound and not listening: nobody else can take the port, and nobody answers.
+    // Bound and not listening: no other process can take the port, and none answers.
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();

@@ -163,7 +163,7 @@ async fn a_trusted_certificate_is_accepted_as_itself() {
     }
 }
 
-/// Not signed by itself: an issuer that nobody here knows stands behind it, and it alone is trusted.
+/// Not signed by itself: an issuer that is not trusted stands behind it, and it alone is trusted.
 #[tokio::test]
 async fn a_trusted_leaf_needs_no_authority() {
     let Some(keys) = Keys::new() else { return };
