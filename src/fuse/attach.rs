@@ -59,7 +59,7 @@ impl Target {
         is_linked && std::fs::read_link(by_descriptor(&self.directory)).is_ok_and(|path| path == self.path)
     }
 
-    /// The directory above, which opening makes nobody mount on this one.
+    /// The directory above, which can be opened without an automounter mounting on this one.
     pub(super) fn parent(&self) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.directory, "..", flags, Mode::empty())?.into())

@@ -178,7 +178,7 @@ impl MountPlace {
 }
 
 /// Ends the connection of the file system with this minor number, by the file that the kernel has for it: where the
-/// system has mounted those, or, for root, where nobody has.
+/// system has mounted those, or, for root, where they are not mounted.
 fn abort(number: &str) -> io::Result<()> {
     let file = Path::new(number).join("abort");
     let write = |connections: rustix::fd::BorrowedFd<'_>, file: &Path| -> Result<(), Errno> {

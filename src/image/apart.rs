@@ -1,6 +1,6 @@
 //! Work that takes long, on threads that nothing waits for.
 //!
-//! A FUSE thread that is busy cannot be interrupted, and neither can whoever waits for it; a worker of the runtime that
+//! A FUSE thread that is busy cannot be interrupted, and neither can a process that waits for it; a worker of the runtime that
 //! is busy holds up the other mounts of the process. So both ask with a small allowance of steps
 //! ([`overlay::within`]), and what needs more is done on a thread of its own, of which an image takes
 //! few: putting a layer over those below once for all who wait, anything else for the one who asks, and until the

@@ -9,7 +9,7 @@
 //! Both are settled once, by [`Overlay::prepare`], as soon as all layers below are known. A layer that has neither
 //! needs no layer below, and most have neither.
 //!
-//! This is work over all of a layer, so it is never done by whoever asks a question: the layer is needed until
+//! This is work over all of a layer, so it is never done by the thread that asks a question: the layer is needed until
 //! it has been prepared. It is linear in the layer's entries, and all layers of an image together may take
 //! [`PREPARE_STEPS`]; a layer that takes more, or that makes no sense over those below, is refused.
 

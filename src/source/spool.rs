@@ -102,7 +102,7 @@ fn open(path: &Path) -> io::Result<Archive> {
         // Its own descriptor: a socket cannot be opened by name, and of a pipe all that is in it is to be read.
         return kind_of(File::from(io::stdin().as_fd().try_clone_to_owned()?), path);
     }
-    // A pipe or device that waits for somebody must not hold up the process before it is known for what it is.
+    // A pipe or device that waits for its other end must not hold up the process before it is known for what it is.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("open flags are small");
     kind_of(File::options().read(true).custom_flags(flags).open(path)?, path)
 }

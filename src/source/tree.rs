@@ -1,7 +1,7 @@
 //! A directory whose files are named by documents: what they name is in it, or is not read.
 //!
 //! Symbolic links are followed as long as they stay in the directory: build systems make trees of them. One that leads
-//! out is refused, for whoever made the layout could have it lead anywhere. (A directory on the way to a file may be such
+//! out is refused, for the maker of the layout could have it lead anywhere. (A directory on the way to a file may be such
 //! a link: layouts share their blobs so, and no document can name it.)
 
 use std::fs::File;

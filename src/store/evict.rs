@@ -118,7 +118,7 @@ impl Store {
         look
     }
 
-    /// Evicts content of layers that nobody holds, and then their indexes, until `wanted` more bytes fit under the limit;
+    /// Evicts content of layers that no process holds, and then their indexes, until `wanted` more bytes fit under the limit;
     /// returns how many bytes are still too many.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ impl Store {
                 break;
             }
             if layer.index > 0 && self.drop_unused_index(&layer.digest) {
-                tracing::info!(layer = %layer.digest, bytes = layer.index, "evicted the index of a layer nobody uses");
+                tracing::info!(layer = %layer.digest, bytes = layer.index, "evicted the index of a layer that is not in use");
                 over = over.saturating_sub(layer.index);
                 indexes -= layer.index;
             }
@@ -426,7 +426,7 @@ mod tests {
         let (store, digests) = with_indexes(&dir, 5 << 19);
         let held = store.index(&digests[0]).unwrap();
         assert_eq!(store.make_room(0).unwrap(), 0);
-        assert_eq!(indexes(&store, &digests), [true, false, true], "the oldest that nobody holds");
+        assert_eq!(indexes(&store, &digests), [true, false, true], "the oldest that no process holds");
         drop(held);
         // What is left of the limit for indexes of layers that are not in use.
         let (store, digests) = with_indexes(&dir, 16 << 20);
