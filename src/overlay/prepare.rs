@@ -200,7 +200,8 @@ mod tests {
         };
         let ((_, few), (overlay, many)) = (links(125), links(250));
         assert!(found(&overlay, "d249/f") && !found(&overlay, "d249/l249"));
-        assert!(many[1] < 3 * few[1] && many[1] < 20 * 250, "{few:?} {many:?}");
+        // Each makes a directory where its link leads, which counts for 256 steps.
+        assert!(many[1] < 3 * few[1] && many[1] < (256 + 20) * 250, "{few:?} {many:?}");
     }
 
     /// Files below a symlink of a lower layer move once, also where a whole tree of symlinks leads on.
