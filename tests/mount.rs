@@ -1183,3 +1183,18 @@ fn a_server_that_ends_late_takes_no_other_mount_away() {
         assert!(other.is_mounted() && std::fs::read_dir(&other.path).unwrap().next().is_some());
     }
 }
+
+/// The kernel passes names of up to 1,024 bytes on.
+#[test]
+fn a_name_that_is_too_long_is_told_as_such() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount(&registry.reference("library/image", "1"), "a");
+    for (length, errno) in [(255, rustix::io::Errno::NOENT), (256, rustix::io::Errno::NAMETOOLONG)] {
+        let found = rustix::fs::lstat(at.join(&"n".repeat(length)));
+        assert_eq!(found.unwrap_err(), errno, "{length}");
+    }
+}

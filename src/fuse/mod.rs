@@ -192,6 +192,7 @@ impl Handler for Adapter {
     fn handle(&self, request: &Request<'_>, reply: Reply, threads: &Threads) {
         let Some(node) = NodeId::from_number(request.node) else { return reply.error(Errno::STALE) };
         match request.operation {
+            Operation::Lookup { name } if name.len() > NAME_MAX => reply.error(Errno::NAMETOOLONG),
             Operation::Lookup { name } => {
                 let (name, view) = (name.to_vec(), self.view);
                 let lookup = move |fs: &ImageFs| nodes::lookup(fs, view, node, &name);
@@ -223,7 +224,7 @@ impl Handler for Adapter {
                     blocks: bytes.div_ceil(BLOCK.into()),
                     files: entries,
                     bsize: BLOCK,
-                    namelen: 255,
+                    namelen: NAME_MAX as u32,
                     frsize: BLOCK,
                     ..Default::default()
                 };
@@ -278,3 +279,5 @@ const OPEN_WAITS: Duration = Duration::from_secs(2);
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 const W_OK: u32 = 2;
+/// Bytes of the longest name that Linux takes.
+const NAME_MAX: usize = 255;
