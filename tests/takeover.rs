@@ -335,7 +335,7 @@ fn a_shared_mount_with_an_unknown_option_is_refused() {
             "surroundings": {"home": null, "xdg_runtime_dir": null, "xdg_config_home": null, "docker_config": null,
                 "registry_auth_file": null, "path": null, "uid": 0}},
         "at": other.path, "log": null,
-        "kernel": {"allow_other": false, "suid": false, "dev": false, "noexec": true, "let_cpus_sleep": false},
+        "kernel": {"allow_other": false, "allow_root": false, "suid": false, "dev": false, "noexec": true, "let_cpus_sleep": false},
         "policy": {"verify": "strict", "prefetch": "none", "on_outage": "offline", "wait": true, "passthrough": false},
     });
     let ask = |spec: &Value| {
