@@ -157,9 +157,7 @@ impl Asker for Caller {
     async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
         match self.channel.send(&Word::Progress { total, done }, None) {
             // What it cannot take now it soon hears again.
-            Err(ChannelError::Io(error)) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                Err(HostError::InterruptedBeforeVerified)
-            }
+            Err(error) if !error.is_full() => Err(HostError::InterruptedBeforeVerified),
             _ => Ok(()),
         }
     }

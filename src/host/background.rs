@@ -88,7 +88,6 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
         Some(match channel.offer() {
             Ok(_) => Ok(Some(channel)),
             Err(ChannelError::Gone) => Ok(None),
-            Err(ChannelError::Io(error)) if is_end(&error) => Ok(None),
             Err(cause) => Err(HostError::Channel { peer: "keeper of shared mounts", cause }),
         })
     };
@@ -121,11 +120,6 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     Ok(Some(channel))
 }
 
-/// Whether a connection failed because the process at the other end is gone.
-fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-}
-
 /// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
 fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), HostError> {
     let failed = HostError::system("start the background process");
@@ -153,7 +147,7 @@ fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Resu
     requests::check_size(spec)?;
     match channel.send(&Request::Mount(Box::new(spec.into())), None) {
         Ok(()) => {}
-        Err(ChannelError::Io(_)) => return Ok(false),
+        Err(ChannelError::Gone) => return Ok(false),
         Err(error) => return Err(failed(error)),
     }
     loop {

@@ -34,7 +34,7 @@ pub type Packet = (Vec<u8>, Option<OwnedFd>);
 pub enum ChannelError {
     /// The socket failed.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// What came, or was to be sent, is no message.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -44,6 +44,23 @@ pub enum ChannelError {
     /// The other end says nothing.
     #[error("the other process does not answer")]
     Silent,
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // Whether it ends before or after a message is sent to it is chance.
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Gone,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl ChannelError {
+    /// Whether the message was not sent only because the other end has not yet taken those before it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
 }
 
 impl Channel {

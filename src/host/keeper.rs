@@ -11,7 +11,6 @@
 //! keeper ends after that.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -381,9 +380,7 @@ impl Keeper {
                 false
             }
             // What it cannot take now it soon hears again; the last word is waited for.
-            Some(Asker::Elsewhere(channel)) if waits => {
-                matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() != io::ErrorKind::WouldBlock)
-            }
+            Some(Asker::Elsewhere(channel)) if waits => channel.send(&word, None).is_err_and(|error| !error.is_full()),
             Some(Asker::Elsewhere(_)) => false,
         };
         if matches!(word, Word::Ready) {

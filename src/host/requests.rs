@@ -1,6 +1,5 @@
 //! What other processes ask a keeper for, at its sockets or at the channel of the command that has started it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +76,7 @@ pub(super) fn check_size(spec: &MountSpec) -> Result<(), HostError> {
 /// beside everything else.
 pub(super) async fn last_word(channel: AsyncChannel, word: Word) {
     // Mostly there is room at once, and this process may be about to end.
-    if !matches!(channel.send(&word, None), Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock) {
+    if !channel.send(&word, None).is_err_and(|error| error.is_full()) {
         return;
     }
     tokio::spawn(async move { timeout(TOLD_WITHIN, channel.deliver(&word, None)).await });
