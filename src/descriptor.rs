@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::digest::Digest;
+use crate::trust::{Mismatch, Untrusted};
 
 /// What a document or blob is, what it must hash to, and how many bytes it has.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -19,6 +20,18 @@ pub struct Descriptor {
     pub data: Option<Bytes>,
     /// `annotations` (image-spec, annotations.md).
     pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// The content, if it is inlined (image-spec, descriptor.md, "Embedded Content").
+    ///
+    /// # Errors
+    /// [`Mismatch`] if it is not what digest and size say: the descriptor contradicts itself, and which of the two was
+    /// meant cannot be told. So there is no second try with what a source has under the digest.
+    pub fn inlined(&self) -> Result<Option<Bytes>, Mismatch> {
+        let data = self.data.clone().map(Untrusted::new);
+        data.map(|data| data.verify(&self.digest, self.size)).transpose()
+    }
 }
 
 /// The media types that decide how a document or layer is read (image-spec, media-types.md,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::cargo::CommandCargoExt as _;
+use base64::Engine as _;
 use insta::assert_snapshot;
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::loopback::auth::Access;
@@ -476,6 +477,88 @@ fn a_second_listing_asks_for_no_blob() {
 fn cat_prints_files_and_nothing_else() {
     let user = User::with_layout(&small());
     assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd", "/bin/motd"]), "hello\nhello\n");
+}
+
+/// The image of [`small`] and a top layer, with everything in the descriptors.
+fn inlined() -> ImageBuilder {
+    let layer = |packing, text: &'static str| LayerBuilder::new().packing(packing).file("etc/motd", text);
+    let layers = [layer(Packing::GZIP, "below\n"), layer(Packing::Stored, "hello\n")];
+    layers.into_iter().fold(ImageBuilder::new(), ImageBuilder::layer).inlined()
+}
+
+/// image-spec, descriptor.md, "Embedded Content": what stands in a descriptor is asked for nowhere.
+#[test]
+fn a_layer_that_is_inlined_needs_no_blob() {
+    let image = inlined().build();
+    assert_eq!(image.blobs().count(), 0);
+    let registry = registry(&image);
+    let mut user = User::at(&registry);
+    image.write_layout(&user.path("layout"), "1").unwrap();
+    for name in ["oci:layout:1", &registry.reference("library/app", "1")] {
+        assert_eq!(user.prints(&["cat", name, "etc/motd"]), "hello\n");
+        assert_eq!(user.prints(&["ls", "-R", name]), "/:\netc\n\n/etc:\nmotd\n");
+        user.prints(&["cp", name, "/etc", "copy"]);
+        assert_eq!(std::fs::read(user.path("copy/motd")).unwrap(), b"hello\n");
+        std::fs::remove_dir_all(user.path("copy")).unwrap();
+        assert_eq!(user.json(&["inspect", name])["layers"].as_array().unwrap().len(), 2);
+    }
+    let asked = registry.requests();
+    assert!(asked.iter().all(|request| request.is_manifest()), "{asked:?}");
+    // What is in the manifest is in the cache, also of layers that were never read.
+    let other = User::at(&registry);
+    let name = registry.reference("library/app", "1");
+    other.prints(&["inspect", &name]);
+    assert_eq!(other.prints(&["cat", "--offline", &name, "etc/motd"]), "hello\n");
+
+    // The manifest itself may stand in the `index.json` of a layout.
+    let index = user.path("layout/index.json");
+    let mut listed: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    let (manifest, path) = (image.root().digest.clone(), image.root().digest.hex().to_owned());
+    let path = user.path("layout/blobs/sha256").join(path);
+    let data = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());
+    listed["manifests"][0]["data"] = data.into();
+    std::fs::write(&index, listed.to_string()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    user = User { dir: user.dir, hidden: Vec::new() };
+    for name in ["oci:layout:1", &format!("oci:layout@{manifest}")] {
+        assert_eq!(user.prints(&["cat", "--cache-dir", "other", name, "etc/motd"]), "hello\n");
+    }
+}
+
+/// Also where the blob could be had: nothing says which of the two the descriptor means.
+#[test]
+fn inlined_data_that_is_not_the_layer_is_an_error() {
+    let wrong = |at: usize| {
+        let image = inlined().edit_manifest(move |manifest| {
+            let data = manifest["layers"][at]["data"].as_str().unwrap();
+            let mut bytes = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            manifest["layers"][at]["data"] = base64::engine::general_purpose::STANDARD.encode(bytes).into();
+        });
+        image.build()
+    };
+    let right = inlined().build();
+    for at in [0, 1] {
+        let image = right.layers().iter().fold(wrong(at), |image, layer| image.with_blob(layer.blob.clone()));
+        let user = User::with_layout(&image);
+        for line in [&["cat", "oci:layout:1", "etc/motd"][..], &["inspect", "oci:layout:1"]] {
+            let ran = user.run(line);
+            assert_eq!(ran.output.status.code(), Some(5), "{}", ran.text);
+            let layer = &right.layers()[at];
+            let told = format!(
+                "--- stderr\nerror: the inlined data of a layer of oci:layout:1 is not what its digest says: expected {} ({1} \
+                 bytes), got sha256:",
+                layer.digest,
+                layer.blob.len()
+            );
+            assert!(ran.text.starts_with(&told) && ran.text.lines().count() == 4, "{}", ran.text);
+            assert!(ran.text.contains("hint: the image was made with `data`"), "{}", ran.text);
+        }
+        assert_eq!(std::fs::read_dir(user.path("layout")).unwrap().count(), 3);
+    }
+    let image = inlined().edit_manifest(|manifest| manifest["layers"][0]["data"] = "????".into()).build();
+    let ran = User::with_layout(&image).run(&["ls", "oci:layout:1"]);
+    assert!(ran.text.contains("the inlined data of sha256:") && ran.text.contains("is not base64"), "{}", ran.text);
 }
 
 #[test]

@@ -449,6 +449,38 @@ fn a_second_mount_asks_for_no_blob() {
     assert!(registry.requests().is_empty(), "{:?}", registry.requests());
 }
 
+/// A mount, its reads after the cache was emptied, and the one that takes it over: none asks for a blob.
+#[test]
+fn layers_in_their_descriptors_are_mounted_without_a_blob() {
+    if cannot_mount() {
+        return;
+    }
+    let data = Random::new(5).bytes(600_000);
+    let layers = [Packing::Stored, Packing::GZIP, Packing::ZSTD].map(|packing| {
+        let name = format!("{packing:?}").split(' ').next().unwrap().to_owned();
+        LayerBuilder::new().packing(packing).file(&name, data.clone())
+    });
+    let image = layers.into_iter().fold(ImageBuilder::new(), ImageBuilder::layer).inlined().build();
+    let registry = serve(&image);
+    let (sandbox, reference) = (Sandbox::new(), registry.reference("library/image", "1"));
+    let read = |mounted: &MountPoint<'_>| {
+        for name in ["Stored", "Gzip", "Zstd"] {
+            assert!(std::fs::read(mounted.join(name)).unwrap() == data, "{name}");
+        }
+    };
+    let mounted = sandbox.mount(&reference, "a");
+    read(&mounted);
+    mounted.unmount();
+    assert!(sandbox.drop_content().bytes > 0);
+    let mounted = sandbox.mount(&reference, "a");
+    let before = mounted.server();
+    mounted.upgrade();
+    mounted.until_served_by_another(before);
+    read(&mounted);
+    mounted.unmount();
+    assert!(registry.requests().iter().all(|request| request.is_manifest()), "{:?}", registry.requests());
+}
+
 #[test]
 fn layers_that_are_known_from_another_image_are_not_asked_for() {
     if cannot_mount() {

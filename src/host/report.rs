@@ -137,6 +137,8 @@ impl From<PlanError> for Report {
             PlanError::Document { cause, .. } => told(Code::Verification).maybe_hint(cause.hint()),
             PlanError::Corrupt { .. } => told(Code::Verification)
                 .hint("the registry or something on the way changed it; try again, or another mirror"),
+            PlanError::Inlined { .. } => told(Code::Verification)
+                .hint("the image was made with `data` that is not the content; it has to be made again"),
             PlanError::Choice { cause, .. } => told(Code::NotFound).maybe_hint(cause.hint()),
             PlanError::TooLarge { .. } => told(Code::Verification),
             PlanError::Offline { .. } => {

@@ -23,6 +23,7 @@ pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 
 use crate::source::BlobSource;
+use crate::source::inlined::Inlined;
 
 /// Shows the layers of `plan` as one file system; layers that were never seen are read by `eagerness`.
 ///
@@ -39,6 +40,7 @@ pub fn open(
     let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
     let shared_layers = shared_layers.into();
     let store = Arc::clone(shared_layers.store());
+    let source = Arc::new(Inlined::before(source));
     let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, shared_layers, limits, eagerness, verify);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {

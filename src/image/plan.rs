@@ -115,6 +115,17 @@ pub enum PlanError {
         #[source]
         mismatch: Box<Mismatch>,
     },
+    /// A descriptor has other bytes inlined than it names.
+    #[error("the inlined data of {what} of {reference} is not what its digest says")]
+    Inlined {
+        /// The reference.
+        reference: String,
+        /// Whose descriptor it is.
+        what: &'static str,
+        /// Both digests.
+        #[source]
+        mismatch: Box<Mismatch>,
+    },
     /// No manifest fits.
     #[error("{reference}: {cause}")]
     Choice {
@@ -216,6 +227,9 @@ pub async fn resolve_again(
                 let platform = candidate.platform.or_else(|| config.platform.clone());
                 resolver.tell(missing.as_ref(), platform.as_ref(), wanted);
                 let offered = if offered.is_empty() { platform.iter().cloned().collect() } else { offered };
+                for layer in &manifest.layers {
+                    resolver.inlined("a layer", layer)?;
+                }
                 let plan = assemble(root, candidate.descriptor, manifest, config, platform, offered);
                 return Ok(Plan { documents: resolver.documents.into_inner().unwrap_or_default(), ..plan });
             }
@@ -376,7 +390,11 @@ impl Resolver<'_> {
 
     async fn fetch_root(&self) -> Result<(Descriptor, Bytes), PlanError> {
         let (descriptor, bytes) = self.source.root().await?;
-        let bytes = self.verified("the manifest", &descriptor, bytes)?;
+        // An image layout may have it in `index.json`.
+        let bytes = match self.inlined("the manifest", &descriptor)? {
+            Some(inlined) => inlined,
+            None => self.verified("the manifest", &descriptor, bytes)?,
+        };
         self.keep(&descriptor, &bytes);
         Ok((descriptor, bytes))
     }
@@ -436,8 +454,8 @@ impl Resolver<'_> {
 
     /// A document that need not be fetched: inlined in its descriptor, or in the store.
     fn at_hand(&self, what: &'static str, descriptor: &Descriptor) -> Result<Option<Bytes>, PlanError> {
-        if let Some(data) = &descriptor.data {
-            return self.verified(what, descriptor, Untrusted::new(data.clone())).map(Some);
+        if let Some(inlined) = self.inlined(what, descriptor)? {
+            return Ok(Some(inlined));
         }
         let before = || self.before.document(&descriptor.digest, descriptor.size);
         match self.store.document(&descriptor.digest, descriptor.size).or_else(before) {
@@ -447,6 +465,15 @@ impl Resolver<'_> {
             }
             None => Ok(None),
         }
+    }
+
+    /// What is inlined in a descriptor.
+    fn inlined(&self, what: &'static str, descriptor: &Descriptor) -> Result<Option<Bytes>, PlanError> {
+        descriptor.inlined().map_err(|mismatch| PlanError::Inlined {
+            reference: self.reference.to_string(),
+            what,
+            mismatch: Box::new(mismatch),
+        })
     }
 
     fn verified(&self, what: &'static str, wanted: &Descriptor, got: Untrusted<Bytes>) -> Result<Bytes, PlanError> {

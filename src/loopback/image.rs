@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -336,6 +337,7 @@ pub struct ImageBuilder {
     layers: Vec<Layer>,
     config: Value,
     annotations: BTreeMap<String, String>,
+    inlined: bool,
     edits: Vec<Edit>,
 }
 
@@ -347,6 +349,7 @@ impl Default for ImageBuilder {
             layers: Vec::new(),
             config: json!({}),
             annotations: BTreeMap::new(),
+            inlined: false,
             edits: Vec::new(),
         }
     }
@@ -390,6 +393,13 @@ impl ImageBuilder {
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Puts configuration and layers into their descriptors (image-spec, descriptor.md, `data`); there are no blobs.
+    #[must_use]
+    pub fn inlined(mut self) -> Self {
+        self.inlined = true;
         self
     }
 
@@ -444,12 +454,24 @@ impl ImageBuilder {
         if !self.annotations.is_empty() {
             manifest["annotations"] = json!(self.annotations);
         }
+        if self.inlined {
+            let data = |bytes: &[u8]| json!(base64::engine::general_purpose::STANDARD.encode(bytes));
+            manifest["config"]["data"] = data(&config);
+            for (at, layer) in self.layers.iter().enumerate() {
+                manifest["layers"][at]["data"] = data(&layer.blob);
+            }
+        }
         edit_manifest.into_iter().for_each(|edit| edit(&mut manifest));
 
-        let mut image = Image::from_document(manifest_type.as_str(), manifest.to_string()).with_blob(config);
+        let mut image = Image::from_document(manifest_type.as_str(), manifest.to_string());
+        if !self.inlined {
+            image = image.with_blob(config);
+        }
         image.platform = Some(self.platform);
         for layer in self.layers {
-            image = image.with_blob(layer.blob.clone());
+            if !self.inlined {
+                image = image.with_blob(layer.blob.clone());
+            }
             image.layers.push(layer);
         }
         image

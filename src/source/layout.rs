@@ -81,9 +81,9 @@ pub(super) fn open_files(
         Err(error) => return Err(unusable(&name, "`index.json`", &error)),
     };
     let (root, document) = match digest {
-        Some(digest) => (by_digest(&name, &index, digest, &files)?, None),
+        Some(digest) => by_digest(&name, &index, digest, &files)?,
         None => match choose(&name, &index, pick)? {
-            Chosen::Entry(entry) => (entry.descriptor.clone(), None),
+            Chosen::Entry(entry) => described(entry),
             Chosen::Whole => (whole(&index, &bytes), Some(bytes)),
         },
     };
@@ -139,10 +139,20 @@ fn is_named(entry: &IndexEntry, wanted: &str) -> bool {
         || names(entry).any(|name| name.contains('/') && full(name).is_some_and(|name| Some(name) == full(wanted)))
 }
 
+/// An entry's descriptor, and the document itself if it is inlined there.
+fn described(entry: &IndexEntry) -> (Descriptor, Option<Bytes>) {
+    (entry.descriptor.clone(), entry.descriptor.data.clone())
+}
+
 /// The document with this digest, whether `index.json` lists it or an image index further down does.
-fn by_digest(name: &str, index: &Index, digest: &Digest, files: &impl Files) -> Result<Descriptor, SourceError> {
+fn by_digest(
+    name: &str,
+    index: &Index,
+    digest: &Digest,
+    files: &impl Files,
+) -> Result<(Descriptor, Option<Bytes>), SourceError> {
     if let Some(entry) = index.entries.iter().find(|entry| entry.descriptor.digest == *digest) {
-        return Ok(entry.descriptor.clone());
+        return Ok(described(entry));
     }
     let Some(piece) = files.find(&blob_path(digest))? else {
         return Err(SourceError::NotFound {
@@ -154,7 +164,7 @@ fn by_digest(name: &str, index: &Index, digest: &Digest, files: &impl Files) -> 
     };
     let bytes = piece.read_whole(MANIFEST_LIMIT)?;
     let document = Document::parse(&bytes, None).map_err(|error| unusable(name, &format!("blob {digest}"), &error))?;
-    Ok(descriptor(document.media_type().clone(), digest.clone(), piece.len()))
+    Ok((descriptor(document.media_type().clone(), digest.clone(), piece.len()), None))
 }
 
 fn whole(index: &Index, bytes: &Bytes) -> Descriptor {

@@ -6,6 +6,7 @@
 
 mod archive;
 mod directory;
+pub mod inlined;
 mod layout;
 pub mod local;
 pub mod nearby;
