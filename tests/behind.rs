@@ -117,7 +117,7 @@ async fn what_the_kernel_keeps_of_a_layer_that_fails_is_taken_back() {
     let scene = scene(Verify::Behind, Some(Fault::FlipBit { at: 500_000, bit: 1 })).await;
     let at = tempfile::tempdir().unwrap();
     let target = fuse::Target::open(at.path()).unwrap();
-    let mounted = fuse::mount(Arc::clone(&scene.fs), &target, &MountOptions::default()).unwrap();
+    let mounted = fuse::mount(scene.fs.clone(), &target, &MountOptions::default()).unwrap();
     let path = at.path().join("filler");
     let read_all = |file: &File| {
         let mut bytes = vec![0; 1_000_000];

@@ -65,6 +65,55 @@ fn only_the_fuse_module_knows_fuser() {
     }
 }
 
+/// What shows a tree to the kernel knows the questions a tree answers, and no tree, layer or store.
+#[test]
+fn the_fuse_module_knows_trees_and_no_image() {
+    const KNOWN: [(&str, &[&str]); 5] = [
+        (
+            "image",
+            &[
+                "Answer",
+                "Apart",
+                "FsError",
+                "KernelContent",
+                "NoAnswer",
+                "ReadNow",
+                "SeekTo",
+                "Totals",
+                "Tree",
+                "briefly",
+            ],
+        ),
+        ("overlay", &["NodeAttr", "NodeId"]),
+        ("layer", &["Kind"]),
+        ("content", &["ReadError"]),
+        ("offsets", &["FileOffset"]),
+    ];
+    let mut seen = 0;
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuse"))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        for (at, _) in code.match_indices("crate::") {
+            let path = &code[at + "crate::".len()..];
+            let module = name(path);
+            if matches!(module.as_str(), "sync" | "fuse") {
+                continue;
+            }
+            let known = KNOWN.iter().find(|(known, _)| *known == module).map_or(&[][..], |(_, names)| names);
+            let names: Vec<String> =
+                match path[module.len()..].strip_prefix("::").and_then(|rest| rest.strip_prefix('{')) {
+                    Some(group) => group.split('}').next().unwrap_or_default().split(',').map(name).collect(),
+                    None => vec![name(&path[module.len() + "::".len()..])],
+                };
+            seen += names.len();
+            for used in names {
+                assert!(known.contains(&used.as_str()), "{} uses `{module}::{used}`", file.display());
+            }
+        }
+    }
+    assert!(seen > 10, "the test reads imports at all, but found only {seen}");
+}
+
 #[test]
 fn predictors_are_pure() {
     for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/predict"))) {

@@ -1,6 +1,6 @@
-//! FUSE: shows an [`ImageFs`] to the kernel. The only module that knows fuser and the kernel's protocol.
+//! FUSE: shows a [`Tree`] to the kernel. The only module that knows fuser and the kernel's protocol.
 //!
-//! An image never changes, so every answer may be kept by the kernel for ever: names, absent names,
+//! A tree never changes, so every answer may be kept by the kernel for ever: names, absent names,
 //! attributes, symlinks, listings and pages. OPEN and OPENDIR are declined with ENOSYS, after which the
 //! kernel does not ask again and reads by inode number alone (`FUSE_NO_OPEN_SUPPORT`); that is what
 //! makes warm small files as fast as on a local file system. With [passthrough](Passthrough) OPEN is answered
@@ -44,7 +44,7 @@ pub use place::{MountPlace, OpenFiles, UnmountError, unmount};
 pub use session::{Disconnect, MountError, MountOptions, Mounted, mount, take_over};
 pub use through::Passthrough;
 
-use crate::image::{FsError, ImageFs, Local, NotNow, Now, briefly};
+use crate::image::{Answer, Apart, FsError, NoAnswer, ReadNow, SeekTo, Totals, Tree, briefly};
 use crate::offsets::FileOffset;
 use crate::overlay::NodeId;
 use device::Reply;
@@ -54,42 +54,44 @@ use through::Through;
 use wire::{Listing, Opened, Operation, Request};
 use xattrs::Attributes;
 
-/// The adapter between the kernel's requests and an image.
+/// The adapter between the kernel's requests and a tree.
 struct Adapter {
-    fs: Arc<ImageFs>,
+    tree: Arc<dyn Tree>,
     view: View,
     tasks: tokio::runtime::Handle,
     waiting: Arc<Waiting>,
-    /// Which extended attributes the image has at all, once that is known.
+    apart: Apart,
+    /// Which extended attributes the tree has at all, once that is known.
     attributes: OnceLock<Attributes>,
     /// None where files are read without being opened.
     through: Option<Arc<Through>>,
 }
 
 impl Adapter {
-    fn new(fs: Arc<ImageFs>, view: View, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
+    fn new(tree: Arc<dyn Tree>, view: View, tasks: tokio::runtime::Handle, through: Option<Through>) -> Self {
         let through = through.map(Arc::new);
-        Self { fs, view, tasks, waiting: Arc::default(), attributes: OnceLock::new(), through }
+        let (waiting, apart, attributes) = (Arc::default(), Apart::default(), OnceLock::new());
+        Self { tree, view, tasks, waiting, apart, attributes, through }
     }
 
     /// The mount is gone, and so are those that waited on it.
     fn end(&self) {
         self.waiting.end();
-        self.fs.end();
+        self.tree.end();
     }
 
     /// Answers a question now, or hands it to a task that waits for the layers it needs.
     fn answer<T: Send + 'static>(
         &self,
         reply: Reply,
-        mut question: impl FnMut(&ImageFs) -> Now<T> + Send + 'static,
+        mut question: impl FnMut(&dyn Tree) -> Answer<T> + Send + 'static,
         send: impl FnOnce(Reply, T) + Send + 'static,
     ) {
-        match briefly(|| question(&self.fs)) {
+        match briefly(|| question(&*self.tree)) {
             Ok(answer) => send(reply, answer),
-            Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
-            Err(NotNow::Needs(_) | NotNow::TakesLong) => {
-                self.wait(reply, Arc::clone(&self.fs).awaited_apart(question), send);
+            Err(NoAnswer::Never(error)) => reply.error(errno::of(&error)),
+            Err(NoAnswer::Later(_) | NoAnswer::TakesLong) => {
+                self.wait(reply, self.apart.awaited(Arc::clone(&self.tree), question), send);
             }
         }
     }
@@ -120,19 +122,14 @@ impl Adapter {
             if buffer.len() < length {
                 buffer.resize(length, 0);
             }
-            self.fs.read_now(node, at, &mut buffer[..length], &mut || threads.slow())
+            self.tree.read_now(node, at, &mut buffer[..length], &mut || threads.slow())
         });
         match now {
-            Ok(Local::Bytes(got)) => BUFFER.with_borrow(|buffer| reply.bytes(&buffer[..got])),
-            Err(NotNow::Never(error)) => reply.error(errno::of(&error)),
-            Ok(Local::Missing(missing)) => {
-                let fs = Arc::clone(&self.fs);
-                let read = async move { fs.read_missing(missing).await };
-                self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
-            }
-            Err(NotNow::Needs(_) | NotNow::TakesLong) => {
-                let fs = Arc::clone(&self.fs);
-                let read = async move { fs.read(node, at, length).await };
+            Ok(ReadNow::Bytes(got)) => BUFFER.with_borrow(|buffer| reply.bytes(&buffer[..got])),
+            Err(NoAnswer::Never(error)) => reply.error(errno::of(&error)),
+            Ok(ReadNow::Later(read)) => self.wait(reply, read, |reply, bytes| reply.bytes(&bytes)),
+            Err(NoAnswer::Later(_) | NoAnswer::TakesLong) => {
+                let read = Arc::clone(&self.tree).read(node, at, length);
                 self.wait(reply, read, |reply, bytes| reply.bytes(&bytes));
             }
         }
@@ -145,23 +142,24 @@ impl Adapter {
         if let Some(opened) = through.again(node) {
             return reply.bytes(opened.as_bytes());
         }
-        match briefly(|| self.fs.attr(node)) {
+        match briefly(|| self.tree.attr(node)) {
             Ok(attr) if attr.size >= LARGE => {}
             Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
-            Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
+            Err(NoAnswer::Never(error)) => return reply.error(errno::of(&error)),
             // It was known when the kernel learned of it; whatever has changed since, a read will tell. It may be
             // large, so it counts.
-            Err(NotNow::Needs(_) | NotNow::TakesLong) => return reply.bytes(through.first(node, None).as_bytes()),
+            Err(NoAnswer::Later(_) | NoAnswer::TakesLong) => return reply.bytes(through.first(node, None).as_bytes()),
         }
         threads.slow();
         let first = |whole: Option<File>| through.first(node, whole.as_ref());
-        match self.fs.passthrough_copy_now(node) {
+        let Some(content) = self.tree.kernel_content() else { return reply.bytes(first(None).as_bytes()) };
+        match content.copy_now(node) {
             Ok(Some(whole)) => return reply.bytes(first(Some(whole)).as_bytes()),
             Ok(None) => {}
-            Err(NotNow::Never(error)) => return reply.error(errno::of(&error)),
-            Err(NotNow::Needs(_) | NotNow::TakesLong) => return reply.bytes(first(None).as_bytes()),
+            Err(NoAnswer::Never(error)) => return reply.error(errno::of(&error)),
+            Err(NoAnswer::Later(_) | NoAnswer::TakesLong) => return reply.bytes(first(None).as_bytes()),
         }
-        match self.fs.make_passthrough_copy(node) {
+        match content.make_copy(node) {
             Ok(Some(made)) => {
                 let made = async move { Ok(tokio::time::timeout(OPEN_WAITS, made).await.ok().flatten()) };
                 let through = Arc::clone(through);
@@ -177,9 +175,10 @@ impl Adapter {
         if offset > i64::MAX as u64 || !matches!(whence, SEEK_DATA | SEEK_HOLE) {
             return reply.error(Errno::INVAL);
         }
+        let to = if whence == SEEK_DATA { SeekTo::Data } else { SeekTo::Hole };
         self.answer(
             reply,
-            move |fs| fs.seek(node, FileOffset(offset), whence == SEEK_DATA),
+            move |tree| tree.seek(node, FileOffset(offset), to),
             |reply, found| match found {
                 Some(found) => reply.bytes(found.0.as_bytes()),
                 None => reply.error(Errno::NXIO),
@@ -195,31 +194,31 @@ impl Handler for Adapter {
             Operation::Lookup { name } if name.len() > NAME_MAX => reply.error(Errno::NAMETOOLONG),
             Operation::Lookup { name } => {
                 let (name, view) = (name.to_vec(), self.view);
-                let lookup = move |fs: &ImageFs| nodes::lookup(fs, view, node, &name);
+                let lookup = move |tree: &dyn Tree| nodes::lookup(tree, view, node, &name);
                 self.answer(reply, lookup, |reply, entry| reply.bytes(entry.as_bytes()));
             }
             Operation::GetAttr => {
                 let view = self.view;
-                let attr = move |fs: &ImageFs| fs.attr(node).map(|found| nodes::attr_out(fs, view, &found));
+                let attr = move |tree: &dyn Tree| tree.attr(node).map(|found| nodes::attr_out(tree, view, &found));
                 self.answer(reply, attr, |reply, attr| reply.bytes(attr.as_bytes()));
             }
             Operation::ReadLink => {
-                self.answer(reply, move |fs| fs.symlink_target(node), |reply, target| reply.bytes(&target));
+                self.answer(reply, move |tree| tree.symlink_target(node), |reply, target| reply.bytes(&target));
             }
             Operation::Read { offset, size } => {
                 self.read(node, FileOffset(offset), size.min(wire::MAX_WRITE) as usize, reply, threads);
             }
             Operation::ReadDir { offset, size } => {
-                let list = move |fs: &ImageFs| nodes::names(fs, node, offset, Listing::new(size));
+                let list = move |tree: &dyn Tree| nodes::names(tree, node, offset, Listing::new(size));
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::ReadDirPlus { offset, size } => {
                 let view = self.view;
-                let list = move |fs: &ImageFs| nodes::entries(fs, view, node, offset, Listing::new(size));
+                let list = move |tree: &dyn Tree| nodes::entries(tree, view, node, offset, Listing::new(size));
                 self.answer(reply, list, |reply, listing| reply.bytes(listing.as_bytes()));
             }
             Operation::StatFs => {
-                let (entries, bytes) = self.fs.totals();
+                let Totals { entries, bytes } = self.tree.totals();
                 let stat = wire::StatFs {
                     blocks: bytes.div_ceil(BLOCK.into()),
                     files: entries,
@@ -254,7 +253,7 @@ impl Handler for Adapter {
     }
 
     fn forget(&self, request: &Request<'_>) {
-        let forget = |number| NodeId::from_number(number).into_iter().for_each(|node| self.fs.forget(node));
+        let forget = |number| NodeId::from_number(number).into_iter().for_each(|node| self.tree.forget(node));
         match request.operation {
             Operation::BatchForget { nodes } => wire::forgotten(nodes).for_each(forget),
             _ => forget(request.node),

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use super::BLOCK;
 use super::wire::{self, Listing};
-use crate::image::{ImageFs, Now};
+use crate::image::{Answer, Tree};
 use crate::layer::Kind;
 use crate::overlay::{NodeAttr, NodeId};
 
-/// What a mount shows otherwise than the image has it.
+/// What a mount shows otherwise than the tree has it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     /// What the kernel knows this mount's nodes by, besides their numbers.
@@ -25,16 +25,16 @@ fn life(attr: &NodeAttr) -> u64 {
 
 /// A node by name. Of a node that it has forgotten, the kernel asks for `.` and `..` when a file handle names it
 /// (`FUSE_EXPORT_SUPPORT`), and it alone does: no path of a process comes here with them.
-pub(super) fn lookup(fs: &ImageFs, view: View, node: NodeId, name: &[u8]) -> Now<wire::Entry> {
+pub(super) fn lookup(tree: &dyn Tree, view: View, node: NodeId, name: &[u8]) -> Answer<wire::Entry> {
     let found = match name {
-        b"." => Some(fs.node(node)?),
-        b".." => Some(fs.attr(fs.parent(node)?)?),
-        name => fs.lookup(node, name)?,
+        b"." => Some(tree.node(node)?),
+        b".." => Some(tree.attr(tree.parent(node)?)?),
+        name => tree.lookup(node, name)?,
     };
-    Ok(found.map_or_else(absent, |found| entry(fs, view, &found)))
+    Ok(found.map_or_else(absent, |found| entry(tree, view, &found)))
 }
 
-fn entry(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::Entry {
+fn entry(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Entry {
     let life = life(found);
     wire::Entry {
         nodeid: found.node.get(),
@@ -42,7 +42,7 @@ fn entry(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::Entry {
         generation: if found.node == NodeId::ROOT { 0 } else { view.generation.into() },
         entry_valid: life,
         attr_valid: life,
-        attr: attr(fs, view, found),
+        attr: attr(tree, view, found),
         ..Default::default()
     }
 }
@@ -53,18 +53,18 @@ fn absent() -> wire::Entry {
 }
 
 /// A node that was asked for by its number.
-pub(super) fn attr_out(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::AttrOut {
-    wire::AttrOut { attr_valid: life(found), attr: attr(fs, view, found), ..Default::default() }
+pub(super) fn attr_out(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::AttrOut {
+    wire::AttrOut { attr_valid: life(found), attr: attr(tree, view, found), ..Default::default() }
 }
 
-fn attr(fs: &ImageFs, view: View, found: &NodeAttr) -> wire::Attr {
+fn attr(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Attr {
     let (mut mode, mut uid) = (found.mode, found.uid);
     if let Some(user) = view.private_to.filter(|_| found.node == NodeId::ROOT) {
         (mode, uid) = (mode & 0o700 | 0o500, user);
     }
-    let changed = fs.identity().changed(found);
+    let changed = tree.changed(found);
     wire::Attr {
-        ino: fs.identity().inode(found.node),
+        ino: tree.inode(found.node),
         size: found.size,
         blocks: found.blocks,
         atime: found.mtime,
@@ -104,32 +104,32 @@ fn makedev((major, minor): (u32, u32)) -> u32 {
 /// The names of a directory from position `offset` on, until `listing` is full.
 ///
 /// A layer that is needed in the middle ends the listing early; the kernel asks for the rest.
-pub(super) fn names(fs: &ImageFs, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
-    let dots = [(node, b".".as_slice()), (fs.parent(node)?, b"..")];
+pub(super) fn names(tree: &dyn Tree, node: NodeId, offset: u64, mut listing: Listing) -> Answer<Listing> {
+    let dots = [(node, b".".as_slice()), (tree.parent(node)?, b"..")];
     for (at, (dot, name)) in (1..).zip(dots).skip(offset.min(DOTS) as usize) {
-        if !listing.add(fs.identity().inode(dot), at, S_IFDIR, name) {
+        if !listing.add(tree.inode(dot), at, S_IFDIR, name) {
             return Ok(listing);
         }
     }
-    let listed = fs.list(node, offset.saturating_sub(DOTS), |entry| {
-        let room = listing.add(fs.identity().inode(entry.node), entry.next + DOTS, file_type(entry.kind), entry.name);
+    let listed = tree.list(node, offset.saturating_sub(DOTS), &mut |entry| {
+        let room = listing.add(tree.inode(entry.node), entry.next + DOTS, file_type(entry.kind), entry.name);
         if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }
 }
 
 /// As [`names`], with metadata.
-pub(super) fn entries(fs: &ImageFs, view: View, node: NodeId, offset: u64, mut listing: Listing) -> Now<Listing> {
+pub(super) fn entries(tree: &dyn Tree, view: View, node: NodeId, offset: u64, mut listing: Listing) -> Answer<Listing> {
     if offset < DOTS {
-        let dots = [(fs.attr(node)?, b".".as_slice()), (fs.attr(fs.parent(node)?)?, b"..")];
+        let dots = [(tree.attr(node)?, b".".as_slice()), (tree.attr(tree.parent(node)?)?, b"..")];
         for (at, (dot, name)) in (1..).zip(dots).skip(offset as usize) {
-            if !listing.add_plus(&entry(fs, view, &dot), at, name) {
+            if !listing.add_plus(&entry(tree, view, &dot), at, name) {
                 return Ok(listing);
             }
         }
     }
-    let listed = fs.list_with_attrs(node, offset.saturating_sub(DOTS), |listed, attr| {
-        let room = listing.add_plus(&entry(fs, view, attr), listed.next + DOTS, listed.name);
+    let listed = tree.list_with_attrs(node, offset.saturating_sub(DOTS), &mut |listed, attr| {
+        let room = listing.add_plus(&entry(tree, view, attr), listed.next + DOTS, listed.name);
         if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     if listing.is_empty() { listed.map(|()| listing) } else { Ok(listing) }

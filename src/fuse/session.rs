@@ -19,9 +19,9 @@ use super::place::MountPlace;
 use super::serve::{Handler, Service};
 use super::through::{self, Passthrough, Through};
 use super::{Adapter, mounts, wire};
-use crate::image::ImageFs;
+use crate::image::Tree;
 
-/// How an image is mounted.
+/// How a tree is mounted.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the source; the reference.
@@ -107,7 +107,7 @@ pub enum MountError {
     RefusedPassthrough(#[source] io::Error),
 }
 
-/// A mounted image, being served. Dropping it unmounts.
+/// A mounted tree, being served. Dropping it unmounts.
 pub struct Mounted {
     service: Service,
     place: MountPlace,
@@ -132,11 +132,11 @@ impl Drop for Ends {
     }
 }
 
-/// Mounts `fs` on the directory `target`. Must be called within a tokio runtime, which serves what waits.
+/// Mounts `tree` on the directory `target`. Must be called within a tokio runtime, which serves what waits.
 ///
 /// # Errors
 /// [`MountError`]
-pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
+pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
     let at = || target.path().to_owned();
     let refused = |cause| MountError::Refused { at: at(), cause };
     // Between the two looks at what is mounted there, no other process mounts: the uppermost one is this one.
@@ -150,7 +150,7 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
     let Attached { connection, mount } = attach::attach(target, options).map_err(refused)?;
     drop(claimed);
     let device = Arc::new(Device::new(connection.try_clone().map_err(refused)?));
-    let generation = fs.identity().generation();
+    let generation = tree.generation();
     let place = mount
         .map(|mount| MountPlace::new(mount.path, Some(mount.device), Some(mount.id), generation).served_over(&device));
     let ends = place.clone().map(|place| Ends(place, Arc::clone(&device)));
@@ -172,24 +172,24 @@ pub fn mount(fs: Arc<ImageFs>, target: &Target, options: &MountOptions) -> Resul
         }
         None => None,
     };
-    let adapter = Arc::new(Adapter::new(fs, view, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(tree, view, tokio::runtime::Handle::current(), through));
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let own = options.refuse_own_requests;
     let service = Service::start(&device, &handler, options.let_cpus_sleep, own).map_err(refused)?;
-    take_back(&adapter.fs, &device, &service);
+    take_back(&adapter.tree, &device, &service);
     let can_be_taken_over = agreed.resends.load(Ordering::Acquire);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _ends: ends })
 }
 
-/// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `fs`
-/// must show the same image; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` and `allow_root`
+/// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `tree`
+/// must show the same; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` and `allow_root`
 /// as in [`MountOptions`]. Requests which that process had not answered are answered now; readers that wait notice nothing.
 ///
 /// # Errors
 /// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
 pub fn take_over(
     connection: OwnedFd,
-    fs: Arc<ImageFs>,
+    tree: Arc<dyn Tree>,
     place: MountPlace,
     opens: Option<File>,
     let_cpus_sleep: bool,
@@ -201,7 +201,7 @@ pub fn take_over(
     let through = opens.map(|opens| Through::go_on(Arc::clone(&device), opens));
     let through = through.transpose().map_err(refused)?;
     let view = View { generation: place.generation(), private_to: private_to(allow_root) };
-    let adapter = Arc::new(Adapter::new(fs, view, tokio::runtime::Handle::current(), through));
+    let adapter = Arc::new(Adapter::new(tree, view, tokio::runtime::Handle::current(), through));
     // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
     // must not count twice.
     match device.resend() {
@@ -211,19 +211,20 @@ pub fn take_over(
     }
     let handler = Arc::clone(&adapter) as Arc<dyn Handler>;
     let service = Service::start(&device, &handler, let_cpus_sleep, true).map_err(refused)?;
-    take_back(&adapter.fs, &device, &service);
+    take_back(&adapter.tree, &device, &service);
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _ends: None })
 }
 
 /// While the mount lives, what was shown before it was verified and turns out wrong is taken back: the kernel forgets it
 /// and asks again, for an error.
-fn take_back(fs: &Arc<ImageFs>, device: &Arc<Device>, service: &Service) {
-    let (fs, device, mut gone) = (Arc::clone(fs), Arc::clone(device), service.gone());
+fn take_back(tree: &Arc<dyn Tree>, device: &Arc<Device>, service: &Service) {
+    let (tree, device, mut gone) = (Arc::clone(tree), Arc::clone(device), service.gone());
     tokio::spawn(async move {
+        let Some(content) = tree.kernel_content() else { return };
         loop {
             let nodes = tokio::select! {
                 _ = gone.wait_for(|gone| *gone) => return,
-                nodes = fs.disowned() => nodes,
+                nodes = content.revoked() => nodes,
             };
             let device = Arc::clone(&device);
             let forgotten = move || nodes.for_each(|node| device.forget_content(node.get()));

@@ -18,7 +18,7 @@ use super::wire::XattrSize;
 use crate::image::briefly;
 use crate::overlay::NodeId;
 
-/// Which extended attributes an image has at all.
+/// Which extended attributes a tree has at all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Attributes {
     any: bool,
@@ -27,7 +27,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// Those of an image with these names; `None` says that it has very many.
+    /// Those of a tree with these names; `None` says that it has very many.
     fn of(names: Option<&BTreeSet<Vec<u8>>>) -> Self {
         let some = |test: fn(&[u8]) -> bool| names.is_none_or(|names| names.iter().any(|name| test(name)));
         Self { any: some(|_| true), acls: some(is_acl), labels: some(is_label) }
@@ -58,7 +58,7 @@ impl Adapter {
         let name = name.to_vec();
         self.answer(
             reply,
-            move |fs| fs.xattr(node, &name),
+            move |tree| tree.xattr(node, &name),
             move |reply, value| match value {
                 Some(value) => send(reply, &value, size),
                 None => reply.error(Errno::NODATA),
@@ -72,7 +72,7 @@ impl Adapter {
         }
         self.answer(
             reply,
-            move |fs| fs.xattr_names(node),
+            move |tree| tree.xattr_names(node),
             move |reply, names| {
                 let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain(iter::once(0))).collect();
                 send(reply, &list, size);
@@ -80,12 +80,12 @@ impl Adapter {
         );
     }
 
-    /// What the image has, once all of its layers are known.
+    /// What the tree has, once that is known.
     fn attributes(&self) -> Option<Attributes> {
         if let Some(known) = self.attributes.get() {
             return Some(*known);
         }
-        let names = briefly(|| self.fs.all_xattr_names()).ok()?;
+        let names = briefly(|| self.tree.all_xattr_names()).ok()?;
         Some(*self.attributes.get_or_init(|| Attributes::of(names.as_ref())))
     }
 }

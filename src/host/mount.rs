@@ -70,7 +70,7 @@ impl Mount {
         let fs = opened.files(Eagerness::Background, spec.policy.verify);
         let programs = Programs::observe(&fs);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
-        let mounted = fuse::mount(Arc::clone(&fs), &target, &options)?;
+        let mounted = fuse::mount(fs.clone(), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::ControlFlow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +34,7 @@ pub struct ImageFs {
     making: Arc<Semaphore>,
     /// Is told what is read.
     observer: OnceLock<Box<dyn ReadObserver>>,
+    own: Weak<Self>,
 }
 
 /// Why a question about an image has no answer.
@@ -106,7 +107,7 @@ pub type Now<T> = Result<T, NotNow>;
 pub enum NotNow {
     /// This layer is needed.
     Needs(LayerNo),
-    /// It takes more steps than this thread may spend; see [`ImageFs::awaited_apart`].
+    /// It takes more steps than this thread may spend; see [`Apart`](super::Apart).
     TakesLong,
     /// There will be no answer.
     Never(FsError),
@@ -127,16 +128,24 @@ pub struct DirEntry<'a> {
 
 impl ImageFs {
     /// A file system over `count` layers.
-    pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Self {
+    pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Arc<Self> {
         let making = Arc::new(Semaphore::new(1));
         let (overlay, work, observer) = (Arc::new(Overlay::new(count)), Work::new(), OnceLock::new());
-        let fs = Self { overlay, work, layers, size, identity, making, observer };
+        let fs = Arc::new_cyclic(|own| {
+            let own = Weak::clone(own);
+            Self { overlay, work, layers, size, identity, making, observer, own }
+        });
         for number in (0..count).map(LayerNo) {
             if let Some(content) = fs.layers.known(number) {
                 fs.overlay.supply(number, Arc::clone(content.index()));
             }
         }
         fs
+    }
+
+    /// Itself, for what outlives the question.
+    pub(super) fn shared(&self) -> Arc<Self> {
+        self.own.upgrade().expect("it is made in an `Arc`, which the caller borrows from")
     }
 
     /// Tells `observer` from now on what is read; an image has one at most, the first.

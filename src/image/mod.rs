@@ -4,16 +4,18 @@ mod apart;
 mod chain;
 pub mod fs;
 pub mod identity;
+mod image_tree;
 pub mod layers;
 pub mod plan;
 mod programs;
 mod read;
+pub mod tree;
 mod work;
 
 use std::sync::Arc;
 
 pub use crate::content::{Prefetch, SharedLayers};
-pub use apart::briefly;
+pub use apart::{Apart, briefly};
 pub use chain::chain;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
@@ -21,6 +23,7 @@ pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Fit, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
+pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 
 use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
@@ -54,7 +57,7 @@ pub fn open(
             tracing::debug!(%error, "cannot look for leftovers of ended processes in the cache");
         }
     });
-    let fs = Arc::new(ImageFs::new(Arc::clone(&layers), count, size, Identity::new(&plan.layers)));
+    let fs = ImageFs::new(Arc::clone(&layers), count, size, Identity::new(&plan.layers));
     if verify == Verify::Behind {
         for number in (0..count).map(crate::overlay::LayerNo) {
             let shown = Arc::downgrade(&fs);

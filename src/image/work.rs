@@ -23,5 +23,5 @@ impl Work {
     }
 }
 
-/// Threads that an image takes at once for what takes long.
+/// Threads that an image takes at once to put layers over those below.
 const THREADS: usize = 2;

@@ -35,7 +35,7 @@ pub use list::Listed;
 pub use node::{LayerNo, NodeAttr, NodeId};
 pub use prepare::MergeError;
 pub use steps::within;
-pub use walk::{Last, Walked};
+pub use walk::{Last, MAX_LINKS, Walked};
 
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, is_hidden};
 use crate::sync::lock;

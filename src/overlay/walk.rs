@@ -87,4 +87,4 @@ pub(super) fn extend(path: &mut Vec<u8>, name: &[u8]) {
 }
 
 /// As many symlinks as containerd follows when it unpacks.
-pub(super) const MAX_LINKS: u32 = 255;
+pub const MAX_LINKS: u32 = 255;
