@@ -23,10 +23,10 @@ needs:
 
 # Both programs are built by the same words, so that nothing is built twice.
 build: needs
-	$(CARGO) build --release --locked --bins --features demo
+	$(CARGO) build --release --locked -p peelfs-cli -p peelfs-loopback --bins
 
 demo: needs
-	@$(CARGO) build --release --locked --bins --features demo
+	@$(CARGO) build --release --locked -p peelfs-cli -p peelfs-loopback --bins
 	@$(TARGET)/release/peelfs-demo
 
 # Tests build one, where there are such programs.
@@ -36,14 +36,14 @@ test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
 		docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
 		restic:restic borg:borgbackup mkfs.erofs:erofs-utils $(PROGRAMS_OF_32_BITS)
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := tar index gzip zstd documents reference platform wire
 fuzz:
-	$(CARGO) run --quiet --locked --example fuzz_seeds
+	$(CARGO) run --quiet --locked -p peelfs-bench-tools --bin fuzz_seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \
 		echo "== $$target"; \
 		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \

@@ -10,7 +10,7 @@
 #   --images NAME  the images of never, pass and cold (python,node,server,ml); other parts use python and node
 #   --links LINK   the links of never and cold, megabits a second and a round trip in ms (1000:1,200:20,50:80)
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
-#   --bin DIR      where peelfs and examples/ are, instead of building them
+#   --bin DIR      where peelfs and the programs of benches/tools are, instead of building them
 #   --out DIR      samples.jsonl (one measurement a line), report.md and the charts ($PEELFS_BENCH_DIR/out)
 #   --docs         puts the tables and the charts into docs/ as well
 #   --keep         leave what was measured in place
@@ -74,11 +74,11 @@ fi
 layouts=$(cd "$layouts" && pwd)
 if [ -z "$bin" ]; then
   cargo build --release --locked --manifest-path "$here/../Cargo.toml" \
-    --bin peelfs --example link_shaper --example walk_bench --example index_cost --example growth_image --example empty_fuse
+    -p peelfs-cli -p peelfs-bench-tools --bins
   bin=$(cargo metadata --format-version 1 --no-deps --manifest-path "$here/../Cargo.toml" | jq -r .target_directory)/release
 fi
-peelfs=$(cd "$bin" && pwd)/peelfs
-examples=$(cd "$bin/examples" && pwd)
+bin=$(cd "$bin" && pwd)
+peelfs=$bin/peelfs
 
 work=$(mktemp -d "$bench/run.XXXXXX")
 registry_pid='' link_pid='' containerd_pid='' empty_pid='' nginx_pid_file=''

@@ -4,8 +4,8 @@ use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
 use peelfs::descriptor::Compression;
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::layer::{LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
-use peelfs::loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
-use peelfs::loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
+use peelfs_loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
+use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
 
 use super::targets::unsealed_index;
 

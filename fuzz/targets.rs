@@ -1,7 +1,7 @@
 //! What is fuzzed: one function a target, each of which takes any bytes and panics on a broken promise.
 //!
 //! The same functions stand behind cargo-fuzz (`fuzz/fuzz_targets`) and behind a plain test
-//! (`tests/fuzz_corpus.rs`), which runs them over a corpus and its mutations with every `cargo test`.
+//! (`tests/library/fuzz_corpus.rs`), which runs them over a corpus and its mutations with every `cargo test`.
 //! Formats that carry checksums are sealed again here, or no mutation would get past the door.
 
 use std::collections::BTreeMap;

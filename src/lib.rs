@@ -10,10 +10,7 @@
 //! | 2 knowledge | what a layer and a tree look like | [`layer`], [`overlay`] |
 //! | 1 bytes | where bytes come from, are decoded and kept | [`source`], [`codec`], [`store`] |
 //! | 0 words | what things are called | [`digest`], [`descriptor`], [`offsets`], [`trust`], [`reference`], [`platform`], [`documents`] |
-//!
-//! [`loopback`] is a registry for demos and tests and stands beside the floors.
 
-pub mod cli;
 pub mod codec;
 pub mod content;
 pub mod descriptor;
@@ -23,7 +20,6 @@ pub mod fuse;
 pub mod host;
 pub mod image;
 pub mod layer;
-pub mod loopback;
 pub mod offsets;
 pub mod overlay;
 pub mod platform;

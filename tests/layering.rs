@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 21] = [
+const FLOORS: [(&str, u8); 19] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
@@ -26,9 +26,6 @@ const FLOORS: [(&str, u8); 21] = [
     ("image", 4),
     ("fuse", 5),
     ("host", 5),
-    ("cli", 6),
-    // It stands beside the floors and needs words only, so that tests of any floor may use it.
-    ("loopback", 1),
 ];
 
 #[test]
@@ -112,6 +109,22 @@ fn the_fuse_module_knows_trees_and_no_image() {
         }
     }
     assert!(seen > 10, "the test reads imports at all, but found only {seen}");
+
+/// Front ends are crates of their own: what only they need, the library does not.
+#[test]
+fn the_library_knows_no_terminal_and_no_arguments() {
+    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    let needed = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    assert!(needed.contains("fuser.workspace"), "the test reads what the library needs");
+    for front in ["clap", "indicatif", "tracing-subscriber", "peelfs-"] {
+        assert!(!needed.contains(front), "the library needs {front}");
+    }
+    for file in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let is_test = file.components().any(|part| part.as_os_str() == "tests");
+        assert!(is_test || !code.contains("println!("), "{} prints", file.display());
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ measure_growth() {
 measure_size() {
   local run name=$1 entries=$2 pid
   fresh
-  "$examples/growth_image" --entries "$entries" --layers "$3" "$dir/layout"
+  "$bin/growth_image" --entries "$entries" --layers "$3" "$dir/layout"
   mount_peelfs "oci:$dir/layout:latest" --wait
   umount_peelfs
   for ((run = 1; run <= $(short_runs); run++)); do
@@ -34,7 +34,7 @@ measure_size() {
     umount_peelfs
   done
 }
-# stat_spread ENTRIES: as examples/growth_image.rs names them
+# stat_spread ENTRIES: as benches/tools/src/bin/growth_image.rs names them
 stat_spread() {
   awk -v entries="$1" -v count=$LOOKUPS -v at="$dir/mnt" 'BEGIN {
     for (i = 0; i < count; i++) {
@@ -82,7 +82,7 @@ measure_memory() {
       sample "memory, $image, at most" peelfs MiB "$(memory_of VmHWM "$pid")"
       umount_peelfs
     done
-    cost=$("$examples/index_cost" "$dir"/cache/index-v*/*/*)
+    cost=$("$bin/index_cost" "$dir"/cache/index-v*/*/*)
     sample "index, $image, an entry" peelfs bytes "$(jq .tree_bytes_per_entry <<< "$cost")"
     sample "index, $image, checkpoints of decoded size" peelfs % "$(jq .checkpoint_percent <<< "$cost")"
   done

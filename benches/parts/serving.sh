@@ -67,7 +67,7 @@ keep_document() {
 start_link() {
   local name=$work/link$((link_number = ${link_number:-0} + 1))
   mkfifo "$name.in" "$name.out"
-  "$examples/link_shaper" --upstream "$registry" --mbit "$1" --rtt-ms "$2" < "$name.in" > "$name.out" 2> "$name.err" &
+  "$bin/link_shaper" --upstream "$registry" --mbit "$1" --rtt-ms "$2" < "$name.in" > "$name.out" 2> "$name.err" &
   link_pid=$!
   exec {link_in}> "$name.in" {link_out}< "$name.out"
   read -r -u "$link_out" link

@@ -11,9 +11,9 @@ one_task() {
     find) timed_silently find "$2" ;;
     stat) timed_silently find "$2" -newer / ;;
     ls-lR) timed_silently ls -lR "$2" ;;
-    small) took=$("$examples/walk_bench" --up-to $SMALL_FILE "$2" | jq .seconds) ;;
-    random) took=$("$examples/walk_bench" --from $LARGE_FILE --random $RANDOM_READS "$2" | jq .seconds) ;;
-    sequential | sequential-passthrough) took=$("$examples/walk_bench" --from $LARGE_FILE "$2" | jq .seconds) ;;
+    small) took=$("$bin/walk_bench" --up-to $SMALL_FILE "$2" | jq .seconds) ;;
+    random) took=$("$bin/walk_bench" --from $LARGE_FILE --random $RANDOM_READS "$2" | jq .seconds) ;;
+    sequential | sequential-passthrough) took=$("$bin/walk_bench" --from $LARGE_FILE "$2" | jq .seconds) ;;
     # GNU tar reads no file when it sees that it writes to /dev/null.
     tar) timed_silently tar_to_nowhere "$2" ;;
     import) timed_silently inside "$2" python3 -c 'import numpy, pandas' ;;
@@ -83,7 +83,7 @@ measure_empty_fuse() {
   for ((run = 0; run <= $(short_runs); run++)); do
     mkdir -p "$dir/empty"
     mkfifo "$dir/empty.said"
-    "$examples/empty_fuse" --from $LARGE_FILE "$merged" "$dir/empty" > "$dir/empty.said" &
+    "$bin/empty_fuse" --from $LARGE_FILE "$merged" "$dir/empty" > "$dir/empty.said" &
     empty_pid=$!
     grep -q mounted "$dir/empty.said" || die "empty_fuse does not mount"
     one_task sequential "$dir/empty"
@@ -117,5 +117,5 @@ forget() {
   mount_again "$@"
   drop_caches
   # Programs are not what is measured.
-  cat "$examples/walk_bench" "$(command -v tar)" "$(command -v find)" > /dev/null
+  cat "$bin/walk_bench" "$(command -v tar)" "$(command -v find)" > /dev/null
 }

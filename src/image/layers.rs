@@ -666,12 +666,13 @@ const SNAPSHOT_GROWTH: u32 = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::ops::Range;
 
     use bytes::Bytes;
 
     use super::*;
-    use crate::descriptor::{Compression, Descriptor};
+    use crate::descriptor::{Compression, Descriptor, MediaType};
     use crate::digest::Algorithm;
     use crate::offsets::BlobOffset;
     use crate::source::{BoxFuture, ByteStream};
@@ -679,7 +680,13 @@ mod tests {
     use crate::trust::Untrusted;
 
     fn planned() -> PlannedLayer {
-        let blob = crate::loopback::image::descriptor("application/octet-stream", b"blob");
+        let blob = Descriptor {
+            media_type: MediaType::parse("application/octet-stream"),
+            digest: Digest::of(Algorithm::Sha256, b"blob"),
+            size: 4,
+            data: None,
+            annotations: BTreeMap::new(),
+        };
         PlannedLayer { blob, compression: Compression::Stored, diff_id: Digest::of(Algorithm::Sha256, b"tar") }
     }
 

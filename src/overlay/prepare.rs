@@ -161,8 +161,8 @@ pub(super) const PREPARE_STEPS: u64 = 1 << 28;
 mod tests {
     use super::super::testing::{index, over, steps_of};
     use super::*;
-    use crate::loopback::tar::Entry;
     use crate::overlay::{Last, Walked};
+    use peelfs_loopback::tar::Entry;
 
     /// `x{number}/a/a/a/…/f`, as many directories deep as a path may be.
     fn deep(number: usize) -> Entry {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{LayerNo, Overlay, steps};
 use crate::digest::{Algorithm, Digest};
 use crate::layer::{LayerIndex, LayerTree, Proof, TarWalker, write_index};
-use crate::loopback::tar::{Entry, append_end};
+use peelfs_loopback::tar::{Entry, append_end};
 
 /// The index of a layer with these entries.
 pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex> {

@@ -1,13 +1,13 @@
 //! Rows 13 to 16: documents, digests and sizes.
 
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::loopback::faults::{Fault, Rule, Target};
-use peelfs::loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder};
-use peelfs::loopback::registry::{Catalog, Registry};
+use peelfs_loopback::faults::{Fault, Rule, Target};
+use peelfs_loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder};
+use peelfs_loopback::registry::{Catalog, Registry};
 use serde_json::{Value, json};
 
-use super::support::sandbox::{Sandbox, said};
 use super::{NAME, bounded, refused, served, tried};
+use support::sandbox::{Sandbox, said};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use peelfs::codec::StartKind;
 use peelfs::layer::{LayerTree, Proof, Span, TarWalker, write_index};
-use peelfs::loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
-use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::offsets::{BlobOffset, DecodedOffset};
+use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
+use peelfs_loopback::registry::{Catalog, Registry};
 
 use super::machine::is_root;
-use super::support::sandbox::{Sandbox, cannot_mount, content_file, said};
 use super::tried;
+use support::sandbox::{Sandbox, cannot_mount, content_file, said};
 
 const OTHER: u32 = 65_534;
 

@@ -8,12 +8,12 @@ use std::process::Command;
 
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::image::Limits;
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
-use peelfs::loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
+use peelfs_loopback::image::{ImageBuilder, LayerBuilder, Packing};
+use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
 
-use super::support::random::Random;
-use super::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use super::{NAME, bounded, image, look, look_within, served, tried};
+use support::random::Random;
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 fn layer() -> LayerBuilder {
     LayerBuilder::new()

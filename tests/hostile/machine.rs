@@ -13,22 +13,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use peelfs::host::channel::Channel;
 use peelfs::image::{Limits, Verify};
-use peelfs::loopback::auth::{Access, Realm, Tickets, TokenRules, TokenService};
-use peelfs::loopback::faults::{Fault, RedirectTo, Rule, Target};
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
-use peelfs::loopback::registry::{Catalog, Registry};
-use peelfs::loopback::tar::Entry;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 use peelfs::source::BlobSource;
 use peelfs::store::Store;
+use peelfs_loopback::auth::{Access, Realm, Tickets, TokenRules, TokenService};
+use peelfs_loopback::faults::{Fault, RedirectTo, Rule, Target};
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
+use peelfs_loopback::registry::{Catalog, Registry};
+use peelfs_loopback::tar::Entry;
 use serde_json::json;
 
 use super::layers::open_up;
-use super::support::random::Random;
-use super::support::sandbox::{Sandbox, cannot_mount, content_file, said};
-use super::support::shown::MemorySource;
 use super::{NAME, bounded, image, lines, open, runtime, served, tried};
+use support::random::Random;
+use support::sandbox::{Sandbox, cannot_mount, content_file, said};
+use support::shown::MemorySource;
 
 pub(super) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -142,7 +142,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
                     registry.clear();
                     assert!(sandbox.run(["cat", &registry.reference(NAME, "1"), "/f"]).status.success());
                     assert!(
-                        !registry.requests().iter().any(peelfs::loopback::registry::Recorded::is_blob),
+                        !registry.requests().iter().any(peelfs_loopback::registry::Recorded::is_blob),
                         "{shown} does not heal"
                     );
                 }
@@ -682,7 +682,7 @@ fn row_31_an_index_with_any_byte_wrong_shows_the_same_tree() {
 
 #[test]
 fn row_32_what_is_built_in_is_pinned_and_known() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     assert!(!root.join("build.rs").exists(), "nothing of ours runs at build time");
     let lock = std::fs::read_to_string(root.join("Cargo.lock")).unwrap();
     let mut names = BTreeSet::new();

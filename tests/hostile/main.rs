@@ -8,8 +8,6 @@ mod forged;
 mod layers;
 mod machine;
 mod network;
-#[path = "../support/mod.rs"]
-mod support;
 mod verification;
 
 use std::ffi::OsStr;
@@ -17,11 +15,11 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use peelfs::image::{self, Eagerness, ImageFs, Limits, Network, Verify, chain};
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
-use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::platform::Platform;
 use peelfs::source::BlobSource;
 use peelfs::store::Store;
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::registry::{Catalog, Registry};
 use support::model::NodeKind;
 use support::random::Random;
 use support::sandbox::{Sandbox, said};

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use peelfs::loopback::auth::{Access, Realm, TokenRules, TokenService};
-use peelfs::loopback::faults::{Fault, Gate, RedirectTo, Rule, Target};
-use peelfs::loopback::image::{Image, ImageBuilder, LayerBuilder};
-use peelfs::loopback::registry::{Catalog, Registry};
 use peelfs::source::BlobSource as _;
 use peelfs::source::SourceError;
 use peelfs::source::registry::{Deadlines, RegistryOptions, RegistrySource, Surroundings};
+use peelfs_loopback::auth::{Access, Realm, TokenRules, TokenService};
+use peelfs_loopback::faults::{Fault, Gate, RedirectTo, Rule, Target};
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::registry::{Catalog, Registry};
 use serde_json::json;
 
-use super::support::sandbox::{Sandbox, said};
 use super::{NAME, refused, runtime, served, tried};
+use support::sandbox::{Sandbox, said};
 
 fn small() -> Image {
     ImageBuilder::new().layer(LayerBuilder::new().file("f", "x".repeat(5_000))).build()
@@ -242,7 +242,7 @@ fn hasty(registry: &Registry) -> RegistrySource {
 fn row_27_a_registry_that_drips_or_says_nothing_is_given_up() {
     let image = small();
     let layer = &image.layers()[0];
-    let blob = peelfs::loopback::image::descriptor("application/octet-stream", &layer.blob);
+    let blob = peelfs_loopback::image::descriptor("application/octet-stream", &layer.blob);
     let whole = peelfs::offsets::BlobOffset(0)..peelfs::offsets::BlobOffset(blob.size);
     let gate = Gate::new();
     let faults = [

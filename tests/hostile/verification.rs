@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use peelfs::image::{Limits, Verify, chain};
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder, Packing};
 use peelfs::source::BlobSource;
 use peelfs::store::Store;
+use peelfs_loopback::image::{ImageBuilder, LayerBuilder, Packing};
 use serde_json::json;
 
-use super::support::random::Random;
-use super::support::shown::MemorySource;
 use super::{image, lines, look, open, runtime, tried};
+use support::random::Random;
+use support::shown::MemorySource;
 
 #[test]
 fn row_11_indexes_made_by_others_decide_nothing() {

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use peelfs::fuse::mounts;
-use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
-use peelfs::loopback::registry::Registry;
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs_loopback::registry::Registry;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{run, serve, small, wait_for};
-use crate::support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 
 /// A file system of its own for the cache, which can be frozen; thawed and unmounted when dropped.
 struct Disk(PathBuf);

@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use peelfs::loopback::image::{Family, Image, Packing};
-use peelfs::loopback::tar::Entry;
+use peelfs_loopback::image::{Family, Image, Packing};
+use peelfs_loopback::tar::Entry;
 
-use super::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use super::{packed, serve, with_mounted};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 fn image(version: &str) -> Image {
     let base = vec![

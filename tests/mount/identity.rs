@@ -6,12 +6,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use peelfs::loopback::image::{Family, Image, Packing};
-use peelfs::loopback::tar::Entry;
+use peelfs_loopback::image::{Family, Image, Packing};
+use peelfs_loopback::tar::Entry;
 use rustix::fs::{Dir, Mode, OFlags};
 
-use super::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use super::{everything, packed, run, serve, with_mounted};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 /// Layers in which the same places hold hard links to other files.
 fn linked() -> Vec<Vec<Entry>> {

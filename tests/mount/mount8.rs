@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use super::{run, serve, small};
-use crate::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 /// Runs a script in a mount namespace of its own; `$1` and so on are `words`.
 fn in_namespace(sandbox: &Sandbox, script: &str, words: &[&str]) -> Output {
@@ -21,7 +21,7 @@ fn install(sandbox: &Sandbox, prefix: &str) -> std::path::PathBuf {
     for name in ["release", "man"] {
         std::fs::create_dir_all(built.join(name)).unwrap();
     }
-    std::fs::copy(env!("CARGO_BIN_EXE_peelfs"), built.join("release/peelfs")).unwrap();
+    std::fs::copy(support::sandbox::program(), built.join("release/peelfs")).unwrap();
     std::fs::write(built.join("man/peelfs.1"), "").unwrap();
     make("install", &built, &stage, prefix);
     stage
@@ -30,7 +30,10 @@ fn install(sandbox: &Sandbox, prefix: &str) -> std::path::PathBuf {
 /// As `make` does it, but for the building.
 fn make(what: &str, built: &Path, stage: &Path, prefix: &str) {
     let mut command = Command::new("make");
-    command.args(["-s", "-o", "man", what]).arg(format!("PREFIX={prefix}")).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+        .args(["-s", "-o", "man", what])
+        .arg(format!("PREFIX={prefix}"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.arg(format!("TARGET={}", built.display())).arg(format!("DESTDIR={}", stage.display()));
     run(command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL"));
 }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use peelfs::fuse::mounts;
-use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
-use peelfs::loopback::image::{ImageBuilder, LayerBuilder};
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs_loopback::image::{ImageBuilder, LayerBuilder};
 use rustix::mount::UnmountFlags;
 
 use super::{run, serve, small};
-use crate::support::sandbox::{Sandbox, cannot_mount, said};
+use support::sandbox::{Sandbox, cannot_mount, said};
 
 /// What is mounted below a directory, uppermost first.
 fn mounted_below(dir: &Path) -> Vec<PathBuf> {
@@ -180,7 +180,7 @@ fn the_cache_and_image_of_another_mount_are_not_covered() {
     assert!(sandbox.peelfs(["umount"]).arg(path("one")).status().unwrap().success());
 }
 
-fn with_directory() -> peelfs::loopback::image::Image {
+fn with_directory() -> peelfs_loopback::image::Image {
     ImageBuilder::new().layer(LayerBuilder::new().dir("opt").file("opt/f", "outer").file("top", "outer")).build()
 }
 

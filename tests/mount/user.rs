@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use peelfs::loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 
 use super::{serve, small};
-use crate::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 /// `nobody`: fusermount3 wants to know the name of its user.
 const USER: u32 = 65_534;
@@ -35,7 +35,7 @@ impl User {
         }
         let sandbox = Sandbox::new();
         let program = sandbox.path().join("peelfs");
-        std::fs::copy(env!("CARGO_BIN_EXE_peelfs"), &program).unwrap();
+        std::fs::copy(support::sandbox::program(), &program).unwrap();
         std::fs::set_permissions(sandbox.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         for name in ["home", "run", "mnt"] {
             chown(sandbox.path().join(name), Some(USER), Some(USER)).unwrap();

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use peelfs::loopback::image::{Family, Packing};
-use peelfs::loopback::tar::Entry;
+use peelfs_loopback::image::{Family, Packing};
+use peelfs_loopback::tar::Entry;
 use rustix::io::Errno;
 
-use super::support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use super::{packed, serve};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 fn plain() -> Vec<Vec<Entry>> {
     let base = vec![

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use peelfs::store::{Disk, Effect};
 
-use crate::support::doomed::{Doomed, Loss};
-use crate::support::random::Random;
+use support::doomed::{Doomed, Loss};
+use support::random::Random;
 
 /// What is wrong with a disk.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

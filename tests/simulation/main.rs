@@ -22,8 +22,6 @@ macro_rules! trace {
 mod disk;
 mod network;
 mod questions;
-#[path = "../support/mod.rs"]
-mod support;
 mod threads;
 mod troubles;
 
@@ -43,13 +41,13 @@ use bytes::Bytes;
 use peelfs::content::evict_content;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Plan, Prefetch, SharedLayers, Verify};
-use peelfs::loopback::image::Packing;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeId};
 use peelfs::platform::Platform;
 use peelfs::source::BlobSource;
 use peelfs::source::outage::OnOutage;
 use peelfs::store::{Keep, Store};
+use peelfs_loopback::image::Packing;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;

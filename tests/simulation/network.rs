@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
-use peelfs::loopback::image::Image;
 use peelfs::offsets::BlobOffset;
 use peelfs::source::outage::{Failing, Outages};
 use peelfs::source::registry::Clock;
 use peelfs::source::{BlobSource, BoxFuture, ByteStream, SourceError};
 use peelfs::trust::Untrusted;
+use peelfs_loopback::image::Image;
 use tokio::time::Instant;
 
 /// What is wrong; numbers are places, counted round and round.

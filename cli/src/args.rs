@@ -1,0 +1,461 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use peelfs::source::outage::OnOutage;
+
+/// Mounts any OCI image as a directory, lazily and verified.
+#[derive(Debug, Parser)]
+#[command(name = "peelfs", version, about, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
+  peelfs umount ./python                    and unmount it
+  peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
+  peelfs cat alpine /etc/os-release         print a file of an image
+  peelfs inspect oci:./layout:latest        everything about an image, as JSON
+
+Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
+oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR.
+
+Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.";
+
+/// What peelfs can do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub(crate) enum Command {
+    /// Mount an image on a directory
+    Mount(MountArgs),
+    /// Unmount what peelfs mounted
+    #[command(alias = "unmount")]
+    Umount(UmountArgs),
+    /// List a directory of an image, without mounting it
+    Ls(LsArgs),
+    /// Print files of an image
+    Cat(CatArgs),
+    /// Copy files out of an image, with their metadata
+    Cp(CpArgs),
+    /// Describe an image as one JSON object
+    Inspect(InspectArgs),
+    /// Show, verify and prune the cache
+    Cache(CacheArgs),
+    /// Carry what is known of an image's layers to another machine
+    Index(IndexArgs),
+    /// Carry what runs of an image read first to another machine
+    Profile(ProfileArgs),
+    /// Show what is mounted and how far it is
+    Status(StatusArgs),
+    /// Let this program serve mounts that an older one serves, without unmounting
+    Upgrade(UpgradeArgs),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions(CompletionsArgs),
+    /// Write manual pages into a directory
+    #[command(hide = true)]
+    Man(ManArgs),
+    /// Ask whether a mount is served
+    #[command(hide = true)]
+    Probe(ProbeArgs),
+    /// Hold or serve mounts for other processes of peelfs
+    #[command(hide = true)]
+    Host(HostArgs),
+}
+
+impl Command {
+    /// The image that is named, if one is.
+    pub(super) fn image(&self) -> Option<&str> {
+        let image = match self {
+            Self::Mount(args) => &args.image,
+            Self::Ls(args) => &args.image,
+            Self::Cat(args) => &args.image,
+            Self::Cp(args) => &args.image,
+            Self::Inspect(args) => &args.image,
+            _ => return None,
+        };
+        Some(&image.reference)
+    }
+}
+
+/// Which image, and how it is reached.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ImageArgs {
+    /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
+    #[arg(value_name = "IMAGE")]
+    pub reference: String,
+    /// How the image is reached.
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+/// How an image is reached and where it is kept.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AccessArgs {
+    /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
+    #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true, help_heading = "Image")]
+    pub platform: Option<String>,
+    /// Use only what is in the cache; never ask the network
+    #[arg(long, help_heading = "Image")]
+    pub offline: bool,
+    /// Allow plain HTTP and unverified TLS (loopback registries need no permission)
+    #[arg(long, env = "PEELFS_INSECURE", hide_env_values = true, help_heading = "Registry")]
+    pub insecure: bool,
+    /// Also trust the certificates in this PEM file
+    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    pub ca: Vec<PathBuf>,
+    /// Read credentials from this file instead of those of podman and docker
+    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    pub authfile: Option<PathBuf>,
+    /// How long to wait for a registry that is away or silent: `deadline=SECONDS`, `block` or `offline`
+    ///
+    /// With `block` until it is back, with `deadline=SECONDS` for so long without a sign of life, with `offline` not at
+    /// all, which takes 15 s where the registry takes connections and says nothing, or 20 s in the middle of an answer. A
+    /// mount serves what is cached all the while.
+    #[arg(long, value_name = "POLICY", default_value = "deadline=60", help_heading = "Registry")]
+    pub on_outage: OnOutage,
+    /// Where the cache is and how it is bounded.
+    #[command(flatten)]
+    pub cache: CacheDirArgs,
+}
+
+/// Where the cache is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CacheDirArgs {
+    /// Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "PEELFS_CACHE_DIR",
+        hide_env_values = true,
+        help_heading = "Cache"
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Let layers take at most this much disk, as in 20GiB
+    #[arg(long, global = true, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", hide_env_values = true, value_parser = super::text::parse_size, help_heading = "Cache")]
+    pub cache_size: Option<u64>,
+}
+
+/// When bytes of a layer may be shown.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum VerifyArg {
+    /// Only after the whole layer has been verified
+    #[default]
+    Strict,
+    /// While the layer streams in; if it then fails, all of it turns into errors
+    Behind,
+}
+
+/// What of a layer that is known but not here is fetched before it is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum PrefetchArg {
+    /// What earlier runs read first, near neighbours of what is read, and, when no reader waits, all the rest
+    All,
+    /// What earlier runs read first, and near neighbours of what is read
+    #[default]
+    Profile,
+    /// Only what readers that go on in order will want next
+    None,
+}
+
+/// `peelfs mount`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct MountArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// The directory to mount it on
+    #[arg(value_name = "DIR")]
+    pub at: PathBuf,
+    /// Stay in the foreground; Ctrl-C unmounts
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Return only when every layer is indexed and verified
+    #[arg(long)]
+    pub wait: bool,
+    /// When bytes may be shown
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
+    pub verify: VerifyArg,
+    /// What to fetch again before it is read, where layers are known but their content is not here
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub prefetch: PrefetchArg,
+    /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
+    /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
+    #[arg(long)]
+    pub passthrough: bool,
+    /// Let idle CPUs sleep while files are read in quick succession: saves power, and small files that are read for the
+    /// first time take about twice as long (root's mounts keep them awake otherwise)
+    #[arg(long)]
+    pub let_cpus_sleep: bool,
+    /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Let root in, who is kept out of other users' mounts (needs `user_allow_other` in /etc/fuse.conf); root's own
+    /// mounts let root in alone in any case
+    #[arg(long, conflicts_with = "allow_other")]
+    pub allow_root: bool,
+    /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Write the log here instead of into the directory that `peelfs status` shows; in the foreground it is stderr
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Serve without the process that takes over when the serving one dies; for those who supervise it
+    #[arg(long)]
+    pub no_keeper: bool,
+    /// Serve it from the process that serves this user's other `--share` mounts of this cache: layers that they
+    /// have in common are in memory once
+    #[arg(long, conflicts_with_all = ["foreground", "no_keeper"])]
+    pub share: bool,
+}
+
+/// `peelfs host`, which peelfs runs itself
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostArgs {
+    /// Which process this is
+    #[command(subcommand)]
+    pub command: HostCommand,
+}
+
+/// The processes behind mounts; each is told over its stdin what to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// Holds the connections of mounts, and starts the process that serves them
+    Keeper {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+        /// Take further mounts at this socket
+        #[arg(long, value_name = "SOCKET")]
+        shared: Option<PathBuf>,
+    },
+    /// Serves mounts
+    Server {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+    },
+    /// Serves a mount that has no keeper
+    Alone {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+    },
+}
+
+/// `peelfs probe`, which peelfs runs itself
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProbeArgs {
+    /// The mount point
+    #[arg(value_name = "DIR")]
+    pub at: PathBuf,
+}
+
+/// `peelfs umount`
+#[derive(Debug, clap::Args)]
+pub(crate) struct UmountArgs {
+    /// Mount points
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    pub at: Vec<PathBuf>,
+    /// Detach now, even if files are open; they stay readable until closed
+    #[arg(short, long)]
+    pub lazy: bool,
+    /// All peelfs mounts of this user
+    #[arg(long, conflicts_with = "at")]
+    pub all: bool,
+}
+
+/// `peelfs upgrade`
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpgradeArgs {
+    /// Mount points
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    pub at: Vec<PathBuf>,
+    /// All peelfs mounts of this user
+    #[arg(long, conflicts_with = "at")]
+    pub all: bool,
+}
+
+/// `peelfs ls`
+#[derive(Debug, clap::Args)]
+pub(crate) struct LsArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// Paths in the image
+    #[arg(value_name = "PATH", default_value = "/")]
+    pub paths: Vec<PathBuf>,
+    /// Show modes, owners, sizes and times
+    #[arg(short = 'l', long)]
+    pub long: bool,
+    /// Go into subdirectories
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `peelfs cat`
+#[derive(Debug, clap::Args)]
+pub(crate) struct CatArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// Files in the image
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `peelfs cp`
+#[derive(Debug, clap::Args)]
+pub(crate) struct CpArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// What to copy: a file or directory in the image
+    #[arg(value_name = "PATH")]
+    pub from: PathBuf,
+    /// Where to: a new name, or an existing directory
+    #[arg(value_name = "TO")]
+    pub to: PathBuf,
+    /// Keep the image's owners (default for root)
+    #[arg(long, overrides_with = "no_same_owner")]
+    pub same_owner: bool,
+    /// Make everything belong to the caller (default for other users)
+    #[arg(long, overrides_with = "same_owner")]
+    pub no_same_owner: bool,
+}
+
+/// `peelfs inspect`
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+}
+
+/// `peelfs cache`
+#[derive(Debug, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// What to do with it; without a word, show it
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+    /// Where it is.
+    #[command(flatten)]
+    pub cache: CacheDirArgs,
+}
+
+/// What can be done with the cache.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show what it holds (the default)
+    Show {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check everything in it; what is damaged is removed and will be fetched again
+    Verify,
+    /// Drop the content of an image's layers, also under mounts; what is read then is fetched again
+    Drop {
+        /// Content goes, what is known of the layers stays
+        #[arg(long, required = true)]
+        content: bool,
+        /// Of this image
+        #[arg(value_name = "IMAGE", required_unless_present = "all")]
+        image: Option<String>,
+        /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
+        #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true)]
+        platform: Option<String>,
+        /// Of all layers
+        #[arg(long, conflicts_with = "image")]
+        all: bool,
+    },
+    /// Remove what is no longer needed: leftovers and what is beyond the limit, or more when asked
+    Prune {
+        /// Remove all content, keep indexes
+        #[arg(long, conflicts_with_all = ["all", "to"])]
+        content: bool,
+        /// Remove everything that is not in use
+        #[arg(long, conflicts_with = "to")]
+        all: bool,
+        /// Remove the least recently used content until layers take at most SIZE
+        #[arg(long, value_name = "SIZE", value_parser = super::text::parse_size)]
+        to: Option<u64>,
+    },
+    /// Print the directory
+    Dir,
+}
+
+/// `peelfs index`
+#[derive(Debug, clap::Args)]
+pub(crate) struct IndexArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CarryCommand,
+}
+
+/// `peelfs profile`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProfileArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CarryCommand,
+}
+
+/// What can be carried from one cache to another goes by these two.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub(crate) enum CarryCommand {
+    /// Write what there is of an image's layers to a file
+    Export {
+        /// Which image.
+        #[command(flatten)]
+        image: ImageArgs,
+        /// The file to write; `-` is standard output
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Read such a file into the cache; only from a maker you trust
+    Import {
+        /// The file to read; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where the cache is.
+        #[command(flatten)]
+        cache: CacheDirArgs,
+    },
+}
+
+/// `peelfs status`
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// Mount points; all peelfs mounts when none is given
+    #[arg(value_name = "DIR")]
+    pub at: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `peelfs completions`
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `peelfs man`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The directory to write to
+    pub directory: PathBuf,
+}

@@ -1,0 +1,248 @@
+//! `peelfs cache`: what the cache holds, whether it is sound, and making it smaller.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use serde_json::json;
+
+use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
+use super::{meant, text};
+use peelfs::content::{self, CheckedLayer, check_layer};
+use peelfs::digest::Digest;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::{open, process};
+use peelfs::source::outage::OnOutage;
+use peelfs::store::{Keep, Store, Usage};
+
+pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let done = match args.command.clone().unwrap_or(CacheCommand::Show { json: false }) {
+        CacheCommand::Dir => print_dir(args, &mut out),
+        CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
+        CacheCommand::Verify => verify(&existing(args)?, &mut out),
+        CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
+        CacheCommand::Prune { content, all, to } => {
+            let keep = match (content, all, to) {
+                (_, _, Some(bytes)) => Keep::Bytes(bytes),
+                (_, true, _) => Keep::Nothing,
+                (true, ..) => Keep::Indexes,
+                (false, false, None) => Keep::Known,
+            };
+            prune(&existing(args)?, keep, &mut out)
+        }
+    };
+    let flushed = out.flush();
+    match done {
+        Err(Trouble::Report(report)) => Err(report),
+        Err(Trouble::Output(error)) => text::output_ended(&error),
+        Ok(()) => flushed.or_else(|error| text::output_ended(&error)),
+    }
+}
+
+/// The cache as it is: to look into it, or to take from it, makes nothing.
+fn existing(args: &CacheArgs) -> Result<Store, Report> {
+    Ok(Store::open_as_it_is(&meant::cache_dir(&args.cache)?, args.cache.cache_size)?)
+}
+
+/// Whether something can be removed from the cache at all.
+fn can_be_changed(store: &Store) -> Result<(), Report> {
+    match rustix::fs::access(store.root(), rustix::fs::Access::WRITE_OK) {
+        Err(error @ (Errno::ROFS | Errno::ACCESS)) => {
+            let message = format!("nothing can be removed from the cache `{}`: {error}", store.root().display());
+            Err(Report::new(Code::Failure, message))
+        }
+        // What is not there holds nothing.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+enum Trouble {
+    Report(Report),
+    Output(io::Error),
+}
+
+impl<E: Into<Report>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Report(error.into())
+    }
+}
+
+type Done = Result<(), Trouble>;
+
+/// The directory, byte for byte: scripts take it from here.
+fn print_dir(args: &CacheArgs, out: &mut impl Write) -> Done {
+    let dir = meant::cache_dir(&args.cache)?;
+    out.write_all(dir.as_os_str().as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(Trouble::Output)
+}
+
+fn show(store: &Store, json: bool, out: &mut impl Write) -> Done {
+    let usage = store.usage()?;
+    let shown = if json { format!("{}\n", description(store, &usage)) } else { table(store, &usage) };
+    out.write_all(shown.as_bytes()).map_err(Trouble::Output)
+}
+
+fn description(store: &Store, usage: &Usage) -> serde_json::Value {
+    let layers: Vec<_> = usage
+        .layers
+        .iter()
+        .map(|layer| {
+            json!({
+                "digest": layer.digest, "index_bytes": layer.index, "content_bytes": layer.content,
+                "used": seconds(layer.used), "in_use": layer.held,
+            })
+        })
+        .collect();
+    json!({
+        "directory": store.root().to_string_lossy(), "limit": store.limit(), "layers": layers,
+        "layer_bytes": usage.layer_bytes(), "document_bytes": usage.documents, "temporary_bytes": usage.temporary,
+    })
+}
+
+fn table(store: &Store, usage: &Usage) -> String {
+    let mut lines = Vec::new();
+    if !usage.layers.is_empty() {
+        lines.push(["LAYER", "INDEX", "CONTENT", "LAST USED (UTC)", ""].map(str::to_owned));
+    }
+    for layer in &usage.layers {
+        let in_use = if layer.held { "in use" } else { "" };
+        lines.push([
+            layer.digest.short().to_owned(),
+            if layer.index == 0 { "-".to_owned() } else { text::size(layer.index) },
+            if layer.content == 0 { "-".to_owned() } else { text::size(layer.content) },
+            text::time(seconds(layer.used)),
+            in_use.to_owned(),
+        ]);
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let (layer, index, content, used) = (width(0), width(1), width(2), width(3));
+    let mut shown = String::new();
+    for [a, b, c, d, e] in &lines {
+        let line = format!("{a:<layer$}  {b:>index$}  {c:>content$}  {d:<used$}  {e}");
+        shown.push_str(line.trim_end());
+        shown.push('\n');
+    }
+    let mut total = format!(
+        "{}, {}; manifests and configurations {}",
+        text::count(usage.layers.len() as u64, "layer"),
+        text::size(usage.layer_bytes()),
+        text::size(usage.documents),
+    );
+    if usage.temporary > 0 {
+        total.push_str(&format!("; on their way in {}", text::size(usage.temporary)));
+    }
+    total.push_str(&match store.limit() {
+        Some(limit) => format!("; limit {}", text::size(limit)),
+        None => "; no limit".to_owned(),
+    });
+    format!("{shown}{total}\n")
+}
+
+fn verify(store: &Store, out: &mut impl Write) -> Done {
+    let usage = store.usage()?;
+    let documents = store.check_documents()?;
+    let mut damaged = documents.damaged.clone();
+    let (mut spans, mut bytes) = (0u64, 0u64);
+    for layer in &usage.layers {
+        let checked = check_layer(store, &layer.digest)?;
+        spans += u64::from(checked.spans);
+        bytes += checked.bytes;
+        damaged.extend(damage(&layer.digest, &checked));
+    }
+    let stays = can_be_changed(store).err();
+    let removed = if stays.is_none() { ", removed" } else { "" };
+    for what in &damaged {
+        writeln!(out, "damaged{removed}: {what}").map_err(Trouble::Output)?;
+    }
+    writeln!(
+        out,
+        "checked {} with {} of content in {}, and {}",
+        text::count(usage.layers.len() as u64, "layer"),
+        text::size(bytes),
+        text::count(spans, "span"),
+        text::count(documents.checked, "document"),
+    )
+    .map_err(Trouble::Output)?;
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let verb = if damaged.len() == 1 { "was" } else { "were" };
+    let found = text::count(damaged.len() as u64, "part");
+    Err(Trouble::Report(Report::new(Code::Verification, format!("{found} of the cache {verb} damaged")).hint(
+        match stays {
+            None => "nothing needs to be done: what was removed is fetched again when it is needed",
+            Some(_) => "it stays, as the cache cannot be written to; a reader fetches it anew",
+        },
+    )))
+}
+
+/// What of a layer was damaged, in words.
+fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(why) = &checked.index {
+        found.push(format!("index of layer {layer}: {why}"));
+    }
+    if checked.misshapen {
+        found.push(format!("content of layer {layer}: its files do not fit its index"));
+    }
+    found.extend(checked.damaged_passthrough_copies.iter().map(|entry| format!("file {entry} of layer {layer}")));
+    found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
+    found
+}
+
+/// Drops the content of an image's layers, or of all when none is named; asks only the cache.
+fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
+    let store = Arc::new(existing(args)?);
+    can_be_changed(&store)?;
+    let layers: Vec<Digest> = match image {
+        None => store.usage()?.layers.into_iter().map(|layer| layer.digest).collect(),
+        Some(reference) => {
+            let cache = args.cache.clone();
+            let access = AccessArgs {
+                platform,
+                offline: true,
+                insecure: false,
+                ca: Vec::new(),
+                authfile: None,
+                on_outage: OnOutage::default(),
+                cache,
+            };
+            let image = meant::image(&ImageArgs { reference, access })?;
+            let opened = process::runtime()?.block_on(open::open(&image, &Arc::clone(&store).into()));
+            let opened = opened.map_err(Report::from).map_err(|report| match report.code {
+                Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
+                _ => report,
+            })?;
+            opened.plan.layers.into_iter().map(|layer| layer.blob.digest).collect()
+        }
+    };
+    let mut freed = 0;
+    for layer in layers {
+        freed += content::evict_content(&store, &layer)?;
+    }
+    writeln!(out, "freed {}", text::size(freed)).map_err(Trouble::Output)
+}
+
+fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {
+    can_be_changed(store)?;
+    let freed = store.prune(keep)?;
+    let mut line = format!("freed {}", text::size(freed.bytes));
+    if freed.layers > 0 {
+        let what = if keep == Keep::Nothing { "removed" } else { "without content now" };
+        line.push_str(&format!("; {} {what}", text::count(freed.layers, "layer")));
+    }
+    if freed.indexes > 0 && keep != Keep::Nothing {
+        line.push_str(&format!("; {} without an index now", text::count(freed.indexes, "layer")));
+    }
+    if freed.held > 0 {
+        line.push_str(&format!("; {} left alone, being in use", text::count(freed.held, "layer")));
+    }
+    writeln!(out, "{line}").map_err(Trouble::Output)
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

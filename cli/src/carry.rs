@@ -1,0 +1,166 @@
+//! `peelfs index` and `peelfs profile`: what one cache knows, carried to another.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::args::CarryCommand;
+use super::{meant, text};
+use peelfs::content::{self, TransferError};
+use peelfs::digest::Digest;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::{open, process};
+use peelfs::predict::Profile;
+use peelfs::store::LayerName;
+
+pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
+    match command {
+        CarryCommand::Export { image, file } => {
+            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
+            export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
+        }
+        CarryCommand::Import { file, cache } => {
+            let store = open::store(&meant::cache(cache)?)?;
+            let imported = content::import_indexes(&store, &mut BufReader::new(open_file(file)?)).map_err(|error| {
+                let report = Report::from(error);
+                Report { message: format!("cannot import `{}`: {}", file.display(), report.message), ..report }
+            })?;
+            let (new, known) = (text::count(imported.new.into(), "layer"), imported.known);
+            let rest = if known > 0 { format!("; {known} known already") } else { String::new() };
+            say(&format!("imported the indexes of {new}{rest}"))
+        }
+    }
+}
+
+pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
+    match command {
+        CarryCommand::Export { image, file } => {
+            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
+            let image = &opened.plan.manifest.digest;
+            let mut known: Vec<Profile> = Vec::new();
+            for layer in &opened.plan.layers {
+                let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.diff_id };
+                let profile = content::load_profile(&opened.store, layer);
+                let run = profile.as_ref().and_then(|profile| profile.of(image));
+                let profile = run.map(|run| Profile::new(layer.blob, layer.diff_id, vec![run.clone()]));
+                known.extend(profile.filter(|profile| !known.contains(profile)));
+            }
+            if known.is_empty() {
+                let message = format!("no run of {} has been recorded", opened.reference);
+                return Err(Report::new(Code::NotFound, message)
+                    .hint("mount it, run what it is for, and unmount it; that records what was read"));
+            }
+            let text =
+                serde_json::to_vec(&Profiles { peelfs_profiles: VERSION, layers: known }).expect("digests and numbers");
+            export(file, |out| Ok(out.write_all(&text)?))
+        }
+        CarryCommand::Import { file, cache } => {
+            let store = open::store(&meant::cache(cache)?)?;
+            let mut bytes = Vec::new();
+            let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
+            read.map_err(|error| file_trouble("read", file, &error))?;
+            let refused = |why: String| Report::new(Code::Verification, format!("`{}` holds {why}", file.display()));
+            let no_profiles = |error| refused(format!("no profiles of peelfs: {error}"));
+            let Version { peelfs_profiles } = serde_json::from_slice(&bytes).map_err(no_profiles)?;
+            if peelfs_profiles != VERSION {
+                return Err(refused("profiles of another version".to_owned()));
+            }
+            let profiles: Profiles = serde_json::from_slice(&bytes).map_err(no_profiles)?;
+            let count = text::count(profiles.layers.len() as u64, "layer");
+            for profile in profiles.layers {
+                content::keep_profile(&store, profile)?;
+            }
+            say(&format!("imported the profiles of {count}"))
+        }
+    }
+}
+
+/// What files of exported profiles of all versions have.
+#[derive(Deserialize)]
+struct Version {
+    peelfs_profiles: u32,
+}
+
+/// A file of exported profiles.
+#[derive(Deserialize, Serialize)]
+struct Profiles {
+    /// The version.
+    peelfs_profiles: u32,
+    layers: Vec<Profile>,
+}
+
+/// The layers of an image, each once.
+fn layers(opened: &open::Opened) -> Vec<Digest> {
+    let mut layers = Vec::new();
+    for layer in &opened.plan.layers {
+        if !layers.contains(&layer.blob.digest) {
+            layers.push(layer.blob.digest.clone());
+        }
+    }
+    layers
+}
+
+/// `-` is standard output or input, as everywhere.
+fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Has a file written, as a whole or not at all; into what is no ordinary file, as a pipe or a device, as it comes.
+fn export(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<Box<dyn io::Write>>) -> Result<(), TransferError>,
+) -> Result<(), Report> {
+    let trouble = |error: TransferError| {
+        let report = Report::from(error);
+        Report { message: format!("cannot export to `{}`: {}", path.display(), report.message), ..report }
+    };
+    let whole = |out: Box<dyn io::Write>| {
+        let mut out = BufWriter::new(out);
+        write(&mut out).and_then(|()| Ok(out.flush()?))
+    };
+    if is_standard(path) {
+        return match whole(Box::new(io::stdout())) {
+            Err(TransferError::Io(error)) => text::output_ended(&error),
+            done => done.map_err(trouble),
+        };
+    }
+    let cannot_write = |error| file_trouble("write", path, &error);
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return whole(Box::new(File::create(path).map_err(cannot_write)?)).map_err(trouble);
+    }
+    // A link stays what it is.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut beside = target.clone().into_os_string();
+    beside.push(format!(".{}.part", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let file = File::create_new(&beside).map_err(cannot_write)?;
+    let done = whole(Box::new(file)).and_then(|()| Ok(std::fs::rename(&beside, &target)?));
+    done.map_err(|error| {
+        let _ = std::fs::remove_file(&beside);
+        trouble(error)
+    })
+}
+
+fn open_file(path: &Path) -> Result<Box<dyn io::Read>, Report> {
+    if is_standard(path) {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).map_err(|error| file_trouble("read", path, &error))?;
+    Ok(Box::new(file))
+}
+
+fn file_trouble(doing: &str, path: &Path, error: &io::Error) -> Report {
+    let code = if error.kind() == io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
+    Report::new(code, format!("cannot {doing} `{}`: {error}", path.display()))
+}
+
+fn say(line: &str) -> Result<(), Report> {
+    writeln!(io::stdout(), "{line}").or_else(|error| text::output_ended(&error))
+}
+
+/// Of files of exported profiles.
+const VERSION: u32 = 2;
+/// Larger than the profiles of any image, in bytes.
+const PROFILES_LIMIT: u64 = 64 << 20;

@@ -1,0 +1,59 @@
+//! `peelfs cat`: prints files of an image; only the spans that hold them are fetched, once the layer is known.
+
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+
+use super::args::CatArgs;
+use super::{meant, text};
+use peelfs::host::report::Report;
+use peelfs::host::{open, process};
+use peelfs::image::{Eagerness, FsError, ImageFs, Verify};
+use peelfs::layer::Kind;
+use peelfs::offsets::FileOffset;
+use peelfs::overlay::Last;
+
+pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
+    process::runtime()?.block_on(async {
+        let opened = open::open_alone(&meant::image(&args.image)?).await?;
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        let mut out = io::stdout().lock();
+        let mut failed = None;
+        for path in &args.paths {
+            match print(&fs, path.as_os_str().as_bytes(), &mut out).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return text::output_ended(&error),
+                Err(error) => {
+                    let report = Report::from(error);
+                    let message = format!("cannot print `{}`: {}", path.display(), report.message);
+                    failed = failed.or(Some(Report { message, ..report }));
+                }
+            }
+        }
+        match out.flush() {
+            Ok(()) => failed.map_or(Ok(()), Err),
+            Err(error) => text::output_ended(&error),
+        }
+    })
+}
+
+/// Prints one file; the inner result is that of the output.
+async fn print(fs: &ImageFs, path: &[u8], out: &mut io::StdoutLock<'_>) -> Result<io::Result<()>, FsError> {
+    let attr = fs.awaited(|fs| fs.walk(path, Last::Follow)).await?;
+    match attr.kind {
+        Kind::File => {}
+        Kind::Directory => return Err(FsError::IsADirectory),
+        _ => return Err(FsError::NotAFile),
+    }
+    let mut at = FileOffset(0);
+    while at.0 < attr.size {
+        let piece = fs.read(attr.node, at, PIECE).await?;
+        if let Err(error) = out.write_all(&piece) {
+            return Ok(Err(error));
+        }
+        at = at + piece.len() as u64;
+    }
+    Ok(Ok(()))
+}
+
+/// How much is read at once; enough for neighbouring spans to travel in one request.
+pub(super) const PIECE: usize = 4 << 20;

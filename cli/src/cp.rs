@@ -1,0 +1,257 @@
+//! `peelfs cp`: copies a tree out of an image, with everything that an image knows about it.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::args::CpArgs;
+use super::cat::PIECE;
+use super::tree::{Entry, Owners, Target, TargetError, What};
+use super::{meant, text};
+use peelfs::host::report::{Code, Report};
+use peelfs::host::{open, process};
+use peelfs::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
+use peelfs::layer::Kind;
+use peelfs::offsets::FileOffset;
+use peelfs::overlay::{Last, NodeAttr, NodeId};
+
+pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
+    process::runtime()?.block_on(async {
+        let opened = open::open_alone(&meant::image(&args.image)?).await?;
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        let from = args.from.as_os_str().as_bytes();
+        // As cp -a: a symlink is copied as one, unless a slash behind it says that its directory is meant.
+        let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
+        let walked = fs.awaited(|fs| fs.walk(from, last)).await;
+        let attr = walked.map_err(|error| failed(&args.from, error.into()))?;
+        let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
+        let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
+        let mut copier = Copier { fs: &fs, target, links: HashMap::new(), skipped_devices: 0 };
+        copier.tree(from, name, attr).await?;
+        copier.tell_what_was_left_out();
+        Ok(())
+    })
+}
+
+fn owners(args: &CpArgs) -> Owners {
+    let root = rustix::process::geteuid().is_root();
+    if args.same_owner || (root && !args.no_same_owner) { Owners::OfTheImage } else { Owners::TheCaller }
+}
+
+/// The directory to copy into and the name to give the copy there; no name means that the directory
+/// itself is the copy, as when the root of the image is copied.
+fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Vec<u8>>), Report> {
+    if to.is_dir() {
+        // `/`, `.` and `..` have no name to be had below it.
+        let name = from.file_name().filter(|_| !from.as_os_str().as_bytes().ends_with(b"/."));
+        return Ok((to.to_owned(), name.map(|name| name.as_bytes().to_vec())));
+    }
+    let shown = to.display();
+    // What a name outside the copy leads to, or is there for, is not to be replaced by accident.
+    if to.symlink_metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(Report::usage(format!("cannot copy to `{shown}`: it is there, and is not a regular file"))
+            .hint("remove it first, or choose another name"));
+    }
+    if to.as_os_str().as_bytes().ends_with(b"/") && kind != Kind::Directory {
+        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: there is no such directory"))
+            .hint(format!("make it with `mkdir -p {shown}`")));
+    }
+    let Some(name) = to.file_name() else {
+        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: there is no such directory")));
+    };
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((parent.to_owned(), Some(name.as_bytes().to_vec())))
+}
+
+struct Copier<'a> {
+    fs: &'a ImageFs,
+    target: Target,
+    /// Where the first name of an inode with several was copied to.
+    links: HashMap<NodeId, Vec<Vec<u8>>>,
+    skipped_devices: u64,
+}
+
+/// A directory that is being copied: what is still to be done in it, and what it shall look like then.
+struct Open {
+    /// Length of its path in the image.
+    path: usize,
+    entry: Entry,
+    rest: std::vec::IntoIter<(Vec<u8>, NodeAttr)>,
+}
+
+impl Copier<'_> {
+    /// Copies what is at `path`, and everything below it, under `name`.
+    async fn tree(&mut self, path: &[u8], name: Option<Vec<u8>>, attr: NodeAttr) -> Result<(), Report> {
+        let mut path = path.to_vec();
+        let mut open = Vec::new();
+        match name {
+            Some(name) if attr.kind != Kind::Directory => {
+                let device = matches!(attr.kind, Kind::CharDevice | Kind::BlockDevice);
+                self.leaf(&path, &name, &attr).await?;
+                // Among many a device may be left out; alone it is all that was asked for.
+                if device && self.skipped_devices > 0 {
+                    let cause = std::io::Error::from(rustix::io::Errno::PERM);
+                    return Err(
+                        failed(shown(&path), Report::new(Code::Failure, cause)).hint("only root can make devices")
+                    );
+                }
+                return Ok(());
+            }
+            Some(name) => {
+                self.target.enter(&name).map_err(|error| self.target_failed(&path, &error))?;
+            }
+            None => {}
+        }
+        open.push(self.opened(&path, &attr).await?);
+        while let Some(dir) = open.last_mut() {
+            path.truncate(dir.path);
+            let Some((name, attr)) = dir.rest.next() else {
+                let done = self.target.leave(&dir.entry);
+                done.map_err(|error| self.target_failed(&path, &error))?;
+                open.pop();
+                continue;
+            };
+            if !path.ends_with(b"/") {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            if attr.kind == Kind::Directory {
+                self.target.enter(&name).map_err(|error| self.target_failed(&path, &error))?;
+                let inner = self.opened(&path, &attr).await?;
+                open.push(inner);
+            } else {
+                self.leaf(&path, &name, &attr).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn opened(&self, path: &[u8], attr: &NodeAttr) -> Result<Open, Report> {
+        let listed = self.fs.awaited(|fs| {
+            let mut listed = Vec::new();
+            fs.list_with_attrs(attr.node, 0, |entry, attr| {
+                listed.push((entry.name.to_vec(), *attr));
+                std::ops::ControlFlow::Continue(())
+            })?;
+            Ok::<_, NotNow>(listed)
+        });
+        let listed = listed.await.map_err(|error| failed(shown(path), error.into()))?;
+        let entry = self.entry(path, attr).await?;
+        Ok(Open { path: path.len(), entry, rest: listed.into_iter() })
+    }
+
+    /// Copies what is not a directory.
+    async fn leaf(&mut self, path: &[u8], name: &[u8], attr: &NodeAttr) -> Result<(), Report> {
+        if attr.nlink > 1
+            && let Some(first) = self.links.get(&attr.node)
+        {
+            let linked = self.target.link(first, name);
+            return linked.map_err(|error| self.target_failed(path, &error));
+        }
+        let entry = self.entry(path, attr).await?;
+        let what = match attr.kind {
+            Kind::Symlink => {
+                let target = self.fs.awaited(|fs| fs.symlink_target(attr.node)).await;
+                What::Symlink(target.map_err(|error| failed(shown(path), error.into()))?)
+            }
+            Kind::CharDevice => What::CharDevice(attr.device),
+            Kind::BlockDevice => What::BlockDevice(attr.device),
+            Kind::Fifo => What::Fifo,
+            Kind::File | Kind::Directory | Kind::Whiteout | Kind::LowerLink => {
+                let mut new =
+                    self.target.new_file(name, attr.size).map_err(|error| self.target_failed(path, &error))?;
+                self.fill(path, attr, &mut new).await?;
+                What::File(new)
+            }
+        };
+        match self.target.put(name, what, &entry) {
+            Ok(()) => {}
+            Err(TargetError::NoDevice) => {
+                self.skipped_devices += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(self.target_failed(path, &error)),
+        }
+        if attr.nlink > 1 {
+            self.links.insert(attr.node, self.target.place(name));
+        }
+        Ok(())
+    }
+
+    /// Writes a file's bytes; where the image has a hole, the copy has one.
+    async fn fill(&self, path: &[u8], attr: &NodeAttr, new: &mut super::tree::NewFile) -> Result<(), Report> {
+        let unreadable = |error: FsError| failed(shown(path), error.into());
+        let mut at = FileOffset(0);
+        while let Some(start) = self.fs.awaited(|fs| fs.seek(attr.node, at, true)).await.map_err(unreadable)? {
+            let end = self.fs.awaited(|fs| fs.seek(attr.node, start, false)).await.map_err(unreadable)?;
+            let end = end.map_or(attr.size, |end| end.0);
+            at = start;
+            while at.0 < end {
+                let length = usize::try_from(end - at.0).unwrap_or(PIECE).min(PIECE);
+                let piece = self.fs.read(attr.node, at, length).await.map_err(unreadable)?;
+                new.write(at.0, &piece).map_err(|error| self.target_failed(path, &error))?;
+                at = at + piece.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    async fn entry(&self, path: &[u8], attr: &NodeAttr) -> Result<Entry, Report> {
+        let xattrs = self.fs.awaited(|fs| {
+            let mut xattrs = Vec::new();
+            for name in fs.xattr_names(attr.node)? {
+                if let Some(value) = fs.xattr(attr.node, &name)? {
+                    xattrs.push((name, value));
+                }
+            }
+            Ok(xattrs)
+        });
+        Ok(Entry {
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: (attr.mtime, attr.mtime_ns),
+            xattrs: xattrs.await.map_err(|error| failed(shown(path), error.into()))?,
+        })
+    }
+
+    fn target_failed(&self, path: &[u8], error: &TargetError) -> Report {
+        let report = Report::new(Code::Failure, peelfs::image::chain(error));
+        let report = failed(shown(path), report);
+        match error {
+            TargetError::Owner { .. } => report.hint("copy with `--no-same-owner` to own the copies yourself"),
+            _ => report,
+        }
+    }
+
+    fn tell_what_was_left_out(&self) {
+        let left_out = self.target.left_out();
+        let notes = [
+            (self.skipped_devices, "", "device", ", which only root can make"),
+            (left_out.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
+            (left_out.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
+        ];
+        for (count, before, what, why) in notes.into_iter().filter(|(count, ..)| *count > 0) {
+            eprintln!("note: left out {before}{}{why}", text::count(count, what));
+        }
+    }
+}
+
+fn failed(path: &Path, cause: Report) -> Report {
+    Report { message: format!("cannot copy `{}`: {}", path.display(), cause.message), ..cause }
+}
+
+fn unfit(to: &Path, parent: &Path, error: &TargetError) -> Report {
+    let (to, parent) = (to.display(), parent.display());
+    match error {
+        TargetError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+            Report::new(Code::NotFound, format!("cannot copy to `{to}`: there is no directory `{parent}`"))
+                .hint(format!("make it with `mkdir -p {parent}`"))
+        }
+        error => Report::new(Code::Failure, format!("cannot copy to `{to}`: {}", peelfs::image::chain(error))),
+    }
+}
+
+fn shown(path: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(path))
+}

@@ -1,0 +1,38 @@
+//! Failures, told to people.
+
+use super::text;
+use peelfs::host::report::{Code, Report};
+
+/// Prints a failure on stderr: one line, and a hint where there is one.
+pub(super) fn print(report: &Report) {
+    eprintln!("error: {}", text::printable(report.message.as_bytes()));
+    if let Some(hint) = &report.hint {
+        eprintln!("hint: {}", text::printable(hint.as_bytes()));
+    }
+}
+
+/// Collects the failures of a batch; the first one decides the exit code.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    first: Option<Code>,
+    /// Not told yet.
+    last: Option<Report>,
+}
+
+impl Failures {
+    /// One more.
+    pub(super) fn add(&mut self, report: Report) {
+        self.first.get_or_insert(report.code);
+        if let Some(before) = self.last.replace(report) {
+            print(&before);
+        }
+    }
+
+    /// How it went, all in all.
+    ///
+    /// # Errors
+    /// The last failure, which is yet to be told.
+    pub(super) fn outcome(self) -> Result<(), Report> {
+        self.last.map_or(Ok(()), |last| Err(Report { code: self.first.unwrap_or(last.code), ..last }))
+    }
+}

@@ -1,0 +1,142 @@
+//! `peelfs inspect`: everything about an image but its files, as one JSON object. No layer is read.
+
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::args::InspectArgs;
+use super::{meant, text};
+use peelfs::content::pass;
+use peelfs::descriptor::Descriptor;
+use peelfs::digest::Digest;
+use peelfs::host::open::{self, Opened};
+use peelfs::host::process;
+use peelfs::host::report::Report;
+use peelfs::image::PlannedLayer;
+use peelfs::store::LayerUsage;
+
+pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
+    let opened = process::runtime()?.block_on(open::open_to_describe(&meant::image(&args.image)?))?;
+    let description = describe(&args.image.reference, &opened)?;
+    let mut out = io::stdout().lock();
+    let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);
+    match written.and_then(|()| writeln!(out)).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) => text::output_ended(&error),
+    }
+}
+
+/// What is printed. Fields may be added; one that goes or changes its meaning takes another `schema`.
+#[derive(Serialize)]
+struct Description<'a> {
+    schema: u32,
+    reference: &'a str,
+    canonical: String,
+    root: Described<'a>,
+    manifest: Described<'a>,
+    platform: Option<String>,
+    offered: Vec<String>,
+    config_digest: &'a Digest,
+    config: Value,
+    layers: Vec<Layer<'a>>,
+    totals: Totals,
+}
+
+#[derive(Serialize)]
+struct Described<'a> {
+    digest: &'a Digest,
+    #[serde(rename = "mediaType")]
+    media_type: &'a str,
+    size: u64,
+}
+
+#[derive(Serialize)]
+struct Layer<'a> {
+    #[serde(flatten)]
+    blob: Described<'a>,
+    diff_id: &'a Digest,
+    indexed: bool,
+    #[serde(flatten)]
+    known: Option<Known>,
+}
+
+/// What only a layer's index can tell.
+#[derive(Serialize)]
+struct Known {
+    entries: u32,
+    decoded_size: u64,
+    content_bytes_on_disk: u64,
+}
+
+#[derive(Default, Serialize)]
+struct Totals {
+    layers: usize,
+    indexed: usize,
+    size: u64,
+    /// Only when every layer is indexed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entries: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoded_size: Option<u64>,
+    content_bytes_on_disk: u64,
+}
+
+fn describe<'a>(typed: &'a str, opened: &'a Opened) -> Result<Description<'a>, Report> {
+    let plan = &opened.plan;
+    let used: HashMap<Digest, LayerUsage> =
+        opened.store.usage()?.layers.into_iter().map(|layer| (layer.digest.clone(), layer)).collect();
+    let layers: Vec<Layer<'_>> = plan.layers.iter().map(|layer| of_layer(layer, opened, &used)).collect();
+    let raw = plan.configuration.raw.get();
+    Ok(Description {
+        schema: SCHEMA,
+        reference: typed,
+        canonical: opened.reference.canonical(),
+        root: described(&plan.root),
+        manifest: described(&plan.manifest),
+        platform: plan.platform.as_ref().map(ToString::to_string),
+        offered: plan.offered.iter().map(ToString::to_string).collect(),
+        config_digest: &plan.config.digest,
+        // One that is nested too deep for a tree is shown as the text it is.
+        config: serde_json::from_str(raw).unwrap_or_else(|_| raw.into()),
+        totals: totals(&layers),
+        layers,
+    })
+}
+
+fn described(descriptor: &Descriptor) -> Described<'_> {
+    Described { digest: &descriptor.digest, media_type: descriptor.media_type.as_str(), size: descriptor.size }
+}
+
+fn of_layer<'a>(layer: &'a PlannedLayer, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
+    let known = pass::open_index(&opened.store, &layer.blob, &layer.diff_id).map(|index| Known {
+        entries: index.len(),
+        decoded_size: index.proof().decoded_size,
+        content_bytes_on_disk: used.get(&layer.blob.digest).map_or(0, |usage| usage.content),
+    });
+    Layer { blob: described(&layer.blob), diff_id: &layer.diff_id, indexed: known.is_some(), known }
+}
+
+/// A layer that stands in an image twice counts twice in its tree, and once on disk.
+fn totals(layers: &[Layer<'_>]) -> Totals {
+    let mut totals = Totals { layers: layers.len(), entries: Some(0), decoded_size: Some(0), ..Totals::default() };
+    let mut seen = std::collections::HashSet::new();
+    for layer in layers {
+        totals.size += layer.blob.size;
+        let Some(known) = &layer.known else {
+            totals.entries = None;
+            totals.decoded_size = None;
+            continue;
+        };
+        totals.indexed += 1;
+        totals.entries = totals.entries.map(|sum| sum + u64::from(known.entries));
+        totals.decoded_size = totals.decoded_size.map(|sum| sum.saturating_add(known.decoded_size));
+        if seen.insert(layer.blob.digest) {
+            totals.content_bytes_on_disk += known.content_bytes_on_disk;
+        }
+    }
+    totals
+}
+
+const SCHEMA: u32 = 1;

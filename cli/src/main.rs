@@ -1,0 +1,111 @@
+//! The command line: what users type, and what they are told.
+//!
+//! Data goes to stdout, talk to stderr. A failure is one line that names what failed, one hint where
+//! there is one, and an exit code that scripts can tell apart (see [`Code`]).
+
+mod args;
+mod bare;
+mod cache;
+mod carry;
+mod cat;
+mod cp;
+mod extras;
+mod failures;
+mod inspect;
+mod log;
+mod ls;
+mod meant;
+mod mount;
+mod options;
+mod progress;
+mod repeats;
+mod status;
+mod text;
+mod tree;
+mod umount;
+mod upgrade;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command};
+use peelfs::host;
+use peelfs::host::report::{Code, Report};
+use peelfs::reference::{Place, Reference};
+use peelfs::source::nearby::Nearby;
+
+fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs one command line, program name included, and says how it went.
+fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let parsed = Args::try_parse_from(&line).or_else(|error| match bare::with_mount(&line, &error) {
+        Some(line) => Args::try_parse_from(line),
+        None => Err(error),
+    });
+    let args = match parsed {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers and go to stdout; the rest are mistakes and go to stderr.
+            let _ = error.print();
+            return if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    log::start(&args.command);
+    let nearby = args.command.image().and_then(nearby);
+    let done = match args.command {
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Cp(args) => cp::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Cache(args) => cache::run(&args),
+        Command::Index(args) => carry::index(&args.command),
+        Command::Profile(args) => carry::profile(&args.command),
+        Command::Status(args) => status::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
+        Command::Completions(args) => extras::completions(&args),
+        Command::Man(args) => extras::man(&args),
+        Command::Probe(args) => return host::probe::run(&args.at),
+        Command::Host(args) => mount::host(&args),
+    };
+    let code = match done {
+        Ok(()) => {
+            if let Some(nearby) = nearby {
+                eprintln!("note: that was an image of a registry; {}", nearby.hint());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            let report = match nearby {
+                Some(nearby) if may_be_meant(&report) => report.hint(nearby.hint()),
+                _ => report,
+            };
+            failures::print(&report);
+            report.code.into()
+        }
+    };
+    log::end();
+    code
+}
+
+/// What is here under the name of an image that is looked for elsewhere.
+fn nearby(typed: &str) -> Option<Nearby> {
+    let is_local = |reference: Reference| !matches!(reference.place(), Place::Registry(_));
+    if typed.parse().is_ok_and(is_local) { None } else { Nearby::find(typed) }
+}
+
+/// Whether an image could not be had: then a file of its name may have been meant.
+fn may_be_meant(report: &Report) -> bool {
+    match report.code {
+        Code::Authentication | Code::Network => true,
+        Code::NotFound => report.message.contains(" not found in "),
+        Code::Usage => report.message.contains("is not an image reference"),
+        Code::Failure | Code::Verification => false,
+    }
+}

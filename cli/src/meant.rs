@@ -1,0 +1,87 @@
+//! From what a user typed to what is meant: everything parsed and checked once, every path absolute.
+
+use std::path::PathBuf;
+
+use super::args::{AccessArgs, CacheDirArgs, ImageArgs, MountArgs, PrefetchArg, VerifyArg};
+use peelfs::host::open;
+use peelfs::host::report::Report;
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy};
+use peelfs::image::{Network, Prefetch, Verify};
+use peelfs::reference::{Place, Reference};
+use peelfs::source::registry::Surroundings;
+
+/// The mount that `args` ask for; its mount point is as it was typed.
+pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec, Report> {
+    let policy = Policy {
+        verify: match args.verify {
+            VerifyArg::Strict => Verify::BeforeShowing,
+            VerifyArg::Behind => Verify::Behind,
+        },
+        prefetch: match args.prefetch {
+            PrefetchArg::All => Prefetch::All,
+            PrefetchArg::Profile => Prefetch::Profile,
+            PrefetchArg::None => Prefetch::None,
+        },
+        wait: args.wait,
+        passthrough: args.passthrough,
+    };
+    // It is served by other processes, which have another working directory.
+    let ImageSpec { reference, platform, access, cache } = image(&args.image)?;
+    let access = Access {
+        ca: access.ca.iter().map(open::absolute).collect(),
+        authfile: access.authfile.as_ref().map(open::absolute),
+        ..access
+    };
+    let image = ImageSpec { reference: absolute(reference)?, platform, access, cache };
+    Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute) })
+}
+
+/// The image that `args` name, with paths as they were typed. What the user may have meant otherwise is told.
+pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
+    let reference: Reference = args.reference.parse()?;
+    for note in reference.notes() {
+        eprintln!("note: {note}");
+    }
+    let access = &args.access;
+    Ok(ImageSpec {
+        reference,
+        platform: access.platform.as_deref().map(str::parse).transpose()?,
+        access: self::access(access),
+        cache: cache(&access.cache)?,
+    })
+}
+
+/// The reference, with a path that means the same in any directory.
+fn absolute(reference: Reference) -> Result<Reference, Report> {
+    let typed = reference.to_string();
+    match typed.split_once(':') {
+        Some((transport, path)) if !matches!(reference.place(), Place::Registry(_)) => {
+            Ok(format!("{transport}:{}", open::absolute(path).display()).parse()?)
+        }
+        _ => Ok(reference),
+    }
+}
+
+fn access(args: &AccessArgs) -> Access {
+    Access {
+        network: if args.offline { Network::Offline } else { Network::Allowed },
+        insecure: args.insecure,
+        ca: args.ca.clone(),
+        authfile: args.authfile.clone(),
+        on_outage: args.on_outage,
+        surroundings: Surroundings::of_process(),
+    }
+}
+
+/// The cache that `args` name, or the usual one.
+pub(super) fn cache(args: &CacheDirArgs) -> Result<CacheSpec, Report> {
+    Ok(CacheSpec { dir: cache_dir(args)?, limit: args.cache_size })
+}
+
+/// Where that is.
+pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
+    match &args.cache_dir {
+        Some(dir) => Ok(open::absolute(dir)),
+        None => Ok(open::default_cache_dir()?),
+    }
+}

@@ -1,0 +1,197 @@
+//! `-o`: options as mount(8) and fstab(5) have them.
+//!
+//! What a flag can say, an option can say under the same name with underscores or hyphens. Options that
+//! say nothing to a read-only image are taken and ignored, as fstab lines carry them for other readers;
+//! anything else is a mistake.
+
+use clap::ValueEnum;
+
+use super::args::MountArgs;
+
+use super::text;
+use peelfs::host::report::Report;
+use peelfs::host::spec::KernelOptions;
+
+/// Applies the options to `args` and returns those that are the kernel's.
+pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
+    let mut kernel = KernelOptions {
+        allow_other: args.allow_other,
+        allow_root: args.allow_root,
+        let_cpus_sleep: args.let_cpus_sleep,
+        ..KernelOptions::default()
+    };
+    let options = std::mem::take(&mut args.options);
+    // First: mount(8) passes on what the table of mounts has of the mount, too.
+    if options.iter().any(|option| option == "remount") {
+        return Err(Report::usage(
+            "a mount of an image is read-only and cannot be remounted: unmount it, and mount it with other options",
+        ));
+    }
+    for option in options {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option.as_str(), None),
+        };
+        let name = name.replace('-', "_");
+        let access = &mut args.image.access;
+        match (name.as_str(), value) {
+            ("allow_other", None) => kernel.allow_other = true,
+            ("allow_root", None) => kernel.allow_root = true,
+            ("suid", None) => kernel.suid = true,
+            ("dev", None) => kernel.dev = true,
+            ("noexec", None) => kernel.noexec = true,
+            ("nosuid", None) => kernel.suid = false,
+            ("nodev", None) => kernel.dev = false,
+            ("exec", None) => kernel.noexec = false,
+            ("platform", Some(value)) => access.platform = Some(value.to_owned()),
+            ("cache_dir", Some(value)) => access.cache.cache_dir = Some(value.into()),
+            ("cache_size", Some(value)) => {
+                access.cache.cache_size = Some(text::parse_size(value).map_err(Report::usage)?);
+            }
+            ("authfile", Some(value)) => access.authfile = Some(value.into()),
+            ("ca", Some(value)) => access.ca.push(value.into()),
+            ("log_file", Some(value)) => args.log_file = Some(value.into()),
+            ("insecure", None) => access.insecure = true,
+            ("offline", None) => access.offline = true,
+            ("wait", None) => args.wait = true,
+            ("share", None) => args.share = true,
+            ("passthrough", None) => args.passthrough = true,
+            ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
+            ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
+            ("verify", Some(value)) => args.verify = one_of(&name, value)?,
+            ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
+            (ignored, _) if is_ignored(ignored) => {}
+            _ => {
+                let what = match value {
+                    None if WITH_VALUE.contains(&name.as_str()) => format!("mount option `{option}` needs a value"),
+                    Some(_) if WITHOUT_VALUE.contains(&name.as_str()) => {
+                        format!("mount option `{option}`: `{name}` takes no value")
+                    }
+                    _ => format!("unknown mount option `{option}`"),
+                };
+                return Err(
+                    Report::usage(what).hint("see `peelfs mount --help`; options have the names of the long flags")
+                );
+            }
+        }
+    }
+    if kernel.allow_other && kernel.allow_root {
+        return Err(Report::usage("`allow_other` and `allow_root` exclude each other").hint("leave out one of them"));
+    }
+    Ok(kernel)
+}
+
+fn one_of<T: ValueEnum>(option: &str, value: &str) -> Result<T, Report> {
+    T::from_str(value, false).map_err(|_| {
+        let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names: Vec<_> = values.map(|value| format!("`{}`", value.get_name())).collect();
+        Report::usage(format!("`{value}` is no value of the mount option `{option}`"))
+            .hint(format!("it has the values {}", names.join(", ")))
+    })
+}
+
+fn is_ignored(name: &str) -> bool {
+    name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
+}
+
+const WITH_VALUE: [&str; 9] =
+    ["platform", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
+const WITHOUT_VALUE: [&str; 14] = [
+    "allow_other",
+    "allow_root",
+    "suid",
+    "dev",
+    "noexec",
+    "nosuid",
+    "nodev",
+    "exec",
+    "insecure",
+    "offline",
+    "wait",
+    "share",
+    "passthrough",
+    "let_cpus_sleep",
+];
+const IGNORED: [&str; 30] = [
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "comment",
+    "default_permissions",
+    "defaults",
+    "diratime",
+    "dirsync",
+    "group",
+    "lazytime",
+    "loud",
+    "noatime",
+    "noauto",
+    "nodiratime",
+    "nofail",
+    "nogroup",
+    "nolazytime",
+    "noowner",
+    "norelatime",
+    "nouser",
+    "owner",
+    "relatime",
+    "ro",
+    "rw",
+    "silent",
+    "strictatime",
+    "sync",
+    "user",
+    "users",
+];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser as _;
+
+    use super::super::args::{Args, Command, VerifyArg};
+    use super::*;
+
+    fn applied(options: &str) -> Result<(MountArgs, KernelOptions), Report> {
+        let line = ["peelfs", "mount", "-o", options, "image", "dir"];
+        let Command::Mount(mut args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
+        let kernel = apply(&mut args)?;
+        Ok((args, kernel))
+    }
+
+    #[test]
+    fn an_fstab_line_is_understood() {
+        let (args, kernel) =
+            applied("ro,_netdev,nofail,x-systemd.automount,platform=linux/arm64,allow_other,cache-size=1G").unwrap();
+        assert_eq!(args.image.access.platform.as_deref(), Some("linux/arm64"));
+        assert_eq!(args.image.access.cache.cache_size, Some(1 << 30));
+        assert!(kernel.allow_other && !kernel.suid && !kernel.dev);
+    }
+
+    #[test]
+    fn root_is_let_in_alone_or_with_others() {
+        assert!(applied("allow_root").unwrap().1.allow_root);
+        let report = applied("allow_root,allow_other").unwrap_err();
+        assert!(report.message.contains("exclude each other"), "{}", report.message);
+    }
+
+    #[test]
+    fn a_remount_is_refused_in_one_line() {
+        for options in ["remount", "rw,remount", "ro,user_id=0,default_permissions,remount"] {
+            let report = applied(options).unwrap_err();
+            assert!(report.message.contains("cannot be remounted") && report.hint.is_none(), "{}", report.message);
+        }
+    }
+
+    #[test]
+    fn an_unknown_option_is_an_error_that_names_it() {
+        assert!(applied("ro,colour=red").unwrap_err().message.contains("`colour=red`"));
+        assert!(applied("suid=1").is_err());
+        assert!(applied("prefetch").unwrap_err().message.contains("needs a value"));
+        assert!(applied("share=yes").unwrap_err().message.contains("takes no value"));
+        let report = applied("prefetch=most").unwrap_err();
+        assert!(report.message.contains("`most`") && report.message.contains("`prefetch`"), "{}", report.message);
+        assert_eq!(applied("verify=behind,prefetch=none").unwrap().0.verify, VerifyArg::Behind);
+    }
+}

@@ -1,0 +1,183 @@
+//! Log lines that repeat: of those that say the same of the same layer, one a minute is written and the others counted.
+//!
+//! What a layer, a disk or a registry does wrong it often does a hundred thousand times, and a log in a runtime directory
+//! takes memory. Lines with a `layer` field are told apart by their place in the program and the layer, others by their
+//! place alone, of which a few are written each minute.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber, callsite::Identifier};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// What was written and what was held back.
+#[derive(Default)]
+pub(super) struct Repeats(Mutex<HashMap<(Identifier, String), Seen>>);
+
+struct Seen {
+    since: Instant,
+    written: u32,
+    held_back: u64,
+    text: String,
+}
+
+impl Repeats {
+    /// Whether an event is written; if so, [`Counted`] tells how many like it were not.
+    pub(super) fn admit(&self, event: &Event<'_>) -> bool {
+        if *event.metadata().level() > Level::WARN {
+            return true;
+        }
+        let mut said = Said::default();
+        event.record(&mut said);
+        let most = if said.layer.is_empty() { MOST_A_MINUTE } else { 1 };
+        self.admit_at(Instant::now(), event.metadata().callsite(), said, most)
+    }
+
+    fn admit_at(&self, now: Instant, place: Identifier, said: Said, most: u32) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= MOST_KINDS {
+            seen.retain(|_, seen| seen.held_back > 0 && now - seen.since < WINDOW);
+            if seen.len() >= MOST_KINDS {
+                seen.clear();
+            }
+        }
+        let text = said.message;
+        let seen =
+            seen.entry((place, said.layer)).or_insert_with(|| Seen { since: now, written: 0, held_back: 0, text });
+        if now - seen.since >= WINDOW {
+            (seen.since, seen.written) = (now, 0);
+        }
+        if seen.written >= most {
+            seen.held_back += 1;
+            return false;
+        }
+        seen.written += 1;
+        HELD_BACK.set(std::mem::take(&mut seen.held_back));
+        true
+    }
+
+    /// Lines for what was held back and not told of yet, as at the end.
+    pub(super) fn rest(&self) -> Vec<String> {
+        let seen = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut lines: Vec<String> = seen
+            .into_iter()
+            .filter(|(_, seen)| seen.held_back > 0)
+            .map(|((_, layer), seen)| {
+                let of = if layer.is_empty() { String::new() } else { format!(" layer={layer}") };
+                format!("… and {} more like it: {}{of}", seen.held_back, seen.text)
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+}
+
+/// What an event says, as far as repeats are told apart by it.
+#[derive(Default)]
+struct Said {
+    message: String,
+    layer: String,
+}
+
+impl Visit for Said {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let place = match field.name() {
+            "message" => &mut self.message,
+            "layer" => &mut self.layer,
+            _ => return,
+        };
+        // Writing to a string does not fail.
+        let _ = write!(place, "{value:?}");
+    }
+}
+
+thread_local! {
+    /// How many events like the one that is just written were held back.
+    static HELD_BACK: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A format that tells, behind a line, how many like it were held back before.
+pub(super) struct Counted<F>(pub(super) F);
+
+impl<S, N, F> FormatEvent<S, N> for Counted<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        self.0.format_event(context, writer.by_ref(), event)?;
+        match HELD_BACK.take() {
+            0 => Ok(()),
+            count => writeln!(writer, "  … and {count} more like it before"),
+        }
+    }
+}
+
+const WINDOW: Duration = Duration::from_secs(60);
+/// Lines of one place in the program that are about no layer.
+const MOST_A_MINUTE: u32 = 20;
+/// Kinds of lines that are told apart.
+const MOST_KINDS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use tracing::callsite::Callsite as _;
+
+    use super::*;
+
+    fn place() -> Identifier {
+        use tracing::Metadata;
+        use tracing::field::FieldSet;
+        use tracing::metadata::Kind;
+        struct Here;
+        static META: Metadata<'static> = tracing::metadata! {
+            name: "here", target: "here", level: Level::WARN, fields: &[], callsite: &Here, kind: Kind::EVENT
+        };
+        impl tracing::Callsite for Here {
+            fn set_interest(&self, _: tracing::subscriber::Interest) {}
+
+            fn metadata(&self) -> &Metadata<'_> {
+                &META
+            }
+        }
+        let _: &FieldSet = META.fields();
+        Here.metadata().callsite()
+    }
+
+    #[test]
+    fn one_line_a_layer_and_minute_is_written_and_the_others_counted() {
+        let (repeats, begun) = (Repeats::default(), Instant::now());
+        let said = |layer: &str| Said { message: "it is damaged".into(), layer: layer.into() };
+        let admit = |seconds, layer: &str, most| {
+            let admitted = repeats.admit_at(begun + Duration::from_secs(seconds), place(), said(layer), most);
+            admitted.then(|| HELD_BACK.take())
+        };
+        assert_eq!((admit(0, "a", 1), admit(0, "b", 1)), (Some(0), Some(0)));
+        assert!((0..300_000).all(|_| admit(1, "a", 1).is_none()));
+        assert_eq!(admit(59, "b", 1), None);
+        assert_eq!(admit(60, "a", 1), Some(300_000));
+        assert_eq!((0..30).filter(|_| admit(61, "", MOST_A_MINUTE).is_some()).count(), 20);
+        assert_eq!(
+            repeats.rest(),
+            ["… and 1 more like it: it is damaged layer=b", "… and 10 more like it: it is damaged"]
+        );
+        assert_eq!(repeats.rest(), [] as [String; 0]);
+    }
+
+    #[test]
+    fn kinds_are_bounded() {
+        let (repeats, now) = (Repeats::default(), Instant::now());
+        for number in 0..3 * MOST_KINDS {
+            let said = Said { message: String::new(), layer: number.to_string() };
+            assert!(repeats.admit_at(now, place(), said, 1));
+        }
+        assert!(repeats.0.lock().unwrap_or_else(PoisonError::into_inner).len() <= MOST_KINDS);
+    }
+}

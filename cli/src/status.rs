@@ -1,0 +1,172 @@
+//! `peelfs status`: what is mounted, and how far it is.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::args::StatusArgs;
+use super::{text, umount};
+use peelfs::fuse::mounts;
+use peelfs::host::probe::{self, Answer};
+use peelfs::host::report::Report;
+use peelfs::host::status::{self, Health, MountState};
+use peelfs::source::outage::WaitStatus;
+
+pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
+    let mut mounted: Vec<_> = mounts::all().into_iter().filter(mounts::MountPoint::is_peelfs).collect();
+    if !args.at.is_empty() {
+        let wanted = args.at.iter().map(|typed| umount::target(typed)).collect::<Result<Vec<_>, _>>()?;
+        mounted.retain(|mount| wanted.iter().any(|wanted| wanted.id == mount.id));
+    }
+    let states = status::all(&status::directory()?);
+    let mut out = io::stdout().lock();
+    for (number, mount) in mounted.iter().enumerate() {
+        let known = Known::of(mount, &states);
+        let written = if args.json {
+            serde_json::to_writer(&mut out, &known.line()).map_err(io::Error::from).and_then(|()| writeln!(out))
+        } else {
+            let gap = if number > 0 { "\n" } else { "" };
+            write!(out, "{gap}{}", known.text())
+        };
+        if let Err(error) = written {
+            return text::output_ended(&error);
+        }
+    }
+    if mounted.is_empty() && !args.json {
+        eprintln!("note: peelfs has nothing mounted");
+    }
+    out.flush().or_else(|error| text::output_ended(&error))
+}
+
+/// What can be found out about one mount.
+struct Known<'a> {
+    at: &'a PathBuf,
+    /// As the kernel knows it.
+    source: &'a str,
+    answer: Answer,
+    state: Option<&'a MountState>,
+    health: Option<Health>,
+}
+
+impl<'a> Known<'a> {
+    fn of(mount: &'a mounts::MountPoint, states: &'a [MountState]) -> Self {
+        // Of two that were on the same directory one after the other, the later one is there now.
+        let state = states.iter().rev().find(|state| state.is_of(mount));
+        let health = state.and_then(MountState::health);
+        let answer = if health.is_some() { Answer::Served } else { probe::ask(&mount.path) };
+        Self { at: &mount.path, source: &mount.source, answer, state, health }
+    }
+
+    fn text(&self) -> String {
+        let at = text::printable(std::os::unix::ffi::OsStrExt::as_bytes(self.at.as_os_str()));
+        let mut lines = vec![at.clone()];
+        let mut line = |what: &str, value: String| lines.push(format!("  {what:<9}{value}"));
+        let reference = self.state.map_or(self.source, |state| state.reference.as_str());
+        line("image", text::printable(reference.as_bytes()));
+        match self.answer {
+            Answer::Served => {}
+            Answer::Gone => {
+                line(
+                    "state",
+                    format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"),
+                );
+                return lines.join("\n") + "\n";
+            }
+            Answer::Silent => {
+                line("state", format!("not served (no answer); `peelfs umount --lazy {at}` clears it"));
+                return lines.join("\n") + "\n";
+            }
+        }
+        match self.state {
+            Some(state) => {
+                let since = text::time(i64::try_from(state.since).unwrap_or(i64::MAX));
+                line("process", format!("{}, since {since} UTC", state.pid));
+            }
+            None => line("process", "of another session or user".to_owned()),
+        }
+        if self.state.is_some_and(|state| state.keeper.is_some()) && self.keeper().is_none() {
+            line("keeper", "gone: if its process dies, so does the mount; unmount it and mount it again".to_owned());
+        }
+        if let Some(times) = self.state.map(|state| state.takeovers).filter(|times| *times > 0) {
+            line("restarts", times.to_string());
+        }
+        if let Some(health) = &self.health {
+            let ready = health.layers.iter().filter(|layer| layer["state"] == "ready").count();
+            line("layers", format!("{ready} of {} ready", health.layers.len()));
+            let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
+            // What was evicted or dropped is fetched again.
+            let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
+            line("fetched", format!("{received} {of} {size}, in {}", text::count(health.requests, "request")));
+            for wait in &health.waiting {
+                let WaitStatus { what, seconds, tries, last_error } = wait;
+                let tried = text::count((*tries).into(), "time");
+                let told = format!("for {what}, for {seconds} s, tried {tried}: {last_error}");
+                line("waiting", text::printable(told.as_bytes()));
+            }
+            if let Some(refused) = &health.refused {
+                line("refused", text::printable(refused.as_bytes()));
+            }
+            for layer in &health.layers {
+                if let Some(error) = layer["error"].as_str() {
+                    let what = if layer["state"] == "ready" { "failing" } else { "failed" };
+                    line(what, text::printable(error.as_bytes()));
+                }
+            }
+        }
+        if let Some(log) = self.state.and_then(|state| state.log.as_ref()) {
+            line("log", text::printable(std::os::unix::ffi::OsStrExt::as_bytes(log.as_os_str())));
+        }
+        lines.join("\n") + "\n"
+    }
+
+    /// The process that starts another one when this one dies, if it is there.
+    fn keeper(&self) -> Option<u32> {
+        let pid = self.state?.keeper.as_ref()?.pid;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything: Z is one that has ended.
+        let (_, state) = stat.rsplit_once(')')?;
+        (!state.trim_start().starts_with('Z')).then_some(pid)
+    }
+
+    fn line(&self) -> Line<'_> {
+        Line {
+            at: self.at.to_string_lossy().into_owned(),
+            reference: self.state.map_or(self.source, |state| &state.reference),
+            served: self.answer == Answer::Served,
+            manifest: self.state.map(|state| state.manifest.as_str()),
+            pid: self.state.map(|state| state.pid),
+            keeper: self.keeper(),
+            takeovers: self.state.map(|state| state.takeovers),
+            since: self.state.map(|state| state.since),
+            log: self.state.and_then(|state| state.log.as_ref()).map(|log| log.to_string_lossy().into_owned()),
+            cache: self.state.map(|state| state.cache.to_string_lossy().into_owned()),
+            health: self.health.as_ref(),
+        }
+    }
+}
+
+/// One line of `--json`; what is not known is left out.
+#[derive(Serialize)]
+struct Line<'a> {
+    at: String,
+    reference: &'a str,
+    served: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    manifest: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    /// The process that starts another one when this one dies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keeper: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    takeovers: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<String>,
+    #[serde(flatten)]
+    health: Option<&'a Health>,
+}

@@ -1,0 +1,176 @@
+//! Sizes, times and names as people read and write them.
+
+use peelfs::host::report::{Code, Report};
+use peelfs::layer::Kind;
+
+/// A size in bytes for people, in binary units.
+pub(crate) fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A number of things, as in `1 layer` and `2 layers`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Reads a size such as `20GiB`, `500M` or `1000000`. Units are binary, as `du` and podman take them.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("`{text}` is not a size; write it as 20GiB, 500M or 1000000");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or_else(bad)?;
+    let bytes = number * 1024f64.powi(power as i32);
+    if bytes.is_finite() && bytes < 9e18 { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+/// Bytes of any origin, fit for a terminal: control characters and what is not UTF-8 are escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || is_direction(c) {
+                out.extend(c.escape_default());
+            } else {
+                out.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// The type and permissions as ls(1) shows them.
+pub(crate) fn mode(kind: Kind, mode: u16) -> String {
+    let letter = match kind {
+        Kind::Directory => 'd',
+        Kind::Symlink => 'l',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+        Kind::Fifo => 'p',
+        Kind::File | Kind::Whiteout | Kind::LowerLink => '-',
+    };
+    let mut text = String::from(letter);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (bits & 1 != 0, mode & special != 0) {
+            (true, true) => letter,
+            (false, true) => letter.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// What a node is, in one word.
+pub(crate) fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+        Kind::CharDevice => "character device",
+        Kind::BlockDevice => "block device",
+        Kind::Fifo => "fifo",
+        Kind::File | Kind::Whiteout | Kind::LowerLink => "file",
+    }
+}
+
+/// Seconds since 1970 as `2025-01-31 23:59:59`, in UTC; as they are where no calendar reaches.
+pub(crate) fn time(seconds: i64) -> String {
+    match jiff::Timestamp::from_second(seconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => format!("@{seconds}"),
+    }
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The output is no longer read (`| head`): that is an end, not a failure.
+pub(crate) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Report::new(Code::Failure, format!("cannot write the output: {error}"))),
+    }
+}
+
+/// Characters that change the direction of text and can make a name look like another.
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_they_are_written_elsewhere() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1000000", 1_000_000),
+            ("20GiB", 20 << 30),
+            ("500M", 500 << 20),
+            ("1.5k", 1536),
+            ("3 MB", 3 << 20),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "1X", "-1", "1e3", "99999999999999T"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_in_binary_units() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(5 << 30), "5.0 GiB");
+    }
+
+    #[test]
+    fn times_are_shown_as_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_735_689_599, "2024-12-31 23:59:59"),
+            (-1, "1969-12-31 23:59:59"),
+            (i64::MIN, "@-9223372036854775808"),
+            (253_402_300_800, "@253402300800"),
+        ] {
+            assert_eq!(time(seconds), text);
+        }
+    }
+
+    #[test]
+    fn modes_are_shown_as_by_ls() {
+        assert_eq!(mode(Kind::File, 0o644), "-rw-r--r--");
+        assert_eq!(mode(Kind::Directory, 0o1777), "drwxrwxrwt");
+        assert_eq!(mode(Kind::File, 0o6745), "-rwsr-Sr-x");
+        assert_eq!(mode(Kind::Symlink, 0o777), "lrwxrwxrwx");
+    }
+
+    #[test]
+    fn what_could_steer_a_terminal_is_escaped() {
+        assert_eq!(printable(b"plain \xc3\xa4"), "plain \u{e4}");
+        assert_eq!(printable(b"\x1b]0;x\x07"), "\\u{1b}]0;x\\u{7}");
+        assert_eq!(printable(b"a\xffb"), "a\\xffb");
+    }
+}

@@ -1,0 +1,109 @@
+//! `peelfs umount`
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::args::UmountArgs;
+use super::failures::Failures;
+use peelfs::fuse::mounts::{self, MountPoint};
+use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount};
+use peelfs::host::report::{Code, Report};
+use peelfs::host::status::{self, MountState};
+
+pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
+    let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
+    let targets: Vec<Result<MountPoint, Report>> = if args.all {
+        own_mounts()?.into_iter().map(Ok).collect()
+    } else {
+        args.at.iter().map(|typed| target(typed)).collect()
+    };
+    let mut failures = Failures::default();
+    for at in targets {
+        // The others are unmounted all the same.
+        if let Err(report) = at.and_then(|mount| unmount_one(&mount, open_files)) {
+            failures.add(report);
+        }
+    }
+    failures.outcome()
+}
+
+/// Mounts that this user and session have made, those that were made last first.
+fn own_mounts() -> Result<Vec<MountPoint>, Report> {
+    let states = status::all(&status::directory()?);
+    let all = mounts::all().into_iter().rev().filter(MountPoint::is_peelfs);
+    let (own, others): (Vec<_>, Vec<_>) = all.partition(|mount| states.iter().any(|state| state.is_of(mount)));
+    if !others.is_empty() {
+        let shown = others.iter().map(|mount| format!("`{}`", mount.path.display())).collect::<Vec<_>>().join(", ");
+        eprintln!("note: of another session or user, and left alone: {shown}");
+    }
+    Ok(own)
+}
+
+fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> {
+    // Where there is none, it is not known which process serves it.
+    let directory = status::directory().unwrap_or_default();
+    // It answers nothing any more: what waits for it fails now, and what was open cannot be read in any case.
+    if let Some(pid) = status::hanging_server(&directory, mount) {
+        eprintln!("note: ending the connection of `{}`: its process {pid} was killed, and hangs", mount.path.display());
+        return MountPlace::of(mount).abort().map_err(|error| {
+            let shown = mount.path.display();
+            Report::new(Code::Failure, format!("cannot unmount `{shown}`, whose process {pid} hangs: {error}"))
+                .hint("let root do it, by `umount -f -l`")
+        });
+    }
+    let server = status::all(&directory).into_iter().rev().find(|state| state.is_of(mount));
+    match unmount(&mount.path, open_files) {
+        Err(UnmountError::Busy { .. }) if server.as_ref().is_some_and(MountState::is_stopped) => {
+            let (shown, pid) = (mount.path.display(), server.map_or(0, |server| server.pid));
+            let message =
+                format!("cannot unmount `{shown}`: its process {pid} is stopped, and what waits for it keeps it busy");
+            return Err(Report::new(Code::Failure, message)
+                .hint(format!("let it go on with `kill -CONT {pid}`, or detach with `peelfs umount --lazy {shown}`")));
+        }
+        unmounted => unmounted?,
+    }
+    if open_files == OpenFiles::Refuse
+        && let Some(server) = server
+    {
+        wait_for_end(&server);
+    }
+    Ok(())
+}
+
+/// The mount that was meant, if it is one of peelfs.
+pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
+    let shown = typed.display();
+    let not_mounted = || {
+        Report::new(Code::NotFound, format!("nothing is mounted on `{shown}`"))
+            .hint("`peelfs status` lists what peelfs has mounted")
+    };
+    let at = mounts::absolute(typed).map_err(|_| not_mounted())?;
+    // A symlink to a mount point is followed, unless the mount itself is what does not answer.
+    let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
+    match found {
+        Some(mount) if mount.is_peelfs() => Ok(mount),
+        Some(mount) => Err(Report::usage(format!("`{shown}` is mounted as {}, not by peelfs", mount.kind))
+            .hint(format!("use `umount {shown}`"))),
+        None => Err(not_mounted()),
+    }
+}
+
+/// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it
+/// held (cache locks) is free afterwards.
+fn wait_for_end(state: &MountState) {
+    let begun = Instant::now();
+    while state.shared && state.is_published() && begun.elapsed() < END_WITHIN {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let server = i32::try_from(state.pid).ok().and_then(Pid::from_raw).filter(|_| !state.shared);
+    let Some(process) = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
+    let mut ended = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    // That it takes longer does not make the unmount a failure.
+    let _ = poll(&mut ended, Some(&Timespec { tv_sec: END_WITHIN.as_secs().cast_signed(), tv_nsec: 0 }));
+}
+
+const END_WITHIN: Duration = Duration::from_secs(5);

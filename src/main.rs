@@ -1,7 +1,0 @@
-//! The `peelfs` program.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    peelfs::cli::run(std::env::args_os())
-}

@@ -1,0 +1,7 @@
+//! The command line as users and scripts meet it.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod clock;
+mod commands;
+mod interrupt;

@@ -1,0 +1,8 @@
+//! The library alone: random images against the reference model, the model against umoci, and a short run of every fuzz
+//! target.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod fuzz_corpus;
+mod property;
+mod reference_model;

@@ -1,0 +1,11 @@
+//! How a mount and its cache live and die: servers that are killed, exchanged or handed to a service manager, processes
+//! that end at any instant, caches that are damaged or too small.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod crash;
+mod damaged_cache;
+mod killed;
+mod service;
+mod soak;
+mod takeover;
