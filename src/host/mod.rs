@@ -50,3 +50,16 @@ pub trait Progress: Send {
     /// There is nothing more to show.
     fn end(&mut self);
 }
+
+/// Shows nothing; notes go to the log.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn show(&mut self, _: u64, _: u64) {}
+
+    fn note(&mut self, note: &str) {
+        tracing::info!("{note}");
+    }
+
+    fn end(&mut self) {}
+}

@@ -27,6 +27,15 @@ pub struct MountSpec {
     pub log: Option<PathBuf>,
 }
 
+impl MountSpec {
+    /// `image` on the directory `at`, as `peelfs mount` does without options.
+    pub fn new(image: ImageSpec, at: impl Into<PathBuf>) -> Self {
+        let policy =
+            Policy { verify: Verify::BeforeShowing, prefetch: Prefetch::default(), wait: false, passthrough: false };
+        Self { image, at: at.into(), kernel: KernelOptions::default(), policy, log: None }
+    }
+}
+
 /// What the kernel is told of a mount.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct KernelOptions {
@@ -55,6 +64,22 @@ pub struct ImageSpec {
     pub access: Access,
     /// Where its layers are kept.
     pub cache: CacheSpec,
+}
+
+impl ImageSpec {
+    /// `reference` for this machine's platform, with the credentials and certificates of this process's user and a cache
+    /// in `cache`.
+    pub fn new(reference: Reference, cache: impl Into<PathBuf>) -> Self {
+        let access = Access {
+            network: Network::Allowed,
+            insecure: false,
+            ca: Vec::new(),
+            authfile: None,
+            on_outage: OnOutage::default(),
+            surroundings: Surroundings::of_process(),
+        };
+        Self { reference, platform: None, access, cache: CacheSpec { dir: cache.into(), limit: None } }
+    }
 }
 
 /// How a registry is reached.

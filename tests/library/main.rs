@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+mod embedding;
 mod fuzz_corpus;
 mod property;
 mod reference_model;
