@@ -109,6 +109,7 @@ fn the_fuse_module_knows_trees_and_no_image() {
         }
     }
     assert!(seen > 10, "the test reads imports at all, but found only {seen}");
+}
 
 /// Front ends are crates of their own: what only they need, the library does not.
 #[test]

@@ -174,9 +174,14 @@ impl MountPoint<'_> {
             as i32
     }
 
-    /// Sends a signal to the process that serves this mount.
+    /// Sends a signal to the process that serves this mount. One that is to stop has stopped when this returns.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.server()).unwrap(), signal).unwrap();
+        let server = self.server();
+        kill_process(Pid::from_raw(server).unwrap(), signal).unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+        while signal == Signal::STOP && !state().contains("\nState:\tT") {
+            std::thread::yield_now();
+        }
     }
 
     /// Kills the process that serves this mount and waits until another one does.
