@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/harness.sh"
 needs python3 gzip
 
 deb isal=2.30.0-5 libisal2 gztool=1.5.1-1
-expected 'about one index point a MiB, whoever compressed'
+expected 'about one index point a MiB, of every compressor'
 
 python3 -c '
 import random

@@ -7,7 +7,7 @@
 #   uncompressed tar, and fails with "invalid tar header". The same tar compressed by zstd works.
 # Version: podman 4.3.1+ds1-8+deb12u1 and zstd 1.5.4 (Debian 12).
 # Matters: pzstd's frames are what makes a zstd layer random-access without an index, so it is what an advice for lazy
-#   mounts would be; such images cannot be given to everybody. A reader should know all 17 magic numbers.
+#   mounts would be; such images cannot be given to all tools. A reader should know all 17 magic numbers.
 source "$(dirname "${BASH_SOURCE[0]}")/harness.sh"
 needs python3 tar
 needs_root

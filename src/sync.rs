@@ -1,4 +1,4 @@
-//! Locks, as everybody here takes them.
+//! Locks, as all of this crate takes them.
 //!
 //! What our locks guard is whole between any two statements, so a thread that panicked while it held one
 //! leaves nothing half done, and the others go on.

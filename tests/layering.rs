@@ -266,18 +266,52 @@ fn links_in_documents_lead_somewhere() {
 
 /// Plain engineers' English (docs/style.md): a process is no person.
 #[test]
-fn documents_use_plain_words() {
-    const WORDS: [&str; 7] = ["somebody", "nobody", "anybody", "whoever", "he", "his", "him"];
+fn documents_and_sources_use_plain_words() {
+    const WORDS: [&str; 8] = ["somebody", "nobody", "anybody", "everybody", "whoever", "he", "his", "him"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lists_them = ["docs/style.md", "tests/layering.rs"].map(|path| root.join(path));
     let mut found = Vec::new();
-    for document in documents().iter().filter(|path| !path.ends_with("docs/style.md")) {
-        for (number, line) in std::fs::read_to_string(document).unwrap().lines().enumerate() {
-            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_ascii_lowercase);
+    for file in documents().into_iter().chain(all_sources()).filter(|path| !lists_them.contains(path)) {
+        for (number, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
+            // The user of that name is meant.
+            if line.contains("`nobody`") {
+                continue;
+            }
+            // Names of functions and tests are words, too.
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_ascii_lowercase);
             for word in words.filter(|word| WORDS.contains(&word.as_str())) {
-                found.push(format!("{}:{}: {word}", document.display(), number + 1));
+                found.push(format!("{}:{}: {word}", file.display(), number + 1));
             }
         }
     }
     assert!(found.is_empty(), "say which process or reader it is:\n{}", found.join("\n"));
+}
+
+/// A name that fits on a line beside its result; what else there is to say stands above the test.
+#[test]
+fn names_of_functions_have_at_most_60_characters() {
+    let mut found = Vec::new();
+    for file in all_sources() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (at, _) in text.match_indices("fn ") {
+            let function = name(&text[at + 3..]);
+            if function.len() > 60 {
+                found.push(format!("{}: {function}", file.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "shorten these names:\n{}", found.join("\n"));
+}
+
+/// The sources of all crates, tests and benches.
+fn all_sources() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let found: Vec<_> = ["src", "cli/src", "loopback/src", "tests", "benches", "examples", "fuzz/fuzz_targets"]
+        .into_iter()
+        .flat_map(|dir| sources(&root.join(dir)))
+        .collect();
+    assert!(found.len() > 150, "the test finds sources, but only {}", found.len());
+    found
 }
 
 /// The documents of the repository.

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_a_layer_and_minute_is_written_and_the_others_counted() {
+    fn one_line_a_layer_and_minute_is_logged_others_are_counted() {
         let (repeats, begun) = (Repeats::default(), Instant::now());
         let said = |layer: &str| Said { message: "it is damaged".into(), layer: layer.into() };
         let admit = |seconds, layer: &str, most| {

@@ -340,7 +340,7 @@ impl Waiting {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Wakes everybody, now and from now on.
+    /// Wakes all that wait, now and from now on.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for gate in self.gates.lock().unwrap_or_else(PoisonError::into_inner).iter() {

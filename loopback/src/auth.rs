@@ -69,7 +69,7 @@ pub enum TokenField {
 /// How a token service behaves.
 #[derive(Clone, Debug)]
 pub struct TokenRules {
-    /// Who gets tokens; `None` gives them to everybody.
+    /// Who gets tokens; `None` gives them to all.
     pub user: Option<(String, String)>,
     /// A refresh token that is as good as the password (Docker's "identity token").
     pub refresh_token: Option<String>,

@@ -291,7 +291,7 @@ impl Gate {
         Self::default()
     }
 
-    /// Lets everybody through who waits, and everybody who will come.
+    /// Lets all through that wait, and all that will come.
     pub fn open(&self) {
         *self.lock() = true;
         self.0.changed.notify_all();

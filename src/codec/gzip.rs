@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_last_member_is_ignored_unless_it_begins_like_one() {
+    fn what_follows_the_last_member_is_ignored_unless_a_member() {
         let members = [member(b"abc"), member(b""), member(b"def")].concat();
         for tail in [&b""[..], &[0; 1000], b"\0\0\x1f\x8b", b"\x1f", b"\x1f\x1f\x8b", b"junk", b"\0junk"] {
             assert_eq!(decode(&[&members, tail].concat()).unwrap(), b"abcdef", "{tail:?}");

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_what_it_begins_like_unless_it_begins_like_what_it_is_said_to_be() {
+    fn a_blob_goes_by_its_magic_unless_it_fits_its_media_type() {
         use Compression::{Gzip, Stored, Zstd};
         let gzip = [0x1f, 0x8b, 8, 0].to_vec();
         let zstd = [0x28, 0xb5, 0x2f, 0xfd, 0].to_vec();

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_no_larger_window_than_the_limit_and_fails_only_if_it_needs_one() {
+    fn a_frame_fails_only_if_it_needs_a_window_beyond_the_limit() {
         let limits = Limits { zstd_window_log: 17, ..Limits::default() };
         let mut random = super::super::samples::Random::new(1);
         let part: Vec<u8> = (0..400_000).map(|_| random.below(256) as u8).collect();

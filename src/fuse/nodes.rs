@@ -13,7 +13,7 @@ use crate::overlay::{NodeAttr, NodeId};
 pub(super) struct View {
     /// What the kernel knows this mount's nodes by, besides their numbers.
     pub(super) generation: u32,
-    /// Besides root, only this user may enter. The kernel lets in everybody or the user of the mount alone, and answers
+    /// Besides root, only this user may enter. The kernel lets in all users or the user of the mount alone, and answers
     /// from its own memory what was asked before; so the root is shown as a directory that is private to this user.
     pub(super) private_to: Option<u32>,
 }

@@ -51,13 +51,13 @@ impl MountOptions {
         self.allow_other || self.private_to().is_some()
     }
 
-    /// The user who may enter besides root, where the kernel lets in everybody.
+    /// The user who may enter besides root, where the kernel lets in all users.
     fn private_to(&self) -> Option<u32> {
         private_to(self.allow_root && !self.allow_other)
     }
 }
 
-/// As in libfuse, root is let in by letting everybody in and refusing others. A mount of root itself is open to root
+/// As in libfuse, root is let in by letting all users in and refusing others. A mount of root itself is open to root
 /// alone in any case.
 fn private_to(allow_root: bool) -> Option<u32> {
     let user = rustix::process::getuid();

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_its_end_is_refused_with_the_number_to_answer_to() {
+    fn a_name_without_its_end_is_refused_with_the_request_number() {
         assert_eq!(Request::parse(&request(1, b"etc")), Err(Malformed { unique: Some(7) }));
     }
 

@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_within_a_layout_may_be_mounted_on_if_it_holds_no_blobs() {
+    fn a_directory_of_a_layout_without_blobs_may_be_mounted_on() {
         let tree = Tree::new();
         std::fs::create_dir_all(tree.path("b/blobs/sha256")).unwrap();
         std::fs::create_dir_all(tree.path("b/mnt")).unwrap();

@@ -885,7 +885,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_that_reach_out_of_their_layer_or_are_too_long_are_refused() {
+    fn spans_beyond_their_layer_or_too_long_are_refused() {
         let (mut spans, windows) = spans();
         let reach = spans.last().unwrap().decoded.end;
         let tree = LayerTree::default();

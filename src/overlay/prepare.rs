@@ -231,7 +231,7 @@ mod tests {
 
     /// As a chain is remembered, how long it may be must not depend on what was asked before.
     #[test]
-    fn more_than_255_symlinks_lead_nowhere_whatever_was_followed_before() {
+    fn more_than_255_symlinks_lead_nowhere() {
         let chain = (0..300).map(|at| Entry::symlink(format!("l{at}"), format!("l{}", at + 1)));
         let lower = index(chain.chain([Entry::dir("l300"), Entry::file("l300/f", "")]));
         let links = [200, 0, 45, 44].map(|at| Entry::hard_link(format!("h{at}"), format!("l{at}/f")));

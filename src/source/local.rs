@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_regular_file_of_the_right_size_is_an_error_and_no_hang() {
+    async fn no_regular_file_of_the_right_size_is_an_error_and_no_hang() {
         let mut layout = Layout::new();
         layout.image(b"layer", None);
         let name = format!("oci:{}", layout.path().display());

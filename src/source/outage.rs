@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_pauses_tries_again_when_there_is_hope() {
+    async fn one_that_pauses_tries_again_when_there_is_hope() {
         let outages = Outages::new(Arc::new(Impatient));
         let pause = || outages.pause(Duration::from_secs(5));
         assert_eq!(pause().now_or_never(), None);
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_gives_up_only_on_what_he_waits_for() {
+    async fn a_reader_gives_up_only_on_what_it_waits_for() {
         let outages = Outages::new(Arc::new(MonotonicClock::default()));
         outages.outlast(OnOutage::Deadline(Duration::from_millis(1)));
         let [one, other] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readers_that_the_kernel_lets_wait_one_after_the_other_give_up_one_after_the_other() {
+    async fn readers_that_wait_in_a_row_give_up_in_a_row() {
         let seconds = Duration::from_secs;
         let outages = Outages::new(Arc::new(RuntimeClock(tokio::time::Instant::now())));
         outages.outlast(OnOutage::Deadline(seconds(5)));

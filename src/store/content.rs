@@ -309,7 +309,7 @@ impl Content {
     /// Tries to become the process that fetches a span; `false` while another one is at it.
     ///
     /// What a process has claimed it gives back with [`Content::unclaim`], or by ending. Threads of one process
-    /// settle this among themselves. Where the file system has no such locks, everybody may.
+    /// settle this among themselves. Where the file system has no such locks, any may.
     pub fn claim(&self, span: SpanId) -> bool {
         !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES))
     }
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_is_present_after_it_was_filled_and_absent_after_eviction() {
+    fn a_span_is_present_once_filled_and_absent_once_evicted() {
         let dir = tempfile::tempdir().unwrap();
         let content = content(&dir);
         assert_eq!(content.generation(SpanId(1)), None);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_is_claimed_once_until_it_is_given_back_or_its_claimant_ends() {
+    fn a_span_is_claimed_once_until_it_is_given_back() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (content(&dir), content(&dir));
         assert!(one.claim(SpanId(1)));

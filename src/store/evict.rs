@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_layer_goes_first_and_a_held_one_stays() {
+    fn the_least_recently_used_layer_goes_a_held_one_stays() {
         let dir = tempfile::tempdir().unwrap();
         let (store, digests) = with_layers(&dir, 2 << 20);
         let held = store.index(&digests[0]).unwrap();

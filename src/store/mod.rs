@@ -605,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn where_locks_fail_everybody_makes_a_pass() {
+    fn where_locks_fail_each_process_makes_a_pass() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_watched(&dir.path().join("cache"), None, Arc::new(NoLocks)).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_put_in_place_and_removed_under_the_lock_of_the_map_there() {
+    fn content_is_published_and_removed_under_its_map_lock() {
         let dir = tempfile::tempdir().unwrap();
         let halves = Arc::new(Halves::default());
         let store = Store::open_watched(&dir.path().join("cache"), None, Arc::clone(&halves) as _).unwrap();
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_somebody_looks_at_is_held_all_the_same() {
+    fn an_index_that_is_looked_at_is_held_all_the_same() {
         /// Locks an index for a moment, just before another process does.
         #[derive(Debug, Default)]
         struct Looks(Mutex<Option<std::fs::File>>);

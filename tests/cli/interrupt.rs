@@ -50,7 +50,7 @@ fn interrupt(children: Vec<Child>, signal: Signal) -> Duration {
     begun.elapsed()
 }
 
-/// Starts a program that signals end, also where whoever runs the tests ignores them, as a shell's background does.
+/// Starts a program that signals end, also where the runner of the tests ignores them, as a shell's background does.
 fn start(program: &str, argument: &std::path::Path) -> Child {
     Command::new("env")
         .args(["--default-signal", program])
@@ -83,7 +83,7 @@ const WAITS: [&str; 6] = [
 ];
 
 #[test]
-fn readers_of_content_that_does_not_come_end_when_they_are_interrupted() {
+fn interrupted_readers_of_content_that_does_not_come_end() {
     if cannot_mount() {
         return;
     }
@@ -102,7 +102,7 @@ fn readers_of_content_that_does_not_come_end_when_they_are_interrupted() {
         }
     }
     println!("{} readers interrupted, {READERS} at a time, gone within {longest:?}", 3 * rounds() * READERS);
-    // Whoever asks when the registry is back is served.
+    // A reader that asks when the registry is back is served.
     registry.faults().clear();
     gate.open();
     assert!(start("cat", &at.join("file")).wait().unwrap().success());
@@ -110,7 +110,7 @@ fn readers_of_content_that_does_not_come_end_when_they_are_interrupted() {
 }
 
 #[test]
-fn lookups_in_a_layer_that_does_not_come_end_when_they_are_interrupted() {
+fn interrupted_lookups_in_a_layer_that_does_not_come_end() {
     if cannot_mount() {
         return;
     }
@@ -138,7 +138,7 @@ fn lookups_in_a_layer_that_does_not_come_end_when_they_are_interrupted() {
     at.unmount();
 }
 
-/// Whoever describes the root: what it is like is not told before that is known, and whoever asks can be ended. What
+/// The layer that describes the root: what it is like is not told before that is known, and a reader that asks can be ended. What
 /// makes, lists and ends mounts does not ask.
 #[test]
 fn stat_of_the_root_waits_for_the_layer_that_describes_it() {

@@ -173,12 +173,12 @@ fn ill_from_the_start(what: &str, fall: fn(&SmallDisk)) {
 }
 
 #[test]
-fn layers_that_were_never_seen_are_read_with_the_disk_full_from_the_start() {
+fn never_seen_layers_are_read_with_the_disk_full() {
     ill_from_the_start("full", SmallDisk::fill);
 }
 
 #[test]
-fn layers_that_were_never_seen_are_read_with_a_cache_that_is_read_only() {
+fn never_seen_layers_are_read_with_a_read_only_cache() {
     ill_from_the_start("read-only", SmallDisk::make_read_only);
 }
 
@@ -194,7 +194,7 @@ fn layers_are_read_without_a_cache_directory() {
 }
 
 #[test]
-fn a_disk_that_fills_up_in_the_middle_of_a_pass_costs_content_and_no_index() {
+fn a_disk_that_fills_up_in_a_pass_costs_content_and_no_index() {
     if cannot_mount() {
         return;
     }

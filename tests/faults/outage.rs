@@ -72,7 +72,7 @@ impl Bench {
         let layer = LayerBuilder::new().file("f", content.clone()).file("g", "behind it").packing(packing);
         let image = ImageBuilder::new().layer(layer).build();
         let registry = loop {
-            // None of those that the system lends, so that nobody has it while the registry is gone.
+            // None of those that the system lends, so that no other process takes it while the registry is gone.
             let port = 20_000 + (std::process::id() % 4_000 + NEXT_PORT.fetch_add(1, Ordering::Relaxed)) as u16;
             let catalog = Catalog::new().image(NAME, "1", &image);
             if let Ok(registry) = Registry::start_with(Settings { catalog, port, ..Settings::default() }) {
@@ -174,7 +174,7 @@ impl Mounted {
     }
 
     /// Reads until it works, as a user does who is told that the registry is back.
-    /// Returns when nothing is waited for, as it should be soon: what nobody needs any more may still be on its way.
+    /// Returns when nothing is waited for, as it should be soon: what is no longer needed may still be in flight.
     async fn waits_for_nothing(&self) {
         let begun = Instant::now();
         loop {
@@ -427,7 +427,7 @@ fn a_blob_that_comes_as_a_whole_is_asked_for_once() {
 }
 
 #[test]
-fn a_reader_who_gets_nothing_waits_no_longer_than_he_has_patience_though_no_request_has_failed() {
+fn a_silent_transfer_is_waited_for_as_long_as_the_policy_says() {
     for (cold, after) in [(true, 0), (true, 100_000), (false, 0), (false, 100_000)] {
         let bench = Bench { limit: Duration::from_secs(3600), ..Bench::new(Packing::Stored) };
         runtime().block_on(async {
@@ -451,7 +451,7 @@ fn a_reader_who_gets_nothing_waits_no_longer_than_he_has_patience_though_no_requ
 }
 
 #[test]
-fn a_connection_that_died_unnoticed_is_replaced_when_somebody_reads() {
+fn a_connection_that_died_unnoticed_is_replaced_at_a_read() {
     for (cold, after) in [(true, None), (true, Some(100_000)), (false, None), (false, Some(100_000))] {
         let bench = Bench { limit: Duration::from_secs(3600), ..Bench::new(Packing::Stored) };
         runtime().block_on(async {
@@ -501,7 +501,7 @@ fn offline_a_registry_that_says_nothing_is_asked_once() {
 }
 
 #[test]
-fn a_mount_whose_registry_is_gone_serves_what_it_has_and_is_well_when_it_is_back() {
+fn a_mount_without_its_registry_serves_what_is_cached() {
     let mut bench = Bench::new(Packing::Zstd { level: 1, frame: Some(200_000), skippable: false });
     runtime().block_on(async {
         bench.learn_and_drop().await;
@@ -524,7 +524,7 @@ fn a_mount_whose_registry_is_gone_serves_what_it_has_and_is_well_when_it_is_back
 }
 
 #[test]
-fn what_nobody_waits_for_any_more_is_not_tried_for_ever() {
+fn what_no_reader_waits_for_any_more_is_not_tried_for_ever() {
     let mut bench = Bench::new(Packing::Stored);
     runtime().block_on(async {
         bench.learn_and_drop().await;
@@ -566,7 +566,7 @@ fn readers_that_block_get_their_bytes_when_the_registry_is_back() {
 
 /// As registries say it by the letter, as Harbor does, Docker Hub, and ECR.
 #[test]
-fn credentials_that_ended_are_asked_for_again_once_for_all_who_wait() {
+fn expired_credentials_are_asked_for_once_for_all_that_wait() {
     let basic = ("WWW-Authenticate".to_owned(), "Basic realm=\"harbor\"".to_owned());
     for refusal in [None, Some((401, vec![basic])), Some((401, Vec::new())), Some((403, Vec::new()))] {
         credentials_that_ended_are_asked_for_again(refusal);
@@ -655,7 +655,7 @@ fn what_cannot_be_had_holds_up_nothing_that_can() {
 }
 
 #[test]
-fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
+fn a_layer_that_another_process_reads_is_waited_for_by_policy() {
     for policy in [DEADLINE, OnOutage::Offline] {
         let bench = Bench::new(Packing::GZIP);
         let other = bench.store().try_lock_pass(bench.layer()).unwrap();
@@ -675,7 +675,7 @@ fn a_layer_that_another_process_reads_is_waited_for_as_the_policy_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_began_to_wait_before_the_mount_was_up_waits_as_the_policy_says() {
+async fn a_wait_that_began_before_the_mount_was_up_follows_the_policy() {
     let bench = Bench::new(Packing::GZIP);
     let source = bench.source(OnOutage::Block) as Arc<dyn BlobSource>;
     let layer = &bench.image.layers()[0];
@@ -695,7 +695,7 @@ async fn who_began_to_wait_before_the_mount_was_up_waits_as_the_policy_says() {
 }
 
 #[test]
-fn a_layer_that_another_mount_reads_is_waited_for_as_the_policy_says() {
+fn a_layer_that_another_mount_reads_is_waited_for_by_policy() {
     let bench = Bench::new(Packing::GZIP);
     runtime().block_on(async {
         let shared_layers = bench.store().into();
@@ -738,7 +738,7 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
         bench.stop();
         assert_eq!(std::fs::read(at.join("g")).unwrap(), b"behind it");
         assert_eq!(std::fs::read(at.join("f")).unwrap_err().raw_os_error(), eio, "{policy}");
-        // Also when nobody waits for it any more, and it is not tried any more.
+        // Also when no reader waits for it any more, and it is not tried any more.
         let told = status(&at.path, &[]);
         assert!(told.contains("failing") && told.contains(bench.layer().hex()) && told.contains("(tried "), "{told}");
         let json = status(&at.path, &["--json"]);

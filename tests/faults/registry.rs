@@ -434,7 +434,7 @@ fn a_stalled_read_holds_up_no_other() {
 }
 
 #[test]
-fn a_first_pass_that_stalls_lets_upper_layers_be_seen_and_the_mount_end() {
+fn a_stalled_pass_shows_upper_layers_and_lets_the_mount_end() {
     if cannot_mount() {
         return;
     }
@@ -457,7 +457,7 @@ fn a_first_pass_that_stalls_lets_upper_layers_be_seen_and_the_mount_end() {
         assert_eq!(reader.join().unwrap().unwrap(), b"base");
         waiting
     });
-    assert!(waiting, "nobody can know what the base holds");
+    assert!(waiting, "what the base holds cannot be known");
     at.unmount();
 
     // And with a base that never comes, a signal still ends it.
@@ -474,7 +474,7 @@ fn a_first_pass_that_stalls_lets_upper_layers_be_seen_and_the_mount_end() {
 }
 
 #[test]
-fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() {
+fn a_wait_for_a_mount_ends_when_it_is_unmounted_or_given_up() {
     if cannot_mount() {
         return;
     }
@@ -514,7 +514,7 @@ fn whoever_waits_for_a_mount_is_told_when_it_is_unmounted_or_gives_up_himself() 
 }
 
 #[test]
-fn whoever_waits_for_a_mount_waits_on_with_the_server_that_takes_over() {
+fn a_wait_for_a_mount_goes_on_with_the_server_that_takes_over() {
     if cannot_mount() {
         return;
     }
@@ -556,7 +556,7 @@ fn whoever_waits_for_a_mount_waits_on_with_the_server_that_takes_over() {
 }
 
 #[test]
-fn a_layer_that_could_not_be_fetched_is_there_when_the_registry_is_well_again() {
+fn a_failed_layer_is_shown_when_the_registry_is_back() {
     if cannot_mount() {
         return;
     }

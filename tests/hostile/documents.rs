@@ -28,7 +28,7 @@ fn rooted(image: &Image, media_type: &str, document: impl Into<Vec<u8>>) -> Imag
 }
 
 #[test]
-fn row_13_a_body_that_is_not_the_blob_is_an_error_and_nothing_is_kept() {
+fn row_13_a_body_that_is_not_the_blob_is_not_kept() {
     let image = small();
     let layer = &image.layers()[0];
     let blob = || Target::Blob(layer.digest.clone());
@@ -68,7 +68,7 @@ fn row_13_a_body_that_is_not_the_blob_is_an_error_and_nothing_is_kept() {
         registry.faults().clear();
         assert_eq!(sandbox.run(["ls", &registry.reference(NAME, "1")]).stdout, b"f\n", "{what}, honest again");
     }
-    // A Docker-Content-Digest on a blob is nobody's business: the digest that was asked for decides.
+    // A Docker-Content-Digest on a blob is not looked at: the digest that was asked for decides.
     let registry = served(&image);
     registry
         .faults()

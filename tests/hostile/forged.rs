@@ -57,7 +57,7 @@ fn give_away(dir: &Path) {
 }
 
 #[test]
-fn row_21_a_forged_cache_put_in_place_of_the_real_one_shows_nothing() {
+fn row_21_a_forged_cache_in_place_of_the_real_one_shows_nothing() {
     if !is_root() || cannot_mount() {
         return;
     }

@@ -227,13 +227,13 @@ fn row_02_parents_that_are_links_are_followed_inside_the_image() {
         let told = look(layers.clone()).expect_err(what);
         assert!(told.contains("symbolic links"), "{what}: {told}");
     }
-    // A loop of lower layers is no entry's fault: nothing is hidden by it and nobody hangs.
+    // A loop of lower layers is no entry's fault: nothing is hidden by it and no reader hangs.
     look([layer().symlink("a", "b").symlink("b", "a"), layer().file("a/x", "!")]).ok();
     tried(2, table.len() + refused.len() + 2);
 }
 
 #[test]
-fn row_03_hard_links_lead_to_files_of_the_image_and_nowhere_else() {
+fn row_03_hard_links_lead_to_files_of_the_image_only() {
     let table: Vec<(&str, Vec<LayerBuilder>, &[&str])> = vec![
         ("to a file", vec![layer().file("f", "!").hard_link("h", "f")], &["f=!", "h=!"]),
         ("absolute", vec![layer().file("f", "!").hard_link("h", "/f")], &["f=!", "h=!"]),
@@ -346,7 +346,7 @@ fn row_05_devices_and_set_id_programs_are_shown_and_inert() {
     assert_eq!(&value[..length], capability);
     at.unmount();
 
-    // Whoever wants them, as a container's root directory, says so.
+    // A mount that needs them, as a container's root directory, says so.
     let output = at.try_mount(&reference, &["--wait", "-o", "allow_other,suid,dev"]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(run(&at.path), "0");
@@ -422,7 +422,7 @@ fn asking_for_a_window_of(bytes: &[u8], log: u8) -> Vec<u8> {
     frame
 }
 
-/// What does not fit the window that is allowed is told as that, also to somebody who asks for a file.
+/// What does not fit the window that is allowed is told as that, also to a reader that asks for a file.
 #[test]
 fn row_06_a_window_beyond_the_limit_is_told_as_such() {
     let mut random = Random::new(3);
@@ -451,7 +451,7 @@ fn sparse(size: u64) -> LayerBuilder {
 }
 
 #[test]
-fn row_07_numbers_of_headers_are_checked_and_faults_name_their_place() {
+fn row_07_header_numbers_are_checked_and_faults_name_the_place() {
     const FIELDS: [(&str, usize, usize); 7] = [
         ("mode", 100, 8),
         ("uid", 108, 8),

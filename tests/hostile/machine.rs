@@ -94,7 +94,7 @@ fn row_21_a_cache_that_others_can_write_is_refused() {
 }
 
 #[test]
-fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
+fn row_21_planted_files_are_neither_believed_nor_followed() {
     let image = small();
     let registry = served(&image);
     type Plant = fn(&Path, &Path);
@@ -132,7 +132,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
                 }
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
                 plant(&path, &victim);
-                // Memory is bounded, so that nobody reads a terabyte; that the command ends shows that no pipe holds it.
+                // Memory is bounded, so that no terabyte is read; that the command ends shows that no pipe holds it.
                 let output = bounded(&sandbox, ["cat", &registry.reference(NAME, "1"), "/f"]).output().unwrap();
                 let shown = format!("{what} for {}: {}", name.display(), said(&output));
                 assert!(matches!(output.status.code(), Some(0 | 1)), "{shown}");
@@ -159,7 +159,7 @@ fn row_21_what_is_planted_in_a_cache_is_neither_believed_nor_followed() {
     tried(21, inputs);
 }
 
-/// Reads while somebody writes to the cache, cuts it and puts other files in its place.
+/// Reads while another process writes to the cache, cuts it and puts other files in its place.
 fn reads_under_attack(reads: usize) {
     let mut random = Random::new(22);
     let content = random.bytes(400_000);
@@ -317,7 +317,7 @@ fn row_22_files_that_change_under_a_reader_show_no_wrong_byte() {
 
 #[test]
 #[ignore = "a minute; part of `make soak`"]
-fn row_22_files_that_change_under_a_reader_show_no_wrong_byte_in_the_long_run() {
+fn row_22_files_changed_under_a_reader_in_the_long_run() {
     reads_under_attack(100_000);
 }
 
@@ -328,7 +328,7 @@ fn as_another(path: &Path) -> Option<String> {
 }
 
 #[test]
-fn row_23_other_users_see_what_modes_allow_and_only_if_they_are_let_in() {
+fn row_23_other_users_see_what_modes_allow_if_let_in() {
     if cannot_mount() {
         return;
     }
@@ -526,14 +526,14 @@ fn row_30_the_socket_of_a_mount_is_for_its_user_alone() {
     UnixStream::connect(&socket).unwrap();
     let listing = Command::new("ls").arg(&run).uid(1000).gid(1000).output().unwrap();
     assert!(!listing.status.success());
-    // Even where somebody has opened the directory.
+    // Even where the directory was opened to others.
     std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o755)).unwrap();
     let connect = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])";
     let python = Command::new("python3").args(["-c", connect]).arg(&socket).uid(1000).gid(1000).output();
     if let Ok(output) = python {
         assert!(String::from_utf8_lossy(&output.stderr).contains("PermissionError"), "{}", said(&output));
     }
-    // Whoever connects and neither reads nor leaves, or talks nonsense, holds nobody up.
+    // A peer that connects and neither reads nor leaves, or talks nonsense, delays no other.
     let mut held: Vec<UnixStream> = (0..50).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     for stream in &mut held {
         drop(stream.write_all(b"GET / HTTP/1.1\r\n\r\n"));
@@ -758,7 +758,7 @@ fn flips_in_the_cache(count: usize) {
 }
 
 #[test]
-fn row_22_no_flipped_bit_of_the_cache_is_shown_and_all_are_healed() {
+fn row_22_flipped_bits_of_the_cache_are_healed_and_not_shown() {
     flips_in_the_cache(100);
 }
 

@@ -174,7 +174,7 @@ fn row_19_passwords_go_to_no_realm_that_is_not_trusted() {
 }
 
 #[test]
-fn row_20_a_token_is_asked_for_one_repository_and_shown_for_no_other() {
+fn row_20_a_token_is_used_for_its_repository_only() {
     let image = small();
     let registry = Registry::start(Catalog::new().image("a/one", "1", &image).image("b/two", "1", &image)).unwrap();
     let tokens = TokenService::new(TokenRules::default());
@@ -280,7 +280,7 @@ fn row_28_answers_that_are_not_what_was_asked_are_refused() {
         ("a head of 10 MiB", header("X-Padding", &"x".repeat(10 << 20))),
         ("another range", header("Content-Range", "bytes 5-6/7")),
         ("nothing new", Fault::status(304)),
-        ("a protocol nobody asked for", Fault::status(101)),
+        ("a protocol that was not asked for", Fault::status(101)),
         ("300 choices", Fault::status(300)),
     ];
     let mut told = Vec::new();
@@ -312,7 +312,7 @@ fn row_28_answers_that_are_not_what_was_asked_are_refused() {
 }
 
 #[test]
-fn row_29_a_registry_elsewhere_sends_nobody_to_this_machine_or_link() {
+fn row_29_a_remote_registry_redirects_to_no_local_address() {
     let image = small();
     let inside = Registry::start(Catalog::new().image(NAME, "1", &image)).unwrap();
     let locations = [

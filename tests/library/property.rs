@@ -65,7 +65,7 @@ fn random_images_look_as_the_model_says() {
 }
 
 #[test]
-fn entries_below_links_of_lower_layers_land_where_the_links_lead() {
+fn entries_below_links_of_lower_layers_follow_the_links() {
     (0..seeds(60)).for_each(|seed| check(seed, &Shape { through_links: true, large: 5000, ..Shape::default() }));
 }
 

@@ -290,7 +290,7 @@ fn absent_spans(cache: &Path) -> u64 {
     absent
 }
 
-/// Nothing is left that nobody knows of: no temporary file, no content without an index, and no byte of
+/// Nothing is left that is unknown: no temporary file, no content without an index, and no byte of
 /// content once it is dropped.
 fn leaks(store: &Store, cache: &Path, at: &str) {
     let names = |bucket: &str| -> Vec<String> {

@@ -37,7 +37,7 @@ async fn a_damaged_index_is_made_anew_and_never_believed() {
     damaged[9] ^= 0x10;
     std::fs::write(&index, &damaged).unwrap();
 
-    // Noticed when it is read: the layer is read again, and nobody sees an error.
+    // Noticed when it is read: the layer is read again, and no reader sees an error.
     assert_eq!(read(&*open(dir.path()).await).await.unwrap(), "content");
     assert_eq!(std::fs::read(&index).unwrap(), whole);
 
@@ -54,7 +54,7 @@ async fn a_damaged_index_is_made_anew_and_never_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_memory_of_a_damaged_index_is_served_and_what_is_not_is_an_error_while_the_layer_is_away() {
+async fn a_damaged_index_in_memory_is_served_the_rest_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let layer = (0..3000).fold(LayerBuilder::new().file("a", "content"), |layer, n| layer.file(&format!("f{n}"), "x"));
     let layer = layer.build();
@@ -82,7 +82,7 @@ async fn what_is_in_memory_of_a_damaged_index_is_served_and_what_is_not_is_an_er
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_changed_under_a_reader_that_has_verified_it_is_not_believed_again() {
+async fn content_changed_after_it_was_verified_is_verified_again() {
     let dir = tempfile::tempdir().unwrap();
     let layer = LayerBuilder::new().file("file", "content").build();
     let data = content_file(dir.path(), &layer, "data");
@@ -100,7 +100,7 @@ async fn content_changed_under_a_reader_that_has_verified_it_is_not_believed_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_process_has_evicted_itself_is_not_believed_to_be_there_again() {
+async fn what_a_process_has_evicted_is_not_believed_present() {
     const SIZE: usize = 4 << 20;
     let dir = tempfile::tempdir().unwrap();
     let content: Vec<u8> = (0..SIZE).map(|at| (at % 251 + 1) as u8).collect();
@@ -160,13 +160,13 @@ async fn read_while_it_goes(reads: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn content_that_goes_under_its_readers_and_comes_back_is_never_shown_as_a_hole() {
+async fn evicted_content_is_never_shown_as_a_hole() {
     read_while_it_goes(2_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "half a minute; part of `make soak`"]
-async fn content_that_goes_under_its_readers_and_comes_back_is_never_shown_as_a_hole_in_the_long_run() {
+async fn evicted_content_is_never_shown_as_a_hole_in_the_long_run() {
     read_while_it_goes(40_000).await;
 }
 

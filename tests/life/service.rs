@@ -165,7 +165,7 @@ fn a_service_manager_that_keeps_descriptors_keeps_the_mount() {
 }
 
 #[test]
-fn a_unit_that_waits_for_every_layer_is_ready_then_also_if_it_was_killed_before() {
+fn a_unit_that_waits_for_all_layers_is_ready_after_a_kill_too() {
     if cannot_mount() {
         return;
     }
@@ -200,7 +200,7 @@ fn what_a_service_manager_has_kept_of_another_mount_is_let_go() {
     let at = sandbox.mount_point("mnt");
     let mut manager = Manager::new(&sandbox);
 
-    // Unmounted while nobody served.
+    // Unmounted while no process served.
     kill(manager.start(&registry.reference("app", "1"), &at, &[]));
     peelfs::fuse::unmount(&at.path, peelfs::fuse::OpenFiles::Keep).unwrap();
     let second = manager.start(&registry.reference("app", "1"), &at, &[]);

@@ -152,7 +152,7 @@ fn counted(sandbox: &Sandbox, at: &MountPoint<'_>, what: &str) -> u64 {
 }
 
 #[test]
-fn two_processes_that_read_the_same_at_the_same_time_fetch_it_once() {
+fn two_processes_that_read_the_same_data_fetch_it_once() {
     if cannot_mount() {
         return;
     }
@@ -226,13 +226,13 @@ fn two_processes_with_eviction(layers: &Layers, readers: usize, length: Length) 
 }
 
 #[test]
-fn two_processes_on_a_cache_that_is_too_small_fetch_hardly_anything_twice() {
+fn two_processes_on_a_small_cache_fetch_little_twice() {
     two_processes_with_eviction(&Layers::new(4, 40, 100_000), 8, Length::Reads(100));
 }
 
 #[test]
 #[ignore = "ten minutes; part of `make soak`"]
-fn two_processes_on_a_cache_that_is_too_small_in_the_long_run() {
+fn two_processes_on_a_small_cache_in_the_long_run() {
     two_processes_with_eviction(&Layers::new(4, 400, 100_000), 32, Length::long(10));
 }
 

@@ -47,7 +47,7 @@ fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce(&dyn Fn())) -> Vec<u64> 
 }
 
 #[test]
-fn a_mount_by_tag_outlives_its_server_while_its_registry_is_away() {
+fn a_mount_by_tag_outlives_its_server_without_its_registry() {
     if cannot_mount() {
         return;
     }
@@ -66,7 +66,7 @@ fn a_mount_by_tag_outlives_its_server_while_its_registry_is_away() {
 }
 
 #[test]
-fn a_mount_outlives_its_server_while_its_registry_is_away_and_the_cache_has_lost_what_it_was_resolved_by() {
+fn a_mount_outlives_its_server_registry_and_cached_documents() {
     if cannot_mount() {
         return;
     }
@@ -174,7 +174,7 @@ fn readers_notice_nothing_of_a_killed_server() {
 }
 
 #[test]
-fn a_reader_that_waits_for_the_registry_is_served_by_the_next_process() {
+fn a_reader_that_waits_is_served_by_the_next_process() {
     if cannot_mount() {
         return;
     }

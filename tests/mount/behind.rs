@@ -81,7 +81,7 @@ async fn a_file_early_in_the_tar_is_read_before_the_layer_has_come() {
     let scene = scene(Verify::Behind, None).await;
     assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
     let attr = scene.fs.awaited(|fs| fs.walk(b"early", Last::Follow)).await.unwrap();
-    assert!(!attr.settled, "nobody may remember what is not verified");
+    assert!(!attr.settled, "what is not verified may not be cached by the kernel");
 
     scene.gate.open();
     assert_eq!(content(&scene.fs, b"late").await.unwrap(), LATE);
@@ -93,7 +93,7 @@ async fn a_file_early_in_the_tar_is_read_before_the_layer_has_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_fails_after_it_was_shown_turns_into_errors_and_nothing_is_kept() {
+async fn a_layer_that_fails_after_it_was_shown_turns_into_errors() {
     let scene = scene(Verify::Behind, Some(Fault::FlipBit { at: 3_900_000, bit: 1 })).await;
     assert_eq!(content(&scene.fs, b"early").await.unwrap(), EARLY);
 
@@ -159,7 +159,7 @@ async fn after_a_transfer_that_breaks_off(also: Option<Fault>) -> Result<Vec<u8>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_shown_before_a_transfer_broke_off_is_compared_with_what_the_layer_is() {
+async fn what_a_broken_transfer_has_shown_is_compared_with_the_layer() {
     assert_eq!(after_a_transfer_that_breaks_off(None).await.unwrap(), EARLY);
     // In the file itself, and elsewhere in what could be read.
     for at in [3 * 512, 300_000] {
@@ -170,7 +170,7 @@ async fn what_was_shown_before_a_transfer_broke_off_is_compared_with_what_the_la
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_an_image_has_no_extended_attributes_is_not_said_before_the_layer_has_come() {
+async fn absence_of_xattrs_is_not_told_before_the_layer_is_known() {
     let capable = Entry::file("late", LATE).xattr("security.capability", "any");
     let scene = scene_of([capable], Verify::Behind, None).await;
     scene.fs.awaited(|fs| fs.walk(b"early", Last::Keep)).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_whiteout_decides_nothing_before_the_layer_has_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_was_known_before_is_waited_for_where_the_layer_is_read_again() {
+async fn a_known_node_waits_for_a_layer_that_is_read_again() {
     let before = scene(Verify::Behind, None).await;
     before.gate.open();
     let late = before.fs.awaited(|fs| fs.walk(b"late", Last::Keep)).await.unwrap().node;
@@ -207,7 +207,7 @@ async fn a_node_that_was_known_before_is_waited_for_where_the_layer_is_read_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_default_policy_shows_nothing_before_the_layer_is_verified() {
+async fn by_default_nothing_is_shown_before_the_layer_is_verified() {
     let scene = scene(Verify::BeforeShowing, None).await;
     assert!(matches!(scene.fs.lookup(NodeId::ROOT, b"early"), Err(NotNow::Needs(_))));
     scene.gate.open();

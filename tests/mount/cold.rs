@@ -173,7 +173,7 @@ fn fetched_by_range(log: &[Recorded]) -> u64 {
 }
 
 #[test]
-fn a_profile_is_replayed_before_anybody_reads() {
+fn a_profile_is_replayed_before_the_first_read() {
     if cannot_mount() {
         return;
     }
@@ -215,7 +215,7 @@ fn a_profile_is_replayed_before_anybody_reads() {
 }
 
 #[test]
-fn images_that_share_a_layer_have_profiles_of_their_own_and_one_that_was_rebuilt_has_the_last() {
+fn images_that_share_a_layer_have_profiles_of_their_own() {
     if cannot_mount() {
         return;
     }
@@ -299,7 +299,7 @@ async fn time_to_read(fs: &ImageFs) -> Duration {
 }
 
 #[test]
-fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
+fn reads_of_the_start_of_a_mount_are_kept_when_it_is_over() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
@@ -324,7 +324,7 @@ fn what_is_read_at_the_start_of_a_mount_is_kept_once_that_is_over() {
 }
 
 #[test]
-fn a_cache_with_more_than_its_limit_allows_now_shrinks_under_a_mount() {
+fn a_cache_above_its_new_limit_shrinks_under_a_mount() {
     let [image, other] = [Packing::Stored, Packing::GZIP].map(image);
     let dir = tempfile::tempdir().unwrap();
     let open = |limit| Arc::new(Store::open(dir.path(), limit).unwrap());
@@ -348,7 +348,7 @@ fn a_cache_with_more_than_its_limit_allows_now_shrinks_under_a_mount() {
 }
 
 #[test]
-fn what_was_going_to_be_fetched_when_a_mount_ended_others_fetch_at_once() {
+fn what_an_ended_mount_was_to_fetch_others_fetch_at_once() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
@@ -416,7 +416,7 @@ fn reads_that_wait_for_a_source_take_no_thread_from_others() {
 }
 
 #[test]
-fn first_passes_that_wait_for_a_source_take_no_thread_from_others() {
+fn passes_that_wait_for_a_source_take_no_thread_from_others() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let [here, there] = ["a", "b"].map(|name| Arc::new(Store::open(&dir.path().join(name), None).unwrap()));
@@ -436,7 +436,7 @@ fn first_passes_that_wait_for_a_source_take_no_thread_from_others() {
 }
 
 #[test]
-fn what_the_source_of_another_mount_does_not_bring_a_mount_reads_from_its_own() {
+fn a_span_another_source_does_not_bring_comes_from_ones_own() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let shared_layers = SharedLayers::from(learnt(&image, dir.path()));
@@ -618,7 +618,7 @@ fn what_a_program_will_want_is_fetched_before_its_loader_asks() {
         prefetch_named(programs, &command).await;
         let asked: u64 = source.take_asked().into_iter().map(|(_, range)| range.end - range.start).sum();
         let whole = image.layers()[0].blob.len() as u64;
-        assert!(asked * 10 < whole * 9, "{asked} of {whole}: the other one is nobody's");
+        assert!(asked * 10 < whole * 9, "{asked} of {whole}: the other one is not wanted");
         source.hang();
         for name in ["bin/tool", "usr/lib/libone.so", "usr/lib/libtwo.so.2"] {
             let node = fs.walk(name.as_bytes(), Last::Follow).unwrap().node;

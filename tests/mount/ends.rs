@@ -1,6 +1,6 @@
 //! That nothing is left behind which no signal ends: a process whose threads hang loses its connection to the kernel.
 //!
-//! A thread hangs where the cache lies on a file system that is frozen (fsfreeze(8)): whoever writes there waits, and
+//! A thread hangs where the cache lies on a file system that is frozen (fsfreeze(8)): a thread that writes there waits, and
 //! not even SIGKILL ends that.
 
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ impl Drop for Hanging<'_> {
 }
 
 #[test]
-fn a_keeper_told_to_end_frees_readers_of_a_killed_server_that_hangs() {
+fn a_keeper_that_ends_frees_readers_of_a_hanging_server() {
     for how in [&[][..], &["--share"]] {
         let (sandbox, registry) = (Sandbox::new(), serve(&small()));
         let Some(disk) = Disk::new(&sandbox) else { return };

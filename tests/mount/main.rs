@@ -167,7 +167,7 @@ fn a_mount_shows_what_the_layers_say() {
 }
 
 #[test]
-fn a_mount_shows_what_umoci_unpacks_of_what_docker_registry_serves() {
+fn a_mount_of_docker_registry_shows_what_umoci_unpacks() {
     if cannot_mount() || ["docker-registry", "skopeo", "umoci"].into_iter().any(is_missing) {
         return;
     }
@@ -222,7 +222,7 @@ impl DockerRegistry {
             address = found.map(|rest| rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect());
             line.clear();
         }
-        // It stops when nobody reads what it says.
+        // It stops when its output is no longer read.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Self { child, address: address.expect("docker-registry says where it listens") }
     }
@@ -564,7 +564,7 @@ fn a_cached_span_that_was_damaged_is_fetched_again() {
 }
 
 #[test]
-fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
+fn a_damaged_or_missing_cache_file_costs_only_a_fetch() {
     if cannot_mount() {
         return;
     }
@@ -608,7 +608,7 @@ fn a_damaged_or_missing_cache_file_costs_a_fetch_and_nothing_else() {
 }
 
 #[test]
-fn on_known_base_layers_the_first_answer_waits_for_the_new_layer_only() {
+fn on_known_layers_the_first_answer_waits_for_the_new_one_only() {
     if cannot_mount() {
         return;
     }
@@ -636,7 +636,7 @@ fn on_known_base_layers_the_first_answer_waits_for_the_new_layer_only() {
 /// The kernel asks what the root is like before it asks for any name in there, to know who may look; so it must be
 /// known which layer describes the root.
 #[test]
-fn what_upper_layers_decide_is_shown_while_the_base_has_not_come() {
+fn what_upper_layers_decide_is_shown_before_the_base_is_known() {
     if cannot_mount() {
         return;
     }
@@ -815,7 +815,7 @@ fn of_many_that_mount_on_a_directory_at_once_one_does() {
 }
 
 #[test]
-fn a_mount_point_whose_server_hangs_is_taken_and_nobody_waits_for_it() {
+fn a_mount_point_whose_server_hangs_is_taken_without_a_wait() {
     if cannot_mount() {
         return;
     }
@@ -832,7 +832,7 @@ fn a_mount_point_whose_server_hangs_is_taken_and_nobody_waits_for_it() {
 }
 
 #[test]
-fn all_mounts_of_a_user_are_those_that_tell_of_themselves_to_him() {
+fn the_mounts_of_a_user_are_those_whose_status_it_may_read() {
     if cannot_mount() {
         return;
     }
@@ -1019,7 +1019,7 @@ fn wait_for(mut test: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_relative_path_means_the_same_in_the_background_and_in_the_next_process() {
+fn a_relative_path_means_the_same_in_every_process_of_a_mount() {
     if cannot_mount() {
         return;
     }
@@ -1127,7 +1127,7 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
 }
 
 #[test]
-fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer_and_not_where_they_may_sleep() {
+fn idle_cpus_are_kept_awake_while_reads_come_and_no_longer() {
     const WISH: &str = "/dev/cpu_dma_latency";
     if cannot_mount() {
         return;
@@ -1175,7 +1175,7 @@ fn idle_cpus_are_kept_awake_while_somebody_reads_and_no_longer_and_not_where_the
 }
 
 #[test]
-fn the_table_of_open_files_need_not_grow_while_layers_are_opened() {
+fn the_file_table_need_not_grow_while_layers_are_opened() {
     if cannot_mount() {
         return;
     }

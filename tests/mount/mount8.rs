@@ -47,7 +47,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn install_puts_helpers_where_mount_looks_and_uninstall_takes_them() {
+fn helpers_are_installed_where_mount_looks_and_uninstalled() {
     if is_missing("make") {
         return;
     }
@@ -75,7 +75,7 @@ fn install_puts_helpers_where_mount_looks_and_uninstall_takes_them() {
     assert_eq!(files(&stage), ["sbin/mount.peelfs"]);
 }
 
-/// What is installed lies over this machine's directories, in a namespace that nobody else sees.
+/// What is installed lies over this machine's directories, in a namespace of its own.
 const INSTALLED: &str = r#"
     stage=$1 image=$2 at=$3
     mount -t overlay none -o "lowerdir=$stage/sbin:$(realpath /sbin)" "$(realpath /sbin)"

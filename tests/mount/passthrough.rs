@@ -1,4 +1,4 @@
-//! `mount --passthrough`: the kernel reads large files by itself, from the cache, and nobody sees a difference.
+//! `mount --passthrough`: the kernel reads large files by itself, from the cache, and readers see no difference.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -26,7 +26,7 @@ fn content(seed: u32, length: usize) -> Vec<u8> {
     (0..length as u32).map(|at| ((at / 7).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
 }
 
-/// A program that is large: what follows its segments, nobody looks at.
+/// A program that is large: what follows its segments is never read.
 fn program() -> Vec<u8> {
     let mut bytes = std::fs::read("/bin/true").unwrap();
     bytes.resize(bytes.len() + LARGE, 0x5a);
@@ -77,7 +77,7 @@ fn own_files(sandbox: &Sandbox) -> usize {
 }
 
 #[test]
-fn large_files_are_read_without_the_server_and_small_ones_as_ever() {
+fn only_large_files_are_read_without_the_server() {
     if cannot_mount() {
         return;
     }
@@ -124,7 +124,7 @@ fn an_open_file_outlives_its_eviction() {
 }
 
 #[test]
-fn what_is_not_here_is_read_while_it_comes_and_passed_through_the_next_time() {
+fn missing_content_is_read_and_passed_through_the_next_time() {
     if cannot_mount() {
         return;
     }
@@ -222,11 +222,11 @@ fn two_mounts_read_one_file() {
     }
     // They show what that one file holds: nothing else is asked while it is open.
     let own = made.iter().find(|path| path.extension().unwrap() != "seal").unwrap();
-    File::options().write(true).open(own).unwrap().write_all_at(b"somebody else's", 100).unwrap();
+    File::options().write(true).open(own).unwrap().write_all_at(b"another file's ", 100).unwrap();
     for file in &files {
         let mut bytes = [0; 15];
         file.read_exact_at(&mut bytes, 100).unwrap();
-        assert_eq!(&bytes, b"somebody else's");
+        assert_eq!(&bytes, b"another file's ");
     }
     drop(files);
     one.unmount();
@@ -234,7 +234,7 @@ fn two_mounts_read_one_file() {
 }
 
 #[test]
-fn a_file_that_was_changed_is_found_when_it_is_opened_and_by_cache_verify() {
+fn a_changed_copy_is_found_at_its_opening_and_by_verify() {
     if cannot_mount() {
         return;
     }
@@ -264,7 +264,7 @@ fn a_file_that_was_changed_is_found_when_it_is_opened_and_by_cache_verify() {
 }
 
 #[test]
-fn a_cache_without_room_for_them_leaves_large_files_to_the_server() {
+fn without_room_for_copies_the_server_reads_large_files() {
     if cannot_mount() {
         return;
     }
@@ -325,7 +325,7 @@ fn under_load(at: &MountPoint<'_>, disturb: impl FnOnce(&dyn Fn())) -> usize {
 }
 
 #[test]
-fn readers_and_openers_notice_nothing_of_a_killed_server_or_an_upgrade() {
+fn passed_through_reads_outlive_killed_servers_and_upgrades() {
     if cannot_mount() {
         return;
     }
@@ -337,7 +337,7 @@ fn readers_and_openers_notice_nothing_of_a_killed_server_or_an_upgrade() {
         at.upgrade();
     });
     println!("{kills} kills and an upgrade, {reads} reads by {READERS}");
-    // Once nobody has them open, they are opened anew.
+    // Once they are no longer open, they are opened anew.
     assert!(read(&at.join("d/large")) == content(1, LARGE));
     at.unmount();
 }

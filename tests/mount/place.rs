@@ -321,7 +321,7 @@ fn a_mount_that_was_moved_is_still_known() {
         if how.is_empty() {
             assert!(!Path::new(&format!("/proc/{server}/fd/0")).exists(), "its process has ended");
         }
-        // Whoever ends the server ends the mount, wherever it is.
+        // Ending the server ends the mount, wherever it is.
         mount();
         assert!(sandbox.run(["umount", "--all"]).status.success());
         let state: serde_json::Value = serde_json::from_slice(&mount().stdout).unwrap();

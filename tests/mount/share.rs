@@ -59,7 +59,7 @@ fn until_ended(pid: i32) {
 }
 
 #[test]
-fn three_mounts_are_served_by_one_process_that_reads_each_layer_once() {
+fn one_process_serves_three_mounts_and_reads_a_layer_once() {
     if cannot_mount() {
         return;
     }
@@ -110,7 +110,7 @@ fn three_mounts_are_served_by_one_process_that_reads_each_layer_once() {
 }
 
 #[test]
-fn readers_on_all_mounts_notice_nothing_of_a_killed_or_upgraded_server() {
+fn readers_on_all_mounts_outlive_a_killed_or_upgraded_server() {
     if cannot_mount() {
         return;
     }
@@ -172,7 +172,7 @@ fn a_mount_that_cannot_be_is_told_as_ever_and_disturbs_no_other() {
 }
 
 /// Layers of a few hundred bytes that take long to make sense of: paths as deep as they may be over each other, and
-/// many hard links through a chain of symlinks. Whoever asks for a name of them gets it or is ended, and other mounts of
+/// many hard links through a chain of symlinks. A reader that asks for a name of them gets it or is ended, and other mounts of
 /// the process notice nothing.
 #[test]
 fn a_layer_that_takes_long_to_merge_holds_up_no_other_mount() {

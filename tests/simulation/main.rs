@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// Lets time pass, and whoever waits for it do what they have to; only what goes beyond [`STROLL`] is a leap.
+    /// Lets time pass, and tasks that wait for it do what they have to; only what goes beyond [`STROLL`] is a leap.
     async fn pass(&self, time: Duration) {
         let end = Instant::now() + time;
         self.within(time.min(STROLL), std::future::pending::<()>()).await;
@@ -423,7 +423,7 @@ impl World {
     async fn step(&mut self, number: u64) {
         self.random = Random::new(self.seed.wrapping_mul(0x1_0000_0001).wrapping_add(number << 20));
         let Some(at) = self.process().await else {
-            // The source is in trouble, and nobody can begin.
+            // The source is in trouble, and no reader can begin.
             if self.random.chance(20) {
                 self.calm().await;
             }
@@ -582,16 +582,16 @@ const COUNTED: &str = "counted: ";
 const PROCESSES: usize = 3;
 /// Between two looks at whether threads are done.
 const LOOK: Duration = Duration::from_micros(50);
-/// Looks at which nothing has happened and nobody is busy, before time passes.
+/// Looks at which nothing has happened and no task is busy, before time passes.
 const QUIET_LOOKS: u32 = 2;
 /// How far time goes on when nothing happens: at first, and at most.
 const SHORTEST_STRIDE: Duration = Duration::from_millis(1);
 const LONGEST_STRIDE: Duration = Duration::from_secs(5);
 /// Whatever may end in an error has to end in this time.
 const ENDLESS: Duration = Duration::from_secs(600);
-/// Time that passes in steps, longer than anybody pauses between tries.
+/// Time that passes in steps, longer than any pause between tries.
 const STROLL: Duration = Duration::from_secs(70);
-/// After so long somebody who would wait for ever is sent away.
+/// After so long a reader that would wait for ever is sent away.
 const INTERRUPTED: Duration = Duration::from_secs(100);
 /// So many damages to its indexes a process mends for certain.
 const MENDED: u32 = 8;

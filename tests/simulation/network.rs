@@ -1,4 +1,4 @@
-//! The network of a simulation: one image, and everything that can be wrong between it and whoever reads it.
+//! The network of a simulation: one image, and everything that can be wrong between it and its readers.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 pub(crate) enum Trouble {
     /// Connections are refused.
     Down,
-    /// Nobody answers.
+    /// No answer comes.
     Hangs,
     /// Bodies end after so many bytes.
     Cuts(u64),
@@ -182,7 +182,7 @@ impl BlobSource for Connection {
         })
     }
 
-    // What a tag names is what the registry says: nobody can tell whether that is a lie.
+    // What a tag names is what the registry says: whether that is a lie cannot be told.
     fn root(&self) -> BoxFuture<'_, Result<(Descriptor, Untrusted<Bytes>), SourceError>> {
         Box::pin(async {
             let root = self.head().await?;
@@ -323,6 +323,6 @@ const PIECE: usize = 7919;
 /// Until a server that does not answer is given up.
 const SILENCE: Duration = Duration::from_secs(20);
 const TRIES: u32 = 6;
-/// So long after a trouble, somebody may still be told of it: what failed is tried again after 32 seconds, or when a
+/// So long after a trouble, a reader may still be told of it: what failed is tried again after 32 seconds, or when a
 /// server that did not answer has been given up.
 const AFTERMATH: Duration = Duration::from_secs(60);

@@ -36,7 +36,7 @@ impl Threads {
         builder.enable_time().start_paused(true).on_thread_start(begin).on_thread_stop(end).build().unwrap()
     }
 
-    /// Whether one of them does something, and does not wait for somebody else, or is only about to begin.
+    /// Whether one of them does something, and does not wait for another, or is only about to begin.
     pub(crate) fn are_busy(&self) -> bool {
         let is_busy = |stat: &File| {
             let mut text = [0; 64];

@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_described_later_keeps_its_children_and_takes_the_metadata() {
+    fn a_directory_described_later_keeps_its_children() {
         let tree = tree(&Tar::default().file("a/b", b"").dir("a").end()).unwrap();
         let entry = tree.entry(at(&tree, "a"));
         assert_eq!((entry.mode(), entry.flags(), entry.mtime().seconds), (0o700, Flags::default(), 100));

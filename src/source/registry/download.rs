@@ -533,14 +533,14 @@ mod tests {
     }
 
     #[test]
-    fn none_is_tried_before_the_one_that_had_to_go_has_ended_its_part() {
+    fn no_copy_is_made_before_the_evicted_one_is_gone() {
         let going = [(1000, 2), (2000, 2)];
         assert_eq!(over(&going).allowed, 0);
         assert_eq!(over(&[&going[..], &[(1000, 1), (1000, 1)]].concat()).allowed, 1);
     }
 
     #[test]
-    fn nobody_in_need_has_one_connection() {
+    fn a_layer_without_waiting_readers_has_one_connection() {
         let mut lanes = Lanes { allowed: 3, ..Lanes::default() };
         for stretch in 0..20 {
             lanes.waited(0, stretch * STRETCH, STRETCH / 10, u64::from(stretch) * 1000);

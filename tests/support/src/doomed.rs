@@ -107,7 +107,7 @@ impl Doomed {
         self.history.lock().unwrap().push(done);
     }
 
-    /// Lets a loss of power do what it may do to the files below `root`, once nobody uses them.
+    /// Lets a loss of power do what it may do to the files below `root`, once they are no longer used.
     pub fn lose(&self, loss: Loss, root: &Path) {
         let mut random = self.random.lock().unwrap().clone();
         let history = self.history.lock().unwrap();

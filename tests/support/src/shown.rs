@@ -52,7 +52,7 @@ impl MemorySource {
         *self.flipped.lock().unwrap() = bit;
     }
 
-    /// From now on nobody who asks for a layer is answered.
+    /// From now on no request for a layer is answered.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
     }

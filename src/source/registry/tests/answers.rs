@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn redirects_carry_no_credentials_and_are_remembered_till_they_expire() {
+async fn redirects_carry_no_credentials_and_last_until_they_expire() {
     let bytes = content();
     let served = bytes.clone();
     let expired = Arc::new(AtomicUsize::new(0));
@@ -258,7 +258,7 @@ async fn schema_1_comes_with_a_hint() {
 }
 
 #[tokio::test]
-async fn a_manifest_of_another_kind_or_size_than_its_descriptor_is_refused() {
+async fn a_manifest_that_contradicts_its_descriptor_is_refused() {
     let server = Scripted::start(|_| Said::new(200, &[("Content-Type", OCI)], MANIFEST));
     let bench = bench(&server, None);
     let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());

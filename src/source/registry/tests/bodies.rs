@@ -75,7 +75,7 @@ async fn a_server_that_falls_silent_is_asked_again() {
 
 /// A timer may go off a little late, and what came with the head has been waited for no longer than that.
 #[tokio::test]
-async fn a_server_that_sends_much_at_once_and_falls_silent_is_asked_again() {
+async fn a_server_that_falls_silent_after_a_burst_is_asked_again() {
     let bytes = content();
     let served = bytes.clone();
     let server = Scripted::start(move |asked| match asked.range() {
@@ -265,7 +265,7 @@ async fn documents_that_were_encoded_on_the_way_are_decoded() {
 
 /// Storage that has the blob, and refuses a part of it in its own way.
 #[tokio::test]
-async fn where_ranges_are_refused_the_whole_blob_is_taken_once_and_for_all() {
+async fn where_ranges_are_refused_the_whole_blob_is_fetched_once() {
     let bytes = content();
     for (status, tries) in [(400, 1), (403, 1), (405, 1), (416, 1), (418, 1), (501, 1), (500, 2), (503, 2)] {
         let served = bytes.clone();
@@ -329,7 +329,7 @@ async fn trouble_that_passes_leaves_ranges_as_they_were() {
 }
 
 #[tokio::test]
-async fn an_empty_range_asks_nothing_and_an_impossible_one_is_an_error() {
+async fn an_empty_range_asks_nothing_an_impossible_one_is_an_error() {
     let server = Scripted::start(|_| Said::new(500, &[], ""));
     let bench = bench(&server, None);
     let blob = blob(&content());

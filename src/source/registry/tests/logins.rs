@@ -105,7 +105,7 @@ async fn a_refused_login_says_who_and_what() {
 }
 
 #[tokio::test]
-async fn a_fresh_token_that_is_refused_is_not_fetched_again_with_the_same_credentials() {
+async fn a_refused_fresh_token_is_not_fetched_again_by_the_same_login() {
     let server = token_registry(|_| false);
     let bench = bench(&server, Some(ALICE));
     let Err(SourceError::Denied { said, .. }) = bench.source.root().await else { panic!() };
