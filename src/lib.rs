@@ -26,7 +26,7 @@
 //!
 //! | floor | knows | modules |
 //! |---|---|---|
-//! | 5 host | mounts: what is asked for, their life, the kernel | [`host`], [`fuse`] |
+//! | 5 host | mounts: what is asked for, their life, the kernel | [`host`], [`fuse`], [`erofs`] |
 //! | 4 image | one image as a file system | [`image`] |
 //! | 3 content | how to make bytes present | [`content`] |
 //! | 2 knowledge | what a layer and a tree look like, what is read next | [`layer`], [`overlay`], [`predict`] |
@@ -38,6 +38,7 @@ pub mod content;
 pub mod descriptor;
 pub mod digest;
 pub mod documents;
+pub mod erofs;
 pub mod fuse;
 pub mod host;
 pub mod image;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 19] = [
+const FLOORS: [(&str, u8); 20] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
@@ -24,6 +24,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("predict", 2),
     ("content", 3),
     ("image", 4),
+    ("erofs", 5),
     ("fuse", 5),
     ("host", 5),
 ];
@@ -140,7 +141,7 @@ fn predictors_are_pure() {
 }
 
 /// Rooms whose files import each other in one direction only. The file of a room's own name (`mod.rs`) uses all others.
-const ROOMS: [&str; 4] = ["content", "host", "image", "predict"];
+const ROOMS: [&str; 3] = ["content", "image", "predict"];
 
 #[test]
 fn files_of_a_room_import_in_one_direction() {

@@ -18,8 +18,13 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use super::spec::{ImageSpec, MountSpec};
+use super::status;
 use crate::fuse::mounts::MountPoint;
 use crate::fuse::{Target, mounts};
+use crate::image::Network;
+use crate::reference::{Place, Reference};
+use crate::source::registry::RegistryOptions;
 
 /// What a server needs while its mount is there.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -87,6 +92,48 @@ impl Covers {
 }
 
 impl Need {
+    /// All that a mount needs, and those that are there beside it.
+    pub(super) fn of(spec: &MountSpec) -> Vec<Self> {
+        let ImageSpec { reference, access, cache, .. } = &spec.image;
+        let mut needs = Self::of_cache(&cache.dir);
+        needs.extend(spec.log.clone().map(Self::Log));
+        // Where there is no directory for it, no mount tells of itself.
+        let runtime = status::directory().ok();
+        needs.extend(runtime.clone().map(Self::Runtime));
+        needs.extend(Self::of_source(reference));
+        if matches!(reference.place(), Place::Registry(_)) && access.network == Network::Allowed {
+            needs.extend(access.surroundings.login_files(access.authfile.as_deref()).into_iter().map(Self::Logins));
+            let certs = RegistryOptions::new(access.surroundings.clone()).certs_dirs;
+            needs.extend(access.ca.iter().cloned().chain(certs).map(Self::Certificates));
+        }
+        needs.extend(runtime.iter().flat_map(|runtime| of_other_mounts(runtime, &spec.at)));
+        needs
+    }
+
+    /// The files that the image itself is in.
+    fn of_source(reference: &Reference) -> Vec<Self> {
+        let exists = |path: &Path| path.exists();
+        match reference.place() {
+            Place::Registry(_) => Vec::new(),
+            Place::Layout(name) => {
+                let layout = name.reading(exists).path;
+                // Each of these may be a symlink.
+                let parts = ["index.json", "blobs", "blobs/sha256", "blobs/sha512"].map(|part| layout.join(part));
+                let parts = parts.into_iter().filter(|part| exists(part));
+                std::iter::once(layout.clone()).chain(parts).map(Self::Layout).collect()
+            }
+            Place::Directory(directory) => vec![Self::Layout(directory.clone())],
+            Place::OciArchive(name) | Place::DockerArchive(name) => vec![Self::Archive(name.reading(exists).path)],
+        }
+    }
+
+    /// The cache, and parts of it that are elsewhere.
+    fn of_cache(cache: &Path) -> Vec<Self> {
+        let entries = std::fs::read_dir(cache).into_iter().flatten().flatten();
+        let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+        std::iter::once(cache.to_owned()).chain(links.map(|entry| entry.path())).map(Self::Cache).collect()
+    }
+
     fn is_cache(&self) -> bool {
         match self {
             Self::OfMount(need, _) => need.is_cache(),
@@ -122,6 +169,17 @@ impl fmt::Display for Need {
             Self::OfMount(need, at) => write!(f, "{need}, of the mount on `{}`", at.display()),
         }
     }
+}
+
+/// What the mounts that tell of themselves in `directory` need, except one at `at`.
+fn of_other_mounts(directory: &Path, at: &Path) -> Vec<Need> {
+    let mut needs = Vec::new();
+    for state in status::all(directory).into_iter().filter(|state| state.at != at) {
+        let source = state.reference.parse().map(|reference| Need::of_source(&reference)).unwrap_or_default();
+        let own = source.into_iter().chain([Need::Cache(state.cache)]).chain(state.log.map(Need::Log));
+        needs.extend(own.map(|need| Need::OfMount(Box::new(need), state.at.clone())));
+    }
+    needs
 }
 
 /// Refuses to mount on `target`, which the user calls `typed`, if that covers one of `needs`.
@@ -339,6 +397,17 @@ mod tests {
         ] {
             assert_eq!(tree.cache(at, cache), wanted, "a mount on {at}, with the cache {cache}");
         }
+    }
+
+    #[test]
+    fn a_directory_of_a_layout_without_blobs_may_be_mounted_on() {
+        let tree = Tree::new();
+        std::fs::create_dir_all(tree.path("b/blobs/sha256")).unwrap();
+        std::fs::create_dir_all(tree.path("b/mnt")).unwrap();
+        let reference: Reference = format!("oci:{}:1", tree.path("b").display()).parse().unwrap();
+        let refused = |at: &str| Need::of_source(&reference).into_iter().any(|need| tree.said(at, need).is_some());
+        assert!(!refused("b/mnt") && !refused("a"));
+        assert!(refused("b") && refused("b/blobs") && refused("b/blobs/sha256") && refused("."));
     }
 
     #[test]

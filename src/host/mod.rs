@@ -25,7 +25,6 @@ mod inherited;
 pub mod keeper;
 mod mount;
 pub mod mount_point;
-mod needs;
 pub mod open;
 pub mod piped;
 pub mod probe;

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cover;
+use super::cover::{self, Need};
 use super::error::HostError;
 use super::spec::MountSpec;
-use super::{Progress, needs, probe, status};
+use super::{Progress, probe, status};
 use crate::fuse::{self, MountError, MountPlace, OpenFiles, Target, mounts};
 
 /// The directory to mount on, absolute, and fit for it; a mount on it whose process is gone is cleared.
@@ -43,6 +43,6 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
 /// [`HostError`]
 pub fn hold(spec: &MountSpec, typed: &Path) -> Result<Target, HostError> {
     let target = Target::open(&spec.at)?;
-    cover::check(&target, typed, &needs::of(spec))?;
+    cover::check(&target, typed, &Need::of(spec))?;
     Ok(target)
 }

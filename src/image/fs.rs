@@ -687,7 +687,7 @@ pub(super) fn not_now(unknown: Unknown) -> NotNow {
     }
 }
 
-fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
+pub(super) fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
     unusable(number, Arc::new(cause))
 }
 

@@ -10,6 +10,7 @@ pub mod plan;
 mod programs;
 mod read;
 pub mod tree;
+mod whole;
 mod work;
 
 use std::sync::Arc;

@@ -333,6 +333,18 @@ impl Content {
         fcntl(&opened.map, FcntlArg::F_OFD_SETLK(&byte))
     }
 
+    /// The file of decoded bytes; `None` where the content is kept in memory.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn data_file(&self) -> Result<Option<File>, StoreError> {
+        let opened = self.open()?;
+        if opened.in_memory {
+            return Ok(None);
+        }
+        opened.data.try_clone().map(Some).map_err(StoreError::io("open", &self.paths.data))
+    }
+
     /// How many spans there are, present or not.
     pub fn spans(&self) -> u32 {
         self.spans

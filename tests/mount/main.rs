@@ -10,6 +10,7 @@ mod cold;
 mod ends;
 mod handles;
 mod identity;
+mod kernel;
 mod mount8;
 mod passthrough;
 mod place;
@@ -36,6 +37,11 @@ use support::random::{self, Random, Shape};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 use support::shown::{self, MemorySource};
 use support::walk::{self, Compare};
+
+/// How many seeds a test of random images tries: `PEELFS_SEEDS`, or a few.
+fn seeds(few: u64) -> u64 {
+    std::env::var("PEELFS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
+}
 
 /// Layers with everything that layers can have, base first.
 fn everything() -> Vec<Vec<Entry>> {

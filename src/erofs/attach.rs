@@ -1,0 +1,180 @@
+//! Mounting: the kernel is given an image and the files of its layers, and shows them from then on by itself.
+//!
+//! The files are given by descriptor, so what was verified is what is mounted, whatever their names lead to by now.
+//!
+//! A mount of EROFS shows the path of its image as its source, which would say nothing. So the image gets a name that says
+//! it, `peelfs:REFERENCE`, on a file system in memory that is mounted nowhere, and is gone when the mount is made.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+
+/// What an image is shown from.
+#[derive(Debug)]
+pub struct Files {
+    /// The image.
+    pub image: File,
+    /// The files of its layers, in the order of its devices.
+    pub devices: Vec<File>,
+}
+
+/// How it is mounted.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// What is mounted, as the table of mounts names it.
+    pub reference: String,
+    /// Set-user-id programs work.
+    pub suid: bool,
+    /// Device nodes work.
+    pub dev: bool,
+    /// Programs do not run.
+    pub noexec: bool,
+}
+
+/// Why the kernel does not show an image.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// This process may not mount.
+    #[error("only root may mount EROFS")]
+    NotAllowed,
+    /// The kernel has no EROFS.
+    #[error("this kernel has no EROFS")]
+    NoErofs,
+    /// The kernel has EROFS, and does not mount it from files.
+    #[error("this kernel does not mount EROFS from files, as Linux 6.12 and later do where they are built to")]
+    NotFromFiles,
+    /// The kernel refuses this image.
+    #[error("the kernel does not take the image{}", if said.is_empty() { String::new() } else { format!(" ({said})") })]
+    Refused {
+        /// What it says of it.
+        said: String,
+        /// The error.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// Mounts an image on a directory that is held by descriptor.
+///
+/// # Errors
+/// [`AttachError`]; nothing is mounted then.
+pub fn attach(target: impl AsFd, files: &Files, terms: &Terms) -> Result<(), AttachError> {
+    let target = target.as_fd();
+    // In a thread of its own, whose working directory is its own: the source is a path from there.
+    std::thread::scope(|scope| scope.spawn(|| attach_here(target, files, terms)).join())
+        .unwrap_or_else(|_| Err(refused("")(Errno::IO)))
+}
+
+fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(), AttachError> {
+    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
+        Errno::PERM => AttachError::NotAllowed,
+        Errno::NODEV => AttachError::NoErofs,
+        errno => refused("")(errno),
+    })?;
+    let names = Names::make(&terms.reference, &files.image).map_err(refused("naming it"))?;
+    nix::sched::unshare(CloneFlags::CLONE_FS).map_err(|errno| refused("")(Errno::from_raw_os_error(errno as i32)))?;
+    rustix::process::fchdir(&names.root).map_err(refused("naming it"))?;
+    let configure = || {
+        rustix::mount::fsconfig_set_string(&context, "source", &names.source)?;
+        for device in &files.devices {
+            rustix::mount::fsconfig_set_string(&context, "device", by_descriptor(device))?;
+        }
+        rustix::mount::fsconfig_set_flag(&context, "ro")?;
+        rustix::mount::fsconfig_create(&context)
+    };
+    configure().map_err(|errno| match errno {
+        // What is no block device is no file either, for kernels that do not mount files.
+        Errno::NOTBLK => AttachError::NotFromFiles,
+        errno => refused(&said(&context))(errno),
+    })?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !terms.suid);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, !terms.dev);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, terms.noexec);
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(""))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&mount, "", target, "", flags).map_err(refused(""))
+}
+
+/// The name of the image.
+struct Names {
+    /// Where it is, mounted nowhere.
+    root: OwnedFd,
+    /// The path of the image from there.
+    source: String,
+}
+
+impl Names {
+    fn make(reference: &str, image: &File) -> Result<Self, Errno> {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(&context)?;
+        let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let source = source_of(reference);
+        let mut path = String::new();
+        let mut parts = source.split('/').filter(|part| !part.is_empty()).peekable();
+        while let Some(part) = parts.next() {
+            path.push_str(part);
+            if parts.peek().is_none() {
+                rustix::fs::symlinkat(by_descriptor(image), &root, &path)?;
+            } else {
+                rustix::fs::mkdirat(&root, &path, Mode::RWXU)?;
+                path.push('/');
+            }
+        }
+        Ok(Self { root, source })
+    }
+}
+
+/// What the table of mounts has for a source: a relative path, too.
+fn source_of(reference: &str) -> String {
+    let source = format!("{SOURCE}{reference}");
+    let fits = |part: &str| part.len() <= 255 && !matches!(part, "." | "..");
+    let is_path = source.len() < 4096 && !source.ends_with('/') && !source.contains('\0');
+    if is_path && source.split('/').all(fits) { source } else { format!("{SOURCE}image") }
+}
+
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// What the kernel says of a mount that it refuses, on one line.
+fn said(context: &OwnedFd) -> String {
+    let mut lines = Vec::new();
+    let mut buf = [0; 1024];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buf[..]) {
+        let line = String::from_utf8_lossy(&buf[..length]);
+        lines.push(line.trim_start_matches(['e', 'w', 'i', ' ']).trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+fn refused(said: &str) -> impl FnOnce(Errno) -> AttachError {
+    let said = said.to_owned();
+    move |errno| AttachError::Refused { said, cause: errno.into() }
+}
+
+/// How the sources of these mounts begin.
+pub const SOURCE: &str = "peelfs:";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_names_the_image_and_is_a_path() {
+        for (reference, wanted) in [
+            ("docker.io/library/python:3.12", "peelfs:docker.io/library/python:3.12"),
+            ("oci:/images/app:1", "peelfs:oci:/images/app:1"),
+            ("oci:/a/../app:1", "peelfs:image"),
+            ("oci:/images/", "peelfs:image"),
+        ] {
+            assert_eq!(source_of(reference), wanted);
+        }
+        assert_eq!(source_of(&"x".repeat(300)), "peelfs:image");
+    }
+}

@@ -1,0 +1,63 @@
+//! What is asked of an image as a whole, by what writes it down in another form.
+
+use std::sync::Arc;
+
+use super::fs::{ImageFs, Now, damaged, not_now};
+use crate::content::LayerReader;
+use crate::layer::{DataExtent, Kind};
+use crate::offsets::FileOffset;
+use crate::overlay::{LayerNo, NodeId};
+
+impl ImageFs {
+    /// How many layers the image has.
+    pub fn layer_count(&self) -> u16 {
+        self.overlay.layer_count()
+    }
+
+    /// A layer that is known now, as this mount reads it.
+    pub fn layer(&self, number: LayerNo) -> Option<Arc<LayerReader>> {
+        self.known_content(number)
+    }
+
+    /// Calls `each` for the runs of a file that have bytes, in order; the layer that they are in.
+    ///
+    /// # Errors
+    /// [`NotNow`](super::NotNow)
+    pub fn runs(&self, node: NodeId, mut each: impl FnMut(DataExtent)) -> Now<LayerNo> {
+        let (number, id) = self.carrier(node, Kind::File)?;
+        let index = self.overlay.index(number).map_err(not_now)?;
+        let unreadable = |cause| damaged(number, cause);
+        let entry = index.entry(id).map_err(unreadable)?;
+        match entry.data() {
+            Some(decoded) if entry.size() > 0 => each(DataExtent { file: FileOffset(0), decoded, len: entry.size() }),
+            Some(_) => {}
+            None => {
+                let (_, runs) = index.runs(id).map_err(unreadable)?;
+                for run in runs {
+                    each(run.map_err(unreadable)?);
+                }
+            }
+        }
+        Ok(number)
+    }
+
+    /// A node's extended attributes, sorted by name.
+    ///
+    /// # Errors
+    /// [`NotNow`](super::NotNow)
+    pub fn xattrs(&self, node: NodeId) -> Now<Vec<(Vec<u8>, Vec<u8>)>> {
+        let Some((number, id)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(Vec::new()) };
+        let index = self.overlay.index(number).map_err(not_now)?;
+        let unreadable = |cause| damaged(number, cause);
+        if !index.entry(id).map_err(unreadable)?.has_xattrs() {
+            return Ok(Vec::new());
+        }
+        let mut all = Vec::new();
+        for name in index.xattr_names(id).map_err(unreadable)? {
+            if let Some(value) = index.xattr(id, &name).map_err(unreadable)? {
+                all.push((name, value));
+            }
+        }
+        Ok(all)
+    }
+}
