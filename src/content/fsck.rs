@@ -40,7 +40,7 @@ impl CheckedLayer {
 pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreError> {
     let mut found = CheckedLayer::default();
     let Some(index) = store.index(blob) else { return Ok(found) };
-    let opened = LayerIndex::open_sized(index.file, index.size).and_then(|index| {
+    let opened = LayerIndex::open(index).and_then(|index| {
         index.check_all()?;
         if index.proof().blob == *blob { Ok(index) } else { Err(IndexError::NotAnIndex) }
     });

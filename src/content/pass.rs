@@ -185,6 +185,7 @@ impl FirstPass {
         partial: Option<&Arc<PartialLayer>>,
         others: Others,
     ) -> Result<Arc<LayerIndex>, PassError> {
+        let _place = schedule.place().await;
         loop {
             let least = u32::from(others == Others::StandStill);
             let lock = Arc::new(self.admitted(source, store, progress, schedule, least).await?);
@@ -516,7 +517,7 @@ enum NotStored {
 pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
     let file = store.index(&blob.digest)?;
     let dropper = store.index_dropper(&blob.digest, &file);
-    match LayerIndex::open_sized(file.file, file.size) {
+    match LayerIndex::open(file) {
         Ok(index) => {
             let proof = index.proof();
             if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {

@@ -11,8 +11,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
+
+use crate::store::descriptor_limit;
 
 /// The first passes of a process, which share a link.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct PassScheduler {
     link: watch::Sender<Urgent>,
     /// How many layers are waited for.
     urgent: AtomicUsize,
+    /// As many may run at a time as there are descriptors for.
+    places: Semaphore,
 }
 
 /// The first pass over one layer, among the others.
@@ -57,7 +61,7 @@ impl PassScheduler {
     /// No passes yet.
     pub fn new() -> Arc<Self> {
         let link = watch::Sender::new(Urgent { starved: 0, progressed: Instant::now() });
-        Arc::new(Self { link, urgent: AtomicUsize::new(0) })
+        Arc::new(Self { link, urgent: AtomicUsize::new(0), places: Semaphore::new(passes_at_once()) })
     }
 }
 
@@ -83,6 +87,12 @@ impl ScheduledPass {
     /// Whether a reader waits for this layer.
     pub fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed)
+    }
+
+    /// Waits until there are descriptors for one more pass.
+    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.scheduler.places.acquire().await.ok()
     }
 
     pub(super) fn take(&self) -> Lease<'_> {
@@ -191,6 +201,16 @@ impl Drop for Lease<'_> {
     }
 }
 
+/// How many first passes this process has descriptors for.
+pub fn passes_at_once() -> usize {
+    (descriptor_limit().saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// A pass has up to this many files and connections open: a lock, an index, two files of content, one of them twice, and
+/// a stream.
+const DESCRIPTORS: usize = 8;
+/// What a process has open beside passes, at the least.
+const OTHER_DESCRIPTORS: usize = 40;
 /// Added to the nice value: nine tenths of the CPU then go to other threads.
 const YIELDS: i32 = 10;
 /// The lowest priority, as setpriority(2) has it.

@@ -1,6 +1,6 @@
 //! The layers of one process, however many of its mounts show them.
 //!
-//! Mounts that share a layer have one copy of its index in memory, one pair of open files, one record of what was
+//! Mounts that share a layer have one copy of its index in memory, one pair of files, one record of what was
 //! verified, and one first pass; what one of them fetches the others do not fetch again. They do not share the source:
 //! each mount reads from its own place with its own credentials, and gets what another one has read as it would get it
 //! from the store.

@@ -8,9 +8,9 @@
 use std::io::{self, Read, Write};
 
 use crate::digest::Digest;
-use crate::layer::{IndexError, LayerIndex};
+use crate::layer::{IndexError, LayerIndex, ReadAt};
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::store::{IndexFile, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// Why indexes could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +64,16 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&u32::try_from(layers.len()).unwrap_or(u32::MAX).to_le_bytes())?;
-    for (layer, IndexFile { file, size: length, .. }) in layers.iter().zip(files) {
+    for (layer, file) in layers.iter().zip(files) {
         let name = layer.to_string();
         out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
         out.write_all(name.as_bytes())?;
-        out.write_all(&length.to_le_bytes())?;
-        if io::copy(&mut file.take(length), out)? != length {
-            return Err(missing(layer));
+        out.write_all(&file.size().to_le_bytes())?;
+        let mut room = vec![0; PIECE.min(file.size()) as usize];
+        for at in (0..file.size()).step_by(PIECE as usize) {
+            let piece = &mut room[..PIECE.min(file.size() - at) as usize];
+            file.read_exact_at(piece, at)?;
+            out.write_all(piece)?;
         }
     }
     Ok(())
@@ -104,7 +107,7 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, T
             return Err(TransferError::NotAnExport { why: "it is cut short" });
         }
         check(new.file().try_clone()?, &layer).map_err(|cause| TransferError::Index { layer: layer.clone(), cause })?;
-        if store.index(&layer).is_some_and(|known| check(known.file, &layer).is_ok()) {
+        if store.index(&layer).is_some_and(|known| check(known, &layer).is_ok()) {
             imported.known += 1;
         } else {
             new.publish()?;
@@ -125,7 +128,7 @@ fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
 }
 
 /// Whether the pages are whole, the layer the right one, and the spans one after the other.
-fn check(file: std::fs::File, layer: &Digest) -> Result<(), IndexError> {
+fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<(), IndexError> {
     let index = LayerIndex::open(file)?;
     index.check_all()?;
     if index.proof().blob != *layer {
@@ -145,5 +148,7 @@ fn check(file: std::fs::File, layer: &Digest) -> Result<(), IndexError> {
     Ok(())
 }
 
+/// Bytes of an index copied at a time.
+const PIECE: u64 = 1 << 20;
 const MAGIC: &[u8; 8] = b"PEELIDXS";
 const VERSION: u32 = 1;

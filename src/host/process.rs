@@ -7,7 +7,8 @@ use super::error::HostError;
 
 /// A runtime, as many open files as this process may have, and no core dumps.
 ///
-/// Each layer keeps three files open, and the usual limit of 1024 is there for programs that use select(2).
+/// Files of layers are opened once where there are enough descriptors, and the usual limit of 1024 is there for programs
+/// that use select(2).
 /// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
 /// program, where a limit of zero is ignored (core(5)).
 ///

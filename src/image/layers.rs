@@ -178,7 +178,7 @@ impl Layers {
             shared_layers,
             scope: Arc::default(),
             running: Mutex::new(0),
-            at_once: cores + 1,
+            at_once: (cores + 1).min(content::passes_at_once()),
             eagerness,
             verify,
             disowned: Mutex::default(),

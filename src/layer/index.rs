@@ -164,14 +164,6 @@ impl LayerIndex {
     /// [`IndexError`] if it is none, damaged at its end, or of another version.
     pub fn open(source: impl ReadAt + 'static) -> Result<Self, IndexError> {
         let size = source.size().map_err(unread)?;
-        Self::open_sized(source, size)
-    }
-
-    /// As [`LayerIndex::open`], of a source of `size` bytes.
-    ///
-    /// # Errors
-    /// As [`LayerIndex::open`].
-    pub fn open_sized(source: impl ReadAt + 'static, size: u64) -> Result<Self, IndexError> {
         let footer_at = size.checked_sub(FOOTER as u64).ok_or(IndexError::NotAnIndex)?;
         // Most page tables are read along with the footer.
         let tail_at = size.saturating_sub(TAIL as u64);

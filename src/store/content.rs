@@ -16,7 +16,8 @@ use std::num::NonZeroU8;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -25,6 +26,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::ReadWriteFlags;
 
 use super::files::Files;
+use super::open_files::{InUse, Pool, Pooled};
 use super::{NewFile, StoreError, identity};
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
@@ -54,7 +56,9 @@ impl Generation {
 pub struct Content {
     files: Files,
     /// Open once something is asked: most layers of a mount are never read.
-    opened: OnceLock<Opened>,
+    opened: Pooled<Opened>,
+    /// Whether it is noted as used.
+    noted: AtomicBool,
     paths: ContentPaths,
     decoded_size: u64,
     spans: u32,
@@ -88,6 +92,14 @@ struct Opened {
     in_memory: bool,
 }
 
+impl Pool for Opened {
+    const COUNT: usize = 2;
+
+    fn can_be_reopened(&self) -> bool {
+        !self.in_memory
+    }
+}
+
 /// A layer's content while its first pass writes it.
 #[derive(Debug)]
 pub struct NewContent {
@@ -99,28 +111,32 @@ pub struct NewContent {
 impl Content {
     /// The content at `paths`, neither of which is opened yet.
     pub(super) fn new(files: Files, paths: ContentPaths, decoded_size: u64, spans: u32) -> Self {
-        Self { files, opened: OnceLock::new(), paths, decoded_size, spans, changing: Mutex::new(()) }
+        let opened = files.pool.place();
+        Self { files, opened, noted: AtomicBool::new(true), paths, decoded_size, spans, changing: Mutex::new(()) }
+    }
+
+    /// The same, noted as used when it is first opened.
+    pub(super) fn when_wanted(self) -> Self {
+        Self { noted: AtomicBool::new(false), ..self }
     }
 
     /// The same, with its files open.
     pub(super) fn opened(self) -> Result<Self, StoreError> {
-        self.opened.set(self.open_somewhere()?).expect("it is new");
+        self.open()?;
         Ok(self)
     }
 
-    fn open(&self) -> Result<&Opened, StoreError> {
-        if let Some(opened) = self.opened.get() {
-            return Ok(opened);
-        }
-        // One thread does it, or each of two would have its own memory.
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = self.opened.get() {
-            return Ok(opened);
-        }
-        let opened = self.open_somewhere()?;
-        // Used now, for the order of eviction; only that depends on it.
-        let _ = opened.files.touch(&opened.map, &self.paths.data);
-        Ok(self.opened.get_or_init(|| opened))
+    /// The files. That they are others than the last time, as when they were removed, is found by comparing what they
+    /// hold.
+    fn open(&self) -> Result<InUse<'_, Opened>, StoreError> {
+        self.opened.get(|| {
+            let opened = self.open_somewhere()?;
+            if !self.noted.swap(true, Ordering::Relaxed) {
+                // Used now, for the order of eviction; only that depends on it.
+                let _ = opened.files.touch(&opened.map, &self.paths.data);
+            }
+            Ok(opened)
+        })
     }
 
     /// Opens the files; where the disk has no place for them, some of the content is kept in memory.
@@ -168,13 +184,18 @@ impl Content {
             Ok(file)
         };
         let failed = |cause: io::Error| StoreError::io("keep in memory", &self.paths.data)(cause);
+        // It stays open.
+        if !self.files.pool.has_room_for(Opened::COUNT) {
+            return Err(failed(Errno::EMFILE.into()));
+        }
         let (data, map) = (file(self.decoded_size).map_err(failed)?, file(self.spans.into()).map_err(failed)?);
         Ok(Opened { files: self.files.unwatched(), data, map, in_memory: true })
     }
 
     /// How many bytes too many are kept in memory, where that is the only place.
     pub fn too_much_in_memory(&self) -> Option<u64> {
-        self.open().ok()?.in_memory.then(|| self.disk_bytes().saturating_sub(IN_MEMORY))
+        let in_memory = self.open().ok()?.in_memory;
+        in_memory.then(|| self.disk_bytes().saturating_sub(IN_MEMORY))
     }
 
     /// The generation of a span on disk; `None` while it is absent.
@@ -278,13 +299,13 @@ impl Content {
     /// # Errors
     /// [`StoreError::Io`], as when the disk is full; the span stays absent.
     pub fn fill(&self, span: SpanId, at: DecodedOffset, verified: &[u8]) -> Result<(), StoreError> {
-        let _changing = self.lock()?;
+        let opened = self.open()?;
+        let _changing = self.lock(&opened)?;
         let before = self.byte(span);
-        self.mark(span, before & !PRESENT)?;
-        let Opened { files, data, .. } = self.open()?;
-        let written = files.write_all_at(data, &self.paths.data, verified, at.0);
+        self.mark(&opened, span, before & !PRESENT)?;
+        let written = opened.files.write_all_at(&opened.data, &self.paths.data, verified, at.0);
         written.map_err(StoreError::io("write", &self.paths.data))?;
-        self.mark(span, Generation::after(before).get())
+        self.mark(&opened, span, Generation::after(before).get())
     }
 
     /// Makes a span absent: first for every reader, then on disk.
@@ -292,11 +313,11 @@ impl Content {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn evict(&self, span: SpanId, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
-        let _changing = self.lock()?;
-        self.mark(span, self.byte(span) & !PRESENT)?;
+        let opened = self.open()?;
+        let _changing = self.lock(&opened)?;
+        self.mark(&opened, span, self.byte(span) & !PRESENT)?;
         let length = decoded.end - decoded.start;
-        let Opened { files, data, .. } = self.open()?;
-        let punched = files.punch_hole(data, &self.paths.data, decoded.start.0, length);
+        let punched = opened.files.punch_hole(&opened.data, &self.paths.data, decoded.start.0, length);
         punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
     }
 
@@ -309,13 +330,19 @@ impl Content {
     /// Tries to become the process that fetches a span; `false` while another one is at it.
     ///
     /// What a process has claimed it gives back with [`Content::unclaim`], or by ending. Threads of one process
-    /// settle this among themselves. Where the file system has no such locks, any may.
+    /// settle this among themselves. Where the file system has no such locks, or a process has too few descriptors to
+    /// keep the files open, every process may.
     pub fn claim(&self, span: SpanId) -> bool {
-        !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES))
+        let claimed = !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES));
+        if claimed {
+            self.opened.pin();
+        }
+        claimed
     }
 
     /// Ends the claim to a span.
     pub fn unclaim(&self, span: SpanId) {
+        self.opened.unpin();
         // It fails only where claiming does.
         let _ = self.lock_byte(span, libc::F_UNLCK);
     }
@@ -399,16 +426,14 @@ impl Content {
         read.map_err(StoreError::io("read the presence map of", &self.paths.data))
     }
 
-    fn lock(&self) -> Result<Changing<'_>, StoreError> {
-        let Opened { files, map, .. } = self.open()?;
+    fn lock<'a>(&'a self, Opened { files, map, .. }: &'a Opened) -> Result<Changing<'a>, StoreError> {
         let thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let locked = files.lock(map, &self.paths.data);
         locked.map_err(StoreError::io("lock the presence map of", &self.paths.data))?;
         Ok(Changing { map, _thread: thread })
     }
 
-    fn mark(&self, span: SpanId, byte: u8) -> Result<(), StoreError> {
-        let Opened { files, map, .. } = self.open()?;
+    fn mark(&self, Opened { files, map, .. }: &Opened, span: SpanId, byte: u8) -> Result<(), StoreError> {
         let marked = files.write_all_at(map, &self.paths.data, &[byte], span.0.into());
         marked.map_err(StoreError::io("write the presence map of", &self.paths.data))
     }

@@ -92,7 +92,7 @@ impl Store {
                 });
                 if bucket == INDEX {
                     layer.index += found.disk_bytes();
-                    layer.held = self.is_held(path);
+                    layer.held = self.marks.is_marked(&layer.digest);
                 } else {
                     layer.content += found.disk_bytes();
                 }
@@ -211,15 +211,10 @@ impl Store {
 
     /// Removes the index of a layer, and what is left of its content, unless a process holds it.
     fn drop_unused_index(&self, blob: &Digest) -> bool {
-        let path = self.path(INDEX, blob);
-        let Ok(file) = self.files.open_read(&path) else { return false };
-        // Held until it is removed, so that no process begins to use it meanwhile.
-        if matches!(self.files.try_lock(&file, &path), Err(std::fs::TryLockError::WouldBlock)) {
-            return false;
-        }
+        let Some(_unused) = self.marks.unused(blob) else { return false };
         self.drop_index(blob);
-        drop(file);
-        self.drop_content(blob)
+        self.remove_content(blob);
+        true
     }
 
     /// Removes the content of a layer that no process holds; how many bytes that gave back, or `None` when
@@ -286,44 +281,38 @@ impl Store {
         Ok(freed)
     }
 
+    /// Removes the content of a layer, unless a process uses it.
     fn drop_content(&self, blob: &Digest) -> bool {
-        if self.is_held(&self.path(INDEX, blob)) {
-            return false;
+        let unused = self.marks.unused(blob);
+        if unused.is_some() {
+            self.remove_content(blob);
         }
+        unused.is_some()
+    }
+
+    /// Removes the content of a layer, which is kept from use meanwhile.
+    fn remove_content(&self, blob: &Digest) {
         let mut contents = std::collections::BTreeSet::new();
         self.each_of(CONTENT, blob, &mut |path, _| {
             contents.extend(ContentPaths::of(path));
         });
         for ContentPaths { data, map } in contents {
             let _held = MapInPlace::hold(&self.files, &map);
-            // A process that opens the content holds the index before.
-            if self.is_held(&self.path(INDEX, blob)) {
-                return false;
-            }
             // In this order: a map alone takes no room, and says nothing without its data.
             self.files.remove(&data);
             self.files.remove(&map);
         }
         self.drop_passthrough_copies(blob);
-        true
     }
 
     /// Every file of a bucket that is named by this blob.
     pub(super) fn each_of(&self, bucket: &str, blob: &Digest, seen: &mut dyn FnMut(&Path, &Found)) {
         let dir = self.root.join(bucket).join(blob.algorithm().name());
         // A directory that cannot be listed holds nothing that could be used.
-        let _ = self.files.each(&dir, &mut |path, found| {
-            if digest_of(path).as_ref() == Some(blob) {
-                seen(path, found);
-            }
-        });
-    }
-
-    /// Whether a process has the layer index at `path` open (it holds a shared lock while it does).
-    fn is_held(&self, path: &Path) -> bool {
-        self.files
-            .open_read(path)
-            .is_ok_and(|file| matches!(self.files.try_lock(&file, path), Err(std::fs::TryLockError::WouldBlock)))
+        let listed = self.files.list_some(&dir, |name| name.starts_with(blob.hex().as_bytes())).unwrap_or_default();
+        for (path, found) in listed.iter().filter(|(path, _)| digest_of(path).as_ref() == Some(blob)) {
+            seen(path, found);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::StoreError;
+use super::open_files::OpenFiles;
 use crate::sync::lock;
 
 /// What is done to a cache directory, just before it is done.
@@ -69,11 +70,19 @@ pub(super) struct Files {
     told: Arc<AtomicBool>,
     /// When a lock was waited for in vain.
     lost_patience: Arc<Mutex<Option<Instant>>>,
+    pub(super) pool: OpenFiles,
 }
 
 impl Files {
     pub(super) fn new(root: &Path, disk: Option<Arc<dyn Disk>>) -> Self {
-        Self { root: root.into(), held: Arc::default(), disk, told: Arc::default(), lost_patience: Arc::default() }
+        Self {
+            root: root.into(),
+            held: Arc::default(),
+            disk,
+            told: Arc::default(),
+            lost_patience: Arc::default(),
+            pool: OpenFiles::default(),
+        }
     }
 
     /// The same, for files that are in no directory.
@@ -112,6 +121,15 @@ impl Files {
 
     /// What is in a directory, without what is gone when it is looked at; nothing, if there is no directory.
     pub(super) fn list(&self, dir: &Path) -> Result<Vec<(PathBuf, Found)>, StoreError> {
+        self.list_some(dir, |_| true)
+    }
+
+    /// As [`Files::list`], of names that are `wanted`.
+    pub(super) fn list_some(
+        &self,
+        dir: &Path,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<(PathBuf, Found)>, StoreError> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = match self.at(dir, |at, path| rustix::fs::openat(at, path, flags, Mode::empty())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -119,7 +137,7 @@ impl Files {
         };
         let listed = Dir::read_from(&opened).map_err(|error| StoreError::io("list", dir)(error.into()))?;
         let names = listed.flatten().map(|entry| entry.file_name().to_bytes().to_vec());
-        let names = names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec);
+        let names = names.filter(|name| name != b"." && name != b".." && wanted(name)).map(OsString::from_vec);
         let found = |name: OsString| {
             let stat = rustix::fs::statat(&opened, Path::new(&name), AtFlags::SYMLINK_NOFOLLOW).ok()?;
             Some((dir.join(name), Found(stat)))
@@ -162,7 +180,14 @@ impl Files {
 
     fn open(&self, path: &Path, how: OFlags) -> Result<(File, Metadata), StoreError> {
         let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let opened = self.at(path, |at, path| rustix::fs::openat(at, path, flags, PRIVATE));
+        let open = || self.at(path, |at, path| rustix::fs::openat(at, path, flags, PRIVATE));
+        let opened = open().or_else(|error| match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE) => {
+                self.pool.give_way();
+                open()
+            }
+            _ => Err(error),
+        });
         let file = File::from(opened.map_err(StoreError::io("open", path))?);
         let found = file.metadata().map_err(StoreError::io("read", path))?;
         let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
@@ -343,9 +368,9 @@ impl Files {
         file.try_lock()
     }
 
-    pub(super) fn try_lock_shared(&self, file: &File, path: &Path) -> Result<(), TryLockError> {
-        self.before(Effect::Lock(path)).map_err(TryLockError::Error)?;
-        file.try_lock_shared()
+    /// Tells that a part of a file is about to be locked.
+    pub(super) fn announce_lock(&self, path: &Path) -> io::Result<()> {
+        self.before(Effect::Lock(path))
     }
 
     /// Sets a file's modification time to now.

@@ -10,6 +10,7 @@
 //!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
 //!   whole-v2/ALG/HEX.DIFF.ENTRY   a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
 //!   lock-v1/ALG/HEX[.RANK]    held while a process makes that layer's first pass, see [`PassLock`]
+//!   lock-v1/in-use            a locked byte for each layer that a process uses
 //!   tmp/                      files on their way in
 //! ```
 //!
@@ -26,6 +27,9 @@ mod check;
 mod content;
 mod evict;
 mod files;
+mod in_use;
+mod index_file;
+mod open_files;
 mod pass_lock;
 mod passthrough_copy;
 
@@ -35,7 +39,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
@@ -47,12 +51,15 @@ pub use content::{Content, Generation, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
 pub use files::{Disk, Effect};
+use in_use::Marks;
+pub use index_file::IndexFile;
+pub use open_files::descriptor_limit;
 pub use pass_lock::{PassLock, PassNote};
 pub use passthrough_copy::{PassthroughCopy, Stamp};
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
-use crate::sync::lock;
+
 use crate::trust::Untrusted;
 
 /// Which layer something is kept of.
@@ -73,18 +80,9 @@ pub struct Store {
     serial: AtomicU64,
     /// Bytes kept since the limit was last looked at.
     unlooked: AtomicU64,
+    marks: Arc<Marks>,
     /// Indexes that were found damaged and cannot be removed, by device and inode.
     spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
-}
-
-/// A layer index of the store, open for reading.
-#[derive(Debug)]
-pub struct IndexFile {
-    /// Its bytes.
-    pub file: File,
-    /// How many there are.
-    pub size: u64,
-    identity: (u64, u64),
 }
 
 /// What a tag named when a registry was last asked.
@@ -196,6 +194,7 @@ impl Store {
         Self {
             root: root.to_owned(),
             limit,
+            marks: Marks::new(&files, root.join(LOCK).join("in-use")),
             files,
             serial: AtomicU64::new(0),
             unlooked: AtomicU64::new(0),
@@ -320,69 +319,17 @@ impl Store {
         new.publish()
     }
 
-    /// The layer index of a blob, open for reading, and held: a shared lock keeps it from eviction
-    /// for as long as the file is open.
-    pub fn index(&self, blob: &Digest) -> Option<IndexFile> {
-        let path = self.path(INDEX, blob);
-        let (file, found) = self.files.open_found(&path).ok()?;
-        let index = IndexFile { file, identity: identity(&found), size: found.len() };
-        if lock(&self.spoilt).contains(&index.identity) {
-            return None;
-        }
-        // A lock that cannot be had (a file system without locks) only makes eviction less polite; one that is not
-        // free is held by a process that looks whether the layer is in use.
-        for _ in 0..LOOKS_AT_LOCKS {
-            match self.files.try_lock_shared(&index.file, &path) {
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK),
-                Ok(()) | Err(TryLockError::Error(_)) => break,
-            }
-        }
-        Some(index)
-    }
-
-    /// Begins to write a layer index.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]
-    pub fn new_index(&self, blob: &Digest) -> Result<NewFile, StoreError> {
-        self.new_file(self.path(INDEX, blob))
-    }
-
-    /// Forgets a layer index that turned out to be damaged.
-    pub fn drop_index(&self, blob: &Digest) {
-        self.files.remove(&self.path(INDEX, blob));
-    }
-
-    /// Forgets, when it is called, the layer index that is open as `file`, also where it cannot be removed; one
-    /// that has taken its place since stays.
-    pub fn index_dropper(&self, blob: &Digest, file: &IndexFile) -> impl Fn() + Send + Sync + 'static {
-        let (path, opened, once) = (self.path(INDEX, blob), file.identity, Once::new());
-        let (files, spoilt) = (self.files.clone(), Arc::clone(&self.spoilt));
-        move || {
-            once.call_once(|| {
-                tracing::warn!(path = %path.display(), "a cached layer index is damaged; the layer will be read again");
-                let still_there = || files.look(&path).is_ok_and(|found| found.identity() == opened);
-                if still_there() {
-                    files.remove(&path);
-                }
-                if still_there() {
-                    lock(&spoilt).insert(opened);
-                }
-            });
-        }
-    }
-
     /// Opens a layer's content, making it empty when it is not here, and in memory where the disk takes no file.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn content(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
-        self.content_when_wanted(layer, decoded_size, spans).opened()
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).opened()
     }
 
     /// As [`Store::content`], opened when something of it is wanted. The layer counts as used from then on.
     pub fn content_when_wanted(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
-        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans)
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).when_wanted()
     }
 
     /// Begins to write a layer's whole content, as a first pass does.
@@ -518,9 +465,6 @@ const LOCK: &str = "lock-v1";
 const TMP: &str = "tmp";
 /// Larger than any profile that is kept, in bytes.
 pub(crate) const PROFILE_LIMIT: u64 = 16 << 20;
-/// How often it is tried to lock what another process has locked to look at it, and the pauses between.
-const LOOKS_AT_LOCKS: usize = 100;
-const LOCK_LOOK: std::time::Duration = std::time::Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
@@ -648,33 +592,6 @@ mod tests {
         assert!(store.drop_unused_content(&digest).is_some());
         assert_eq!(halves.seen.load(Ordering::Relaxed), 6);
         assert_eq!(halves.open.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn an_index_that_is_looked_at_is_held_all_the_same() {
-        /// Locks an index for a moment, just before another process does.
-        #[derive(Debug, Default)]
-        struct Looks(Mutex<Option<std::fs::File>>);
-
-        impl Disk for Looks {
-            fn before(&self, effect: Effect<'_>) -> io::Result<()> {
-                let Effect::Lock(path) = effect else { return Ok(()) };
-                // Every second time it lets go.
-                let mut looking = lock(&self.0);
-                if looking.take().is_none() {
-                    let file = std::fs::File::open(path)?;
-                    file.lock()?;
-                    *looking = Some(file);
-                }
-                Ok(())
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("cache");
-        let digest = Digest::of(Algorithm::Sha256, b"x");
-        store(&dir).new_index(&digest).unwrap().publish().unwrap();
-        let held = Store::open_watched(&path, None, Arc::new(Looks::default())).unwrap().index(&digest);
-        assert!(held.is_some() && store(&dir).usage().unwrap().layers[0].held);
     }
 
     #[test]

@@ -221,7 +221,7 @@ const EVERYTHING: [(&str, &str); 10] = [
     ("sync", "whole"),
     ("rename", "index content whole document tag profile"),
     ("remove", "index content whole document tag profile tmp"),
-    ("lock", "tmp index content lock"),
+    ("lock", "tmp content lock"),
     ("touch", "content"),
 ];
 

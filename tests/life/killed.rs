@@ -138,7 +138,7 @@ fn half_written(store: &Store, image: &Image) -> u64 {
     let mut count = 0;
     for layer in image.layers() {
         let Some(file) = store.index(&layer.digest) else { continue };
-        let index = LayerIndex::open_sized(file.file, file.size).unwrap();
+        let index = LayerIndex::open(file).unwrap();
         let name = LayerName { blob: &layer.digest, diff_id: &layer.diff_id };
         let content = store.content(name, index.proof().decoded_size, index.span_count()).unwrap();
         for number in index.spans().iter().filter(|number| content.generation(*number).is_none()) {

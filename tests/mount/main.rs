@@ -7,6 +7,7 @@
 
 mod behind;
 mod cold;
+mod descriptors;
 mod ends;
 mod handles;
 mod identity;
