@@ -246,6 +246,11 @@ impl ImageFs {
         Ok(())
     }
 
+    /// Waits until the uppermost layer is known, with all that it needs of those below.
+    pub(super) async fn uppermost_known(&self) -> Result<(), FsError> {
+        self.know_whole(self.overlay.uppermost()).await
+    }
+
     /// A node by name.
     ///
     /// # Errors
@@ -362,12 +367,19 @@ impl ImageFs {
     /// # Errors
     /// [`NotNow`]
     pub fn all_xattr_names(&self) -> Now<Option<BTreeSet<Vec<u8>>>> {
-        let layers = || (0..self.overlay.layer_count()).map(LayerNo);
-        if let Some(unknown) = layers().find(|number| !self.overlay.knows(*number)) {
+        self.xattr_names_in((0..self.overlay.layer_count()).map(LayerNo))
+    }
+
+    /// As [`ImageFs::all_xattr_names`], of some layers.
+    pub(super) fn xattr_names_in(
+        &self,
+        layers: impl Iterator<Item = LayerNo> + Clone,
+    ) -> Now<Option<BTreeSet<Vec<u8>>>> {
+        if let Some(unknown) = layers.clone().find(|number| !self.overlay.knows(*number)) {
             return Err(NotNow::Needs(unknown));
         }
         let (mut all, mut left) = (BTreeSet::new(), XATTRS_LOOKED_AT);
-        for number in layers() {
+        for number in layers {
             let index = self.overlay.index(number).map_err(not_now)?;
             match index.all_xattr_names(&mut left).map_err(|cause| damaged(number, cause))? {
                 Some(names) => all.extend(names),
@@ -606,8 +618,13 @@ impl ImageFs {
 
     /// Entries of all layers that are known, and decoded bytes of those.
     pub fn totals(&self) -> (u64, u64) {
+        self.totals_in((0..self.overlay.layer_count()).map(LayerNo))
+    }
+
+    /// As [`ImageFs::totals`], of some layers.
+    pub(super) fn totals_in(&self, layers: impl Iterator<Item = LayerNo>) -> (u64, u64) {
         let mut totals = (0, 0);
-        for number in (0..self.overlay.layer_count()).map(LayerNo) {
+        for number in layers {
             if let Some(content) = self.layers.known(number) {
                 totals.0 += u64::from(content.index().len());
                 totals.1 += content.index().proof().decoded_size;

@@ -25,11 +25,16 @@ pub struct Identity {
 impl Identity {
     /// The identity of an image of these layers, base first.
     pub fn new(layers: &[PlannedLayer]) -> Self {
-        Self::of(layers.iter().map(|layer| &layer.diff_id))
+        Self::of("", layers.iter().map(|layer| &layer.diff_id))
     }
 
-    fn of<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Self {
-        let (mut chain, mut layers) = (String::new(), Vec::new());
+    /// The identity of the uppermost one of these layers, shown alone.
+    pub fn of_layer(layers: &[PlannedLayer]) -> Self {
+        Self::of("uppermost\n", layers.iter().map(|layer| &layer.diff_id))
+    }
+
+    fn of<'a>(view: &str, diff_ids: impl IntoIterator<Item = &'a Digest>) -> Self {
+        let (mut chain, mut layers) = (view.to_owned(), Vec::new());
         for diff_id in diff_ids {
             layers.push(after_mtime(diff_id));
             chain.push_str(&diff_id.to_string());
@@ -114,7 +119,7 @@ mod tests {
 
     #[test]
     fn inode_numbers_differ_and_are_small() {
-        let image = Identity::of([&digest("a"), &digest("b"), &digest("c")]);
+        let image = Identity::of("", [&digest("a"), &digest("b"), &digest("c")]);
         assert_eq!(image.inode(NodeId::ROOT), 1);
         let mut seen = HashSet::from([1]);
         for layer in 0..3 {
@@ -125,15 +130,15 @@ mod tests {
             }
         }
         let thousand: Vec<Digest> = (0..1000).map(|layer| digest(&layer.to_string())).collect();
-        let deep = Identity::of(&thousand);
+        let deep = Identity::of("", &thousand);
         assert!(deep.inode(file(999, 4_000_000)) <= u64::from(u32::MAX));
         assert!(deep.inode(file(999, u32::MAX)) > u64::from(u32::MAX));
     }
 
     #[test]
     fn a_file_looks_changed_if_its_layer_is_another() {
-        let before = Identity::of([&digest("base"), &digest("app 1")]);
-        let after = Identity::of([&digest("base"), &digest("app 2")]);
+        let before = Identity::of("", [&digest("base"), &digest("app 1")]);
+        let after = Identity::of("", [&digest("base"), &digest("app 2")]);
         let changed = |layer, kind| {
             let attr = attr(file(layer, 7), kind, (0, 0));
             (before.changed(&attr), after.changed(&attr))
@@ -150,16 +155,25 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_alone_looks_changed_from_its_image() {
+        let [a, b] = [digest("a"), digest("b")];
+        let (image, layer) = (Identity::of("", [&a, &b]), Identity::of("uppermost\n", [&a, &b]));
+        assert_ne!(image.generation(), layer.generation());
+        let root = attr(NodeId::ROOT, Kind::Directory, (0, 0));
+        assert_ne!(image.changed(&root).seconds, layer.changed(&root).seconds);
+    }
+
+    #[test]
     fn the_order_of_layers_counts() {
         let [a, b] = [digest("a"), digest("b")];
-        assert_ne!(Identity::of([&a, &b]).generation(), Identity::of([&b, &a]).generation());
-        assert_ne!(Identity::of([&a]).generation(), Identity::of([&a, &a]).generation());
+        assert_ne!(Identity::of("", [&a, &b]).generation(), Identity::of("", [&b, &a]).generation());
+        assert_ne!(Identity::of("", [&a]).generation(), Identity::of("", [&a, &a]).generation());
     }
 
     proptest! {
         #[test]
         fn a_change_is_after_the_mtime_and_within_a_day(content: String, seconds: i64, nanos in 0_u32..1_000_000_000) {
-            let image = Identity::of([&digest(&content)]);
+            let image = Identity::of("", [&digest(&content)]);
             let attr = attr(file(0, 1), Kind::File, (seconds, nanos));
             let changed = image.changed(&attr);
             prop_assert!(changed.nanos < 1_000_000_000);

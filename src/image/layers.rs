@@ -29,6 +29,8 @@ use crate::sync::lock;
 pub enum Eagerness {
     /// Right away, behind those that are needed.
     Background,
+    /// The uppermost one right away; it alone is shown, and those below are read when it needs them.
+    Uppermost,
     /// Never.
     OnDemand,
 }
@@ -245,7 +247,13 @@ impl Layers {
             State::Ready(content) => Some(Arc::clone(content)),
             _ => None,
         };
-        self.slots.iter().filter_map(known).collect()
+        self.slots.iter().filter(|slot| self.is_shown(slot)).filter_map(known).collect()
+    }
+
+    /// Whether anything is done for a layer before it is needed.
+    fn is_shown(&self, slot: &Arc<Slot>) -> bool {
+        let uppermost = || self.slot_of.last().is_some_and(|last| Arc::ptr_eq(&self.slots[*last], slot));
+        self.eagerness != Eagerness::Uppermost || uppermost()
     }
 
     /// The content of a layer, if it is known now.
@@ -374,9 +382,13 @@ impl Layers {
         }
     }
 
-    /// The state of each layer, base first.
+    /// The state of each layer that is shown, and of those below that are needed and not ready; base first.
     pub fn status(&self) -> Vec<LayerStatus> {
-        self.slot_of.iter().map(|slot| self.slots[*slot].status()).collect()
+        let slots = self.slot_of.iter().map(|slot| &self.slots[*slot]);
+        let matter = |slot: &&Arc<Slot>| {
+            self.is_shown(slot) || matches!(*slot.state.borrow(), State::Running | State::Failed { .. })
+        };
+        slots.filter(matter).map(|slot| slot.status()).collect()
     }
 
     /// Bytes of blobs to be read by first passes, and bytes read so far.
@@ -384,6 +396,9 @@ impl Layers {
         let mut total = 0;
         let mut received = 0;
         for slot in &self.slots {
+            if matches!(*slot.state.borrow(), State::Idle) && !self.is_shown(slot) {
+                continue;
+            }
             let got = slot.shared.progress.received.load(Ordering::Relaxed);
             if got > 0 || !matches!(*slot.state.borrow(), State::Ready(_)) {
                 total += slot.pass.blob.size;
@@ -460,7 +475,7 @@ impl Layers {
             return;
         }
         while *lock(&self.running) < self.at_once {
-            let idle = |slot: &&Arc<Slot>| matches!(*slot.state.borrow(), State::Idle);
+            let idle = |slot: &&Arc<Slot>| matches!(*slot.state.borrow(), State::Idle) && self.is_shown(slot);
             let Some(next) = self.slots.iter().filter(idle).min_by_key(|slot| slot.urgency()) else { return };
             self.start(&Arc::clone(next));
         }

@@ -5,6 +5,7 @@ mod chain;
 pub mod fs;
 pub mod identity;
 mod image_tree;
+mod layer_fs;
 pub mod layers;
 pub mod plan;
 mod programs;
@@ -20,12 +21,14 @@ pub use apart::{Apart, briefly};
 pub use chain::chain;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
+pub use layer_fs::{LayerFs, OpaqueMark};
 pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
 pub use plan::{Documents, Fit, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 
+use crate::overlay::LayerNo;
 use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
 
@@ -40,12 +43,55 @@ pub fn open(
     eagerness: Eagerness,
     verify: Verify,
 ) -> Arc<ImageFs> {
-    let count = u16::try_from(plan.layers.len()).expect("a parsed manifest has at most 1000 layers");
-    let size = plan.layers.iter().map(|layer| layer.blob.size).sum();
-    let shared_layers = shared_layers.into();
+    let of = Part { layers: &plan.layers, size: blob_sizes(&plan.layers), identity: Identity::new(&plan.layers) };
+    open_part(plan, of, source, shared_layers.into(), limits, eagerness, verify)
+}
+
+/// Shows one layer of `plan` alone, as overlayfs would hold it in a lower directory whose opaque directories have `marks`.
+/// Layers below it are read when it needs them; as [`open`] otherwise.
+pub fn open_layer(
+    plan: &Plan,
+    (layer, marks): (LayerNo, OpaqueMark),
+    source: Arc<dyn BlobSource>,
+    shared_layers: impl Into<SharedLayers>,
+    limits: &Limits,
+    eagerness: Eagerness,
+    verify: Verify,
+) -> Arc<LayerFs> {
+    let layers = &plan.layers[..=usize::from(layer.0)];
+    let size = blob_sizes(&layers[usize::from(layer.0)..]);
+    let of = Part { layers, size, identity: Identity::of_layer(layers) };
+    let eagerness = if eagerness == Eagerness::Background { Eagerness::Uppermost } else { eagerness };
+    let fs = open_part(plan, of, source, shared_layers.into(), limits, eagerness, verify);
+    Arc::new(LayerFs::new(fs, marks))
+}
+
+/// The layers of an image up to one, and what of them is shown.
+struct Part<'a> {
+    layers: &'a [PlannedLayer],
+    /// Bytes of the blobs that are shown.
+    size: u64,
+    identity: Identity,
+}
+
+fn blob_sizes(layers: &[PlannedLayer]) -> u64 {
+    layers.iter().map(|layer| layer.blob.size).sum()
+}
+
+fn open_part(
+    plan: &Plan,
+    of: Part<'_>,
+    source: Arc<dyn BlobSource>,
+    shared_layers: SharedLayers,
+    limits: &Limits,
+    eagerness: Eagerness,
+    verify: Verify,
+) -> Arc<ImageFs> {
+    let Part { layers: planned, size, identity } = of;
+    let count = u16::try_from(planned.len()).expect("a parsed manifest has at most 1000 layers");
     let store = Arc::clone(shared_layers.store());
     let source = Arc::new(Inlined::before(source));
-    let layers = Layers::open(&plan.manifest.digest, &plan.layers, source, shared_layers, limits, eagerness, verify);
+    let layers = Layers::open(&plan.manifest.digest, planned, source, shared_layers, limits, eagerness, verify);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
         // The first reads of the image go before.
@@ -58,9 +104,9 @@ pub fn open(
             tracing::debug!(%error, "cannot look for leftovers of ended processes in the cache");
         }
     });
-    let fs = ImageFs::new(Arc::clone(&layers), count, size, Identity::new(&plan.layers));
+    let fs = ImageFs::new(Arc::clone(&layers), count, size, identity);
     if verify == Verify::Behind {
-        for number in (0..count).map(crate::overlay::LayerNo) {
+        for number in (0..count).map(LayerNo) {
             let shown = Arc::downgrade(&fs);
             let settle = move |whole: Option<&_>| shown.upgrade().is_some_and(|fs| fs.settle(number, whole));
             tokio::spawn(layers.watch(number, settle));

@@ -84,6 +84,21 @@ impl Overlay {
         Ok(names)
     }
 
+    /// How many names that one layer gives these inodes lead to `node` in the merged tree.
+    pub(super) fn names_within(&self, number: LayerNo, inodes: &[EntryId], node: NodeId) -> Result<u32, Unknown> {
+        let layer = self.layer(number)?;
+        let mut names = Vec::new();
+        for inode in inodes {
+            names.extend(layer.names_of(number, *inode)?.into_iter().map(|name| (number, name)));
+        }
+        let mut count = 0;
+        self.each_name(node, &names, &mut |_, _| {
+            count += 1;
+            true
+        })?;
+        Ok(count)
+    }
+
     /// Calls `each` for the directory and name of those of `names` that lead to `node` in the merged tree, until it
     /// returns `false`.
     fn each_name(

@@ -15,6 +15,7 @@ mod below;
 mod dir;
 mod links;
 mod list;
+mod lower;
 mod node;
 mod prepare;
 mod steps;
@@ -32,6 +33,7 @@ use lru::LruCache;
 
 pub use dir::Dir;
 pub use list::Listed;
+pub use lower::Held;
 pub use node::{LayerNo, NodeAttr, NodeId};
 pub use prepare::MergeError;
 pub use steps::within;
@@ -182,7 +184,11 @@ impl Overlay {
 
     /// As [`Overlay::lookup`], also for names that are never shown: hard links may lead to them.
     fn find(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
-        let mut place = 0;
+        self.find_from(dir, 0, name)
+    }
+
+    /// As [`Overlay::find`], without the uppermost `place` layers that take part in `dir`.
+    fn find_from(&self, dir: &Arc<Dir>, mut place: usize, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
         // The uppermost directory of this name that only whiteouts lead through.
         let mut passed = None;
         while let Some(part) = self.part(dir, place)? {

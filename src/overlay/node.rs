@@ -4,13 +4,13 @@ use std::num::NonZeroU64;
 
 use crate::layer::{Entry, EntryId, Kind};
 
-/// A layer's position in its image; 0 is the base.
+/// A layer's position in its image; 0 is the base. People are shown numbers from 1 on.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LayerNo(pub u16);
 
 impl std::fmt::Display for LayerNo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        (u32::from(self.0) + 1).fmt(f)
     }
 }
 
@@ -99,6 +99,11 @@ impl NodeAttr {
             device: entry.device().map_or((0, 0), |device| (device.major, device.minor)),
             settled: true,
         }
+    }
+
+    /// As which overlayfs stores that a name is gone: a character device without numbers, that no process may open.
+    pub(crate) fn whiteout(node: NodeId) -> Self {
+        Self { kind: Kind::CharDevice, mode: 0, size: 0, blocks: 0, ..Self::implied_dir(node) }
     }
 
     /// A directory that no layer describes: some layer only has something inside it.

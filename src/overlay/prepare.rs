@@ -28,7 +28,7 @@ pub(super) struct Prepared {
     pub(super) index: Arc<LayerIndex>,
     /// Hard links to lower layers' files, and the nodes they name; those whose target is missing are not here.
     pub(super) lower_links: HashMap<EntryId, NodeId>,
-    /// The same the other way around.
+    /// The same the other way around, in order.
     pub(super) links_to: HashMap<NodeId, Vec<EntryId>>,
     /// The names of each inode that has several; made when one of them is first asked for.
     pub(super) names: OnceLock<HashMap<EntryId, Vec<EntryId>>>,
@@ -144,6 +144,7 @@ impl Prepared {
         for (link, node) in &lower_links {
             self.links_to.entry(*node).or_default().push(*link);
         }
+        self.links_to.values_mut().for_each(|links| links.sort_unstable());
         Self { lower_links, ..self }
     }
 }

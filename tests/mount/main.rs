@@ -12,6 +12,7 @@ mod ends;
 mod handles;
 mod identity;
 mod kernel;
+mod layers;
 mod mount8;
 mod passthrough;
 mod place;

@@ -1,0 +1,316 @@
+//! One layer of an image alone, as a lower directory of the kernel's overlayfs holds it.
+//!
+//! [`overlay`](crate::overlay::Held) says which names that has and what they are. Here it becomes a [`Tree`], over the same
+//! engine as the image: layers below are opened only where the layer means something over them. What the
+//! layer itself has of attributes by which overlayfs is steered is not shown: an image must not decide how it is stacked.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use super::fs::{DirEntry, FsError, ImageFs, NotNow, Now, not_now};
+use super::tree::{Answer, KernelContent, ReadNow, SeekTo, Totals, Tree};
+use crate::layer::{Contents, Kind, Timestamp};
+use crate::offsets::FileOffset;
+use crate::overlay::{Held, Listed, NodeAttr, NodeId};
+
+/// The uppermost layer of an image that is cut off above it.
+pub struct LayerFs {
+    fs: Arc<ImageFs>,
+    marks: OpaqueMark,
+}
+
+/// By which attribute overlayfs knows an opaque directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OpaqueMark {
+    /// `trusted.overlay.opaque`: of an overlay that the machine's root mounts.
+    Trusted,
+    /// `user.overlay.opaque`: of an overlay in a user namespace, or with the option `userxattr`.
+    User,
+}
+
+impl OpaqueMark {
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.opaque",
+            Self::User => b"user.overlay.opaque",
+        }
+    }
+}
+
+impl LayerFs {
+    /// The uppermost layer of `fs`.
+    pub(super) fn new(fs: Arc<ImageFs>, marks: OpaqueMark) -> Self {
+        Self { fs, marks }
+    }
+
+    /// The layers up to this one as an image.
+    pub fn image(&self) -> &Arc<ImageFs> {
+        &self.fs
+    }
+
+    /// Waits until the layer is verified, and all is known that it needs of those below.
+    ///
+    /// # Errors
+    /// [`FsError`]
+    pub async fn all_known(&self) -> Result<(), FsError> {
+        self.fs.uppermost_known().await?;
+        // What the root is like may be said by a layer below.
+        self.fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.map(drop)
+    }
+
+    fn held_as(&self, node: NodeId) -> Now<Held> {
+        self.fs.overlay.held_as(node).map_err(not_now)
+    }
+
+    /// The node of the image whose bytes, target and attributes `node` has.
+    fn like(&self, node: NodeId) -> Now<NodeId> {
+        match self.held_as(node)? {
+            Held::Like(like) => Ok(like),
+            Held::Whiteout => Err(NotNow::Never(FsError::NotAFile)),
+        }
+    }
+
+    fn lookup_now(&self, parent: NodeId, name: &[u8]) -> Now<Option<NodeAttr>> {
+        let overlay = &self.fs.overlay;
+        let Some(node) = overlay.held(parent, name).map_err(not_now)? else { return Ok(None) };
+        let attr = self.attr_now(node)?;
+        if attr.kind == Kind::Directory {
+            overlay.dir(parent).and_then(|dir| overlay.remember(&dir, name, node)).map_err(not_now)?;
+        }
+        Ok(Some(attr))
+    }
+
+    fn attr_now(&self, node: NodeId) -> Now<NodeAttr> {
+        let attr = match self.held_as(node)? {
+            Held::Whiteout => return Ok(NodeAttr::whiteout(node)),
+            Held::Like(like) => NodeAttr { node, ..self.fs.attr(like)? },
+        };
+        match attr.kind {
+            Kind::Directory => Ok(attr),
+            _ if attr.nlink == 1 => Ok(attr),
+            _ => Ok(NodeAttr { nlink: self.fs.overlay.held_names(node).map_err(not_now)?.max(1), ..attr }),
+        }
+    }
+
+    fn node_now(&self, node: NodeId) -> Now<NodeAttr> {
+        if self.fs.overlay.holds(node).map_err(not_now)? {
+            self.attr_now(node)
+        } else {
+            Err(NotNow::Never(FsError::NoSuchNode(node.get())))
+        }
+    }
+
+    fn is_directory(&self, node: NodeId) -> Now<()> {
+        match self.held_as(node)? {
+            Held::Like(_) if self.attr_now(node)?.kind == Kind::Directory => Ok(()),
+            _ => Err(NotNow::Never(FsError::NotADirectory)),
+        }
+    }
+
+    fn parent_now(&self, node: NodeId) -> Now<NodeId> {
+        self.is_directory(node)?;
+        self.fs.parent(node)
+    }
+
+    fn xattr_now(&self, node: NodeId, name: &[u8]) -> Now<Option<Vec<u8>>> {
+        if steers_overlayfs(name) {
+            let opaque = name == self.marks.name() && self.fs.overlay.is_held_opaque(node).map_err(not_now)?;
+            return Ok(opaque.then(|| b"y".to_vec()));
+        }
+        match self.held_as(node)? {
+            Held::Whiteout => Ok(None),
+            Held::Like(like) => self.fs.xattr(like, name),
+        }
+    }
+
+    fn xattr_names_now(&self, node: NodeId) -> Now<Vec<Vec<u8>>> {
+        let Held::Like(like) = self.held_as(node)? else { return Ok(Vec::new()) };
+        let mut names = self.fs.xattr_names(like)?;
+        names.retain(|name| !steers_overlayfs(name));
+        if self.fs.overlay.is_held_opaque(node).map_err(not_now)? {
+            names.push(self.marks.name().to_vec());
+        }
+        Ok(names)
+    }
+
+    /// The layer's own are all, unless it shows something of the layers below.
+    fn all_xattr_names_now(&self) -> Now<Option<BTreeSet<Vec<u8>>>> {
+        let overlay = &self.fs.overlay;
+        let top = overlay.uppermost();
+        let index = overlay.index(top).map_err(not_now)?;
+        let contents = index.contents();
+        let borrows = contents.has(Contents::IMPLIED)
+            || contents.has(Contents::LOWER_LINKS)
+            || overlay.described_by(NodeId::ROOT).map_err(not_now)?.is_some_and(|(number, _)| number != top);
+        let all = if borrows { self.fs.all_xattr_names()? } else { self.fs.xattr_names_in(std::iter::once(top))? };
+        Ok(all.map(|mut names| {
+            names.retain(|name| !steers_overlayfs(name));
+            if contents.has(Contents::WHITEOUTS) {
+                names.insert(self.marks.name().to_vec());
+            }
+            names
+        }))
+    }
+
+    fn list_now(
+        &self,
+        node: NodeId,
+        from: u64,
+        each: &mut dyn FnMut(DirEntry<'_>, &Listed<'_>) -> Now<ControlFlow<()>>,
+    ) -> Now<()> {
+        self.is_directory(node)?;
+        let mut failed = None;
+        let listed = self.fs.overlay.list_held(node, from, &mut |listed| {
+            let kind = if listed.kind == Kind::Whiteout { Kind::CharDevice } else { listed.kind };
+            let entry = DirEntry { name: listed.name, node: listed.node, kind, next: listed.next };
+            Ok(match each(entry, &listed) {
+                Ok(more) => more.is_continue(),
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            })
+        });
+        listed.map_err(not_now)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn seek_now(&self, node: NodeId, at: FileOffset, to: SeekTo) -> Now<Option<FileOffset>> {
+        self.fs.seek(self.like(node)?, at, to == SeekTo::Data)
+    }
+}
+
+/// Whether overlayfs takes an attribute for an order.
+fn steers_overlayfs(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+impl Tree for LayerFs {
+    fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<NodeAttr>> {
+        self.fs.answer(self.lookup_now(parent, name))
+    }
+
+    fn attr(&self, node: NodeId) -> Answer<NodeAttr> {
+        self.fs.answer(self.attr_now(node))
+    }
+
+    fn node(&self, node: NodeId) -> Answer<NodeAttr> {
+        self.fs.answer(self.node_now(node))
+    }
+
+    fn parent(&self, node: NodeId) -> Answer<NodeId> {
+        self.fs.answer(self.parent_now(node))
+    }
+
+    fn list(&self, node: NodeId, from: u64, each: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>) -> Answer<()> {
+        self.fs.answer(self.list_now(node, from, &mut |entry, _| Ok(each(entry))))
+    }
+
+    fn list_with_attrs(
+        &self,
+        node: NodeId,
+        from: u64,
+        each: &mut dyn FnMut(DirEntry<'_>, &NodeAttr) -> ControlFlow<()>,
+    ) -> Answer<()> {
+        self.fs.answer(self.list_now(node, from, &mut |entry, listed| {
+            if entry.kind == Kind::Directory {
+                let overlay = &self.fs.overlay;
+                let parent = overlay.dir(node);
+                parent.and_then(|dir| overlay.remember(&dir, listed.name, listed.node)).map_err(not_now)?;
+            }
+            let attr = self.attr_now(entry.node)?;
+            Ok(each(entry, &attr))
+        }))
+    }
+
+    fn symlink_target(&self, node: NodeId) -> Answer<Vec<u8>> {
+        self.fs.answer(self.like(node).and_then(|like| self.fs.symlink_target(like)))
+    }
+
+    fn xattr(&self, node: NodeId, name: &[u8]) -> Answer<Option<Vec<u8>>> {
+        self.fs.answer(self.xattr_now(node, name))
+    }
+
+    fn xattr_names(&self, node: NodeId) -> Answer<Vec<Vec<u8>>> {
+        self.fs.answer(self.xattr_names_now(node))
+    }
+
+    fn all_xattr_names(&self) -> Answer<Option<BTreeSet<Vec<u8>>>> {
+        self.fs.answer(self.all_xattr_names_now())
+    }
+
+    fn seek(&self, node: NodeId, at: FileOffset, to: SeekTo) -> Answer<Option<FileOffset>> {
+        self.fs.answer(self.seek_now(node, at, to))
+    }
+
+    fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Answer<ReadNow> {
+        let like = self.fs.answer(self.like(node))?;
+        Tree::read_now(&*self.fs, like, at, buf, before_wait)
+    }
+
+    fn read(
+        self: Arc<Self>,
+        node: NodeId,
+        at: FileOffset,
+        length: usize,
+    ) -> BoxFuture<'static, Result<Bytes, FsError>> {
+        async move {
+            let like = self.fs.awaited(|_| self.like(node)).await?;
+            ImageFs::read(&self.fs, like, at, length).await
+        }
+        .boxed()
+    }
+
+    fn inode(&self, node: NodeId) -> u64 {
+        self.fs.identity().inode(node)
+    }
+
+    fn changed(&self, attr: &NodeAttr) -> Timestamp {
+        self.fs.identity().changed(attr)
+    }
+
+    fn generation(&self) -> u32 {
+        self.fs.identity().generation()
+    }
+
+    fn totals(&self) -> Totals {
+        let (entries, bytes) = self.fs.totals_in(std::iter::once(self.fs.overlay.uppermost()));
+        Totals { entries, bytes }
+    }
+
+    fn forget(&self, node: NodeId) {
+        self.fs.forget(node);
+    }
+
+    fn end(&self) {
+        self.fs.end();
+    }
+
+    fn kernel_content(&self) -> Option<&dyn KernelContent> {
+        Some(self)
+    }
+}
+
+impl KernelContent for LayerFs {
+    fn copy_now(&self, node: NodeId) -> Answer<Option<File>> {
+        let like = self.fs.answer(self.like(node))?;
+        self.fs.copy_now(like)
+    }
+
+    fn make_copy(&self, node: NodeId) -> Answer<Option<BoxFuture<'static, Option<File>>>> {
+        let like = self.fs.answer(self.like(node))?;
+        self.fs.make_copy(like)
+    }
+
+    fn revoked(&self) -> BoxFuture<'_, Box<dyn Iterator<Item = NodeId> + Send>> {
+        // Of the layers below nothing is shown before they are verified; where their numbers name something else, that
+        // is asked for again, and is the same.
+        KernelContent::revoked(&*self.fs)
+    }
+}
