@@ -8,7 +8,9 @@ use std::sync::{Arc, LazyLock};
 
 use divan::counter::ItemsCount;
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::layer::{EntryId, Kind, LayerIndex, LayerTree, Proof, TarEntry, TarSink, TarWalker, write_index};
+use peelfs::layer::{
+    EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Proof, TarEntry, TarSink, TarWalker, write_index,
+};
 use peelfs::overlay::{Dir, LayerNo, Listed, Overlay};
 
 fn main() {
@@ -96,14 +98,14 @@ fn walk(tree: &mut LayerTree) {
 }
 
 fn write(tree: &LayerTree) -> Vec<u8> {
-    let proof = Proof {
+    let of = IndexedLayer {
         blob: Digest::of(Algorithm::Sha256, b""),
         blob_size: 0,
         diff_id: Digest::of(Algorithm::Sha256, b""),
         decoded_size: TAR.len() as u64,
     };
     let mut out = Vec::new();
-    write_index(tree, &[], &[], &proof, &mut out).expect("writing to memory");
+    write_index(tree, &[], &[], &of, &Proof::Built, &mut out).expect("writing to memory");
     out
 }
 

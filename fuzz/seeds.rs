@@ -3,7 +3,7 @@
 use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
 use peelfs::descriptor::Compression;
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::layer::{LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
+use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
 use peelfs_loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
 
@@ -96,7 +96,7 @@ fn index(tar: &[u8]) -> Vec<u8> {
     walker.finish().expect("the seed is whole");
     let digest = Digest::of(Algorithm::Sha256, tar);
     let size = tar.len() as u64;
-    let proof = Proof { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: size };
+    let of = IndexedLayer { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: size };
     let mut decoder = LayerDecoder::first_pass(Compression::Stored, Limits::default()).expect("stored needs nothing");
     let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
     let mut input = tar;
@@ -109,12 +109,12 @@ fn index(tar: &[u8]) -> Vec<u8> {
             blob: mark.blob,
             bit: mark.bit,
             kind: mark.kind,
-            check: *blake3::hash(tar).as_bytes(),
+            check: Check::blake3(tar),
             window: Some(WindowAt { start: 0, len: 3 }),
         })
         .collect();
     let mut file = Vec::new();
-    write_index(&tree, &spans, &[0, 1, 2], &proof, &mut file).expect("the seed is small");
+    write_index(&tree, &spans, &[0, 1, 2], &of, &Proof::Built, &mut file).expect("the seed is small");
     file
 }
 

@@ -11,7 +11,7 @@ use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Sta
 use peelfs::descriptor::{Compression, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, resolve_step};
-use peelfs::layer::{Entry, EntryId, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index};
+use peelfs::layer::{Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index};
 use peelfs::offsets::{DecodedOffset, FileOffset};
 use peelfs::platform::Platform;
 use peelfs::reference::{Place, Reference};
@@ -63,7 +63,7 @@ pub fn index(data: &[u8]) {
     let data = if how & 1 == 1 { sealed_index(data) } else { data.to_vec() };
     let Ok(index) = LayerIndex::open(data) else { return };
     let _ = index.check_all();
-    let _ = (index.proof(), index.contents(), index.is_empty(), index.resident_bytes());
+    let _ = (index.layer(), index.proof(), index.contents(), index.is_empty(), index.resident_bytes());
     let _ = index.implied_roots().take(ASKED).find(Result::is_err);
     let _ = index.lower_links().take(ASKED).find(Result::is_err);
     for id in (0..=index.len()).take(ASKED).map(EntryId) {
@@ -94,7 +94,7 @@ pub fn index(data: &[u8]) {
         }
         if let Ok(span) = index.span(id) {
             let length = span.decoded.end - span.decoded.start;
-            assert!(length <= index.proof().decoded_size, "a span is no longer than its layer");
+            assert!(length <= index.layer().decoded_size, "a span is no longer than its layer");
             let _ = index.span_at(span.decoded.start);
         }
     }
@@ -255,9 +255,9 @@ fn walk(data: &[u8], piece: usize) -> Result<LayerTree, String> {
 
 fn written(tree: &LayerTree, decoded_size: u64) -> LayerIndex {
     let digest = Digest::of(Algorithm::Sha256, b"");
-    let proof = Proof { blob: digest.clone(), blob_size: 0, diff_id: digest, decoded_size };
+    let of = IndexedLayer { blob: digest.clone(), blob_size: 0, diff_id: digest, decoded_size };
     let mut file = Vec::new();
-    write_index(tree, &[], &[], &proof, &mut file).expect("the tree is within its limits");
+    write_index(tree, &[], &[], &of, &Proof::Built, &mut file).expect("the tree is within its limits");
     LayerIndex::open(file).expect("it was just written")
 }
 

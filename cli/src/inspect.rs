@@ -112,7 +112,7 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
 fn of_layer<'a>(layer: &'a PlannedLayer, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
     let known = pass::open_index(&opened.store, &layer.blob, &layer.diff_id).map(|index| Known {
         entries: index.len(),
-        decoded_size: index.proof().decoded_size,
+        decoded_size: index.layer().decoded_size,
         content_bytes_on_disk: used.get(&layer.blob.digest).map_or(0, |usage| usage.content),
     });
     Layer { blob: described(&layer.blob), diff_id: &layer.diff_id, indexed: known.is_some(), known }

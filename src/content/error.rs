@@ -18,9 +18,9 @@ pub enum ReadError {
         layer: Digest,
         /// The span's number.
         span: SpanId,
-        /// BLAKE3 of the bytes recorded by the verified pass.
+        /// The digest that the index has.
         expected: Box<str>,
-        /// BLAKE3 of the bytes that came.
+        /// That of the bytes that came.
         actual: Box<str>,
     },
     /// The source's bytes do not decode.

@@ -17,7 +17,7 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
         return Ok(freed);
     }
     let Some(index) = store.index(blob).and_then(|found| LayerIndex::open(found).ok()) else { return Ok(0) };
-    let content = store.content(name_of(&index), index.proof().decoded_size, index.span_count())?;
+    let content = store.content(name_of(&index), index.layer().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
     let passthrough_copies = store.drop_passthrough_copies(blob);
     for span in index.spans().iter() {

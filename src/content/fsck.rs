@@ -42,7 +42,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     let Some(index) = store.index(blob) else { return Ok(found) };
     let opened = LayerIndex::open(index).and_then(|index| {
         index.check_all()?;
-        if index.proof().blob == *blob { Ok(index) } else { Err(IndexError::NotAnIndex) }
+        if index.layer().blob == *blob { Ok(index) } else { Err(IndexError::NotAnIndex) }
     });
     let index = match opened {
         Ok(index) => index,
@@ -52,7 +52,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
             return Ok(found);
         }
     };
-    let (layer, size, count) = (name_of(&index), index.proof().decoded_size, index.span_count());
+    let (layer, size, count) = (name_of(&index), index.layer().decoded_size, index.span_count());
     match store.content_shape(layer, size, count) {
         Shape::Absent => {
             // There is nothing to compare with; a process that wants to use them must.

@@ -99,7 +99,7 @@ impl OpenLayer {
     /// What `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
         let spans = index.span_count();
-        let content = store.content_when_wanted(name_of(&index), index.proof().decoded_size, spans);
+        let content = store.content_when_wanted(name_of(&index), index.layer().decoded_size, spans);
         Self {
             index,
             content,
@@ -119,7 +119,7 @@ impl OpenLayer {
 
     /// Whether the cache may keep all of the layer without giving most of the rest away.
     pub(super) fn has_room_for_all(&self) -> bool {
-        self.store.limit().is_none_or(|limit| self.index.proof().decoded_size <= limit / 2)
+        self.store.limit().is_none_or(|limit| self.index.layer().decoded_size <= limit / 2)
     }
 
     /// What reads have cost so far.
@@ -173,7 +173,7 @@ impl OpenLayer {
 
     /// The layer's blob.
     pub(super) fn blob(&self) -> &Digest {
-        &self.index.proof().blob
+        &self.index.layer().blob
     }
 
     /// Looks whether some spans are cached: the one time that a read asks, before it reads or fetches them. What was
@@ -443,8 +443,8 @@ impl Look<'_> {
 
 /// What the store knows a layer by.
 pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
-    let proof = index.proof();
-    LayerName { blob: &proof.blob, diff_id: &proof.diff_id }
+    let layer = index.layer();
+    LayerName { blob: &layer.blob, diff_id: &layer.diff_id }
 }
 
 /// Comparing this many bytes takes longer than waking another thread to receive requests.

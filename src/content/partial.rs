@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::layer::{IndexError, LayerIndex, LayerTree, Proof, Span, write_index};
+use crate::layer::{Check, IndexError, IndexedLayer, LayerIndex, LayerTree, Proof, Span, write_index};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
@@ -31,7 +31,7 @@ pub struct PartialLayer {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct ShownSpan {
     decoded: Range<DecodedOffset>,
-    check: [u8; 32],
+    check: Check,
 }
 
 impl ShownSpan {
@@ -84,7 +84,7 @@ impl PartialLayer {
 
     /// The pass has ended, with these whole spans; it takes the tree with it.
     pub(super) fn end(&self, spans: &[Span]) -> Option<LayerTree> {
-        let shown = spans.iter().map(|span| ShownSpan { decoded: span.decoded.clone(), check: span.check });
+        let shown = spans.iter().map(|span| ShownSpan { decoded: span.decoded.clone(), check: span.check.clone() });
         *lock(&self.shown) = shown.collect();
         let tree = self.tree().take();
         if let Some(tree) = &tree {
@@ -121,7 +121,7 @@ impl PartialLayer {
     /// # Errors
     /// [`Closed`], also when the index cannot be made: the final one will tell why.
     pub fn snapshot(&self, blob: &Descriptor, diff_id: &Digest) -> Result<LayerIndex, Closed> {
-        let unproven = Proof {
+        let layer = IndexedLayer {
             blob: blob.digest.clone(),
             blob_size: blob.size,
             diff_id: diff_id.clone(),
@@ -130,7 +130,8 @@ impl PartialLayer {
         };
         let mut bytes = Vec::new();
         let tree = self.tree();
-        write_index(tree.as_ref().ok_or(Closed)?, &[], &[], &unproven, &mut bytes).map_err(|_| Closed)?;
+        write_index(tree.as_ref().ok_or(Closed)?, &[], &[], &layer, &Proof::Unproven, &mut bytes)
+            .map_err(|_| Closed)?;
         drop(tree);
         LayerIndex::open(bytes).map_err(|_: IndexError| Closed)
     }

@@ -31,7 +31,8 @@ use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
 use crate::layer::{
-    LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WriteError, write_index,
+    IndexedLayer, LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WriteError,
+    write_index,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::source::{BlobSource, SourceError};
@@ -445,13 +446,15 @@ impl FirstPass {
                 span.window = Some(place);
             }
         }
-        let proof = Proof {
+        let layer = IndexedLayer {
             blob: self.blob.digest.clone(),
             blob_size: self.blob.size,
             diff_id: actual,
             decoded_size: walked.size.0,
         };
-        let write = |mut out: &mut dyn Write| write_index(&tree, &spans, &walked.windows.bytes, &proof, &mut out);
+        let write = |mut out: &mut dyn Write| {
+            write_index(&tree, &spans, &walked.windows.bytes, &layer, &Proof::Built, &mut out)
+        };
         let mut content = walked.content;
         let mut kept = self.store_index(store, write);
         if matches!(kept, Err(NotStored::Disk(_))) && content.take().is_some() {
@@ -519,11 +522,11 @@ pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<
     let dropper = store.index_dropper(&blob.digest, &file);
     match LayerIndex::open(file) {
         Ok(index) => {
-            let proof = index.proof();
-            if proof.blob == blob.digest && proof.blob_size == blob.size && proof.diff_id == *diff_id {
+            let layer = index.layer();
+            if layer.blob == blob.digest && layer.blob_size == blob.size && layer.diff_id == *diff_id {
                 return Some(Arc::new(index.on_damage(dropper)));
             }
-            tracing::warn!(layer = %blob.digest, %diff_id, proven = %proof.diff_id, "the cached layer index proves another diff_id");
+            tracing::warn!(layer = %blob.digest, %diff_id, proven = %layer.diff_id, "the cached layer index proves another diff_id");
             None
         }
         Err(error) => {

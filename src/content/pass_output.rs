@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::codec::{Mark, Window};
-use crate::layer::{Span, WindowAt};
+use crate::layer::{Check, Span, WindowAt};
 use crate::offsets::DecodedOffset;
 use crate::store::{LayerName, NewContent, Store};
 
@@ -52,7 +52,7 @@ impl SpanCutter {
             blob: mark.blob,
             bit: mark.bit,
             kind: mark.kind,
-            check: *hasher.finalize().as_bytes(),
+            check: Check::Blake3(*hasher.finalize().as_bytes()),
             window: None,
         });
     }

@@ -131,7 +131,7 @@ fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
 fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<(), IndexError> {
     let index = LayerIndex::open(file)?;
     index.check_all()?;
-    if index.proof().blob != *layer {
+    if index.layer().blob != *layer {
         return Err(IndexError::Malformed { what: "the index is of another layer" });
     }
     let (mut decoded, mut blob) = (DecodedOffset(0), BlobOffset(0));
@@ -142,7 +142,7 @@ fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<(), IndexError> 
         }
         (decoded, blob) = (span.decoded.end, span.blob);
     }
-    if decoded.0 != index.proof().decoded_size {
+    if decoded.0 != index.layer().decoded_size {
         return Err(IndexError::Malformed { what: "the spans end elsewhere than the layer" });
     }
     Ok(())

@@ -627,7 +627,7 @@ impl ImageFs {
         for number in layers {
             if let Some(content) = self.layers.known(number) {
                 totals.0 += u64::from(content.index().len());
-                totals.1 += content.index().proof().decoded_size;
+                totals.1 += content.index().layer().decoded_size;
             }
         }
         totals

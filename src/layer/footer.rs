@@ -2,14 +2,18 @@
 
 use crate::digest::Digest;
 
+use super::check::Check;
 use super::entry::{Record, le32, le64};
-use super::index::{Contents, IndexError, Proof};
+use super::index::{Contents, IndexError};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE};
+use super::proof::{IndexedLayer, Proof};
 use super::spans::Span;
 
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
-pub(super) const VERSION: u32 = 2;
+/// The versions that are read. An index is written as the lowest that has what it needs: as 2 if it was made by a first
+/// pass of this machine and all its checks are BLAKE3, which releases read that know no other.
+pub(super) const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 pub(super) const FOOTER: usize = 512;
 /// Bytes at the end of an index that are read to open it.
 pub(super) const TAIL: usize = 4096;
@@ -75,7 +79,10 @@ pub(super) struct Footer {
     pub(super) contents: Contents,
     pub(super) body: u64,
     pub(super) places: [Place; SECTIONS.len()],
+    pub(super) layer: IndexedLayer,
     pub(super) proof: Proof,
+    /// The kinds of checks that spans have other than BLAKE3, one bit each.
+    pub(super) checks: u32,
 }
 
 impl Footer {
@@ -85,30 +92,64 @@ impl Footer {
         self.body.div_ceil(PAGE as u64)
     }
 
+    /// How many bytes a raw footer says that the name of who vouches has.
+    pub(super) fn name_bytes(raw: &[u8]) -> usize {
+        usize::from(u16::from_le_bytes([raw[474], raw[475]]))
+    }
+
+    /// Whether two indexes hold the same of the same layer.
+    pub(super) fn is_same_but_for_proof(&self, other: &Self) -> bool {
+        *self == Self { proof: self.proof.clone(), ..other.clone() }
+    }
+
+    /// What follows the checksums of the pages: who vouches, the footer, and a checksum of all these.
+    pub(super) fn sealed(&self, page_checks: &[u8]) -> Vec<u8> {
+        let (name, raw) = (self.proof.by().as_bytes(), self.to_bytes());
+        let mut hasher = blake3::Hasher::new();
+        for part in [page_checks, name, &raw] {
+            hasher.update(part);
+        }
+        [name, &raw, hasher.finalize().as_bytes()].concat()
+    }
+
     /// All but the check.
-    pub(super) fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
+    fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
         let mut out = [0; FOOTER_CHECKED];
+        let version = if self.proof == Proof::Built && self.checks == 0 { VERSIONS.start() } else { VERSIONS.end() };
         out[0..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..12].copy_from_slice(&version.to_le_bytes());
         out[12..16].copy_from_slice(&self.contents.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.body.to_le_bytes());
-        out[24..32].copy_from_slice(&self.proof.blob_size.to_le_bytes());
-        out[32..40].copy_from_slice(&self.proof.decoded_size.to_le_bytes());
+        out[24..32].copy_from_slice(&self.layer.blob_size.to_le_bytes());
+        out[32..40].copy_from_slice(&self.layer.decoded_size.to_le_bytes());
         for (place, raw) in self.places.iter().zip(out[40..200].chunks_exact_mut(16)) {
             raw[..8].copy_from_slice(&place.start.to_le_bytes());
             raw[8..].copy_from_slice(&place.count.to_le_bytes());
         }
-        for (digest, at) in [(&self.proof.blob, 200), (&self.proof.diff_id, 200 + Self::DIGEST_BYTES)] {
+        for (digest, at) in [(&self.layer.blob, 200), (&self.layer.diff_id, 200 + Self::DIGEST_BYTES)] {
             let text = digest.to_string();
             out[at] = u8::try_from(text.len()).expect("the longest digest has 135 characters");
             out[at + 1..][..text.len()].copy_from_slice(text.as_bytes());
         }
+        let name = u16::try_from(self.proof.by().len()).expect("a proof is made with a short name");
+        out[472] = self.proof.kind();
+        out[474..476].copy_from_slice(&name.to_le_bytes());
+        out[476..480].copy_from_slice(&self.checks.to_le_bytes());
         out
     }
 
-    /// Parses a footer whose check holds.
-    pub(super) fn from_bytes(raw: &[u8]) -> Result<Self, IndexError> {
+    /// Parses a footer whose check holds, and the name before it.
+    pub(super) fn from_bytes(raw: &[u8], name: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
+        let checks = le32(raw, 476);
+        if checks & !Check::KNOWN != 0 {
+            return Err(IndexError::Kind { what: "check" });
+        }
+        if name.len() > Proof::BY {
+            return Err(malformed("the name of who vouches is too long"));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| malformed("the name of who vouches is no text"))?;
+        let proof = Proof::from_kind(raw[472], name).ok_or(IndexError::Kind { what: "proof" })?;
         let digest = |at: usize| {
             let text = &raw[at + 1..at + Self::DIGEST_BYTES];
             let text = text.get(..usize::from(raw[at])).and_then(|text| std::str::from_utf8(text).ok());
@@ -127,12 +168,12 @@ impl Footer {
         if !(1..=u64::from(ID_LIMIT)).contains(&places[Section::Entries as usize].count) {
             return Err(malformed("the number of entries is impossible"));
         }
-        let proof = Proof {
+        let layer = IndexedLayer {
             blob: digest(200)?,
             blob_size: le64(raw, 24),
             diff_id: digest(200 + Self::DIGEST_BYTES)?,
             decoded_size: le64(raw, 32),
         };
-        Ok(Self { contents: Contents(le32(raw, 12)), body, places, proof })
+        Ok(Self { contents: Contents(le32(raw, 12)), body, places, layer, proof, checks })
     }
 }

@@ -25,31 +25,18 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
-use crate::digest::Digest;
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::span::SpanId;
 
 use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
 use super::extents::{Laying, whole_extent};
-use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSION};
+use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSIONS};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE, Paged, ReadAt};
+use super::proof::{IndexedLayer, Proof};
 use super::spans::Span;
 use super::tree::{LayerTree, Limits, TreeError};
 use super::xattrs;
-
-/// What an index was made of, and what was verified when it was made.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Proof {
-    /// The blob.
-    pub blob: Digest,
-    /// Its size in bytes.
-    pub blob_size: u64,
-    /// The decoded stream.
-    pub diff_id: Digest,
-    /// Its size in bytes.
-    pub decoded_size: u64,
-}
 
 /// What a layer has at all, so that whole questions can be skipped.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -85,10 +72,16 @@ pub enum IndexError {
     #[error("this is no complete layer index")]
     NotAnIndex,
     /// It was written by another version of peelfs.
-    #[error("the layer index has version {found}, this program reads version {VERSION}")]
+    #[error("the layer index has version {found}, this program reads version {}", VERSIONS.end())]
     Version {
         /// The version found.
         found: u32,
+    },
+    /// A later version of peelfs has written it, with something in it that this one does not know.
+    #[error("the layer index has a kind of {what} that this program does not know")]
+    Kind {
+        /// Of what.
+        what: &'static str,
     },
     /// A page is not what was written.
     #[error("page {page} of the layer index is damaged")]
@@ -131,6 +124,11 @@ pub enum IndexError {
 }
 
 impl IndexError {
+    /// Whether another version of peelfs has written it, for which nothing is wrong with it.
+    pub fn is_of_another_version(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Kind { .. })
+    }
+
     /// Whether the index is not what was written, rather than what was written being no good.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Io { .. })
@@ -176,31 +174,33 @@ impl LayerIndex {
         }
         // Another version may have another footer, so its number counts before its check.
         let version = le32(raw, 8);
-        if version != VERSION {
+        if !VERSIONS.contains(&version) {
             return Err(IndexError::Version { found: version });
         }
-        let body = le64(raw, 16);
-        let table = footer_at.checked_sub(body).ok_or(IndexError::NotAnIndex)?;
+        let (body, name) = (le64(raw, 16), Footer::name_bytes(raw));
+        let table =
+            footer_at.checked_sub(name as u64).and_then(|end| end.checked_sub(body)).ok_or(IndexError::NotAnIndex)?;
         if table != body.div_ceil(PAGE as u64) * CHECK as u64 {
             return Err(IndexError::NotAnIndex);
         }
         let table = usize::try_from(table).map_err(|_| IndexError::NotAnIndex)?;
         let mut more;
-        let checks = match before.len().checked_sub(table) {
+        let end = match before.len().checked_sub(table + name) {
             Some(at) => &before[at..],
             None => {
-                more = vec![0; table];
+                more = vec![0; table + name];
                 source.read_exact_at(&mut more, body).map_err(unread)?;
                 &more
             }
         };
+        let (checks, name) = end.split_at(table);
         let mut hasher = blake3::Hasher::new();
-        hasher.update(checks);
+        hasher.update(end);
         hasher.update(&raw[..FOOTER_CHECKED]);
         if hasher.finalize().as_bytes() != &raw[FOOTER_CHECKED..] {
             return Err(IndexError::NotAnIndex);
         }
-        let footer = Footer::from_bytes(raw)?;
+        let footer = Footer::from_bytes(raw, name)?;
         let checks = checks.chunks_exact(CHECK).map(|check| check.try_into().expect("exact chunks")).collect();
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
     }
@@ -219,9 +219,16 @@ impl LayerIndex {
 
     /// Takes what is not in memory from where `anew` takes it; `false` if that is another index.
     ///
-    /// The same layer comes to the same index, so one that was made anew has what this one has lost.
+    /// The same layer comes to the same index, whoever makes it, so one that was made anew has what this one has lost.
     pub fn mend(&self, anew: &Self) -> bool {
-        self.footer == anew.footer && self.pages.mend(&anew.pages)
+        self.footer.is_same_but_for_proof(&anew.footer) && self.pages.mend(&anew.pages)
+    }
+
+    /// The end of the file as it is with another proof, and at which byte it begins; all before that stays.
+    pub fn end_with(&self, proof: Proof) -> (u64, Vec<u8>) {
+        let footer = Footer { proof, ..self.footer.clone() };
+        let checks = self.pages.checks().concat();
+        (footer.body + checks.len() as u64, footer.sealed(&checks))
     }
 
     /// Reads and checks all of it, keeping nothing in memory.
@@ -232,7 +239,12 @@ impl LayerIndex {
         self.pages.check_all()
     }
 
-    /// What it was made of.
+    /// Which layer it is of.
+    pub fn layer(&self) -> &IndexedLayer {
+        &self.footer.layer
+    }
+
+    /// Why it is believed.
     pub fn proof(&self) -> &Proof {
         &self.footer.proof
     }
@@ -498,7 +510,7 @@ impl LayerIndex {
         }
         let raw = self.pages.array(start + u64::from(id.0) * Span::BYTES as u64)?;
         let span = Span::from_bytes(raw).ok_or(IndexError::Malformed { what: "a span's kind is unknown" })?;
-        let Proof { blob_size, decoded_size, .. } = self.footer.proof;
+        let IndexedLayer { blob_size, decoded_size, .. } = self.footer.layer;
         if span.decoded.end.0 > decoded_size || span.blob.0 > blob_size {
             return Err(IndexError::Malformed { what: "a span lies outside its layer" });
         }
@@ -642,7 +654,7 @@ impl LayerIndex {
 
     /// Checks that a range is part of the layer.
     fn inside(&self, decoded: u64, len: u64) -> Result<(), IndexError> {
-        if decoded.checked_add(len).is_none_or(|end| end > self.footer.proof.decoded_size) {
+        if decoded.checked_add(len).is_none_or(|end| end > self.footer.layer.decoded_size) {
             return Err(IndexError::Malformed { what: "a file lies outside the layer" });
         }
         Ok(())
@@ -732,8 +744,10 @@ const PATH_PARTS: usize = 65_536;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::check::Check;
+    use super::super::proof::Format;
     use super::super::spans::WindowAt;
-    use super::super::testing::{Dice, Tar, everything, proof, render, render_index, tree, written};
+    use super::super::testing::{Dice, Tar, everything, layer, render, render_index, tree, written};
     use super::super::write::{WriteError, write_index};
     use super::*;
     use crate::codec::StartKind;
@@ -750,7 +764,7 @@ mod tests {
             blob: BlobOffset(u64::from(number) * 300),
             bit: number,
             kind: StartKind::Checkpoint,
-            check: [number; 32],
+            check: Check::Blake3([number; 32]),
             window: (number > 0).then_some(WindowAt { start: u64::from(number) * 40_000, len: 60_000 }),
         });
         (spans.collect(), windows)
@@ -779,7 +793,7 @@ mod tests {
             let index = open(&written(&tree)).unwrap();
             assert_eq!(render_index(&index).unwrap(), render(&tree));
             assert_eq!(index.len(), tree.len());
-            assert_eq!(index.proof(), &proof());
+            assert_eq!((index.layer(), index.proof()), (&layer(), &Proof::Built));
             let implied: Vec<EntryId> = index.implied_roots().map(Result::unwrap).collect();
             assert_eq!(implied, tree.implied_roots().collect::<Vec<_>>());
             let links: Vec<EntryId> = index.lower_links().map(Result::unwrap).collect();
@@ -848,7 +862,7 @@ mod tests {
     fn spans_and_windows_come_back() {
         let (spans, windows) = spans();
         let mut bytes = Vec::new();
-        write_index(&tree(&everything()).unwrap(), &spans, &windows, &proof(), &mut bytes).unwrap();
+        write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let index = open(&bytes).unwrap();
         assert_eq!(index.span_count(), 4);
         for (number, span) in spans.iter().enumerate() {
@@ -871,7 +885,7 @@ mod tests {
         let mut reversed = spans.clone();
         reversed.reverse();
         for (spans, windows) in [(reversed, &windows[..]), (spans, &windows[..1000])] {
-            let result = write_index(&tree, &spans, windows, &proof(), &mut Vec::new());
+            let result = write_index(&tree, &spans, windows, &layer(), &Proof::Built, &mut Vec::new());
             assert!(matches!(result, Err(WriteError::Span { span: 1 })), "{result:?}");
         }
     }
@@ -882,12 +896,20 @@ mod tests {
         let reach = spans.last().unwrap().decoded.end;
         let tree = LayerTree::default();
         let mut bytes = Vec::new();
-        write_index(&tree, &spans, &windows, &Proof { decoded_size: reach.0 - 1, ..proof() }, &mut bytes).unwrap();
+        write_index(
+            &tree,
+            &spans,
+            &windows,
+            &IndexedLayer { decoded_size: reach.0 - 1, ..layer() },
+            &Proof::Built,
+            &mut bytes,
+        )
+        .unwrap();
         let index = open(&bytes).unwrap();
         assert!(index.span(SpanId(2)).is_ok());
         assert!(matches!(index.span(SpanId(3)), Err(IndexError::Malformed { .. })));
         spans.last_mut().unwrap().decoded.end = reach + Span::MAX;
-        let result = write_index(&tree, &spans, &windows, &proof(), &mut Vec::new());
+        let result = write_index(&tree, &spans, &windows, &layer(), &Proof::Built, &mut Vec::new());
         assert!(matches!(result, Err(WriteError::Span { span: 3 })), "{result:?}");
     }
 
@@ -941,11 +963,71 @@ mod tests {
         assert!(matches!(open(&bytes), Err(IndexError::Version { found: 9 })));
     }
 
+    /// Releases that know no other version read what a first pass makes.
+    #[test]
+    fn an_index_says_the_lowest_version_that_has_what_it_needs() {
+        let (mut spans, windows) = spans();
+        let tree = tree(&everything()).unwrap();
+        let version = |spans: &[Span], proof: &Proof| {
+            let mut bytes = Vec::new();
+            write_index(&tree, spans, &windows, &layer(), proof, &mut bytes).unwrap();
+            let index = open(&bytes).unwrap();
+            assert_eq!(index.proof(), proof);
+            let read: Vec<Span> = index.spans().iter().map(|id| index.span(id).unwrap()).collect();
+            assert_eq!(read, spans);
+            le32(&bytes, bytes.len() - FOOTER + 8)
+        };
+        assert_eq!(version(&spans, &Proof::Built), 2);
+        assert_eq!(version(&spans, &Proof::Unproven), 3);
+        for by in ["", "/indexes/app", &"é".repeat(512)] {
+            assert_eq!(version(&spans, &Proof::vouched(Format::Exported, by)), 3);
+        }
+        spans[2].check = Check::sha256(b"bytes");
+        assert_eq!(version(&spans, &Proof::Built), 3);
+    }
+
+    #[test]
+    fn an_index_with_another_proof_is_the_same_but_for_its_end() {
+        let bytes = written(&tree(&everything()).unwrap());
+        let index = open(&bytes).unwrap();
+        assert_eq!(index.end_with(Proof::Built).1, bytes[index.end_with(Proof::Built).0 as usize..]);
+        let vouched = Proof::vouched(Format::Exported, &"é".repeat(600));
+        assert!(matches!(&vouched, Proof::Vouched { by, .. } if by.len() == Proof::BY));
+        let (at, end) = index.end_with(vouched.clone());
+        let marked = open(&[&bytes[..at as usize], &end].concat()).unwrap();
+        assert_eq!((marked.proof(), marked.layer()), (&vouched, index.layer()));
+        assert_eq!(render_index(&marked).unwrap(), render_index(&index).unwrap());
+        assert!(marked.mend(&index), "one that was built has what it has lost");
+        assert_eq!(marked.end_with(Proof::Built), index.end_with(Proof::Built));
+    }
+
+    #[test]
+    fn kinds_of_later_versions_are_named_and_nothing_of_them_is_read() {
+        let (spans, windows) = spans();
+        let mut bytes = Vec::new();
+        write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
+        let footer = bytes.len() - FOOTER;
+        for (at, value, wanted) in [(472, 2, "proof"), (476, 4, "check"), (479, 0x80, "check")] {
+            let mut later = bytes.clone();
+            later[footer + at] = value;
+            resign(&mut later);
+            let error = open(&later).unwrap_err();
+            assert!(error.is_of_another_version() && error.to_string().contains(wanted), "{error}");
+        }
+        // A span that has one though the footer says otherwise.
+        let mut hostile = bytes.clone();
+        let spans_at = le64(&bytes[footer..], 40 + 16 * Section::Spans as usize) as usize;
+        hostile[spans_at + 23] = 2;
+        resign(&mut hostile);
+        assert!(matches!(open(&hostile).unwrap().span(SpanId(0)), Err(IndexError::Malformed { .. })));
+    }
+
     #[test]
     fn hostile_indexes_with_right_checksums_never_panic() {
         let (spans, windows) = spans();
         let mut bytes = Vec::new();
-        write_index(&tree(&everything()).unwrap(), &spans, &windows[..180_000], &proof(), &mut bytes).unwrap();
+        write_index(&tree(&everything()).unwrap(), &spans, &windows[..180_000], &layer(), &Proof::Built, &mut bytes)
+            .unwrap();
         // The body's last part is windows, which have no structure.
         let structure = bytes.len() - 180_000 - FOOTER - 4 * CHECK;
         let mut dice = Dice(3);

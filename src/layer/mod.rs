@@ -11,6 +11,7 @@
 //!
 //! Nothing here opens files or waits; an index is read through [`ReadAt`].
 
+mod check;
 mod entry;
 mod extents;
 mod footer;
@@ -18,6 +19,7 @@ pub mod index;
 mod names;
 mod paged;
 mod pax;
+mod proof;
 mod ranges;
 mod spans;
 mod sparse;
@@ -28,10 +30,12 @@ pub mod tree;
 mod write;
 mod xattrs;
 
+pub use check::Check;
 pub use entry::{DataExtent, Device, Entry, EntryId, Extent, Flags, Kind, Timestamp};
-pub use index::{Contents, IndexError, LayerIndex, Proof};
+pub use index::{Contents, IndexError, LayerIndex};
 pub use paged::ReadAt;
 pub use pax::Xattr;
+pub use proof::{Format, IndexedLayer, Proof};
 pub use spans::{Span, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
 pub use tree::{LayerTree, Limits, TreeError, is_hidden};

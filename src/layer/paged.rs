@@ -164,6 +164,11 @@ impl Paged {
         (0..self.checks.len() as u64).try_for_each(|page| self.load(page).map(drop))
     }
 
+    /// The checksums of all pages.
+    pub(super) fn checks(&self) -> &[[u8; CHECK]] {
+        &self.checks
+    }
+
     /// Pages held in memory.
     pub(super) fn resident(&self) -> usize {
         self.pages.iter().filter(|page| page.get().is_some()).count()

@@ -48,6 +48,6 @@ impl LayerIndex {
                 return Ok(from..end);
             }
         }
-        Ok(from..BlobOffset(self.proof().blob_size))
+        Ok(from..BlobOffset(self.layer().blob_size))
     }
 }

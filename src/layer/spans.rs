@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::offsets::{BlobOffset, DecodedOffset};
 
+use super::check::Check;
 use super::entry::le64;
 use crate::codec::StartKind;
 
@@ -36,8 +37,8 @@ pub struct Span {
     pub bit: u8,
     /// What stands there.
     pub kind: StartKind,
-    /// blake3 of the span's decoded bytes.
-    pub check: [u8; 32],
+    /// What its decoded bytes must hash to.
+    pub check: Check,
     /// Its window's place in the windows section, if it needs one.
     pub window: Option<WindowAt>,
 }
@@ -66,21 +67,23 @@ impl Span {
     /// `None` if a value does not fit the disk form.
     pub(super) fn to_bytes(&self) -> Option<[u8; Self::BYTES]> {
         let window = self.window.unwrap_or(WindowAt { start: 0, len: 0 });
-        if window.start > WindowAt::MAX_START || self.bit > 7 || (self.window.is_some() && window.len == 0) {
+        let fits = window.start <= WindowAt::MAX_START && self.blob.0 <= MAX_BLOB && self.bit <= 7;
+        if !fits || (self.window.is_some() && window.len == 0) {
             return None;
         }
         let mut out = [0; Self::BYTES];
         out[0..8].copy_from_slice(&self.decoded.start.0.to_le_bytes());
         out[8..16].copy_from_slice(&self.decoded.end.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.blob.0.to_le_bytes());
+        out[23] = self.check.kind();
         out[24..29].copy_from_slice(&window.start.to_le_bytes()[..5]);
         out[29..31].copy_from_slice(&window.len.to_le_bytes());
         out[31] = nibble_of_kind(self.kind) | self.bit << 4;
-        out[32..64].copy_from_slice(&self.check);
+        out[32..64].copy_from_slice(self.check.bytes());
         Some(out)
     }
 
-    /// `None` if the kind or the bit is unknown or the range is reversed.
+    /// `None` if a kind or the bit is unknown or the range is reversed.
     pub(super) fn from_bytes(raw: &[u8; Self::BYTES]) -> Option<Self> {
         let decoded = DecodedOffset(le64(raw, 0))..DecodedOffset(le64(raw, 8));
         let start = le64(raw, 24) & WindowAt::MAX_START;
@@ -91,14 +94,17 @@ impl Span {
         }
         Some(Self {
             decoded,
-            blob: BlobOffset(le64(raw, 16)),
+            blob: BlobOffset(le64(raw, 16) & MAX_BLOB),
             bit,
             kind: kind_of_nibble(raw[31] & 15)?,
-            check: raw[32..64].try_into().expect("32 bytes were cut"),
+            check: Check::from_kind(raw[23], raw[32..64].try_into().expect("32 bytes were cut"))?,
             window: (len > 0).then_some(WindowAt { start, len }),
         })
     }
 }
+
+/// The largest place in a blob that the disk form can hold (56 bits).
+const MAX_BLOB: u64 = (1 << 56) - 1;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -112,10 +118,10 @@ mod tests {
         {
             let span = Span {
                 decoded: DecodedOffset(5)..DecodedOffset(u64::MAX),
-                blob: BlobOffset(1 << 50),
+                blob: BlobOffset(MAX_BLOB),
                 bit: 7,
                 kind,
-                check: [9; 32],
+                check: Check::Sha256([9; 32]),
                 window: Some(WindowAt { start: WindowAt::MAX_START, len: 65_535 }),
             };
             assert_eq!(Span::from_bytes(&span.to_bytes().unwrap()), Some(span));
@@ -129,10 +135,11 @@ mod tests {
             blob: BlobOffset(0),
             bit: 0,
             kind: StartKind::Stored,
-            check: [0; 32],
+            check: Check::Blake3([0; 32]),
             window: Some(WindowAt { start: 1 << 40, len: 1 }),
         };
         assert_eq!(span.to_bytes(), None);
-        assert_eq!(Span { bit: 8, window: None, ..span }.to_bytes(), None);
+        assert_eq!(Span { bit: 8, window: None, ..span.clone() }.to_bytes(), None);
+        assert_eq!(Span { blob: BlobOffset(1 << 56), window: None, ..span }.to_bytes(), None);
     }
 }

@@ -6,7 +6,8 @@ use crate::digest::{Algorithm, Digest};
 use crate::offsets::FileOffset;
 
 use super::entry::{EntryId, Extent, Flags, Kind};
-use super::index::{IndexError, LayerIndex, Proof};
+use super::index::{IndexError, LayerIndex};
+use super::proof::{IndexedLayer, Proof};
 use super::tar::{TarEntry, TarKind, TarSink, TarWalker, WalkError};
 use super::tree::{LayerTree, TreeError};
 use super::write::write_index;
@@ -152,8 +153,8 @@ pub(super) fn tree(tar: &[u8]) -> Result<LayerTree, WalkError<TreeError>> {
     Ok(tree)
 }
 
-pub(super) fn proof() -> Proof {
-    Proof {
+pub(super) fn layer() -> IndexedLayer {
+    IndexedLayer {
         blob: Digest::of(Algorithm::Sha256, b"blob"),
         blob_size: 1 << 50,
         diff_id: Digest::of(Algorithm::Sha512, b"diff"),
@@ -163,7 +164,7 @@ pub(super) fn proof() -> Proof {
 
 pub(super) fn written(tree: &LayerTree) -> Vec<u8> {
     let mut out = Vec::new();
-    write_index(tree, &[], &[], &proof(), &mut out).unwrap();
+    write_index(tree, &[], &[], &layer(), &Proof::Built, &mut out).unwrap();
     out
 }
 

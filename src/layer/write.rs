@@ -6,8 +6,9 @@ use crate::offsets::DecodedOffset;
 
 use super::entry::{EntryId, Flags, Kind, Record};
 use super::footer::{EXTENT_BYTES, Footer, Place, SECTION_ALIGN, SECTIONS, Section};
-use super::index::{Contents, Proof};
+use super::index::Contents;
 use super::paged::{CHECK, PAGE};
+use super::proof::{IndexedLayer, Proof};
 use super::spans::Span;
 use super::tree::LayerTree;
 
@@ -32,7 +33,8 @@ pub enum WriteError {
     },
 }
 
-/// Writes the index of a layer: its tree, its spans in decoded order, and the windows they refer to.
+/// Writes the index of `layer`, for which `proof` speaks: its tree, its spans in decoded order, and the windows they
+/// refer to.
 ///
 /// # Errors
 /// [`WriteError`]; what was written so far is then of no use.
@@ -40,6 +42,7 @@ pub fn write_index(
     tree: &LayerTree,
     spans: &[Span],
     windows: &[u8],
+    layer: &IndexedLayer,
     proof: &Proof,
     out: &mut impl Write,
 ) -> Result<(), WriteError> {
@@ -92,7 +95,9 @@ pub fn write_index(
     body.put(&tree.xattrs.bytes)?;
     body.align()?;
     body.put(windows)?;
-    body.finish(contents, layout, proof)
+    let (layer, proof) = (layer.clone(), proof.clone());
+    let checks = spans.iter().fold(0, |kinds, span| kinds | 1 << span.check.kind()) & !1;
+    body.finish(Footer { contents, body: layout.end, places: layout.places, layer, proof, checks })
 }
 
 /// Spans must lie one after the other, or looking one up by offset would mislead.
@@ -291,20 +296,14 @@ impl<'a, W: Write> PageWriter<'a, W> {
         Ok(())
     }
 
-    fn finish(mut self, contents: Contents, layout: Layout, proof: &Proof) -> Result<(), WriteError> {
+    fn finish(mut self, footer: Footer) -> Result<(), WriteError> {
         if !self.page.is_empty() {
             self.flush()?;
         }
-        debug_assert_eq!(self.position, layout.end, "sections are written where they were laid out");
-        let footer = Footer { contents, body: self.position, places: layout.places, proof: proof.clone() };
+        debug_assert_eq!(self.position, footer.body, "sections are written where they were laid out");
         debug_assert_eq!(footer.pages() * CHECK as u64, self.checks.len() as u64);
-        let raw = footer.to_bytes();
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.checks);
-        hasher.update(&raw);
         self.out.write_all(&self.checks)?;
-        self.out.write_all(&raw)?;
-        self.out.write_all(hasher.finalize().as_bytes())?;
+        self.out.write_all(&footer.sealed(&self.checks))?;
         Ok(())
     }
 }

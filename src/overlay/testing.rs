@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{LayerNo, Overlay, steps};
 use crate::digest::{Algorithm, Digest};
-use crate::layer::{LayerIndex, LayerTree, Proof, TarWalker, write_index};
+use crate::layer::{IndexedLayer, LayerIndex, LayerTree, Proof, TarWalker, write_index};
 use peelfs_loopback::tar::{Entry, append_end};
 
 /// The index of a layer with these entries.
@@ -19,9 +19,9 @@ pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex>
     walker.finish().unwrap();
     let digest = Digest::of(Algorithm::Sha256, &tar);
     let size = tar.len() as u64;
-    let proof = Proof { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: size };
+    let of = IndexedLayer { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: size };
     let mut bytes = Vec::new();
-    write_index(&tree, &[], &[], &proof, &mut bytes).unwrap();
+    write_index(&tree, &[], &[], &of, &Proof::Built, &mut bytes).unwrap();
     Arc::new(LayerIndex::open(bytes).unwrap())
 }
 

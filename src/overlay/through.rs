@@ -110,7 +110,7 @@ pub(super) fn write_through_symlinks(
     tree.join_lower_links().map_err(|cause| refused(cause.into()))?;
     let mut bytes = Vec::new();
     // Spans and windows stay with the layer's own index, which its content is read by.
-    write_index(&tree, &[], &[], index.proof(), &mut bytes).map_err(|cause| refused(cause.into()))?;
+    write_index(&tree, &[], &[], index.layer(), index.proof(), &mut bytes).map_err(|cause| refused(cause.into()))?;
     LayerIndex::open(bytes).map(Arc::new).map_err(damaged(number))
 }
 

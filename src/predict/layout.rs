@@ -58,7 +58,7 @@ impl Layout for LayerIndex {
     }
 
     fn end_of(&self, end: DecodedOffset) -> Result<SpanId, IndexError> {
-        let end = end.0.min(self.proof().decoded_size);
+        let end = end.0.min(self.layer().decoded_size);
         Ok(self.span_at(DecodedOffset(end.saturating_sub(1)))?.next())
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 
 use peelfs::codec::StartKind;
-use peelfs::layer::{LayerTree, Proof, Span, TarWalker, write_index};
+use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, write_index};
 use peelfs::offsets::{BlobOffset, DecodedOffset};
 use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
@@ -30,13 +30,13 @@ fn forge(cache: &Path, layer: &Layer, instead: &Layer) {
         blob: BlobOffset(0),
         bit: 0,
         kind: StartKind::Stored,
-        check: *blake3::hash(&instead.tar).as_bytes(),
+        check: Check::blake3(&instead.tar),
         window: None,
     };
     let (blob, diff_id) = (layer.digest.clone(), layer.diff_id.clone());
-    let proof = Proof { blob, blob_size: layer.blob.len() as u64, diff_id, decoded_size };
+    let of = IndexedLayer { blob, blob_size: layer.blob.len() as u64, diff_id, decoded_size };
     let mut index = Vec::new();
-    write_index(&tree, &[span], &[], &proof, &mut index).unwrap();
+    write_index(&tree, &[span], &[], &of, &Proof::Built, &mut index).unwrap();
     for (path, bytes) in [
         (cache.join("index-v2/sha256").join(layer.digest.hex()), &index[..]),
         (content_file(cache, layer, "data"), &instead.tar[..]),

@@ -140,7 +140,7 @@ fn half_written(store: &Store, image: &Image) -> u64 {
         let Some(file) = store.index(&layer.digest) else { continue };
         let index = LayerIndex::open(file).unwrap();
         let name = LayerName { blob: &layer.digest, diff_id: &layer.diff_id };
-        let content = store.content(name, index.proof().decoded_size, index.span_count()).unwrap();
+        let content = store.content(name, index.layer().decoded_size, index.span_count()).unwrap();
         for number in index.spans().iter().filter(|number| content.generation(*number).is_none()) {
             // Pages at both ends may be a neighbour's.
             let span = index.span(number).unwrap().decoded;

@@ -58,7 +58,7 @@ impl Cost {
         let index = LayerIndex::open(file)?;
         self.entries += u64::from(index.len());
         self.spans += u64::from(index.span_count());
-        self.decoded += index.proof().decoded_size;
+        self.decoded += index.layer().decoded_size;
         for id in 0..index.span_count() {
             self.windows += index.span(SpanId(id))?.window.map_or(0, |window| u64::from(window.len));
         }
