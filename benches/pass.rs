@@ -16,7 +16,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use futures_util::stream;
 use peelfs::codec::{LayerDecoder, OutputBuffer, Status};
-use peelfs::content::{FirstPass, Others, PassScheduler, ScheduledPass};
+use peelfs::content::{FirstPass, LayerRef, Means, Others, PassScheduler, Payload, ScheduledPass};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::offsets::BlobOffset;
@@ -92,28 +92,24 @@ impl Layer {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Arc::new(Store::open(dir.path(), None).expect("a store"));
         let source: Arc<dyn BlobSource> = Arc::new(Memory(self.blob.clone()));
+        let blob = Descriptor {
+            media_type: MediaType::OciManifest,
+            digest: self.digest.clone(),
+            size: self.blob.len() as u64,
+            data: None,
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let (diff_id, payload) = (Some(self.diff_id.clone()), Payload::Tar(self.compression));
         let pass = FirstPass {
-            blob: Descriptor {
-                media_type: MediaType::OciManifest,
-                digest: self.digest.clone(),
-                size: self.blob.len() as u64,
-                data: None,
-                annotations: std::collections::BTreeMap::new(),
-            },
-            compression: self.compression,
-            diff_id: self.diff_id.clone(),
+            layer: LayerRef { blob, diff_id, payload },
             codec_limits: peelfs::codec::Limits::default(),
             layer_limits: peelfs::layer::Limits::default(),
         };
+        let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
+        let (partial, others) = (None, Others::GetOn);
+        let (source, store, progress, schedule) = (&source, &store, &progress, &schedule);
         runtime
-            .block_on(pass.run(
-                &source,
-                &store,
-                &Arc::default(),
-                &ScheduledPass::new(&PassScheduler::new()),
-                None,
-                Others::GetOn,
-            ))
+            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others }))
             .expect("the layer is good");
         dir
     }

@@ -13,7 +13,6 @@ use peelfs::digest::Digest;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
 use peelfs::predict::Profile;
-use peelfs::store::LayerName;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
@@ -23,7 +22,13 @@ pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
         }
         CarryCommand::Import { file, cache } => {
             let store = open::store(&meant::cache(cache)?)?;
-            let imported = content::import_indexes(&store, &mut BufReader::new(open_file(file)?)).map_err(|error| {
+            let by = if is_standard(file) {
+                "standard input".to_owned()
+            } else {
+                open::absolute(file).display().to_string()
+            };
+            let mut indexes = BufReader::new(open_file(file)?);
+            let imported = content::import_indexes(&store, &mut indexes, &by).map_err(|error| {
                 let report = Report::from(error);
                 Report { message: format!("cannot import `{}`: {}", file.display(), report.message), ..report }
             })?;
@@ -41,7 +46,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let image = &opened.plan.manifest.digest;
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {
-                let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.diff_id };
+                let layer = layer.name();
                 let profile = content::load_profile(&opened.store, layer);
                 let run = profile.as_ref().and_then(|profile| profile.of(image));
                 let profile = run.map(|run| Profile::new(layer.blob, layer.diff_id, vec![run.clone()]));

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use super::args::InspectArgs;
 use super::{meant, text};
-use peelfs::content::pass;
+use peelfs::content::{self, Origin};
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::process;
 use peelfs::host::report::Report;
-use peelfs::image::PlannedLayer;
+use peelfs::image::LayerRef;
 use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
@@ -67,6 +67,9 @@ struct Layer<'a> {
 struct Known {
     entries: u32,
     decoded_size: u64,
+    /// Who vouches for the index, if this machine has not made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vouched_by: Option<String>,
     content_bytes_on_disk: u64,
 }
 
@@ -109,13 +112,15 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
     Described { digest: &descriptor.digest, media_type: descriptor.media_type.as_str(), size: descriptor.size }
 }
 
-fn of_layer<'a>(layer: &'a PlannedLayer, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
-    let known = pass::open_index(&opened.store, &layer.blob, &layer.diff_id).map(|index| Known {
+fn of_layer<'a>(layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
+    let found = content::open_stored(layer, &Origin::ALL, &opened.store);
+    let known = found.ok().map(|found| found.index).map(|index| Known {
         entries: index.len(),
         decoded_size: index.layer().decoded_size,
+        vouched_by: index.proof().vouched_by().map(ToOwned::to_owned),
         content_bytes_on_disk: used.get(&layer.blob.digest).map_or(0, |usage| usage.content),
     });
-    Layer { blob: described(&layer.blob), diff_id: &layer.diff_id, indexed: known.is_some(), known }
+    Layer { blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), known }
 }
 
 /// A layer that stands in an image twice counts twice in its tree, and once on disk.

@@ -1,5 +1,6 @@
 //! `peelfs status`: what is mounted, and how far it is.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use peelfs::fuse::mounts;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
 use peelfs::host::status::{self, Health, MountState};
+use peelfs::image::{LayerProgress, LayerStatus};
 use peelfs::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
@@ -92,8 +94,11 @@ impl<'a> Known<'a> {
             line("restarts", times.to_string());
         }
         if let Some(health) = &self.health {
-            let ready = health.layers.iter().filter(|layer| layer["state"] == "ready").count();
+            let ready = health.layers.iter().filter(|layer| layer.state == LayerProgress::Ready).count();
             line("layers", format!("{ready} of {} ready", health.layers.len()));
+            for (by, count) in vouchers(&health.layers) {
+                line("vouched", format!("{count} of {} by {}", health.layers.len(), text::printable(by.as_bytes())));
+            }
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
             // What was evicted or dropped is fetched again.
             let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
@@ -108,8 +113,8 @@ impl<'a> Known<'a> {
                 line("refused", text::printable(refused.as_bytes()));
             }
             for layer in &health.layers {
-                if let Some(error) = layer["error"].as_str() {
-                    let what = if layer["state"] == "ready" { "failing" } else { "failed" };
+                if let Some(error) = &layer.error {
+                    let what = if layer.state == LayerProgress::Ready { "failing" } else { "failed" };
                     line(what, text::printable(error.as_bytes()));
                 }
             }
@@ -144,6 +149,15 @@ impl<'a> Known<'a> {
             health: self.health.as_ref(),
         }
     }
+}
+
+/// Who vouches for layers that this machine has not indexed itself, and for how many.
+fn vouchers(layers: &[LayerStatus]) -> BTreeMap<&str, usize> {
+    let mut vouchers = BTreeMap::new();
+    for by in layers.iter().filter_map(|layer| layer.vouched_by.as_deref()) {
+        *vouchers.entry(by).or_default() += 1;
+    }
+    vouchers
 }
 
 /// One line of `--json`; what is not known is left out.

@@ -46,6 +46,8 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     });
     let index = match opened {
         Ok(index) => index,
+        // There is nothing wrong with it, and nothing that could be compared.
+        Err(error) if error.is_of_another_version() => return Ok(found),
         Err(error) => {
             store.drop_index(blob);
             found.index = Some(error.to_string());
@@ -69,6 +71,8 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     let content = store.content(layer, size, count)?;
     match check_spans(&content, &index, &mut found) {
         Ok(()) => check_passthrough_copies(store, &content, &index, &mut found),
+        // There is nothing wrong with it, and nothing that could be compared.
+        Err(error) if error.is_of_another_version() => return Ok(found),
         Err(error) => {
             store.drop_index(blob);
             found.index = Some(error.to_string());

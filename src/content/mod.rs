@@ -2,6 +2,7 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | [`opening`], `layer_ref`, `origin` | which layer is meant, where its index comes from, and why it is believed |
 //! | [`pass`], `pass_output`, `pass_schedule`, `partial` | a layer that was never seen is read once, from end to end |
 //! | `shared`, `open_layer`, `spans` | what a process has of its layers: cached spans, and which of them are verified |
 //! | `scope`, `budget` | what one mount has: tasks, a clock, and how much may be in flight ahead of its readers |
@@ -23,7 +24,10 @@ mod fetch;
 pub mod fsck;
 mod in_flight;
 mod index_file;
+mod layer_ref;
 mod open_layer;
+pub mod opening;
+mod origin;
 mod partial;
 pub mod pass;
 mod pass_output;
@@ -44,9 +48,12 @@ pub use budget::Prefetch;
 pub use error::ReadError;
 pub use evict_content::evict_content;
 pub use fsck::{CheckedLayer, check_layer};
+pub use layer_ref::{LayerRef, Payload};
 pub use open_layer::{ContentStats, OpenLayer};
+pub use opening::{Opened, Origin};
+pub use origin::{NotStored, PassedOver, open_stored};
 pub use partial::{Closed, PartialLayer, ShownSpan};
-pub use pass::{FirstPass, Others, PassError, PassProgress};
+pub use pass::{FirstPass, Means, Others, PassError, PassProgress};
 pub use pass_schedule::{PassScheduler, ScheduledPass, passes_at_once};
 pub use passthrough_copy::PassthroughCopyError;
 pub use prefetch::{keep_profiles, prefetch};

@@ -53,7 +53,7 @@ pub(super) struct Counters {
 }
 
 /// A snapshot of a layer's counters.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct ContentStats {
     /// How often the store was asked whether spans are cached, before they were read or fetched.
     #[serde(skip)]

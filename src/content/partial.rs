@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::descriptor::Descriptor;
-use crate::digest::Digest;
+use super::layer_ref::LayerRef;
 use crate::layer::{Check, IndexError, IndexedLayer, LayerIndex, LayerTree, Proof, Span, write_index};
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
@@ -120,11 +119,11 @@ impl PartialLayer {
     ///
     /// # Errors
     /// [`Closed`], also when the index cannot be made: the final one will tell why.
-    pub fn snapshot(&self, blob: &Descriptor, diff_id: &Digest) -> Result<LayerIndex, Closed> {
+    pub fn snapshot(&self, layer: &LayerRef) -> Result<LayerIndex, Closed> {
         let layer = IndexedLayer {
-            blob: blob.digest.clone(),
-            blob_size: blob.size,
-            diff_id: diff_id.clone(),
+            blob: layer.blob.digest.clone(),
+            blob_size: layer.blob.size,
+            diff_id: layer.content().clone(),
             // How long the stream will be is not known: until it is, bodies may lie anywhere.
             decoded_size: i64::MAX.cast_unsigned(),
         };

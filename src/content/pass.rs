@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::beat::Beating;
+use super::layer_ref::{LayerRef, Payload};
+use super::origin::{Origin, open_stored};
 use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
@@ -27,7 +29,7 @@ use super::peek::Peeked;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, compression_of,
 };
-use crate::descriptor::{Compression, Descriptor};
+use crate::descriptor::Compression;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
 use crate::layer::{
@@ -45,16 +47,29 @@ pub type LayerError = WalkError<TreeError>;
 /// A layer that is to be read once, and how.
 #[derive(Clone)]
 pub struct FirstPass {
-    /// The layer's blob.
-    pub blob: Descriptor,
-    /// How it is said to be compressed.
-    pub compression: Compression,
-    /// What the decoded stream must hash to (image-spec, config.md, "rootfs").
-    pub diff_id: Digest,
+    /// Which layer.
+    pub layer: LayerRef,
     /// Bounds against bombs.
     pub codec_limits: CodecLimits,
     /// Bounds against bombs.
     pub layer_limits: LayerLimits,
+}
+
+/// What a layer is opened with.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Where its bytes come from.
+    pub source: &'a Arc<dyn BlobSource>,
+    /// Where its index and content go.
+    pub store: &'a Arc<Store>,
+    /// Is told how far a pass is.
+    pub progress: &'a Arc<PassProgress>,
+    /// Says when a pass may take its stream.
+    pub schedule: &'a ScheduledPass,
+    /// Shows what a pass has read so far.
+    pub partial: Option<&'a Arc<PartialLayer>>,
+    /// Whether others that read the layer are waited for.
+    pub others: Others,
 }
 
 /// Whether others that make the same pass are waited for.
@@ -169,58 +184,41 @@ impl PassError {
 }
 
 impl FirstPass {
-    /// Reads the layer from `source` once and puts its index and content into `store`.
+    /// Reads the layer from its source once and puts its index and content into the store.
     ///
     /// Waits while another process makes the same pass and gets on, and uses what that one has made. With
-    /// [`Others::StandStill`], no process is waited for that has begun before. Takes its stream as `schedule` lets it,
-    /// and shows what it has read so far in `partial`.
+    /// [`Others::StandStill`], no process is waited for that has begun before.
     ///
     /// # Errors
     /// [`PassError`]; nothing of the layer is cached then.
-    pub async fn run(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        store: &Arc<Store>,
-        progress: &Arc<PassProgress>,
-        schedule: &ScheduledPass,
-        partial: Option<&Arc<PartialLayer>>,
-        others: Others,
-    ) -> Result<Arc<LayerIndex>, PassError> {
-        let _place = schedule.place().await;
+    pub async fn run(&self, means: &Means<'_>) -> Result<Arc<LayerIndex>, PassError> {
+        let _place = means.schedule.place().await;
         loop {
-            let least = u32::from(others == Others::StandStill);
-            let lock = Arc::new(self.admitted(source, store, progress, schedule, least).await?);
-            if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+            let lock = Arc::new(self.admitted(means).await?);
+            if let Some(index) = self.made(means.store) {
                 return Ok(index);
             }
             let _beating = Beating::begin(Arc::clone(&lock));
-            match self.make(source, store, progress, schedule, partial, &lock).await? {
+            match self.make(means, &lock).await? {
                 Some(index) => return Ok(index),
                 None => {
-                    tracing::info!(layer = %self.blob.digest, "the process that stood still reads on; waiting for it again");
+                    tracing::info!(layer = %self.layer.blob.digest, "the process that stood still reads on; waiting for it again");
                 }
             }
         }
     }
 
     /// Makes the pass; `None` when a process that it has overtaken is ahead of it again.
-    async fn make(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        store: &Arc<Store>,
-        progress: &Arc<PassProgress>,
-        schedule: &ScheduledPass,
-        partial: Option<&Arc<PartialLayer>>,
-        lock: &PassLock,
-    ) -> Result<Option<Arc<LayerIndex>>, PassError> {
-        let layer = || self.blob.digest.clone();
+    async fn make(&self, means: &Means<'_>, lock: &PassLock) -> Result<Option<Arc<LayerIndex>>, PassError> {
+        let Means { source, store, progress, schedule, partial, .. } = *means;
+        let layer = || self.layer.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
         let failed = |cause| PassError::Source { layer: layer(), cause };
         // At once, whatever the schedule: a round trip takes nothing from the link. And before threads are taken, since
         // the runtime has a bounded number and none is to wait for a source that is away.
-        let whole = BlobOffset(0)..BlobOffset(self.blob.size);
+        let whole = BlobOffset(0)..BlobOffset(self.layer.blob.size);
         let mut overtaken = std::pin::pin!(self.overtaken(store, progress, lock));
-        let begun = async { Peeked::new(source.stream(&self.blob, whole).await?).await };
+        let begun = async { Peeked::new(source.stream(&self.layer.blob, whole).await?).await };
         let mut blob = tokio::select! {
             biased;
             blob = begun => blob.map_err(failed)?,
@@ -232,7 +230,7 @@ impl FirstPass {
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
         let (empty_sender, empties) = std::sync::mpsc::channel();
         let hashing = {
-            let (algorithm, priority) = (self.blob.digest.algorithm(), schedule.priority());
+            let (algorithm, priority) = (self.layer.blob.digest.algorithm(), schedule.priority());
             tokio::task::spawn_blocking(move || hash(algorithm, hashed, priority()))
         };
         let decoding = {
@@ -312,16 +310,27 @@ impl FirstPass {
         }
     }
 
+    /// The index that another process, or another mount of this one, has made in a first pass meanwhile.
+    pub(super) fn made(&self, store: &Store) -> Option<Arc<LayerIndex>> {
+        open_stored(&self.layer, &[Origin::Store], store).ok().map(|opened| opened.index)
+    }
+
+    fn compression(&self) -> Compression {
+        let Payload::Tar(compression) = self.layer.payload;
+        compression
+    }
+
     /// This pass, over a blob that begins with these bytes.
     fn as_it_begins(&self, first: &[u8]) -> Result<Self, CodecError> {
-        let compression = compression_of(first, self.compression)?;
-        if compression != self.compression {
+        let compression = compression_of(first, self.compression())?;
+        if compression != self.compression() {
             tracing::warn!(
-                layer = %self.blob.digest, media_type = self.blob.media_type.as_str(), ?compression,
+                layer = %self.layer.blob.digest, media_type = self.layer.blob.media_type.as_str(), ?compression,
                 "the media type of a layer is wrong; it is read as what it begins like"
             );
         }
-        Ok(Self { compression, ..self.clone() })
+        let layer = LayerRef { payload: Payload::Tar(compression), ..self.layer.clone() };
+        Ok(Self { layer, ..self.clone() })
     }
 
     /// First stage: decodes the blob, passes buffers on. Returns the frame that asked for more memory than it was given,
@@ -333,8 +342,8 @@ impl FirstPass {
         empties: &std::sync::mpsc::Receiver<Filled>,
         mut priority: ThreadPriority,
     ) -> Result<Option<CodecError>, Undecoded> {
-        let limits = self.codec_limits.of_blob(self.blob.size);
-        let mut decoder = LayerDecoder::first_pass(self.compression, limits)?;
+        let limits = self.codec_limits.of_blob(self.layer.blob.size);
+        let mut decoder = LayerDecoder::first_pass(self.compression(), limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
         let mut failed = None;
         while let Some(piece) = pieces.blocking_recv() {
@@ -367,14 +376,14 @@ impl FirstPass {
         partial: &PartialLayer,
         mut priority: ThreadPriority,
     ) -> Result<Walked, PassError> {
-        let tar_error = |cause: LayerError| PassError::Tar { layer: self.blob.digest.clone(), cause };
+        let tar_error = |cause: LayerError| PassError::Tar { layer: self.layer.blob.digest.clone(), cause };
         // A stored layer decodes to itself, and its blob is hashed already.
-        let algorithm = self.diff_id.algorithm();
-        let same = self.compression == Compression::Stored && self.blob.digest.algorithm() == algorithm;
+        let algorithm = self.layer.content().algorithm();
+        let same = self.compression() == Compression::Stored && self.layer.blob.digest.algorithm() == algorithm;
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let mut walker = TarWalker::new();
-        let mut content = ContentWriter::new(store, self.name());
-        partial.begin(LayerTree::new(self.layer_limits.of_blob(self.blob.size)), content.reader());
+        let mut content = ContentWriter::new(store, self.layer.name());
+        partial.begin(LayerTree::new(self.layer_limits.of_blob(self.layer.blob.size)), content.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
@@ -397,28 +406,24 @@ impl FirstPass {
             // It fails when the decoder has ended, which then needs no buffers.
             let _ = empties.send(buffer);
         }
-        let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.blob.digest.clone() });
+        let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.layer.blob.digest.clone() });
         spans.end(&mut content);
         let tree = match failed {
             None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
-        let padding = diff_id.as_ref().and_then(|so_far| missing_padding(so_far, &self.diff_id));
+        let padding = diff_id.as_ref().and_then(|so_far| missing_padding(so_far, self.layer.diff_id.as_ref()?));
         let (diff_id, content) = (diff_id.map(Hasher::finish), content.into_content());
         Ok(Walked { diff_id, padding, size: at, tree, spans: spans.done, windows, content })
     }
 
-    fn name(&self) -> LayerName<'_> {
-        LayerName { blob: &self.blob.digest, diff_id: &self.diff_id }
-    }
-
     fn check_blob(&self, digest: &Digest, size: u64) -> Result<(), PassError> {
-        if *digest == self.blob.digest && size == self.blob.size {
+        if *digest == self.layer.blob.digest && size == self.layer.blob.size {
             return Ok(());
         }
         Err(PassError::Blob {
-            expected: self.blob.digest.clone(),
-            expected_size: self.blob.size,
+            expected: self.layer.blob.digest.clone(),
+            expected_size: self.layer.blob.size,
             actual: digest.clone(),
             actual_size: size,
         })
@@ -428,15 +433,15 @@ impl FirstPass {
     ///
     /// The blob was checked already.
     fn publish(&self, store: &Arc<Store>, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
-        let index_error = |cause| PassError::Index { layer: self.blob.digest.clone(), cause };
-        let actual = walked.diff_id.unwrap_or_else(|| self.blob.digest.clone());
-        if actual != self.diff_id {
-            let (layer, expected) = (self.blob.digest.clone(), self.diff_id.clone());
+        let index_error = |cause| PassError::Index { layer: self.layer.blob.digest.clone(), cause };
+        let actual = walked.diff_id.unwrap_or_else(|| self.layer.blob.digest.clone());
+        if let Some(expected) = self.layer.diff_id.clone().filter(|expected| *expected != actual) {
+            let layer = self.layer.blob.digest.clone();
             return Err(PassError::DiffId { layer, expected, actual, padding: walked.padding });
         }
         let tree = walked.tree?;
         // A process that was waited for in vain, or has waited in vain for this one, may have ended first.
-        if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+        if let Some(index) = self.made(store) {
             return Ok(index);
         }
         let mut spans = walked.spans;
@@ -447,8 +452,8 @@ impl FirstPass {
             }
         }
         let layer = IndexedLayer {
-            blob: self.blob.digest.clone(),
-            blob_size: self.blob.size,
+            blob: self.layer.blob.digest.clone(),
+            blob_size: self.layer.blob.size,
             diff_id: actual,
             decoded_size: walked.size.0,
         };
@@ -462,14 +467,16 @@ impl FirstPass {
             kept = self.store_index(store, write);
         }
         let kept = kept.and_then(|file| {
-            if let Some(Err(error)) = content.map(|content| content.publish(walked.size.0)) {
+            let name = LayerName { blob: &layer.blob, diff_id: &layer.diff_id };
+            let publish = |content| store.publish_content(content, name, walked.size.0);
+            if let Some(Err(error)) = content.map(publish) {
                 store.cannot_keep("the content of a layer", &error);
             }
             file.publish().map_err(NotStored::Disk)
         });
         match kept {
             Ok(()) => {
-                if let Some(index) = open_index(store, &self.blob, &self.diff_id) {
+                if let Some(index) = self.made(store) {
                     return Ok(index);
                 }
             }
@@ -479,7 +486,7 @@ impl FirstPass {
         // In memory, for as long as this process runs.
         let mut bytes = Vec::new();
         write(&mut bytes).map_err(index_error)?;
-        let index = LayerIndex::open(bytes).map_err(|_| PassError::Ended { layer: self.blob.digest.clone() })?;
+        let index = LayerIndex::open(bytes).map_err(|_| PassError::Ended { layer: self.layer.blob.digest.clone() })?;
         Ok(Arc::new(index))
     }
 
@@ -489,7 +496,7 @@ impl FirstPass {
         store: &Store,
         write: impl Fn(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<NewFile, NotStored> {
-        let mut file = store.new_index(&self.blob.digest).map_err(NotStored::Disk)?;
+        let mut file = store.new_index(&self.layer.blob.digest).map_err(NotStored::Disk)?;
         let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
         match write(&mut out).and_then(|()| Ok(out.flush()?)) {
             Err(WriteError::Io { cause }) => {
@@ -511,30 +518,6 @@ impl FirstPass {
 enum NotStored {
     Disk(StoreError),
     Index(WriteError),
-}
-
-/// The layer index of a blob, if the store has a usable one that proves this diff_id.
-///
-/// Its pages are checked when they are first touched; one that is damaged then is read from an index that was made anew
-/// ([`LayerIndex::mend`]).
-pub fn open_index(store: &Store, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<LayerIndex>> {
-    let file = store.index(&blob.digest)?;
-    let dropper = store.index_dropper(&blob.digest, &file);
-    match LayerIndex::open(file) {
-        Ok(index) => {
-            let layer = index.layer();
-            if layer.blob == blob.digest && layer.blob_size == blob.size && layer.diff_id == *diff_id {
-                return Some(Arc::new(index.on_damage(dropper)));
-            }
-            tracing::warn!(layer = %blob.digest, %diff_id, proven = %layer.diff_id, "the cached layer index proves another diff_id");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(layer = %blob.digest, %error, "the cached layer index is damaged; the layer will be read again");
-            store.drop_index(&blob.digest);
-            None
-        }
-    }
 }
 
 /// Whether a tar of which so much was hashed is the `wanted` one but for zeros at its end, and how many. Skopeo 1.9 drops

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::beat::{BEAT, Watch};
-use super::pass::{FirstPass, PassError, PassProgress, open_index};
+use super::pass::{FirstPass, Means, Others, PassError, PassProgress};
 use super::pass_schedule::ScheduledPass;
 use crate::source::outage::Outages;
 use crate::source::{BlobSource, SourceError};
@@ -17,30 +17,25 @@ use crate::store::{PassLock, PassNote, Store};
 
 impl FirstPass {
     /// Waits until this process may make the pass: none other makes it, or those that do stand still.
-    pub(super) async fn admitted(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        store: &Store,
-        progress: &PassProgress,
-        schedule: &ScheduledPass,
-        least: u32,
-    ) -> Result<PassLock, PassError> {
-        if let Some(lock) = store.try_lock_pass_of(&self.blob.digest, 0) {
+    pub(super) async fn admitted(&self, means: &Means<'_>) -> Result<PassLock, PassError> {
+        let Means { source, store, progress, schedule, others, .. } = *means;
+        let least = u32::from(others == Others::StandStill);
+        if let Some(lock) = store.try_lock_pass_of(&self.layer.blob.digest, 0) {
             return Ok(lock);
         }
-        tracing::info!(layer = %self.blob.digest, "another process is reading this layer; waiting for it");
+        tracing::info!(layer = %self.layer.blob.digest, "another process is reading this layer; waiting for it");
         // The last of the ranks that are tried; its holder is the one to be waited for.
         let last = AtomicU32::new(least);
         let freed = async {
             let mut watch = Watch::new();
             loop {
                 let rank = last.load(Ordering::Relaxed);
-                if let Some(lock) = (0..=rank).find_map(|rank| store.try_lock_pass_of(&self.blob.digest, rank)) {
+                if let Some(lock) = (0..=rank).find_map(|rank| store.try_lock_pass_of(&self.layer.blob.digest, rank)) {
                     return lock;
                 }
-                let note = store.pass_note(&self.blob.digest, rank).unwrap_or_default();
-                if rank < HIGHEST_RANK && watch.is_in_vain(note, self.blob.size, schedule.is_urgent()) {
-                    tracing::warn!(layer = %self.blob.digest, process = note.pid, received = note.received,
+                let note = store.pass_note(&self.layer.blob.digest, rank).unwrap_or_default();
+                if rank < HIGHEST_RANK && watch.is_in_vain(note, self.layer.blob.size, schedule.is_urgent()) {
+                    tracing::warn!(layer = %self.layer.blob.digest, process = note.pid, received = note.received,
                         "the process that reads this layer stands still; reading it here, too");
                     last.store(rank + 1, Ordering::Relaxed);
                     watch = Watch::new();
@@ -51,9 +46,9 @@ impl FirstPass {
         };
         let how_far = || {
             let rank = last.load(Ordering::Relaxed);
-            let PassNote { pid, received, .. } = store.pass_note(&self.blob.digest, rank).unwrap_or_default();
+            let PassNote { pid, received, .. } = store.pass_note(&self.layer.blob.digest, rank).unwrap_or_default();
             progress.received.store(received, Ordering::Relaxed);
-            format!("process {pid} is reading it, and has {received} of {} bytes", self.blob.size)
+            format!("process {pid} is reading it, and has {received} of {} bytes", self.layer.blob.size)
         };
         let lock = self.wait_for(source, freed, how_far).await?;
         progress.received.store(0, Ordering::Relaxed);
@@ -84,11 +79,11 @@ impl FirstPass {
             seen.clone_from(&why);
             // Looked at every time: the mount may have come up since.
             if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
-                let (what, place) = (format!("blob {}", self.blob.digest), source.name().to_owned());
+                let (what, place) = (format!("blob {}", self.layer.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why, hint: None };
-                return Err(PassError::Source { layer: self.blob.digest.clone(), cause });
+                return Err(PassError::Source { layer: self.layer.blob.digest.clone(), cause });
             }
-            let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.blob.digest));
+            let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.layer.blob.digest));
             waiting = waiting.or_else(elsewhere);
             match &waiting {
                 Some(waiting) if tries > 0 => waiting.in_vain(&why),
@@ -104,7 +99,7 @@ impl FirstPass {
             return std::future::pending().await;
         }
         let received = || -> Vec<u64> {
-            let note = |rank| store.pass_note(&self.blob.digest, rank).unwrap_or_default();
+            let note = |rank| store.pass_note(&self.layer.blob.digest, rank).unwrap_or_default();
             (0..lock.rank()).map(|rank| note(rank).received).collect()
         };
         let before = received();
@@ -112,8 +107,8 @@ impl FirstPass {
             tokio::time::sleep(BEAT).await;
             let own = progress.received.load(Ordering::Relaxed);
             let ahead = before.iter().zip(received()).any(|(before, now)| now != *before && now > own);
-            let ended = || store.try_lock_pass(&self.blob.digest).is_some();
-            if ahead || (ended() && open_index(store, &self.blob, &self.diff_id).is_some()) {
+            let ended = || store.try_lock_pass(&self.layer.blob.digest).is_some();
+            if ahead || (ended() && self.made(store).is_some()) {
                 return;
             }
         }
@@ -125,7 +120,7 @@ impl FirstPass {
         for beats in 1.. {
             // The process runs, as this does.
             let note = PassNote { beats, received: progress.received.load(Ordering::Relaxed), ..PassNote::default() };
-            if watch.is_in_vain(note, self.blob.size, schedule.is_urgent()) {
+            if watch.is_in_vain(note, self.layer.blob.size, schedule.is_urgent()) {
                 return;
             }
             tokio::time::sleep(BEAT).await;

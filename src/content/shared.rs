@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
+use super::layer_ref::LayerRef;
 use super::open_layer::OpenLayer;
-use super::pass::{self, PassProgress};
+use super::origin::{Origin, is_from, open_stored};
+use super::pass::PassProgress;
 use super::pass_schedule::{PassScheduler, ScheduledPass};
-use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::store::Store;
@@ -52,9 +53,9 @@ impl SharedLayers {
     }
 
     /// What is shared of a layer, for as long as it is held.
-    pub fn layer(&self, blob: &Digest, diff_id: &Digest) -> Arc<SharedLayer> {
+    pub fn layer(&self, layer: &LayerRef) -> Arc<SharedLayer> {
         let mut layers = lock(&self.0.layers);
-        let name = (blob.clone(), diff_id.clone());
+        let name = (layer.blob.digest.clone(), layer.content().clone());
         if let Some(shared) = layers.get(&name).and_then(Weak::upgrade) {
             return shared;
         }
@@ -73,13 +74,14 @@ impl SharedLayers {
 }
 
 impl SharedLayer {
-    /// What the process or else the store has of the layer, if its index is known.
-    pub fn known(&self, store: &Arc<Store>, blob: &Descriptor, diff_id: &Digest) -> Option<Arc<OpenLayer>> {
+    /// What the process or else the store has of the layer, if its index is known from one of `origins`.
+    pub fn known(&self, store: &Arc<Store>, layer: &LayerRef, origins: &[Origin]) -> Option<Arc<OpenLayer>> {
         let mut open = lock(&self.open);
-        if let Some(known) = open.upgrade().filter(|known| !known.index.is_damaged()) {
+        let usable = |known: &Arc<OpenLayer>| !known.index.is_damaged() && is_from(&known.index, origins);
+        if let Some(known) = open.upgrade().filter(usable) {
             return Some(known);
         }
-        let opened = Arc::new(OpenLayer::new(pass::open_index(store, blob, diff_id)?, store));
+        let opened = Arc::new(OpenLayer::new(open_stored(layer, origins, store).ok()?.index, store));
         *open = Arc::downgrade(&opened);
         Some(opened)
     }

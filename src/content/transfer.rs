@@ -2,13 +2,13 @@
 //!
 //! An index that was made here was made of bytes that match blob digest and diff_id. One that was imported only says
 //! so: nothing in it proves that its names, attributes and span digests are those of the blob it names. To import it is
-//! to trust its maker as one trusts this machine. What can be checked is checked, so that a damaged or made-up file is
+//! to trust its maker as one trusts this machine, so it is marked with where it came from ([`Proof::Vouched`]). What can be checked is checked, so that a damaged or made-up file is
 //! an error now and not a puzzle later.
 
 use std::io::{self, Read, Write};
 
 use crate::digest::Digest;
-use crate::layer::{IndexError, LayerIndex, ReadAt};
+use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt};
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::store::{Store, StoreError};
 
@@ -79,12 +79,12 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
     Ok(())
 }
 
-/// Reads exported indexes into the store. Each is checked before it is put in its place: its pages and spans are sound,
+/// Reads exported indexes, for which `by` vouches, into the store. Each is checked before it is put in its place: its pages and spans are sound,
 /// and it names the layer that it is stored under.
 ///
 /// # Errors
 /// [`TransferError`]; indexes before the bad one stay.
-pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, TransferError> {
+pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<Imported, TransferError> {
     let mut head = [0; 16];
     whole(from, &mut head)?;
     if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
@@ -106,10 +106,14 @@ pub fn import_indexes(store: &Store, from: &mut impl Read) -> Result<Imported, T
         if io::copy(&mut from.take(length), &mut new)? != length {
             return Err(TransferError::NotAnExport { why: "it is cut short" });
         }
-        check(new.file().try_clone()?, &layer).map_err(|cause| TransferError::Index { layer: layer.clone(), cause })?;
+        let unusable = |cause| TransferError::Index { layer: layer.clone(), cause };
+        let index = check(new.file().try_clone()?, &layer).map_err(unusable)?;
         if store.index(&layer).is_some_and(|known| check(known, &layer).is_ok()) {
             imported.known += 1;
         } else {
+            let (end_at, end) = index.end_with(Proof::vouched(Format::Exported, by));
+            new.cut(end_at)?;
+            new.write_all(&end)?;
             new.publish()?;
             imported.new += 1;
         }
@@ -128,7 +132,7 @@ fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
 }
 
 /// Whether the pages are whole, the layer the right one, and the spans one after the other.
-fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<(), IndexError> {
+fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, IndexError> {
     let index = LayerIndex::open(file)?;
     index.check_all()?;
     if index.layer().blob != *layer {
@@ -145,7 +149,7 @@ fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<(), IndexError> 
     if decoded.0 != index.layer().decoded_size {
         return Err(IndexError::Malformed { what: "the spans end elsewhere than the layer" });
     }
-    Ok(())
+    Ok(index)
 }
 
 /// Bytes of an index copied at a time.

@@ -58,8 +58,8 @@ impl<'a> Encoder<'a> {
         let mut known = HashMap::<(Digest, Digest), u16>::new();
         for number in (0..fs.layer_count()).map(LayerNo) {
             let reader = fs.layer(number).ok_or(EncodeError::Missing(number))?;
-            let proof = reader.index().proof();
-            device_of.push(match known.entry((proof.blob.clone(), proof.diff_id.clone())) {
+            let of = reader.index().layer();
+            device_of.push(match known.entry((of.blob.clone(), of.diff_id.clone())) {
                 Entry::Occupied(same) => *same.get(),
                 Entry::Vacant(new) => {
                     devices.push(number);
@@ -251,7 +251,7 @@ impl<'a> Encoder<'a> {
         if attr.size > i64::MAX as u64 {
             return Err(EncodeError::TooLarge);
         }
-        let file = chunks::File { size: attr.size, decoded_size: reader.index().proof().decoded_size, runs: &runs };
+        let file = chunks::File { size: attr.size, decoded_size: reader.index().layer().decoded_size, runs: &runs };
         let cut = file.cut(self.space.room())?;
         self.copied += cut.copied;
         if self.copied > COPIED_MAX {
@@ -380,13 +380,13 @@ fn device_table(fs: &ImageFs, devices: &[LayerNo]) -> Result<(Vec<u8>, [u8; 16])
     let (mut table, mut chain) = (Vec::new(), blake3::Hasher::new());
     for number in devices {
         let reader = fs.layer(*number).ok_or(EncodeError::Missing(*number))?;
-        let proof = reader.index().proof();
-        chain.update(proof.diff_id.to_string().as_bytes());
-        let hex = proof.diff_id.hex().as_bytes();
+        let of = reader.index().layer();
+        chain.update(of.diff_id.to_string().as_bytes());
+        let hex = of.diff_id.hex().as_bytes();
         let mut tag = [0; 64];
         let length = hex.len().min(tag.len());
         tag[..length].copy_from_slice(&hex[..length]);
-        let blocks = U32::new(u32::try_from(proof.decoded_size.div_ceil(BLOCK)).unwrap_or(u32::MAX));
+        let blocks = U32::new(u32::try_from(of.decoded_size.div_ceil(BLOCK)).unwrap_or(u32::MAX));
         table.extend_from_slice(DeviceSlot { tag, blocks, mapped_block: U32::new(0), rest: [0; 56] }.as_bytes());
     }
     let mut uuid = [0; 16];

@@ -81,7 +81,7 @@ pub struct Health {
     /// What it refused last, if it has granted nothing since.
     pub refused: Option<String>,
     /// How far each layer is, base first.
-    pub layers: Vec<serde_json::Value>,
+    pub layers: Vec<LayerStatus>,
 }
 
 /// The files of a mount that is being served; removed when dropped, the log only if it is empty.
@@ -342,15 +342,13 @@ impl Drop for Published {
 fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
     let stats = registry.map(RegistrySource::stats).unwrap_or_default();
     let outages = registry.and_then(BlobSource::outages);
-    let layers = fs.layer_status();
-    let json = |layer: &LayerStatus| serde_json::to_value(layer).expect("plain data");
     Health {
         image_bytes: fs.size(),
         received_bytes: stats.bytes_received,
         requests: stats.requests,
         waiting: outages.map(Outages::status).unwrap_or_default(),
         refused: outages.and_then(Outages::refusal),
-        layers: layers.iter().map(json).collect(),
+        layers: fs.layer_status(),
     }
 }
 

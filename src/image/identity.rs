@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::plan::PlannedLayer;
+use crate::content::LayerRef;
 use crate::digest::{Algorithm, Digest};
 use crate::layer::{Kind, Timestamp};
 use crate::overlay::{NodeAttr, NodeId};
@@ -24,13 +24,13 @@ pub struct Identity {
 
 impl Identity {
     /// The identity of an image of these layers, base first.
-    pub fn new(layers: &[PlannedLayer]) -> Self {
-        Self::of("", layers.iter().map(|layer| &layer.diff_id))
+    pub fn new(layers: &[LayerRef]) -> Self {
+        Self::of("", layers.iter().map(LayerRef::content))
     }
 
     /// The identity of the uppermost one of these layers, shown alone.
-    pub fn of_layer(layers: &[PlannedLayer]) -> Self {
-        Self::of("uppermost\n", layers.iter().map(|layer| &layer.diff_id))
+    pub fn of_layer(layers: &[LayerRef]) -> Self {
+        Self::of("uppermost\n", layers.iter().map(LayerRef::content))
     }
 
     fn of<'a>(view: &str, diff_ids: impl IntoIterator<Item = &'a Digest>) -> Self {

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::chain::chain;
-use super::plan::PlannedLayer;
 use crate::content::{
-    self, Closed, ContentStats, FirstPass, LayerReader, MountScope, OpenLayer, Others, PartialLayer, PassError,
-    Prefetch, ReadError, SharedLayer, SharedLayers, ShownSpan,
+    self, Closed, ContentStats, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others,
+    PartialLayer, PassError, Prefetch, ReadError, SharedLayer, SharedLayers, ShownSpan, opening,
 };
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -133,14 +133,17 @@ pub enum LayerFailure {
 }
 
 /// The state of a layer, for status.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct LayerStatus {
     /// The blob.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// `waiting`, `reading`, `ready` or `failed`.
-    pub state: &'static str,
+    /// How far it is.
+    pub state: LayerProgress,
+    /// Who vouches for its index, if this machine has not made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouched_by: Option<String>,
     /// Blob bytes that the first pass has received.
     pub received: u64,
     /// Reads after the pass.
@@ -149,11 +152,28 @@ pub struct LayerStatus {
     pub error: Option<String>,
 }
 
+/// How far a layer is, for status.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerProgress {
+    /// It has not been needed yet, or its turn is to come.
+    Waiting,
+    /// Its first pass runs.
+    Reading,
+    /// It is verified.
+    Ready,
+    /// It cannot be shown.
+    Failed,
+    /// What a later version says.
+    #[serde(other)]
+    Other,
+}
+
 impl Layers {
     /// Opens what the store knows of `planned`, the layers of `image`, and, by `eagerness`, begins to read the rest.
     pub fn open(
         image: &Digest,
-        planned: &[PlannedLayer],
+        planned: &[LayerRef],
         source: Arc<dyn BlobSource>,
         shared_layers: SharedLayers,
         limits: &Limits,
@@ -164,7 +184,7 @@ impl Layers {
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
         let mut slot_of = Vec::new();
         for layer in planned {
-            let key = (layer.blob.digest.clone(), layer.diff_id.clone());
+            let key = (layer.blob.digest.clone(), layer.content().clone());
             let slot = *by_blob.entry(key).or_insert_with(|| {
                 slots.push(Arc::new(Slot::new(layer, limits, &shared_layers)));
                 slots.len() - 1
@@ -301,7 +321,7 @@ impl Layers {
         match settled.as_deref() {
             Ok(State::Ready(content)) => Ok(Arc::clone(content)),
             Ok(State::Failed { why, .. }) => Err(Arc::clone(why)),
-            _ => Err(Arc::new(PassError::Ended { layer: slot.pass.blob.digest.clone() }.into())),
+            _ => Err(Arc::new(PassError::Ended { layer: slot.pass.layer.blob.digest.clone() }.into())),
         }
     }
 
@@ -333,9 +353,9 @@ impl Layers {
                 return Known::Further(Arc::clone(index)); // another task has made it meanwhile
             }
             partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
-            let (shown_now, blob, diff_id) = (Arc::clone(&partial), slot.pass.blob.clone(), slot.pass.diff_id.clone());
+            let (shown_now, layer) = (Arc::clone(&partial), slot.pass.layer.clone());
             // As much work as the layer has entries.
-            match tokio::task::spawn_blocking(move || shown_now.snapshot(&blob, &diff_id)).await {
+            match tokio::task::spawn_blocking(move || shown_now.snapshot(&layer)).await {
                 Ok(Ok(index)) => {
                     slot.shown_entries.store(index.len(), Ordering::Release);
                     let index = Arc::new(index);
@@ -401,8 +421,8 @@ impl Layers {
             }
             let got = slot.shared.progress.received.load(Ordering::Relaxed);
             if got > 0 || !matches!(*slot.state.borrow(), State::Ready(_)) {
-                total += slot.pass.blob.size;
-                received += got.min(slot.pass.blob.size);
+                total += slot.pass.layer.blob.size;
+                received += got.min(slot.pass.layer.blob.size);
             }
         }
         (total, received)
@@ -419,7 +439,7 @@ impl Layers {
     /// for that reader. Until something is received, that is the layer's last error.
     pub async fn outlived(&self, layer: LayerNo) -> ReadError {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
-        let digest = &self.slot(layer).pass.blob.digest;
+        let digest = &self.slot(layer).pass.layer.blob.digest;
         let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
         let error = ReadError::Source { layer: digest.clone(), cause };
         if let Some(content) = self.known(layer) {
@@ -434,17 +454,17 @@ impl Layers {
 
     /// What this process or its store has of a layer.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
-        slot.shared.known(self.shared_layers.store(), &slot.pass.blob, &slot.pass.diff_id)
+        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, &Origin::ALL)
     }
 
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> State {
         if !lock(&slot.shown_unverified).iter().all(|shown| shown.is_of(open.index())) {
             self.disown(slot, open.index().len());
-            return slot.cannot_be_shown(LayerFailure::ShownOtherwise { layer: slot.pass.blob.digest.clone() });
+            return slot.cannot_be_shown(LayerFailure::ShownOtherwise { layer: slot.pass.layer.blob.digest.clone() });
         }
         State::Ready(Arc::new(LayerReader::new(
             open,
-            slot.pass.blob.clone(),
+            slot.pass.layer.blob.clone(),
             Arc::clone(&self.source),
             Arc::clone(&self.scope),
         )))
@@ -506,7 +526,7 @@ impl Layers {
     async fn run(&self, slot: &Slot) -> State {
         let how_far = || {
             let received = slot.shared.progress.received.load(Ordering::Relaxed);
-            format!("another mount is reading it, and has {received} of {} bytes", slot.pass.blob.size)
+            format!("another mount is reading it, and has {received} of {} bytes", slot.pass.layer.blob.size)
         };
         let shared = &slot.shared;
         let passing = tokio::select! {
@@ -532,9 +552,13 @@ impl Layers {
         let grows = (self.verify == Verify::Behind).then(Arc::<PartialLayer>::default);
         lock(&slot.partial).clone_from(&grows);
         slot.state.send_modify(|_| {});
-        let mut made = slot.pass.run(&self.source, store, &progress, &shared.schedule, grows.as_ref(), others).await;
+        let (source, schedule) = (&self.source, &shared.schedule);
+        let means = Means { source, store, progress: &progress, schedule, partial: grows.as_ref(), others };
+        // What the store has of a layer whose index is damaged is what the damage was found in.
+        let origins = if mending.is_some() { &[Origin::FirstPass][..] } else { &Origin::ALL };
+        let mut made = opening::open(&slot.pass, origins, &means).await;
         *lock(&slot.partial) = None;
-        if let (Some(grows), Err(why)) = (grows, &made) {
+        if let (Some(grows), Err(why)) = (&grows, &made) {
             lock(&slot.shown_unverified).extend(grows.take_shown());
             if why.is_corruption() {
                 self.disown(slot, grows.entries());
@@ -549,10 +573,10 @@ impl Layers {
         if self.verify == Verify::BeforeShowing && made.as_ref().is_err_and(PassError::is_corruption) {
             // Once more: a proxy may have spoilt the first answer.
             progress.received.store(0, Ordering::Relaxed);
-            made = slot.pass.run(&self.source, store, &progress, &shared.schedule, None, others).await;
+            made = opening::open(&slot.pass, origins, &means).await;
         }
         match made {
-            Ok(index) => {
+            Ok(Opened { index, .. }) => {
                 let Some(before) = mending else {
                     return self.content(slot, slot.shared.made(index, store));
                 };
@@ -574,17 +598,11 @@ impl Layers {
 }
 
 impl Slot {
-    fn new(layer: &PlannedLayer, limits: &Limits, shared_layers: &SharedLayers) -> Self {
+    fn new(layer: &LayerRef, limits: &Limits, shared_layers: &SharedLayers) -> Self {
         Self {
-            pass: FirstPass {
-                blob: layer.blob.clone(),
-                compression: layer.compression,
-                diff_id: layer.diff_id.clone(),
-                codec_limits: limits.codec,
-                layer_limits: limits.layer,
-            },
+            pass: FirstPass { layer: layer.clone(), codec_limits: limits.codec, layer_limits: limits.layer },
             state: watch::Sender::new(State::Idle),
-            shared: shared_layers.layer(&layer.blob.digest, &layer.diff_id),
+            shared: shared_layers.layer(layer),
             failures: AtomicU32::new(0),
             mending: Mutex::default(),
             mended: AtomicU32::new(0),
@@ -598,25 +616,28 @@ impl Slot {
     /// The order of passes, smallest first: layers that are waited for, then small ones, which decide names at once, then
     /// the largest, so that no long pass is left over at the end.
     fn urgency(&self) -> (bool, u64) {
-        let size = self.pass.blob.size;
+        let size = self.pass.layer.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
         (!self.shared.schedule.is_urgent(), rank)
     }
 
     fn status(&self) -> LayerStatus {
+        let mut vouched_by = None;
         let (state, reads, error) = match &*self.state.borrow() {
-            State::Idle => ("waiting", ContentStats::default(), None),
-            State::Running => ("reading", ContentStats::default(), None),
+            State::Idle => (LayerProgress::Waiting, ContentStats::default(), None),
+            State::Running => (LayerProgress::Reading, ContentStats::default(), None),
             State::Ready(content) => {
+                vouched_by = content.index().proof().vouched_by().map(ToOwned::to_owned);
                 let last_error = content.last_error();
-                ("ready", content.stats(), last_error.as_ref().map(|why| chain(why)))
+                (LayerProgress::Ready, content.stats(), last_error.as_ref().map(|why| chain(why)))
             }
-            State::Failed { why, .. } => ("failed", ContentStats::default(), Some(chain(why))),
+            State::Failed { why, .. } => (LayerProgress::Failed, ContentStats::default(), Some(chain(why))),
         };
         LayerStatus {
-            digest: self.pass.blob.digest.clone(),
-            size: self.pass.blob.size,
+            digest: self.pass.layer.blob.digest.clone(),
+            size: self.pass.layer.blob.size,
             state,
+            vouched_by,
             received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,
             error,
@@ -624,7 +645,7 @@ impl Slot {
     }
 
     fn beyond_repair(&self, why: &'static str) -> State {
-        let why = Arc::new(LayerFailure::Damaged { layer: self.pass.blob.digest.clone(), why });
+        let why = Arc::new(LayerFailure::Damaged { layer: self.pass.layer.blob.digest.clone(), why });
         tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown only in part");
         self.failed(why)
     }
@@ -687,6 +708,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::content::Payload;
     use crate::descriptor::{Compression, Descriptor, MediaType};
     use crate::digest::Algorithm;
     use crate::offsets::BlobOffset;
@@ -694,7 +716,7 @@ mod tests {
     use crate::store::Store;
     use crate::trust::Untrusted;
 
-    fn planned() -> PlannedLayer {
+    fn planned() -> LayerRef {
         let blob = Descriptor {
             media_type: MediaType::parse("application/octet-stream"),
             digest: Digest::of(Algorithm::Sha256, b"blob"),
@@ -702,7 +724,11 @@ mod tests {
             data: None,
             annotations: BTreeMap::new(),
         };
-        PlannedLayer { blob, compression: Compression::Stored, diff_id: Digest::of(Algorithm::Sha256, b"tar") }
+        LayerRef {
+            blob,
+            diff_id: Some(Digest::of(Algorithm::Sha256, b"tar")),
+            payload: Payload::Tar(Compression::Stored),
+        }
     }
 
     /// A source that is never asked.
@@ -741,7 +767,7 @@ mod tests {
         let (source, limits) = (Arc::new(Unasked), Limits::default());
         let shared_layers = Arc::clone(&store).into();
         let (planned, eagerness) = (planned(), Eagerness::OnDemand);
-        let image = planned.diff_id.clone();
+        let image = planned.blob.digest.clone();
         let layers = Layers::open(&image, &[planned], source, shared_layers, &limits, eagerness, Verify::BeforeShowing);
         let watching = tokio::spawn(layers.watch(LayerNo(0), |_| true));
         tokio::task::yield_now().await;
@@ -753,7 +779,7 @@ mod tests {
     #[test]
     fn a_layer_that_fails_again_is_tried_later_and_later() {
         let planned = planned();
-        let digest = planned.diff_id.clone();
+        let digest = planned.blob.digest.clone();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = Store::open(&dir.path().join("cache"), None).expect("a new directory");
         let slot = Slot::new(&planned, &Limits::default(), &Arc::new(store).into());

@@ -16,14 +16,14 @@ mod work;
 
 use std::sync::Arc;
 
-pub use crate::content::{Prefetch, SharedLayers};
+pub use crate::content::{LayerRef, Prefetch, SharedLayers};
 pub use apart::{Apart, briefly};
 pub use chain::chain;
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layer_fs::{LayerFs, OpaqueMark};
-pub use layers::{Eagerness, LayerFailure, LayerStatus, Layers, Limits, Verify};
-pub use plan::{Documents, Fit, Network, Plan, PlanError, PlannedLayer, resolve, resolve_again};
+pub use layers::{Eagerness, LayerFailure, LayerProgress, LayerStatus, Layers, Limits, Verify};
+pub use plan::{Documents, Fit, Network, Plan, PlanError, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
@@ -68,13 +68,13 @@ pub fn open_layer(
 
 /// The layers of an image up to one, and what of them is shown.
 struct Part<'a> {
-    layers: &'a [PlannedLayer],
+    layers: &'a [LayerRef],
     /// Bytes of the blobs that are shown.
     size: u64,
     identity: Identity,
 }
 
-fn blob_sizes(layers: &[PlannedLayer]) -> u64 {
+fn blob_sizes(layers: &[LayerRef]) -> u64 {
     layers.iter().map(|layer| layer.blob.size).sum()
 }
 

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::{Compression, Descriptor, MediaType};
+use crate::content::{LayerRef, Payload};
+use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step};
 use crate::platform::{self, Platform};
@@ -30,7 +31,7 @@ pub struct Plan {
     /// The configuration.
     pub configuration: ImageConfig,
     /// The layers, base first.
-    pub layers: Vec<PlannedLayer>,
+    pub layers: Vec<LayerRef>,
     /// The platform of the manifest, as far as anything says it.
     pub platform: Option<Platform>,
     /// The platforms that the reference offers.
@@ -63,17 +64,6 @@ impl Documents {
         let (_, text) = self.texts.iter().find(|(known, _)| known == digest)?;
         Untrusted::new(Bytes::copy_from_slice(text.as_bytes())).verify(digest, size).ok()
     }
-}
-
-/// One layer of an image.
-#[derive(Clone, Debug)]
-pub struct PlannedLayer {
-    /// The blob.
-    pub blob: Descriptor,
-    /// How it is compressed.
-    pub compression: Compression,
-    /// What it must decode to.
-    pub diff_id: Digest,
 }
 
 /// Whether the network may be asked.
@@ -277,7 +267,7 @@ fn assemble(
             let MediaType::Layer(compression, _) = blob.media_type else {
                 unreachable!("a parsed manifest has layers of known types only");
             };
-            PlannedLayer { blob, compression, diff_id: diff_id.clone() }
+            LayerRef { blob, diff_id: Some(diff_id.clone()), payload: Payload::Tar(compression) }
         })
         .collect();
     let (config, documents) = (manifest.config, Documents::default());

@@ -104,7 +104,7 @@ impl Footer {
 
     /// What follows the checksums of the pages: who vouches, the footer, and a checksum of all these.
     pub(super) fn sealed(&self, page_checks: &[u8]) -> Vec<u8> {
-        let (name, raw) = (self.proof.by().as_bytes(), self.to_bytes());
+        let (name, raw) = (self.proof.vouched_by().unwrap_or_default().as_bytes(), self.to_bytes());
         let mut hasher = blake3::Hasher::new();
         for part in [page_checks, name, &raw] {
             hasher.update(part);
@@ -131,7 +131,8 @@ impl Footer {
             out[at] = u8::try_from(text.len()).expect("the longest digest has 135 characters");
             out[at + 1..][..text.len()].copy_from_slice(text.as_bytes());
         }
-        let name = u16::try_from(self.proof.by().len()).expect("a proof is made with a short name");
+        let name = u16::try_from(self.proof.vouched_by().unwrap_or_default().len())
+            .expect("a proof is made with a short name");
         out[472] = self.proof.kind();
         out[474..476].copy_from_slice(&name.to_le_bytes());
         out[476..480].copy_from_slice(&self.checks.to_le_bytes());

@@ -219,7 +219,7 @@ impl LayerIndex {
 
     /// Takes what is not in memory from where `anew` takes it; `false` if that is another index.
     ///
-    /// The same layer comes to the same index, whoever makes it, so one that was made anew has what this one has lost.
+    /// The same layer comes to the same index, wherever it is made, so one that was made anew has what this one has lost.
     pub fn mend(&self, anew: &Self) -> bool {
         self.footer.is_same_but_for_proof(&anew.footer) && self.pages.mend(&anew.pages)
     }
@@ -1002,7 +1002,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_later_versions_are_named_and_nothing_of_them_is_read() {
+    fn kinds_of_later_versions_are_named_and_nothing_is_read() {
         let (spans, windows) = spans();
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();

@@ -44,7 +44,16 @@ impl Proof {
 
     /// Of an index that `by` vouches for, cut where it is longer than an index holds.
     pub fn vouched(format: Format, by: &str) -> Self {
-        Self::Vouched { format, by: by[..by.floor_char_boundary(Self::BY)].into() }
+        let fits = by.char_indices().map(|(at, char)| at + char.len_utf8()).take_while(|end| *end <= Self::BY);
+        Self::Vouched { format, by: by[..fits.last().unwrap_or(0)].into() }
+    }
+
+    /// Who vouches, where the index was not made on this machine.
+    pub fn vouched_by(&self) -> Option<&str> {
+        match self {
+            Self::Vouched { by, .. } => Some(by),
+            Self::Built | Self::Unproven => None,
+        }
     }
 
     /// The number on disk.
@@ -53,14 +62,6 @@ impl Proof {
             Self::Built => 0,
             Self::Vouched { format: Format::Exported, .. } => 1,
             Self::Unproven => 255,
-        }
-    }
-
-    /// The name of who vouches; empty where there is none.
-    pub(super) fn by(&self) -> &str {
-        match self {
-            Self::Vouched { by, .. } => by,
-            Self::Built | Self::Unproven => "",
         }
     }
 

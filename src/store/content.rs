@@ -473,11 +473,9 @@ impl NewContent {
         self.present.push(if kept { Generation::after(0).get() } else { 0 });
     }
 
-    /// Puts the content in place; it counts only once the layer's index is published.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]
-    pub fn publish(self, decoded_size: u64) -> Result<(), StoreError> {
+    /// Puts the content in place under these names.
+    pub(super) fn publish(mut self, paths: ContentPaths, decoded_size: u64) -> Result<(), StoreError> {
+        (self.data.target, self.map.target) = (paths.data, paths.map);
         self.data.set_len(decoded_size)?;
         let written = self.map.write_all_at(&self.present, 0);
         written.map_err(StoreError::io("write", &self.map.temp))?;

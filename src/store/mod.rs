@@ -341,6 +341,19 @@ impl Store {
         Ok(NewContent::new(self.new_file(data)?, self.new_file(map)?))
     }
 
+    /// Puts a layer's content in place; it counts only once the layer's index is published.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn publish_content(
+        &self,
+        content: NewContent,
+        layer: LayerName<'_>,
+        decoded_size: u64,
+    ) -> Result<(), StoreError> {
+        content.publish(self.content_paths(layer), decoded_size)
+    }
+
     fn new_file(&self, target: PathBuf) -> Result<NewFile, StoreError> {
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -406,6 +419,16 @@ impl NewFile {
 
     fn set_len(&self, length: u64) -> Result<(), StoreError> {
         self.files.set_len(&self.file, &self.temp, length).map_err(StoreError::io("extend", &self.temp))
+    }
+
+    /// Cuts off what comes after the first `length` bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn cut(&mut self, length: u64) -> Result<(), StoreError> {
+        self.set_len(length)?;
+        self.length = length;
+        Ok(())
     }
 
     /// Brings the bytes to the disk, for a file that costs much to make again.
@@ -587,7 +610,7 @@ mod tests {
         for _ in 0..2 {
             let mut new = store.new_content(LayerName { blob: &digest, diff_id: &digest }).unwrap();
             new.span_done(true);
-            new.publish(100).unwrap();
+            store.publish_content(new, LayerName { blob: &digest, diff_id: &digest }, 100).unwrap();
         }
         assert!(store.drop_unused_content(&digest).is_some());
         assert_eq!(halves.seen.load(Ordering::Relaxed), 6);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use peelfs::content::{FirstPass, SharedLayers};
+use peelfs::content::{FirstPass, LayerRef, Payload, SharedLayers};
 use peelfs::descriptor::Compression;
 use peelfs::digest::Digest;
 use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
@@ -680,9 +680,11 @@ async fn a_wait_that_began_before_the_mount_was_up_follows_the_policy() {
     let source = bench.source(OnOutage::Block) as Arc<dyn BlobSource>;
     let layer = &bench.image.layers()[0];
     let pass = FirstPass {
-        blob: built::descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer.blob),
-        compression: Compression::Gzip,
-        diff_id: layer.diff_id.clone(),
+        layer: LayerRef {
+            blob: built::descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer.blob),
+            diff_id: Some(layer.diff_id.clone()),
+            payload: Payload::Tar(Compression::Gzip),
+        },
         codec_limits: Limits::default().codec,
         layer_limits: Limits::default().layer,
     };

@@ -16,6 +16,7 @@ use peelfs::source::local::LocalSource;
 use peelfs::source::spool::Spool;
 use peelfs::store::Store;
 use peelfs_loopback::image::{ImageBuilder, Layer, LayerBuilder, Packing};
+use support::sandbox::{Sandbox, said};
 
 /// One of the two files that the cache in `dir` has of a layer's content.
 fn content_file(dir: &Path, layer: &Layer, extension: &str) -> PathBuf {
@@ -51,6 +52,58 @@ async fn a_damaged_index_is_made_anew_and_never_believed() {
     }
     std::fs::write(&index, &damaged).unwrap();
     assert_eq!(read(&mounted).await.unwrap(), "content");
+}
+
+/// Changes the end of an index, and gives it the checksum of an honest one.
+fn with_end(index: &[u8], edit: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut index = index.to_vec();
+    let (footer, check) = (index.len() - 512, index.len() - 32);
+    edit(&mut index[footer..]);
+    let body = u64::from_le_bytes(index[footer + 16..footer + 24].try_into().unwrap()) as usize;
+    let seal = *blake3::hash(&index[body..check]).as_bytes();
+    index[check..].copy_from_slice(&seal);
+    index
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_a_later_version_is_made_anew_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = LayerBuilder::new().file("file", "content").packing(Packing::Stored).build();
+    let index = dir.path().join("cache/index-v2/sha256").join(layer.digest.hex());
+    ImageBuilder::new().layer(layer).platform("linux/amd64").build().write_layout(dir.path(), "latest").unwrap();
+    assert_eq!(read(&*open(dir.path()).await).await.unwrap(), "content");
+    let ours = std::fs::read(&index).unwrap();
+    // Releases before kinds of proofs and checks have made this very file, and so know what we make.
+    assert_eq!(
+        blake3::hash(&ours).to_hex().as_str(),
+        "da467dcda4050fc5151afc9866a8b186bc064a76f231450fd3558695b95c1ec0"
+    );
+    let made = || std::fs::metadata(&index).map(|found| std::os::unix::fs::MetadataExt::ino(&found)).unwrap();
+    let before = made();
+    assert_eq!(read(&*open(dir.path()).await).await.unwrap(), "content");
+    assert_eq!(made(), before, "it is used");
+
+    let sandbox = Sandbox::new();
+    let name = format!("oci:{}", dir.path().display());
+    let at_cache = ["--cache-dir", dir.path().join("cache").to_str().unwrap()].map(ToOwned::to_owned);
+    for (at, value) in [(8, 4), (8, 9), (472, 77), (476, 4)] {
+        let later = with_end(&ours, |end| {
+            end[8] = 3;
+            end[at] = value;
+        });
+        std::fs::write(&index, later).unwrap();
+        let output = sandbox.run(["cat", &at_cache[0], &at_cache[1], &name, "/file"]);
+        assert!(output.stdout == b"content" && output.stderr.is_empty(), "byte {at}: {}", said(&output));
+        assert!(std::fs::read(&index).unwrap() == ours, "byte {at}");
+        // It is no damage.
+        std::fs::write(&index, with_end(&ours, |end| end[8] = 9)).unwrap();
+        let output = sandbox.run(["cache", "verify", &at_cache[0], &at_cache[1]]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    // What cannot be told from damage is told.
+    std::fs::write(&index, &ours[..ours.len() - 1]).unwrap();
+    let output = sandbox.run(["cat", &at_cache[0], &at_cache[1], &name, "/file"]);
+    assert!(output.stdout == b"content" && said(&output).contains("is damaged"), "{}", said(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]

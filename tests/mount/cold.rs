@@ -128,7 +128,18 @@ fn an_imported_index_saves_the_first_pass() {
         registry.clear();
         let at = mount(&there, &reference, &["--wait", "--prefetch", "none"]);
         assert!(read(&at, &["11"]) == wanted, "{packing:?}");
+        let status: serde_json::Value =
+            serde_json::from_str(&run(&there, &["status", "--json", text(&at.path)])).unwrap();
+        assert_eq!(status["layers"][0]["vouched_by"], text(&file), "{packing:?}");
+        assert_eq!(status["layers"][0]["state"], "ready");
+        let told = run(&there, &["status", text(&at.path)]);
+        assert!(told.contains(&format!("\n  vouched  1 of 1 by {}\n", file.display())), "{told}");
         at.unmount();
+        let inspected = |sandbox| -> serde_json::Value {
+            let told: serde_json::Value = serde_json::from_str(&run(sandbox, &["inspect", &reference])).unwrap();
+            told["layers"][0]["vouched_by"].clone()
+        };
+        assert_eq!((inspected(&there), inspected(&here)), (text(&file).into(), serde_json::Value::Null));
         let layers: Vec<_> = image.layers().iter().map(|layer| layer.digest.hex()).collect();
         let asked =
             registry.requests().into_iter().filter(|found| layers.iter().any(|l| found.request.path.ends_with(l)));

@@ -1,0 +1,127 @@
+//! Opening a layer: one question with several answers.
+//!
+//! | origin | what it has | why it is believed | what it costs |
+//! |---|---|---|---|
+//! | [`Origin::Store`] | the index of an earlier first pass of this machine | blob digest, size and diff_id held then | a small read |
+//! | [`Origin::Vouched`] | an index that was made elsewhere | who made it is trusted | a small read, or some requests |
+//! | [`Origin::FirstPass`] | the layer itself | blob digest, size and diff_id are computed | all of the blob |
+//!
+//! Whatever the origin, what comes of it is a layer index: nothing above this file knows where one came from, but for
+//! those that show it ([`crate::layer::Proof`]). Bytes are compared span by span with what the index says
+//! ([`crate::layer::Check`]), so what a voucher is trusted for is the tree and these checks.
+//!
+//! How another format is added is in `CONTRIBUTING.md`.
+
+pub use super::origin::{Opened, Origin};
+use super::origin::{PassedOver, open_stored};
+use super::pass::{FirstPass, Means, PassError};
+use crate::layer::Format;
+
+/// Opens the layer of `pass` from the first of `origins` that has it. A first pass answers for every layer, so it is
+/// the last resort, whether it is named or not.
+///
+/// # Errors
+/// [`PassError`]; nothing of the layer is cached then.
+pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Result<Opened, PassError> {
+    let mut passed_over = Vec::new();
+    for origin in origins {
+        let opened = match origin {
+            // An exported index is imported before it is used, and then the store has it.
+            Origin::Store | Origin::Vouched(Format::Exported) => open_stored(&pass.layer, &[*origin], means.store),
+            Origin::FirstPass => break,
+        };
+        match opened {
+            Ok(opened) => return Ok(Opened { passed_over, ..opened }),
+            Err(why) => passed_over.push(PassedOver { origin: *origin, why }),
+        }
+    }
+    tracing::debug!(layer = %pass.layer.blob.digest, ?passed_over, "a first pass is made");
+    Ok(Opened { index: pass.run(means).await?, origin: Origin::FirstPass, passed_over })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use peelfs_loopback::image::{LayerBuilder, Packing};
+
+    use super::super::layer_ref::{LayerRef, Payload};
+    use super::super::origin::NotStored;
+    use super::super::pass::Others;
+    use super::super::pass_schedule::{PassScheduler, ScheduledPass};
+    use super::super::transfer::{export_indexes, import_indexes};
+    use super::*;
+    use crate::descriptor::{Compression, Descriptor, MediaType};
+    use crate::digest::{Algorithm, Digest};
+    use crate::layer::Proof;
+    use crate::source::BlobSource;
+    use crate::source::inlined::Inlined;
+    use crate::source::offline::OfflineSource;
+    use crate::store::Store;
+
+    /// A layer that is inlined, so that any source has it.
+    fn pass(known: bool) -> FirstPass {
+        let layer = LayerBuilder::new().packing(Packing::GZIP).file("f", "content").build();
+        let of = |bytes: &[u8]| Digest::of(Algorithm::Sha256, bytes);
+        let blob = Descriptor {
+            media_type: MediaType::parse("application/vnd.oci.image.layer.v1.tar+gzip"),
+            digest: of(&layer.blob),
+            size: layer.blob.len() as u64,
+            data: Some(layer.blob.clone()),
+            annotations: Default::default(),
+        };
+        let (diff_id, payload) = (known.then(|| of(&layer.tar)), Payload::Tar(Compression::Gzip));
+        let layer = LayerRef { blob, diff_id, payload };
+        FirstPass { layer, codec_limits: Default::default(), layer_limits: Default::default() }
+    }
+
+    fn store(dir: &tempfile::TempDir, name: &str) -> Arc<Store> {
+        Arc::new(Store::open(&dir.path().join(name), None).unwrap())
+    }
+
+    async fn opened(pass: &FirstPass, origins: &[Origin], store: &Arc<Store>) -> Opened {
+        let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::new(OfflineSource::new("app".to_owned()))));
+        let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
+        let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::GetOn);
+        open(pass, origins, &Means { source, store, progress, schedule, partial, others }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_first_origin_that_has_a_layer_answers_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, there, pass) = (store(&dir, "here"), store(&dir, "there"), pass(true));
+        let made = opened(&pass, &Origin::ALL, &here).await;
+        assert_eq!((made.origin, made.index.proof()), (Origin::FirstPass, &Proof::Built));
+        let tried: Vec<_> = made.passed_over.iter().map(|over| over.origin).collect();
+        assert_eq!(tried, Origin::ALL[..2]);
+        assert!(made.passed_over.iter().all(|over| matches!(over.why, NotStored::Absent)));
+        let again = opened(&pass, &Origin::ALL, &here).await;
+        assert!(again.origin == Origin::Store && again.passed_over.is_empty());
+
+        let mut file = Vec::new();
+        export_indexes(&here, std::slice::from_ref(&pass.layer.blob.digest), &mut file).unwrap();
+        import_indexes(&there, &mut &file[..], "/indexes/app").unwrap();
+        let vouched = opened(&pass, &Origin::ALL, &there).await;
+        assert_eq!(vouched.origin, Origin::Vouched(Format::Exported));
+        assert_eq!(vouched.index.proof().vouched_by(), Some("/indexes/app"));
+        assert!(matches!(vouched.passed_over[..], [PassedOver { why: NotStored::OtherOrigin { .. }, .. }]));
+        // Where no voucher counts, the layer is read, and what comes of that takes the place.
+        let built = opened(&pass, &[Origin::Store, Origin::FirstPass], &there).await;
+        assert_eq!((built.origin, built.index.proof()), (Origin::FirstPass, &Proof::Built));
+        assert_eq!(opened(&pass, &Origin::ALL, &there).await.origin, Origin::Store);
+    }
+
+    #[tokio::test]
+    async fn a_layer_without_a_diff_id_is_what_its_blob_decodes_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, named, nameless) = (store(&dir, "cache"), pass(true), pass(false));
+        let made = opened(&nameless, &Origin::ALL, &store).await;
+        assert_eq!(Some(&made.index.layer().diff_id), named.layer.diff_id.as_ref());
+        // It is the same layer, index and content, as the one that is said to decode to this.
+        assert_eq!(opened(&named, &Origin::ALL, &store).await.origin, Origin::Store);
+        let layer = super::super::open_layer::OpenLayer::new(made.index, &store);
+        let span = layer.index().spans().start;
+        assert!(layer.cached_span(span).is_some());
+    }
+}
