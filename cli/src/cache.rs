@@ -210,7 +210,8 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
                 cache,
             };
             let image = meant::image(&ImageArgs { reference, access })?;
-            let opened = process::runtime()?.block_on(open::open(&image, &Arc::clone(&store).into()));
+            let opened =
+                process::runtime(process::Purpose::Reading)?.block_on(open::open(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {
                 Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
                 _ => report,

@@ -17,7 +17,8 @@ use peelfs::predict::Profile;
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
-            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
+            let opened =
+                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&meant::image(image)?))?;
             export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
         }
         CarryCommand::Import { file, cache } => {
@@ -42,7 +43,8 @@ pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
 pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
-            let opened = process::runtime()?.block_on(open::open_alone(&meant::image(image)?))?;
+            let opened =
+                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&meant::image(image)?))?;
             let image = &opened.plan.manifest.digest;
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {

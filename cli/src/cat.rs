@@ -13,7 +13,7 @@ use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
-    process::runtime()?.block_on(async {
+    process::runtime(process::Purpose::Reading)?.block_on(async {
         let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut out = io::stdout().lock();

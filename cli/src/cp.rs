@@ -16,7 +16,7 @@ use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeAttr, NodeId};
 
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
-    process::runtime()?.block_on(async {
+    process::runtime(process::Purpose::Reading)?.block_on(async {
         let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let from = args.from.as_os_str().as_bytes();

@@ -18,7 +18,8 @@ use peelfs::image::LayerRef;
 use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
-    let opened = process::runtime()?.block_on(open::open_to_describe(&meant::image(&args.image)?))?;
+    let opened =
+        process::runtime(process::Purpose::Reading)?.block_on(open::open_to_describe(&meant::image(&args.image)?))?;
     let description = describe(&args.image.reference, &opened)?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);

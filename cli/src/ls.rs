@@ -16,7 +16,7 @@ use peelfs::layer::Kind;
 use peelfs::overlay::{Last, NodeAttr};
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
-    process::runtime()?.block_on(async {
+    process::runtime(process::Purpose::Reading)?.block_on(async {
         let opened = open::open_alone(&meant::image(&args.image)?).await?;
         let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
         let mut lister = Lister {

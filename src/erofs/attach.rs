@@ -66,8 +66,12 @@ pub enum AttachError {
 pub fn attach(target: impl AsFd, files: &Files, terms: &Terms) -> Result<(), AttachError> {
     let target = target.as_fd();
     // In a thread of its own, whose working directory is its own: the source is a path from there.
-    std::thread::scope(|scope| scope.spawn(|| attach_here(target, files, terms)).join())
-        .unwrap_or_else(|_| Err(refused("")(Errno::IO)))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || attach_here(target, files, terms));
+        let thread = thread
+            .map_err(|error| refused("starting a thread")(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;
+        thread.join().unwrap_or_else(|_| Err(refused("")(Errno::IO)))
+    })
 }
 
 fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(), AttachError> {

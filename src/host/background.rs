@@ -15,6 +15,7 @@ use super::Progress;
 use super::channel::{Channel, ChannelError};
 use super::error::HostError;
 use super::requests;
+use super::room;
 use super::spec::MountSpec;
 use super::status;
 use super::wire;
@@ -122,6 +123,8 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
 
 /// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
 fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), HostError> {
+    // The other process has the same limits, and no way to tell of it yet.
+    room::workers(room::Purpose::Starting)?;
     let failed = HostError::system("start the background process");
     let program = std::env::current_exe().map_err(&failed)?;
     let (own, other) = Channel::pair().map_err(&failed)?;

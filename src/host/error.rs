@@ -143,6 +143,21 @@ pub enum HostError {
         #[source]
         cause: io::Error,
     },
+    /// The limit of address space leaves too little.
+    #[error("this process may take {} MiB more of address space, and needs {} MiB", left >> 20, needed.div_ceil(1 << 20))]
+    NoRoom {
+        /// Bytes that it may still take.
+        left: u64,
+        /// Bytes that it needs.
+        needed: u64,
+    },
+    /// Too few threads can be started.
+    #[error("cannot start threads")]
+    NoThreads {
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// The other process cannot be talked to.
     #[error("cannot talk to the {peer}")]
     Channel {
@@ -211,6 +226,10 @@ impl From<HostError> for Report {
             | HostError::Opens(_)
             | HostError::System { .. }
             | HostError::Channel { .. } => told(Code::Failure),
+            HostError::NoRoom { .. } => told(Code::Failure).hint("raise the limit of address space (`ulimit -v`)"),
+            HostError::NoThreads { .. } => told(Code::Failure).hint(
+                "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)",
+            ),
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod probe;
 pub mod process;
 pub mod report;
 mod requests;
+mod room;
 pub mod server;
 pub mod spec;
 pub mod status;

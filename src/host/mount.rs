@@ -249,7 +249,7 @@ pub(super) fn take_away(place: &MountPlace) {
 
 /// Runs `serving`, and lets no fetch that hangs hold up the end.
 pub(super) fn in_runtime<T>(serving: impl Future<Output = Result<T, HostError>>) -> Result<T, HostError> {
-    let runtime = process::runtime()?;
+    let runtime = process::runtime(process::Purpose::Serving)?;
     let served = runtime.block_on(serving);
     runtime.shutdown_background();
     served

@@ -4,8 +4,10 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::HostError;
+use super::room;
+pub use super::room::Purpose;
 
-/// A runtime, as many open files as this process may have, and no core dumps.
+/// A runtime for this purpose, as many open files as this process may have, and no core dumps.
 ///
 /// Files of layers are opened once where there are enough descriptors, and the usual limit of 1024 is there for programs
 /// that use select(2).
@@ -13,14 +15,16 @@ use super::error::HostError;
 /// program, where a limit of zero is ignored (core(5)).
 ///
 /// # Errors
-/// [`HostError::System`]
-pub fn runtime() -> Result<tokio::runtime::Runtime, HostError> {
+/// [`HostError::System`], [`HostError::NoRoom`], [`HostError::NoThreads`]
+pub fn runtime(purpose: Purpose) -> Result<tokio::runtime::Runtime, HostError> {
     raise_file_limit();
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
         tracing::debug!(%error, "cannot forbid core dumps");
     }
     make_room_for_files();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(HostError::system("start threads"))
+    let workers = room::workers(purpose)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(workers).enable_all().build().map_err(HostError::system("start threads"))
 }
 
 /// A runtime of one thread, for a process that reads no image.

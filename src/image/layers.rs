@@ -224,7 +224,11 @@ impl Layers {
         let (first, rest) = self.slots.split_at(share.min(self.slots.len()));
         std::thread::scope(|scope| {
             for slots in rest.chunks(share) {
-                scope.spawn(move || open(slots));
+                let begun = std::thread::Builder::new().spawn_scoped(scope, move || open(slots));
+                // Where no thread can be had it takes longer.
+                if begun.is_err() {
+                    open(slots);
+                }
             }
             open(first);
         });

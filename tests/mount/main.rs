@@ -13,6 +13,7 @@ mod handles;
 mod identity;
 mod kernel;
 mod layers;
+mod limits;
 mod mount8;
 mod passthrough;
 mod place;
