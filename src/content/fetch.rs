@@ -101,6 +101,13 @@ struct Coming<'a> {
     all: Option<SemaphorePermit<'a>>,
 }
 
+/// What came of asking for a run.
+enum Asked<'a> {
+    Comes(Coming<'a>, ByteStream),
+    /// All of the blob would come, as it does for another request already.
+    ComesForAnother,
+}
+
 /// What [`Fetcher::reserve`] has found to do.
 #[derive(Default)]
 struct Reserved {
@@ -424,8 +431,15 @@ impl Fetcher {
 
         // First this: the runtime has only so many threads, and none to wait for a source that is away.
         let spans = SpanRange::new(start, range_of(run).end);
-        let (coming, mut stream) = self.ask(spans, bytes).await.map_err(source_error)?;
-        let Coming { spans, rest, all } = coming;
+        let (Coming { spans, rest, all }, mut stream) = loop {
+            if let Asked::Comes(coming, stream) = self.ask(spans, bytes.clone()).await.map_err(source_error)? {
+                break (coming, stream);
+            }
+            *on_link = None;
+            if self.came_for_another(run).await {
+                return Ok(());
+            }
+        };
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let decoding = {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
@@ -456,31 +470,52 @@ impl Fetcher {
 
     /// Asks for the bytes `range`, which `spans` need. A source that sends all of the blob whatever it is asked for would
     /// send it again for the next read: then all of it is taken, by one request at a time, and what readers want of it
-    /// meanwhile is in flight.
-    async fn ask(
-        self: &Arc<Self>,
-        spans: SpanRange,
-        range: Range<BlobOffset>,
-    ) -> Result<(Coming<'_>, ByteStream), SourceError> {
+    /// meanwhile is in flight. Requests that were made at the same time end with their answers.
+    async fn ask(self: &Arc<Self>, spans: SpanRange, range: Range<BlobOffset>) -> Result<Asked<'_>, SourceError> {
         let fetched = |bytes: &Range<BlobOffset>| {
             self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
         };
         let alone = Coming { spans, rest: SpanRun::new(), all: None };
-        let Some(all) = self.taking_all.try_acquire().ok().filter(|_| self.layer.has_room_for_all()) else {
+        if !self.layer.has_room_for_all() {
             fetched(&range);
-            return Ok((alone, self.source.stream(&self.blob, range).await?));
-        };
-        let (comes, stream) = self.source.stream_all_that_comes(&self.blob, range.clone()).await?;
-        fetched(&comes);
-        if comes == range {
-            return Ok((alone, stream));
+            return Ok(Asked::Comes(alone, self.source.stream(&self.blob, range).await?));
         }
+        let (comes, stream) = self.source.stream_all_that_comes(&self.blob, range.clone()).await?;
+        if comes == range {
+            fetched(&comes);
+            return Ok(Asked::Comes(alone, stream));
+        }
+        let Ok(all) = self.taking_all.try_acquire() else { return Ok(Asked::ComesForAnother) };
+        fetched(&comes);
         tracing::debug!(layer = %self.blob.digest, "all of the blob comes, and is kept");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
         // What cannot be taken charge of is kept all the same.
         let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();
         let rest = rest.runs.into_iter().flatten().collect();
-        Ok((Coming { spans, rest, all: Some(all) }, stream))
+        Ok(Asked::Comes(Coming { spans, rest, all: Some(all) }, stream))
+    }
+
+    /// Waits for the spans of a run while another request takes all of the blob; false when that has ended without
+    /// bringing all of them.
+    async fn came_for_another(&self, run: &SpanRun) -> bool {
+        let mut pause = SHORTEST_LOOK;
+        loop {
+            // In this order: what it has brought was kept before it ended.
+            let ended = self.taking_all.available_permits() > 0;
+            let mut missing = false;
+            for fetching in run.iter().filter(|fetching| fetching.outcome.borrow().is_none()) {
+                let is_cached = self.layer.content.generation(fetching.span).is_some();
+                match is_cached.then(|| self.layer.cached_span(fetching.span)).flatten() {
+                    Some(bytes) => self.complete(fetching, bytes),
+                    None => missing = true,
+                }
+            }
+            if ended || !missing {
+                return !missing;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
+        }
     }
 
     /// Where decoding of some spans begins, and which bytes of the blob it takes.

@@ -70,7 +70,11 @@ impl Bench {
     fn new(packing: Packing) -> Self {
         let content = Random::new(7).bytes(600_000);
         let layer = LayerBuilder::new().file("f", content.clone()).file("g", "behind it").packing(packing);
-        let image = ImageBuilder::new().layer(layer).build();
+        Self::of(ImageBuilder::new().layer(layer).build(), content)
+    }
+
+    /// One whose image has this content in one of its files.
+    fn of(image: Image, content: Vec<u8>) -> Self {
         let registry = loop {
             // None of those that the system lends, so that no other process takes it while the registry is gone.
             let port = 20_000 + (std::process::id() % 4_000 + NEXT_PORT.fetch_add(1, Ordering::Relaxed)) as u16;
@@ -423,6 +427,44 @@ fn a_blob_that_comes_as_a_whole_is_asked_for_once() {
                 assert_eq!(bench.registry.requests().len(), requests, "{packing:?}, {fault:?}: it is kept");
             });
         }
+    }
+}
+
+/// Also for requests that were all made before the first answer.
+#[test]
+fn a_blob_that_comes_as_a_whole_comes_once_for_all_readers() {
+    const FILES: usize = 8;
+    let content = Random::new(7).bytes(3 << 20);
+    let layer = (0..FILES)
+        .fold(LayerBuilder::new().packing(Packing::Stored), |layer, n| layer.file(&format!("f{n}"), content.clone()));
+    let image = ImageBuilder::new().layer(layer).build();
+    for refused in [Fault::IgnoreRange, Fault::status(400)] {
+        let bench = Bench::of(image.clone(), content.clone());
+        let blob = bench.layer().to_string();
+        let ranged = Target::matching(move |asked| asked.path.ends_with(&blob) && asked.header("range").is_some());
+        runtime().block_on(async {
+            bench.learn_and_drop().await;
+            let mounted = Arc::new(bench.open(PATIENT).await.unwrap());
+            bench.registry.clear();
+            let gate = Gate::new();
+            bench.registry.faults().add(Rule::new(ranged.clone(), Fault::Hang(gate.clone())));
+            bench.registry.faults().add(Rule::new(ranged, refused.clone()));
+            let reading: Vec<_> = (0..FILES)
+                .map(|n| {
+                    let mounted = Arc::clone(&mounted);
+                    tokio::spawn(async move { mounted.read(&format!("f{n}")).await.unwrap() })
+                })
+                .collect();
+            assert!(bench.registry.wait_until(|asked| asked.len() >= FILES));
+            gate.open();
+            for read in reading {
+                assert!(read.await.unwrap() == content);
+            }
+            // Of the others comes what buffers of connections hold.
+            let all = bench.image.layers()[0].blob.len() as u64;
+            let came: Vec<_> = bench.registry.requests().iter().map(|asked| asked.body_bytes).collect();
+            assert_eq!(came.iter().filter(|came| **came > all / 2).count(), 1, "{refused:?}: {came:?} of {all}");
+        });
     }
 }
 
