@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use peelfs::image::LayerChoice;
 use peelfs::source::outage::OnOutage;
 
 /// Mounts any OCI image as a directory, lazily and verified.
@@ -82,6 +83,19 @@ impl Command {
         };
         Some(&image.reference)
     }
+}
+
+/// Which layer of it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct LayerArgs {
+    /// Only layer N, as a lower directory of overlayfs: its number, as in `peelfs inspect` (1 is the lowest), or 6 or more
+    /// first digits of its digest
+    ///
+    /// What the layer removes is a character device 0:0, and a directory that hides what lies below has the extended
+    /// attribute `trusted.overlay.opaque` for root, `user.overlay.opaque` for other users. Layers below are read where
+    /// what the layer means depends on them.
+    #[arg(long, value_name = "N", help_heading = "Image")]
+    pub layer: Option<LayerChoice>,
 }
 
 /// Which image, and how it is reached.
@@ -171,6 +185,9 @@ pub(crate) struct MountArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Which layer of it.
+    #[command(flatten)]
+    pub layer: LayerArgs,
     /// The directory to mount it on
     #[arg(value_name = "DIR")]
     pub at: PathBuf,
@@ -289,6 +306,9 @@ pub(crate) struct LsArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Which layer of it.
+    #[command(flatten)]
+    pub layer: LayerArgs,
     /// Paths in the image
     #[arg(value_name = "PATH", default_value = "/")]
     pub paths: Vec<PathBuf>,
@@ -309,6 +329,9 @@ pub(crate) struct CatArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Which layer of it.
+    #[command(flatten)]
+    pub layer: LayerArgs,
     /// Files in the image
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
@@ -320,6 +343,9 @@ pub(crate) struct CpArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Which layer of it.
+    #[command(flatten)]
+    pub layer: LayerArgs,
     /// What to copy: a file or directory in the image
     #[arg(value_name = "PATH")]
     pub from: PathBuf,
@@ -340,6 +366,9 @@ pub(crate) struct InspectArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Which layer of it.
+    #[command(flatten)]
+    pub layer: LayerArgs,
 }
 
 /// `peelfs cache`

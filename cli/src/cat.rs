@@ -2,24 +2,25 @@
 
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
 
 use super::args::CatArgs;
 use super::{meant, text};
 use peelfs::host::report::Report;
 use peelfs::host::{open, process};
-use peelfs::image::{Eagerness, FsError, ImageFs, Verify};
+use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
 use peelfs::layer::Kind;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image(&args.image)?).await?;
-        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let mut out = io::stdout().lock();
         let mut failed = None;
         for path in &args.paths {
-            match print(&fs, path.as_os_str().as_bytes(), &mut out).await {
+            match print(&tree, path.as_os_str().as_bytes(), &mut out).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return text::output_ended(&error),
                 Err(error) => {
@@ -37,8 +38,8 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
 }
 
 /// Prints one file; the inner result is that of the output.
-async fn print(fs: &ImageFs, path: &[u8], out: &mut io::StdoutLock<'_>) -> Result<io::Result<()>, FsError> {
-    let attr = fs.awaited(|fs| fs.walk(path, Last::Follow)).await?;
+async fn print(tree: &Arc<dyn Tree>, path: &[u8], out: &mut io::StdoutLock<'_>) -> Result<io::Result<()>, FsError> {
+    let attr = tree::walk(&**tree, path, Last::Follow).await?;
     match attr.kind {
         Kind::File => {}
         Kind::Directory => return Err(FsError::IsADirectory),
@@ -46,7 +47,7 @@ async fn print(fs: &ImageFs, path: &[u8], out: &mut io::StdoutLock<'_>) -> Resul
     }
     let mut at = FileOffset(0);
     while at.0 < attr.size {
-        let piece = fs.read(attr.node, at, PIECE).await?;
+        let piece = Arc::clone(tree).read(attr.node, at, PIECE).await?;
         if let Err(error) = out.write_all(&piece) {
             return Ok(Err(error));
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::args::CpArgs;
 use super::cat::PIECE;
@@ -10,23 +11,23 @@ use super::tree::{Entry, Owners, Target, TargetError, What};
 use super::{meant, text};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
-use peelfs::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
+use peelfs::image::{Eagerness, FsError, SeekTo, Tree, Verify, tree};
 use peelfs::layer::Kind;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeAttr, NodeId};
 
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image(&args.image)?).await?;
-        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let from = args.from.as_os_str().as_bytes();
         // As cp -a: a symlink is copied as one, unless a slash behind it says that its directory is meant.
         let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
-        let walked = fs.awaited(|fs| fs.walk(from, last)).await;
+        let walked = tree::walk(&*tree, from, last).await;
         let attr = walked.map_err(|error| failed(&args.from, error.into()))?;
         let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
         let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
-        let mut copier = Copier { fs: &fs, target, links: HashMap::new(), skipped_devices: 0 };
+        let mut copier = Copier { tree, target, links: HashMap::new(), skipped_devices: 0 };
         copier.tree(from, name, attr).await?;
         copier.tell_what_was_left_out();
         Ok(())
@@ -63,8 +64,8 @@ fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Ve
     Ok((parent.to_owned(), Some(name.as_bytes().to_vec())))
 }
 
-struct Copier<'a> {
-    fs: &'a ImageFs,
+struct Copier {
+    tree: Arc<dyn Tree>,
     target: Target,
     /// Where the first name of an inode with several was copied to.
     links: HashMap<NodeId, Vec<Vec<u8>>>,
@@ -79,7 +80,7 @@ struct Open {
     rest: std::vec::IntoIter<(Vec<u8>, NodeAttr)>,
 }
 
-impl Copier<'_> {
+impl Copier {
     /// Copies what is at `path`, and everything below it, under `name`.
     async fn tree(&mut self, path: &[u8], name: Option<Vec<u8>>, attr: NodeAttr) -> Result<(), Report> {
         let mut path = path.to_vec();
@@ -127,13 +128,13 @@ impl Copier<'_> {
     }
 
     async fn opened(&self, path: &[u8], attr: &NodeAttr) -> Result<Open, Report> {
-        let listed = self.fs.awaited(|fs| {
+        let listed = tree::awaited(&*self.tree, |tree| {
             let mut listed = Vec::new();
-            fs.list_with_attrs(attr.node, 0, |entry, attr| {
+            tree.list_with_attrs(attr.node, 0, &mut |entry, attr| {
                 listed.push((entry.name.to_vec(), *attr));
                 std::ops::ControlFlow::Continue(())
             })?;
-            Ok::<_, NotNow>(listed)
+            Ok(listed)
         });
         let listed = listed.await.map_err(|error| failed(shown(path), error.into()))?;
         let entry = self.entry(path, attr).await?;
@@ -151,7 +152,7 @@ impl Copier<'_> {
         let entry = self.entry(path, attr).await?;
         let what = match attr.kind {
             Kind::Symlink => {
-                let target = self.fs.awaited(|fs| fs.symlink_target(attr.node)).await;
+                let target = tree::awaited(&*self.tree, |tree| tree.symlink_target(attr.node)).await;
                 What::Symlink(target.map_err(|error| failed(shown(path), error.into()))?)
             }
             Kind::CharDevice => What::CharDevice(attr.device),
@@ -182,13 +183,13 @@ impl Copier<'_> {
     async fn fill(&self, path: &[u8], attr: &NodeAttr, new: &mut super::tree::NewFile) -> Result<(), Report> {
         let unreadable = |error: FsError| failed(shown(path), error.into());
         let mut at = FileOffset(0);
-        while let Some(start) = self.fs.awaited(|fs| fs.seek(attr.node, at, true)).await.map_err(unreadable)? {
-            let end = self.fs.awaited(|fs| fs.seek(attr.node, start, false)).await.map_err(unreadable)?;
+        while let Some(start) = self.seek(attr, at, SeekTo::Data).await.map_err(unreadable)? {
+            let end = self.seek(attr, start, SeekTo::Hole).await.map_err(unreadable)?;
             let end = end.map_or(attr.size, |end| end.0);
             at = start;
             while at.0 < end {
                 let length = usize::try_from(end - at.0).unwrap_or(PIECE).min(PIECE);
-                let piece = self.fs.read(attr.node, at, length).await.map_err(unreadable)?;
+                let piece = Arc::clone(&self.tree).read(attr.node, at, length).await.map_err(unreadable)?;
                 new.write(at.0, &piece).map_err(|error| self.target_failed(path, &error))?;
                 at = at + piece.len() as u64;
             }
@@ -196,11 +197,15 @@ impl Copier<'_> {
         Ok(())
     }
 
+    async fn seek(&self, attr: &NodeAttr, at: FileOffset, to: SeekTo) -> Result<Option<FileOffset>, FsError> {
+        tree::awaited(&*self.tree, |tree| tree.seek(attr.node, at, to)).await
+    }
+
     async fn entry(&self, path: &[u8], attr: &NodeAttr) -> Result<Entry, Report> {
-        let xattrs = self.fs.awaited(|fs| {
+        let xattrs = tree::awaited(&*self.tree, |tree| {
             let mut xattrs = Vec::new();
-            for name in fs.xattr_names(attr.node)? {
-                if let Some(value) = fs.xattr(attr.node, &name)? {
+            for name in tree.xattr_names(attr.node)? {
+                if let Some(value) = tree.xattr(attr.node, &name)? {
                     xattrs.push((name, value));
                 }
             }

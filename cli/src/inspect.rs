@@ -18,8 +18,8 @@ use peelfs::image::LayerRef;
 use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
-    let opened =
-        process::runtime(process::Purpose::Reading)?.block_on(open::open_to_describe(&meant::image(&args.image)?))?;
+    let opened = process::runtime(process::Purpose::Reading)?
+        .block_on(open::open_to_describe(&meant::image_or_layer(&args.image, &args.layer)?))?;
     let description = describe(&args.image.reference, &opened)?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);
@@ -55,6 +55,8 @@ struct Described<'a> {
 
 #[derive(Serialize)]
 struct Layer<'a> {
+    /// The lowest is 1.
+    number: usize,
     #[serde(flatten)]
     blob: Described<'a>,
     diff_id: &'a Digest,
@@ -91,7 +93,9 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened) -> Result<Description<'a>, R
     let plan = &opened.plan;
     let used: HashMap<Digest, LayerUsage> =
         opened.store.usage()?.layers.into_iter().map(|layer| (layer.digest.clone(), layer)).collect();
-    let layers: Vec<Layer<'_>> = plan.layers.iter().map(|layer| of_layer(layer, opened, &used)).collect();
+    let asked_for = |number: usize| opened.layer.is_none_or(|layer| usize::from(layer.0) == number);
+    let layers = plan.layers.iter().enumerate().filter(|(number, _)| asked_for(*number));
+    let layers: Vec<Layer<'_>> = layers.map(|(number, layer)| of_layer(number + 1, layer, opened, &used)).collect();
     let raw = plan.configuration.raw.get();
     Ok(Description {
         schema: SCHEMA,
@@ -113,7 +117,7 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
     Described { digest: &descriptor.digest, media_type: descriptor.media_type.as_str(), size: descriptor.size }
 }
 
-fn of_layer<'a>(layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
+fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
     let found = content::open_stored(layer, &Origin::ALL, &opened.store);
     let known = found.ok().map(|found| found.index).map(|index| Known {
         entries: index.len(),
@@ -121,7 +125,7 @@ fn of_layer<'a>(layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, Lay
         vouched_by: index.proof().vouched_by().map(ToOwned::to_owned),
         content_bytes_on_disk: used.get(&layer.blob.digest).map_or(0, |usage| usage.content),
     });
-    Layer { blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), known }
+    Layer { number, blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), known }
 }
 
 /// A layer that stands in an image twice counts twice in its tree, and once on disk.

@@ -11,16 +11,16 @@ use super::args::LsArgs;
 use super::{meant, text};
 use peelfs::host::report::Report;
 use peelfs::host::{open, process};
-use peelfs::image::{Eagerness, FsError, ImageFs, NotNow, Verify};
+use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
 use peelfs::layer::Kind;
 use peelfs::overlay::{Last, NodeAttr};
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image(&args.image)?).await?;
-        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let mut lister = Lister {
-            fs,
+            tree,
             args,
             out: BufWriter::new(io::stdout().lock()),
             headings: args.recursive || args.paths.len() > 1,
@@ -59,7 +59,7 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
 }
 
 struct Lister<'a> {
-    fs: Arc<ImageFs>,
+    tree: Arc<dyn Tree>,
     args: &'a LsArgs,
     out: BufWriter<io::StdoutLock<'static>>,
     headings: bool,
@@ -95,7 +95,7 @@ impl Lister<'_> {
     async fn named(&self, path: &[u8]) -> Result<Line, FsError> {
         // As ls(1): a symlink to a directory is followed, unless the long form is asked for.
         let last = if self.args.long && !path.ends_with(b"/") { Last::Keep } else { Last::Follow };
-        let attr = self.fs.awaited(|fs| fs.walk(path, last)).await?;
+        let attr = tree::walk(&*self.tree, path, last).await?;
         self.line(path.to_vec(), attr).await
     }
 
@@ -125,17 +125,15 @@ impl Lister<'_> {
     }
 
     async fn lines(&self, dir: &NodeAttr) -> Result<Vec<Line>, FsError> {
-        let listed = self
-            .fs
-            .awaited(|fs| {
-                let mut listed = Vec::new();
-                fs.list_with_attrs(dir.node, 0, |entry, attr| {
-                    listed.push((entry.name.to_vec(), *attr));
-                    ControlFlow::Continue(())
-                })?;
-                Ok::<_, NotNow>(listed)
-            })
-            .await?;
+        let listed = tree::awaited(&*self.tree, |tree| {
+            let mut listed = Vec::new();
+            tree.list_with_attrs(dir.node, 0, &mut |entry, attr| {
+                listed.push((entry.name.to_vec(), *attr));
+                ControlFlow::Continue(())
+            })?;
+            Ok(listed)
+        })
+        .await?;
         let mut lines = Vec::with_capacity(listed.len());
         for (name, attr) in listed {
             lines.push(self.line(name, attr).await?);
@@ -145,7 +143,7 @@ impl Lister<'_> {
 
     async fn line(&self, name: Vec<u8>, attr: NodeAttr) -> Result<Line, FsError> {
         let target = match attr.kind {
-            Kind::Symlink => Some(self.fs.awaited(|fs| fs.symlink_target(attr.node)).await?),
+            Kind::Symlink => Some(tree::awaited(&*self.tree, |tree| tree.symlink_target(attr.node)).await?),
             _ => None,
         };
         Ok(Line { name, attr, target })

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::args::{AccessArgs, CacheDirArgs, ImageArgs, MountArgs, PrefetchArg, VerifyArg};
+use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, PrefetchArg, VerifyArg};
 use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy};
@@ -26,13 +26,13 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         passthrough: args.passthrough,
     };
     // It is served by other processes, which have another working directory.
-    let ImageSpec { reference, platform, access, cache } = image(&args.image)?;
+    let ImageSpec { reference, platform, layer, access, cache } = image_or_layer(&args.image, &args.layer)?;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    let image = ImageSpec { reference: absolute(reference)?, platform, access, cache };
+    let image = ImageSpec { reference: absolute(reference)?, platform, layer, access, cache };
     Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute) })
 }
 
@@ -46,9 +46,15 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
     Ok(ImageSpec {
         reference,
         platform: access.platform.as_deref().map(str::parse).transpose()?,
+        layer: None,
         access: self::access(access),
         cache: cache(&access.cache)?,
     })
+}
+
+/// As [`image`], of which one layer may be meant.
+pub(super) fn image_or_layer(args: &ImageArgs, layer: &LayerArgs) -> Result<ImageSpec, Report> {
+    Ok(ImageSpec { layer: layer.layer.clone(), ..image(args)? })
 }
 
 /// The reference, with a path that means the same in any directory.

@@ -43,6 +43,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("nosuid", None) => kernel.suid = false,
             ("nodev", None) => kernel.dev = false,
             ("exec", None) => kernel.noexec = false,
+            ("layer", Some(value)) => args.layer.layer = Some(value.parse().map_err(Report::usage)?),
             ("platform", Some(value)) => access.platform = Some(value.to_owned()),
             ("cache_dir", Some(value)) => access.cache.cache_dir = Some(value.into()),
             ("cache_size", Some(value)) => {
@@ -94,8 +95,8 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 9] =
-    ["platform", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
+const WITH_VALUE: [&str; 10] =
+    ["platform", "layer", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
 const WITHOUT_VALUE: [&str; 14] = [
     "allow_other",
     "allow_root",

@@ -11,7 +11,7 @@ use super::{text, umount};
 use peelfs::fuse::mounts;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
-use peelfs::host::status::{self, Health, MountState};
+use peelfs::host::status::{self, Health, MountState, ShownLayer};
 use peelfs::image::{LayerProgress, LayerStatus};
 use peelfs::source::outage::WaitStatus;
 
@@ -66,6 +66,10 @@ impl<'a> Known<'a> {
         let mut line = |what: &str, value: String| lines.push(format!("  {what:<9}{value}"));
         let reference = self.state.map_or(self.source, |state| state.reference.as_str());
         line("image", text::printable(reference.as_bytes()));
+        if let Some(layer) = self.state.and_then(|state| state.layer.as_ref()) {
+            let ShownLayer { number, count, digest } = layer;
+            line("layer", format!("{number} of {count}, {}", text::printable(digest.as_bytes())));
+        }
         match self.answer {
             Answer::Served => {}
             Answer::Gone => {
@@ -140,6 +144,7 @@ impl<'a> Known<'a> {
             reference: self.state.map_or(self.source, |state| &state.reference),
             served: self.answer == Answer::Served,
             manifest: self.state.map(|state| state.manifest.as_str()),
+            layer: self.state.and_then(|state| state.layer.as_ref()),
             pid: self.state.map(|state| state.pid),
             keeper: self.keeper(),
             takeovers: self.state.map(|state| state.takeovers),
@@ -168,6 +173,8 @@ struct Line<'a> {
     served: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     manifest: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<&'a ShownLayer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
     /// The process that starts another one when this one dies.

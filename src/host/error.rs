@@ -8,7 +8,7 @@ use super::cover::Covers;
 use super::report::{Code, Report};
 use super::wire::WireError;
 use crate::fuse::{MountError, UnmountError};
-use crate::image::{FsError, PlanError};
+use crate::image::{FsError, NoSuchLayer, PlanError};
 use crate::platform::PlatformError;
 use crate::reference::{Reference, ReferenceError};
 use crate::source::SourceError;
@@ -32,6 +32,14 @@ pub enum HostError {
     /// The reference could not be resolved.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The image has no such layer.
+    #[error("{reference}: {cause}")]
+    Layer {
+        /// The image.
+        reference: String,
+        /// Why not.
+        cause: Box<NoSuchLayer>,
+    },
     /// A layer could not be read.
     #[error(transparent)]
     Image(#[from] FsError),
@@ -205,6 +213,9 @@ impl From<HostError> for Report {
             HostError::OtherManifest { .. } => told(Code::Verification),
             HostError::Conflict { option } => {
                 told(Code::Usage).hint(format!("leave out `--{option}`, or mount without `--share`"))
+            }
+            HostError::Layer { .. } => {
+                told(Code::NotFound).hint("`peelfs inspect` lists the layers with their numbers")
             }
             HostError::SharedEnded => told(Code::Failure)
                 .hint("its log is in the directory that `peelfs status` shows; mount without `--share`"),

@@ -16,15 +16,16 @@ use super::status::{self, MountState};
 use super::supervisor::Supervisor;
 use super::{ending, failures, mount_point, process};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
-use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers};
+use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown};
 use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
 pub(super) struct Mount {
     handover: Handover,
     opened: Opened,
-    fs: Arc<ImageFs>,
-    programs: Programs,
+    shown: Shown,
+    /// Of a whole image: what a program of one layer needs lies in others.
+    programs: Option<Programs>,
     mounted: Mounted,
     supervisor: Supervisor,
     /// For the supervisor, once.
@@ -37,8 +38,9 @@ pub(super) struct Prepared {
     connection: OwnedFd,
     opens: Option<std::fs::File>,
     opened: Opened,
-    fs: Arc<ImageFs>,
-    programs: Programs,
+    shown: Shown,
+    /// Of a whole image: what a program of one layer needs lies in others.
+    programs: Option<Programs>,
 }
 
 /// What a process tells the one that asked for a mount.
@@ -67,14 +69,14 @@ impl Mount {
         // Now, and not when the image is there: until then its path may come to lead elsewhere.
         let target = mount_point::hold(spec, &spec.at)?;
         let opened = open::open(&spec.image, shared_layers).await?;
-        let fs = opened.files(Eagerness::Background, spec.policy.verify);
-        let programs = Programs::observe(&fs);
+        let shown = opened.shown(Eagerness::Background, spec.policy.verify);
+        let programs = programs_of(&shown);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
-        let mounted = fuse::mount(fs.clone(), &target, &options)?;
+        let mounted = fuse::mount(shown.tree(), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
-        Ok(Self { handover, opened, fs, programs, mounted, supervisor, connection })
+        Ok(Self { handover, opened, shown, programs, mounted, supervisor, connection })
     }
 
     /// Where it is mounted.
@@ -85,7 +87,8 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount whose every layer is to be waited for, and of
     /// which one cannot be had, is taken away.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, fs, programs, mounted, mut supervisor, connection } = self;
+        let Self { mut handover, opened, shown, programs, mounted, mut supervisor, connection } = self;
+        let fs = Arc::clone(shown.image());
         let (place, gone) = (mounted.place(), mounted.gone());
         ending::look_after(mounted.disconnect());
         let policy = handover.spec.policy;
@@ -95,7 +98,7 @@ impl Mount {
         drop(connection);
         let state = MountState::of(&handover, &opened, &supervisor);
         let published = status::publish(state, Arc::clone(&fs), opened.registry.clone());
-        let known = if handover.awaited && policy.wait { all_known(&fs, gone, asker).await } else { Ok(()) };
+        let known = if handover.awaited && policy.wait { all_known(&shown, gone, asker).await } else { Ok(()) };
         match known {
             Ok(()) => {
                 if handover.awaited {
@@ -122,7 +125,7 @@ impl Mount {
         supervisor.ended().await;
         prefetching.abort();
         fs.keep_profiles();
-        drop((fs, opened, published));
+        drop((fs, shown, opened, published));
     }
 }
 
@@ -145,11 +148,11 @@ impl Prepared {
         if opened.plan.manifest.digest != handed.handover.manifest {
             return Err((HostError::OtherManifest { reference: opened.reference }, handed));
         }
-        let fs = opened.files(Eagerness::Background, spec.policy.verify);
-        fs.goes_on_after(handed.handover.age());
+        let shown = opened.shown(Eagerness::Background, spec.policy.verify);
+        shown.image().goes_on_after(handed.handover.age());
         let Handed { handover, connection, opens } = handed;
-        let programs = Programs::observe(&fs);
-        Ok(Self { handover, connection, opens, opened, fs, programs })
+        let programs = programs_of(&shown);
+        Ok(Self { handover, connection, opens, opened, shown, programs })
     }
 
     /// The mount that is to be taken over.
@@ -162,15 +165,22 @@ impl Prepared {
     /// # Errors
     /// [`HostError::Mount`]
     pub(super) fn take_over(self, supervisor: Supervisor) -> Result<Mount, HostError> {
-        let Self { handover, connection, opens, opened, fs, programs } = self;
+        let Self { handover, connection, opens, opened, shown, programs } = self;
         let KernelOptions { let_cpus_sleep, allow_root, allow_other, .. } = handover.spec.kernel;
-        let (fs_too, place, allow_root) = (Arc::clone(&fs), handover.place.clone(), allow_root && !allow_other);
-        let mounted = fuse::take_over(connection, fs_too, place, opens, let_cpus_sleep, allow_root)?;
+        let (place, allow_root) = (handover.place.clone(), allow_root && !allow_other);
+        let mounted = fuse::take_over(connection, shown.tree(), place, opens, let_cpus_sleep, allow_root)?;
         if let Some(how) = &handover.ended {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-        Ok(Mount { handover, opened, fs, programs, mounted, supervisor, connection: None })
+        Ok(Mount { handover, opened, shown, programs, mounted, supervisor, connection: None })
+    }
+}
+
+fn programs_of(shown: &Shown) -> Option<Programs> {
+    match shown {
+        Shown::Image(fs) => Some(Programs::observe(fs)),
+        Shown::Layer(_) => None,
     }
 }
 
@@ -184,7 +194,10 @@ fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor
         None
     };
     Ok(MountOptions {
-        source: spec.image.reference.to_string(),
+        source: match opened.layer {
+            Some(layer) => format!("{}#layer={layer}", spec.image.reference),
+            None => spec.image.reference.to_string(),
+        },
         allow_other: kernel.allow_other,
         allow_root: kernel.allow_root,
         suid: kernel.suid,
@@ -201,13 +214,15 @@ fn start_prefetching(
     policy: &Policy,
     plan: &Plan,
     fs: &Arc<ImageFs>,
-    programs: Programs,
+    programs: Option<Programs>,
 ) -> tokio::task::JoinHandle<()> {
     let what = policy.prefetch;
     let (command, fs) = (plan.configuration.command(), Arc::clone(fs));
     tokio::spawn(async move {
         let programs = async {
-            if what != Prefetch::None {
+            if what != Prefetch::None
+                && let Some(programs) = programs
+            {
                 programs.prefetch(&command).await;
             }
         };
@@ -224,8 +239,8 @@ fn outlast(opened: &Opened, on_outage: OnOutage) {
 }
 
 /// Waits until every layer is indexed and verified; an error of the asker ends the wait, and so does an unmount.
-async fn all_known(fs: &Arc<ImageFs>, gone: impl Future<Output = ()>, asker: &mut impl Asker) -> Result<(), HostError> {
-    let all = fs.all_known();
+async fn all_known(shown: &Shown, gone: impl Future<Output = ()>, asker: &mut impl Asker) -> Result<(), HostError> {
+    let all = shown.all_known();
     tokio::pin!(all, gone);
     let mut ticks = tokio::time::interval(TICK);
     loop {
@@ -233,7 +248,7 @@ async fn all_known(fs: &Arc<ImageFs>, gone: impl Future<Output = ()>, asker: &mu
             known = &mut all => return Ok(known?),
             () = &mut gone => return Err(HostError::UnmountedBeforeVerified),
             _ = ticks.tick() => {
-                let (total, done) = fs.progress();
+                let (total, done) = shown.image().progress();
                 asker.progress(total, done).await?;
             }
         }

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::HostError;
+use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec};
 use crate::digest::Digest;
-use crate::image::{self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, SharedLayers, Verify};
+use crate::image::{self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, SharedLayers, Shown, Verify};
+use crate::overlay::LayerNo;
 use crate::platform::Platform;
 use crate::reference::{Place, Reference};
 use crate::source::BlobSource;
@@ -22,6 +24,8 @@ pub struct Opened {
     pub reference: Reference,
     /// What it names.
     pub plan: Plan,
+    /// The layer that is to be shown alone.
+    pub layer: Option<LayerNo>,
     shared_layers: SharedLayers,
     /// The cache.
     pub store: Arc<Store>,
@@ -32,7 +36,15 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Shows the image as a file system. Must be called within a tokio runtime.
+    /// Shows what was asked for: the image, or one layer of it. Must be called within a tokio runtime.
+    pub fn shown(&self, eagerness: Eagerness, verify: Verify) -> Shown {
+        let Some(layer) = self.layer else { return Shown::Image(self.files(eagerness, verify)) };
+        let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
+        let (layer, limits) = ((layer, process::opaque_mark()), Limits::default());
+        Shown::Layer(image::open_layer(&self.plan, layer, source, shared_layers, &limits, eagerness, verify))
+    }
+
+    /// Shows the whole image as a file system. Must be called within a tokio runtime.
     pub fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
         image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, verify)
@@ -100,7 +112,9 @@ async fn resolve(
     let (source, registry) = source(&reference, &image.access, &store).await?;
     let plan =
         image::resolve_again(&reference, &source, &store, (&platform, fit), image.access.network, before).await?;
-    Ok(Opened { reference, plan, shared_layers: shared_layers.clone(), store, source, registry })
+    let layer = image.layer.as_ref().map(|layer| plan.layer(layer)).transpose();
+    let layer = layer.map_err(|cause| HostError::Layer { reference: reference.to_string(), cause: Box::new(cause) })?;
+    Ok(Opened { reference, plan, layer, shared_layers: shared_layers.clone(), store, source, registry })
 }
 
 /// What a process that shows images has of layers; if the cache is not writable, it works without one.

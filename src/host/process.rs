@@ -6,6 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::error::HostError;
 use super::room;
 pub use super::room::Purpose;
+use crate::image::OpaqueMark;
 
 /// A runtime for this purpose, as many open files as this process may have, and no core dumps.
 ///
@@ -30,6 +31,14 @@ pub fn runtime(purpose: Purpose) -> Result<tokio::runtime::Runtime, HostError> {
 /// A runtime of one thread, for a process that reads no image.
 pub(super) fn small_runtime() -> Result<tokio::runtime::Runtime, HostError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostError::system("start"))
+}
+
+/// By which attribute an overlay that this user mounts knows an opaque directory: overlayfs looks at those of `trusted.` only
+/// for the machine's own root.
+pub(super) fn opaque_mark() -> OpaqueMark {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let all_users = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if all_users && rustix::process::geteuid().is_root() { OpaqueMark::Trusted } else { OpaqueMark::User }
 }
 
 /// Lets this process have as many files open as it may.

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use crate::image::{Network, Prefetch, Verify};
+use crate::image::{LayerChoice, Network, Prefetch, Verify};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
@@ -60,6 +60,8 @@ pub struct ImageSpec {
     pub reference: Reference,
     /// The platform that the user asked for; this machine's otherwise.
     pub platform: Option<Platform>,
+    /// The layer that is shown alone; all of them otherwise.
+    pub layer: Option<LayerChoice>,
     /// How it is reached.
     pub access: Access,
     /// Where its layers are kept.
@@ -78,7 +80,7 @@ impl ImageSpec {
             on_outage: OnOutage::default(),
             surroundings: Surroundings::of_process(),
         };
-        Self { reference, platform: None, access, cache: CacheSpec { dir: cache.into(), limit: None } }
+        Self { reference, platform: None, layer: None, access, cache: CacheSpec { dir: cache.into(), limit: None } }
     }
 }
 

@@ -43,6 +43,9 @@ pub struct MountState {
     pub reference: String,
     /// The manifest's digest.
     pub manifest: String,
+    /// The layer that is shown alone.
+    #[serde(default)]
+    pub layer: Option<ShownLayer>,
     /// The process.
     pub pid: u32,
     /// Seconds since 1970.
@@ -65,6 +68,17 @@ pub struct MountState {
     pub shared: bool,
     /// Where to ask how it is.
     socket: PathBuf,
+}
+
+/// One layer of an image that is shown alone.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ShownLayer {
+    /// Its number; the lowest is 1.
+    pub number: usize,
+    /// How many the image has.
+    pub count: usize,
+    /// Its blob.
+    pub digest: String,
 }
 
 /// How a mount is, right now.
@@ -220,6 +234,11 @@ impl MountState {
             device: handover.place.device().map(str::to_owned),
             reference: opened.reference.to_string(),
             manifest: handover.manifest.to_string(),
+            layer: opened.layer.map(|layer| ShownLayer {
+                number: usize::from(layer.0) + 1,
+                count: opened.plan.layers.len(),
+                digest: opened.plan.layers[usize::from(layer.0)].blob.digest.to_string(),
+            }),
             pid: std::process::id(),
             since: handover.since,
             log: handover.log.clone(),

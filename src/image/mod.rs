@@ -2,6 +2,7 @@
 
 mod apart;
 mod chain;
+mod choice;
 pub mod fs;
 pub mod identity;
 mod image_tree;
@@ -10,6 +11,7 @@ pub mod layers;
 pub mod plan;
 mod programs;
 mod read;
+mod shown;
 pub mod tree;
 mod whole;
 mod work;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 pub use crate::content::{LayerRef, Prefetch, SharedLayers};
 pub use apart::{Apart, briefly};
 pub use chain::chain;
+pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layer_fs::{LayerFs, OpaqueMark};
@@ -26,6 +29,7 @@ pub use layers::{Eagerness, LayerFailure, LayerProgress, LayerStatus, Layers, Li
 pub use plan::{Documents, Fit, Network, Plan, PlanError, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
+pub use shown::Shown;
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 
 use crate::overlay::LayerNo;

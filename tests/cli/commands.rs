@@ -202,6 +202,9 @@ fn help_of_a_command_names_its_options() {
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is in the cache; never ask the network
+          --layer <N>            Only layer N, as a lower directory of overlayfs: its number, as in
+                                 `peelfs inspect` (1 is the lowest), or 6 or more first digits of its
+                                 digest
 
     Registry:
           --insecure            Allow plain HTTP and unverified TLS (loopback registries need no

@@ -10,7 +10,7 @@
 //! - link counts and numbers of directories, and device numbers of files, are overlayfs's own; no comparison looks at them.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -21,13 +21,14 @@ use peelfs::overlay::LayerNo;
 use peelfs::platform::Platform;
 use peelfs::source::BlobSource;
 use peelfs::store::Store;
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs_loopback::image::{Family, Image, Packing};
 use peelfs_loopback::tar::Entry;
 
-use super::{everything, packed, run, seeds, tree_of};
+use super::{everything, packed, run, seeds, serve, tree_of};
 use support::model::{NodeKind, Seen};
 use support::random::{self, Shape};
-use support::sandbox::cannot_mount;
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use support::shown::MemorySource;
 use support::walk::{self, Compare};
 
@@ -249,4 +250,198 @@ fn random_layers_stacked_are_the_merged_tree() {
             assert!(lines.is_empty(), "seed {seed}:\n{}\n{}", lines.join("\n"), random.listing());
         });
     }
+}
+
+#[test]
+fn stacked_layers_are_what_umoci_unpacks() {
+    if cannot_stack() || is_missing("umoci") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (layout, bundle) = (dir.path().join("layout"), dir.path().join("bundle"));
+    let image = packed(&everything(), &[Packing::GZIP], Family::Oci);
+    image.write_layout(&layout, "1").unwrap();
+    run(Command::new("umoci").args(["unpack", "--image", &format!("{}:1", layout.display())]).arg(&bundle));
+    let unpacked = walk::seen(&bundle.join("rootfs")).unwrap();
+    with_stacked(&image, Verify::BeforeShowing, |stack, _| {
+        let lines = differences(&unpacked, stack, Compare::AsUnpacked);
+        assert!(lines.is_empty(), "{}", lines.join("\n"));
+    });
+}
+
+fn three() -> Vec<Vec<Entry>> {
+    let base =
+        vec![Entry::dir("."), Entry::dir("d"), Entry::file("d/a", "1"), Entry::dir("o"), Entry::file("o/a", "1")];
+    let middle = vec![Entry::dir("."), Entry::dir("d"), Entry::whiteout("d/a"), Entry::dir("o"), Entry::opaque("o")];
+    let top = vec![Entry::dir("."), Entry::file("f", "top"), Entry::hard_link("g", "f")];
+    vec![base, middle, top]
+}
+
+fn xattr(path: &Path, name: &str) -> Result<Vec<u8>, rustix::io::Errno> {
+    let mut value = vec![0; 64];
+    let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
+    value.truncate(len);
+    Ok(value)
+}
+
+#[test]
+fn a_layer_has_whiteouts_and_opaque_directories() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&packed(&three(), &[Packing::GZIP], Family::Oci));
+    let sandbox = Sandbox::new();
+    let middle = sandbox.mount_with(&registry.reference("library/image", "1"), "middle", &["--layer", "2"]);
+    let whiteout = std::fs::symlink_metadata(middle.join("d/a")).unwrap();
+    assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0 && whiteout.mode() & 0o7777 == 0);
+    assert_eq!(xattr(&middle.join("o"), "trusted.overlay.opaque"), Ok(b"y".to_vec()));
+    assert_eq!(xattr(&middle.join("d"), "trusted.overlay.opaque"), Err(rustix::io::Errno::NODATA));
+    assert_eq!(xattr(&middle.join("o"), "user.overlay.opaque"), Err(rustix::io::Errno::NODATA));
+    let names = |dir: &str| {
+        let mut names: Vec<_> =
+            std::fs::read_dir(middle.join(dir)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(""), ["d", "o"]);
+    assert_eq!(names("d"), ["a"]);
+    assert!(names("o").is_empty());
+    middle.unmount();
+}
+
+/// Of a layer that has no whiteouts and describes its directories, nothing else is asked for.
+#[test]
+fn a_layer_alone_fetches_no_other_where_it_needs_none() {
+    if cannot_mount() {
+        return;
+    }
+    let image = packed(&three(), &[Packing::GZIP], Family::Oci);
+    let registry = serve(&image);
+    let sandbox = Sandbox::new();
+    let reference = registry.reference("library/image", "1");
+    let top = sandbox.mount_with(&reference, "top", &["--layer", "3"]);
+    assert_eq!(std::fs::read(top.join("g")).unwrap(), b"top");
+    assert_eq!(std::fs::metadata(top.join("f")).unwrap().nlink(), 2);
+    assert!(std::fs::symlink_metadata(top.join("d")).is_err());
+    let wanted = format!("/blobs/{}", image.layers()[2].digest);
+    let layers: Vec<_> = image.layers().iter().map(|layer| format!("/blobs/{}", layer.digest)).collect();
+    let asked: Vec<_> = registry.requests().into_iter().map(|recorded| recorded.request.path).collect();
+    let of_layers = || asked.iter().filter(|path| layers.iter().any(|layer| path.contains(layer.as_str())));
+    assert!(of_layers().count() > 0 && of_layers().all(|path| path.contains(&wanted)), "{asked:?}");
+    top.unmount();
+}
+
+/// The number is counted from the lowest; a digest may be that of the blob or of the tar.
+#[test]
+fn a_layer_mount_outlives_its_server_and_is_told_of() {
+    if cannot_mount() {
+        return;
+    }
+    let image = packed(&three(), &[Packing::GZIP], Family::Oci);
+    let registry = serve(&image);
+    let sandbox = Sandbox::new();
+    let reference = registry.reference("library/image", "1");
+    let blob = &image.layers()[2].digest;
+    let names = ["3".to_owned(), blob.hex()[..12].to_owned(), image.layers()[2].diff_id.to_string()[..20].to_owned()];
+    for (name, more) in names.iter().zip([&[][..], &["--share"], &["--no-keeper"]]) {
+        let at = sandbox.mount_with(&reference, "top", &[&["--layer", name][..], more].concat());
+        let source = fuse::mounts::at(&at.path).unwrap().source;
+        assert_eq!(source, format!("{reference}#layer=3"));
+        let told = || {
+            let output = sandbox.peelfs(["status"]).arg(&at.path).output().unwrap();
+            assert!(said(&output).contains(&format!("layer    3 of 3, {blob}")), "{}", said(&output));
+            assert!(said(&output).contains("1 of 1 ready"), "{}", said(&output));
+            assert!(std::fs::symlink_metadata(at.join("d")).is_err(), "the lower layers' names are not its own");
+            assert_eq!(std::fs::read(at.join("g")).unwrap(), b"top");
+        };
+        told();
+        if !more.contains(&"--no-keeper") {
+            at.upgrade();
+            told();
+            at.kill_server();
+            told();
+        }
+        at.unmount();
+    }
+}
+
+#[test]
+fn a_layer_that_is_not_there_is_told_with_their_number() {
+    let dir = tempfile::tempdir().unwrap();
+    packed(&three(), &[Packing::GZIP], Family::Oci).write_layout(dir.path(), "1").unwrap();
+    let sandbox = Sandbox::new();
+    let reference = format!("oci:{}:1", dir.path().display());
+    let at = sandbox.mount_point("a");
+    for (layer, code, text) in [
+        ("4", 3, "there is no layer 4: the image has 3 layers, of which 1 is the lowest"),
+        ("0123456789", 3, "no layer's digest begins with `0123456789`: the image has 3 layers"),
+        ("0", 2, "`0` is neither the number of a layer"),
+        ("top", 2, "`top` is neither the number of a layer"),
+    ] {
+        for command in [&["ls", &reference, "/"][..], &["mount", &reference, at.path.to_str().unwrap()]] {
+            let output = sandbox.run([command, &["--layer", layer]].concat());
+            assert!(output.status.code() == Some(code) && said(&output).contains(text), "{layer}: {}", said(&output));
+        }
+    }
+    assert!(!at.is_mounted());
+}
+
+#[test]
+fn a_layer_is_listed_printed_copied_and_described() {
+    let dir = tempfile::tempdir().unwrap();
+    packed(&three(), &[Packing::GZIP], Family::Oci).write_layout(&dir.path().join("layout"), "1").unwrap();
+    let sandbox = Sandbox::new();
+    let reference = format!("oci:{}:1", dir.path().join("layout").display());
+    let run = |words: &[&str]| {
+        let output = sandbox.run(words);
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(&["ls", "--layer", "3", &reference]), "f\ng\n");
+    assert!(run(&["ls", "-l", "--layer", "2", &reference, "d"]).starts_with("c--------- 1 0 0 0, 0 "));
+    assert_eq!(run(&["cat", "--layer", "1", &reference, "/d/a"]), "1");
+    let described: serde_json::Value = serde_json::from_str(&run(&["inspect", "--layer", "2", &reference])).unwrap();
+    assert!(described["layers"].as_array().is_some_and(|layers| layers.len() == 1 && layers[0]["number"] == 2));
+    if rustix::process::geteuid().is_root() {
+        let copy = dir.path().join("copy");
+        run(&["cp", "--layer", "2", &reference, "/", copy.to_str().unwrap()]);
+        assert_eq!(std::fs::symlink_metadata(copy.join("d/a")).unwrap().rdev(), 0);
+        assert_eq!(xattr(&copy.join("o"), "trusted.overlay.opaque"), Ok(b"y".to_vec()));
+    }
+}
+
+/// With `--verify behind`, as a whole image: names that the layer has are there, and what may yet come is waited for.
+#[test]
+fn a_layer_is_shown_while_it_streams_in() {
+    if cannot_mount() {
+        return;
+    }
+    let noise: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let entries = vec![
+        Entry::dir("."),
+        Entry::dir("d"),
+        Entry::file("d/early", "early"),
+        Entry::whiteout("gone"),
+        Entry::file("filler", noise),
+        Entry::opaque("d"),
+        Entry::file("late", "late"),
+    ];
+    let image = packed(&[vec![Entry::file("gone", "")], entries], &[Packing::Stored], Family::Oci);
+    let registry = serve(&image);
+    let gate = Gate::new();
+    let blob = format!("/blobs/{}", image.layers()[1].digest);
+    let large = Target::matching(move |request| request.path.contains(&blob));
+    registry.faults().add(Rule::new(large, Fault::Stall { after: 3_000_000, gate: gate.clone() }));
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&registry.reference("library/image", "1"), &["--layer", "2", "--verify", "behind"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read(at.join("d/early")).unwrap(), b"early");
+    let path = at.join("d");
+    let opaque = std::thread::spawn(move || xattr(&path, "trusted.overlay.opaque"));
+    gate.open();
+    assert_eq!(opaque.join().unwrap(), Ok(b"y".to_vec()), "the marker comes last");
+    assert_eq!(std::fs::read(at.join("late")).unwrap(), b"late");
+    assert!(std::fs::symlink_metadata(at.join("gone")).unwrap().file_type().is_char_device());
+    at.unmount();
 }

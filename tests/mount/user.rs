@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
+use peelfs_loopback::image::{Family, Packing};
+use peelfs_loopback::tar::Entry;
 
-use super::{serve, small};
+use super::{packed, serve, small};
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 /// `nobody`: fusermount3 wants to know the name of its user.
@@ -229,4 +231,34 @@ fn allow_root_changes_nothing_for_root() {
     let other = Command::new("setpriv").args(["--reuid=1", "--regid=1", "--clear-groups", "ls"]).arg(&at.path).output();
     assert!(!other.unwrap().status.success());
     at.unmount();
+}
+
+/// overlayfs takes a user's orders by other attributes than root's, and looks at them in a user namespace.
+#[test]
+fn a_user_stacks_layers_in_a_namespace() {
+    let Some(user) = User::new() else { return };
+    let base = [Entry::dir("d"), Entry::file("d/a", "1"), Entry::dir("o"), Entry::file("o/a", "1")];
+    let top = [Entry::dir("."), Entry::dir("d"), Entry::whiteout("d/a"), Entry::dir("o"), Entry::opaque("o")];
+    let image = packed(&[base.to_vec(), top.to_vec()], &[Packing::GZIP], Family::Oci);
+    let registry = serve(&image);
+    let image = registry.reference("library/image", "1");
+    let (lower, upper, stack) = (user.directory("1"), user.directory("2"), user.directory("stack"));
+    for (layer, at) in [("1", &lower), ("2", &upper)] {
+        let output = user.run(&["mount", "--wait", "--layer", layer, &image, text(at)]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let script =
+        r#"mount -t overlay overlay -o "userxattr,lowerdir=$1:$2" "$3" && find "$3" -mindepth 1 -printf '%P\n' | sort"#;
+    let mut stacked = user.as_user(USER, Path::new("unshare"));
+    stacked.args(["-Urm", "sh", "-ec", script, "sh"]).args([&upper, &lower, &stack]);
+    let output = stacked.output().unwrap();
+    if said(&output).contains("unshare failed") {
+        eprintln!("skipped: users may not make user namespaces here");
+    } else {
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "d\no\n", "{}", said(&output));
+    }
+    for at in [&lower, &upper] {
+        let output = user.run(&["umount", text(at)]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
 }

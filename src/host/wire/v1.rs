@@ -201,6 +201,9 @@ pub struct MountSpec {
 struct ImageSpec {
     reference: String,
     platform: Option<String>,
+    /// Left out where the whole image is shown, as by programs that cannot show one layer; those refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layer: Option<String>,
     offline: bool,
     insecure: bool,
     ca: Vec<WirePath>,
@@ -299,11 +302,12 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, access, cache } = image;
+        let spec::ImageSpec { reference, platform, layer, access, cache } = image;
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
             reference: reference.to_string(),
             platform: platform.as_ref().map(ToString::to_string),
+            layer: layer.as_ref().map(ToString::to_string),
             offline: *network == Network::Offline,
             insecure: *insecure,
             ca: ca.iter().map(WirePath::from).collect(),
@@ -318,7 +322,8 @@ impl From<&spec::ImageSpec> for ImageSpec {
 impl ImageSpec {
     /// What it means, where the source is waited for in this way.
     fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
-        let Self { reference, platform, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } = self;
+        let Self { reference, platform, layer, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } =
+            self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -330,6 +335,7 @@ impl ImageSpec {
         Ok(spec::ImageSpec {
             reference: value("reference", reference)?,
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
+            layer: layer.map(|layer| value("layer", layer)).transpose()?,
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
         })
@@ -508,4 +514,29 @@ fn path(path: Option<WirePath>) -> Result<Option<PathBuf>, WireError> {
 /// A value that travels as text.
 fn value<T: FromStr>(what: &'static str, text: String) -> Result<T, WireError> {
     text.parse().map_err(|_| WireError::Value { what, value: text })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{parse, text};
+    use super::*;
+
+    /// A program that cannot show one layer refuses the field, and is not bothered with it otherwise.
+    #[test]
+    fn a_layer_travels_and_its_absence_does_not() {
+        let image = spec::ImageSpec::new("app:1".parse().unwrap(), "/cache");
+        let whole = spec::MountSpec::new(image, "/mnt");
+        let mut one = whole.clone();
+        one.image.layer = Some("sha256:0123abc".parse().unwrap());
+        let sent = |spec: &spec::MountSpec| text(&MountSpec::from(spec)).unwrap();
+        assert!(!String::from_utf8(sent(&whole)).unwrap().contains("layer"));
+        let received = |spec| spec::MountSpec::try_from(parse::<MountSpec>(&sent(spec)).unwrap()).unwrap().image.layer;
+        assert_eq!(received(&one), one.image.layer);
+        assert_eq!(received(&whole), None);
+        one.image.layer = Some("2".parse().unwrap());
+        let wrong = String::from_utf8(sent(&one)).unwrap().replace(r#""layer":"2""#, r#""layer":"0""#);
+        let refused = spec::MountSpec::try_from(parse::<MountSpec>(wrong.as_bytes()).unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("`0` is no layer"), "{refused}");
+    }
 }
