@@ -65,7 +65,7 @@ async fn open(
     Ok(image::open(&plan, Arc::clone(source), Arc::clone(store), limits, Eagerness::OnDemand, verify))
 }
 
-async fn lines(fs: &ImageFs) -> Vec<String> {
+async fn lines(fs: &Arc<ImageFs>) -> Vec<String> {
     let line = |(path, seen): (Vec<u8>, support::model::Seen)| {
         let path = path.escape_ascii();
         match seen.node.kind {
@@ -77,7 +77,7 @@ async fn lines(fs: &ImageFs) -> Vec<String> {
             NodeKind::BlockDevice { major, minor } => format!("{path}:b{major},{minor}"),
         }
     };
-    shown::seen(fs, &mut Random::new(1)).await.into_iter().skip(1).map(line).collect()
+    shown::seen(fs.clone(), &mut Random::new(1)).await.into_iter().skip(1).map(line).collect()
 }
 
 fn runtime() -> tokio::runtime::Runtime {

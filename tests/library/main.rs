@@ -5,5 +5,6 @@
 
 mod embedding;
 mod fuzz_corpus;
+mod layers;
 mod property;
 mod reference_model;

@@ -13,11 +13,11 @@ use support::random::{self, Random, Shape};
 use support::shown::{self, MemorySource};
 use support::walk::{self, Compare};
 
-fn seeds(few: u64) -> u64 {
+pub(crate) fn seeds(few: u64) -> u64 {
     std::env::var("PEELFS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
@@ -37,7 +37,7 @@ fn differences(image: &Image, tree: &Tree, random: &mut Random) -> Vec<String> {
         // Each visit has a runtime of its own: when it is gone, nothing holds a layer any more.
         let got = runtime().block_on(async {
             let fs = shown::open(&source, &store).await?;
-            Ok(shown::seen(&fs, random).await)
+            Ok(shown::seen(fs, random).await)
         });
         let got = match got {
             Ok(got) => got,

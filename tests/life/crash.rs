@@ -256,7 +256,7 @@ fn crash(point: u64, loss: Loss) -> Found {
             let NodeKind::File(expected) = &image().1.seen()[WHOLE.as_bytes()].node.kind else { panic!("a file") };
             assert!(bytes == *expected, "{at}: a file that the kernel would be given holds something else");
         }
-        let got = shown::seen(&fs, &mut Random::new(point)).await;
+        let got = shown::seen(fs.clone(), &mut Random::new(point)).await;
         let wrong = walk::differences(&image().1.seen(), &got, Compare::Exactly);
         assert!(wrong.is_empty(), "{at}:\n{}", wrong.join("\n"));
         let reads = fs.layer_status().into_iter().map(|layer| layer.reads);

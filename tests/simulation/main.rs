@@ -470,7 +470,7 @@ impl World {
         };
         let fs = self.done("the last mount", fs).await;
         let mut random = self.random.clone();
-        let got = self.done("the last walk", shown::seen(&fs, &mut random)).await;
+        let got = self.done("the last walk", shown::seen(fs.clone(), &mut random)).await;
         let wrong = walk::differences(&self.image.tree.seen(), &got, Compare::Exactly);
         assert!(wrong.is_empty(), "at the end:\n{}", wrong.join("\n"));
         store.tidy().unwrap();

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use peelfs::content::SharedLayers;
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
-use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Verify};
+use peelfs::image::tree::awaited;
+use peelfs::image::{self, Eagerness, FsError, ImageFs, Limits, Network, Tree, Verify};
 use peelfs::layer::Kind;
 use peelfs::offsets::{BlobOffset, FileOffset};
 use peelfs::overlay::{NodeAttr, NodeId};
@@ -147,20 +148,20 @@ pub async fn open_beside(source: &Arc<MemorySource>, shared_layers: &SharedLayer
     Ok(fs)
 }
 
-/// Everything that `fs` shows, the root included; files are read in slices of odd sizes.
-pub async fn seen(fs: &ImageFs, random: &mut Random) -> BTreeMap<Vec<u8>, Seen> {
+/// Everything that a tree shows, the root included; files are read in slices of odd sizes.
+pub async fn seen(tree: Arc<dyn Tree>, random: &mut Random) -> BTreeMap<Vec<u8>, Seen> {
     let mut found: BTreeMap<Vec<u8>, (NodeAttr, Node)> = BTreeMap::new();
-    let root = fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.unwrap();
+    let root = awaited(&*tree, |tree| tree.attr(NodeId::ROOT)).await.unwrap();
     let mut pending = vec![(Vec::new(), root)];
     while let Some((path, attr)) = pending.pop() {
         if attr.kind == Kind::Directory {
-            for (name, listed) in children(fs, attr.node).await {
-                let looked_up = fs.awaited(|fs| fs.lookup(attr.node, &name)).await.unwrap();
+            for (name, listed) in children(&*tree, attr.node).await {
+                let looked_up = awaited(&*tree, |tree| tree.lookup(attr.node, &name)).await.unwrap();
                 assert_eq!(looked_up, Some(listed), "`{}` listed and looked up", name.escape_ascii());
                 pending.push((join(&path, &name), listed));
             }
         }
-        let node = node(fs, &attr, random).await;
+        let node = node(&tree, &attr, random).await;
         found.insert(path, (attr, node));
     }
     let mut names: BTreeMap<NodeId, Vec<Vec<u8>>> = BTreeMap::new();
@@ -173,26 +174,25 @@ pub async fn seen(fs: &ImageFs, random: &mut Random) -> BTreeMap<Vec<u8>, Seen> 
 }
 
 /// The names of a directory, a few at a time, as a small buffer of the kernel would ask.
-async fn children(fs: &ImageFs, dir: NodeId) -> Vec<(Vec<u8>, NodeAttr)> {
+async fn children(tree: &dyn Tree, dir: NodeId) -> Vec<(Vec<u8>, NodeAttr)> {
     let mut all = Vec::new();
     let mut from = 0;
     loop {
         let mut some = Vec::new();
-        let next = fs
-            .awaited(|fs| {
-                some.clear();
-                let mut next = from;
-                fs.list_with_attrs(dir, from, |entry, attr| {
-                    assert_eq!(entry.kind, attr.kind);
-                    assert_eq!(entry.node, attr.node);
-                    some.push((entry.name.to_vec(), *attr));
-                    next = entry.next;
-                    if some.len() < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-                })?;
-                Ok(next)
-            })
-            .await
-            .unwrap();
+        let next = awaited(tree, |tree| {
+            some.clear();
+            let mut next = from;
+            tree.list_with_attrs(dir, from, &mut |entry, attr| {
+                assert_eq!(entry.kind, attr.kind);
+                assert_eq!(entry.node, attr.node);
+                some.push((entry.name.to_vec(), *attr));
+                next = entry.next;
+                if some.len() < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            Ok(next)
+        })
+        .await
+        .unwrap();
         if some.is_empty() {
             return all;
         }
@@ -201,23 +201,23 @@ async fn children(fs: &ImageFs, dir: NodeId) -> Vec<(Vec<u8>, NodeAttr)> {
     }
 }
 
-async fn node(fs: &ImageFs, attr: &NodeAttr, random: &mut Random) -> Node {
+async fn node(tree: &Arc<dyn Tree>, attr: &NodeAttr, random: &mut Random) -> Node {
     let (major, minor) = attr.device;
     let kind = match attr.kind {
         Kind::Directory => NodeKind::Dir,
         Kind::Symlink => {
-            let target = fs.awaited(|fs| fs.symlink_target(attr.node)).await.unwrap();
+            let target = awaited(&**tree, |tree| tree.symlink_target(attr.node)).await.unwrap();
             NodeKind::Symlink(target)
         }
         Kind::Fifo => NodeKind::Fifo,
         Kind::CharDevice => NodeKind::CharDevice { major, minor },
         Kind::BlockDevice => NodeKind::BlockDevice { major, minor },
-        Kind::File => NodeKind::File(content(fs, attr, random).await),
+        Kind::File => NodeKind::File(content(tree, attr, random).await),
         Kind::Whiteout | Kind::LowerLink => panic!("{:?} is nothing to show", attr.kind),
     };
     let mut xattrs = BTreeMap::new();
-    for name in fs.awaited(|fs| fs.xattr_names(attr.node)).await.unwrap() {
-        let value = fs.awaited(|fs| fs.xattr(attr.node, &name)).await.unwrap().expect("it was listed");
+    for name in awaited(&**tree, |tree| tree.xattr_names(attr.node)).await.unwrap() {
+        let value = awaited(&**tree, |tree| tree.xattr(attr.node, &name)).await.unwrap().expect("it was listed");
         xattrs.insert(name, value);
     }
     Node {
@@ -232,7 +232,7 @@ async fn node(fs: &ImageFs, attr: &NodeAttr, random: &mut Random) -> Node {
 }
 
 /// A file's bytes: slices in a random order, and reads over the end.
-async fn content(fs: &ImageFs, attr: &NodeAttr, random: &mut Random) -> Bytes {
+async fn content(tree: &Arc<dyn Tree>, attr: &NodeAttr, random: &mut Random) -> Bytes {
     let size = attr.size as usize;
     let mut cuts: Vec<usize> = (0..random.below(6)).map(|_| random.below(size + 1)).collect();
     cuts.extend([0, size]);
@@ -241,11 +241,11 @@ async fn content(fs: &ImageFs, attr: &NodeAttr, random: &mut Random) -> Bytes {
     let mut whole = vec![0xee; size];
     while !slices.is_empty() {
         let slice = slices.swap_remove(random.below(slices.len()));
-        let bytes = fs.read(attr.node, FileOffset(slice.start as u64), slice.len()).await.unwrap();
+        let bytes = Arc::clone(tree).read(attr.node, FileOffset(slice.start as u64), slice.len()).await.unwrap();
         whole[slice].copy_from_slice(&bytes);
     }
-    let beyond = fs.read(attr.node, FileOffset(attr.size.saturating_sub(1)), 100).await.unwrap();
+    let beyond = Arc::clone(tree).read(attr.node, FileOffset(attr.size.saturating_sub(1)), 100).await.unwrap();
     assert_eq!(beyond.len(), size.min(1), "a read over the end");
-    assert!(fs.read(attr.node, FileOffset(attr.size), 1).await.unwrap().is_empty());
+    assert!(Arc::clone(tree).read(attr.node, FileOffset(attr.size), 1).await.unwrap().is_empty());
     whole.into()
 }
