@@ -179,6 +179,18 @@ pub(crate) enum PrefetchArg {
     None,
 }
 
+/// Whether the kernel shows an image by itself.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum KernelArg {
+    /// If all of it is cached by now; a process serves it otherwise, and `peelfs status` says why
+    Auto,
+    /// Yes: returns when all of it is fetched and verified
+    Always,
+    /// No: a process serves it
+    #[default]
+    Never,
+}
+
 /// `peelfs mount`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct MountArgs {
@@ -207,6 +219,10 @@ pub(crate) struct MountArgs {
     /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
     #[arg(long)]
     pub passthrough: bool,
+    /// Let the kernel show the image by itself (EROFS), without any process: as fast as a local file system, and the mount
+    /// outlives peelfs and the cache. All of the image has to be cached (root; Linux 6.12; with --allow-other)
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub kernel: KernelArg,
     /// Let idle CPUs sleep while files are read in quick succession: saves power, and small files that are read for the
     /// first time take about twice as long (root's mounts keep them awake otherwise)
     #[arg(long)]

@@ -97,7 +97,7 @@ fn description(store: &Store, usage: &Usage) -> serde_json::Value {
         .collect();
     json!({
         "directory": store.root().to_string_lossy(), "limit": store.limit(), "layers": layers,
-        "layer_bytes": usage.layer_bytes(), "document_bytes": usage.documents, "temporary_bytes": usage.temporary,
+        "layer_bytes": usage.layer_bytes(), "document_bytes": usage.documents, "image_bytes": usage.images, "temporary_bytes": usage.temporary,
     })
 }
 
@@ -130,6 +130,9 @@ fn table(store: &Store, usage: &Usage) -> String {
         text::size(usage.layer_bytes()),
         text::size(usage.documents),
     );
+    if usage.images > 0 {
+        total.push_str(&format!("; images for the kernel {}", text::size(usage.images)));
+    }
     if usage.temporary > 0 {
         total.push_str(&format!("; on their way in {}", text::size(usage.temporary)));
     }
@@ -144,6 +147,7 @@ fn verify(store: &Store, out: &mut impl Write) -> Done {
     let usage = store.usage()?;
     let documents = store.check_documents()?;
     let mut damaged = documents.damaged.clone();
+    damaged.extend(store.check_kernel_images()?.damaged);
     let (mut spans, mut bytes) = (0u64, 0u64);
     for layer in &usage.layers {
         let checked = check_layer(store, &layer.digest)?;

@@ -33,7 +33,7 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         ..access
     };
     let image = ImageSpec { reference: absolute(reference)?, platform, layer, access, cache };
-    Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute) })
+    Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute), by_fuse: None })
 }
 
 /// The image that `args` name, with paths as they were typed. What the user may have meant otherwise is told.

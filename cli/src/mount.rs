@@ -1,8 +1,9 @@
 //! `peelfs mount`, and the processes behind it.
 
-use super::args::{HostArgs, HostCommand, MountArgs};
+use super::args::{HostArgs, HostCommand, KernelArg, MountArgs};
 use super::progress::Bar;
 use super::{meant, options};
+use peelfs::host::kernel::{self, Outcome};
 use peelfs::host::report::Report;
 use peelfs::host::spec::MountSpec;
 use peelfs::host::{alone, background, keeper, mount_point, piped, server};
@@ -23,7 +24,7 @@ enum Role {
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let kernel = options::apply(&mut args)?;
-    let role = role(&args)?;
+    let (role, by_kernel) = (role(&args)?, args.kernel);
     let spec = meant::mount(args, kernel)?;
     // The service manager may have kept the mount: then its directory must not be looked at yet.
     if let Role::Alone = role {
@@ -36,7 +37,17 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     // Refused before another process is started; the one that mounts looks again.
     mount_point::hold(&spec, &typed)?;
     // Held until the processes that serve have it.
-    let (spec, piped) = piped::hold(spec)?;
+    let (mut spec, piped) = piped::hold(spec)?;
+    match by_kernel {
+        KernelArg::Never => {}
+        KernelArg::Always => return Ok(kernel::mount(&spec, &mut bar)?),
+        // What a pipe brings is read once, and a process that is to stay in the foreground has to serve.
+        KernelArg::Auto if piped.is_some() || matches!(role, Role::Keeper | Role::Alone) => {}
+        KernelArg::Auto => match kernel::mount_if_whole(&spec)? {
+            Outcome::Mounted => return Ok(()),
+            Outcome::Not(why) => spec.by_fuse = Some(peelfs::image::chain(&why)),
+        },
+    }
     if let (Role::Shared, Some(_)) = (&role, &piped) {
         return Err(Report::usage("a shared mount cannot read its archive from a pipe")
             .hint("write it to a file first, or leave out `--share`"));
@@ -60,6 +71,10 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
             return Err(Report::usage("a mount with passthrough has a process of its own").hint(hint));
         }
         return Ok(Role::Shared);
+    }
+    if args.foreground && args.kernel == KernelArg::Always {
+        return Err(Report::usage("a mount that the kernel shows by itself has no process to stay in the foreground")
+            .hint("leave out `--foreground`"));
     }
     if args.foreground && args.log_file.is_some() {
         return Err(Report::usage("a mount in the foreground writes its log to stderr")

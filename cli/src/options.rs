@@ -61,6 +61,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
+            ("kernel", Some(value)) => args.kernel = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
                 let what = match value {
@@ -95,8 +96,19 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 10] =
-    ["platform", "layer", "cache_dir", "cache_size", "authfile", "ca", "log_file", "on_outage", "verify", "prefetch"];
+const WITH_VALUE: [&str; 11] = [
+    "platform",
+    "layer",
+    "cache_dir",
+    "cache_size",
+    "authfile",
+    "ca",
+    "log_file",
+    "on_outage",
+    "verify",
+    "prefetch",
+    "kernel",
+];
 const WITHOUT_VALUE: [&str; 14] = [
     "allow_other",
     "allow_root",

@@ -11,7 +11,7 @@ use super::{text, umount};
 use peelfs::fuse::mounts;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
-use peelfs::host::status::{self, Health, MountState, ShownLayer};
+use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
 use peelfs::image::{LayerProgress, LayerStatus};
 use peelfs::source::outage::WaitStatus;
 
@@ -21,10 +21,11 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
         let wanted = args.at.iter().map(|typed| umount::target(typed)).collect::<Result<Vec<_>, _>>()?;
         mounted.retain(|mount| wanted.iter().any(|wanted| wanted.id == mount.id));
     }
-    let states = status::all(&status::directory()?);
+    let directory = status::directory()?;
+    let (states, by_kernel) = (status::all(&directory), status::kernel_mounts(&directory));
     let mut out = io::stdout().lock();
     for (number, mount) in mounted.iter().enumerate() {
-        let known = Known::of(mount, &states);
+        let known = Known::of(mount, &states, &by_kernel);
         let written = if args.json {
             serde_json::to_writer(&mut out, &known.line()).map_err(io::Error::from).and_then(|()| writeln!(out))
         } else {
@@ -46,18 +47,31 @@ struct Known<'a> {
     at: &'a PathBuf,
     /// As the kernel knows it.
     source: &'a str,
+    /// No process serves it.
+    by_kernel: bool,
+    /// What this session has noted of it then.
+    noted: Option<&'a KernelMount>,
     answer: Answer,
     state: Option<&'a MountState>,
     health: Option<Health>,
 }
 
 impl<'a> Known<'a> {
-    fn of(mount: &'a mounts::MountPoint, states: &'a [MountState]) -> Self {
+    fn of(mount: &'a mounts::MountPoint, states: &'a [MountState], noted: &'a [KernelMount]) -> Self {
         // Of two that were on the same directory one after the other, the later one is there now.
-        let state = states.iter().rev().find(|state| state.is_of(mount));
+        let by_kernel = mount.is_shown_by_kernel();
+        let state = states.iter().rev().find(|state| !by_kernel && state.is_of(mount));
         let health = state.and_then(MountState::health);
-        let answer = if health.is_some() { Answer::Served } else { probe::ask(&mount.path) };
-        Self { at: &mount.path, source: &mount.source, answer, state, health }
+        let answer = if health.is_some() || by_kernel { Answer::Served } else { probe::ask(&mount.path) };
+        Self {
+            at: &mount.path,
+            source: mount.reference(),
+            by_kernel,
+            noted: noted.iter().find(|noted| noted.is_of(mount)),
+            answer,
+            state,
+            health,
+        }
     }
 
     fn text(&self) -> String {
@@ -85,11 +99,19 @@ impl<'a> Known<'a> {
             }
         }
         match self.state {
+            None if self.by_kernel => {
+                let since = |noted: &KernelMount| text::time(i64::try_from(noted.since).unwrap_or(i64::MAX));
+                let since = self.noted.map_or(String::new(), |noted| format!(", since {} UTC", since(noted)));
+                line("process", format!("none: the kernel shows it by itself{since}"));
+            }
             Some(state) => {
                 let since = text::time(i64::try_from(state.since).unwrap_or(i64::MAX));
                 line("process", format!("{}, since {since} UTC", state.pid));
             }
             None => line("process", "of another session or user".to_owned()),
+        }
+        if let Some(why) = self.state.and_then(|state| state.by_fuse.as_ref()) {
+            line("kernel", format!("not by itself: {}", text::printable(why.as_bytes())));
         }
         if self.state.is_some_and(|state| state.keeper.is_some()) && self.keeper().is_none() {
             line("keeper", "gone: if its process dies, so does the mount; unmount it and mount it again".to_owned());
@@ -139,18 +161,24 @@ impl<'a> Known<'a> {
     }
 
     fn line(&self) -> Line<'_> {
+        let cache = self.state.map(|state| &state.cache).or(self.noted.map(|noted| &noted.cache));
         Line {
             at: self.at.to_string_lossy().into_owned(),
             reference: self.state.map_or(self.source, |state| &state.reference),
             served: self.answer == Answer::Served,
-            manifest: self.state.map(|state| state.manifest.as_str()),
+            by_kernel: self.by_kernel,
+            by_fuse: self.state.and_then(|state| state.by_fuse.as_deref()),
+            manifest: self
+                .state
+                .map(|state| state.manifest.as_str())
+                .or(self.noted.map(|noted| noted.manifest.as_str())),
             layer: self.state.and_then(|state| state.layer.as_ref()),
             pid: self.state.map(|state| state.pid),
             keeper: self.keeper(),
             takeovers: self.state.map(|state| state.takeovers),
-            since: self.state.map(|state| state.since),
+            since: self.state.map(|state| state.since).or(self.noted.map(|noted| noted.since)),
             log: self.state.and_then(|state| state.log.as_ref()).map(|log| log.to_string_lossy().into_owned()),
-            cache: self.state.map(|state| state.cache.to_string_lossy().into_owned()),
+            cache: cache.map(|cache| cache.to_string_lossy().into_owned()),
             health: self.health.as_ref(),
         }
     }
@@ -171,6 +199,11 @@ struct Line<'a> {
     at: String,
     reference: &'a str,
     served: bool,
+    /// No process serves it.
+    by_kernel: bool,
+    /// Why a process does, where the kernel was to show it by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_fuse: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     manifest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

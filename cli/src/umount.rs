@@ -35,7 +35,11 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
 fn own_mounts() -> Result<Vec<MountPoint>, Report> {
     let states = status::all(&status::directory()?);
     let all = mounts::all().into_iter().rev().filter(MountPoint::is_peelfs);
-    let (own, others): (Vec<_>, Vec<_>) = all.partition(|mount| states.iter().any(|state| state.is_of(mount)));
+    let by_kernel = status::kernel_mounts(&status::directory()?);
+    let is_own = |mount: &MountPoint| {
+        by_kernel.iter().any(|noted| noted.is_of(mount)) || states.iter().any(|state| state.is_of(mount))
+    };
+    let (own, others): (Vec<_>, Vec<_>) = all.partition(is_own);
     if !others.is_empty() {
         let shown = others.iter().map(|mount| format!("`{}`", mount.path.display())).collect::<Vec<_>>().join(", ");
         eprintln!("note: of another session or user, and left alone: {shown}");

@@ -14,15 +14,23 @@ use peelfs::host::status::{self, MountState};
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
     let states = known(&status::directory()?, &args.at);
-    let chosen: Vec<Result<&MountState, Report>> = if args.all {
-        states.iter().map(Ok).collect()
+    let chosen: Vec<Result<Option<&MountState>, Report>> = if args.all {
+        states.iter().map(|state| Ok(Some(state))).collect()
     } else {
-        args.at.iter().map(|typed| served_at(typed, &states)).collect()
+        args.at
+            .iter()
+            .map(|typed| if is_shown_by_kernel(typed) { Ok(None) } else { served_at(typed, &states).map(Some) })
+            .collect()
     };
     let mut failures = Failures::default();
     // Mounts that share a process are upgraded together.
     let mut upgraded = HashMap::new();
     for state in chosen {
+        let state = match state {
+            Ok(None) => continue,
+            Ok(Some(state)) => Ok(state),
+            Err(report) => Err(report),
+        };
         let done = state.and_then(|state| {
             let keeper = state.keeper.as_ref().map(|keeper| keeper.pid);
             let (pid, pause) = match upgraded.get(&keeper).copied() {
@@ -46,11 +54,23 @@ fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
     let begun = Instant::now();
     loop {
         let states = status::all(directory);
-        if wanted.iter().all(|typed| served_at(typed, &states).is_ok()) || begun.elapsed() > TAKEN_OVER_WITHIN {
+        let known = |typed: &PathBuf| {
+            served_at(typed, &states).is_ok() || umount::target(typed).is_ok_and(|mount| mount.is_shown_by_kernel())
+        };
+        if wanted.iter().all(known) || begun.elapsed() > TAKEN_OVER_WITHIN {
             return states;
         }
         std::thread::sleep(TAKEN_OVER_WITHIN / 50);
     }
+}
+
+/// Whether no process serves the mount, so that there is nothing to upgrade; said then.
+fn is_shown_by_kernel(typed: &Path) -> bool {
+    let by_kernel = umount::target(typed).is_ok_and(|mount| mount.is_shown_by_kernel());
+    if by_kernel {
+        println!("{}: shown by the kernel, without a process: nothing to upgrade", typed.display());
+    }
+    by_kernel
 }
 
 fn served_at<'a>(typed: &Path, states: &'a [MountState]) -> Result<&'a MountState, Report> {

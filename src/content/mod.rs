@@ -9,7 +9,7 @@
 //! | `fetch`, `in_flight` | what is missing is asked for once and handed to all that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
 //! | `demand`, `schedule`, `prefetch`, `profiles` | what is fetched before it is read, as [`crate::predict`] suggests |
-//! | `passthrough_copy` | large files in files of their own, for the kernel |
+//! | `passthrough_copy`, `sealed` | large files in files of their own, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
@@ -40,6 +40,7 @@ mod profiles;
 mod reader;
 mod schedule;
 mod scope;
+mod sealed;
 mod shared;
 mod spans;
 mod transfer;
@@ -60,5 +61,6 @@ pub use prefetch::{keep_profiles, prefetch};
 pub use profiles::{keep_profile, load_profile};
 pub use reader::{LayerReader, Local, Missing};
 pub use scope::MountScope;
+pub use sealed::SealError;
 pub use shared::{SharedLayer, SharedLayers};
 pub use transfer::{Imported, TransferError, export_indexes, import_indexes};

@@ -8,7 +8,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -133,14 +132,6 @@ impl OpenLayer {
             damaged_spans: read(&self.counters.damaged_spans),
             unkept_spans: read(&self.counters.unkept_spans),
         }
-    }
-
-    /// The file that holds the layer's decoded bytes, as far as they are cached; `None` where that is memory.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub fn content_file(&self) -> Result<Option<File>, StoreError> {
-        self.content.data_file()
     }
 
     /// Whether all of `bytes` is cached, as far as the presence map says.

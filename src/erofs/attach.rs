@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use crate::fuse::mounts::KERNEL_SOURCE as SOURCE;
 use nix::sched::CloneFlags;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -59,6 +60,22 @@ pub enum AttachError {
     },
 }
 
+/// Whether this process may mount EROFS, as far as that can be told without an image.
+///
+/// # Errors
+/// [`AttachError`]
+pub fn is_possible() -> Result<(), AttachError> {
+    begin().map(drop)
+}
+
+fn begin() -> Result<OwnedFd, AttachError> {
+    rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
+        Errno::PERM => AttachError::NotAllowed,
+        Errno::NODEV => AttachError::NoErofs,
+        errno => refused("")(errno),
+    })
+}
+
 /// Mounts an image on a directory that is held by descriptor.
 ///
 /// # Errors
@@ -75,11 +92,7 @@ pub fn attach(target: impl AsFd, files: &Files, terms: &Terms) -> Result<(), Att
 }
 
 fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(), AttachError> {
-    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
-        Errno::PERM => AttachError::NotAllowed,
-        Errno::NODEV => AttachError::NoErofs,
-        errno => refused("")(errno),
-    })?;
+    let context = begin()?;
     let names = Names::make(&terms.reference, &files.image).map_err(refused("naming it"))?;
     nix::sched::unshare(CloneFlags::CLONE_FS).map_err(|errno| refused("")(Errno::from_raw_os_error(errno as i32)))?;
     rustix::process::fchdir(&names.root).map_err(refused("naming it"))?;
@@ -161,9 +174,6 @@ fn refused(said: &str) -> impl FnOnce(Errno) -> AttachError {
     let said = said.to_owned();
     move |errno| AttachError::Refused { said, cause: errno.into() }
 }
-
-/// How the sources of these mounts begin.
-pub const SOURCE: &str = "peelfs:";
 
 #[cfg(test)]
 mod tests {

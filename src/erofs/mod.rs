@@ -21,7 +21,7 @@ use std::io;
 use crate::image::{FsError, ImageFs};
 use crate::overlay::LayerNo;
 
-pub use attach::{AttachError, Files, SOURCE, Terms, attach};
+pub use attach::{AttachError, Files, Terms, attach, is_possible};
 pub use space::Output;
 
 /// What was written.

@@ -26,7 +26,17 @@ pub struct MountPoint {
 impl MountPoint {
     /// Whether peelfs mounted it.
     pub fn is_peelfs(&self) -> bool {
-        self.kind == "fuse.peelfs"
+        self.kind == "fuse.peelfs" || self.is_shown_by_kernel()
+    }
+
+    /// Whether peelfs mounted it, and no process serves it.
+    pub fn is_shown_by_kernel(&self) -> bool {
+        self.kind == "erofs" && self.source.starts_with(KERNEL_SOURCE)
+    }
+
+    /// What peelfs mounted.
+    pub fn reference(&self) -> &str {
+        self.source.strip_prefix(KERNEL_SOURCE).filter(|_| self.is_shown_by_kernel()).unwrap_or(&self.source)
     }
 }
 
@@ -129,6 +139,8 @@ pub fn followed(path: &Path) -> std::io::Result<PathBuf> {
     Err(rustix::io::Errno::LOOP.into())
 }
 
+/// How the sources of mounts begin that the kernel shows by itself; other file systems of its kind have other sources.
+pub const KERNEL_SOURCE: &str = "peelfs:";
 /// As many in a row as the kernel follows.
 const SYMLINKS: usize = 40;
 

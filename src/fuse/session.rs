@@ -142,7 +142,7 @@ pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Re
     // Between the two looks at what is mounted there, no other process mounts: the uppermost one is this one.
     let claimed = claim(target);
     if let Some(taken) = mounts::at(target.path()).filter(MountPoint::is_peelfs) {
-        return Err(MountError::Taken { at: at(), reference: taken.source });
+        return Err(MountError::Taken { at: at(), reference: taken.reference().to_owned() });
     }
     if !target.is_in_place() {
         return Err(MountError::Moved { at: at() });
@@ -363,7 +363,7 @@ impl Disconnect {
 /// directory that holds it, which leaves nothing behind; to open `target` itself could make an automounter wait for this
 /// very mount. A directory that cannot be locked, as one that its user may not read, is done without; so is a lock that
 /// another process holds for longer than a mount takes.
-fn claim(target: &Target) -> Option<File> {
+pub fn claim(target: &Target) -> Option<File> {
     let directory = target.parent().ok()?;
     let begun = Instant::now();
     loop {

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use super::channel::ChannelError;
 use super::cover::Covers;
+use super::kernel::KernelError;
 use super::report::{Code, Report};
 use super::wire::WireError;
+use crate::erofs::AttachError;
 use crate::fuse::{MountError, UnmountError};
 use crate::image::{FsError, NoSuchLayer, PlanError};
 use crate::platform::PlatformError;
@@ -46,6 +48,9 @@ pub enum HostError {
     /// The kernel or fusermount3 refused.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The kernel cannot show the image by itself.
+    #[error("cannot mount by the kernel alone")]
+    Kernel(#[from] KernelError),
     /// The mount would cover what it needs itself.
     #[error(transparent)]
     Covers(#[from] Covers),
@@ -198,6 +203,7 @@ impl From<HostError> for Report {
             HostError::Plan(cause) => cause.into(),
             HostError::Image(cause) => cause.into(),
             HostError::Mount(cause) => cause.into(),
+            HostError::Kernel(ref cause) => kernel_hint(told(Code::Failure), cause),
             HostError::Covers(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
             HostError::Told(report) => report,
@@ -242,5 +248,15 @@ impl From<HostError> for Report {
                 "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)",
             ),
         }
+    }
+}
+
+/// What a user can do about a mount that the kernel does not make.
+fn kernel_hint(report: Report, why: &KernelError) -> Report {
+    match why {
+        KernelError::OpenToOthers => report.hint("say `--allow-other`, or mount without `--kernel always`"),
+        KernelError::NotWhole => report.hint("let the cache hold all of the image (`--cache-size`, free disk)"),
+        KernelError::Attach(AttachError::NotAllowed) => report.hint("mount as root, or without `--kernel always`"),
+        _ => report.hint("mount without `--kernel always`"),
     }
 }

@@ -41,14 +41,13 @@ pub struct Handover {
 impl Handover {
     /// Of a mount that was just made.
     pub fn of(spec: &MountSpec, place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             spec: spec.clone(),
             place,
             root: opened.plan.root.digest.clone(),
             manifest: opened.plan.manifest.digest.clone(),
             log,
-            since: since.as_secs(),
+            since: now(),
             takeovers: 0,
             ended: None,
             awaited: true,
@@ -127,4 +126,9 @@ impl KeeperId {
 /// An empty file that only this user can read.
 pub(super) fn create_private(path: &std::path::Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -10,6 +10,7 @@
 //! | the command | [`background`] asks, and waits until the mount is ready | the user |
 //! | the keeper | [`keeper`] holds the connections and starts servers | the command |
 //! | the server | [`server`] has the mounts, each with one [life](mount) | the keeper |
+//! | none | [`kernel`] shows the image by itself | the command |
 //! | all in one | [`alone`], for `--foreground --no-keeper` and service managers | the user, systemd |
 
 pub mod alone;
@@ -23,6 +24,7 @@ pub mod failures;
 pub mod handover;
 mod inherited;
 pub mod keeper;
+pub mod kernel;
 mod mount;
 pub mod mount_point;
 pub mod open;

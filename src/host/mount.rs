@@ -270,4 +270,4 @@ pub(super) fn in_runtime<T>(serving: impl Future<Output = Result<T, HostError>>)
     served
 }
 
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);

@@ -19,7 +19,7 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
     if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
         let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, &mounted).is_some());
         if !hangs && probe::ask(&at) != probe::Answer::Gone {
-            return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.source }.into());
+            return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.reference().to_owned() }.into());
         }
         progress.note(&format!("clearing a mount on `{}` whose process is gone", typed.display()));
         if hangs {

@@ -25,6 +25,8 @@ pub struct MountSpec {
     pub policy: Policy,
     /// Where the log is written, if the user named a file.
     pub log: Option<PathBuf>,
+    /// Why a process serves it, where the kernel was to show it by itself.
+    pub by_fuse: Option<String>,
 }
 
 impl MountSpec {
@@ -32,7 +34,7 @@ impl MountSpec {
     pub fn new(image: ImageSpec, at: impl Into<PathBuf>) -> Self {
         let policy =
             Policy { verify: Verify::BeforeShowing, prefetch: Prefetch::default(), wait: false, passthrough: false };
-        Self { image, at: at.into(), kernel: KernelOptions::default(), policy, log: None }
+        Self { image, at: at.into(), kernel: KernelOptions::default(), policy, log: None, by_fuse: None }
     }
 }
 

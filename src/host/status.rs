@@ -25,7 +25,7 @@ use super::handover::{self, Handover, KeeperId};
 use super::open::{self, Opened};
 use super::process::{self, is_running};
 use super::supervisor::Supervisor;
-use crate::fuse::mounts::MountPoint;
+use crate::fuse::mounts::{self, MountPoint};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
@@ -66,6 +66,9 @@ pub struct MountState {
     /// The process serves other mounts, too.
     #[serde(default)]
     pub shared: bool,
+    /// Why a process serves it, where the kernel was to show it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_fuse: Option<String>,
     /// Where to ask how it is.
     socket: PathBuf,
 }
@@ -79,6 +82,21 @@ pub struct ShownLayer {
     pub count: usize,
     /// Its blob.
     pub digest: String,
+}
+
+/// A mount that the kernel shows by itself, and which this session has made.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct KernelMount {
+    /// The kernel's number for its file system.
+    device: String,
+    /// And for the mount.
+    id: u64,
+    /// The manifest's digest.
+    pub manifest: String,
+    /// Seconds since 1970.
+    pub since: u64,
+    /// The cache it was made from.
+    pub cache: PathBuf,
 }
 
 /// How a mount is, right now.
@@ -247,6 +265,7 @@ impl MountState {
             service: matches!(supervisor, Supervisor::ServiceManager(_)),
             takeovers: handover.takeovers,
             shared: kept.is_some_and(|kept| kept.shared),
+            by_fuse: handover.spec.by_fuse.clone(),
             socket: PathBuf::new(),
         }
     }
@@ -309,6 +328,51 @@ pub fn all(directory: &Path) -> Vec<MountState> {
     }
     states.sort_by_key(|state| state.since);
     states
+}
+
+/// Notes a mount that needs no process, for `status` and `umount --all` of this session. It is there without, too.
+pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened) {
+    let noted = KernelMount {
+        device: mount.device.clone(),
+        id: mount.id,
+        manifest: opened.plan.manifest.digest.to_string(),
+        since: handover::now(),
+        cache: opened.store.root().to_owned(),
+    };
+    let write = || -> Result<(), HostError> {
+        let path = make_directory()?.join(format!("{}-{}.kernel", mount.device.replace(':', "-"), mount.id));
+        let text = serde_json::to_vec(&noted).expect("plain data");
+        let written = handover::create_private(&path).and_then(|mut file| file.write_all(&text));
+        written.map_err(|cause| HostError::RunState { path, cause })
+    };
+    if let Err(error) = write() {
+        tracing::warn!(error = crate::image::chain(&error), "`peelfs umount --all` will not know this mount");
+    }
+}
+
+/// The mounts that need no process and were noted in `directory`; notes of those that are gone are removed.
+pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
+    let mounted = mounts::all();
+    let mut known = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "kernel") {
+            continue;
+        }
+        let noted = read_own(&path).ok().and_then(|text| serde_json::from_slice::<KernelMount>(&text).ok());
+        match noted.filter(|noted| mounted.iter().any(|mount| noted.is_of(mount))) {
+            Some(noted) => known.push(noted),
+            None => drop(std::fs::remove_file(&path)),
+        }
+    }
+    known
+}
+
+impl KernelMount {
+    /// Whether it is this mount that was noted.
+    pub fn is_of(&self, mount: &MountPoint) -> bool {
+        mount.is_shown_by_kernel() && mount.device == self.device && mount.id == self.id
+    }
 }
 
 /// The process that has served a mount and was ended, but cannot go: it serves no more, and lets no other process.

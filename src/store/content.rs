@@ -7,6 +7,9 @@
 //! same, the span is damaged, else it was evicted or written meanwhile. Processes that fill or evict take a lock,
 //! so that a hole never follows a fill.
 //!
+//! Content that the kernel was given to read by itself is sealed: it has mode 0400, and is neither written nor punched again.
+//! Evicting any of it takes its names away, and the kernel keeps the bytes for as long as it shows them.
+//!
 //! Both files are opened, put in place and removed under the lock of the map that is in place, so that data have
 //! one map.
 
@@ -27,6 +30,7 @@ use rustix::io::ReadWriteFlags;
 
 use super::files::Files;
 use super::open_files::{InUse, Pool, Pooled};
+use super::seal::seal_of;
 use super::{NewFile, StoreError, identity};
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
@@ -302,23 +306,72 @@ impl Content {
         let opened = self.open()?;
         let _changing = self.lock(&opened)?;
         let before = self.byte(span);
+        if is_sealed(&opened.data) {
+            return Err(StoreError::Sealed { path: self.paths.data.clone() });
+        }
         self.mark(&opened, span, before & !PRESENT)?;
         let written = opened.files.write_all_at(&opened.data, &self.paths.data, verified, at.0);
         written.map_err(StoreError::io("write", &self.paths.data))?;
         self.mark(&opened, span, Generation::after(before).get())
     }
 
-    /// Makes a span absent: first for every reader, then on disk.
+    /// Makes a span absent: first for every reader, then on disk. Of content that was [sealed](Content::seal) all loses its
+    /// names instead, and what holds it open, as the kernel does, goes on reading it.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn evict(&self, span: SpanId, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
         let opened = self.open()?;
-        let _changing = self.lock(&opened)?;
+        let changing = self.lock(&opened)?;
+        if is_sealed(&opened.data) {
+            self.remove_names(&opened);
+            drop(changing);
+            drop(opened);
+            // What is wanted of the layer from now on goes into new files.
+            self.opened.close();
+            return Ok(());
+        }
         self.mark(&opened, span, self.byte(span) & !PRESENT)?;
         let length = decoded.end - decoded.start;
         let punched = opened.files.punch_hole(&opened.data, &self.paths.data, decoded.start.0, length);
         punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
+    }
+
+    /// Seals content of which every span is there, so that the kernel can be given its file: from then on no process
+    /// that goes by this module writes to it or punches holes. `None` if some span is absent, or there is no file.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn seal(&self) -> Result<Option<File>, StoreError> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let opened = self.open()?;
+        let _changing = self.lock(&opened)?;
+        let Opened { data, in_memory, .. } = &*opened;
+        if *in_memory || !self.has_all(SpanRange::first(self.spans)) {
+            return Ok(None);
+        }
+        if !is_sealed(data) {
+            let sealed = data.set_permissions(std::fs::Permissions::from_mode(SEALED));
+            sealed.map_err(StoreError::io("protect", &self.paths.data))?;
+        }
+        data.try_clone().map(Some).map_err(StoreError::io("open", &self.paths.data))
+    }
+
+    /// Where the file is.
+    pub(super) fn data_path(&self) -> &Path {
+        &self.paths.data
+    }
+
+    /// Takes the names of the files away, unless others have them by now.
+    fn remove_names(&self, Opened { files, data, map, .. }: &Opened) {
+        for (file, path) in [(data, &self.paths.data), (map, &self.paths.map)] {
+            let own =
+                file.metadata().is_ok_and(|own| files.look(path).is_ok_and(|named| named.identity() == identity(&own)));
+            if own {
+                files.remove(&seal_of(path));
+                files.remove(path);
+            }
+        }
     }
 
     /// Whether the disk has any block for bytes in `range`, present or not.
@@ -358,18 +411,6 @@ impl Content {
         };
         let opened = self.open().map_err(|_| Errno::EBADF)?;
         fcntl(&opened.map, FcntlArg::F_OFD_SETLK(&byte))
-    }
-
-    /// The file of decoded bytes; `None` where the content is kept in memory.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]
-    pub fn data_file(&self) -> Result<Option<File>, StoreError> {
-        let opened = self.open()?;
-        if opened.in_memory {
-            return Ok(None);
-        }
-        opened.data.try_clone().map(Some).map_err(StoreError::io("open", &self.paths.data))
     }
 
     /// How many spans there are, present or not.
@@ -508,6 +549,15 @@ impl MapInPlace {
     }
 }
 
+/// Whether the content of a data file was sealed: it has lost the right to be written.
+fn is_sealed(data: &File) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    data.metadata().is_ok_and(|found| found.permissions().mode() & 0o200 == 0)
+}
+
+/// The mode of sealed content.
+const SEALED: u32 = 0o400;
+
 struct Changing<'a> {
     map: &'a File,
     _thread: MutexGuard<'a, ()>,
@@ -625,5 +675,29 @@ mod tests {
         let first = content.generation(SpanId(2));
         content.fill(SpanId(2), DecodedOffset(0), b"x").unwrap();
         assert_ne!(content.generation(SpanId(2)), first);
+    }
+
+    #[test]
+    fn sealed_content_is_not_written_and_goes_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (content(&dir), content(&dir));
+        assert!(one.seal().unwrap().is_none(), "some of it is missing");
+        for span in 0..one.spans() {
+            one.fill(SpanId(span), DecodedOffset(u64::from(span) * 30), &[7; 30]).unwrap();
+        }
+        let sealed = one.seal().unwrap().unwrap();
+        assert!(matches!(other.fill(SpanId(0), DecodedOffset(0), &[8; 30]), Err(StoreError::Sealed { .. })));
+        other.evict(SpanId(1), DecodedOffset(30)..DecodedOffset(60)).unwrap();
+        assert!(!one.data_path().exists());
+        let mut bytes = [0; 30];
+        sealed.read_exact_at(&mut bytes, 30).unwrap();
+        assert_eq!(bytes, [7; 30], "no hole was punched");
+        assert!(one.generation(SpanId(1)).is_some(), "what has it open goes on reading it");
+        assert!(other.generation(SpanId(1)).is_none(), "and what has evicted it does not");
+        let anew = content(&dir);
+        assert!(anew.generation(SpanId(1)).is_none() && anew.fill(SpanId(1), DecodedOffset(30), &[9; 30]).is_ok());
+        one.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(30)).unwrap();
+        assert!(anew.data_path().exists(), "what has taken its place stays");
+        assert!(one.generation(SpanId(1)).is_some() && one.generation(SpanId(0)).is_none(), "and is what is read");
     }
 }

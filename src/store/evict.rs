@@ -10,7 +10,8 @@ use std::time::SystemTime;
 
 use super::content::{ContentPaths, MapInPlace};
 use super::files::Found;
-use super::{CONTENT, DOCUMENT, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
+use super::seal::seal_of;
+use super::{CONTENT, DOCUMENT, EROFS, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
 use crate::digest::Digest;
 
 /// What the store takes on disk.
@@ -20,6 +21,8 @@ pub struct Usage {
     pub layers: Vec<LayerUsage>,
     /// Bytes of manifests, image indexes, configurations and tags.
     pub documents: u64,
+    /// Bytes of images for the kernel.
+    pub images: u64,
     /// Bytes of files on their way in.
     pub temporary: u64,
 }
@@ -102,6 +105,7 @@ impl Store {
         for bucket in [DOCUMENT, TAG, PROFILE] {
             self.files.each(&self.root.join(bucket), &mut |_, found| usage.documents += found.disk_bytes())?;
         }
+        self.files.each(&self.root.join(EROFS), &mut |_, found| usage.images += found.disk_bytes())?;
         self.files.each(&self.root.join(TMP), &mut |_, found| usage.temporary += found.disk_bytes())?;
         usage.layers = layers.into_values().collect();
         usage.layers.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.digest.cmp(&b.digest)));
@@ -126,7 +130,12 @@ impl Store {
     pub fn make_room(&self, wanted: u64) -> Result<u64, StoreError> {
         let Some(limit) = self.limit else { return Ok(0) };
         let usage = self.usage()?;
-        let mut over = (usage.layer_bytes() + usage.temporary + wanted).saturating_sub(limit);
+        let all = usage.layer_bytes() + usage.images + usage.temporary;
+        let mut over = (all + wanted).saturating_sub(limit);
+        if over > 0 && usage.images > 0 {
+            // They are made again in no time, and for an image of which something is evicted it is of no use.
+            over = over.saturating_sub(self.drop_kernel_images()?);
+        }
         for layer in usage.layers.iter().rev() {
             if over == 0 {
                 break;
@@ -164,6 +173,14 @@ impl Store {
         };
         let usage = self.usage()?;
         let mut left = usage.layer_bytes();
+        let images_go = match keep {
+            Keep::Known => false,
+            Keep::Indexes | Keep::Nothing => true,
+            Keep::Bytes(most) => left + usage.images > most,
+        };
+        if images_go {
+            freed.bytes += self.drop_kernel_images()?;
+        }
         for layer in usage.layers.iter().rev() {
             let (content, index) = match keep {
                 Keep::Known => (false, false),
@@ -267,10 +284,11 @@ impl Store {
         let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
         for (path, _) in self.files.list(&self.root)? {
             let Some(name) = path.file_name() else { continue };
-            let known =
-                [INDEX, CONTENT, WHOLE, DOCUMENT, TAG, PROFILE, LOCK, TMP].iter().any(|bucket| *name == **bucket);
+            let known = [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, TAG, PROFILE, LOCK, TMP]
+                .iter()
+                .any(|bucket| *name == **bucket);
             let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
-                ["index", "content", "whole", "document", "tag", "profile", "lock"].contains(&kind)
+                ["index", "content", "whole", "erofs", "document", "tag", "profile", "lock"].contains(&kind)
                     && version.parse::<u32>().is_ok()
             });
             if !known && bucket {
@@ -299,6 +317,7 @@ impl Store {
         for ContentPaths { data, map } in contents {
             let _held = MapInPlace::hold(&self.files, &map);
             // In this order: a map alone takes no room, and says nothing without its data.
+            self.files.remove(&seal_of(&data));
             self.files.remove(&data);
             self.files.remove(&map);
         }

@@ -107,7 +107,7 @@ impl Files {
     fn seen_from_dir<'a>(&self, path: &'a Path) -> io::Result<(Arc<OwnedFd>, &'a Path)> {
         let dir = self.dir().map_err(|error| match error {
             StoreError::Io { cause, .. } => cause,
-            error @ StoreError::Unsafe { .. } => io::Error::other(error),
+            error @ (StoreError::Unsafe { .. } | StoreError::Sealed { .. }) => io::Error::other(error),
         })?;
         let own = path.strip_prefix(&self.root).unwrap_or(path);
         Ok((dir, if own.as_os_str().is_empty() { Path::new(".") } else { own }))

@@ -9,6 +9,7 @@
 //!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
 //!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
 //!   whole-v2/ALG/HEX.DIFF.ENTRY   a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
+//!   erofs-v1/ALG/HEX          an image in the form that the kernel mounts, named by the chain of its layers
 //!   lock-v1/ALG/HEX[.RANK]    held while a process makes that layer's first pass, see [`PassLock`]
 //!   lock-v1/in-use            a locked byte for each layer that a process uses
 //!   tmp/                      files on their way in
@@ -29,9 +30,11 @@ mod evict;
 mod files;
 mod in_use;
 mod index_file;
+mod kernel_image;
 mod open_files;
 mod pass_lock;
 mod passthrough_copy;
+mod seal;
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};
@@ -53,9 +56,11 @@ use files::Files;
 pub use files::{Disk, Effect};
 use in_use::Marks;
 pub use index_file::IndexFile;
+pub use kernel_image::SealedContent;
 pub use open_files::descriptor_limit;
 pub use pass_lock::{PassLock, PassNote};
-pub use passthrough_copy::{PassthroughCopy, Stamp};
+pub use passthrough_copy::PassthroughCopy;
+pub use seal::Stamp;
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
@@ -123,6 +128,12 @@ pub enum StoreError {
         /// The system's reason.
         #[source]
         cause: io::Error,
+    },
+    /// Content that the kernel reads by itself is not written again.
+    #[error("`{}` is read by the kernel, and is not written again", path.display())]
+    Sealed {
+        /// The file.
+        path: PathBuf,
     },
     /// The cache directory is not one that this user can trust.
     #[error("the cache directory `{}` is not safe to use: {why}", path.display())]
@@ -204,7 +215,7 @@ impl Store {
 
     fn make(&self) -> Result<(), StoreError> {
         self.files.make_private_dir()?;
-        for bucket in [INDEX, CONTENT, WHOLE, DOCUMENT, PROFILE, LOCK] {
+        for bucket in [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, PROFILE, LOCK] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 self.files.make_dir(&self.root.join(bucket).join(algorithm.name()))?;
             }
@@ -413,11 +424,19 @@ impl NewFile {
         io::Write::write_all(self, bytes).map_err(StoreError::io("write", &self.temp))
     }
 
-    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+    /// Writes bytes at a place.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.files.write_all_at(&self.file, &self.temp, bytes, at)
     }
 
-    fn set_len(&self, length: u64) -> Result<(), StoreError> {
+    /// Makes the file so long; what was not written is zeros.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn set_len(&self, length: u64) -> Result<(), StoreError> {
         self.files.set_len(&self.file, &self.temp, length).map_err(StoreError::io("extend", &self.temp))
     }
 
@@ -485,6 +504,7 @@ const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
 const PROFILE: &str = "profile-v2";
 const LOCK: &str = "lock-v1";
+const EROFS: &str = "erofs-v1";
 const TMP: &str = "tmp";
 /// Larger than any profile that is kept, in bytes.
 pub(crate) const PROFILE_LIMIT: u64 = 16 << 20;

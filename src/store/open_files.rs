@@ -179,6 +179,11 @@ impl<T: Pool> Pooled<T> {
         self.slot.all.add(slot);
     }
 
+    /// Closes the files, unless they are being used: the next use opens those that have their names then.
+    pub(super) fn close(&self) {
+        self.slot.close(Chance::Second);
+    }
+
     /// Has others closed before these.
     pub(super) fn pin(&self) {
         self.slot.pins.fetch_add(1, Ordering::Relaxed);

@@ -7,17 +7,14 @@
 //!
 //! What is given to the kernel is not checked with each read. So a file counts as right only for as long as
 //! its change time, which no program can set, is that at which it was compared or made. A seal
-//! tells other processes. It ends with the machine's run: what a crash or another system did to
-//! the disk changes no change time.
+//! tells other processes ([`seal`](super::seal)).
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
-
-use serde::{Deserialize, Serialize};
 
 use super::files::Files;
+use super::seal::{Stamp, seal_of};
 use super::{LayerName, NewFile, Store, StoreError, WHOLE};
 use crate::digest::Digest;
 
@@ -28,27 +25,10 @@ pub struct PassthroughCopy {
     stamp: Stamp,
 }
 
-/// Which file it is, and when it was changed last.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Stamp {
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-#[derive(Deserialize, Serialize)]
-struct Seal {
-    boot: String,
-    /// Of the layer; its name has only the beginning.
-    diff_id: Digest,
-    stamp: Stamp,
-}
-
 impl PassthroughCopy {
     fn open(files: &Files, path: &Path) -> Result<Self, StoreError> {
         let file = files.open_read(path)?;
-        let found = file.metadata().map_err(StoreError::io("read", path))?;
-        let stamp = Stamp { inode: found.ino(), size: found.size(), changed: (found.ctime(), found.ctime_nsec()) };
+        let stamp = Stamp::of(&file).map_err(StoreError::io("read", path))?;
         Ok(Self { file, stamp })
     }
 
@@ -64,7 +44,7 @@ impl PassthroughCopy {
 
     /// Bytes in it.
     pub fn size(&self) -> u64 {
-        self.stamp.size
+        self.stamp.size()
     }
 
     /// The file, for the kernel.
@@ -81,13 +61,7 @@ impl Store {
 
     /// Whether a process has sealed the file as it is.
     pub fn is_sealed(&self, layer: LayerName<'_>, entry: u32, copy: &PassthroughCopy) -> bool {
-        let seal = self.files.read_small(&seal_of(&self.passthrough_copy_path(layer, entry)), SEAL_LIMIT).ok();
-        let seal = seal.and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
-        seal.is_some_and(|seal| {
-            BOOT.as_ref().is_some_and(|boot| seal.boot == *boot)
-                && seal.diff_id == *layer.diff_id
-                && seal.stamp == copy.stamp
-        })
+        self.seal_holds(&self.passthrough_copy_path(layer, entry), layer.diff_id, copy.stamp)
     }
 
     /// Tells other processes that the file, as it is, was found right.
@@ -103,11 +77,7 @@ impl Store {
         let path = self.passthrough_copy_path(layer, entry);
         // What the disk refuses the kernel gives up later, without a visible change.
         self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
-        let Some(boot) = BOOT.clone() else { return Ok(()) };
-        let mut new = self.new_file(seal_of(&path))?;
-        let seal = Seal { boot, diff_id: layer.diff_id.clone(), stamp: copy.stamp };
-        new.write_all(&serde_json::to_vec(&seal).expect("a seal is strings and numbers"))?;
-        new.publish()
+        self.write_seal(&path, layer.diff_id, copy.stamp)
     }
 
     /// Begins to write the file of an entry.
@@ -129,7 +99,7 @@ impl Store {
         new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
         new.publish()?;
         let copy = PassthroughCopy::open(&self.files, &path)?;
-        Ok((Some(copy.stamp.inode) == own).then_some(copy))
+        Ok((Some(copy.stamp.inode()) == own).then_some(copy))
     }
 
     /// Removes the file of an entry.
@@ -178,18 +148,6 @@ impl Store {
         new.file.try_clone().map_err(StoreError::io("open", &new.temp))
     }
 }
-
-fn seal_of(copy: &Path) -> PathBuf {
-    let mut name = copy.as_os_str().to_owned();
-    name.push(".seal");
-    name.into()
-}
-
-/// Which run of the machine this is (proc_sys_kernel(5), `random/boot_id`).
-static BOOT: LazyLock<Option<String>> =
-    LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()));
-/// Larger than any seal, in bytes.
-const SEAL_LIMIT: u64 = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ mod ends;
 mod handles;
 mod identity;
 mod kernel;
+mod kernel_mount;
 mod layers;
 mod limits;
 mod mount8;

@@ -194,6 +194,9 @@ pub struct MountSpec {
     kernel: KernelOptions,
     policy: Policy,
     log: Option<WirePath>,
+    /// For status; a process that does not know it need not be told when there is nothing to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by_fuse: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -271,7 +274,7 @@ enum OutagePolicy {
 
 impl From<&spec::MountSpec> for MountSpec {
     fn from(spec: &spec::MountSpec) -> Self {
-        let spec::MountSpec { image, at, kernel, policy, log } = spec;
+        let spec::MountSpec { image, at, kernel, policy, log, by_fuse } = spec;
         let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = *kernel;
         Self {
             image: image.into(),
@@ -279,6 +282,7 @@ impl From<&spec::MountSpec> for MountSpec {
             kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
+            by_fuse: by_fuse.clone(),
         }
     }
 }
@@ -287,7 +291,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
     type Error = WireError;
 
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
-        let MountSpec { image, at, kernel, policy, log } = spec;
+        let MountSpec { image, at, kernel, policy, log, by_fuse } = spec;
         let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
         let (policy, on_outage) = policy.meant();
         Ok(Self {
@@ -296,6 +300,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
             kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy,
             log: path(log)?,
+            by_fuse,
         })
     }
 }

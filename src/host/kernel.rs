@@ -1,0 +1,255 @@
+//! Mounts that need no process: the kernel shows an image by itself, over the content files of its layers.
+//!
+//! All of the image has to be cached and compared before, since the kernel compares nothing. That was found right stands in
+//! seals beside the files, so a mount of an image that was mounted before reads none of it. Once it is made, the kernel
+//! holds the files: the cache may be pruned, moved or deleted, and every process of peelfs may end.
+
+use std::io;
+use std::sync::Arc;
+
+use super::error::HostError;
+use super::open::{self, Opened};
+use super::spec::MountSpec;
+use super::{Progress, mount, mount_point, status};
+use crate::content::{LayerRef, SealError};
+use crate::digest::{Algorithm, Digest};
+use crate::erofs::{self, AttachError, EncodeError, Files, Terms};
+use crate::fuse::{self, MountError, Target, mounts};
+use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
+use crate::overlay::LayerNo;
+use crate::store::{NewFile, Store};
+
+/// Why the kernel cannot show an image by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel would let other users in, which the mount is not to.
+    #[error("the kernel lets other users in where the image's files let them")]
+    OpenToOthers,
+    /// It is one layer, with marks for overlayfs.
+    #[error("one layer alone is served by a process")]
+    OneLayer,
+    /// It is not all cached.
+    #[error("not all of the image is cached")]
+    NotWhole,
+    /// Its content cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// It does not have this form.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// How a mount by the kernel went, where FUSE will do as well.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is made.
+    Mounted,
+    /// It is not, and why.
+    Not(KernelError),
+}
+
+/// Mounts an image by the kernel alone, when all of it is cached and compared.
+///
+/// # Errors
+/// [`HostError`]; nothing is mounted then.
+pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostError> {
+    allow(spec)?;
+    let target = mount_point::hold(spec, &spec.at)?;
+    for again in [true, false] {
+        let made = mount::in_runtime(async {
+            let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+            if let Some(files) = known(&opened.store, &opened.plan.layers) {
+                return attach(spec, &target, &opened, &files);
+            }
+            let fs = opened.files(Eagerness::Background, Verify::BeforeShowing);
+            fetch_all(&fs, progress).await?;
+            let files = files(&opened, &fs).await?;
+            attach(spec, &target, &opened, &files)
+        });
+        match made {
+            // What was found damaged is gone, and fetched by the next try.
+            Err(HostError::Kernel(
+                KernelError::Seal(SealError::Missing(_)) | KernelError::Encode(EncodeError::Missing(_)),
+            )) if again => {}
+            made => return made,
+        }
+    }
+    Err(KernelError::NotWhole.into())
+}
+
+/// Mounts an image by the kernel alone if all of it is cached.
+///
+/// # Errors
+/// [`HostError`], where FUSE will not do either.
+pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
+    let made = mount::in_runtime(async {
+        allow(spec)?;
+        let target = mount_point::hold(spec, &spec.at)?;
+        let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+        if let Some(files) = known(&opened.store, &opened.plan.layers) {
+            return attach(spec, &target, &opened, &files);
+        }
+        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+        if !is_whole(&fs) {
+            return Err(KernelError::NotWhole.into());
+        }
+        let files = files(&opened, &fs).await?;
+        attach(spec, &target, &opened, &files)
+    });
+    match made {
+        Ok(()) => Ok(Outcome::Mounted),
+        Err(HostError::Kernel(why)) => Ok(Outcome::Not(why)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Says no before anything is fetched.
+fn allow(spec: &MountSpec) -> Result<(), HostError> {
+    erofs::is_possible().map_err(KernelError::from)?;
+    if spec.image.layer.is_some() {
+        return Err(KernelError::OneLayer.into());
+    }
+    if spec.kernel.allow_other { Ok(()) } else { Err(KernelError::OpenToOthers.into()) }
+}
+
+/// Waits until all of the image is cached.
+async fn fetch_all(fs: &Arc<ImageFs>, progress: &mut dyn Progress) -> Result<(), HostError> {
+    {
+        let all = fs.all_known();
+        tokio::pin!(all);
+        let mut ticks = tokio::time::interval(mount::TICK);
+        loop {
+            tokio::select! {
+                known = &mut all => break known?,
+                _ = ticks.tick() => {
+                    let (total, done) = fs.progress();
+                    progress.show(total, done);
+                }
+            }
+        }
+    }
+    progress.end();
+    if !is_whole(fs) {
+        fs.prefetch(Prefetch::All).await;
+    }
+    if is_whole(fs) {
+        return Ok(());
+    }
+    let failed = layers(fs).find_map(|number| fs.layer(number)?.last_error());
+    Err(failed.map_or_else(|| KernelError::NotWhole.into(), |error| crate::image::FsError::from(error).into()))
+}
+
+fn layers(fs: &ImageFs) -> impl Iterator<Item = LayerNo> + use<> {
+    (0..fs.layer_count()).map(LayerNo)
+}
+
+fn is_whole(fs: &ImageFs) -> bool {
+    layers(fs).all(|number| fs.layer(number).is_some_and(|layer| layer.layer().is_whole()))
+}
+
+/// The files of an image that was mounted before, if nothing was written to them since.
+fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
+    let image = store.kernel_image(&chain(layers))?;
+    let found = |layer: &LayerRef| store.content_found_right(layer.name()).map(|sealed| sealed.file);
+    Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
+}
+
+/// The files of an image that is cached: content compared, and the image made if there is none.
+async fn files(opened: &Opened, fs: &Arc<ImageFs>) -> Result<Files, HostError> {
+    // One is shown as soon as those below are known.
+    fs.all_known().await?;
+    let (store, fs, layers) = (Arc::clone(&opened.store), Arc::clone(fs), opened.plan.layers.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let chain = chain(&layers);
+        let devices = seal(&fs, &layers)?;
+        let image = match store.kernel_image(&chain) {
+            Some(image) => image,
+            None => make(&store, &chain, &fs)?,
+        };
+        Ok::<_, HostError>(Files { image, devices })
+    });
+    made.await.map_err(|error| HostError::system("make the image for the kernel")(io::Error::other(error)))?
+}
+
+/// The content files of the image's devices, compared.
+fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelError> {
+    let devices = devices(layers);
+    let is_device = |layer: &LayerRef| devices.iter().any(|device| std::ptr::eq(*device, layer));
+    let (mut files, mut damaged) = (Vec::new(), None);
+    for (number, _) in self::layers(fs).zip(layers).filter(|(_, layer)| is_device(layer)) {
+        match fs.layer(number).ok_or(EncodeError::Missing(number))?.layer().seal() {
+            Ok(file) => files.push(file),
+            // The others are compared all the same: what is damaged is fetched anew at once.
+            Err(error @ SealError::Missing(_)) => damaged = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    damaged.map_or(Ok(files), |error| Err(error.into()))
+}
+
+/// Writes the image.
+fn make(store: &Store, chain: &Digest, fs: &ImageFs) -> Result<std::fs::File, HostError> {
+    let mut new = Output(store.new_kernel_image(chain)?);
+    erofs::encode(fs, &mut new).map_err(KernelError::from)?;
+    Ok(store.publish_kernel_image(new.0)?)
+}
+
+struct Output(NewFile);
+
+impl erofs::Output for Output {
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, at)
+    }
+
+    fn finish(&mut self, size: u64) -> io::Result<()> {
+        self.0.set_len(size).map_err(io::Error::other)
+    }
+}
+
+fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> Result<(), HostError> {
+    let kernel = spec.kernel;
+    let terms = Terms {
+        reference: spec.image.reference.to_string(),
+        suid: kernel.suid,
+        dev: kernel.dev,
+        noexec: kernel.noexec,
+    };
+    // Between the two looks at what is mounted there, no other process mounts.
+    let _claimed = fuse::claim(target);
+    if let Some(taken) = mounts::at(target.path()).filter(mounts::MountPoint::is_peelfs) {
+        let reference = taken.reference().to_owned();
+        return Err(MountError::Taken { at: spec.at.clone(), reference }.into());
+    }
+    if !target.is_in_place() {
+        return Err(MountError::Moved { at: spec.at.clone() }.into());
+    }
+    erofs::attach(target, files, &terms).map_err(KernelError::from)?;
+    if let Some(made) = mounts::at(target.path()).filter(mounts::MountPoint::is_shown_by_kernel) {
+        status::note_kernel_mount(&made, opened);
+    }
+    Ok(())
+}
+
+/// One layer for each device of the image: one that comes twice is one.
+fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
+    let mut all: Vec<&LayerRef> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for layer in layers {
+        if seen.insert((&layer.blob.digest, layer.content())) {
+            all.push(layer);
+        }
+    }
+    all
+}
+
+/// What an image is known by: its layers, and in which version of the form it is.
+fn chain(layers: &[LayerRef]) -> Digest {
+    let mut text = String::from("1\n");
+    for layer in layers {
+        text.push_str(&format!("{} {}\n", layer.blob.digest, layer.content()));
+    }
+    Digest::of(Algorithm::Sha256, text.as_bytes())
+}

@@ -1,0 +1,164 @@
+//! What the kernel mounts by itself: images in its form, and the content files that these name.
+//!
+//! ```text
+//! erofs-v1/ALG/HEX        the image, named by the chain of its layers, mode 0400
+//! erofs-v1/ALG/HEX.seal   the digest of the image, and as of which change it was found right (JSON)
+//! content-v2/ALG/HEX.DIFF.data.seal   that all of a layer's content was found right, as of which change (JSON)
+//! ```
+
+use std::fs::{File, Permissions};
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::seal::{Stamp, seal_of};
+use super::{Checked, Content, EROFS, LayerName, NewFile, Store, StoreError};
+use crate::digest::{Algorithm, Digest, Hasher};
+
+/// Content of a layer that is sealed, and of which all is there.
+#[derive(Debug)]
+pub struct SealedContent {
+    /// Its bytes.
+    pub file: File,
+    stamp: Stamp,
+}
+
+impl Store {
+    /// A layer's content, if all of it was found right and nothing was written to it since.
+    pub fn content_found_right(&self, layer: LayerName<'_>) -> Option<SealedContent> {
+        let path = self.content_paths(layer).data;
+        let file = self.files.open_read(&path).ok()?;
+        let stamp = Stamp::of(&file).ok()?;
+        self.seal_holds(&path, layer.diff_id, stamp).then_some(SealedContent { file, stamp })
+    }
+
+    /// Seals the content of a layer, to be compared; `None` if some of it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also when the disk does not take what was written to the file.
+    pub fn seal_content(&self, content: &Content) -> Result<Option<SealedContent>, StoreError> {
+        let Some(file) = content.seal()? else { return Ok(None) };
+        let path = content.data_path();
+        // What the disk refuses the kernel gives up later, without a visible change.
+        self.files.sync(&file, path).map_err(StoreError::io("sync", path))?;
+        let stamp = Stamp::of(&file).map_err(StoreError::io("read", path))?;
+        Ok(Some(SealedContent { file, stamp }))
+    }
+
+    /// All of `sealed`, the content of a layer, was found right; whether nothing was written meanwhile. Other processes are
+    /// told.
+    pub fn found_right(&self, layer: LayerName<'_>, content: &Content, sealed: &SealedContent) -> bool {
+        if Stamp::of(&sealed.file).ok() != Some(sealed.stamp) {
+            return false;
+        }
+        if let Err(error) = self.write_seal(content.data_path(), layer.diff_id, sealed.stamp) {
+            tracing::debug!(%error, "other processes will compare the content of a layer anew");
+        }
+        true
+    }
+
+    /// The image of the layers with this chain, if there is one that is as it was written.
+    pub fn kernel_image(&self, chain: &Digest) -> Option<File> {
+        let path = self.path(EROFS, chain);
+        let mut file = self.files.open_read(&path).ok()?;
+        let (stamp, hash) = (Stamp::of(&file).ok()?, self.was_sealed_as(&path)?);
+        if self.seal_holds(&path, &hash, stamp) {
+            return Some(file);
+        }
+        // It was changed, or the machine was started anew.
+        if !is_intact(&mut file, &hash) || Stamp::of(&file).ok() != Some(stamp) {
+            self.drop_kernel_image(&path);
+            return None;
+        }
+        if let Err(error) = self.write_seal(&path, &hash, stamp) {
+            tracing::debug!(%error, "other processes will compare an image anew");
+        }
+        Some(file)
+    }
+
+    /// Begins to write the image of the layers with this chain.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn new_kernel_image(&self, chain: &Digest) -> Result<NewFile, StoreError> {
+        self.new_file(self.path(EROFS, chain))
+    }
+
+    /// Gives an image that has been written its name, and opens it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn publish_kernel_image(&self, new: NewFile) -> Result<File, StoreError> {
+        let path = new.target.clone();
+        new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
+        new.sync()?;
+        let mut file = new.file().try_clone().map_err(StoreError::io("open", &path))?;
+        let hash = hash(&mut file).map_err(StoreError::io("read", &path))?;
+        new.publish()?;
+        let stamp = Stamp::of(&file).map_err(StoreError::io("read", &path))?;
+        self.write_seal(&path, &hash, stamp)?;
+        Ok(file)
+    }
+
+    /// Checks every image, and removes those that are damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when a directory cannot be read.
+    pub fn check_kernel_images(&self) -> Result<Checked, StoreError> {
+        let mut found = Checked::default();
+        for path in self.kernel_images()? {
+            found.checked += 1;
+            let hash = self.was_sealed_as(&path);
+            let intact = hash.zip(self.files.open_read(&path).ok());
+            if !intact.is_some_and(|(hash, mut file)| is_intact(&mut file, &hash)) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                found.damaged.push(format!("image {name} for the kernel"));
+                self.drop_kernel_image(&path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes all images; how many bytes that gave back. Mounts keep theirs.
+    pub(super) fn drop_kernel_images(&self) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        self.files.each(&self.root.join(EROFS), &mut |path, found| {
+            freed += found.disk_bytes();
+            self.files.remove(path);
+        })?;
+        Ok(freed)
+    }
+
+    fn kernel_images(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut all = Vec::new();
+        self.files.each(&self.root.join(EROFS), &mut |path, _| {
+            if path.extension().is_none() {
+                all.push(path.to_owned());
+            }
+        })?;
+        Ok(all)
+    }
+
+    fn drop_kernel_image(&self, path: &Path) {
+        self.files.remove(&seal_of(path));
+        self.files.remove(path);
+    }
+}
+
+/// Whether a file has the digest that stands in its seal.
+fn is_intact(file: &mut File, digest: &Digest) -> bool {
+    hash(file).is_ok_and(|found| found == *digest)
+}
+
+/// The digest of all of a file.
+fn hash(file: &mut File) -> io::Result<Digest> {
+    file.rewind()?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buf = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buf)? {
+            0 => return Ok(hasher.finish()),
+            length => hasher.update(&buf[..length]),
+        };
+    }
+}

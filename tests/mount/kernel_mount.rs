@@ -1,0 +1,280 @@
+//! `peelfs mount --kernel`: mounts that need no process once the image is whole.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
+
+use super::*;
+use support::sandbox::content_file;
+
+const ALWAYS: &[&str] = &["--kernel", "always", "--allow-other"];
+const AUTO: &[&str] = &["--kernel", "auto", "--allow-other"];
+
+fn layers() -> Vec<Vec<Entry>> {
+    let mut random = Random::new(11);
+    let base = vec![
+        Entry::dir("bin"),
+        Entry::file("bin/true", std::fs::read("/bin/true").unwrap()).mode(0o755),
+        Entry::file("large", random.bytes(3 << 20)),
+        Entry::file("small", "small"),
+        Entry::file("gone", "removed above"),
+    ];
+    vec![base, vec![Entry::whiteout("gone"), Entry::file("top", random.bytes(100_000)), Entry::dir("d")]]
+}
+
+/// The image of [`layers`] at a registry, and what it should look like.
+fn image() -> (Image, Registry) {
+    let image = packed(&layers(), &[Packing::GZIP], Family::Oci);
+    let registry = serve(&image);
+    (image, registry)
+}
+
+fn reference(registry: &Registry) -> String {
+    registry.reference("library/image", "1")
+}
+
+fn kind(at: &MountPoint<'_>) -> String {
+    peelfs::fuse::mounts::at(&at.path).unwrap().kind
+}
+
+fn status(sandbox: &Sandbox, at: &MountPoint<'_>) -> serde_json::Value {
+    let output = sandbox.run([OsStr::new("status"), OsStr::new("--json"), at.path.as_os_str()]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(&output)))
+}
+
+fn mount<'a>(sandbox: &'a Sandbox, registry: &Registry, name: &str, how: &[&str]) -> MountPoint<'a> {
+    let at = sandbox.mount_point(name);
+    let output = at.try_mount(&reference(registry), how);
+    assert!(output.status.success(), "mount: {}", said(&output));
+    at
+}
+
+/// Files of a mount's content, as paths of this process lead to them.
+fn content_files(sandbox: &Sandbox, image: &Image) -> Vec<std::path::PathBuf> {
+    image.layers().iter().map(|layer| content_file(&sandbox.cache(), layer, "data")).collect()
+}
+
+#[test]
+fn an_image_is_shown_by_the_kernel_once_it_is_whole() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "always", ALWAYS);
+    assert_eq!(kind(&at), "erofs");
+    assert_same("by the kernel", &tree_of(&layers()), &at.path, Compare::Exactly);
+    let told = status(&sandbox, &at);
+    assert_eq!((&told["by_kernel"], &told["served"]), (&true.into(), &true.into()), "{told}");
+    assert_eq!(told["reference"], reference(&registry).as_str());
+    assert!(told["pid"].is_null() && at.state().is_none(), "no process serves it: {told}");
+    assert!(told["manifest"].as_str().unwrap().starts_with("sha256:") && told["since"].as_u64().unwrap() > 0, "{told}");
+    let again = at.try_mount(&reference(&registry), ALWAYS);
+    assert!(!again.status.success() && said(&again).contains("already a peelfs mount"), "{}", said(&again));
+    let upgraded = sandbox.run([OsStr::new("upgrade"), at.path.as_os_str()]);
+    assert!(upgraded.status.success() && said(&upgraded).contains("nothing to upgrade"), "{}", said(&upgraded));
+    at.unmount();
+
+    // The next one fetches nothing.
+    registry.clear();
+    let at = mount(&sandbox, &registry, "again", ALWAYS);
+    assert_same("again", &tree_of(&layers()), &at.path, Compare::Exactly);
+    assert_eq!(registry.blob_bytes(), 0);
+    let output = sandbox.run(["umount", "--all"]);
+    assert!(output.status.success() && !at.is_mounted(), "{}", said(&output));
+}
+
+#[test]
+fn auto_is_fuse_until_the_image_is_whole_and_says_so() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "one", &[AUTO, &["--wait"]].concat());
+    assert_eq!(kind(&at), "fuse.peelfs");
+    assert_eq!(status(&sandbox, &at)["by_fuse"], "not all of the image is cached");
+    let shown = sandbox.run([OsStr::new("status"), at.path.as_os_str()]);
+    assert!(said(&shown).contains("not by itself: not all of the image is cached"), "{}", said(&shown));
+    at.unmount();
+    let at = mount(&sandbox, &registry, "two", AUTO);
+    assert_eq!(kind(&at), "erofs");
+    at.unmount();
+    // A span less, and it is not whole any more.
+    sandbox.drop_content();
+    assert!(content_files(&sandbox, &image).iter().all(|file| !file.exists()));
+    let at = mount(&sandbox, &registry, "three", AUTO);
+    assert_eq!(kind(&at), "fuse.peelfs");
+    at.unmount();
+    let at = mount(&sandbox, &registry, "four", &["--kernel", "auto"]);
+    assert!(status(&sandbox, &at)["by_fuse"].as_str().unwrap().contains("lets other users in"));
+    at.unmount();
+}
+
+#[test]
+fn other_users_are_let_in_only_if_that_was_said() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&reference(&registry), &["--kernel", "always"]);
+    assert!(
+        said(&output).contains("lets other users in") && said(&output).contains("--allow-other"),
+        "{}",
+        said(&output)
+    );
+    let output = at.try_mount(&reference(&registry), &["--kernel", "always", "--allow-other", "-f"]);
+    assert!(said(&output).contains("foreground"), "{}", said(&output));
+    assert!(!at.is_mounted());
+    let at = mount(&sandbox, &registry, "b", &["-o", "kernel=always,allow_other"]);
+    assert_eq!(kind(&at), "erofs");
+}
+
+/// Readers, a mapping and a program on a mount, while the cache is pruned, damaged, renamed and deleted.
+#[test]
+fn a_kernel_mount_outlives_its_cache() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    let wanted = tree_of(&layers());
+    let open = File::open(at.join("large")).unwrap();
+    let check = |when: &str| {
+        assert_same(when, &wanted, &at.path, Compare::Exactly);
+        assert!(Command::new(at.join("bin/true")).status().unwrap().success(), "{when}");
+        let mut some = [0; 4096];
+        open.read_exact_at(&mut some, 1 << 20).unwrap();
+        // What the kernel has in memory counts for nothing.
+        rustix::fs::sync();
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    };
+    check("at first");
+    for (what, args) in [
+        ("verify", &["cache", "verify"][..]),
+        ("dropped", &["cache", "drop", "--content", "--all"]),
+        ("prune", &["cache", "prune"]),
+    ] {
+        let output = sandbox.run(args);
+        assert!(output.status.success(), "{what}: {}", said(&output));
+        check(what);
+    }
+    assert!(content_files(&sandbox, &image).iter().all(|file| !file.exists()), "their names are gone");
+    // The image is mounted once more: new files, and the mount before keeps its own.
+    let other = mount(&sandbox, &registry, "b", ALWAYS);
+    assert_same("another", &wanted, &other.path, Compare::Exactly);
+    let output = sandbox.run(["cache", "prune", "--all"]);
+    assert!(output.status.success(), "{}", said(&output));
+    check("pruned");
+    std::fs::rename(sandbox.cache(), sandbox.path().join("elsewhere")).unwrap();
+    check("renamed");
+    std::fs::remove_dir_all(sandbox.path().join("elsewhere")).unwrap();
+    check("deleted");
+    assert_same("another", &wanted, &other.path, Compare::Exactly);
+    drop(open);
+    other.unmount();
+    at.unmount();
+}
+
+/// A content file that was written to since is compared again, and what is wrong with it is fetched anew.
+#[test]
+fn what_was_written_to_is_compared_before_it_is_mounted() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    mount(&sandbox, &registry, "a", ALWAYS).unmount();
+    for file in content_files(&sandbox, &image) {
+        let sealed = std::fs::metadata(&file).unwrap();
+        assert_eq!(sealed.mode() & 0o777, 0o400);
+        let content = File::options().write(true).open(&file).unwrap();
+        content.write_all_at(b"damaged", sealed.len() / 2).unwrap();
+        // As if nothing had been written: the change time tells.
+        content.set_modified(sealed.modified().unwrap()).unwrap();
+    }
+    let at = mount(&sandbox, &registry, "b", ALWAYS);
+    assert_same("after damage", &tree_of(&layers()), &at.path, Compare::Exactly);
+    at.unmount();
+    // The image itself, too.
+    for file in sandbox.bucket("erofs-v1").iter().filter(|file| file.extension().is_none()) {
+        File::options().write(true).open(file).unwrap().write_all_at(&[0xff; 64], 2048).unwrap();
+    }
+    let at = mount(&sandbox, &registry, "c", ALWAYS);
+    assert_same("after damage of the image", &tree_of(&layers()), &at.path, Compare::Exactly);
+    at.unmount();
+    for file in sandbox.bucket("erofs-v1").iter().filter(|file| file.extension().is_none()) {
+        File::options().write(true).open(file).unwrap().write_all_at(&[0xff; 64], 2048).unwrap();
+    }
+    let output = sandbox.run(["cache", "verify"]);
+    assert!(said(&output).contains("for the kernel"), "{}", said(&output));
+}
+
+/// A process that serves the same layers by FUSE evicts and drops them: the kernel's files stay as they are.
+#[test]
+fn what_the_kernel_shows_is_never_punched_by_a_server() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let by_fuse = sandbox.mount_with(&reference(&registry), "fuse", &["--allow-other"]);
+    let wanted = tree_of(&layers());
+    assert_same("by FUSE", &wanted, &by_fuse.path, Compare::Exactly);
+    let by_kernel = mount(&sandbox, &registry, "kernel", ALWAYS);
+    let output = sandbox.run(["cache", "drop", "--content", "--all"]);
+    assert!(output.status.success(), "{}", said(&output));
+    // Its server has begun new files, for what is read from now on.
+    let taken = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |found| found.blocks());
+    assert_eq!(content_files(&sandbox, &image).iter().map(taken).sum::<u64>(), 0);
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_same("by the kernel", &wanted, &by_kernel.path, Compare::Exactly);
+    assert_same("by FUSE", &wanted, &by_fuse.path, Compare::Exactly);
+    by_fuse.unmount();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_same("by the kernel alone", &wanted, &by_kernel.path, Compare::Exactly);
+    by_kernel.unmount();
+}
+
+/// With a cache that is too small for it, the image is refused, and nothing is left mounted.
+#[test]
+fn an_image_that_the_cache_cannot_hold_is_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&reference(&registry), &[ALWAYS, &["--cache-size", "1M"]].concat());
+    assert!(!output.status.success() && said(&output).contains("--cache-size"), "{}", said(&output));
+    assert!(!at.is_mounted());
+}
+
+/// An overlay with a kernel mount below, and one with other owners.
+#[test]
+fn a_kernel_mount_is_the_lower_of_an_overlay() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    for name in ["upper", "work", "merged"] {
+        std::fs::create_dir(sandbox.path().join(name)).unwrap();
+    }
+    let path = |name: &str| sandbox.path().join(name).display().to_string();
+    let options = format!("lowerdir={},upperdir={},workdir={}", at.path.display(), path("upper"), path("work"));
+    let output =
+        Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &path("merged")]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let merged = sandbox.path().join("merged");
+    let changed = std::fs::write(merged.join("small"), "changed").and_then(|()| std::fs::read(merged.join("small")));
+    let read = std::fs::read(merged.join("large"));
+    fuse::unmount(&merged, fuse::OpenFiles::Keep).unwrap();
+    assert_eq!(changed.unwrap(), b"changed");
+    assert_eq!(read.unwrap(), std::fs::read(at.join("large")).unwrap());
+    assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
+    at.unmount();
+}
