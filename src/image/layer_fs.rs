@@ -60,7 +60,13 @@ impl LayerFs {
     /// [`FsError`]
     pub async fn all_known(&self) -> Result<(), FsError> {
         self.fs.uppermost_known().await?;
-        // What the root is like may be said by a layer below.
+        let overlay = &self.fs.overlay;
+        let index = self.fs.awaited(|_| overlay.index(overlay.uppermost()).map_err(not_now)).await?;
+        // The layers below say which whiteouts are shown.
+        if index.contents().has(Contents::WHITEOUTS) {
+            self.fs.all_known().await?;
+        }
+        // And, up to one that describes it, what the root is like.
         self.fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.map(drop)
     }
 
@@ -106,7 +112,7 @@ impl LayerFs {
         }
     }
 
-    fn is_directory(&self, node: NodeId) -> Now<()> {
+    fn require_directory(&self, node: NodeId) -> Now<()> {
         match self.held_as(node)? {
             Held::Like(_) if self.attr_now(node)?.kind == Kind::Directory => Ok(()),
             _ => Err(NotNow::Never(FsError::NotADirectory)),
@@ -114,7 +120,7 @@ impl LayerFs {
     }
 
     fn parent_now(&self, node: NodeId) -> Now<NodeId> {
-        self.is_directory(node)?;
+        self.require_directory(node)?;
         self.fs.parent(node)
     }
 
@@ -164,7 +170,7 @@ impl LayerFs {
         from: u64,
         each: &mut dyn FnMut(DirEntry<'_>, &Listed<'_>) -> Now<ControlFlow<()>>,
     ) -> Now<()> {
-        self.is_directory(node)?;
+        self.require_directory(node)?;
         let mut failed = None;
         let listed = self.fs.overlay.list_held(node, from, &mut |listed| {
             let kind = if listed.kind == Kind::Whiteout { Kind::CharDevice } else { listed.kind };

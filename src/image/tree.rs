@@ -4,7 +4,7 @@
 //! where there is no answer yet, [`NoAnswer::Later`] carries what has to happen first, and the question is asked again
 //! after that ([`awaited`], [`Apart`](super::Apart)). *Read to the end*: [`Tree::read`] fetches what is missing.
 //!
-//! Who asks knows nothing of layers, formats or sources: a waiting question is a future, so a tree may consist of other
+//! Front ends know nothing of layers, formats or sources: a question that waits is a future, so a tree may consist of other
 //! trees and pass their answers on. Nodes are numbers that a tree makes as it likes; 1 is its root, and a number means the same
 //! node for as long as the tree is shown, in every process that shows it.
 //!

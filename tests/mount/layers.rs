@@ -10,6 +10,7 @@
 //! - link counts and numbers of directories, and device numbers of files, are overlayfs's own; no comparison looks at them.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,7 +65,8 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        run(Command::new("umount").arg(&self.0));
+        // Another test that starts a program has this one's open files until the program runs.
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
 }
 
@@ -126,7 +128,7 @@ fn links_agree(merged: &BTreeMap<Vec<u8>, Seen>, stack: &Path) -> Vec<String> {
     let mut inodes = BTreeMap::new();
     let mut lines = Vec::new();
     for (path, seen) in merged.iter().filter(|(_, seen)| seen.node.kind != NodeKind::Dir) {
-        let Ok(found) = std::fs::symlink_metadata(stack.join(String::from_utf8_lossy(path).as_ref())) else { continue };
+        let Ok(found) = std::fs::symlink_metadata(stack.join(std::ffi::OsStr::from_bytes(path))) else { continue };
         let (file, layer, inode) = (seen.names[0].clone(), found.dev(), found.ino());
         let of_inode = inodes.entry((layer, inode)).or_insert_with(|| file.clone());
         if *of_inode != file {
@@ -444,4 +446,31 @@ fn a_layer_is_shown_while_it_streams_in() {
     assert_eq!(std::fs::read(at.join("late")).unwrap(), b"late");
     assert!(std::fs::symlink_metadata(at.join("gone")).unwrap().file_type().is_char_device());
     at.unmount();
+}
+
+/// A layer below that cannot be had is an error where it matters, and nowhere else.
+#[test]
+fn a_missing_lower_layer_fails_what_depends_on_it_only() {
+    if cannot_mount() {
+        return;
+    }
+    let image = packed(&three(), &[Packing::GZIP], Family::Oci);
+    let registry = serve(&image);
+    let blob = format!("/blobs/{}", image.layers()[0].digest);
+    let base = Target::matching(move |request| request.path.contains(&blob));
+    registry.faults().add(Rule::new(base, Fault::status(404)));
+    let sandbox = Sandbox::new();
+    let reference = registry.reference("library/image", "1");
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&reference, &["--layer", "2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(xattr(&at.join("o"), "trusted.overlay.opaque"), Ok(b"y".to_vec()));
+    assert!(std::fs::symlink_metadata(at.join("none")).is_err_and(|error| error.raw_os_error() == Some(2)));
+    assert!(std::fs::symlink_metadata(at.join("d/a")).is_err_and(|error| error.raw_os_error() == Some(5)));
+    at.unmount();
+    let output = at.try_mount(&reference, &["--layer", "2", "--wait"]);
+    assert!(output.status.code() == Some(3) && said(&output).contains("not found"), "{}", said(&output));
+    assert!(!at.is_mounted());
+    let listed = sandbox.run(["ls", "--layer", "2", &reference, "d"]);
+    assert_eq!(listed.status.code(), Some(3), "{}", said(&listed));
 }
