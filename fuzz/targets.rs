@@ -348,6 +348,7 @@ const LIMITS: Limits = Limits {
     extents: 1 << 16,
     link_steps: 100_000,
     index: 64 << 20,
+    index_at_least: 64 << 20,
 };
 const DECODED_LIMIT: u64 = 8 << 20;
 const CODEC_LIMITS: CodecLimits =

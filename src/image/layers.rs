@@ -180,13 +180,14 @@ impl Layers {
         eagerness: Eagerness,
         verify: Verify,
     ) -> Arc<Self> {
+        let limits = Limits { layer: limits.layer.of_image(planned.len()), ..limits.clone() };
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
         let mut slot_of = Vec::new();
         for layer in planned {
             let key = (layer.blob.digest.clone(), layer.content().clone());
             let slot = *by_blob.entry(key).or_insert_with(|| {
-                slots.push(Arc::new(Slot::new(layer, limits, &shared_layers)));
+                slots.push(Arc::new(Slot::new(layer, &limits, &shared_layers)));
                 slots.len() - 1
             });
             slot_of.push(slot);

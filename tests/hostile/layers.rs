@@ -11,7 +11,7 @@ use peelfs::image::Limits;
 use peelfs_loopback::image::{ImageBuilder, LayerBuilder, Packing};
 use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
 
-use super::{NAME, bounded, image, look, look_within, served, tried};
+use super::{NAME, all_known, bounded, image, look, look_within, served, tried};
 use support::random::Random;
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
@@ -698,6 +698,27 @@ fn row_06_a_file_beyond_the_end_of_the_world_reads_as_zeros() {
     drop(file);
     at.unmount();
     tried(6, 1);
+}
+
+/// Names and times as a build makes them that sets all times to the same, with nothing in the files, compress better than
+/// anything else that a layer has.
+#[test]
+fn row_10_regular_layers_have_room_in_their_index() {
+    type Regular = fn(usize) -> Entry;
+    let table: [(&str, usize, Regular); 5] = [
+        ("empty files", 30_000, |n| Entry::file(format!("f{n}"), "")),
+        ("directories", 30_000, |n| Entry::dir(format!("d{n}"))),
+        ("hard links", 30_000, |n| if n == 0 { Entry::file("f", "x") } else { Entry::hard_link(format!("h{n}"), "f") }),
+        ("symlinks", 30_000, |n| Entry::symlink(format!("p{}/x{}", n / 40, n % 40), format!("../store/p{}", n / 40))),
+        ("three implied directories for each file", 10_000, |n| Entry::file(format!("a{n}/b/c/f"), "")),
+    ];
+    for (what, many, entry) in &table {
+        let layer = (0..*many).fold(layer(), |layer, number| layer.entry(entry(number)));
+        for packing in [Packing::ZSTD, Packing::GZIP] {
+            all_known(&image([layer.clone().packing(packing)])).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+    tried(10, 2 * table.len());
 }
 
 /// A path, a link or an attribute that compresses to nothing makes thousands of directories or kilobytes of names: what

@@ -52,6 +52,17 @@ fn look_within(limits: &Limits, layers: impl IntoIterator<Item = LayerBuilder>) 
     })
 }
 
+/// Reads all layers, and shows nothing of them.
+fn all_known(image: &Image) -> Result<(), String> {
+    let source = MemorySource::new(image);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
+    runtime().block_on(async {
+        let fs = open(&(source as Arc<dyn BlobSource>), &store, &Limits::default(), Verify::BeforeShowing).await?;
+        fs.all_known().await.map_err(|error| chain(&error))
+    })
+}
+
 /// Opens the image of a source; its layers are still to be read.
 async fn open(
     source: &Arc<dyn BlobSource>,

@@ -48,6 +48,8 @@ pub struct Limits {
     pub link_steps: u64,
     /// Bytes that entries, names, runs and attributes take in an index, see [`Limits::of_blob`].
     pub index: u64,
+    /// So many of them are for a blob of any size, see [`Limits::of_image`].
+    pub index_at_least: u64,
 }
 
 impl Limits {
@@ -57,15 +59,34 @@ impl Limits {
     /// gigabytes of index.
     #[must_use]
     pub fn of_blob(self, size: u64) -> Self {
-        Self { index: self.index.min(INDEX_AT_LEAST.saturating_add(size.saturating_mul(INDEX_PER_BYTE))), ..self }
+        let beginning = size.min(BEGINNING);
+        let in_proportion =
+            (beginning * INDEX_PER_FIRST_BYTE).saturating_add((size - beginning).saturating_mul(INDEX_PER_BYTE));
+        Self { index: self.index.min(self.index_at_least.saturating_add(in_proportion)), ..self }
+    }
+
+    /// The same limits for layers of an image that has so many: what they may take however small they are is bounded for
+    /// all of them together.
+    #[must_use]
+    pub fn of_image(self, layers: usize) -> Self {
+        let share = SMALL_LAYERS / layers.max(1) as u64;
+        Self { index_at_least: self.index_at_least.min(share.max(SMALL_LAYER)), ..self }
     }
 }
 
-/// What every layer may take in an index: twice what a path takes that is as deep as one may be.
+/// What a layer may take in an index however small it is: twice what a path takes that is as deep as one may be.
 const INDEX_AT_LEAST: u64 = 640 << 10;
-/// Bytes of index for a byte of blob. A tar of nothing but empty files, each in three directories of its own that have no
-/// entry, compressed as far as zstd goes, has 200; with contents, a layer has less than 1.
-const INDEX_PER_BYTE: u64 = 1024;
+/// What all layers of an image may take so, and each at the least: some 900 entries.
+const SMALL_LAYERS: u64 = 64 << 20;
+const SMALL_LAYER: u64 = 64 << 10;
+/// Bytes of index for a byte of blob. Tars of nothing but empty files, links or directories have up to 47 when they are
+/// compressed by `zstd -19`, and 12 by gzip; one whose files are each in three directories of their own that have no
+/// entry has 180. With contents, a layer has less than 1.
+const INDEX_PER_BYTE: u64 = 64;
+/// The same for the beginning of a blob, and how long that is: regular names are worth this much in a layer of 100,000
+/// of them, and in a larger one something else comes.
+const INDEX_PER_FIRST_BYTE: u64 = 256;
+const BEGINNING: u64 = 256 << 10;
 /// Bytes of an entry in an index beside its name: its record and its place among the children.
 const ENTRY_BYTES: u64 = 68;
 
@@ -79,6 +100,7 @@ impl Default for Limits {
             extents: 8 << 20,
             link_steps: 50_000_000,
             index: u64::MAX,
+            index_at_least: INDEX_AT_LEAST,
         }
     }
 }
@@ -554,6 +576,20 @@ mod tests {
 
     fn at(tree: &LayerTree, path: &str) -> EntryId {
         path.split('/').fold(EntryId::ROOT, |id, name| tree.child(id, name.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn indexes_of_an_image_are_in_proportion_to_its_blobs() {
+        let limit = |layers, size| Limits::default().of_image(layers).of_blob(size).index;
+        assert_eq!([limit(1, 0), limit(102, 0), limit(1000, 0)], [640 << 10, 640 << 10, 67_108]);
+        for layers in [1, 10, 100, 300, 1000] {
+            assert!(layers as u64 * limit(layers, 0) <= 64 << 20, "{layers}");
+            // A path as deep as one may be has 300 KiB.
+            assert!(layers > 100 || limit(layers, 164) > 500 << 10);
+        }
+        let mebibyte = limit(1, 1 << 20);
+        assert!(mebibyte < 128 << 20 && mebibyte > 47 << 20, "{mebibyte}");
+        assert_eq!(limit(1, u64::MAX), u64::MAX);
     }
 
     #[test]
