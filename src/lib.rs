@@ -26,13 +26,14 @@
 //!
 //! | floor | knows | modules |
 //! |---|---|---|
-//! | 5 host | mounts: what is asked for, their life, the kernel | [`host`], [`fuse`], [`erofs`] |
+//! | 5 host | mounts: what is asked for, their life, the kernel; what a container runtime is told | [`host`], [`fuse`], [`erofs`], [`bundle`] |
 //! | 4 image | one image as a file system | [`image`] |
 //! | 3 content | how to make bytes present | [`content`] |
 //! | 2 knowledge | what a layer and a tree look like, what is read next | [`layer`], [`overlay`], [`predict`] |
 //! | 1 bytes | where bytes come from, are decoded and kept | [`source`], [`codec`], [`store`] |
 //! | 0 words | what things are called | [`digest`], [`descriptor`], [`offsets`], [`trust`], [`reference`], [`platform`], [`documents`] |
 
+pub mod bundle;
 pub mod codec;
 pub mod content;
 pub mod descriptor;

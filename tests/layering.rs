@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 20] = [
+const FLOORS: [(&str, u8); 21] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
@@ -24,6 +24,7 @@ const FLOORS: [(&str, u8); 20] = [
     ("predict", 2),
     ("content", 3),
     ("image", 4),
+    ("bundle", 5),
     ("erofs", 5),
     ("fuse", 5),
     ("host", 5),
