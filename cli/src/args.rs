@@ -7,6 +7,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use peelfs::image::LayerChoice;
 use peelfs::source::outage::OnOutage;
 
+use super::bundle::BundleArgs;
+use super::run::RunArgs;
+
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
 #[command(name = "peelfs", version, about, after_help = EXAMPLES, max_term_width = 100)]
@@ -20,6 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
   peelfs umount ./python                    and unmount it
+  peelfs run -it alpine sh                  run a container of an image
   peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
   peelfs cat alpine /etc/os-release         print a file of an image
   peelfs inspect oci:./layout:latest        everything about an image, as JSON
@@ -35,6 +39,10 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verific
 pub(crate) enum Command {
     /// Mount an image on a directory
     Mount(MountArgs),
+    /// Run a container of an image, by runc or crun
+    Run(RunArgs),
+    /// Make a bundle of an image: what runc and crun run
+    Bundle(BundleArgs),
     /// Unmount what peelfs mounted
     #[command(alias = "unmount")]
     Umount(UmountArgs),
@@ -75,6 +83,8 @@ impl Command {
     pub(super) fn image(&self) -> Option<&str> {
         let image = match self {
             Self::Mount(args) => &args.image,
+            Self::Bundle(args) => &args.image,
+            Self::Run(args) => return args.line.first().map(String::as_str),
             Self::Ls(args) => &args.image,
             Self::Cat(args) => &args.image,
             Self::Cp(args) => &args.image,
@@ -243,6 +253,20 @@ pub(crate) struct MountArgs {
     /// Serve without the process that takes over when the serving one dies; for those who supervise it
     #[arg(long)]
     pub no_keeper: bool,
+    /// Let what is mounted be written to, as for chroot and systemd-nspawn: changes are kept in UPPER, which is `DIR.upper`
+    /// beside the mount point by default, and are there again with the next such mount (root)
+    #[arg(
+        long,
+        value_name = "UPPER",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with = "layer",
+        help_heading = "Writing"
+    )]
+    pub writable: Option<Option<PathBuf>>,
+    /// As `--writable`, with changes in memory, gone when it is unmounted (root)
+    #[arg(long, conflicts_with_all = ["writable", "layer"], help_heading = "Writing")]
+    pub ephemeral: bool,
     /// Serve it from the process that serves this user's other `--share` mounts of this cache: layers that they
     /// have in common are in memory once
     #[arg(long, conflicts_with_all = ["foreground", "no_keeper"])]
@@ -277,6 +301,21 @@ pub(crate) enum HostCommand {
     },
     /// Serves a mount that has no keeper
     Alone {
+        /// Log lines carry their time
+        #[arg(long)]
+        in_background: bool,
+    },
+    /// Ends a container when the command that runs it has ended
+    Guard {
+        /// The container runtime
+        runtime: PathBuf,
+        /// Where the container's bundle and state are
+        directory: PathBuf,
+        /// The container's name
+        name: String,
+    },
+    /// Lays an overlay over a mount, and ends
+    Cover {
         /// Log lines carry their time
         #[arg(long)]
         in_background: bool,

@@ -34,7 +34,9 @@ pub(crate) fn start(command: &Command) {
         Command::Host(args) => match args.command {
             HostCommand::Keeper { in_background, .. }
             | HostCommand::Server { in_background }
-            | HostCommand::Alone { in_background } => in_background,
+            | HostCommand::Alone { in_background }
+            | HostCommand::Cover { in_background } => in_background,
+            HostCommand::Guard { .. } => true,
         },
         _ => false,
     };

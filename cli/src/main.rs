@@ -5,12 +5,15 @@
 
 mod args;
 mod bare;
+mod bundle;
 mod cache;
 mod carry;
 mod cat;
+mod container;
 mod cp;
 mod extras;
 mod failures;
+mod guard;
 mod inspect;
 mod log;
 mod ls;
@@ -19,6 +22,7 @@ mod mount;
 mod options;
 mod progress;
 mod repeats;
+mod run;
 mod status;
 mod text;
 mod tree;
@@ -57,8 +61,17 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     log::start(&args.command);
     let nearby = args.command.image().and_then(nearby);
+    let is_run = matches!(args.command, Command::Run(_));
     let done = match args.command {
         Command::Mount(args) => mount::run(args),
+        Command::Run(args) => match run::run(&args) {
+            Ok(status) => {
+                log::end();
+                return status.into();
+            }
+            Err(report) => Err(report),
+        },
+        Command::Bundle(args) => bundle::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
@@ -87,7 +100,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
                 _ => report,
             };
             failures::print(&report);
-            report.code.into()
+            // The other codes are the container's.
+            if is_run { run::FAILED.into() } else { report.code.into() }
         }
     };
     log::end();

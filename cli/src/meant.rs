@@ -1,11 +1,11 @@
 //! From what a user typed to what is meant: everything parsed and checked once, every path absolute.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, PrefetchArg, VerifyArg};
 use peelfs::host::open;
 use peelfs::host::report::Report;
-use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy};
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy, Writable};
 use peelfs::image::{Network, Prefetch, Verify};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
@@ -25,15 +25,44 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         wait: args.wait,
         passthrough: args.passthrough,
     };
-    // It is served by other processes, which have another working directory.
-    let ImageSpec { reference, platform, layer, access, cache } = image_or_layer(&args.image, &args.layer)?;
+    let image = elsewhere(image_or_layer(&args.image, &args.layer)?)?;
+    let writable = match (&args.writable, args.ephemeral) {
+        (None, false) => None,
+        (None, true) => Some(Writable::Memory),
+        (Some(Some(upper)), _) => Some(Writable::Kept(open::absolute(upper))),
+        (Some(None), _) => Some(Writable::Kept(beside(&args.at))),
+    };
+    Ok(MountSpec {
+        image,
+        at: args.at,
+        kernel,
+        policy,
+        log: args.log_file.map(open::absolute),
+        by_fuse: None,
+        writable,
+    })
+}
+
+/// The image that `args` name, for processes that have another working directory.
+pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
+    elsewhere(image(args)?)
+}
+
+fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
+    let ImageSpec { reference, platform, layer, access, cache } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    let image = ImageSpec { reference: absolute(reference)?, platform, layer, access, cache };
-    Ok(MountSpec { image, at: args.at, kernel, policy, log: args.log_file.map(open::absolute), by_fuse: None })
+    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, access, cache })
+}
+
+/// Where what is written to a mount is kept, if the user does not say.
+fn beside(at: &Path) -> PathBuf {
+    let mut upper = peelfs::fuse::mounts::followed(at).unwrap_or_else(|_| open::absolute(at)).into_os_string();
+    upper.push(".upper");
+    upper.into()
 }
 
 /// The image that `args` name, with paths as they were typed. What the user may have meant otherwise is told.

@@ -2,11 +2,11 @@
 
 use super::args::{HostArgs, HostCommand, KernelArg, MountArgs};
 use super::progress::Bar;
-use super::{meant, options};
+use super::{guard, meant, options};
 use peelfs::host::kernel::{self, Outcome};
 use peelfs::host::report::Report;
 use peelfs::host::spec::MountSpec;
-use peelfs::host::{alone, background, keeper, mount_point, piped, server};
+use peelfs::host::{alone, background, keeper, mount_point, piped, server, writable};
 
 /// Which process makes and serves a mount.
 enum Role {
@@ -43,6 +43,8 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
         KernelArg::Always => return Ok(kernel::mount(&spec, &mut bar)?),
         // What a pipe brings is read once, and a process that is to stay in the foreground has to serve.
         KernelArg::Auto if piped.is_some() || matches!(role, Role::Keeper | Role::Alone) => {}
+        // By itself the kernel would show attributes that steer an overlay.
+        KernelArg::Auto if spec.writable.is_some() => {}
         KernelArg::Auto => match kernel::mount_if_whole(&spec)? {
             Outcome::Mounted => return Ok(()),
             Outcome::Not(why) => spec.by_fuse = Some(peelfs::image::chain(&why)),
@@ -76,6 +78,10 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
         return Err(Report::usage("a mount that the kernel shows by itself has no process to stay in the foreground")
             .hint("leave out `--foreground`"));
     }
+    if args.kernel == KernelArg::Always && (args.writable.is_some() || args.ephemeral) {
+        return Err(Report::usage("a mount that the kernel shows by itself cannot be written to")
+            .hint("leave out `--kernel=always`"));
+    }
     if args.foreground && args.log_file.is_some() {
         return Err(Report::usage("a mount in the foreground writes its log to stderr")
             .hint("leave out `--log-file`, and write `2>>FILE`"));
@@ -94,6 +100,8 @@ pub(super) fn host(args: &HostArgs) -> Result<(), Report> {
         HostCommand::Keeper { shared, .. } => keeper::run(shared.as_deref())?,
         HostCommand::Server { .. } => server::run()?,
         HostCommand::Alone { .. } => alone::run_in_background()?,
+        HostCommand::Cover { .. } => writable::run()?,
+        HostCommand::Guard { runtime, directory, name } => guard::run(runtime, directory, name),
     }
     Ok(())
 }

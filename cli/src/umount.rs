@@ -8,20 +8,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
+use super::bundle;
 use super::failures::Failures;
 use peelfs::fuse::mounts::{self, MountPoint};
-use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount};
+use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount_with_cover};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::status::{self, MountState};
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     let open_files = if args.lazy { OpenFiles::Keep } else { OpenFiles::Refuse };
+    let mut failures = Failures::default();
+    let (bundles, at): (Vec<_>, Vec<_>) = args.at.iter().partition(|typed| bundle::is_bundle(typed));
+    for bundle in bundles {
+        if let Err(report) = bundle::take_away(bundle, open_files) {
+            failures.add(report);
+        }
+    }
     let targets: Vec<Result<MountPoint, Report>> = if args.all {
         own_mounts()?.into_iter().map(Ok).collect()
     } else {
-        args.at.iter().map(|typed| target(typed)).collect()
+        at.into_iter().map(|typed| target(typed)).collect()
     };
-    let mut failures = Failures::default();
     for at in targets {
         // The others are unmounted all the same.
         if let Err(report) = at.and_then(|mount| unmount_one(&mount, open_files)) {
@@ -60,7 +67,7 @@ fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> 
         });
     }
     let server = status::all(&directory).into_iter().rev().find(|state| state.is_of(mount));
-    match unmount(&mount.path, open_files) {
+    match unmount_with_cover(mount, open_files) {
         Err(UnmountError::Busy { .. }) if server.as_ref().is_some_and(MountState::is_stopped) => {
             let (shown, pid) = (mount.path.display(), server.map_or(0, |server| server.pid));
             let message =
@@ -88,7 +95,7 @@ pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
     let at = mounts::absolute(typed).map_err(|_| not_mounted())?;
     // A symlink to a mount point is followed, unless the mount itself is what does not answer.
     let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
-    match found {
+    match found.map(|top| mounts::peelfs_at(&top.path).unwrap_or(top)) {
         Some(mount) if mount.is_peelfs() => Ok(mount),
         Some(mount) => Err(Report::usage(format!("`{shown}` is mounted as {}, not by peelfs", mount.kind))
             .hint(format!("use `umount {shown}`"))),

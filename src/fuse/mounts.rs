@@ -21,6 +21,8 @@ pub struct MountPoint {
     pub kind: String,
     /// What was mounted: for peelfs, the reference.
     pub source: String,
+    /// What the file system was told, as it tells it itself.
+    pub options: String,
 }
 
 impl MountPoint {
@@ -38,6 +40,36 @@ impl MountPoint {
     pub fn reference(&self) -> &str {
         self.source.strip_prefix(KERNEL_SOURCE).filter(|_| self.is_shown_by_kernel()).unwrap_or(&self.source)
     }
+
+    /// Whether it is an overlay that peelfs has laid over the mount `below`.
+    pub fn covers(&self, below: &Self) -> bool {
+        self.parent == below.id && self.path == below.path && self.kind == "overlay" && self.source.starts_with(COVER)
+    }
+
+    /// Of an overlay, the directory that takes what is written.
+    pub fn upper(&self) -> Option<PathBuf> {
+        let overlay = self.kind == "overlay";
+        let upper = self.options.split(',').find_map(|option| option.strip_prefix("upperdir=")).filter(|_| overlay);
+        upper.map(PathBuf::from)
+    }
+}
+
+/// What the source of an overlay that peelfs has laid over an image begins with.
+pub const COVER: &str = "peelfs:";
+
+/// The overlay that peelfs has laid over `mount`, if there is one.
+pub fn cover_of(mount: &MountPoint) -> Option<MountPoint> {
+    all().into_iter().rev().find(|other| other.covers(mount))
+}
+
+/// The mount of peelfs that `path` shows, whether or not an overlay lies over it.
+pub fn peelfs_at(path: &Path) -> Option<MountPoint> {
+    let all = all();
+    let top = all.iter().rev().find(|mount| mount.path == path)?;
+    if top.is_peelfs() {
+        return Some(top.clone());
+    }
+    all.iter().find(|below| below.is_peelfs() && top.covers(below)).cloned()
 }
 
 /// Every mount this process sees, in the order in which they were made.
@@ -60,9 +92,22 @@ pub fn at(path: &Path) -> Option<MountPoint> {
 ///
 /// It asks for statfs, which the kernel passes on each time; attributes it would answer from its own
 /// memory long after the process is gone.
+///
+/// An overlay answers that by what it is written to; there a name is looked up that is not there, and that has not been
+/// looked up before.
 pub fn is_served(path: &Path) -> bool {
-    !matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
+    let answered = match rustix::fs::statfs(path) {
+        Ok(found) if found.f_type as u64 == OVERLAYFS => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+            rustix::fs::lstat(path.join(format!(".peelfs-{}-{now}", std::process::id()))).map(drop)
+        }
+        answered => answered.map(drop),
+    };
+    !matches!(answered, Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
 }
+
+/// `OVERLAYFS_SUPER_MAGIC`
+const OVERLAYFS: u64 = 0x794c_7630;
 
 fn parse(text: &[u8]) -> Vec<MountPoint> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
@@ -75,7 +120,8 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let (root, path) = (path(fields.next()?), path(fields.next()?));
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let (kind, source) = (text(behind.next()?), text(&unescape(behind.next()?)));
-    Some(MountPoint { id, parent, root, device, path, kind, source })
+    let options = text(&unescape(behind.next().unwrap_or_default()));
+    Some(MountPoint { id, parent, root, device, path, kind, source, options })
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -165,7 +211,8 @@ mod tests {
                 device: "0:47".into(),
                 path: "/tmp/my image".into(),
                 kind: "fuse.peelfs".into(),
-                source: "python:3.12".into()
+                source: "python:3.12".into(),
+                options: "ro,user_id=0".into()
             }
         );
         assert!(found[1].is_peelfs());

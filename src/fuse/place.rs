@@ -139,7 +139,7 @@ impl MountPlace {
     pub fn unmount(&self, open_files: OpenFiles) -> Result<(), UnmountError> {
         let Some(own) = self.find() else { return Ok(()) };
         match mounts::at(&own.path) {
-            Some(uppermost) if uppermost.id == own.id => unmount(&own.path, open_files),
+            Some(uppermost) if uppermost.id == own.id || uppermost.covers(&own) => unmount_with_cover(&own, open_files),
             _ => Ok(()),
         }
     }
@@ -166,6 +166,11 @@ impl MountPlace {
             None => Err(io::Error::other("the number of its connection is not known")),
         };
         let forced = self.find().map(|mount| {
+            if mounts::cover_of(&mount).is_some()
+                && let Err(error) = unmount(&mount.path, OpenFiles::Keep)
+            {
+                return Err(io::Error::other(error));
+            }
             let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH | UnmountFlags::FORCE;
             rustix::mount::unmount(&mount.path, flags).map_err(io::Error::from)
         });
@@ -196,6 +201,22 @@ fn abort(number: &str) -> io::Result<()> {
     match write(rustix::fd::AsFd::as_fd(&mounted), &file) {
         Err(Errno::NOENT) => Ok(()), // gone
         written => Ok(written?),
+    }
+}
+
+/// Takes a mount away, and before it the overlay that peelfs has laid over it. The two must be the uppermost ones there.
+///
+/// # Errors
+/// [`UnmountError`]
+pub fn unmount_with_cover(mount: &MountPoint, open_files: OpenFiles) -> Result<(), UnmountError> {
+    if mounts::cover_of(mount).is_some() {
+        unmount(&mount.path, open_files)?;
+    }
+    unmount(&mount.path, open_files)?;
+    // An overlay that was laid over it meanwhile was what has been taken away.
+    match mounts::at(&mount.path) {
+        Some(left) if left.id == mount.id && left.device == mount.device => unmount(&mount.path, open_files),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,6 @@ use rustix::io::Errno;
 
 use super::attach::{self, Attached, Target};
 use super::device::Device;
-use super::mounts::MountPoint;
 use super::nodes::View;
 use super::place::MountPlace;
 use super::serve::{Handler, Service};
@@ -141,7 +140,7 @@ pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Re
     let refused = |cause| MountError::Refused { at: at(), cause };
     // Between the two looks at what is mounted there, no other process mounts: the uppermost one is this one.
     let claimed = claim(target);
-    if let Some(taken) = mounts::at(target.path()).filter(MountPoint::is_peelfs) {
+    if let Some(taken) = mounts::peelfs_at(target.path()) {
         return Err(MountError::Taken { at: at(), reference: taken.reference().to_owned() });
     }
     if !target.is_in_place() {

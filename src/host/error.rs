@@ -8,6 +8,8 @@ use super::cover::Covers;
 use super::kernel::KernelError;
 use super::report::{Code, Report};
 use super::wire::WireError;
+use super::writable::OverlayError;
+use crate::bundle::BundleError;
 use crate::erofs::AttachError;
 use crate::fuse::{MountError, UnmountError};
 use crate::image::{FsError, NoSuchLayer, PlanError};
@@ -54,6 +56,12 @@ pub enum HostError {
     /// The mount would cover what it needs itself.
     #[error(transparent)]
     Covers(#[from] Covers),
+    /// An overlay could not be laid over the image.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// There can be no bundle of the image.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// A mount could not be taken away.
     #[error(transparent)]
     Unmount(#[from] UnmountError),
@@ -205,6 +213,8 @@ impl From<HostError> for Report {
             HostError::Mount(cause) => cause.into(),
             HostError::Kernel(ref cause) => kernel_hint(told(Code::Failure), cause),
             HostError::Covers(cause) => cause.into(),
+            HostError::Overlay(cause) => cause.into(),
+            HostError::Bundle(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
             HostError::Told(report) => report,
             HostError::Authfile { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => told(Code::NotFound),

@@ -34,6 +34,7 @@ pub mod process;
 pub mod report;
 mod requests;
 mod room;
+pub mod rootfs;
 pub mod server;
 pub mod spec;
 pub mod status;
@@ -41,6 +42,7 @@ mod supervisor;
 mod systemd;
 pub mod upgrade;
 pub mod wire;
+pub mod writable;
 
 /// Where a front end shows what is going on while a mount is made.
 pub trait Progress: Send {

@@ -14,9 +14,10 @@ use super::open::{self, Opened};
 use super::spec::{KernelOptions, MountSpec, Policy};
 use super::status::{self, MountState};
 use super::supervisor::Supervisor;
-use super::{ending, failures, mount_point, process};
+use super::writable::Kept;
+use super::{ending, failures, mount_point, process, writable};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
-use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown};
+use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown, Tree, UnderOverlay};
 use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
@@ -27,6 +28,8 @@ pub(super) struct Mount {
     /// Of a whole image: what a program of one layer needs lies in others.
     programs: Option<Programs>,
     mounted: Mounted,
+    /// The directory for what is written, until the overlay is there, which holds it from then on.
+    kept: Option<Kept>,
     supervisor: Supervisor,
     /// For the supervisor, once.
     connection: Option<OwnedFd>,
@@ -72,11 +75,12 @@ impl Mount {
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
         let programs = programs_of(&shown);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
-        let mounted = fuse::mount(shown.tree(), &target, &options)?;
+        let kept = writable::take(spec, &opened)?;
+        let mounted = fuse::mount(tree(spec, &shown), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
-        Ok(Self { handover, opened, shown, programs, mounted, supervisor, connection })
+        Ok(Self { handover, opened, shown, programs, mounted, kept, supervisor, connection })
     }
 
     /// Where it is mounted.
@@ -87,7 +91,7 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount whose every layer is to be waited for, and of
     /// which one cannot be had, is taken away.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, shown, programs, mounted, mut supervisor, connection } = self;
+        let Self { mut handover, opened, shown, programs, mounted, kept, mut supervisor, connection } = self;
         let fs = Arc::clone(shown.image());
         let (place, gone) = (mounted.place(), mounted.gone());
         ending::look_after(mounted.disconnect());
@@ -98,7 +102,11 @@ impl Mount {
         drop(connection);
         let state = MountState::of(&handover, &opened, &supervisor);
         let published = status::publish(state, Arc::clone(&fs), opened.registry.clone());
-        let known = if handover.awaited && policy.wait { all_known(&shown, gone, asker).await } else { Ok(()) };
+        let mut known = if handover.awaited { writable::cover_by_another(&handover).await } else { Ok(()) };
+        drop(kept);
+        if known.is_ok() && handover.awaited && policy.wait {
+            known = all_known(&shown, gone, asker).await;
+        }
         match known {
             Ok(()) => {
                 if handover.awaited {
@@ -168,12 +176,23 @@ impl Prepared {
         let Self { handover, connection, opens, opened, shown, programs } = self;
         let KernelOptions { let_cpus_sleep, allow_root, allow_other, .. } = handover.spec.kernel;
         let (place, allow_root) = (handover.place.clone(), allow_root && !allow_other);
-        let mounted = fuse::take_over(connection, shown.tree(), place, opens, let_cpus_sleep, allow_root)?;
+        let mounted =
+            fuse::take_over(connection, tree(&handover.spec, &shown), place, opens, let_cpus_sleep, allow_root)?;
         if let Some(how) = &handover.ended {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-        Ok(Mount { handover, opened, shown, programs, mounted, supervisor, connection: None })
+        Ok(Mount { handover, opened, shown, programs, mounted, kept: None, supervisor, connection: None })
+    }
+}
+
+/// What is shown to the kernel.
+fn tree(spec: &MountSpec, shown: &Shown) -> Arc<dyn Tree> {
+    match shown {
+        Shown::Image(fs) if spec.kernel.under_overlay || spec.writable.is_some() => {
+            Arc::new(UnderOverlay(Arc::clone(fs)))
+        }
+        shown => shown.tree(),
     }
 }
 

@@ -16,7 +16,7 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
     let refused = |cause| HostError::MountPoint { at: typed.to_owned(), cause };
     let at = mounts::followed(typed).map_err(refused)?;
     // First this: a mount whose server hangs must not be looked at.
-    if let Some(mounted) = mounts::at(&at).filter(mounts::MountPoint::is_peelfs) {
+    if let Some(mounted) = mounts::peelfs_at(&at) {
         let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, &mounted).is_some());
         if !hangs && probe::ask(&at) != probe::Answer::Gone {
             return Err(MountError::Taken { at: typed.to_owned(), reference: mounted.reference().to_owned() }.into());
@@ -25,7 +25,7 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
         if hangs {
             MountPlace::of(&mounted).abort().map_err(HostError::system("end the connection of a mount"))?;
         } else {
-            fuse::unmount(&at, OpenFiles::Keep)?;
+            fuse::unmount_with_cover(&mounted, OpenFiles::Keep)?;
         }
         return find(typed, progress);
     }

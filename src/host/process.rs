@@ -18,8 +18,21 @@ use crate::image::OpaqueMark;
 /// # Errors
 /// [`HostError::System`], [`HostError::NoRoom`], [`HostError::NoThreads`]
 pub fn runtime(purpose: Purpose) -> Result<tokio::runtime::Runtime, HostError> {
+    runtime_with(purpose, Some(1))
+}
+
+/// As [`runtime`], for a process that starts others which are none of peelfs: they can have back what it had.
+///
+/// # Errors
+/// As [`runtime`].
+pub fn runtime_of_parent() -> Result<tokio::runtime::Runtime, HostError> {
+    runtime_with(Purpose::Starting, getrlimit(Resource::Core).maximum)
+}
+
+fn runtime_with(purpose: Purpose, core_maximum: Option<u64>) -> Result<tokio::runtime::Runtime, HostError> {
     raise_file_limit();
-    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }) {
+    let current = Some(core_maximum.unwrap_or(u64::MAX).min(1));
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current, maximum: core_maximum }) {
         tracing::debug!(%error, "cannot forbid core dumps");
     }
     make_room_for_files();

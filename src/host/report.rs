@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use rustix::io::Errno;
 
+use crate::bundle::BundleError;
 use crate::codec::CodecError;
 use crate::content::{PassError, TransferError};
 use crate::fuse::{MountError, UnmountError};
 use crate::host::cover::Covers;
+use crate::host::writable::OverlayError;
 use crate::image::{FsError, LayerFailure, PlanError};
 use crate::platform::PlatformError;
 use crate::reference::ReferenceError;
@@ -219,6 +221,40 @@ impl From<MountError> for Report {
 impl From<Covers> for Report {
     fn from(error: Covers) -> Self {
         Self::of(Code::Usage, &error).hint(error.hint())
+    }
+}
+
+impl From<OverlayError> for Report {
+    fn from(error: OverlayError) -> Self {
+        let told = Self::of(Code::Failure, &error);
+        match &error {
+            OverlayError::Directory { .. } => told,
+            OverlayError::InUse { .. } => told.hint("unmount that first, or choose another directory"),
+            OverlayError::OtherImage { path, .. } => Self { code: Code::Usage, ..told }
+                .hint(format!("choose another directory, or begin anew with `rm -r {}`", path.display())),
+            OverlayError::NotAllowed => told.hint("`peelfs run` lets other users write, too; or let root mount"),
+            OverlayError::Refused { .. } => told.hint(
+                "what is written goes to a file system of a disk or of memory: not to another overlay, NFS or FUSE",
+            ),
+        }
+    }
+}
+
+impl From<BundleError> for Report {
+    fn from(error: BundleError) -> Self {
+        match error {
+            BundleError::NoCommand => {
+                Self::of(Code::Usage, &error).hint("name one behind the image, as in `peelfs run IMAGE sh`")
+            }
+            BundleError::NoUser { .. } | BundleError::NoGroup { .. } => {
+                Self::of(Code::NotFound, &error).hint("name one that is there, or a number, with `--user`")
+            }
+            BundleError::Configuration { .. } => Self::of(Code::Verification, &error),
+            BundleError::Variable { .. }
+            | BundleError::Zero { .. }
+            | BundleError::Path { .. }
+            | BundleError::Number { .. } => Self::of(Code::Usage, &error),
+        }
     }
 }
 

@@ -27,6 +27,17 @@ pub struct MountSpec {
     pub log: Option<PathBuf>,
     /// Why a process serves it, where the kernel was to show it by itself.
     pub by_fuse: Option<String>,
+    /// An overlay takes what is written to the mount.
+    pub writable: Option<Writable>,
+}
+
+/// Where what is written over an image goes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Writable {
+    /// Into memory; it is gone with the mount.
+    Memory,
+    /// Into a directory, where it stays.
+    Kept(PathBuf),
 }
 
 impl MountSpec {
@@ -34,7 +45,15 @@ impl MountSpec {
     pub fn new(image: ImageSpec, at: impl Into<PathBuf>) -> Self {
         let policy =
             Policy { verify: Verify::BeforeShowing, prefetch: Prefetch::default(), wait: false, passthrough: false };
-        Self { image, at: at.into(), kernel: KernelOptions::default(), policy, log: None, by_fuse: None }
+        Self {
+            image,
+            at: at.into(),
+            kernel: KernelOptions::default(),
+            policy,
+            log: None,
+            by_fuse: None,
+            writable: None,
+        }
     }
 }
 
@@ -53,6 +72,8 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Idle CPUs may sleep while requests come in quick succession.
     pub let_cpus_sleep: bool,
+    /// It lies below an overlay, which the image must not steer.
+    pub under_overlay: bool,
 }
 
 /// One image, and how it is reached.

@@ -13,6 +13,7 @@ mod programs;
 mod read;
 mod shown;
 pub mod tree;
+mod under_overlay;
 mod whole;
 mod work;
 
@@ -31,6 +32,7 @@ pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use shown::Shown;
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
+pub use under_overlay::UnderOverlay;
 
 use crate::overlay::LayerNo;
 use crate::source::BlobSource;

@@ -149,6 +149,8 @@ fn help_fits_on_a_screen() {
 
     Commands:
       mount    Mount an image on a directory
+      run      Run a container of an image, by runc or crun
+      bundle   Make a bundle of an image: what runc and crun run
       umount   Unmount what peelfs mounted
       ls       List a directory of an image, without mounting it
       cat      Print files of an image
@@ -168,6 +170,7 @@ fn help_fits_on_a_screen() {
     Examples:
       peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
       peelfs umount ./python                    and unmount it
+      peelfs run -it alpine sh                  run a container of an image
       peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
       peelfs cat alpine /etc/os-release         print a file of an image
       peelfs inspect oci:./layout:latest        everything about an image, as JSON

@@ -197,6 +197,15 @@ pub struct MountSpec {
     /// For status; a process that does not know it need not be told when there is nothing to tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_fuse: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writable: Option<Writable>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Writable {
+    Memory,
+    Kept(WirePath),
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -237,6 +246,8 @@ struct KernelOptions {
     dev: bool,
     noexec: bool,
     let_cpus_sleep: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    under_overlay: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -274,15 +285,19 @@ enum OutagePolicy {
 
 impl From<&spec::MountSpec> for MountSpec {
     fn from(spec: &spec::MountSpec) -> Self {
-        let spec::MountSpec { image, at, kernel, policy, log, by_fuse } = spec;
-        let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = *kernel;
+        let spec::MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
+        let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay } = *kernel;
         Self {
             image: image.into(),
             at: at.into(),
-            kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
+            kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay },
             policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
             by_fuse: by_fuse.clone(),
+            writable: writable.as_ref().map(|writable| match writable {
+                spec::Writable::Memory => Writable::Memory,
+                spec::Writable::Kept(directory) => Writable::Kept(directory.into()),
+            }),
         }
     }
 }
@@ -291,16 +306,21 @@ impl TryFrom<MountSpec> for spec::MountSpec {
     type Error = WireError;
 
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
-        let MountSpec { image, at, kernel, policy, log, by_fuse } = spec;
-        let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
+        let MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
+        let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay } = kernel;
+        let writable = writable.map(|writable| match writable {
+            Writable::Memory => Ok(spec::Writable::Memory),
+            Writable::Kept(directory) => directory.try_into().map(spec::Writable::Kept),
+        });
         let (policy, on_outage) = policy.meant();
         Ok(Self {
             image: image.meant(on_outage)?,
             at: at.try_into()?,
-            kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
+            kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay },
             policy,
             log: path(log)?,
             by_fuse,
+            writable: writable.transpose()?,
         })
     }
 }

@@ -1,0 +1,218 @@
+//! `peelfs bundle`: a directory that a container runtime runs (runtime-spec, bundle.md), and its end.
+//!
+//! In it are `config.json` and `rootfs`, and `.peelfs` with what only peelfs needs: stubs for mount points that the image
+//! lacks, and a record of what was made. `peelfs umount` removes what the record names, and nothing else.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::args::ImageArgs;
+use super::container::{self, CONFIG, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
+use super::meant;
+use peelfs::bundle::BundleOptions;
+use peelfs::digest::{Algorithm, Digest};
+use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
+use peelfs::host::error::HostError;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::spec::Writable;
+use peelfs::host::{open, process};
+
+/// `peelfs bundle`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BundleArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// The directory to make it in; it is made if it is missing, and has to be empty
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Let the container write; what it writes is kept in UPPER, by default `upper` in the bundle
+    #[arg(long, value_name = "UPPER", num_args = 0..=1, require_equals = true)]
+    pub writable: Option<Option<PathBuf>>,
+    /// Let the container write; what it writes is in memory, and gone when the bundle is unmounted
+    #[arg(long, conflicts_with = "writable")]
+    pub ephemeral: bool,
+    /// The version of the runtime specification that `config.json` names
+    #[arg(long, value_name = "VERSION", default_value = "1.0.2")]
+    pub runtime_spec: String,
+    /// The network of the container
+    #[arg(long, value_enum, default_value = "none", value_name = "NETWORK", help_heading = "Container")]
+    pub network: NetworkArg,
+    /// The process has a terminal
+    #[arg(short, long, help_heading = "Container")]
+    pub tty: bool,
+    /// What differs from what the image says.
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// What was made, so that it can be taken away.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    version: u32,
+    /// Of `config.json`.
+    config: Digest,
+    /// The directory was made, too.
+    made_directory: bool,
+}
+
+pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Report::new(
+            Code::Failure,
+            "only root can make a bundle: its root file system is an overlay mount",
+        )
+        .hint("`peelfs run` works for other users, too"));
+    }
+    if !peelfs::bundle::is_known_version(&args.runtime_spec) {
+        return Err(Report::usage(format!("`{}` is not a version of the runtime specification", args.runtime_spec))
+            .hint("versions are 1.0.0 to 1.3.0"));
+    }
+    let options = args.container.options(args.network, ImageVolume::Tmpfs)?;
+    let directory = open::absolute(&args.directory);
+    let writable = match (&args.writable, args.ephemeral) {
+        (None, false) => None,
+        (None, true) => Some(Writable::Memory),
+        (Some(Some(upper)), _) => Some(Writable::Kept(open::absolute(upper))),
+        (Some(None), _) => Some(Writable::Kept(directory.join("upper"))),
+    };
+    let options = BundleOptions {
+        version: args.runtime_spec.clone(),
+        readonly: writable.is_none(),
+        terminal: args.tty,
+        hostname: options.hostname.clone().or_else(|| Some("peelfs".to_owned())),
+        ..options
+    };
+    let image = meant::image_elsewhere(&args.image)?;
+    let made = Directory::make(&directory, &args.directory)?;
+    let own = directory.join(OWN);
+    let user = args.container.user.as_deref();
+    let plan = Plan { image, user, options, directory: &directory, own: &own, writable, stubs: &LATER };
+    let runtime = process::runtime(process::Purpose::Starting)?;
+    let done = plan.make(&runtime);
+    runtime.shutdown_background();
+    let record = Record { version: 1, config: Digest::of(Algorithm::Sha256, &done?.config), made_directory: made.made };
+    let text = serde_json::to_vec(&record).expect("plain data");
+    if let Err(error) = container::write(&own.join(RECORD), &text, 0o600) {
+        container::take_away(&directory.join(ROOTFS));
+        return Err(error.into());
+    }
+    made.keep();
+    Ok(())
+}
+
+/// A bundle's directory while the bundle is being made; if that fails, it becomes as it was.
+struct Directory<'a> {
+    path: &'a Path,
+    made: bool,
+    kept: bool,
+}
+
+impl<'a> Directory<'a> {
+    fn make(path: &'a Path, typed: &Path) -> Result<Self, Report> {
+        let failed = |cause| Report::from(HostError::RunState { path: typed.to_owned(), cause });
+        let made = match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        if !made {
+            let mut entries = std::fs::read_dir(path).map_err(failed)?;
+            if entries.next().is_some() {
+                let shown = typed.display();
+                let report = Report::usage(format!("cannot make a bundle in `{shown}`: it is not empty"));
+                return Err(match path.join(OWN).join(RECORD).exists() {
+                    true => report.hint(format!("it holds a bundle; `peelfs umount {shown}` takes that away")),
+                    false => report.hint("name a directory that is empty, or that does not exist yet"),
+                });
+            }
+        }
+        let directory = Self { path, made, kept: false };
+        let found = std::fs::metadata(path).map_err(failed)?;
+        if found.mode() & 0o077 != 0 {
+            // Set-user-id programs of the image are in it, as in the store of an engine.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+            eprintln!(
+                "note: `{}` is for this user alone now (700): programs in it may be set-user-id",
+                typed.display()
+            );
+        }
+        for name in [OWN, ROOTFS] {
+            container::make_private(&path.join(name))?;
+        }
+        container::make_stubs_directory(&path.join(OWN))?;
+        Ok(directory)
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Directory<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What cannot be removed is empty or says by its name what it is.
+            let _ = std::fs::remove_file(self.path.join(CONFIG));
+            let _ = remove_own(self.path, self.made);
+        }
+    }
+}
+
+/// Whether a bundle of peelfs is in `directory`. A mount is none, and is not looked into: it may not answer.
+pub(super) fn is_bundle(directory: &Path) -> bool {
+    let is_mount = mounts::followed(directory).is_ok_and(|at| mounts::at(&at).is_some());
+    !is_mount && record(directory).is_some()
+}
+
+/// What was recorded; nothing, where another user may have written it.
+fn record(directory: &Path) -> Option<Record> {
+    let path = directory.join(OWN).join(RECORD);
+    let found = std::fs::symlink_metadata(&path).ok()?;
+    let is_own = found.is_file() && found.uid() == rustix::process::geteuid().as_raw();
+    let text = is_own.then(|| std::fs::read(&path).ok()).flatten()?;
+    serde_json::from_slice(&text).ok().filter(|record: &Record| record.version == 1)
+}
+
+/// Takes a bundle away: its mounts, and the files that were made with it.
+pub(super) fn take_away(directory: &Path, open_files: OpenFiles) -> Result<(), Report> {
+    let Some(record) = record(directory) else {
+        return Err(Report::new(Code::NotFound, format!("there is no bundle in `{}`", directory.display())));
+    };
+    if let Some(mount) = mounts::absolute(&directory.join(ROOTFS)).ok().and_then(|rootfs| mounts::peelfs_at(&rootfs)) {
+        unmount_with_cover(&mount, open_files)?;
+    }
+    let config = directory.join(CONFIG);
+    match std::fs::read(&config) {
+        Ok(text) if Digest::of(Algorithm::Sha256, &text) == record.config => {
+            std::fs::remove_file(&config).map_err(|cause| HostError::RunState { path: config, cause })?;
+        }
+        Ok(_) => eprintln!("note: `{}` was edited, and stays", config.display()),
+        Err(_) => {}
+    }
+    let removed = remove_own(directory, record.made_directory);
+    removed.map_err(|cause| Report::from(HostError::RunState { path: directory.to_owned(), cause }))
+}
+
+/// Removes what is peelfs's own in a bundle; the directory itself if it was made and is empty then.
+fn remove_own(directory: &Path, made: bool) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory.join(OWN)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // These are empty, or have something of another's.
+    let _ = std::fs::remove_dir(directory.join(ROOTFS));
+    if made {
+        let _ = std::fs::remove_dir(directory);
+    }
+    Ok(())
+}
+
+const OWN: &str = ".peelfs";
+const RECORD: &str = "bundle.json";
+/// What engines mount over later.
+const LATER: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];

@@ -1,0 +1,299 @@
+//! What `peelfs run` and `peelfs bundle` have in common: options of a container, and its root file system.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::progress::Bar;
+use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePolicy};
+use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
+use peelfs::host::background::{self, Keeper};
+use peelfs::host::error::HostError;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::rootfs::{self, Stub};
+use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Writable};
+use peelfs::host::writable::{self, Overlay};
+use peelfs::host::{mount_point, open, piped};
+use peelfs::image::{Eagerness, ImageFs, Verify};
+use tokio::runtime::Runtime;
+
+/// How a container differs from what its image says.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Container")]
+pub(crate) struct ContainerArgs {
+    /// Run as this user, by name or number, instead of the image's
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Set an environment variable; without `=VALUE`, to what it is here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Begin in this directory instead of the image's
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Run this instead of the image's entrypoint and command; a JSON array for several words
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Show a directory or file of this machine in the container; with `:ro`, so that it cannot be changed
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub volume: Vec<String>,
+    /// What becomes of the image's own volumes
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub image_volume: Option<ImageVolume>,
+    /// The host name in the container
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Let set-user-id programs such as sudo and file capabilities work in the container
+    #[arg(long)]
+    pub allow_new_privileges: bool,
+}
+
+/// What becomes of the volumes that an image names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum ImageVolume {
+    /// Each is in memory, with what the image has there
+    Tmpfs,
+    /// They belong to the root file system, and are kept where that is
+    Ignore,
+}
+
+/// Which network a container has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum NetworkArg {
+    /// This machine's
+    Host,
+    /// One of its own, without a way out
+    None,
+}
+
+impl ContainerArgs {
+    /// What they mean; `image_volume` where the user does not say.
+    pub(super) fn options(&self, network: NetworkArg, image_volume: ImageVolume) -> Result<BundleOptions, Report> {
+        let environment = self.env.iter().filter_map(|text| match text.split_once('=') {
+            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+            None => std::env::var(text).ok().map(|value| (text.clone(), value)),
+        });
+        Ok(BundleOptions {
+            environment: environment.collect(),
+            directory: self.workdir.clone(),
+            entrypoint: self.entrypoint.as_deref().map(words).transpose()?,
+            new_privileges: self.allow_new_privileges,
+            volumes: match self.image_volume.unwrap_or(image_volume) {
+                ImageVolume::Tmpfs => VolumePolicy::Tmpfs,
+                ImageVolume::Ignore => VolumePolicy::Root,
+            },
+            binds: self.volume.iter().map(|text| volume(text)).collect::<Result<_, _>>()?,
+            network: match network {
+                NetworkArg::Host => Network::Host,
+                NetworkArg::None => Network::None,
+            },
+            hostname: self.hostname.clone(),
+            ..BundleOptions::default()
+        })
+    }
+}
+
+/// An entrypoint: one program, or several words as JSON; an empty one is none.
+fn words(text: &str) -> Result<Vec<String>, Report> {
+    match text {
+        "" => Ok(Vec::new()),
+        text if text.starts_with('[') => serde_json::from_str(text)
+            .map_err(|error| Report::usage(format!("`{text}` is not a JSON array of words: {error}"))),
+        program => Ok(vec![program.to_owned()]),
+    }
+}
+
+/// `SRC:DST[:ro]`
+fn volume(text: &str) -> Result<Volume, Report> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, readonly) = match parts[..] {
+        [source, destination] | [source, destination, "rw"] => (source, destination, false),
+        [source, destination, "ro"] => (source, destination, true),
+        _ => {
+            let hint = "name a directory or file here and a path in the container, as in `-v ./data:/data:ro`";
+            return Err(Report::usage(format!("`{text}` is not a volume")).hint(hint));
+        }
+    };
+    if source.is_empty() {
+        return Err(Report::usage(format!("volume `{text}` names nothing of this machine")));
+    }
+    let absolute = open::absolute(source);
+    let found = absolute.canonicalize().map_err(|error| {
+        let report = Report::new(Code::NotFound, format!("cannot use `{source}` as a volume: {error}"));
+        if source.contains('/') {
+            report
+        } else {
+            report.hint(format!("volumes are paths; there is no volume by name. Make it with `mkdir {source}`"))
+        }
+    })?;
+    let Some(source) = found.to_str() else {
+        return Err(Report::usage(format!("the path of volume `{text}` is not UTF-8, which a runtime cannot be told")));
+    };
+    Ok(Volume { source: source.to_owned(), destination: destination.to_owned(), readonly })
+}
+
+/// A container that is to be made.
+pub(super) struct Plan<'a> {
+    /// Its image, with paths that mean the same in any directory.
+    pub(super) image: ImageSpec,
+    /// The user, if not the image's.
+    pub(super) user: Option<&'a str>,
+    /// All else that is wanted.
+    pub(super) options: BundleOptions,
+    /// Where `config.json` and `rootfs` are made.
+    pub(super) directory: &'a Path,
+    /// Where what they need is made.
+    pub(super) own: &'a Path,
+    /// Where what is written goes; nothing can be written without.
+    pub(super) writable: Option<Writable>,
+    /// Files that are to be there for mounts that are added later.
+    pub(super) stubs: &'a [&'a str],
+}
+
+/// What was made for a container; what lives as long as it does.
+pub(super) struct Made {
+    /// `config.json`, as it was written.
+    pub(super) config: Vec<u8>,
+    /// The directory that keeps what is written.
+    pub(super) kept: Option<writable::Kept>,
+}
+
+impl Plan<'_> {
+    /// Mounts the image with an overlay on it, and writes `config.json`. What was mounted is taken away again where that fails.
+    pub(super) fn make(mut self, runtime: &Runtime) -> Result<Made, Report> {
+        let (image, piped) = {
+            let spec = MountSpec::new(self.image.clone(), self.directory.join(ROOTFS));
+            let (spec, piped) = piped::hold(spec)?;
+            (spec.image, piped)
+        };
+        if piped.is_some() {
+            return Err(
+                Report::usage("a container cannot read its archive from a pipe").hint("write it to a file first")
+            );
+        }
+        let at = self.directory.join(ROOTFS);
+        runtime.block_on(async {
+            let opened = open::open_alone(&image).await?;
+            let configured = Configured::parse(opened.plan.configuration.raw.get())?;
+            let kept = match &self.writable {
+                Some(Writable::Kept(directory)) => Some(
+                    writable::keep_in(directory, &opened.plan.manifest.digest.to_string()).map_err(HostError::from)?,
+                ),
+                Some(Writable::Memory) | None => None,
+            };
+            // Every process reads the image that this one has resolved.
+            let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
+            let image = ImageSpec { reference, ..image };
+            // As an engine's would be: what protects the machine is said in the configuration.
+            let kernel = KernelOptions {
+                suid: true,
+                dev: true,
+                allow_other: true,
+                under_overlay: true,
+                ..KernelOptions::default()
+            };
+            let spec = MountSpec { kernel, ..MountSpec::new(image, &at) };
+            mount_point::hold(&spec, &at)?;
+            let mounting = tokio::task::spawn_blocking(move || {
+                let mut bar = Bar::new();
+                background::mount(&spec, Keeper::Process, &mut bar)
+            });
+            let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+            let described = self.describe(&fs, &configured).await;
+            let mounted = mounting.await.map_err(|error| Report::new(Code::Failure, error))?.map_err(Report::from);
+            let covered = match (described, mounted) {
+                (Ok(config), Ok(())) => self.cover(&at, &opened.reference.to_string(), kernel).map(|()| config),
+                (_, Err(error)) => return Err(error),
+                (Err(error), Ok(())) => Err(error),
+            };
+            covered.map(|config| Made { config, kept }).inspect_err(|_| take_away(&at))
+        })
+    }
+
+    /// Writes `config.json` and makes what the image lacks.
+    async fn describe(&mut self, fs: &ImageFs, image: &Configured) -> Result<Vec<u8>, Report> {
+        let user = rootfs::user(fs, self.user.unwrap_or(image.user())).await?;
+        self.add_names()?;
+        let config = bundle::config(image, &user, &self.options).map_err(Report::from)?;
+        let binds = |path: &str| self.options.binds.iter().find(|bind| bind.destination.trim_end_matches('/') == path);
+        let is_file = |path: &str| binds(path).is_some_and(|bind| !Path::new(&bind.source).is_dir());
+        let stubs = bundle::destinations(&config).into_iter();
+        let mut stubs: Vec<_> =
+            stubs.map(|path| if is_file(&path) { (path, Stub::File) } else { (path, Stub::Directory) }).collect();
+        stubs.extend(self.stubs.iter().map(|path| ((*path).to_owned(), Stub::File)));
+        rootfs::make_stubs(fs, &stubs, &self.own.join(STUBS)).await?;
+        let mut text = serde_json::to_vec_pretty(&config).expect("plain data");
+        text.push(b'\n');
+        write(&self.directory.join(CONFIG), &text, 0o600)?;
+        Ok(text)
+    }
+
+    /// How names are resolved in the container; what the user shows there wins.
+    fn add_names(&mut self) -> Result<(), Report> {
+        let mut names = Vec::new();
+        let mut add = |source: &Path, destination: &str| {
+            if let (Some(source), true) = (source.to_str(), source.exists()) {
+                let (source, destination) = (source.to_owned(), destination.to_owned());
+                names.push(Volume { source, destination, readonly: true });
+            }
+        };
+        match self.options.network {
+            Network::Host => {
+                add(Path::new("/etc/resolv.conf"), "/etc/resolv.conf");
+                add(Path::new("/etc/hosts"), "/etc/hosts");
+            }
+            Network::None => {
+                let hosts = self.own.join("hosts");
+                let name = self.options.hostname.as_deref().map_or(String::new(), |name| format!("127.0.1.1 {name}\n"));
+                write(&hosts, format!("127.0.0.1 localhost\n::1 localhost\n{name}").as_bytes(), 0o644)?;
+                add(&hosts, "/etc/hosts");
+            }
+        }
+        names.append(&mut self.options.binds);
+        self.options.binds = names;
+        Ok(())
+    }
+
+    fn cover(&self, at: &Path, source: &str, kernel: KernelOptions) -> Result<(), Report> {
+        let below = self.own.join(STUBS);
+        let overlay = Overlay { upper: self.writable.as_ref(), below: Some(&below), kernel, source };
+        Ok(writable::cover(at, &overlay).map_err(HostError::from)?)
+    }
+}
+
+/// Takes away what was mounted for a container.
+pub(super) fn take_away(at: &Path) {
+    if let Some(mount) = mounts::peelfs_at(at)
+        && let Err(error) = unmount_with_cover(&mount, OpenFiles::Keep)
+    {
+        eprintln!("note: {error}");
+    }
+}
+
+/// Writes a new file.
+pub(super) fn write(path: &Path, text: &[u8], mode: u32) -> Result<(), HostError> {
+    let written = File::options().write(true).create(true).truncate(true).mode(mode).open(path);
+    let written = written.and_then(|mut file| file.write_all(text));
+    written.map_err(|cause| HostError::RunState { path: path.to_owned(), cause })
+}
+
+/// A directory that only this user may enter.
+pub(super) fn make_private(path: &Path) -> Result<(), HostError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    made.map_err(|cause| HostError::RunState { path: path.to_owned(), cause })
+}
+
+/// The stubs' own directory: the lowermost of the overlay, which everything else wins over.
+pub(super) fn make_stubs_directory(own: &Path) -> Result<PathBuf, HostError> {
+    let stubs = own.join(STUBS);
+    make_private(&stubs)?;
+    Ok(stubs)
+}
+
+/// Names in a bundle: the first two are the specification's.
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const ROOTFS: &str = "rootfs";
+const STUBS: &str = "stubs";

@@ -1,0 +1,368 @@
+//! `peelfs run`: one container, by runc or crun, and nothing left of it.
+//!
+//! This process enters a mount namespace of its own. In that, a file system in memory holds all that the container needs:
+//! the image with an overlay on it, `config.json`, the runtime's state. The runtime is a child of this process, at its
+//! terminal; signals and the exit status are passed on. A [guard](super::guard) cleans up, whichever way this process ends.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::process::{Resource, getrlimit};
+
+use super::args::{AccessArgs, ImageArgs};
+use super::container::{self, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
+use super::guard::STATE;
+use super::meant;
+use peelfs::bundle::{BundleOptions, Limit};
+use peelfs::host::error::HostError;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::spec::Writable;
+use peelfs::host::{open, process, status};
+
+/// `peelfs run`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// Taken and ignored: a container is always removed when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Pass on what is written to stdin
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Let nothing be written but to volumes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Keep what is written in DIR; the next container of the image with the same DIR finds it there
+    #[arg(long, value_name = "DIR", conflicts_with = "read_only")]
+    pub keep: Option<PathBuf>,
+    /// The name of the container, and its host name where it has a network of its own
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The network of the container
+    #[arg(long, value_enum, default_value = "host", value_name = "NETWORK", help_heading = "Container")]
+    pub network: NetworkArg,
+    /// The container runtime: crun, runc or a path [default: whichever is there]
+    #[arg(long, value_name = "RUNTIME")]
+    pub runtime: Option<PathBuf>,
+    /// What differs from what the image says.
+    #[command(flatten)]
+    pub container: ContainerArgs,
+    /// How the image is reached.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// The image, and what to run instead of its command; all that stands behind the image is the container's
+    #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true)]
+    pub line: Vec<String>,
+}
+
+/// Runs a container; how it ended.
+pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
+    let limits = limits();
+    let runtime = runtime(args.runtime.as_deref())?;
+    if args.tty && !std::io::stdin().is_terminal() {
+        return Err(Report::usage("stdin is not a terminal").hint("leave out `-t`"));
+    }
+    let (reference, command) = args.line.split_first().expect("it is required");
+    let name = args.name.clone().unwrap_or_else(|| format!("peelfs-{}", std::process::id()));
+    check_name(&name)?;
+    let image_volume = if args.read_only { ImageVolume::Tmpfs } else { ImageVolume::Ignore };
+    let options = args.container.options(args.network, image_volume)?;
+    let own_name = match args.network {
+        NetworkArg::Host => own_hostname().unwrap_or_else(|| name.clone()),
+        NetworkArg::None => name.clone(),
+    };
+    let options = BundleOptions {
+        command: (!command.is_empty()).then(|| command.to_vec()),
+        terminal: args.tty,
+        readonly: args.read_only,
+        hostname: Some(options.hostname.clone().unwrap_or(own_name)),
+        limits,
+        ..options
+    };
+    let image = meant::image_elsewhere(&ImageArgs { reference: reference.clone(), access: args.access.clone() })?;
+    let keep = args.keep.as_ref().map(open::absolute);
+
+    let signals = Signals::block()?;
+    let place = Place::enter()?;
+    let container = Arc::new(Container::new(Guard::start(&runtime, &place.0, &name)?));
+    signals.pass_on_to(&container)?;
+    let made = place.make(args, image, options, keep);
+    let ended = made.and_then(|made| {
+        let ended = container.run(args, &runtime, &place.0, &name);
+        drop(made.kept);
+        ended
+    });
+    container.end();
+    ended
+}
+
+/// The name of this machine, which its network is known by.
+fn own_hostname() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Limits that the container's process has back: this one changes its own.
+fn limits() -> Vec<Limit> {
+    let of = |kind, resource| {
+        let found = getrlimit(resource);
+        Limit { kind, soft: found.current.unwrap_or(u64::MAX), hard: found.maximum.unwrap_or(u64::MAX) }
+    };
+    vec![of("RLIMIT_NOFILE", Resource::Nofile), of("RLIMIT_CORE", Resource::Core)]
+}
+
+/// The container runtime that was asked for, or one that is there.
+fn runtime(typed: Option<&Path>) -> Result<PathBuf, Report> {
+    let is_program = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
+    let directories: Vec<_> = directories.filter(|directory| directory.is_absolute()).collect();
+    let find = |name: &Path| match name.components().count() {
+        1 if name.is_relative() => {
+            directories.iter().map(|directory| directory.join(name)).find(|path| is_program(path))
+        }
+        _ => Some(open::absolute(name)).filter(|path| is_program(path)),
+    };
+    let found = match typed {
+        Some(typed) => find(typed),
+        None => usual_runtimes().into_iter().find_map(|name| find(Path::new(name))),
+    };
+    found.ok_or_else(|| {
+        let what = match typed {
+            Some(typed) => format!("there is no container runtime `{}`", typed.display()),
+            None => "there is no container runtime: neither crun nor runc".to_owned(),
+        };
+        let package = typed.and_then(Path::to_str).filter(|name| *name == "runc").unwrap_or("crun");
+        Report::new(Code::Failure, what).hint(format!("install one, as with `apt install {package}`"))
+    })
+}
+
+/// The fastest first; crun refuses to work where control groups of both versions are mounted.
+fn usual_runtimes() -> [&'static str; 2] {
+    let exists = |path: &str| Path::new("/sys/fs/cgroup").join(path).exists();
+    if exists("unified") && !exists("cgroup.controllers") { ["runc", "crun"] } else { ["crun", "runc"] }
+}
+
+/// A name is a directory of the runtime's, and a host name.
+fn check_name(name: &str) -> Result<(), Report> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first && name.len() <= 64 && name.bytes().all(good) {
+        return Ok(());
+    }
+    let hint = "names have up to 64 letters, digits, `_`, `.` and `-`, and begin with a letter or digit";
+    Err(Report::usage(format!("`{name}` is not a name for a container")).hint(hint))
+}
+
+/// The directory of one container, in a mount namespace that only it and this process's children have.
+struct Place(PathBuf);
+
+impl Place {
+    /// Enters the namespace. No thread runs yet.
+    fn enter() -> Result<Self, Report> {
+        let failed = |what| move |errno: rustix::io::Errno| Report::from(HostError::system(what)(errno.into()));
+        let run = status::make_directory()?;
+        remove_leftovers(&run);
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+            .map_err(|errno| Report::from(HostError::system("enter a mount namespace")(errno.into())))?;
+        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).map_err(failed("enter a mount namespace"))?;
+        let path = run.join(format!("{}.{EXTENSION}", std::process::id()));
+        container::make_private(&path)?;
+        let mounted = rustix::mount::mount("peelfs", &path, "tmpfs", MountFlags::empty(), Some(c"mode=0700"));
+        if let Err(errno) = mounted {
+            let _ = std::fs::remove_dir(&path);
+            return Err(failed("mount a file system in memory")(errno));
+        }
+        Ok(Self(path))
+    }
+
+    /// Makes the bundle.
+    fn make(
+        &self,
+        args: &RunArgs,
+        image: peelfs::host::spec::ImageSpec,
+        options: BundleOptions,
+        keep: Option<PathBuf>,
+    ) -> Result<container::Made, Report> {
+        for name in [ROOTFS, STATE, UPPER] {
+            container::make_private(&self.0.join(name))?;
+        }
+        container::make_stubs_directory(&self.0)?;
+        let writable = match (args.read_only, keep) {
+            (true, _) => None,
+            (false, keep) => Some(Writable::Kept(keep.unwrap_or_else(|| self.0.join(UPPER)))),
+        };
+        let user = args.container.user.as_deref();
+        let plan = Plan { image, user, options, directory: &self.0, own: &self.0, writable, stubs: &[] };
+        let runtime = process::runtime_of_parent()?;
+        let made = plan.make(&runtime);
+        runtime.shutdown_background();
+        made
+    }
+}
+
+/// Removes directories of containers whose processes were all killed; they are empty.
+fn remove_leftovers(run: &Path) {
+    for entry in std::fs::read_dir(run).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let pid = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u32>().ok());
+        if let (Some(pid), Some(EXTENSION)) = (pid, path.extension().and_then(|extension| extension.to_str()))
+            && (pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists())
+        {
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+/// The process that cleans up.
+struct Guard {
+    process: Child,
+    pipe: ChildStdin,
+}
+
+impl Guard {
+    fn start(runtime: &Path, directory: &Path, name: &str) -> Result<Self, Report> {
+        let failed = HostError::system("start the process that cleans up");
+        let start = || {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["host", "guard"]).arg(runtime).arg(directory).arg(name);
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+        };
+        let mut process = start().map_err(failed)?;
+        let pipe = process.stdin.take().expect("it is piped");
+        Ok(Self { process, pipe })
+    }
+
+    /// Lets it clean up; returns when that is done.
+    fn end(self) {
+        let Self { mut process, pipe } = self;
+        drop(pipe);
+        let _ = process.wait();
+    }
+}
+
+/// A container that is being made or runs.
+struct Container(Mutex<State>);
+
+struct State {
+    guard: Option<Guard>,
+    runtime: Option<rustix::process::Pid>,
+    /// How often it was told to end.
+    ends: u32,
+}
+
+impl Container {
+    fn new(guard: Guard) -> Self {
+        Self(Mutex::new(State { guard: Some(guard), runtime: None, ends: 0 }))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs it to its end; its exit status.
+    fn run(&self, args: &RunArgs, runtime: &Path, directory: &Path, name: &str) -> Result<u8, Report> {
+        let failed = |what| move |error| Report::from(HostError::system(what)(error));
+        let mut command = Command::new(runtime);
+        command.arg("--root").arg(directory.join(STATE)).arg("run").arg("--bundle").arg(directory).arg(name);
+        if !args.interactive {
+            command.stdin(Stdio::null());
+        }
+        let mut process = {
+            let mut state = self.state();
+            let process = command.spawn().map_err(failed("start the container runtime"))?;
+            state.runtime = rustix::process::Pid::from_raw(process.id().cast_signed());
+            if let Some(guard) = &mut state.guard {
+                writeln!(guard.pipe, "{}", process.id()).map_err(failed("tell the process that cleans up"))?;
+            }
+            process
+        };
+        let status = process.wait();
+        self.state().runtime = None;
+        let status = status.map_err(failed("wait for the container runtime"))?;
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        Ok(u8::try_from(code).unwrap_or(FAILED))
+    }
+
+    /// Nothing of it is left when this returns.
+    fn end(&self) {
+        let guard = self.state().guard.take();
+        if let Some(guard) = guard {
+            guard.end();
+        }
+    }
+
+    /// Does what a signal asks for; `from_terminal` if the runtime has it as well.
+    fn signal(&self, signal: Signal, from_terminal: bool) {
+        let mut state = self.state();
+        let ends = matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT);
+        state.ends += u32::from(ends);
+        match state.runtime {
+            Some(runtime) if state.ends < ENDS => {
+                if !from_terminal && let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+                    // If it has ended, that is noticed soon.
+                    let _ = rustix::process::kill_process(runtime, signal);
+                }
+            }
+            _ if ends => {
+                let code = if state.runtime.is_some() { 128 + Signal::SIGKILL as i32 } else { 128 + signal as i32 };
+                drop(state);
+                self.end();
+                std::process::exit(code);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The signals that are passed on. Blocked in every thread that is started later; the standard library unblocks them in
+/// processes that it starts.
+struct Signals(SigSet);
+
+impl Signals {
+    fn block() -> Result<Self, Report> {
+        let signals: SigSet = PASSED_ON.into_iter().collect();
+        signals.thread_block().map_err(|errno| Report::from(HostError::system("listen to signals")(errno.into())))?;
+        Ok(Self(signals))
+    }
+
+    fn pass_on_to(self, container: &Arc<Container>) -> Result<(), Report> {
+        let failed = HostError::system("listen to signals");
+        let signals = SignalFd::new(&self.0).map_err(|errno| Report::from(failed(errno.into())))?;
+        let container = Arc::clone(container);
+        let pass_on = move || {
+            while let Ok(Some(info)) = signals.read_signal() {
+                if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) {
+                    container.signal(signal, info.ssi_code == FROM_KERNEL);
+                }
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(pass_on).map(drop).map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// The exit status where the container was not started, as of podman and docker.
+pub(super) const FAILED: u8 = 125;
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// A container that was told so often to end is killed.
+const ENDS: u32 = 3;
+/// `SI_KERNEL`: the terminal has sent it, to every process at it.
+const FROM_KERNEL: i32 = 0x80;
+const UPPER: &str = "upper";
+/// Of the directory of a container; before it stands the number of its process.
+const EXTENSION: &str = "run";

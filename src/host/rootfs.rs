@@ -1,0 +1,138 @@
+//! What an image lacks as the root file system of a container, and who its users are: asked of the image itself, not of a
+//! mount of it.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::error::HostError;
+use crate::bundle::{self, BundleError, User};
+use crate::image::{FsError, ImageFs};
+use crate::layer::Kind;
+use crate::offsets::FileOffset;
+use crate::overlay::{Last, MAX_LINKS, NodeId};
+
+/// Something that a root file system has to have.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Stub {
+    /// An empty directory.
+    Directory,
+    /// An empty file.
+    File,
+}
+
+/// The user that `typed` names, by the image's `/etc/passwd` and `/etc/group`. Symlinks lead to where they do in the image.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn user(fs: &ImageFs, typed: &str) -> Result<User, HostError> {
+    let passwd = read_small(fs, "/etc/passwd").await?;
+    // A user by number has no further groups.
+    let group = read_small(fs, "/etc/group").await?;
+    Ok(bundle::resolve_user(typed, &passwd, &group)?)
+}
+
+/// A file that programs read as a whole; empty if there is no such file.
+async fn read_small(fs: &ImageFs, path: &'static str) -> Result<Vec<u8>, HostError> {
+    let found = match fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await {
+        Ok(found) if found.kind == Kind::File => found,
+        Ok(_) | Err(FsError::NotFound | FsError::NotADirectory | FsError::Loop) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    if found.size > SMALL {
+        let why = format!("its {path} has {} bytes, more than the {SMALL} that are read", found.size);
+        return Err(BundleError::Configuration { why }.into());
+    }
+    let mut text = Vec::new();
+    while (text.len() as u64) < found.size {
+        let piece = fs.read(found.node, FileOffset(text.len() as u64), found.size as usize - text.len()).await?;
+        if piece.is_empty() {
+            break;
+        }
+        text.extend_from_slice(&piece);
+    }
+    Ok(text)
+}
+
+/// Where in the image a path leads that does not exist there, without symlinks; `None` if it exists, or can never exist.
+async fn missing(fs: &ImageFs, path: &str) -> Result<Option<PathBuf>, FsError> {
+    let names = |path: &[u8]| -> Vec<Vec<u8>> {
+        let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+        names.map(<[u8]>::to_vec).collect()
+    };
+    // The directories that were gone through, with their names; the root has none.
+    let mut here: Vec<(Vec<u8>, NodeId)> = Vec::new();
+    let mut rest: VecDeque<Vec<u8>> = names(path.as_bytes()).into();
+    let mut links = 0;
+    while let Some(name) = rest.pop_front() {
+        if name == b".." {
+            here.pop();
+            continue;
+        }
+        let parent = here.last().map_or(NodeId::ROOT, |(_, node)| *node);
+        let Some(found) = fs.awaited(|fs| fs.lookup(parent, &name)).await? else {
+            let so_far = here.iter().map(|(name, _)| name).chain([&name]).chain(&rest);
+            let leads_up = rest.iter().any(|name| name == b"..");
+            return Ok((!leads_up).then(|| so_far.map(|name| OsStr::from_bytes(name)).collect()));
+        };
+        match found.kind {
+            Kind::Directory => here.push((name, found.node)),
+            Kind::Symlink => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Ok(None);
+                }
+                let target = fs.awaited(|fs| fs.symlink_target(found.node)).await?;
+                if target.starts_with(b"/") {
+                    here.clear();
+                }
+                names(&target).into_iter().rev().for_each(|name| rest.push_front(name));
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// Makes in `directory` what of `stubs` the image lacks.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn make_stubs(fs: &ImageFs, stubs: &[(String, Stub)], directory: &Path) -> Result<(), HostError> {
+    for (path, stub) in stubs {
+        let Some(place) = missing(fs, path).await? else { continue };
+        make_stub(directory, &place, *stub)
+            .map_err(|cause| HostError::RunState { path: directory.join(place), cause })?;
+    }
+    Ok(())
+}
+
+/// Whatever the umask is: these are seen by every user of the container.
+fn make_stub(directory: &Path, place: &Path, stub: Stub) -> io::Result<()> {
+    let mut path = directory.to_owned();
+    let mut names = place.components().peekable();
+    while let Some(name) = names.next() {
+        path.push(name);
+        let made = match (names.peek(), stub) {
+            (None, Stub::File) => {
+                File::create_new(&path).and_then(|file| file.set_permissions(Permissions::from_mode(0o644)))
+            }
+            _ => DirBuilder::new()
+                .mode(0o755)
+                .create(&path)
+                .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o755))),
+        };
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+    }
+    Ok(())
+}
+
+/// Larger than the user database of any image, in bytes.
+const SMALL: u64 = 16 << 20;

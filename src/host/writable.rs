@@ -1,0 +1,385 @@
+//! An overlay on a mount: what makes an image a root file system that can be written to, or that has directories which the
+//! image lacks.
+//!
+//! The kernel's overlayfs is mounted on the same directory as the image, which then is its lower layer and seen through it
+//! only. Both are one mount to the user: they are made, shown and taken away together, and known to belong together by
+//! [`mounts::cover_of`].
+//!
+//! The kernel asks the lower layer while it mounts an overlay, so no process does that which serves the image.
+
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
+
+use super::background;
+use super::channel::{AsyncChannel, Channel, ChannelError};
+use super::error::HostError;
+use super::handover::Handover;
+use super::open::Opened;
+use super::report::Report;
+use super::spec::{KernelOptions, MountSpec, Writable};
+use super::wire;
+use super::wire::v1::{Request, Word};
+use crate::fuse::mounts::{self, MountPoint};
+
+/// What is laid over an image.
+#[derive(Clone, Debug)]
+pub struct Overlay<'a> {
+    /// Where what is written goes; without it nothing can be written.
+    pub upper: Option<&'a Writable>,
+    /// A directory with what the image may lack; what the image has itself wins.
+    pub below: Option<&'a Path>,
+    /// What the kernel is told of the image holds for the overlay.
+    pub kernel: KernelOptions,
+    /// The image, as tables of mounts show it.
+    pub source: &'a str,
+}
+
+/// Why there is no overlay.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// A directory that it needs cannot be made or opened.
+    #[error("cannot use `{}`", path.display())]
+    Directory {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Another overlay writes there.
+    #[error("`{}` is in use by another mount or container", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What is kept there was written over another image.
+    #[error("what is kept in `{}` was written over another image, {manifest}", path.display())]
+    OtherImage {
+        /// The directory.
+        path: PathBuf,
+        /// The manifest of that image.
+        manifest: String,
+    },
+    /// This user may not mount one.
+    #[error("only root can mount an overlay")]
+    NotAllowed,
+    /// The kernel refused.
+    #[error("cannot mount an overlay on `{}`{said}", at.display())]
+    Refused {
+        /// The mount point.
+        at: PathBuf,
+        /// What the kernel says about it.
+        said: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// A directory in which is kept what is written; held for as long as it is in use.
+#[derive(Debug)]
+pub struct Kept {
+    _lock: File,
+}
+
+/// Takes `directory` for what is written over the image with this manifest; it is made if it is missing.
+///
+/// # Errors
+/// [`OverlayError`]
+pub fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| OverlayError::Directory { path, cause }
+    };
+    std::fs::create_dir_all(directory).map_err(failed(directory))?;
+    let lock = File::open(directory).map_err(failed(directory))?;
+    let in_use = || OverlayError::InUse { path: directory.to_owned() };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(in_use()),
+        Err(TryLockError::Error(cause)) => return Err(failed(directory)(cause)),
+    }
+    let canonical = directory.canonicalize().map_err(failed(directory))?;
+    if mounts::all().iter().any(|mount| mount.upper().is_some_and(|upper| upper.starts_with(&canonical))) {
+        return Err(in_use());
+    }
+    let image = directory.join(IMAGE);
+    match std::fs::read_to_string(&image) {
+        Ok(before) if before.trim() == manifest => {}
+        Ok(before) => {
+            let manifest = before.trim().chars().filter(|char| !char.is_control()).take(MANIFEST_SHOWN).collect();
+            return Err(OverlayError::OtherImage { path: directory.to_owned(), manifest });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::write(&image, format!("{manifest}\n")).map_err(failed(&image))?;
+        }
+        Err(cause) => return Err(failed(&image)(cause)),
+    }
+    Ok(Kept { _lock: lock })
+}
+
+/// Takes the directory that a mount keeps what is written in.
+pub(super) fn take(spec: &MountSpec, opened: &Opened) -> Result<Option<Kept>, OverlayError> {
+    match &spec.writable {
+        Some(Writable::Kept(directory)) => keep_in(directory, &opened.plan.manifest.digest.to_string()).map(Some),
+        Some(Writable::Memory) | None => Ok(None),
+    }
+}
+
+/// Lays the overlay over a mount that this process serves, by another one; if there is to be one, and it is not there yet.
+pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostError> {
+    let own = |mount: &MountPoint| mount.path == handover.place.at() && handover.place.id() == Some(mount.id);
+    let covered = || mounts::all().iter().find(|mount| own(mount)).is_some_and(|own| mounts::cover_of(own).is_some());
+    if handover.spec.writable.is_none() || covered() {
+        return Ok(());
+    }
+    let spec = MountSpec { at: handover.place.at().to_owned(), ..handover.spec.clone() };
+    let failed = HostError::system("mount an overlay");
+    let (own, other) = Channel::pair().map_err(&failed)?;
+    let program = std::env::current_exe().map_err(&failed)?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(COVER).arg(background::QUIET).stdin(Stdio::from(other)).kill_on_drop(true);
+    let mut child = command.spawn().map_err(&failed)?;
+    // It holds the other end.
+    drop(command);
+    let channel = AsyncChannel::new(own).map_err(&failed)?;
+    let told = async {
+        channel.offer(READY_WITHIN).await?;
+        channel.deliver(&Request::Mount(Box::new((&spec).into())), None).await?;
+        Ok::<_, ChannelError>(channel.receive().await?)
+    };
+    let told = told.await.map_err(|cause| HostError::Channel { peer: "process that mounts an overlay", cause })?;
+    let word = told.map(|(text, _)| wire::parse::<Word>(&text));
+    // It has said its last word.
+    let status = child.wait().await;
+    match word {
+        Some(Ok(Word::Ready)) => Ok(()),
+        Some(Ok(Word::Failed(failure))) => Err(HostError::Told(failure.into())),
+        _ => Err(HostError::BackgroundEnded { status: status.map_err(failed)?.to_string() }),
+    }
+}
+
+/// Runs this process as the one that [`cover_by_another`] starts.
+///
+/// # Errors
+/// [`HostError`]
+pub fn run() -> Result<(), HostError> {
+    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
+    let failed = |cause| HostError::Channel { peer: "serving process", cause };
+    channel.accept().map_err(failed)?;
+    let (text, _) =
+        channel.receive().map_err(|error| failed(error.into()))?.ok_or_else(|| failed(ChannelError::Gone))?;
+    let Request::Mount(spec) = wire::parse(&text).map_err(|error| failed(error.into()))? else {
+        return Err(HostError::NotStartedByPeelfs);
+    };
+    let spec = MountSpec::try_from(*spec).map_err(|error| failed(error.into()))?;
+    let source = spec.image.reference.to_string();
+    let overlay = Overlay { upper: spec.writable.as_ref(), below: None, kernel: spec.kernel, source: &source };
+    let word = match cover(&spec.at, &overlay) {
+        Ok(()) => Word::Ready,
+        Err(error) => Word::Failed((&Report::from(error)).into()),
+    };
+    channel.send(&word, None).map_err(failed)
+}
+
+/// Lays an overlay over the image that is mounted on `at`. Who calls this must not serve that image.
+///
+/// # Errors
+/// [`OverlayError`]; `at` is as before then.
+pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |errno: Errno| OverlayError::Directory { path, cause: errno.into() }
+    };
+    let image = rustix::fs::open(at, DIRECTORY, Mode::empty()).map_err(failed(at))?;
+    // The kernel copies the mode of the root as it knows it, and of a mount that was not looked at it knows none.
+    rustix::fs::fstat(&image).map_err(failed(at))?;
+    let below = overlay.below.map(|below| rustix::fs::open(below, DIRECTORY, Mode::empty()).map_err(failed(below)));
+    let below = below.transpose()?;
+    // Only for as long as the overlay is being made: it holds what it needs.
+    let mut memory = None;
+    let upper = match overlay.upper {
+        None => None,
+        Some(Writable::Memory) => {
+            let tmpfs = Tmpfs::mount(&image).map_err(|cause| refused(at, String::new(), cause))?;
+            let root = tmpfs.path();
+            memory = Some(tmpfs);
+            Some(root)
+        }
+        Some(Writable::Kept(directory)) => Some(
+            directory
+                .canonicalize()
+                .map_err(|errno| OverlayError::Directory { path: directory.clone(), cause: errno })?,
+        ),
+    };
+    if let Some(upper) = &upper {
+        make_upper(upper, image.as_fd())?;
+    }
+    let made =
+        make(overlay, &image, below.as_ref(), upper.as_deref()).map_err(|(said, cause)| refused(at, said, cause))?;
+    drop(memory);
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&made, "", &image, "", flags).map_err(|errno| refused(at, String::new(), errno))
+}
+
+fn refused(at: &Path, said: String, errno: Errno) -> OverlayError {
+    match errno {
+        Errno::PERM => OverlayError::NotAllowed,
+        errno => OverlayError::Refused { at: at.to_owned(), said, cause: errno.into() },
+    }
+}
+
+/// The directory that takes what is written, with the metadata of the image's root, and the one that the kernel works in.
+fn make_upper(upper: &Path, image: BorrowedFd<'_>) -> Result<(), OverlayError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| OverlayError::Directory { path, cause }
+    };
+    let (diff, work) = (upper.join(DIFF), upper.join(WORK));
+    match std::fs::DirBuilder::new().mode(0o700).create(&work) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&work)(error)),
+        _ => {}
+    }
+    match std::fs::DirBuilder::new().mode(0o755).create(&diff) {
+        Ok(()) => like_root(&diff, image).map_err(|errno| failed(&diff)(errno.into())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed(&diff)(error)),
+    }
+}
+
+/// The root of an overlay looks as its upper directory does.
+fn like_root(diff: &Path, image: BorrowedFd<'_>) -> Result<(), Errno> {
+    let root = rustix::fs::openat(image, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let found = rustix::fs::fstat(&root)?;
+    let diff = rustix::fs::open(diff, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let owner = (rustix::fs::Uid::from_raw(found.st_uid), rustix::fs::Gid::from_raw(found.st_gid));
+    match rustix::fs::fchown(&diff, Some(owner.0), Some(owner.1)) {
+        // An owner that the user namespace does not have.
+        Ok(()) | Err(Errno::INVAL | Errno::OVERFLOW) => {}
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::fchmod(&diff, Mode::from_raw_mode(found.st_mode & 0o7777))?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: found.st_mtime, tv_nsec: found.st_mtime_nsec as _ },
+    };
+    rustix::fs::futimens(&diff, &times)
+}
+
+/// Makes an overlay that is mounted nowhere yet; with an error goes what the kernel says about it.
+fn make(
+    overlay: &Overlay<'_>,
+    image: &OwnedFd,
+    below: Option<&OwnedFd>,
+    upper: Option<&Path>,
+) -> Result<OwnedFd, (String, Errno)> {
+    let context =
+        rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| (String::new(), errno))?;
+    let configure = || -> Result<(), Errno> {
+        rustix::mount::fsconfig_set_string(&context, "source", format!("{}{}", mounts::COVER, overlay.source))?;
+        // By descriptor, since paths with colons would have to be written otherwise for each kernel.
+        let lower: Vec<String> = std::iter::once(image).chain(below).map(by_descriptor).collect();
+        let lower = match (lower.len(), upper) {
+            // Without anything to write to it takes two; the image lies on an empty directory then.
+            (1, None) => return Err(Errno::INVAL),
+            _ => lower.join(":"),
+        };
+        rustix::mount::fsconfig_set_string(&context, "lowerdir", lower)?;
+        if let Some(upper) = upper {
+            rustix::mount::fsconfig_set_string(&context, "upperdir", escaped(&upper.join(DIFF)))?;
+            rustix::mount::fsconfig_set_string(&context, "workdir", escaped(&upper.join(WORK)))?;
+        }
+        // What steers an overlay is told by attributes that only the machine's root may set otherwise.
+        if is_in_user_namespace() {
+            rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
+        }
+        rustix::mount::fsconfig_create(&context)
+    };
+    configure().map_err(|errno| (said_by(&context), errno))?;
+    let KernelOptions { suid, dev, noexec, .. } = overlay.kernel;
+    let mut flags = MountAttrFlags::empty();
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !suid);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, !dev);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, noexec);
+    flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, upper.is_none());
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(|errno| (said_by(&context), errno))
+}
+
+/// Backslashes stand for themselves nowhere in a path that overlayfs is told.
+fn escaped(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes().iter();
+    OsString::from_vec(bytes.flat_map(|byte| if *byte == b'\\' { vec![b'\\', b'\\'] } else { vec![*byte] }).collect())
+}
+
+/// What the kernel has written about a mount that it refuses.
+fn said_by(context: &OwnedFd) -> String {
+    let Ok(context) = context.try_clone() else { return String::new() };
+    let (mut context, mut line) = (File::from(context), [0; 512]);
+    let length = context.read(&mut line).unwrap_or(0);
+    let text = String::from_utf8_lossy(&line[..length]);
+    // A letter for its kind stands before it.
+    let text = text.trim().get(2..).unwrap_or_default().trim();
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+/// Whether this process is in another user namespace than the machine's first.
+pub fn is_in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut words = map.split_whitespace();
+    !map.is_empty() && [words.next(), words.next(), words.next()] != [Some("0"), Some("0"), Some("4294967295")]
+}
+
+/// A file system in memory, mounted over the image until it is dropped.
+struct Tmpfs {
+    root: OwnedFd,
+}
+
+impl Tmpfs {
+    fn mount(image: &OwnedFd) -> Result<Self, Errno> {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&context, "source", "peelfs")?;
+        rustix::mount::fsconfig_set_string(&context, "mode", "0700")?;
+        rustix::mount::fsconfig_create(&context)?;
+        let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&root, "", image, "", flags)?;
+        Ok(Self { root })
+    }
+
+    fn path(&self) -> PathBuf {
+        by_descriptor(&self.root).into()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::mount::unmount(self.path(), UnmountFlags::DETACH) {
+            tracing::error!(%errno, "a file system in memory stays mounted below an overlay");
+        }
+    }
+}
+
+fn by_descriptor(descriptor: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How the process that mounts an overlay is started.
+const COVER: [&str; 2] = ["host", "cover"];
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// In a directory that keeps what is written: that itself, what the kernel works in, and the manifest of the image.
+const DIFF: &str = "diff";
+const WORK: &str = "work";
+const IMAGE: &str = "image";
+const MANIFEST_SHOWN: usize = 100;

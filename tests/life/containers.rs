@@ -1,0 +1,377 @@
+//! Containers: bundles for runc and crun, mounts that can be written to, and `peelfs run`.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use peelfs::fuse::mounts;
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+
+use peelfs_loopback::tar::Entry;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+
+/// A small system: busybox with what it needs, and two users.
+fn system() -> Option<Vec<Entry>> {
+    if is_missing("ldd") {
+        return None;
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let Some(busybox) = busybox else {
+        eprintln!("skipped: needs busybox");
+        return None;
+    };
+    let mut entries = vec![
+        Entry::dir("bin"),
+        Entry::dir("etc"),
+        Entry::file("bin/busybox", std::fs::read(busybox).unwrap()).mode(0o755),
+        Entry::file("etc/passwd", "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"),
+        Entry::file("etc/group", "root:x:0:\nstaff:x:50:app\napp:x:1001:\n"),
+    ];
+    for applet in
+        ["sh", "id", "cat", "touch", "ls", "sleep", "true", "env", "kill", "stat", "mount", "hostname", "readlink"]
+    {
+        entries.push(Entry::symlink(format!("bin/{applet}"), "busybox"));
+    }
+    // Of a static one it says that there are none.
+    let needed = Command::new("ldd").arg(busybox).output().unwrap();
+    let needed = String::from_utf8(needed.stdout).unwrap();
+    let needed = needed.split_whitespace().filter(|word| word.starts_with('/'));
+    entries.extend(needed.map(|path| Entry::file(&path[1..], std::fs::read(path).unwrap()).mode(0o755)));
+    Some(entries)
+}
+
+/// The system, with a configuration.
+fn image(config: Value) -> Option<Image> {
+    Some(ImageBuilder::new().layer(LayerBuilder::of(&system()?)).config(config).build())
+}
+
+/// An image in a layout of the sandbox.
+fn layout(sandbox: &Sandbox, image: &Image) -> String {
+    let path = sandbox.path().join("layout");
+    image.write_layout(&path, "1").unwrap();
+    format!("oci:{}:1", path.display())
+}
+
+/// Runtimes that are installed.
+fn runtimes() -> Vec<&'static str> {
+    let found: Vec<_> = ["runc", "crun"].into_iter().filter(|name| !is_missing(name)).collect();
+    if found.is_empty() {
+        eprintln!("skipped: needs runc or crun");
+    }
+    found
+}
+
+/// A command in a mount namespace where crun works: it refuses to where control groups of both versions are mounted.
+fn for_crun(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "if [ -d /sys/fs/cgroup/unified ]; then umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(program);
+    command
+}
+
+/// A bundle; taken away when dropped, whatever happened.
+struct Bundle<'a> {
+    sandbox: &'a Sandbox,
+    path: PathBuf,
+}
+
+impl<'a> Bundle<'a> {
+    fn make(sandbox: &'a Sandbox, reference: &str, name: &str, more: &[&str]) -> (Self, Output) {
+        let path = sandbox.path().join("mnt").join(name);
+        let output = sandbox.peelfs(["bundle"]).args(more).arg(reference).arg(&path).output().unwrap();
+        (Self { sandbox, path }, output)
+    }
+
+    fn made(sandbox: &'a Sandbox, reference: &str, name: &str, more: &[&str]) -> Self {
+        let (bundle, output) = Self::make(sandbox, reference, name, more);
+        assert!(output.status.success(), "{}", said(&output));
+        bundle
+    }
+
+    fn config(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path.join("config.json")).unwrap()).unwrap()
+    }
+
+    /// Changes the configuration.
+    fn edit(&self, edit: impl FnOnce(&mut Value)) {
+        let mut config = self.config();
+        edit(&mut config);
+        std::fs::write(self.path.join("config.json"), config.to_string()).unwrap();
+    }
+
+    fn run_by(&self, runtime: &str) -> Output {
+        let mut command = for_crun(runtime);
+        let state = self.sandbox.path().join("state");
+        command.arg("--root").arg(state).args(["run", "--bundle"]).arg(&self.path);
+        command.arg(format!("test-{}", self.sandbox.path().file_name().unwrap().to_str().unwrap().trim_matches('.')));
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn unmount(&self) -> Output {
+        self.sandbox.peelfs(["umount"]).arg(&self.path).output().unwrap()
+    }
+}
+
+impl Drop for Bundle<'_> {
+    fn drop(&mut self) {
+        let _ = self.sandbox.peelfs(["umount", "--lazy"]).arg(&self.path).output();
+        let rootfs = self.path.join("rootfs");
+        while mounts::at(&rootfs).is_some() && peelfs::fuse::unmount(&rootfs, peelfs::fuse::OpenFiles::Keep).is_ok() {}
+    }
+}
+
+fn printed(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap().trim_end()
+}
+
+/// Both runtimes run a bundle as it is, though the image has none of the directories that they mount on.
+#[test]
+fn a_bundle_is_run_by_runc_and_crun() {
+    let config = json!({
+        "Cmd": ["sh", "-c", "id; pwd; echo $HOME $A; cat /proc/self/mountinfo; touch /x"], "Env": ["PATH=/bin", "A=b"],
+        "User": "app", "WorkingDir": "/srv/work", "Volumes": { "/var/data": {} }, "Labels": { "l": "m" },
+    });
+    let Some(image) = image(config).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let bundle = Bundle::made(&sandbox, &layout(&sandbox, &image), "b", &[]);
+    assert_eq!(std::fs::metadata(&bundle.path).unwrap().mode() & 0o777, 0o700, "there may be set-user-id programs");
+    assert_eq!(bundle.config()["annotations"]["l"], "m");
+    for runtime in runtimes() {
+        let output = bundle.run_by(runtime);
+        let lines: Vec<_> = printed(&output).lines().collect();
+        assert_eq!(
+            lines.get(..3),
+            Some(&["uid=1000(app) gid=1001(app) groups=50(staff)", "/srv/work", "/home/app b"][..]),
+            "{}",
+            said(&output)
+        );
+        assert!(lines.iter().any(|line| line.contains(" /var/data ") && line.contains("tmpfs")), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "the root file system cannot be written to: {}", said(&output));
+    }
+    assert!(bundle.unmount().status.success());
+    assert!(!bundle.path.exists(), "all that was made is gone");
+}
+
+#[test]
+fn a_writable_bundle_keeps_what_its_container_writes() {
+    let Some(image) = image(json!({ "Cmd": ["sh", "-c", "echo new >> /etc/new; cat /etc/new"] })) else { return };
+    let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for (option, wanted) in [("--writable", "new\nnew"), ("--ephemeral", "new")] {
+        let bundle = Bundle::made(&sandbox, &reference, option.trim_matches('-'), &[option]);
+        assert_eq!(printed(&bundle.run_by(runtime)), "new");
+        std::fs::write(bundle.path.join("rootfs/etc/from-outside"), "1").unwrap();
+        assert!(bundle.unmount().status.success());
+        let upper = bundle.path.join("upper/diff/etc/new");
+        assert_eq!(upper.exists(), option == "--writable", "what was written is not peelfs's to remove");
+        if upper.exists() {
+            std::fs::rename(bundle.path.join("upper"), sandbox.path().join("kept")).unwrap();
+        }
+        let again = format!("--writable={}", sandbox.path().join("kept").display());
+        let more = if option == "--writable" { &again[..] } else { option };
+        let bundle = Bundle::made(&sandbox, &reference, "again", &[more]);
+        assert_eq!(printed(&bundle.run_by(runtime)), wanted, "{option}");
+        assert!(bundle.unmount().status.success());
+    }
+}
+
+#[test]
+fn a_bundle_needs_an_empty_directory_a_user_and_a_command() {
+    let Some(image) = image(json!({ "User": "app" })).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let (none, output) = Bundle::make(&sandbox, &reference, "none", &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("the image has no command"), "{}", said(&output));
+    assert!(!none.path.exists(), "what was made is taken away again");
+    assert!(mounts::at(&none.path.join("rootfs")).is_none());
+
+    let (unknown, output) = Bundle::make(&sandbox, &reference, "none", &["--entrypoint=true", "--user=missing"]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("user `missing` is not in the image's /etc/passwd"), "{}", said(&output));
+    assert!(!unknown.path.exists());
+
+    let full = sandbox.path().join("mnt/full");
+    std::fs::create_dir(&full).unwrap();
+    std::fs::write(full.join("config.json"), "mine").unwrap();
+    let (bundle, output) = Bundle::make(&sandbox, &reference, "full", &["--entrypoint=true"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("it is not empty"), "{}", said(&output));
+    assert!(!bundle.unmount().status.success(), "there is nothing to take away");
+    assert_eq!(std::fs::read(full.join("config.json")).unwrap(), b"mine");
+}
+
+/// Only what was made is removed: an edited configuration stays, and so does all that others have put there.
+#[test]
+fn unmounting_a_bundle_leaves_what_is_not_its_own() {
+    let Some(image) = image(json!({ "Cmd": ["true"] })).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let bundle = Bundle::made(&sandbox, &layout(&sandbox, &image), "b", &[]);
+    bundle.edit(|config| config["hostname"] = "edited".into());
+    std::fs::write(bundle.path.join("mine"), "1").unwrap();
+    let output = bundle.unmount();
+    assert!(output.status.success() && said(&output).contains("was edited, and stays"), "{}", said(&output));
+    let mut left: Vec<_> = std::fs::read_dir(&bundle.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["config.json", "mine"]);
+    assert!(!bundle.unmount().status.success(), "there is no bundle any more");
+}
+
+/// Where the image has symlinks, mount points are made where they lead to, and nowhere outside.
+#[test]
+fn stubs_lie_where_the_image_s_symlinks_lead() {
+    let mut entries = vec![
+        Entry::symlink("etc/resolv.conf", "../run/resolve/resolv.conf"),
+        Entry::symlink("var", "/data/../real-var"),
+        Entry::symlink("loop", "loop"),
+        Entry::file("sys", "a file"),
+        Entry::symlink("up", "../../../../tmp/peelfs-stub"),
+    ];
+    entries.splice(0..0, [Entry::dir("etc"), Entry::dir("data").mode(0o711)]);
+    let config = json!({ "Cmd": ["x"], "Volumes": { "/var/lib": {}, "/loop/x": {}, "/up/deep": {}, "/data": {} } });
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&entries)).config(config).build();
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let bundle = Bundle::made(&sandbox, &layout(&sandbox, &image), "b", &[]);
+    let rootfs = bundle.path.join("rootfs");
+    for (path, mode) in [
+        ("run/resolve/resolv.conf", 0o100_644),
+        ("etc/hostname", 0o100_644),
+        ("real-var/lib", 0o040_755),
+        ("tmp/peelfs-stub/deep", 0o040_755),
+        ("proc", 0o040_755),
+        ("data", 0o040_711),
+        ("sys", 0o100_644),
+    ] {
+        let found = std::fs::symlink_metadata(rootfs.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(found.mode(), mode, "{path}");
+    }
+    assert_eq!(std::fs::read(rootfs.join("sys")).unwrap(), b"a file", "what the image has wins");
+    assert!(!Path::new("/tmp/peelfs-stub").exists());
+}
+
+/// An image cannot steer the overlay that lies on it.
+#[test]
+fn attributes_for_overlayfs_are_not_shown_below_one() {
+    let entries = [
+        Entry::dir("hidden").xattr("trusted.overlay.redirect", "/secret"),
+        Entry::dir("secret"),
+        Entry::file("secret/file", "1"),
+        Entry::file("plain", "1").xattr("user.overlay.x", "1").xattr("user.other", "2"),
+    ];
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&entries)).config(json!({ "Cmd": ["x"] })).build();
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let at = sandbox.mount_with(&reference, "m", &["--ephemeral"]);
+    assert_eq!(std::fs::read_dir(at.join("hidden")).unwrap().count(), 0);
+    let mut value = [0; 8];
+    assert_eq!(rustix::fs::getxattr(at.join("plain"), "user.other", &mut value), Ok(1));
+    std::fs::write(at.join("hidden/new"), "1").unwrap();
+    let output = sandbox.run(["umount".as_ref(), at.path.as_os_str()]);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn a_writable_mount_keeps_what_is_written() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let at = sandbox.mount_with(&reference, "m", &["--writable"]);
+    let root = std::fs::metadata(&at.path).unwrap();
+    std::fs::write(at.join("etc/passwd"), "changed").unwrap();
+    std::fs::remove_file(at.join("etc/group")).unwrap();
+    // One mount to the user.
+    let status = sandbox.run(["status", "--json"]);
+    assert_eq!(printed(&status).lines().filter(|line| line.contains(at.path.to_str().unwrap())).count(), 1);
+    let again = at.try_mount(&reference, &[]);
+    assert!(said(&again).contains("is already a peelfs mount"), "{}", said(&again));
+    let other = sandbox.mount_point("other");
+    let upper = format!("--writable={}.upper", at.path.display());
+    let in_use = other.try_mount(&reference, &[&upper]);
+    assert!(said(&in_use).contains("is in use by another mount"), "{}", said(&in_use));
+    assert!(!other.is_mounted());
+    at.unmount();
+
+    let other = sandbox.mount_with(&reference, "other", &[&upper]);
+    assert_eq!(std::fs::read(other.join("etc/passwd")).unwrap(), b"changed");
+    assert!(!other.join("etc/group").exists());
+    let found = std::fs::metadata(&other.path).unwrap();
+    assert_eq!((found.mode(), found.uid()), (root.mode(), root.uid()));
+    other.unmount();
+
+    let image = ImageBuilder::new().layer(LayerBuilder::new().file("other", "1")).build();
+    let path = sandbox.path().join("other-layout");
+    image.write_layout(&path, "1").unwrap();
+    let refused = other.try_mount(&format!("oci:{}:1", path.display()), &[&upper]);
+    assert!(said(&refused).contains("was written over another image"), "{}", said(&refused));
+    assert!(!other.is_mounted());
+}
+
+#[test]
+fn an_ephemeral_mount_forgets_what_is_written() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for foreground in [false, true] {
+        let at = sandbox.mount_point("m");
+        let mut serving = None;
+        if foreground {
+            let mut command = sandbox.peelfs(["mount", "--foreground", "--ephemeral", &reference]);
+            serving = Some(command.arg(&at.path).stderr(Stdio::null()).spawn().unwrap());
+            until(|| mounts::at(&at.path).is_some_and(|mount| mount.kind == "overlay"));
+        } else {
+            assert!(at.try_mount(&reference, &["--ephemeral"]).status.success());
+        }
+        assert!(!at.join("new").exists());
+        std::fs::write(at.join("new"), "1").unwrap();
+        match serving {
+            // What ends a mount in the foreground takes the overlay with it.
+            Some(mut serving) => {
+                kill_process(Pid::from_child(&serving), Signal::INT).unwrap();
+                serving.wait().unwrap();
+                assert!(!at.is_mounted());
+            }
+            None => at.unmount(),
+        }
+    }
+}
+
+/// The overlay stays where the server is killed, and its readers notice nothing; where the keeper is killed as well, the
+/// mount can be cleared and made anew.
+#[test]
+fn a_writable_mount_outlives_its_server() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let at = sandbox.mount_with(&reference, "m", &["--writable"]);
+    std::fs::write(at.join("new"), "1").unwrap();
+    at.kill_server();
+    assert!(at.join("bin/busybox").exists() && at.join("new").exists());
+    let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+    kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    at.signal(Signal::KILL);
+    until(|| at.state().is_none());
+    let mounted = at.try_mount(&reference, &["--writable"]);
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    assert!(said(&mounted).contains("whose process is gone"), "{}", said(&mounted));
+    assert!(at.join("bin/busybox").exists() && at.join("new").exists());
+    at.unmount();
+}
+
+fn until(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
