@@ -102,7 +102,8 @@ def cold():
 SPEEDS = {
     "warm": {"find": 1.0, "stat": 1.0, "ls-lR": 1.0, "small": 1.0, "random": 1.0, "sequential": 0.70,
              "sequential-passthrough": 0.90},
-    "fresh": {"small": 0.20, "sequential": 0.45, "sequential-passthrough": 0.90},
+    "fresh": {"small": 0.20, "sequential": 0.45, "sequential-passthrough": 0.90,
+              "find-kernel": 0.90, "small-kernel": 0.80, "sequential-kernel": 0.60, "import-kernel": 0.90},
     "uncached": {"find": 0.9, "small": 1.1, "sequential": 0.8, "tar": 1.3},
 }
 

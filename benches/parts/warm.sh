@@ -5,9 +5,9 @@ SMALL_FILE=65536
 LARGE_FILE=1048576
 RANDOM_READS=200000
 
-# one_task TASK DIR: $took
+# one_task TASK DIR: $took; `-kernel` and `-passthrough` say only how peelfs has mounted
 one_task() {
-  case $1 in
+  case ${1%-kernel} in
     find) timed_silently find "$2" ;;
     stat) timed_silently find "$2" -newer / ;;
     ls-lR) timed_silently ls -lR "$2" ;;
@@ -65,6 +65,8 @@ measure_warm() {
   side_by_side warm python : find stat ls-lR small random sequential import import import import
   how=(--passthrough)
   side_by_side warm python : sequential-passthrough
+  how=(--kernel always)
+  side_by_side warm python : find-kernel small-kernel random-kernel sequential-kernel
   how=()
 }
 
@@ -75,6 +77,8 @@ measure_fresh() {
   measure_empty_fuse
   how=(--passthrough)
   side_by_side fresh python mount_again sequential-passthrough
+  how=(--kernel always)
+  side_by_side fresh python mount_again find-kernel small-kernel sequential-kernel import-kernel
   how=()
 }
 # What FUSE alone takes for the reads of sequential, with a server that neither reads nor verifies.

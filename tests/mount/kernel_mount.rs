@@ -252,7 +252,46 @@ fn an_image_that_the_cache_cannot_hold_is_refused() {
     assert!(!at.is_mounted());
 }
 
-/// An overlay with a kernel mount below, and one with other owners.
+/// Containers with user namespaces want the same files with other owners.
+#[test]
+fn a_kernel_mount_can_be_shown_with_other_owners() {
+    if cannot_mount() || is_missing("python3") || is_missing("unshare") {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    let moved = sandbox.mount_point("moved");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/mount/idmap.py");
+    let output = Command::new("python3").arg(script).args([&at.path, &moved.path]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let owner = moved.join("small").metadata().map(|found| (found.uid(), found.gid()));
+    let content = std::fs::read(moved.join("small"));
+    drop(moved);
+    assert_eq!((owner.unwrap(), content.unwrap()), ((100_000, 100_000), b"small".to_vec()));
+    at.unmount();
+}
+
+/// What EROFS cannot hold is served by a process, if that will do.
+#[test]
+fn an_image_that_erofs_cannot_hold_is_served_by_fuse() {
+    if cannot_mount() {
+        return;
+    }
+    let layers = [vec![Entry::file("f", "x").xattr("com.apple.quarantine", "x")]];
+    let registry = serve(&packed(&layers, &[Packing::GZIP], Family::Oci));
+    let sandbox = Sandbox::new();
+    mount(&sandbox, &registry, "a", &["--wait"]).unmount();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&reference(&registry), ALWAYS);
+    assert!(!output.status.success() && said(&output).contains("`com.apple.quarantine`"), "{}", said(&output));
+    let at = mount(&sandbox, &registry, "b", AUTO);
+    assert_eq!(kind(&at), "fuse.peelfs");
+    assert!(status(&sandbox, &at)["by_fuse"].as_str().unwrap().contains("com.apple.quarantine"));
+    at.unmount();
+}
+
+/// As containers use it.
 #[test]
 fn a_kernel_mount_is_the_lower_of_an_overlay() {
     if cannot_mount() {
