@@ -11,7 +11,7 @@ use peelfs::digest::{Algorithm, Digest};
 use peelfs::layer::{
     EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Proof, TarEntry, TarSink, TarWalker, write_index,
 };
-use peelfs::overlay::{Dir, LayerNo, Listed, Overlay};
+use peelfs::overlay::{Dir, KnownLayer, KnownLayers, LayerNo, Listed, Overlay};
 
 fn main() {
     let bytes = INDEX.len() as f64 / f64::from(TREE.len());
@@ -65,12 +65,20 @@ static LAYERS: LazyLock<Vec<Arc<LayerIndex>>> = LazyLock::new(|| {
 });
 
 fn overlay() -> Overlay {
-    let overlay = Overlay::new(LAYERS.len() as u16);
-    for (number, index) in (0..).zip(LAYERS.iter()) {
-        overlay.supply(LayerNo(number), Arc::clone(index));
+    let overlay = Overlay::new(LAYERS.len() as u16, Arc::new(AllKnown));
+    for number in 0..LAYERS.len() as u16 {
         overlay.prepare(LayerNo(number)).expect("the layers fit each other");
     }
     overlay
+}
+
+/// All of [`LAYERS`].
+struct AllKnown;
+
+impl KnownLayers for AllKnown {
+    fn known(&self, layer: LayerNo) -> KnownLayer {
+        KnownLayer::Whole(Arc::clone(&LAYERS[usize::from(layer.0)]))
+    }
 }
 
 fn synthetic(count: u32) -> Vec<u8> {

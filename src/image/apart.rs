@@ -93,7 +93,7 @@ impl ImageFs {
         for below in (if depends { 0 } else { number.0 }..=number.0).map(LayerNo) {
             loop {
                 if !self.overlay.knows(below) {
-                    self.supplied(below).await?;
+                    self.verified(below).await?;
                 }
                 let unknown = match self.overlay.index(below) {
                     Ok(_) => break,
@@ -105,7 +105,7 @@ impl ImageFs {
                 };
                 match not_now(unknown) {
                     // Its index was damaged when it was asked.
-                    NotNow::Needs(damaged) => self.supplied(damaged).await?,
+                    NotNow::Needs(damaged) => self.verified(damaged).await?,
                     NotNow::Never(error) => return Err(error),
                     NotNow::TakesLong => return Err(FsError::TakesTooLong),
                 }

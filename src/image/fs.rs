@@ -14,8 +14,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::identity::Identity;
-use super::layers::{Known, LayerFailure, LayerStatus, Layers};
+use super::layer_failure::LayerFailure;
+use super::layers::{Layers, Waited};
 use super::read::{DecodedBytes, Local, MissingBytes, ReadPlan, Unfilled};
+use super::slot::LayerStatus;
 use super::work::Work;
 use crate::content::{LayerReader, Prefetch, ReadError};
 use crate::layer::{EntryId, IndexError, Kind};
@@ -130,17 +132,12 @@ impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Arc<Self> {
         let making = Arc::new(Semaphore::new(1));
-        let (overlay, work, observer) = (Arc::new(Overlay::new(count)), Work::new(), OnceLock::new());
-        let fs = Arc::new_cyclic(|own| {
+        let (overlay, work, observer) = (Overlay::new(count, Arc::clone(&layers) as _), Work::new(), OnceLock::new());
+        let overlay = Arc::new(overlay);
+        Arc::new_cyclic(|own| {
             let own = Weak::clone(own);
             Self { overlay, work, layers, size, identity, making, observer, own }
-        });
-        for number in (0..count).map(LayerNo) {
-            if let Some(content) = fs.layers.known(number) {
-                fs.overlay.supply(number, Arc::clone(content.index()));
-            }
-        }
-        fs
+        })
     }
 
     /// Itself, for what outlives the question.
@@ -186,53 +183,22 @@ impl ImageFs {
     /// Waits until a layer is known.
     pub(super) async fn know(&self, number: LayerNo) -> Result<(), FsError> {
         match self.patiently(number, self.layers.known_or_partial(number)).await? {
-            Ok(Known::PassthroughCopy(content)) => {
-                self.overlay.supply(number, Arc::clone(content.index()));
-                self.prepared(number).await
-            }
-            Ok(Known::Further(index)) => {
-                self.overlay.supply_growing(number, index);
-                if self.layers.partial(number).is_some() {
-                    return Ok(());
-                }
-                // The pass has ended meanwhile, and what it had shown may have been withdrawn before this was supplied.
-                self.overlay.withdraw(number);
-                self.know_whole(number).await
-            }
-            Err(cause) => {
-                self.overlay.withdraw(number);
-                Err(FsError::Layer { number, cause })
-            }
+            Ok(Waited::Whole) => self.prepared(number).await,
+            Ok(Waited::Further) => Ok(()),
+            Err(cause) => Err(FsError::Layer { number, cause }),
         }
     }
 
     /// Waits until a layer is verified or has failed.
     async fn know_whole(&self, number: LayerNo) -> Result<(), FsError> {
-        self.supplied(number).await?;
+        self.verified(number).await?;
         self.prepared(number).await
     }
 
     /// Waits until a layer is whole, though it may still have to be [prepared](Self::prepared).
-    pub(super) async fn supplied(&self, number: LayerNo) -> Result<(), FsError> {
-        match self.patiently(number, self.layers.ready(number)).await? {
-            Ok(content) => {
-                self.overlay.supply(number, Arc::clone(content.index()));
-                Ok(())
-            }
-            Err(cause) => {
-                self.overlay.withdraw(number);
-                Err(FsError::Layer { number, cause })
-            }
-        }
-    }
-
-    /// A layer that was shown while it was read is verified now, or has failed.
-    pub(super) fn settle(&self, number: LayerNo, whole: Option<&Arc<LayerReader>>) -> bool {
-        match whole {
-            Some(content) => self.overlay.supply(number, Arc::clone(content.index())),
-            None => self.overlay.withdraw(number),
-        }
-        true
+    pub(super) async fn verified(&self, number: LayerNo) -> Result<(), FsError> {
+        let ready = self.patiently(number, self.layers.ready(number)).await?;
+        ready.map(drop).map_err(|cause| FsError::Layer { number, cause })
     }
 
     /// Waits until every layer is known.

@@ -6,12 +6,15 @@ mod choice;
 pub mod fs;
 pub mod identity;
 mod image_tree;
+mod layer_failure;
 mod layer_fs;
+mod layer_state;
 pub mod layers;
 pub mod plan;
 mod programs;
 mod read;
 mod shown;
+mod slot;
 pub mod tree;
 mod under_overlay;
 mod whole;
@@ -25,12 +28,15 @@ pub use chain::chain;
 pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
+pub use layer_failure::LayerFailure;
 pub use layer_fs::{LayerFs, OpaqueMark};
-pub use layers::{Eagerness, LayerFailure, LayerProgress, LayerStatus, Layers, Limits, Verify};
+pub use layer_state::LayerProgress;
+pub use layers::{Eagerness, Layers, Limits, Verify};
 pub use plan::{Documents, Fit, Network, Plan, PlanError, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use shown::Shown;
+pub use slot::LayerStatus;
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 pub use under_overlay::UnderOverlay;
 
@@ -110,15 +116,7 @@ fn open_part(
             tracing::debug!(%error, "cannot look for leftovers of ended processes in the cache");
         }
     });
-    let fs = ImageFs::new(Arc::clone(&layers), count, size, identity);
-    if verify == Verify::Behind {
-        for number in (0..count).map(LayerNo) {
-            let shown = Arc::downgrade(&fs);
-            let settle = move |whole: Option<&_>| shown.upgrade().is_some_and(|fs| fs.settle(number, whole));
-            tokio::spawn(layers.watch(number, settle));
-        }
-    }
-    fs
+    ImageFs::new(layers, count, size, identity)
 }
 
 /// How long after it opens an image a process begins to look for leftovers in the cache.

@@ -270,7 +270,8 @@ fn is_whiteout(entry: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{index, over};
+    use super::super::KnownLayer;
+    use super::super::testing::{index, over, told};
     use super::*;
     use peelfs_loopback::tar::Entry;
 
@@ -332,16 +333,16 @@ mod tests {
     /// What a layer says by itself is shown though nothing is known of the layers below.
     #[test]
     fn layers_below_are_needed_only_where_they_matter() {
-        let overlay = Overlay::new(2);
+        let (overlay, layers) = told(2);
         let entries =
             [Entry::dir("."), Entry::dir("d"), Entry::file("d/f", "1"), Entry::whiteout("w"), Entry::opaque("d")];
-        overlay.supply(LayerNo(1), index(entries));
+        layers.set(LayerNo(1), KnownLayer::Whole(index(entries)));
         let d = held(&overlay, "d");
         assert!(overlay.is_held_opaque(d).unwrap());
         assert_eq!(names(&overlay, d), named(&[("f", Kind::File)]));
         assert_eq!(overlay.held(NodeId::ROOT, b"absent").unwrap(), None);
         assert!(matches!(overlay.held(NodeId::ROOT, b"w"), Err(Unknown::Needs(LayerNo(0)))));
-        overlay.supply(LayerNo(0), index([Entry::file("w", "1")]));
+        layers.set(LayerNo(0), KnownLayer::Whole(index([Entry::file("w", "1")])));
         assert_eq!(overlay.held_as(held(&overlay, "w")).unwrap(), Held::Whiteout);
     }
 }

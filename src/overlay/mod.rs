@@ -45,6 +45,7 @@ use prepare::Prepared;
 
 /// The merged view of an image's layers.
 pub struct Overlay {
+    known: Arc<dyn KnownLayers>,
     layers: Box<[Slot]>,
     root: Arc<Dir>,
     /// Directories that have been looked at; a cache, since a directory can be found again by its path.
@@ -58,11 +59,29 @@ pub struct Overlay {
     ended: Arc<AtomicBool>,
 }
 
+/// What is known of the layers of an image.
+pub trait KnownLayers: Send + Sync {
+    /// As much of a layer as can be asked now. Layers of an image are numbered from its base.
+    fn known(&self, layer: LayerNo) -> KnownLayer;
+}
+
+/// As much of a layer as can be asked.
+#[derive(Clone, Debug)]
+pub enum KnownLayer {
+    /// None of it.
+    Nothing,
+    /// What has been read so far; its entries keep their numbers as it grows.
+    Partial(Arc<LayerIndex>),
+    /// All of it; it never changes again.
+    Whole(Arc<LayerIndex>),
+}
+
+/// What a layer means over those below.
 #[derive(Default)]
 struct Slot {
-    supplied: OnceLock<Arc<LayerIndex>>,
+    /// Of a layer that is known as a whole.
     prepared: OnceLock<Result<Prepared, Arc<MergeError>>>,
-    /// What is known of a layer that is shown while it is being read.
+    /// Of the latest that was asked of a layer that is shown while it is being read.
     growing: Mutex<Option<Arc<Prepared>>>,
 }
 
@@ -86,7 +105,7 @@ impl std::ops::Deref for Layer<'_> {
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Unknown {
-    /// A layer that could change the answer has not been supplied yet, or not been [prepared](Overlay::prepare).
+    /// A layer that could change the answer is not known yet, or has not been [prepared](Overlay::prepare).
     #[error("layer {0} is not known yet")]
     Needs(LayerNo),
     /// A layer index turned out to be damaged where it was needed.
@@ -116,9 +135,10 @@ pub enum Unknown {
 }
 
 impl Overlay {
-    /// A view of `count` layers, none of which is known yet.
-    pub fn new(count: u16) -> Self {
+    /// A view of `count` layers, as much of them as is `known` when they are asked.
+    pub fn new(count: u16, known: Arc<dyn KnownLayers>) -> Self {
         Self {
+            known,
             layers: (0..count).map(|_| Slot::default()).collect(),
             root: Arc::new(Dir::root(count)),
             dirs: Mutex::default(),
@@ -129,34 +149,9 @@ impl Overlay {
         }
     }
 
-    /// Makes a layer known; a second time changes nothing. A layer that means something else on top of others is
-    /// still to be [prepared](Overlay::prepare).
-    pub fn supply(&self, layer: LayerNo, index: Arc<LayerIndex>) {
-        let slot = &self.layers[usize::from(layer.0)];
-        if !prepare::depends_on_lower(&index) {
-            let _ = slot.prepared.set(Ok(Prepared::alone(Arc::clone(&index), false)));
-        }
-        let _ = slot.supplied.set(index);
-        *lock(&slot.growing) = None;
-    }
-
-    /// Shows what is known of a layer that is still being read; its entries must keep their numbers.
-    ///
-    /// What such a layer has is answered; what it has not or hides, and what lies below it, is not known yet. A
-    /// layer whose meaning depends on those below waits until it is whole.
-    pub fn supply_growing(&self, layer: LayerNo, index: Arc<LayerIndex>) {
-        let usable = !prepare::depends_on_lower(&index);
-        *lock(&self.layers[usize::from(layer.0)].growing) = usable.then(|| Arc::new(Prepared::alone(index, true)));
-    }
-
-    /// Takes back what was shown of a growing layer.
-    pub fn withdraw(&self, layer: LayerNo) {
-        *lock(&self.layers[usize::from(layer.0)].growing) = None;
-    }
-
-    /// Whether a layer has been supplied.
+    /// Whether all of a layer is known, though it may still have to be [prepared](Overlay::prepare).
     pub fn knows(&self, layer: LayerNo) -> bool {
-        self.layers[usize::from(layer.0)].supplied.get().is_some()
+        self.is_prepared(layer) || matches!(self.known.known(layer), KnownLayer::Whole(_))
     }
 
     /// Nothing will be asked any more: whatever takes long may end.
@@ -294,24 +289,49 @@ impl Overlay {
         lock(&self.dirs).remove(&node);
     }
 
-    /// A layer, perhaps growing.
+    /// A layer, perhaps growing. One that means something over those below is not shown before it is prepared.
     fn layer(&self, number: LayerNo) -> Result<Layer<'_>, Unknown> {
-        match self.whole(number) {
-            Err(Unknown::Needs(needed)) if needed == number => {
-                let growing = lock(&self.layers[usize::from(number.0)].growing).clone();
-                growing.map(Layer::Growing).ok_or(Unknown::Needs(number))
-            }
-            whole => whole.map(Layer::Whole),
+        let slot = self.slot(number)?;
+        if slot.prepared.get().is_none()
+            && let KnownLayer::Partial(index) = self.known.known(number)
+        {
+            let alone = !prepare::depends_on_lower(&index);
+            return alone.then(|| Layer::Growing(slot.growing(index))).ok_or(Unknown::Needs(number));
         }
+        self.whole(number).map(Layer::Whole)
     }
 
     /// A layer that will not change any more.
     fn whole(&self, number: LayerNo) -> Result<&Prepared, Unknown> {
-        let slot = self.layers.get(usize::from(number.0)).ok_or(Unknown::NoSuchNode(number.0.into()))?;
-        match slot.prepared.get() {
-            Some(Ok(ready)) => Ok(ready),
-            Some(Err(cause)) => Err(Unknown::Refused { layer: number, cause: Arc::clone(cause) }),
-            None => Err(Unknown::Needs(number)),
+        let slot = self.slot(number)?;
+        let prepared = match slot.prepared.get() {
+            Some(prepared) => prepared,
+            None => match self.known.known(number) {
+                KnownLayer::Whole(index) if !prepare::depends_on_lower(&index) => slot.alone(index),
+                _ => return Err(Unknown::Needs(number)),
+            },
+        };
+        prepared.as_ref().map_err(|cause| Unknown::Refused { layer: number, cause: Arc::clone(cause) })
+    }
+
+    fn slot(&self, number: LayerNo) -> Result<&Slot, Unknown> {
+        self.layers.get(usize::from(number.0)).ok_or(Unknown::NoSuchNode(number.0.into()))
+    }
+}
+
+impl Slot {
+    /// A whole layer that needs nothing of those below.
+    fn alone(&self, index: Arc<LayerIndex>) -> &Result<Prepared, Arc<MergeError>> {
+        *lock(&self.growing) = None;
+        self.prepared.get_or_init(|| Ok(Prepared::alone(index, false)))
+    }
+
+    /// What has been read of a layer that needs nothing of those below.
+    fn growing(&self, index: Arc<LayerIndex>) -> Arc<Prepared> {
+        let mut growing = lock(&self.growing);
+        match &*growing {
+            Some(latest) if Arc::ptr_eq(&latest.index, &index) => Arc::clone(latest),
+            _ => Arc::clone(growing.insert(Arc::new(Prepared::alone(index, true)))),
         }
     }
 }
@@ -338,3 +358,61 @@ const RUNS_A_STEP: u64 = 16;
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Link counts kept.
 const LINK_COUNTS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use peelfs_loopback::tar::Entry;
+
+    use super::testing::{index, told};
+    use super::*;
+
+    /// Nothing is remembered of what a layer was once known to have, until it is known as a whole.
+    #[test]
+    fn what_is_known_of_a_layer_is_asked_every_time() {
+        let (overlay, layers) = told(2);
+        let base = LayerNo(0);
+        layers.set(LayerNo(1), KnownLayer::Whole(index([Entry::dir("."), Entry::file("top", "")])));
+        let look = |name: &[u8]| overlay.lookup(overlay.root(), name);
+        let needs = |name: &[u8]| matches!(look(name), Err(Unknown::Needs(LayerNo(0))));
+        let some = || index([Entry::dir("."), Entry::file("a", "")]);
+        assert!(look(b"top").unwrap().is_some() && needs(b"a"));
+        layers.set(base, KnownLayer::Partial(some()));
+        let a = look(b"a").unwrap().unwrap();
+        assert!(needs(b"b") && !overlay.knows(base) && !overlay.attr(a).unwrap().settled);
+        // The pass has failed.
+        layers.set(base, KnownLayer::Nothing);
+        assert!(needs(b"a") && needs(b"b"));
+        // Another one has read more.
+        layers.set(base, KnownLayer::Partial(index([Entry::dir("."), Entry::file("a", ""), Entry::file("b", "")])));
+        assert!(look(b"b").unwrap().is_some() && needs(b"c"));
+        layers.set(base, KnownLayer::Whole(index([Entry::dir("."), Entry::file("a", ""), Entry::file("b", "")])));
+        assert_eq!(look(b"c").unwrap(), None);
+        assert!(overlay.knows(base) && overlay.attr(a).unwrap().settled);
+    }
+
+    /// Else a layer that is shown alone would have all below it read.
+    #[test]
+    fn a_layer_that_needs_none_below_is_prepared_when_it_is_known() {
+        let (overlay, layers) = told(2);
+        assert!(!overlay.is_prepared(LayerNo(1)));
+        layers.set(LayerNo(1), KnownLayer::Partial(index([Entry::dir("."), Entry::file("f", "")])));
+        assert!(!overlay.is_prepared(LayerNo(1)) && !overlay.knows(LayerNo(1)));
+        layers.set(LayerNo(1), KnownLayer::Whole(index([Entry::dir("."), Entry::file("f", "")])));
+        assert!(overlay.is_prepared(LayerNo(1)) && overlay.prepare(LayerNo(1)).is_ok());
+        layers.set(LayerNo(0), KnownLayer::Whole(index([Entry::file("d/f", "")])));
+        assert!(!overlay.is_prepared(LayerNo(0)) && overlay.knows(LayerNo(0)));
+    }
+
+    /// An implied directory may be a symlink below, so a layer that has one is not shown before it is whole.
+    #[test]
+    fn what_depends_on_lower_layers_is_not_shown_in_part() {
+        let (overlay, layers) = told(1);
+        layers.set(LayerNo(0), KnownLayer::Partial(index([Entry::file("d/f", "")])));
+        assert!(matches!(overlay.lookup(overlay.root(), b"d"), Err(Unknown::Needs(_))));
+        layers.set(LayerNo(0), KnownLayer::Whole(index([Entry::file("d/f", "")])));
+        assert!(matches!(overlay.lookup(overlay.root(), b"d"), Err(Unknown::Needs(_))), "it is to be prepared");
+        overlay.prepare(LayerNo(0)).unwrap();
+        assert!(overlay.lookup(overlay.root(), b"d").unwrap().is_some());
+    }
+}

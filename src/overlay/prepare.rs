@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::below::{Below, Child};
-use super::{LayerNo, NodeId, Overlay, Unknown, damaged, steps, through};
+use super::{KnownLayer, LayerNo, NodeId, Overlay, Unknown, damaged, steps, through};
 use crate::layer::{Contents, EntryId, LayerIndex, TreeError, WriteError};
 
 /// A layer as this image sees it.
@@ -59,7 +59,7 @@ pub enum MergeError {
 impl Overlay {
     /// Whether nothing is left to be done before a known layer can be asked.
     pub fn is_prepared(&self, layer: LayerNo) -> bool {
-        self.layers[usize::from(layer.0)].prepared.get().is_some()
+        !matches!(self.whole(layer), Err(Unknown::Needs(_)))
     }
 
     /// Finds out what a known layer means over those below, all of which must have been prepared. This may take long.
@@ -68,16 +68,16 @@ impl Overlay {
     /// [`Unknown`]; [`Unknown::Refused`] for good. [`Unknown::TakesLong`] after [`Overlay::end`].
     pub fn prepare(&self, number: LayerNo) -> Result<(), Unknown> {
         let slot = &self.layers[usize::from(number.0)];
-        if slot.prepared.get().is_some() {
+        if self.is_prepared(number) {
             return Ok(());
         }
-        let index = slot.supplied.get().ok_or(Unknown::Needs(number))?;
+        let KnownLayer::Whole(index) = self.known.known(number) else { return Err(Unknown::Needs(number)) };
         for below in (0..number.0).map(LayerNo) {
             self.whole(below)?;
         }
         let allowed = self.steps_left.load(Ordering::Relaxed);
         let (prepared, left) =
-            steps::within(allowed, Some(&self.ended), || (self.prepare_over(number, index), steps::left()));
+            steps::within(allowed, Some(&self.ended), || (self.prepare_over(number, &index), steps::left()));
         self.steps_left.fetch_sub(allowed - left, Ordering::Relaxed);
         let prepared = match prepared {
             Ok(prepared) => Ok(prepared),
@@ -160,7 +160,7 @@ pub(super) const PREPARE_STEPS: u64 = 1 << 28;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::testing::{index, over, steps_of};
+    use super::super::testing::{index, of, over, steps_of};
     use super::*;
     use crate::overlay::{Last, Walked};
     use peelfs_loopback::tar::Entry;
@@ -242,10 +242,8 @@ mod tests {
 
     #[test]
     fn a_layer_that_takes_too_many_steps_is_refused_and_says_so() {
-        let overlay = Overlay::new(2);
+        let overlay = of([(); 2].map(|()| index([deep(0), deep(1)])));
         overlay.steps_left.store(5_000, Ordering::Relaxed);
-        overlay.supply(LayerNo(0), index([deep(0), deep(1)]));
-        overlay.supply(LayerNo(1), index([deep(0), deep(1)]));
         overlay.prepare(LayerNo(0)).unwrap();
         assert!(matches!(overlay.lookup(overlay.root(), b"x0"), Err(Unknown::Needs(LayerNo(1)))));
         overlay.prepare(LayerNo(1)).unwrap();
@@ -258,8 +256,7 @@ mod tests {
 
     #[test]
     fn preparing_ends_with_the_mount() {
-        let overlay = Overlay::new(2);
-        (0..2).for_each(|layer| overlay.supply(LayerNo(layer), index([deep(0), deep(1)])));
+        let overlay = of([(); 2].map(|()| index([deep(0), deep(1)])));
         overlay.prepare(LayerNo(0)).unwrap();
         overlay.end();
         assert!(matches!(overlay.prepare(LayerNo(1)), Err(Unknown::TakesLong)));

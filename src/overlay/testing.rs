@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use super::{LayerNo, Overlay, steps};
+use super::{KnownLayer, KnownLayers, LayerNo, Overlay, steps};
 use crate::digest::{Algorithm, Digest};
 use crate::layer::{IndexedLayer, LayerIndex, LayerTree, Proof, TarWalker, write_index};
+use crate::sync::lock;
 use peelfs_loopback::tar::{Entry, append_end};
 
 /// The index of a layer with these entries.
@@ -25,16 +26,43 @@ pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex>
     Arc::new(LayerIndex::open(bytes).unwrap())
 }
 
+/// Layers of which as much is known as a test says.
+pub(super) struct Told(pub(super) Mutex<Vec<KnownLayer>>);
+
+impl Told {
+    pub(super) fn set(&self, layer: LayerNo, known: KnownLayer) {
+        lock(&self.0)[usize::from(layer.0)] = known;
+    }
+}
+
+impl KnownLayers for Told {
+    fn known(&self, layer: LayerNo) -> KnownLayer {
+        lock(&self.0)[usize::from(layer.0)].clone()
+    }
+}
+
+/// A view of `count` layers, of which the test says what is known.
+pub(super) fn told(count: u16) -> (Overlay, Arc<Told>) {
+    let told = Arc::new(Told(Mutex::new(vec![KnownLayer::Nothing; usize::from(count)])));
+    (Overlay::new(count, Arc::clone(&told) as _), told)
+}
+
+/// A view of these layers, base first, all of which are known.
+pub(super) fn of(layers: impl IntoIterator<Item = Arc<LayerIndex>>) -> Overlay {
+    let known: Vec<_> = layers.into_iter().map(KnownLayer::Whole).collect();
+    let count = u16::try_from(known.len()).unwrap();
+    Overlay::new(count, Arc::new(Told(Mutex::new(known))))
+}
+
 /// These layers, base first, and the steps that it took to put each over those below.
 pub(super) fn over(layers: &[Arc<LayerIndex>]) -> (Overlay, Vec<u64>) {
-    let overlay = Overlay::new(u16::try_from(layers.len()).unwrap());
-    let prepare = |(number, index): (LayerNo, &Arc<LayerIndex>)| {
-        overlay.supply(number, Arc::clone(index));
+    let overlay = of(layers.iter().cloned());
+    let prepare = |number: LayerNo| {
         let before = overlay.steps_left.load(std::sync::atomic::Ordering::Relaxed);
         overlay.prepare(number).unwrap();
         before - overlay.steps_left.load(std::sync::atomic::Ordering::Relaxed)
     };
-    let steps = (0..).map(LayerNo).zip(layers).map(prepare).collect();
+    let steps = (0..overlay.layer_count()).map(LayerNo).map(prepare).collect();
     (overlay, steps)
 }
 

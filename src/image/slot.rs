@@ -1,0 +1,177 @@
+//! One layer of a mount: how it is opened, how far it is, and what has become of it before.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::chain::chain;
+use super::layer_failure::LayerFailure;
+use super::layer_state::{Failed, LayerProgress, LayerState};
+use crate::content::{
+    ContentStats, FirstPass, LayerReader, PassError, PassProgress, SharedLayer, SharedLayers, ShownSpan,
+};
+use crate::digest::Digest;
+use crate::sync::lock;
+
+/// One layer of a mount.
+pub(super) struct Slot {
+    pub(super) pass: FirstPass,
+    pub(super) state: watch::Sender<LayerState>,
+    /// What it shares with other mounts of this process.
+    pub(super) shared: Arc<SharedLayer>,
+    pub(super) past: Mutex<Past>,
+}
+
+/// What passes over a layer have been, whatever came of them.
+#[derive(Default)]
+pub(super) struct Past {
+    /// How many have failed.
+    failures: u32,
+    /// How often its index was made anew.
+    mended: u32,
+    /// What those have shown of it that then failed.
+    pub(super) shown: HashSet<ShownSpan>,
+}
+
+/// The state of a layer, for status.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct LayerStatus {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How far it is.
+    pub state: LayerProgress,
+    /// Who vouches for its index, if this machine has not made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouched_by: Option<String>,
+    /// Blob bytes that the first pass has received.
+    pub received: u64,
+    /// Reads after the pass.
+    pub reads: ContentStats,
+    /// What went wrong, if it did.
+    pub error: Option<String>,
+}
+
+impl Slot {
+    pub(super) fn new(pass: FirstPass, shared_layers: &SharedLayers) -> Self {
+        let shared = shared_layers.layer(&pass.layer);
+        Self { pass, state: watch::Sender::new(LayerState::Idle), shared, past: Mutex::default() }
+    }
+
+    /// The order of passes, smallest first: layers that are waited for, then small ones, which decide names at once, then
+    /// the largest, so that no long pass is left over at the end.
+    pub(super) fn urgency(&self) -> (bool, u64) {
+        let size = self.pass.layer.blob.size;
+        let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
+        (!self.shared.schedule.is_urgent(), rank)
+    }
+
+    pub(super) fn status(&self) -> LayerStatus {
+        let state = self.state.borrow();
+        let (reads, vouched_by, error) = match &*state {
+            LayerState::Ready(content) => {
+                let error = content.last_error().as_ref().map(|why| chain(why));
+                (content.stats(), content.index().proof().vouched_by().map(ToOwned::to_owned), error)
+            }
+            LayerState::Failed(failed) => (ContentStats::default(), None, Some(chain(&failed.why))),
+            _ => (ContentStats::default(), None, None),
+        };
+        LayerStatus {
+            digest: self.pass.layer.blob.digest.clone(),
+            size: self.pass.layer.blob.size,
+            state: state.progress(),
+            vouched_by,
+            received: self.shared.progress.received.load(Ordering::Relaxed),
+            reads,
+            error,
+        }
+    }
+
+    /// Counts one more time that its index is made anew.
+    pub(super) fn is_mended_too_often(&self) -> bool {
+        let mut past = lock(&self.past);
+        past.mended += 1;
+        past.mended > MENDED_AT_MOST
+    }
+
+    /// A pass has failed, and is not to look like one that goes on.
+    pub(super) fn has_failed(&self, progress: &PassProgress) {
+        progress.received.store(0, Ordering::Relaxed);
+        self.shared.schedule.set_urgent(false);
+    }
+
+    pub(super) fn beyond_repair(&self, why: &'static str, still: Arc<LayerReader>) -> LayerState {
+        let why = Arc::new(LayerFailure::Damaged { layer: self.pass.layer.blob.digest.clone(), why });
+        tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "a layer can be shown only in part");
+        self.failed(why, Some(still))
+    }
+
+    /// Of which `still` is served.
+    pub(super) fn cannot_be_shown(&self, why: LayerFailure, still: Option<Arc<LayerReader>>) -> LayerState {
+        let why = Arc::new(why);
+        let error = &why as &dyn std::error::Error;
+        match &*why {
+            // What ends it says why.
+            LayerFailure::Pass(PassError::Ended { .. }) => tracing::debug!(error, "a first pass was given up"),
+            _ => tracing::error!(target: "peelfs::failure", error, "a layer cannot be shown"),
+        }
+        self.failed(why, still)
+    }
+
+    /// Failed now; the more often, the later it is tried again.
+    fn failed(&self, why: Arc<LayerFailure>, still: Option<Arc<LayerReader>>) -> LayerState {
+        let mut past = lock(&self.past);
+        let times = past.failures;
+        past.failures += 1;
+        LayerState::Failed(Failed { why, at: Instant::now(), times, still })
+    }
+}
+
+/// A layer whose index is damaged more often is on a disk that cannot be trusted.
+const MENDED_AT_MOST: u32 = 8;
+/// A layer of up to this many bytes is read in a moment.
+const SMALL_LAYER: u64 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::content::{LayerRef, Payload};
+    use crate::descriptor::{Compression, Descriptor, MediaType};
+    use crate::digest::Algorithm;
+    use crate::store::Store;
+
+    fn pass() -> FirstPass {
+        let blob = Descriptor {
+            media_type: MediaType::parse("application/octet-stream"),
+            digest: Digest::of(Algorithm::Sha256, b"blob"),
+            size: 4,
+            data: None,
+            annotations: BTreeMap::new(),
+        };
+        let (diff_id, payload) = (Some(Digest::of(Algorithm::Sha256, b"tar")), Payload::Tar(Compression::Stored));
+        let layer = LayerRef { blob, diff_id, payload };
+        FirstPass { layer, codec_limits: Default::default(), layer_limits: Default::default() }
+    }
+
+    #[test]
+    fn a_layer_that_fails_again_is_tried_later_and_later() {
+        let digest = pass().layer.blob.digest;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(&dir.path().join("cache"), None).expect("a new directory");
+        let slot = Slot::new(pass(), &Arc::new(store).into());
+        let pauses: Vec<u64> = (0..7)
+            .map(|_| match slot.failed(Arc::new(PassError::Ended { layer: digest.clone() }.into()), None) {
+                LayerState::Failed(Failed { why, times, .. }) => why.pause_after(times).as_secs(),
+                _ => unreachable!("it says that it failed"),
+            })
+            .collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 32]);
+    }
+}
