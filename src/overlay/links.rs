@@ -16,13 +16,13 @@ impl Overlay {
     /// How many names of the merged tree lead to `node`.
     pub(super) fn nlink(&self, node: NodeId, entry: &Entry) -> Result<u32, Unknown> {
         let (number, id) = self.parse(node)?;
-        let mut names = self.names_above(number, node)?;
-        if entry.nlink() <= 1 && names.is_empty() {
+        if entry.nlink() <= 1 && !self.is_linked_above(number, node)? {
             return Ok(1);
         }
         if let Some(known) = lock(&self.link_counts).get(&node) {
             return Ok(*known);
         }
+        let mut names = self.names_above(number, node)?;
         let own = self.layer(number)?.names_of(number, id)?;
         names.extend(own.into_iter().map(|name| (number, name)));
         // Several layers may give one name to the same inode.
@@ -72,12 +72,23 @@ impl Overlay {
         Ok(shown)
     }
 
+    /// Whether a layer above `number` gives a name to its node.
+    fn is_linked_above(&self, number: LayerNo, node: NodeId) -> Result<bool, Unknown> {
+        for upper in (number.0 + 1..self.layer_count()).map(LayerNo) {
+            if self.layer(upper)?.links_to.contains_key(&node) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The names that the layers above `number` give to its node.
     fn names_above(&self, number: LayerNo, node: NodeId) -> Result<Vec<(LayerNo, EntryId)>, Unknown> {
         let mut names = Vec::new();
         for upper in (number.0 + 1..self.layer_count()).map(LayerNo) {
             let layer = self.layer(upper)?;
             for link in layer.links_to.get(&node).into_iter().flatten() {
+                steps::take(1)?;
                 names.extend(layer.names_of(upper, *link)?.into_iter().map(|name| (upper, name)));
             }
         }

@@ -230,6 +230,21 @@ mod tests {
         assert_eq!(attr.nlink, 10_001);
     }
 
+    /// The names of an inode are counted once, by whichever of them it is asked.
+    #[test]
+    fn names_of_many_hard_links_are_counted_once() {
+        let base = index([Entry::file("f", ""), Entry::dir("d")]);
+        let links = index((0..5_000).map(|at| Entry::hard_link(format!("h{at}"), "f")));
+        let (overlay, _) = over(&[base, links]);
+        let steps = steps_of(|| {
+            for at in 0..5_000 {
+                let node = overlay.lookup(overlay.root(), format!("h{at}").as_bytes()).unwrap().unwrap();
+                assert_eq!(overlay.attr(node).unwrap().nlink, 5_001);
+            }
+        });
+        assert!(steps < 20 * 5_000, "{steps} steps");
+    }
+
     /// As a chain is remembered, how long it may be must not depend on what was asked before.
     #[test]
     fn more_than_255_symlinks_lead_nowhere() {
