@@ -91,7 +91,8 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
     let made = Directory::make(&directory, &args.directory)?;
     let own = directory.join(OWN);
     let user = args.container.user.as_deref();
-    let plan = Plan { image, user, options, directory: &directory, own: &own, writable, stubs: &LATER };
+    let plan =
+        Plan { image, user, only_root: false, options, directory: &directory, own: &own, writable, stubs: &LATER };
     let runtime = process::runtime(process::Purpose::Starting)?;
     let done = plan.make(&runtime);
     runtime.shutdown_background();

@@ -140,6 +140,8 @@ pub(super) struct Plan<'a> {
     pub(super) image: ImageSpec,
     /// The user, if not the image's.
     pub(super) user: Option<&'a str>,
+    /// There is no other user than root.
+    pub(super) only_root: bool,
     /// All else that is wanted.
     pub(super) options: BundleOptions,
     /// Where `config.json` and `rootfs` are made.
@@ -215,6 +217,11 @@ impl Plan<'_> {
     /// Writes `config.json` and makes what the image lacks.
     async fn describe(&mut self, fs: &ImageFs, image: &Configured) -> Result<Vec<u8>, Report> {
         let user = rootfs::user(fs, self.user.unwrap_or(image.user())).await?;
+        if self.only_root && (user.uid != 0 || user.gid != 0) {
+            let (uid, gid) = (user.uid, user.gid);
+            return Err(Report::new(Code::Failure, format!("the container's user {uid}:{gid} is none that this user may be"))
+                .hint("let root add a line for this user to /etc/subuid and /etc/subgid, and install `uidmap`; or run as root of the container with `--user 0`"));
+        }
         self.add_names()?;
         let config = bundle::config(image, &user, &self.options).map_err(Report::from)?;
         let binds = |path: &str| self.options.binds.iter().find(|bind| bind.destination.trim_end_matches('/') == path);

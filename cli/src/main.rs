@@ -19,6 +19,7 @@ mod log;
 mod ls;
 mod meant;
 mod mount;
+mod namespace;
 mod options;
 mod progress;
 mod repeats;

@@ -11,17 +11,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::sched::CloneFlags;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
-use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::process::{Resource, getrlimit};
+use rustix::mount::MountFlags;
+use rustix::process::{Resource, Signal, getrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::low_level::siginfo::Cause;
 
 use super::args::{AccessArgs, ImageArgs};
 use super::container::{self, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
 use super::guard::STATE;
 use super::meant;
-use peelfs::bundle::{BundleOptions, Limit};
+use super::namespace::{self, Standing};
+use peelfs::bundle::{BundleOptions, Identity, Limit};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::spec::Writable;
@@ -92,13 +94,12 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let image = meant::image_elsewhere(&ImageArgs { reference: reference.clone(), access: args.access.clone() })?;
     let keep = args.keep.as_ref().map(open::absolute);
 
-    let signals = Signals::block()?;
     let place = Place::enter()?;
-    let container = Arc::new(Container::new(Guard::start(&runtime, &place.0, &name)?));
-    signals.pass_on_to(&container)?;
+    let container = Arc::new(Container::new(Guard::start(&runtime, &place.path, &name)?));
+    pass_signals_on(&container)?;
     let made = place.make(args, image, options, keep);
     let ended = made.and_then(|made| {
-        let ended = container.run(args, &runtime, &place.0, &name);
+        let ended = container.run(args, &runtime, &place, &name);
         drop(made.kept);
         ended
     });
@@ -167,7 +168,10 @@ fn check_name(name: &str) -> Result<(), Report> {
 }
 
 /// The directory of one container, in a mount namespace that only it and this process's children have.
-struct Place(PathBuf);
+struct Place {
+    path: PathBuf,
+    standing: Standing,
+}
 
 impl Place {
     /// Enters the namespace. No thread runs yet.
@@ -175,10 +179,7 @@ impl Place {
         let failed = |what| move |errno: rustix::io::Errno| Report::from(HostError::system(what)(errno.into()));
         let run = status::make_directory()?;
         remove_leftovers(&run);
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
-            .map_err(|errno| Report::from(HostError::system("enter a mount namespace")(errno.into())))?;
-        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", flags).map_err(failed("enter a mount namespace"))?;
+        let standing = namespace::enter()?;
         let path = run.join(format!("{}.{EXTENSION}", std::process::id()));
         container::make_private(&path)?;
         let mounted = rustix::mount::mount("peelfs", &path, "tmpfs", MountFlags::empty(), Some(c"mode=0700"));
@@ -186,7 +187,12 @@ impl Place {
             let _ = std::fs::remove_dir(&path);
             return Err(failed("mount a file system in memory")(errno));
         }
-        Ok(Self(path))
+        Ok(Self { path, standing })
+    }
+
+    /// Whether root has no more rights here than a user of the machine.
+    fn is_in_user_namespace(&self) -> bool {
+        self.standing != Standing::Root || peelfs::host::writable::is_in_user_namespace()
     }
 
     /// Makes the bundle.
@@ -198,15 +204,19 @@ impl Place {
         keep: Option<PathBuf>,
     ) -> Result<container::Made, Report> {
         for name in [ROOTFS, STATE, UPPER] {
-            container::make_private(&self.0.join(name))?;
+            container::make_private(&self.path.join(name))?;
         }
-        container::make_stubs_directory(&self.0)?;
+        container::make_stubs_directory(&self.path)?;
         let writable = match (args.read_only, keep) {
             (true, _) => None,
-            (false, keep) => Some(Writable::Kept(keep.unwrap_or_else(|| self.0.join(UPPER)))),
+            (false, keep) => Some(Writable::Kept(keep.unwrap_or_else(|| self.path.join(UPPER)))),
         };
         let user = args.container.user.as_deref();
-        let plan = Plan { image, user, options, directory: &self.0, own: &self.0, writable, stubs: &[] };
+        let identity = if self.is_in_user_namespace() { Identity::UserNamespace } else { Identity::Root };
+        let options = BundleOptions { identity, ..options };
+        let only_root = self.standing == Standing::Lone;
+        let plan =
+            Plan { image, user, only_root, options, directory: &self.path, own: &self.path, writable, stubs: &[] };
         let runtime = process::runtime_of_parent()?;
         let made = plan.make(&runtime);
         runtime.shutdown_background();
@@ -274,9 +284,15 @@ impl Container {
     }
 
     /// Runs it to its end; its exit status.
-    fn run(&self, args: &RunArgs, runtime: &Path, directory: &Path, name: &str) -> Result<u8, Report> {
+    fn run(&self, args: &RunArgs, runtime: &Path, place: &Place, name: &str) -> Result<u8, Report> {
         let failed = |what| move |error| Report::from(HostError::system(what)(error));
         let mut command = Command::new(runtime);
+        // Users have no control groups of their own as a rule; runc finds that out.
+        let is_crun = runtime.file_name().is_some_and(|name| name.to_string_lossy().contains("crun"));
+        if is_crun && place.is_in_user_namespace() {
+            command.arg("--cgroup-manager=disabled");
+        }
+        let directory = &place.path;
         command.arg("--root").arg(directory.join(STATE)).arg("run").arg("--bundle").arg(directory).arg(name);
         if !args.interactive {
             command.stdin(Stdio::null());
@@ -308,61 +324,48 @@ impl Container {
     /// Does what a signal asks for; `from_terminal` if the runtime has it as well.
     fn signal(&self, signal: Signal, from_terminal: bool) {
         let mut state = self.state();
-        let ends = matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT);
+        let ends = matches!(signal, Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT);
         state.ends += u32::from(ends);
         match state.runtime {
+            Some(_) if state.ends < ENDS && from_terminal => {}
             Some(runtime) if state.ends < ENDS => {
-                if !from_terminal && let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
-                    // If it has ended, that is noticed soon.
-                    let _ = rustix::process::kill_process(runtime, signal);
-                }
+                // If it has ended, that is noticed soon.
+                let _ = rustix::process::kill_process(runtime, signal);
             }
             _ if ends => {
-                let code = if state.runtime.is_some() { 128 + Signal::SIGKILL as i32 } else { 128 + signal as i32 };
+                let signal = if state.runtime.is_some() { Signal::KILL } else { signal };
                 drop(state);
                 self.end();
-                std::process::exit(code);
+                std::process::exit(128 + signal.as_raw());
             }
             _ => {}
         }
     }
 }
 
-/// The signals that are passed on. Blocked in every thread that is started later; the standard library unblocks them in
-/// processes that it starts.
-struct Signals(SigSet);
-
-impl Signals {
-    fn block() -> Result<Self, Report> {
-        let signals: SigSet = PASSED_ON.into_iter().collect();
-        signals.thread_block().map_err(|errno| Report::from(HostError::system("listen to signals")(errno.into())))?;
-        Ok(Self(signals))
-    }
-
-    fn pass_on_to(self, container: &Arc<Container>) -> Result<(), Report> {
-        let failed = HostError::system("listen to signals");
-        let signals = SignalFd::new(&self.0).map_err(|errno| Report::from(failed(errno.into())))?;
-        let container = Arc::clone(container);
-        let pass_on = move || {
-            while let Ok(Some(info)) = signals.read_signal() {
-                if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) {
-                    container.signal(signal, info.ssi_code == FROM_KERNEL);
-                }
+/// Passes signals on to a container until this process ends.
+fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
+    let failed = HostError::system("listen to signals");
+    let mut signals = SignalsInfo::<WithOrigin>::new(PASSED_ON).map_err(&failed)?;
+    let container = Arc::clone(container);
+    let pass_on = move || {
+        for origin in &mut signals {
+            // The terminal has sent it to every process at it, the runtime included.
+            let from_terminal = matches!(origin.cause, Cause::Kernel);
+            if let Some(signal) = Signal::from_named_raw(origin.signal) {
+                container.signal(signal, from_terminal);
             }
-        };
-        std::thread::Builder::new().name("signals".into()).spawn(pass_on).map(drop).map_err(failed)?;
-        Ok(())
-    }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(pass_on).map(drop).map_err(failed)?;
+    Ok(())
 }
 
 /// The exit status where the container was not started, as of podman and docker.
 pub(super) const FAILED: u8 = 125;
-const PASSED_ON: [Signal; 6] =
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 /// A container that was told so often to end is killed.
 const ENDS: u32 = 3;
-/// `SI_KERNEL`: the terminal has sent it, to every process at it.
-const FROM_KERNEL: i32 = 0x80;
 const UPPER: &str = "upper";
 /// Of the directory of a container; before it stands the number of its process.
 const EXTENSION: &str = "run";

@@ -1,14 +1,16 @@
 //! Containers: bundles for runc and crun, mounts that can be written to, and `peelfs run`.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{BufRead as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use peelfs::fuse::mounts;
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 
+use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -373,5 +375,310 @@ fn until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A command line of `peelfs run` with one of the runtimes.
+fn run(sandbox: &Sandbox, runtime: &str, line: &[&str]) -> Command {
+    let known = sandbox.peelfs(["run", "--runtime", runtime]);
+    let mut command = for_crun(known.get_program());
+    command.args(known.get_args()).args(line).stdin(Stdio::null());
+    command.env_clear();
+    for (name, value) in known.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command
+}
+
+/// What processes, directories and control groups there are of containers of the sandbox.
+fn left(sandbox: &Sandbox) -> Vec<String> {
+    let run = sandbox.path().join("run/peelfs");
+    let files = std::fs::read_dir(&run).into_iter().flatten().map(|entry| entry.unwrap().path().display().to_string());
+    let cache = format!("PEELFS_CACHE_DIR={}\0", sandbox.cache().display());
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let environment = std::fs::read(path.join("environ")).ok()?;
+        let own = String::from_utf8_lossy(&environment).contains(&cache);
+        let command = || String::from_utf8_lossy(&std::fs::read(path.join("cmdline")).unwrap_or_default()).into_owned();
+        own.then(command)
+    });
+    files.chain(processes).collect()
+}
+
+/// Nothing is left of the sandbox's containers, at once or very soon: what served the image ends by itself.
+fn assert_nothing_left(sandbox: &Sandbox) {
+    let begun = Instant::now();
+    while !left(sandbox).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "left behind: {:?}", left(sandbox));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(mounts::all().iter().all(|mount| !mount.path.starts_with(sandbox.path())), "something stays mounted");
+}
+
+#[test]
+fn a_container_s_output_and_status_are_passed_on() {
+    let Some(image) = image(json!({ "Entrypoint": ["sh", "-c"], "Cmd": ["echo usual"] })).filter(|_| !cannot_mount())
+    else {
+        return;
+    };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for runtime in runtimes() {
+        let ended = |line: &[&str]| {
+            let output = run(&sandbox, runtime, line).output().unwrap();
+            (printed(&output).to_owned(), output.status.code().unwrap())
+        };
+        assert_eq!(ended(&[&reference]), ("usual".to_owned(), 0));
+        assert_eq!(ended(&["--rm", &reference, "echo other; exit 7"]), ("other".to_owned(), 7));
+        // All that stands behind the image is the container's.
+        assert_eq!(ended(&["--entrypoint", "ls", &reference, "-d", "--", "/bin"]), ("/bin".to_owned(), 0));
+        assert_eq!(ended(&[&reference, "sh -c 'kill -9 $$'; exit $?"]), (String::new(), 137));
+        let mut piped = run(&sandbox, runtime, &["-i", "--entrypoint", "cat", &reference]);
+        let mut piped = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        piped.stdin.take().unwrap().write_all(b"through").unwrap();
+        assert_eq!(printed(&piped.wait_with_output().unwrap()), "through");
+        assert_nothing_left(&sandbox);
+    }
+}
+
+#[test]
+fn a_container_is_as_its_options_say() {
+    let config = json!({ "Cmd": ["true"], "Env": ["PATH=/bin", "A=image"], "WorkingDir": "/srv" });
+    let Some(image) = image(config).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let data = sandbox.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("here"), "from outside").unwrap();
+    let volume = |more: &str| format!("{}:/deep/data{more}", data.display());
+    for runtime in runtimes() {
+        let says = |options: &[&str], script: &str| {
+            let line = [options, &[&reference[..], "sh", "-c", script]].concat();
+            let output = run(&sandbox, runtime, &line).output().unwrap();
+            assert!(output.status.success(), "{}", said(&output));
+            printed(&output).to_owned()
+        };
+        assert_eq!(says(&["-e", "A=1", "-e", "B=2"], "echo $A $B $PATH; pwd"), "1 2 /bin\n/srv");
+        assert_eq!(
+            says(&["-u", "app", "-w", "/tmp"], "id; pwd; echo $HOME"),
+            "uid=1000(app) gid=1001(app) groups=50(staff)\n/tmp\n/home/app"
+        );
+        assert_eq!(says(&["-u", "7:8"], "id -u; id -g"), "7\n8");
+        assert_eq!(says(&["--network=none", "--name=web"], "hostname; ls /sys/class/net"), "web\nlo");
+        assert_eq!(says(&["-v", &volume("")], "cat /deep/data/here; echo new > /deep/data/new"), "from outside");
+        assert_eq!(std::fs::read(data.join("new")).unwrap(), b"new\n");
+        std::fs::remove_file(data.join("new")).unwrap();
+        assert_eq!(
+            says(&["--read-only", "-v", &volume(":ro")], "touch /x || touch /deep/data/x || cat /deep/data/here"),
+            "from outside"
+        );
+        assert_eq!(
+            says(&[], "test -e /etc/new || touch /etc/new; echo $(ls /etc/new)"),
+            "/etc/new",
+            "a fresh one each time"
+        );
+    }
+    assert_nothing_left(&sandbox);
+}
+
+#[test]
+fn what_a_container_writes_can_be_kept() {
+    let Some(image) = image(json!({ "Cmd": ["sh", "-c", "cat /etc/new; echo x >> /etc/new"] })) else { return };
+    let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let keep = sandbox.path().join("keep");
+    for before in ["", "x", "x\nx"] {
+        let output = run(&sandbox, runtime, &["--keep", keep.to_str().unwrap(), &reference]).output().unwrap();
+        assert_eq!(printed(&output), before);
+    }
+    assert_eq!(std::fs::read(keep.join("diff/etc/new")).unwrap(), b"x\nx\nx\n");
+    let held = peelfs::host::writable::keep_in(&keep, std::fs::read_to_string(keep.join("image")).unwrap().trim());
+    let output = run(&sandbox, runtime, &["--keep", keep.to_str().unwrap(), &reference]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(said(&output).contains("is in use by another mount or container"), "{}", said(&output));
+    drop(held);
+    assert_nothing_left(&sandbox);
+}
+
+/// A signal reaches the container, which may do as it likes; the command itself dies of none but SIGKILL.
+#[test]
+fn signals_are_passed_on_to_the_container() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for runtime in runtimes() {
+        let script = "trap 'echo caught; exit 9' TERM; trap 'echo used' USR1; echo ready; while :; do sleep 0.01; done";
+        let mut running = Running::start(&sandbox, runtime, &[&reference, "sh", "-c", script]);
+        assert_eq!(running.line(), "ready");
+        running.signal(Signal::USR1);
+        assert_eq!(running.line(), "used");
+        running.signal(Signal::TERM);
+        assert_eq!(running.line(), "caught");
+        assert_eq!(running.process.wait().unwrap().code(), Some(9));
+        // The first process of a container does not die of what it does not handle; the third time it is killed.
+        let mut stubborn = Running::start(&sandbox, runtime, &[&reference, "sh", "-c", "echo ready; exec sleep 1000"]);
+        assert_eq!(stubborn.line(), "ready");
+        let begun = Instant::now();
+        while stubborn.process.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
+            stubborn.signal(Signal::INT);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(stubborn.process.wait().unwrap().code(), Some(137));
+        assert_nothing_left(&sandbox);
+    }
+}
+
+#[test]
+fn nothing_is_left_where_the_command_is_killed() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for runtime in runtimes() {
+        let mut running = Running::start(&sandbox, runtime, &[&reference, "sh", "-c", "echo ready; exec sleep 1000"]);
+        assert_eq!(running.line(), "ready");
+        running.signal(Signal::KILL);
+        running.process.wait().unwrap();
+        assert_nothing_left(&sandbox);
+    }
+}
+
+#[test]
+fn containers_of_one_image_run_side_by_side() {
+    let Some(image) = image(json!({ "Cmd": ["sh", "-c", "echo $$ > /etc/own; cat /etc/own"] })) else { return };
+    let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let start = || run(&sandbox, runtime, &[&reference]).stdout(Stdio::piped()).spawn().unwrap();
+    let running: Vec<_> = (0..4).map(|_| start()).collect();
+    for process in running {
+        assert_eq!(printed(&process.wait_with_output().unwrap()), "1");
+    }
+    assert_nothing_left(&sandbox);
+}
+
+#[test]
+fn a_cached_image_runs_while_its_registry_is_away() {
+    let Some(image) = image(json!({ "Cmd": ["cat", "/etc/group"], "Env": ["PATH=/bin"] })) else { return };
+    let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let registry = Registry::start(Catalog::default()).unwrap();
+    registry.push("library/image", "1", &image);
+    let reference = registry.reference("library/image", "1");
+    let never_seen = run(&sandbox, runtime, &[&reference]).output().unwrap();
+    assert!(never_seen.status.success(), "{}", said(&never_seen));
+    drop(registry);
+    let cached = run(&sandbox, runtime, &["--offline", &reference]).output().unwrap();
+    assert!(cached.status.success(), "{}", said(&cached));
+    assert_eq!(printed(&cached), printed(&never_seen));
+    assert_nothing_left(&sandbox);
+}
+
+#[test]
+fn what_cannot_run_is_said_and_leaves_nothing() {
+    let Some(image) = image(json!({ "User": "missing" })).filter(|_| !cannot_mount()) else { return };
+    let Some(runtime) = runtimes().into_iter().next() else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for (line, wanted) in [
+        (&[&reference[..], "true"][..], "user `missing` is not in the image's /etc/passwd"),
+        (&["-u", "0", &reference], "the image has no command"),
+        (&["-t", &reference, "true"], "stdin is not a terminal"),
+        (&["-v", "nothing:/x", &reference, "true"], "cannot use `nothing` as a volume"),
+        (&["--platform", "linux/s390x", &reference, "true"], "has no image for linux/s390x"),
+    ] {
+        let output = run(&sandbox, runtime, line).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{}", said(&output));
+        assert!(said(&output).contains(wanted), "{wanted}: {}", said(&output));
+    }
+    let output = sandbox.run(["run", "--runtime", "runc-2", &reference, "true"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(said(&output).contains("there is no container runtime `runc-2`"), "{}", said(&output));
+    let mut without = sandbox.peelfs(["run", &reference, "true"]);
+    let output = without.env("PATH", sandbox.path()).output().unwrap();
+    if !["runc", "crun"].iter().any(|name| Path::new("/usr/sbin").join(name).exists()) {
+        assert!(said(&output).contains("hint: install one, as with `apt install crun`"), "{}", said(&output));
+    }
+    assert_nothing_left(&sandbox);
+}
+
+/// A container that runs, and what it prints.
+struct Running {
+    process: Child,
+    lines: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Running {
+    fn start(sandbox: &Sandbox, runtime: &str, line: &[&str]) -> Self {
+        let mut process = run(sandbox, runtime, line).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, lines }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let _ = kill_process(Pid::from_child(&self.process), signal);
+    }
+}
+
+/// A user other than root is root of a user namespace, and has other users there if the machine grants it some.
+#[test]
+fn users_run_containers_in_a_user_namespace() {
+    let config = json!({ "Cmd": ["sh", "-c", "id; touch /etc/new; ls /etc/new"], "Env": ["PATH=/bin"] });
+    let Some(image) = image(config).filter(|_| !cannot_mount()) else { return };
+    if ["setpriv", "unshare", "newuidmap"].into_iter().any(|program| {
+        let there = Command::new(program).arg("--version").output().is_ok();
+        if !there {
+            eprintln!("skipped: needs {program}");
+        }
+        !there
+    }) {
+        return;
+    }
+    for runtime in runtimes() {
+        for granted in ["", "65534:300000:65536\n"] {
+            let sandbox = Sandbox::new();
+            let reference = layout(&sandbox, &image);
+            let program = sandbox.path().join("peelfs");
+            std::fs::copy(support::sandbox::program(), &program).unwrap();
+            std::fs::write(sandbox.path().join("granted"), granted).unwrap();
+            for name in ["", "home", "run", "layout"] {
+                let path = sandbox.path().join(name);
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+                std::os::unix::fs::chown(&path, Some(65_534), Some(65_534)).unwrap();
+            }
+            // As on most machines: users may open the device.
+            let script = r#"
+                mknod -m 666 fuse c 10 229 && mount --bind fuse /dev/fuse
+                mount --bind granted /etc/subuid && mount --bind granted /etc/subgid
+                exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
+            "#;
+            let run_as = |user: &str| {
+                let mut command = for_crun("sh");
+                command.args(["-ec", script, "sh"]).arg(&program);
+                command.args(["run", "--runtime", runtime, "-u", user, &reference]).current_dir(sandbox.path());
+                let known = sandbox.peelfs([""]);
+                command.env_clear().envs(known.get_envs().map(|(name, value)| (name, value.unwrap_or_default())));
+                command.stdin(Stdio::null()).output().unwrap()
+            };
+            let root = run_as("0");
+            if said(&root).contains("user namespaces: let root allow them") {
+                eprintln!("skipped: users may have no user namespaces here");
+                return;
+            }
+            let is_root = printed(&root).starts_with("uid=0(root) gid=0(root)");
+            assert!(is_root && printed(&root).ends_with("/etc/new"), "{}", said(&root));
+            let app = run_as("1000:1001");
+            if granted.is_empty() {
+                assert_eq!(app.status.code(), Some(125));
+                assert!(said(&app).contains("1000:1001 is none that this user may be"), "{}", said(&app));
+            } else {
+                assert!(said(&app).contains("uid=1000(app) gid=1001(app)"), "{}", said(&app));
+            }
+            assert_nothing_left(&sandbox);
+        }
     }
 }
