@@ -49,6 +49,9 @@ pub enum AttachError {
     /// The kernel has EROFS, and does not mount it from files.
     #[error("this kernel does not mount EROFS from files, as Linux 6.12 and later do where they are built to")]
     NotFromFiles,
+    /// The files lie on a file system that lies on another one.
+    #[error("the kernel does not mount EROFS from files of an overlay, where the cache is")]
+    Stacked,
     /// The kernel refuses this image.
     #[error("the kernel does not take the image{}", if said.is_empty() { String::new() } else { format!(" ({said})") })]
     Refused {
@@ -105,7 +108,8 @@ fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(
         rustix::mount::fsconfig_create(&context)
     };
     configure().map_err(|errno| match errno {
-        // What is no block device is no file either, for kernels that do not mount files.
+        // What is no block device is no file either, for kernels that do not mount files, or not these.
+        Errno::NOTBLK if is_on_overlay(&files.image) => AttachError::Stacked,
         Errno::NOTBLK => AttachError::NotFromFiles,
         errno => refused(&said(&context))(errno),
     })?;
@@ -153,6 +157,12 @@ fn source_of(reference: &str) -> String {
     let fits = |part: &str| part.len() <= 255 && !matches!(part, "." | "..");
     let is_path = source.len() < 4096 && !source.ends_with('/') && !source.contains('\0');
     if is_path && source.split('/').all(fits) { source } else { format!("{SOURCE}image") }
+}
+
+fn is_on_overlay(file: &File) -> bool {
+    /// `OVERLAYFS_SUPER_MAGIC`
+    const OVERLAY: u64 = 0x794c_7630;
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u64 == OVERLAY)
 }
 
 fn by_descriptor(file: &File) -> String {

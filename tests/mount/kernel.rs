@@ -63,7 +63,7 @@ impl Written {
     }
 }
 
-struct Unmount<'a>(&'a Path);
+pub(crate) struct Unmount<'a>(pub(crate) &'a Path);
 
 impl Drop for Unmount<'_> {
     fn drop(&mut self) {
@@ -216,6 +216,27 @@ fn extended_attributes_are_shown_as_they_are() {
     let layers = [entries];
     let image = packed(&layers, &[Packing::GZIP], Family::Oci);
     assert_eq!(differences(&image, &tree_of(&layers)), [] as [String; 0]);
+}
+
+/// Names as in a library of Python, twenty to a directory.
+#[test]
+fn the_image_takes_at_most_130_bytes_an_entry() {
+    if cannot_mount() {
+        return;
+    }
+    let mut entries = Vec::new();
+    for dir in 0..300 {
+        entries.push(Entry::dir(format!("usr/lib/python3/dist-packages/package_{dir}")));
+        for file in 0..19 {
+            let name = format!("usr/lib/python3/dist-packages/package_{dir}/_module_{file}.py");
+            entries.push(Entry::file(name, "import this"));
+        }
+    }
+    let count = entries.len() as u64;
+    with_image(&packed(&[entries], &[Packing::GZIP], Family::Oci), |fs| {
+        let size = Written::of(fs).unwrap().encoded.size;
+        assert!(size <= 130 * count, "{size} bytes for {count} entries");
+    });
 }
 
 fn acl_entry(tag: u16, may: u16, id: u32) -> [u8; 8] {

@@ -291,6 +291,35 @@ fn an_image_that_erofs_cannot_hold_is_served_by_fuse() {
     at.unmount();
 }
 
+/// A container's root file system is an overlay, from whose files the kernel does not mount.
+#[test]
+fn a_cache_on_an_overlay_is_named_as_the_reason() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    let path = |name: &str| sandbox.path().join(name).display().to_string();
+    for name in ["lower", "upper", "work", "home/cache"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    let options = format!("lowerdir={},upperdir={},workdir={}", path("lower"), path("upper"), path("work"));
+    let output =
+        Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &path("home/cache")]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let _unmounted = kernel::Unmount(&sandbox.cache());
+    std::fs::set_permissions(sandbox.cache(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&reference(&registry), ALWAYS);
+    // Kernels from 6.12 on differ in this.
+    if !output.status.success() {
+        assert!(said(&output).contains("of an overlay") && said(&output).contains("--cache-dir"), "{}", said(&output));
+        let at = mount(&sandbox, &registry, "b", AUTO);
+        assert!(status(&sandbox, &at)["by_fuse"].as_str().unwrap().contains("of an overlay"));
+        at.unmount();
+    }
+}
+
 /// As containers use it.
 #[test]
 fn a_kernel_mount_is_the_lower_of_an_overlay() {
