@@ -172,6 +172,14 @@ pub enum HostError {
         /// Bytes that it needs.
         needed: u64,
     },
+    /// The limit of open files is too low.
+    #[error("this process may open {limit} files, and needs {needed}")]
+    NoFiles {
+        /// How many it may have open.
+        limit: u64,
+        /// How many it needs.
+        needed: u64,
+    },
     /// Too few threads can be started.
     #[error("cannot start threads")]
     NoThreads {
@@ -254,6 +262,7 @@ impl From<HostError> for Report {
             | HostError::System { .. }
             | HostError::Channel { .. } => told(Code::Failure),
             HostError::NoRoom { .. } => told(Code::Failure).hint("raise the limit of address space (`ulimit -v`)"),
+            HostError::NoFiles { .. } => told(Code::Failure).hint("raise the limit of open files (`ulimit -n`)"),
             HostError::NoThreads { .. } => told(Code::Failure).hint(
                 "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)",
             ),

@@ -1,5 +1,6 @@
 //! What a process that reads images needs: a runtime, room for files, and the signals that end it.
 
+use nix::libc;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,7 +17,7 @@ use crate::image::OpaqueMark;
 /// program, where a limit of zero is ignored (core(5)).
 ///
 /// # Errors
-/// [`HostError::System`], [`HostError::NoRoom`], [`HostError::NoThreads`]
+/// [`HostError::System`], [`HostError::NoFiles`], [`HostError::NoRoom`], [`HostError::NoThreads`]
 pub fn runtime(purpose: Purpose) -> Result<tokio::runtime::Runtime, HostError> {
     runtime_with(purpose, Some(1))
 }
@@ -106,8 +107,14 @@ impl Ends {
 }
 
 /// Whether a process runs; one that has ended and that its parent has not waited for does not.
+///
+/// One of which nothing can be learned, as without a file descriptor left, counts as running: what belongs to ended
+/// processes is removed.
 pub(super) fn is_running(pid: u32) -> bool {
-    !matches!(state(pid), None | Some('Z' | 'X' | 'x'))
+    match told(pid) {
+        Ok(told) => !matches!(state_in(&told), None | Some('Z' | 'X' | 'x')),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound && error.raw_os_error() != Some(libc::ESRCH),
+    }
 }
 
 /// Whether a process has been ended and yet cannot go: a thread of it waits for something that does not come.
@@ -122,8 +129,15 @@ pub(super) fn is_stopped(pid: u32) -> bool {
 }
 
 fn state(pid: u32) -> Option<char> {
+    state_in(&told(pid).ok()?)
+}
+
+fn told(pid: u32) -> std::io::Result<String> {
     // Not `stat`, which waits for a process that is just being made or ended.
-    let told = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+}
+
+fn state_in(told: &str) -> Option<char> {
     told.lines().find_map(|line| line.strip_prefix("State:"))?.trim_start().chars().next()
 }
 

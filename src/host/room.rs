@@ -1,4 +1,4 @@
-//! Whether a process may have the threads and the address space that it is about to need.
+//! Whether a process may have the threads, files and address space that it is about to need.
 //!
 //! A runtime that cannot start its threads panics or leaves work undone, and memory that cannot be had ends the process.
 //! So limits are looked at before either is needed, and end in one error that names them. What is left to chance is
@@ -27,8 +27,12 @@ pub enum Purpose {
 /// Looks whether there is room, and returns how many threads a runtime may have for its tasks.
 ///
 /// # Errors
-/// [`HostError::NoRoom`], [`HostError::NoThreads`]
+/// [`HostError::NoFiles`], [`HostError::NoRoom`], [`HostError::NoThreads`]
 pub(super) fn workers(purpose: Purpose) -> Result<usize, HostError> {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if files < purpose.files() {
+        return Err(HostError::NoFiles { limit: files, needed: purpose.files() });
+    }
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
     if let Some(limit) = getrlimit(Resource::As).current {
         let taken = taken().unwrap_or(0);
@@ -47,6 +51,14 @@ pub(super) fn workers(purpose: Purpose) -> Result<usize, HostError> {
 }
 
 impl Purpose {
+    /// How many open files it has to be allowed: those of the runtime, of the cache, and of some layers at a time.
+    fn files(self) -> u64 {
+        match self {
+            Self::Reading => 32,
+            Self::Serving | Self::Starting => 48,
+        }
+    }
+
     /// How many threads and processes it needs beside those of the runtime.
     fn threads(self) -> usize {
         match self {

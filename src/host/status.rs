@@ -350,7 +350,8 @@ pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened) {
     }
 }
 
-/// The mounts that need no process and were noted in `directory`; notes of those that are gone are removed.
+/// The mounts that need no process and were noted in `directory`; notes of those that are gone are removed, unless the
+/// note or the table of mounts cannot be read.
 pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
     let mounted = mounts::all();
     let mut known = Vec::new();
@@ -359,9 +360,11 @@ pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
         if path.extension().is_none_or(|extension| extension != "kernel") {
             continue;
         }
-        let noted = read_own(&path).ok().and_then(|text| serde_json::from_slice::<KernelMount>(&text).ok());
+        let Ok(text) = read_own(&path) else { continue };
+        let noted = serde_json::from_slice::<KernelMount>(&text).ok();
         match noted.filter(|noted| mounted.iter().any(|mount| noted.is_of(mount))) {
             Some(noted) => known.push(noted),
+            None if mounted.is_empty() => {}
             None => drop(std::fs::remove_file(&path)),
         }
     }

@@ -1,4 +1,4 @@
-//! Limits of address space and of threads: what is too little is one error, and nothing panics or hangs.
+//! Limits of address space, of threads and of open files: what is too little is one error, and nothing panics or hangs.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
@@ -114,4 +114,54 @@ fn too_few_threads_are_one_error() {
         }
     }
     assert!(!sandbox.logs().contains("panicked"), "{}", sandbox.logs());
+}
+
+#[test]
+fn too_few_open_files_are_one_error() {
+    if cannot_mount() || is_missing("prlimit") || is_missing("timeout") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let (image, at) = (image(&sandbox), sandbox.mount_point("a"));
+    let (out, place) = (sandbox.path().join("home/out"), at.path.to_str().unwrap());
+    // Below, the program cannot be started.
+    for files in [5, 8, 10, 16, 24, 40, 64] {
+        let limit = format!("--nofile={files}");
+        for args in commands(&image, out.to_str().unwrap(), place) {
+            let what = format!("{files} files: {}", args[0]);
+            let output = run(&sandbox, &["prlimit", &limit], &support::sandbox::program(), &args);
+            assert!(judged(&what, &output) || files < 48, "{what}: {}", said(&output));
+            if at.is_mounted() {
+                at.unmount();
+            }
+        }
+    }
+    assert!(!sandbox.logs().contains("panicked"), "{}", sandbox.logs());
+}
+
+/// Commands clear away what belongs to processes that are gone. One that cannot learn whether a process is there did so too,
+/// and mounts that went on lost the socket of their keeper.
+#[test]
+fn too_few_open_files_take_nothing_from_other_mounts() {
+    if cannot_mount() || is_missing("prlimit") || is_missing("timeout") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let (image, at) = (image(&sandbox), sandbox.mount_point("a"));
+    let mounted = sandbox.peelfs(&["mount", "--wait", &image, at.path.to_str().unwrap()]).output().unwrap();
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    let names = || {
+        let found = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap();
+        let names = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    for files in 4..16 {
+        let limit = format!("--nofile={files}");
+        let output = run(&sandbox, &["prlimit", &limit], &support::sandbox::program(), &["status"]);
+        assert_eq!(names(), before, "{files} files: {}", said(&output));
+    }
+    let upgraded = sandbox.peelfs(&["upgrade", at.path.to_str().unwrap()]).output().unwrap();
+    assert!(upgraded.status.success(), "{}", said(&upgraded));
+    at.unmount();
 }
