@@ -229,6 +229,7 @@ impl From<OverlayError> for Report {
         let told = Self::of(Code::Failure, &error);
         match &error {
             OverlayError::Directory { .. } => told,
+            OverlayError::Covered { .. } => Self { code: Code::Usage, ..told }.hint("choose a directory beside it"),
             OverlayError::InUse { .. } => told.hint("unmount that first, or choose another directory"),
             OverlayError::OtherImage { path, .. } => Self { code: Code::Usage, ..told }
                 .hint(format!("choose another directory, or begin anew with `rm -r {}`", path.display())),

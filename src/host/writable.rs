@@ -63,6 +63,14 @@ pub enum OverlayError {
         /// The directory.
         path: PathBuf,
     },
+    /// It would be covered by the mount itself.
+    #[error("`{}` is the mount point `{}`, or below it", path.display(), at.display())]
+    Covered {
+        /// The directory.
+        path: PathBuf,
+        /// The mount point.
+        at: PathBuf,
+    },
     /// What is kept there was written over another image.
     #[error("what is kept in `{}` was written over another image, {manifest}", path.display())]
     OtherImage {
@@ -132,8 +140,22 @@ pub fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
 /// Takes the directory that a mount keeps what is written in.
 pub(super) fn take(spec: &MountSpec, opened: &Opened) -> Result<Option<Kept>, OverlayError> {
     match &spec.writable {
-        Some(Writable::Kept(directory)) => keep_in(directory, &opened.plan.manifest.digest.to_string()).map(Some),
+        Some(Writable::Kept(directory)) => {
+            not_below(directory, &spec.at)?;
+            keep_in(directory, &opened.plan.manifest.digest.to_string()).map(Some)
+        }
         Some(Writable::Memory) | None => Ok(None),
+    }
+}
+
+/// The directory, which may be missing, has to be elsewhere: the mount covers what is below its mount point.
+fn not_below(directory: &Path, at: &Path) -> Result<(), OverlayError> {
+    let existing = directory.ancestors().find_map(|above| above.canonicalize().ok());
+    match (existing, at.canonicalize()) {
+        (Some(existing), Ok(place)) if existing.starts_with(&place) => {
+            Err(OverlayError::Covered { path: directory.to_owned(), at: at.to_owned() })
+        }
+        _ => Ok(()),
     }
 }
 

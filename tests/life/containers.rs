@@ -284,6 +284,20 @@ fn attributes_for_overlayfs_are_not_shown_below_one() {
 }
 
 #[test]
+fn what_is_written_is_not_kept_below_the_mount() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let (reference, at) = (layout(&sandbox, &image), sandbox.mount_point("m"));
+    for below in ["", "/upper", "/missing/upper"] {
+        let refused = at.try_mount(&reference, &[&format!("--writable={}{below}", at.path.display())]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        assert!(said(&refused).contains(", or below it"), "{}", said(&refused));
+        assert!(!at.is_mounted());
+        assert_eq!(std::fs::read_dir(&at.path).unwrap().count(), 0, "nothing is left behind");
+    }
+}
+
+#[test]
 fn a_writable_mount_keeps_what_is_written() {
     let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
     let sandbox = Sandbox::new();
