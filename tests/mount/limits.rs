@@ -148,7 +148,7 @@ fn too_few_open_files_take_nothing_from_other_mounts() {
     }
     let sandbox = Sandbox::new();
     let (image, at) = (image(&sandbox), sandbox.mount_point("a"));
-    let mounted = sandbox.peelfs(&["mount", "--wait", &image, at.path.to_str().unwrap()]).output().unwrap();
+    let mounted = sandbox.peelfs(["mount", "--wait", &image, at.path.to_str().unwrap()]).output().unwrap();
     assert!(mounted.status.success(), "{}", said(&mounted));
     let names = || {
         let found = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap();
@@ -161,7 +161,7 @@ fn too_few_open_files_take_nothing_from_other_mounts() {
         let output = run(&sandbox, &["prlimit", &limit], &support::sandbox::program(), &["status"]);
         assert_eq!(names(), before, "{files} files: {}", said(&output));
     }
-    let upgraded = sandbox.peelfs(&["upgrade", at.path.to_str().unwrap()]).output().unwrap();
+    let upgraded = sandbox.peelfs(["upgrade", at.path.to_str().unwrap()]).output().unwrap();
     assert!(upgraded.status.success(), "{}", said(&upgraded));
     at.unmount();
 }
