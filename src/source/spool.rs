@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::SourceError;
 use super::local::Piece;
@@ -117,8 +119,9 @@ fn kind_of(file: File, path: &Path) -> io::Result<Archive> {
         return Err(io::Error::other("it is neither a file nor a pipe"));
     }
     if path.symlink_metadata().is_ok_and(|named| named.file_type().is_fifo()) {
-        // A FIFO by its own name may have no writer yet, and waits for one.
-        return Ok(Archive::Stream(File::open(path)?));
+        // A FIFO by its own name may have no writer yet, and waits for one. It is not opened once more: a short archive's
+        // writer has gone by then, and what it wrote goes with the last descriptor.
+        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&file, PollFlags::IN)], None) {}
     }
     let flags = rustix::fs::fcntl_getfl(&file)?;
     if flags.contains(OFlags::NONBLOCK) && path != Path::new("/dev/stdin") {
