@@ -7,13 +7,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::fuse::mounts::KERNEL_SOURCE as SOURCE;
 use nix::sched::CloneFlags;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::fuse::fs_context::{self, by_descriptor, said_by};
+use crate::fuse::mounts::KERNEL_SOURCE as SOURCE;
 
 /// What an image is shown from.
 #[derive(Debug)]
@@ -111,15 +113,13 @@ fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(
         // What is no block device is no file either, for kernels that do not mount files, or not these.
         Errno::NOTBLK if is_on_overlay(&files.image) => AttachError::Stacked,
         Errno::NOTBLK => AttachError::NotFromFiles,
-        errno => refused(&said(&context))(errno),
+        errno => refused(&said_by(&context))(errno),
     })?;
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !terms.suid);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, !terms.dev);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, terms.noexec);
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOATIME
+        | fs_context::attributes(terms.suid, terms.dev, terms.noexec);
     let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(""))?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&mount, "", target, "", flags).map_err(refused(""))
+    fs_context::move_onto(mount, target).map_err(refused(""))
 }
 
 /// The name of the image.
@@ -132,9 +132,7 @@ struct Names {
 
 impl Names {
     fn make(reference: &str, image: &File) -> Result<Self, Errno> {
-        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_create(&context)?;
-        let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let root = fs_context::tmpfs(&[])?;
         let source = source_of(reference);
         let mut path = String::new();
         let mut parts = source.split('/').filter(|part| !part.is_empty()).peekable();
@@ -163,21 +161,6 @@ fn is_on_overlay(file: &File) -> bool {
     /// `OVERLAYFS_SUPER_MAGIC`
     const OVERLAY: u64 = 0x794c_7630;
     rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u64 == OVERLAY)
-}
-
-fn by_descriptor(file: &File) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
-}
-
-/// What the kernel says of a mount that it refuses, on one line.
-fn said(context: &OwnedFd) -> String {
-    let mut lines = Vec::new();
-    let mut buf = [0; 1024];
-    while let Ok(length @ 1..) = rustix::io::read(context, &mut buf[..]) {
-        let line = String::from_utf8_lossy(&buf[..length]);
-        lines.push(line.trim_start_matches(['e', 'w', 'i', ' ']).trim().to_owned());
-    }
-    lines.join("; ")
 }
 
 fn refused(said: &str) -> impl FnOnce(Errno) -> AttachError {

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
+use super::fs_context::by_descriptor;
 use super::mounts::{self, MountPoint};
 use super::session::{MountError, MountOptions};
 
@@ -70,11 +71,6 @@ impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
-}
-
-/// A path that leads to what the descriptor is of, and to nothing else.
-fn by_descriptor(descriptor: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into()
 }
 
 /// A connection to the kernel, and where it is mounted.

@@ -15,6 +15,7 @@ mod backing;
 mod device;
 mod eager;
 mod errno;
+pub(crate) mod fs_context;
 pub mod mounts;
 mod nodes;
 mod own;

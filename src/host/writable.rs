@@ -9,8 +9,8 @@
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
 use super::background;
 use super::channel::{AsyncChannel, Channel, ChannelError};
@@ -30,6 +30,7 @@ use super::report::Report;
 use super::spec::{KernelOptions, MountSpec, Writable};
 use super::wire;
 use super::wire::v1::{Request, Word};
+use crate::fuse::fs_context::{self, by_descriptor};
 use crate::fuse::mounts::{self, MountPoint};
 
 /// What is laid over an image.
@@ -251,8 +252,7 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
     let made =
         make(overlay, &image, below.as_ref(), upper.as_deref()).map_err(|(said, cause)| refused(at, said, cause))?;
     drop(memory);
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&made, "", &image, "", flags).map_err(|errno| refused(at, String::new(), errno))
+    fs_context::move_onto(made, &image).map_err(|errno| refused(at, String::new(), errno))
 }
 
 fn refused(at: &Path, said: String, errno: Errno) -> OverlayError {
@@ -328,14 +328,11 @@ fn make(
         }
         rustix::mount::fsconfig_create(&context)
     };
-    configure().map_err(|errno| (said_by(&context), errno))?;
+    configure().map_err(|errno| (said(&context), errno))?;
     let KernelOptions { suid, dev, noexec, .. } = overlay.kernel;
-    let mut flags = MountAttrFlags::empty();
-    flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !suid);
-    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, !dev);
-    flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, noexec);
+    let mut flags = fs_context::attributes(suid, dev, noexec);
     flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, upper.is_none());
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(|errno| (said_by(&context), errno))
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(|errno| (said(&context), errno))
 }
 
 /// Backslashes stand for themselves nowhere in a path that overlayfs is told.
@@ -344,15 +341,10 @@ fn escaped(path: &Path) -> OsString {
     OsString::from_vec(bytes.flat_map(|byte| if *byte == b'\\' { vec![b'\\', b'\\'] } else { vec![*byte] }).collect())
 }
 
-/// What the kernel has written about a mount that it refuses.
-fn said_by(context: &OwnedFd) -> String {
-    let Ok(context) = context.try_clone() else { return String::new() };
-    let (mut context, mut line) = (File::from(context), [0; 512]);
-    let length = context.read(&mut line).unwrap_or(0);
-    let text = String::from_utf8_lossy(&line[..length]);
-    // A letter for its kind stands before it.
-    let text = text.trim().get(2..).unwrap_or_default().trim();
-    if text.is_empty() { String::new() } else { format!(" ({text})") }
+/// What the kernel says about a mount that it refuses, to stand behind a message.
+fn said(context: &OwnedFd) -> String {
+    let text = fs_context::said_by(context);
+    if text.is_empty() { text } else { format!(" ({text})") }
 }
 
 /// Whether this process is in another user namespace than the machine's first.
@@ -369,13 +361,8 @@ struct Tmpfs {
 
 impl Tmpfs {
     fn mount(image: &OwnedFd) -> Result<Self, Errno> {
-        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_set_string(&context, "source", "peelfs")?;
-        rustix::mount::fsconfig_set_string(&context, "mode", "0700")?;
-        rustix::mount::fsconfig_create(&context)?;
-        let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&root, "", image, "", flags)?;
+        let root = fs_context::tmpfs(&[("source", "peelfs"), ("mode", "0700")])?;
+        fs_context::move_onto(&root, image)?;
         Ok(Self { root })
     }
 
@@ -390,10 +377,6 @@ impl Drop for Tmpfs {
             tracing::error!(%errno, "a file system in memory stays mounted below an overlay");
         }
     }
-}
-
-fn by_descriptor(descriptor: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
