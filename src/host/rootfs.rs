@@ -1,7 +1,6 @@
 //! What an image lacks as the root file system of a container, and who its users are: asked of the image itself, not of a
 //! mount of it.
 
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
@@ -11,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::HostError;
 use crate::bundle::{self, BundleError, User};
+use crate::image::tree::{self, Reached};
 use crate::image::{FsError, ImageFs};
 use crate::layer::Kind;
 use crate::offsets::FileOffset;
-use crate::overlay::{Last, MAX_LINKS, NodeId};
+use crate::overlay::Last;
 
 /// Something that a root file system has to have.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -60,42 +60,15 @@ async fn read_small(fs: &ImageFs, path: &'static str) -> Result<Vec<u8>, HostErr
 
 /// Where in the image a path leads that does not exist there, without symlinks; `None` if it exists, or can never exist.
 async fn missing(fs: &ImageFs, path: &str) -> Result<Option<PathBuf>, FsError> {
-    let names = |path: &[u8]| -> Vec<Vec<u8>> {
-        let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
-        names.map(<[u8]>::to_vec).collect()
-    };
-    // The directories that were gone through, with their names; the root has none.
-    let mut here: Vec<(Vec<u8>, NodeId)> = Vec::new();
-    let mut rest: VecDeque<Vec<u8>> = names(path.as_bytes()).into();
-    let mut links = 0;
-    while let Some(name) = rest.pop_front() {
-        if name == b".." {
-            here.pop();
-            continue;
-        }
-        let parent = here.last().map_or(NodeId::ROOT, |(_, node)| *node);
-        let Some(found) = fs.awaited(|fs| fs.lookup(parent, &name)).await? else {
-            let so_far = here.iter().map(|(name, _)| name).chain([&name]).chain(&rest);
+    match tree::reach(fs, path.as_bytes(), Last::Follow).await {
+        Ok(Reached::Missing { path, rest }) => {
             let leads_up = rest.iter().any(|name| name == b"..");
-            return Ok((!leads_up).then(|| so_far.map(|name| OsStr::from_bytes(name)).collect()));
-        };
-        match found.kind {
-            Kind::Directory => here.push((name, found.node)),
-            Kind::Symlink => {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Ok(None);
-                }
-                let target = fs.awaited(|fs| fs.symlink_target(found.node)).await?;
-                if target.starts_with(b"/") {
-                    here.clear();
-                }
-                names(&target).into_iter().rev().for_each(|name| rest.push_front(name));
-            }
-            _ => return Ok(None),
+            let all = path.iter().chain(&rest).map(|name| OsStr::from_bytes(name));
+            Ok((!leads_up).then(|| all.collect()))
         }
+        Ok(Reached::Node(_)) | Err(FsError::NotADirectory | FsError::Loop) => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(None)
 }
 
 /// Makes in `directory` what of `stubs` the image lacks.

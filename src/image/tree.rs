@@ -215,26 +215,55 @@ pub async fn awaited<T>(tree: &dyn Tree, mut question: impl FnMut(&dyn Tree) -> 
     }
 }
 
+/// Where a path leads.
+pub enum Reached {
+    /// To a node.
+    Node(NodeAttr),
+    /// To a name that its directory does not have.
+    Missing {
+        /// The names from the root to that one, without symlinks.
+        path: Vec<Vec<u8>>,
+        /// What is left of the path behind it.
+        rest: VecDeque<Vec<u8>>,
+    },
+}
+
 /// Walks a path from the root, through symlinks, never out of the tree.
 ///
 /// # Errors
 /// [`FsError`]
 pub async fn walk(tree: &dyn Tree, path: &[u8], last: Last) -> Result<NodeAttr, FsError> {
-    let mut here = awaited(tree, |tree| tree.attr(NodeId::ROOT)).await?;
+    match reach(tree, path, last).await? {
+        Reached::Node(attr) => Ok(attr),
+        Reached::Missing { .. } => Err(FsError::NotFound),
+    }
+}
+
+/// As [`walk`], for those that also ask where a missing name would be.
+///
+/// # Errors
+/// [`FsError`]; none for a name that is missing.
+pub async fn reach(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Reached, FsError> {
+    // The directories that were gone through, with their names, below the root.
+    let (root, mut above) = (awaited(tree, |tree| tree.attr(NodeId::ROOT)).await?, Vec::<(Vec<u8>, NodeAttr)>::new());
     let mut rest: VecDeque<Vec<u8>> = names(path).collect();
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
+        let here = above.last().map_or(&root, |(_, attr)| attr);
         if here.kind != Kind::Directory {
             return Err(FsError::NotADirectory);
         }
+        if name == b".." {
+            above.pop();
+            continue;
+        }
         let parent = here.node;
-        let found = match &*name {
-            b".." => Some(awaited(tree, |tree| tree.attr(tree.parent(parent)?)).await?),
-            name => awaited(tree, |tree| tree.lookup(parent, name)).await?,
+        let Some(found) = awaited(tree, |tree| tree.lookup(parent, &name)).await? else {
+            let path = above.into_iter().map(|(name, _)| name).chain([name]).collect();
+            return Ok(Reached::Missing { path, rest });
         };
-        let found = found.ok_or(FsError::NotFound)?;
         if found.kind != Kind::Symlink || (rest.is_empty() && last == Last::Keep) {
-            here = found;
+            above.push((name, found));
             continue;
         }
         links += 1;
@@ -243,11 +272,11 @@ pub async fn walk(tree: &dyn Tree, path: &[u8], last: Last) -> Result<NodeAttr, 
         }
         let target = awaited(tree, |tree| tree.symlink_target(found.node)).await?;
         if target.starts_with(b"/") {
-            here = awaited(tree, |tree| tree.attr(NodeId::ROOT)).await?;
+            above.clear();
         }
         names(&target).rev().for_each(|name| rest.push_front(name));
     }
-    Ok(here)
+    Ok(Reached::Node(above.pop().map_or(root, |(_, attr)| attr)))
 }
 
 /// The names of a path; empty ones and `.` lead nowhere.
