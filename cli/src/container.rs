@@ -179,12 +179,8 @@ impl Plan<'_> {
         runtime.block_on(async {
             let opened = open::open_alone(&image).await?;
             let configured = Configured::parse(opened.plan.configuration.raw.get())?;
-            let kept = match &self.writable {
-                Some(Writable::Kept(directory)) => Some(
-                    writable::keep_in(directory, &opened.plan.manifest.digest.to_string()).map_err(HostError::from)?,
-                ),
-                Some(Writable::Memory) | None => None,
-            };
+            let manifest = &opened.plan.manifest.digest;
+            let kept = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
             // Every process reads the image that this one has resolved.
             let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
             let image = ImageSpec { reference, ..image };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::channel::{AsyncChannel, Channel, ChannelError};
+use super::channel::AsyncChannel;
 use super::error::HostError;
 use super::handover::Handed;
 use super::mount::{self, Asker, Mount, Prepared};
@@ -11,8 +11,8 @@ use super::report::Report;
 use super::spec::MountSpec;
 use super::supervisor::Supervisor;
 use super::systemd::ServiceManager;
-use super::wire::v1::{Request, Word};
-use super::{Progress, background, ending, mount_point, open, requests, status, wire};
+use super::wire::v1::Word;
+use super::{Progress, background, ending, mount_point, open, requests, status};
 use crate::image::Documents;
 
 /// Mounts in the foreground, or takes over what a service manager has kept, and serves until the mount has ended.
@@ -54,17 +54,9 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
 /// # Errors
 /// [`HostError`]
 pub fn run_in_background() -> Result<(), HostError> {
-    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
     process::leave_terminal();
     process::leave_directory();
-    let failed = |cause| HostError::Channel { peer: "command", cause };
-    channel.accept().map_err(failed)?;
-    let (text, _) =
-        channel.receive().map_err(|error| failed(error.into()))?.ok_or_else(|| failed(ChannelError::Gone))?;
-    let Request::Mount(spec) = wire::parse(&text).map_err(|error| failed(error.into()))? else {
-        return Err(HostError::NotStartedByPeelfs);
-    };
-    let spec = MountSpec::try_from(*spec).map_err(|error| failed(error.into()))?;
+    let (spec, channel) = requests::mount_asked("command")?;
     let log = match &spec.log {
         Some(log) => log.clone(),
         None => status::make_directory()?.join(format!("{}.log", std::process::id())),

@@ -75,7 +75,7 @@ impl Mount {
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
         let programs = programs_of(&shown);
         let options = kernel_options(spec, &opened, &mut supervisor)?;
-        let kept = writable::take(spec, &opened)?;
+        let kept = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
         let mounted = fuse::mount(tree(spec, &shown), &target, &options)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::channel::{AsyncChannel, ChannelError, Listener};
+use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
 use super::error::HostError;
 use super::report::{Code, Report};
 use super::spec::MountSpec;
@@ -60,6 +60,21 @@ pub(super) async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> 
             Err(error.into())
         }
     }
+}
+
+/// The mount that this process was started for, by the one at the other end of its stdin, which is called `peer`.
+pub(super) fn mount_asked(peer: &'static str) -> Result<(MountSpec, Channel), HostError> {
+    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
+    let asked = || -> Result<_, ChannelError> {
+        channel.accept()?;
+        let (text, _) = channel.receive()?.ok_or(ChannelError::Gone)?;
+        match wire::parse(&text)? {
+            Request::Mount(spec) => Ok(Some(MountSpec::try_from(*spec)?)),
+            Request::Upgrade { .. } => Ok(None),
+        }
+    };
+    let spec = asked().map_err(|cause| HostError::Channel { peer, cause })?;
+    Ok((spec.ok_or(HostError::NotStartedByPeelfs)?, channel))
 }
 
 /// Refuses a mount of which another process could not be told: what it is told by has to fit into a message.

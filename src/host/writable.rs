@@ -21,15 +21,15 @@ use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
-use super::background;
 use super::channel::{AsyncChannel, Channel, ChannelError};
 use super::error::HostError;
 use super::handover::Handover;
-use super::open::Opened;
 use super::report::Report;
 use super::spec::{KernelOptions, MountSpec, Writable};
 use super::wire;
 use super::wire::v1::{Request, Word};
+use super::{background, requests};
+use crate::digest::Digest;
 use crate::fuse::fs_context::{self, by_descriptor};
 use crate::fuse::mounts::{self, MountPoint};
 
@@ -102,24 +102,31 @@ pub struct Kept {
     _lock: File,
 }
 
-/// Takes `directory` for what is written over the image with this manifest; it is made if it is missing.
+/// Takes the directory in which is kept what is written over the image with this manifest on `at`, if there is to be one.
 ///
 /// # Errors
 /// [`OverlayError`]
-pub fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| OverlayError::Directory { path, cause }
-    };
-    std::fs::create_dir_all(directory).map_err(failed(directory))?;
-    let lock = File::open(directory).map_err(failed(directory))?;
+pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result<Option<Kept>, OverlayError> {
+    match writable {
+        Some(Writable::Kept(directory)) => {
+            not_below(directory, at)?;
+            keep_in(directory, &manifest.to_string()).map(Some)
+        }
+        Some(Writable::Memory) | None => Ok(None),
+    }
+}
+
+/// Takes `directory` for what is written over the image with this manifest; it is made if it is missing.
+fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
+    std::fs::create_dir_all(directory).map_err(unusable(directory))?;
+    let lock = File::open(directory).map_err(unusable(directory))?;
     let in_use = || OverlayError::InUse { path: directory.to_owned() };
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(in_use()),
-        Err(TryLockError::Error(cause)) => return Err(failed(directory)(cause)),
+        Err(TryLockError::Error(cause)) => return Err(unusable(directory)(cause)),
     }
-    let canonical = directory.canonicalize().map_err(failed(directory))?;
+    let canonical = directory.canonicalize().map_err(unusable(directory))?;
     if mounts::all().iter().any(|mount| mount.upper().is_some_and(|upper| upper.starts_with(&canonical))) {
         return Err(in_use());
     }
@@ -131,22 +138,11 @@ pub fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
             return Err(OverlayError::OtherImage { path: directory.to_owned(), manifest });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(&image, format!("{manifest}\n")).map_err(failed(&image))?;
+            std::fs::write(&image, format!("{manifest}\n")).map_err(unusable(&image))?;
         }
-        Err(cause) => return Err(failed(&image)(cause)),
+        Err(cause) => return Err(unusable(&image)(cause)),
     }
     Ok(Kept { _lock: lock })
-}
-
-/// Takes the directory that a mount keeps what is written in.
-pub(super) fn take(spec: &MountSpec, opened: &Opened) -> Result<Option<Kept>, OverlayError> {
-    match &spec.writable {
-        Some(Writable::Kept(directory)) => {
-            not_below(directory, &spec.at)?;
-            keep_in(directory, &opened.plan.manifest.digest.to_string()).map(Some)
-        }
-        Some(Writable::Memory) | None => Ok(None),
-    }
 }
 
 /// The directory, which may be missing, has to be elsewhere: the mount covers what is below its mount point.
@@ -198,22 +194,14 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
 /// # Errors
 /// [`HostError`]
 pub fn run() -> Result<(), HostError> {
-    let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
-    let failed = |cause| HostError::Channel { peer: "serving process", cause };
-    channel.accept().map_err(failed)?;
-    let (text, _) =
-        channel.receive().map_err(|error| failed(error.into()))?.ok_or_else(|| failed(ChannelError::Gone))?;
-    let Request::Mount(spec) = wire::parse(&text).map_err(|error| failed(error.into()))? else {
-        return Err(HostError::NotStartedByPeelfs);
-    };
-    let spec = MountSpec::try_from(*spec).map_err(|error| failed(error.into()))?;
+    let (spec, channel) = requests::mount_asked("serving process")?;
     let source = spec.image.reference.to_string();
     let overlay = Overlay { upper: spec.writable.as_ref(), below: None, kernel: spec.kernel, source: &source };
     let word = match cover(&spec.at, &overlay) {
         Ok(()) => Word::Ready,
         Err(error) => Word::Failed((&Report::from(error)).into()),
     };
-    channel.send(&word, None).map_err(failed)
+    channel.send(&word, None).map_err(|cause| HostError::Channel { peer: "serving process", cause })
 }
 
 /// Lays an overlay over the image that is mounted on `at`. Who calls this must not serve that image.
@@ -221,14 +209,10 @@ pub fn run() -> Result<(), HostError> {
 /// # Errors
 /// [`OverlayError`]; `at` is as before then.
 pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |errno: Errno| OverlayError::Directory { path, cause: errno.into() }
-    };
-    let image = rustix::fs::open(at, DIRECTORY, Mode::empty()).map_err(failed(at))?;
+    let image = rustix::fs::open(at, DIRECTORY, Mode::empty()).map_err(unusable(at))?;
     // The kernel copies the mode of the root as it knows it, and of a mount that was not looked at it knows none.
-    rustix::fs::fstat(&image).map_err(failed(at))?;
-    let below = overlay.below.map(|below| rustix::fs::open(below, DIRECTORY, Mode::empty()).map_err(failed(below)));
+    rustix::fs::fstat(&image).map_err(unusable(at))?;
+    let below = overlay.below.map(|below| rustix::fs::open(below, DIRECTORY, Mode::empty()).map_err(unusable(below)));
     let below = below.transpose()?;
     // Only for as long as the overlay is being made: it holds what it needs.
     let mut memory = None;
@@ -240,11 +224,7 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
             memory = Some(tmpfs);
             Some(root)
         }
-        Some(Writable::Kept(directory)) => Some(
-            directory
-                .canonicalize()
-                .map_err(|errno| OverlayError::Directory { path: directory.clone(), cause: errno })?,
-        ),
+        Some(Writable::Kept(directory)) => Some(directory.canonicalize().map_err(unusable(directory))?),
     };
     if let Some(upper) = &upper {
         make_upper(upper, image.as_fd())?;
@@ -253,6 +233,12 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
         make(overlay, &image, below.as_ref(), upper.as_deref()).map_err(|(said, cause)| refused(at, said, cause))?;
     drop(memory);
     fs_context::move_onto(made, &image).map_err(|errno| refused(at, String::new(), errno))
+}
+
+/// What came of an attempt to use a directory or file.
+fn unusable<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> OverlayError {
+    let path = path.to_owned();
+    move |cause| OverlayError::Directory { path, cause: cause.into() }
 }
 
 fn refused(at: &Path, said: String, errno: Errno) -> OverlayError {
@@ -264,19 +250,15 @@ fn refused(at: &Path, said: String, errno: Errno) -> OverlayError {
 
 /// The directory that takes what is written, with the metadata of the image's root, and the one that the kernel works in.
 fn make_upper(upper: &Path, image: BorrowedFd<'_>) -> Result<(), OverlayError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| OverlayError::Directory { path, cause }
-    };
     let (diff, work) = (upper.join(DIFF), upper.join(WORK));
     match std::fs::DirBuilder::new().mode(0o700).create(&work) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&work)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(&work)(error)),
         _ => {}
     }
     match std::fs::DirBuilder::new().mode(0o755).create(&diff) {
-        Ok(()) => like_root(&diff, image).map_err(|errno| failed(&diff)(errno.into())),
+        Ok(()) => like_root(&diff, image).map_err(unusable(&diff)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(failed(&diff)(error)),
+        Err(error) => Err(unusable(&diff)(error)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use peelfs::fuse::mounts;
+use peelfs::host::spec::Writable;
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 
 use peelfs_loopback::registry::{Catalog, Registry};
@@ -295,6 +296,13 @@ fn what_is_written_is_not_kept_below_the_mount() {
         assert!(!at.is_mounted());
         assert_eq!(std::fs::read_dir(&at.path).unwrap().count(), 0, "nothing is left behind");
     }
+    // Neither is what is written to a bundle, below its root file system.
+    let bundle = sandbox.path().join("bundle");
+    let upper = format!("--writable={}", bundle.join("rootfs/upper").display());
+    let refused = sandbox.peelfs(["bundle", "--entrypoint=true", &upper, &reference]).arg(&bundle).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains(", or below it"), "{}", said(&refused));
+    assert!(!bundle.exists(), "nothing is left behind");
 }
 
 #[test]
@@ -507,7 +515,9 @@ fn what_a_container_writes_can_be_kept() {
         assert_eq!(printed(&output), before);
     }
     assert_eq!(std::fs::read(keep.join("diff/etc/new")).unwrap(), b"x\nx\nx\n");
-    let held = peelfs::host::writable::keep_in(&keep, std::fs::read_to_string(keep.join("image")).unwrap().trim());
+    let manifest = std::fs::read_to_string(keep.join("image")).unwrap().trim().parse().unwrap();
+    let writable = Writable::Kept(keep.clone());
+    let held = peelfs::host::writable::take(Some(&writable), &sandbox.path().join("mnt"), &manifest);
     let output = run(&sandbox, runtime, &["--keep", keep.to_str().unwrap(), &reference]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     assert!(said(&output).contains("is in use by another mount or container"), "{}", said(&output));
