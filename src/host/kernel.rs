@@ -56,20 +56,9 @@ pub enum Outcome {
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
 pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostError> {
-    allow(spec)?;
-    let target = mount_point::hold(spec, &spec.at)?;
+    let target = hold(spec)?;
     for again in [true, false] {
-        let made = mount::in_runtime(async {
-            let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
-            if let Some(files) = known(&opened.store, &opened.plan.layers) {
-                return attach(spec, &target, &opened, &files);
-            }
-            let fs = opened.files(Eagerness::Background, Verify::BeforeShowing);
-            fetch_all(&fs, progress).await?;
-            let files = files(&opened, &fs).await?;
-            attach(spec, &target, &opened, &files)
-        });
-        match made {
+        match try_mount(spec, &target, Some(progress)) {
             // What was found damaged is gone, and fetched by the next try.
             Err(HostError::Kernel(
                 KernelError::Seal(SealError::Missing(_)) | KernelError::Encode(EncodeError::Missing(_)),
@@ -85,34 +74,47 @@ pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostEr
 /// # Errors
 /// [`HostError`], where FUSE will not do either.
 pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
-    let made = mount::in_runtime(async {
-        allow(spec)?;
-        let target = mount_point::hold(spec, &spec.at)?;
-        let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
-        if let Some(files) = known(&opened.store, &opened.plan.layers) {
-            return attach(spec, &target, &opened, &files);
-        }
-        let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
-        if !is_whole(&fs) {
-            return Err(KernelError::NotWhole.into());
-        }
-        let files = files(&opened, &fs).await?;
-        attach(spec, &target, &opened, &files)
-    });
-    match made {
+    match hold(spec).and_then(|target| try_mount(spec, &target, None)) {
         Ok(()) => Ok(Outcome::Mounted),
         Err(HostError::Kernel(why)) => Ok(Outcome::Not(why)),
         Err(error) => Err(error),
     }
 }
 
-/// Says no before anything is fetched.
-fn allow(spec: &MountSpec) -> Result<(), HostError> {
+/// Mounts an image by the kernel alone. What is not cached is fetched where there is a place to show it; otherwise that is
+/// a reason not to.
+fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
+    mount::in_runtime(async {
+        let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+        let files = match (known(&opened.store, &opened.plan.layers), fetching) {
+            (Some(files), _) => files,
+            (None, Some(progress)) => {
+                let fs = opened.files(Eagerness::Background, Verify::BeforeShowing);
+                fetch_all(&fs, progress).await?;
+                files(&opened, &fs).await?
+            }
+            (None, None) => {
+                let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+                if !is_whole(&fs) {
+                    return Err(KernelError::NotWhole.into());
+                }
+                files(&opened, &fs).await?
+            }
+        };
+        attach(spec, target, &opened, &files)
+    })
+}
+
+/// The directory to mount on. What speaks against it is said before anything is fetched.
+fn hold(spec: &MountSpec) -> Result<Target, HostError> {
     erofs::is_possible().map_err(KernelError::from)?;
     if spec.image.layer.is_some() {
         return Err(KernelError::OneLayer.into());
     }
-    if spec.kernel.allow_other { Ok(()) } else { Err(KernelError::OpenToOthers.into()) }
+    if !spec.kernel.allow_other {
+        return Err(KernelError::OpenToOthers.into());
+    }
+    mount_point::hold(spec, &spec.at)
 }
 
 /// Waits until all of the image is cached.
