@@ -192,7 +192,7 @@ impl Place {
 
     /// Whether root has no more rights here than a user of the machine.
     fn is_in_user_namespace(&self) -> bool {
-        self.standing != Standing::Root || peelfs::host::writable::is_in_user_namespace()
+        self.standing != Standing::Root || process::is_in_user_namespace()
     }
 
     /// Makes the bundle.

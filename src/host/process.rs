@@ -50,9 +50,19 @@ pub(super) fn small_runtime() -> Result<tokio::runtime::Runtime, HostError> {
 /// By which attribute an overlay that this user mounts knows an opaque directory: overlayfs looks at those of `trusted.` only
 /// for the machine's own root.
 pub(super) fn opaque_mark() -> OpaqueMark {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let all_users = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    if all_users && rustix::process::geteuid().is_root() { OpaqueMark::Trusted } else { OpaqueMark::User }
+    let is_root = has_all_users() == Some(true) && rustix::process::geteuid().is_root();
+    if is_root { OpaqueMark::Trusted } else { OpaqueMark::User }
+}
+
+/// Whether this process is in another user namespace than the machine's first.
+pub fn is_in_user_namespace() -> bool {
+    has_all_users() == Some(false)
+}
+
+/// Whether the users of this process's user namespace are the machine's (user_namespaces(7)); `None` if that is not told.
+fn has_all_users() -> Option<bool> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").ok().filter(|map| !map.is_empty())?;
+    Some(map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 /// Lets this process have as many files open as it may.

@@ -33,16 +33,15 @@ pub(super) fn workers(purpose: Purpose) -> Result<usize, HostError> {
     if files < purpose.files() {
         return Err(HostError::NoFiles { limit: files, needed: purpose.files() });
     }
-    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    let mut wanted = std::thread::available_parallelism().map_or(2, usize::from);
     if let Some(limit) = getrlimit(Resource::As).current {
-        let taken = taken().unwrap_or(0);
-        let needed = needed(purpose, cpus.min(CPUS_UNDER_LIMIT));
+        wanted = wanted.min(CPUS_UNDER_LIMIT);
+        let (taken, needed) = (taken().unwrap_or(0), needed(purpose, wanted));
         if limit < taken + needed {
             return Err(HostError::NoRoom { left: limit.saturating_sub(taken), needed });
         }
         one_arena();
     }
-    let wanted = if getrlimit(Resource::As).current.is_some() { cpus.min(CPUS_UNDER_LIMIT) } else { cpus };
     let others = PASS_THREADS + purpose.threads();
     match startable(wanted + others) {
         (count, Some(cause)) if count <= others => Err(HostError::NoThreads { cause }),

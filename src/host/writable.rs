@@ -28,7 +28,7 @@ use super::report::Report;
 use super::spec::{KernelOptions, MountSpec, Writable};
 use super::wire;
 use super::wire::v1::{Request, Word};
-use super::{background, requests};
+use super::{background, process, requests};
 use crate::digest::Digest;
 use crate::fuse::fs_context::{self, by_descriptor};
 use crate::fuse::mounts::{self, MountPoint};
@@ -305,7 +305,7 @@ fn make(
             rustix::mount::fsconfig_set_string(&context, "workdir", escaped(&upper.join(WORK)))?;
         }
         // What steers an overlay is told by attributes that only the machine's root may set otherwise.
-        if is_in_user_namespace() {
+        if process::is_in_user_namespace() {
             rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
         }
         rustix::mount::fsconfig_create(&context)
@@ -327,13 +327,6 @@ fn escaped(path: &Path) -> OsString {
 fn said(context: &OwnedFd) -> String {
     let text = fs_context::said_by(context);
     if text.is_empty() { text } else { format!(" ({text})") }
-}
-
-/// Whether this process is in another user namespace than the machine's first.
-pub fn is_in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let mut words = map.split_whitespace();
-    !map.is_empty() && [words.next(), words.next(), words.next()] != [Some("0"), Some("0"), Some("4294967295")]
 }
 
 /// A file system in memory, mounted over the image until it is dropped.
