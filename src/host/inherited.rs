@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// # Errors
 /// When the environment does not say what is there.
 #[allow(unsafe_code)] // there is no safe way to own a descriptor of which only the number is known
-pub(crate) fn take() -> io::Result<HashMap<String, OwnedFd>> {
+pub fn take() -> io::Result<HashMap<String, OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     // Without any, systemd says nothing and others `LISTEN_FDS=0`, which has no list of names.
     let none = std::env::var_os("LISTEN_FDS").is_none_or(|count| count == "0");

@@ -22,7 +22,7 @@ mod ending;
 pub mod error;
 pub mod failures;
 pub mod handover;
-mod inherited;
+pub mod inherited;
 pub mod keeper;
 pub mod kernel;
 mod mount;
