@@ -51,9 +51,12 @@ pub enum AttachError {
     /// The kernel has EROFS, and does not mount it from files.
     #[error("this kernel does not mount EROFS from files, as Linux 6.12 and later do where they are built to")]
     NotFromFiles,
-    /// The files lie on a file system that lies on another one.
-    #[error("the kernel does not mount EROFS from files of an overlay, where the cache is")]
-    Stacked,
+    /// The kernel does not mount EROFS from files of this file system.
+    #[error("the kernel does not mount EROFS from files of {file_system}, where the cache is")]
+    FileSystem {
+        /// Its name.
+        file_system: &'static str,
+    },
     /// The kernel refuses this image.
     #[error("the kernel does not take the image{}", if said.is_empty() { String::new() } else { format!(" ({said})") })]
     Refused {
@@ -110,9 +113,11 @@ fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(
         rustix::mount::fsconfig_create(&context)
     };
     configure().map_err(|errno| match errno {
-        // What is no block device is no file either, for kernels that do not mount files, or not these.
-        Errno::NOTBLK if is_on_overlay(&files.image) => AttachError::Stacked,
-        Errno::NOTBLK => AttachError::NotFromFiles,
+        // The kernel says so of files it cannot mount from, whatever the reason.
+        Errno::NOTBLK => match file_system_without_read_folio(&files.image) {
+            Some(file_system) => AttachError::FileSystem { file_system },
+            None => AttachError::NotFromFiles,
+        },
         errno => refused(&said_by(&context))(errno),
     })?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -157,10 +162,16 @@ fn source_of(reference: &str) -> String {
     if is_path && source.split('/').all(fits) { source } else { format!("{SOURCE}image") }
 }
 
-fn is_on_overlay(file: &File) -> bool {
-    /// `OVERLAYFS_SUPER_MAGIC`
+/// EROFS mounts from files of file systems that have the operation `read_folio`. These have none.
+fn file_system_without_read_folio(file: &File) -> Option<&'static str> {
+    /// `OVERLAYFS_SUPER_MAGIC`, `TMPFS_MAGIC`
     const OVERLAY: u64 = 0x794c_7630;
-    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u64 == OVERLAY)
+    const TMPFS: u64 = 0x0102_1994;
+    match rustix::fs::fstatfs(file).ok()?.f_type as u64 {
+        OVERLAY => Some("overlayfs"),
+        TMPFS => Some("tmpfs"),
+        _ => None,
+    }
 }
 
 fn refused(said: &str) -> impl FnOnce(Errno) -> AttachError {

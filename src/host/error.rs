@@ -276,7 +276,7 @@ fn kernel_hint(report: Report, why: &KernelError) -> Report {
         KernelError::OpenToOthers => report.hint("say `--allow-other`, or mount without `--kernel always`"),
         KernelError::NotWhole => report.hint("let the cache hold all of the image (`--cache-size`, free disk)"),
         KernelError::Attach(AttachError::NotAllowed) => report.hint("mount as root, or without `--kernel always`"),
-        KernelError::Attach(AttachError::Stacked) => {
+        KernelError::Attach(AttachError::FileSystem { .. }) => {
             report.hint("name a cache on another file system (`--cache-dir`), or mount without `--kernel always`")
         }
         _ => report.hint("mount without `--kernel always`"),

@@ -291,31 +291,38 @@ fn an_image_that_erofs_cannot_hold_is_served_by_fuse() {
     at.unmount();
 }
 
-/// A container's root file system is an overlay, from whose files the kernel does not mount.
+/// A container's root file system is an overlay, and `/tmp` often a tmpfs: the kernel mounts from files of neither.
 #[test]
-fn a_cache_on_an_overlay_is_named_as_the_reason() {
+fn the_file_system_of_the_cache_is_named_as_the_reason() {
     if cannot_mount() {
         return;
     }
     let (_, registry) = image();
-    let sandbox = Sandbox::new();
-    let path = |name: &str| sandbox.path().join(name).display().to_string();
-    for name in ["lower", "upper", "work", "home/cache"] {
-        std::fs::create_dir(path(name)).unwrap();
-    }
-    let options = format!("lowerdir={},upperdir={},workdir={}", path("lower"), path("upper"), path("work"));
-    let output =
-        Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &path("home/cache")]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let _unmounted = kernel::Unmount(&sandbox.cache());
-    std::fs::set_permissions(sandbox.cache(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let at = sandbox.mount_point("a");
-    let output = at.try_mount(&reference(&registry), ALWAYS);
-    // Kernels from 6.12 on differ in this.
-    if !output.status.success() {
-        assert!(said(&output).contains("of an overlay") && said(&output).contains("--cache-dir"), "{}", said(&output));
+    for (kind, file_system) in [("overlay", "overlayfs"), ("tmpfs", "tmpfs")] {
+        let sandbox = Sandbox::new();
+        let path = |name: &str| sandbox.path().join(name).display().to_string();
+        for name in ["lower", "upper", "work", "home/cache"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        let options = match file_system {
+            "overlayfs" => format!("lowerdir={},upperdir={},workdir={}", path("lower"), path("upper"), path("work")),
+            _ => "mode=700".to_owned(),
+        };
+        let output =
+            Command::new("mount").args(["-t", kind, kind, "-o", &options, &path("home/cache")]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let _unmounted = kernel::Unmount(&sandbox.cache());
+        std::fs::set_permissions(sandbox.cache(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let reason = format!("files of {file_system}");
+        let at = sandbox.mount_point("a");
+        let output = at.try_mount(&reference(&registry), ALWAYS);
+        // Kernels from 6.12 on differ in this.
+        if output.status.success() {
+            continue;
+        }
+        assert!(said(&output).contains(&reason) && said(&output).contains("--cache-dir"), "{}", said(&output));
         let at = mount(&sandbox, &registry, "b", AUTO);
-        assert!(status(&sandbox, &at)["by_fuse"].as_str().unwrap().contains("of an overlay"));
+        assert!(status(&sandbox, &at)["by_fuse"].as_str().unwrap().contains(&reason));
         at.unmount();
     }
 }
