@@ -49,13 +49,13 @@ pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
 }
 
 fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, access, cache } = image;
+    let ImageSpec { reference, platform, layer, up_to, access, cache } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, access, cache })
+    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache })
 }
 
 /// Where what is written to a mount is kept, if the user does not say.
@@ -76,6 +76,7 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
         reference,
         platform: access.platform.as_deref().map(str::parse).transpose()?,
         layer: None,
+        up_to: None,
         access: self::access(access),
         cache: cache(&access.cache)?,
     })

@@ -37,6 +37,15 @@ pub struct Encoded {
     pub devices: Vec<LayerNo>,
 }
 
+/// Which extended attributes are shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shown {
+    /// All.
+    All,
+    /// Those by which an image could not steer an overlay that lies on it.
+    UnderOverlay,
+}
+
 /// Why an image cannot have this form.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
@@ -66,6 +75,6 @@ pub enum EncodeError {
 ///
 /// # Errors
 /// [`EncodeError`]
-pub fn encode(fs: &ImageFs, out: &mut dyn Output) -> Result<Encoded, EncodeError> {
-    walk::Encoder::new(fs, out)?.encode()
+pub fn encode(fs: &ImageFs, out: &mut dyn Output, shown: Shown) -> Result<Encoded, EncodeError> {
+    walk::Encoder::new(fs, out, shown)?.encode()
 }

@@ -18,9 +18,9 @@ use super::format::{
 };
 use super::space::{Output, Space};
 use super::xattrs::{Attributes, Shared};
-use super::{EncodeError, Encoded};
+use super::{EncodeError, Encoded, Shown};
 use crate::digest::Digest;
-use crate::image::{FsError, ImageFs, NotNow, Now};
+use crate::image::{FsError, ImageFs, NotNow, Now, steers_overlayfs};
 use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
 use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
@@ -28,6 +28,7 @@ use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
 /// An image while it is written.
 pub(super) struct Encoder<'a> {
     fs: &'a ImageFs,
+    shown: Shown,
     space: Space<'a>,
     shared: Shared,
     /// The layers that are devices, and which device each layer is; devices are counted from 1.
@@ -53,7 +54,7 @@ struct Open {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(fs: &'a ImageFs, out: &'a mut dyn Output) -> Result<Self, EncodeError> {
+    pub(super) fn new(fs: &'a ImageFs, out: &'a mut dyn Output, shown: Shown) -> Result<Self, EncodeError> {
         let (mut devices, mut device_of) = (Vec::new(), Vec::new());
         let mut known = HashMap::<(Digest, Digest), u16>::new();
         for number in (0..fs.layer_count()).map(LayerNo) {
@@ -72,7 +73,7 @@ impl<'a> Encoder<'a> {
         }
         let space = Space::new(out, DEVICES_AT + size_of::<DeviceSlot>() as u64 * devices.len() as u64);
         let (shared, linked) = (Shared::default(), HashMap::new());
-        Ok(Self { fs, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
+        Ok(Self { fs, shown, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
     }
 
     pub(super) fn encode(mut self) -> Result<Encoded, EncodeError> {
@@ -348,7 +349,8 @@ impl<'a> Encoder<'a> {
 
     fn xattrs(&mut self, node: NodeId) -> Result<Attributes, EncodeError> {
         let all = now(self.fs.xattrs(node))?;
-        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..]));
+        let steers = |name: &[u8]| self.shown == Shown::UnderOverlay && steers_overlayfs(name);
+        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..])).filter(|(name, _)| !steers(name));
         let space = &mut self.space;
         self.shared.attributes(pairs, |entry| {
             let at = space.small(entry.len(), format::XATTR_UNIT, 0)?;

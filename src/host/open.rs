@@ -110,8 +110,11 @@ async fn resolve(
     let platform = image.platform.clone().unwrap_or_else(Platform::host);
     let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &image.access, &store).await?;
-    let plan =
+    let mut plan =
         image::resolve_again(&reference, &source, &store, (&platform, fit), image.access.network, before).await?;
+    if let Some(count) = image.up_to {
+        plan.layers.truncate(usize::from(count.get()));
+    }
     let layer = image.layer.as_ref().map(|layer| plan.layer(layer)).transpose();
     let layer = layer.map_err(|cause| HostError::Layer { reference: reference.to_string(), cause: Box::new(cause) })?;
     Ok(Opened { reference, plan, layer, shared_layers: shared_layers.clone(), store, source, registry })

@@ -4,6 +4,7 @@
 //! directory and environment. Front ends make it out of their own arguments; what travels between processes is a type of its own
 //! ([`wire`](super::wire)), so that a field added here cannot change what an older process understands.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use crate::image::{LayerChoice, Network, Prefetch, Verify};
@@ -85,6 +86,8 @@ pub struct ImageSpec {
     pub platform: Option<Platform>,
     /// The layer that is shown alone; all of them otherwise.
     pub layer: Option<LayerChoice>,
+    /// How many of its layers are shown, counted from the lowest; all of them otherwise.
+    pub up_to: Option<NonZeroU16>,
     /// How it is reached.
     pub access: Access,
     /// Where its layers are kept.
@@ -103,7 +106,14 @@ impl ImageSpec {
             on_outage: OnOutage::default(),
             surroundings: Surroundings::of_process(),
         };
-        Self { reference, platform: None, layer: None, access, cache: CacheSpec { dir: cache.into(), limit: None } }
+        Self {
+            reference,
+            platform: None,
+            layer: None,
+            up_to: None,
+            access,
+            cache: CacheSpec { dir: cache.into(), limit: None },
+        }
     }
 }
 

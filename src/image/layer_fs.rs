@@ -193,7 +193,7 @@ impl LayerFs {
 }
 
 /// Whether overlayfs takes an attribute for an order.
-pub(super) fn steers_overlayfs(name: &[u8]) -> bool {
+pub fn steers_overlayfs(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 

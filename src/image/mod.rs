@@ -29,7 +29,7 @@ pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layer_failure::LayerFailure;
-pub use layer_fs::{LayerFs, OpaqueMark};
+pub use layer_fs::{LayerFs, OpaqueMark, steers_overlayfs};
 pub use layer_state::LayerProgress;
 pub use layers::{Eagerness, Layers, Limits, Verify};
 pub use plan::{Documents, Fit, Network, Plan, PlanError, resolve, resolve_again};

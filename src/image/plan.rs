@@ -15,7 +15,7 @@ use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, M
 use crate::platform::{self, Platform};
 use crate::reference::{Place, Reference};
 use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
-use crate::store::{Store, TagRecord};
+use crate::store::{Store, StoreError, TagRecord};
 use crate::sync::lock;
 use crate::trust::{Mismatch, Untrusted};
 
@@ -58,6 +58,25 @@ impl Documents {
 
     fn has(&self, digest: &Digest) -> bool {
         self.texts.iter().any(|(known, _)| known == digest)
+    }
+
+    /// Gives them to a store, which may have evicted them: the image is resolved by its digest again without a source.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn restore(&self, store: &Store) -> Result<(), StoreError> {
+        for (digest, text) in &self.texts {
+            let bytes = Bytes::copy_from_slice(text.as_bytes());
+            if store.document(digest, bytes.len() as u64).is_none() {
+                // They may come from a file that was damaged since.
+                let verified = Untrusted::new(bytes.clone()).verify(digest, bytes.len() as u64);
+                verified.ok().map(|bytes| store.keep_document(digest, &bytes)).transpose()?;
+            }
+        }
+        match &self.root {
+            Some(record) if store.tag(&record.reference).as_ref() != Some(record) => store.keep_tag(record),
+            _ => Ok(()),
+        }
     }
 
     fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {

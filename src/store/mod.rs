@@ -385,6 +385,14 @@ impl Store {
         }
     }
 
+    /// What the index and the content of a layer take on disk: bytes, and how many files these are.
+    pub fn kept_of(&self, layer: LayerName<'_>) -> (u64, u64) {
+        let ContentPaths { data, map } = self.content_paths(layer);
+        let found =
+            [self.path(INDEX, layer.blob), data, map].into_iter().filter_map(|path| std::fs::metadata(path).ok());
+        found.fold((0, 0), |(bytes, files), found| (bytes + 512 * found.blocks(), files + 1))
+    }
+
     fn path(&self, bucket: &str, digest: &Digest) -> PathBuf {
         self.root.join(bucket).join(digest.algorithm().name()).join(digest.hex())
     }

@@ -1,5 +1,6 @@
 //! Version 1 of the messages between processes.
 
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -216,6 +217,9 @@ struct ImageSpec {
     /// Left out where the whole image is shown, as by programs that cannot show one layer; those refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layer: Option<String>,
+    /// As above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    up_to: Option<NonZeroU16>,
     offline: bool,
     insecure: bool,
     ca: Vec<WirePath>,
@@ -327,12 +331,13 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, layer, access, cache } = image;
+        let spec::ImageSpec { reference, platform, layer, up_to, access, cache } = image;
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
             reference: reference.to_string(),
             platform: platform.as_ref().map(ToString::to_string),
             layer: layer.as_ref().map(ToString::to_string),
+            up_to: *up_to,
             offline: *network == Network::Offline,
             insecure: *insecure,
             ca: ca.iter().map(WirePath::from).collect(),
@@ -347,8 +352,19 @@ impl From<&spec::ImageSpec> for ImageSpec {
 impl ImageSpec {
     /// What it means, where the source is waited for in this way.
     fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
-        let Self { reference, platform, layer, offline, insecure, ca, authfile, surroundings, cache_dir, cache_size } =
-            self;
+        let Self {
+            reference,
+            platform,
+            layer,
+            up_to,
+            offline,
+            insecure,
+            ca,
+            authfile,
+            surroundings,
+            cache_dir,
+            cache_size,
+        } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -361,6 +377,7 @@ impl ImageSpec {
             reference: value("reference", reference)?,
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
             layer: layer.map(|layer| value("layer", layer)).transpose()?,
+            up_to,
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
         })
