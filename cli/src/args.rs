@@ -9,6 +9,7 @@ use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
 use super::run::RunArgs;
+use super::snapshotter::SnapshotterArgs;
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Let this program serve mounts that an older one serves, without unmounting
     Upgrade(UpgradeArgs),
+    /// Serve containerd as a snapshotter that mounts images instead of unpacking them
+    Snapshotter(SnapshotterArgs),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(CompletionsArgs),

@@ -24,6 +24,7 @@ mod options;
 mod progress;
 mod repeats;
 mod run;
+mod snapshotter;
 mod status;
 mod text;
 mod tree;
@@ -83,6 +84,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Profile(args) => carry::profile(&args.command),
         Command::Status(args) => status::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
+        Command::Snapshotter(args) => snapshotter::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
         Command::Probe(args) => return host::probe::run(&args.at),

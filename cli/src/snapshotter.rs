@@ -1,0 +1,30 @@
+//! `peelfs snapshotter`
+
+use std::path::PathBuf;
+
+use peelfs::host::open;
+use peelfs::host::report::Report;
+use peelfs_snapshotter::Options;
+
+/// `peelfs snapshotter`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SnapshotterArgs {
+    /// The socket that containerd asks, as its configuration names it
+    #[arg(long, value_name = "SOCKET")]
+    pub address: PathBuf,
+    /// The directory for snapshots, mounts and the cache: this snapshotter's own
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// The configuration, a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &SnapshotterArgs) -> Result<(), Report> {
+    let SnapshotterArgs { address, root, config } = args;
+    peelfs_snapshotter::run(&Options {
+        address: open::absolute(address),
+        root: open::absolute(root),
+        config: config.as_ref().map(open::absolute),
+    })
+}

@@ -1,0 +1,153 @@
+//! The configuration file: TOML, as containerd's. All of it may be left out.
+
+use std::path::{Path, PathBuf};
+
+use peelfs::host::report::{Code, Report};
+use peelfs::host::spec::CacheSpec;
+use peelfs::source::outage::OnOutage;
+use serde::{Deserialize, Deserializer};
+
+use crate::root;
+
+/// What the file says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Where content of layers is kept; by default in the root directory.
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Bytes that it may take, as in `"20GiB"`.
+    #[serde(deserialize_with = "size")]
+    pub(crate) cache_size: Option<u64>,
+    /// Credentials, besides those of docker and podman.
+    pub(crate) authfile: Option<PathBuf>,
+    /// Further trusted certificates.
+    pub(crate) ca: Vec<PathBuf>,
+    /// Registries, as HOST or HOST:PORT, that are reached by plain HTTP or with unverified TLS.
+    pub(crate) insecure: Vec<String>,
+    /// How long readers wait for a registry that is away.
+    #[serde(deserialize_with = "parsed")]
+    pub(crate) on_outage: OnOutage,
+    /// Whether images are mounted instead of unpacked, where containerd says which image a layer is of.
+    pub(crate) lazy: bool,
+    /// Whether the kernel shows images by itself once all of them is cached.
+    pub(crate) kernel: bool,
+    /// Whether bytes of an image may be shown while it is being verified.
+    pub(crate) verify_behind: bool,
+    /// Seconds within which an image has to be found at its registry, or it is pulled and unpacked.
+    pub(crate) resolve_within: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cache_dir: None,
+            cache_size: None,
+            authfile: None,
+            ca: Vec::new(),
+            insecure: Vec::new(),
+            on_outage: OnOutage::default(),
+            lazy: true,
+            kernel: true,
+            verify_behind: false,
+            resolve_within: 20,
+        }
+    }
+}
+
+impl Config {
+    /// What `path` says.
+    pub(crate) fn read(path: &Path) -> Result<Self, Report> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|cause| {
+            let code = if cause.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
+            Report::new(code, format!("cannot read the configuration `{shown}`: {cause}"))
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Report::usage(format!("cannot use the configuration `{shown}`, line {line}: {}", error.message().trim()))
+                .hint("docs/containers.md lists what it may say")
+        })?;
+        for path in config.cache_dir.iter().chain(&config.authfile).chain(&config.ca) {
+            if !path.is_absolute() {
+                return Err(Report::usage(format!(
+                    "cannot use the configuration `{shown}`: `{}` is no absolute path",
+                    path.display()
+                )));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Whether the cache can be where it is: nothing is mounted in it.
+    pub(crate) fn check(&self, root: &Path) -> Result<(), Report> {
+        let cache = self.cache(root).dir;
+        if root.starts_with(&cache) {
+            let cache = cache.display();
+            return Err(Report::usage(format!("`{}` is within the cache `{cache}`", root.display()))
+                .hint("name another directory in `cache-dir`"));
+        }
+        Ok(())
+    }
+
+    /// The cache, for a snapshotter with this root directory.
+    pub(crate) fn cache(&self, root: &Path) -> CacheSpec {
+        CacheSpec { dir: self.cache_dir.clone().unwrap_or_else(|| root.join(root::CACHE)), limit: self.cache_size }
+    }
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(from: D) -> Result<T, D::Error> {
+    String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Bytes, with a unit or without.
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].trim_end_matches("iB").trim_end_matches('B') {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return Err(serde::de::Error::custom(format!("`{text}` is no size, such as 20GiB"))),
+    };
+    let bytes = digits.trim().parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
+    bytes.map(Some).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no size, such as 20GiB")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Report> {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    #[test]
+    fn a_file_says_what_differs() {
+        let config =
+            read("cache-size = \"20GiB\"\ninsecure = [\"reg:5000\"]\non-outage = \"block\"\nkernel = false\n").unwrap();
+        assert_eq!((config.cache_size, config.kernel, config.lazy), (Some(20 << 30), false, true));
+        assert_eq!((config.insecure, config.on_outage), (vec!["reg:5000".to_owned()], OnOutage::Block));
+        assert_eq!(read("").unwrap().cache(Path::new("/r")).dir, Path::new("/r/cache"));
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_line() {
+        for (text, said) in [
+            ("\ncolour = 1\n", "line 2: unknown field `colour`"),
+            ("cache-size = \"20 apples\"", "is no size"),
+            ("on-outage = \"never\"", "line 1"),
+            ("cache-dir = \"here\"", "`here` is no absolute path"),
+            ("= 3", "line 1"),
+        ] {
+            let report = read(text).unwrap_err();
+            assert!(report.message.contains(said), "{}", report.message);
+            assert!(!report.message.contains('\n'), "{}", report.message);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Images that are mounted instead of unpacked: whether one can be, and what it consists of.
+//!
+//! The decision is made for the whole image, before the first of its layers is answered for: containerd does not come back
+//! with an image that it was told is there. So its manifest and configuration are fetched and verified, the chain id that
+//! was named is compared with the one that these say, and each layer's blob is seen to exist. An image of which any of that
+//! fails is unpacked by containerd, as by any other snapshotter.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use peelfs::digest::Digest;
+use peelfs::host::error::HostError;
+use peelfs::host::open::{self, Opened};
+use peelfs::host::report::Report;
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec};
+use peelfs::image::{Documents, Network, SharedLayers};
+use peelfs::offsets::BlobOffset;
+use peelfs::reference::{Place, Reference};
+use peelfs::source::registry::Surroundings;
+
+use crate::config::Config;
+use crate::labels::{self, Wanted};
+use crate::records::Remote;
+use crate::root::{self, IMAGES};
+
+/// An image that can be mounted.
+#[derive(Debug)]
+pub(crate) struct Image {
+    reference: String,
+    manifest: Digest,
+    /// Base first.
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    chain: Digest,
+    blob: Digest,
+    diff_id: Digest,
+}
+
+/// Why an image is not mounted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("{}", .0.message)]
+    Image(Report),
+    #[error("its configuration has no layer {chain}")]
+    OtherChain { chain: Digest },
+    #[error("its registry did not answer within {0} s")]
+    Late(u64),
+    #[error("it could not be mounted a moment ago")]
+    Before,
+}
+
+/// What is known of images.
+pub(crate) struct Images {
+    root: PathBuf,
+    config: Arc<Config>,
+    layers: SharedLayers,
+    /// By what the image was named, and its manifest.
+    decided: Mutex<HashMap<(String, Option<Digest>), Deciding>>,
+}
+
+type Deciding = Arc<tokio::sync::Mutex<Decision>>;
+
+#[derive(Default)]
+enum Decision {
+    #[default]
+    Open,
+    Mounted(Arc<Image>),
+    Refused(Instant),
+}
+
+impl Image {
+    /// The layer with this chain id, and those below it.
+    pub(crate) fn up_to(&self, chain: &Digest) -> Option<Remote> {
+        let at = self.layers.iter().position(|layer| layer.chain == *chain)?;
+        let Layer { chain, blob, diff_id } = &self.layers[at];
+        Some(Remote {
+            chain: chain.clone(),
+            layers: u16::try_from(at + 1).ok()?,
+            of: u16::try_from(self.layers.len()).ok()?,
+            reference: self.reference.clone(),
+            manifest: self.manifest.clone(),
+            blob: blob.clone(),
+            diff_id: diff_id.clone(),
+        })
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> Option<Remote> {
+        self.up_to(&self.layers.last()?.chain)
+    }
+}
+
+impl Images {
+    pub(crate) fn new(root: &Path, config: Arc<Config>) -> Result<Self, HostError> {
+        let layers = open::shared_layers(&config.cache(root))?;
+        Ok(Self { root: root.to_owned(), config, layers, decided: Mutex::default() })
+    }
+
+    /// The image that a layer is of, if it can be mounted.
+    ///
+    /// # Errors
+    /// [`Refusal`]; its other layers are refused without asking again, for a while.
+    pub(crate) async fn decide(&self, wanted: &Wanted) -> Result<Arc<Image>, Refusal> {
+        let key = (wanted.reference.to_string(), wanted.manifest.clone());
+        let decision = {
+            let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+            if decided.len() > DECISIONS_KEPT {
+                decided.retain(|_, decision| Arc::strong_count(decision) > 1);
+            }
+            Arc::clone(decided.entry(key).or_default())
+        };
+        // Pulls of the same image wait for one decision.
+        let mut decision = decision.lock().await;
+        match &*decision {
+            Decision::Mounted(image) if image.up_to(&wanted.chain).is_some() => return Ok(Arc::clone(image)),
+            Decision::Refused(when) if when.elapsed() < REFUSED_FOR => return Err(Refusal::Before),
+            _ => {}
+        }
+        let within = self.config.resolve_within;
+        let resolved = tokio::time::timeout(Duration::from_secs(within), self.resolve(wanted)).await;
+        let resolved = resolved.unwrap_or(Err(Refusal::Late(within)));
+        *decision = match &resolved {
+            Ok(image) => Decision::Mounted(Arc::clone(image)),
+            Err(_) => Decision::Refused(Instant::now()),
+        };
+        resolved
+    }
+
+    async fn resolve(&self, wanted: &Wanted) -> Result<Arc<Image>, Refusal> {
+        let refused = |error: HostError| Refusal::Image(error.into());
+        let reference = match &wanted.manifest {
+            Some(manifest) => wanted.reference.clone().pinned(manifest),
+            None => wanted.reference.clone(),
+        };
+        let opened = open::open(&self.spec(reference), &self.layers).await.map_err(refused)?;
+        let plan = &opened.plan;
+        let chains = labels::chain_ids(&plan.configuration.diff_ids);
+        let layers = chains.into_iter().zip(plan.layers.iter().zip(&plan.configuration.diff_ids));
+        let layers = layers.map(|(chain, (layer, diff_id))| Layer {
+            chain,
+            blob: layer.blob.digest.clone(),
+            diff_id: diff_id.clone(),
+        });
+        let (reference, manifest) = (wanted.reference.to_string(), plan.manifest.digest.clone());
+        let image = Image { reference, manifest, layers: layers.collect() };
+        if image.up_to(&wanted.chain).is_none() {
+            return Err(Refusal::OtherChain { chain: wanted.chain.clone() });
+        }
+        blobs_exist(&opened).await.map_err(refused)?;
+        self.keep(&image.manifest, &plan.documents).map_err(refused)?;
+        Ok(Arc::new(image))
+    }
+
+    /// How an image is reached: credentials are looked for anew, by the registry's name, at each need.
+    pub(crate) fn spec(&self, reference: Reference) -> ImageSpec {
+        let insecure = match reference.place() {
+            Place::Registry(name) => {
+                self.config.insecure.iter().any(|host| *host == name.authority() || *host == name.host())
+            }
+            _ => false,
+        };
+        let access = Access {
+            network: Network::Allowed,
+            insecure,
+            ca: self.config.ca.clone(),
+            authfile: self.config.authfile.clone(),
+            on_outage: self.config.on_outage,
+            surroundings: Surroundings::of_process(),
+        };
+        let cache = self.cache();
+        ImageSpec { access, cache, ..ImageSpec::new(reference, "") }
+    }
+
+    pub(crate) fn cache(&self) -> CacheSpec {
+        self.config.cache(&self.root)
+    }
+
+    /// Keeps the documents of an image: it is mounted again when neither the cache has them nor the registry answers.
+    fn keep(&self, manifest: &Digest, documents: &Documents) -> Result<(), HostError> {
+        let path = self.path(manifest);
+        let written = serde_json::to_vec(documents).map_err(Into::into).and_then(|text| root::write_file(&path, &text));
+        written.map_err(|cause| HostError::RunState { path, cause })
+    }
+
+    /// Gives the documents of an image back to the cache, if it has lost them.
+    pub(crate) fn restore(&self, manifest: &Digest) {
+        let path = self.path(manifest);
+        let documents = std::fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Documents>(&text)?));
+        let documents = match documents {
+            Ok(documents) => documents,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the registry will be asked for an image's documents");
+                return;
+            }
+        };
+        if let Err(error) = documents.restore(self.layers.store()) {
+            self.layers.store().cannot_keep("a document", &error);
+        }
+    }
+
+    /// Forgets the documents of images other than these.
+    pub(crate) fn sweep(&self, used: impl Fn(&str) -> bool) {
+        for entry in std::fs::read_dir(self.root.join(IMAGES)).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !path.file_stem().and_then(|stem| stem.to_str()).is_some_and(&used) {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+
+    /// What the cache has of a layer: bytes and files.
+    pub(crate) fn kept_of(&self, remote: &Remote) -> (u64, u64) {
+        let name = peelfs::store::LayerName { blob: &remote.blob, diff_id: &remote.diff_id };
+        self.layers.store().kept_of(name)
+    }
+
+    fn path(&self, manifest: &Digest) -> PathBuf {
+        self.root.join(IMAGES).join(format!("{}.json", manifest.hex()))
+    }
+}
+
+/// Asks for one byte of each layer.
+async fn blobs_exist(opened: &Opened) -> Result<(), HostError> {
+    let asked = opened
+        .plan
+        .layers
+        .iter()
+        .filter(|layer| layer.blob.size > 0)
+        .map(async |layer| opened.source.read_at(&layer.blob, BlobOffset(0)..BlobOffset(1)).await.map(drop));
+    Ok(try_join_all(asked).await.map(drop)?)
+}
+
+/// How long the other layers of an image that was refused are refused without asking again.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+const DECISIONS_KEPT: usize = 256;

@@ -1,0 +1,248 @@
+//! Images that are mounted: the lower directories of overlays.
+//!
+//! ```text
+//! lowers/CHAIN/fuse/fs      by a process, which outlives this one (see `peelfs::host`)
+//! lowers/CHAIN/kernel/fs    by the kernel itself, once all of the image is cached
+//! ```
+//!
+//! There is one mount for each chain of layers that containers lie on, however many these are. It has a directory of its own,
+//! since engines map the owners of everything that is mounted beside a lower. What is mounted is seen in the kernel's table
+//! of mounts and nowhere else: a process that starts anew finds it there.
+
+use std::collections::HashMap;
+use std::num::NonZeroU16;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use peelfs::digest::Digest;
+use peelfs::fuse::mounts::{self, MountPoint};
+use peelfs::fuse::{MountPlace, OpenFiles, unmount_with_cover};
+use peelfs::host::error::HostError;
+use peelfs::host::kernel::{self, Outcome};
+use peelfs::host::report::{Code, Report};
+use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Policy};
+use peelfs::host::{Silent, background};
+use peelfs::image::Verify;
+
+use crate::config::Config;
+use crate::images::Images;
+use crate::records::Remote;
+use crate::root::LOWERS;
+
+/// The mounts of a snapshotter.
+pub(crate) struct Lowers {
+    root: PathBuf,
+    config: Arc<Config>,
+    images: Arc<Images>,
+    /// By chain.
+    state: Mutex<HashMap<Digest, Arc<State>>>,
+    /// Images are made for the kernel one at a time.
+    upgrading: Mutex<()>,
+}
+
+/// What is known of one chain, beside what is mounted.
+#[derive(Default)]
+struct State {
+    mounting: Mutex<()>,
+    times: Mutex<Times>,
+}
+
+#[derive(Default)]
+struct Times {
+    /// Its image was seen: it is about to be used.
+    expected: Option<Instant>,
+    /// The kernel shows it since then.
+    upgraded: Option<Instant>,
+    /// It was last seen that the kernel cannot show it.
+    tried: Option<Instant>,
+}
+
+impl Lowers {
+    pub(crate) fn new(root: &Path, config: Arc<Config>, images: Arc<Images>) -> Self {
+        Self { root: root.join(LOWERS), config, images, state: Mutex::default(), upgrading: Mutex::default() }
+    }
+
+    /// The directory that shows the layers of `remote`, which are mounted if they are not. Blocks.
+    ///
+    /// # Errors
+    /// [`Report`]
+    pub(crate) fn directory(&self, remote: &Remote) -> Result<PathBuf, Report> {
+        let state = self.state(&remote.chain);
+        let _mounting = state.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        for form in [Form::Kernel, Form::Fuse] {
+            let path = self.path(&remote.chain, form);
+            match mounted(&path) {
+                Some(mount) if mount.is_shown_by_kernel() || mounts::is_served(&path) => return Ok(path),
+                Some(mount) => {
+                    tracing::warn!(at = %path.display(), "the process that served an image is gone; mounting it anew");
+                    unmount_with_cover(&mount, OpenFiles::Keep).map_err(HostError::from)?;
+                }
+                None => {}
+            }
+        }
+        self.mount(remote)
+    }
+
+    fn mount(&self, remote: &Remote) -> Result<PathBuf, Report> {
+        self.images.restore(&remote.manifest);
+        if self.config.kernel
+            && let Ok(path) = self.by_kernel(remote)
+        {
+            return Ok(path);
+        }
+        let spec = self.spec(remote, Form::Fuse)?;
+        let begun = Instant::now();
+        let mounted = match background::mount_shared(&spec, &mut Silent) {
+            // The process that serves the others was started with other limits.
+            Err(HostError::Told(report)) if report.code == Code::Usage => {
+                tracing::warn!(why = report.message, "this image gets a process of its own");
+                background::mount(&spec, background::Keeper::Process, &mut Silent)
+            }
+            mounted => mounted,
+        };
+        mounted?;
+        tracing::info!(chain = %remote.chain, reference = remote.reference, took = ?begun.elapsed(), "mounted");
+        Ok(spec.at)
+    }
+
+    /// Lets the kernel show the image.
+    fn by_kernel(&self, remote: &Remote) -> Result<PathBuf, ()> {
+        let state = self.state(&remote.chain);
+        let made = self.spec(remote, Form::Kernel).and_then(|spec| match kernel::mount_if_whole(&spec)? {
+            Outcome::Mounted => Ok(spec.at),
+            Outcome::Not(why) => Err(Report::new(Code::Failure, why)),
+        });
+        let mut times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
+        match made {
+            Ok(path) => {
+                times.upgraded = Some(Instant::now());
+                Ok(path)
+            }
+            Err(why) => {
+                tracing::debug!(chain = %remote.chain, why = why.message, "served by a process");
+                times.tried = Some(Instant::now());
+                Err(())
+            }
+        }
+    }
+
+    /// Lets the kernel show an image that a process serves, for the containers that are still to come. Blocks.
+    pub(crate) fn upgrade(&self, remote: &Remote) {
+        let state = self.state(&remote.chain);
+        let is_due = {
+            let times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
+            times.tried.is_none_or(|tried| tried.elapsed() > TRY_AGAIN)
+        };
+        let fuse = mounted(&self.path(&remote.chain, Form::Fuse));
+        if !self.config.kernel
+            || !is_due
+            || fuse.is_none()
+            || mounted(&self.path(&remote.chain, Form::Kernel)).is_some()
+        {
+            return;
+        }
+        let _one = self.upgrading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mounting = state.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.by_kernel(remote);
+    }
+
+    /// The image of this chain was seen, and its snapshots are about to be there.
+    pub(crate) fn expect(&self, chain: &Digest) {
+        let state = self.state(chain);
+        state.times.lock().unwrap_or_else(PoisonError::into_inner).expected = Some(Instant::now());
+    }
+
+    /// Unmounts what no snapshot needs any more. Blocks.
+    pub(crate) fn sweep(&self, is_used: impl Fn(&str) -> bool) {
+        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(hex) = name.to_str() else { continue };
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = state.iter().find(|(chain, _)| chain.hex() == hex).map(|(_, state)| Arc::clone(state));
+            let (expected, upgraded) = state.as_ref().map_or((false, None), |state| {
+                let times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
+                (times.expected.is_some_and(|when| when.elapsed() < EXPECTED_FOR), times.upgraded)
+            });
+            // It is being mounted: so it is used.
+            let mounting = state.as_ref().map(|state| state.mounting.try_lock());
+            if matches!(mounting, Some(Err(TryLockError::WouldBlock))) {
+                continue;
+            }
+            if !is_used(hex) && !expected {
+                let forms = [Form::Kernel, Form::Fuse].map(|form| self.of(hex, form));
+                if forms.iter().all(|path| take_away(path)) {
+                    let _ = std::fs::remove_dir_all(entry.path());
+                }
+            // Where a process served it before, an answer that names that directory may just be on its way.
+            } else if mounted(&self.of(hex, Form::Kernel)).is_some()
+                && upgraded.is_none_or(|when| when.elapsed() > ANSWERED_WITHIN)
+            {
+                take_away(&self.of(hex, Form::Fuse));
+            }
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.retain(|chain, state| Arc::strong_count(state) > 1 || self.root.join(chain.hex()).exists());
+    }
+
+    fn spec(&self, remote: &Remote, form: Form) -> Result<MountSpec, Report> {
+        let at = self.path(&remote.chain, form);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&at);
+        made.map_err(|cause| HostError::RunState { path: at.clone(), cause })?;
+        let reference: peelfs::reference::Reference = remote.reference.parse()?;
+        let image = self.images.spec(reference.pinned(&remote.manifest));
+        let up_to = NonZeroU16::new(remote.layers).filter(|_| remote.layers < remote.of);
+        let verify = if self.config.verify_behind { Verify::Behind } else { Verify::BeforeShowing };
+        let spec = MountSpec::new(ImageSpec { up_to, ..image }, at);
+        // As an engine's own would be: what protects the machine is said by the container.
+        let kernel =
+            KernelOptions { suid: true, dev: true, allow_other: true, under_overlay: true, ..KernelOptions::default() };
+        Ok(MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec })
+    }
+
+    fn state(&self, chain: &Digest) -> Arc<State> {
+        Arc::clone(self.state.lock().unwrap_or_else(PoisonError::into_inner).entry(chain.clone()).or_default())
+    }
+
+    fn path(&self, chain: &Digest, form: Form) -> PathBuf {
+        self.of(chain.hex(), form)
+    }
+
+    fn of(&self, hex: &str, form: Form) -> PathBuf {
+        let form = match form {
+            Form::Fuse => "fuse",
+            Form::Kernel => "kernel",
+        };
+        self.root.join(hex).join(form).join("fs")
+    }
+}
+
+/// Who shows an image.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Fuse,
+    Kernel,
+}
+
+fn mounted(path: &Path) -> Option<MountPoint> {
+    mounts::at(path).filter(MountPoint::is_peelfs)
+}
+
+/// Unmounts what is there; overlays that lie on it keep it for themselves.
+fn take_away(path: &Path) -> bool {
+    while let Some(mount) = mounted(path) {
+        if let Err(error) = MountPlace::of(&mount).take_away() {
+            tracing::warn!(error = peelfs::image::chain(&error), "an image that is not used stays mounted");
+            return false;
+        }
+    }
+    true
+}
+
+/// How long a pull may take from its first layer to its last.
+const EXPECTED_FOR: Duration = Duration::from_secs(600);
+/// How long containerd may take to mount what it was told.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+/// How often an image is looked at that a process serves.
+const TRY_AGAIN: Duration = Duration::from_secs(20);

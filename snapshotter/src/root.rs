@@ -1,0 +1,165 @@
+//! The directory that a snapshotter has to itself.
+//!
+//! ```text
+//! peelfs-snapshotter.json   says whose directory it is; locked while a snapshotter runs
+//! records/ID.json           snapshots (see `records`)
+//! snapshots/ID/fs, work     what is unpacked or written: upper directories of overlays
+//! lowers/CHAIN/NAME/fs      images that are mounted, each with a directory of its own
+//! images/DIGEST.json        documents of images, so that a start needs no network
+//! cache                     content of layers, unless the configuration names another
+//! ```
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use peelfs::host::report::{Code, Report};
+use serde::{Deserialize, Serialize};
+
+/// A directory that this process has locked.
+#[derive(Debug)]
+pub(crate) struct Root {
+    path: PathBuf,
+    mark: Mark,
+    _lock: File,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Mark {
+    version: u32,
+    /// The name that containerd has for the plugin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plugin: Option<String>,
+}
+
+impl Root {
+    /// Takes a directory; it is made if it is missing, and has to be empty or a snapshotter's of peelfs.
+    pub(crate) fn take(path: &Path) -> Result<Self, Report> {
+        let shown = path.display();
+        let failed = |what: &str, cause: io::Error| {
+            Report::new(Code::Failure, format!("cannot {what} the directory `{shown}`: {cause}"))
+        };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed("make", e))?;
+        let path = path.canonicalize().map_err(|e| failed("open", e))?;
+        let file = path.join(MARK);
+        let marked = match std::fs::read(&file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed("read", error)),
+        };
+        let mark = match marked {
+            Some(text) => {
+                let mark: Mark = serde_json::from_slice(&text).map_err(|error| {
+                    Report::new(Code::Failure, format!("`{}` is damaged: {error}", file.display()))
+                        .hint("name another directory with `--root`")
+                })?;
+                if mark.version != VERSION {
+                    let version = mark.version;
+                    return Err(Report::new(Code::Failure, format!("`{shown}` was written by another release: it has version {version}, and this program knows {VERSION}"))
+                        .hint("use that release, or name another directory with `--root`"));
+                }
+                mark
+            }
+            None => {
+                let mut entries = std::fs::read_dir(&path).map_err(|e| failed("read", e))?;
+                // What the making of a file system leaves.
+                if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found")) {
+                    return Err(Report::usage(format!(
+                        "`{shown}` is not empty, and not a directory of this snapshotter"
+                    ))
+                    .hint("each snapshotter needs a directory of its own: name another one with `--root`"));
+                }
+                let mark = Mark { version: VERSION, plugin: None };
+                write_mark(&path, &mark).map_err(|e| failed("write to", e))?;
+                mark
+            }
+        };
+        // The directory itself: the file is replaced when it is written.
+        let lock = File::open(&path).map_err(|e| failed("open", e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Report::new(Code::Failure, format!("`{shown}` is in use by another snapshotter"))
+                    .hint("end that one, or name another directory with `--root`"));
+            }
+            Err(TryLockError::Error(cause)) => return Err(failed("lock", cause)),
+        }
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .map_err(|e| failed("protect", e))?;
+        for name in [SNAPSHOTS, LOWERS, IMAGES] {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(name));
+            made.map_err(|e| failed("write to", e))?;
+        }
+        Ok(Self { path, mark, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name under which containerd has used this directory.
+    pub(crate) fn plugin(&self) -> Option<&str> {
+        self.mark.plugin.as_deref()
+    }
+
+    /// Remembers the name.
+    pub(crate) fn note_plugin(path: &Path, name: &str) -> io::Result<()> {
+        write_mark(path, &Mark { version: VERSION, plugin: Some(name.to_owned()) })
+    }
+}
+
+fn write_mark(directory: &Path, mark: &Mark) -> io::Result<()> {
+    write_file(&directory.join(MARK), &serde_json::to_vec(mark)?)
+}
+
+/// Writes a file that is there whole or not at all, also after a crash.
+pub(crate) fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let written = file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+pub(crate) const SNAPSHOTS: &str = "snapshots";
+pub(crate) const LOWERS: &str = "lowers";
+pub(crate) const IMAGES: &str = "images";
+pub(crate) const RECORDS: &str = "records";
+pub(crate) const CACHE: &str = "cache";
+const MARK: &str = "peelfs-snapshotter.json";
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_directory_of_another_program_is_refused_and_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("snapshots")).unwrap();
+        let report = Root::take(scratch.path()).unwrap_err();
+        assert!(report.message.contains("is not empty") && report.hint.unwrap().contains("--root"));
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_has_one_snapshotter_at_a_time() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("new/one");
+        let root = Root::take(&path).unwrap();
+        let report = Root::take(&path).unwrap_err();
+        assert!(report.message.contains("in use"), "{}", report.message);
+        Root::note_plugin(root.path(), "peelfs").unwrap();
+        drop(root);
+        assert_eq!(Root::take(&path).unwrap().plugin(), Some("peelfs"));
+        std::fs::write(path.join(MARK), r#"{"version":7}"#).unwrap();
+        assert!(Root::take(&path).unwrap_err().message.contains("version 7"));
+    }
+}
