@@ -308,10 +308,20 @@ fn names_of_functions_have_at_most_60_characters() {
 /// The sources of all crates, tests and benches.
 fn all_sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let found: Vec<_> = ["src", "cli/src", "loopback/src", "tests", "benches", "examples", "fuzz/fuzz_targets"]
-        .into_iter()
-        .flat_map(|dir| sources(&root.join(dir)))
-        .collect();
+    let found: Vec<_> = [
+        "src",
+        "cli/src",
+        "grpc/src",
+        "loopback/src",
+        "snapshotter/src",
+        "tests",
+        "benches",
+        "examples",
+        "fuzz/fuzz_targets",
+    ]
+    .into_iter()
+    .flat_map(|dir| sources(&root.join(dir)))
+    .collect();
     assert!(found.len() > 150, "the test finds sources, but only {}", found.len());
     found
 }

@@ -30,7 +30,7 @@ pub async fn serve(
     socket: Socket,
     ended: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    // The socket listens already: whoever waits for this message finds it open.
+    // The socket listens already: what waits for this message finds it open.
     tell(NotifyState::Ready);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut served = pin!(services.serve_with_incoming_shutdown(socket.incoming(), async {

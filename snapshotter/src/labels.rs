@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_name_no_image_of_a_registry_ask_for_an_ordinary_snapshot() {
+    fn labels_without_an_image_of_a_registry_are_not_lazy() {
         for wrong in [
             labels([(REF, CHAIN)]),
             labels([(CRI_IMAGE, "docker.io/library/app:1")]),
