@@ -29,7 +29,7 @@
 //! | 5 host | mounts: what is asked for, their life, the kernel; what a container runtime is told | [`host`], [`fuse`], [`erofs`], [`bundle`] |
 //! | 4 image | one image as a file system | [`image`] |
 //! | 3 content | how to make bytes present | [`content`] |
-//! | 2 knowledge | what a layer and a tree look like, what is read next | [`layer`], [`overlay`], [`predict`] |
+//! | 2 knowledge | what a layer and a tree look like, what is read next, who signed | [`layer`], [`overlay`], [`predict`], [`signature`] |
 //! | 1 bytes | where bytes come from, are decoded and kept | [`source`], [`codec`], [`store`] |
 //! | 0 words | what things are called | [`digest`], [`descriptor`], [`offsets`], [`trust`], [`reference`], [`platform`], [`documents`] |
 
@@ -49,6 +49,7 @@ pub mod overlay;
 pub mod platform;
 pub mod predict;
 pub mod reference;
+pub mod signature;
 pub mod source;
 pub mod span;
 pub mod store;

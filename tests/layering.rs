@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 21] = [
+const FLOORS: [(&str, u8); 22] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
@@ -22,6 +22,7 @@ const FLOORS: [(&str, u8); 21] = [
     ("layer", 2),
     ("overlay", 2),
     ("predict", 2),
+    ("signature", 2),
     ("content", 3),
     ("image", 4),
     ("bundle", 5),

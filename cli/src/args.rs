@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use peelfs::digest::Digest;
 use peelfs::image::LayerChoice;
 use peelfs::source::outage::OnOutage;
 
@@ -55,6 +56,8 @@ pub(crate) enum Command {
     Cp(CpArgs),
     /// Describe an image as one JSON object
     Inspect(InspectArgs),
+    /// Say whether an image is signed; containerd and peelfs can ask it before they use one
+    VerifyImage(VerifyImageArgs),
     /// Show, verify and prune the cache
     Cache(CacheArgs),
     /// Carry what is known of an image's layers to another machine
@@ -140,6 +143,10 @@ pub(crate) struct AccessArgs {
     /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
+    /// Ask the programs in this directory whether the image may be used, as containerd's image verifiers
+    /// [default: /etc/peelfs/verifiers]
+    #[arg(long, value_name = "DIR", env = "PEELFS_VERIFIER_DIR", hide_env_values = true, help_heading = "Image")]
+    pub verifier_dir: Option<PathBuf>,
     /// How long to wait for a registry that is away or silent: `deadline=SECONDS`, `block` or `offline`
     ///
     /// With `block` until it is back, with `deadline=SECONDS` for so long without a sign of life, with `offline` not at
@@ -427,6 +434,44 @@ pub(crate) struct InspectArgs {
     /// Which layer of it.
     #[command(flatten)]
     pub layer: LayerArgs,
+}
+
+/// `peelfs verify-image`
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyImageArgs {
+    /// The image; what its name leads to now has to be signed
+    #[arg(value_name = "IMAGE", conflicts_with = "name")]
+    pub image: Option<String>,
+    /// A public key (PEM): the image has to be signed with one of those that are named
+    #[arg(long, value_name = "FILE", conflicts_with = "config", help_heading = "Signatures")]
+    pub key: Vec<PathBuf>,
+    /// The signature has to be one for the image's own repository
+    #[arg(long, requires = "key", help_heading = "Signatures")]
+    pub same_repository: bool,
+    /// Which images need which keys [default: /etc/peelfs/verify-image.json]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PEELFS_VERIFY_IMAGE_CONFIG",
+        hide_env_values = true,
+        help_heading = "Signatures"
+    )]
+    pub config: Option<PathBuf>,
+    /// The image's name, as a verifier is told it (also `-name`, and so the others)
+    #[arg(long, value_name = "NAME", requires = "digest", help_heading = "As a verifier")]
+    pub name: Option<String>,
+    /// The digest that has to be signed
+    #[arg(long, value_name = "DIGEST", help_heading = "As a verifier")]
+    pub digest: Option<Digest>,
+    /// What stands on stdin, which is not read
+    #[arg(long, value_name = "TYPE", help_heading = "As a verifier")]
+    pub stdin_media_type: Option<String>,
+    /// What the image is verified for
+    #[arg(long, value_name = "WHAT", help_heading = "As a verifier")]
+    pub operation: Option<String>,
+    /// How the image is reached.
+    #[command(flatten)]
+    pub access: AccessArgs,
 }
 
 /// `peelfs cache`

@@ -211,11 +211,12 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
                 ca: Vec::new(),
                 authfile: None,
                 on_outage: OnOutage::default(),
+                verifier_dir: None,
                 cache,
             };
             let image = meant::image(&ImageArgs { reference, access })?;
-            let opened =
-                process::runtime(process::Purpose::Reading)?.block_on(open::open(&image, &Arc::clone(&store).into()));
+            let opened = process::runtime(process::Purpose::Reading)?
+                .block_on(open::open_in_cache(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {
                 Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
                 _ => report,

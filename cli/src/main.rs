@@ -30,6 +30,7 @@ mod text;
 mod tree;
 mod umount;
 mod upgrade;
+mod verify_image;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 /// Runs one command line, program name included, and says how it went.
 fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
+    let line = verify_image::as_verifier(&line).unwrap_or(line);
     let parsed = Args::try_parse_from(&line).or_else(|error| match bare::with_mount(&line, &error) {
         Some(line) => Args::try_parse_from(line),
         None => Err(error),
@@ -79,6 +81,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Cat(args) => cat::run(&args),
         Command::Cp(args) => cp::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::VerifyImage(args) => verify_image::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Index(args) => carry::index(&args.command),
         Command::Profile(args) => carry::profile(&args.command),

@@ -6,6 +6,7 @@ use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, Pre
 use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy, Writable};
+use peelfs::host::verifiers;
 use peelfs::image::{Network, Prefetch, Verify};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
@@ -49,13 +50,13 @@ pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
 }
 
 fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, up_to, access, cache } = image;
+    let ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache })
+    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, verifiers })
 }
 
 /// Where what is written to a mount is kept, if the user does not say.
@@ -79,7 +80,13 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
         up_to: None,
         access: self::access(access),
         cache: cache(&access.cache)?,
+        verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
+}
+
+/// An image of this name, reached as `access` says.
+pub(super) fn image_reached(access: &AccessArgs, name: &str) -> Result<ImageSpec, Report> {
+    image(&ImageArgs { reference: name.to_owned(), access: access.clone() })
 }
 
 /// As [`image`], of which one layer may be meant.

@@ -51,6 +51,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             }
             ("authfile", Some(value)) => access.authfile = Some(value.into()),
             ("ca", Some(value)) => access.ca.push(value.into()),
+            ("verifier_dir", Some(value)) => access.verifier_dir = Some(value.into()),
             ("log_file", Some(value)) => args.log_file = Some(value.into()),
             ("insecure", None) => access.insecure = true,
             ("offline", None) => access.offline = true,
@@ -96,7 +97,7 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 11] = [
+const WITH_VALUE: [&str; 12] = [
     "platform",
     "layer",
     "cache_dir",
@@ -104,6 +105,7 @@ const WITH_VALUE: [&str; 11] = [
     "authfile",
     "ca",
     "log_file",
+    "verifier_dir",
     "on_outage",
     "verify",
     "prefetch",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::image::{Image, REF_NAME};
 use peelfs::descriptor::MediaType;
@@ -16,7 +16,7 @@ use peelfs::digest::Digest;
 
 /// Repositories by name. Cloning is cheap enough to serve the same images twice.
 #[derive(Clone, Debug, Default)]
-pub struct Catalog(BTreeMap<String, Repository>);
+pub struct Catalog(BTreeMap<String, Repository>, bool);
 
 #[derive(Clone, Debug, Default)]
 struct Repository {
@@ -75,6 +75,29 @@ impl Catalog {
             repository.documents.insert(digest.clone(), (media_type.clone(), bytes.clone()));
         }
         repository.blobs.extend(image.blobs().map(|(digest, bytes)| (digest.clone(), bytes.clone())));
+    }
+
+    /// The same, of which the registry also lists what refers to a manifest; docker-registry does not.
+    #[must_use]
+    pub fn listing_referrers(mut self) -> Self {
+        self.1 = true;
+        self
+    }
+
+    /// The documents whose subject is this one, as an image index; `None` where they are not listed.
+    pub(super) fn referrers(&self, name: &str, subject: &str) -> Option<Value> {
+        let repository = self.0.get(name).filter(|_| self.1)?;
+        let referring = repository.documents.iter().filter_map(|(digest, (media_type, bytes))| {
+            let document: Value = serde_json::from_slice(bytes).ok()?;
+            (document["subject"]["digest"] == subject).then(|| {
+                json!({
+                    "mediaType": media_type.as_str(), "digest": digest.to_string(), "size": bytes.len(),
+                    "artifactType": document["artifactType"],
+                })
+            })
+        });
+        let manifests: Vec<_> = referring.collect();
+        Some(json!({ "schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": manifests }))
     }
 
     /// The names of all repositories.

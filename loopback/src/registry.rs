@@ -20,6 +20,7 @@ pub use super::catalog::Catalog;
 use super::faults::Faults;
 use super::http::Request;
 use super::image::Image;
+use peelfs::descriptor::MediaType;
 use peelfs::digest::Digest;
 
 /// What a registry is started with.
@@ -270,6 +271,10 @@ impl Shared {
                     Answer::new(200, media_type.as_str(), bytes).header("Docker-Content-Digest", &digest.to_string())
                 }
             },
+            Route::Referrers { name, subject } => match catalog.referrers(name, subject) {
+                Some(index) => Answer::new(200, MediaType::OciIndex.as_str(), index.to_string()),
+                None => Answer::error(404, "NOT_FOUND", "there is nothing at this path"),
+            },
             Route::Blob { name, digest } => match digest.parse().ok().and_then(|d| catalog.blob(name, &d)) {
                 None => Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
                 Some(content) => Answer::blob(request, content).header("Docker-Content-Digest", digest),
@@ -283,6 +288,7 @@ enum Route<'a> {
     Version,
     Tags { name: &'a str },
     Manifest { name: &'a str, reference: &'a str },
+    Referrers { name: &'a str, subject: &'a str },
     Blob { name: &'a str, digest: &'a str },
 }
 
@@ -299,6 +305,9 @@ impl<'a> Route<'a> {
         if let Some((name, reference)) = rest.rsplit_once("/manifests/") {
             return Some(Self::Manifest { name, reference });
         }
+        if let Some((name, subject)) = rest.rsplit_once("/referrers/") {
+            return Some(Self::Referrers { name, subject });
+        }
         let (name, digest) = rest.rsplit_once("/blobs/")?;
         Some(Self::Blob { name, digest })
     }
@@ -306,7 +315,10 @@ impl<'a> Route<'a> {
     fn repository(self) -> Option<&'a str> {
         match self {
             Self::Version => None,
-            Self::Tags { name } | Self::Manifest { name, .. } | Self::Blob { name, .. } => Some(name),
+            Self::Tags { name }
+            | Self::Manifest { name, .. }
+            | Self::Referrers { name, .. }
+            | Self::Blob { name, .. } => Some(name),
         }
     }
 }

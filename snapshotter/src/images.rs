@@ -174,7 +174,9 @@ impl Images {
             surroundings: Surroundings::of_process(),
         };
         let cache = self.cache();
-        ImageSpec { access, cache, ..ImageSpec::new(reference, "") }
+        // containerd asks its own verifiers, which have the same form, before anything of an image is prepared: of the index that
+        // a name leads to, which is not known here.
+        ImageSpec { access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
     }
 
     pub(crate) fn cache(&self) -> CacheSpec {

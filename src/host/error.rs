@@ -7,6 +7,7 @@ use super::channel::ChannelError;
 use super::cover::Covers;
 use super::kernel::KernelError;
 use super::report::{Code, Report};
+use super::verifiers::VerifierError;
 use super::wire::WireError;
 use super::writable::OverlayError;
 use crate::bundle::BundleError;
@@ -44,6 +45,9 @@ pub enum HostError {
         /// Why not.
         cause: Box<NoSuchLayer>,
     },
+    /// A verifier does not allow the image, or cannot be asked.
+    #[error(transparent)]
+    Verifier(#[from] VerifierError),
     /// A layer could not be read.
     #[error(transparent)]
     Image(#[from] FsError),
@@ -217,6 +221,7 @@ impl From<HostError> for Report {
             HostError::Store(cause) => cause.into(),
             HostError::Source(cause) => cause.into(),
             HostError::Plan(cause) => cause.into(),
+            HostError::Verifier(ref cause) => verifier_hint(told(Code::Verification), cause),
             HostError::Image(cause) => cause.into(),
             HostError::Mount(cause) => cause.into(),
             HostError::Kernel(ref cause) => kernel_hint(told(Code::Failure), cause),
@@ -267,6 +272,22 @@ impl From<HostError> for Report {
                 "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)",
             ),
         }
+    }
+}
+
+/// What a user can do about a verifier that did not say yes.
+fn verifier_hint(report: Report, why: &VerifierError) -> Report {
+    match why {
+        VerifierError::Refused { .. } => report,
+        VerifierError::Late { .. } => report.hint("try again, or end what it waits for"),
+        VerifierError::CannotRun { .. } | VerifierError::NotAProgram { .. } => {
+            report.hint("every file of that directory is run: make it a program, or remove it")
+        }
+        VerifierError::Unsafe { path, .. } => {
+            report.hint(format!("`chown root {0}` and `chmod go-w {0}`", path.display()))
+        }
+        VerifierError::TooMany { .. } => report.hint("let one of them call the others"),
+        VerifierError::Unreadable { .. } => report.hint("name the directory of verifiers with `--verifier-dir`"),
     }
 }
 

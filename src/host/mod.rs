@@ -36,11 +36,14 @@ mod requests;
 mod room;
 pub mod rootfs;
 pub mod server;
+pub mod signature_policy;
+pub mod signed;
 pub mod spec;
 pub mod status;
 mod supervisor;
 mod systemd;
 pub mod upgrade;
+pub mod verifiers;
 pub mod wire;
 pub mod writable;
 

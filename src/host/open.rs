@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::error::HostError;
 use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec};
+use super::verifiers::{self, Question};
 use crate::digest::Digest;
 use crate::image::{self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, SharedLayers, Shown, Verify};
 use crate::overlay::LayerNo;
@@ -51,11 +52,43 @@ impl Opened {
     }
 }
 
-/// Resolves the image that is asked for; `shared_layers` is what this process has of layers.
+/// Resolves the image that is asked for, and asks the verifiers whether it may be used; `shared_layers` is what this
+/// process has of layers.
+///
+/// Whatever shows an image comes by here: what is opened without being asked for is only described
+/// ([`open_to_describe`], [`open_in_cache`]) or was allowed before ([`open_again`]).
 ///
 /// # Errors
 /// [`HostError`]
 pub async fn open(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Opened, HostError> {
+    let opened = open_in_cache(image, shared_layers).await?;
+    let (name, root) = (image.reference.canonical(), &opened.plan.root);
+    let question = Question { name: &name, root, access: &image.access };
+    verifiers::ask(&image.verifiers, &question, &verifiers::Limits::default()).await?;
+    Ok(opened)
+}
+
+/// The digest that the reference has or, asked now, leads to.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
+    check_authfile(&image.access)?;
+    if let Place::Registry(name) = image.reference.place()
+        && let Some(digest) = name.digest()
+    {
+        return Ok(digest.clone());
+    }
+    let store = Arc::clone(shared_layers(&image.cache)?.store());
+    let (source, _) = source(&image.reference, &image.access, &store).await?;
+    Ok(source.head().await?.digest)
+}
+
+/// Resolves an image of which nothing will be shown: what the cache has of it is looked after.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn open_in_cache(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Opened, HostError> {
     check_authfile(&image.access)?;
     resolve(image.reference.clone(), image, shared_layers, &Documents::default(), Fit::Required).await
 }
@@ -80,7 +113,8 @@ pub async fn open_to_describe(image: &ImageSpec) -> Result<Opened, HostError> {
     resolve(image.reference.clone(), image, &shared_layers, &Documents::default(), fit).await
 }
 
-/// Resolves what `image` named when it was `root`, by the documents of that time where the cache has none.
+/// Resolves what `image` named when it was `root`, by the documents of that time where the cache has none. Verifiers were
+/// asked then: what is in use is not taken away by a later opinion.
 ///
 /// # Errors
 /// [`HostError`]
@@ -158,9 +192,10 @@ pub(super) fn spool(store: &Arc<Store>) -> Spool {
     Spool::new(store.limit(), move || of.unnamed_file())
 }
 
-type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
+/// Where bytes come from, and the same if it is a registry.
+pub(super) type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
 
-async fn source(reference: &Reference, access: &Access, store: &Arc<Store>) -> Result<Sources, HostError> {
+pub(super) async fn source(reference: &Reference, access: &Access, store: &Arc<Store>) -> Result<Sources, HostError> {
     let Place::Registry(name) = reference.place() else {
         let local = LocalSource::open(reference, &spool(store)).await.expect("it is not a registry's")?;
         return Ok((Arc::new(local), None));

@@ -7,6 +7,7 @@
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
+use super::verifiers;
 use crate::image::{LayerChoice, Network, Prefetch, Verify};
 use crate::platform::Platform;
 use crate::reference::Reference;
@@ -92,11 +93,13 @@ pub struct ImageSpec {
     pub access: Access,
     /// Where its layers are kept.
     pub cache: CacheSpec,
+    /// The directory of programs that have to allow it ([`verifiers`](super::verifiers)); none are asked where it is empty.
+    pub verifiers: PathBuf,
 }
 
 impl ImageSpec {
-    /// `reference` for this machine's platform, with the credentials and certificates of this process's user and a cache
-    /// in `cache`.
+    /// `reference` for this machine's platform, with the credentials and certificates of this process's user, a cache
+    /// in `cache`, and the machine's verifiers.
     pub fn new(reference: Reference, cache: impl Into<PathBuf>) -> Self {
         let access = Access {
             network: Network::Allowed,
@@ -106,13 +109,15 @@ impl ImageSpec {
             on_outage: OnOutage::default(),
             surroundings: Surroundings::of_process(),
         };
+        let cache = CacheSpec { dir: cache.into(), limit: None };
         Self {
             reference,
             platform: None,
             layer: None,
             up_to: None,
             access,
-            cache: CacheSpec { dir: cache.into(), limit: None },
+            cache,
+            verifiers: verifiers::DEFAULT_DIR.into(),
         }
     }
 }

@@ -148,20 +148,21 @@ fn help_fits_on_a_screen() {
     Usage: peelfs <COMMAND>
 
     Commands:
-      mount    Mount an image on a directory
-      run      Run a container of an image, by runc or crun
-      bundle   Make a bundle of an image: what runc and crun run
-      umount   Unmount what peelfs mounted
-      ls       List a directory of an image, without mounting it
-      cat      Print files of an image
-      cp       Copy files out of an image, with their metadata
-      inspect  Describe an image as one JSON object
-      cache    Show, verify and prune the cache
-      index    Carry what is known of an image's layers to another machine
-      profile  Carry what runs of an image read first to another machine
-      status   Show what is mounted and how far it is
-      upgrade  Let this program serve mounts that an older one serves, without unmounting
-      help     Print this message or the help of the given subcommand(s)
+      mount         Mount an image on a directory
+      run           Run a container of an image, by runc or crun
+      bundle        Make a bundle of an image: what runc and crun run
+      umount        Unmount what peelfs mounted
+      ls            List a directory of an image, without mounting it
+      cat           Print files of an image
+      cp            Copy files out of an image, with their metadata
+      inspect       Describe an image as one JSON object
+      verify-image  Say whether an image is signed; containerd and peelfs can ask it before they use one
+      cache         Show, verify and prune the cache
+      index         Carry what is known of an image's layers to another machine
+      profile       Carry what runs of an image read first to another machine
+      status        Show what is mounted and how far it is
+      upgrade       Let this program serve mounts that an older one serves, without unmounting
+      help          Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help     Print help
@@ -205,6 +206,9 @@ fn help_of_a_command_names_its_options() {
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is in the cache; never ask the network
+          --verifier-dir <DIR>   Ask the programs in this directory whether the image may be used, as
+                                 containerd's image verifiers [default: /etc/peelfs/verifiers] [env:
+                                 PEELFS_VERIFIER_DIR]
           --layer <N>            Only layer N, as a lower directory of overlayfs: its number, as in
                                  `peelfs inspect` (1 is the lowest), or 6 or more first digits of its
                                  digest

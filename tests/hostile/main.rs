@@ -8,6 +8,7 @@ mod forged;
 mod layers;
 mod machine;
 mod network;
+mod signatures;
 mod verification;
 
 use std::ffi::OsStr;

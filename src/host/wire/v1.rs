@@ -13,6 +13,7 @@ use crate::fuse::MountPlace;
 use crate::host::handover::{Handover, KeeperId};
 use crate::host::report::{Code, Report};
 use crate::host::spec;
+use crate::host::verifiers::DEFAULT_DIR;
 use crate::image::{Network, Prefetch, Verify};
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
@@ -227,6 +228,9 @@ struct ImageSpec {
     surroundings: Environment,
     cache_dir: WirePath,
     cache_size: Option<u64>,
+    /// Left out where it is the usual directory and nothing is there: a process that does not know verifiers can show that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verifiers: Option<WirePath>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -331,7 +335,8 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, layer, up_to, access, cache } = image;
+        let spec::ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
+        let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
             reference: reference.to_string(),
@@ -345,6 +350,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
             surroundings: surroundings.into(),
             cache_dir: (&cache.dir).into(),
             cache_size: cache.limit,
+            verifiers: (!is_usual).then(|| verifiers.into()),
         }
     }
 }
@@ -352,19 +358,8 @@ impl From<&spec::ImageSpec> for ImageSpec {
 impl ImageSpec {
     /// What it means, where the source is waited for in this way.
     fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
-        let Self {
-            reference,
-            platform,
-            layer,
-            up_to,
-            offline,
-            insecure,
-            ca,
-            authfile,
-            surroundings,
-            cache_dir,
-            cache_size,
-        } = self;
+        let Self { reference, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
+        let Self { surroundings, cache_dir, cache_size, verifiers, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -380,6 +375,7 @@ impl ImageSpec {
             up_to,
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
+            verifiers: path(verifiers)?.unwrap_or_else(|| DEFAULT_DIR.into()),
         })
     }
 }

@@ -90,6 +90,8 @@ pub(super) struct Ask<'a> {
 pub(super) enum Thing<'a> {
     /// By tag or digest.
     Manifest(&'a str),
+    /// What refers to this manifest.
+    Referrers(&'a Digest),
     /// These bytes of a blob.
     Blob(Wanted<'a>),
 }
@@ -133,7 +135,7 @@ impl Ask<'_> {
     fn subject(&self) -> Subject<'_> {
         let blob = match &self.thing {
             Thing::Blob(wanted) => Some(wanted.digest),
-            Thing::Manifest(_) => None,
+            Thing::Manifest(_) | Thing::Referrers(_) => None,
         };
         Subject { what: self.what, blob, trouble: Outage::Away }
     }
@@ -142,7 +144,7 @@ impl Ask<'_> {
     fn fits(&self, reply: &Reply) -> bool {
         match &self.thing {
             Thing::Blob(wanted) => wanted.place(reply).is_ok(),
-            Thing::Manifest(_) => true,
+            Thing::Manifest(_) | Thing::Referrers(_) => true,
         }
     }
 }
@@ -340,6 +342,10 @@ impl Client {
                 let accept = MediaType::MANIFESTS.join(", ");
                 headers.insert(ACCEPT, HeaderValue::try_from(accept).expect("media types are plain text"));
                 format!("/v2/{}/manifests/{reference}", self.repository)
+            }
+            Thing::Referrers(of) => {
+                headers.insert(ACCEPT, HeaderValue::from_static(MediaType::MANIFESTS[0]));
+                format!("/v2/{}/referrers/{of}", self.repository)
             }
             Thing::Blob(Wanted { digest, bytes, whole, .. }) => {
                 if !whole {

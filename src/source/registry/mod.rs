@@ -305,6 +305,24 @@ impl RegistrySource {
         Ok(Untrusted::new(body))
     }
 
+    /// What refers to a manifest as its `subject`, an image index, as far as one answer lists it (distribution-spec, "Listing
+    /// Referrers"); `None` where the registry keeps no such list.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub async fn referrers(&self, of: &Digest) -> Result<Option<Untrusted<Bytes>>, SourceError> {
+        let what = format!("the referrers of {of}");
+        let listed = self.document(Thing::Referrers(of), &what, MANIFEST_LIMIT, |_, body| encoding::is_plain(body));
+        match listed.await {
+            Ok((reply, body)) if known_type(&reply).is_some_and(|kind| kind.is_index()) => {
+                Ok(Some(Untrusted::new(body)))
+            }
+            // Where the path means nothing, some answer with a page, and others with any refusal.
+            Ok(_) | Err(SourceError::NotFound { .. } | SourceError::Protocol { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn fetch_config(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
         let what = super::blob_name(&wanted.digest);
         if wanted.size > CONFIG_LIMIT {

@@ -1,0 +1,444 @@
+//! Signatures of an image, found where cosign puts them, and verified with keys.
+//!
+//! They lie beside the image: in the manifest with the tag `sha256-HEX.sig`, and since cosign 3 in manifests whose subject is
+//! the image, which a registry lists as referrers, or keeps as the image index with the tag `sha256-HEX`. All of it can be
+//! put there by who may write to the repository; what a signature is worth is said by its key alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::error::HostError;
+use super::open::{self, Sources};
+use super::spec::ImageSpec;
+use crate::descriptor::{Descriptor, MediaType};
+use crate::digest::{Algorithm, Digest};
+use crate::image::Network;
+use crate::reference::{Place, Reference, RegistryName};
+use crate::signature::{self, PublicKey, SignatureError, Statement};
+use crate::source::{BlobSource, SourceError};
+use crate::store::{Store, TagRecord};
+use crate::trust::Untrusted;
+
+/// What is asked of a signature.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// One of these made it.
+    pub keys: Vec<PublicKey>,
+    /// It was made for the repository under whose name the image is used.
+    pub same_repository: bool,
+}
+
+/// Why an image counts as not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSigned {
+    /// There is no signature beside it.
+    #[error("no signature of {digest} was found beside {name}")]
+    None {
+        /// The image.
+        name: String,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// There are signatures, and none will do.
+    #[error("none of {count} signatures of {digest} beside {name} counts: {first}")]
+    NoneCounts {
+        /// The image.
+        name: String,
+        /// Its digest.
+        digest: Digest,
+        /// How many were looked at.
+        count: usize,
+        /// What is wrong with the first.
+        first: Wrong,
+    },
+    /// They cannot be read.
+    #[error(transparent)]
+    Host(#[from] Box<HostError>),
+}
+
+/// Why a signature does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum Wrong {
+    /// It is none by these keys.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// It belongs to another image.
+    #[error("it is about {}", digests.first().map_or_else(|| "nothing".to_owned(), Digest::to_string))]
+    OtherImage {
+        /// What it is about.
+        digests: Vec<Digest>,
+    },
+    /// It was made for another repository.
+    #[error("it was made for `{}`", reference.escape_debug())]
+    OtherRepository {
+        /// As it stands in the signature.
+        reference: String,
+    },
+    /// It does not say for which repository it was made.
+    #[error("it names no repository")]
+    NoRepository,
+    /// It cannot be read.
+    #[error("{why}")]
+    Unreadable {
+        /// Why.
+        why: String,
+    },
+}
+
+impl From<SourceError> for NotSigned {
+    fn from(error: SourceError) -> Self {
+        Self::Host(Box::new(error.into()))
+    }
+}
+
+/// The first signature of `digest`, beside the image that is named, that will do.
+///
+/// # Errors
+/// [`NotSigned`]
+pub async fn verify(image: &ImageSpec, digest: &Digest, demand: &Demand) -> Result<Statement, NotSigned> {
+    let store = Arc::new(
+        Store::open_or_do_without(&image.cache.dir, image.cache.limit).map_err(|error| Box::new(error.into()))?,
+    );
+    let mut search = Search { image, digest, demand, store, count: 0, first: None };
+    if let Some(statement) = search.by_tag().await? {
+        return Ok(statement);
+    }
+    if let Some(statement) = search.by_subject().await? {
+        return Ok(statement);
+    }
+    let (name, digest) = (image.reference.canonical(), digest.clone());
+    Err(match search.first {
+        None => NotSigned::None { name, digest },
+        Some(first) => NotSigned::NoneCounts { name, digest, count: search.count, first },
+    })
+}
+
+struct Search<'a> {
+    image: &'a ImageSpec,
+    digest: &'a Digest,
+    demand: &'a Demand,
+    store: Arc<Store>,
+    count: usize,
+    first: Option<Wrong>,
+}
+
+/// A manifest whose layers are signatures.
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default, deserialize_with = "readable")]
+    layers: Vec<Layer>,
+}
+
+/// What an image index lists.
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default, deserialize_with = "readable")]
+    manifests: Vec<Layer>,
+}
+
+/// A descriptor, as far as it is needed.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Layer {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// Those of a list that can be read: one that cannot takes nothing from the others.
+fn readable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Layer>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|one| serde_json::from_value(one).ok()).collect())
+}
+
+impl Layer {
+    fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: MediaType::parse(&self.media_type),
+            digest: self.digest.clone(),
+            size: self.size,
+            data: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+type Found = Result<Option<Statement>, NotSigned>;
+
+impl Search<'_> {
+    /// In the manifest with the tag `ALGORITHM-HEX.sig`.
+    async fn by_tag(&mut self) -> Found {
+        let Some((reference, (source, _))) = self.beside(".sig").await? else { return Ok(None) };
+        let asked = source.root().await.map(Document::from);
+        let Some(bytes) = self.remembered(&reference, asked)? else { return Ok(None) };
+        self.manifest(&*source, &bytes).await
+    }
+
+    /// In manifests whose subject is the image.
+    async fn by_subject(&mut self) -> Found {
+        let Some((reference, (source, registry))) = self.beside("").await? else { return Ok(None) };
+        let listed = match registry {
+            Some(registry) => registry.referrers(self.digest).await,
+            None => Ok(None),
+        };
+        let asked = match listed {
+            Ok(Some(listed)) => Ok(Document::from(listed)),
+            Ok(None) => source.root().await.map(Document::from),
+            Err(error) => Err(error),
+        };
+        let Some(listed) = self.remembered(&reference, asked)? else { return Ok(None) };
+        // The list proves nothing, and neither does what it lists until a signature is verified.
+        let index: Index = match serde_json::from_slice(&listed) {
+            Ok(index) => index,
+            Err(error) => return Ok(self.wrong(unreadable(error))),
+        };
+        let may_be = |entry: &&Layer| entry.artifact_type.as_deref().is_none_or(is_signature);
+        for entry in index.manifests.iter().filter(may_be).take(MANIFESTS_LIMIT) {
+            let found = match self.fetched(&*source, entry, Kind::Manifest).await? {
+                Ok(bytes) => self.manifest(&*source, &bytes).await?,
+                Err(wrong) => self.wrong(wrong),
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// What has the tag that cosign and the distribution specification give to what belongs to the image.
+    async fn beside(&self, suffix: &str) -> Result<Option<(Reference, Sources)>, NotSigned> {
+        let tag = format!("{}-{}{suffix}", self.digest.algorithm().name(), self.digest.hex());
+        let Some(reference) = beside(&self.image.reference, &tag) else { return Ok(None) };
+        match open::source(&reference, &self.image.access, &self.store).await {
+            Ok(sources) => Ok(Some((reference, sources))),
+            Err(HostError::Source(SourceError::NotFound { .. })) => Ok(None),
+            Err(error) => Err(Box::new(error).into()),
+        }
+    }
+
+    /// The document that the registry has under this reference; if it cannot be asked, the one it had last: a signature
+    /// proves the same, whenever it was fetched.
+    fn remembered(
+        &self,
+        reference: &Reference,
+        asked: Result<Document, SourceError>,
+    ) -> Result<Option<Bytes>, NotSigned> {
+        let canonical = reference.canonical();
+        let may_ask = self.image.access.network == Network::Allowed;
+        match asked {
+            Ok(Document(media_type, bytes)) => {
+                let digest = Digest::of(Algorithm::Sha256, &bytes);
+                let media_type = media_type.unwrap_or(MediaType::OciIndex).as_str().to_owned();
+                let size = bytes.len() as u64;
+                let record = TagRecord { reference: canonical, digest, media_type, size };
+                self.keep(&record.digest, &bytes);
+                if let Err(error) = self.store.keep_tag(&record) {
+                    self.store.cannot_keep("where signatures are", &error);
+                }
+                Ok(Some(bytes))
+            }
+            Err(SourceError::NotFound { .. }) if may_ask => Ok(None),
+            Err(error @ (SourceError::NotFound { .. } | SourceError::Unreachable { .. })) => {
+                let record = self.store.tag(&canonical);
+                let kept = record.and_then(|record| self.store.document(&record.digest, record.size));
+                match (kept, error) {
+                    (None, error @ SourceError::Unreachable { .. }) => Err(error.into()),
+                    (kept, _) => Ok(kept),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn keep(&self, digest: &Digest, bytes: &Bytes) {
+        if let Err(error) = self.store.keep_document(digest, bytes) {
+            self.store.cannot_keep("a signature", &error);
+        }
+    }
+
+    /// What a descriptor names, verified; from the cache if it is there.
+    async fn fetched(
+        &self,
+        source: &dyn BlobSource,
+        of: &Layer,
+        kind: Kind,
+    ) -> Result<Result<Bytes, Wrong>, NotSigned> {
+        let descriptor = of.descriptor();
+        if descriptor.size > CONTENT_LIMIT {
+            let why = format!("it has {} bytes; at most {CONTENT_LIMIT} are read", descriptor.size);
+            return Ok(Err(unreadable(why)));
+        }
+        if let Some(bytes) = self.store.document(&descriptor.digest, descriptor.size) {
+            return Ok(Ok(bytes));
+        }
+        let fetched = match kind {
+            Kind::Manifest => source.manifest(&descriptor).await,
+            // Like a configuration it is fetched whole, whatever ranges the registry serves.
+            Kind::Signature => source.config(&descriptor).await,
+        };
+        match fetched {
+            Ok(bytes) => Ok(match bytes.verify(&descriptor.digest, descriptor.size) {
+                Ok(bytes) => {
+                    self.keep(&descriptor.digest, &bytes);
+                    Ok(bytes)
+                }
+                Err(error) => Err(unreadable(error)),
+            }),
+            Err(error @ (SourceError::Unreachable { .. } | SourceError::Denied { .. })) => Err(error.into()),
+            Err(error) => Ok(Err(unreadable(error))),
+        }
+    }
+
+    /// The layers of a manifest, one signature each.
+    async fn manifest(&mut self, source: &dyn BlobSource, bytes: &Bytes) -> Found {
+        let manifest: Manifest = match serde_json::from_slice(bytes) {
+            Ok(manifest) => manifest,
+            Err(error) => return Ok(self.wrong(unreadable(error))),
+        };
+        for layer in manifest.layers.iter().filter(|layer| is_signature(&layer.media_type)).take(MANIFESTS_LIMIT) {
+            let judged = match self.fetched(source, layer, Kind::Signature).await? {
+                Ok(content) => self.judge(layer, &content),
+                Err(wrong) => Err(wrong),
+            };
+            match judged {
+                Ok(statement) => return Ok(Some(statement)),
+                Err(wrong) => self.wrong(wrong),
+            };
+        }
+        Ok(None)
+    }
+
+    fn judge(&self, layer: &Layer, content: &[u8]) -> Result<Statement, Wrong> {
+        let keys = &self.demand.keys;
+        let statement = if layer.media_type == SIMPLE_SIGNING {
+            let none = || SignatureError::Malformed { why: format!("it has no annotation `{SIGNATURE}`") };
+            let signature = layer.annotations.get(SIGNATURE).ok_or_else(none)?;
+            signature::simple_signing(content, signature, keys)?
+        } else {
+            signature::bundle(content, keys)?
+        };
+        if !statement.is_about(self.digest) {
+            return Err(Wrong::OtherImage { digests: statement.digests });
+        }
+        if self.demand.same_repository {
+            let Some(reference) = &statement.reference else { return Err(Wrong::NoRepository) };
+            if !is_same_repository(reference, &self.image.reference) {
+                return Err(Wrong::OtherRepository { reference: reference.clone() });
+            }
+        }
+        Ok(statement)
+    }
+
+    fn wrong(&mut self, wrong: Wrong) -> Option<Statement> {
+        self.count += 1;
+        // That the key is another says least: keys are changed, and others sign as well.
+        let says_least = matches!(self.first, Some(Wrong::Signature(SignatureError::OtherKey)));
+        if self.first.is_none() || says_least {
+            self.first = Some(wrong);
+        }
+        None
+    }
+}
+
+/// What is fetched.
+#[derive(Clone, Copy)]
+enum Kind {
+    Manifest,
+    Signature,
+}
+
+/// A document, and its media type if that is known.
+struct Document(Option<MediaType>, Bytes);
+
+impl From<(Descriptor, Untrusted<Bytes>)> for Document {
+    fn from((descriptor, bytes): (Descriptor, Untrusted<Bytes>)) -> Self {
+        Self(Some(descriptor.media_type), bytes.into_unverified())
+    }
+}
+
+impl From<Untrusted<Bytes>> for Document {
+    fn from(bytes: Untrusted<Bytes>) -> Self {
+        Self(None, bytes.into_unverified())
+    }
+}
+
+fn unreadable(why: impl ToString) -> Wrong {
+    Wrong::Unreadable { why: why.to_string() }
+}
+
+/// Whether artifacts, manifests or layers of this type are signatures that can be read.
+fn is_signature(kind: &str) -> bool {
+    kind == SIMPLE_SIGNING || kind == ARTIFACT || kind.starts_with(BUNDLE)
+}
+
+/// The reference with another tag; `None` where nothing can lie beside the image.
+fn beside(reference: &Reference, tag: &str) -> Option<Reference> {
+    let typed = match reference.place() {
+        Place::Registry(name) => format!("docker://{}/{}:{tag}", name.authority(), name.repository()),
+        Place::Layout(local) => {
+            let path = local.reading(|path| path.symlink_metadata().is_ok()).path;
+            format!("oci:{}:{tag}", path.display())
+        }
+        Place::OciArchive(local) => {
+            let path = local.reading(|path| path.symlink_metadata().is_ok()).path;
+            format!("oci-archive:{}:{tag}", path.display())
+        }
+        Place::DockerArchive(_) | Place::Directory(_) => return None,
+    };
+    typed.parse().ok()
+}
+
+fn is_same_repository(signed: &str, used: &Reference) -> bool {
+    let Place::Registry(used) = used.place() else { return false };
+    let same =
+        |signed: RegistryName| signed.authority() == used.authority() && signed.repository() == used.repository();
+    signed.parse().is_ok_and(same)
+}
+
+/// The media type of a simple signing payload.
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+/// The artifact type of a manifest with such payloads that has a subject.
+const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// The media type of a bundle, before its version.
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
+/// The annotation that holds a payload's signature.
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+/// Payloads have some 250 bytes; bundles with certificates and proofs of a log some 10 KiB.
+const CONTENT_LIMIT: u64 = 1 << 20;
+/// How many manifests are looked into, and how many signatures of each.
+const MANIFESTS_LIMIT: usize = 64;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_the_same_by_whatever_name() {
+        let same = |signed: &str, used: &str| is_same_repository(signed, &used.parse().unwrap());
+        assert!(same("index.docker.io/library/python", "python:3.12"));
+        assert!(same("registry.example/a/b:v1", "registry.example/a/b:v2"));
+        assert!(!same("registry.example/a/b", "registry.example/a/c"));
+        assert!(!same("registry.example/a", "registry.example/a/b"));
+        assert!(!same("registry.example:5000/a", "registry.example/a"));
+        assert!(!same("a/b\u{1b}", "docker.io/a/b"));
+        assert!(!same("registry.example/a", "oci:registry.example/a"));
+    }
+
+    #[test]
+    fn signatures_lie_beside_the_image() {
+        let beside =
+            |reference: &str| beside(&reference.parse().unwrap(), "sha256-1.sig").map(|found| found.canonical());
+        assert_eq!(beside("python:3.12").unwrap(), "docker.io/library/python:sha256-1.sig");
+        assert_eq!(beside("[::1]:5000/a/b").unwrap(), "[::1]:5000/a/b:sha256-1.sig");
+        assert_eq!(beside("oci:/nonexistent/lay:v1").unwrap(), "oci:/nonexistent/lay:sha256-1.sig");
+        assert_eq!(beside("docker-archive:/nonexistent"), None);
+    }
+}

@@ -1,0 +1,478 @@
+//! Verifiers: programs that are asked before an image is used, in the form that containerd's `bindir` image verifier has
+//! (containerd, docs/image-verification.md).
+//!
+//! Each program of a directory is started with `-name`, `-digest` and `-stdin-media-type`, reads the image's descriptor from
+//! its stdin, and allows the image by exit status 0; what it prints is the reason. All have to allow it. A directory that is
+//! not there or has nothing in it refuses nothing.
+//!
+//! Otherwise than containerd, which leaves out what goes beyond its limit of programs, nothing is left out here: a directory
+//! with too many is an error. So is a program that others could have written.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+
+use super::process;
+use super::spec::Access;
+use crate::descriptor::Descriptor;
+use crate::image::Network;
+use crate::sync::lock;
+
+/// Where verifiers are looked for when no directory is named.
+pub const DEFAULT_DIR: &str = "/etc/peelfs/verifiers";
+
+/// How much a verifier may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many there may be.
+    pub count: usize,
+    /// How long each may take.
+    pub time: Duration,
+}
+
+impl Default for Limits {
+    /// As containerd has them by default.
+    fn default() -> Self {
+        Self { count: 10, time: Duration::from_secs(10) }
+    }
+}
+
+/// Why an image is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifierError {
+    /// A verifier said no.
+    #[error("verifier `{}` refused {name}: {reason}", verifier.display())]
+    Refused {
+        /// The program.
+        verifier: PathBuf,
+        /// The image.
+        name: String,
+        /// What it printed, or how it ended.
+        reason: String,
+    },
+    /// A verifier did not answer.
+    #[error("verifier `{}` said nothing about {name} within {} s", verifier.display(), limit.as_secs_f32())]
+    Late {
+        /// The program.
+        verifier: PathBuf,
+        /// The image.
+        name: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// A verifier cannot be asked.
+    #[error("cannot run the verifier `{}`", verifier.display())]
+    CannotRun {
+        /// The program.
+        verifier: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Something in the directory is no program.
+    #[error("`{}` is no verifier: it is not a program that can be run", path.display())]
+    NotAProgram {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others may write to what decides.
+    #[error("`{}` decides whether images are used, and {who}", path.display())]
+    Unsafe {
+        /// The file or directory.
+        path: PathBuf,
+        /// Who could change it.
+        who: String,
+    },
+    /// There are too many.
+    #[error("`{}` has {count} verifiers; at most {limit} are asked", directory.display())]
+    TooMany {
+        /// The directory.
+        directory: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The directory or something in it cannot be read.
+    #[error("cannot read the verifiers in `{}`", path.display())]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// What verifiers are asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The image, by its full name.
+    pub name: &'a str,
+    /// What the name leads to: an image index, or a manifest.
+    pub root: &'a Descriptor,
+    /// How it is reached; programs of peelfs go by that as well.
+    pub access: &'a Access,
+}
+
+/// Asks all verifiers of `directory` about an image. What was allowed once in this process is not asked again while the
+/// programs stay as they are.
+///
+/// # Errors
+/// [`VerifierError`]: the image is not to be used.
+pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> Result<(), VerifierError> {
+    if directory.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let (verifiers, state) = list(directory, limits)?;
+    if verifiers.is_empty() {
+        return Ok(());
+    }
+    let answered = format!("{}\0{}\0{}\0{state}", directory.display(), question.name, question.root.digest);
+    if lock(&ALLOWED).contains(&answered) {
+        return Ok(());
+    }
+    for verifier in &verifiers {
+        run(verifier, question, limits.time).await?;
+    }
+    let mut allowed = lock(&ALLOWED);
+    if allowed.len() >= ALLOWED_LIMIT {
+        allowed.clear();
+    }
+    allowed.insert(answered);
+    Ok(())
+}
+
+/// The programs in order of their names, and what would be different if one were exchanged.
+fn list(directory: &Path, limits: &Limits) -> Result<(Vec<PathBuf>, String), VerifierError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| VerifierError::Unreadable { path, cause }
+    };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), String::new())),
+        Err(error) => return Err(unreadable(directory)(error)),
+    };
+    check_writers(directory)?;
+    let mut verifiers = Vec::new();
+    for entry in entries {
+        verifiers.push(entry.map_err(unreadable(directory))?.path());
+        if verifiers.len() > MANY {
+            break;
+        }
+    }
+    if verifiers.len() > limits.count {
+        let (directory, count) = (directory.to_owned(), verifiers.len());
+        return Err(VerifierError::TooMany { directory, count, limit: limits.count });
+    }
+    verifiers.sort();
+    let mut state = String::new();
+    for path in &verifiers {
+        check_writers(path)?;
+        let metadata = std::fs::metadata(path).map_err(unreadable(path))?;
+        if !metadata.is_file() || metadata.mode() & 0o111 == 0 {
+            return Err(VerifierError::NotAProgram { path: path.clone() });
+        }
+        let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
+        let (changed, changed_nanos) = (metadata.ctime(), metadata.ctime_nsec());
+        write!(state, "{}\0{device} {inode} {size} {changed}.{changed_nanos}\0", path.display())
+            .expect("a string takes all");
+    }
+    Ok((verifiers, state))
+}
+
+/// Refuses a file or directory that users other than root and this one may change.
+///
+/// # Errors
+/// [`VerifierError::Unsafe`], [`VerifierError::Unreadable`]
+pub fn check_writers(path: &Path) -> Result<(), VerifierError> {
+    let metadata =
+        std::fs::metadata(path).map_err(|cause| VerifierError::Unreadable { path: path.to_owned(), cause })?;
+    let refused = |who: String| Err(VerifierError::Unsafe { path: path.to_owned(), who });
+    let owner = metadata.uid();
+    let trusted = owner == 0
+        || owner == rustix::process::geteuid().as_raw()
+        // In a user namespace, root's files are those of a user that has no number there.
+        || (owner == OVERFLOW_USER && process::is_in_user_namespace());
+    if !trusted {
+        return refused(format!("belongs to user {owner}"));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return refused(format!("others may write to it (mode {:04o})", metadata.mode() & 0o7777));
+    }
+    Ok(())
+}
+
+/// Asks one verifier.
+async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Result<(), VerifierError> {
+    let failed = |cause| VerifierError::CannotRun { verifier: verifier.to_owned(), cause };
+    let mut group = Group::start(verifier, question).map_err(failed)?;
+    let Ok(said) = tokio::time::timeout(limit, group.talk(&described(question.root))).await else {
+        group.kill();
+        let (verifier, name) = (verifier.to_owned(), question.name.to_owned());
+        return Err(VerifierError::Late { verifier, name, limit });
+    };
+    let Said { status, stdout, stderr } = said.map_err(failed)?;
+    let program = verifier.display();
+    if !stderr.is_empty() {
+        tracing::debug!(verifier = %program, "{stderr}");
+    }
+    if status.success() {
+        tracing::debug!(verifier = %program, image = question.name, "allowed: {stdout}");
+        return Ok(());
+    }
+    let spoken = [stdout, stderr].into_iter().find(|text| !text.is_empty());
+    let reason = spoken.unwrap_or_else(|| format!("it gave no reason ({status})"));
+    Err(VerifierError::Refused { verifier: verifier.to_owned(), name: question.name.to_owned(), reason })
+}
+
+/// A verifier that runs, and all that it starts.
+struct Group {
+    child: Child,
+    leader: Option<Pid>,
+}
+
+/// What a verifier has said.
+struct Said {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+impl Group {
+    fn start(verifier: &Path, question: &Question<'_>) -> io::Result<Self> {
+        let mut command = Command::new(verifier);
+        command.args(["-name", question.name, "-digest", &question.root.digest.to_string()]);
+        command.args(["-stdin-media-type", DESCRIPTOR]);
+        tell(&mut command, question.access);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.process_group(0).kill_on_drop(true).spawn()?;
+        let leader = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        Ok(Self { child, leader })
+    }
+
+    /// Gives it the descriptor, and waits until it has ended.
+    async fn talk(&mut self, descriptor: &str) -> io::Result<Said> {
+        let (stdin, stdout, stderr) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // One that knows enough by its arguments need not read it.
+                let _ = stdin.write_all(descriptor.as_bytes()).await;
+            }
+        };
+        let ((), stdout, stderr) = tokio::join!(write, text(stdout), text(stderr));
+        let status = self.child.wait().await?;
+        // Its number may be another's from now on.
+        self.leader = None;
+        Ok(Said { status, stdout: stdout?, stderr: stderr? })
+    }
+
+    fn kill(&mut self) {
+        if let Some(leader) = self.leader.take() {
+            // It may have ended by itself.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What a verifier that is peelfs itself goes by, so that it reaches the registry as the process does that asks it. podman's
+/// programs read the first of these, too.
+fn tell(command: &mut Command, access: &Access) {
+    command.envs(access.authfile.as_ref().map(|path| ("REGISTRY_AUTH_FILE", path)));
+    command.envs(access.insecure.then_some(("PEELFS_INSECURE", "true")));
+    command.envs((access.network == Network::Offline).then_some(("PEELFS_OFFLINE", "true")));
+    let certificates = std::env::join_paths(&access.ca).ok().filter(|_| !access.ca.is_empty());
+    command.envs(certificates.map(|paths| ("PEELFS_CA", paths)));
+}
+
+/// The first of what comes, in one line; the rest is read, so that the program can write it, and dropped.
+async fn text(from: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let Some(mut from) = from else { return Ok(String::new()) };
+    let mut first = Vec::new();
+    (&mut from).take(OUTPUT_LIMIT).read_to_end(&mut first).await?;
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    let text = String::from_utf8_lossy(&first);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut shown: String = words.chars().take(SHOWN).collect();
+    if words.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    Ok(shown)
+}
+
+/// The descriptor, as JSON.
+fn described(root: &Descriptor) -> String {
+    let mut text = serde_json::json!({
+        "mediaType": root.media_type.as_str(),
+        "digest": root.digest.to_string(),
+        "size": root.size,
+    });
+    if !root.annotations.is_empty() {
+        text["annotations"] = serde_json::json!(root.annotations);
+    }
+    text.to_string()
+}
+
+/// Images that were allowed, with who allowed them.
+static ALLOWED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+const ALLOWED_LIMIT: usize = 1024;
+/// The media type of what stands on a verifier's stdin.
+const DESCRIPTOR: &str = "application/vnd.oci.descriptor.v1+json";
+/// The user whom files belong to that are of none here (`/proc/sys/kernel/overflowuid`).
+const OVERFLOW_USER: u32 = 65_534;
+/// Bytes of a verifier's output that are looked at, as in containerd.
+const OUTPUT_LIMIT: u64 = 32 << 10;
+/// Characters of it that an error shows.
+const SHOWN: usize = 500;
+/// Files of a directory that are counted.
+const MANY: usize = 1000;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::descriptor::MediaType;
+    use crate::digest::{Algorithm, Digest};
+    use crate::host::spec::ImageSpec;
+
+    /// A directory of shell scripts.
+    fn scripts(scripts: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, script) in scripts {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        dir
+    }
+
+    async fn asked_within(dir: &Path, limits: &Limits) -> Result<(), VerifierError> {
+        let digest = Digest::of(Algorithm::Sha256, dir.as_os_str().as_encoded_bytes());
+        let root = Descriptor {
+            media_type: MediaType::OciIndex,
+            digest,
+            size: 7,
+            data: None,
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let access = ImageSpec::new("a/b".parse().unwrap(), "/nonexistent").access;
+        // A process that is being started by another test may hold the script open for writing.
+        loop {
+            match ask(dir, &Question { name: "docker.io/a/b:1", root: &root, access: &access }, limits).await {
+                Err(VerifierError::CannotRun { cause, .. }) if cause.raw_os_error() == Some(26) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn asked(dir: &Path) -> Result<(), VerifierError> {
+        asked_within(dir, &Limits::default()).await
+    }
+
+    #[tokio::test]
+    async fn all_have_to_allow_the_image_and_are_asked_once() {
+        assert!(asked(Path::new("/nonexistent/verifiers")).await.is_ok());
+        assert!(asked(scripts(&[]).path()).await.is_ok());
+        let asked_with = r#"echo "$@" >> "$0.log.$(basename $0)"; cat >> "$0.log.$(basename $0)""#;
+        let logs = tempfile::tempdir().unwrap();
+        let script = asked_with.replace("$0.log.", &format!("{}/", logs.path().display()));
+        let dir = scripts(&[("a", &script), ("b", "echo fine; exit 0")]);
+        for _ in 0..2 {
+            asked(dir.path()).await.unwrap();
+        }
+        let log = std::fs::read_to_string(logs.path().join("a")).unwrap();
+        assert_eq!(log.matches("-name docker.io/a/b:1 -digest sha256:").count(), 1, "{log}");
+        assert!(log.contains(" -stdin-media-type application/vnd.oci.descriptor.v1+json\n"), "{log}");
+        let descriptor: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        assert_eq!(descriptor["size"], 7);
+        assert_eq!(descriptor["mediaType"], "application/vnd.oci.image.index.v1+json");
+        // Another program, another answer.
+        std::fs::write(dir.path().join("b"), "#!/bin/sh\necho no longer; exit 3").unwrap();
+        assert!(asked(dir.path()).await.unwrap_err().to_string().ends_with("/b` refused docker.io/a/b:1: no longer"));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_gives_the_reason_whatever_is_printed() {
+        for (script, wanted) in [
+            ("echo '  not\nsigned  '; exit 1", "refused docker.io/a/b:1: not signed"),
+            ("echo told >&2; exit 255", "refused docker.io/a/b:1: told"),
+            ("exit 9", "refused docker.io/a/b:1: it gave no reason (exit status: 9)"),
+            ("kill -9 $$", "it gave no reason (signal: 9 (SIGKILL))"),
+            ("head -c 3000000 /dev/zero | tr '\\0' x; exit 1", "x…"),
+        ] {
+            let error = asked(scripts(&[("v", script)]).path()).await.unwrap_err().to_string();
+            assert!(error.contains(wanted), "{script}: {error}");
+            assert!(error.len() < 1000);
+        }
+        // One that allows may print as much, and read nothing.
+        asked(scripts(&[("v", "head -c 3000000 /dev/zero; exec <&-")]).path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_ended_with_all_it_started() {
+        let mark = tempfile::tempdir().unwrap();
+        let path = mark.path().join("pid");
+        // The second one holds the pipe.
+        for script in ["sleep 1000".to_owned(), format!("sleep 1000 & echo $! > {}; exit 0", path.display())] {
+            let (dir, begun) = (scripts(&[("v", &script)]), Instant::now());
+            let limits = Limits { time: Duration::from_millis(300), ..Limits::default() };
+            let error = asked_within(dir.path(), &limits).await.unwrap_err();
+            assert!(error.to_string().ends_with("said nothing about docker.io/a/b:1 within 0.3 s"), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(100));
+        }
+        let left = std::fs::read_to_string(&path).unwrap();
+        let alive = || match std::fs::read_to_string(format!("/proc/{}/stat", left.trim())) {
+            Ok(stat) => !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']),
+            Err(_) => false,
+        };
+        while alive() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_others_may_write_to_decides_nothing() {
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let dir = scripts(&[("v", "exit 0")]);
+        let program = dir.path().join("v");
+        for (path, writable, usual) in [(dir.path(), 0o777, 0o755), (&*program, 0o775, 0o755)] {
+            mode(path, writable);
+            let error = asked(dir.path()).await.unwrap_err().to_string();
+            assert!(error.contains("others may write to it") && error.contains(&*path.to_string_lossy()), "{error}");
+            mode(path, usual);
+        }
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&program, Some(12_345), None).unwrap();
+            assert!(asked(dir.path()).await.unwrap_err().to_string().ends_with("belongs to user 12345"));
+            std::os::unix::fs::chown(&program, Some(0), None).unwrap();
+        }
+        asked(dir.path()).await.unwrap();
+        mode(&program, 0o644);
+        assert!(matches!(asked(dir.path()).await, Err(VerifierError::NotAProgram { .. })));
+        std::fs::remove_file(&program).unwrap();
+        std::os::unix::fs::symlink("/nonexistent", &program).unwrap();
+        assert!(matches!(asked(dir.path()).await, Err(VerifierError::Unreadable { .. })), "a dangling link");
+        let many: Vec<_> = (0..11).map(|n| (format!("v{n}"), "exit 0")).collect();
+        let many: Vec<_> = many.iter().map(|(name, script)| (&name[..], *script)).collect();
+        assert!(matches!(asked(scripts(&many).path()).await, Err(VerifierError::TooMany { count: 11, .. })));
+    }
+}

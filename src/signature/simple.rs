@@ -1,0 +1,50 @@
+//! Simple signing: the payload that `cosign sign` signs (containers/image, container-signature(5), "JSON Data Format").
+
+use serde::Deserialize;
+
+use super::key::maker;
+use super::{IMAGE_SIGNATURES, PublicKey, SignatureError, Statement, decoded};
+use crate::digest::Digest;
+
+#[derive(Deserialize)]
+struct Payload {
+    critical: Critical,
+}
+
+#[derive(Deserialize)]
+struct Critical {
+    #[serde(rename = "type")]
+    kind: String,
+    image: Image,
+    identity: Identity,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    #[serde(rename = "docker-manifest-digest")]
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct Identity {
+    #[serde(rename = "docker-reference", default)]
+    reference: String,
+}
+
+/// What a payload says, if one of `keys` made its signature, which is base64 as in the annotation beside it.
+///
+/// # Errors
+/// [`SignatureError`]
+pub fn simple_signing(payload: &[u8], signature: &str, keys: &[PublicKey]) -> Result<Statement, SignatureError> {
+    let signature = decoded(signature, "the signature")?;
+    let key = maker(keys, payload, &signature).ok_or(SignatureError::OtherKey)?;
+    // Read only now: until it is verified it may be anything.
+    let payload: Payload = serde_json::from_slice(payload).map_err(SignatureError::malformed)?;
+    let Critical { kind, image, identity } = payload.critical;
+    if !IMAGE_SIGNATURES.contains(&kind.as_str()) {
+        return Err(SignatureError::OtherType { kind });
+    }
+    let digest: Digest = image.digest.parse().map_err(SignatureError::malformed)?;
+    let reference = Some(identity.reference).filter(|reference| !reference.is_empty());
+    Ok(Statement { digests: vec![digest], reference, key })
+}
