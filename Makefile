@@ -35,7 +35,8 @@ PROGRAMS_OF_32_BITS := $(if $(filter x86_64,$(shell uname -m)),/usr/lib32/crt1.o
 test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
 		docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
-		restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox $(PROGRAMS_OF_32_BITS)
+		restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox \
+		containerd:containerd ctr-remote:stargz-snapshotter $(PROGRAMS_OF_32_BITS)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked

@@ -50,6 +50,7 @@ run cache-attacks hostile machine::row_22_files_changed_under_a_reader_in_the_lo
 run evictions life damaged_cache::evicted_content_is_never_shown_as_a_hole_in_the_long_run
 run hanging life soak::cached_reads_go_on_while_many_readers_hang_in_the_long_run
 run two-processes life soak::two_processes_on_a_small_cache_in_the_long_run
+run snapshotter life containerd::a_killed_snapshotter_disturbs_no_container PEELFS_KILLS=50
 run readers life soak::many_readers_of_many_images_on_a_small_cache_in_the_long_run
 
 [ $failed -eq 0 ] && rm -r "$logs"

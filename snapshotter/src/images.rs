@@ -89,11 +89,6 @@ impl Image {
             diff_id: diff_id.clone(),
         })
     }
-
-    /// All of it.
-    pub(crate) fn whole(&self) -> Option<Remote> {
-        self.up_to(&self.layers.last()?.chain)
-    }
 }
 
 impl Images {
@@ -129,7 +124,8 @@ impl Images {
             Ok(image) => Decision::Mounted(Arc::clone(image)),
             Err(_) => Decision::Refused(Instant::now()),
         };
-        resolved
+        let other = || Refusal::OtherChain { chain: wanted.chain.clone() };
+        resolved.and_then(|image| if image.up_to(&wanted.chain).is_some() { Ok(image) } else { Err(other()) })
     }
 
     async fn resolve(&self, wanted: &Wanted) -> Result<Arc<Image>, Refusal> {
@@ -149,9 +145,6 @@ impl Images {
         });
         let (reference, manifest) = (wanted.reference.to_string(), plan.manifest.digest.clone());
         let image = Image { reference, manifest, layers: layers.collect() };
-        if image.up_to(&wanted.chain).is_none() {
-            return Err(Refusal::OtherChain { chain: wanted.chain.clone() });
-        }
         blobs_exist(&opened).await.map_err(refused)?;
         self.keep(&image.manifest, &plan.documents).map_err(refused)?;
         Ok(Arc::new(image))

@@ -47,6 +47,7 @@ pub mod proto {
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
@@ -95,6 +96,17 @@ pub fn run(options: &Options) -> Result<(), Report> {
     served
 }
 
+/// Now and then lets the kernel show images that processes serve.
+async fn look_at_images(snapshots: Arc<Snapshots>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let snapshots = Arc::clone(&snapshots);
+        if let Err(error) = tokio::task::spawn_blocking(move || snapshots.lowers.upgrade()).await {
+            tracing::error!(%error, "cannot look at images");
+        }
+    }
+}
+
 async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<(), Report> {
     let inherited = inherited::take().map_err(HostError::system("take the service manager's socket"))?;
     let socket = Socket::open(&options.address, inherited.into_values().next()).map_err(|error| {
@@ -110,8 +122,10 @@ async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<()
             root.path().display()
         ))
     })?;
+    let snapshots = Arc::new(snapshots);
+    tokio::spawn(look_at_images(Arc::clone(&snapshots)));
     let service = Service {
-        snapshots: Arc::new(snapshots),
+        snapshots,
         root: root.path().to_owned(),
         lazy: config.lazy,
         owner: Mutex::new(Owner { plugin: root.plugin().map(str::to_owned), process: None }),
@@ -121,3 +135,5 @@ async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<()
     let served = peelfs_grpc::serve(services, socket, ended).await;
     served.map_err(|error| Report::new(Code::Failure, peelfs::image::chain(&error)))
 }
+
+const LOOK: Duration = Duration::from_secs(1);

@@ -13,14 +13,14 @@ use std::collections::HashMap;
 use std::num::NonZeroU16;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use peelfs::digest::Digest;
 use peelfs::fuse::mounts::{self, MountPoint};
 use peelfs::fuse::{MountPlace, OpenFiles, unmount_with_cover};
 use peelfs::host::error::HostError;
-use peelfs::host::kernel::{self, Outcome};
+use peelfs::host::kernel::{self, KernelError, Outcome};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Policy};
 use peelfs::host::{Silent, background};
@@ -38,30 +38,41 @@ pub(crate) struct Lowers {
     images: Arc<Images>,
     /// By chain.
     state: Mutex<HashMap<Digest, Arc<State>>>,
-    /// Images are made for the kernel one at a time.
-    upgrading: Mutex<()>,
+    /// Served by a process, until the kernel shows them; by chain.
+    watched: Mutex<HashMap<Digest, Watched>>,
 }
 
 /// What is known of one chain, beside what is mounted.
 #[derive(Default)]
 struct State {
     mounting: Mutex<()>,
-    times: Mutex<Times>,
+    /// When the kernel began to show it.
+    upgraded: Mutex<Option<Instant>>,
 }
 
-#[derive(Default)]
-struct Times {
-    /// Its image was seen: it is about to be used.
-    expected: Option<Instant>,
-    /// The kernel shows it since then.
-    upgraded: Option<Instant>,
-    /// It was last seen that the kernel cannot show it.
-    tried: Option<Instant>,
+/// An image that is looked at again.
+struct Watched {
+    remote: Remote,
+    next: Instant,
+    wait: Duration,
+}
+
+/// Whether the kernel may come to show an image.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Later {
+    Maybe,
+    Never,
+}
+
+impl State {
+    fn upgraded(&self) {
+        *lock(&self.upgraded) = Some(Instant::now());
+    }
 }
 
 impl Lowers {
     pub(crate) fn new(root: &Path, config: Arc<Config>, images: Arc<Images>) -> Self {
-        Self { root: root.join(LOWERS), config, images, state: Mutex::default(), upgrading: Mutex::default() }
+        Self { root: root.join(LOWERS), config, images, state: Mutex::default(), watched: Mutex::default() }
     }
 
     /// The directory that shows the layers of `remote`, which are mounted if they are not. Blocks.
@@ -70,11 +81,16 @@ impl Lowers {
     /// [`Report`]
     pub(crate) fn directory(&self, remote: &Remote) -> Result<PathBuf, Report> {
         let state = self.state(&remote.chain);
-        let _mounting = state.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mounting = lock(&state.mounting);
         for form in [Form::Kernel, Form::Fuse] {
             let path = self.path(&remote.chain, form);
             match mounted(&path) {
-                Some(mount) if mount.is_shown_by_kernel() || mounts::is_served(&path) => return Ok(path),
+                Some(mount) if mount.is_shown_by_kernel() => return Ok(path),
+                Some(_) if mounts::is_served(&path) => {
+                    // By a snapshotter before this one, perhaps.
+                    self.watch(remote);
+                    return Ok(path);
+                }
                 Some(mount) => {
                     tracing::warn!(at = %path.display(), "the process that served an image is gone; mounting it anew");
                     unmount_with_cover(&mount, OpenFiles::Keep).map_err(HostError::from)?;
@@ -104,54 +120,68 @@ impl Lowers {
         };
         mounted?;
         tracing::info!(chain = %remote.chain, reference = remote.reference, took = ?begun.elapsed(), "mounted");
+        self.watch(remote);
         Ok(spec.at)
     }
 
-    /// Lets the kernel show the image.
-    fn by_kernel(&self, remote: &Remote) -> Result<PathBuf, ()> {
-        let state = self.state(&remote.chain);
-        let made = self.spec(remote, Form::Kernel).and_then(|spec| match kernel::mount_if_whole(&spec)? {
-            Outcome::Mounted => Ok(spec.at),
-            Outcome::Not(why) => Err(Report::new(Code::Failure, why)),
-        });
-        let mut times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
-        match made {
-            Ok(path) => {
-                times.upgraded = Some(Instant::now());
-                Ok(path)
-            }
-            Err(why) => {
-                tracing::debug!(chain = %remote.chain, why = why.message, "served by a process");
-                times.tried = Some(Instant::now());
-                Err(())
-            }
+    /// Lets the kernel show an image; what says that it cannot, and whether it may later.
+    fn by_kernel(&self, remote: &Remote) -> Result<PathBuf, (String, Later)> {
+        let never = |error: Report| (error.message, Later::Never);
+        let spec = self.spec(remote, Form::Kernel).map_err(never)?;
+        match kernel::mount_if_whole(&spec).map_err(|error| never(error.into()))? {
+            Outcome::Mounted => {}
+            Outcome::Not(why @ KernelError::NotWhole) => return Err((why.to_string(), Later::Maybe)),
+            Outcome::Not(why) => return Err((why.to_string(), Later::Never)),
+        }
+        self.state(&remote.chain).upgraded();
+        Ok(spec.at)
+    }
+
+    /// A process serves the image: once all of it is cached, the kernel is to show it to the containers that come then.
+    fn watch(&self, remote: &Remote) {
+        if self.config.kernel {
+            let watched = || Watched { remote: remote.clone(), next: Instant::now() + FIRST_LOOK, wait: FIRST_LOOK };
+            lock(&self.watched).entry(remote.chain.clone()).or_insert_with(watched);
         }
     }
 
-    /// Lets the kernel show an image that a process serves, for the containers that are still to come. Blocks.
-    pub(crate) fn upgrade(&self, remote: &Remote) {
-        let state = self.state(&remote.chain);
-        let is_due = {
-            let times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
-            times.tried.is_none_or(|tried| tried.elapsed() > TRY_AGAIN)
+    /// A container of the image has ended: more of it may be cached now.
+    pub(crate) fn look_soon(&self, remote: &Remote) {
+        if let Some(watched) = lock(&self.watched).get_mut(&remote.chain) {
+            watched.next = Instant::now();
+        }
+    }
+
+    /// Looks at the images that are due, and lets the kernel show what it can. Blocks.
+    pub(crate) fn upgrade(&self) {
+        let due: Vec<_> = {
+            let watched = lock(&self.watched);
+            let due = watched.values().filter(|watched| watched.next <= Instant::now());
+            due.map(|watched| watched.remote.clone()).collect()
         };
-        let fuse = mounted(&self.path(&remote.chain, Form::Fuse));
-        if !self.config.kernel
-            || !is_due
-            || fuse.is_none()
-            || mounted(&self.path(&remote.chain, Form::Kernel)).is_some()
-        {
-            return;
+        for remote in due {
+            let is_served = mounted(&self.path(&remote.chain, Form::Fuse)).is_some();
+            let is_done = mounted(&self.path(&remote.chain, Form::Kernel)).is_some();
+            let later = if !is_served || is_done {
+                Later::Never
+            } else {
+                match self.by_kernel(&remote) {
+                    Ok(_) => Later::Never,
+                    Err((why, later)) => {
+                        tracing::debug!(chain = %remote.chain, why, "served by a process");
+                        later
+                    }
+                }
+            };
+            let mut watched = lock(&self.watched);
+            match (later, watched.get_mut(&remote.chain)) {
+                (Later::Maybe, Some(watched)) => {
+                    watched.wait = (watched.wait * 2).min(LAST_LOOK);
+                    watched.next = Instant::now() + watched.wait;
+                }
+                _ => drop(watched.remove(&remote.chain)),
+            }
         }
-        let _one = self.upgrading.lock().unwrap_or_else(PoisonError::into_inner);
-        let _mounting = state.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.by_kernel(remote);
-    }
-
-    /// The image of this chain was seen, and its snapshots are about to be there.
-    pub(crate) fn expect(&self, chain: &Digest) {
-        let state = self.state(chain);
-        state.times.lock().unwrap_or_else(PoisonError::into_inner).expected = Some(Instant::now());
     }
 
     /// Unmounts what no snapshot needs any more. Blocks.
@@ -159,18 +189,17 @@ impl Lowers {
         for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(hex) = name.to_str() else { continue };
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let state = state.iter().find(|(chain, _)| chain.hex() == hex).map(|(_, state)| Arc::clone(state));
-            let (expected, upgraded) = state.as_ref().map_or((false, None), |state| {
-                let times = state.times.lock().unwrap_or_else(PoisonError::into_inner);
-                (times.expected.is_some_and(|when| when.elapsed() < EXPECTED_FOR), times.upgraded)
-            });
+            let state = {
+                let states = lock(&self.state);
+                states.iter().find(|(chain, _)| chain.hex() == hex).map(|(_, state)| Arc::clone(state))
+            };
+            let upgraded = state.as_ref().and_then(|state| *lock(&state.upgraded));
             // It is being mounted: so it is used.
             let mounting = state.as_ref().map(|state| state.mounting.try_lock());
             if matches!(mounting, Some(Err(TryLockError::WouldBlock))) {
                 continue;
             }
-            if !is_used(hex) && !expected {
+            if !is_used(hex) {
                 let forms = [Form::Kernel, Form::Fuse].map(|form| self.of(hex, form));
                 if forms.iter().all(|path| take_away(path)) {
                     let _ = std::fs::remove_dir_all(entry.path());
@@ -182,7 +211,7 @@ impl Lowers {
                 take_away(&self.of(hex, Form::Fuse));
             }
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.retain(|chain, state| Arc::strong_count(state) > 1 || self.root.join(chain.hex()).exists());
     }
 
@@ -202,7 +231,7 @@ impl Lowers {
     }
 
     fn state(&self, chain: &Digest) -> Arc<State> {
-        Arc::clone(self.state.lock().unwrap_or_else(PoisonError::into_inner).entry(chain.clone()).or_default())
+        Arc::clone(lock(&self.state).entry(chain.clone()).or_default())
     }
 
     fn path(&self, chain: &Digest, form: Form) -> PathBuf {
@@ -225,6 +254,10 @@ enum Form {
     Kernel,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn mounted(path: &Path) -> Option<MountPoint> {
     mounts::at(path).filter(MountPoint::is_peelfs)
 }
@@ -240,9 +273,8 @@ fn take_away(path: &Path) -> bool {
     true
 }
 
-/// How long a pull may take from its first layer to its last.
-const EXPECTED_FOR: Duration = Duration::from_secs(600);
 /// How long containerd may take to mount what it was told.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
-/// How often an image is looked at that a process serves.
-const TRY_AGAIN: Duration = Duration::from_secs(20);
+/// When an image is looked at that a process serves: twice as late each time.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+const LAST_LOOK: Duration = Duration::from_secs(300);

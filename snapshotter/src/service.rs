@@ -114,13 +114,10 @@ impl Service {
         });
     }
 
-    /// Removes what is forgotten, and looks at images again, after the answer.
-    fn tidy_soon(&self, record: Option<Record>) {
+    /// Removes what is forgotten, after the answer.
+    fn discard_soon(&self, record: Record) {
         let snapshots = Arc::clone(&self.snapshots);
-        tokio::task::spawn_blocking(move || {
-            record.iter().for_each(|record| snapshots.discard(record));
-            snapshots.upgrade();
-        });
+        tokio::task::spawn_blocking(move || snapshots.discard(&record));
     }
 }
 
@@ -163,7 +160,7 @@ impl api::snapshots_server::Snapshots for Service {
     async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Answer<()> {
         let request = self.admit(request, |of| &of.snapshotter)?;
         let record = self.blocking(move |all| all.remove(&request.key)).await?;
-        self.tidy_soon(Some(record));
+        self.discard_soon(record);
         Ok(Response::new(()))
     }
 
@@ -208,7 +205,6 @@ impl api::snapshots_server::Snapshots for Service {
     async fn cleanup(&self, request: Request<api::CleanupRequest>) -> Answer<()> {
         self.admit(request, |of| &of.snapshotter)?;
         self.blocking(Snapshots::cleanup).await?;
-        self.tidy_soon(None);
         Ok(Response::new(()))
     }
 }

@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
-use peelfs::digest::Digest;
 use peelfs::host::report::Report;
 
 use crate::disk_usage;
@@ -25,8 +24,6 @@ pub(crate) struct Snapshots {
     pub(crate) records: Records,
     pub(crate) images: Arc<Images>,
     pub(crate) lowers: Arc<Lowers>,
-    /// Whose images are about to be looked at again, by chain.
-    to_upgrade: Mutex<HashSet<Digest>>,
 }
 
 /// What containerd is to mount (its `types.Mount`).
@@ -60,7 +57,7 @@ impl Snapshots {
         let numbers = listed(&directory).map_err(failed(&directory))?;
         let first = numbers.iter().max().map_or(1, |last| last + 1);
         let records = Records::open(root.join(crate::root::RECORDS), first)?;
-        Ok(Self { directory, records, images, lowers, to_upgrade: Mutex::default() })
+        Ok(Self { directory, records, images, lowers })
     }
 
     /// Makes a snapshot that can be written, or a view.
@@ -188,8 +185,7 @@ impl Snapshots {
         if let (Kind::Active, Some(parent)) = (record.kind, &record.parent) {
             let known = self.records.known();
             let lower = known.get(parent).ok().and_then(|parent| Below::remote_of(&known, parent));
-            // A container ended: more of its image may be cached now.
-            self.to_upgrade.lock().unwrap_or_else(PoisonError::into_inner).extend(lower.map(|remote| remote.chain));
+            lower.iter().for_each(|remote| self.lowers.look_soon(remote));
         }
         Ok(record)
     }
@@ -261,7 +257,7 @@ impl Snapshots {
         Ok(usage)
     }
 
-    /// Removes what nothing needs any more, and lets the kernel show what it can show by now.
+    /// Removes what nothing needs any more.
     pub(crate) fn cleanup(&self) -> Result<(), SnapshotError> {
         let unknown: Vec<u64> = {
             // No snapshot is being made meanwhile.
@@ -285,19 +281,6 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Lets the kernel show images of containers that have ended.
-    pub(crate) fn upgrade(&self) {
-        let chains = std::mem::take(&mut *self.to_upgrade.lock().unwrap_or_else(PoisonError::into_inner));
-        for chain in chains {
-            let remote = {
-                let known = self.records.known();
-                let mut remotes = known.iter().filter_map(|(_, record)| record.remote.as_ref());
-                remotes.find(|remote| remote.chain == chain).cloned()
-            };
-            remote.iter().for_each(|remote| self.lowers.upgrade(remote));
-        }
-    }
-
     /// Answers for a layer that is not to be unpacked: commits it. True if all of its image is there now.
     ///
     /// # Errors
@@ -315,9 +298,6 @@ impl Snapshots {
         }
         let image = self.images.decide(wanted).await?;
         let remote = image.up_to(&wanted.chain).ok_or_else(|| Refusal::OtherChain { chain: wanted.chain.clone() })?;
-        // The sweep leaves the image alone until its last layer is committed.
-        self.lowers.expect(&image.whole().as_ref().unwrap_or(&remote).chain);
-        let is_top = remote.layers == remote.of;
         let committed = tokio::task::block_in_place(|| {
             let mut change = self.records.change();
             if exists(&change.known()).is_some() {
@@ -339,7 +319,7 @@ impl Snapshots {
             change.put(&name, record, None)
         });
         committed.map_err(SnapshotError::from)?;
-        Ok(is_top.then_some(remote))
+        Ok(Some(remote).filter(|remote| remote.layers == remote.of))
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 /// A small system: busybox with what it needs, and two users.
-fn system() -> Option<Vec<Entry>> {
+pub(super) fn system() -> Option<Vec<Entry>> {
     if is_missing("ldd") {
         return None;
     }

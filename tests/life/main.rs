@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+mod containerd;
 mod containers;
 mod crash;
 mod damaged_cache;
