@@ -312,6 +312,7 @@ fn all_sources() -> Vec<PathBuf> {
     let found: Vec<_> = [
         "src",
         "cli/src",
+        "csi/src",
         "grpc/src",
         "loopback/src",
         "snapshotter/src",

@@ -9,6 +9,7 @@ use peelfs::image::LayerChoice;
 use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
+use super::csi::CsiArgs;
 use super::run::RunArgs;
 use super::snapshotter::SnapshotterArgs;
 
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Upgrade(UpgradeArgs),
     /// Serve containerd as a snapshotter that mounts images instead of unpacking them
     Snapshotter(SnapshotterArgs),
+    /// Serve Kubernetes as a CSI plugin: volumes that show images
+    Csi(CsiArgs),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(CompletionsArgs),

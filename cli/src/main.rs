@@ -11,6 +11,7 @@ mod carry;
 mod cat;
 mod container;
 mod cp;
+mod csi;
 mod extras;
 mod failures;
 mod guard;
@@ -87,6 +88,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Profile(args) => carry::profile(&args.command),
         Command::Status(args) => status::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
+        Command::Csi(args) => csi::run(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),

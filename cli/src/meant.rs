@@ -59,6 +59,11 @@ fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
     Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, verifiers })
 }
 
+/// How images are reached, for other processes, of which none is named yet.
+pub(super) fn access_elsewhere(access: &AccessArgs) -> Result<ImageSpec, Report> {
+    elsewhere(image_reached(access, "none")?)
+}
+
 /// Where what is written to a mount is kept, if the user does not say.
 fn beside(at: &Path) -> PathBuf {
     let mut upper = peelfs::fuse::mounts::followed(at).unwrap_or_else(|_| open::absolute(at)).into_os_string();

@@ -143,7 +143,7 @@ impl Socket {
     }
 
     /// The connections of root and of this process's user; others are hung up on.
-    pub(crate) fn incoming(self) -> impl Stream<Item = io::Result<UnixStream>> {
+    pub fn incoming(self) -> impl Stream<Item = io::Result<UnixStream>> {
         futures_util::stream::unfold(self, async |socket| {
             loop {
                 match socket.listener.accept().await {

@@ -36,11 +36,25 @@ pub enum Keeper {
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
 pub fn mount(spec: &MountSpec, kept_by: Keeper, progress: &mut dyn Progress) -> Result<(), HostError> {
+    mount_in(spec, kept_by, None, progress)
+}
+
+/// As [`mount`], by processes in this control group, which is made if it is missing. They go on when those of the caller's
+/// own are ended.
+///
+/// # Errors
+/// [`HostError`]; nothing is mounted then.
+pub fn mount_in(
+    spec: &MountSpec,
+    kept_by: Keeper,
+    cgroup: Option<&Path>,
+    progress: &mut dyn Progress,
+) -> Result<(), HostError> {
     let role = match kept_by {
         Keeper::Process => KEEPER,
         Keeper::None => ALONE,
     };
-    let (mut child, channel) = start(role, None)?;
+    let (mut child, channel) = start(role, None, cgroup)?;
     let told = ask(&channel, spec, progress);
     drop(channel);
     match told {
@@ -116,13 +130,13 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
         return channel;
     }
     // When the offer is answered, the keeper listens at the socket.
-    let (_, channel) = start(KEEPER, Some(socket))?;
+    let (_, channel) = start(KEEPER, Some(socket), None)?;
     drop(starting);
     Ok(Some(channel))
 }
 
 /// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
-fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), HostError> {
+fn start(role: [&str; 2], socket: Option<&Path>, cgroup: Option<&Path>) -> Result<(Child, Channel), HostError> {
     // The other process has the same limits, and no way to tell of it yet.
     room::workers(room::Purpose::Starting)?;
     let failed = HostError::system("start the background process");
@@ -134,6 +148,12 @@ fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), Hos
     let mut child = command.spawn().map_err(&failed)?;
     // The command holds the other end.
     drop(command);
+    // It starts no process before it is asked to mount.
+    if let Some(Err(error)) = cgroup.map(|cgroup| put_into(cgroup, &child)) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
     match own.offer() {
         Ok(_) => Ok((child, own)),
         Err(ChannelError::Gone) => {
@@ -142,6 +162,17 @@ fn start(role: [&str; 2], socket: Option<&Path>) -> Result<(Child, Channel), Hos
         }
         Err(cause) => Err(HostError::Channel { peer: "background process", cause }),
     }
+}
+
+/// Puts a process into a control group (cgroups(7)).
+fn put_into(cgroup: &Path, child: &Child) -> Result<(), HostError> {
+    let processes = cgroup.join("cgroup.procs");
+    let put = match std::fs::create_dir(cgroup) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        // A file that is not there is none of a control group: it must not be made.
+        _ => File::options().write(true).open(&processes).and_then(|mut file| write!(file, "{}", child.id())),
+    };
+    put.map_err(|cause| HostError::RunState { path: processes, cause })
 }
 
 /// Asks for a mount; false when the other process ended before it could say anything.

@@ -162,6 +162,8 @@ fn help_fits_on_a_screen() {
       profile       Carry what runs of an image read first to another machine
       status        Show what is mounted and how far it is
       upgrade       Let this program serve mounts that an older one serves, without unmounting
+      snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
+      csi           Serve Kubernetes as a CSI plugin: volumes that show images
       help          Print this message or the help of the given subcommand(s)
 
     Options:

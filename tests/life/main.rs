@@ -6,6 +6,7 @@
 mod containerd;
 mod containers;
 mod crash;
+mod csi;
 mod damaged_cache;
 mod killed;
 mod service;

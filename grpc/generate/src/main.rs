@@ -17,5 +17,8 @@ fn main() {
 }
 
 /// Directories below `grpc/proto`, the files in them, and where the code for these goes.
-const GENERATED: &[(&str, &[&str], &str)] =
-    &[("containerd", &["services/snapshots/v1/snapshots.proto"], "snapshotter/src/generated")];
+const GENERATED: &[(&str, &[&str], &str)] = &[
+    ("containerd", &["services/snapshots/v1/snapshots.proto"], "snapshotter/src/generated"),
+    ("csi", &["csi.proto"], "csi/src/generated"),
+    ("kubelet", &["pluginregistration.proto"], "csi/src/generated"),
+];

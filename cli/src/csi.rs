@@ -1,0 +1,63 @@
+//! `peelfs csi`
+
+use std::path::PathBuf;
+
+use super::args::AccessArgs;
+use super::meant;
+use peelfs::host::open;
+use peelfs::host::report::Report;
+use peelfs::host::spec::ImageSpec;
+use peelfs_csi::{DRIVER, Node, Options, REGISTRY};
+
+/// `peelfs csi`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CsiArgs {
+    /// The socket to serve on, as `unix:///var/lib/kubelet/plugins/NAME/csi.sock`
+    #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT", hide_env_values = true)]
+    pub endpoint: String,
+    /// The node's name in Kubernetes
+    #[arg(long, value_name = "NAME", env = "NODE_ID", hide_env_values = true)]
+    pub node_id: String,
+    /// The plugin's name, by which volumes name it
+    #[arg(long, value_name = "NAME", default_value = DRIVER)]
+    pub driver_name: String,
+    /// Register with the kubelet, which finds the socket at this path
+    #[arg(long, value_name = "PATH")]
+    pub kubelet_registration_path: Option<PathBuf>,
+    /// The directory in which the kubelet looks for plugins
+    #[arg(long, value_name = "DIR", default_value = REGISTRY)]
+    pub plugin_registration_dir: PathBuf,
+    /// Where is kept what is published; it has to be empty when the machine has started
+    #[arg(long, value_name = "DIR", default_value = "/run/peelfs-csi")]
+    pub state_dir: PathBuf,
+    /// Let pods of different namespaces share no layers: each namespace has a cache of its own
+    #[arg(long)]
+    pub separate_namespaces: bool,
+    /// Run the processes that serve mounts in this control group, so that they outlive the plugin's pod
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// How images are reached.
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+pub(super) fn run(args: &CsiArgs) -> Result<(), Report> {
+    let CsiArgs { endpoint, node_id, driver_name, kubelet_registration_path, .. } = args;
+    let ImageSpec { access, cache, verifiers, platform, .. } = meant::access_elsewhere(&args.access)?;
+    let registry = open::absolute(&args.plugin_registration_dir);
+    peelfs_csi::run(&Options {
+        endpoint: endpoint.clone(),
+        node_id: node_id.clone(),
+        driver: driver_name.clone(),
+        registration: kubelet_registration_path.as_ref().map(|path| (open::absolute(path), registry)),
+        node: Node {
+            access,
+            cache,
+            verifiers,
+            platform,
+            separate_namespaces: args.separate_namespaces,
+            cgroup: args.cgroup.as_ref().map(open::absolute),
+            state: open::absolute(&args.state_dir),
+        },
+    })
+}

@@ -1,0 +1,405 @@
+//! Volumes: published and unpublished, each of which may be asked for again at any point, also of another plugin process
+//! than the one before.
+//!
+//! ```text
+//! STATE/volumes/ID/             ID: 32 hex digits of the target path's SHA-256
+//!     volume.json               what is published there, and under which volume id
+//!     auth.json                 credentials of this volume
+//!     image/                    the whole image, where a directory of it is published
+//! ```
+//!
+//! The record is written before anything is mounted, and removed after all is taken away: what a process that was killed in
+//! between has left is found by it. The mounts themselves are served by processes of their own.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use peelfs::digest::{Algorithm, Digest};
+use peelfs::fuse::mounts::{self, MountPoint};
+use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount_with_cover};
+use peelfs::host::background::{self, Keeper};
+use peelfs::host::error::HostError;
+use peelfs::host::report::{Code, Report};
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, MountSpec, Policy};
+use peelfs::host::{Silent, mount_point, probe, status};
+use peelfs::platform::Platform;
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::{Attributes, NotPossible};
+use crate::login;
+use crate::sub_path;
+
+/// What holds for every volume of the node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// How registries are reached; secrets of a volume come before its credentials.
+    pub access: Access,
+    /// Where layers are kept.
+    pub cache: CacheSpec,
+    /// Programs that have to allow images.
+    pub verifiers: PathBuf,
+    /// The platform of images whose volume names none; the machine's otherwise.
+    pub platform: Option<Platform>,
+    /// Pods of different namespaces share no layers: each has a cache of its own below `cache`.
+    pub separate_namespaces: bool,
+    /// The control group in which the processes that serve mounts run.
+    pub cgroup: Option<PathBuf>,
+    /// Where records are kept; lost with the mounts, when the machine starts anew.
+    pub state: PathBuf,
+}
+
+/// The volumes of a node.
+pub(crate) struct Volumes {
+    node: Node,
+    /// Target paths for which something is being done.
+    busy: Mutex<HashSet<PathBuf>>,
+}
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    /// What is asked for makes no sense.
+    #[error(transparent)]
+    NotPossible(#[from] NotPossible),
+    /// Something else is published there.
+    #[error("something else is published at `{}`: {what}", at.display())]
+    Other {
+        /// The target path.
+        at: PathBuf,
+        /// What.
+        what: String,
+    },
+    /// A call for this target is not finished.
+    #[error("an earlier call for `{}` is not finished", at.display())]
+    Pending {
+        /// The target path.
+        at: PathBuf,
+    },
+    /// No such volume is published there.
+    #[error("volume `{}` is not published at `{}`", id.escape_debug(), at.display())]
+    NotPublished {
+        /// The volume id.
+        id: String,
+        /// The path.
+        at: PathBuf,
+    },
+    /// The directory that is asked for cannot be shown.
+    #[error("cannot show `{}` of the image", path.display())]
+    SubPath {
+        /// The path in the image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A file or directory cannot be made or removed.
+    #[error("cannot {what} `{}`", path.display())]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The image cannot be mounted.
+    #[error("{}", told(.0))]
+    Host(Report),
+}
+
+/// Message and hint: Kubernetes shows one line.
+fn told(report: &Report) -> String {
+    match &report.hint {
+        Some(hint) => format!("{}; {hint}", report.message),
+        None => report.message.clone(),
+    }
+}
+
+impl From<HostError> for VolumeError {
+    fn from(error: HostError) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+impl From<UnmountError> for VolumeError {
+    fn from(error: UnmountError) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |cause| VolumeError::Io { what, path, cause }
+}
+
+/// What is published at a target.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Record {
+    volume: String,
+    target: PathBuf,
+    attributes: Attributes,
+}
+
+/// How much of a file system is in use, and whether it answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Stats {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+}
+
+/// That something is being done for a target.
+struct Turn<'a> {
+    volumes: &'a Volumes,
+    target: PathBuf,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.volumes.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
+    }
+}
+
+impl Volumes {
+    pub(crate) fn new(node: Node) -> Self {
+        Self { node, busy: Mutex::default() }
+    }
+
+    /// Shows an image at `target`; done already if it is shown there. Returns when its names can be asked for, which is long
+    /// before all of it is fetched.
+    pub(crate) fn publish(
+        &self,
+        volume: &str,
+        target: &Path,
+        attributes: Attributes,
+        login: Option<&[u8]>,
+    ) -> Result<(), VolumeError> {
+        let _turn = self.turn(target)?;
+        let own = self.own(target);
+        let record = Record { volume: volume.to_owned(), target: target.to_owned(), attributes };
+        let before = own.record();
+        match (&before, mounts::at(target)) {
+            (Some(before), Some(mounted)) if is_served(&mounted) => {
+                if *before != record {
+                    let what =
+                        format!("volume `{}`, image {}", before.volume.escape_debug(), before.attributes.image());
+                    return Err(VolumeError::Other { at: target.to_owned(), what });
+                }
+                // Secrets are renewed by publishing again; the mount reads them when it has to log in.
+                return own.keep_login(login);
+            }
+            (None, Some(mounted)) if !mounted.is_peelfs() || is_served(&mounted) => {
+                let what = format!("{} of type {}", mounted.source, mounted.kind);
+                return Err(VolumeError::Other { at: target.to_owned(), what });
+            }
+            // Left by a process that was killed, or not served any more.
+            (Some(_), _) => self.take_away(target, &own)?,
+            (None, _) => {}
+        }
+        let published = self.make(&record, &own, login);
+        if published.is_err()
+            && let Err(error) = self.take_away(target, &own)
+        {
+            tracing::error!(%error, "what was made for a volume that could not be published is still there");
+        }
+        published
+    }
+
+    fn make(&self, record: &Record, own: &Own, login: Option<&[u8]>) -> Result<(), VolumeError> {
+        let target = &record.target;
+        make_directory(target, 0o750)?;
+        make_directory(&own.directory, 0o700)?;
+        own.write(record)?;
+        own.keep_login(login)?;
+        let wanted = record.attributes.meant()?;
+        let mut access = self.node.access.clone();
+        access.on_outage = wanted.on_outage.unwrap_or(access.on_outage);
+        access.authfile = login.map(|_| own.login()).or(access.authfile);
+        let mut cache = self.node.cache.clone();
+        if self.node.separate_namespaces {
+            cache.dir.push(record.attributes.namespace.as_deref().map_or(NO_NAMESPACE, plain));
+        }
+        let image = ImageSpec {
+            platform: wanted.platform.or_else(|| self.node.platform.clone()),
+            access,
+            verifiers: self.node.verifiers.clone(),
+            ..ImageSpec::new(wanted.reference, &cache.dir)
+        };
+        let image = ImageSpec { cache, ..image };
+        let policy = Policy { verify: wanted.verify, prefetch: wanted.prefetch, wait: false, passthrough: false };
+        let at = match &record.attributes.sub_path {
+            None => target.clone(),
+            Some(_) => {
+                make_directory(&own.image(), 0o700)?;
+                own.image()
+            }
+        };
+        let spec = MountSpec { kernel: wanted.kernel, policy, ..MountSpec::new(image, &at) };
+        let spec = MountSpec { at: mount_point::find(&at, &mut Silent)?, ..spec };
+        mount_point::hold(&spec, &at)?;
+        background::mount_in(&spec, Keeper::Process, self.node.cgroup.as_deref(), &mut Silent)?;
+        if let Some(path) = &record.attributes.sub_path {
+            let shown = sub_path::show(&at, path, target);
+            shown.map_err(|cause| VolumeError::SubPath { path: path.clone(), cause })?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is published at `target`, and `target` itself; done already if nothing is there.
+    pub(crate) fn unpublish(&self, target: &Path) -> Result<(), VolumeError> {
+        let _turn = self.turn(target)?;
+        self.take_away(target, &self.own(target))
+    }
+
+    fn take_away(&self, target: &Path, own: &Own) -> Result<(), VolumeError> {
+        unmount_all(target)?;
+        unmount_all(&own.image())?;
+        // Never what is in it: if it is not empty, it is none of ours.
+        removed(fs::remove_dir(target)).map_err(failed("remove", target))?;
+        removed(fs::remove_dir_all(&own.directory)).map_err(failed("remove", &own.directory))
+    }
+
+    /// How large what is published at `path` is.
+    pub(crate) fn stats(&self, volume: &str, path: &Path) -> Result<Option<Stats>, VolumeError> {
+        let not_published = || VolumeError::NotPublished { id: volume.to_owned(), at: path.to_owned() };
+        let record = self.own(path).record().filter(|record| record.volume == volume).ok_or_else(not_published)?;
+        let mounted = mounts::at(&record.target).ok_or_else(not_published)?;
+        // What does not answer would keep the thread that asks it.
+        if probe::ask(&mounted.path) != probe::Answer::Served {
+            return Ok(None);
+        }
+        let found = rustix::fs::statvfs(&mounted.path).map_err(|errno| failed("look at", path)(errno.into()))?;
+        Ok(Some(Stats { bytes: found.f_blocks.saturating_mul(found.f_frsize), inodes: found.f_files }))
+    }
+
+    /// What this node keeps of a target.
+    fn own(&self, target: &Path) -> Own {
+        use std::os::unix::ffi::OsStrExt as _;
+        let name = Digest::of(Algorithm::Sha256, target.as_os_str().as_bytes());
+        Own { directory: self.node.state.join("volumes").join(&name.hex()[..32]) }
+    }
+
+    fn turn(&self, target: &Path) -> Result<Turn<'_>, VolumeError> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if !busy.insert(target.to_owned()) {
+            return Err(VolumeError::Pending { at: target.to_owned() });
+        }
+        Ok(Turn { volumes: self, target: target.to_owned() })
+    }
+}
+
+/// The files that are kept of one target.
+struct Own {
+    directory: PathBuf,
+}
+
+impl Own {
+    fn file(&self) -> PathBuf {
+        self.directory.join("volume.json")
+    }
+
+    fn login(&self) -> PathBuf {
+        self.directory.join("auth.json")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.join("image")
+    }
+
+    /// What is published; one that cannot be read is as good as none.
+    fn record(&self) -> Option<Record> {
+        let text = fs::read(self.file()).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn write(&self, record: &Record) -> Result<(), VolumeError> {
+        let text = serde_json::to_vec(record).expect("plain data");
+        login::write(&self.file(), &text).map_err(failed("write", &self.file()))
+    }
+
+    fn keep_login(&self, login: Option<&[u8]>) -> Result<(), VolumeError> {
+        let Some(login) = login else { return Ok(()) };
+        login::write(&self.login(), login).map_err(failed("write", &self.login()))
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    let made = fs::DirBuilder::new().recursive(mode == 0o700).mode(mode).create(path);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made.map_err(failed("make", path)),
+    }
+}
+
+/// That it was not there is as good.
+fn removed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether a process answers for it, or none has to.
+fn is_served(mount: &MountPoint) -> bool {
+    let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, mount).is_some());
+    !hangs && probe::ask(&mount.path) != probe::Answer::Gone
+}
+
+/// Takes away all that peelfs has mounted there.
+fn unmount_all(at: &Path) -> Result<(), VolumeError> {
+    while let Some(mount) = mounts::at(at) {
+        if !mount.is_peelfs() {
+            let what = format!("{} of type {}", mount.source, mount.kind);
+            return Err(VolumeError::Other { at: at.to_owned(), what });
+        }
+        let directory = status::directory().unwrap_or_default();
+        if status::hanging_server(&directory, &mount).is_some() {
+            MountPlace::of(&mount).abort().map_err(HostError::system("end the connection of a mount"))?;
+            unmount_with_cover(&mount, OpenFiles::Keep)?;
+            continue;
+        }
+        // What was open on one that is not served can be read no more.
+        let open_files = if is_served(&mount) { OpenFiles::Refuse } else { OpenFiles::Keep };
+        unmount_with_cover(&mount, open_files)?;
+    }
+    Ok(())
+}
+
+/// A namespace as the name of a directory; Kubernetes gives DNS labels only.
+fn plain(namespace: &str) -> &str {
+    let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if namespace.bytes().all(is_label) { namespace } else { NO_NAMESPACE }
+}
+
+/// Where layers of volumes are kept of which no namespace is known; none has this name.
+const NO_NAMESPACE: &str = "_";
+
+impl VolumeError {
+    /// What kind of failure it is, for gRPC.
+    pub(crate) fn code(&self) -> tonic::Code {
+        match self {
+            Self::NotPossible(_) => tonic::Code::InvalidArgument,
+            Self::Other { .. } => tonic::Code::AlreadyExists,
+            Self::Pending { .. } => tonic::Code::Aborted,
+            Self::NotPublished { .. } => tonic::Code::NotFound,
+            Self::SubPath { cause, .. } => match cause.kind() {
+                io::ErrorKind::NotFound => tonic::Code::NotFound,
+                io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput => tonic::Code::InvalidArgument,
+                _ => tonic::Code::Internal,
+            },
+            Self::Io { .. } => tonic::Code::Internal,
+            Self::Host(report) => match report.code {
+                Code::Failure => tonic::Code::Internal,
+                Code::Usage => tonic::Code::InvalidArgument,
+                Code::NotFound => tonic::Code::NotFound,
+                Code::Authentication => tonic::Code::Unauthenticated,
+                Code::Verification => tonic::Code::FailedPrecondition,
+                Code::Network => tonic::Code::Unavailable,
+            },
+        }
+    }
+}
