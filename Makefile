@@ -61,7 +61,8 @@ soak: needs
 BENCH ?=
 bench: needs
 	@scripts/need.sh podman:podman skopeo:skopeo umoci:umoci docker-registry:docker-registry curl:curl jq:jq \
-		python3:python3 pip3:python3-pip setfattr:attr gnuplot:gnuplot-nox mmdebstrap:mmdebstrap npm:npm
+		python3:python3 pip3:python3-pip setfattr:attr gnuplot:gnuplot-nox mmdebstrap:mmdebstrap npm:npm \
+		containerd:containerd ctr-remote:stargz-snapshotter runc:runc
 	benches/run.sh $(BENCH)
 
 man: build

@@ -145,6 +145,16 @@ def memory():
         yield Claim(f"index, {image}, checkpoints of decoded size", "peelfs", "value", None, "<= 1.5")
 
 
+def containers():
+    link = LINKS[1]
+    never = f"containerd, never seen, python, {link}"
+    yield Claim(never, "peelfs", "time", "overlayfs", "<= 0.7")
+    yield Claim(f"containerd, index known, python, {link}", "peelfs", "time", (never, "overlayfs"), "<= 0.25")
+    yield Claim("containerd, cached, python", "peelfs", "time", "overlayfs", "<= 1.05")
+    yield Claim("containerd, 20 containers, mounts", "peelfs", "value", None, "<= 1")
+    yield Claim("containerd, 20 containers, memory of the server", "peelfs", "value", None, "<= 64")
+
+
 # Heading, chart, claims.
 PARTS = [
     ("Never seen", "never.svg", [claim for link in LINKS for claim in never(link)]),
@@ -155,6 +165,7 @@ PARTS = [
     ("Everything cached", "warm.svg", list(warm())),
     ("Growth", "growth.svg", list(growth())),
     ("Memory and index", None, list(memory())),
+    ("Containers", None, list(containers())),
 ]
 
 

@@ -6,7 +6,8 @@
 #                    [--layouts DIR] [--bin DIR] [--out DIR] [--docs] [--keep]
 #
 #   --runs N       measurements of each kind, alternating; the median counts (3; short ones five, unless N is 1)
-#   --only PART    some of: never, base, pass, seen, cold, large, warm, fresh, uncached, memory, growth (all)
+#   --only PART    some of: never, base, pass, seen, cold, large, warm, fresh, uncached, memory, growth,
+#                  containers (all)
 #   --images NAME  the images of never, pass and cold (python,node,server,ml); other parts use python and node
 #   --links LINK   the links of never and cold, megabits a second and a round trip in ms (1000:1,200:20,50:80)
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
@@ -22,7 +23,7 @@
 # shellcheck disable=SC2034 # variables are shared with parts
 set -euo pipefail
 
-PARTS=never,base,pass,seen,cold,large,warm,fresh,uncached,memory,growth
+PARTS=never,base,pass,seen,cold,large,warm,fresh,uncached,memory,growth,containers
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bench=${PEELFS_BENCH_DIR:-$here/../target/bench}
@@ -81,14 +82,14 @@ bin=$(cd "$bin" && pwd)
 peelfs=$bin/peelfs
 
 work=$(mktemp -d "$bench/run.XXXXXX")
-registry_pid='' link_pid='' containerd_pid='' empty_pid='' nginx_pid_file=''
+registry_pid='' link_pid='' containerd_pid='' snapshotter_pid='' empty_pid='' nginx_pid_file=''
 finish() {
   local status=$? pid
   trap - EXIT
   set +e
   end_server
   unmount_below "$work"
-  for pid in $link_pid $containerd_pid $empty_pid $registry_pid; do end "$pid"; done
+  for pid in $link_pid $containerd_pid $snapshotter_pid $empty_pid $registry_pid; do end "$pid"; done
   if [ $status -ne 0 ]; then
     tail -n 3 "$work/log" "$work"/*.err >&2 2> /dev/null
     say "stopped in the middle ($status)"

@@ -1,0 +1,132 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
+# Containers by containerd: its own overlay snapshotter beside that of peelfs. Sourced by run.sh.
+
+# What a container does, and what it is compared by.
+CONTAINER=(python3 -c 'import numpy, pandas')
+
+# start_node: containerd in $dir, with both snapshotters; further lines for the configuration of peelfs' are on stdin
+start_node() {
+  cat > "$dir/snapshotter.toml"
+  cat > "$dir/node.toml" <<- CONF
+	version = 2
+	root = "$dir/containerd"
+	state = "$dir/state"
+	disabled_plugins = ["io.containerd.grpc.v1.cri"]
+	[grpc]
+	  address = "$dir/containerd.sock"
+	[ttrpc]
+	  address = "$dir/ttrpc.sock"
+	[proxy_plugins.peelfs]
+	  type = "snapshot"
+	  address = "$dir/peelfs.sock"
+	CONF
+  "$peelfs" snapshotter --address "$dir/peelfs.sock" --root "$dir/snapshots" --config "$dir/snapshotter.toml" \
+    2>> "$work/snapshotter.err" &
+  snapshotter_pid=$!
+  until_there test -S "$dir/peelfs.sock"
+  containerd --config "$dir/node.toml" > /dev/null 2>> "$work/containerd.err" &
+  containerd_pid=$!
+  until_there ctr_here version
+}
+until_there() {
+  local tries
+  for ((tries = 0; tries < 300; tries++)); do
+    ! "$@" > /dev/null 2>&1 || return 0
+    sleep 0.1
+  done
+  die "$1 does not happen"
+}
+end_node() {
+  end "$containerd_pid" || true
+  end "$snapshotter_pid" || true
+  containerd_pid='' snapshotter_pid=''
+  unmount_below "$dir"
+}
+
+# pull_and_run SNAPSHOTTER REFERENCE: until the container's command has run
+pull_and_run() {
+  case $1 in
+    peelfs) ctr-remote --address "$dir/containerd.sock" images rpull --plain-http --snapshotter peelfs "$2" ;;
+    overlayfs) ctr_here images pull --plain-http --snapshotter overlayfs "$2" ;;
+  esac
+  run_container "$1" "$2" "${CONTAINER[@]}"
+}
+run_container() {
+  local snapshotter=$1 image=$2
+  shift 2
+  ctr_here run --rm --snapshotter "$snapshotter" "$image" "c$((containers += 1))-$$" "$@"
+}
+
+# compare_trees SNAPSHOTTER REFERENCE: what a container sees, beside what umoci unpacks
+compare_trees() {
+  local inside
+  inside=$(run_container "$1" "$2" python3 -c "$(cat "$here/support/tree_digest.py")" /)
+  if [ -z "${unpacked_digest:-}" ]; then
+    skopeo copy -q --src-tls-verify=false "docker://$registry/python:latest" "oci:$work/compared:latest"
+    umoci unpack --image "$work/compared:latest" "$work/compared-bundle" >> "$work/log" 2>&1
+    unpacked_digest=$(python3 "$here/support/tree_digest.py" "$work/compared-bundle/rootfs")
+  fi
+  [ "$inside" = "$unpacked_digest" ] || die "a container of $1 sees another tree: $inside, not $unpacked_digest"
+}
+
+measure_containers() {
+  if ! command -v ctr-remote > /dev/null || ! command -v containerd > /dev/null; then
+    say "containers are not measured without containerd and ctr-remote (stargz-snapshotter)"
+    return 0
+  fi
+  local spec=200:20 run subject on warm
+  on="python, $(link_name $spec)"
+  for ((run = 1; run <= runs; run++)); do
+    for subject in $(in_turn "$run" peelfs overlayfs); do
+      fresh
+      start_node <<< "cache-dir = \"$dir/cache\""
+      cold
+      start_link "${spec%:*}" "${spec#*:}"
+      timed pull_and_run "$subject" "$link/python:latest"
+      sample "containerd, never seen, $on" "$subject" s "$took"
+      end_link
+      # Once the kernel shows the image, if it is to.
+      [ "$subject" != peelfs ] || until_there findmnt -rn -t erofs -o TARGET --source "peelfs:$link/python:latest"
+      for ((warm = 1; warm <= $(short_runs); warm++)); do
+        timed run_container "$subject" "$link/python:latest" "${CONTAINER[@]}"
+        sample "containerd, cached, python" "$subject" s "$took"
+      done
+      compare_trees "$subject" "$link/python:latest"
+      end_node
+    done
+    indexed python
+    start_node <<< "cache-dir = \"$dir/cache\""
+    cold
+    start_link "${spec%:*}" "${spec#*:}"
+    timed pull_and_run peelfs "$link/python:latest"
+    sample "containerd, index known, $on" peelfs s "$took"
+    compare_trees peelfs "$link/python:latest"
+    end_link
+    end_node
+  done
+  measure_many_containers
+}
+
+# Twenty containers of one image: mounts, and the memory of what serves them.
+measure_many_containers() {
+  local number count=20 lowers server
+  fresh
+  start_node <<< "kernel = false"
+  pull_and_run peelfs "$registry/python:latest" >> "$work/log" 2>&1
+  for ((number = 1; number <= count; number++)); do
+    ctr_here run -d --snapshotter peelfs "$registry/python:latest" "many-$number-$$" \
+      python3 -c 'import numpy, pandas, time; time.sleep(1000)' >> "$work/log" 2>&1
+  done
+  lowers=$(findmnt -rn -t fuse.peelfs -o TARGET | grep -c "^$dir/snapshots/lowers/")
+  sample "containerd, $count containers, mounts" peelfs mounts "$lowers"
+  server=$(jq -r .pid "$XDG_RUNTIME_DIR"/peelfs/*.json | head -n 1)
+  sample "containerd, $count containers, memory of the server" peelfs MiB "$(memory_of VmRSS "$server")"
+  for ((number = 1; number <= count; number++)); do
+    ctr_here task kill -s KILL "many-$number-$$" >> "$work/log" 2>&1
+  done
+  for ((number = 1; number <= count; number++)); do
+    until_there ctr_here task rm "many-$number-$$"
+    ctr_here container rm "many-$number-$$" >> "$work/log" 2>&1
+  done
+  end_node
+}

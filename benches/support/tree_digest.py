@@ -1,0 +1,27 @@
+"""A digest of a tree: names, kinds, modes, owners, links and content, without what runtimes mount.
+
+    tree_digest.py DIR
+"""
+import hashlib
+import os
+import stat
+import sys
+
+MOUNTED = ("proc", "dev", "sys", "run")
+root = sys.argv[1]
+lines = []
+for directory, names, files in os.walk(root):
+    below = os.path.relpath(directory, root)
+    if below == ".":
+        names[:] = [name for name in names if name not in MOUNTED]
+    for name in names + files:
+        path = os.path.join(directory, name)
+        found = os.lstat(path)
+        line = [os.path.relpath(path, root), oct(found.st_mode), found.st_uid, found.st_gid]
+        if stat.S_ISLNK(found.st_mode):
+            line.append(os.readlink(path))
+        elif stat.S_ISREG(found.st_mode):
+            with open(path, "rb") as file:
+                line += [found.st_size, found.st_nlink, hashlib.sha256(file.read()).hexdigest()]
+        lines.append(repr(line))
+print(hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest(), len(lines))
