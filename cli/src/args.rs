@@ -11,7 +11,7 @@ use peelfs::source::outage::OnOutage;
 use super::bundle::BundleArgs;
 use super::csi::CsiArgs;
 use super::run::RunArgs;
-use super::snapshotter::SnapshotterArgs;
+use super::snapshotter::{CredentialArgs, SnapshotterArgs};
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -82,6 +82,9 @@ pub(crate) enum Command {
     /// Ask whether a mount is served
     #[command(hide = true)]
     Probe(ProbeArgs),
+    /// Ask the kubelet's credential providers, as a credential helper of docker
+    #[command(hide = true)]
+    CredentialProvider(CredentialArgs),
     /// Hold or serve mounts for other processes of peelfs
     #[command(hide = true)]
     Host(HostArgs),

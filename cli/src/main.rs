@@ -90,6 +90,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Csi(args) => csi::run(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),
+        Command::CredentialProvider(args) => snapshotter::credentials(&args),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
         Command::Probe(args) => return host::probe::run(&args.at),

@@ -20,6 +20,19 @@ pub(crate) struct SnapshotterArgs {
     pub config: Option<PathBuf>,
 }
 
+/// A credential helper of docker, for the processes that serve images of containerd.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CredentialArgs {
+    /// The providers
+    pub providers: PathBuf,
+    /// What is asked for
+    pub verb: String,
+}
+
+pub(super) fn credentials(args: &CredentialArgs) -> Result<(), Report> {
+    peelfs_snapshotter::answer_for_credentials(&args.providers, &args.verb)
+}
+
 pub(super) fn run(args: &SnapshotterArgs) -> Result<(), Report> {
     let SnapshotterArgs { address, root, config } = args;
     peelfs_snapshotter::run(&Options {

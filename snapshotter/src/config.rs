@@ -7,6 +7,7 @@ use peelfs::host::spec::CacheSpec;
 use peelfs::source::outage::OnOutage;
 use serde::{Deserialize, Deserializer};
 
+use crate::providers::Provider;
 use crate::root;
 
 /// What the file says.
@@ -20,6 +21,9 @@ pub(crate) struct Config {
     pub(crate) cache_size: Option<u64>,
     /// Credentials, besides those of docker and podman.
     pub(crate) authfile: Option<PathBuf>,
+    /// Programs that are asked for logins.
+    #[serde(rename = "credential-provider")]
+    pub(crate) providers: Vec<Provider>,
     /// Further trusted certificates.
     pub(crate) ca: Vec<PathBuf>,
     /// Registries, as HOST or HOST:PORT, that are reached by plain HTTP or with unverified TLS.
@@ -43,6 +47,7 @@ impl Default for Config {
             cache_dir: None,
             cache_size: None,
             authfile: None,
+            providers: Vec::new(),
             ca: Vec::new(),
             insecure: Vec::new(),
             on_outage: OnOutage::default(),
@@ -67,7 +72,13 @@ impl Config {
             Report::usage(format!("cannot use the configuration `{shown}`, line {line}: {}", error.message().trim()))
                 .hint("docs/containers.md lists what it may say")
         })?;
-        for path in config.cache_dir.iter().chain(&config.authfile).chain(&config.ca) {
+        if config.authfile.is_some() && !config.providers.is_empty() {
+            return Err(Report::usage(format!(
+                "cannot use the configuration `{shown}`: `authfile` and `credential-provider` exclude each other"
+            )));
+        }
+        let commands = config.providers.iter().map(|provider| &provider.command);
+        for path in config.cache_dir.iter().chain(&config.authfile).chain(&config.ca).chain(commands) {
             if !path.is_absolute() {
                 return Err(Report::usage(format!(
                     "cannot use the configuration `{shown}`: `{}` is no absolute path",

@@ -19,10 +19,10 @@ use peelfs::host::spec::{Access, CacheSpec, ImageSpec};
 use peelfs::image::{Documents, Network, SharedLayers};
 use peelfs::offsets::BlobOffset;
 use peelfs::reference::{Place, Reference};
-use peelfs::source::registry::Surroundings;
 
 use crate::config::Config;
 use crate::labels::{self, Wanted};
+use crate::providers;
 use crate::records::Remote;
 use crate::root::{self, IMAGES};
 
@@ -164,7 +164,7 @@ impl Images {
             ca: self.config.ca.clone(),
             authfile: self.config.authfile.clone(),
             on_outage: self.config.on_outage,
-            surroundings: Surroundings::of_process(),
+            surroundings: providers::surroundings(&self.root, &self.config.providers),
         };
         let cache = self.cache();
         // containerd asks its own verifiers, which have the same form, before anything of an image is prepared: of the index that

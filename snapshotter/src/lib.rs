@@ -18,6 +18,7 @@ mod filter;
 mod images;
 mod labels;
 mod lowers;
+mod providers;
 mod records;
 mod root;
 mod service;
@@ -73,6 +74,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
 }
 
+pub use providers::answer as answer_for_credentials;
+
 /// Serves until a signal ends it. What is mounted stays, served by processes of its own.
 ///
 /// # Errors
@@ -88,6 +91,7 @@ pub fn run(options: &Options) -> Result<(), Report> {
     let config = Arc::new(options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?);
     let root = Root::take(&options.root)?;
     config.check(root.path())?;
+    providers::write(root.path(), &config.providers).map_err(HostError::system("write what asks for credentials"))?;
     process::raise_file_limit();
     let runtime = process::runtime_of_parent()?;
     let served = runtime.block_on(serve(options, &root, config));

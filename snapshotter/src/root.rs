@@ -6,6 +6,7 @@
 //! snapshots/ID/fs, work     what is unpacked or written: upper directories of overlays
 //! lowers/CHAIN/NAME/fs      images that are mounted, each with a directory of its own
 //! images/DIGEST.json        documents of images, so that a start needs no network
+//! credentials               what asks for logins (see `providers`)
 //! cache                     content of layers, unless the configuration names another
 //! ```
 

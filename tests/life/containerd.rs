@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use peelfs::fuse::mounts::{self, MountPoint};
+use peelfs_loopback::auth::Access;
 use peelfs_loopback::faults::{Fault, Rule, Target};
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs_loopback::registry::{Catalog, Registry};
@@ -43,7 +44,11 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let mut node = Self::without_containerd("");
+        Self::with("")
+    }
+
+    fn with(config: &str) -> Self {
+        let mut node = Self::without_containerd(config);
         node.start_containerd();
         node
     }
@@ -545,6 +550,36 @@ fn a_killed_snapshotter_disturbs_no_container() {
         assert_ne!(std::fs::read_to_string(root.join("count")).unwrap().trim(), "0");
     }
     println!("{kills} kills under {containers} containers: 0 errors, slowest new container {slowest:.2?}");
+}
+
+/// containerd does not pass its login on; a provider of the kubelet is asked for one.
+#[test]
+fn logins_come_from_providers_of_the_kubelet() {
+    let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
+    let registry = registry_of(&[("app", &image_of(&layers))]);
+    registry.set_access(Access::Basic { user: "robot".into(), password: "p\"w".into() });
+    let host = registry.addr();
+    let scripts = tempfile::tempdir().unwrap();
+    let script = scripts.path().join("provider");
+    let answer = format!(r#"{{"auth":{{"{host}":{{"username":"robot","password":"p\"w"}}}}}}"#);
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\ngrep -q '\"image\":\"{host}\"' && echo \"$1\" > $0.asked && echo '{answer}'\n"),
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = format!(
+        "[[credential-provider]]\nmatch = [\"127.0.*.1:{}\"]\ncommand = \"{}\"\nargs = [\"get-credentials\"]\n",
+        host.port(),
+        script.display()
+    );
+    let node = Node::with(&config);
+    let reference = registry.reference("app", "1");
+    let pulled = node.lazy_pull(&reference).args(["--user", "robot:p\"w"]).output().unwrap();
+    assert!(pulled.status.success(), "{}", said(&pulled));
+    assert_eq!(node.directories(), 0, "{}", node.log());
+    assert_eq!(std::fs::read_to_string(scripts.path().join("provider.asked")).unwrap(), "get-credentials\n");
+    assert_eq!(node.run(&reference, "one", ["cat", "/hidden/above"]), "above");
 }
 
 /// What this snapshotter does not know it removes: a second containerd, or a second name, must not use it.
