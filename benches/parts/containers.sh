@@ -2,6 +2,7 @@
 # Containers by containerd: its own overlay snapshotter beside that of peelfs. Sourced by run.sh.
 
 # What a container does, and what it is compared by.
+containers=0
 CONTAINER=(python3 -c 'import numpy, pandas')
 
 # start_node: containerd in $dir, with both snapshotters; further lines for the configuration of peelfs' are on stdin
@@ -57,10 +58,20 @@ run_container() {
   ctr_here run --rm --snapshotter "$snapshotter" "$image" "c$((containers += 1))-$$" "$@"
 }
 
-# compare_trees SNAPSHOTTER REFERENCE: what a container sees, beside what umoci unpacks
+end_container() {
+  ctr_here task kill -s KILL "$1" >> "$work/log" 2>&1
+  until_there ctr_here task rm "$1"
+  ctr_here container rm "$1" >> "$work/log" 2>&1
+}
+
+# compare_trees SNAPSHOTTER REFERENCE: what is seen in a container, beside what umoci unpacks
 compare_trees() {
-  local inside
-  inside=$(run_container "$1" "$2" python3 -c "$(cat "$here/support/tree_digest.py")" /)
+  local inside name=t$((containers += 1))-$$ pid
+  ctr_here run -d --snapshotter "$1" "$2" "$name" sleep 1000 >> "$work/log" 2>&1
+  # As root of the machine: the image's own user may not read everything.
+  pid=$(ctr_here task ls | awk -v name="$name" '$1 == name { print $2 }')
+  inside=$(nsenter -t "$pid" -m -r python3 -c "$(cat "$here/support/tree_digest.py")" /)
+  end_container "$name"
   if [ -z "${unpacked_digest:-}" ]; then
     skopeo copy -q --src-tls-verify=false "docker://$registry/python:latest" "oci:$work/compared:latest"
     umoci unpack --image "$work/compared:latest" "$work/compared-bundle" >> "$work/log" 2>&1
@@ -121,12 +132,6 @@ measure_many_containers() {
   sample "containerd, $count containers, mounts" peelfs mounts "$lowers"
   server=$(jq -r .pid "$XDG_RUNTIME_DIR"/peelfs/*.json | head -n 1)
   sample "containerd, $count containers, memory of the server" peelfs MiB "$(memory_of VmRSS "$server")"
-  for ((number = 1; number <= count; number++)); do
-    ctr_here task kill -s KILL "many-$number-$$" >> "$work/log" 2>&1
-  done
-  for ((number = 1; number <= count; number++)); do
-    until_there ctr_here task rm "many-$number-$$"
-    ctr_here container rm "many-$number-$$" >> "$work/log" 2>&1
-  done
+  for ((number = 1; number <= count; number++)); do end_container "many-$number-$$"; done
   end_node
 }

@@ -45,8 +45,8 @@ impl Selector {
     fn fits(&self, name: &str, record: &Record) -> bool {
         let value = self.value(name, record);
         match &self.test {
-            Test::Present => value.is_some_and(|value| !value.is_empty()),
-            Test::Is(wanted) => value.unwrap_or_default() == wanted,
+            Test::Present => value.is_some(),
+            Test::Is(wanted) => value.is_some_and(|value| value == wanted),
             Test::IsNot(other) => value.unwrap_or_default() != other,
         }
     }
@@ -56,9 +56,9 @@ impl Selector {
             [field] if field == "name" => Some(name),
             [field] if field == "parent" => Some(record.parent.as_deref().unwrap_or_default()),
             [field] if field == "kind" => Some(match record.kind {
-                Kind::View => "View",
-                Kind::Active => "Active",
-                Kind::Committed => "Committed",
+                Kind::View => "view",
+                Kind::Active => "active",
+                Kind::Committed => "committed",
             }),
             [field, label @ ..] if field == "labels" => record.labels.get(&label.join(".")).map(String::as_str),
             _ => None,
@@ -181,7 +181,7 @@ mod tests {
         assert!(fits(&["labels.\"containerd.io/snapshot.ref\"==sha256:c0,parent==\"ns/2/sha256:p\""]));
         assert!(!fits(&["labels.\"containerd.io/snapshot.ref\"==sha256:c0,parent==\"\""]));
         assert!(!fits(&["labels.\"containerd.io/snapshot.ref\"==sha256:c1"]));
-        assert!(fits(&["name==other", "kind==Committed"]), "any of several will do");
+        assert!(fits(&["name==other", "kind==committed"]), "any of several will do");
         assert!(fits(&["labels.plain==\"a \\\"b\\\"\""]) && fits(&["labels.plain"]) && !fits(&["labels.none"]));
         assert!(fits(&["name!=other"]) && !fits(&["colour==red"]));
     }

@@ -234,7 +234,10 @@ impl Change<'_> {
         let known = self.known();
         let record = known.get(name)?.clone();
         if known.has_children(name) {
-            return Err(RecordError::Precondition { name: name.to_owned(), why: "has others on it" });
+            return Err(RecordError::Precondition {
+                name: name.to_owned(),
+                why: "cannot be removed: others lie on it",
+            });
         }
         drop(known);
         let path = self.records.path(record.id);

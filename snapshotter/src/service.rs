@@ -250,7 +250,7 @@ fn status(error: &SnapshotError) -> Status {
         SnapshotError::Record(RecordError::NotFound(_)) => Code::NotFound,
         SnapshotError::Record(RecordError::Exists(_)) => Code::AlreadyExists,
         SnapshotError::Record(RecordError::Precondition { .. }) => Code::FailedPrecondition,
-        SnapshotError::Mapping(_) => Code::InvalidArgument,
+        SnapshotError::Mapping(_) | SnapshotError::Field { .. } => Code::InvalidArgument,
         SnapshotError::Lower(_) => Code::Unavailable,
         SnapshotError::Record(RecordError::Write { .. } | RecordError::Read { .. })
         | SnapshotError::Directory { .. } => Code::Internal,

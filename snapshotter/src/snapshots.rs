@@ -41,6 +41,8 @@ pub(crate) enum SnapshotError {
     Record(#[from] RecordError),
     #[error(transparent)]
     Mapping(#[from] MappingError),
+    #[error("cannot change `{field}` of the snapshot `{name}`: only labels change")]
+    Field { name: String, field: String },
     #[error("cannot mount the image: {}", .0.message)]
     Lower(Report),
     #[error("cannot use `{}`", path.display())]
@@ -221,8 +223,7 @@ impl Snapshots {
                         None => record.labels.remove(label),
                     };
                 } else {
-                    let why = "can have its labels changed, and nothing else";
-                    return Err(RecordError::Precondition { name: name.to_owned(), why }.into());
+                    return Err(SnapshotError::Field { name: name.to_owned(), field: field.clone() });
                 }
             }
         }

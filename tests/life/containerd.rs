@@ -665,6 +665,12 @@ fn requests_are_answered_as_containerd_expects() {
             api::Info { name: "base".into(), labels: HashMap::from([("a".into(), "b".into())]), ..Default::default() };
         let update = api::UpdateSnapshotRequest { info: Some(info), ..Default::default() };
         assert_eq!(of.update(update).await.unwrap().into_inner().info.unwrap().labels.len(), 1);
+        let update = api::UpdateSnapshotRequest {
+            info: Some(api::Info { name: "base".into(), ..Default::default() }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["parent".into()] }),
+            ..Default::default()
+        };
+        assert_eq!(of.update(update).await.unwrap_err().code(), Code::InvalidArgument);
         for key in ["k/2", "k/3", "k/4", "v", "remapped", "base"] {
             of.remove(remove(key)).await.unwrap();
         }
