@@ -217,6 +217,18 @@ pub(crate) enum KernelArg {
     Never,
 }
 
+/// `--passthrough`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum PassthroughArg {
+    /// If the image is known, and most of its bytes are in such files
+    Auto,
+    /// Yes, also without a value
+    Always,
+    /// No
+    #[default]
+    Never,
+}
+
 /// `peelfs mount`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct MountArgs {
@@ -243,8 +255,16 @@ pub(crate) struct MountArgs {
     pub prefetch: PrefetchArg,
     /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
     /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
-    #[arg(long)]
-    pub passthrough: bool,
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        default_missing_value = "always",
+        num_args = 0..=1,
+        require_equals = true,
+        value_name = "WHEN"
+    )]
+    pub passthrough: PassthroughArg,
     /// Let the kernel show the image by itself (EROFS), without any process: as fast as a local file system, and the mount
     /// outlives peelfs and the cache. All of the image has to be cached (root; Linux 6.12; with --allow-other)
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, PrefetchArg, VerifyArg};
+use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, PassthroughArg, PrefetchArg, VerifyArg};
 use peelfs::host::open;
 use peelfs::host::report::Report;
-use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Policy, Writable};
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Passthrough, Policy, Writable};
 use peelfs::host::verifiers;
 use peelfs::image::{Network, Prefetch, Verify};
 use peelfs::reference::{Place, Reference};
@@ -24,7 +24,11 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
             PrefetchArg::None => Prefetch::None,
         },
         wait: args.wait,
-        passthrough: args.passthrough,
+        passthrough: match args.passthrough {
+            PassthroughArg::Auto => Passthrough::Auto,
+            PassthroughArg::Always => Passthrough::Always,
+            PassthroughArg::Never => Passthrough::Never,
+        },
     };
     let image = elsewhere(image_or_layer(&args.image, &args.layer)?)?;
     let writable = match (&args.writable, args.ephemeral) {

@@ -1,6 +1,6 @@
 //! `peelfs mount`, and the processes behind it.
 
-use super::args::{HostArgs, HostCommand, KernelArg, MountArgs};
+use super::args::{HostArgs, HostCommand, KernelArg, MountArgs, PassthroughArg};
 use super::progress::Bar;
 use super::{guard, meant, options};
 use peelfs::host::kernel::{self, Outcome};
@@ -68,7 +68,7 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
         if args.foreground || args.no_keeper {
             return Err(Report::usage("a shared mount is served in the background and has a keeper"));
         }
-        if args.passthrough {
+        if args.passthrough == PassthroughArg::Always {
             let hint = "leave out `--share` or `--passthrough`";
             return Err(Report::usage("a mount with passthrough has a process of its own").hint(hint));
         }

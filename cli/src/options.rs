@@ -6,7 +6,7 @@
 
 use clap::ValueEnum;
 
-use super::args::MountArgs;
+use super::args::{MountArgs, PassthroughArg};
 
 use super::text;
 use peelfs::host::report::Report;
@@ -57,7 +57,8 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("offline", None) => access.offline = true,
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
-            ("passthrough", None) => args.passthrough = true,
+            ("passthrough", None) => args.passthrough = PassthroughArg::Always,
+            ("passthrough", Some(value)) => args.passthrough = one_of(&name, value)?,
             ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
             ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
@@ -111,7 +112,7 @@ const WITH_VALUE: [&str; 12] = [
     "prefetch",
     "kernel",
 ];
-const WITHOUT_VALUE: [&str; 14] = [
+const WITHOUT_VALUE: [&str; 13] = [
     "allow_other",
     "allow_root",
     "suid",
@@ -124,7 +125,6 @@ const WITHOUT_VALUE: [&str; 14] = [
     "offline",
     "wait",
     "share",
-    "passthrough",
     "let_cpus_sleep",
 ];
 const IGNORED: [&str; 30] = [

@@ -24,7 +24,7 @@ use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
-use peelfs::host::spec::{Access, CacheSpec, ImageSpec, MountSpec, Policy};
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, MountSpec, Passthrough, Policy};
 use peelfs::host::{Silent, mount_point, probe, status};
 use peelfs::platform::Platform;
 use serde::{Deserialize, Serialize};
@@ -230,7 +230,8 @@ impl Volumes {
             ..ImageSpec::new(wanted.reference, &cache.dir)
         };
         let image = ImageSpec { cache, ..image };
-        let policy = Policy { verify: wanted.verify, prefetch: wanted.prefetch, wait: false, passthrough: false };
+        let (verify, prefetch) = (wanted.verify, wanted.prefetch);
+        let policy = Policy { verify, prefetch, wait: false, passthrough: Passthrough::Never };
         let at = match &record.attributes.sub_path {
             None => target.clone(),
             Some(_) => {

@@ -144,7 +144,7 @@ impl Adapter {
             return reply.bytes(opened.as_bytes());
         }
         match briefly(|| self.tree.attr(node)) {
-            Ok(attr) if attr.size >= LARGE => {}
+            Ok(attr) if attr.size >= LARGE_FILE => {}
             Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
             Err(NoAnswer::Never(error)) => return reply.error(errno::of(&error)),
             // It was known when the kernel learned of it; whatever has changed since, a read will tell. It may be
@@ -272,8 +272,9 @@ thread_local! {
 }
 
 const BLOCK: u32 = 4096;
-/// Bytes from which on a file is worth a file of its own: reading less takes hardly longer than opening.
-const LARGE: u64 = 1 << 20;
+/// Bytes from which on a file is worth a file of its own for [passthrough](Passthrough): reading less takes hardly longer than
+/// opening.
+pub const LARGE_FILE: u64 = 1 << 20;
 /// How long an open waits for the file that the kernel could read by itself.
 const OPEN_WAITS: Duration = Duration::from_secs(2);
 const SEEK_DATA: u32 = 3;

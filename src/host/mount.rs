@@ -11,12 +11,12 @@ use std::time::Duration;
 use super::error::HostError;
 use super::handover::{Handed, Handover};
 use super::open::{self, Opened};
-use super::spec::{KernelOptions, MountSpec, Policy};
+use super::spec::{self, KernelOptions, MountSpec, Policy};
 use super::status::{self, MountState};
 use super::supervisor::Supervisor;
 use super::writable::Kept;
 use super::{ending, failures, mount_point, process, writable};
-use crate::fuse::{self, MountOptions, MountPlace, Mounted, Passthrough};
+use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, Passthrough, Target};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown, Tree, UnderOverlay};
 use crate::source::outage::OnOutage;
 
@@ -74,12 +74,11 @@ impl Mount {
         let opened = open::open(&spec.image, shared_layers).await?;
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
         let programs = programs_of(&shown);
-        let options = kernel_options(spec, &opened, &mut supervisor)?;
         let kept = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
-        let mounted = fuse::mount(tree(spec, &shown), &target, &options)?;
+        let (spec, mounted) = show(spec, &opened, &shown, &target, &mut supervisor)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
-        let handover = Handover::of(spec, mounted.place(), &opened, log.map(Path::to_owned));
+        let handover = Handover::of(&spec, mounted.place(), &opened, log.map(Path::to_owned));
         Ok(Self { handover, opened, shown, programs, mounted, kept, supervisor, connection })
     }
 
@@ -203,10 +202,39 @@ fn programs_of(shown: &Shown) -> Option<Programs> {
     }
 }
 
+/// Makes the mount. What comes back is what was asked for, with the choice made that was left open.
+fn show(
+    spec: &MountSpec,
+    opened: &Opened,
+    shown: &Shown,
+    target: &Target,
+    supervisor: &mut Supervisor,
+) -> Result<(MountSpec, Mounted), HostError> {
+    let (asked, tree) = (spec.policy.passthrough, || tree(spec, shown));
+    let with = |passthrough| MountSpec { policy: Policy { passthrough, ..spec.policy }, ..spec.clone() };
+    if asked == spec::Passthrough::Always || asked == spec::Passthrough::Auto && is_for_passthrough(shown) {
+        let chosen = with(spec::Passthrough::Always);
+        match fuse::mount(tree(), target, &kernel_options(&chosen, opened, supervisor)?) {
+            Err(MountError::NoPassthrough | MountError::RefusedPassthrough(_)) if asked == spec::Passthrough::Auto => {
+                tracing::debug!("the kernel does not do passthrough; going on without it");
+            }
+            made => return Ok((chosen, made?)),
+        }
+    }
+    let chosen = with(spec::Passthrough::Never);
+    let mounted = fuse::mount(tree(), target, &kernel_options(&chosen, opened, supervisor)?)?;
+    Ok((chosen, mounted))
+}
+
+/// Whether most of what is shown is in large files, as far as that is known now.
+fn is_for_passthrough(shown: &Shown) -> bool {
+    rustix::process::geteuid().is_root() && shown.image().is_mostly_large(fuse::LARGE_FILE) == Some(true)
+}
+
 /// What the kernel is told when the mount is made.
 fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor) -> Result<MountOptions, HostError> {
     let kernel = spec.kernel;
-    let passthrough = if spec.policy.passthrough {
+    let passthrough = if spec.policy.passthrough == spec::Passthrough::Always {
         let opens = supervisor.opens().map_err(HostError::Opens)?;
         Some(Arc::new(Passthrough { trial: opened.store.trial_file()?, opens }))
     } else {

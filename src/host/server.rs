@@ -21,7 +21,7 @@ use super::mount::{self, Asker, Mount, Prepared};
 use super::open;
 use super::process::{self, Ends};
 use super::report::Report;
-use super::spec::{CacheSpec, MountSpec};
+use super::spec::{CacheSpec, MountSpec, Passthrough};
 use super::supervisor::{Kept, Supervisor};
 use super::wire::v1::{Message, Word};
 use super::wire::{self, WireError};
@@ -50,8 +50,8 @@ pub fn run() -> Result<(), HostError> {
             return Err(HostError::NotStartedByPeelfs);
         };
         let handover = Handover::try_from(*handover).map_err(|error| failed(error.into()))?;
-        let opens =
-            handover.spec.policy.passthrough.then(|| File::options().read(true).write(true).open(keeper.opens(number)));
+        let opens = (handover.spec.policy.passthrough == Passthrough::Always)
+            .then(|| File::options().read(true).write(true).open(keeper.opens(number)));
         let opens = opens.transpose().map_err(HostError::Opens)?;
         handed.push((number, Handed { handover, connection, opens }));
     }

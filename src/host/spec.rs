@@ -45,8 +45,12 @@ pub enum Writable {
 impl MountSpec {
     /// `image` on the directory `at`, as `peelfs mount` does without options.
     pub fn new(image: ImageSpec, at: impl Into<PathBuf>) -> Self {
-        let policy =
-            Policy { verify: Verify::BeforeShowing, prefetch: Prefetch::default(), wait: false, passthrough: false };
+        let policy = Policy {
+            verify: Verify::BeforeShowing,
+            prefetch: Prefetch::default(),
+            wait: false,
+            passthrough: Passthrough::Never,
+        };
         Self {
             image,
             at: at.into(),
@@ -157,6 +161,17 @@ pub struct Policy {
     pub prefetch: Prefetch,
     /// The command returns when every layer is verified.
     pub wait: bool,
-    /// The kernel reads large files from files of the cache.
-    pub passthrough: bool,
+    /// Whether the kernel reads large files from files of the cache.
+    pub passthrough: Passthrough,
+}
+
+/// Whether the kernel reads large files from files of the cache by itself, for which every file has to be opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Passthrough {
+    /// No.
+    Never,
+    /// If the image is known to be mostly large files, and the kernel does so.
+    Auto,
+    /// Yes.
+    Always,
 }

@@ -6,6 +6,7 @@ mod choice;
 pub mod fs;
 pub mod identity;
 mod image_tree;
+mod large;
 mod layer_failure;
 mod layer_fs;
 mod layer_state;

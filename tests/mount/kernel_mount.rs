@@ -142,11 +142,15 @@ fn a_kernel_mount_outlives_its_cache() {
     let at = mount(&sandbox, &registry, "a", ALWAYS);
     let wanted = tree_of(&layers());
     let open = File::open(at.join("large")).unwrap();
-    let check = |when: &str| {
+    let mut mapping = Mapping::of(&at.join("large"), &std::fs::read(at.join("large")).unwrap());
+    let mut check = |when: &str| {
         assert_same(when, &wanted, &at.path, Compare::Exactly);
         assert!(Command::new(at.join("bin/true")).status().unwrap().success(), "{when}");
         let mut some = [0; 4096];
         open.read_exact_at(&mut some, 1 << 20).unwrap();
+        if let Some(mapping) = &mut mapping {
+            mapping.check(when);
+        }
         // What the kernel has in memory counts for nothing.
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -173,9 +177,44 @@ fn a_kernel_mount_outlives_its_cache() {
     std::fs::remove_dir_all(sandbox.path().join("elsewhere")).unwrap();
     check("deleted");
     assert_same("another", &wanted, &other.path, Compare::Exactly);
-    drop(open);
+    drop((open, mapping));
     other.unmount();
     at.unmount();
+}
+
+/// A process that has mapped a file, and looks at all of it whenever it is asked to.
+struct Mapping(std::process::Child);
+
+impl Mapping {
+    /// `None` without Python.
+    fn of(file: &Path, wanted: &[u8]) -> Option<Self> {
+        if is_missing("python3") {
+            return None;
+        }
+        let digest = peelfs::digest::Digest::of(peelfs::digest::Algorithm::Sha256, wanted);
+        let script = "import hashlib, mmap, sys\n\
+            with open(sys.argv[1], 'rb') as file: seen = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n\
+            for _ in sys.stdin: print(hashlib.sha256(seen).hexdigest() == sys.argv[2], flush=True)";
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).arg(file).arg(digest.hex());
+        let child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn();
+        Some(Self(child.unwrap()))
+    }
+
+    fn check(&mut self, when: &str) {
+        use std::io::{Read as _, Write as _};
+        self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let mut said = [0; 5];
+        self.0.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"True\n", "what is mapped, {when}");
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
 
 /// A content file that was written to since is compared again, and what is wrong with it is fetched anew.

@@ -341,3 +341,40 @@ fn passed_through_reads_outlive_killed_servers_and_upgrades() {
     assert!(read(&at.join("d/large")) == content(1, LARGE));
     at.unmount();
 }
+
+/// `--passthrough=auto` looks at the layers that are known: not at what was never seen, and not at images of small files.
+#[test]
+fn auto_passes_through_images_of_mostly_large_files() {
+    if cannot_mount() {
+        return;
+    }
+    let many = (0..40).fold(LayerBuilder::new(), |layer, n| layer.file(&format!("{n}"), content(n, 300_000)));
+    let small = ImageBuilder::new().layer(many.file("d/large", content(1, LARGE))).build();
+    let large = LayerBuilder::new().file("small", "small").dir("d").file("d/large", content(1, LARGE));
+    let catalog = Catalog::new().image("large", "1", &ImageBuilder::new().layer(large).build());
+    let registry = Registry::start(catalog.image("small", "1", &small)).unwrap();
+    let sandbox = Sandbox::new();
+    for (name, passed_through) in [("large", true), ("small", false)] {
+        let reference = registry.reference(name, "1");
+        sandbox.mount(&reference, name).unmount();
+        for how in ["--passthrough=auto", "-opassthrough=auto"] {
+            let at = sandbox.mount_with(&reference, name, &[how]);
+            let file = File::open(at.join("d/large")).unwrap();
+            assert!(read(&at.join("d/large")) == content(1, LARGE), "{name}");
+            assert_eq!(own_files(&sandbox), usize::from(passed_through), "{name}, {how}");
+            if passed_through {
+                assert!(is_passed_through(&at, &file, content(1, LARGE)), "{how}");
+            }
+            drop(file);
+            at.unmount();
+        }
+        sandbox.drop_content();
+    }
+    // With a layer that is not known yet, a mount goes without.
+    let output = sandbox.run(["cache", "prune", "--all"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let at = sandbox.mount_with(&registry.reference("large", "1"), "unknown", &["--passthrough=auto"]);
+    assert!(read(&at.join("d/large")) == content(1, LARGE));
+    assert_eq!(own_files(&sandbox), 0);
+    at.unmount();
+}

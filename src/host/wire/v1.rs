@@ -266,6 +266,9 @@ struct Policy {
     on_outage: OutagePolicy,
     wait: bool,
     passthrough: bool,
+    /// Instead of `passthrough`: if the image is mostly large files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    passthrough_if_large: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -433,13 +436,14 @@ impl Policy {
                 OnOutage::Offline => OutagePolicy::Offline,
             },
             wait,
-            passthrough,
+            passthrough: passthrough == spec::Passthrough::Always,
+            passthrough_if_large: passthrough == spec::Passthrough::Auto,
         }
     }
 
     /// How a mount is served, and how its source is waited for.
     fn meant(self) -> (spec::Policy, OnOutage) {
-        let Self { verify, prefetch, on_outage, wait, passthrough } = self;
+        let Self { verify, prefetch, on_outage, wait, passthrough, passthrough_if_large } = self;
         let policy = spec::Policy {
             verify: match verify {
                 VerifyPolicy::Strict => Verify::BeforeShowing,
@@ -451,7 +455,11 @@ impl Policy {
                 PrefetchPolicy::All => Prefetch::All,
             },
             wait,
-            passthrough,
+            passthrough: match (passthrough, passthrough_if_large) {
+                (true, _) => spec::Passthrough::Always,
+                (false, true) => spec::Passthrough::Auto,
+                (false, false) => spec::Passthrough::Never,
+            },
         };
         let on_outage = match on_outage {
             OutagePolicy::Block => OnOutage::Block,
