@@ -33,7 +33,38 @@ measure_size() {
     sample "growth, $name, memory after the lookups" peelfs MiB "$(memory_of VmRSS "$pid")"
     umount_peelfs
   done
+  measure_kernel_mount "$name" "$entries"
 }
+
+# measure_kernel_mount NAME ENTRIES: of what was just measured by FUSE
+measure_kernel_mount() {
+  local run image
+  # All content is verified at the first one.
+  mount_by_kernel
+  umount_peelfs
+  rm -r "$dir/cache/erofs-v1"
+  sample "growth, $1, memory for the image" peelfs MiB "$(python3 - "$peelfs" mount --kernel always --allow-other \
+    --offline --cache-dir "$dir/cache" "oci:$dir/layout:latest" "$dir/mnt" <<- 'PYTHON'
+	import resource, subprocess, sys
+	subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+	print(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1))
+	PYTHON
+  )"
+  umount_peelfs
+  for ((run = 1; run <= $(short_runs); run++)); do
+    rm -r "$dir/cache/erofs-v1"
+    timed mount_by_kernel
+    umount_peelfs
+    sample "growth, $1, mount by the kernel, image made" peelfs s "$took"
+    timed mount_by_kernel
+    umount_peelfs
+    sample "growth, $1, mount by the kernel" peelfs s "$took"
+  done
+  image=$(find "$dir/cache/erofs-v1" -type f ! -name '*.seal')
+  sample "growth, $1, image, an entry" peelfs bytes "$(calculated "$(stat -c %s "$image") / $2")"
+}
+mount_by_kernel() { mount_peelfs "oci:$dir/layout:latest" --offline --kernel always; }
+
 # stat_spread ENTRIES: as benches/tools/src/bin/growth_image.rs names them
 stat_spread() {
   awk -v entries="$1" -v count=$LOOKUPS -v at="$dir/mnt" 'BEGIN {

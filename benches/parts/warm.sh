@@ -66,7 +66,9 @@ measure_warm() {
   how=(--passthrough)
   side_by_side warm python : sequential-passthrough
   how=(--kernel always)
-  side_by_side warm python : find-kernel small-kernel random-kernel sequential-kernel
+  side_by_side warm node : find-kernel stat-kernel ls-lR-kernel small-kernel
+  side_by_side warm python : find-kernel stat-kernel ls-lR-kernel small-kernel random-kernel sequential-kernel \
+    import-kernel import-kernel import-kernel import-kernel
   how=()
 }
 
@@ -78,6 +80,7 @@ measure_fresh() {
   how=(--passthrough)
   side_by_side fresh python mount_again sequential-passthrough
   how=(--kernel always)
+  side_by_side fresh node mount_again find-kernel small-kernel
   side_by_side fresh python mount_again find-kernel small-kernel sequential-kernel import-kernel
   how=()
 }
@@ -116,6 +119,10 @@ mount_again() {
 measure_uncached() {
   side_by_side uncached node forget find small tar
   side_by_side uncached python forget find small sequential tar import
+  how=(--kernel always)
+  side_by_side uncached node forget find-kernel small-kernel tar-kernel
+  side_by_side uncached python forget find-kernel small-kernel sequential-kernel tar-kernel import-kernel
+  how=()
 }
 forget() {
   mount_again "$@"
