@@ -26,7 +26,7 @@
 //!
 //! | floor | knows | modules |
 //! |---|---|---|
-//! | 5 host | mounts: what is asked for, their life, the kernel; what a container runtime is told | [`host`], [`fuse`], [`erofs`], [`bundle`] |
+//! | 5 host | mounts: what is asked for, their life, the kernel; what a container runtime is told | [`host`], [`fuse`], [`erofs`], [`bundle`], [`image_store`] |
 //! | 4 image | one image as a file system | [`image`] |
 //! | 3 content | how to make bytes present | [`content`] |
 //! | 2 knowledge | what a layer and a tree look like, what is read next, who signed | [`layer`], [`overlay`], [`predict`], [`signature`] |
@@ -43,6 +43,7 @@ pub mod erofs;
 pub mod fuse;
 pub mod host;
 pub mod image;
+pub mod image_store;
 pub mod layer;
 pub mod offsets;
 pub mod overlay;

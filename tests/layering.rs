@@ -25,6 +25,7 @@ const FLOORS: [(&str, u8); 22] = [
     ("signature", 2),
     ("content", 3),
     ("image", 4),
+    ("image_store", 5),
     ("bundle", 5),
     ("erofs", 5),
     ("fuse", 5),

@@ -12,6 +12,8 @@ use super::bundle::BundleArgs;
 use super::csi::CsiArgs;
 use super::run::RunArgs;
 use super::snapshotter::{CredentialArgs, SnapshotterArgs};
+use super::snapshotter::SnapshotterArgs;
+use super::store::StoreArgs;
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -65,6 +67,8 @@ pub(crate) enum Command {
     Index(IndexArgs),
     /// Carry what runs of an image read first to another machine
     Profile(ProfileArgs),
+    /// Show images to podman, buildah and CRI-O without pulling them
+    Store(StoreArgs),
     /// Show what is mounted and how far it is
     Status(StatusArgs),
     /// Let this program serve mounts that an older one serves, without unmounting
@@ -101,6 +105,7 @@ impl Command {
             Self::Cat(args) => &args.image,
             Self::Cp(args) => &args.image,
             Self::Inspect(args) => &args.image,
+            Self::Store(args) => args.image()?,
             _ => return None,
         };
         Some(&image.reference)

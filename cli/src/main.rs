@@ -27,6 +27,7 @@ mod repeats;
 mod run;
 mod snapshotter;
 mod status;
+mod store;
 mod text;
 mod tree;
 mod umount;
@@ -87,6 +88,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Index(args) => carry::index(&args.command),
         Command::Profile(args) => carry::profile(&args.command),
         Command::Status(args) => status::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Csi(args) => csi::run(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),

@@ -9,6 +9,7 @@ use rustix::mount::MountPropagationFlags;
 
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
+use peelfs::host::subids;
 
 /// What this process is in its namespaces.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,7 +38,8 @@ pub(super) fn enter() -> Result<Standing, Report> {
 
 fn enter_as_user() -> Result<Standing, Report> {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let ranges = [("/etc/subuid", user), ("/etc/subgid", user)].map(|(file, user)| range(Path::new(file), user));
+    let ranges =
+        [("/etc/subuid", user), ("/etc/subgid", user)].map(|(file, user)| subids::range(Path::new(file), user));
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
     if let [Some(users), Some(groups)] = ranges
         && let Some(mapper) = Mapper::start([(user, users), (group, groups)])
@@ -65,30 +67,6 @@ fn failed(cause: std::io::Error) -> Report {
         return report;
     }
     report.hint("users other than root need user namespaces: let root allow them (`sysctl user.max_user_namespaces`, on Debian `kernel.unprivileged_userns_clone`), or run it")
-}
-
-/// First number and count of the ids that a user may have others as, by subuid(5) or subgid(5).
-fn range(file: &Path, user: u32) -> Option<(u32, u32)> {
-    let name = own_name(user);
-    let text = std::fs::read_to_string(file).ok()?;
-    let own = text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let of = fields.next()?;
-        let is_own = name.as_deref() == Some(of) || of.parse() == Ok(user);
-        let range = (fields.next()?.trim().parse().ok()?, fields.next()?.trim().parse().ok()?);
-        is_own.then_some(range)
-    });
-    own.filter(|(_, count)| *count > 0)
-}
-
-/// The name of a user of this machine.
-fn own_name(user: u32) -> Option<String> {
-    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(user)).then(|| name.to_owned())
-    })
 }
 
 /// A process that stays outside, and maps the users of the namespace by newuidmap and newgidmap.

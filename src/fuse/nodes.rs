@@ -31,7 +31,7 @@ pub(super) fn lookup(tree: &dyn Tree, view: View, node: NodeId, name: &[u8]) -> 
         b".." => Some(tree.attr(tree.parent(node)?)?),
         name => tree.lookup(node, name)?,
     };
-    Ok(found.map_or_else(absent, |found| entry(tree, view, &found)))
+    Ok(found.map_or_else(|| absent(tree, node), |found| entry(tree, view, &found)))
 }
 
 fn entry(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Entry {
@@ -48,8 +48,9 @@ fn entry(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Entry {
 }
 
 /// Node 0 says that there is no such name, and that the kernel may remember it.
-fn absent() -> wire::Entry {
-    wire::Entry { nodeid: 0, entry_valid: FOR_EVER, attr_valid: FOR_EVER, ..Default::default() }
+fn absent(tree: &dyn Tree, directory: NodeId) -> wire::Entry {
+    let life = if tree.names_stay(directory) { FOR_EVER } else { 0 };
+    wire::Entry { nodeid: 0, entry_valid: life, attr_valid: life, ..Default::default() }
 }
 
 /// A node that was asked for by its number.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::channel::ChannelError;
 use super::cover::Covers;
+use super::image_store::ImageStoreError;
 use super::kernel::KernelError;
 use super::report::{Code, Report};
 use super::verifiers::VerifierError;
@@ -63,6 +64,9 @@ pub enum HostError {
     /// An overlay could not be laid over the image.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// The image store cannot be used so.
+    #[error(transparent)]
+    ImageStore(#[from] ImageStoreError),
     /// There can be no bundle of the image.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -227,6 +231,13 @@ impl From<HostError> for Report {
             HostError::Kernel(ref cause) => kernel_hint(told(Code::Failure), cause),
             HostError::Covers(cause) => cause.into(),
             HostError::Overlay(cause) => cause.into(),
+            HostError::ImageStore(ref cause) => {
+                let report = told(cause.code());
+                match cause.hint() {
+                    Some(hint) => report.hint(hint),
+                    None => report,
+                }
+            }
             HostError::Bundle(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
             HostError::Told(report) => report,

@@ -17,7 +17,7 @@ use super::fs::{DirEntry, FsError, ImageFs, NotNow, Now, not_now};
 use super::tree::{Answer, KernelContent, ReadNow, SeekTo, Totals, Tree};
 use crate::layer::{Contents, Kind, Timestamp};
 use crate::offsets::FileOffset;
-use crate::overlay::{Held, Listed, NodeAttr, NodeId};
+use crate::overlay::{Held, LayerNo, Listed, NodeAttr, NodeId};
 
 /// The uppermost layer of an image that is cut off above it.
 pub struct LayerFs {
@@ -32,13 +32,17 @@ pub enum OpaqueMark {
     Trusted,
     /// `user.overlay.opaque`: of an overlay in a user namespace, or with the option `userxattr`.
     User,
+    /// Either: for overlays of any user.
+    Both,
 }
 
 impl OpaqueMark {
-    fn name(self) -> &'static [u8] {
+    fn names(self) -> &'static [&'static [u8]] {
+        const NAMES: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
         match self {
-            Self::Trusted => b"trusted.overlay.opaque",
-            Self::User => b"user.overlay.opaque",
+            Self::Trusted => &NAMES[..1],
+            Self::User => &NAMES[1..],
+            Self::Both => &NAMES,
         }
     }
 }
@@ -52,6 +56,16 @@ impl LayerFs {
     /// The layers up to this one as an image.
     pub fn image(&self) -> &Arc<ImageFs> {
         &self.fs
+    }
+
+    /// Its number in the image.
+    pub fn number(&self) -> LayerNo {
+        self.fs.overlay.uppermost()
+    }
+
+    /// Bytes of its tar, once it is known.
+    pub fn decoded_size(&self) -> Option<u64> {
+        self.fs.known_content(self.number()).map(|content| content.index().layer().decoded_size)
     }
 
     /// Waits until the layer is verified, and all is known that it needs of those below.
@@ -126,7 +140,7 @@ impl LayerFs {
 
     fn xattr_now(&self, node: NodeId, name: &[u8]) -> Now<Option<Vec<u8>>> {
         if steers_overlayfs(name) {
-            let opaque = name == self.marks.name() && self.fs.overlay.is_held_opaque(node).map_err(not_now)?;
+            let opaque = self.marks.names().contains(&name) && self.fs.overlay.is_held_opaque(node).map_err(not_now)?;
             return Ok(opaque.then(|| b"y".to_vec()));
         }
         match self.held_as(node)? {
@@ -140,7 +154,7 @@ impl LayerFs {
         let mut names = self.fs.xattr_names(like)?;
         names.retain(|name| !steers_overlayfs(name));
         if self.fs.overlay.is_held_opaque(node).map_err(not_now)? {
-            names.push(self.marks.name().to_vec());
+            names.extend(self.marks.names().iter().map(|name| name.to_vec()));
         }
         Ok(names)
     }
@@ -158,7 +172,7 @@ impl LayerFs {
         Ok(all.map(|mut names| {
             names.retain(|name| !steers_overlayfs(name));
             if contents.has(Contents::WHITEOUTS) {
-                names.insert(self.marks.name().to_vec());
+                names.extend(self.marks.names().iter().map(|name| name.to_vec()));
             }
             names
         }))

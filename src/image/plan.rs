@@ -56,6 +56,11 @@ impl Documents {
         }
     }
 
+    /// A document as it was written.
+    pub fn text(&self, digest: &Digest) -> Option<&str> {
+        self.texts.iter().find(|(known, _)| known == digest).map(|(_, text)| text.as_str())
+    }
+
     fn has(&self, digest: &Digest) -> bool {
         self.texts.iter().any(|(known, _)| known == digest)
     }

@@ -66,13 +66,18 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// A tree of files that never changes.
+/// A tree of files that never change; which files there are may change in some directories ([`Tree::names_stay`]).
 pub trait Tree: Send + Sync + 'static {
     /// A node by name; `None` where the directory has no such name.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<NodeAttr>>;
+
+    /// Whether a name that a directory does not have will never come.
+    fn names_stay(&self, _directory: NodeId) -> bool {
+        true
+    }
 
     /// A node's metadata.
     ///

@@ -25,6 +25,10 @@ impl<T: Tree> Tree for UnderOverlay<T> {
         self.0.lookup(parent, name)
     }
 
+    fn names_stay(&self, directory: NodeId) -> bool {
+        self.0.names_stay(directory)
+    }
+
     fn attr(&self, node: NodeId) -> Answer<NodeAttr> {
         self.0.attr(node)
     }

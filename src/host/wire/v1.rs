@@ -210,9 +210,10 @@ enum Writable {
     Kept(WirePath),
 }
 
+/// An image, and how it is reached.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct ImageSpec {
+pub struct ImageSpec {
     reference: String,
     platform: Option<String>,
     /// Left out where the whole image is shown, as by programs that cannot show one layer; those refuse it.
@@ -360,7 +361,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
 
 impl ImageSpec {
     /// What it means, where the source is waited for in this way.
-    fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
+    pub(in crate::host) fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
         let Self { surroundings, cache_dir, cache_size, verifiers, .. } = self;
         let access = spec::Access {

@@ -1,0 +1,161 @@
+//! `peelfs store`: images for podman, buildah and CRI-O.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::args::{CacheDirArgs, ImageArgs};
+use super::progress::Bar;
+use super::{meant, text};
+use peelfs::host::image_store::{self, Listed, StoreSpec};
+use peelfs::host::open;
+use peelfs::host::report::Report;
+use peelfs::source::outage::OnOutage;
+
+/// `peelfs store`
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+/// Which store.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct PlaceArgs {
+    /// The store's directory [default: /var/lib/peelfs/store, for users other than root $XDG_DATA_HOME/peelfs/store]
+    #[arg(long, value_name = "DIR", env = "PEELFS_STORE", hide_env_values = true)]
+    pub store: Option<PathBuf>,
+}
+
+/// What can be done with a store.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub(crate) enum StoreCommand {
+    /// Serve a store in the foreground, until Ctrl-C or `peelfs umount DIR`
+    ///
+    /// Engines are told of it by `additionalimagestores = ["DIR"]` in storage.conf. While it is not served it is a store
+    /// without images.
+    Serve {
+        /// The store's directory [default: /var/lib/peelfs/store, for users other than root $XDG_DATA_HOME/peelfs/store]
+        #[arg(value_name = "DIR", env = "PEELFS_STORE", hide_env_values = true)]
+        store: Option<PathBuf>,
+        /// Let engines of other users use it, too
+        #[arg(long)]
+        allow_other: bool,
+        /// How long readers wait for a registry that is away or silent, as for `peelfs mount`
+        #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
+        on_outage: OnOutage,
+        /// Where layers are kept.
+        #[command(flatten)]
+        cache: CacheDirArgs,
+    },
+    /// Add an image: engines see it at once, and what they read of it is fetched
+    Add {
+        /// Which image.
+        #[command(flatten)]
+        image: ImageArgs,
+        /// Which store.
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Give it this name instead of its own; may be repeated
+        #[arg(long, value_name = "NAME")]
+        name: Vec<String>,
+        /// Return only when every layer is indexed and verified
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Remove images by name, or by id; containers that use them go on
+    #[command(alias = "rm")]
+    Remove {
+        /// Names or ids
+        #[arg(value_name = "IMAGE", required = true)]
+        images: Vec<String>,
+        /// Which store.
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// List the images
+    #[command(alias = "ls")]
+    List {
+        /// Which store.
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl StoreArgs {
+    /// The image that is named, if one is.
+    pub(super) fn image(&self) -> Option<&ImageArgs> {
+        match &self.command {
+            StoreCommand::Add { image, .. } => Some(image),
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
+    match &args.command {
+        StoreCommand::Serve { store, allow_other, on_outage, cache } => {
+            let (at, cache) = (directory(store.as_ref())?, meant::cache(cache)?);
+            let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
+            Ok(image_store::serve(&spec, &mut Bar::new())?)
+        }
+        StoreCommand::Add { image, place, name, wait } => {
+            let (at, image) = (directory(place.store.as_ref())?, meant::image_elsewhere(image)?);
+            let added = image_store::add(&at, &image, name, *wait, &mut Bar::new())?;
+            for name in added.moved {
+                eprintln!("note: `{name}` was the name of another image, and is this one's now");
+            }
+            if !added.served {
+                eprintln!("note: the store is not served; engines see the image when `peelfs store serve` runs");
+            }
+            print_names(&added.image)
+        }
+        StoreCommand::Remove { images, place } => {
+            let at = directory(place.store.as_ref())?;
+            image_store::remove(&at, images, &mut Bar::new())?;
+            Ok(())
+        }
+        StoreCommand::List { place, json } => {
+            let listed = image_store::list(&directory(place.store.as_ref())?)?;
+            if *json { print_json(&listed) } else { print_table(&listed) }
+        }
+    }
+}
+
+fn directory(typed: Option<&PathBuf>) -> Result<PathBuf, Report> {
+    match typed {
+        Some(typed) => Ok(open::absolute(typed)),
+        None => Ok(image_store::default_directory()?),
+    }
+}
+
+fn print_names(image: &Listed) -> Result<(), Report> {
+    let mut out = std::io::stdout().lock();
+    image.names.iter().try_for_each(|name| writeln!(out, "{name}")).or_else(|error| text::output_ended(&error))
+}
+
+fn print_json(listed: &[Listed]) -> Result<(), Report> {
+    let mut out = std::io::stdout().lock();
+    let mut print = |image: &Listed| writeln!(out, "{}", serde_json::to_string(image).expect("plain data"));
+    listed.iter().try_for_each(|image| print(image)).or_else(|error| text::output_ended(&error))
+}
+
+fn print_table(listed: &[Listed]) -> Result<(), Report> {
+    let rows: Vec<_> = listed.iter().flat_map(|image| image.names.iter().map(move |name| (name, image))).collect();
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut out = std::io::stdout().lock();
+    let mut print = |(name, image): &(&String, &Listed)| {
+        let (id, layers) =
+            (image.id.get(..SHOWN_OF_ID).unwrap_or(&image.id), text::count(image.layers as u64, "layer"));
+        writeln!(out, "{name:width$}  {id}  {layers}, {}", text::size(image.size))
+    };
+    rows.iter().try_for_each(&mut print).or_else(|error| text::output_ended(&error))
+}
+
+const SHOWN_OF_ID: usize = 12;

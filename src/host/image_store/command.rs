@@ -1,0 +1,258 @@
+//! What commands do with the images of a store.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use super::records::{Listed, Record, Records};
+use super::server::{Told, Word};
+use super::{ImageStoreError, records_of};
+use crate::host::channel::{Channel, ChannelError};
+use crate::host::error::HostError;
+use crate::host::process::{self, Purpose};
+use crate::host::spec::ImageSpec;
+use crate::host::{Progress, open, wire};
+use crate::image_store::Stored;
+use crate::reference::{Place, Reference};
+
+/// What became of an image that was added.
+#[derive(Debug)]
+pub struct Added {
+    /// The image.
+    pub image: Listed,
+    /// Whether a process serves the store: engines see the image now.
+    pub served: bool,
+    /// Names that other images had before.
+    pub moved: Vec<String>,
+}
+
+/// Adds an image to the store `at`, under these names or its own. Returns when engines see it; with `wait`, when all of
+/// its layers are verified.
+///
+/// # Errors
+/// [`HostError`]; the store is as before then.
+pub fn add(
+    at: &Path,
+    image: &ImageSpec,
+    names: &[String],
+    wait: bool,
+    progress: &mut dyn Progress,
+) -> Result<Added, HostError> {
+    let names = match names {
+        [] => vec![own_name(&image.reference)],
+        names => names.iter().map(|name| full_name(name)).collect::<Result<_, _>>()?,
+    };
+    let runtime = process::runtime(Purpose::Starting)?;
+    let opened = runtime.block_on(open::open_alone(image))?;
+    runtime.shutdown_background();
+    Stored::new(&opened.plan, Vec::new(), "").ok_or(ImageStoreError::Documents)?;
+    let mut record = Record::new(image, &opened.plan, names);
+    drop(opened.plan);
+
+    let records = Records::open(at)?;
+    let locked = records.lock()?;
+    let before = records.all()?;
+    let (mut changed, mut moved) = (Vec::new(), Vec::new());
+    for (hex, other) in &before {
+        if hex == record.config.hex() {
+            let known = other.names.iter().filter(|name| !record.names.contains(name)).cloned().collect::<Vec<_>>();
+            record.names.extend(known);
+            record.added.clone_from(&other.added);
+            continue;
+        }
+        let (gone, left): (Vec<_>, Vec<_>) = other.names.iter().cloned().partition(|name| record.names.contains(name));
+        if !gone.is_empty() {
+            moved.extend(gone);
+            changed.push(other.named(left));
+        }
+    }
+    let hex = record.config.hex().to_owned();
+    let write_all = || -> Result<(), ImageStoreError> {
+        records.write(&record)?;
+        for other in &changed {
+            match other.names.is_empty() {
+                true => records.remove(other.config.hex())?,
+                false => records.write(other)?,
+            }
+        }
+        Ok(())
+    };
+    let told = write_all()
+        .map_err(HostError::from)
+        .and_then(|()| tell(&records, Told::Changed { added: Some(hex.clone()), wait }, progress));
+    let served = match told {
+        Ok(served) => served,
+        Err(error) => {
+            restore(&records, &before, &hex)?;
+            let _ = tell(&records, Told::Changed { added: None, wait: false }, progress);
+            return Err(error);
+        }
+    };
+    drop(locked);
+    Ok(Added { image: record.listed(), served, moved })
+}
+
+/// Puts records back as they were.
+fn restore(records: &Records, before: &BTreeMap<String, Record>, added: &str) -> Result<(), ImageStoreError> {
+    if !before.contains_key(added) {
+        records.remove(added)?;
+    }
+    before.values().try_for_each(|record| records.write(record))
+}
+
+/// Removes a name from an image of the store `at`, and with its last name the image; or, by its id, the image.
+///
+/// # Errors
+/// [`HostError`]
+pub fn remove(at: &Path, names: &[String], progress: &mut dyn Progress) -> Result<Vec<Listed>, HostError> {
+    let records = Records::open(at)?;
+    let _locked = records.lock()?;
+    let mut removed = Vec::new();
+    // All or none.
+    let mut all = records.all()?;
+    let mut changed = std::collections::BTreeSet::new();
+    for name in names {
+        let (hex, by_name) = find(at, &all, name)?;
+        let record = all.get_mut(&hex).expect("it was found");
+        match by_name {
+            Some(name) if record.names.len() > 1 => {
+                record.names.retain(|own| *own != name);
+            }
+            _ => record.names.clear(),
+        }
+        changed.insert(hex);
+    }
+    for hex in changed {
+        let record = &all[&hex];
+        match record.names.is_empty() {
+            true => records.remove(&hex)?,
+            false => records.write(record)?,
+        }
+        removed.push(record.listed());
+    }
+    tell(&records, Told::Changed { added: None, wait: false }, progress)?;
+    Ok(removed)
+}
+
+/// The image that is meant, and the name if it was named by one.
+fn find(at: &Path, all: &BTreeMap<String, Record>, typed: &str) -> Result<(String, Option<String>), ImageStoreError> {
+    let full = full_name(typed).ok();
+    let candidates = [Some(typed.to_owned()), full, Some(format!("localhost/{typed}"))];
+    for name in candidates.into_iter().flatten() {
+        if let Some((hex, _)) = all.iter().find(|(_, record)| record.names.contains(&name)) {
+            return Ok((hex.clone(), Some(name)));
+        }
+    }
+    let id = typed.strip_prefix("sha256:").unwrap_or(typed);
+    let mut by_id = all.keys().filter(|hex| id.len() >= SHORTEST_ID && hex.starts_with(id));
+    match (by_id.next(), by_id.next()) {
+        (Some(hex), None) => Ok((hex.clone(), None)),
+        (Some(_), Some(_)) => Err(ImageStoreError::Ambiguous { at: at.to_owned(), name: typed.to_owned() }),
+        (None, _) => Err(ImageStoreError::NoImage { at: at.to_owned(), name: typed.to_owned() }),
+    }
+}
+
+/// The images of the store `at`.
+///
+/// # Errors
+/// [`HostError`]
+pub fn list(at: &Path) -> Result<Vec<Listed>, HostError> {
+    // Nothing is made where there is no store.
+    if !records_of(at).is_dir() {
+        return Ok(Vec::new());
+    }
+    Ok(Records::open(at)?.all()?.values().map(Record::listed).collect())
+}
+
+/// Has the process that serves the store look at its records; `false` if there is none.
+fn tell(records: &Records, what: Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
+    let Ok(channel) = Channel::connect(&records.socket()) else { return Ok(false) };
+    let failed = |cause| HostError::Channel { peer: "process that serves the store", cause };
+    let mut ask = || -> Result<Result<(), HostError>, ChannelError> {
+        channel.set_timeout(ANSWERS_WITHIN)?;
+        channel.offer()?;
+        channel.send(&what, None)?;
+        loop {
+            let (text, _) = channel.receive()?.ok_or(ChannelError::Gone)?;
+            match wire::parse::<Word>(&text)? {
+                Word::Progress { total, done } => progress.show(total, done),
+                Word::Note(note) => progress.note(&note),
+                Word::Ready => return Ok(Ok(())),
+                Word::Failed(failure) => return Ok(Err(HostError::Told(failure.into()))),
+            }
+        }
+    };
+    let asked = ask();
+    progress.end();
+    asked.map_err(failed)??;
+    Ok(true)
+}
+
+/// The name of an image that was added under none.
+fn own_name(reference: &Reference) -> String {
+    if let Place::Registry(name) = reference.place() {
+        let repository = format!("{}/{}", name.authority(), name.repository());
+        return match (name.tag(), name.digest()) {
+            (_, Some(digest)) => format!("{repository}@{digest}"),
+            (tag, None) => format!("{repository}:{}", tag.unwrap_or("latest")),
+        };
+    }
+    // `oci:/path/to/app:1.0` is `localhost/app:1.0`.
+    let typed = reference.to_string();
+    let path = typed.split_once(':').map_or(typed.as_str(), |(_, path)| path);
+    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+    let (name, tag) = last.split_once(':').unwrap_or((last, "latest"));
+    let fit = |text: &str, keep: fn(char) -> bool| -> String {
+        let text: String = text.chars().map(|char| if keep(char) { char } else { '-' }).collect();
+        text.trim_matches(|char: char| !char.is_ascii_alphanumeric()).to_owned()
+    };
+    let name = name.trim_end_matches(".tar").to_ascii_lowercase();
+    let name = fit(&name, |char| char.is_ascii_lowercase() || char.is_ascii_digit());
+    let tag = fit(tag.rsplit(':').next().unwrap_or(tag), |char| char.is_ascii_alphanumeric() || "._-".contains(char));
+    let (name, tag) = (if name.is_empty() { "image" } else { &name }, if tag.is_empty() { "latest" } else { &tag });
+    full_name(&format!("localhost/{name}:{tag}")).unwrap_or_else(|_| "localhost/image:latest".to_owned())
+}
+
+/// A name as engines have it in full.
+fn full_name(typed: &str) -> Result<String, ImageStoreError> {
+    let wrong = || ImageStoreError::Name { name: typed.to_owned() };
+    let reference: Reference = typed.parse().map_err(|_| wrong())?;
+    match reference.place() {
+        Place::Registry(name) if name.digest().is_none() => Ok(own_name(&reference)),
+        _ => Err(wrong()),
+    }
+}
+
+/// Digits of the shortest beginning of an id.
+const SHORTEST_ID: usize = 4;
+/// How long the process that serves may say nothing.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_image_is_named_as_engines_name_it() {
+        for (reference, name) in [
+            ("alpine", "docker.io/library/alpine:latest"),
+            ("docker://quay.io/a/b:1", "quay.io/a/b:1"),
+            ("127.0.0.1:5000/app:v2", "127.0.0.1:5000/app:v2"),
+            ("oci:/var/My Layout:1.0", "localhost/my-layout:1.0"),
+            ("oci:/var/layout", "localhost/layout:latest"),
+            ("oci:/var/layout/", "localhost/layout:latest"),
+            ("docker-archive:/tmp/app.tar", "localhost/app:latest"),
+        ] {
+            assert_eq!(own_name(&reference.parse().unwrap()), name, "{reference}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_engine_takes_are_refused() {
+        assert_eq!(full_name("app").unwrap(), "docker.io/library/app:latest");
+        for wrong in ["oci:/tmp/layout", "UPPER/case", "", "a b"] {
+            assert!(full_name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

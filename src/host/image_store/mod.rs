@@ -1,0 +1,151 @@
+//! An [image store](crate::image_store) on this machine: the directory that engines are told of, the process that serves it,
+//! and the images that are in it.
+//!
+//! `DIR` is the store: without images on disk, and with them while it is served. Beside it, `DIR.images` holds a [record](records)
+//! of each image, by which it is opened again whenever the store is served, without asking a registry. Commands write
+//! records and then tell the process that serves, over a socket in the same directory, to look at them.
+
+mod command;
+mod records;
+mod server;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use command::{Added, add, list, remove};
+pub use records::Listed;
+pub use server::serve;
+
+use super::report::Code;
+use super::spec::CacheSpec;
+use crate::source::outage::OnOutage;
+
+/// A store that is to be served.
+#[derive(Clone, Debug)]
+pub struct StoreSpec {
+    /// The directory that engines are told of.
+    pub at: PathBuf,
+    /// Where layers are kept.
+    pub cache: CacheSpec,
+    /// How long readers wait for a registry.
+    pub on_outage: OnOutage,
+    /// Other users' engines may use it.
+    pub allow_other: bool,
+}
+
+/// Why a store cannot be used so.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageStoreError {
+    /// A directory or file of it cannot be made, read or written.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The directory has something else in it.
+    #[error("`{}` is not an empty directory, and no store of peelfs", at.display())]
+    Foreign {
+        /// The directory.
+        at: PathBuf,
+    },
+    /// A process serves it already.
+    #[error("the store `{}` is being served", at.display())]
+    Served {
+        /// The directory.
+        at: PathBuf,
+    },
+    /// What is recorded of an image cannot be understood.
+    #[error("`{}` is not what peelfs writes of an image: {why}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// There is no such image in it.
+    #[error("the store `{}` has no image `{name}`", at.display())]
+    NoImage {
+        /// The directory.
+        at: PathBuf,
+        /// Name or id.
+        name: String,
+    },
+    /// Several images have ids that begin so.
+    #[error("the store `{}` has several images whose ids begin with `{name}`", at.display())]
+    Ambiguous {
+        /// The directory.
+        at: PathBuf,
+        /// What they begin with.
+        name: String,
+    },
+    /// An engine would not take the name.
+    #[error("`{name}` is not a name for an image in a store")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A document of the image is missing.
+    #[error("the image's documents are not UTF-8, which no engine reads")]
+    Documents,
+}
+
+impl ImageStoreError {
+    fn file(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::File { path: path.clone(), cause }
+    }
+
+    /// The exit code.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::NoImage { .. } => Code::NotFound,
+            Self::Name { .. } | Self::Ambiguous { .. } => Code::Usage,
+            Self::File { .. } | Self::Foreign { .. } | Self::Served { .. } | Self::Record { .. } | Self::Documents => {
+                Code::Failure
+            }
+        }
+    }
+
+    /// What the user can do.
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Foreign { .. } => {
+                Some("name a directory of its own: an engine's own storage is another one".to_owned())
+            }
+            Self::Served { at } => {
+                Some(format!("`peelfs store add IMAGE --store {}` adds an image to it", at.display()))
+            }
+            Self::NoImage { .. } => Some("`peelfs store list` lists them".to_owned()),
+            Self::Ambiguous { .. } => Some("write more of it".to_owned()),
+            Self::Name { .. } => Some("names are as in `localhost/app:1`".to_owned()),
+            Self::Record { path, .. } => Some(format!("remove `{}`, and add the image again", path.display())),
+            Self::File { .. } | Self::Documents => None,
+        }
+    }
+}
+
+/// Where the store is when none is named.
+///
+/// # Errors
+/// [`super::error::HostError::NoCacheDirectory`]
+pub fn default_directory() -> Result<PathBuf, super::error::HostError> {
+    use etcetera::BaseStrategy as _;
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from(SYSTEM));
+    }
+    let base = etcetera::choose_base_strategy();
+    let base = base.map_err(|error| super::error::HostError::NoCacheDirectory { why: error.to_string() })?;
+    Ok(base.data_dir().join("peelfs/store"))
+}
+
+/// Where the records of the images of the store `at` are.
+fn records_of(at: &Path) -> PathBuf {
+    let mut path = at.as_os_str().to_owned();
+    path.push(".images");
+    path.into()
+}
+
+const SYSTEM: &str = "/var/lib/peelfs/store";

@@ -1,0 +1,46 @@
+//! Owners as a user has them on disk: an engine of a user other than root works in a user namespace, and what belongs to root
+//! there belongs to the user on the machine.
+
+/// Which number on the machine a number of the image is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct IdMap {
+    /// The user's own, which is 0 in images.
+    own: u32,
+    /// The first of the others, which is 1 in images, and how many there are.
+    others: (u32, u32),
+}
+
+impl IdMap {
+    /// Of a user `own` who may have `count` others from `first` on.
+    pub fn new(own: u32, (first, count): (u32, u32)) -> Self {
+        Self { own, others: (first, count) }
+    }
+
+    /// The number on the machine; that of no user where the user may not have it.
+    pub fn outside(self, id: u32) -> u32 {
+        let (first, count) = self.others;
+        match id {
+            0 => self.own,
+            id if id <= count => first.checked_add(id - 1).unwrap_or(NOBODY),
+            _ => NOBODY,
+        }
+    }
+}
+
+/// What the kernel shows where a number has no meaning.
+const NOBODY: u32 = 65_534;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_an_image_are_mapped_as_newuidmap_does() {
+        let map = IdMap::new(1000, (100_000, 65_536));
+        for (inside, outside) in [(0, 1000), (1, 100_000), (65_536, 165_535), (65_537, NOBODY), (u32::MAX, NOBODY)] {
+            assert_eq!(map.outside(inside), outside, "{inside}");
+        }
+        assert_eq!(IdMap::new(1000, (0, 0)).outside(1), NOBODY, "there is no other");
+        assert_eq!(IdMap::new(1000, (u32::MAX, 2)).outside(2), NOBODY);
+    }
+}
