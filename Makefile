@@ -36,7 +36,7 @@ test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
 		docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
 		restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox \
-		containerd:containerd ctr-remote:stargz-snapshotter $(PROGRAMS_OF_32_BITS)
+		containerd:containerd ctr-remote:stargz-snapshotter podman:podman buildah:buildah $(PROGRAMS_OF_32_BITS)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked

@@ -12,7 +12,6 @@ use super::bundle::BundleArgs;
 use super::csi::CsiArgs;
 use super::run::RunArgs;
 use super::snapshotter::{CredentialArgs, SnapshotterArgs};
-use super::snapshotter::SnapshotterArgs;
 use super::store::StoreArgs;
 
 /// Mounts any OCI image as a directory, lazily and verified.

@@ -142,8 +142,8 @@ fn print_names(image: &Listed) -> Result<(), Report> {
 
 fn print_json(listed: &[Listed]) -> Result<(), Report> {
     let mut out = std::io::stdout().lock();
-    let mut print = |image: &Listed| writeln!(out, "{}", serde_json::to_string(image).expect("plain data"));
-    listed.iter().try_for_each(|image| print(image)).or_else(|error| text::output_ended(&error))
+    let print = |image: &Listed| writeln!(out, "{}", serde_json::to_string(image).expect("plain data"));
+    listed.iter().try_for_each(print).or_else(|error| text::output_ended(&error))
 }
 
 fn print_table(listed: &[Listed]) -> Result<(), Report> {

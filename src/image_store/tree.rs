@@ -384,7 +384,7 @@ impl StoreTree {
             let kind = attr.map_or(Kind::Directory, |attr| attr.kind);
             let entry = DirEntry { name: name.as_bytes(), node: node.id(), kind, next: at + 1 };
             let attr = match (attr, with_attrs) {
-                (None, true) => Some(self.any_attr(node.id(), |fs, node| Tree::attr(fs, node))?),
+                (None, true) => Some(self.any_attr(node.id(), <LayerFs as Tree>::attr)?),
                 (attr, _) => attr,
             };
             if each(entry, attr.as_ref()).is_break() {
@@ -432,7 +432,7 @@ impl Tree for StoreTree {
         let shown = self.shown();
         match self.find(&shown, parent, name)? {
             None => Ok(None),
-            Some(node @ Node::Inside(..)) => self.any_attr(node.id(), |fs, node| Tree::attr(fs, node)).map(Some),
+            Some(node @ Node::Inside(..)) => self.any_attr(node.id(), <LayerFs as Tree>::attr).map(Some),
             Some(node) => self.own_attr(&shown, node).map(Some),
         }
     }
@@ -442,11 +442,11 @@ impl Tree for StoreTree {
     }
 
     fn attr(&self, node: NodeId) -> Answer<NodeAttr> {
-        self.any_attr(node, |fs, node| Tree::attr(fs, node))
+        self.any_attr(node, <LayerFs as Tree>::attr)
     }
 
     fn node(&self, node: NodeId) -> Answer<NodeAttr> {
-        self.any_attr(node, |fs, node| Tree::node(fs, node))
+        self.any_attr(node, <LayerFs as Tree>::node)
     }
 
     fn parent(&self, node: NodeId) -> Answer<NodeId> {

@@ -8,6 +8,7 @@ mod containers;
 mod crash;
 mod csi;
 mod damaged_cache;
+mod image_store;
 mod killed;
 mod service;
 mod soak;

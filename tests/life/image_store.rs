@@ -1,0 +1,292 @@
+//! The image store: podman, buildah and what they make of images that were never pulled.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use peelfs::fuse::mounts;
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::registry::{Catalog, Registry};
+use peelfs_loopback::tar::Entry;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+
+use crate::containers::system;
+
+/// A store that is served, and engines that know of it; ended when dropped.
+struct Store<'a> {
+    sandbox: &'a Sandbox,
+    at: PathBuf,
+    server: Child,
+}
+
+impl<'a> Store<'a> {
+    fn serve(sandbox: &'a Sandbox) -> Self {
+        let at = sandbox.path().join("store");
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/root\"\nrunroot = \"{0}/runroot\"\n[storage.options]\nadditionalimagestores = [\"{1}\"]\n",
+            sandbox.path().display(),
+            at.display()
+        );
+        std::fs::write(sandbox.path().join("storage.conf"), storage).unwrap();
+        let server = sandbox.peelfs(["store", "serve"]).arg(&at).stderr(Stdio::inherit()).spawn().unwrap();
+        let store = Self { sandbox, at, server };
+        let begun = Instant::now();
+        while mounts::peelfs_at(&store.at).is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the store is not served");
+            std::thread::yield_now();
+        }
+        store
+    }
+
+    fn peelfs(&self, words: &[&str]) -> Output {
+        let output = self.sandbox.peelfs(["store"]).args(words).arg("--store").arg(&self.at).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+        output
+    }
+
+    /// An engine with a storage of its own.
+    fn engine(&self, program: &str) -> Command {
+        let directory = self.sandbox.path();
+        let mut command = Command::new(program);
+        command.env("CONTAINERS_STORAGE_CONF", directory.join("storage.conf")).env("HOME", directory.join("home"));
+        command.env("XDG_RUNTIME_DIR", directory.join("run")).stdin(Stdio::null());
+        if program == "podman" {
+            command.args(["--events-backend=none", "--cgroup-manager=cgroupfs", "--runtime=runc"]);
+        }
+        command
+    }
+
+    fn podman(&self, words: &[&str]) -> Output {
+        self.engine("podman").args(words).output().unwrap()
+    }
+
+    fn done(&self, words: &[&str]) -> String {
+        let output = self.podman(words);
+        assert!(output.status.success(), "podman {words:?}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Runs a container that is gone afterwards.
+    fn run(&self, words: &[&str]) -> String {
+        let fixed =
+            ["run", "--rm", "--pull=never", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"];
+        self.done(&[&fixed, words].concat())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let images = self.done(&["images", "--format={{.Repository}}:{{.Tag}}"]);
+        let mut names: Vec<String> = images.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Store<'_> {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.server), Signal::TERM);
+        let _ = self.server.wait();
+        let _ = self.engine("podman").args(["rm", "--all", "--force"]).output();
+        while mounts::peelfs_at(&self.at).is_some()
+            && peelfs::fuse::unmount(&self.at, peelfs::fuse::OpenFiles::Keep).is_ok()
+        {}
+    }
+}
+
+fn cannot_run() -> bool {
+    cannot_mount() || is_missing("podman") || is_missing("runc")
+}
+
+/// Three layers: one removes, one hides a directory, one replaces and links.
+fn layered(config: Value) -> Option<Image> {
+    let mut base = system()?;
+    base.extend([
+        Entry::dir("data"),
+        Entry::file("data/old", "old\n"),
+        Entry::file("data/kept", "kept\n"),
+        Entry::dir("hidden"),
+        Entry::file("hidden/below", "1"),
+    ]);
+    let second =
+        [Entry::whiteout("data/old"), Entry::opaque("hidden"), Entry::dir("hidden"), Entry::file("hidden/above", "2")];
+    let third = [Entry::file("data/new", "new\n"), Entry::hard_link("data/linked", "data/new")];
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&base)).layer(LayerBuilder::of(&second));
+    Some(image.layer(LayerBuilder::of(&third)).config(config).build())
+}
+
+fn layout(directory: &Path, image: &Image) -> String {
+    image.write_layout(directory, "1").unwrap();
+    format!("oci:{}:1", directory.display())
+}
+
+/// The digest of an image's configuration.
+fn config_of(image: &Image) -> String {
+    let is_layer = |digest: &_| image.layers().iter().any(|layer| &layer.digest == digest);
+    image.blobs().find(|(digest, _)| !is_layer(digest)).unwrap().0.to_string()
+}
+
+const SEEN: &str = "data/kept data/linked data/new hidden/above";
+
+/// Nothing is pulled, and what containers, builds and commits see is the image.
+#[test]
+fn podman_runs_builds_and_commits_from_the_store() {
+    let Some(image) = layered(json!({ "Cmd": ["sh", "-c", "cd /; echo data/* hidden/*"], "Env": ["PATH=/bin"] }))
+    else {
+        return;
+    };
+    if cannot_run() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let store = Store::serve(&sandbox);
+    assert_eq!(store.names(), [""; 0], "no image yet");
+    store.peelfs(&["add", &layout(&sandbox.path().join("layout"), &image), "--name", "localhost/app:1"]);
+    assert_eq!(store.names(), ["localhost/app:1"]);
+    assert_eq!(store.run(&["localhost/app:1"]), SEEN);
+    let id = store.done(&["image", "inspect", "--format={{.Id}}", "app:1"]);
+    assert_eq!(id, config_of(&image).trim_start_matches("sha256:"));
+    assert_eq!(store.done(&["history", "--quiet", "app:1"]).lines().count(), 3);
+
+    // A container that is kept: what it changed is told, and committed.
+    store.done(&[
+        "run",
+        "--name=c",
+        "--network=none",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=4096:4096",
+        "app:1",
+        "sh",
+        "-c",
+        "echo x > /data/own; touch /etc/passwd",
+    ]);
+    let changed = store.done(&["diff", "c"]);
+    assert!(changed.lines().any(|line| line == "A /data/own"), "{changed}");
+    store.done(&["commit", "--quiet", "c", "localhost/committed:1"]);
+    assert_eq!(
+        store.run(&["localhost/committed:1", "sh", "-c", "cat /data/own; cd /; echo hidden/*"]),
+        "x\nhidden/above"
+    );
+    store.done(&["rm", "c"]);
+
+    let context = sandbox.path().join("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("Containerfile"), "FROM localhost/app:1\nCOPY Containerfile /data/copied\n").unwrap();
+    store.done(&["build", "--quiet", "--pull=never", "--tag=localhost/built:1", context.to_str().unwrap()]);
+    assert_eq!(
+        store.run(&["localhost/built:1", "sh", "-c", "cd /; echo data/*"]),
+        "data/copied data/kept data/linked data/new"
+    );
+    if !is_missing("buildah") {
+        let output =
+            store.engine("buildah").args(["from", "--pull-never", "--name=b", "localhost/app:1"]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let output =
+            store.engine("buildah").args(["commit", "--quiet", "b", "localhost/by-buildah:1"]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    // The store is no engine's to change.
+    assert!(
+        !store.podman(&["rmi", "--force", "localhost/app:1"]).status.success()
+            || store.names().contains(&"localhost/app:1".into())
+    );
+}
+
+/// Layers are saved as they were: with their digests, though they were never on disk as tars.
+#[test]
+fn saved_images_have_the_digests_they_had() {
+    let Some(image) = layered(json!({ "Cmd": ["true"] })).filter(|_| !cannot_run()) else { return };
+    let sandbox = Sandbox::new();
+    let store = Store::serve(&sandbox);
+    store.peelfs(&["add", "--wait", &layout(&sandbox.path().join("layout"), &image), "--name=localhost/app:1"]);
+    let saved = sandbox.path().join("saved");
+    store.done(&["save", "--quiet", "--format=oci-dir", "--output", saved.to_str().unwrap(), "localhost/app:1"]);
+    let index: Value = serde_json::from_slice(&std::fs::read(saved.join("index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(saved.join("blobs/sha256").join(digest)).unwrap()).unwrap();
+    assert_eq!(manifest["config"]["digest"], config_of(&image));
+    let output = sandbox.run(["inspect", &format!("oci:{}", saved.display())]);
+    assert!(output.status.success(), "{}", said(&output));
+    let archive = sandbox.path().join("saved.tar");
+    store.done(&["save", "--quiet", "--output", archive.to_str().unwrap(), "localhost/app:1"]);
+}
+
+/// Images come and go while an engine has the store open; a name moves to the image that got it last.
+#[test]
+fn images_come_and_go_while_engines_look() {
+    let Some(one) = layered(json!({ "Cmd": ["cat", "/data/kept"] })).filter(|_| !cannot_run()) else { return };
+    let two = ImageBuilder::new().layer(LayerBuilder::of(&[Entry::file("only", "2")])).build();
+    let sandbox = Sandbox::new();
+    let [one, two] = [("one", &one), ("two", &two)].map(|(name, image)| layout(&sandbox.path().join(name), image));
+    let mut store = Store::serve(&sandbox);
+    store.peelfs(&["add", &one, "--name=localhost/a:1", "--name=localhost/b:1"]);
+    store.peelfs(&["add", &two, "--name=localhost/b:1"]);
+    assert_eq!(store.names(), ["localhost/a:1", "localhost/b:1"]);
+    assert_ne!(store.done(&["images", "--quiet", "a:1"]), store.done(&["images", "--quiet", "b:1"]));
+    store.peelfs(&["remove", "localhost/b:1"]);
+    assert_eq!(store.names(), ["localhost/a:1"]);
+    assert_eq!(store.run(&["a:1"]), "kept");
+
+    let missing = sandbox.peelfs(["store", "remove", "localhost/none:1", "--store"]).arg(&store.at).output().unwrap();
+    assert_eq!(missing.status.code(), Some(3), "{}", said(&missing));
+
+    // Without its server the directory is a store without images, and podman works.
+    kill_process(Pid::from_child(&store.server), Signal::TERM).unwrap();
+    store.server.wait().unwrap();
+    assert!(mounts::peelfs_at(&store.at).is_none());
+    assert_eq!(store.names(), [""; 0]);
+    // What is added meanwhile is there when it is served again, and so is what was.
+    let output = store.peelfs(&["add", &two, "--name=localhost/later:1"]);
+    assert!(said(&output).contains("the store is not served"), "{}", said(&output));
+    store.server = sandbox.peelfs(["store", "serve"]).arg(&store.at).spawn().unwrap();
+    let begun = Instant::now();
+    while mounts::peelfs_at(&store.at).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the store is not served");
+        std::thread::yield_now();
+    }
+    assert_eq!(store.names(), ["localhost/a:1", "localhost/later:1"]);
+    assert_eq!(store.run(&["a:1"]), "kept");
+}
+
+/// An engine that pulls the same image, or one that shares layers, finds what the store has.
+#[test]
+fn a_pull_of_what_the_store_has_fetches_nothing() {
+    let Some(image) = layered(json!({ "Cmd": ["cat", "/data/kept"] })).filter(|_| !cannot_run()) else { return };
+    let sandbox = Sandbox::new();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image)).unwrap();
+    let reference = registry.reference("app", "1");
+    let store = Store::serve(&sandbox);
+    store.peelfs(&["add", "--wait", &reference]);
+    assert_eq!(store.names(), [reference.clone()]);
+    registry.clear();
+    store.done(&["pull", "--quiet", "--tls-verify=false", &reference]);
+    let is_layer = |path: &str| image.layers().iter().any(|layer| path.ends_with(&layer.digest.to_string()));
+    let fetched = registry.requests().into_iter().filter(|seen| seen.request.method == "GET");
+    assert_eq!(fetched.filter(|seen| is_layer(&seen.request.path)).count(), 0, "its layers are the store's");
+    assert_eq!(store.run(&[&reference]), "kept");
+}
+
+/// What is no store, or served already, is refused, and nothing is mounted.
+#[test]
+fn a_directory_that_is_no_store_is_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let at = sandbox.path().join("other");
+    std::fs::create_dir_all(at.join("overlay-images")).unwrap();
+    std::fs::write(at.join("db.sql"), "").unwrap();
+    let output = sandbox.peelfs(["store", "serve"]).arg(&at).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("is not an empty directory, and no store of peelfs"), "{}", said(&output));
+    assert!(mounts::at(&at).is_none());
+
+    let store = Store::serve(&sandbox);
+    let output = sandbox.peelfs(["store", "serve"]).arg(&store.at).output().unwrap();
+    assert!(said(&output).contains("is being served"), "{}", said(&output));
+    let output = sandbox.peelfs(["store", "add", "oci:/nowhere", "--store"]).arg(&store.at).output().unwrap();
+    assert!(!output.status.success(), "{}", said(&output));
+    let listed = sandbox.peelfs(["store", "list", "--store"]).arg(&store.at).output().unwrap();
+    assert!(listed.status.success() && listed.stdout.is_empty(), "{}", said(&listed));
+}
