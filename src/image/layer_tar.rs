@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::fs::FsError;
+use super::fs::{FsError, NotNow};
 use super::layer_fs::LayerFs;
 use crate::content::{LayerReader, Local};
 use crate::layer::{EntryId, Kind};
@@ -35,7 +35,7 @@ impl LayerFs {
     pub async fn tar(&self) -> Result<(LayerTar, Vec<FileInTar>), FsError> {
         self.all_known().await?;
         let number = self.number();
-        let reader = self.image().awaited(|fs| fs.known_content(number).ok_or(super::NotNow::Needs(number))).await?;
+        let reader = self.image().awaited(|fs| fs.known_content(number).ok_or(NotNow::Needs(number))).await?;
         let listed = Arc::clone(&reader);
         let files = tokio::task::spawn_blocking(move || files(&listed));
         let files = files.await.map_err(|_| FsError::TakesTooLong)?;

@@ -21,14 +21,14 @@ impl IdMap {
         let (first, count) = self.others;
         match id {
             0 => self.own,
-            id if id <= count => first.checked_add(id - 1).unwrap_or(NOBODY),
-            _ => NOBODY,
+            id if id <= count => first.checked_add(id - 1).unwrap_or(UNMAPPED),
+            _ => UNMAPPED,
         }
     }
 }
 
 /// What the kernel shows where a number has no meaning.
-const NOBODY: u32 = 65_534;
+const UNMAPPED: u32 = 65_534;
 
 #[cfg(test)]
 mod tests {
@@ -37,10 +37,11 @@ mod tests {
     #[test]
     fn numbers_of_an_image_are_mapped_as_newuidmap_does() {
         let map = IdMap::new(1000, (100_000, 65_536));
-        for (inside, outside) in [(0, 1000), (1, 100_000), (65_536, 165_535), (65_537, NOBODY), (u32::MAX, NOBODY)] {
+        for (inside, outside) in [(0, 1000), (1, 100_000), (65_536, 165_535), (65_537, UNMAPPED), (u32::MAX, UNMAPPED)]
+        {
             assert_eq!(map.outside(inside), outside, "{inside}");
         }
-        assert_eq!(IdMap::new(1000, (0, 0)).outside(1), NOBODY, "there is no other");
-        assert_eq!(IdMap::new(1000, (u32::MAX, 2)).outside(2), NOBODY);
+        assert_eq!(IdMap::new(1000, (0, 0)).outside(1), UNMAPPED, "there is no other");
+        assert_eq!(IdMap::new(1000, (u32::MAX, 2)).outside(2), UNMAPPED);
     }
 }
