@@ -258,7 +258,7 @@ fn a_pull_of_what_the_store_has_fetches_nothing() {
     let reference = registry.reference("app", "1");
     let store = Store::serve(&sandbox);
     store.peelfs(&["add", "--wait", &reference]);
-    assert_eq!(store.names(), [reference.clone()]);
+    assert_eq!(store.names(), std::slice::from_ref(&reference));
     registry.clear();
     store.done(&["pull", "--quiet", "--tls-verify=false", &reference]);
     let is_layer = |path: &str| image.layers().iter().any(|layer| path.ends_with(&layer.digest.to_string()));
