@@ -160,6 +160,7 @@ fn help_fits_on_a_screen() {
       cache         Show, verify and prune the cache
       index         Carry what is known of an image's layers to another machine
       profile       Carry what runs of an image read first to another machine
+      store         Show images to podman, buildah and CRI-O without pulling them
       status        Show what is mounted and how far it is
       upgrade       Let this program serve mounts that an older one serves, without unmounting
       snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
