@@ -1,8 +1,6 @@
 //! Logins: what `nodePublishSecretRef` hands over, as a file of credentials for one volume.
 
 use std::collections::HashMap;
-use std::io;
-use std::path::Path;
 
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
@@ -56,17 +54,6 @@ fn malformed(key: &str) -> NotPossible {
 
 fn parsed(key: &str, text: &str) -> Result<Map<String, Value>, NotPossible> {
     serde_json::from_str(text).map_err(|_| malformed(key))
-}
-
-/// Writes it so that only this user can read it, and a process that reads it finds the old one or the new one.
-pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let new = path.with_extension("new");
-    let _ = std::fs::remove_file(&new);
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(content)?;
-    std::fs::rename(new, path)
 }
 
 #[cfg(test)]

@@ -25,12 +25,11 @@ use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, MountSpec, Passthrough, Policy};
-use peelfs::host::{Silent, mount_point, probe, status};
+use peelfs::host::{Silent, mount_point, probe, status, whole_file};
 use peelfs::platform::Platform;
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, NotPossible};
-use crate::login;
 use crate::sub_path;
 
 /// What holds for every volume of the node.
@@ -319,12 +318,12 @@ impl Own {
 
     fn write(&self, record: &Record) -> Result<(), VolumeError> {
         let text = serde_json::to_vec(record).expect("plain data");
-        login::write(&self.file(), &text).map_err(failed("write", &self.file()))
+        whole_file::write(&self.file(), &text).map_err(failed("write", &self.file()))
     }
 
     fn keep_login(&self, login: Option<&[u8]>) -> Result<(), VolumeError> {
         let Some(login) = login else { return Ok(()) };
-        login::write(&self.login(), login).map_err(failed("write", &self.login()))
+        whole_file::write(&self.login(), login).map_err(failed("write", &self.login()))
     }
 }
 

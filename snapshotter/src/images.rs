@@ -16,6 +16,7 @@ use peelfs::host::error::HostError;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec};
+use peelfs::host::whole_file;
 use peelfs::image::{Documents, Network, SharedLayers};
 use peelfs::offsets::BlobOffset;
 use peelfs::reference::{Place, Reference};
@@ -24,7 +25,7 @@ use crate::config::Config;
 use crate::labels::{self, Wanted};
 use crate::providers;
 use crate::records::Remote;
-use crate::root::{self, IMAGES};
+use crate::root::IMAGES;
 
 /// An image that can be mounted.
 #[derive(Debug)]
@@ -179,7 +180,8 @@ impl Images {
     /// Keeps the documents of an image: it is mounted again when neither the cache has them nor the registry answers.
     fn keep(&self, manifest: &Digest, documents: &Documents) -> Result<(), HostError> {
         let path = self.path(manifest);
-        let written = serde_json::to_vec(documents).map_err(Into::into).and_then(|text| root::write_file(&path, &text));
+        let written =
+            serde_json::to_vec(documents).map_err(Into::into).and_then(|text| whole_file::write(&path, &text));
         written.map_err(|cause| HostError::RunState { path, cause })
     }
 

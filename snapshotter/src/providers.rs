@@ -17,10 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use peelfs::host::report::{Code, Report};
+use peelfs::host::whole_file;
 use peelfs::source::registry::Surroundings;
 use serde::{Deserialize, Serialize};
-
-use crate::root::write_file;
 
 /// A program, and the registries that it knows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -92,10 +91,10 @@ pub(crate) fn write(root: &Path, providers: &[Provider]) -> io::Result<()> {
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
     let script =
         format!("#!/bin/sh\nexec {} credential-provider {} \"$@\"\n", quoted(&program), quoted(&own.join(PROVIDERS)));
-    write_file(&own.join(PROVIDERS), &serde_json::to_vec(providers)?)?;
-    write_file(&helper, script.as_bytes())?;
+    whole_file::write(&own.join(PROVIDERS), &serde_json::to_vec(providers)?)?;
+    whole_file::write(&helper, script.as_bytes())?;
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o700))?;
-    write_file(&own.join(AUTH), format!("{{\"credsStore\":\"{HELPER}\"}}").as_bytes())
+    whole_file::write(&own.join(AUTH), format!("{{\"credsStore\":\"{HELPER}\"}}").as_bytes())
 }
 
 /// Answers as a credential helper of docker: the registry on stdin, the login on stdout.

@@ -10,13 +10,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peelfs::digest::Digest;
+use peelfs::host::whole_file;
 use serde::{Deserialize, Serialize};
 
 /// A snapshot.
@@ -207,26 +208,14 @@ impl Change<'_> {
     /// Writes a snapshot under `name`, which is new; `before` is what it was called before.
     pub(crate) fn put(&self, name: &str, record: Record, before: Option<&str>) -> Result<(), RecordError> {
         let path = self.records.path(record.id);
-        self.write(&path, name, &record).map_err(|cause| RecordError::Write { path: path.clone(), cause })?;
+        let named = Named { name: name.to_owned(), record: &record };
+        let text = serde_json::to_vec(&named).map_err(Into::into);
+        let written = text.and_then(|text| whole_file::write(&path, &text));
+        written.map_err(|cause| RecordError::Write { path, cause })?;
         let mut known = self.records.known.write().unwrap_or_else(PoisonError::into_inner);
         before.into_iter().for_each(|before| known.take(before));
         known.put(name.to_owned(), record);
         Ok(())
-    }
-
-    fn write(&self, path: &Path, name: &str, record: &Record) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let text = serde_json::to_vec(&Named { name: name.to_owned(), record })?;
-        let written = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new);
-        let written = written.and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()
-        });
-        let written = written.and_then(|()| std::fs::rename(&new, path)).and_then(|()| self.records.synced.sync_all());
-        if written.is_err() {
-            let _ = std::fs::remove_file(&new);
-        }
-        written
     }
 
     /// Forgets a snapshot that none lies on.

@@ -11,11 +11,12 @@
 //! ```
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use peelfs::host::report::{Code, Report};
+use peelfs::host::whole_file;
 use serde::{Deserialize, Serialize};
 
 /// A directory that this process has locked.
@@ -112,20 +113,7 @@ impl Root {
 }
 
 fn write_mark(directory: &Path, mark: &Mark) -> io::Result<()> {
-    write_file(&directory.join(MARK), &serde_json::to_vec(mark)?)
-}
-
-/// Writes a file that is there whole or not at all, also after a crash.
-pub(crate) fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    let written = file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    written?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
+    whole_file::write(&directory.join(MARK), &serde_json::to_vec(mark)?)
 }
 
 pub(crate) const SNAPSHOTS: &str = "snapshots";

@@ -46,6 +46,7 @@ mod supervisor;
 mod systemd;
 pub mod upgrade;
 pub mod verifiers;
+pub mod whole_file;
 pub mod wire;
 pub mod writable;
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use super::{ImageStoreError, records_of};
 use crate::digest::Digest;
 use crate::host::handover::create_private;
 use crate::host::spec;
+use crate::host::whole_file;
 use crate::host::wire::v1;
 use crate::image::{Documents, Plan};
 use crate::source::outage::OnOutage;
@@ -181,10 +182,8 @@ impl Records {
     /// Writes one, whole or not at all.
     pub(super) fn write(&self, record: &Record) -> Result<(), ImageStoreError> {
         let path = self.path.join(format!("{}.json", record.config.hex()));
-        let new = path.with_extension("new");
         let text = serde_json::to_vec(record).expect("plain data");
-        let written = create_private(&new).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
-        written.and_then(|()| std::fs::rename(&new, &path)).map_err(ImageStoreError::file(&path))
+        whole_file::write(&path, &text).map_err(ImageStoreError::file(&path))
     }
 
     /// Removes one.
