@@ -184,24 +184,30 @@ fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Resu
         Err(ChannelError::Gone) => return Ok(false),
         Err(error) => return Err(failed(error)),
     }
-    loop {
-        let Ok(Some((text, _))) = channel.receive() else {
-            progress.end();
-            return Ok(false);
-        };
-        match wire::parse(&text).map_err(|error| failed(error.into()))? {
+    match outcome(channel, progress) {
+        Ok(outcome) => outcome.map(|()| true),
+        Err(error @ ChannelError::Wire(_)) => Err(failed(error)),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Shows what the other process tells until it says how what it was asked for has ended.
+///
+/// # Errors
+/// [`ChannelError`] if it does not come to that.
+pub(super) fn outcome(channel: &Channel, progress: &mut dyn Progress) -> Result<Result<(), HostError>, ChannelError> {
+    let mut told = || loop {
+        let (text, _) = channel.receive()?.ok_or(ChannelError::Gone)?;
+        match wire::parse(&text)? {
             Word::Progress { total, done } => progress.show(total, done),
             Word::Note(note) => progress.note(&note),
-            Word::Ready => {
-                progress.end();
-                return Ok(true);
-            }
-            Word::Failed(failure) => {
-                progress.end();
-                return Err(HostError::Told(failure.into()));
-            }
+            Word::Ready => return Ok(Ok(())),
+            Word::Failed(failure) => return Ok(Err(HostError::Told(failure.into()))),
         }
-    }
+    };
+    let told = told();
+    progress.end();
+    told
 }
 
 /// Lets the C library give large buffers back at once. Left to itself it raises the size from which

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::records::{Listed, Record, Records};
-use super::server::{Told, Word};
+use super::server::Told;
 use super::{ImageStoreError, records_of};
-use crate::host::channel::{Channel, ChannelError};
+use crate::host::channel::Channel;
 use crate::host::error::HostError;
 use crate::host::process::{self, Purpose};
 use crate::host::spec::ImageSpec;
-use crate::host::{Progress, open, wire};
+use crate::host::{Progress, background, open};
 use crate::image_store::Stored;
 use crate::reference::{Place, Reference};
 
@@ -168,23 +168,13 @@ pub fn list(at: &Path) -> Result<Vec<Listed>, HostError> {
 fn tell(records: &Records, what: Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let Ok(channel) = Channel::connect(&records.socket()) else { return Ok(false) };
     let failed = |cause| HostError::Channel { peer: "process that serves the store", cause };
-    let mut ask = || -> Result<Result<(), HostError>, ChannelError> {
+    let mut ask = || {
         channel.set_timeout(ANSWERS_WITHIN)?;
         channel.offer()?;
         channel.send(&what, None)?;
-        loop {
-            let (text, _) = channel.receive()?.ok_or(ChannelError::Gone)?;
-            match wire::parse::<Word>(&text)? {
-                Word::Progress { total, done } => progress.show(total, done),
-                Word::Note(note) => progress.note(&note),
-                Word::Ready => return Ok(Ok(())),
-                Word::Failed(failure) => return Ok(Err(HostError::Told(failure.into()))),
-            }
-        }
+        background::outcome(&channel, progress)
     };
-    let asked = ask();
-    progress.end();
-    asked.map_err(failed)??;
+    ask().map_err(failed)??;
     Ok(true)
 }
 

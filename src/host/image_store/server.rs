@@ -16,7 +16,7 @@ use crate::host::cover::{self, Need};
 use crate::host::error::HostError;
 use crate::host::process::Ends;
 use crate::host::report::Report;
-pub(super) use crate::host::wire::v1::Word;
+use crate::host::wire::v1::Word;
 use crate::host::{Progress, ending, mount, mount_point, open, subids, wire};
 use crate::image::{self, Eagerness, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Tree, Verify};
 use crate::image_store::{IdMap, Image, StoreTree, Stored, empty};
