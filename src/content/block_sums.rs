@@ -1,10 +1,9 @@
-//! What was verified stays verified: checksums of the blocks of spans that this process has compared with their digests.
+//! Checksums per block of spans that this process has verified, so that later reads need not compare whole spans.
 //!
-//! The cache's files can change at any time, also in ways that leave no trace: through a mapping, or by one long write
-//! whose beginning was seen. So bytes are not served because their span was verified earlier, but because they are still
-//! the bytes that were verified. Comparing a whole span each time would cost more than reading it; a checksum a block
-//! costs less than asking whether the file was changed. The checksums are keyed by secrets of this process, so bytes that
-//! fit them cannot be made up.
+//! The cache's files can change at any time, also without a trace: through a mapping, or by one long write that began
+//! before the check. So a read does not rely on an earlier verification; it checks that the bytes are still the
+//! verified ones. Comparing a whole span on each read would cost more than the read; one checksum per block costs less
+//! than a stat call. Secrets of this process key the checksums, so matching bytes cannot be crafted.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{LazyLock, OnceLock};
@@ -14,37 +13,37 @@ use foldhash::quality::SeedableRandomState;
 
 use crate::span::SpanId;
 
-/// Bytes of a block; the last one of a span may be shorter. Blocks are counted from the beginning of their span.
+/// Block size in bytes; the last block of a span may be shorter. Blocks are counted from the start of their span.
 pub(super) const BLOCK: usize = 8 << 10;
 
-/// The checksums of a layer's spans.
+/// The block checksums of a layer's verified spans.
 pub(super) struct BlockSums(Box<[OnceLock<Box<[u64]>>]>);
 
 impl BlockSums {
-    /// Of a layer with so many spans, none of which is verified yet.
+    /// For a layer of `spans` spans, none of them verified yet.
     pub(super) fn new(spans: u32) -> Self {
         Self((0..spans).map(|_| OnceLock::new()).collect())
     }
 
-    /// Takes note of a span's bytes, which were just compared with its digest.
+    /// Records the bytes of a span that has just been verified.
     pub(super) fn note(&self, span: SpanId, verified: &[u8]) {
         self.0[span.index()].get_or_init(|| verified.chunks(BLOCK).map(sum).collect());
     }
 
-    /// The checksums of a span's blocks, if it was verified.
+    /// The checksums of a span's blocks, if the span is verified.
     pub(super) fn of(&self, span: SpanId) -> Option<&[u64]> {
         self.0[span.index()].get().map(AsRef::as_ref)
     }
 }
 
-/// Whether `block` is the block that was verified with this checksum.
+/// Whether `block` still has the checksum that was recorded.
 pub(super) fn is_intact(block: &[u8], expected: u64) -> bool {
     sum(block) == expected
 }
 
 fn sum(block: &[u8]) -> u64 {
     static KEYS: LazyLock<(u64, SharedSeed)> = LazyLock::new(|| {
-        // The standard library's own keys come from the system.
+        // The standard library seeds its hasher with random keys from the system.
         let random = || RandomState::new().hash_one(());
         (random(), SharedSeed::from_u64(random()))
     });

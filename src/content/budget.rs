@@ -1,8 +1,8 @@
-//! The budget of one mount: how much may be in flight ahead of its readers.
+//! The budget of one mount: how many bytes may be in flight ahead of its readers.
 //!
-//! 8 MiB of blobs follow readers that continue; 1 MiB is speculation, so that demand never waits for more than that on
-//! the link; 2 MiB replay profiles and fill the cache in the background. Demand is not counted. Speculation that has
-//! not got its room is not in flight: a reader that wants its spans meanwhile fetches them at once.
+//! Sequential readahead gets 8 MiB of blobs. Speculation gets 1 MiB, so that demand never waits for more than that on
+//! the link. Profile replay and background fill share 2 MiB. Demand is not limited. Speculation that waits for its
+//! budget is not in flight: a reader that needs its spans fetches them at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,36 +15,36 @@ use crate::predict::{Priority, Speculation};
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Prefetch {
-    /// What a reader that continues in order will want next, and nothing else.
+    /// Readahead for sequential readers only.
     None,
-    /// Also what earlier runs wanted, in their order, and what speculation suggests.
+    /// Also what earlier runs of the image read, in their order, and speculation.
     #[default]
     Profile,
     /// Also everything else, while no read waits.
     All,
 }
 
-/// What may be in flight for one mount, in all its layers.
+/// Limits on what one mount has in flight, over all its layers.
 #[derive(Debug)]
 pub(super) struct Budget {
     prefetch: AtomicU8,
-    /// Reads that wait for the source.
+    /// The number of reads that wait for the source.
     waiting: watch::Sender<u32>,
-    /// KiB of blobs that may be in flight ahead of readers that continue.
+    /// KiB of blobs that sequential readahead may have in flight.
     ahead: Arc<Semaphore>,
-    /// KiB of blobs that may be in flight for no reader in particular.
+    /// KiB of blobs that replay and background fill may have in flight.
     background: Arc<Semaphore>,
-    /// KiB of blobs that may be in flight on speculation.
+    /// KiB of blobs that speculation may have in flight.
     speculative: Arc<Semaphore>,
-    /// Held by the one of low priority that waits for room.
+    /// Held by the low-priority request that is queued.
     low: Mutex<()>,
 }
 
-/// A read that waits for the source, until dropped.
+/// A read that waits for the source; dropped when the wait ends.
 pub(super) struct Waiting<'a>(&'a Budget);
 
 impl Budget {
-    /// Nothing in flight; until [`Budget::set_prefetch`] nothing is fetched on speculation.
+    /// Nothing in flight; speculation is off until [`Budget::set_prefetch`].
     pub(super) fn new() -> Self {
         Self {
             prefetch: AtomicU8::new(Prefetch::None as u8),
@@ -56,47 +56,47 @@ impl Budget {
         }
     }
 
-    /// Says what is to be fetched before it is read.
+    /// Sets the prefetch policy.
     pub(super) fn set_prefetch(&self, prefetch: Prefetch) {
         self.prefetch.store(prefetch as u8, Ordering::Relaxed);
     }
 
-    /// Whether spans may be fetched on speculation.
+    /// Whether speculation is allowed.
     pub(super) fn speculation(&self) -> Speculation {
         let none = self.prefetch.load(Ordering::Relaxed) == Prefetch::None as u8;
         if none { Speculation::Off } else { Speculation::Allowed }
     }
 
-    /// A read begins to wait.
+    /// Registers a waiting read.
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.waiting.send_modify(|count| *count += 1);
         Waiting(self)
     }
 
-    /// Whether a read waits.
+    /// Whether any read waits.
     pub(super) fn has_waiting_reads(&self) -> bool {
         *self.waiting.borrow() > 0
     }
 
     /// Waits until no read waits.
     pub(super) async fn idle(&self) {
-        // The sender lives in `self`.
+        // The sender is a field of `self`, so the wait cannot fail.
         let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Room for `bytes` of a blob ahead of a reader, if there is any now.
+    /// Budget for `bytes` of readahead, if available now.
     pub(super) fn ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.ahead).try_acquire_many_owned(in_kib(bytes, AHEAD_KIB)).ok()
     }
 
-    /// Room for `bytes` of a blob in the background, as soon as there is any.
+    /// Waits for budget for `bytes` of background fetches.
     pub(super) async fn background(&self, bytes: u64) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.background).acquire_many_owned(in_kib(bytes, BACKGROUND_KIB));
         room.await.expect("the budget is never closed")
     }
 
-    /// Room for `bytes` of a blob on speculation, as soon as there is any. At most one of low priority can be
-    /// queued ahead of one of high priority.
+    /// Waits for budget for `bytes` of speculation. At most one low-priority request can be queued ahead of one of high
+    /// priority.
     pub(super) async fn speculative(&self, bytes: u64, priority: Priority) -> OwnedSemaphorePermit {
         let _low = match priority {
             Priority::High => None,
@@ -113,7 +113,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Bytes in KiB. What is larger than the whole budget has to be alone.
+/// Bytes in KiB, clamped to the whole budget: a larger request takes all of it.
 pub(super) fn in_kib(bytes: u64, most: usize) -> u32 {
     u32::try_from((bytes >> 10).clamp(1, most as u64)).expect("budgets are far smaller")
 }

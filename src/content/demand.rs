@@ -1,4 +1,4 @@
-//! Demand: which spans of a layer readers of one mount have read, and in which order at its start.
+//! Demand: which spans of a layer one mount has read, and in which order during its start-up.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -11,24 +11,25 @@ use crate::predict::ProfileRun;
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
-/// What readers have read of a layer.
+/// What one mount has read of a layer.
 pub(super) struct Demand {
     /// For each span, [`READ`] and [`IN_PROFILE`].
     marks: Box<[AtomicU8]>,
-    /// The spans that were read soon after the mount began, in the order of their first reads, in milliseconds.
+    /// Spans read during the mount's start-up in the order of their first reads, each with milliseconds since the
+    /// mount.
     first: Mutex<Vec<(u32, SpanId)>>,
     has_profile: AtomicBool,
 }
 
 impl Demand {
-    /// No demand yet, in a layer of this many spans.
+    /// No demand yet, for a layer of `spans` spans.
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
         Self { marks, first: Mutex::default(), has_profile: AtomicBool::new(false) }
     }
 
-    /// Takes note of spans that are read; those that had not been read before. `start` tells how long ago the mount
-    /// began, if that counts as its start-up.
+    /// Records spans as read and returns those that are new. `start` returns the age of the mount if it is still
+    /// starting up.
     pub(super) fn record(&self, spans: SpanRange, start: impl FnOnce() -> Option<Duration>) -> Vec<SpanId> {
         let is_new = |span: &SpanId| {
             let mark = &self.marks[span.index()];
@@ -44,7 +45,7 @@ impl Demand {
         new
     }
 
-    /// Says which spans a profile covers; for those nothing else is predicted.
+    /// Marks the spans that a profile covers; no other prediction is made for them.
     pub(super) fn mark_in_profile(&self, spans: impl IntoIterator<Item = SpanId>) {
         for span in spans {
             self.has_profile.store(true, Ordering::Relaxed);
@@ -61,8 +62,8 @@ impl Demand {
         self.has_profile.load(Ordering::Relaxed)
     }
 
-    /// What was read so far for `image`, on top of what is `known`; `None` when that is nothing, or nothing new and
-    /// only that counts.
+    /// The start-up reads so far as a run of `image`, appended to the `known` run. `None` if there are none, or, with
+    /// `only_new`, none that `known` lacks.
     pub(super) fn run(
         &self,
         index: &LayerIndex,
@@ -84,7 +85,7 @@ impl Demand {
     }
 }
 
-/// A reader has read it.
+/// A reader has read the span.
 const READ: u8 = 1;
-/// A profile covers it.
+/// A profile covers the span.
 const IN_PROFILE: u8 = 2;

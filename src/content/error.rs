@@ -11,16 +11,16 @@ use crate::span::SpanId;
 /// Why bytes of a layer cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The source's bytes decode to something else than they should.
+    /// The source's bytes decode to other bytes than the index says.
     #[error("span {span} of layer {layer} is corrupt: expected {expected}, got {actual}")]
     Corrupt {
         /// The layer's blob.
         layer: Digest,
         /// The span's number.
         span: SpanId,
-        /// The digest that the index has.
+        /// The digest in the index.
         expected: Box<str>,
-        /// That of the bytes that came.
+        /// The digest of the decoded bytes.
         actual: Box<str>,
     },
     /// The source's bytes do not decode.
@@ -32,7 +32,7 @@ pub enum ReadError {
         #[source]
         cause: Arc<CodecError>,
     },
-    /// The source does not deliver.
+    /// The source failed.
     #[error("layer {layer} cannot be fetched")]
     Source {
         /// The layer's blob.
@@ -50,7 +50,7 @@ pub enum ReadError {
         #[source]
         cause: Arc<IndexError>,
     },
-    /// The task that fetched was ended, as at unmount.
+    /// The fetching task was cancelled, as at unmount.
     #[error("the fetch of layer {layer} was ended")]
     Ended {
         /// The layer's blob.

@@ -1,14 +1,14 @@
-//! Evicting all content of a layer while its index stays, also under mounts that show it.
+//! Evicts all content of a layer and keeps its index, also while mounts show the layer.
 
 use super::open_layer::name_of;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::store::{Store, StoreError};
 
-/// Removes the cached content of a layer; returns how many bytes that has freed.
+/// Removes the cached content of a layer; returns the number of bytes freed.
 ///
-/// A process that shows the layer fetches again what it reads: spans are evicted one by one, under the lock under which
-/// they are filled.
+/// A process that shows the layer fetches the spans again on its next read: spans are evicted one by one under the lock
+/// that guards filling them.
 ///
 /// # Errors
 /// [`StoreError::Io`]
@@ -21,8 +21,8 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     let before = content.disk_bytes();
     let passthrough_copies = store.drop_passthrough_copies(blob);
     for span in index.spans().iter() {
-        // Also one that is absent: the process that evicted it may have died before it freed the room. That an index is
-        // damaged, readers find themselves.
+        // Absent spans too: a process that died during eviction may have left their blocks allocated. Readers detect a
+        // damaged index themselves.
         if let Ok(known) = index.span(span) {
             content.evict(span, known.decoded)?;
         }

@@ -1,4 +1,4 @@
-//! Checking a layer in the store from end to end, with no source at hand.
+//! Checks a layer in the store from end to end, without a source.
 
 use super::open_layer::name_of;
 use super::passthrough_copy::{self, Compared};
@@ -9,7 +9,7 @@ use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 use crate::store::{Content, Shape, Store, StoreError};
 
-/// What a check of one layer found. What was damaged is removed and will be fetched again.
+/// Result of checking one layer. Damaged parts were removed and will be fetched again.
 #[derive(Clone, Debug, Default)]
 pub struct CheckedLayer {
     /// Why the layer index could not be used, if it was damaged.
@@ -18,22 +18,22 @@ pub struct CheckedLayer {
     pub spans: u32,
     /// Their decoded bytes.
     pub bytes: u64,
-    /// Those of them that were damaged.
+    /// Spans that were damaged.
     pub damaged: Vec<SpanId>,
-    /// Entries whose copy for the kernel held something else.
+    /// Entries whose passthrough copy was damaged.
     pub damaged_passthrough_copies: Vec<u32>,
-    /// The content files were of another size than the index says, so none of it counts.
+    /// The content file had another size than the index says, so all content was dropped.
     pub misshapen: bool,
 }
 
 impl CheckedLayer {
-    /// Whether everything was as it was written.
+    /// Whether no damage was found.
     pub fn is_intact(&self) -> bool {
         self.index.is_none() && self.damaged.is_empty() && self.damaged_passthrough_copies.is_empty() && !self.misshapen
     }
 }
 
-/// Checks every page of a layer's index and every span that the store has of it.
+/// Checks every page of a layer's index and every cached span.
 ///
 /// # Errors
 /// [`StoreError::Io`] when the content cannot be opened.
@@ -46,7 +46,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     });
     let index = match opened {
         Ok(index) => index,
-        // There is nothing wrong with it, and nothing that could be compared.
+        // An index of another version is not damaged, and cannot be compared.
         Err(error) if error.is_of_another_version() => return Ok(found),
         Err(error) => {
             store.drop_index(blob);
@@ -57,7 +57,8 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     let (layer, size, count) = (name_of(&index), index.layer().decoded_size, index.span_count());
     match store.content_shape(layer, size, count) {
         Shape::Absent => {
-            // There is nothing to compare with; a process that wants to use them must.
+            // Without content there is nothing to compare copies with: revoke their seals, so that processes compare
+            // them first.
             store.passthrough_copies(layer).into_iter().for_each(|entry| store.break_seal(layer, entry));
             return Ok(found);
         }
@@ -67,11 +68,11 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
             store.remove_what_is_no_content(layer);
         }
     }
-    // Opening gives content of a wrong shape the right one, with nothing in it.
+    // Opening content of a wrong size replaces it with empty content.
     let content = store.content(layer, size, count)?;
     match check_spans(&content, &index, &mut found) {
         Ok(()) => check_passthrough_copies(store, &content, &index, &mut found),
-        // There is nothing wrong with it, and nothing that could be compared.
+        // An index of another version is not damaged, and cannot be compared.
         Err(error) if error.is_of_another_version() => return Ok(found),
         Err(error) => {
             store.drop_index(blob);
@@ -81,7 +82,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     Ok(found)
 }
 
-/// Compares copies for the kernel with the spans, which have been checked.
+/// Compares passthrough copies with the spans, which were checked before.
 fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex, found: &mut CheckedLayer) {
     let layer = name_of(index);
     let mut read = |from: DecodedOffset, buf: &mut [u8]| {
@@ -93,7 +94,7 @@ fn check_passthrough_copies(store: &Store, content: &Content, index: &LayerIndex
     };
     for number in store.passthrough_copies(layer) {
         let Some(copy) = store.passthrough_copy(layer, number) else { continue };
-        // An entry that does not exist, or is no file, never had one.
+        // Entries that do not exist or are not files cannot have a copy.
         let run = passthrough_copy::decoded_range(index, EntryId(number)).ok().flatten();
         let compared = run.map_or(Compared::Differs, |run| passthrough_copy::compare(&run, &copy, &mut read));
         match compared {

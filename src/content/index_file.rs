@@ -1,4 +1,4 @@
-//! Layer indexes of the store, as what an index is read from.
+//! Reads layer indexes from files of the store.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Which layer is meant, before anything of it is known.
+//! The identity of a layer, before its index is known.
 
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::Digest;
@@ -10,32 +10,32 @@ use crate::store::LayerName;
 pub struct LayerRef {
     /// The layer's blob.
     pub blob: Descriptor,
-    /// What its decoded stream must hash to (image-spec, config.md, "rootfs"); `None` where nothing says it, and the
-    /// blob's digest alone counts.
+    /// Expected digest of the decoded stream (image-spec, config.md, "rootfs"). `None` if no document states it; then
+    /// only the blob's digest is checked.
     pub diff_id: Option<Digest>,
     /// What the blob holds.
     pub payload: Payload,
 }
 
-/// What a layer's blob holds. A layer that is one raw file is to be another variant.
+/// What a layer's blob holds.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Payload {
-    /// A tar, said to be compressed so.
+    /// A tar with the compression that the media type states.
     Tar(Compression),
 }
 
 impl LayerRef {
-    /// What its decoded stream is known by: its diff_id, or the blob it comes from.
+    /// The name of the decoded content: the diff_id, or the blob's digest if there is no diff_id.
     pub fn content(&self) -> &Digest {
         self.diff_id.as_ref().unwrap_or(&self.blob.digest)
     }
 
-    /// What the store knows it by, as long as its index does not say more.
+    /// The layer's name in the store until its index provides the verified diff_id.
     pub fn name(&self) -> LayerName<'_> {
         LayerName { blob: &self.blob.digest, diff_id: self.content() }
     }
 
-    /// Whether an index of `indexed` is one of this layer.
+    /// Whether an index of `indexed` belongs to this layer.
     pub fn is(&self, indexed: &IndexedLayer) -> bool {
         let same_content = self.diff_id.as_ref().is_none_or(|diff_id| *diff_id == indexed.diff_id);
         indexed.blob == self.blob.digest && indexed.blob_size == self.blob.size && same_content

@@ -1,15 +1,15 @@
-//! Content: makes the bytes of a layer present, verified, on this machine.
+//! Content: fetches the bytes of a layer, verifies them and caches them on this machine.
 //!
 //! | file | idea |
 //! |---|---|
-//! | [`opening`], `layer_ref`, `origin` | which layer is meant, where its index comes from, and why it is believed |
-//! | [`pass`], `pass_output`, `pass_schedule`, `partial` | a layer that was never seen is read once, from end to end |
-//! | `shared`, `open_layer`, `spans` | what a process has of its layers: cached spans, and which of them are verified |
-//! | `scope`, `budget` | what one mount has: tasks, a clock, and how much may be in flight ahead of its readers |
-//! | `fetch`, `in_flight` | what is missing is asked for once and handed to all that wait |
+//! | [`opening`], `layer_ref`, `origin` | the identity of a layer, the origin of its index and the proof for it |
+//! | [`pass`], `pass_output`, `pass_schedule`, `partial` | the first pass: reads a new layer once, end to end |
+//! | `shared`, `open_layer`, `spans` | state of a layer shared by all mounts of a process: cached and verified spans |
+//! | `scope`, `budget` | state of one mount: tasks, a clock, and limits on prefetch |
+//! | `fetch`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
-//! | `demand`, `schedule`, `prefetch`, `profiles` | what is fetched before it is read, as [`crate::predict`] suggests |
-//! | `passthrough_copy`, `sealed` | large files in files of their own, and whole layers, for the kernel |
+//! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
+//! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).

@@ -1,10 +1,11 @@
-//! One layer whose index is known, as one process has it: what is cached of it, and which of that is verified.
+//! One layer with a known index, as shared by the mounts of a process: its cached spans, and which of them are
+//! verified.
 //!
-//! Mounts that show a layer share this; how each of them fetches what is missing is in [`super::fetch`].
+//! Fetching missing spans is per mount, in [`super::fetch`].
 //!
-//! A warm read is one `preadv` from the layer's content file: the span was compared with its digest at this process's
-//! first touch, and what is read now is compared with what was verified then ([`BlockSums`]). So whatever others do to
-//! the file, and whenever, no byte is served that was not verified.
+//! A warm read is one `preadv` from the layer's content file. The first access of the process compares the span with
+//! its digest; later reads compare blocks with the checksums recorded then ([`BlockSums`]). So no unverified byte is
+//! served, even if other processes change the file.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,22 +26,22 @@ use crate::predict::Layout as _;
 use crate::span::{SpanId, SpanRange};
 use crate::store::{Content, Generation, LayerName, Stamp, Store, StoreError};
 
-/// What a process has of a layer whose index is known.
+/// The state of a layer with a known index, shared by the mounts of a process.
 pub struct OpenLayer {
     pub(super) index: Arc<LayerIndex>,
     pub(super) content: Content,
     pub(super) store: Arc<Store>,
-    /// What this process has verified.
+    /// The spans that this process has verified.
     verified: BlockSums,
     pub(super) in_flight: InFlight,
     pub(super) counters: Counters,
     /// The span at which the search for something to evict continues.
     evict_cursor: AtomicU32,
-    /// Files of entries that this process has found right, and as of which change.
+    /// Trusted passthrough copies, each with the stamp of the file when it was compared.
     pub(super) passthrough_copies: Mutex<HashMap<EntryId, Stamp>>,
 }
 
-/// What a layer's reads have cost so far.
+/// Counters of a layer's reads.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) looks: AtomicU64,
@@ -54,48 +55,48 @@ pub(super) struct Counters {
 /// A snapshot of a layer's counters.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct ContentStats {
-    /// How often the store was asked whether spans are cached, before they were read or fetched.
+    /// Looks at the store, one before each read or fetch.
     #[serde(skip)]
     pub looks: u64,
     /// Spans fetched after the first pass.
     pub fetched_spans: u64,
-    /// Blob bytes asked for on their behalf.
+    /// Blob bytes requested for them.
     pub fetched_bytes: u64,
-    /// Fetched spans that were cached when they came, as when two processes fetched them at the same time.
+    /// Fetched spans that were already cached on arrival, as when two processes fetch the same span.
     pub repeated_spans: u64,
     /// Spans found damaged in the store and fetched again.
     pub damaged_spans: u64,
-    /// Spans that the store could not keep, as when the disk is full.
+    /// Spans that the store could not keep, as on a full disk.
     pub unkept_spans: u64,
 }
 
-/// What a look at the store has found of some spans.
+/// Result of a look at the store.
 pub(super) enum Looked<'a> {
-    /// All of them are cached.
+    /// All spans are cached.
     Cached(Look<'a>),
-    /// These are missing.
+    /// These spans are missing.
     Missing(Vec<SpanRange>),
 }
 
-/// Spans that were all cached at one moment, as far as the presence map says.
+/// Spans that were all cached at the time of the look, according to the presence map.
 pub(super) struct Look<'a> {
     layer: &'a OpenLayer,
     spans: SpanRange,
-    /// Those that have to be compared with their digests, each with its generation, noted before anything is read.
+    /// Spans to be compared with their digests, each with its generation, noted before the read.
     unverified: Vec<(SpanId, u8)>,
 }
 
-/// What came of reading cached spans.
+/// Result of reading cached spans.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Cached {
-    /// All bytes, as they were verified.
+    /// All bytes were read and verified.
     Bytes,
-    /// These spans are missing after all.
+    /// These spans turned out to be missing.
     Missing(Vec<SpanRange>),
 }
 
 impl OpenLayer {
-    /// What `store` has of the layer with this index.
+    /// The state that `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
         let spans = index.span_count();
         let content = store.content_when_wanted(name_of(&index), index.layer().decoded_size, spans);
@@ -116,12 +117,12 @@ impl OpenLayer {
         &self.index
     }
 
-    /// Whether the cache may keep all of the layer without giving most of the rest away.
+    /// Whether the whole layer fits into half of the cache's limit.
     pub(super) fn has_room_for_all(&self) -> bool {
         self.store.limit().is_none_or(|limit| self.index.layer().decoded_size <= limit / 2)
     }
 
-    /// What reads have cost so far.
+    /// Counters of reads so far.
     pub fn stats(&self) -> ContentStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ContentStats {
@@ -134,7 +135,7 @@ impl OpenLayer {
         }
     }
 
-    /// Whether all of `bytes` is cached, as far as the presence map says.
+    /// Whether the presence map has all of `bytes`.
     pub fn has(&self, bytes: Range<DecodedOffset>) -> bool {
         bytes.is_empty() || self.index.spans_of(bytes).is_ok_and(|spans| self.content.has_all(spans))
     }
@@ -144,7 +145,7 @@ impl OpenLayer {
         self.content.generation(span).is_none() && !self.in_flight.has(span)
     }
 
-    /// The spans that hold `bytes`, which are not empty.
+    /// The spans that hold `bytes`; `bytes` is not empty.
     pub(super) fn spans_of(&self, bytes: Range<DecodedOffset>) -> Result<SpanRange, ReadError> {
         self.index.spans_of(bytes).map_err(|cause| self.index_error(cause))
     }
@@ -153,7 +154,7 @@ impl OpenLayer {
         self.index.span(span).map_err(|cause| self.index_error(cause))
     }
 
-    /// The bytes of the blob that hold some spans.
+    /// Number of blob bytes that hold some spans.
     pub(super) fn blob_bytes(&self, spans: SpanRange) -> Result<u64, ReadError> {
         self.index.blob_bytes(spans).map_err(|cause| self.index_error(cause))
     }
@@ -167,8 +168,7 @@ impl OpenLayer {
         &self.index.layer().blob
     }
 
-    /// Looks whether some spans are cached: the one time that a read asks, before it reads or fetches them. What was
-    /// verified is taken for cached until it is read.
+    /// Looks up whether spans are cached; each read does so once. Verified spans count as cached until they are read.
     pub(super) fn look(&self, spans: SpanRange) -> Looked<'_> {
         self.counters.looks.fetch_add(1, Ordering::Relaxed);
         let mut unverified = Vec::new();
@@ -188,8 +188,8 @@ impl OpenLayer {
         Looked::Cached(Look { layer: self, spans, unverified })
     }
 
-    /// Reads decoded bytes, which are not empty, if they are cached. Never waits for the network, and calls
-    /// `before_wait` before it waits for the disk or compares very much.
+    /// Reads decoded bytes if they are cached; `buf` is not empty. Never waits for the network; calls `before_wait`
+    /// before it waits for the disk or runs a long check.
     pub(super) fn read_cached(
         &self,
         from: DecodedOffset,
@@ -210,7 +210,7 @@ impl OpenLayer {
         (cached == Cached::Bytes).then(|| bytes.into())
     }
 
-    /// Whether the store was found to have a span as it should be.
+    /// Whether a check found the span intact; counts and logs a damaged one.
     fn is_intact(&self, span: SpanId, found: &Stored) -> bool {
         if matches!(found, Stored::Damaged) {
             tracing::warn!(layer = %self.blob(), %span, "a cached span was damaged; it will be fetched again");
@@ -219,8 +219,8 @@ impl OpenLayer {
         matches!(found, Stored::Intact)
     }
 
-    /// Compares a whole span in the store with its digest, and copies the part of it that lies in `buf`, which begins at
-    /// `from`; false if it is missing.
+    /// Compares a whole cached span with its digest and copies the part of it that overlaps `buf`, which begins at
+    /// `from`; `false` if the span is missing.
     fn copy_compared(
         &self,
         span: SpanId,
@@ -248,7 +248,7 @@ impl OpenLayer {
         Ok(self.is_intact(span, &found))
     }
 
-    /// Keeps a span that was fetched and is right, if there is room for it.
+    /// Stores a fetched and verified span, if the cache has room.
     pub(super) fn keep(&self, span: SpanId, known: &Span, bytes: &[u8]) {
         if self.content.generation(span).is_some() {
             self.counters.repeated_spans.fetch_add(1, Ordering::Relaxed);
@@ -266,13 +266,13 @@ impl OpenLayer {
         }
     }
 
-    /// Whether the cache has had to evict spans of this layer, or could not keep one: what is fetched before it is read
-    /// would push out what is.
+    /// Whether this process had to evict spans of this layer or could not keep one: more prefetch would evict what
+    /// readers need.
     pub(super) fn is_crowded(&self) -> bool {
         self.evict_cursor.load(Ordering::Relaxed) > 0 || self.counters.unkept_spans.load(Ordering::Relaxed) > 0
     }
 
-    /// Keeps the cache within its limit after `bytes` were kept.
+    /// Keeps the cache within its limit after `bytes` were added.
     fn make_room(&self, bytes: u64) {
         if let Some(over) = self.content.too_much_in_memory() {
             return self.evict_spans(over);
@@ -282,17 +282,17 @@ impl OpenLayer {
         }
     }
 
-    /// Evicts what the cache has beyond its limit: of layers that are not in use, and then of this one.
+    /// Evicts what exceeds the cache's limit: unused layers first, then spans of this one.
     pub fn keep_within_limit(&self) {
         match self.store.make_room(0) {
             Ok(0) => {}
-            // Copies of what spans hold go before these.
+            // Passthrough copies duplicate spans, so they are evicted first.
             Ok(over) => self.evict_spans(over.saturating_sub(self.store.drop_passthrough_copies(self.blob()))),
             Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),
         }
     }
 
-    /// Evicts spans, one after the other, until `over` bytes are free or all of them were tried.
+    /// Evicts spans in turn until `over` bytes are freed or each was tried once.
     fn evict_spans(&self, over: u64) {
         let mut freed = 0;
         for _ in 0..self.content.spans() {
@@ -301,11 +301,11 @@ impl OpenLayer {
             }
             let span = SpanId(self.evict_cursor.fetch_add(1, Ordering::Relaxed) % self.content.spans());
             let Ok(known) = self.index.span(span) else { continue };
-            // One that is absent may still take room, if the process that evicted it died in between.
+            // An absent span may still use blocks, if the process that evicted it died before it freed them.
             if self.content.generation(span).is_none() && !self.content.takes_room(&known.decoded) {
                 continue;
             }
-            // A block that holds the end of another span as well stays.
+            // A block that also holds the end of another span stays.
             let taken = self.content.disk_bytes();
             match self.content.evict(span, known.decoded) {
                 Ok(()) => freed += taken.saturating_sub(self.content.disk_bytes()),
@@ -316,13 +316,13 @@ impl OpenLayer {
 }
 
 impl Look<'_> {
-    /// The first of the spans that is not verified yet.
+    /// The first span that is not verified yet.
     pub(super) fn first_unverified(&self) -> Option<SpanId> {
         self.unverified.first().map(|(span, _)| *span)
     }
 
-    /// Reads the decoded bytes at `from`, which these spans hold, and compares them: spans that are not verified yet with
-    /// their digests, and the blocks of others with what was verified.
+    /// Reads the decoded bytes at `from` and compares them: unverified spans with their digests, verified ones with
+    /// their block checksums.
     pub(super) fn read(
         self,
         from: DecodedOffset,
@@ -343,7 +343,7 @@ impl Look<'_> {
             before_wait();
         }
         let mut missing = Vec::new();
-        // Spans of which a part is wanted are read as a whole to be compared: if there is nothing else, only that.
+        // Partly needed spans are read and compared as a whole below; skip this read if there are no others.
         if parts.len() < self.spans.count() as usize {
             match self.read_verified(from, buf, before_wait)? {
                 Ok(changed) => {
@@ -357,7 +357,7 @@ impl Look<'_> {
                     }
                     parts.extend(changed);
                 }
-                // Compared one by one, what cannot be read is found damaged, and what is fetched takes its place.
+                // Check spans one by one: unreadable ones are found damaged and fetched again.
                 Err(error) => {
                     tracing::warn!(layer = %layer.blob(), %error, "cannot read the cache; fetching instead");
                     parts = self.spans.iter().collect();
@@ -373,8 +373,8 @@ impl Look<'_> {
         Ok(if missing.is_empty() { Cached::Bytes } else { Cached::Missing(SpanRange::join(missing)) })
     }
 
-    /// Fills `buf`, and returns the spans that were verified and have other bytes there now. The blocks in which it
-    /// begins and ends are read as a whole to be compared.
+    /// Fills `buf` and returns the verified spans whose bytes have changed. The first and the last block are read as a
+    /// whole for the comparison.
     fn read_verified(
         &self,
         from: DecodedOffset,
@@ -410,7 +410,7 @@ impl Look<'_> {
                         let place = (block.start - from) as usize..(block.end - from) as usize;
                         return block_sums::is_intact(&buf[place], sums[number]);
                     }
-                    // The edges of the piece: some of the block lies in `head` or `tail`.
+                    // At an edge of the piece, a part of the block is in `head` or `tail`.
                     let length = (block.end - block.start) as usize;
                     let (mut done, parts) = (0, [(start, &*head), (from, &*buf), (end, &*tail)]);
                     for (at, part) in parts {
@@ -432,18 +432,18 @@ impl Look<'_> {
     }
 }
 
-/// What the store knows a layer by.
+/// The layer's name in the store.
 pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
     let layer = index.layer();
     LayerName { blob: &layer.blob, diff_id: &layer.diff_id }
 }
 
-/// Comparing this many bytes takes longer than waking another thread to receive requests.
+/// Comparing more bytes than this takes longer than waking another thread to receive requests.
 const LONG_CHECK: usize = 1 << 20;
-/// How often a span is compared again that was written or evicted while it was read.
+/// Tries to compare a span that was written or evicted during the read.
 const TRIES_WHILE_CHANGING: usize = 2;
 
 thread_local! {
-    /// What a thread reads before and behind a piece, and a block of such parts; made once.
+    /// Buffers of a thread for the bytes before and after a piece and for one joined block, allocated once.
     static EDGES: RefCell<[Box<[u8]>; 3]> = RefCell::new([(); 3].map(|()| vec![0; BLOCK].into()));
 }

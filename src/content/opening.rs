@@ -2,13 +2,13 @@
 //!
 //! | origin | what it has | why it is believed | what it costs |
 //! |---|---|---|---|
-//! | [`Origin::Store`] | the index of an earlier first pass of this machine | blob digest, size and diff_id held then | a small read |
-//! | [`Origin::Vouched`] | an index that was made elsewhere | who made it is trusted | a small read, or some requests |
+//! | [`Origin::Store`] | the index of an earlier first pass on this machine | digest, size and diff_id matched then | a small read |
+//! | [`Origin::Vouched`] | an index that was made elsewhere | its maker is trusted | a small read, or some requests |
 //! | [`Origin::FirstPass`] | the layer itself | blob digest, size and diff_id are computed | all of the blob |
 //!
-//! Whatever the origin, what comes of it is a layer index: nothing above this file knows where one came from, but for
-//! those that show it ([`crate::layer::Proof`]). Bytes are compared span by span with what the index says
-//! ([`crate::layer::Check`]), so what a voucher is trusted for is the tree and these checks.
+//! Every origin yields a layer index; above this file the origin matters only where it is shown
+//! ([`crate::layer::Proof`]). Reads compare bytes span by span with the checks in the index ([`crate::layer::Check`]),
+//! so a voucher is trusted for the tree and for these checks.
 //!
 //! How another format is added is in `CONTRIBUTING.md`.
 
@@ -17,8 +17,8 @@ use super::origin::{PassedOver, open_stored};
 use super::pass::{FirstPass, Means, PassError};
 use crate::layer::Format;
 
-/// Opens the layer of `pass` from the first of `origins` that has it. A first pass answers for every layer, so it is
-/// the last resort, whether it is named or not.
+/// Opens the layer of `pass` from the first of `origins` that has it. The first pass can open every layer, so it is the
+/// fallback even when `origins` does not name it.
 ///
 /// # Errors
 /// [`PassError`]; nothing of the layer is cached then.
@@ -26,7 +26,7 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
     let mut passed_over = Vec::new();
     for origin in origins {
         let opened = match origin {
-            // An exported index is imported before it is used, and then the store has it.
+            // An exported index reaches the store by import, so the store answers for both.
             Origin::Store | Origin::Vouched(Format::Exported) => open_stored(&pass.layer, &[*origin], means.store),
             Origin::FirstPass => break,
         };
@@ -60,7 +60,7 @@ mod tests {
     use crate::source::offline::OfflineSource;
     use crate::store::Store;
 
-    /// A layer that is inlined, so that any source has it.
+    /// A layer whose bytes are inlined in its descriptor: any source delivers it.
     fn pass(known: bool) -> FirstPass {
         let layer = LayerBuilder::new().packing(Packing::GZIP).file("f", "content").build();
         let of = |bytes: &[u8]| Digest::of(Algorithm::Sha256, bytes);
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(vouched.origin, Origin::Vouched(Format::Exported));
         assert_eq!(vouched.index.proof().vouched_by(), Some("/indexes/app"));
         assert!(matches!(vouched.passed_over[..], [PassedOver { why: NotStored::OtherOrigin { .. }, .. }]));
-        // Where no voucher counts, the layer is read, and what comes of that takes the place.
+        // If no voucher is accepted, a first pass reads the layer and replaces the imported index.
         let built = opened(&pass, &[Origin::Store, Origin::FirstPass], &there).await;
         assert_eq!((built.origin, built.index.proof()), (Origin::FirstPass, &Proof::Built));
         assert_eq!(opened(&pass, &Origin::ALL, &there).await.origin, Origin::Store);
@@ -118,7 +118,7 @@ mod tests {
         let (store, named, nameless) = (store(&dir, "cache"), pass(true), pass(false));
         let made = opened(&nameless, &Origin::ALL, &store).await;
         assert_eq!(Some(&made.index.layer().diff_id), named.layer.diff_id.as_ref());
-        // It is the same layer, index and content, as the one that is said to decode to this.
+        // Index and content equal those of the layer with its diff_id declared.
         assert_eq!(opened(&named, &Origin::ALL, &store).await.origin, Origin::Store);
         let layer = super::super::open_layer::OpenLayer::new(made.index, &store);
         let span = layer.index().spans().start;

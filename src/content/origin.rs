@@ -1,4 +1,4 @@
-//! Where a layer's index comes from, and what this machine has of it already.
+//! Where a layer's index comes from, and opening the indexes in the store.
 
 use std::sync::Arc;
 
@@ -10,79 +10,79 @@ use crate::store::Store;
 /// Where a layer's index comes from.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Origin {
-    /// The store has it, of an earlier first pass.
+    /// The store has it from an earlier first pass.
     Store,
     /// It was made elsewhere, in this format, and its maker is trusted.
     Vouched(Format),
-    /// The whole layer is read.
+    /// A first pass reads the whole layer.
     FirstPass,
 }
 
 impl Origin {
-    /// All, cheapest first.
+    /// All origins, cheapest first.
     pub const ALL: [Self; 3] = [Self::Store, Self::Vouched(Format::Exported), Self::FirstPass];
 
-    /// Where an index of the store with this proof came from.
+    /// The origin of a stored index with this proof.
     fn of_stored(proof: &Proof) -> Option<Self> {
         match proof {
             Proof::Built => Some(Self::Store),
             Proof::Vouched { format, .. } => Some(Self::Vouched(*format)),
-            // Never written to a store.
+            // Never written to the store.
             Proof::Unproven => None,
         }
     }
 }
 
-/// A layer that was opened.
+/// An opened layer.
 #[derive(Debug)]
 pub struct Opened {
-    /// Its index; what proves it, it says itself.
+    /// Its index, which carries its proof.
     pub index: Arc<LayerIndex>,
     /// Where it came from.
     pub origin: Origin,
-    /// What was tried before that.
+    /// The origins tried before, without success.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// An origin that has not answered.
+/// An origin that could not open the layer.
 #[derive(Debug)]
 pub struct PassedOver {
-    /// Which.
+    /// The origin.
     pub origin: Origin,
-    /// Why not.
+    /// Why it failed.
     pub why: NotStored,
 }
 
-/// Why an origin has no index of a layer that will do.
+/// Why the store has no usable index of a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum NotStored {
-    /// It has none.
+    /// There is none.
     #[error("there is no index in the cache")]
     Absent,
-    /// It has one of another layer that is the same blob.
+    /// It belongs to a layer with the same blob and another diff_id.
     #[error("the index in the cache is of diff_id {proven}")]
     OtherLayer {
-        /// That one's.
+        /// The diff_id of that layer.
         proven: Digest,
     },
-    /// It has one that comes from elsewhere than it may.
+    /// Its origin is not among those allowed.
     #[error("the index in the cache is not to be used: {proof:?}")]
     OtherOrigin {
-        /// Why it would be believed.
+        /// The proof in the index.
         proof: Proof,
     },
-    /// It has one, of another version of peelfs or damaged.
+    /// It is damaged, or of another version of peelfs.
     #[error("the index in the cache cannot be used")]
     Unusable(#[source] IndexError),
 }
 
-/// Opens a layer by the index that the store has of it, if that is from one of `origins`.
+/// Opens a layer by its index in the store, if the index comes from one of `origins`.
 ///
-/// Its pages are checked when they are first touched; one that is damaged then is read from an index that was made anew
+/// Pages are checked on first access; a page that is found damaged later is read from a rebuilt index
 /// ([`LayerIndex::mend`]).
 ///
 /// # Errors
-/// [`NotStored`]; an index that is damaged is removed.
+/// [`NotStored`]; a damaged index is removed.
 pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Result<Opened, NotStored> {
     let blob = &layer.blob.digest;
     let file = store.index(blob).ok_or(NotStored::Absent)?;
@@ -110,7 +110,7 @@ pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Resul
     }
 }
 
-/// Whether an index may be used that is open already.
+/// Whether an open index comes from one of `origins`.
 pub(super) fn is_from(index: &LayerIndex, origins: &[Origin]) -> bool {
     Origin::of_stored(index.proof()).is_some_and(|origin| origins.contains(&origin))
 }

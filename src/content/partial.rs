@@ -1,11 +1,11 @@
 //! A layer that is shown while its first pass still runs (`--verify=behind`).
 //!
-//! Nothing here is verified yet. The tree so far is served as a *snapshot*: a layer index in memory, whose entries keep
-//! their numbers in every later snapshot and in the final index. Bytes are read from the content file that the pass is
-//! writing, as soon as their span is complete. When the pass ends, well or badly, all this is closed, and readers go on
-//! with the verified layer, or get the reason why there is none. If the layer fails verification, every further request
-//! to it is an error and nothing is kept. A pass that breaks off is repeated; the kernel may have cached what the first
-//! one showed, so that is remembered by its spans ([`ShownSpan`]) and compared with the layer once it is verified.
+//! Nothing here is verified yet. The current tree is served as a *snapshot*: a layer index in memory whose entries keep
+//! their numbers in every later snapshot and in the final index. Reads come from the content file that the pass is
+//! writing, once their span is complete. When the pass ends, the partial layer is closed, and readers switch to the
+//! verified layer or get its error. If the layer fails verification, every later request to it fails and nothing is
+//! kept. An interrupted pass is repeated; since the kernel may have cached what the first pass showed, its spans are
+//! remembered ([`ShownSpan`]) and compared with the verified layer.
 
 use std::fs::File;
 use std::ops::Range;
@@ -19,14 +19,14 @@ use crate::layer::{Check, IndexError, IndexedLayer, LayerIndex, LayerTree, Proof
 use crate::offsets::DecodedOffset;
 use crate::sync::lock;
 
-/// What a running pass has read of a layer so far.
+/// The result of a running pass so far.
 pub struct PartialLayer {
     tree: Mutex<Option<LayerTree>>,
     progress: watch::Sender<Progress>,
     shown: Mutex<Vec<ShownSpan>>,
 }
 
-/// Bytes that a pass has shown, whether or not they were read.
+/// Bytes that a pass has made readable, whether or not they were read.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct ShownSpan {
     decoded: Range<DecodedOffset>,
@@ -34,45 +34,45 @@ pub struct ShownSpan {
 }
 
 impl ShownSpan {
-    /// Whether the layer has just these bytes there.
+    /// Whether the layer has exactly these bytes at this place.
     pub fn is_of(&self, index: &LayerIndex) -> bool {
         let found = index.span_at(self.decoded.start).and_then(|span| index.span(span));
         found.is_ok_and(|span| span.decoded == self.decoded && span.check == self.check)
     }
 }
 
-/// How far a running pass is.
+/// Progress of a running pass.
 #[derive(Clone, Default)]
 struct Progress {
     entries: u32,
-    /// Decoded bytes that are in the content file, in whole spans.
+    /// Decoded bytes written to the content file, in whole spans.
     written: DecodedOffset,
     data: Option<Arc<File>>,
     closed: bool,
 }
 
-/// The pass has ended: what it has read is the verified layer now, or nothing.
+/// The pass has ended: the layer is verified, or has failed.
 #[derive(Debug)]
 pub struct Closed;
 
 impl PartialLayer {
-    /// A layer of which nothing has been read yet.
+    /// A partial layer before its pass begins.
     pub fn new() -> Self {
         Self { tree: Mutex::new(None), progress: watch::Sender::new(Progress::default()), shown: Mutex::default() }
     }
 
-    /// The pass begins: an empty tree, and the file that decoded bytes will go to.
+    /// Begins a pass with an empty tree and the file that receives the decoded bytes.
     pub(super) fn begin(&self, tree: LayerTree, data: Option<File>) {
         *self.tree() = Some(tree);
         self.progress.send_replace(Progress { data: data.map(Arc::new), ..Progress::default() });
     }
 
-    /// Lets the pass work on the tree; `None` after [`PartialLayer::end`].
+    /// Runs `work` on the tree; `None` after [`PartialLayer::end`].
     pub(super) fn with_tree<T>(&self, work: impl FnOnce(&mut LayerTree) -> T) -> Option<T> {
         self.tree().as_mut().map(work)
     }
 
-    /// The pass has written up to there.
+    /// The pass has written whole spans up to `written`.
     pub(super) fn advance_to(&self, written: DecodedOffset) {
         let entries = self.tree().as_ref().map_or(0, LayerTree::len);
         self.progress.send_modify(|progress| {
@@ -81,7 +81,7 @@ impl PartialLayer {
         });
     }
 
-    /// The pass has ended, with these whole spans; it takes the tree with it.
+    /// Ends the pass with its whole spans, and returns the tree.
     pub(super) fn end(&self, spans: &[Span]) -> Option<LayerTree> {
         let shown = spans.iter().map(|span| ShownSpan { decoded: span.decoded.clone(), check: span.check.clone() });
         *lock(&self.shown) = shown.collect();
@@ -93,12 +93,12 @@ impl PartialLayer {
         tree
     }
 
-    /// What the pass has shown; after its end, once.
+    /// The spans that the ended pass has shown; empty when called again.
     pub fn take_shown(&self) -> Vec<ShownSpan> {
         std::mem::take(&mut *lock(&self.shown))
     }
 
-    /// How many entries may have been shown.
+    /// The number of entries that may have been shown.
     pub fn entries(&self) -> u32 {
         self.progress.borrow().entries
     }
@@ -108,23 +108,23 @@ impl PartialLayer {
         self.progress.send_modify(|progress| progress.closed = true);
     }
 
-    /// Waits until there are `more` entries than `seen`, or the pass has ended.
+    /// Waits until there are at least `seen + more` entries, or the pass has ended.
     pub async fn more_than(&self, seen: u32, more: u32) {
         let enough = |progress: &Progress| progress.closed || progress.entries >= seen.saturating_add(more);
         // The sender lives in `self`, so the wait ends only with what it waits for.
         let _ = self.progress.subscribe().wait_for(enough).await;
     }
 
-    /// The tree so far as a layer index without spans.
+    /// The current tree as a layer index without spans.
     ///
     /// # Errors
-    /// [`Closed`], also when the index cannot be made: the final one will tell why.
+    /// [`Closed`], also if the index cannot be built: building the final one will report why.
     pub fn snapshot(&self, layer: &LayerRef) -> Result<LayerIndex, Closed> {
         let layer = IndexedLayer {
             blob: layer.blob.digest.clone(),
             blob_size: layer.blob.size,
             diff_id: layer.content().clone(),
-            // How long the stream will be is not known: until it is, bodies may lie anywhere.
+            // The decoded size is unknown until the pass ends, so accept bodies at any offset.
             decoded_size: i64::MAX.cast_unsigned(),
         };
         let mut bytes = Vec::new();
@@ -135,7 +135,7 @@ impl PartialLayer {
         LayerIndex::open(bytes).map_err(|_: IndexError| Closed)
     }
 
-    /// Reads decoded bytes that the pass has already written; `false` when it has not written them all.
+    /// Reads decoded bytes that the pass has already written; `false` if some are not written yet.
     ///
     /// # Errors
     /// [`Closed`]
@@ -144,7 +144,7 @@ impl PartialLayer {
         self.read_seen(seen, from, buf)
     }
 
-    /// As [`PartialLayer::read_now`], with the progress `seen` just before.
+    /// As [`PartialLayer::read_now`], with `seen` taken just before.
     fn read_seen(&self, seen: Progress, from: DecodedOffset, buf: &mut [u8]) -> Result<bool, Closed> {
         if seen.closed {
             return Err(Closed);
@@ -154,7 +154,7 @@ impl PartialLayer {
         }
         let data = seen.data.ok_or(Closed)?;
         data.read_exact_at(buf, from.0).map_err(|_| Closed)?;
-        // Of a verified layer spans may be evicted, and then this file has holes in their place.
+        // Once the layer is verified its spans may be evicted, which punches holes into this file.
         if self.progress.borrow().closed { Err(Closed) } else { Ok(true) }
     }
 

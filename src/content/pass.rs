@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The stages overlap on three threads and the network's tasks, with bounded buffers between them, so the pass runs at
-//! the speed of its slowest stage and in flat memory. The decoder is that stage, so its thread does nothing else. Only
-//! when the blob's digest and size and the diff_id all match are index and content put in their places; until then
-//! nothing of the layer is visible, and if they do not match, nothing stays.
+//! the speed of its slowest stage and in constant memory. The decoder is the slowest stage, so its thread does nothing
+//! else. Index and content are published only when the blob's digest and size and the diff_id all match; until then
+//! nothing of the layer is visible, and on a mismatch nothing is kept.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -41,43 +41,43 @@ use crate::source::{BlobSource, SourceError};
 use crate::store::{LayerName, NewContent, NewFile, PassLock, Store, StoreError};
 use crate::trust::Untrusted;
 
-/// Why a decoded stream is not a tree that can be shown.
+/// Why a decoded stream cannot be shown as a tree.
 pub type LayerError = WalkError<TreeError>;
 
-/// A layer that is to be read once, and how.
+/// A layer to be read once, and the limits of that pass.
 #[derive(Clone)]
 pub struct FirstPass {
-    /// Which layer.
+    /// The layer.
     pub layer: LayerRef,
-    /// Bounds against bombs.
+    /// Limits against decompression bombs.
     pub codec_limits: CodecLimits,
-    /// Bounds against bombs.
+    /// Limits on the tree.
     pub layer_limits: LayerLimits,
 }
 
-/// What a layer is opened with.
+/// What opening a layer needs.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
-    /// Where its bytes come from.
+    /// Delivers the layer's bytes.
     pub source: &'a Arc<dyn BlobSource>,
-    /// Where its index and content go.
+    /// Receives index and content.
     pub store: &'a Arc<Store>,
-    /// Is told how far a pass is.
+    /// Receives the progress of the pass.
     pub progress: &'a Arc<PassProgress>,
-    /// Says when a pass may take its stream.
+    /// Decides when the pass may read its stream.
     pub schedule: &'a ScheduledPass,
-    /// Shows what a pass has read so far.
+    /// Shows the tree and the content of the running pass.
     pub partial: Option<&'a Arc<PartialLayer>>,
-    /// Whether others that read the layer are waited for.
+    /// Whether to wait for other processes that read the layer.
     pub others: Others,
 }
 
-/// Whether others that make the same pass are waited for.
+/// Whether to wait for other processes that make the same pass.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Others {
-    /// While they get on.
+    /// Wait while they make progress.
     GetOn,
-    /// No longer: one of this very process stands still.
+    /// Do not wait: a pass of this process has stalled.
     StandStill,
 }
 
@@ -121,7 +121,7 @@ pub enum PassError {
         expected: Digest,
         /// Digest of the decoded stream.
         actual: Digest,
-        /// Zeros with which it would be the right one, if that is all.
+        /// The number of missing zero bytes, if they alone explain the mismatch.
         padding: Option<u64>,
     },
     /// The blob does not decode.
@@ -151,7 +151,7 @@ pub enum PassError {
         #[source]
         cause: WriteError,
     },
-    /// The process is ending.
+    /// The process is shutting down.
     #[error("the first pass over layer {layer} was ended")]
     Ended {
         /// The blob.
@@ -172,12 +172,12 @@ fn came(expected_size: u64, actual_size: u64, actual: &Digest) -> String {
 }
 
 impl PassError {
-    /// Whether trying again later may help.
+    /// Whether a later try may succeed.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Source { .. } | Self::Index { .. } | Self::Ended { .. })
     }
 
-    /// Whether the source sent bytes that cannot be those that were named.
+    /// Whether the source sent other bytes than those requested.
     pub fn is_corruption(&self) -> bool {
         matches!(self, Self::Blob { .. } | Self::DiffId { .. })
     }
@@ -186,8 +186,8 @@ impl PassError {
 impl FirstPass {
     /// Reads the layer from its source once and puts its index and content into the store.
     ///
-    /// Waits while another process makes the same pass and gets on, and uses what that one has made. With
-    /// [`Others::StandStill`], no process is waited for that has begun before.
+    /// If another process makes the same pass, waits while it makes progress, and uses its result. With
+    /// [`Others::StandStill`], does not wait for processes that began earlier.
     ///
     /// # Errors
     /// [`PassError`]; nothing of the layer is cached then.
@@ -208,14 +208,14 @@ impl FirstPass {
         }
     }
 
-    /// Makes the pass; `None` when a process that it has overtaken is ahead of it again.
+    /// Makes the pass; `None` if a process that stalled before has caught up.
     async fn make(&self, means: &Means<'_>, lock: &PassLock) -> Result<Option<Arc<LayerIndex>>, PassError> {
         let Means { source, store, progress, schedule, partial, .. } = *means;
         let layer = || self.layer.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
         let failed = |cause| PassError::Source { layer: layer(), cause };
-        // At once, whatever the schedule: a round trip takes nothing from the link. And before threads are taken, since
-        // the runtime has a bounded number and none is to wait for a source that is away.
+        // Opens the stream at once, whatever the schedule: a round trip takes no bandwidth. And before starting
+        // threads: the runtime has a bounded number, and none should wait for an unreachable source.
         let whole = BlobOffset(0)..BlobOffset(self.layer.blob.size);
         let mut overtaken = std::pin::pin!(self.overtaken(store, progress, lock));
         let begun = async { Peeked::new(source.stream(&self.layer.blob, whole).await?).await };
@@ -239,7 +239,7 @@ impl FirstPass {
         };
         let walking = {
             let (pass, store) = (pass.clone(), Arc::clone(store));
-            // Where the pass is not shown, what it shows is dropped.
+            // If the pass is not shown, its partial layer is dropped.
             let (partial, priority) = (partial.map_or_else(Arc::default, Arc::clone), schedule.priority());
             tokio::task::spawn_blocking(move || pass.walk(&store, &buffers, &empty_sender, &partial, priority()))
         };
@@ -252,7 +252,7 @@ impl FirstPass {
                 let piece = tokio::select! {
                     biased;
                     piece = blob.next() => piece,
-                    // What readers were shown of this pass cannot be taken back.
+                    // What this pass has shown to readers cannot be withdrawn.
                     () = &mut overtaken, if partial.is_none() => {
                         given_up = true;
                         break;
@@ -286,16 +286,16 @@ impl FirstPass {
         if given_up {
             return Ok(None);
         }
-        // The first cause is reported: a cut stream also looks like a codec error.
+        // Report the first cause: a truncated stream also looks like a codec error.
         fetched.map_err(failed)?;
         let (walked, narrowed) = match decoded {
             Ok(narrowed) => (walked?, narrowed),
-            // The walker has ended before, and says why.
+            // The walker has failed before, and holds the error.
             Err(Undecoded::Unwanted) => {
                 return Err(walked.err().unwrap_or_else(|| PassError::Ended { layer: layer() }));
             }
             Err(Undecoded::Codec(cause)) => {
-                // If the blob is not the one named, that explains the rest.
+                // A blob with a wrong digest explains any other error.
                 self.check_blob(&digest, size)?;
                 return Err(PassError::Codec { layer: layer(), cause });
             }
@@ -304,13 +304,13 @@ impl FirstPass {
         let store = Arc::clone(store);
         let published = tokio::task::spawn_blocking(move || pass.publish(&store, walked)).await.map_err(ended)?;
         match (published, narrowed) {
-            // Its frames may refer to bytes that were not held any more.
+            // With a reduced window, its frames may refer to bytes that were no longer held.
             (Err(PassError::DiffId { layer, .. }), Some(cause)) => Err(PassError::Codec { layer, cause }),
             (published, _) => published.map(Some),
         }
     }
 
-    /// The index that another process, or another mount of this one, has made in a first pass meanwhile.
+    /// The index that another process or mount has made meanwhile.
     pub(super) fn made(&self, store: &Store) -> Option<Arc<LayerIndex>> {
         open_stored(&self.layer, &[Origin::Store], store).ok().map(|opened| opened.index)
     }
@@ -320,7 +320,7 @@ impl FirstPass {
         compression
     }
 
-    /// This pass, over a blob that begins with these bytes.
+    /// This pass with the compression that the first bytes of the blob show.
     fn as_it_begins(&self, first: &[u8]) -> Result<Self, CodecError> {
         let compression = compression_of(first, self.compression())?;
         if compression != self.compression() {
@@ -333,8 +333,8 @@ impl FirstPass {
         Ok(Self { layer, ..self.clone() })
     }
 
-    /// First stage: decodes the blob, passes buffers on. Returns the frame that asked for more memory than it was given,
-    /// if one did.
+    /// First stage: decodes the blob and passes buffers on. Returns the error of the frame whose window was reduced to
+    /// the memory limit, if any.
     fn decode(
         &self,
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
@@ -350,7 +350,7 @@ impl FirstPass {
             priority.settle();
             let piece = piece.into_unverified();
             let mut input: &[u8] = &piece;
-            // After an error the rest is still received, so that all of the blob is hashed.
+            // After an error, keep receiving, so that the whole blob is hashed.
             while failed.is_none() {
                 match decoder.decode(&mut input, &mut out) {
                     Ok(Status::OutputFull) => pass_on(&mut out, &mut decoder, buffers, empties)?,
@@ -387,7 +387,7 @@ impl FirstPass {
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
-        // Reported only once the layer is known to be the one named.
+        // Reported only after the blob's digest was checked.
         let mut failed = None;
         while let Ok(Decoded { buffer, marks, windows: found }) = buffers.recv() {
             priority.settle();
@@ -403,7 +403,7 @@ impl FirstPass {
             }
             at = at + bytes.len() as u64;
             partial.advance_to(content.stopped_at.unwrap_or(at).min(spans.whole_to()));
-            // It fails when the decoder has ended, which then needs no buffers.
+            // Fails once the decoder has ended and needs no more buffers.
             let _ = empties.send(buffer);
         }
         let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.layer.blob.digest.clone() });
@@ -429,9 +429,7 @@ impl FirstPass {
         })
     }
 
-    /// Last stage: everything matches and is published, or nothing is kept.
-    ///
-    /// The blob was checked already.
+    /// Last stage: publishes index and content if the diff_id matches; else keeps nothing. The blob was checked before.
     fn publish(&self, store: &Arc<Store>, walked: Walked) -> Result<Arc<LayerIndex>, PassError> {
         let index_error = |cause| PassError::Index { layer: self.layer.blob.digest.clone(), cause };
         let actual = walked.diff_id.unwrap_or_else(|| self.layer.blob.digest.clone());
@@ -440,7 +438,7 @@ impl FirstPass {
             return Err(PassError::DiffId { layer, expected, actual, padding: walked.padding });
         }
         let tree = walked.tree?;
-        // A process that was waited for in vain, or has waited in vain for this one, may have ended first.
+        // Another process that also made this pass may have published it first.
         if let Some(index) = self.made(store) {
             return Ok(index);
         }
@@ -463,7 +461,7 @@ impl FirstPass {
         let mut content = walked.content;
         let mut kept = self.store_index(store, write);
         if matches!(kept, Err(NotStored::Disk(_))) && content.take().is_some() {
-            // Of the two, the index is worth more.
+            // If the disk has room for one of the two, keep the index.
             kept = self.store_index(store, write);
         }
         let kept = kept.and_then(|file| {
@@ -483,14 +481,14 @@ impl FirstPass {
             Err(NotStored::Index(cause)) => return Err(index_error(cause)),
             Err(NotStored::Disk(error)) => store.cannot_keep("the index of a layer", &error),
         }
-        // In memory, for as long as this process runs.
+        // Keep the index in memory for the life of this process.
         let mut bytes = Vec::new();
         write(&mut bytes).map_err(index_error)?;
         let index = LayerIndex::open(bytes).map_err(|_| PassError::Ended { layer: self.layer.blob.digest.clone() })?;
         Ok(Arc::new(index))
     }
 
-    /// Writes the index to a file of the store, which is still to be published.
+    /// Writes the index to a file of the store, without publishing it.
     fn store_index(
         &self,
         store: &Store,
@@ -500,7 +498,7 @@ impl FirstPass {
         let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
         match write(&mut out).and_then(|()| Ok(out.flush()?)) {
             Err(WriteError::Io { cause }) => {
-                // What could not be written is not tried again.
+                // Do not flush the rest after a write error.
                 drop(out.into_parts());
                 return Err(NotStored::Disk(StoreError::Io { doing: "write", path: store.root().to_owned(), cause }));
             }
@@ -520,8 +518,8 @@ enum NotStored {
     Index(WriteError),
 }
 
-/// Whether a tar of which so much was hashed is the `wanted` one but for zeros at its end, and how many. Skopeo 1.9 drops
-/// what pads a tar when it writes zstd:chunked, and keeps the diff_id.
+/// The number of trailing zeros that a tar lacks, if with them it has the digest `wanted`. Skopeo 1.9 drops the padding
+/// of a tar when it writes zstd:chunked, and keeps the diff_id.
 fn missing_padding(so_far: &Hasher, wanted: &Digest) -> Option<u64> {
     if so_far.clone().finish() == *wanted {
         return None;
@@ -543,7 +541,7 @@ struct Decoded {
 /// Why decoding ended early.
 enum Undecoded {
     Codec(CodecError),
-    /// The next stage is gone.
+    /// The next stage has ended.
     Unwanted,
 }
 
@@ -554,9 +552,9 @@ impl From<CodecError> for Undecoded {
 }
 
 struct Walked {
-    /// `None` where it is the blob's digest.
+    /// `None` if it equals the blob's digest.
     diff_id: Option<Digest>,
-    /// Zeros with which it would be the one that is expected.
+    /// Trailing zeros that are missing, if they alone explain the mismatch.
     padding: Option<u64>,
     size: DecodedOffset,
     tree: Result<LayerTree, PassError>,
@@ -565,7 +563,7 @@ struct Walked {
     content: Option<NewContent>,
 }
 
-/// Beside the stages: the digest and size of the blob.
+/// Beside the stages: hashes the blob.
 fn hash(
     algorithm: Algorithm,
     mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
@@ -582,7 +580,7 @@ fn hash(
     (hasher.finish(), size)
 }
 
-/// Hands a full buffer on and takes an empty one.
+/// Passes a full buffer on and takes an empty one.
 fn pass_on(
     out: &mut OutputBuffer,
     decoder: &mut LayerDecoder,
@@ -594,16 +592,16 @@ fn pass_on(
     buffers.send(decoded).map_err(|_| Undecoded::Unwanted)
 }
 
-/// GNU tar pads to records of 10 KiB, or of as much as it is told.
+/// GNU tar pads to records of 10 KiB by default, or of the size given to it.
 const MOST_PADDING: u64 = 64 << 10;
-/// Bytes received between two notes of that to processes that wait.
+/// Bytes received between two progress notes for waiting processes.
 const NOTED: u64 = 64 << 10;
-/// A note is no older while anything comes.
+/// While bytes arrive, a note is at most this old.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// Pieces of the body, of up to half a MiB, held between the network and the decoder.
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
 const BUFFERS_AHEAD: usize = 2;
-/// An index of more bytes is brought to the disk before it gets its name: what a loss of power does to one is found
-/// and mended, but only by a second pass, and this is the index of a large layer.
+/// Larger indexes are synced before they are published: readers detect an index damaged by a power loss, but repairing
+/// it takes a second pass, which is slow for a layer this large.
 const SYNCED: u64 = 32 << 20;

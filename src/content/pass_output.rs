@@ -1,4 +1,4 @@
-//! What a first pass makes beside the tree: spans with their digests, checkpoint windows, and the content file.
+//! Outputs of a first pass besides the tree: spans with their digests, checkpoint windows, and the content file.
 
 use std::sync::Arc;
 
@@ -58,14 +58,14 @@ impl SpanCutter {
     }
 }
 
-/// Writes decoded bytes to the content file for as long as the disk and the cache's limit allow; the index is worth
-/// having without them.
+/// Writes decoded bytes to the content file until the disk or the cache's limit is full; the index is useful without
+/// them.
 pub(super) struct ContentWriter {
     store: Arc<Store>,
-    /// `None` where the disk takes no file.
+    /// `None` if the file could not be created.
     content: Option<NewContent>,
     since_check: u64,
-    /// Ends of the spans, and how far the content was written when it stopped, if it did.
+    /// End of each span, and the offset at which writing stopped, if it did.
     ends: Vec<DecodedOffset>,
     pub(super) stopped_at: Option<DecodedOffset>,
 }
@@ -75,7 +75,7 @@ impl ContentWriter {
         let content = store.new_content(layer);
         let content = content.map_err(|error| store.cannot_keep("the content of a layer", &error)).ok();
         let stopped_at = content.is_none().then_some(DecodedOffset(0));
-        // So that the limit is checked at the first write: an image of many small layers would never be bounded.
+        // Forces a limit check on the first write; otherwise an image of many small layers would never be checked.
         let since_check = ROOM_CHECK;
         Self { store: Arc::clone(store), content, since_check, ends: Vec::new(), stopped_at }
     }
@@ -99,7 +99,7 @@ impl ContentWriter {
         }
     }
 
-    /// A handle to read back what is written; without one, readers wait for the end of the pass.
+    /// A handle for reading back what is written; without one, readers wait for the end of the pass.
     pub(super) fn reader(&self) -> Option<std::fs::File> {
         self.content.as_ref()?.reader().ok()
     }
@@ -129,7 +129,7 @@ impl PackedWindows {
         for (number, window) in windows {
             let packed = Window::to_bytes(&window);
             if packed.is_empty() {
-                continue; // nothing before the checkpoint is referred to
+                continue; // no later byte refers back past the checkpoint
             }
             self.places.push((
                 number,
@@ -143,5 +143,5 @@ impl PackedWindows {
     }
 }
 
-/// Bytes written between two checks of the cache's limit, where that is not small.
+/// Bytes written between two checks of the cache's limit; less if the limit is small.
 const ROOM_CHECK: u64 = 16 << 20;

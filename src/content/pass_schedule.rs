@@ -1,10 +1,10 @@
-//! Scheduling of first passes: which layer the link and the CPUs serve first.
+//! Scheduling of first passes: which layer gets the link and the CPUs first.
 //!
 //! First passes share one link and a few CPUs; layers that a reader waits for go first. While such a layer could decode
-//! more than it gets, the other passes take nothing from their streams, and TCP flow control leaves the link to it. A
-//! pass that cannot keep up with the link, or that has received nothing for half a second, holds up none. The threads of
-//! passes that are not waited for run at a nice value ten higher, where the process may raise it again later (root, or
-//! RLIMIT_NICE).
+//! more than it receives, the other passes stop reading their streams, and TCP flow control leaves the link to it. A
+//! pass that cannot keep up with the link, or has received nothing for half a second, does not hold up the others.
+//! While a layer is urgent, the threads of other passes run at a nice value ten higher, if the process may lower it again
+//! (root, or RLIMIT_NICE).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,42 +16,42 @@ use tokio::time::Instant;
 
 use crate::store::descriptor_limit;
 
-/// The first passes of a process, which share a link.
+/// The first passes of a process, which share a link and the CPUs.
 #[derive(Debug)]
 pub struct PassScheduler {
     link: watch::Sender<Urgent>,
-    /// How many layers are waited for.
+    /// The number of urgent layers.
     urgent: AtomicUsize,
-    /// As many may run at a time as there are descriptors for.
+    /// Limits concurrent passes by the number of file descriptors.
     places: Semaphore,
 }
 
-/// The first pass over one layer, among the others.
+/// The first pass over one layer.
 #[derive(Debug)]
 pub struct ScheduledPass {
     scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
 }
 
-/// The priority of one thread that works for a layer; dropping it restores the one before.
+/// The priority of one thread of a pass; restored on drop.
 pub(super) struct ThreadPriority {
     scheduler: Arc<PassScheduler>,
     urgent: Arc<AtomicBool>,
-    /// The thread's own nice value, and what it has now.
+    /// The thread's original nice value, and its current one.
     own: i32,
     now: i32,
 }
 
-/// What passes that are waited for get of the link.
+/// The link's state as seen by urgent passes.
 #[derive(Clone, Copy, Debug)]
 struct Urgent {
-    /// How many of them could decode more.
+    /// The number of urgent passes that could decode more than they receive.
     starved: usize,
-    /// When one of them last received bytes, or began.
+    /// When an urgent pass last received bytes, or began.
     progressed: Instant,
 }
 
-/// The right to take a layer's stream, piece by piece.
+/// The right to read a layer's stream, piece by piece.
 pub(super) struct Lease<'a> {
     schedule: &'a ScheduledPass,
     starved: bool,
@@ -66,12 +66,12 @@ impl PassScheduler {
 }
 
 impl ScheduledPass {
-    /// One more pass, over a layer that is not waited for.
+    /// A pass over a layer that no reader waits for yet.
     pub fn new(scheduler: &Arc<PassScheduler>) -> Self {
         Self { scheduler: Arc::clone(scheduler), urgent: Arc::default() }
     }
 
-    /// Says whether a reader waits for this layer.
+    /// Sets whether a reader waits for this layer.
     pub fn set_urgent(&self, urgent: bool) {
         if self.urgent.swap(urgent, Ordering::Relaxed) != urgent {
             if urgent {
@@ -79,7 +79,7 @@ impl ScheduledPass {
             } else {
                 self.scheduler.urgent.fetch_sub(1, Ordering::Relaxed);
             }
-            // It may be waiting in `Lease::next`.
+            // Wakes this pass if it waits in `Lease::next`.
             self.scheduler.link.send_modify(|_| {});
         }
     }
@@ -89,9 +89,9 @@ impl ScheduledPass {
         self.urgent.load(Ordering::Relaxed)
     }
 
-    /// Waits until there are descriptors for one more pass.
+    /// Waits until there are file descriptors for one more pass.
     pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.scheduler.places.acquire().await.ok()
     }
 
@@ -99,7 +99,8 @@ impl ScheduledPass {
         Lease { schedule: self, starved: false }
     }
 
-    /// The priority of a thread that is about to work for this layer, and calls [`ThreadPriority::settle`] now and then.
+    /// A function that captures the nice value of the calling thread, which works for this layer; the thread calls
+    /// [`ThreadPriority::settle`] regularly.
     pub(super) fn priority(&self) -> impl FnOnce() -> ThreadPriority + Send + use<> {
         let (scheduler, urgent) = (Arc::clone(&self.scheduler), Arc::clone(&self.urgent));
         move || {
@@ -116,7 +117,7 @@ impl Drop for ScheduledPass {
 }
 
 impl ThreadPriority {
-    /// Yields to threads of layers that are waited for, while this one's is not.
+    /// Lowers the priority while this layer is not urgent and another one is.
     pub(super) fn settle(&mut self) {
         let yields = !self.urgent.load(Ordering::Relaxed) && self.scheduler.urgent.load(Ordering::Relaxed) > 0;
         self.set(if yields { self.own + YIELDS } else { self.own });
@@ -135,11 +136,11 @@ impl Drop for ThreadPriority {
     }
 }
 
-/// Whether a thread whose priority was lowered can have it back: root's can, others' by their limit (setpriority(2)).
+/// Whether a thread may raise its priority again after lowering it: needs root or RLIMIT_NICE (setpriority(2)).
 fn can_be_raised() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     *CAN.get_or_init(|| {
-        // In a thread of its own: it may keep the lower priority, and ends.
+        // In a separate thread, as it may be left with the lower priority.
         let tried = std::thread::Builder::new().spawn(|| {
             let own = getpriority_process(None)?;
             setpriority_process(None, own + 1)?;
@@ -150,7 +151,7 @@ fn can_be_raised() -> bool {
 }
 
 impl Lease<'_> {
-    /// Returns when this layer may take its next piece.
+    /// Returns when this pass may read its next piece.
     pub(super) async fn next(&mut self) {
         let mut changes = self.schedule.scheduler.link.subscribe();
         loop {
@@ -163,7 +164,7 @@ impl Lease<'_> {
             if starved == 0 || silent >= SILENCE {
                 return;
             }
-            // Either way all is looked at again.
+            // Re-evaluate after a timeout as well as after a change.
             let _ = tokio::time::timeout(SILENCE - silent, changes.changed()).await;
         }
     }
@@ -175,7 +176,7 @@ impl Lease<'_> {
         }
     }
 
-    /// More has been received than can be decoded now.
+    /// The decoder is the bottleneck: more has been received than it can take.
     pub(super) fn full(&mut self) {
         self.set_starved(false);
     }
@@ -201,22 +202,21 @@ impl Drop for Lease<'_> {
     }
 }
 
-/// How many first passes this process has descriptors for.
+/// The number of first passes for which this process has file descriptors.
 pub fn passes_at_once() -> usize {
     (descriptor_limit().saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS).clamp(1, Semaphore::MAX_PERMITS)
 }
 
-/// A pass has up to this many files and connections open: a lock, an index, two files of content, one of them twice, and
-/// a stream.
+/// Descriptors that one pass may hold: a lock, an index, two content files, one of them twice, and a stream.
 const DESCRIPTORS: usize = 8;
-/// What a process has open beside passes, at the least.
+/// Descriptors that a process has open besides those of passes, at least.
 const OTHER_DESCRIPTORS: usize = 40;
-/// Added to the nice value: nine tenths of the CPU then go to other threads.
+/// Added to the nice value: other threads then get nine tenths of the CPU.
 const YIELDS: i32 = 10;
-/// The lowest priority, as setpriority(2) has it.
+/// The lowest priority (setpriority(2)).
 #[cfg(test)]
 const LOWEST: i32 = 19;
-/// A layer that is waited for and gets nothing for this long does not need the link.
+/// An urgent pass that receives nothing for this long does not need the link.
 const SILENCE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Copies of large files for the kernel, made from verified spans once all of these are cached.
 //!
-//! With `mount --passthrough` the kernel reads such a file by itself. It needs one that begins with its first byte, so
-//! the bytes are written once more; the copy is compared with the spans, or made from them, before the kernel gets it.
-//! A file that is not fully cached, has holes, or finds no room under the cache's limit is read in the ordinary way. See
-//! [`crate::store`] for how long a copy is trusted.
+//! With `mount --passthrough` the kernel reads such a file itself. The kernel needs a backing file that starts with the
+//! file's first byte, so the bytes are written a second time; the copy is made from verified spans, or compared with
+//! them, before the kernel gets it. A file that is not fully cached, has holes, or does not fit under the cache's limit
+//! is read through FUSE. [`crate::store`] documents how long a copy is trusted.
 
 use std::fs::File;
 use std::ops::Range;
@@ -17,28 +17,28 @@ use crate::offsets::{DecodedOffset, FileOffset};
 use crate::store::{PassthroughCopy, StoreError};
 use crate::sync::lock;
 
-/// Why a file cannot have a copy for the kernel.
+/// Why a file cannot have a passthrough copy.
 #[derive(Debug, thiserror::Error)]
 pub enum PassthroughCopyError {
     /// Its bytes cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The cache cannot take it.
+    /// The cache cannot store the copy.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// How a copy compares with its entry.
+/// Result of comparing a copy with its entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Compared {
     Same,
     Differs,
-    /// The entry's bytes are not all cached.
+    /// Some bytes of the entry are not cached.
     Unknown,
 }
 
 impl LayerReader {
-    /// The entry's copy, if there is one that is known to be right.
+    /// The entry's copy, if there is one that this process or a seal vouches for.
     pub fn passthrough_copy_now(&self, entry: EntryId) -> Option<File> {
         let copy = self.layer.store.passthrough_copy(name_of(self.index()), entry.0)?;
         let known = lock(&self.layer.passthrough_copies).get(&entry) == Some(&copy.stamp());
@@ -51,14 +51,13 @@ impl LayerReader {
         Some(copy.into_file())
     }
 
-    /// Whether a copy of an entry can be made: it has no holes, and all its bytes are cached, as far as the presence map
-    /// says.
+    /// Whether a copy of an entry can be made: the entry has no holes, and the presence map has all its bytes.
     pub fn could_have_passthrough_copy(&self, entry: EntryId) -> bool {
         matches!(decoded_range(self.index(), entry), Ok(Some(run)) if self.layer.has(run.clone()))
     }
 
-    /// The entry's copy, made if there is none; `None` when some of its bytes are not cached, or the cache has no room.
-    /// Reads and writes all of it, blocking this thread.
+    /// The entry's copy, made if missing; `None` if some bytes are not cached or the cache is full. Reads and writes
+    /// the whole file and blocks the thread.
     ///
     /// # Errors
     /// [`PassthroughCopyError`]
@@ -72,7 +71,7 @@ impl LayerReader {
         let mut read = |from, buf: &mut [u8]| {
             let cached = matches!(self.layer.read_cached(from, buf, &mut || ()), Ok(Cached::Bytes));
             if cached && let Ok(spans) = self.layer.spans_of(from..from + buf.len() as u64) {
-                // The kernel will read it without asking, so this is the only demand there is.
+                // The kernel reads a copy without asking, so record the demand now.
                 self.scheduler.record(spans);
             }
             cached
@@ -98,14 +97,13 @@ impl LayerReader {
                 return Ok(None);
             }
             new.write_all(bytes)?;
-            // The kernel will cache pages of the copy; it need not keep those of the content file.
+            // The kernel will cache the pages of the copy; drop the duplicates of the content file.
             self.layer.content.drop_pages(piece);
         }
         Ok(self.layer.store.publish_passthrough_copy(new)?.map(|copy| self.trust(entry, copy)))
     }
 
-    /// Lets other processes trust a copy that [`LayerReader::make_passthrough_copy`] has made or compared. Waits for the
-    /// disk.
+    /// Marks a copy from [`LayerReader::make_passthrough_copy`] as trusted for other processes. Waits for the disk.
     pub fn seal_passthrough_copy(&self, entry: EntryId) {
         let Some(copy) = self.layer.store.passthrough_copy(name_of(self.index()), entry.0) else { return };
         if lock(&self.layer.passthrough_copies).get(&entry) != Some(&copy.stamp())
@@ -124,7 +122,7 @@ impl LayerReader {
     }
 }
 
-/// Compares a copy with what `read` reads of the layer; it returns `false` for what is not cached.
+/// Compares a copy with the layer's bytes; `read` returns `false` for bytes that are not cached.
 pub(super) fn compare(
     run: &Range<DecodedOffset>,
     copy: &PassthroughCopy,
@@ -147,7 +145,7 @@ pub(super) fn compare(
     Compared::Same
 }
 
-/// Where a file's bytes lie in its layer; `None` for a file that has holes, or no bytes.
+/// The range of a file in its layer's decoded stream; `None` if the file has holes or is empty.
 pub(super) fn decoded_range(index: &LayerIndex, entry: EntryId) -> Result<Option<Range<DecodedOffset>>, IndexError> {
     let size = index.entry(entry)?.size();
     let extents = index.extents(entry, FileOffset(0)..FileOffset(size))?;

@@ -1,4 +1,4 @@
-//! Prefetch: what earlier runs read is fetched before this one asks, and the rest while no read waits.
+//! Prefetch: fetches what earlier runs of the image read, and then everything else while no read waits.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::predict::{Pace, Profile, Replay};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
-/// Fetches ahead of the readers of some layers, which belong to one mount of `image`, as `policy` says.
+/// Prefetches for one mount of `image`, as `policy` says.
 pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Prefetch) {
     for layer in &layers {
         layer.fetcher.scope.budget().set_prefetch(policy);
@@ -31,12 +31,12 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
     }
 }
 
-/// Keeps what readers of `image` have read at its start, for the next mount of it.
+/// Stores the start-up reads of `image` for its next mount.
 pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
     for reader in layers {
         let (name, store) = (name_of(reader.index()), &reader.layer.store);
         let known = load_profile(store, name).map_or(Vec::new(), |profile| profile.runs);
-        // A run that brings nothing new becomes the most recent one all the same.
+        // A run that adds nothing still becomes the most recent one.
         let is_first = known.first().is_some_and(|run| run.image == *image);
         let known = known.into_iter().find(|run| run.image == *image);
         match reader.run(image, known, is_first) {
@@ -75,7 +75,7 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
             let room = fetcher.scope.budget().background(fetcher.layer.blob_bytes(spans)?).await;
             while requests.len() >= REPLAY_REQUESTS {
                 if !requests.join_next().await.is_some_and(|ended| ended.unwrap_or(false)) {
-                    return Ok(()); // the source does not deliver; a reader that comes will be told
+                    return Ok(()); // the source has failed; the next reader gets the error
                 }
             }
             requests.spawn(async move {
@@ -89,8 +89,8 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
     Ok(())
 }
 
-/// Fetches everything that is missing while no reader waits, base first, until it is cached, or the source or the cache
-/// can do no more.
+/// Fetches all missing spans while no reader waits, base layer first, until all are cached or the source or the cache
+/// fails.
 async fn fill(layers: &[Arc<LayerReader>]) {
     let pace = Arc::new(Mutex::new(Pace::new(BACKGROUND)));
     for layer in layers {
@@ -99,7 +99,7 @@ async fn fill(layers: &[Arc<LayerReader>]) {
             if missing == 0 || !sweep(layer, &pace).await {
                 break;
             }
-            // What was given up for readers is still missing; what cannot be kept always will be.
+            // Spans given up for readers are still missing and tried again; without progress, stop.
             if layer.layer.is_crowded() || self::missing(layer) >= missing {
                 return;
             }
@@ -107,7 +107,7 @@ async fn fill(layers: &[Arc<LayerReader>]) {
     }
 }
 
-/// Goes once over a layer's missing spans; `false` when the source does not deliver.
+/// Passes once over a layer's missing spans; `false` if the source has failed.
 async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>) -> bool {
     let (layer, budget) = (&reader.layer, reader.fetcher.scope.budget());
     let all = layer.index.spans();
@@ -126,7 +126,7 @@ async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>) -> bool {
             run.end = run.end.next();
         }
         let Ok(bytes) = layer.blob_bytes(run) else { return false };
-        // As large a share of the budget as it is of the window.
+        // Scales the request's share of the budget to its share of the window.
         let room = budget.background(bytes.saturating_mul(BACKGROUND / window)).await;
         budget.idle().await;
         let (fetcher, pace) = (Arc::clone(&reader.fetcher), Arc::clone(pace));
@@ -154,5 +154,5 @@ fn missing(reader: &LayerReader) -> usize {
     layer.content.generations(layer.index.spans()).into_iter().filter(Option::is_none).count()
 }
 
-/// Requests of a replay at a time; a registry answers some more beside them, so that readers need not queue.
+/// Concurrent requests of a replay; registries accept more, so readers need not queue behind it.
 const REPLAY_REQUESTS: usize = 8;

@@ -3,12 +3,12 @@
 use crate::predict::Profile;
 use crate::store::{LayerName, PROFILE_LIMIT, Store, StoreError};
 
-/// The profile that the store has of a layer.
+/// The stored profile of a layer.
 pub fn load_profile(store: &Store, layer: LayerName<'_>) -> Option<Profile> {
     Profile::parse(&store.profile(layer.blob)?, layer.blob, Some(layer.diff_id))
 }
 
-/// Puts runs into the store's profile of their layer, each in place of what is there of its image, the first one first.
+/// Merges runs into the stored profile of their layer, ahead of the known ones; each replaces the run of its image.
 ///
 /// # Errors
 /// [`StoreError::Io`]

@@ -1,8 +1,8 @@
 //! Reading: the decoded bytes of one layer, as one mount reads them.
 //!
-//! A read looks at the store once. What is cached is copied at once; else the look says which spans are missing, and
-//! the read continues from there, where it may wait: the missing spans are requested first, then what is cached of the
-//! piece is copied, then what was requested, as it comes.
+//! A read looks at the store once. Cached bytes are copied at once. Otherwise the look has found the missing spans and
+//! the read continues as one that may wait: it requests the missing spans, copies the cached spans meanwhile, then
+//! copies the requested spans as they arrive.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,27 +25,27 @@ use crate::span::{SpanId, SpanRange};
 
 /// The decoded bytes of one layer whose index is known, as one mount reads them.
 pub struct LayerReader {
-    /// What mounts share.
+    /// State shared by all mounts.
     pub(super) layer: Arc<OpenLayer>,
     blob: Descriptor,
-    /// How this mount fetches.
+    /// Fetches for this mount.
     pub(super) fetcher: Arc<Fetcher>,
-    /// What it fetches ahead of its readers.
+    /// Prefetches for this mount.
     pub(super) scheduler: Scheduler,
-    /// Up to where the disk was advised last what is read next.
+    /// End of the range for which the disk was last advised to read ahead.
     advised_to: AtomicU64,
 }
 
-/// What a read came to that may not wait.
+/// Result of a read that may not wait for the network.
 #[derive(Debug)]
 pub enum Local {
-    /// All bytes are read.
+    /// All bytes were read.
     Read,
-    /// Some have to be fetched.
+    /// Some bytes must be fetched.
     Missing(Missing),
 }
 
-/// A read that has to wait, and what its look at the store has found.
+/// A read that has to wait, with the result of its look at the store.
 #[derive(Debug)]
 pub struct Missing {
     piece: Piece,
@@ -54,14 +54,14 @@ pub struct Missing {
 }
 
 impl LayerReader {
-    /// The content of a layer, as far as it is cached; the rest comes from `source` when it is read.
+    /// Reads the cached content of a layer, and fetches the missing rest from `source` on demand.
     pub fn new(layer: Arc<OpenLayer>, blob: Descriptor, source: Arc<dyn BlobSource>, scope: Arc<MountScope>) -> Self {
         let fetcher = Arc::new(Fetcher::new(Arc::clone(&layer), blob.clone(), source, scope));
         let scheduler = Scheduler::new(Arc::clone(&fetcher));
         Self { layer, blob, fetcher, scheduler, advised_to: AtomicU64::new(0) }
     }
 
-    /// The blob this is the content of.
+    /// The layer's blob.
     pub fn blob(&self) -> &Descriptor {
         &self.blob
     }
@@ -71,28 +71,28 @@ impl LayerReader {
         self.layer.index()
     }
 
-    /// What the process has of the layer.
+    /// The state of the layer that all mounts of the process share.
     pub fn layer(&self) -> &Arc<OpenLayer> {
         &self.layer
     }
 
-    /// Why the last read failed, if nothing was received from the source since.
+    /// The error of the last failed read, if the source has delivered nothing since.
     pub fn last_error(&self) -> Option<ReadError> {
         self.fetcher.last_error()
     }
 
-    /// A reader gets this error.
+    /// Records an error that a reader received.
     pub fn set_error(&self, why: &ReadError) {
         self.fetcher.set_error(why);
     }
 
-    /// What reads have cost so far.
+    /// Counters of reads so far.
     pub fn stats(&self) -> ContentStats {
         self.layer.stats()
     }
 
-    /// Reads decoded bytes if they are cached. Never waits for the network, and calls `before_wait` before it waits for
-    /// the disk or compares very much.
+    /// Reads decoded bytes if they are cached. Never waits for the network; calls `before_wait` before it waits for the
+    /// disk or runs a long check.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -124,10 +124,9 @@ impl LayerReader {
         }
     }
 
-    /// Continues a read that has to wait; fills `buf`, which is as long as before.
+    /// Continues a read that has to wait; `buf` has the same length as in [`LayerReader::read_now`].
     ///
-    /// The bytes are taken from what was fetched, not read back from the store, so a full disk or an eviction in between
-    /// does not matter.
+    /// Copies from the fetched bytes, not from the store, so a full disk or an eviction in between does no harm.
     ///
     /// # Errors
     /// [`ReadError`]
@@ -150,13 +149,13 @@ impl LayerReader {
         }
         let unread = self.collect(&piece, piece.spans.iter(), arriving, buf).await?;
         self.read_anew(&piece, unread, buf).await?;
-        // Not before: what a reader waits for need not share the link with this.
+        // Last, so that this prefetch does not compete with the reader's own requests for the link.
         unexpected.iter().for_each(|run| self.scheduler.answered(&piece, *run));
         Ok(())
     }
 
-    /// Fetches for this mount alone what was evicted since it was looked for, what cannot be read from the store, and
-    /// what another mount or process did not bring.
+    /// Fetches, for this mount alone, the spans that were evicted since the look, cannot be read from the store, or
+    /// were not delivered by another mount or process.
     async fn read_anew(&self, piece: &Piece, spans: Vec<SpanId>, buf: &mut [u8]) -> Result<(), ReadError> {
         let mut arriving = HashMap::new();
         for run in SpanRange::join(spans.iter().copied()) {
@@ -166,8 +165,8 @@ impl LayerReader {
         if unread.is_empty() { Ok(()) } else { Err(self.fetcher.ended()) }
     }
 
-    /// Copies spans into their places in `buf`: first those that are cached, then those that are `arriving`. Returns
-    /// those that are neither, in order.
+    /// Copies spans to their places in `buf`: the cached ones first, then those in `arriving`. Returns the spans that
+    /// are neither, in order.
     async fn collect(
         &self,
         piece: &Piece,
@@ -200,8 +199,8 @@ impl LayerReader {
         Ok(unread)
     }
 
-    /// The part of a piece that a span holds: where it begins in the layer, its place in the piece, and how many bytes
-    /// of the span lie before it.
+    /// The part of `piece` that lies in a span: its start in the layer, its place in the buffer, and the number of
+    /// bytes of the span before it.
     fn part_of(&self, piece: &Piece, span: SpanId) -> Result<(DecodedOffset, Range<usize>, usize), ReadError> {
         let known = self.layer.span(span)?.decoded;
         let part = known.start.max(piece.bytes.start)..known.end.min(piece.bytes.end);
@@ -209,8 +208,9 @@ impl LayerReader {
         Ok((part.start, place, (part.start - known.start) as usize))
     }
 
-    /// Has the disk bring the spans of a large file that are not verified yet, and some that follow in it. The kernel's
-    /// own read-ahead knows no files: behind each of them it would read on for as long as it reads ahead.
+    /// Starts reading a large file from the disk: from the first unverified span of the piece to [`DISK_AHEAD`] behind
+    /// the piece, up to the end of the file or the first missing span. The kernel's own readahead would read past the
+    /// end of the file, into the next one in the content file.
     fn advise_disk(&self, look: &Look<'_>, piece: &Piece) -> Result<(), ReadError> {
         let PlaceInFile { before, behind, .. } = piece.place;
         let Some(first) = look.first_unverified() else { return Ok(()) };
@@ -234,7 +234,7 @@ impl LayerReader {
         Ok(())
     }
 
-    /// Reads decoded bytes to predict what is read, which counts as no demand; `false` when some of them are missing.
+    /// Reads decoded bytes for prediction, without counting the read as demand; `false` if some are missing.
     ///
     /// # Errors
     /// [`ReadError::Index`]
@@ -242,23 +242,23 @@ impl LayerReader {
         Ok(buf.is_empty() || self.layer.read_cached(from, buf, &mut || ())? == Cached::Bytes)
     }
 
-    /// Whether anything is fetched on speculation in this layer.
+    /// Whether speculative fetches are allowed in this layer.
     pub fn may_speculate(&self) -> bool {
         self.scheduler.may_speculate()
     }
 
-    /// Whether speculation on these decoded bytes is no more than one request.
+    /// Whether these decoded bytes fit into one speculative request.
     pub fn is_one_request(&self, bytes: Range<DecodedOffset>) -> bool {
         self.scheduler.is_one_request(bytes)
     }
 
-    /// Fetches on speculation what is missing of some decoded bytes, as soon as there is room; returns when they are
-    /// cached or cannot be had.
+    /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
+    /// are cached or the fetch has failed.
     pub async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
         self.scheduler.speculate(bytes, priority).await;
     }
 
-    /// What readers of `image` have read so far, for its profile; see [`Demand::run`](super::demand::Demand::run).
+    /// The reads of `image` so far, as a run for its profile; see [`Demand::run`](super::demand::Demand::run).
     pub(super) fn run(
         &self,
         image: &Digest,
@@ -270,7 +270,7 @@ impl LayerReader {
     }
 }
 
-/// Readers of smaller files go on with those that follow in the tar, and the kernel's read-ahead with them; in bytes.
+/// Smaller files are left to the kernel's readahead, as readers often continue with the next file of the tar; in bytes.
 const LARGE_FILE: u64 = 1 << 20;
 /// How far ahead of a reader of a large file the disk is kept busy, in bytes.
 const DISK_AHEAD: u64 = 4 << 20;

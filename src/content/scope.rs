@@ -1,7 +1,6 @@
 //! The scope of one mount: its tasks, its clock, and its budget.
 //!
-//! Layers that several mounts of a process show are shared; what is done for one of those mounts belongs to its scope,
-//! and ends with it.
+//! Mounts of one process share their layers; work done for one mount belongs to its scope and ends with it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,19 +11,19 @@ use tokio::time::Instant;
 
 use super::budget::Budget;
 
-/// What the layers of one mount have in common.
+/// State shared by the layers of one mount.
 #[derive(Debug)]
 pub struct MountScope {
     id: MountId,
     tasks: Handle,
     ended: watch::Sender<bool>,
     begun: Instant,
-    /// For how many milliseconds another process had served the mount before.
+    /// The age of the mount in milliseconds when this process took it over.
     before_ms: AtomicU64,
     budget: Budget,
 }
 
-/// Tells the mounts of one process apart; never used twice.
+/// Identifies a mount within the process; never reused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct MountId(u64);
 
@@ -55,7 +54,8 @@ impl MountScope {
         &self.budget
     }
 
-    /// Runs `task` until it or the mount has ended; threads of the kernel's requests have no runtime of their own.
+    /// Runs `task` until it or the mount ends. The threads that serve the kernel's requests have no runtime of their
+    /// own.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut ended = self.ended.subscribe();
         self.tasks.spawn(async move {
@@ -67,7 +67,7 @@ impl MountScope {
         });
     }
 
-    /// The mount has ended, and its tasks with it.
+    /// Ends the mount and its tasks.
     pub fn end(&self) {
         self.ended.send_replace(true);
     }
@@ -77,7 +77,7 @@ impl MountScope {
         self.before_ms.store(u64::try_from(before.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How long ago the mount began, for as long as reads count as its start-up.
+    /// The age of the mount while it is starting up; `None` after that.
     pub(super) fn start(&self) -> Option<Duration> {
         Some(self.age()).filter(|age| *age < START)
     }
@@ -87,7 +87,7 @@ impl MountScope {
         tokio::time::sleep(START.saturating_sub(self.age())).await;
     }
 
-    /// How long ago the mount began.
+    /// The age of the mount.
     pub(super) fn age(&self) -> Duration {
         self.begun.elapsed().saturating_add(Duration::from_millis(self.before_ms.load(Ordering::Relaxed)))
     }
@@ -99,5 +99,5 @@ impl Default for MountScope {
     }
 }
 
-/// What is read in so much time from its beginning is what a mount is made for.
+/// Reads within this time after the mount count as start-up and go into the profile.
 const START: Duration = Duration::from_secs(60);

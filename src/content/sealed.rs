@@ -1,4 +1,4 @@
-//! Content for the kernel to read by itself: all of it there, compared with its digests, and not written again.
+//! Content files that the kernel reads itself: complete, compared with their digests, and sealed against writes.
 
 use std::fs::File;
 
@@ -8,10 +8,10 @@ use super::spans;
 use crate::layer::Span;
 use crate::store::{SealedContent, StoreError};
 
-/// Why the content of a layer cannot be given to the kernel.
+/// Why the content of a layer cannot be handed to the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// Some of it is not cached.
+    /// Some spans are not cached.
     #[error("not all of layer {0} is cached")]
     Missing(crate::digest::Digest),
     /// The index cannot be read.
@@ -23,13 +23,13 @@ pub enum SealError {
 }
 
 impl OpenLayer {
-    /// Whether all of the layer is cached, as far as the presence map says.
+    /// Whether the presence map has all spans of the layer.
     pub fn is_whole(&self) -> bool {
         self.content.has_all(self.index.spans())
     }
 
-    /// The layer's content file, sealed, and compared with its digests unless that was done and nothing was written to it
-    /// since. Reads all of it, blocking this thread. A span that is damaged is discarded, and missing then.
+    /// The layer's sealed content file, compared with its digests unless nothing was written since the last comparison.
+    /// Reads the whole file and blocks the thread. A damaged span is evicted and then missing.
     ///
     /// # Errors
     /// [`SealError`]
@@ -64,5 +64,5 @@ impl OpenLayer {
     }
 }
 
-/// How often a layer's content is compared that is written to meanwhile.
+/// Tries to compare a layer's content while it is being written.
 const TRIES: usize = 3;

@@ -15,15 +15,15 @@ pub(super) fn length(span: &Span) -> usize {
 pub(super) enum Stored {
     /// Nothing.
     Absent,
-    /// Its bytes, as they were verified.
+    /// Its bytes, and they match the digest.
     Intact,
-    /// Other bytes; they are removed.
+    /// Bytes that do not match; they have been removed.
     Damaged,
-    /// It was written or evicted while it was read: no verdict.
+    /// The span was written or evicted during the read: no verdict.
     Changing,
 }
 
-/// Compares a span in the store with its digest, and shows its bytes to `see` when they are right.
+/// Compares a cached span with its digest, and passes the bytes to `see` if they match.
 pub(super) fn check(
     content: &Content,
     known: &Span,
@@ -46,7 +46,8 @@ pub(super) fn check(
     })
 }
 
-/// Compares what was read of a span, after it had `generation`, with its digest; a damaged one is removed.
+/// Compares the bytes read from a span, which had `generation` before the read, with its digest. Removes a damaged
+/// span.
 pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u8, bytes: &[u8]) -> Stored {
     let intact = bytes.len() == length(known) && known.check.holds(bytes);
     if !content.still(SpanRange::one(span), |_| generation) {
@@ -62,6 +63,6 @@ pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u
 }
 
 thread_local! {
-    /// Where a thread that checks spans reads to, made once: fresh memory for each costs as much as reading.
+    /// Read buffer of a thread that checks spans, allocated once: allocating it per span costs as much as the read.
     static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
