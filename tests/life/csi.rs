@@ -85,6 +85,14 @@ impl<'a> Plugin<'a> {
         self.runtime.block_on(self.node().node_get_volume_stats(request)).map(tonic::Response::into_inner)
     }
 
+    /// Directories below the cache that was named.
+    fn caches(&self) -> Vec<String> {
+        let listed = std::fs::read_dir(self.sandbox.path().join("cache")).unwrap();
+        let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -473,4 +481,157 @@ fn a_plugin_with_a_wrong_name_or_socket_does_not_start() {
     let _plugin = Plugin::start(&sandbox, &[]);
     let output = sandbox.peelfs(["csi", "--node-id=n", "--endpoint", &socket]).output().unwrap();
     assert!(said(&output).contains("is in use"), "{}", said(&output));
+}
+
+/// With `--separate-namespaces` an image that two namespaces show is fetched for each: who may not pull it does not get it by
+/// naming its digest.
+#[test]
+fn namespaces_may_have_caches_of_their_own() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image())).unwrap();
+    registry.set_access(Access::Basic { user: "alice".into(), password: "hunter2".into() });
+    let reference = registry.reference("app", "1");
+    let cache = sandbox.path().join("cache");
+    let plugin = Plugin::start(&sandbox, &["--separate-namespaces", "--cache-dir", cache.to_str().unwrap()]);
+    let login = map(&[("username", "alice"), ("password", "hunter2")]);
+    let of = |namespace: &str, secrets: &HashMap<String, String>| {
+        let target = plugin.target(if namespace.is_empty() { "none" } else { namespace });
+        let mut request = request(namespace, &target, &[("image", &reference)]);
+        request.volume_id = format!("volume of {namespace}");
+        match namespace {
+            "" => request.volume_context.remove("csi.storage.k8s.io/pod.namespace"),
+            name => request.volume_context.insert("csi.storage.k8s.io/pod.namespace".into(), name.into()),
+        };
+        let published = plugin.publish(NodePublishVolumeRequest { secrets: secrets.clone(), ..request });
+        published.map(|()| std::fs::read(target.join("plain")).unwrap())
+    };
+    assert_eq!(of("team-a", &login).unwrap(), b"two");
+    assert_eq!(of("team-b", &HashMap::new()).unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(of("team-b", &login).unwrap(), b"two");
+    // No name that a client makes up leads out of the cache.
+    assert_eq!(of("../../etc", &login).unwrap(), b"two");
+    assert_eq!(of("", &login).unwrap(), b"two");
+    assert_eq!(plugin.caches(), ["_", "team-a", "team-b"]);
+}
+
+/// A control group of the second version; none where it cannot be made.
+fn control_groups() -> Option<PathBuf> {
+    let all = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+    let all = all.into_iter().find(|all| all.join("cgroup.procs").exists())?;
+    let own = all.join(format!("peelfs-test-{}", std::process::id()));
+    std::fs::create_dir(&own).ok()?;
+    own.join("cgroup.kill").exists().then_some(own)
+}
+
+/// A pod ends with all processes of its control group: those that serve volumes are in another one.
+#[test]
+fn volumes_outlive_the_control_group_of_the_plugin() {
+    if cannot_mount() {
+        return;
+    }
+    let Some(own) = control_groups() else {
+        eprintln!("skipped: needs control groups of version 2 that can be made, and Linux 5.14");
+        return;
+    };
+    let (pod, servers) = (own.join("pod"), own.join("servers"));
+    std::fs::create_dir(&pod).unwrap();
+    let sandbox = Sandbox::new();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image())).unwrap();
+    let options = ["--cgroup", servers.to_str().unwrap()];
+    let mut plugin = Plugin::start(&sandbox, &options);
+    std::fs::write(pod.join("cgroup.procs"), plugin.process.id().to_string()).unwrap();
+    let target = plugin.target("pod");
+    let wanted = request("v", &target, &[("image", &registry.reference("app", "1"))]);
+    plugin.publish(wanted.clone()).unwrap();
+    let processes = |group: &Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().count();
+    assert_eq!((processes(&pod), processes(&servers)), (1, 2), "the plugin; a server and what starts it anew");
+    std::fs::write(pod.join("cgroup.kill"), "1").unwrap();
+    plugin.process.wait().unwrap();
+    assert_eq!(std::fs::read(target.join("usr/lib/data")).unwrap(), b"one");
+
+    let again = Plugin::start(&sandbox, &options);
+    again.publish(wanted).unwrap();
+    assert_eq!(processes(&servers), 2, "it is the same mount");
+    again.unpublish("v", &target).unwrap();
+    assert!(!target.exists());
+    while processes(&servers) > 0 {
+        std::thread::yield_now();
+    }
+    for group in [&servers, &pod, &own] {
+        std::fs::remove_dir(group).unwrap();
+    }
+}
+
+#[test]
+fn a_control_group_that_is_none_is_told() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image())).unwrap();
+    let wrong = sandbox.path().join("no-group");
+    let plugin = Plugin::start(&sandbox, &["--cgroup", wrong.to_str().unwrap()]);
+    let target = plugin.target("pod");
+    let error = plugin.publish(request("v", &target, &[("image", &registry.reference("app", "1"))])).unwrap_err();
+    assert!(error.message().contains("no-group/cgroup.procs"), "{error}");
+    assert!(!target.exists() && !wrong.join("cgroup.procs").exists());
+}
+
+/// The manifests in `deploy/kubernetes`, by what of them can be read line by line.
+fn manifest(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_daemon_set_has_options_that_the_plugin_knows() {
+    let daemon_set = manifest("daemonset.yaml");
+    let lines = daemon_set.lines().map(str::trim);
+    // Those that are commented out as well.
+    let options: Vec<_> = lines.filter_map(|line| line.trim_start_matches("# ").strip_prefix("- --")).collect();
+    assert!(options.len() > 7, "{options:?}");
+    let output = Sandbox::new().peelfs(["csi"]).args(options.iter().map(|option| format!("--{option}"))).arg("--help");
+    let output = output.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let driver = format!("name: {}", peelfs_csi::DRIVER);
+    assert!(manifest("csidriver.yaml").lines().any(|line| line.trim() == driver));
+    assert!(daemon_set.contains(&format!("/var/lib/kubelet/plugins/{}/csi.sock", peelfs_csi::DRIVER)));
+}
+
+/// Attributes of the volumes in an example.
+fn attributes(example: &str) -> Vec<HashMap<String, String>> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let lines: Vec<_> = example.lines().collect();
+    let begins = (0..lines.len()).filter(|at| lines[*at].trim() == "volumeAttributes:");
+    let below = |at: usize| lines[at + 1..].iter().take_while(move |line| indent(line) > indent(lines[at]));
+    let pair = |line: &&str| line.trim().split_once(": ").map(|(key, value)| (key.to_owned(), value.to_owned()));
+    begins.map(|at| below(at).filter_map(pair).collect()).collect()
+}
+
+#[test]
+fn volumes_of_the_examples_are_published() {
+    if cannot_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let layer = LayerBuilder::new().file("usr/local/lib/python3.12/this.py", "one").file("usr/share/doc/a", "two");
+    let image = ImageBuilder::new().layer(layer).build();
+    let registry = Registry::start(Catalog::new().image("app", "1", &image)).unwrap();
+    let reference = registry.reference("app", "1");
+    let plugin = Plugin::start(&sandbox, &[]);
+    for (example, volumes) in [("inline", 1), ("subpath", 2), ("secret", 1), ("persistent", 1)] {
+        let found = attributes(&manifest(&format!("examples/{example}.yaml")));
+        assert_eq!(found.len(), volumes, "{example}");
+        for mut attributes in found {
+            let target = plugin.target(example);
+            assert!(attributes.insert("image".into(), reference.clone()).is_some(), "{example} names its image");
+            let wanted = NodePublishVolumeRequest { volume_context: attributes, ..request("v", &target, &[]) };
+            plugin.publish(wanted).unwrap();
+            assert!(std::fs::read_dir(&target).unwrap().count() > 0);
+            plugin.unpublish("v", &target).unwrap();
+        }
+    }
 }
