@@ -209,14 +209,19 @@ fn abort(number: &str) -> io::Result<()> {
 /// # Errors
 /// [`UnmountError`]
 pub fn unmount_with_cover(mount: &MountPoint, open_files: OpenFiles) -> Result<(), UnmountError> {
-    if mounts::cover_of(mount).is_some() {
-        unmount(&mount.path, open_files)?;
+    if mounts::cover_of(mount).is_some()
+        && let Err(error) = unmount(&mount.path, open_files)
+        && mounts::cover_of(mount).is_some()
+    {
+        return Err(error);
     }
-    unmount(&mount.path, open_files)?;
-    // An overlay that was laid over it meanwhile was what has been taken away.
-    match mounts::at(&mount.path) {
-        Some(left) if left.id == mount.id && left.device == mount.device => unmount(&mount.path, open_files),
-        _ => Ok(()),
+    let is_left = || mounts::at(&mount.path).is_some_and(|at| at.id == mount.id && at.device == mount.device);
+    match unmount(&mount.path, open_files) {
+        // An overlay that was laid over it meanwhile was what has been taken away.
+        Ok(()) if is_left() => unmount(&mount.path, open_files),
+        // Its process ended at the same time, and has taken it away.
+        Err(_) if !is_left() => Ok(()),
+        taken => taken,
     }
 }
 
