@@ -164,6 +164,10 @@ def containers():
     yield Claim(never, "peelfs", "time", "overlayfs", "<= 0.7")
     yield Claim(f"containerd, index known, python, {link}", "peelfs", "time", (never, "overlayfs"), "<= 0.25")
     yield Claim("containerd, cached, python", "peelfs", "time", "overlayfs", "<= 1.05")
+    yield Claim("snapshotter, Prepare of a further lazy layer", "peelfs", "value", None, "<= 5")
+    yield Claim("snapshotter, Prepare", "peelfs", "value")
+    yield Claim("snapshotter, Commit", "peelfs", "value", None, "<= 5")
+    yield Claim("snapshotter, List of 1000", "peelfs", "value", None, "<= 50")
     yield Claim("containerd, 20 containers, mounts", "peelfs", "value", None, "<= 1")
     yield Claim("containerd, 20 containers, memory of the server", "peelfs", "value", None, "<= 64")
 

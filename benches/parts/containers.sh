@@ -21,13 +21,16 @@ start_node() {
 	  type = "snapshot"
 	  address = "$dir/peelfs.sock"
 	CONF
+  start_snapshotter
+  containerd --config "$dir/node.toml" > /dev/null 2>> "$work/containerd.err" &
+  containerd_pid=$!
+  until_there ctr_here version
+}
+start_snapshotter() {
   "$peelfs" snapshotter --address "$dir/peelfs.sock" --root "$dir/snapshots" --config "$dir/snapshotter.toml" \
     2>> "$work/snapshotter.err" &
   snapshotter_pid=$!
   until_there test -S "$dir/peelfs.sock"
-  containerd --config "$dir/node.toml" > /dev/null 2>> "$work/containerd.err" &
-  containerd_pid=$!
-  until_there ctr_here version
 }
 until_there() {
   local tries
@@ -80,7 +83,25 @@ compare_trees() {
   [ "$inside" = "$unpacked_digest" ] || die "a container of $1 sees another tree: $inside, not $unpacked_digest"
 }
 
+# What containerd waits for, asked without it.
+measure_requests() {
+  local run what took
+  for ((run = 1; run <= runs; run++)); do
+    fresh
+    : > "$dir/snapshotter.toml"
+    start_snapshotter
+    "$bin/snapshot_requests" "$dir/peelfs.sock" > "$dir/requests"
+    while IFS=$'\t' read -r what took; do
+      sample "snapshotter, $what" peelfs ms "$took"
+    done < "$dir/requests"
+    end "$snapshotter_pid" || true
+    snapshotter_pid=''
+    unmount_below "$dir"
+  done
+}
+
 measure_containers() {
+  measure_requests
   if ! command -v ctr-remote > /dev/null || ! command -v containerd > /dev/null; then
     say "containers are not measured without containerd and ctr-remote (stargz-snapshotter)"
     return 0
