@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use peelfs::digest::Digest;
+use peelfs::host::size;
 use peelfs::image::LayerChoice;
 use peelfs::source::outage::OnOutage;
 
@@ -183,7 +184,7 @@ pub(crate) struct CacheDirArgs {
     )]
     pub cache_dir: Option<PathBuf>,
     /// Let layers take at most this much disk, as in 20GiB
-    #[arg(long, global = true, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", hide_env_values = true, value_parser = super::text::parse_size, help_heading = "Cache")]
+    #[arg(long, global = true, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", hide_env_values = true, value_parser = size::parse, help_heading = "Cache")]
     pub cache_size: Option<u64>,
 }
 
@@ -550,7 +551,7 @@ pub(crate) enum CacheCommand {
         #[arg(long, conflicts_with = "to")]
         all: bool,
         /// Remove the least recently used content until layers take at most SIZE
-        #[arg(long, value_name = "SIZE", value_parser = super::text::parse_size)]
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
         to: Option<u64>,
     },
     /// Print the directory

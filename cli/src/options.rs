@@ -8,8 +8,8 @@ use clap::ValueEnum;
 
 use super::args::{MountArgs, PassthroughArg};
 
-use super::text;
 use peelfs::host::report::Report;
+use peelfs::host::size;
 use peelfs::host::spec::KernelOptions;
 
 /// Applies the options to `args` and returns those that are the kernel's.
@@ -47,7 +47,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("platform", Some(value)) => access.platform = Some(value.to_owned()),
             ("cache_dir", Some(value)) => access.cache.cache_dir = Some(value.into()),
             ("cache_size", Some(value)) => {
-                access.cache.cache_size = Some(text::parse_size(value).map_err(Report::usage)?);
+                access.cache.cache_size = Some(size::parse(value).map_err(|error| Report::usage(error.to_string()))?);
             }
             ("authfile", Some(value)) => access.authfile = Some(value.into()),
             ("ca", Some(value)) => access.ca.push(value.into()),

@@ -18,6 +18,9 @@ pub(crate) struct SnapshotterArgs {
     /// The configuration, a TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Serve Kubernetes' image service as well, passed on to containerd at SOCKET: its pulls bring logins
+    #[arg(long, value_name = "SOCKET")]
+    pub image_service: Option<PathBuf>,
 }
 
 /// A credential helper of docker, for the processes that serve images of containerd.
@@ -34,10 +37,11 @@ pub(super) fn credentials(args: &CredentialArgs) -> Result<(), Report> {
 }
 
 pub(super) fn run(args: &SnapshotterArgs) -> Result<(), Report> {
-    let SnapshotterArgs { address, root, config } = args;
+    let SnapshotterArgs { address, root, config, image_service } = args;
     peelfs_snapshotter::run(&Options {
         address: open::absolute(address),
         root: open::absolute(root),
         config: config.as_ref().map(open::absolute),
+        image_service: image_service.as_ref().map(open::absolute),
     })
 }

@@ -19,19 +19,6 @@ pub(crate) fn count(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Reads a size such as `20GiB`, `500M` or `1000000`. Units are binary, as `du` and podman take them.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || format!("`{text}` is not a size; write it as 20GiB, 500M or 1000000");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
-    let power = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or_else(bad)?;
-    let bytes = number * 1024f64.powi(power as i32);
-    if bytes.is_finite() && bytes < 9e18 { Ok(bytes as u64) } else { Err(bad()) }
-}
-
 /// Bytes of any origin, fit for a terminal: control characters and what is not UTF-8 are escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
@@ -119,23 +106,6 @@ const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn sizes_are_read_as_they_are_written_elsewhere() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("1000000", 1_000_000),
-            ("20GiB", 20 << 30),
-            ("500M", 500 << 20),
-            ("1.5k", 1536),
-            ("3 MB", 3 << 20),
-        ] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "G", "1X", "-1", "1e3", "99999999999999T"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn sizes_are_shown_in_binary_units() {

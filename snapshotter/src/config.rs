@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use peelfs::host::report::{Code, Report};
+use peelfs::host::size;
 use peelfs::host::spec::CacheSpec;
 use peelfs::source::outage::OnOutage;
 use serde::{Deserialize, Deserializer};
@@ -37,8 +38,13 @@ pub(crate) struct Config {
     pub(crate) kernel: bool,
     /// Whether bytes of an image may be shown while it is being verified.
     pub(crate) verify_behind: bool,
+    /// Programs that have to allow images before they are mounted; none are asked without it.
+    pub(crate) verifier_dir: Option<PathBuf>,
     /// Seconds within which an image has to be found at its registry, or it is pulled and unpacked.
     pub(crate) resolve_within: u64,
+    /// Whether pulls of Kubernetes bring logins; said on the command line.
+    #[serde(skip)]
+    pub(crate) learns_logins: bool,
 }
 
 impl Default for Config {
@@ -54,7 +60,9 @@ impl Default for Config {
             lazy: true,
             kernel: true,
             verify_behind: false,
+            verifier_dir: None,
             resolve_within: 20,
+            learns_logins: false,
         }
     }
 }
@@ -70,7 +78,7 @@ impl Config {
         let config: Self = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             Report::usage(format!("cannot use the configuration `{shown}`, line {line}: {}", error.message().trim()))
-                .hint("docs/containers.md lists what it may say")
+                .hint("docs/containerd.md lists what it may say")
         })?;
         if config.authfile.is_some() && !config.providers.is_empty() {
             return Err(Report::usage(format!(
@@ -78,7 +86,8 @@ impl Config {
             )));
         }
         let commands = config.providers.iter().map(|provider| &provider.command);
-        for path in config.cache_dir.iter().chain(&config.authfile).chain(&config.ca).chain(commands) {
+        let paths = config.cache_dir.iter().chain(&config.authfile).chain(&config.verifier_dir).chain(&config.ca);
+        for path in paths.chain(commands) {
             if !path.is_absolute() {
                 return Err(Report::usage(format!(
                     "cannot use the configuration `{shown}`: `{}` is no absolute path",
@@ -110,20 +119,18 @@ fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display
     String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
 }
 
-/// Bytes, with a unit or without.
+/// Bytes, with a unit or as a number.
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-    let text = String::deserialize(from)?;
-    let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
-    let unit: u64 = match text[digits.len()..].trim_end_matches("iB").trim_end_matches('B') {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        "T" => 1 << 40,
-        _ => return Err(serde::de::Error::custom(format!("`{text}` is no size, such as 20GiB"))),
-    };
-    let bytes = digits.trim().parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
-    bytes.map(Some).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no size, such as 20GiB")))
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "this is not a size; write it as \"20GiB\", \"500M\" or 1000000")]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(from)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => size::parse(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +151,8 @@ mod tests {
             read("cache-size = \"20GiB\"\ninsecure = [\"reg:5000\"]\non-outage = \"block\"\nkernel = false\n").unwrap();
         assert_eq!((config.cache_size, config.kernel, config.lazy), (Some(20 << 30), false, true));
         assert_eq!((config.insecure, config.on_outage), (vec!["reg:5000".to_owned()], OnOutage::Block));
+        assert_eq!(read("cache-size = 1000000").unwrap().cache_size, Some(1_000_000));
+        assert_eq!(read("cache-size = \"1.5k\"").unwrap().cache_size, Some(1536));
         assert_eq!(read("").unwrap().cache(Path::new("/r")).dir, Path::new("/r/cache"));
     }
 
@@ -151,7 +160,8 @@ mod tests {
     fn a_mistake_is_told_with_its_line() {
         for (text, said) in [
             ("\ncolour = 1\n", "line 2: unknown field `colour`"),
-            ("cache-size = \"20 apples\"", "is no size"),
+            ("cache-size = \"20 apples\"", "`20 apples` is not a size"),
+            ("cache-size = -1", "line 1: this is not a size"),
             ("on-outage = \"never\"", "line 1"),
             ("cache-dir = \"here\"", "`here` is no absolute path"),
             ("= 3", "line 1"),

@@ -16,6 +16,7 @@ use peelfs::host::error::HostError;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec};
+use peelfs::host::verifiers::{self, Question};
 use peelfs::host::whole_file;
 use peelfs::image::{Documents, Network, SharedLayers};
 use peelfs::offsets::BlobOffset;
@@ -54,6 +55,9 @@ pub(crate) enum Refusal {
     Late(u64),
     #[error("it could not be mounted a moment ago")]
     Before,
+    /// Verifiers do not allow it, or nothing can be found out that they could be asked: it is not unpacked either.
+    #[error("{}", .0.message)]
+    NotAllowed(Report),
 }
 
 /// What is known of images.
@@ -118,8 +122,10 @@ impl Images {
             Decision::Refused(when) if when.elapsed() < REFUSED_FOR => return Err(Refusal::Before),
             _ => {}
         }
+        let allowed = self.allowed(wanted).await?;
         let within = self.config.resolve_within;
-        let resolved = tokio::time::timeout(Duration::from_secs(within), self.resolve(wanted)).await;
+        let manifest = allowed.as_ref().or(wanted.manifest.as_ref());
+        let resolved = tokio::time::timeout(Duration::from_secs(within), self.resolve(wanted, manifest)).await;
         let resolved = resolved.unwrap_or(Err(Refusal::Late(within)));
         *decision = match &resolved {
             Ok(image) => Decision::Mounted(Arc::clone(image)),
@@ -129,9 +135,32 @@ impl Images {
         resolved.and_then(|image| if image.up_to(&wanted.chain).is_some() { Ok(image) } else { Err(other()) })
     }
 
-    async fn resolve(&self, wanted: &Wanted) -> Result<Arc<Image>, Refusal> {
+    /// Asks the verifiers, if there are any, about what the image's name leads to: where that is an index, about the index.
+    /// containerd says which manifest it took; if the name leads to another one by now, they are asked about that manifest.
+    /// The manifest that was allowed.
+    async fn allowed(&self, wanted: &Wanted) -> Result<Option<Digest>, Refusal> {
+        let Some(directory) = &self.config.verifier_dir else { return Ok(None) };
+        let not_allowed = |error: HostError| Refusal::NotAllowed(error.into());
+        let spec = self.spec(wanted.reference.clone());
+        let asked = async {
+            let named = open::open_in_cache(&spec, &self.layers).await?;
+            let opened = match &wanted.manifest {
+                Some(manifest) if named.plan.manifest.digest != *manifest => {
+                    open::open_in_cache(&self.spec(wanted.reference.clone().pinned(manifest)), &self.layers).await?
+                }
+                _ => named,
+            };
+            let name = wanted.reference.canonical();
+            let question = Question { name: &name, root: &opened.plan.root, access: &spec.access };
+            verifiers::ask(directory, &question, &verifiers::Limits::default()).await?;
+            Ok(opened.plan.manifest.digest.clone())
+        };
+        asked.await.map(Some).map_err(not_allowed)
+    }
+
+    async fn resolve(&self, wanted: &Wanted, manifest: Option<&Digest>) -> Result<Arc<Image>, Refusal> {
         let refused = |error: HostError| Refusal::Image(error.into());
-        let reference = match &wanted.manifest {
+        let reference = match manifest {
             Some(manifest) => wanted.reference.clone().pinned(manifest),
             None => wanted.reference.clone(),
         };
@@ -165,11 +194,10 @@ impl Images {
             ca: self.config.ca.clone(),
             authfile: self.config.authfile.clone(),
             on_outage: self.config.on_outage,
-            surroundings: providers::surroundings(&self.root, &self.config.providers),
+            surroundings: providers::surroundings(&self.root, &self.config),
         };
         let cache = self.cache();
-        // containerd asks its own verifiers, which have the same form, before anything of an image is prepared: of the index that
-        // a name leads to, which is not known here.
+        // They are asked when an image is pulled; what was allowed then is mounted again without.
         ImageSpec { access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
     }
 

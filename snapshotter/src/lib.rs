@@ -9,14 +9,17 @@
 //! | [`snapshots`] | what requests do |
 //! | [`records`] | what there is, on disk |
 //! | [`images`] | whether an image can be mounted |
+//! | [`image_service`], [`logins`], [`providers`] | who has a login for a registry |
 //! | [`lowers`] | what is mounted |
 //! | [`labels`], [`filter`] | what containerd says and asks |
 
 mod config;
 mod disk_usage;
 mod filter;
+mod image_service;
 mod images;
 mod labels;
+mod logins;
 mod lowers;
 mod providers;
 mod records;
@@ -56,7 +59,9 @@ use peelfs::host::{inherited, process};
 use peelfs_grpc::Socket;
 
 use config::Config;
+use image_service::ImageService;
 use images::Images;
+use logins::Logins;
 use lowers::Lowers;
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use root::Root;
@@ -72,6 +77,8 @@ pub struct Options {
     pub root: PathBuf,
     /// The configuration file.
     pub config: Option<PathBuf>,
+    /// containerd's socket, to which Kubernetes' image service is passed on; it is not served without.
+    pub image_service: Option<PathBuf>,
 }
 
 pub use providers::answer as answer_for_credentials;
@@ -88,10 +95,19 @@ pub fn run(options: &Options) -> Result<(), Report> {
         )
         .hint("without root, `peelfs run` runs containers, and podman has `peelfs mount`"));
     }
-    let config = Arc::new(options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?);
+    let config = options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+    let config = Arc::new(Config { learns_logins: options.image_service.is_some(), ..config });
+    if options.image_service.as_ref() == Some(&options.address) {
+        return Err(Report::usage("`--image-service` names the snapshotter's own socket")
+            .hint("name containerd's, as in `/run/containerd/containerd.sock`"));
+    }
+    if config.learns_logins && config.authfile.is_some() {
+        return Err(Report::usage("`--image-service` and `authfile` of the configuration exclude each other")
+            .hint("logins that pulls bring come first; the other ones can be in `~/.docker/config.json`"));
+    }
     let root = Root::take(&options.root)?;
     config.check(root.path())?;
-    providers::write(root.path(), &config.providers).map_err(HostError::system("write what asks for credentials"))?;
+    providers::write(root.path(), &config).map_err(HostError::system("write what asks for credentials"))?;
     process::raise_file_limit();
     let runtime = process::runtime_of_parent()?;
     let served = runtime.block_on(serve(options, &root, config));
@@ -113,10 +129,7 @@ async fn look_at_images(snapshots: Arc<Snapshots>) {
 
 async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<(), Report> {
     let inherited = inherited::take().map_err(HostError::system("take the service manager's socket"))?;
-    let socket = Socket::open(&options.address, inherited.into_values().next()).map_err(|error| {
-        let report = Report::new(Code::Failure, peelfs::image::chain(&error));
-        error.hint().into_iter().fold(report, Report::hint)
-    })?;
+    let socket = open(&options.address, inherited.into_values().next())?;
     let images = Arc::new(Images::new(root.path(), Arc::clone(&config))?);
     let lowers = Arc::new(Lowers::new(root.path(), Arc::clone(&config), Arc::clone(&images)));
     let snapshots = Snapshots::open(root.path(), images, lowers);
@@ -136,8 +149,26 @@ async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<()
     };
     let ended = peelfs_grpc::ended().map_err(HostError::system("listen to signals"))?;
     let services = tonic::transport::Server::builder().add_service(SnapshotsServer::new(service));
+    let services = services.add_optional_service(image_service(options, root)?);
     let served = peelfs_grpc::serve(services, socket, ended).await;
     served.map_err(|error| Report::new(Code::Failure, peelfs::image::chain(&error)))
+}
+
+fn open(path: &std::path::Path, inherited: Option<std::os::fd::OwnedFd>) -> Result<Socket, Report> {
+    Socket::open(path, inherited).map_err(|error| {
+        let report = Report::new(Code::Failure, peelfs::image::chain(&error));
+        error.hint().into_iter().fold(report, Report::hint)
+    })
+}
+
+/// Kubernetes' image service, if it is asked for; the logins that it learns are given to the processes that serve images.
+fn image_service(options: &Options, root: &Root) -> Result<Option<ImageService>, Report> {
+    let Some(containerd) = &options.image_service else { return Ok(None) };
+    let logins = Arc::new(Logins::default());
+    let service = ImageService::new(containerd, Arc::clone(&logins));
+    let service = service.map_err(|error| Report::usage(peelfs::image::chain(&error)))?;
+    tokio::spawn(logins.serve(open(&providers::socket(root.path()), None)?));
+    Ok(Some(service))
 }
 
 const LOOK: Duration = Duration::from_secs(1);

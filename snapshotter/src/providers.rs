@@ -2,12 +2,13 @@
 //! (`credentialprovider.kubelet.k8s.io/v1`, JSON on stdin and stdout).
 //!
 //! The processes that serve images know docker's credential helpers. So one of these is written into the root directory, and
-//! found by them before any other place: it asks the providers.
+//! found by them before any other place: it asks for [what pulls have brought](crate::logins), then the providers.
 //!
 //! ```text
 //! credentials/auth.json                              names the helper for every registry
 //! credentials/bin/docker-credential-peelfs-providers runs this program
 //! credentials/providers.json                         the providers, as the configuration has them
+//! credentials/logins.sock                            asked for what pulls have brought
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,6 +21,9 @@ use peelfs::host::report::{Code, Report};
 use peelfs::host::whole_file;
 use peelfs::source::registry::Surroundings;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::logins::{self, Login as Learnt};
 
 /// A program, and the registries that it knows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -64,10 +68,20 @@ struct Answer<'a> {
     secret: &'a str,
 }
 
-/// Where logins are looked for: at the providers first, if there are any.
-pub(crate) fn surroundings(root: &Path, providers: &[Provider]) -> Surroundings {
+/// Whether there is anything to ask for logins but docker's and podman's files.
+fn has_helper(config: &Config) -> bool {
+    config.learns_logins || !config.providers.is_empty()
+}
+
+/// Where [`crate::logins`] is asked.
+pub(crate) fn socket(root: &Path) -> PathBuf {
+    root.join(DIRECTORY).join(SOCKET)
+}
+
+/// Where logins are looked for: at what pulls have brought and at the providers first, if there are any.
+pub(crate) fn surroundings(root: &Path, config: &Config) -> Surroundings {
     let of_process = Surroundings::of_process();
-    if providers.is_empty() {
+    if !has_helper(config) {
         return of_process;
     }
     let own = root.join(DIRECTORY);
@@ -80,8 +94,8 @@ pub(crate) fn surroundings(root: &Path, providers: &[Provider]) -> Surroundings 
 ///
 /// # Errors
 /// [`io::Error`]
-pub(crate) fn write(root: &Path, providers: &[Provider]) -> io::Result<()> {
-    if providers.is_empty() {
+pub(crate) fn write(root: &Path, config: &Config) -> io::Result<()> {
+    if !has_helper(config) {
         return Ok(());
     }
     let own = root.join(DIRECTORY);
@@ -91,7 +105,7 @@ pub(crate) fn write(root: &Path, providers: &[Provider]) -> io::Result<()> {
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
     let script =
         format!("#!/bin/sh\nexec {} credential-provider {} \"$@\"\n", quoted(&program), quoted(&own.join(PROVIDERS)));
-    whole_file::write(&own.join(PROVIDERS), &serde_json::to_vec(providers)?)?;
+    whole_file::write(&own.join(PROVIDERS), &serde_json::to_vec(&config.providers)?)?;
     whole_file::write(&helper, script.as_bytes())?;
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o700))?;
     whole_file::write(&own.join(AUTH), format!("{{\"credsStore\":\"{HELPER}\"}}").as_bytes())
@@ -108,24 +122,33 @@ pub fn answer(providers: &Path, verb: &str) -> Result<(), Report> {
     let failed =
         |what: &str, cause: &dyn std::fmt::Display| Report::new(Code::Failure, format!("cannot {what}: {cause}"));
     let text = std::fs::read(providers).map_err(|error| failed("read the providers", &error))?;
+    let socket = providers.with_file_name(SOCKET);
     let providers: Vec<Provider> =
         serde_json::from_slice(&text).map_err(|error| failed("read the providers", &error))?;
     let mut server = String::new();
     io::stdin().take(4096).read_to_string(&mut server).map_err(|error| failed("read the registry's name", &error))?;
     let (server, host) = (server.trim(), host_of(server.trim()));
+    let say = |username: &str, secret: &str| {
+        println!("{}", serde_json::to_string(&Answer { server, username, secret }).expect("plain data"));
+    };
+    let repository =
+        std::env::var("PEELFS_REPOSITORY").ok().filter(|repository| repository.starts_with(&format!("{host}/")));
+    if let Some(Learnt { username, secret }) = repository.and_then(|repository| logins::ask(&socket, &repository)) {
+        say(&username, &secret);
+        return Ok(());
+    }
     for provider in providers.iter().filter(|provider| provider.hosts.iter().any(|pattern| fits(pattern, &host))) {
         let shown = provider.command.display();
         let response = ask(provider, &host).map_err(|error| failed(&format!("ask `{shown}`"), &error))?;
         // Of several, the longest says most.
         let login = response.auth.iter().filter(|(pattern, _)| fits(pattern, &host)).max_by_key(|(key, _)| key.len());
         if let Some((_, Login { username, password })) = login {
-            let answer = Answer { server, username, secret: password };
-            println!("{}", serde_json::to_string(&answer).expect("plain data"));
+            say(username, password);
             return Ok(());
         }
     }
     println!("credentials not found in native keychain");
-    Err(Report::new(Code::NotFound, format!("no provider has a login for `{host}`")))
+    Err(Report::new(Code::NotFound, format!("no pull and no provider has brought a login for `{host}`")))
 }
 
 fn ask(provider: &Provider, host: &str) -> io::Result<Response> {
@@ -180,6 +203,7 @@ fn part_fits(pattern: &str, part: &str) -> bool {
 const DIRECTORY: &str = "credentials";
 const AUTH: &str = "auth.json";
 const PROVIDERS: &str = "providers.json";
+const SOCKET: &str = "logins.sock";
 const HELPER: &str = "peelfs-providers";
 const VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 /// Bytes of an answer.

@@ -6,17 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use peelfs::host::report::Report;
 use peelfs::image::chain;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
 use crate::filter::Filters;
+use crate::images::Refusal;
 use crate::labels::Wanted;
 use crate::proto::containerd::services::snapshots::v1 as api;
 use crate::proto::containerd::types;
 use crate::records::{self, Kind, Record, RecordError, Remote};
 use crate::root::Root;
-use crate::snapshots::{Mount, SnapshotError, Snapshots};
+use crate::snapshots::{LazyError, Mount, SnapshotError, Snapshots};
 
 /// What containerd asks.
 pub(crate) struct Service {
@@ -88,18 +90,22 @@ impl Service {
         called.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| status(&error))
     }
 
-    /// Whether a layer needs no unpacking, as its image is mounted.
-    async fn is_lazy(&self, parent: Option<&str>, labels: &BTreeMap<String, String>) -> bool {
-        let Some(wanted) = Wanted::of(labels).filter(|_| self.lazy) else { return false };
+    /// Whether a layer needs no unpacking, as its image is mounted. An error if the image is not to be used at all.
+    async fn is_lazy(&self, parent: Option<&str>, labels: &BTreeMap<String, String>) -> Result<bool, Status> {
+        let Some(wanted) = Wanted::of(labels).filter(|_| self.lazy) else { return Ok(false) };
         match self.snapshots.lazily(&wanted, parent, labels).await {
             Ok(top) => {
                 top.into_iter().for_each(|top| self.mount_soon(top));
-                true
+                Ok(true)
+            }
+            Err(LazyError::Refused(Refusal::NotAllowed(report))) => {
+                tracing::warn!(image = %wanted.reference, why = report.message, "this image is not allowed");
+                Err(Status::permission_denied(format!("{}: {}", wanted.reference, told(&report))))
             }
             Err(error) => {
                 let why = chain(&error);
                 tracing::warn!(image = %wanted.reference, why, "this image is unpacked, not mounted");
-                false
+                Ok(false)
             }
         }
     }
@@ -126,7 +132,7 @@ impl api::snapshots_server::Snapshots for Service {
     async fn prepare(&self, request: Request<api::PrepareSnapshotRequest>) -> Answer<api::PrepareSnapshotResponse> {
         let api::PrepareSnapshotRequest { key, parent, labels, .. } = self.admit(request, |of| &of.snapshotter)?;
         let (parent, labels) = (named(parent), sorted(labels));
-        if self.is_lazy(parent.as_deref(), &labels).await {
+        if self.is_lazy(parent.as_deref(), &labels).await? {
             let layer = labels.get(crate::labels::REF).map_or("", String::as_str);
             return Err(Status::already_exists(format!("target snapshot {layer} exists")));
         }
@@ -255,17 +261,22 @@ fn status(error: &SnapshotError) -> Status {
         SnapshotError::Record(RecordError::Write { .. } | RecordError::Read { .. })
         | SnapshotError::Directory { .. } => Code::Internal,
     };
-    let mut text = chain(error);
-    if let SnapshotError::Lower(report) = error
-        && let Some(hint) = &report.hint
-    {
-        text.push_str("; ");
-        text.push_str(hint);
-    }
+    let text = match error {
+        SnapshotError::Lower(report) => format!("cannot mount the image: {}", told(report)),
+        error => chain(error),
+    };
     if code == Code::Internal {
         tracing::error!("{text}");
     }
     Status::new(code, text)
+}
+
+/// Message and hint: containerd shows one line.
+fn told(report: &Report) -> String {
+    match &report.hint {
+        Some(hint) => format!("{}; {hint}", report.message),
+        None => report.message.clone(),
+    }
 }
 
 const PAGE: usize = 100;

@@ -39,6 +39,7 @@ pub mod rootfs;
 pub mod server;
 pub mod signature_policy;
 pub mod signed;
+pub mod size;
 pub mod spec;
 pub mod status;
 pub mod subids;

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use peelfs::fuse::mounts::{self, MountPoint};
 use peelfs_loopback::auth::Access;
 use peelfs_loopback::faults::{Fault, Rule, Target};
-use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use peelfs_snapshotter::proto::containerd::services::snapshots::v1 as api;
@@ -38,6 +39,10 @@ fn cannot_run() -> bool {
 /// A machine with a snapshotter and containerd; nothing is left of it when dropped, whatever happened.
 struct Node {
     sandbox: Sandbox,
+    /// Further ones of the snapshotter.
+    options: &'static [&'static str],
+    /// Listens for the snapshotter, as a socket unit of systemd does; it listens itself otherwise.
+    listening: Option<UnixListener>,
     snapshotter: Option<Child>,
     containerd: Option<Child>,
 }
@@ -48,18 +53,37 @@ impl Node {
     }
 
     fn with(config: &str) -> Self {
-        let mut node = Self::without_containerd(config);
+        Self::with_options(config, &[])
+    }
+
+    /// With a snapshotter that has this configuration and these options; they may name files of the sandbox.
+    fn with_options(config: &str, options: &'static [&'static str]) -> Self {
+        let mut node = Self::new_without_any(config);
+        node.options = options;
+        node.start_snapshotter();
         node.start_containerd();
         node
     }
 
-    /// With a snapshotter that has this configuration.
+    /// With a socket that is there while the snapshotter is not.
+    fn with_socket_unit() -> Self {
+        let mut node = Self::new_without_any("");
+        node.listening = Some(UnixListener::bind(node.socket()).unwrap());
+        node.start_snapshotter();
+        node.start_containerd();
+        node
+    }
+
     fn without_containerd(config: &str) -> Self {
-        let sandbox = Sandbox::new();
-        std::fs::write(sandbox.path().join("snapshotter.toml"), config).unwrap();
-        let mut node = Self { sandbox, snapshotter: None, containerd: None };
+        let mut node = Self::new_without_any(config);
         node.start_snapshotter();
         node
+    }
+
+    fn new_without_any(config: &str) -> Self {
+        let sandbox = Sandbox::new();
+        std::fs::write(sandbox.path().join("snapshotter.toml"), config).unwrap();
+        Self { sandbox, options: &[], listening: None, snapshotter: None, containerd: None }
     }
 
     fn root(&self) -> PathBuf {
@@ -74,7 +98,15 @@ impl Node {
         let mut command = self.sandbox.peelfs(["snapshotter", "--address"]);
         command.arg(self.socket()).arg("--root").arg(self.root());
         command.arg("--config").arg(self.sandbox.path().join("snapshotter.toml"));
-        command
+        command.args(self.options).current_dir(self.sandbox.path()).stdin(Stdio::null());
+        let Some(listening) = &self.listening else { return command };
+        // It goes in as stdin; the shell puts it where it belongs.
+        let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$@\"";
+        let mut unit = Command::new("sh");
+        unit.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+        unit.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        unit.current_dir(self.sandbox.path()).stdin(OwnedFd::from(listening.try_clone().unwrap()));
+        unit
     }
 
     /// Returns when it says that it is ready.
@@ -85,7 +117,7 @@ impl Node {
         notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let log = std::fs::File::options().create(true).append(true).open(self.sandbox.path().join("log")).unwrap();
         let mut command = self.command();
-        command.env("NOTIFY_SOCKET", &told).stdin(Stdio::null()).stderr(log);
+        command.env("NOTIFY_SOCKET", &told).stderr(log);
         self.snapshotter = Some(command.spawn().unwrap());
         let mut text = [0; 256];
         let length = notify.recv(&mut text).unwrap();
@@ -168,15 +200,29 @@ impl Node {
 
     /// Pulls as Kubernetes does.
     fn pull_by_cri(&self, reference: &str) -> Result<(), tonic::Status> {
-        let socket = self.sandbox.path().join("c.sock");
+        self.pull_at("c.sock", reference, None)
+    }
+
+    /// The same, with a login, at a socket of the sandbox.
+    fn pull_at(&self, socket: &str, reference: &str, login: Option<(&str, &str)>) -> Result<(), tonic::Status> {
+        let image = Some(cri::ImageSpec { image: reference.to_owned() });
+        let auth = login.map(|(username, password)| cri::AuthConfig {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        });
+        let request = prost::Message::encode_to_vec(&cri::PullImageRequest { image, auth });
+        self.image_service(socket, "PullImage", request).map(drop)
+    }
+
+    /// What a call of Kubernetes' image service is answered, byte by byte.
+    fn image_service(&self, socket: &str, method: &str, request: Vec<u8>) -> Result<Vec<u8>, tonic::Status> {
+        let socket = self.sandbox.path().join(socket);
         run(async {
-            let channel = connect(&socket).await;
-            let mut client = tonic::client::Grpc::new(channel);
+            let mut client = tonic::client::Grpc::new(connect(&socket).await);
             client.ready().await.unwrap();
-            let request = cri::PullImageRequest { image: Some(cri::ImageSpec { image: reference.to_owned() }) };
-            let codec = tonic_prost::ProstCodec::<_, cri::PullImageResponse>::default();
-            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/runtime.v1.ImageService/PullImage");
-            client.unary(tonic::Request::new(request), path, codec).await.map(drop)
+            let path = format!("/runtime.v1.ImageService/{method}").parse().unwrap();
+            let answer = client.unary(tonic::Request::new(request), path, cri::Bytes).await;
+            answer.map(tonic::Response::into_inner)
         })
     }
 
@@ -273,6 +319,9 @@ impl Drop for Node {
 
 /// Of Kubernetes' interface, what a pull takes.
 mod cri {
+    use bytes::{Buf as _, BufMut as _};
+    use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct ImageSpec {
         #[prost(string, tag = "1")]
@@ -280,15 +329,56 @@ mod cri {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct PullImageRequest {
-        #[prost(message, optional, tag = "1")]
-        pub(super) image: Option<ImageSpec>,
+    pub(super) struct AuthConfig {
+        #[prost(string, tag = "1")]
+        pub(super) username: String,
+        #[prost(string, tag = "2")]
+        pub(super) password: String,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct PullImageResponse {
-        #[prost(string, tag = "1")]
-        pub(super) image_ref: String,
+    pub(super) struct PullImageRequest {
+        #[prost(message, optional, tag = "1")]
+        pub(super) image: Option<ImageSpec>,
+        #[prost(message, optional, tag = "2")]
+        pub(super) auth: Option<AuthConfig>,
+    }
+
+    /// Messages as they are.
+    pub(super) struct Bytes;
+
+    impl Codec for Bytes {
+        type Encode = Vec<u8>;
+        type Decode = Vec<u8>;
+        type Encoder = Self;
+        type Decoder = Self;
+
+        fn encoder(&mut self) -> Self {
+            Self
+        }
+
+        fn decoder(&mut self) -> Self {
+            Self
+        }
+    }
+
+    impl Encoder for Bytes {
+        type Item = Vec<u8>;
+        type Error = tonic::Status;
+
+        fn encode(&mut self, message: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+            into.put_slice(&message);
+            Ok(())
+        }
+    }
+
+    impl Decoder for Bytes {
+        type Item = Vec<u8>;
+        type Error = tonic::Status;
+
+        fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, tonic::Status> {
+            Ok(Some(from.copy_to_bytes(from.remaining()).to_vec()))
+        }
     }
 }
 
@@ -373,7 +463,8 @@ fn an_image_that_is_named_is_mounted_once_for_all() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
     let registry = registry_of(&[("app", &image_of(&layers))]);
     let reference = registry.reference("app", "1");
-    let node = Node::new();
+    // By one process for all of it: the kernel may not take over meanwhile.
+    let node = Node::with("kernel = false\n");
     node.pull_lazily(&reference);
     assert_eq!(node.directories(), 0, "nothing is unpacked");
     let roots: Vec<_> = (0..8).map(|number| node.start(&reference, &format!("c{number}"), ["sleep", "1000"])).collect();
@@ -525,7 +616,7 @@ fn a_killed_snapshotter_disturbs_no_container() {
     let containers = if kills > 10 { 8 } else { 2 };
     let registry = registry_of(&[("app", &image_of(&layers))]);
     let reference = registry.reference("app", "1");
-    let mut node = Node::new();
+    let mut node = Node::with_socket_unit();
     node.pull_lazily(&reference);
     // Each reads all of the image over and over, and says how often that failed.
     let script = "n=0; while ! test -e /stop; do cat /big /data/kept /hidden/above > /out 2>/err || echo bad >> /bad; \
@@ -534,11 +625,9 @@ fn a_killed_snapshotter_disturbs_no_container() {
         (0..containers).map(|number| node.start(&reference, &format!("c{number}"), ["sh", "-c", script])).collect();
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
+        let begun = Instant::now();
         node.kill_snapshotter();
         node.start_snapshotter();
-        // Of containerd's connection, the first request finds that it is gone.
-        let begun = Instant::now();
-        eventually(|| node.ctr(["snapshot", "--snapshotter", "peelfs", "usage"]).status.success());
         assert_eq!(node.run(&reference, &format!("new{kill}"), ["cat", "/hidden/above"]), "above");
         slowest = slowest.max(begun.elapsed());
     }
@@ -580,6 +669,95 @@ fn logins_come_from_providers_of_the_kubelet() {
     assert_eq!(node.directories(), 0, "{}", node.log());
     assert_eq!(std::fs::read_to_string(scripts.path().join("provider.asked")).unwrap(), "get-credentials\n");
     assert_eq!(node.run(&reference, "one", ["cat", "/hidden/above"]), "above");
+}
+
+/// The kubelet's logins come with its pulls, which pass through the snapshotter to containerd.
+#[test]
+fn pulls_of_kubernetes_bring_logins_for_their_image() {
+    let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
+    let registry = registry_of(&[("team/app", &image_of(&layers)), ("other", &image_of(&layers[..1]))]);
+    registry.set_access(Access::Basic { user: "robot".into(), password: "s3cret".into() });
+    let (app, other) = (registry.reference("team/app", "1"), registry.reference("other", "1"));
+    let mut node = Node::with_options("", &["--image-service", "c.sock"]);
+    let (right, wrong) = (Some(("robot", "s3cret")), Some(("robot", "wrong")));
+    // One that containerd alone hears of is unpacked.
+    node.pull_at("c.sock", &other, right).unwrap();
+    assert_eq!((node.directories(), node.lowers().len()), (1, 0), "{}", node.log());
+    assert!(node.pull_at("s.sock", &app, wrong).is_err());
+    assert!(node.pull_at("s.sock", &app, None).is_err());
+    node.pull_at("s.sock", &app, right).unwrap();
+    assert_eq!(node.directories(), 1, "{}", node.log());
+    // The process that serves the image logs in with it, at any time.
+    let name = format!("{}-app", node.namespace());
+    let said = |node: &Node| node.run_in("k8s.io", &app, &name, ["cat", "/hidden/above", "/data/kept"]);
+    assert_eq!(said(&node), "abovekept");
+    for (method, request) in [("ListImages", vec![]), ("ImageFsInfo", vec![]), ("ImageStatus", vec![0x0a, 0])] {
+        let [direct, passed] = ["c.sock", "s.sock"].map(|socket| node.image_service(socket, method, request.clone()));
+        // Images come in any order.
+        let outcome = |answer: Result<Vec<u8>, tonic::Status>| {
+            answer
+                .map(|mut bytes| {
+                    bytes.sort_unstable();
+                    bytes
+                })
+                .map_err(|status| (status.code(), status.message().to_owned()))
+        };
+        let (direct, passed) = (outcome(direct), outcome(passed));
+        // The time stands in it.
+        assert!(direct == passed || method == "ImageFsInfo" && passed.is_ok(), "{method}: {direct:?} {passed:?}");
+    }
+    let kept = Command::new("grep").args(["-r", "s3cret"]).arg(node.root()).output().unwrap();
+    assert!(kept.stdout.is_empty(), "nothing of it is on disk: {}", said_by(&kept));
+    assert!(!node.log().contains("s3cret"));
+
+    node.stop_containerd();
+    let away = node.image_service("s.sock", "ListImages", vec![]).unwrap_err();
+    assert_eq!(away.code(), Code::Unavailable, "{away}");
+    assert!(away.message().contains("containerd cannot be asked"), "{away}");
+}
+
+fn said_by(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A verifier that allows what has this line in `allowed`, and notes what it was asked.
+fn verifier(directory: &Path, allowed: &[String]) {
+    std::fs::create_dir_all(directory).unwrap();
+    let script = directory.join("verifier");
+    std::fs::write(directory.with_extension("allowed"), allowed.join("\n") + "\n").unwrap();
+    let text = "#!/bin/sh\necho \"$2 $4\" >> \"${0%/*}.asked\"\ngrep -qxF \"$4\" \"${0%/*}.allowed\" || { echo not signed; exit 1; }\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Verifiers are asked about the index that an image's name leads to; what they refuse is not unpacked either.
+#[test]
+fn verifiers_are_asked_about_what_a_name_leads_to() {
+    let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
+    let image = image_of(&layers);
+    let index = IndexBuilder::new().image(&image).attestation(&image).build();
+    let lone = image_of(&layers[..1]);
+    let registry = registry_of(&[("index", &index), ("lone", &lone)]);
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("verifiers");
+    verifier(&directory, &[]);
+    let node = Node::with(&format!("verifier-dir = \"{}\"\n", directory.display()));
+    let pull = |name: &str| node.pull_by_cri(&registry.reference(name, "1"));
+    for name in ["index", "lone"] {
+        let refused = pull(name).unwrap_err();
+        assert!(refused.message().contains("not signed"), "{refused}");
+    }
+    assert_eq!((node.directories(), node.lowers().len()), (0, 0), "{}", node.log());
+    verifier(&directory, &[index.root().digest.to_string(), lone.root().digest.to_string()]);
+    for name in ["index", "lone"] {
+        pull(name).unwrap();
+    }
+    assert_eq!(node.directories(), 0, "{}", node.log());
+    let asked = std::fs::read_to_string(directory.with_extension("asked")).unwrap();
+    let line = |name: &str, root: &Image| format!("{} {}", registry.reference(name, "1"), root.root().digest);
+    assert!(asked.lines().any(|asked| asked == line("index", &index)), "{asked}");
+    assert!(asked.lines().any(|asked| asked == line("lone", &lone)), "{asked}");
+    assert!(!asked.contains(&image.root().digest.to_string()), "{asked}");
 }
 
 /// What this snapshotter does not know it removes: a second containerd, or a second name, must not use it.
@@ -750,7 +928,7 @@ fn what_a_snapshotter_cannot_use_is_said_in_one_line() {
         (&socket, &fresh, None, "is in use: another process listens there"),
         (&other, &node.root(), None, "is in use by another snapshotter"),
         (&other, &foreign, None, "is not empty, and not a directory of this snapshotter"),
-        (&other, &fresh, Some(&config), "line 1: `much` is no size"),
+        (&other, &fresh, Some(&config), "line 1: `much` is not a size"),
         (&none, &fresh, None, "cannot listen at"),
         (&config, &fresh, None, "exists and is no socket"),
     ];
@@ -781,7 +959,7 @@ fn a_full_disk_fails_a_request_and_forgets_nothing() {
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&root).status().unwrap();
     assert!(mounted.success());
     std::fs::write(sandbox.path().join("snapshotter.toml"), "").unwrap();
-    let mut node = Node { sandbox, snapshotter: None, containerd: None };
+    let mut node = Node { sandbox, options: &[], listening: None, snapshotter: None, containerd: None };
     node.start_snapshotter();
     let filling = root.join("snapshots/filling");
     node.ask(async |mut of| {

@@ -288,6 +288,8 @@ impl Keyring {
         let program = self.program(name)?;
         let mut child = tokio::process::Command::new(program)
             .arg("get")
+            // Helpers are asked for hosts alone; one of ours knows logins of repositories.
+            .env("PEELFS_REPOSITORY", format!("{}/{}", self.host, self.repository))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
