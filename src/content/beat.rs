@@ -1,4 +1,5 @@
-//! Beats: by them a process that makes a first pass is known to run, and one that has stopped is told from one that is slow.
+//! Beats: show that the process that makes a first pass is running, so that a stopped process can be told from a slow
+//! one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::store::{PassLock, PassNote};
 
-/// What was seen of a process that makes a pass.
+/// What this process has observed of a process that makes a pass.
 pub(super) struct Watch {
     note: PassNote,
     beat: Instant,
@@ -20,7 +21,7 @@ impl Watch {
         Self { note: PassNote::default(), beat: Instant::now(), received: Instant::now() }
     }
 
-    /// Whether the process is not to be waited for any longer, by what it has noted now.
+    /// Whether the process has stalled, given its latest note.
     pub(super) fn is_in_vain(&mut self, note: PassNote, size: u64, urgent: bool) -> bool {
         let (now, before) = (Instant::now(), std::mem::replace(&mut self.note, note));
         if note != before {
@@ -34,7 +35,7 @@ impl Watch {
     }
 }
 
-/// Tells others, until dropped, that this process runs.
+/// Beats until dropped, so that other processes see that this one runs.
 pub(super) struct Beating(AbortHandle);
 
 impl Beating {
@@ -55,12 +56,12 @@ impl Drop for Beating {
     }
 }
 
-/// Between two beats.
+/// Time between two beats.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// A process without a beat for so long has stopped.
+/// A process without a beat for this long has stopped.
 const STOPPED: Duration = Duration::from_secs(5);
-/// A pass that receives nothing for so long is not waited for by readers: longer than a source in use takes to be asked
-/// anew.
+/// Readers stop waiting for a pass that receives nothing for this long; longer than a source in use takes to repeat a
+/// request.
 const SILENT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Fetching: what one mount asks its source for, of one layer.
+//! Fetching: requests of one mount to its source, for one layer.
 //!
-//! Neighbouring spans that are wanted together travel in one range request, up to a size; more of them travel in
-//! several, side by side. Each span's bytes are decoded, compared with the digest that the verified pass recorded,
-//! kept, and handed to the readers that wait, span by span, while later ones are still in flight. What another process
-//! fetches is waited for, within reason, and taken from the store; so is what another mount of this process fetches.
+//! Neighbouring spans are requested together in one range request, up to a size limit; larger runs are split into
+//! several concurrent requests. Each span is decoded, compared with the digest that the verified pass recorded, stored,
+//! and delivered to the waiting readers while later spans are still in flight. Spans that another process or mount
+//! fetches are awaited for a limited time; those of another process are then taken from the store.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -30,30 +30,30 @@ use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 use crate::trust::Untrusted;
 
-/// How one mount fetches what is missing of a layer.
+/// Fetches missing spans of a layer for one mount.
 pub(super) struct Fetcher {
     pub(super) layer: Arc<OpenLayer>,
     pub(super) scope: Arc<MountScope>,
     blob: Descriptor,
     source: Arc<dyn BlobSource>,
-    /// Held by the request that takes all of the blob, of a source that sends it whatever is asked for.
+    /// Held by the request that receives the whole blob, if the source ignores ranges.
     taking_all: Semaphore,
-    /// Why a reader did not get a span, if none has come since.
+    /// The error of the last failed read, if no span has arrived since.
     last_error: Mutex<Option<ReadError>>,
 }
 
-/// Neighbouring spans that travel in one request.
+/// Neighbouring spans of one request.
 type SpanRun = Vec<Fetching>;
 
 /// A span in flight.
 struct Fetching {
     span: SpanId,
     outcome: watch::Sender<Outcome>,
-    /// Ends behind `outcome`; `None` where another process has the span in flight, too.
+    /// Released after `outcome` is set; `None` if another process has the span in flight, too.
     claim: Option<Claim>,
 }
 
-/// This process's claim to fetch a span, until dropped; not to be dropped under the lock of the spans in flight.
+/// This process's claim to fetch a span, released on drop; do not drop it under the lock of the spans in flight.
 struct Claim {
     layer: Arc<OpenLayer>,
     span: SpanId,
@@ -61,71 +61,71 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // All threads of a process have one claim: a request that has begun since takes it over.
+        // All threads of a process share one claim: a request that has begun since takes it over.
         self.layer.in_flight.unless_fetched(self.span, || self.layer.content.unclaim(self.span));
     }
 }
 
-/// What is fetched along with spans that are waited for.
+/// Spans fetched along with demanded ones.
 pub(super) struct Along {
-    /// Behind those.
+    /// Spans behind the demanded ones.
     pub(super) spans: SpanRange,
     pub(super) room: OwnedSemaphorePermit,
 }
 
-/// Whose requests a reader waits for.
+/// Whose requests a reader may join.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Join {
-    /// Those of any mount or process that has the span in flight.
+    /// Requests of any mount or process that has the span in flight.
     Any,
-    /// Those of its own mount, also for what seems to be cached, or what another mount does not bring.
+    /// Requests of its own mount only, also for spans that seem cached or that another mount has not delivered.
     Own,
 }
 
-/// Whether a request ends early for readers.
+/// Whether a request may be stopped for readers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Preempt {
-    /// It continues to its end.
+    /// Runs to its end.
     Never,
-    /// It ends after the piece at hand when a read waits for something else.
+    /// Stops after the current piece when a read waits for another span.
     ForReaders,
 }
 
-/// What a request brings.
+/// The response to a request.
 struct Coming<'a> {
-    /// These, in order.
+    /// The spans that arrive, in order.
     spans: SpanRange,
-    /// Those of them that come besides the run it was made for.
+    /// Those of them that do not belong to the requested run.
     rest: SpanRun,
-    /// Held while all of the blob comes.
+    /// Held while the whole blob arrives.
     all: Option<SemaphorePermit<'a>>,
 }
 
-/// What came of asking for a run.
+/// Result of requesting a run.
 enum Asked<'a> {
     Comes(Coming<'a>, ByteStream),
-    /// All of the blob would come, as it does for another request already.
+    /// The source would send the whole blob, which another request already receives.
     ComesForAnother,
 }
 
-/// What [`Fetcher::reserve`] has found to do.
+/// Result of [`Fetcher::reserve`].
 #[derive(Default)]
 struct Reserved {
-    /// To be requested, each in one request.
+    /// Runs to request, one request each.
     runs: Vec<SpanRun>,
-    /// In flight in another process.
+    /// Spans in flight in another process.
     elsewhere: SpanRun,
-    /// What readers wait for.
+    /// The arrivals for which readers wait.
     arrivals: Vec<(SpanId, Arrival)>,
 }
 
-/// What becomes of one span that is wanted.
+/// Result of reserving one span.
 enum Reservation {
-    /// It was cached meanwhile, or is not worth waiting for.
+    /// The span was cached meanwhile, or is not worth waiting for.
     Nothing,
-    /// It is in flight already.
+    /// The span is already in flight.
     Joined(Arrival),
-    /// It is to be requested, or followed where it is without a claim.
+    /// The span must be requested; without a claim, it is awaited from another process.
     New(Fetching, Arrival),
 }
 
@@ -139,7 +139,7 @@ impl Fetcher {
         Self { layer, scope, blob, source, taking_all: Semaphore::new(1), last_error: Mutex::default() }
     }
 
-    /// Why the last read failed, if nothing was received from the source since.
+    /// The error of the last failed read, if the source has delivered nothing since.
     pub(super) fn last_error(&self) -> Option<ReadError> {
         lock(&self.last_error).clone()
     }
@@ -156,7 +156,7 @@ impl Fetcher {
         ReadError::Ended { layer: self.blob.digest.clone() }
     }
 
-    /// Starts fetching `wanted`, for which a reader waits, and what is missing of `along`, which lies behind it; returns
+    /// Starts fetching `wanted`, which a reader waits for, and the missing spans of `along`, which follows it. Returns
     /// an arrival for each span of `wanted` that is fetched.
     pub(super) fn start(
         self: &Arc<Self>,
@@ -174,14 +174,14 @@ impl Fetcher {
         Ok(arrivals)
     }
 
-    /// Starts fetching what is missing of `along`, for which no reader waits yet.
+    /// Starts fetching the missing spans of `along`, which no reader waits for yet.
     pub(super) fn start_ahead(self: &Arc<Self>, along: Along) -> Result<(), ReadError> {
         self.start(SpanRange::none_at(along.spans.start), Some(along), Join::Any).map(drop)
     }
 
-    /// Fetches what is missing of `along` for a reader that wants it in order: few requests at a time, as `on_link` has
-    /// room, so that the first does not share the link with all that come behind it. What was not requested yet is not
-    /// in flight: a reader that wants it until then fetches it at once.
+    /// Fetches the missing spans of `along` for a sequential reader, a few requests at a time as `on_link` allows, so
+    /// that the first request does not share the link with all later ones. Spans not requested yet are not in flight: a
+    /// reader that needs them earlier fetches them at once.
     pub(super) async fn in_order<F>(self: &Arc<Self>, along: Along, on_link: impl Fn(u64) -> F)
     where
         F: Future<Output = OwnedSemaphorePermit>,
@@ -207,8 +207,8 @@ impl Fetcher {
         }
     }
 
-    /// The spans of a request that begins at `from`, before `last`: what decodes only from an earlier start stays with
-    /// it.
+    /// The spans of one request that begins at `from` and ends by `last`. Spans that decode only from an earlier start
+    /// are not split from it.
     fn request_from(&self, from: SpanId, last: SpanId) -> Result<SpanRange, ReadError> {
         let index = &self.layer.index;
         let index_error = |cause| self.layer.index_error(cause);
@@ -220,7 +220,7 @@ impl Fetcher {
         Ok(request)
     }
 
-    /// Fetches what is missing of `spans` for no reader in particular; `false` when some of it cannot be had.
+    /// Fetches the missing `spans` for no particular reader; `false` if some could not be fetched.
     pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange, preempt: Preempt) -> bool {
         let nothing = SpanRange::none_at(spans.start);
         let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any) else { return false };
@@ -231,7 +231,7 @@ impl Fetcher {
         good
     }
 
-    /// As [`Fetcher::in_background`], on speculation: while the source is in trouble, it is given up.
+    /// As [`Fetcher::in_background`], for speculation: gives up while the source is failing.
     pub(super) async fn on_speculation(self: &Arc<Self>, spans: SpanRange) {
         let nothing = SpanRange::none_at(spans.start);
         let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any) else { return };
@@ -240,7 +240,7 @@ impl Fetcher {
         }
     }
 
-    /// Takes charge of `wanted`, and of what is missing from there up to `end`, cut into runs.
+    /// Reserves `wanted`, and the missing spans from there up to `end`, split into runs.
     fn reserve(self: &Arc<Self>, wanted: SpanRange, end: SpanId, join: Join) -> Result<Reserved, ReadError> {
         let around = SpanRange::new(wanted.end, end);
         let cached = self.layer.content.generations(around);
@@ -267,7 +267,7 @@ impl Fetcher {
                 reserved.elsewhere.push(fetching);
                 continue;
             }
-            // What decodes only from an earlier start stays with it, or would be fetched with it once more.
+            // A span that decodes only from an earlier start stays in its run; else that start would be fetched twice.
             let is_full = known.blob.0.saturating_sub(begun.0) >= REQUEST && known.kind != StartKind::Continued;
             match reserved.runs.last_mut() {
                 Some(run) if range_of(run).end == span && span != wanted.start && !is_full => run.push(fetching),
@@ -277,7 +277,7 @@ impl Fetcher {
                 }
             }
         }
-        // What is waited for comes first.
+        // Demand first.
         reserved.runs.sort_by_key(|run| !wanted.contains(run[0].span));
         Ok(reserved)
     }
@@ -296,7 +296,8 @@ impl Fetcher {
         }
         let content = &self.layer.content;
         let claimed = content.claim(span);
-        // A request ends after its span was kept: a span that was not cached before and is not in flight may be cached now.
+        // A request ends after it has stored its span: a span that was missing before and is not in flight now may be
+        // cached.
         let is_cached = join == Join::Any && content.generation(span).is_some();
         if is_cached || !(claimed || is_wanted) {
             if claimed {
@@ -317,13 +318,13 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a span that another process fetches; fetches it when that one has not brought it after a while.
+    /// Waits for a span that another process fetches; fetches it here if it does not arrive in time.
     async fn follow(self: &Arc<Self>, mut fetching: Fetching) {
         let begun = Instant::now();
         let mut pause = SHORTEST_LOOK;
         let (layer, span) = (&self.layer, fetching.span);
         loop {
-            // In this order: a process that gives up its claim has kept the span before.
+            // Claim first, then look: a process stores the span before it releases its claim.
             fetching.claim = layer.content.claim(span).then(|| Claim { layer: Arc::clone(layer), span });
             if layer.content.generation(span).is_some()
                 && let Some(bytes) = layer.cached_span(span)
@@ -340,7 +341,7 @@ impl Fetcher {
         self.request_while_demanded(&Arc::new(vec![fetching]), None).await;
     }
 
-    /// Starts the request for a run; `held` is dropped when it has ended, and its room on the link as its bytes come.
+    /// Starts the request for a run. `held` is released at its end, the link budget as bytes arrive.
     fn request_holding(
         self: &Arc<Self>,
         run: SpanRun,
@@ -354,8 +355,8 @@ impl Fetcher {
         });
     }
 
-    /// As [`Fetcher::request`], for readers that wait or may come: while the source is in trouble, only as long as one
-    /// of them waits.
+    /// As [`Fetcher::request`], for readers that wait or may come: while the source is failing, continues only while a
+    /// reader waits.
     async fn request_while_demanded(self: &Arc<Self>, run: &Arc<SpanRun>, on_link: Option<OwnedSemaphorePermit>) {
         let deserted = async {
             let Some(outages) = self.source.outages() else { return std::future::pending().await };
@@ -373,8 +374,7 @@ impl Fetcher {
         }
     }
 
-    /// Fetches one run of neighbouring spans; a run that turns out corrupt is asked for once more. Its room on the link
-    /// is given back as its bytes come.
+    /// Fetches one run of neighbouring spans; retries a corrupt run once. Releases the link budget as bytes arrive.
     async fn request(
         self: &Arc<Self>,
         run: &Arc<SpanRun>,
@@ -396,7 +396,7 @@ impl Fetcher {
             tracing::warn!(layer = %self.blob.digest, error = why, "spans that no reader waits for cannot be fetched");
         }
         for outcome in open {
-            // The decoder may have brought it since.
+            // The decoder may have delivered it since.
             outcome.send_modify(|outcome| {
                 outcome.get_or_insert_with(|| Err(error.clone()));
             });
@@ -404,12 +404,12 @@ impl Fetcher {
         false
     }
 
-    /// Takes the spans of a run that have no outcome yet out of those in flight, if `may` agrees to how many readers
+    /// Removes the spans of a run without an outcome from those in flight, if `may` accepts the number of readers that
     /// wait for them.
     fn give_up<'a>(&self, run: &'a SpanRun, may: impl Fn(usize) -> bool) -> Vec<&'a watch::Sender<Outcome>> {
         let mut in_flight = self.layer.in_flight.lock();
         let open = || run.iter().filter(|fetching| fetching.outcome.borrow().is_none());
-        // One receiver is that of the table itself, unless the span is being completed.
+        // One receiver belongs to the table itself, unless the span is being completed.
         if !may(open().map(|fetching| fetching.outcome.receiver_count().saturating_sub(1)).sum()) {
             return Vec::new();
         }
@@ -429,7 +429,7 @@ impl Fetcher {
         };
         let (start, bytes) = self.to_decode(range_of(run)).map_err(|cause| self.layer.index_error(cause))?;
 
-        // First this: the runtime has only so many threads, and none to wait for a source that is away.
+        // Ask first: the runtime has a bounded number of threads, and none should wait for an unreachable source.
         let spans = SpanRange::new(start, range_of(run).end);
         let (Coming { spans, rest, all }, mut stream) = loop {
             if let Asked::Comes(coming, stream) = self.ask(spans, bytes.clone()).await.map_err(source_error)? {
@@ -461,16 +461,16 @@ impl Fetcher {
                 && self.scope.budget().has_waiting_reads()
                 && !self.give_up(run, |waiting| waiting == 0).is_empty()
             {
-                return Ok(()); // the decoder keeps what is whole and ends
+                return Ok(()); // the decoder stores the complete spans and ends
             }
         }
         drop(sender);
         decoding.await.map_err(|_| self.ended())?
     }
 
-    /// Asks for the bytes `range`, which `spans` need. A source that sends all of the blob whatever it is asked for would
-    /// send it again for the next read: then all of it is taken, by one request at a time, and what readers want of it
-    /// meanwhile is in flight. Requests that were made at the same time end with their answers.
+    /// Requests `range`, which holds `spans`. A source that ignores ranges would send the whole blob again for each
+    /// read. So one request at a time receives all of it and stores it, and its spans are in flight for readers.
+    /// Concurrent requests to the same source end once it has answered.
     async fn ask(self: &Arc<Self>, spans: SpanRange, range: Range<BlobOffset>) -> Result<Asked<'_>, SourceError> {
         let fetched = |bytes: &Range<BlobOffset>| {
             self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
@@ -489,18 +489,18 @@ impl Fetcher {
         fetched(&comes);
         tracing::debug!(layer = %self.blob.digest, "all of the blob comes, and is kept");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
-        // What cannot be taken charge of is kept all the same.
+        // Spans that cannot be reserved are stored all the same.
         let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();
         let rest = rest.runs.into_iter().flatten().collect();
         Ok(Asked::Comes(Coming { spans, rest, all: Some(all) }, stream))
     }
 
-    /// Waits for the spans of a run while another request takes all of the blob; false when that has ended without
-    /// bringing all of them.
+    /// Waits for the spans of a run while another request receives the whole blob; `false` if that request ended
+    /// without delivering all of them.
     async fn came_for_another(&self, run: &SpanRun) -> bool {
         let mut pause = SHORTEST_LOOK;
         loop {
-            // In this order: what it has brought was kept before it ended.
+            // Check this first: the other request stores its spans before it ends.
             let ended = self.taking_all.available_permits() > 0;
             let mut missing = false;
             for fetching in run.iter().filter(|fetching| fetching.outcome.borrow().is_none()) {
@@ -518,13 +518,13 @@ impl Fetcher {
         }
     }
 
-    /// Where decoding of some spans begins, and which bytes of the blob it takes.
+    /// The span at which decoding of `spans` begins, and the range of the blob to decode.
     fn to_decode(&self, spans: SpanRange) -> Result<(SpanId, Range<BlobOffset>), IndexError> {
         let start = self.layer.index.decode_start(spans.start)?;
         Ok((start, self.layer.index.blob_range(start, spans.end.back(1))?))
     }
 
-    /// Decodes `spans`, checking and keeping each of them; readers wait for those of `runs`.
+    /// Decodes, checks and stores `spans`; readers wait for those of `runs`.
     fn decode(
         &self,
         spans: SpanRange,
@@ -574,7 +574,7 @@ impl Fetcher {
         }
     }
 
-    /// A decoder that is ready for the bytes of some spans, and the first of them.
+    /// A decoder positioned at the first of `spans`, and that span.
     fn decoder_for(
         &self,
         spans: SpanRange,
@@ -587,15 +587,15 @@ impl Fetcher {
         let window = Window::from_bytes(&window)
             .map_err(|_| index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
         let mark = Mark { blob: begin.blob, bit: begin.bit, decoded: begin.decoded.start, kind: begin.kind };
-        // What the layer is, not what it is said to be.
+        // The actual compression, not the declared one.
         let compression = begin.kind.compression().unwrap_or(Compression::Stored);
-        // The decoder may be ahead of the last span by what its output holds, and a block.
+        // The decoder may run past the last span by its output buffer and one block.
         let limits = Limits::of_known(end - begin.decoded.start + 2 * OUTPUT as u64);
         let decoder = LayerDecoder::resume(compression, limits, &mark, Some(&window));
         Ok((decoder.map_err(codec_error)?, begin))
     }
 
-    /// Checks a span that was decoded, keeps it, and tells the readers that wait for it.
+    /// Checks a decoded span, stores it, and delivers it to the readers that wait for it.
     fn arrived(&self, span: SpanId, known: &Span, bytes: Bytes, runs: [&SpanRun; 2]) -> Result<(), ReadError> {
         let actual = known.check.of_same_kind(&bytes);
         if actual != known.check {
@@ -608,7 +608,7 @@ impl Fetcher {
         }
         self.layer.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
         self.clear_error();
-        // First kept, then told: a reader that has it will find it cached.
+        // Store first, then deliver: a reader that has the span finds it cached.
         self.layer.keep(span, known, &bytes);
         let of_run = |run: &'_ SpanRun| run.binary_search_by_key(&span, |fetching| fetching.span).ok();
         let found = runs.into_iter().find_map(|run| Some(&run[of_run(run)?]));
@@ -618,25 +618,25 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Takes a span out of those in flight and tells the readers that wait for it.
+    /// Removes a span from those in flight and delivers it to the readers that wait for it.
     fn complete(&self, Fetching { span, outcome, .. }: &Fetching, bytes: Bytes) {
         self.layer.in_flight.lock().remove_if_told_by(*span, self.scope.id(), outcome);
-        // What no reader waits for is cached, and need not be in memory until the run ends.
+        // Without a waiting reader the span is only stored; free its memory before the run ends.
         let waited_for = outcome.receiver_count() > 0;
         outcome.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));
     }
 }
 
-/// The spans of a run, which is not empty.
+/// The spans of a run; the run is not empty.
 fn range_of(run: &SpanRun) -> SpanRange {
     SpanRange::new(run[0].span, run[run.len() - 1].span.next())
 }
 
-/// How often a request for a source in trouble looks whether a reader still waits for it.
+/// Interval at which a request to a failing source checks whether a reader still waits.
 const LOOK_FOR_READERS: Duration = Duration::from_secs(1);
-/// How long another process or mount may take to bring a span before this one fetches it, too.
+/// Time that another process or mount may take to deliver a span before this one fetches it, too.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Pauses between two looks at what another process brings, the first and the longest.
+/// First and longest pause between two looks for spans of another process.
 const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_millis(16);
 /// Pieces of a body held between the network and the decoder.

@@ -1,8 +1,9 @@
-//! Waiting for a first pass that another process or mount makes, and when to make one's own instead.
+//! Waiting for a first pass that another process or mount makes, and when to make the pass here as well.
 //!
-//! A process that makes a pass counts beats as long as it runs, and bytes as they come ([`PassLock`]). One that has
-//! stopped is not waited for any longer; nor, where a reader waits for the layer, is one whose source brings nothing,
-//! as this one's may. A process that has taken over lets go again when the one before has caught up with it.
+//! A process that makes a pass counts beats while it runs, and the bytes received ([`PassLock`]). Others stop waiting
+//! for a process that has stopped, and, if a reader waits for the layer, for one that receives nothing: its source may
+//! be unreachable while this process's is not. A process that took over gives up again when the earlier one has caught
+//! up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +17,7 @@ use crate::source::{BlobSource, SourceError};
 use crate::store::{PassLock, PassNote, Store};
 
 impl FirstPass {
-    /// Waits until this process may make the pass: none other makes it, or those that do stand still.
+    /// Waits until this process may make the pass: no other process makes it, or all that do have stalled.
     pub(super) async fn admitted(&self, means: &Means<'_>) -> Result<PassLock, PassError> {
         let Means { source, store, progress, schedule, others, .. } = *means;
         let least = u32::from(others == Others::StandStill);
@@ -24,7 +25,7 @@ impl FirstPass {
             return Ok(lock);
         }
         tracing::info!(layer = %self.layer.blob.digest, "another process is reading this layer; waiting for it");
-        // The last of the ranks that are tried; its holder is the one to be waited for.
+        // The highest rank tried so far; this process waits for its holder.
         let last = AtomicU32::new(least);
         let freed = async {
             let mut watch = Watch::new();
@@ -55,11 +56,11 @@ impl FirstPass {
         Ok(lock)
     }
 
-    /// Waits until the other pass has `freed` it. A pass that, by what `how_far` tells, does not get on counts as a
-    /// failed try every second, so that readers of the layer wait as long as they do for a source that is away.
+    /// Waits until the other pass has `freed` the layer. Every second in which `status` does not change counts as a
+    /// failed try, so that readers of the layer wait as long as for an unreachable source.
     ///
     /// # Errors
-    /// [`PassError::Source`] where no policy says how long to wait, after a minute without progress.
+    /// [`PassError::Source`] after a minute without progress, if no policy sets how long to wait.
     pub async fn wait_for<T>(
         &self,
         source: &Arc<dyn BlobSource>,
@@ -77,7 +78,7 @@ impl FirstPass {
             let why = how_far();
             tries = if why == seen { tries + 1 } else { 0 };
             seen.clone_from(&why);
-            // Looked at every time: the mount may have come up since.
+            // Checked every time, as the mount may have come up meanwhile.
             if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
                 let (what, place) = (format!("blob {}", self.layer.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why, hint: None };
@@ -93,7 +94,7 @@ impl FirstPass {
         }
     }
 
-    /// Returns when a process that this one has not waited for any longer is ahead of it, or has ended the pass.
+    /// Returns when a process that had stalled is ahead of this one again, or has finished the pass.
     pub(super) async fn overtaken(&self, store: &Store, progress: &PassProgress, lock: &PassLock) {
         if lock.rank() == 0 {
             return std::future::pending().await;
@@ -114,11 +115,11 @@ impl FirstPass {
         }
     }
 
-    /// Returns when the pass of another mount of this process stands still while a reader waits for the layer.
+    /// Returns when the pass of another mount of this process has stalled while a reader waits for the layer.
     pub async fn stands_still(&self, progress: &PassProgress, schedule: &ScheduledPass) {
         let mut watch = Watch::new();
         for beats in 1.. {
-            // The process runs, as this does.
+            // The other mount is in this process, so it beats by definition.
             let note = PassNote { beats, received: progress.received.load(Ordering::Relaxed), ..PassNote::default() };
             if watch.is_in_vain(note, self.layer.blob.size, schedule.is_urgent()) {
                 return;
@@ -128,11 +129,11 @@ impl FirstPass {
     }
 }
 
-/// Between two looks whether another process has ended its pass.
+/// Pause between two checks whether another process has ended its pass.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a pass that another process makes may stand still before that counts as a try in vain.
+/// A pass of another process without progress for this long counts as one failed try.
 const TRY: Duration = Duration::from_secs(1);
-/// Tries in vain before a command, or a mount that is not up yet, gives up.
+/// Failed tries after which a command, or a mount that is not up yet, gives up.
 const TRIES_IN_VAIN: u32 = 60;
-/// As many processes read the same layer at a time, and one more.
+/// At most this many processes, and one more, read the same layer at a time.
 const HIGHEST_RANK: u32 = 3;

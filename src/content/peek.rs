@@ -1,4 +1,4 @@
-//! The first bytes of a blob, which tell what it is, before the rest of it is taken.
+//! Reads the first bytes of a blob, which show its format, before the rest.
 
 use std::collections::VecDeque;
 
@@ -8,13 +8,13 @@ use crate::codec::MAGIC;
 use crate::source::{ByteStream, SourceError};
 use crate::trust::Untrusted;
 
-/// A blob that comes, and what has come of it already.
+/// A blob's stream, with the bytes received so far.
 pub(super) struct Peeked {
-    /// None once it has ended.
+    /// `None` after the end of the stream.
     stream: Option<ByteStream>,
-    /// Its first bytes, [`MAGIC`] of them if it has so many.
+    /// The first [`MAGIC`] bytes, or fewer if the blob is shorter.
     pub(super) first: Bytes,
-    /// The pieces that they came in.
+    /// The pieces received while reading them.
     pieces: VecDeque<Bytes>,
 }
 

@@ -1,8 +1,8 @@
-//! Scheduling: tells the predictors of one layer what its readers do, and runs their wishes under the mount's budget.
+//! Scheduling: reports reads of one layer to the predictors, and runs their requests within the mount's budget.
 //!
-//! The read path calls it at two points: when a piece is read, and when a reader begins to wait for a missing run (and
-//! again when it has it). Nothing of it is needed to answer a read, so what fails here is logged and dropped: a reader
-//! that comes to the same place will be told.
+//! The read path calls the scheduler when a piece is read, when a reader starts to wait for a missing run, and when it
+//! has got that run. Reads do not depend on it, so failures are logged and dropped: a later read of the same place
+//! returns the error.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,22 +25,22 @@ use crate::predict::{
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
-/// What is fetched ahead of the readers of one layer in one mount.
+/// Prefetch for the readers of one layer in one mount.
 pub(super) struct Scheduler {
     fetcher: Arc<Fetcher>,
     pub(super) demand: Demand,
     readahead: Mutex<ReadAhead>,
     siblings: Mutex<Siblings>,
-    /// The span around which nothing was missing when that was last looked at; small files share one.
+    /// The span near which nothing was missing at the last look; small files share a span.
     all_near: AtomicU32,
     streams: Arc<Streams>,
 }
 
-/// Readers of large files.
+/// Sequential readers of large files.
 struct Streams {
-    /// For each, what is fetched on its behalf, one wish behind the other: whose turn it is holds the lock.
+    /// One queue per stream: its lock is held while a request of the stream runs.
     queues: Mutex<HashMap<StreamId, Weak<Queue>>>,
-    /// KiB that may be on the link for them.
+    /// KiB that all streams may have on the link.
     on_link: Arc<Semaphore>,
 }
 
@@ -60,8 +60,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether anything is fetched on speculation in this layer: not where a profile knows better, nor where it would
-    /// push out what is read.
+    /// Whether speculation is allowed in this layer: not if a profile predicts better, nor if it would evict what
+    /// readers need.
     pub(super) fn may_speculate(&self) -> bool {
         self.speculation() == Speculation::Allowed && !self.demand.has_profile() && !self.fetcher.layer.is_crowded()
     }
@@ -70,7 +70,7 @@ impl Scheduler {
         self.fetcher.scope.budget().speculation()
     }
 
-    /// A piece is read from the cache.
+    /// Reports a piece that was read from the cache.
     pub(super) fn read(&self, piece: &Piece) {
         let wishes = self.predict_read(piece, Found::Cached);
         if piece.place.before == 0 {
@@ -79,8 +79,8 @@ impl Scheduler {
         self.run(wishes);
     }
 
-    /// A piece is going to be read of which something is missing. What is wished for beyond the reader's own continuation
-    /// is returned, for [`Scheduler::run`] once the reader's requests are made.
+    /// Reports a piece with missing spans. Starts the reader's own window, and returns the other requests for
+    /// [`Scheduler::run`] after the reader's own.
     #[must_use]
     pub(super) fn read_missing(&self, piece: &Piece) -> Vec<Wish> {
         let (now, later) =
@@ -89,7 +89,7 @@ impl Scheduler {
         later
     }
 
-    /// Takes note of spans that a reader has; those that had not been read before.
+    /// Records spans that a reader has and returns those that are new.
     pub(super) fn record(&self, spans: SpanRange) -> Vec<SpanId> {
         let first = self.demand.record(spans, || self.fetcher.scope.start());
         if !first.is_empty() {
@@ -105,7 +105,7 @@ impl Scheduler {
         self.predict(Event::Read { piece, found, first: &first })
     }
 
-    /// A reader begins to wait for `run`: what is to be fetched along with it.
+    /// Reports that a reader starts to wait for `run`; returns what to fetch along with it.
     pub(super) fn missed(&self, run: SpanRange) -> Option<Along> {
         let wish = self.predict(Event::Missed { run, speculation: self.speculation() }).pop()?;
         let along = self.room_ahead(wish.spans);
@@ -115,7 +115,7 @@ impl Scheduler {
         along
     }
 
-    /// A reader that had missed `run` has it now.
+    /// Reports that a reader that missed `run` has it now.
     pub(super) fn answered(&self, piece: &Piece, run: SpanRange) {
         self.run(self.predict(Event::Answered { piece, run, speculation: self.speculation() }));
     }
@@ -133,10 +133,10 @@ impl Scheduler {
         wishes.unwrap_or_else(|error| dropped(&error))
     }
 
-    /// A file is read from its beginning: others of its group may be read, too.
+    /// Reports a file read from its start: predicts siblings.
     pub(super) fn opened(&self, piece: &Piece) {
         let (layer, start) = (&self.fetcher.layer, piece.spans.start);
-        // Mostly there is nothing to be fetched; and looking at entries takes longer than looking at this.
+        // Usually nothing is missing, and this check is cheaper than looking at entries.
         if self.all_near.load(Ordering::Relaxed) == start.0 || !self.may_speculate() {
             return;
         }
@@ -163,7 +163,7 @@ impl Scheduler {
         Ok(siblings::wishes(&chosen))
     }
 
-    /// Runs wishes, in order; those on speculation one after the other.
+    /// Runs the requests of predictors in order; speculative ones one after another.
     pub(super) fn run(&self, wishes: Vec<Wish>) {
         let mut speculative = Vec::new();
         for wish in wishes {
@@ -195,7 +195,7 @@ impl Scheduler {
     fn run_stream(&self, mut wish: Wish, id: StreamId) {
         let mut along = self.room_ahead(wish.spans);
         if along.is_none() {
-            // What others have in flight may leave room for one request.
+            // Requests of other readers may leave room for one request.
             let request = self.fetcher.layer.index.within(wish.spans.start, wish.spans.count(), REQUEST);
             along = request.ok().filter(|request| !request.is_empty()).and_then(|request| self.room_ahead(request));
             wish.spans.start = along.as_ref().map_or(wish.spans.start, |along| along.spans.end);
@@ -214,8 +214,8 @@ impl Scheduler {
         Some(Along { spans, room: self.fetcher.scope.budget().ahead(bytes)? })
     }
 
-    /// Fetches on speculation what is missing of some decoded bytes, as soon as there is room; returns when they are
-    /// cached or cannot be had.
+    /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
+    /// are cached or the fetch has failed.
     pub(super) async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
         if bytes.is_empty() || !self.may_speculate() {
             return;
@@ -226,7 +226,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether speculation on these decoded bytes is no more than one request.
+    /// Whether these decoded bytes fit into one speculative request.
     pub(super) fn is_one_request(&self, bytes: Range<DecodedOffset>) -> bool {
         let layer = &self.fetcher.layer;
         let all = || layer.blob_bytes(layer.spans_of(bytes.clone())?);
@@ -246,7 +246,7 @@ impl Streams {
         queue
     }
 
-    /// Room on the link for `bytes` that a reader will want in order, as soon as there is any.
+    /// Waits for link budget for `bytes` of a stream.
     async fn on_link(&self, bytes: u64) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.on_link).acquire_many_owned(in_kib(bytes, ON_LINK_KIB));
         room.await.expect("it is never closed")
@@ -273,7 +273,7 @@ async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority)
         at = request.end;
     }
     requests.join_all().await;
-    // What others have in flight comes soon, or not at all.
+    // Spans in flight elsewhere arrive soon or not at all.
     let mut pause = SHORTEST_LOOK;
     let is_coming = |span| layer.content.generation(span).is_none() && layer.in_flight.has(span);
     while spans.iter().any(is_coming) {
@@ -287,15 +287,15 @@ fn dropped(error: &IndexError) -> Vec<Wish> {
     Vec::new()
 }
 
-/// What of a stream is on the link: with more than that holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB),
-/// it does not fall idle while the reader waits for the first; and with not much more, the first does not share it with
-/// many.
+/// Limit for streams on the link. Above the bandwidth-delay product (0.5 MiB at 200 Mbit/s and 20 ms, or at 50 Mbit/s
+/// and 80 ms), so that the link does not idle while the reader waits for the first request; and not far above, so that
+/// the first request does not share the link with many others.
 const ON_LINK_KIB: usize = 2 << 10;
-/// A request on speculation is no larger, in bytes of the blob, so that what is wanted first comes first.
+/// Largest speculative request, in bytes of the blob: small, so that demand is not delayed.
 const PIECE: u64 = 512 << 10;
-/// Pauses between two checks whether spans are still in flight elsewhere, the first and the longest. To wait for them as
-/// readers do would count as a reader.
+/// First and longest pause between two checks whether spans are still in flight elsewhere. Waiting like a reader would
+/// count as demand.
 const SHORTEST_LOOK: Duration = Duration::from_millis(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
-/// Where no span is missing that lies so near, no siblings are looked for.
+/// If no span within this distance is missing, siblings are not searched.
 const NEAR: u32 = 32;

@@ -1,9 +1,8 @@
-//! The layers of one process, however many of its mounts show them.
+//! The layers of one process, shared by all its mounts.
 //!
-//! Mounts that share a layer have one copy of its index in memory, one pair of files, one record of what was
-//! verified, and one first pass; what one of them fetches the others do not fetch again. They do not share the source:
-//! each mount reads from its own place with its own credentials, and gets what another one has read as it would get it
-//! from the store.
+//! Mounts that share a layer have one copy of its index in memory, one pair of files, one record of verified spans, and
+//! one first pass; a span that one mount has fetched is not fetched again by another. They do not share the source:
+//! each mount reads from its own source with its own credentials, and gets spans of other mounts as if from the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -18,7 +17,7 @@ use crate::layer::LayerIndex;
 use crate::store::Store;
 use crate::sync::lock;
 
-/// The layers of a process. Clones are the same.
+/// The layers of a process. Clones share one table.
 #[derive(Clone)]
 pub struct SharedLayers(Arc<Inner>);
 
@@ -40,7 +39,7 @@ pub struct SharedLayer {
 }
 
 impl From<Arc<Store>> for SharedLayers {
-    /// No layers yet, over what `store` has.
+    /// No layers yet; `store` caches them.
     fn from(store: Arc<Store>) -> Self {
         Self(Arc::new(Inner { store, scheduler: PassScheduler::new(), layers: Mutex::default() }))
     }
@@ -52,7 +51,7 @@ impl SharedLayers {
         &self.0.store
     }
 
-    /// What is shared of a layer, for as long as it is held.
+    /// The shared state of a layer, for as long as a reference to it exists.
     pub fn layer(&self, layer: &LayerRef) -> Arc<SharedLayer> {
         let mut layers = lock(&self.0.layers);
         let name = (layer.blob.digest.clone(), layer.content().clone());
@@ -74,7 +73,7 @@ impl SharedLayers {
 }
 
 impl SharedLayer {
-    /// What the process or else the store has of the layer, if its index is known from one of `origins`.
+    /// The open layer in this process, or else in the store, if its index comes from one of `origins`.
     pub fn known(&self, store: &Arc<Store>, layer: &LayerRef, origins: &[Origin]) -> Option<Arc<OpenLayer>> {
         let mut open = lock(&self.open);
         let usable = |known: &Arc<OpenLayer>| !known.index.is_damaged() && is_from(&known.index, origins);
@@ -86,7 +85,7 @@ impl SharedLayer {
         Some(opened)
     }
 
-    /// The layer's index has just been made; the files of its content are new.
+    /// Registers a newly built index of the layer; its content files are new.
     pub fn made(&self, index: Arc<LayerIndex>, store: &Arc<Store>) -> Arc<OpenLayer> {
         let made = Arc::new(OpenLayer::new(index, store));
         *lock(&self.open) = Arc::downgrade(&made);

@@ -1,9 +1,9 @@
 //! Export and import of layer indexes: written to one file here, read into another machine's store there.
 //!
-//! An index that was made here was made of bytes that match blob digest and diff_id. One that was imported only says
-//! so: nothing in it proves that its names, attributes and span digests are those of the blob it names. To import it is
-//! to trust its maker as one trusts this machine, so it is marked with where it came from ([`Proof::Vouched`]). What can be checked is checked, so that a damaged or made-up file is
-//! an error now and not a puzzle later.
+//! A built index is proven: its bytes were derived from a blob with the right digest and diff_id. An imported index is
+//! not: nothing in it proves that its names, attributes and span digests belong to the blob. Importing it means
+//! trusting its maker like this machine, so its origin is recorded ([`Proof::Vouched`]). All other properties are
+//! checked on import, so that a damaged or malformed file fails at once.
 
 use std::io::{self, Read, Write};
 
@@ -24,7 +24,7 @@ pub enum TransferError {
     /// The file could not be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The file is not one that was exported, or only a part of one.
+    /// The file is not an export, or is truncated.
     #[error("not a file of exported indexes: {why}")]
     NotAnExport {
         /// What is wrong.
@@ -39,24 +39,24 @@ pub enum TransferError {
         #[source]
         cause: IndexError,
     },
-    /// The store cannot take it.
+    /// The store cannot store the index.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What an import added.
+/// Result of an import.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Imported {
-    /// Indexes that the store did not have.
+    /// Indexes that were added.
     pub new: u32,
-    /// Indexes that it had, and kept: made here is better than imported.
+    /// Indexes that the store already had; it keeps its own.
     pub known: u32,
 }
 
 /// Writes the indexes of some layers.
 ///
 /// # Errors
-/// [`TransferError::Missing`] when the store has not all of them; [`TransferError::Io`].
+/// [`TransferError::Missing`] if the store lacks one of them; [`TransferError::Io`].
 pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) -> Result<(), TransferError> {
     let missing = |layer: &Digest| TransferError::Missing { layer: layer.clone() };
     let files = layers.iter().map(|layer| store.index(layer).ok_or_else(|| missing(layer)));
@@ -79,11 +79,11 @@ pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) ->
     Ok(())
 }
 
-/// Reads exported indexes, for which `by` vouches, into the store. Each is checked before it is put in its place: its pages and spans are sound,
-/// and it names the layer that it is stored under.
+/// Reads exported indexes, for which `by` vouches, into the store. Before an index is published, its pages and spans
+/// are checked, and that it names the layer that it is stored under.
 ///
 /// # Errors
-/// [`TransferError`]; indexes before the bad one stay.
+/// [`TransferError`]; indexes before the bad one are kept.
 pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<Imported, TransferError> {
     let mut head = [0; 16];
     whole(from, &mut head)?;
@@ -131,7 +131,7 @@ fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
     })
 }
 
-/// Whether the pages are whole, the layer the right one, and the spans one after the other.
+/// Checks that all pages are sound, the layer is the expected one, and the spans are contiguous.
 fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, IndexError> {
     let index = LayerIndex::open(file)?;
     index.check_all()?;
