@@ -106,7 +106,7 @@ impl Layer {
             layer_limits: peelfs::layer::Limits::default(),
         };
         let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
-        let (partial, others) = (None, Others::GetOn);
+        let (partial, others) = (None, Others::Wait);
         let (source, store, progress, schedule) = (&source, &store, &progress, &schedule);
         runtime
             .block_on(pass.run(&Means { source, store, progress, schedule, partial, others }))

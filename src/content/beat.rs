@@ -22,7 +22,7 @@ impl Watch {
     }
 
     /// Whether the process has stalled, given its latest note.
-    pub(super) fn is_in_vain(&mut self, note: PassNote, size: u64, urgent: bool) -> bool {
+    pub(super) fn has_stalled(&mut self, note: PassNote, size: u64, urgent: bool) -> bool {
         let (now, before) = (Instant::now(), std::mem::replace(&mut self.note, note));
         if note != before {
             self.beat = now;
@@ -69,29 +69,29 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_is_waited_for_while_it_gets_on() {
+    async fn a_process_is_awaited_while_it_makes_progress() {
         let mut watch = Watch::new();
         let note = |received, beats| PassNote { pid: 1, received, beats };
         let advance = |seconds| tokio::time::advance(Duration::from_secs(seconds));
-        assert!(!watch.is_in_vain(note(0, 0), 100, true));
+        assert!(!watch.has_stalled(note(0, 0), 100, true));
         for beats in 1..=9 {
             advance(1).await;
-            assert!(!watch.is_in_vain(note(0, beats), 100, true), "{beats}");
+            assert!(!watch.has_stalled(note(0, beats), 100, true), "{beats}");
         }
         advance(1).await;
-        assert!(watch.is_in_vain(note(0, 10), 100, true), "nothing comes");
-        assert!(!watch.is_in_vain(note(0, 10), 100, false), "no reader waits");
-        assert!(!watch.is_in_vain(note(1, 10), 100, true), "it gets on");
-        assert!(!watch.is_in_vain(note(100, 11), 100, true));
+        assert!(watch.has_stalled(note(0, 10), 100, true), "nothing is received");
+        assert!(!watch.has_stalled(note(0, 10), 100, false), "no reader waits");
+        assert!(!watch.has_stalled(note(1, 10), 100, true), "it makes progress");
+        assert!(!watch.has_stalled(note(100, 11), 100, true));
         advance(4).await;
-        assert!(!watch.is_in_vain(note(100, 12), 100, true));
+        assert!(!watch.has_stalled(note(100, 12), 100, true));
         advance(4).await;
         advance(4).await;
-        assert!(watch.is_in_vain(note(100, 12), 100, true), "it has stopped");
+        assert!(watch.has_stalled(note(100, 12), 100, true), "it has stopped");
         watch = Watch::new();
         for beats in 0..30 {
             advance(1).await;
-            assert!(!watch.is_in_vain(note(100, beats), 100, true), "all has come, and is being written");
+            assert!(!watch.has_stalled(note(100, beats), 100, true), "all bytes are received and are being written");
         }
     }
 }

@@ -470,7 +470,7 @@ impl Fetcher {
 
     /// Requests `range`, which holds `spans`. A source that ignores ranges would send the whole blob again for each
     /// read. So one request at a time receives all of it and stores it, and its spans are in flight for readers.
-    /// Concurrent requests to the same source end once it has answered.
+    /// Other requests are dropped once their responses begin.
     async fn ask(self: &Arc<Self>, spans: SpanRange, range: Range<BlobOffset>) -> Result<Asked<'_>, SourceError> {
         let fetched = |bytes: &Range<BlobOffset>| {
             self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);

@@ -261,7 +261,7 @@ impl OpenLayer {
             }
             Err(error) => {
                 self.counters.unkept_spans.fetch_add(1, Ordering::Relaxed);
-                self.store.cannot_keep("what was fetched", &error);
+                self.store.cannot_keep("a fetched span", &error);
             }
         }
     }

@@ -83,7 +83,7 @@ mod tests {
     async fn opened(pass: &FirstPass, origins: &[Origin], store: &Arc<Store>) -> Opened {
         let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::new(OfflineSource::new("app".to_owned()))));
         let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
-        let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::GetOn);
+        let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::Wait);
         open(pass, origins, &Means { source, store, progress, schedule, partial, others }).await.unwrap()
     }
 

@@ -76,9 +76,9 @@ pub struct Means<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Others {
     /// Wait while they make progress.
-    GetOn,
-    /// Do not wait: a pass of this process has stalled.
-    StandStill,
+    Wait,
+    /// Do not wait for the first of them: it is a pass of this process that has stalled.
+    Bypass,
 }
 
 /// Progress of a pass, for status.
@@ -101,7 +101,7 @@ pub enum PassError {
         cause: SourceError,
     },
     /// The blob is not the one the manifest names.
-    #[error("layer {expected} is corrupt: {}", came(*expected_size, *actual_size, actual))]
+    #[error("layer {expected} is corrupt: {}", difference(*expected_size, *actual_size, actual))]
     Blob {
         /// Digest in the manifest.
         expected: Digest,
@@ -163,11 +163,11 @@ fn lacks(padding: Option<u64>) -> String {
     padding.map(|padding| format!("; its tar lacks the last {padding} bytes, all zeros")).unwrap_or_default()
 }
 
-fn came(expected_size: u64, actual_size: u64, actual: &Digest) -> String {
+fn difference(expected_size: u64, actual_size: u64, actual: &Digest) -> String {
     if expected_size == actual_size {
-        format!("its {actual_size} bytes came with digest {actual}")
+        format!("got {actual_size} bytes with digest {actual}")
     } else {
-        format!("{actual_size} bytes came instead of {expected_size}, with digest {actual}")
+        format!("expected {expected_size} bytes, got {actual_size} with digest {actual}")
     }
 }
 
@@ -187,7 +187,7 @@ impl FirstPass {
     /// Reads the layer from its source once and puts its index and content into the store.
     ///
     /// If another process makes the same pass, waits while it makes progress, and uses its result. With
-    /// [`Others::StandStill`], does not wait for processes that began earlier.
+    /// [`Others::Bypass`], does not wait for the process that began first.
     ///
     /// # Errors
     /// [`PassError`]; nothing of the layer is cached then.
@@ -202,7 +202,7 @@ impl FirstPass {
             match self.make(means, &lock).await? {
                 Some(index) => return Ok(index),
                 None => {
-                    tracing::info!(layer = %self.layer.blob.digest, "the process that stood still reads on; waiting for it again");
+                    tracing::info!(layer = %self.layer.blob.digest, "the stalled process makes progress again; waiting for it");
                 }
             }
         }
@@ -224,7 +224,7 @@ impl FirstPass {
             blob = begun => blob.map_err(failed)?,
             () = &mut overtaken => return Ok(None),
         };
-        let pass = self.as_it_begins(&blob.first).map_err(|cause| PassError::Codec { layer: layer(), cause })?;
+        let pass = self.sniffed(&blob.first).map_err(|cause| PassError::Codec { layer: layer(), cause })?;
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
         let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);
         let (buffer_sender, buffers) = std::sync::mpsc::sync_channel(BUFFERS_AHEAD);
@@ -321,12 +321,12 @@ impl FirstPass {
     }
 
     /// This pass with the compression that the first bytes of the blob show.
-    fn as_it_begins(&self, first: &[u8]) -> Result<Self, CodecError> {
+    fn sniffed(&self, first: &[u8]) -> Result<Self, CodecError> {
         let compression = compression_of(first, self.compression())?;
         if compression != self.compression() {
             tracing::warn!(
                 layer = %self.layer.blob.digest, media_type = self.layer.blob.media_type.as_str(), ?compression,
-                "the media type of a layer is wrong; it is read as what it begins like"
+                "the media type of a layer is wrong; decoding it as its first bytes say"
             );
         }
         let layer = LayerRef { payload: Payload::Tar(compression), ..self.layer.clone() };

@@ -20,7 +20,7 @@ impl FirstPass {
     /// Waits until this process may make the pass: no other process makes it, or all that do have stalled.
     pub(super) async fn admitted(&self, means: &Means<'_>) -> Result<PassLock, PassError> {
         let Means { source, store, progress, schedule, others, .. } = *means;
-        let least = u32::from(others == Others::StandStill);
+        let least = u32::from(others == Others::Bypass);
         if let Some(lock) = store.try_lock_pass_of(&self.layer.blob.digest, 0) {
             return Ok(lock);
         }
@@ -35,9 +35,9 @@ impl FirstPass {
                     return lock;
                 }
                 let note = store.pass_note(&self.layer.blob.digest, rank).unwrap_or_default();
-                if rank < HIGHEST_RANK && watch.is_in_vain(note, self.layer.blob.size, schedule.is_urgent()) {
+                if rank < HIGHEST_RANK && watch.has_stalled(note, self.layer.blob.size, schedule.is_urgent()) {
                     tracing::warn!(layer = %self.layer.blob.digest, process = note.pid, received = note.received,
-                        "the process that reads this layer stands still; reading it here, too");
+                        "the process that reads this layer has stalled; reading it here, too");
                     last.store(rank + 1, Ordering::Relaxed);
                     watch = Watch::new();
                 } else {
@@ -45,13 +45,13 @@ impl FirstPass {
                 }
             }
         };
-        let how_far = || {
+        let status = || {
             let rank = last.load(Ordering::Relaxed);
             let PassNote { pid, received, .. } = store.pass_note(&self.layer.blob.digest, rank).unwrap_or_default();
             progress.received.store(received, Ordering::Relaxed);
-            format!("process {pid} is reading it, and has {received} of {} bytes", self.layer.blob.size)
+            format!("process {pid} is reading it and has {received} of {} bytes", self.layer.blob.size)
         };
-        let lock = self.wait_for(source, freed, how_far).await?;
+        let lock = self.wait_for(source, freed, status).await?;
         progress.received.store(0, Ordering::Relaxed);
         Ok(lock)
     }
@@ -65,7 +65,7 @@ impl FirstPass {
         &self,
         source: &Arc<dyn BlobSource>,
         freed: impl Future<Output = T>,
-        how_far: impl Fn() -> String,
+        status: impl Fn() -> String,
     ) -> Result<T, PassError> {
         let mut freed = std::pin::pin!(freed);
         let (mut waiting, mut seen, mut tries) = (None, String::new(), 0);
@@ -75,11 +75,11 @@ impl FirstPass {
                 freed = &mut freed => return Ok(freed),
                 () = tokio::time::sleep(TRY) => {}
             }
-            let why = how_far();
+            let why = status();
             tries = if why == seen { tries + 1 } else { 0 };
             seen.clone_from(&why);
             // Checked every time, as the mount may have come up meanwhile.
-            if tries > TRIES_IN_VAIN && !source.outages().is_some_and(Outages::are_outlasted) {
+            if tries > STALLED_TRIES && !source.outages().is_some_and(Outages::are_outlasted) {
                 let (what, place) = (format!("blob {}", self.layer.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why, hint: None };
                 return Err(PassError::Source { layer: self.layer.blob.digest.clone(), cause });
@@ -87,8 +87,8 @@ impl FirstPass {
             let elsewhere = || source.outages().map(|outages| outages.elsewhere(&self.layer.blob.digest));
             waiting = waiting.or_else(elsewhere);
             match &waiting {
-                Some(waiting) if tries > 0 => waiting.in_vain(&why),
-                Some(waiting) => waiting.gets_on(&why),
+                Some(waiting) if tries > 0 => waiting.stalled(&why),
+                Some(waiting) => waiting.progressed(&why),
                 None => {}
             }
         }
@@ -116,12 +116,12 @@ impl FirstPass {
     }
 
     /// Returns when the pass of another mount of this process has stalled while a reader waits for the layer.
-    pub async fn stands_still(&self, progress: &PassProgress, schedule: &ScheduledPass) {
+    pub async fn stalled(&self, progress: &PassProgress, schedule: &ScheduledPass) {
         let mut watch = Watch::new();
         for beats in 1.. {
             // The other mount is in this process, so it beats by definition.
             let note = PassNote { beats, received: progress.received.load(Ordering::Relaxed), ..PassNote::default() };
-            if watch.is_in_vain(note, self.layer.blob.size, schedule.is_urgent()) {
+            if watch.has_stalled(note, self.layer.blob.size, schedule.is_urgent()) {
                 return;
             }
             tokio::time::sleep(BEAT).await;
@@ -134,6 +134,6 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A pass of another process without progress for this long counts as one failed try.
 const TRY: Duration = Duration::from_secs(1);
 /// Failed tries after which a command, or a mount that is not up yet, gives up.
-const TRIES_IN_VAIN: u32 = 60;
+const STALLED_TRIES: u32 = 60;
 /// At most this many processes, and one more, read the same layer at a time.
 const HIGHEST_RANK: u32 = 3;

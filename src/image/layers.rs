@@ -408,22 +408,22 @@ impl Layers {
     async fn run(&self, slot: &Slot) -> Outcome {
         let shared = &slot.shared;
         let mending = slot.state.borrow().reader().cloned();
-        let how_far = || {
+        let status = || {
             let received = shared.progress.received.load(Ordering::Relaxed);
-            format!("another mount is reading it, and has {received} of {} bytes", slot.pass.layer.blob.size)
+            format!("another mount is reading it and has {received} of {} bytes", slot.pass.layer.blob.size)
         };
         let passing = tokio::select! {
             biased;
-            passing = slot.pass.wait_for(&self.source, shared.passing.lock(), how_far) => match passing {
+            passing = slot.pass.wait_for(&self.source, shared.passing.lock(), status) => match passing {
                 Ok(passing) => Some(passing),
                 Err(why) => return slot.cannot_be_shown(why.into(), mending).into(),
             },
-            // Its source brings nothing, and this mount's may.
-            () = slot.pass.stands_still(&shared.progress, &shared.schedule) => None,
+            // Its source delivers nothing, but this mount's may.
+            () = slot.pass.stalled(&shared.progress, &shared.schedule) => None,
         };
         let (others, progress) = match passing {
-            Some(_) => (Others::GetOn, Arc::clone(&shared.progress)),
-            None => (Others::StandStill, Arc::default()),
+            Some(_) => (Others::Wait, Arc::clone(&shared.progress)),
+            None => (Others::Bypass, Arc::default()),
         };
         match mending {
             Some(before) => self.mend(slot, before, others, &progress).await.into(),

@@ -282,9 +282,9 @@ impl Outages {
         }
         let mut changes = self.0.waits.subscribe();
         loop {
-            let in_vain = |wait: &Wait| wait.blob.as_ref() == Some(blob) && (wait.failed >= tries || wait.silent);
+            let has_failed = |wait: &Wait| wait.blob.as_ref() == Some(blob) && (wait.failed >= tries || wait.silent);
             let of_blob = |waits: &BTreeMap<u64, Wait>| {
-                waits.iter().find(|(_, wait)| in_vain(wait)).map(|(number, wait)| (*number, wait.clone()))
+                waits.iter().find(|(_, wait)| has_failed(wait)).map(|(number, wait)| (*number, wait.clone()))
             };
             let found = of_blob(&changes.borrow_and_update());
             let now = self.0.clock.now();
@@ -416,16 +416,16 @@ impl Failing {
         });
     }
 
-    /// What is waited for has not got on since the last look.
-    pub fn in_vain(&self, why: &str) {
+    /// The other process has made no progress since the last look.
+    pub fn stalled(&self, why: &str) {
         self.change(|wait, _| {
             wait.failed += 1;
             why.clone_into(&mut wait.last);
         });
     }
 
-    /// What is waited for has got on: patience begins anew.
-    pub fn gets_on(&self, why: &str) {
+    /// The other process has made progress: restarts the reader's wait.
+    pub fn progressed(&self, why: &str) {
         self.change(|wait, now| {
             (wait.failed, wait.silent, wait.since, wait.told) = (0, false, now, false);
             why.clone_into(&mut wait.last);
@@ -534,18 +534,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_another_process_gets_is_no_outage_while_it_gets_on() {
+    async fn a_pass_of_another_process_is_no_outage_while_it_progresses() {
         let outages = Outages::new(Arc::new(MonotonicClock::default()));
         outages.outlast(OnOutage::Deadline(Duration::ZERO));
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let waiting = outages.elsewhere(&blob);
-        waiting.in_vain("process 7 has 5 of 9 bytes");
+        waiting.stalled("process 7 has 5 of 9 bytes");
         assert!(outages.outlived(&blob, "image").await.to_string().contains("process 7 has 5 of 9 bytes"));
-        waiting.gets_on("process 7 has 6 of 9 bytes");
+        waiting.progressed("process 7 has 6 of 9 bytes");
         assert_eq!(outages.status()[0].last_error, "process 7 has 6 of 9 bytes");
         tokio::select! {
             biased;
-            _ = outages.outlived(&blob, "image") => panic!("it gets on"),
+            _ = outages.outlived(&blob, "image") => panic!("it makes progress"),
             () = std::future::ready(()) => {}
         }
     }

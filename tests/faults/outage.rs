@@ -706,7 +706,7 @@ fn a_layer_that_another_process_reads_is_waited_for_by_policy() {
             let mounted = bench.open(policy).await.unwrap();
             let told = image::chain(&mounted.read("f").await.unwrap_err());
             let pid = std::process::id();
-            assert!(told.contains(&format!("process {pid} is reading it, and has 1000 of")), "{told}");
+            assert!(told.contains(&format!("process {pid} is reading it and has 1000 of")), "{told}");
             let status = mounted.source.outages().unwrap().status();
             assert!(status[0].what.contains(bench.layer().hex()), "{status:?}");
             drop(other);
@@ -735,7 +735,7 @@ async fn a_wait_that_began_before_the_mount_was_up_follows_the_policy() {
         source.outages().unwrap().outlast(OnOutage::Block);
         tokio::time::sleep(Duration::from_secs(600)).await;
     };
-    pass.wait_for(&source, freed, || "it stands still".to_owned()).await.unwrap();
+    pass.wait_for(&source, freed, || "no progress".to_owned()).await.unwrap();
 }
 
 #[test]
@@ -753,7 +753,7 @@ fn a_layer_that_another_mount_reads_is_waited_for_by_policy() {
         }
         let read = tokio::time::timeout(Duration::from_secs(30), second.read("f")).await;
         let told = image::chain(&read.expect("no longer than its policy says").unwrap_err());
-        assert!(told.contains("another mount is reading it, and has 0 of"), "{told}");
+        assert!(told.contains("another mount is reading it and has 0 of"), "{told}");
         bench.registry.faults().clear();
         gate.open();
         assert!(waiting.await.unwrap().unwrap() == bench.content);
