@@ -1,11 +1,10 @@
 //! Archives: a tar of an image layout, and the tar that `docker save` writes. Both are read in place, or
-//! [spooled](super::spool) if they are compressed or come out of a pipe.
+//! [spooled](super::spool) if they are compressed or come from a pipe.
 //!
-//! The second has no manifest: its `manifest.json` names a configuration and layers by path. A manifest
-//! is made up for it, so that everything after this module sees one kind of image. A layer's digest is
-//! taken from what names it in the archive (`blobs/ALGORITHM/HEX`), or, for a plain tar, from the
-//! configuration's diff_id, which then is the same. Both are claims that the reading of the layer
-//! verifies. Only a compressed layer under a name that tells nothing is hashed here.
+//! A `docker save` tar has no manifest: its `manifest.json` names a configuration and layers by path. This module
+//! builds a manifest for it, so that all later code sees one kind of image. A layer's digest is taken from its path
+//! (`blobs/ALGORITHM/HEX`), or, for an uncompressed layer, from the configuration's diff_id, which is the same digest.
+//! Both are verified when the layer is read. Only a compressed layer whose path has no digest is hashed here.
 
 use std::collections::HashMap;
 
@@ -24,7 +23,7 @@ use crate::reference::{LocalName, Pick, RegistryName};
 /// Opens a tar of an image layout.
 ///
 /// # Errors
-/// [`SourceError`] if it cannot be read, or holds not the image that `local` names.
+/// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_oci(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
     open_files(name, &reading.pick, local.digest(), TarFile::read(spool.archive(&reading.path)?)?)
@@ -43,7 +42,7 @@ impl Files for TarFile {
 /// Opens a tar that `docker save` wrote.
 ///
 /// # Errors
-/// [`SourceError`] if it cannot be read, or holds not the image that `local` names.
+/// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
     let tar = TarFile::read(spool.archive(&reading.path)?)?;
@@ -75,8 +74,8 @@ struct Saved {
 }
 
 impl<'de> serde::Deserialize<'de> for Saved {
-    /// Keys may be written in any case: docker and podman read them by Go's rule, and containerify writes `config`. One
-    /// that is written in two cases would be read in two ways, and is refused.
+    /// Keys may be in any case: docker and podman follow Go's rule, and containerify writes `config`. A key that occurs
+    /// in two cases would be ambiguous and is refused.
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_map(SavedKeys)
     }
@@ -144,7 +143,7 @@ fn choose<'a>(name: &str, images: &'a [Saved], pick: &Pick) -> Result<&'a Saved,
     }
 }
 
-/// Makes up the manifest that the archive does not have, and notes where its blobs lie.
+/// Builds the manifest that the archive lacks, and records where its blobs lie.
 fn manifest_of(
     name: &str,
     tar: &TarFile,
@@ -210,7 +209,7 @@ fn sniff(piece: &Piece) -> Result<Compression, SourceError> {
     })
 }
 
-/// The digest that a path of the form `blobs/ALGORITHM/HEX` is made of.
+/// The digest in a path of the form `blobs/ALGORITHM/HEX`.
 fn digest_in(path: &str) -> Option<Digest> {
     let (algorithm, hex) = path.trim_start_matches("./").strip_prefix("blobs/")?.split_once('/')?;
     format!("{algorithm}:{hex}").parse().ok()

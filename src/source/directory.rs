@@ -1,4 +1,4 @@
-//! What `skopeo copy … dir:DIR` writes: `manifest.json`, and blobs named by their digits.
+//! Directories that `skopeo copy … dir:DIR` writes: `manifest.json`, and blobs named by the hex of their digests.
 //!
 //! A blob's file is called `HEX` for sha256 and `ALGORITHM-HEX` for others; the manifests that an image
 //! index lists are called `HEX.manifest.json` (containers-transports(5); `directory` in containers/image).
@@ -28,7 +28,7 @@ pub(super) fn open(name: String, path: &Path) -> Result<LocalSource, SourceError
         });
     };
     let bytes = manifest.read_whole(MANIFEST_LIMIT)?;
-    // What cannot be read here is refused, with its reason, when the document is read next.
+    // A document that does not parse is refused, with the reason, when it is read next.
     let media_type = match Document::parse(&bytes, None) {
         Ok(document) => document.media_type().clone(),
         Err(_) => MediaType::parse("application/json"),

@@ -1,7 +1,7 @@
-//! Blobs whose bytes stand in their descriptors: the source behind is not asked for them.
+//! Blobs whose bytes are inlined in their descriptors: served without a request to the source.
 //!
-//! Where an image is resolved, documents are taken out of their descriptors, and `data` of layers is verified. What is
-//! handed out here is compared once more, like all that a source sends.
+//! Resolving an image already takes documents from their descriptors, and verifies `data` of layers. The bytes served
+//! here are verified again, like all bytes of a source.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::descriptor::Descriptor;
 use crate::offsets::BlobOffset;
 use crate::trust::Untrusted;
 
-/// A source, and before it the descriptors themselves.
+/// A source, with inlined data served before it.
 pub struct Inlined(Arc<dyn BlobSource>);
 
 impl Inlined {
-    /// Asks `source` for what is not inlined.
+    /// Uses `source` for blobs that are not inlined.
     pub fn before(source: Arc<dyn BlobSource>) -> Self {
         Self(source)
     }
 
-    /// The bytes `range` of what is inlined.
+    /// Bytes `range` of inlined data.
     fn part(&self, blob: &Descriptor, data: &Bytes, range: &Range<BlobOffset>) -> Result<ByteStream, SourceError> {
         let wanted = usize::try_from(range.start.0).ok().zip(usize::try_from(range.end.0).ok());
         let wanted = wanted.filter(|(start, end)| start <= end && *end <= data.len());

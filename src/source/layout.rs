@@ -1,11 +1,10 @@
 //! Image layouts: `oci-layout`, `index.json` and `blobs/ALGORITHM/HEX` (image-spec, image-layout.md).
 //!
-//! The same tree of files comes as a directory and inside a tar, so it is read through [`Files`].
+//! Layouts come as directories and as tars, so both are read through [`Files`].
 //!
-//! `index.json` is not itself the image: it lists what the layout holds. A name picks the entry that
-//! carries it as `org.opencontainers.image.ref.name`, or as the name containerd and BuildKit add. With
-//! neither name nor digest there has to be one image, or entries without any name, which then are the
-//! platforms of one image.
+//! `index.json` is not the image itself: it lists the images of the layout. A name selects the entry with that
+//! `org.opencontainers.image.ref.name`, or with the name that containerd and BuildKit add. Without name or digest the
+//! layout must hold one image, or only unnamed entries, which are then the platforms of one image.
 
 use bytes::Bytes;
 
@@ -20,7 +19,7 @@ use crate::reference::{LocalName, Pick, RegistryName};
 /// Opens a layout in a directory.
 ///
 /// # Errors
-/// [`SourceError`] if there is no layout, or not the image in it that `local` names.
+/// [`SourceError`] if there is no layout, or it lacks the image that `local` names.
 pub(super) fn open(name: String, local: &LocalName) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
     let metadata = std::fs::metadata(&reading.path)
@@ -35,12 +34,12 @@ pub(super) fn open(name: String, local: &LocalName) -> Result<LocalSource, Sourc
     open_files(name, &reading.pick, local.digest(), Tree::open(&reading.path)?)
 }
 
-/// Files by their name in a layout.
+/// Access to files by their name in a layout.
 pub(super) trait Files: Send + Sync {
     /// The file, if there is one. May block on the disk.
     fn find(&self, name: &str) -> Result<Option<Piece>, SourceError>;
 
-    /// What to say if this turns out to be no layout.
+    /// The hint to give if this is not a layout.
     fn no_layout_hint(&self) -> Option<String>;
 }
 
@@ -63,7 +62,7 @@ impl<F: Files> Blobs for LayoutBlobs<F> {
     }
 }
 
-/// Opens a layout that `files` hold.
+/// Opens a layout stored in `files`.
 pub(super) fn open_files(
     name: String,
     pick: &Pick,
@@ -139,12 +138,12 @@ fn is_named(entry: &IndexEntry, wanted: &str) -> bool {
         || names(entry).any(|name| name.contains('/') && full(name).is_some_and(|name| Some(name) == full(wanted)))
 }
 
-/// An entry's descriptor, and the document itself if it is inlined there.
+/// An entry's descriptor, and the document if it is inlined there.
 fn described(entry: &IndexEntry) -> (Descriptor, Option<Bytes>) {
     (entry.descriptor.clone(), entry.descriptor.data.clone())
 }
 
-/// The document with this digest, whether `index.json` lists it or an image index further down does.
+/// The document with this digest, listed in `index.json` or in a nested image index.
 fn by_digest(
     name: &str,
     index: &Index,
@@ -203,7 +202,7 @@ fn no_layout(name: &str, why: &str, files: &impl Files) -> SourceError {
     }
 }
 
-/// A [`Digest`] is checked when made, so this never leads out of the layout.
+/// A [`Digest`] is validated, so this path cannot leave the layout.
 fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }

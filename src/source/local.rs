@@ -1,11 +1,11 @@
-//! Local sources: images in files of this machine, read in place.
+//! Local sources: images in files on this machine, read in place.
 //!
-//! Layouts, archives and directories differ in how a digest becomes a piece of a file, and in nothing
-//! else. That difference is `Blobs`; everything that reads is here, once.
+//! Layouts, archives and directories differ only in how a digest maps to a piece of a file. That mapping is `Blobs`;
+//! everything that reads is shared here.
 //!
-//! A name may lead to a FIFO or a device, and reading one would hang or do worse. So files are opened
-//! without blocking and only regular ones are read; a pipe that the user has named is spooled. A file that is shorter
-//! than its descriptor says, or that shrinks while it is read, ends in an error.
+//! A path may be a FIFO or a device, which would block or worse. So files are opened without blocking and only regular
+//! files are read; a pipe that the user named is spooled. A file shorter than its descriptor says, or truncated while
+//! it is read, yields an error.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +24,7 @@ use crate::offsets::BlobOffset;
 use crate::reference::{Place, Reference};
 use crate::trust::Untrusted;
 
-/// An image in files of this machine.
+/// An image in files on this machine.
 pub struct LocalSource {
     name: String,
     root: Descriptor,
@@ -33,10 +33,11 @@ pub struct LocalSource {
 }
 
 impl LocalSource {
-    /// Opens what `reference` names; `None` if it names a registry. What cannot be read in place is put into `spool`.
+    /// Opens the image of `reference`; `None` if it names a registry. `spool` receives images that cannot be read in
+    /// place.
     ///
     /// # Errors
-    /// [`SourceError`] if it is not there, or is not what its transport says.
+    /// [`SourceError`] if it does not exist, or does not match its transport.
     pub async fn open(reference: &Reference, spool: &Spool) -> Option<Result<Self, SourceError>> {
         if let Place::Registry(_) = reference.place() {
             return None;
@@ -55,7 +56,7 @@ impl LocalSource {
         Some(blocking(open).await)
     }
 
-    /// An image whose root document is `root`: these bytes, or else a blob like the others.
+    /// An image whose root document is `root`: `document`, or else a blob.
     pub(super) fn new(name: String, root: Descriptor, document: Option<Bytes>, blobs: impl Blobs + 'static) -> Self {
         Self { name, root, root_document: document, blobs: Arc::new(blobs) }
     }
@@ -74,7 +75,7 @@ impl LocalSource {
         blocking(move || piece.read_whole(MANIFEST_LIMIT)).await.map(Untrusted::new)
     }
 
-    /// The piece of a file that is this blob, if its size is right.
+    /// The piece of a file that holds this blob, if its size matches.
     async fn piece(&self, blob: &Descriptor) -> Result<Piece, SourceError> {
         let (blobs, wanted) = (Arc::clone(&self.blobs), blob.clone());
         let piece = blocking(move || blobs.open(&wanted)).await?;
@@ -126,9 +127,9 @@ impl BlobSource for LocalSource {
     }
 }
 
-/// How one kind of place turns a descriptor into a piece of a file.
+/// Maps a descriptor to a piece of a file.
 pub(super) trait Blobs: Send + Sync {
-    /// The piece that should be this blob, if there is one. May block on the disk.
+    /// The piece that should hold this blob, if there is one. May block on the disk.
     fn open(&self, blob: &Descriptor) -> Result<Option<Piece>, SourceError>;
 }
 
@@ -142,7 +143,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// A whole regular file that is open; `shown` is what it is called in messages.
+    /// All of an open regular file; `shown` is its name in messages.
     pub(super) fn of(file: File, shown: &str) -> Result<Self, SourceError> {
         let failed = |cause| SourceError::Io { path: shown.to_owned(), cause };
         let metadata = file.metadata().map_err(failed)?;
@@ -152,7 +153,7 @@ impl Piece {
         Ok(Self { file: Arc::new(file), path: shown.into(), start: 0, len: metadata.len() })
     }
 
-    /// The part from `start`, `len` bytes long; `None` if this piece does not hold it.
+    /// The `len` bytes from `start`; `None` if they are out of range.
     pub(super) fn part(&self, start: u64, len: u64) -> Option<Self> {
         let end = start.checked_add(len)?;
         (end <= self.len).then(|| Self { start: self.start + start, len, ..self.clone() })
@@ -166,7 +167,7 @@ impl Piece {
         &self.path
     }
 
-    /// Fills `buffer` from the byte `at` on.
+    /// Fills `buffer` from offset `at`.
     pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let within = at.checked_add(buffer.len() as u64).is_some_and(|end| end <= self.len);
         let read = if within {
@@ -177,7 +178,7 @@ impl Piece {
         read.map_err(|cause| SourceError::Io { path: self.path.to_string(), cause })
     }
 
-    /// All bytes, if they are at most `limit`.
+    /// All bytes, if there are at most `limit`.
     pub(super) fn read_whole(&self, limit: u64) -> Result<Bytes, SourceError> {
         if self.len > limit {
             let why = format!("a document of {} bytes is larger than the {limit} that are read", self.len);
@@ -188,12 +189,12 @@ impl Piece {
         Ok(all.into())
     }
 
-    /// Its bytes, one after the other.
+    /// A sequential reader of its bytes.
     pub(super) fn reader(&self) -> impl io::Read + use<> {
         Reading { piece: self.clone(), at: 0 }
     }
 
-    /// The bytes of `range`, one read ahead of the one that is waited for.
+    /// The bytes of `range`, read one buffer ahead.
     fn stream(self, range: Range<BlobOffset>) -> ByteStream {
         let offsets = (range.start.0..range.end.0).step_by(READ_BYTES);
         let reads = stream::iter(offsets).map(move |at| {
@@ -209,7 +210,7 @@ impl Piece {
     }
 }
 
-/// A piece that is read from front to back.
+/// Sequential reader of a piece.
 struct Reading {
     piece: Piece,
     at: u64,
@@ -224,7 +225,7 @@ impl io::Read for Reading {
     }
 }
 
-/// Runs what waits for the disk where waiting is allowed.
+/// Runs work that blocks on the disk in a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
 ) -> Result<T, SourceError> {
@@ -237,12 +238,12 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A document that cannot be used makes the place that holds it unusable.
+/// A document that cannot be used makes its place unusable.
 pub(super) fn unusable(place: &str, what: &str, error: &DocumentError) -> SourceError {
     SourceError::Unsupported { place: place.to_owned(), why: format!("{what}: {error}"), hint: error.hint() }
 }
 
-/// Names for a message: escaped, in backticks, and not without end.
+/// Names for a message: escaped, in backticks, limited in number.
 pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let quoted = |name: &str| format!("`{}`", name.chars().take(128).flat_map(char::escape_debug).collect::<String>());
     let mut names: Vec<_> = names.into_iter().map(quoted).collect();
@@ -326,7 +327,7 @@ pub(super) mod made {
         serde_json::json!({ "os": "linux", "architecture": "amd64", "rootfs": rootfs }).to_string().into()
     }
 
-    /// A place for archives that cannot be read where they are.
+    /// A spool for archives that cannot be read in place.
     pub(in super::super) fn spool() -> Spool {
         Spool::new(None, tempfile::tempfile)
     }

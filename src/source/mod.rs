@@ -1,8 +1,8 @@
 //! Sources: where the bytes of an image come from.
 //!
-//! A source serves one reference: it says what the reference names, and hands out documents and
-//! ranges of blobs. It promises nothing about the bytes: everything leaves as [`Untrusted`]. It is
-//! the network seam: faults are injected behind this trait, and a simulation can replace it.
+//! A source serves one reference: it resolves the reference, and delivers documents and ranges of blobs. Its bytes are
+//! not trusted: everything is returned as [`Untrusted`]. Tests inject faults behind this trait, and the simulation
+//! replaces it.
 
 mod archive;
 mod directory;
@@ -30,40 +30,38 @@ use crate::digest::Digest;
 use crate::offsets::BlobOffset;
 use crate::trust::{Mismatch, Untrusted};
 
-/// A boxed future, so that sources can stand behind `dyn`.
+/// A boxed future, so that sources can be used as `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The largest manifest or image index that is read, in bytes.
+/// Limit for manifests and image indexes, in bytes.
 pub const MANIFEST_LIMIT: u64 = 4 << 20;
-/// The largest image configuration that is read, in bytes.
+/// Limit for image configurations, in bytes.
 pub const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// Where one image's bytes come from.
 pub trait BlobSource: Send + Sync {
-    /// The reference as the user named it, for messages.
+    /// The reference as the user wrote it, for messages.
     fn name(&self) -> &str;
 
-    /// What is tried in vain at present; `None` for a source that is never away.
+    /// The failures that the source retries at present; `None` for a source that is never unreachable.
     fn outages(&self) -> Option<&outage::Outages> {
         None
     }
 
-    /// What the reference names now, without fetching it (a registry is asked with one HEAD).
+    /// What the reference names now, without fetching it (one HEAD request to a registry).
     ///
     /// # Errors
-    /// [`SourceError`]; a registry that cannot answer HEAD is asked by GET instead.
+    /// [`SourceError`]; if a registry does not support HEAD, GET is used.
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>>;
 
     /// The root document (image index or manifest) and the descriptor under which it was served.
     ///
-    /// The descriptor's digest is the one in the reference, when it has one; else it is computed
-    /// from the bytes.
+    /// The descriptor's digest is that of the reference if it has one; otherwise it is computed from the bytes.
     fn root(&self) -> BoxFuture<'_, Result<(Descriptor, Untrusted<Bytes>), SourceError>>;
 
     /// A manifest or nested image index, by descriptor; at most [`MANIFEST_LIMIT`] bytes.
     ///
-    /// The source compares the Content-Type it sees with the descriptor's media type and refuses a
-    /// difference in kind.
+    /// The source compares the Content-Type with the descriptor's media type and refuses another kind of document.
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>>;
 
     /// An image configuration, by descriptor; at most [`CONFIG_LIMIT`] bytes.
@@ -71,17 +69,17 @@ pub trait BlobSource: Send + Sync {
         self.read_at(descriptor, BlobOffset(0)..BlobOffset(descriptor.size))
     }
 
-    /// The bytes `range` of a blob, in order: exactly as many as the range is long, or an error.
+    /// The bytes `range` of a blob, in order: exactly the length of the range, or an error.
     ///
-    /// A body that is cut is resumed inside; a caller sees an error only when the source has given up.
+    /// A truncated body is resumed inside; callers see an error only when the source has given up.
     fn stream<'a>(
         &'a self,
         blob: &'a Descriptor,
         range: Range<BlobOffset>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>>;
 
-    /// As [`BlobSource::stream`]; where the source sends all of the blob whatever is asked for, all of it, from its
-    /// beginning. Returns which bytes these are.
+    /// As [`BlobSource::stream`]; if the source ignores ranges, the whole blob from its start. Returns the range of the
+    /// bytes.
     fn stream_all_that_comes<'a>(
         &'a self,
         blob: &'a Descriptor,
@@ -90,7 +88,7 @@ pub trait BlobSource: Send + Sync {
         Box::pin(async move { Ok((range.clone(), self.stream(blob, range).await?)) })
     }
 
-    /// The bytes `range` of a blob in one piece; for small ranges.
+    /// The bytes `range` of a blob in one buffer; for small ranges.
     fn read_at<'a>(
         &'a self,
         blob: &'a Descriptor,
@@ -107,11 +105,11 @@ pub trait BlobSource: Send + Sync {
     }
 }
 
-/// Blob bytes on their way; exactly the range that was asked for, or an error.
+/// Blob bytes in flight: exactly the requested range, or an error.
 pub struct ByteStream(Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>);
 
 impl ByteStream {
-    /// Wraps a stream that yields exactly the bytes asked for, or ends in an error.
+    /// Wraps a stream that yields exactly the requested bytes, or ends in an error.
     pub fn new(stream: impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static) -> Self {
         Self(Box::pin(stream))
     }
@@ -122,82 +120,82 @@ impl ByteStream {
     }
 }
 
-/// Why a source could not do what was asked.
+/// Why a source failed.
 ///
-/// The variants are what a user must tell apart (they decide exit code and hint), not what went on
-/// inside; the cause goes in `#[source]`.
+/// The variants are those that a user must tell apart (they decide exit code and hint), not internal causes; the cause
+/// goes in `#[source]`.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The source does not have it: no such repository, tag, file, blob.
+    /// There is no such repository, tag, file or blob.
     #[error("{what} not found in {place}")]
     NotFound {
-        /// What was asked for, as in `manifest \`3.12\`` or `blob sha256:…`.
+        /// What was requested, as in `manifest \`3.12\`` or `blob sha256:…`.
         what: String,
-        /// Where it was asked for.
+        /// The source.
         place: String,
-        /// What the source itself said, if anything.
+        /// What the source said, if anything.
         said: Option<String>,
         /// What the user can do, if anything.
         hint: Option<&'static str>,
     },
-    /// The source wants credentials, or other ones.
+    /// The source requires credentials, or other ones.
     #[error("{place} denied access to {what}: {said}")]
     Denied {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Who denied it.
+        /// The source.
         place: String,
         /// Status and message of the refusal.
         said: String,
         /// Which credentials were tried, as in `anonymous, then user \`alice\` from …`; never a secret.
         tried: String,
     },
-    /// The source cannot be reached or does not answer usefully; trying later may help.
+    /// The source cannot be reached or gives no usable answer; trying later may help.
     #[error("cannot read {what} from {place}: {why}")]
     Unreachable {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Who was asked.
+        /// The source.
         place: String,
         /// What happened, as in `no answer within 10 s`.
         why: String,
-        /// What the user can do, where it is not about the network.
+        /// What the user can do, if the cause is not the network.
         hint: Option<&'static str>,
     },
-    /// The source answered with something that no conforming source sends.
+    /// The answer violates the protocol.
     #[error("{place} sent a wrong answer for {what}: {why}")]
     Protocol {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Who answered.
+        /// The source.
         place: String,
         /// What is wrong with the answer.
         why: String,
     },
-    /// The source's bytes are not the ones that were named.
+    /// The bytes do not match their digest.
     #[error("{what} from {place} is not what its digest says")]
     Corrupt {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Who sent it.
+        /// The source.
         place: String,
         /// Expected and actual digests and sizes.
         #[source]
         mismatch: Box<Mismatch>,
     },
-    /// A file is not as long as what was named.
+    /// A file has another size than its descriptor says.
     #[error("{what} in {place} has {actual} bytes, and its descriptor says {expected}")]
     WrongSize {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Where it is.
+        /// The source.
         place: String,
-        /// Bytes that were promised.
+        /// The size in the descriptor.
         expected: u64,
-        /// Bytes that are there.
+        /// The size of the file.
         actual: u64,
     },
-    /// The source holds something peelfs cannot use, as a schema 1 manifest or a broken archive.
+    /// peelfs cannot use what the source holds, as a schema 1 manifest or a broken archive.
     #[error("{place} cannot be used: {why}")]
     Unsupported {
         /// The file, directory or repository.
@@ -218,21 +216,21 @@ pub enum SourceError {
     },
 }
 
-/// What kind of outage makes a source unreachable; what the user can do about it differs.
+/// The kind of an outage; it decides the hint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outage {
-    /// It cannot be reached, or connections to it break.
+    /// The source cannot be reached, or connections to it break.
     Away,
-    /// It takes questions and does not answer them.
+    /// The source accepts requests and does not answer.
     Silent,
-    /// It is asked too often, by this machine or this user (429).
+    /// This machine or user sends too many requests (429).
     TooMany,
-    /// It says that it is in trouble itself (5xx and the like).
+    /// The source reports an error of its own (5xx and the like).
     Unwell,
 }
 
 impl Outage {
-    /// What the user can do, where it is not about the network.
+    /// What the user can do, if the cause is not the network.
     fn hint(self) -> Option<&'static str> {
         match self {
             Self::Away => None,
@@ -249,7 +247,7 @@ impl Outage {
     }
 }
 
-/// The blob's own name for messages.
+/// The name of a blob in messages.
 pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blob {digest}")
 }

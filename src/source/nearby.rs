@@ -1,8 +1,8 @@
-//! Images in files of this machine that were named without a transport.
+//! Finds images in files on this machine that were named without a transport.
 //!
-//! `app` names an image on Docker Hub also where a directory `app` holds an image layout, as for podman and skopeo. A
-//! user who meant the layout hears of an image that does not exist, or of another one's; so it is looked whether such a
-//! thing is there.
+//! As for podman and skopeo, `app` names an image on Docker Hub even if a directory `app` holds an image layout. A user
+//! who meant the layout gets an error about a missing image, or another image; so this looks for such a file and yields
+//! a hint.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -11,7 +11,7 @@ use std::path::Path;
 use super::local::Piece;
 use super::tarfile::TarFile;
 
-/// An image in the file or directory that a word names, though as a reference it names one in a registry.
+/// An image in a file or directory whose path was typed as a registry reference.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Nearby {
     /// The file or directory.
@@ -31,7 +31,7 @@ enum Kind {
 }
 
 impl Nearby {
-    /// The image that `typed` names if it is a path, perhaps with a name or tag behind it.
+    /// The image at the path `typed`, with or without a name or tag after it.
     pub fn find(typed: &str) -> Option<Self> {
         let whole = Some((typed, ""));
         let tagged = typed.rfind(':').map(|at| typed.split_at(at));
@@ -42,7 +42,7 @@ impl Nearby {
         whole.into_iter().chain(tagged).filter(|(path, _)| !path.is_empty()).find_map(found)
     }
 
-    /// What it is, and how it is named.
+    /// A hint with its kind and its full name.
     pub fn hint(&self) -> String {
         let Self { path, pick, kind } = self;
         match kind {
@@ -76,12 +76,12 @@ fn kind(path: &Path) -> Option<Kind> {
     }
     let shown = path.to_string_lossy();
     let tar = TarFile::read(Piece::of(File::open(path).ok()?, &shown).ok()?).ok()?;
-    // What `docker save` writes is often both, and the names in it are those of its list.
+    // `docker save` often writes both; image names are those of its `manifest.json`.
     let kinds = [(tar.has("manifest.json"), Kind::DockerArchive), (tar.has("oci-layout"), Kind::OciArchive)];
     kinds.into_iter().find_map(|(fits, kind)| fits.then_some(kind))
 }
 
-/// How files begin that are gzip, zstd, xz and bzip2.
+/// Magic bytes of gzip, zstd, xz and bzip2.
 const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A registry that may not be asked: it has nothing, and says how to change that.
+//! A stand-in for a registry that must not be contacted: every request fails with a hint.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use crate::descriptor::Descriptor;
 use crate::offsets::BlobOffset;
 use crate::trust::Untrusted;
 
-/// What stands in for the source of an image of which only what is in the cache may be used.
+/// Replaces the source of an image that may only be read from the cache.
 pub struct OfflineSource {
     name: String,
 }
 
 impl OfflineSource {
-    /// For the image that the user named so.
+    /// For the image that the user named `name`.
     pub fn new(name: String) -> Self {
         Self { name }
     }

@@ -1,9 +1,8 @@
-//! Outages: what a source keeps trying to get at present, and how long readers wait for it.
+//! Outages: which requests of a source are failing, and how long readers wait for them.
 //!
-//! What is tried and who waits are different things. A layer's first pass goes on through an outage and
-//! takes up its download where it was cut, however long that takes; a reader who needs the layer waits as
-//! long as the user has said. So trying does not end with a reader's patience, and a mount is well again as
-//! soon as its registry is.
+//! Retrying and waiting are separate. A first pass continues through an outage and resumes its download where it was
+//! interrupted, however long the outage takes; a reader of the layer waits as long as `--on-outage` says. So retries do
+//! not end when a reader gives up, and a mount recovers as soon as its registry does.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,37 +18,36 @@ use super::{Outage, SourceError, blob_name};
 use crate::digest::Digest;
 use crate::sync::lock;
 
-/// How long a reader waits for a source that is away; what is cached is served in any case.
+/// How long a read waits for an unreachable source. Cached bytes are served in any case.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OnOutage {
-    /// Until it is back.
+    /// Until the source is back.
     Block,
-    /// So long, then the read is an error; one that comes more than a second later waits anew. The time runs while nothing comes, failed
-    /// tries or not, but what is merely slow is given three seconds.
+    /// Fail after this long without data. A read that starts more than 1 s after a failed one gets the full time again.
+    /// Slow progress does not count as an outage: it gets at least 3 s.
     Deadline(Duration),
-    /// Not at all: while the source is away, what is not cached is an error. It is away when three tries in
-    /// a row have failed, which takes less than a second where connections are refused, or when it did not answer
-    /// one of them at all.
+    /// Fail at once while the source is unreachable. It counts as unreachable after three failed tries in a row, which
+    /// takes less than a second if connections are refused, or after one request without any answer.
     Offline,
 }
 
-/// What a source tries in vain at present. Clones are the same.
+/// The requests of a source that are failing at present. Clones share state.
 #[derive(Clone, Debug)]
 pub struct Outages(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     clock: Arc<dyn Clock>,
-    /// How long readers wait, once that is known.
+    /// The policy of the readers, once it is set.
     policy: watch::Sender<Option<OnOutage>>,
-    /// Set once a mount serves readers for as long as it is there; until then the source gives up by itself.
+    /// Set once a mount serves readers; until then the source gives up by itself.
     outlasted: watch::Sender<bool>,
     waits: watch::Sender<BTreeMap<u64, Wait>>,
     silences: Silences,
-    /// Changes when something says that another try may do better than those before.
+    /// Notified when a retry has become more likely to succeed.
     hope: watch::Sender<()>,
     refusal: Mutex<Option<String>>,
-    /// When a reader gave up last, by blob.
+    /// When a reader last gave up, per blob.
     given_up: Mutex<BTreeMap<Digest, Duration>>,
     serial: AtomicU64,
 }
@@ -60,35 +58,35 @@ struct Wait {
     blob: Option<Digest>,
     since: Duration,
     failed: u32,
-    /// A try failed as nothing came, which no mishap explains.
+    /// A try failed because nothing arrived, so this is no short-lived failure.
     silent: bool,
     last: String,
     told: bool,
 }
 
-/// Something that is being waited for, for people.
+/// A failing request, for status output.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct WaitStatus {
-    /// What is wanted, as in `blob sha256:…`.
+    /// What is requested, as in `blob sha256:…`.
     pub what: String,
-    /// For how long, in seconds.
+    /// Seconds since the first failure.
     pub seconds: u64,
-    /// How often it was tried.
+    /// The number of tries.
     pub tries: u32,
-    /// What happened the last time.
+    /// The error of the last try.
     pub last_error: String,
 }
 
-/// Held by a transfer; knows for how long it has brought nothing while it was waited for.
+/// Held by a transfer; measures how long it has received nothing while bytes were due.
 #[derive(Debug)]
 pub(super) struct Listening {
     shared: Arc<Shared>,
     number: u64,
-    /// So far, without the present wait.
+    /// Silence so far, without the current wait.
     silent: Duration,
-    /// How often it was asked for again since it brought something.
+    /// Requests repeated since the last bytes.
     again: u32,
-    /// When the present wait began.
+    /// Start of the current wait.
     begun: Option<Duration>,
 }
 
@@ -100,7 +98,7 @@ pub struct Failing {
 }
 
 impl Default for OnOutage {
-    /// A minute: long enough for a registry that is restarted, short enough for a person who watches.
+    /// One minute: longer than a registry restart, short enough for interactive use.
     fn default() -> Self {
         Self::Deadline(Duration::from_secs(60))
     }
@@ -123,7 +121,7 @@ impl std::str::FromStr for OnOutage {
 }
 
 impl Outages {
-    /// Of a source with which nothing is wrong yet, and which tells the time by `clock`.
+    /// A source without failures that uses `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Shared {
             clock,
@@ -138,33 +136,33 @@ impl Outages {
         }))
     }
 
-    /// From now on readers wait as `policy` says, also those who wait already. The first policy counts.
+    /// Sets the policy of readers, including those that wait already. Only the first call has an effect.
     pub fn wait_as(&self, policy: OnOutage) {
         self.0.policy.send_if_modified(|said| {
             let first = said.is_none();
-            // Said once; a second opinion would surprise those who wait by the first.
+            // Keep the first policy: readers already wait by it.
             said.get_or_insert(policy);
             first
         });
     }
 
-    /// As [`Outages::wait_as`]; and the source never gives up what may still succeed.
+    /// As [`Outages::wait_as`]; the source then retries passing failures without limit.
     pub fn outlast(&self, policy: OnOutage) {
         self.wait_as(policy);
         self.0.outlasted.send_replace(true);
     }
 
-    /// Whether the source never gives up.
+    /// Whether the source retries without limit.
     pub fn are_outlasted(&self) -> bool {
         *self.0.outlasted.borrow()
     }
 
-    /// How long readers wait, if that is known.
+    /// The policy of the readers, if it is set.
     pub(super) fn policy(&self) -> Option<OnOutage> {
         *self.0.policy.borrow()
     }
 
-    /// What is being waited for, longest first.
+    /// The failing requests.
     pub fn status(&self) -> Vec<WaitStatus> {
         let now = self.0.clock.now();
         let status = |wait: &Wait| WaitStatus {
@@ -175,7 +173,7 @@ impl Outages {
         };
         let mut told: Vec<WaitStatus> = Vec::new();
         for wait in self.0.waits.borrow().values().map(status) {
-            // Many parts of one blob are one thing to wait for.
+            // Several requests for one blob are shown as one.
             match told.iter_mut().find(|known| known.what == wait.what) {
                 Some(known) if known.seconds >= wait.seconds => {}
                 Some(known) => *known = wait,
@@ -192,24 +190,24 @@ impl Outages {
         told
     }
 
-    /// For a transfer of `blob` that is about to begin.
+    /// Starts measuring the silence of a transfer of `blob`.
     pub(super) fn listen(&self, blob: &Digest) -> Listening {
         let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
         self.0.silences.add(number, blob);
         Listening { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, again: 0, begun: None }
     }
 
-    /// The last refusal, if nothing was granted since.
+    /// The last refusal, if no request has been granted since.
     pub fn refusal(&self) -> Option<String> {
         lock(&self.0.refusal).clone()
     }
 
-    /// Whether `blob` is one of the things that cannot be had at present.
+    /// Whether requests for `blob` are failing at present.
     pub fn concern(&self, blob: &Digest) -> bool {
         self.0.waits.borrow().values().any(|wait| wait.blob.as_ref() == Some(blob))
     }
 
-    /// Notes a failed try, with the note about those before it.
+    /// Records a failed try; `before` is the record of earlier ones.
     pub fn failed(&self, before: Option<Failing>, what: &str, blob: Option<&Digest>, why: &str) -> Failing {
         let failing = before.unwrap_or_else(|| {
             let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
@@ -231,20 +229,20 @@ impl Outages {
         failing
     }
 
-    /// Notes that another process gets `blob` and is waited for, which is no failure as long as that one gets on.
+    /// Records that another process fetches `blob`; not a failure while that process makes progress.
     pub fn elsewhere(&self, blob: &Digest) -> Failing {
         let failing = self.failed(None, &format!("blob {blob}"), Some(blob), "another process is reading it");
         failing.change(|wait, _| wait.failed = 0);
         failing
     }
 
-    /// Notes what the source refused, or that it did not.
+    /// Records a refusal, or that a request was granted.
     pub(super) fn refused(&self, why: Option<&SourceError>) {
         *lock(&self.0.refusal) = why.map(ToString::to_string);
     }
 
-    /// Returns when `time` has passed, or before, when there is hope: something of the source has come, or
-    /// another reader wants what could not be fetched.
+    /// Waits for `time`, or less if a retry has become more likely to succeed: the source has delivered something, or
+    /// another reader needs what failed.
     pub async fn pause(&self, time: Duration) {
         let mut hope = self.0.hope.subscribe();
         let shortest = time.min(SHORTEST_HOPEFUL_PAUSE.max(time / 8));
@@ -256,15 +254,15 @@ impl Outages {
         }
     }
 
-    /// Something says that what is tried in vain may do better now.
+    /// Wakes retries early, as they have become more likely to succeed.
     pub fn hope(&self) {
         if self.0.hope.receiver_count() > 0 {
             self.0.hope.send_replace(());
         }
     }
 
-    /// Returns when `blob` cannot be had for longer than a reader who comes now is to wait, with the
-    /// error for that reader.
+    /// Returns when `blob` has been failing for longer than a reader that comes now waits, with the error for that
+    /// reader.
     pub async fn outlived(&self, blob: &Digest, place: &str) -> SourceError {
         let begun = self.0.clock.now();
         let mut policy = self.0.policy.subscribe();
@@ -275,7 +273,7 @@ impl Outages {
             OnOutage::Offline => (Duration::ZERO, HICCUPS + 1, Duration::MAX),
             OnOutage::Block => return std::future::pending().await,
         };
-        // A reader that comes right after one that gave up has waited along.
+        // A reader right after one that gave up has waited along with it.
         let given_up = lock(&self.0.given_up).get(blob).copied();
         if given_up.is_some_and(|given_up| begun.saturating_sub(given_up) < HANDED_ON) {
             (patience, silence) = (patience.min(HANDED_ON), silence.min(SHORTEST_SILENCE));
@@ -340,35 +338,34 @@ fn tell(what: &str, why: &str) {
     tracing::error!(target: "peelfs::failure", what, why, "cannot be had now; reads of it fail");
 }
 
-/// Failed tries in a row that are no outage yet: connections break now and then.
+/// Failed tries in a row that are not an outage yet: connections break occasionally.
 const HICCUPS: u32 = 2;
-/// However much hope there is, a source in trouble is not asked more often than this, nor before an eighth of its
-/// pause has passed.
+/// Lower limit between retries that are woken early; so is an eighth of the pause.
 const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
-/// What takes less is slow at most, however little patience a reader has.
+/// A shorter silence counts as slow, even for readers that wait less.
 pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
-/// The kernel lets those who want the same name or page wait in a row, each for the one before, and asks again for what
-/// it could not read ahead. So a reader that comes so soon after one has given up has waited as long, and waits no longer than
-/// this; or than [`SHORTEST_SILENCE`], where nothing is heard.
+/// The kernel queues readers of the same name or page one behind another, and repeats failed readahead. So a reader
+/// that comes this soon after one that gave up has already waited, and waits no longer than this, or than
+/// [`SHORTEST_SILENCE`] if nothing is received.
 const HANDED_ON: Duration = Duration::from_secs(1);
-/// What has brought nothing for so long is asked for again when there is hope.
+/// After this long without bytes, an early retry repeats the request.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 const NOTHING_COMES: &str = "it was asked, and nothing comes";
 
 impl Listening {
-    /// From now on the source owes the next bytes.
+    /// The next bytes are due from now on.
     pub(super) fn begin(&mut self) {
         let now = self.shared.clock.now();
         self.begun = Some(now);
         self.shared.silences.set(self.number, Some(self.since(now)));
     }
 
-    /// Returns when it has brought nothing for a while and there is hope that it does so when it is asked for anew: a
-    /// connection may be dead without any sign of it. The while doubles each time, as a slow source answers no reader that
-    /// does not wait. Returns how long it was silent.
+    /// Returns when the request should be repeated: nothing was received for a while and a retry has become more likely
+    /// to succeed, as a connection may be dead without a sign. The interval doubles each time, since a slow source
+    /// would never answer. Returns how long the transfer was silent.
     pub(super) async fn worth_another_try(&mut self) -> Duration {
         let shared = Arc::clone(&self.shared);
-        // A source that gives up by itself tries no more often than it says.
+        // A source that gives up by itself keeps to its own number of tries.
         let outlasted = shared.outlasted.subscribe().wait_for(|outlasted| *outlasted).await.is_ok();
         debug_assert!(outlasted, "the sender is ours");
         let since = self.since(shared.clock.now());
@@ -379,18 +376,18 @@ impl Listening {
         shared.clock.now().saturating_sub(since)
     }
 
-    /// For how long it has brought nothing while it was waited for.
+    /// How long nothing was received while bytes were due.
     pub(super) fn silent_for(&self) -> Duration {
         let now = self.shared.clock.now();
         now.saturating_sub(self.since(now))
     }
 
-    /// When it brought its last bytes, as it is `now`.
+    /// When the last bytes were received.
     fn since(&self, now: Duration) -> Duration {
         self.begun.unwrap_or(now).saturating_sub(self.silent)
     }
 
-    /// So many bytes have come, or none are wanted at present.
+    /// `bytes` were received, or none are due at present.
     pub(super) fn end(&mut self, bytes: u64) {
         let waited = self.begun.take().map_or(Duration::ZERO, |begun| self.shared.clock.now().saturating_sub(begun));
         self.silent = silence::broken_by(self.silent + waited, bytes);
@@ -408,7 +405,7 @@ impl Drop for Listening {
 }
 
 impl Failing {
-    /// It brought nothing before it failed, for so long by `listening`; in `silence` when that was why it failed.
+    /// Records that nothing was received before the failure, measured by `listening`; `silence` if that was the reason.
     pub(super) fn brought_nothing(&self, listening: &Listening, silence: bool) {
         self.change(|wait, now| {
             wait.since = wait.since.min(listening.since(now));
@@ -485,7 +482,7 @@ mod tests {
         assert!(told.await.to_string().contains("no route (tried 1 time,"));
     }
 
-    /// A clock on which a second passes at once, and more does not pass.
+    /// A clock on which pauses below one second end at once, and longer ones never.
     #[derive(Debug)]
     struct Impatient;
 
@@ -550,7 +547,7 @@ mod tests {
         }
     }
 
-    /// The time of a runtime in which time passes only while nothing is done.
+    /// The clock of a runtime whose time advances only when idle.
     #[derive(Debug)]
     struct RuntimeClock(tokio::time::Instant);
 

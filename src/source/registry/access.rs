@@ -1,9 +1,8 @@
-//! Access: what becomes of an answer that refuses.
+//! Access: handling of responses that refuse access.
 //!
-//! It may be the registry's, and then a login may help. It may be that of another registry to which a
-//! redirect led: hosts that are a mere name for another registry do so with manifests and blobs. That
-//! one has a login of its own, which is shown to it alone, as the first one's is to the first. And it
-//! may be storage's, where no login belongs.
+//! The refusal may come from the registry; then a login may help. It may come from another registry to which a redirect
+//! led, as with hosts that are only another name for a registry. That registry has its own login, which is sent only
+//! there, as the first registry's login is sent only to the first. Or it comes from blob storage, which gets no login.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,10 +22,10 @@ use super::tls::Verify;
 use crate::reference::DOCKER_HUB;
 use crate::source::SourceError;
 
-/// Repositories of other registries that are logged in to; redirects lead to one or two.
+/// Limit for logins at registries reached by redirects; usually there are one or two.
 const MOST_ELSEWHERE: usize = 16;
 
-/// What it takes to log in anywhere.
+/// Inputs of a login at any registry.
 pub(super) struct Logins {
     pub(super) authfile: Option<PathBuf>,
     pub(super) surroundings: Surroundings,
@@ -36,7 +35,7 @@ pub(super) struct Logins {
 }
 
 impl Logins {
-    /// Who asks for `repository` at `host`, as users write it.
+    /// The authorizer for `repository` at `host`, as users write it.
     pub(super) fn authorizer(&self, host: String, repository: &str) -> Authorizer {
         let (authfile, helper) = (self.authfile.clone(), self.deadlines.helper);
         let keyring = Keyring::new(host, repository.to_owned(), authfile, &self.surroundings, helper);
@@ -44,38 +43,38 @@ impl Logins {
     }
 }
 
-/// What was asked, and what as.
+/// A request and the grant sent with it.
 pub(super) struct Shown<'a> {
     pub(super) request: &'a Outgoing,
-    /// Whose grant it is; none is shown to storage.
+    /// The authorizer of the grant; storage gets none.
     pub(super) who: Option<&'a Arc<Authorizer>>,
     pub(super) grant: &'a Grant,
-    /// Logins for this question so far.
+    /// Logins for this request so far.
     pub(super) logins: u32,
-    /// Whether nothing else is left to try when this stands.
+    /// Whether nothing else is left to try if the refusal is final.
     pub(super) is_last: bool,
 }
 
 /// What to do next.
 pub(super) enum Step {
     AskAgain,
-    /// There, with the login of the registry there.
+    /// Repeat the request at this URL, with that registry's login.
     AskAt(Url),
-    /// Nothing: the answer is one.
+    /// The response is final.
     Stands,
 }
 
 impl Client {
-    /// Who asks at `url`, where a redirect led, if that is a registry that is logged in to.
+    /// The authorizer for `url`, to which a redirect led, if there was a login at that registry.
     pub(super) fn authorizer_at(&self, url: &Url) -> Option<Arc<Authorizer>> {
         let place = (Origin::of(url)?, repository_at(url)?.to_owned());
         self.elsewhere().get(&place).cloned()
     }
 
-    /// What to do about an answer of 401, 403 or 404.
+    /// Handles a response of 401, 403 or 404.
     ///
     /// # Errors
-    /// If it is final, or logging in fails.
+    /// If the refusal is final, or the login fails.
     pub(super) async fn overcome(
         &self,
         reply: &mut Reply,
@@ -123,7 +122,7 @@ impl Client {
         let Some(origin) = Origin::of(&reply.url) else { return Ok(Step::Stands) };
         let who = self.authorizer_elsewhere(&origin, repository);
         let is_clear = !origin.is_tls() && origin.reach() != Reach::Loopback && self.logins.verify == Verify::Yes;
-        // Storage may speak so, too. Who serves manifests is a registry, and then its blobs are its own.
+        // Storage may answer like this, too. A host that serves manifests is a registry, and its blobs are its own.
         let may_be_storage = matches!(ask.thing, Thing::Blob(..)) && !who.has_login();
         let unsafe_for = match &offer.challenge {
             _ if is_clear => Some("nothing, as it does not use TLS"),
@@ -162,7 +161,7 @@ impl Client {
         Arc::clone(elsewhere.entry(place).or_insert_with(|| Arc::new(self.logins.authorizer(host, repository))))
     }
 
-    /// A refusal, by the host that sent `reply`.
+    /// The error for a refusal by the host that sent `reply`.
     fn denied(&self, reply: &Reply, what: &str, said: String, tried: String) -> SourceError {
         let is_own = self.settled.get().is_some_and(|base| Origin::of(base) == Origin::of(&reply.url));
         let (place, said) = match is_own {
@@ -173,7 +172,7 @@ impl Client {
     }
 }
 
-/// The repository in the path of a manifest or blob.
+/// The repository in the path of a manifest or blob URL.
 fn repository_at(url: &Url) -> Option<&str> {
     let rest = url.path().strip_prefix("/v2/")?;
     let (name, _) = rest.rsplit_once("/manifests/").or_else(|| rest.rsplit_once("/blobs/"))?;

@@ -1,14 +1,12 @@
-//! Authorization: what is put into the `Authorization` header, and how it is renewed.
+//! Authorization: the `Authorization` header, and its renewal.
 //!
-//! Registries hand out tokens that live for a minute or an hour while an image is mounted for weeks,
-//! so renewal is ordinary life and not an error. When a token ends, every reader finds out at once;
-//! one of them renews and the others wait for what it got, be it a token or a refusal.
+//! Tokens live for minutes or hours, mounts for weeks, so renewal is part of normal operation. When a token ends, all
+//! readers notice at once; one of them renews it and the others wait for its result, a token or a refusal.
 //!
-//! How a registry says that a login has ended differs: 401 with a challenge, 401 without one (Docker
-//! Hub), 401 with the challenge of another scheme (Harbor), 403 (ECR). What was granted before and is
-//! refused now is therefore taken for stale, whatever the answer looks like: credentials are looked
-//! for again and shown by the challenge that worked. One that hides private images answers 404, and
-//! has to be asked at `/v2/` whether it knows logins.
+//! Registries report an ended login in different ways: 401 with a challenge, 401 without one (Docker Hub), 401 with
+//! another scheme's challenge (Harbor), 403 (ECR). So if a grant that worked is refused, it counts as stale, whatever
+//! the response is: credentials are looked up again and sent by the challenge that worked. Registries that hide private
+//! images answer 404; they are asked at `/v2/` whether they offer logins.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,14 +27,14 @@ use super::tls::Verify;
 use super::token::{Life, RealmFault, TokenServer, basic, header};
 use crate::source::Outage;
 
-/// The most logins for one question.
+/// Limit of logins per request.
 const MOST_LOGINS: u32 = 4;
-/// After a login that was no use, helpers are asked again when this has passed, and files when they change.
+/// After a failed login, helpers are asked again after this time, and files are read again when they change.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// 403 may mean that a login has ended, or that it may not see this one thing. It is taken for the former once in
+/// 403 may mean that a login has ended, or that it has no right to this object. It is taken for an ended login once per
 /// this time.
 const FORBIDDEN_AGAIN: Duration = Duration::from_secs(5);
-/// A registry that named no challenge when it was asked for one is asked again when this has passed.
+/// A registry that gave no challenge on request is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Answers challenges for one repository.
@@ -48,21 +46,21 @@ pub(super) struct Authorizer {
     clock: Arc<dyn Clock>,
     deadlines: Deadlines,
     state: Mutex<State>,
-    /// Held by the task that renews. A task that waits for it wants exactly what its holder is fetching.
+    /// Held by the task that renews; the others wait for its result.
     flight: tokio::sync::Mutex<()>,
 }
 
-/// What is shown to the registry at present.
+/// What requests carry at present.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Grant {
-    /// Counts renewals; tells whether another reader has renewed already.
+    /// Counts renewals; shows whether another reader has renewed already.
     generation: u64,
-    /// Marked as sensitive; absent while nothing was asked for.
+    /// Marked as sensitive; absent until a login was needed.
     pub(super) header: Option<HeaderValue>,
     life: Option<Life>,
-    /// How it was had.
+    /// The attempt that obtained it.
     by: Option<Attempt>,
-    /// From whom the challenge came.
+    /// The origin of the challenge.
     from: Option<Origin>,
 }
 
@@ -71,7 +69,7 @@ impl Grant {
         self.by.as_ref()?.used.as_ref()
     }
 
-    /// The scope that it has beside that of its repository.
+    /// Its second scope, besides that of the repository.
     fn other_scope(&self) -> Option<String> {
         self.by.as_ref()?.scopes.get(1).cloned()
     }
@@ -80,43 +78,43 @@ impl Grant {
 #[derive(Default)]
 struct State {
     grant: Grant,
-    /// Whether the registry has ever granted something to the present grant.
+    /// Whether the registry has accepted the current grant.
     proven: bool,
-    /// The challenge that was answered with success last, else the first, and whose it was.
+    /// The last challenge answered with success, or else the first one, with its origin.
     challenge: Option<(Origin, Challenge)>,
     refusals: Refusals,
     looked: Option<Looked>,
     forbidden: Option<Duration>,
-    /// When `/v2/`, or the question without a login, was asked for a challenge last.
+    /// When the registry was last asked for a challenge, at `/v2/` or without a login.
     asked: Option<Duration>,
     flights: u64,
     outcome: Option<(StatusCode, Result<Remedy, AuthError>)>,
 }
 
-/// What was found when credentials were looked for last.
+/// Result of the last lookup of credentials.
 struct Looked {
     marks: Vec<Option<Mark>>,
     at: Duration,
     found: Option<Found>,
 }
 
-/// An answer of 401, 403 or 404.
+/// A response of 401, 403 or 404.
 pub(super) struct Refused<'a> {
-    /// What was asked.
+    /// The request.
     pub(super) request: &'a Outgoing,
     pub(super) status: StatusCode,
-    /// The challenge in the answer.
+    /// The challenge in the response.
     pub(super) offer: Option<Offer>,
-    /// Logins for this question so far.
+    /// Logins for this request so far.
     pub(super) logins: u32,
 }
 
-/// What becomes of a refusal.
+/// Outcome of a refusal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Remedy {
-    /// There is another grant: the question may be asked again.
+    /// There is another grant: repeat the request.
     AskAgain,
-    /// It stands.
+    /// The refusal is final.
     None,
 }
 
@@ -141,7 +139,7 @@ pub(super) enum AuthError {
     NoToken { host: String },
 }
 
-/// Who `found` is, for messages.
+/// Description of `found` for messages.
 pub(super) fn tried(found: Option<&Found>) -> String {
     found.map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string)
 }
@@ -165,7 +163,7 @@ impl Authorizer {
         }
     }
 
-    /// What to show now; renewed first if it is about to end.
+    /// The grant to send; renewed first if it is about to end.
     pub(super) async fn grant(&self, transport: &Transport) -> Result<Grant, AuthError> {
         let grant = self.state().grant.clone();
         let now = self.clock.since_boot();
@@ -179,17 +177,17 @@ impl Authorizer {
         }
     }
 
-    /// What was shown last.
+    /// The current grant, without renewal.
     pub(super) fn present(&self) -> Grant {
         self.state().grant.clone()
     }
 
-    /// Whether it has anything to show.
+    /// Whether there is a header to send.
     pub(super) fn has_login(&self) -> bool {
         self.state().grant.header.is_some()
     }
 
-    /// The registry has granted something to `grant`.
+    /// Records that the registry has accepted `grant`.
     pub(super) fn granted(&self, grant: &Grant) {
         let mut state = self.state();
         if !state.proven && state.grant.generation == grant.generation && grant.header.is_some() {
@@ -201,7 +199,7 @@ impl Authorizer {
         }
     }
 
-    /// Who we are with `grant`, and why, for messages.
+    /// Describes the credentials of `grant` for messages, and why they were chosen.
     pub(super) async fn told(&self, grant: &Grant) -> String {
         if let Some(used) = grant.used() {
             return used.to_string();
@@ -219,7 +217,8 @@ impl Authorizer {
         }
     }
 
-    /// What was tried with a thing that was not found, where that is more than to ask.
+    /// Describes the credentials used for an object that was not found, if there is more to say than the request
+    /// itself.
     pub(super) fn told_of_missing(&self, grant: &Grant) -> Option<String> {
         if let Some(used) = grant.used() {
             return Some(format!("asked as {used}"));
@@ -228,7 +227,7 @@ impl Authorizer {
         Some(format!("asked without the login of {found}, as {} asks for none", self.keyring.host()))
     }
 
-    /// A grant newer than `old`, which is about to end. Of any number of callers, one asks; all get its result.
+    /// Renews `old`, which is about to end. Of all concurrent callers one sends requests; all get its result.
     async fn renew(&self, transport: &Transport, old: &Grant) -> Result<Grant, AuthError> {
         let seen = self.state().flights;
         let _ticket = self.flight.lock().await;
@@ -257,9 +256,9 @@ impl Authorizer {
         }
     }
 
-    /// Looks for a better grant than `grant`, with which the registry has refused what was asked for.
+    /// Looks for another grant after the registry refused a request with `grant`.
     ///
-    /// Of any number of callers, one asks; all get its result.
+    /// Of all concurrent callers one sends requests; all get its result.
     pub(super) async fn refused(
         &self,
         transport: &Transport,
@@ -288,7 +287,7 @@ impl Authorizer {
         result
     }
 
-    /// Ends a flight.
+    /// Ends a renewal and publishes its result.
     fn settle(&self, status: StatusCode, outcome: Result<Remedy, AuthError>) {
         let mut state = self.state();
         state.flights += 1;
@@ -300,7 +299,7 @@ impl Authorizer {
             return Ok(Remedy::None);
         }
         let found = self.look().await?;
-        // What is not there for the anonymous may be there for those who log in.
+        // An object hidden from anonymous requests may be visible with a login.
         let hidden = grant.used().is_none() && found.is_some();
         if refused.status == StatusCode::NOT_FOUND && !hidden {
             return Ok(Remedy::None);
@@ -320,7 +319,7 @@ impl Authorizer {
         let login = Login { found: found.clone(), ways: ways.clone(), other_scope: other_scope.clone(), due };
         let result = self.log_in(transport, login).await;
         if matches!(result, Err(AuthError::Unreachable(_) | AuthError::Failing { .. })) {
-            // Nothing was found out about the refusal.
+            // The login failed for another reason; the refusal is still unexplained.
             self.state().forbidden = None;
         }
         let unusable = matches!(&result, Ok(Remedy::None) | Err(AuthError::Refused { .. } | AuthError::Unreachable(_)));
@@ -345,14 +344,14 @@ impl Authorizer {
         }
     }
 
-    /// Whether what was shown has grown old, and what of it may be tried once more though it was refused; `None` if
-    /// the refusal is not about who asks.
+    /// Whether the grant is stale, and which refused attempt may be repeated; `None` if the refusal is not about the
+    /// login.
     fn judge(&self, grant: &Grant, refused: &Refused<'_>, found: Option<&Found>) -> Option<(bool, Option<Attempt>)> {
         let (mut state, now) = (self.state(), self.clock.since_boot());
         if refused.status == StatusCode::NOT_FOUND {
             return Some((false, None));
         }
-        // Between this reader's logins others may have had use of them, and used them up.
+        // Between this reader's logins, other readers may have used them up.
         let proven = state.proven && refused.logins + 1 < MOST_LOGINS;
         if refused.status == StatusCode::FORBIDDEN && proven && found == grant.used() {
             if state.forbidden.is_some_and(|again| now < again) {
@@ -361,16 +360,16 @@ impl Authorizer {
             state.forbidden = Some(now + FORBIDDEN_AGAIN);
         }
         let is_basic = grant.by.as_ref().is_some_and(|by| by.challenge == Challenge::Basic);
-        // Of a token that ended nothing is to be noted; a password that is refused is refused itself.
+        // An ended token says nothing about the credentials; a refused password does.
         let noted = grant.by.as_ref().filter(|_| !proven || is_basic);
         let due = noted.filter(|by| state.refusals.refused(by, now, None));
-        // The same password in the same header was just refused: showing it again is no other question.
+        // The same password in the same header was just refused; do not send it again.
         let due = due.filter(|_| !is_basic);
         let stale = proven || state.refusals.was_good(grant.used());
         Some((stale, due.cloned()))
     }
 
-    /// Credentials from files and helpers, read anew unless they were just now of no use.
+    /// Credentials from files and helpers; looked up again unless the last lookup has just failed to help.
     async fn look(&self) -> Result<Option<Found>, UnusableFile> {
         let (marks, now) = (self.keyring.marks(), self.clock.since_boot());
         let known = {
@@ -389,7 +388,7 @@ impl Authorizer {
         Ok(found)
     }
 
-    /// Tries one way to log in after the other, but none that was refused already.
+    /// Tries the ways to log in one after another, except those already refused.
     async fn log_in(&self, transport: &Transport, login: Login) -> Result<Remedy, AuthError> {
         let mut failed = None;
         for (origin, challenge) in &login.ways {
@@ -416,7 +415,7 @@ impl Authorizer {
                         self.install(grant);
                         return Ok(Remedy::AskAgain);
                     }
-                    // Its token server is away; that says nothing about other ways.
+                    // The token server is unreachable; that says nothing about other ways.
                     Err(error @ (AuthError::Unreachable(_) | AuthError::Failing { .. })) => return Err(error),
                     Err(error) => {
                         if matches!(error, AuthError::Refused { .. }) {
@@ -430,7 +429,7 @@ impl Authorizer {
         failed.map_or(Ok(Remedy::None), Err)
     }
 
-    /// For what a token may be asked, one after the other.
+    /// The scopes to request a token for, one set after another.
     fn scopes(&self, challenge: &Challenge, other: Option<&(String, Order)>) -> Vec<Vec<String>> {
         let own = vec![self.scope.clone()];
         let both = other.map(|(other, _)| vec![self.scope.clone(), other.clone()]);
@@ -457,13 +456,13 @@ impl Authorizer {
         may
     }
 
-    /// The answer to the same question without a login.
+    /// Repeats the request without a login.
     async fn asked_openly(&self, transport: &Transport, request: &Outgoing) -> Option<Asked> {
         let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
         asked(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
     }
 
-    /// The challenge that the registry of `url` has for those who want to log in.
+    /// Asks the registry of `url` for a challenge, at `/v2/`.
     async fn asked_for_a_challenge(&self, transport: &Transport, url: &Url) -> Option<Asked> {
         let mut url = url.clone();
         url.set_path("/v2/");
@@ -501,14 +500,14 @@ impl Authorizer {
     }
 }
 
-/// What to log in with, and by which challenges.
+/// Credentials, and the challenges to answer with them.
 struct Login {
     found: Option<Found>,
     /// Best first.
     ways: Vec<(Origin, Challenge)>,
-    /// The scope of another name that the registry has for the repository.
+    /// The scope of another name of the repository at the registry.
     other_scope: Option<(String, Order)>,
-    /// An attempt that was refused and may be made nevertheless.
+    /// A refused attempt that may be repeated.
     due: Option<Attempt>,
 }
 
@@ -516,11 +515,11 @@ struct Login {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Order {
     First,
-    /// When all else was refused.
+    /// After all else was refused.
     Last,
 }
 
-/// What a registry said when it was asked without a login.
+/// Response of a registry to a request without a login.
 enum Asked {
     Challenge(Offer),
     Granted,
@@ -537,8 +536,8 @@ async fn asked(transport: &Transport, request: &Outgoing) -> Option<Asked> {
     challenge::choose(challenges.map(HeaderValue::as_bytes)).filter(|_| own).map(Asked::Challenge)
 }
 
-/// The challenges to answer, best first: what is offered, but for a password in place of a token only when the token's
-/// server did not help.
+/// The challenges to answer, best first: the offered one; but a password is offered in place of a token only after the
+/// token server.
 fn ways_in(offered: Option<(Origin, Challenge)>, remembered: Option<(Origin, Challenge)>) -> Vec<(Origin, Challenge)> {
     match (offered, remembered) {
         (Some(basic @ (_, Challenge::Basic)), Some(bearer @ (_, Challenge::Bearer { .. }))) => vec![bearer, basic],

@@ -1,8 +1,8 @@
-//! Blobs: a range of a blob as a stream that survives the connections it comes over.
+//! Blobs: a range of a blob as a stream that survives broken connections.
 //!
-//! A body that is cut is asked for again from the last good byte. A server that ignores ranges is
-//! read from the start and cut to size. Tries without real progress are counted, so neither a server
-//! that always hangs up nor one that sends a byte a minute can hold a reader for ever.
+//! A truncated body is requested again from the last good byte. If a server ignores ranges, its body is read from the
+//! start and cut. Tries without progress are counted, so neither a server that always hangs up nor one that sends a
+//! byte per minute can hold a reader forever.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -22,28 +22,28 @@ use crate::digest::Digest;
 use crate::source::outage::Listening;
 use crate::source::{Outage, SourceError};
 
-/// A try that brought this many bytes did well, and the count of failed ones starts anew.
+/// After this many bytes a try counts as a success, and the count of failures restarts.
 const PROGRESS: u64 = 64 << 10;
-/// Up to this size a transfer waits with the short ones.
+/// Transfers up to this size use the queue of short ones.
 pub(super) const SHORT: u64 = 1 << 20;
 
-/// A range of a blob on its way.
+/// A transfer of a range of a blob.
 pub(super) struct Transfer {
     client: Arc<Client>,
     digest: Digest,
     size: u64,
     what: String,
-    /// What is still to come.
+    /// The bytes still to be received.
     wanted: Range<u64>,
     body: Option<Body>,
     tries: Tries,
     /// Bytes delivered since the last failed try.
     progress: u64,
-    /// A server lied about ranges: take whole blobs only.
+    /// The server sent a wrong answer to a range request: request whole blobs only.
     whole_only: bool,
-    /// The whole blob was asked for, as a range of it was refused.
+    /// The whole blob was requested because a range was refused.
     tried_whole: bool,
-    /// Where it takes its turn; none for parts of something that has its place.
+    /// The queue of the transfer; `None` for a part of a transfer that has its place.
     queue: Option<Arc<Semaphore>>,
 }
 
@@ -53,7 +53,7 @@ struct Body {
 }
 
 impl Transfer {
-    /// As [`Transfer::start`], when others of its kind leave room.
+    /// As [`Transfer::start`], once its queue has a free place.
     pub(super) async fn queued(
         client: Arc<Client>,
         digest: Digest,
@@ -64,8 +64,8 @@ impl Transfer {
         Self::start(client, digest, size, wanted, Some(queue)).await
     }
 
-    /// Asks for the bytes `wanted` (some, inside the blob) and returns when the first answer is good. With a
-    /// queue it takes its turn there.
+    /// Requests the bytes `wanted` (not empty, within the blob) and returns once the first response is valid. With a
+    /// queue it waits for a place there.
     pub(super) async fn start(
         client: Arc<Client>,
         digest: Digest,
@@ -74,7 +74,7 @@ impl Transfer {
         queue: Option<Arc<Semaphore>>,
     ) -> Result<Self, SourceError> {
         let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
-        // What cannot be had at present joins those who try it already.
+        // A blob that is failing at present joins the queue of retries.
         tries.place = match &queue {
             _ if client.outages.concern(&digest) => Some(place(&client.retrying).await),
             Some(queue) => Some(place(queue).await),
@@ -101,30 +101,30 @@ impl Transfer {
         Ok(transfer)
     }
 
-    /// Whether the server took notice of the range.
+    /// Whether the server served the range.
     pub(super) fn is_ranged(&self) -> bool {
         self.body.as_ref().is_none_or(|body| body.placement.ranged)
     }
 
-    /// Wants all of the blob, of a server that has begun to send it whatever was asked for.
+    /// Receives the whole blob, after a server has ignored the range.
     pub(super) fn take_all(&mut self) {
         if let Some(body) = &mut self.body {
             body.placement = Placement { skip: 0, take: self.size, ranged: false };
         }
         self.wanted = 0..self.size;
         if let Some(queue) = self.queue.as_mut().filter(|_| self.size > SHORT) {
-            // It is none of the short ones any more, and it has begun: it takes a place of the others if there is one.
+            // It is no longer short, and it has begun: take a place in the other queue if one is free.
             *queue = Arc::clone(&self.client.long);
             self.tries.place = Arc::clone(queue).try_acquire_owned().ok();
         }
     }
 
-    /// What is still to come.
+    /// The bytes still to be received.
     pub(super) fn wanted(&self) -> &Range<u64> {
         &self.wanted
     }
 
-    /// Wants the bytes up to `end` as well, of a server that has begun to send the whole blob.
+    /// Extends the transfer to `end`, if the server sends the whole blob.
     pub(super) fn go_on_to(&mut self, end: u64) {
         if let Some(body) = &mut self.body {
             body.placement.take += end - self.wanted.end;
@@ -166,7 +166,7 @@ impl Transfer {
                     if !piece.is_empty() {
                         self.wanted.start += piece.len() as u64;
                         self.progress += piece.len() as u64;
-                        // A server that gives a few bytes and hangs up is not well.
+                        // A server that sends a few bytes and hangs up does not count as recovered.
                         let enough = self.progress >= PROGRESS || self.wanted.is_empty();
                         if enough {
                             let was_in_trouble = self.tries.went_well();
@@ -179,7 +179,7 @@ impl Transfer {
                             }
                         }
                         if self.body.is_none() && !self.wanted.is_empty() {
-                            // The server gave less than the range and said so.
+                            // The server served less than the range and said so.
                             self.set_back(&"its answer covers less than the range", Outage::Away).await?;
                         }
                         return Ok(Some(piece));
@@ -205,7 +205,7 @@ impl Transfer {
         placement.skip -= skipped;
         let mut wanted = chunk.split_off(usize::try_from(skipped).expect("at most the chunk's length"));
         if wanted.len() as u64 > placement.take {
-            // After a range inside a whole blob more must come; after anything else nothing may.
+            // For a whole blob, more bytes may follow the wanted range; otherwise none may.
             if placement.ranged || self.wanted.end == self.size {
                 let why = "its body is longer than the blob or range".to_owned();
                 return Err(self.client.protocol(&self.what, why));
@@ -217,7 +217,7 @@ impl Transfer {
     }
 
     async fn open(&mut self) -> Result<Body, SourceError> {
-        // The whole blob is asked for, as it may be for its range that a request was refused.
+        // Request the whole blob if the refusal may have been about the range.
         let mut trial = false;
         loop {
             let all = self.wanted == (0..self.size);
@@ -244,7 +244,7 @@ impl Transfer {
                     tracing::debug!(host = reply.host, %status, "a range is refused; asking for the whole blob");
                     (trial, self.tried_whole) = (true, true);
                 }
-                // That was not it: the server is away, whatever it is asked for.
+                // The range was not the cause: the server is unavailable.
                 Err(RangeFault::Status(status)) if trial && is_busy(status) => trial = false,
                 Err(RangeFault::Status(_)) => {
                     let error = self.client.refusal(&mut reply, &self.what).await;
@@ -268,7 +268,7 @@ impl Transfer {
         }
     }
 
-    /// Remembers what an answer says about ranges, where one was `wanted` and not all.
+    /// Records what a response says about ranges, unless the whole blob was wanted.
     fn note_ranges(&self, placement: &Placement, asked_whole: bool, reply: &mut Reply) {
         if placement.ranged {
             return self.client.note_ranges(&self.digest, Ranges::Served);
@@ -281,11 +281,11 @@ impl Transfer {
         } else if !self.client.unranged.swap(true, Ordering::Relaxed) {
             tracing::debug!(host = reply.host, "the server ignores ranges");
         }
-        // What is cut here would come once more from its beginning.
+        // Cutting this body short would make it start over, so be patient with it.
         reply.be_patient(self.client.deadlines.patience);
     }
 
-    /// A refusal is shown by `peelfs status` until something is granted.
+    /// `peelfs status` shows a refusal until a request is granted.
     fn note(&self, error: &SourceError) {
         if matches!(error, SourceError::Denied { .. }) {
             self.client.outages.refused(Some(error));
@@ -294,7 +294,7 @@ impl Transfer {
 
     /// Counts a body that ended early, and waits before the next try.
     async fn set_back(&mut self, fault: &(dyn Display + Sync), trouble: Outage) -> Result<(), SourceError> {
-        // Patience begins with the first failure, not while a slow reader was taking its time.
+        // The time limit starts with the first failure, not while a slow reader consumed data.
         if self.progress >= PROGRESS || self.tries.failed() == 0 {
             self.tries.renewed(&self.client.deadlines);
         }
@@ -308,12 +308,13 @@ impl Transfer {
     }
 }
 
-/// Whether a server may refuse a range in this way and give the whole blob. Others of these say clearly what they are about.
+/// Whether a server that refuses a range with this status may serve the whole blob. 401, 404 and 429 have other
+/// reasons.
 fn may_be_about_ranges(status: StatusCode) -> bool {
     (status.is_client_error() || status.is_server_error()) && !matches!(status.as_u16(), 401 | 404 | 429)
 }
 
-/// A place in a queue, in turn.
+/// Waits for a place in a queue, in order.
 pub(super) async fn place(queue: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     queue.clone().acquire_owned().await.expect("the queues are never closed")
 }

@@ -1,13 +1,12 @@
-//! Challenges: what a registry says in `WWW-Authenticate` when it wants to know who asks.
+//! Challenges: the `WWW-Authenticate` header of a registry that requires a login.
 //!
-//! The header is a comma-separated list whose items are themselves comma-separated lists (RFC 9110,
-//! section 11.6.1), it comes from a stranger, and clients that parse it with a regular expression
-//! have sent passwords to the wrong place. So it is tokenised, capped and never guessed at: a header
-//! that is not well-formed yields the challenges before the fault.
+//! The header is a comma-separated list whose items are comma-separated lists themselves (RFC 9110, section 11.6.1),
+//! and it is untrusted; clients that parse it with a regular expression have sent passwords to the wrong host. So it is
+//! tokenised and limited, and nothing is guessed: a malformed header yields the challenges before the fault.
 
-/// The longest header that is looked at, in bytes.
+/// Limit for a header, in bytes.
 const MAX_HEADER: usize = 8 << 10;
-/// The most challenges taken from one answer.
+/// Limit for challenges of one response.
 const MAX_CHALLENGES: usize = 16;
 
 /// One challenge that peelfs can answer.
@@ -15,9 +14,9 @@ const MAX_CHALLENGES: usize = 16;
 pub(super) enum Challenge {
     /// RFC 7617.
     Basic,
-    /// A token is to be fetched from `realm` (distribution-spec's companion, "Token Authentication").
+    /// Fetch a token from `realm` (distribution-spec's companion, "Token Authentication").
     Bearer {
-        /// The URL of the token server, as it came.
+        /// The URL of the token server, as received.
         realm: String,
         /// The name under which the token server knows this registry.
         service: Option<String>,
@@ -28,15 +27,14 @@ pub(super) enum Challenge {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Offer {
     pub(super) challenge: Challenge,
-    /// What the registry proposes to ask for. It may be more than is wanted, so it is asked for only
-    /// as [`Offer::scope_beside`] says.
+    /// The scope that the registry proposes. It may be broader than needed, so only [`Offer::scope_beside`] uses it.
     scope: Option<String>,
 }
 
 impl Offer {
-    /// The right to pull from a repository of another name than in `own`, if that is proposed.
+    /// The proposed right to pull from another repository than that of `own`, if any.
     ///
-    /// A proxy that serves a repository under another name may want rights for the name behind it.
+    /// A proxy that serves a repository under another name may require rights for the original name.
     pub(super) fn scope_beside(&self, own: &str) -> Option<String> {
         let mut others = self.scope.as_deref()?.split(' ').filter_map(|scope| {
             let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
@@ -73,7 +71,7 @@ fn parse(header: &[u8]) -> Vec<Offer> {
         let Some(parameters) = rest.parameters() else { break };
         let value = |name: &str| {
             let mut same = parameters.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
-            // A parameter that is given twice could be read differently by the one who checks it.
+            // A repeated parameter could be read differently by other parsers.
             match (same.next(), same.next()) {
                 (Some((_, value)), None) => Some(value.clone()),
                 _ => None,
@@ -105,7 +103,7 @@ impl<'a> Cursor<'a> {
         self.text = self.text.trim_start_matches([' ', '\t', ',']);
     }
 
-    /// RFC 9110 `token`; `None` if there is none here.
+    /// RFC 9110 `token`; `None` if there is none at this position.
     fn token(&mut self) -> Option<&'a str> {
         let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         let end = self.text.find(|c| !is_token(c)).unwrap_or(self.text.len());
@@ -123,7 +121,7 @@ impl<'a> Cursor<'a> {
             let Some(name) = self.token() else { return self.text.is_empty().then_some(list) };
             self.skip_spaces();
             let Some(after) = self.text.strip_prefix('=') else {
-                // Not a parameter: the name was the next scheme.
+                // Not a parameter: the name is the next scheme.
                 self.text = before;
                 return Some(list);
             };
@@ -135,7 +133,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn bare(&mut self) -> String {
-        // More than a token on purpose: registries are seen to send URLs without quotes.
+        // Accepts more than a token: some registries send URLs without quotes.
         let end = self.text.find([',', ' ', '\t', '"']).unwrap_or(self.text.len());
         let (value, rest) = self.text.split_at(end);
         self.text = rest;

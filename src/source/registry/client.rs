@@ -1,8 +1,7 @@
-//! The conversation with one repository: asks until there is an answer or no hope of one.
+//! HTTP conversation with one repository: repeats a request until there is a final response or no prospect of one.
 //!
-//! Between a question and its answer may lie a login, a token that has ended, a redirect to storage,
-//! a signed address that has expired, and a registry that is busy. All of that happens here, so that
-//! the code above sees only answers.
+//! A request may need a login, a new token, a redirect to storage, a fresh signed URL, or a pause for a busy registry.
+//! All of that happens here, so the code above sees only final responses.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -32,67 +31,66 @@ use crate::source::outage::{OnOutage, Outages};
 use crate::source::{Outage, SourceError};
 use crate::sync::lock;
 
-/// Redirect targets remembered; an image has a blob per layer, and no more layers than this.
+/// Limit for remembered redirects; at least the number of layers of an image.
 const MAX_LOCATIONS: usize = 1024;
-/// What an answer has in any case, also when a pause before has left nothing of the patience.
+/// Minimum time for a response, even if a pause has used up the time limit.
 const SHORTEST_TRY: Duration = Duration::from_secs(1);
-/// Answers that may be late at a time and still be waited for.
+/// Limit for late responses that are still awaited.
 pub(super) const MAX_LATE: usize = 16;
 
 /// Asks one repository.
 pub(super) struct Client {
     pub(super) transport: Transport,
     pub(super) authorizer: Arc<Authorizer>,
-    /// Who asks where redirects led, by registry and repository.
+    /// The authorizers of registries to which redirects led, by registry and repository.
     pub(super) elsewhere: Mutex<HashMap<(Origin, String), Arc<Authorizer>>>,
     pub(super) logins: Logins,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) deadlines: Deadlines,
-    /// Where the registry may be, most wanted first; settled by the first answer.
+    /// Candidate addresses of the registry, preferred first; the first response settles it.
     pub(super) bases: Vec<Url>,
     pub(super) settled: OnceLock<Url>,
     pub(super) repository: String,
     /// The registry, for messages.
     pub(super) host: String,
-    /// Where blobs were redirected to: the redirect is a round trip, and it is the same for every
-    /// range until its signature expires.
+    /// Redirect targets of blobs: a redirect costs a round trip, and is the same for all ranges until its signature
+    /// expires.
     pub(super) locations: Mutex<HashMap<Digest, Url>>,
-    /// Some server has answered a range request with the whole blob.
+    /// Whether some server has answered a range request with the whole blob.
     pub(super) unranged: AtomicBool,
-    /// What is known of ranges, blob by blob.
+    /// What is known about ranges, per blob.
     pub(super) ranges: Mutex<HashMap<Digest, Ranges>>,
-    /// Long transfers and short ones wait in different queues, so that a reader who needs a page
-    /// never waits for a layer to end.
+    /// Long and short transfers have separate queues, so that a reader who needs a page never waits for a whole layer.
     pub(super) long: Arc<Semaphore>,
     pub(super) short: Arc<Semaphore>,
-    /// How large ranges are cut, and how many parts may come at a time.
+    /// How large ranges are split, and how many parts may be in flight.
     pub(super) cut: Cut,
     pub(super) lanes: Mutex<Lanes>,
-    /// And what has failed already tries again in a third one, so that it holds up nothing that works.
+    /// Failed transfers retry in a third queue, so that they do not hold up working ones.
     pub(super) retrying: Arc<Semaphore>,
-    /// Answers that are late and waited for nevertheless.
+    /// Late responses that are still awaited.
     pub(super) late: Semaphore,
     pub(super) outages: Outages,
 }
 
-/// One question.
+/// One request.
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) thing: Thing<'a>,
     /// For messages.
     pub(super) what: &'a str,
-    /// How many refusals that may pass are overcome; the next one is the answer.
+    /// How many passing refusals are retried; the next one is final.
     pub(super) overcomes: u32,
 }
 
-/// What a question is about.
+/// The object of a request.
 #[derive(Clone, Copy)]
 pub(super) enum Thing<'a> {
     /// By tag or digest.
     Manifest(&'a str),
-    /// What refers to this manifest.
+    /// Referrers of this manifest.
     Referrers(&'a Digest),
-    /// These bytes of a blob.
+    /// Bytes of a blob.
     Blob(Wanted<'a>),
 }
 
@@ -100,32 +98,32 @@ pub(super) enum Thing<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Wanted<'a> {
     pub(super) digest: &'a Digest,
-    /// Of the blob, in bytes.
+    /// The size of the blob in bytes.
     pub(super) size: u64,
     pub(super) bytes: &'a Range<u64>,
-    /// Whether the whole blob is asked for, of which they are to be taken then.
+    /// Whether to request the whole blob, of which these bytes are a part.
     pub(super) whole: bool,
 }
 
-/// Whether a remembered redirect may be used for this question.
+/// Whether a remembered redirect may be used for this request.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Shortcut {
     Take,
-    /// It failed once already.
+    /// It has failed once already.
     Avoid,
 }
 
-/// What is known of ranges of a blob.
+/// What is known about ranges of a blob.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Ranges {
-    /// They are to be had.
+    /// The server serves them.
     Served,
-    /// They are refused, and the whole blob is to be had.
+    /// The server refuses them, but serves the whole blob.
     Refused,
 }
 
 impl Wanted<'_> {
-    /// Where they lie in the answer.
+    /// Where the bytes lie in the response.
     pub(super) fn place(&self, reply: &Reply) -> Result<Placement, RangeFault> {
         ranges::place(reply.status(), reply.headers(), self.bytes, self.size)
     }
@@ -140,7 +138,7 @@ impl Ask<'_> {
         Subject { what: self.what, blob, trouble: Outage::Away }
     }
 
-    /// Whether a successful answer is one to the question, by its head.
+    /// Whether the headers of a successful response fit the request.
     fn fits(&self, reply: &Reply) -> bool {
         match &self.thing {
             Thing::Blob(wanted) => wanted.place(reply).is_ok(),
@@ -150,9 +148,9 @@ impl Ask<'_> {
 }
 
 impl Client {
-    /// The registry's answer, of whatever status but those that can be overcome.
+    /// The registry's response, of any status except those that a retry can overcome.
     ///
-    /// `tries` limits this question together with those before it.
+    /// `tries` limits this request together with earlier ones.
     pub(super) async fn ask(&self, ask: &Ask<'_>, tries: &mut Tries) -> Result<Reply, SourceError> {
         let (mut logins, mut overcome) = (0, 0);
         let mut candidates = self.bases.iter();
@@ -187,7 +185,7 @@ impl Client {
                 Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
                     if self.settled.get().is_none() && !self.outages.are_outlasted() =>
                 {
-                    // Never heard of: one clear error at once is better than a minute of hope.
+                    // No response ever: fail at once with a clear error instead of retrying for a minute.
                     let connects = !fault.is_silence();
                     match candidates.next().filter(|_| connects) {
                         Some(next) => base = next,
@@ -204,7 +202,7 @@ impl Client {
                     if !self.again(tries, subject, None, &fault).await {
                         return Err(hinted(self.gave_up(ask.what, &fault, fault.outage(), tries), fault.hint()));
                     }
-                    // It is not known yet under which of its addresses it will be back.
+                    // Which of its addresses will recover is not known yet.
                     if self.settled.get().is_none() {
                         base = candidates.next().unwrap_or(&self.bases[0]);
                     }
@@ -216,7 +214,7 @@ impl Client {
                 }
                 Err(fault) => return Err(self.protocol(ask.what, fault.to_string())),
             };
-            // The host that answered the first question is the registry.
+            // The host that answered the first request is the registry.
             self.settled.get_or_init(|| base.clone());
             let status = reply.status();
             if matches!(status.as_u16(), 401 | 403 | 404) {
@@ -262,10 +260,10 @@ impl Client {
                 who.granted(&grant);
             }
             let away = redirected || (known.is_some() && who.is_none());
-            // A signature that was fresh a moment ago and is refused: a new one may be better.
+            // A fresh signature was refused: a new one may be accepted.
             let unsigned = away && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             let asked = reply.retry_after();
-            // One that says when to come again means what it says.
+            // A server that gives a time to retry is taken at its word.
             let lasting = overcome >= ask.overcomes && asked.is_none() && status != StatusCode::TOO_MANY_REQUESTS;
             if (is_busy(status) || unsigned) && !lasting {
                 overcome += 1;
@@ -288,9 +286,9 @@ impl Client {
         }
     }
 
-    /// The answer. One that is late is waited for as long as there is patience: a server that works on it would begin
-    /// anew with another request. Where outages are outlasted it is also asked for once more, when that is worth a try
-    /// ([`Tries::worth_another`]), and the first of the two answers counts.
+    /// The response. A late response is awaited within the time limit: a server that is working on it would start over
+    /// for another request. With unlimited retries the request is also sent a second time, once
+    /// [`Tries::worth_another`] returns, and the first response counts.
     async fn send(&self, request: &Outgoing, tries: &mut Tries, ask: &Ask<'_>) -> Result<Reply, Fault> {
         let answer = || self.transport.answer(request, |reply| ask.fits(reply));
         let mut asked = FuturesUnordered::new();
@@ -318,7 +316,7 @@ impl Client {
                 }
                 () = &mut late, if waits_on.is_none() => {
                     let silent = Fault::silent(&request.url, late_after);
-                    // The others are asked for again from time to time, so that not all connections wait.
+                    // Other late requests are retried from time to time, so that not all connections wait.
                     let Ok(permit) = self.late.try_acquire() else { return Err(silent) };
                     if self.outages.policy() == Some(OnOutage::Offline) {
                         return Err(silent);
@@ -369,7 +367,7 @@ impl Client {
         self.no_grant_at(error, what, &self.host)
     }
 
-    /// The error that a login at `place` ended with.
+    /// The error for a failed login at `place`.
     pub(super) fn no_grant_at(&self, error: AuthError, what: &str, place: &str) -> SourceError {
         let tried = match &error {
             AuthError::Refused { tried, .. } | AuthError::WantsPassword { tried } | AuthError::Unchanged { tried } => {
