@@ -1,7 +1,7 @@
-//! Silences: for how long nothing has come of what a source was asked for.
+//! Silences: how long a source has sent nothing for a transfer.
 //!
-//! A request has failed when its connection breaks or its own limits are over, and those are long, since a
-//! slow link is no fault. A reader that waits for at most N seconds learns here that nothing comes.
+//! A request fails when its connection breaks or its own limits pass, and those are long, since a slow link is no
+//! fault. A reader that waits for at most N seconds needs to know earlier that nothing arrives.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -17,21 +17,21 @@ pub(super) struct Silences(Mutex<BTreeMap<u64, Listened>>);
 #[derive(Debug)]
 struct Listened {
     blob: Digest,
-    /// Since when, by the source's clock, it is waited for in vain; none while what has come is being made use of.
+    /// Since when, by the source's clock, bytes are due and none has arrived; `None` while no bytes are due.
     since: Option<Duration>,
     told: bool,
 }
 
-/// Bytes that make up for a second: what brings fewer is as good as silent (see `Deadlines::least_progress`).
+/// Bytes that make up for one second: fewer count as silence (see `Deadlines::least_progress`).
 const SECOND: u64 = 1 << 10;
 
-/// The silence that is left of `silent` when so many bytes have come.
+/// The rest of the silence `silent` after this many bytes have arrived.
 pub(super) fn broken_by(silent: Duration, bytes: u64) -> Duration {
     silent.saturating_sub(Duration::from_secs(1).mul_f64(bytes as f64 / SECOND as f64))
 }
 
 impl Silences {
-    /// A transfer of `blob`, which no reader waits for yet.
+    /// Adds a transfer of `blob` without a waiting reader.
     pub(super) fn add(&self, number: u64, blob: &Digest) {
         lock(&self.0).insert(number, Listened { blob: blob.clone(), since: None, told: false });
     }
@@ -40,7 +40,7 @@ impl Silences {
         lock(&self.0).remove(&number);
     }
 
-    /// The transfer `number` is waited for and has brought nothing since so long, or is not waited for.
+    /// Sets since when the transfer `number` has received nothing, or `None` if no bytes are due.
     pub(super) fn set(&self, number: u64, since: Option<Duration>) {
         if let Some(listened) = lock(&self.0).get_mut(&number) {
             listened.told &= since.is_some();
@@ -48,8 +48,8 @@ impl Silences {
         }
     }
 
-    /// Since when nothing has come of `blob`, by its liveliest transfer. Where there is none, as all is busy with
-    /// other blobs: since when nothing has come of any.
+    /// Since when nothing has arrived for `blob`, by its most active transfer. If it has no transfer, since all run for
+    /// other blobs: since when nothing has arrived at all.
     pub(super) fn since(&self, blob: &Digest, now: Duration) -> Option<Duration> {
         let all = lock(&self.0);
         let since = |listened: &Listened| listened.since.unwrap_or(now);
@@ -57,7 +57,7 @@ impl Silences {
         of_blob.or_else(|| all.values().map(since).max())
     }
 
-    /// Blobs of which nothing has come to some transfer since `limit` or longer, and since when.
+    /// Blobs with a transfer that has received nothing since `limit` or longer, and since when.
     pub(super) fn since_before(&self, limit: Duration) -> BTreeMap<Digest, Duration> {
         let mut silent = BTreeMap::new();
         for Listened { blob, since, .. } in lock(&self.0).values() {
@@ -69,7 +69,7 @@ impl Silences {
         silent
     }
 
-    /// Whether this is the first time that a reader gives up on `blob` since these transfers brought something.
+    /// Whether this is the first time a reader gives up on `blob` since its transfers last received something.
     pub(super) fn tell(&self, blob: &Digest) -> bool {
         let mut untold = false;
         for listened in lock(&self.0).values_mut().filter(|listened| listened.blob == *blob) {

@@ -1,8 +1,8 @@
-//! Spooling: an archive that cannot be read in place becomes a file that can.
+//! Spooling: copies an archive that cannot be read in place to a file that can.
 //!
-//! A compressed archive has no place for a byte in its middle, and what comes out of a pipe comes once. Both are copied,
-//! decompressed, into a file without a name: it is gone with the process, however that ends. Bombs are bounded as those
-//! in layers are; what is copied is believed no more than any archive, as digests decide about all of it.
+//! A compressed archive has no random access, and a pipe can be read only once. Both are copied, decompressed, to an
+//! unnamed file, which disappears with the process. Decompression bombs are limited as in layers; the copy is trusted
+//! no more than any archive, since all of it is checked by digests.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -27,12 +27,12 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// `file` makes a new file without a name, on a disk where archives may take `limit` bytes, or as many as there are.
+    /// `file` creates an unnamed file on a disk where archives may use `limit` bytes, or all of it.
     pub fn new(limit: Option<u64>, file: impl Fn() -> io::Result<File> + Send + Sync + 'static) -> Self {
         Self { file: Arc::new(file), limit: limit.unwrap_or(MOST).min(MOST) }
     }
 
-    /// What comes out of the pipe at `path`, decompressed; `None` if it is no pipe.
+    /// The content of the pipe at `path`, decompressed; `None` if it is not a pipe.
     ///
     /// # Errors
     /// [`SourceError`] if it cannot be copied.
@@ -40,15 +40,15 @@ impl Spool {
         let shown = path.display().to_string();
         match open(path) {
             Ok(Archive::Stream(stream)) => self.stream(&shown, stream).map(Some),
-            // What else is wrong with it is told when it is read.
+            // Other faults are reported when it is read.
             Ok(Archive::File(_)) | Err(_) => Ok(None),
         }
     }
 
-    /// A file that can be read anywhere, with the archive that a user has named.
+    /// A seekable file with the archive that a user has named.
     ///
     /// # Errors
-    /// [`SourceError`] if there is none, it does not decompress, or it is too large.
+    /// [`SourceError`] if it does not exist, does not decompress, or is too large.
     pub(super) fn archive(&self, path: &Path) -> Result<Piece, SourceError> {
         let shown = path.display().to_string();
         let failed = |cause| SourceError::Io { path: shown.clone(), cause };
@@ -67,7 +67,7 @@ impl Spool {
         }
     }
 
-    /// Copies what comes out of a pipe.
+    /// Copies the content of a pipe.
     fn stream(&self, shown: &str, mut stream: File) -> Result<File, SourceError> {
         let mut magic = Vec::new();
         let first = stream.by_ref().take(MAGIC as u64).read_to_end(&mut magic);
@@ -93,7 +93,7 @@ impl Spool {
     }
 }
 
-/// What a user has named.
+/// A path that a user has named.
 enum Archive {
     File(File),
     Stream(File),
@@ -101,10 +101,10 @@ enum Archive {
 
 fn open(path: &Path) -> io::Result<Archive> {
     if path == Path::new("/dev/stdin") {
-        // Its own descriptor: a socket cannot be opened by name, and of a pipe all that is in it is to be read.
+        // Duplicate the descriptor: a socket cannot be opened by name, and all of a pipe must be read.
         return kind_of(File::from(io::stdin().as_fd().try_clone_to_owned()?), path);
     }
-    // A pipe or device that waits for its other end must not hold up the process before it is known for what it is.
+    // Do not block on a pipe or device before its type is known.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("open flags are small");
     kind_of(File::options().read(true).custom_flags(flags).open(path)?, path)
 }
@@ -112,15 +112,15 @@ fn open(path: &Path) -> io::Result<Archive> {
 fn kind_of(file: File, path: &Path) -> io::Result<Archive> {
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
-        // One that is at another place in it shares that place with its descriptor; it is read by offset.
+        // A file at another offset shares that offset with its descriptor; it is read by absolute offset.
         return Ok(Archive::File(file));
     }
     if !kind.is_fifo() && !kind.is_socket() {
         return Err(io::Error::other("it is neither a file nor a pipe"));
     }
     if path.symlink_metadata().is_ok_and(|named| named.file_type().is_fifo()) {
-        // A FIFO by its own name may have no writer yet, and waits for one. It is not opened once more: a short archive's
-        // writer has gone by then, and what it wrote goes with the last descriptor.
+        // A FIFO opened by name may have no writer yet, so wait for one. Do not open it again: the writer of a short
+        // archive may be gone, and its bytes go with the last descriptor.
         while let Err(Errno::INTR) = poll(&mut [PollFd::new(&file, PollFlags::IN)], None) {}
     }
     let flags = rustix::fs::fcntl_getfl(&file)?;
@@ -178,9 +178,9 @@ impl Format {
 enum Uncopied {
     Read(io::Error),
     Write(io::Error),
-    /// It is larger than it may be.
+    /// Larger than the limit.
     Large,
-    /// It is larger than any honest one that comes from so few bytes.
+    /// More than [`RATIO`] times its compressed size.
     Bomb,
 }
 
@@ -214,7 +214,7 @@ impl Uncopied {
     }
 }
 
-/// Copies what `from` has to `into`, with holes for zeros; at most `limit` bytes, and at no time more than `bound` says.
+/// Copies `from` to `into`, with holes for zeros; at most `limit` bytes, and never more than `bound` returns.
 fn copy(from: &mut dyn Read, into: &File, limit: u64, bound: impl Fn() -> u64) -> Result<(), Uncopied> {
     let mut chunk = vec![0; CHUNK];
     let mut at = 0;
@@ -239,7 +239,7 @@ fn copy(from: &mut dyn Read, into: &File, limit: u64, bound: impl Fn() -> u64) -
     into.set_len(at).map_err(Uncopied::Write)
 }
 
-/// A reader that says how much was taken of it.
+/// A reader that counts the bytes read.
 struct Counted<'a, R> {
     from: R,
     taken: &'a AtomicU64,
@@ -253,15 +253,15 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// Bytes that tell every format.
+/// Bytes needed to detect every format.
 const MAGIC: usize = 6;
 const CHUNK: usize = 256 << 10;
-/// The largest archive that is spooled.
+/// Limit for a spooled archive.
 const MOST: u64 = 256 << 30;
-/// How many bytes one byte may come to, when there are so many.
+/// Limit for the ratio of decompressed to compressed bytes, beyond [`RATIO_FREE`].
 const RATIO: u64 = 2000;
 const RATIO_FREE: u64 = 1 << 30;
 /// Windows of 256 MiB.
 const ZSTD_WINDOW_LOG: u32 = 28;
-/// What the decoder of xz may take, in KiB: `xz -9` takes 65 MiB.
+/// Memory limit of the xz decoder, in KiB: `xz -9` needs 65 MiB.
 const XZ_MEMORY: u32 = 256 << 10;

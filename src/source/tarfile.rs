@@ -1,9 +1,9 @@
-//! A table of the files in an image archive, so that they can be read where they lie.
+//! A table of the files in an image archive, for reading them in place.
 //!
-//! Archives are gigabytes; unpacking one to mount it would cost more than the mount saves. The headers
-//! are read once, each with one small read, and file bodies are skipped. This is not the reader of
-//! layers: an archive of an image holds a few regular files and links, and what it says is checked by
-//! digests afterwards. As with an unpacker, the last of two entries with one name is the one that counts.
+//! Archives are gigabytes; unpacking one to mount it would cost more than the mount saves. All headers are read once,
+//! each with a small read, and file bodies are skipped. This is not the reader of layers: an image archive holds a few
+//! regular files and links, and its content is checked by digests afterwards. As when unpacking, the last entry of a
+//! name wins.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ enum Member {
         start: u64,
         len: u64,
     },
-    /// To another name in the archive, from its root.
+    /// A link to another name in the archive, relative to its root.
     Link(String),
 }
 
@@ -29,7 +29,7 @@ impl TarFile {
     /// Reads all headers of an uncompressed tar.
     ///
     /// # Errors
-    /// [`SourceError::Unsupported`] if it is cut short or damaged.
+    /// [`SourceError::Unsupported`] if it is truncated or damaged.
     pub(super) fn read(whole: Piece) -> Result<Self, SourceError> {
         let mut members = HashMap::new();
         let mut at = 0;
@@ -87,7 +87,7 @@ impl TarFile {
         Ok(Self { whole, members })
     }
 
-    /// The file of this name, through links within the archive.
+    /// The file of this name, following links within the archive.
     pub(super) fn find(&self, name: &str) -> Option<Piece> {
         let mut name = clean("", name)?;
         for _ in 0..LINKS_LIMIT {
@@ -99,7 +99,7 @@ impl TarFile {
         None
     }
 
-    /// Whether there is such a file.
+    /// Whether the archive has this file.
     pub(super) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
@@ -110,7 +110,7 @@ impl TarFile {
     }
 }
 
-/// What extension records say about the entry after them.
+/// What extension records set for the next entry.
 #[derive(Default)]
 struct Overrides {
     name: Option<String>,
@@ -172,7 +172,7 @@ impl Header<'_> {
         (high == [0x80, 0, 0, 0]).then(|| low.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     }
 
-    /// Some old tars summed the bytes as signed.
+    /// Some old tars summed the bytes as signed numbers.
     fn checksum_holds(&self) -> bool {
         let summed = || self.0.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { b' ' } else { *b });
         let unsigned: u64 = summed().map(u64::from).sum();
@@ -186,7 +186,7 @@ fn octal(field: &[u8]) -> Option<u64> {
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
-/// Text up to the first NUL; what is not UTF-8 names nothing that is looked for.
+/// Text up to the first NUL; names that are not UTF-8 match nothing.
 fn text_of(field: &[u8]) -> String {
     let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
     String::from_utf8_lossy(&field[..end]).into_owned()
@@ -196,7 +196,7 @@ fn parent(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// `name` seen from `directory`, without `.`, `..` and empty parts; `None` if it leads out of the archive.
+/// `name` relative to `directory`, without `.`, `..` and empty parts; `None` if it leaves the archive.
 fn clean(directory: &str, name: &str) -> Option<String> {
     let directory = if name.starts_with('/') { "" } else { directory };
     let mut parts = Vec::new();

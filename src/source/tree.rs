@@ -1,8 +1,8 @@
-//! A directory whose files are named by documents: what they name is in it, or is not read.
+//! A directory whose files are named by documents; names cannot leave it.
 //!
-//! Symbolic links are followed as long as they stay in the directory: build systems make trees of them. One that leads
-//! out is refused, for the maker of the layout could have it lead anywhere. (A directory on the way to a file may be such
-//! a link: layouts share their blobs so, and no document can name it.)
+//! Symbolic links are followed within the directory: build systems create trees of them. A link that leads out is
+//! refused, since the maker of the layout controls it. (A directory on the way to a file may be such a link: layouts
+//! share blobs this way, and no document can name it.)
 
 use std::fs::File;
 use std::io;
@@ -15,14 +15,14 @@ use rustix::io::Errno;
 use super::SourceError;
 use super::local::Piece;
 
-/// A directory that is open.
+/// An open directory.
 pub(super) struct Tree {
     dir: OwnedFd,
     path: PathBuf,
 }
 
 impl Tree {
-    /// The directory at `path`, which a user has named; links on the way are the user's own.
+    /// Opens the directory at `path`, which the user has named and whose links are trusted.
     ///
     /// # Errors
     /// [`SourceError::Io`]
@@ -36,7 +36,7 @@ impl Tree {
         &self.path
     }
 
-    /// The regular file of this name, if there is one.
+    /// The regular file of this name, if it exists.
     ///
     /// # Errors
     /// [`SourceError`] if it cannot be read, or is a link that leads out of the directory.
@@ -60,9 +60,9 @@ impl Tree {
     fn open_file(&self, name: &str) -> Result<OwnedFd, Unopened> {
         match self.open_within(Path::new(name)) {
             Err(Errno::XDEV) => {}
-            // Links beyond all measure, or to themselves.
+            // Too many links, or a cycle.
             Err(Errno::LOOP) => return Err(Unopened::System(Errno::LOOP)),
-            // As old kernels and some sandboxes say.
+            // Old kernels and some sandboxes return these.
             Err(Errno::NOSYS | Errno::PERM) => return Ok(self.open_no_link(name)?),
             opened => return Ok(opened?),
         }
@@ -70,22 +70,22 @@ impl Tree {
             Err(Errno::LOOP) => {}
             opened => return Ok(opened?),
         }
-        // It may be written from the root of the file system and lead into the directory all the same.
+        // An absolute link may still lead into the directory.
         let real = |path: &Path| path.canonicalize().map_err(|error| Unopened::System(errno(&error)));
         let (root, file) = (real(&self.path)?, real(&self.path.join(name))?);
         let inside = file.strip_prefix(root).map_err(|_| Unopened::LeadsOut)?;
         Ok(self.open_within(inside)?)
     }
 
-    /// A file whose path does not leave the directory.
+    /// Opens a file whose path does not leave the directory.
     fn open_within(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let open = || rustix::fs::openat2(self.dir.as_fd(), path, READ, Mode::empty(), resolve);
-        // Something was renamed meanwhile.
+        // Retry: a path component was renamed.
         (0..TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
     }
 
-    /// A file that is no link.
+    /// Opens a file that is not a link.
     fn open_no_link(&self, name: &str) -> rustix::io::Result<OwnedFd> {
         rustix::fs::openat(self.dir.as_fd(), name, READ | OFlags::NOFOLLOW, Mode::empty())
     }
@@ -107,7 +107,7 @@ fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
-/// A pipe or device must not hold up the process before it is known for what it is.
+/// Do not block on a pipe or device before its type is known.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 const TRIES: usize = 8;
 

@@ -388,7 +388,7 @@ impl Client {
         SourceError::Denied { what: what.to_owned(), place: place.to_owned(), said, tried }
     }
 
-    /// The error that a final answer other than success means.
+    /// The error for a final response other than success.
     pub(super) async fn refusal(&self, reply: &mut Reply, what: &str) -> SourceError {
         let said = reply.said().await;
         let what = what.to_owned();
@@ -430,7 +430,7 @@ impl Client {
         SourceError::Unreachable { what: what.to_owned(), place: self.host.clone(), why, hint }
     }
 
-    /// What to do about a registry that has no image because no registry was meant.
+    /// Hint for a registry without the image, if the user probably meant no registry.
     fn local_hint(&self) -> Option<&'static str> {
         (self.host == "localhost").then_some(
             "podman names what it builds `localhost/NAME`, and its storage is not read here: write it to a file with \
@@ -453,7 +453,7 @@ impl Client {
         self.away(what, format!("{fault} (tried {} {times})", tries.failed()), outage)
     }
 
-    /// Counts and logs a failed try, and waits before the next, if there is to be one.
+    /// Counts and logs a failed try, and waits before the next; `false` if there is none.
     pub(super) async fn again(
         &self,
         tries: &mut Tries,
@@ -472,7 +472,7 @@ impl Client {
         again
     }
 
-    /// Whether a login that failed is tried again for as long as it takes.
+    /// Whether a failed login is retried without limit.
     fn outlasts(&self, error: &AuthError) -> bool {
         let passing = match error {
             AuthError::Unreachable(fault) => fault.is_passing(),
@@ -482,12 +482,12 @@ impl Client {
         passing && self.outages.are_outlasted()
     }
 
-    /// What is known of ranges of this blob, if anything.
+    /// What is known about ranges of this blob.
     pub(super) fn ranges_of(&self, blob: &Digest) -> Option<Ranges> {
         lock(&self.ranges).get(blob).copied()
     }
 
-    /// Notes what the first range of a blob has come to.
+    /// Records how the first range request of a blob was answered.
     pub(super) fn note_ranges(&self, blob: &Digest, are: Ranges) {
         let mut ranges = lock(&self.ranges);
         if ranges.contains_key(blob) {
@@ -528,7 +528,7 @@ impl Client {
     }
 }
 
-/// The same error with what the user can do, if that is known.
+/// The error with a better hint, if there is one.
 fn hinted(error: SourceError, better: Option<&'static str>) -> SourceError {
     match error {
         SourceError::Unreachable { what, place, why, hint } => {

@@ -1,10 +1,9 @@
-//! Credentials: who the user is to a registry, from the files and helpers other tools fill.
+//! Credentials of the user at a registry, from the files and helpers that other tools fill.
 //!
-//! People have logged in with podman or docker already, so peelfs reads what those left behind, in
-//! the order users know (containers-auth.json(5)), and falls through to the next place when one has
-//! nothing. A file that the user names takes the place of podman's files; one that holds no login at
-//! all says that there is to be none. Files and helpers are asked again for every new token: a login
-//! made while an image is mounted takes effect without a remount.
+//! Users have already logged in with podman or docker, so peelfs reads their files in the documented order
+//! (containers-auth.json(5)), and continues with the next one if a file has no matching login. A file named by the user
+//! replaces podman's files; a named file without any login means that none is used. Files and helpers are read again
+//! for every new token: a login made while an image is mounted takes effect without a remount.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -20,22 +19,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::login_file::{FILE_LIMIT, LoginFile, Mark, UnusableFile, key_of};
 use crate::sync::lock;
 
-/// The keys under which tools store the login to Docker Hub, beside `docker.io` itself.
+/// The keys under which tools store the login to Docker Hub, besides `docker.io`.
 pub(super) const HUB_KEYS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "docker.io"];
-/// The name Docker Hub has in Docker's own files and helpers.
+/// Docker Hub's name in Docker's files and helpers.
 const HUB_URL: &str = "https://index.docker.io/v1/";
 
-/// A string that no message, log or debug output shows.
+/// A string that is never shown in messages, logs or debug output.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Hides `text`.
+    /// Wraps `text`.
     pub fn new(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, to be put into a request and nowhere else.
+    /// The text, for use in a request only.
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
@@ -47,7 +46,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What is shown to a registry or its token server.
+/// What is sent to a registry or its token server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Credential {
     /// A user's name and password.
@@ -62,7 +61,7 @@ pub(super) enum Credential {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Found {
     pub(super) credential: Credential,
-    /// The file, or the helper, as a person would name it.
+    /// The file or helper, for messages.
     pub(super) origin: String,
 }
 
@@ -76,7 +75,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// The part of the process's environment that decides where credentials and certificates are.
+/// The environment variables that decide where credentials and certificates are.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// `HOME`.
@@ -89,14 +88,14 @@ pub struct Surroundings {
     pub docker_config: Option<PathBuf>,
     /// `REGISTRY_AUTH_FILE`.
     pub registry_auth_file: Option<PathBuf>,
-    /// `PATH`, in which credential helpers are looked for.
+    /// `PATH`, searched for credential helpers.
     pub path: Option<OsString>,
-    /// The user's number: without `XDG_RUNTIME_DIR`, podman uses `/run/containers/UID`.
+    /// The user id: without `XDG_RUNTIME_DIR`, podman uses `/run/containers/UID`.
     pub uid: Option<u32>,
 }
 
 impl Surroundings {
-    /// Those of this process.
+    /// The surroundings of this process.
     pub fn of_process() -> Self {
         let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
@@ -110,7 +109,7 @@ impl Surroundings {
         }
     }
 
-    /// The files that logins are looked for in at every new token, whether they are there or not.
+    /// The files searched for logins at every new token, whether they exist or not.
     pub fn login_files(&self, authfile: Option<&Path>) -> Vec<PathBuf> {
         let named = authfile.map(Path::to_owned);
         let keyring = Keyring::new(String::new(), String::new(), named, self, Duration::ZERO);
@@ -123,7 +122,7 @@ impl Surroundings {
     }
 }
 
-/// All places where credentials for one repository may be.
+/// All places that may hold credentials for one repository.
 #[derive(Debug)]
 pub(super) struct Keyring {
     files: Vec<File>,
@@ -131,31 +130,31 @@ pub(super) struct Keyring {
     repository: String,
     path: Option<OsString>,
     helper_limit: Duration,
-    /// Complaints that were logged.
+    /// Warnings already logged.
     told: Mutex<HashSet<String>>,
 }
 
 #[derive(Debug)]
 struct File {
     path: PathBuf,
-    /// `~/.dockercfg` has the `auths` map alone.
+    /// `~/.dockercfg` consists of the `auths` map only.
     legacy: bool,
     named: Named,
 }
 
-/// How peelfs knows of a file.
+/// Whether the user named a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Named {
-    /// It is where tools put it.
+    /// A default location.
     No,
-    /// By `REGISTRY_AUTH_FILE`: it need not be there.
+    /// By `REGISTRY_AUTH_FILE`: it may be missing.
     ByVariable,
-    /// By `--authfile`: it must be there and readable.
+    /// By `--authfile`: it must exist and be readable.
     ByFlag,
 }
 
 impl Keyring {
-    /// The places for `host` (with its port, if one was given) and `repository`.
+    /// The places for `host` (with its port, if any) and `repository`.
     pub(super) fn new(
         host: String,
         repository: String,
@@ -184,20 +183,20 @@ impl Keyring {
         Self { files, host, repository, path: around.path.clone(), helper_limit, told }
     }
 
-    /// The host whose credentials these are, as users write it.
+    /// The host of these credentials, as users write it.
     pub(super) fn host(&self) -> &str {
         &self.host
     }
 
-    /// Changes when a file is written, removed or replaced. What helpers would say is not in it.
+    /// Changes when a file is written, removed or replaced. Helpers are not covered.
     pub(super) fn marks(&self) -> Vec<Option<Mark>> {
         self.files.iter().map(|file| Mark::of(&file.path)).collect()
     }
 
-    /// The first credential found, if any; files and helpers are read anew.
+    /// The first credential found; reads files and helpers again.
     ///
     /// # Errors
-    /// [`UnusableFile`] for the file of `--authfile`; trouble with any other is logged and passed over.
+    /// [`UnusableFile`] for the file of `--authfile`; faults of other files are logged and skipped.
     pub(super) async fn find(&self) -> Result<Option<Found>, UnusableFile> {
         for file in &self.files {
             let read = match LoginFile::read(&file.path, file.legacy) {
@@ -224,7 +223,7 @@ impl Keyring {
         Ok(None)
     }
 
-    /// Logs a complaint, once: files are read for every token.
+    /// Logs a warning once, as files are read for every token.
     fn tell(&self, complaint: String) {
         if !lock(&self.told).contains(&complaint) {
             tracing::warn!("{complaint}");
@@ -247,13 +246,13 @@ impl Keyring {
         self.ask(file.store.as_deref()?).await
     }
 
-    /// What a helper may know the host by.
+    /// The names under which a helper may store the host.
     fn host_names(&self) -> Vec<&str> {
         let is_hub = HUB_KEYS.contains(&self.host.as_str());
         if is_hub { [HUB_URL].into_iter().chain(HUB_KEYS).collect() } else { vec![&self.host] }
     }
 
-    /// What an entry may be called, most special first: the repository's path, its parents, the host.
+    /// The keys of matching entries, most specific first: the repository's path, its parents, the host.
     fn keys(&self) -> Vec<String> {
         let host = key_of(&self.host);
         let mut key = format!("{host}/{}", self.repository);
@@ -266,7 +265,7 @@ impl Keyring {
         keys
     }
 
-    /// The answer of the helper `docker-credential-NAME`; trouble is logged and counts as no answer.
+    /// Asks the helper `docker-credential-NAME`; faults are logged and count as no credential.
     async fn ask(&self, name: &str) -> Option<Found> {
         for server in self.host_names() {
             match self.ask_for(name, server).await {
@@ -299,20 +298,20 @@ impl Keyring {
         let mut input = child.stdin.take().expect("stdin is piped");
         let output = child.stdout.take().expect("stdout is piped");
         let conversation = async {
-            // A helper may answer without reading; what counts is what it says.
+            // A helper may answer without reading its input; only its output counts.
             let _ = input.write_all(server.as_bytes()).await;
             drop(input);
             let mut said = Vec::new();
             output.take(FILE_LIMIT).read_to_end(&mut said).await.map_err(HelperFault::Start)?;
             Ok((said, child.wait().await.map_err(HelperFault::Start)?))
         };
-        // Dropping the conversation at the limit drops the child, which kills it.
+        // The timeout drops the conversation, which kills the child.
         let (said, status) = match tokio::time::timeout(self.helper_limit, conversation).await {
             Ok(ended) => ended?,
             Err(_) => return Err(HelperFault::Late(self.helper_limit)),
         };
         if !status.success() {
-            // The protocol's words for "I have none".
+            // The helper protocol's message for a missing credential.
             let none = String::from_utf8_lossy(&said).contains("credentials not found");
             return if none { Ok(None) } else { Err(HelperFault::Failed(status)) };
         }
@@ -331,14 +330,14 @@ impl Keyring {
             return Err(HelperFault::Name);
         }
         let file = format!("docker-credential-{name}");
-        // Relative entries would run what lies in the current directory.
+        // Relative entries would run programs from the current directory.
         let directories = self.path.as_deref().map(std::env::split_paths).into_iter().flatten();
         let mut programs = directories.filter(|dir| dir.is_absolute()).map(|dir| dir.join(&file));
         programs.find(|program| program.is_file()).ok_or(HelperFault::Missing)
     }
 }
 
-/// Why a credential helper gave nothing.
+/// Why a credential helper failed.
 #[derive(Debug, thiserror::Error)]
 enum HelperFault {
     #[error("its name may have only letters, digits, `-`, `_` and `.`")]
@@ -411,7 +410,7 @@ mod tests {
             Keyring::new(host.to_owned(), repository.to_owned(), authfile, &self.around, limit)
         }
 
-        /// As if `REGISTRY_AUTH_FILE` named that file.
+        /// As if `REGISTRY_AUTH_FILE` named this file.
         fn naming(mut self, name: &str) -> Self {
             self.around.registry_auth_file = Some(self.dir.path().join(name));
             self
@@ -449,7 +448,7 @@ mod tests {
             ("run/containers/auth.json", "three"),
         ] {
             let below = home.user("r.example", "a").await.unwrap();
-            // A file that lacks the registry, or is broken, lets the next one speak.
+            // A file without the registry, or a broken file, is skipped.
             for lacking in [&auths(&[("other.example", user)]), "{broken", "", " \n", "null", "{}"] {
                 home.write(file, lacking);
                 assert_eq!(home.user("r.example", "a").await.as_ref(), Some(&below), "{lacking}");
@@ -465,7 +464,7 @@ mod tests {
         assert_eq!(found.to_string(), format!("user `one` from {}", named.display()));
     }
 
-    /// Docker's files are asked after it, as they are after podman's.
+    /// Docker's files are read after it, as after podman's.
     #[tokio::test]
     async fn a_named_file_stands_for_those_of_podman() {
         let home = Home::new();
@@ -571,7 +570,7 @@ mod tests {
         }
     }
 
-    /// Also null where Go's encoder writes an empty map, and base64 as base64(1) writes it.
+    /// Also null where Go's encoder writes an empty map, and base64 with line breaks.
     #[tokio::test]
     async fn files_as_real_tools_write_them() {
         let home = Home::new().naming("env.json");
@@ -650,7 +649,7 @@ mod tests {
         keyring.helper_limit = Duration::from_secs(1);
         assert_eq!(keyring.find().await.unwrap(), None);
         let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
-        // Killed and, at the latest when the runtime next looks, reaped: it no longer sleeps.
+        // Killed and, at the runtime's next turn, reaped: it is no longer running.
         let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         while state().contains(") S ") {
             tokio::task::yield_now().await;

@@ -1,18 +1,16 @@
-//! Downloads: a large range of a blob, over several connections where one does not fill the link.
+//! Downloads: a large range of a blob, over several connections if one does not fill the link.
 //!
-//! A long way, a lossy one, or a server that gives each connection its share: one connection then brings
-//! less than the link could. So a large range is asked for in parts, one behind the other, and while its
-//! reader waits for bytes, further parts are asked for ahead, over connections of their own, as long as
-//! each brings something ([`Lanes`]). A link that is full already, as with other layers under way, shows
+//! On a long or lossy path, or with a server that limits each connection, one connection is slower than the link. So a
+//! large range is requested in parts, one after another, and while its reader waits for bytes, further parts are
+//! requested in advance over more connections, as long as each adds throughput ([`Lanes`]). On a full link, as with
+//! other layers in progress, another connection adds nothing, and the download keeps one.
 //! no gain, and then one connection is all that a download has.
+//! With one connection, parts are long. Once another connection has added throughput, the current long part is
+//! shortened and the others fetch its rest; else their bytes would have to wait for it in limited memory. The shortened
+//! part's connection is dropped, with the bytes in flight; no other byte is sent twice.
 //!
-//! As long as one connection does the work its parts are long. Once another one has proved to bring
-//! something, a long part is shortened, and the others bring its rest: else what they bring would have to
-//! wait for it, and there is room for so much only. Its connection is lost with what was on its way then; no
-//! other byte is sent twice.
-//!
-//! Parts are delivered in order; what comes ahead of its turn is held in memory, within bounds. A server that
-//! ignores ranges is found out by the first part, which then goes on to the end as one stream.
+//! Parts are delivered in order; parts that arrive early are held in memory, within limits. A server that ignores
+//! ranges is detected at the first part, which then continues to the end as one stream.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -30,14 +28,14 @@ use crate::digest::Digest;
 use crate::source::{Outage, SourceError};
 use crate::sync::lock;
 
-/// How ranges are cut into parts, in bytes.
+/// How ranges are split into parts, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
-    /// A part that comes alone. Ranges up to twice as long are not cut.
+    /// Size of a part fetched alone. Ranges up to twice as long are not split.
     pub(super) alone: u64,
-    /// A part beside others; each may be in memory as a whole.
+    /// Size of a part fetched beside others; each may be held in memory completely.
     pub(super) beside: u64,
-    /// When so much of a part is left, the next one is asked for, to hide the round trip; less before a short one.
+    /// The next part is requested when this much of a part is left, to hide the round trip; less for a short part.
     pub(super) near: u64,
 }
 
@@ -47,23 +45,23 @@ impl Default for Cut {
     }
 }
 
-/// A large range on its way.
+/// A large range in flight.
 pub(super) struct Download {
     client: Arc<Client>,
     digest: Digest,
     size: u64,
-    /// Parts on their way, in order; the first one is being delivered.
+    /// Parts in flight, in order; the first one is being delivered.
     parts: VecDeque<Part>,
-    /// What has not been asked for, in order: what was cut off a part, and what is behind all parts.
+    /// Ranges not requested yet, in order: what was cut off a part, and what follows all parts.
     rest: VecDeque<Range<u64>>,
-    /// Tells it from others of the same source.
+    /// Identifies it among the downloads of its source.
     number: u64,
     _counted: Taken,
     _permit: OwnedSemaphorePermit,
 }
 
 struct Part {
-    /// Where it ends in the blob.
+    /// Its end in the blob.
     end: u64,
     /// Bytes not delivered yet.
     left: u64,
@@ -75,12 +73,12 @@ struct Part {
     _room: Option<Taken>,
 }
 
-/// A piece in memory, and the room it takes.
+/// A piece in memory, and its share of the memory budget.
 type Held = (Bytes, OwnedSemaphorePermit);
 
 impl Download {
-    /// Asks for the first part of `wanted` and returns when its answer is good; what will come is `wanted`, or, with
-    /// `all`, all that comes in any case.
+    /// Requests the first part of `wanted` and returns once the response is valid. It delivers `wanted`, or, with
+    /// `all`, everything that the server sends.
     pub(super) async fn start(
         client: Arc<Client>,
         digest: Digest,
@@ -136,7 +134,7 @@ impl Download {
         }
     }
 
-    /// Asks for the parts that should be on their way by now.
+    /// Requests the parts that are due by now.
     fn look_ahead(&mut self) {
         let length = lock(&self.client.lanes).length(self.client.cut);
         if self.is_next_due(length) {
@@ -153,7 +151,7 @@ impl Download {
         }
     }
 
-    /// Whether what follows the first part, `length` bytes, has not been asked for, and that part is about to end.
+    /// Whether the `length` bytes after the first part are not requested yet, and that part is about to end.
     fn is_next_due(&self, length: u64) -> bool {
         let Some(rest) = self.rest.front() else { return false };
         let near = self.client.cut.near.min(length / 4);
@@ -164,18 +162,18 @@ impl Download {
         self.client.unranged.load(Ordering::Relaxed)
     }
 
-    /// Leaves most of a long first part to other connections, if one has proved to bring something.
+    /// Leaves most of a long first part to other connections, once one has added throughput.
     fn shorten_first(&mut self) {
         let proven = {
             let lanes = lock(&self.client.lanes);
-            // Of one that paused, much is in buffers, and would be lost with its connection.
+            // If its reader paused, much is in buffers, and would be lost with the connection.
             lanes.proven() > 0 && lanes.readers.contains(&self.number)
         };
         let Some(part) = self.parts.front_mut() else { return };
         if !proven {
             return;
         }
-        // What is on its way already should not be asked for again.
+        // Do not request again what is already in flight.
         let keep = self.client.cut.beside;
         let shortened = |coming| (coming > 2 * keep).then_some(keep);
         let Ok(coming) = part.coming.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shortened) else { return };
@@ -185,9 +183,9 @@ impl Download {
         self.rest.push_front(part.end..end);
     }
 
-    /// Asks for at most `length` bytes of what comes next in the rest.
+    /// Requests at most `length` bytes of the rest.
     fn begin(&mut self, length: u64, connection: Taken, room: Option<Taken>) {
-        // Of a server that ignores ranges each part comes with all that is before it.
+        // A server that ignores ranges sends everything before a part as well.
         let length = if self.is_unranged() { self.size } else { length };
         let Some(rest) = self.rest.front_mut() else { return };
         let end = rest.end.min(rest.start.saturating_add(length));
@@ -213,7 +211,7 @@ impl Download {
         let to_come = Arc::clone(&coming);
         let pumping = tokio::spawn(async move {
             if let Err(error) = pump(transfer, &to_come, ahead, &sender).await {
-                // A reader that is gone does not need to know.
+                // Ignored if the reader is gone.
                 let _ = sender.send(Err(error));
             }
             drop(connection);
@@ -224,8 +222,8 @@ impl Download {
     }
 }
 
-/// Moves a transfer's pieces to where they wait for their turn, at most `ahead` bytes at a time, as long as
-/// there are bytes `coming`. That may be fewer than were asked for: the one that shortens the part takes from them.
+/// Moves the pieces of a transfer to the queue of its part, at most `ahead` bytes in advance, until `coming` is zero.
+/// That may be less than was requested: shortening the part reduces it.
 async fn pump(
     transfer: impl Future<Output = Result<Transfer, SourceError>>,
     coming: &AtomicU64,
@@ -243,7 +241,7 @@ async fn pump(
         piece.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         let takes = u32::try_from(piece.len()).map_or(ahead, |length| length.min(ahead));
         let held = Arc::clone(&free).acquire_many_owned(takes).await.expect("it is never closed");
-        // A piece may be a small part of a large buffer of the connection's.
+        // A piece may be a small slice of a large buffer of the connection; copy it to free the buffer.
         if to.send(Ok((Bytes::copy_from_slice(&piece), held))).is_err() || wanted <= got {
             break;
         }
@@ -253,7 +251,7 @@ async fn pump(
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // It leaves its share of the link to others.
+        // Its share of the link is free now.
         lock(&self.client.lanes).full_until = Duration::ZERO;
     }
 }
@@ -264,48 +262,48 @@ impl Drop for Part {
     }
 }
 
-/// How many connections there may be beyond one for each download.
+/// Limits the connections beyond one per download.
 ///
-/// One more is tried while readers wait for bytes. It stays, and another is tried, when all together
-/// then bring most of what it would add if nothing else were in its way, at once or when it has had time to
-/// get up to speed. Otherwise the link is full: it goes, and for a while, or until a download has ended, none
-/// is tried. When no reader waits for bytes, all go.
+/// One more connection is tried while readers wait for bytes. It is kept, and another one is tried, if the total
+/// throughput then rises by most of what one connection adds on an idle path, at once or after it had time to get up to
+/// speed. Otherwise the link is full: the connection is dropped, and none is tried for a while or until a download
+/// ends. When no reader waits for bytes, all extra connections are dropped.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     allowed: u32,
-    /// Connections over which parts are on their way, be they beyond one for each download or not.
+    /// Connections in use for parts, including one per download.
     used: u32,
     downloads: u32,
-    /// Parts beside others that are not delivered yet, on their way or not.
+    /// Parts fetched beside others that are not delivered yet, complete or not.
     rooms: u32,
     numbers: u64,
     stretch: Option<Stretch>,
-    /// Who read in the stretch before.
+    /// The readers of the previous stretch.
     readers: BTreeSet<u64>,
-    /// Of the last one that is allowed, while it has not shown that it brings something.
+    /// The trial of the last connection allowed, until it has added throughput.
     trial: Option<Trial>,
     full_until: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Trial {
-    /// Bytes a second before it was allowed.
+    /// Bytes per second before it was allowed.
     before: f64,
-    /// It has had the time to get up to speed.
+    /// It has had time to get up to speed.
     settled: bool,
 }
 
-/// A stretch of time over which a rate is measured.
+/// A period over which a rate is measured.
 #[derive(Debug)]
 struct Stretch {
     begun: Duration,
-    /// Bytes received by then.
+    /// Bytes received at its start.
     received: u64,
-    /// Connections in use by then.
+    /// Connections in use at its start.
     used: u32,
-    /// How long readers have waited for bytes since then.
+    /// Time that readers have waited for bytes since then.
     waited: Duration,
-    /// Which of them; those that pause leave the link to others.
+    /// These readers; readers that pause leave the link to others.
     readers: BTreeSet<u64>,
 }
 
@@ -322,12 +320,12 @@ impl Lanes {
         self.numbers
     }
 
-    /// How many have shown that they bring something.
+    /// The number of extra connections that have added throughput.
     fn proven(&self) -> u32 {
         self.allowed - u32::from(self.trial.is_some())
     }
 
-    /// How many bytes the next part has that is asked for when its reader needs it.
+    /// Length of the next part that a reader needs.
     fn length(&self, cut: Cut) -> u64 {
         if self.proven() > 0 { cut.beside } else { cut.alone }
     }
@@ -354,20 +352,20 @@ impl Lanes {
         let expected = self.downloads + self.allowed;
         let idle = trial.is_some() && used < expected;
         if others != self.readers || stretch.waited < took / 2 || idle {
-            // Others came or went, or it is the first stretch, or it was not the link that took the time, or
-            // there was nothing to ask for: there are no rates to compare.
+            // Readers came or went, or it is the first stretch, or the link was not the bottleneck, or there was
+            // nothing to request: rates cannot be compared.
             self.allowed -= u32::from(trial.is_some());
             return;
         }
         let rate = received.saturating_sub(stretch.received) as f64 / took.as_secs_f64();
         let connections = f64::from(readers + self.allowed);
         match trial {
-            // More than one connection can bring came out of buffers.
+            // More than one connection can add came from buffers.
             Some(Trial { before, .. }) if rate > before * (1.0 + BURST / (connections - 1.0)) => self.allowed -= 1,
             Some(Trial { before, settled }) if rate < before * (1.0 + GAIN / (connections - 1.0)) => {
                 if settled {
                     self.allowed -= 1;
-                    // A rate that has fallen tells that more than the link's came before, out of buffers.
+                    // A lower rate means that earlier bytes came from buffers.
                     if rate > before * STEADY {
                         self.full_until = now + REST;
                     }
@@ -375,7 +373,7 @@ impl Lanes {
                     self.trial = Some(Trial { before, settled: true });
                 }
             }
-            // One that had to go ends its part first.
+            // A dropped connection ends its part first.
             _ if self.allowed < MOST && now >= self.full_until && stretch.used <= expected => {
                 self.trial = Some(Trial { before: rate, settled: false });
                 self.allowed += 1;
@@ -393,7 +391,7 @@ impl Client {
     }
 }
 
-/// One of a number of things, until it is dropped.
+/// A counted resource, until dropped.
 struct Taken {
     client: Arc<Client>,
     of: fn(&mut Lanes) -> &mut u32,
@@ -410,7 +408,7 @@ impl Taken {
         Self::one(client, |lanes| &mut lanes.used)
     }
 
-    /// A connection for a part that comes ahead of its turn, if there may be one more.
+    /// A connection for a part in advance, if one more is allowed.
     fn lane(client: &Arc<Client>) -> Option<Self> {
         let limit = {
             let lanes = lock(&client.lanes);
@@ -419,8 +417,8 @@ impl Taken {
         Self::up_to(limit, client, |lanes| &mut lanes.used)
     }
 
-    /// Memory for a part that comes ahead of its turn. There is more of it than there are connections, as
-    /// the parts that are done wait for the first.
+    /// Memory for a part in advance. There is more of it than there are connections, as complete parts wait for the
+    /// first.
     fn room(client: &Arc<Client>) -> Option<Self> {
         Self::up_to(2 * MOST, client, |lanes| &mut lanes.rooms)
     }
@@ -448,19 +446,19 @@ impl Drop for Taken {
     }
 }
 
-/// Bytes of a part without a lane that are held ahead of its reader.
+/// Bytes that a part without an extra connection may receive ahead of its reader.
 const ALONE_AHEAD: u64 = 512 << 10;
-/// Over how long a rate is measured; and in so long a connection is up to speed.
+/// The period over which a rate is measured; also the time for a connection to get up to speed.
 const STRETCH: Duration = Duration::from_millis(500);
-/// What one more connection must bring, of what it would if nothing were in its way.
+/// The share of an idle connection's throughput that one more connection must add.
 const GAIN: f64 = 0.75;
-/// More than one more connection brings, of what it would if nothing were in its way.
+/// More than this share cannot come from one more connection.
 const BURST: f64 = 2.0;
-/// A full link brings at least so much of what it did, when one more connection is tried.
+/// A full link keeps at least this share of its rate when one more connection is tried.
 const STEADY: f64 = 0.85;
-/// How long a full link is believed to stay full.
+/// How long a full link is assumed to stay full.
 const REST: Duration = Duration::from_secs(10);
-/// Most connections beyond one for each download.
+/// Limit of connections beyond one per download.
 const MOST: u32 = 4;
 
 #[cfg(test)]
@@ -468,7 +466,7 @@ const MOST: u32 = 4;
 mod tests {
     use super::*;
 
-    /// `readers` wait all the time, and the link brings so much a second with so many extra connections.
+    /// `readers` wait all the time; the link has this rate per number of extra connections.
     fn after(stretches: u32, readers: u64, rate: impl Fn(u32) -> u64) -> Lanes {
         let (mut lanes, mut received) = (Lanes::default(), 0);
         for stretch in 0..=stretches {
@@ -496,7 +494,7 @@ mod tests {
         assert_eq!(tries(24), 1, "after ten seconds it may be another link");
     }
 
-    /// One reader waits all the time; bytes received in each stretch, and connections in use at its end.
+    /// One reader waits all the time; the bytes received in each stretch, and connections in use at its end.
     fn over(stretches: &[(u64, u32)]) -> Lanes {
         let (mut lanes, mut received) = (Lanes { downloads: 1, used: 1, ..Lanes::default() }, 0);
         lanes.waited(0, Duration::ZERO, Duration::ZERO, 0);

@@ -1,16 +1,16 @@
-//! Encodings: documents that something on the way has compressed, though only `identity` was accepted.
+//! Encodings: documents that a server or proxy has compressed although only `identity` was accepted.
 //!
-//! A digest says what a document is, so its label need not be believed: it is decoded only where it is not what it
-//! should be as it came. Blobs are never decoded: what has the digest of a layer is the layer, whatever it is called.
+//! The digest decides whether a document is right, so its label is only a hint: it is decoded only if it is not right
+//! as received. Blobs are never decoded: bytes with the layer's digest are the layer, whatever the label.
 
 use std::io::Read;
 
 use bytes::Bytes;
 
-/// The document that `body` is: itself if it is `right`, or else what it decodes to by its label, at most `limit` bytes.
+/// The document in `body`: as it is if `right` accepts it, or else decoded by its label, at most `limit` bytes.
 ///
 /// # Errors
-/// Why it is neither, for people.
+/// Why neither is right, for messages.
 pub(super) fn document(
     body: Bytes,
     label: Option<&str>,
@@ -25,12 +25,12 @@ pub(super) fn document(
     }
 }
 
-/// Whether this may be a document: all of them are JSON objects, and nothing compressed begins like one.
+/// Whether this may be a document: all documents are JSON objects, and no compressed format begins like one.
 pub(super) fn is_plain(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"{")
 }
 
-/// Decodes by one of the names of RFC 9110, 8.4.1, and RFC 8878; none for others, and for several in a row.
+/// Decodes by a name of RFC 9110, 8.4.1, or RFC 8878; `None` for other names and for several codings.
 fn decode(body: &[u8], label: &str, limit: usize) -> Option<std::io::Result<Bytes>> {
     let label = label.trim().to_ascii_lowercase();
     let decoded = match &*label {
@@ -54,7 +54,7 @@ fn read(decoder: impl Read, limit: usize) -> std::io::Result<Bytes> {
     Ok(decoded.into())
 }
 
-/// By how much a document grows at most that does not compress.
+/// Upper bound for the growth of an incompressible document.
 pub(super) const OVERHEAD: usize = 4 << 10;
 /// RFC 9659: a coding may not need a larger window than 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;

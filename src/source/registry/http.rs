@@ -1,8 +1,7 @@
-//! HTTP: one exchange with one server, bounded in time and size, and the steps of a redirect.
+//! HTTP: one exchange with one server, limited in time and size, and the steps of a redirect.
 //!
-//! The client library is told to do as little as possible: no redirects, cookies, Referer or
-//! decompression of its own. What it does do (connections, TLS, proxies, HTTP/2) is set up here, and
-//! its errors become sentences that name the host and the reason.
+//! The client library's own handling of redirects, cookies, Referer and decompression is off. Connections, TLS, proxies
+//! and HTTP/2 are set up here, and errors are mapped to messages that name the host and the reason.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -25,26 +24,26 @@ use super::tls::{self, HostCertificates, TlsError, Verify};
 use super::verifier::{self, Refusal};
 use crate::source::Outage;
 
-/// The most of an error's body that is read, in bytes.
+/// Limit for the body of an error, in bytes.
 const SAID_LIMIT: usize = 64 << 10;
-/// The most of what a server says that is shown, in characters.
+/// Limit for text of a server that is shown, in characters.
 const SAID_SHOWN: usize = 200;
-/// What one HTTP/2 stream may have in flight: fills 1 Gbit/s at 30 ms. Fixed, as the adaptive window
-/// starts at 64 KiB and costs a new connection several round trips before it is wide.
+/// In-flight limit of one HTTP/2 stream: fills 1 Gbit/s at 30 ms. Fixed, as the adaptive window starts at 64 KiB and
+/// needs several round trips to grow.
 const STREAM_WINDOW: u32 = 4 << 20;
-/// What one HTTP/2 connection may have in flight, so that slow readers cannot pile up more.
+/// In-flight limit of one HTTP/2 connection, so that slow readers cannot accumulate more.
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// A connection on which nothing comes is probed: one that stands belongs to a server that may be slow, any other is
-/// broken within half a minute, and what was asked over it fails.
+/// A silent connection is probed with keepalives: a slow server keeps it alive; otherwise it breaks within half a
+/// minute, and its requests fail.
 const PROBED_AFTER: Duration = Duration::from_secs(15);
 const PROBED_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
-/// So long may a server's machine take to acknowledge what was sent to it.
+/// Time for a server's machine to acknowledge sent data.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
-/// A registry's whole response header.
+/// Limit for the headers of a response.
 const HEADER_LIMIT: u32 = 64 << 10;
 
-/// How servers are reached and believed.
+/// How servers are reached and verified.
 pub(super) struct Transport {
     pub(super) verify: Verify,
     pub(super) ca: Vec<PathBuf>,
@@ -55,7 +54,7 @@ pub(super) struct Transport {
     pub(super) clients: Mutex<HashMap<ClientKind, Client>>,
 }
 
-/// What has gone over the wire.
+/// Counts of requests and bytes.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) requests: AtomicU64,
@@ -65,16 +64,16 @@ pub(super) struct Counters {
     pub(super) renewals: AtomicU64,
 }
 
-/// Connections that may be pooled together.
+/// Groups of connections that may share a pool.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum ClientKind {
     /// To this machine, without TLS and never through a proxy.
     LoopbackPlain,
     /// To this machine over TLS, never through a proxy.
     Loopback,
-    /// To anywhere, with the common roots.
+    /// To any host, with the common roots.
     Common,
-    /// To one host (and port) that has certificates of its own.
+    /// To one host (and port) with certificates of its own.
     Special(String),
 }
 
@@ -90,7 +89,7 @@ pub(super) struct Outgoing {
     pub(super) form: Option<String>,
 }
 
-/// Why there is no (whole) response.
+/// Why there is no (complete) response.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("cannot reach {host}: {why}")]
@@ -120,17 +119,17 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// Of a server that gave no answer within `limit`.
+    /// No answer from a server within `limit`.
     pub(super) fn silent(url: &Url, limit: Duration) -> Self {
         Self::Silent { host: Origin::of(url).map(|origin| origin.to_string()).unwrap_or_default(), limit }
     }
 
-    /// What kind of outage it is part of, if of any.
+    /// The kind of outage that it belongs to.
     pub(super) fn outage(&self) -> Outage {
         if self.is_silence() { Outage::Silent } else { Outage::Away }
     }
 
-    /// Whether nothing came for as long as it may take.
+    /// Whether nothing was received within a time limit.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::Silent { .. } | Self::Stalled { .. } | Self::Abandoned { .. })
     }
@@ -153,7 +152,7 @@ impl Fault {
         }
     }
 
-    /// What the user can do, where it is not about the network.
+    /// What the user can do, if the cause is not the network.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Handshake { refusal, .. } => refusal.hint,
@@ -163,7 +162,7 @@ impl Fault {
 }
 
 impl Transport {
-    /// As [`Transport::answer`], where that does not take longer than `limit`.
+    /// As [`Transport::answer`], with a time limit.
     pub(super) async fn answer_within(&self, request: &Outgoing, limit: Duration) -> Result<Reply, Fault> {
         match tokio::time::timeout(limit, self.answer(request, |_| true)).await {
             Ok(answer) => answer,
@@ -171,8 +170,8 @@ impl Transport {
         }
     }
 
-    /// The answer to `request`: a head, and, where that is what was asked for and `fits`, the first bytes of the body.
-    /// It may be as late as it likes while its connection stands: how long it is waited for is for the caller to say.
+    /// The response to `request`: its headers, and, if these are a success that `fits`, the first bytes of the body.
+    /// Waits as long as the connection is alive: time limits are up to the caller.
     pub(super) async fn answer(&self, request: &Outgoing, fits: impl Fn(&Reply) -> bool) -> Result<Reply, Fault> {
         let mut reply = self.send(request).await?;
         if request.method == Method::GET && reply.status().is_success() && fits(&reply) {
@@ -181,7 +180,7 @@ impl Transport {
         Ok(reply)
     }
 
-    /// Sends `request` and follows where GET and HEAD are redirected to, by the rules of [`origin`].
+    /// Sends `request` and follows redirects of GET and HEAD, by the rules of [`origin`].
     async fn send(&self, request: &Outgoing) -> Result<Reply, Fault> {
         let follows = matches!(request.method, Method::GET | Method::HEAD);
         let mut url = request.url.clone();
@@ -193,7 +192,7 @@ impl Transport {
             }
             let host = reply.host.clone();
             let Some(location) = reply.headers().get(LOCATION) else { return Err(Fault::NoLocation { host }) };
-            // A header is bytes; an address in it is text, or it is none.
+            // A header is bytes; a Location that is not text is invalid.
             let location = std::str::from_utf8(location.as_bytes()).unwrap_or_default();
             let next = origin::follow(&url, location, self.verify).map_err(|why| Fault::Redirect { host, why })?;
             if Origin::of(&next) != Origin::of(&url) {
@@ -310,12 +309,12 @@ impl Transport {
     }
 }
 
-/// A response whose body is still to be read.
+/// A response whose body has not been read yet.
 pub(super) struct Reply {
     response: reqwest::Response,
-    /// Who answered, for messages.
+    /// The host that answered, for messages.
     pub(super) host: String,
-    /// Where the answer came from, after redirects.
+    /// The final URL, after redirects.
     pub(super) url: Url,
     /// Whether a redirect led here.
     pub(super) redirected: bool,
@@ -323,14 +322,14 @@ pub(super) struct Reply {
     stall: Duration,
     least_progress: u64,
     window: Window,
-    /// What has come of the body before it was read.
+    /// Bytes of the body received before it was read.
     first: Option<Bytes>,
     counters: Arc<Counters>,
     received: u64,
     started: Instant,
 }
 
-/// The present stretch of the progress rule; only time spent waiting for the server counts.
+/// The current stretch of the progress rule; only time spent waiting for the server counts.
 #[derive(Default)]
 struct Window {
     waited: Duration,
@@ -346,7 +345,7 @@ impl Reply {
         self.response.headers()
     }
 
-    /// A header's text, if it is there once and is text.
+    /// A header's text, if it occurs once and is text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers().get_all(name).iter();
         match (all.next(), all.next()) {
@@ -355,7 +354,7 @@ impl Reply {
         }
     }
 
-    /// What the body is said to be encoded as, though that was not asked for.
+    /// The declared encoding of the body, although none was requested.
     pub(super) fn foreign_encoding(&self) -> Option<String> {
         let values = self.headers().get_all(CONTENT_ENCODING).iter();
         let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -364,16 +363,16 @@ impl Reply {
         (!foreign.is_empty()).then(|| shown(&foreign.join(", ")))
     }
 
-    /// As [`Reply::body`], for text that may be encoded and that no digest describes.
+    /// As [`Reply::body`], for text that may be encoded and has no digest.
     pub(super) async fn text(&mut self, limit: usize) -> Result<Bytes, Fault> {
         let body = self.body(limit).await?;
         let label = self.foreign_encoding();
-        // What is not decoded will not be understood either.
+        // If it cannot be decoded, the caller reports it as unreadable.
         Ok(encoding::document(body.clone(), label.as_deref(), limit, encoding::is_plain).unwrap_or(body))
     }
 
-    /// How long `Retry-After` asks to wait, in seconds or until a date. The date is seen from the server's own `Date`,
-    /// as the clock of this machine may be another.
+    /// The time that `Retry-After` asks to wait, in seconds or until a date. The date is compared with the server's own
+    /// `Date`, as this machine's clock may differ.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         let asked = self.header(RETRY_AFTER.as_str())?.trim();
         if !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -384,15 +383,14 @@ impl Reply {
         Some(date(asked)?.duration_since(now).unwrap_or_default())
     }
 
-    /// Waits for the first bytes of the body: a server that has sent a head and nothing else is as busy with its answer
-    /// as one that has sent nothing.
+    /// Waits for the first bytes of the body: a server that has sent only headers is still working on its response.
     async fn begin(&mut self) -> Result<(), Fault> {
         let first = self.response.chunk().await;
         self.first = first.map_err(|error| Fault::Broken { host: self.host.clone(), why: innermost(&error) })?;
         Ok(())
     }
 
-    /// From now on nothing may come for so long.
+    /// Raises the time limit for silence in the body.
     pub(super) fn be_patient(&mut self, stall: Duration) {
         self.stall = self.stall.max(stall);
     }
@@ -405,11 +403,11 @@ impl Reply {
         }
         let waiting = loop {
             let started = tokio::time::Instant::now();
-            // A timer that goes off late may leave nothing.
+            // A late timer may leave no time.
             let left = self.stall.saturating_sub(self.window.waited);
             match tokio::time::timeout(left, self.response.chunk()).await {
                 Ok(answer) => break answer.map(|chunk| (chunk, started.elapsed())),
-                // Enough came earlier in this stretch; a new one began when this silence did.
+                // Enough arrived earlier in this stretch; the next one starts with this silence.
                 Err(_) if self.window.bytes >= self.least_progress && !self.window.waited.is_zero() => {
                     self.window = Window { waited: started.elapsed(), bytes: 0 };
                 }
@@ -452,12 +450,12 @@ impl Reply {
         Ok(body.freeze())
     }
 
-    /// Status and message of a refusal, fit for a terminal.
+    /// Status and message of a refusal, safe to print.
     pub(super) async fn said(&mut self) -> String {
         let mut body = BytesMut::new();
         if self.foreign_encoding().is_none() && self.method != Method::HEAD {
             while body.len() < SAID_LIMIT {
-                // Whatever cuts the message short, what has come of it is all there is to show.
+                // Show what was received, even if the message is cut short.
                 let Ok(Some(chunk)) = self.chunk().await else { break };
                 body.extend_from_slice(&chunk[..chunk.len().min(SAID_LIMIT - body.len())]);
             }
@@ -472,7 +470,7 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        // The query is left out: it carries signatures.
+        // Log no query: it may contain signatures.
         tracing::debug!(
             method = %self.method,
             host = self.host,
@@ -489,7 +487,7 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// The message in an error's body: distribution-spec's JSON, a token server's JSON, or plain text.
+/// The message in an error body: distribution-spec's JSON, a token server's JSON, or plain text.
 fn message(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Errors {
@@ -523,7 +521,7 @@ fn message(body: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A stranger's text as it may be shown: short, and without anything a terminal would obey.
+/// Untrusted text, shortened and with terminal control characters escaped.
 pub(super) fn shown(text: &str) -> String {
     let mut short: String = text.trim().chars().take(SAID_SHOWN).flat_map(escape).collect();
     if text.trim().chars().nth(SAID_SHOWN).is_some() {
@@ -533,14 +531,14 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 fn escape(character: char) -> impl Iterator<Item = char> {
-    // Besides control characters, those that turn the direction of the text around them.
+    // Also escape characters that change the text direction.
     let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let escaped = (character.is_control() || turns).then(|| character.escape_unicode());
     let plain = escaped.is_none().then_some(character);
     escaped.into_iter().flatten().chain(plain)
 }
 
-/// What an error of the HTTP library means.
+/// Maps an error of the HTTP library.
 fn fault(error: reqwest::Error, host: String, deadlines: &Deadlines) -> Fault {
     let connecting = error.is_connect();
     if connecting && error.is_timeout() {
@@ -551,7 +549,7 @@ fn fault(error: reqwest::Error, host: String, deadlines: &Deadlines) -> Fault {
         return Fault::Connect { host, why: "its name cannot be resolved".to_owned() };
     }
     let bottom = bottom(&error);
-    // A server that wants another client certificate says so when the handshake is done for the client.
+    // A server that rejects the client certificate says so after the client's side of the handshake is done.
     if let Some(refusal) = verifier::explain(bottom) {
         return Fault::Handshake { host, refusal };
     }
@@ -559,7 +557,7 @@ fn fault(error: reqwest::Error, host: String, deadlines: &Deadlines) -> Fault {
     if connecting { Fault::Connect { host, why } } else { Fault::Broken { host, why } }
 }
 
-/// The reason at the bottom of an error, in words for people.
+/// The innermost reason of an error, for messages.
 fn innermost(error: &reqwest::Error) -> String {
     words(bottom(error))
 }
@@ -570,7 +568,7 @@ fn bottom(error: &reqwest::Error) -> &(dyn std::error::Error + 'static) {
     while let Some(source) = next {
         bottom = source;
         next = match source.downcast_ref::<std::io::Error>() {
-            // An I/O error that wraps another error is not its `source`.
+            // An I/O error does not return the error that it wraps as its `source`.
             Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)).or(source.source()),
             None => source.source(),
         };

@@ -1,9 +1,9 @@
-//! Login files: `auth.json`, `config.json` and `.dockercfg` as tools really write them.
+//! Login files: `auth.json`, `config.json` and `.dockercfg` as tools write them.
 //!
-//! Many programs write these files and most read them with Go's decoder, which takes `null` for an
-//! empty map, field names in any case and base64 with line breaks. A reader that is stricter has
-//! users who are logged in everywhere but here. So a file is read value by value: what makes no sense
-//! is passed over alone and named, and only a file that is no JSON object is refused.
+//! Many programs write these files and most read them with Go's decoder, which takes `null` for an empty map, field
+//! names in any case, and base64 with line breaks. A stricter reader would fail for users who are logged in everywhere
+//! else. So values are read one by one: an invalid value is skipped and reported, and only a file that is not a JSON
+//! object is refused.
 
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -17,14 +17,14 @@ use serde_json::{Map, Value};
 use super::credentials::{Credential, HUB_KEYS, Secret};
 use super::http::shown;
 
-/// The largest credentials file or helper answer that is read, in bytes.
+/// Limit for a credentials file or a helper's output, in bytes.
 pub(super) const FILE_LIMIT: u64 = 1 << 20;
-/// What `docker.io` and its other names are compared as.
+/// Stands for all names of Docker Hub in comparisons.
 const HUB: &str = "docker.io";
-/// Keys that a complaint names.
+/// Limit for keys named in a warning.
 const MOST_NAMED: usize = 8;
 
-/// Credentials could not be read from a file.
+/// A credentials file that cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot use {path}: {why}")]
 pub(super) struct UnusableFile {
@@ -38,20 +38,20 @@ impl UnusableFile {
     }
 }
 
-/// What a file says.
+/// The content of a login file.
 #[derive(Default)]
 pub(super) struct LoginFile {
-    /// By what [`key_of`] makes of their keys.
+    /// Logins by key, normalised by [`key_of`].
     pub(super) logins: Vec<(String, Credential)>,
-    /// Names of helpers for one host, by the same.
+    /// Helpers for one host each, by key.
     pub(super) helpers: Vec<(String, String)>,
-    /// The helper for all others.
+    /// The helper for all other hosts.
     pub(super) store: Option<String>,
-    /// Keys whose values make no sense, for a message.
+    /// Keys with invalid values, for a warning.
     pub(super) senseless: Vec<String>,
 }
 
-/// Which file stood at a path, and in which state.
+/// Identity and state of the file at a path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Mark([i64; 2], [u64; 3]);
 
@@ -63,7 +63,7 @@ impl Mark {
 }
 
 impl LoginFile {
-    /// Reads a file; `None` if it is not there. In a `legacy` one the logins stand at the top.
+    /// Reads a file; `None` if it does not exist. A `legacy` file has the logins at the top level.
     pub(super) fn read(path: &Path, legacy: bool) -> Result<Option<Self>, UnusableFile> {
         let unusable = |why: String| UnusableFile { path: path.display().to_string(), why };
         let open = match std::fs::File::open(path) {
@@ -92,7 +92,7 @@ impl LoginFile {
         if text.is_empty() {
             return Ok(file);
         }
-        // serde_json's own text would quote the value it stumbled over, which may be a password.
+        // serde_json's own message may quote the invalid value, which may be a password.
         let top = serde_json::from_slice(text)
             .map_err(|error| format!("line {}, column {} is not as expected", error.line(), error.column()))?;
         let top = match top {
@@ -117,7 +117,7 @@ impl LoginFile {
         Ok(file)
     }
 
-    /// Whether it knows no login and no place where one may be.
+    /// Whether it has no login, no helper and no invalid entry.
     pub(super) fn is_empty(&self) -> bool {
         self.logins.is_empty() && self.helpers.is_empty() && self.store.is_none() && self.senseless.is_empty()
     }
@@ -159,7 +159,7 @@ fn is_null_device(metadata: &std::fs::Metadata) -> bool {
     metadata.file_type().is_char_device() && metadata.rdev() == rustix::fs::makedev(1, 3)
 }
 
-/// An entry that cannot be read as a login.
+/// An entry that is not a valid login.
 struct Senseless;
 
 fn login(fields: Map<String, Value>) -> Result<Option<Credential>, Senseless> {
@@ -197,7 +197,7 @@ fn login(fields: Map<String, Value>) -> Result<Option<Credential>, Senseless> {
     Ok(Some(Credential::Password { user, password: Secret::new(password) }))
 }
 
-/// `user:password` in base64, with or without padding, wrapped or not; Docker ends some passwords with NULs.
+/// `user:password` in base64, with or without padding and line breaks; Docker ends some passwords with NULs.
 fn decode(auth: &str) -> Option<(String, String)> {
     let lenient = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -208,10 +208,10 @@ fn decode(auth: &str) -> Option<(String, String)> {
     Some((user.to_owned(), password.trim_matches('\0').to_owned()))
 }
 
-/// A key of a file, or a registry's host, as the two are compared.
+/// Normalises a key of a file, or a registry's host, for comparison.
 ///
-/// Old tools wrote URLs, of which the host counts; `HOST/v1/` and `HOST/v2/` are such without a scheme.
-/// Hosts are compared without regard to case, and those of Docker Hub are one.
+/// Old tools wrote URLs, of which only the host counts; `HOST/v1/` and `HOST/v2/` are URLs without a scheme. Hosts are
+/// compared without case, and all names of Docker Hub are equal.
 pub(super) fn key_of(written: &str) -> String {
     let schemes = ["https://", "http://"];
     let rest = schemes.iter().find_map(|scheme| {

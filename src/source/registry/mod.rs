@@ -1,20 +1,20 @@
 //! Registries: images over HTTP, by the OCI distribution specification.
 //!
-//! A lazy mount asks a registry for small ranges over weeks, where a pull asks for everything once.
-//! So the client is our own: it resumes, renews, waits within bounds, believes no answer that does
-//! not fit its question, and gives credentials only to the registry and its token server.
+//! A lazy mount requests small ranges for weeks, where a pull requests everything once. So this client resumes
+//! transfers, renews tokens, waits within limits, rejects responses that do not fit the request, and sends credentials
+//! only to the registry and its token server.
 //!
-//! | file | knows |
+//! | file | contents |
 //! |---|---|
 //! | `origin` | where a request may go |
-//! | `tls`, `verifier` | whose certificates count |
-//! | `http` | one exchange, bounded |
-//! | `patience` | how long and how often |
-//! | `challenge`, `login_file`, `credentials`, `refusals`, `token`, `auth` | who we are |
-//! | `access` | what becomes of a refusal |
-//! | `client` | question to answer, all of the above |
-//! | `encoding` | documents that were compressed on the way |
-//! | `ranges`, `blob` | which bytes an answer carries, and how to get the rest |
+//! | `tls`, `verifier` | which certificates are trusted |
+//! | `http` | one exchange, limited |
+//! | `patience` | time limits and retries |
+//! | `challenge`, `login_file`, `credentials`, `refusals`, `token`, `auth` | logins |
+//! | `access` | handling of refusals |
+//! | `client` | from a request to its final response |
+//! | `encoding` | documents compressed in transit |
+//! | `ranges`, `blob` | which bytes a response carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
 
 mod access;
@@ -73,40 +73,40 @@ use crate::trust::{Mismatch, Untrusted};
 pub use self::credentials::{Secret, Surroundings};
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
 
-/// The host that serves what Docker Hub has.
+/// The server of Docker Hub.
 const HUB_SERVER: &str = "registry-1.docker.io";
 
-/// How long at most it takes a registry to say what a tag names.
+/// Time limit for resolving a tag.
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many transfers that have failed try again at a time.
+/// Failed transfers that may retry at the same time.
 const RETRYING: usize = 2;
 
-/// How a registry is to be reached.
+/// How to reach a registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
     /// Accept any certificate, and plain HTTP where there is no TLS.
     pub insecure: bool,
-    /// Files of certificates to trust beside the system's.
+    /// Files of certificates to trust besides the system's.
     pub ca: Vec<PathBuf>,
-    /// A credentials file that comes before all others.
+    /// A credentials file that takes precedence over all others.
     pub authfile: Option<PathBuf>,
-    /// Directories in which `HOST:PORT/*.crt` and so on are looked for; the first that has any wins.
+    /// Directories searched for `HOST:PORT/*.crt` and so on; the first match wins.
     pub certs_dirs: Vec<PathBuf>,
     /// Where the user's files are.
     pub surroundings: Surroundings,
-    /// How long anything may take.
+    /// Time limits.
     pub deadlines: Deadlines,
     /// `User-Agent`.
     pub user_agent: String,
-    /// Long transfers at a time; twice as many short ones may run beside them.
+    /// Limit for concurrent long transfers; twice as many short ones may run beside them.
     pub connections: usize,
-    /// What time it is.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
 impl RegistryOptions {
-    /// What a user with these surroundings expects.
+    /// The defaults for a user with these surroundings.
     pub fn new(surroundings: Surroundings) -> Self {
         // The user's own before the machine's, as in containers-certs.d(5).
         let own = surroundings.config_home().map(|config| config.join("containers/certs.d"));
@@ -125,16 +125,16 @@ impl RegistryOptions {
     }
 }
 
-/// What a source has asked and received so far.
+/// Counters of a source.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct SourceStats {
     /// Requests sent, redirects and tokens included.
     pub requests: u64,
     /// Bytes of bodies received.
     pub bytes_received: u64,
-    /// Requests that had to be sent again.
+    /// Requests sent again.
     pub retries: u64,
-    /// Bodies that were cut and taken up again.
+    /// Truncated bodies that were resumed.
     pub resumptions: u64,
     /// Logins and renewals of tokens.
     pub renewals: u64,
@@ -149,10 +149,11 @@ pub struct RegistrySource {
 }
 
 impl RegistrySource {
-    /// Prepares to ask for what the user called `typed`; no connection is made yet. Requests need a tokio runtime.
+    /// Prepares requests for the image that the user called `typed`; does not connect yet. Requests need a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// [`SourceError::Unsupported`] for a host that no URL can have, or certificates that cannot be used.
+    /// [`SourceError::Unsupported`] for an invalid host, or unusable certificates.
     pub fn new(name: RegistryName, typed: String, options: RegistryOptions) -> Result<Self, SourceError> {
         let unusable = |why: String| SourceError::Unsupported { place: typed.clone(), why, hint: None };
         let verify = if options.insecure { Verify::No } else { Verify::Yes };
@@ -206,7 +207,7 @@ impl RegistrySource {
         Ok(Self { client: Arc::new(client), name, typed, counters })
     }
 
-    /// What has been asked and received so far.
+    /// Counters so far.
     pub fn stats(&self) -> SourceStats {
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         SourceStats {
@@ -218,8 +219,8 @@ impl RegistrySource {
         }
     }
 
-    /// `false` once a range request was answered with a whole blob: small ranges then cost all that
-    /// comes before them, and one stream from the start is cheaper.
+    /// `false` once a range request was answered with a whole blob: a small range then costs everything before it, and
+    /// one stream from the start is cheaper.
     pub fn serves_ranges(&self) -> bool {
         !self.client.unranged.load(Ordering::Relaxed)
     }
@@ -230,13 +231,13 @@ impl RegistrySource {
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
         let thing = Thing::Manifest(&reference);
         let ask = Ask { method: Method::HEAD, thing, what: &what, overcomes: u32::MAX };
-        // Who asks may have something else to go by.
+        // The caller may have a fallback, such as a cached answer, so the time limit is short.
         let reply = self.client.ask(&ask, &mut self.tries().within(HEAD_PATIENCE)).await?;
         if reply.status() != StatusCode::OK {
-            // It may not know HEAD, and if it does, only GET brings the reason.
+            // The registry may not support HEAD; if it does, only GET returns the reason.
             return Ok(None);
         }
-        // Of something encoded, the length is another.
+        // With an encoding, the length is not that of the document.
         let length = reply.header(CONTENT_LENGTH.as_str()).filter(|_| reply.foreign_encoding().is_none());
         let length = length.and_then(decimal);
         let Some(size) = length.filter(|size| (1..=MANIFEST_LIMIT).contains(size)) else { return Ok(None) };
@@ -253,7 +254,7 @@ impl RegistrySource {
     async fn fetch_root(&self) -> Result<(Descriptor, Untrusted<Bytes>), SourceError> {
         let reference = self.name.manifest_name();
         let what = manifest_name(&reference);
-        // Both have a say: the digest in the reference, and the one the registry claims.
+        // The digest of the reference and the one that the registry declares must both match.
         let served = |reply: &Reply| reply.header("docker-content-digest")?.parse::<Digest>().ok();
         let right = |reply: &Reply, body: &[u8]| {
             let served = served(reply);
@@ -305,8 +306,8 @@ impl RegistrySource {
         Ok(Untrusted::new(body))
     }
 
-    /// What refers to a manifest as its `subject`, an image index, as far as one answer lists it (distribution-spec, "Listing
-    /// Referrers"); `None` where the registry keeps no such list.
+    /// Manifests that name `of` as their `subject`, as an image index, first page only (distribution-spec, "Listing
+    /// Referrers"); `None` if the registry does not support it.
     ///
     /// # Errors
     /// [`SourceError`]
@@ -317,7 +318,7 @@ impl RegistrySource {
             Ok((reply, body)) if known_type(&reply).is_some_and(|kind| kind.is_index()) => {
                 Ok(Some(Untrusted::new(body)))
             }
-            // Where the path means nothing, some answer with a page, and others with any refusal.
+            // Registries without this endpoint answer with a page or with any refusal.
             Ok(_) | Err(SourceError::NotFound { .. } | SourceError::Protocol { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -336,7 +337,7 @@ impl RegistrySource {
         Ok(Untrusted::new(body))
     }
 
-    /// A document of at most `limit` bytes, decoded if it is only `right` then; one that is cut is fetched again.
+    /// A document of at most `limit` bytes, decoded if that makes it `right`; a truncated one is fetched again.
     async fn document(
         &self,
         thing: Thing<'_>,
@@ -372,7 +373,7 @@ impl RegistrySource {
         }
     }
 
-    /// Index or manifest: by Content-Type, or, where that says nothing, by the document itself.
+    /// Index or manifest: by Content-Type, or, if that is generic, by the document itself.
     fn kind(&self, reply: &Reply, body: &[u8]) -> Result<MediaType, SourceError> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -420,7 +421,7 @@ impl RegistrySource {
     }
 }
 
-/// Content types that say nothing about a manifest.
+/// Content types that do not tell the kind of a manifest.
 const GENERIC: [&str; 5] = ["", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream"];
 
 impl BlobSource for RegistrySource {
@@ -471,7 +472,8 @@ impl BlobSource for RegistrySource {
 }
 
 impl RegistrySource {
-    /// Asks for a range of a blob; returns what will come of it: that range, or, with `all`, all that comes in any case.
+    /// Requests a range of a blob; returns the range that will arrive: the requested one, or, with `all`, everything
+    /// that the server sends.
     async fn begin(
         &self,
         blob: &Descriptor,
@@ -510,7 +512,7 @@ impl RegistrySource {
     }
 }
 
-/// A range of a blob on its way.
+/// A range of a blob in flight.
 enum Coming {
     Whole(Box<Transfer>),
     InParts(Download),
@@ -529,7 +531,7 @@ fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
     Descriptor { media_type, digest, size, data: None, annotations: std::collections::BTreeMap::new() }
 }
 
-/// Whether this is what a descriptor names.
+/// Whether these bytes match the descriptor.
 fn is_described(wanted: &Descriptor, body: &[u8]) -> bool {
     body.len() as u64 == wanted.size && Digest::of(wanted.digest.algorithm(), body) == wanted.digest
 }
@@ -543,10 +545,10 @@ fn manifest_name(reference: &str) -> String {
     format!("manifest `{reference}`")
 }
 
-/// The addresses under which the registry may answer, most wanted first.
+/// The candidate addresses of the registry, preferred first.
 ///
-/// Plain HTTP is only for this machine, unless the user asked for less security; certificates given
-/// for a registry on this machine mean that it speaks TLS.
+/// Plain HTTP is used only for this machine, unless the user asked for less security; certificates given for a registry
+/// on this machine imply TLS.
 fn bases(name: &RegistryName, transport: &Transport) -> Result<Vec<Url>, tls::TlsError> {
     let written = name.authority();
     let host = if written == DOCKER_HUB { HUB_SERVER } else { &written };

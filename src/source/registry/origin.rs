@@ -1,8 +1,8 @@
-//! Origins: whom a request goes to, and which step from one to the next is allowed.
+//! Origins: the target of a request, and which redirects between targets are allowed.
 //!
-//! Credentials belong to an origin (scheme, host, port). A registry may send a client anywhere, by a
-//! redirect or by the realm of a challenge; without rules here it could send it to the cloud's
-//! metadata address, to a service on this machine, or on to plain HTTP.
+//! Credentials belong to an origin (scheme, host, port). A registry may send a client anywhere, by a redirect or by the
+//! realm of a challenge; without rules it could reach the cloud's metadata address or a service on this machine, or
+//! downgrade to plain HTTP.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,9 +11,9 @@ use reqwest::Url;
 
 use super::tls::Verify;
 
-/// Redirects followed for one request; one more is an error.
+/// Limit for redirects of one request.
 pub(super) const MAX_REDIRECTS: usize = 5;
-/// The longest URL taken from a registry, in bytes; storage back ends sign URLs of a few KiB.
+/// Limit for a URL from a registry, in bytes; storage back ends sign URLs of a few KiB.
 const MAX_URL: usize = 16 << 10;
 
 /// Scheme, host and port of a URL.
@@ -36,12 +36,12 @@ impl Origin {
         Some(Self { tls, host: host.into(), port: url.port_or_known_default()? })
     }
 
-    /// Whether it is spoken to over TLS.
+    /// Whether it uses TLS.
     pub(super) fn is_tls(&self) -> bool {
         self.tls
     }
 
-    /// Where it is, as far as its name tells.
+    /// Its reach, judged by the name alone.
     pub(super) fn reach(&self) -> Reach {
         Reach::of(&self.host)
     }
@@ -51,7 +51,7 @@ impl Origin {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// The host alone; an IPv6 address stands in brackets.
+    /// The host alone; an IPv6 address is in brackets.
     pub(super) fn host(&self) -> &str {
         &self.host
     }
@@ -69,15 +69,15 @@ impl fmt::Display for Origin {
     }
 }
 
-/// How far away a host is.
+/// Distance of a host.
 ///
-/// Only what the name says: a name in the DNS that resolves to a loopback address counts as
-/// [`Reach::Elsewhere`], as it does for other clients.
+/// Judged by the name alone: a DNS name that resolves to a loopback address counts as [`Reach::Elsewhere`], as in other
+/// clients.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Reach {
     /// This machine: `localhost`, 127.0.0.0/8, `::1`, the unspecified addresses.
     Loopback,
-    /// This link, where cloud metadata services live: 169.254.0.0/16, fe80::/10, fd00:ec2::/32.
+    /// This link, with cloud metadata services: 169.254.0.0/16, fe80::/10, fd00:ec2::/32.
     Link,
     /// Anything else.
     Elsewhere,
@@ -120,10 +120,10 @@ pub(super) enum Forbidden {
     Inward { from: String, to: String },
 }
 
-/// The URL that `location` means when `from` sends it, if going there is allowed.
+/// The URL for `location` sent by `from`, if that redirect is allowed.
 ///
-/// A name and password inside the URL are dropped, and so is the fragment.
-/// Without TLS that proves something, a step from https to http loses nothing.
+/// User, password and fragment in the URL are dropped. If TLS is not verified, a redirect from https to http loses
+/// nothing.
 pub(super) fn follow(from: &Url, location: &str, verify: Verify) -> Result<Url, Forbidden> {
     if location.is_empty() || location.len() > MAX_URL {
         return Err(Forbidden::Malformed);

@@ -1,8 +1,8 @@
-//! Patience: how long to wait, how often to try again, and when to give up.
+//! Patience: how long to wait, how often to retry, and when to give up.
 //!
-//! A reader hangs on every one of these decisions. A registry must not be able to hold it for as
-//! long as it likes, by an endless `Retry-After` for instance, and many readers must not come back
-//! in the same instant. Time is taken from a [`Clock`], which never jumps and which tests replace.
+//! A reader waits for each of these decisions. A registry must not be able to hold it forever, for instance by an
+//! endless `Retry-After`, and many readers must not retry at the same instant. Time comes from a [`Clock`], which never
+//! jumps and which tests replace.
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,12 +15,12 @@ use crate::digest::Digest;
 use crate::source::outage::{Failing, Listening, OnOutage, Outages, SHORTEST_SILENCE};
 use crate::source::{BoxFuture, Outage};
 
-/// Time that only moves forward, and a way to let it pass.
+/// A monotonic clock, and a way to wait.
 pub trait Clock: Debug + Send + Sync {
     /// Time since some fixed moment.
     fn now(&self) -> Duration;
 
-    /// The same with the time that the machine was suspended: what others give a life to grows old then, too.
+    /// As [`Clock::now`], including the time in which the machine was suspended; for things that expire.
     fn since_boot(&self) -> Duration {
         self.now()
     }
@@ -46,7 +46,7 @@ impl Clock for MonotonicClock {
 
     fn since_boot(&self) -> Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        // A clock that counts from the boot of the machine says nothing below zero.
+        // Time since boot is never negative.
         Duration::try_from(now).unwrap_or_default()
     }
 
@@ -55,21 +55,21 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// The limits of patience.
+/// Time limits of a source.
 #[derive(Clone, Debug)]
 pub struct Deadlines {
-    /// Until a connection stands.
+    /// To establish a connection.
     pub connect: Duration,
-    /// From the request to its answer, the first bytes of the body included; then it is late, and still waited for
-    /// as long as there is [`Deadlines::patience`].
+    /// From a request to its response, including the first bytes of the body; then it is late, and still awaited for up
+    /// to [`Deadlines::patience`].
     pub header: Duration,
-    /// In a body: this long without [`Deadlines::least_progress`] bytes, and the body counts as cut.
+    /// Without [`Deadlines::least_progress`] bytes in this time, a body counts as truncated.
     pub stall: Duration,
-    /// The least a body must bring in each [`Deadlines::stall`], in bytes.
+    /// Minimum of a body in each [`Deadlines::stall`], in bytes.
     pub least_progress: u64,
-    /// The longest `Retry-After` that is obeyed where outages are outlasted.
+    /// Limit for an obeyed `Retry-After` while the source retries without limit.
     pub retry_after: Duration,
-    /// For one request with all its retries, and for its answer, be that as late as it may.
+    /// For one request with all its retries, and for a late response.
     pub patience: Duration,
     /// For a credential helper.
     pub helper: Duration,
@@ -90,7 +90,7 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// These, with as much patience as a reader has by `policy`.
+    /// Adjusts the limits to a reader's `policy`.
     #[must_use]
     pub fn waiting_as(self, policy: OnOutage) -> Self {
         let patience = match policy {
@@ -101,21 +101,21 @@ impl Deadlines {
         Self { patience, ..self }
     }
 
-    /// After this an answer is late.
+    /// The time after which a response is late.
     pub(super) fn late(&self) -> Duration {
         self.connect + self.header
     }
 }
 
-/// Tries of one request, the first included.
+/// Tries of one request, including the first.
 const MAX_TRIES: u32 = 6;
-/// Those of one that comes too soon after others, where the server does not say when it may come again.
+/// Tries of a request that exceeds a rate limit, if the server gives no time to retry.
 const MAX_TRIES_TOO_MANY: u32 = 3;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause that is made because a server asks for it.
+/// Limit for a pause that a server asks for.
 const LONGEST_ASKED: Duration = Duration::from_secs(3600);
-/// No reader lives longer.
+/// Practically forever.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The tries of one request.
@@ -125,14 +125,14 @@ pub(super) struct Tries {
     patience: Duration,
     end: Duration,
     failed: u32,
-    /// The place in a queue that the present try takes.
+    /// The queue place of the current try.
     pub(super) place: Option<OwnedSemaphorePermit>,
     failing: Option<Failing>,
-    /// For how long it has brought nothing; none where no reader waits by it.
+    /// Measures the silence; `None` if no reader waits.
     pub(super) listening: Option<Listening>,
 }
 
-/// What is tried, for those who ask what is being waited for.
+/// What is tried, for status output.
 pub(super) struct Subject<'a> {
     pub(super) what: &'a str,
     pub(super) blob: Option<&'a Digest>,
@@ -141,21 +141,21 @@ pub(super) struct Subject<'a> {
 }
 
 impl Tries {
-    /// The first try starts now.
+    /// Starts the first try now.
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
         let (patience, cap) = (deadlines.patience, deadlines.retry_after);
         let end = clock.now().saturating_add(patience);
         Self { clock, cap, patience, end, failed: 0, place: None, failing: None, listening: None }
     }
 
-    /// As these, but with no more than so much patience.
+    /// The same with at most this `patience`.
     #[must_use]
     pub(super) fn within(self, patience: Duration) -> Self {
         let patience = patience.min(self.patience);
         Self { patience, end: self.end.min(self.clock.now().saturating_add(patience)), ..self }
     }
 
-    /// How long the source may still say nothing; for ever, once outages are outlasted.
+    /// How long the source may still be silent; forever while it retries without limit.
     pub(super) fn left(&self) -> Duration {
         match &self.listening {
             Some(listening) => self.patience.saturating_sub(listening.silent_for()),
@@ -163,37 +163,37 @@ impl Tries {
         }
     }
 
-    /// How long it might say nothing when it began.
+    /// The initial limit for silence.
     pub(super) fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// What was asked for has not come in time, and is waited for still: others get its place.
+    /// Records a late response that is still awaited, and frees the place in the queue.
     pub(super) fn late(&mut self, outages: &Outages, subject: &Subject<'_>, why: &str) {
         self.note(outages, subject, why);
         self.place = None;
     }
 
-    /// What was late has come after all.
+    /// A late response has arrived.
     pub(super) fn came(&mut self) {
         if self.failed == 0 {
             self.failing = None;
         }
     }
 
-    /// Starts counting anew; what is in trouble stays so until [`Tries::went_well`].
+    /// Restarts the count; a failure stays recorded until [`Tries::went_well`].
     pub(super) fn renewed(&mut self, deadlines: &Deadlines) {
         let fresh = Self::new(self.clock.clone(), deadlines);
         let Self { place, failing, listening, .. } = std::mem::replace(self, fresh);
         (self.place, self.failing, self.listening) = (place, failing, listening);
     }
 
-    /// A try has brought something; says whether those before it had failed.
+    /// A try has succeeded; returns whether earlier ones had failed.
     pub(super) fn went_well(&mut self) -> bool {
         self.failing.take().is_some()
     }
 
-    /// Returns when what is waited for should rather be asked for again; see [`Listening::worth_another_try`].
+    /// Returns when the request should be repeated; see [`Listening::worth_another_try`].
     pub(super) async fn worth_another(&mut self) -> Duration {
         match &mut self.listening {
             Some(listening) => listening.worth_another_try().await,
@@ -206,7 +206,7 @@ impl Tries {
         self.failed
     }
 
-    /// As [`Tries::again`], telling what is waited for; where outages are outlasted, never gives up.
+    /// As [`Tries::again`], recording the failure for status; retries without limit if the source does.
     pub(super) async fn again_within(
         &mut self,
         outages: &Outages,
@@ -215,7 +215,7 @@ impl Tries {
         fault: &str,
     ) -> bool {
         self.note(outages, subject, fault);
-        // A request that pauses needs no place.
+        // A pausing request needs no place.
         self.place = None;
         if !outages.are_outlasted() {
             return self.again_after(subject.trouble, asked).await;
@@ -236,13 +236,13 @@ impl Tries {
         self.failing = Some(failing);
     }
 
-    /// Waits before the next try; `false` if there is to be none.
+    /// Waits before the next try; `false` if there is none.
     pub(super) async fn again(&mut self) -> bool {
         self.again_after(Outage::Away, None).await
     }
 
-    /// As [`Tries::again`], by what is the matter and how long the server `asked` to wait. One that asks for more than
-    /// there is patience is not asked again: it has said that this is of no use.
+    /// As [`Tries::again`], by the kind of failure and the time the server `asked` for. If that exceeds the time limit,
+    /// gives up: an earlier request is no use.
     pub(super) async fn again_after(&mut self, trouble: Outage, asked: Option<Duration>) -> bool {
         self.failed = self.failed.saturating_add(1);
         let asked = asked.filter(|asked| !asked.is_zero()).map(|asked| asked.min(LONGEST_ASKED));
@@ -253,7 +253,7 @@ impl Tries {
         };
         let in_time = self.clock.now().saturating_add(pause) <= self.end;
         let more = match trouble {
-            // Silence takes long, and so it is measured, not counted.
+            // Silence takes long, so it is limited by time and not by count.
             Outage::Silent => pause < self.left(),
             Outage::TooMany if asked.is_none() => in_time && self.failed < MAX_TRIES_TOO_MANY,
             _ => in_time && self.failed < MAX_TRIES,
@@ -266,19 +266,19 @@ impl Tries {
     }
 }
 
-/// The pause after `failed` tries of which a server says that they are too many: 1 s, then 4.
+/// The pause after `failed` rate-limited tries: 1 s, then 4 s.
 fn pause_after_too_many(failed: u32, jitter: f64) -> Duration {
     let spaced = Duration::from_secs(1).saturating_mul(1 << (2 * failed.saturating_sub(1)).min(16));
     spaced.min(LONGEST_PAUSE).mul_f64(1.0 - jitter / 2.0)
 }
 
-/// The pause after `failed` tries: doubling, and shortened by up to a half (`jitter` of 0 to 1).
+/// The pause after `failed` tries: doubles, shortened by up to half (`jitter` from 0 to 1).
 fn pause_after(failed: u32, jitter: f64) -> Duration {
     let doubled = SHORTEST_PAUSE.saturating_mul(1 << failed.saturating_sub(1).min(16));
     doubled.min(LONGEST_PAUSE).mul_f64(1.0 - jitter / 2.0)
 }
 
-/// A number from 0 to 1 that differs from reader to reader; not random enough for more than that.
+/// A number from 0 to 1 that differs between readers; not random enough for other uses.
 fn jitter() -> f64 {
     f64::from((RandomState::new().hash_one(0) >> 32) as u32) / f64::from(u32::MAX)
 }
@@ -290,7 +290,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A clock that only moves when a task waits, and then at once.
+    /// A clock that advances only when a task waits, and then at once.
     #[derive(Debug, Default)]
     pub(in crate::source::registry) struct FakeClock {
         pauses: Mutex<Vec<Duration>>,
@@ -336,7 +336,7 @@ pub(super) mod tests {
         assert!((0..100).all(|_| (0.0..=1.0).contains(&jitter())));
     }
 
-    /// The pauses of one request that fails again and again, in this way.
+    /// The pauses of a request that always fails in this way.
     async fn pauses(patience: u64, trouble: Outage, asked: Option<u64>) -> Vec<Duration> {
         let clock = Arc::new(FakeClock::default());
         let deadlines = Deadlines { patience: Duration::from_secs(patience), ..Deadlines::default() };

@@ -1,27 +1,26 @@
-//! Ranges: which bytes a response to a range request really carries.
+//! Ranges: which bytes a response to a range request carries.
 //!
-//! A server may ignore a range (200), serve less than was asked, or lie. Bytes taken for others than
-//! they are would only be found by their digest, late, or never while an index is being built from
-//! them; so the status, `Content-Range` and `Content-Length` must all tell one story (RFC 9110,
-//! sections 14.4 and 15.3.7), and it must be ours.
+//! A server may ignore a range (200), serve less than requested, or lie. Misplaced bytes would be detected only by
+//! their digest, late, or never while an index is built from them; so the status, `Content-Range` and `Content-Length`
+//! must be consistent (RFC 9110, sections 14.4 and 15.3.7) and match the request.
 
 use std::ops::Range;
 
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName};
 
-/// Where the wanted bytes lie in a response's body.
+/// The place of the wanted bytes in a response's body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Placement {
     /// Bytes of the body before the first wanted one.
     pub(super) skip: u64,
-    /// Wanted bytes that the body promises; fewer than wanted if the server gives less.
+    /// Wanted bytes in the body; fewer than wanted if the server serves less.
     pub(super) take: u64,
-    /// Whether the server took notice of the range.
+    /// Whether the server served the range.
     pub(super) ranged: bool,
 }
 
-/// What is wrong with a response to a range request.
+/// Why a response to a range request is invalid.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum RangeFault {
     #[error("asked for bytes {}-{}, it answered `{got}`", wanted.start, wanted.end - 1)]
@@ -41,7 +40,7 @@ pub(super) enum RangeFault {
 }
 
 impl RangeFault {
-    /// Whether the same bytes may be had by asking for the whole blob instead.
+    /// Whether requesting the whole blob may help.
     pub(super) fn is_about_ranges(&self) -> bool {
         match self {
             Self::OtherBytes { .. }
@@ -56,7 +55,7 @@ impl RangeFault {
 
 /// Where the bytes `wanted` of a blob of `size` bytes lie in this response.
 ///
-/// `wanted` is not empty and lies inside the blob.
+/// `wanted` is not empty and lies within the blob.
 pub(super) fn place(
     status: StatusCode,
     headers: &HeaderMap,
@@ -99,7 +98,7 @@ fn place_part(
     if let Some(got) = given.total.filter(|total| *total != size) {
         return Err(RangeFault::OtherSize { expected: size, got });
     }
-    // Less at the end is allowed, the rest is asked for again; anything else is not our range.
+    // Less at the end is allowed, and the rest is requested again; any other range is wrong.
     let Some(body) = given.bytes.clone().filter(|got| got.start == wanted.start && got.end <= wanted.end) else {
         return Err(other(given.to_string()));
     };
@@ -126,7 +125,7 @@ impl std::fmt::Display for ContentRange {
     }
 }
 
-/// The one Content-Range of a response, or what stands there instead.
+/// The only Content-Range of a response, or a description of what is there instead.
 fn content_range(headers: &HeaderMap) -> Result<ContentRange, String> {
     match single(headers, &CONTENT_RANGE) {
         Header::Absent => Err("no Content-Range".to_owned()),
@@ -157,7 +156,7 @@ fn parse(text: &str) -> Option<ContentRange> {
     (bytes.is_some() || total.is_some()).then_some(ContentRange { bytes, total })
 }
 
-/// Digits only: no sign, no space, no overflow.
+/// Digits only: no sign, space or overflow.
 pub(super) fn decimal(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

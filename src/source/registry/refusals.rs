@@ -1,8 +1,8 @@
-//! Refusals: which logins were refused, and when one of them may be tried again.
+//! Refusals: which logins were refused, and when they may be tried again.
 //!
-//! A login that was good and is refused is most often stale: the token has ended, or the password
-//! behind it has. One that never was good is wrong, and showing it again and again locks accounts. So
-//! the former is tried again now and then, and the latter not before the user changes it.
+//! A login that worked and is now refused is usually stale: its token or password has expired. A login that never
+//! worked is wrong, and repeating it locks accounts. So the former is retried at intervals, the latter only after the
+//! user has changed it.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use super::auth::AuthError;
 use super::challenge::Challenge;
 use super::credentials::Found;
 
-/// The first pause before a login that was good is tried again; it doubles with every refusal.
+/// First pause before a login that worked is retried; doubles with every refusal.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The most refusals that are remembered; the oldest is forgotten first.
+/// Limit for remembered refusals; the oldest is dropped first.
 const MOST: usize = 8;
 
 /// One way to log in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Attempt {
-    /// The credentials; none is anonymous.
+    /// The credentials; `None` is anonymous.
     pub(super) used: Option<Found>,
     pub(super) challenge: Challenge,
-    /// What a token was asked for.
+    /// The scopes of the token.
     pub(super) scopes: Vec<String>,
 }
 
-/// What was refused, and what was good.
+/// The refused logins, and the last one that worked.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     known: Vec<Known>,
-    /// The credentials with which something was granted last.
+    /// The credentials that were last accepted.
     good: Option<Option<Found>>,
 }
 
@@ -38,13 +38,13 @@ pub(super) struct Refusals {
 struct Known {
     attempt: Attempt,
     pause: Duration,
-    /// When it may be tried again; never if the credentials never were good.
+    /// When it may be tried again; `None` if its credentials never worked.
     again: Option<Duration>,
     why: Option<AuthError>,
 }
 
 impl Refusals {
-    /// Something was granted to `used`.
+    /// Records that `used` was accepted.
     pub(super) fn granted(&mut self, used: Option<&Found>) {
         self.known.retain(|known| known.attempt.used.as_ref() != used);
         if self.good.as_ref().map(Option::as_ref) != Some(used) {
@@ -52,13 +52,13 @@ impl Refusals {
         }
     }
 
-    /// Whether something was granted to `used` before.
+    /// Whether `used` was the last credentials accepted.
     pub(super) fn was_good(&self, used: Option<&Found>) -> bool {
         self.good.as_ref().is_some_and(|good| good.as_ref() == used)
     }
 
-    /// Notes that `attempt` was refused, by its token server for a reason, or what came of it by the registry.
-    /// Returns whether it may be tried once more, as its last refusal was long enough ago.
+    /// Records that `attempt` was refused, with the reason of the token server if it was refused there. Returns whether
+    /// it may be tried once more, as its last refusal is old enough.
     pub(super) fn refused(&mut self, attempt: &Attempt, now: Duration, why: Option<AuthError>) -> bool {
         let good = self.was_good(attempt.used.as_ref());
         if let Some(known) = self.known.iter_mut().find(|known| known.attempt == *attempt) {
@@ -78,7 +78,7 @@ impl Refusals {
         false
     }
 
-    /// Whether `attempt` may be tried; if not, with the reason of its token server, if it had one.
+    /// Whether `attempt` may be tried; if not, the token server's reason, if any.
     pub(super) fn may(&self, attempt: &Attempt, now: Duration) -> Result<(), Option<AuthError>> {
         match self.known.iter().find(|known| known.attempt == *attempt) {
             Some(known) if known.again.is_none_or(|again| now < again) => Err(known.why.clone()),

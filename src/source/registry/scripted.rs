@@ -1,13 +1,13 @@
-//! A server that does exactly what a test says, and remembers what it was asked.
+//! A server that follows a test's script exactly and records its requests.
 //!
-//! It exists because well-behaved servers cannot cut a body at a chosen byte or lie about a range.
+//! Real servers cannot cut a body at a chosen byte or lie about a range.
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) method: String,
@@ -28,23 +28,23 @@ impl Asked {
     }
 }
 
-/// What is sent back, byte for byte, and what happens to the connection then.
+/// The response, byte for byte, and what happens to the connection afterwards.
 pub(super) struct Said {
     bytes: Vec<u8>,
     then: Then,
     held: Option<Held>,
 }
 
-/// Returns when the bytes from this one on are to be sent.
+/// An offset, and a function that returns when the bytes from there may be sent.
 type Held = (usize, Box<dyn FnOnce() + Send>);
 
 enum Then {
     Keep,
     HangUp,
     Hang,
-    /// The bytes again and again, till the client leaves.
+    /// Sends the bytes again and again until the client disconnects.
     Repeat(Vec<u8>),
-    /// Waits, and sends the bytes before it hangs up.
+    /// Waits, then sends the bytes and hangs up.
     Last(Box<dyn FnOnce() + Send>, Vec<u8>),
 }
 
@@ -58,7 +58,7 @@ impl Said {
         said
     }
 
-    /// A response with these headers only, and no body yet.
+    /// A response with these headers only, without a body yet.
     pub(super) fn head(status: u16, headers: &[(&str, &str)]) -> Self {
         let mut text = format!("HTTP/1.1 {status} Scripted\r\n");
         for (name, value) in headers {
@@ -68,25 +68,25 @@ impl Said {
         Self { bytes: text.into_bytes(), then: Then::Keep, held: None }
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub(super) fn labelled(mut self, name: &str, value: &str) -> Self {
         let end = self.bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 2;
         self.bytes.splice(end..end, format!("{name}: {value}\r\n").into_bytes());
         self
     }
 
-    /// Not a byte.
+    /// Sends nothing.
     pub(super) fn nothing() -> Self {
         Self { bytes: Vec::new(), then: Then::Keep, held: None }
     }
 
-    /// Sends nothing before `wait` returns, or, with `head_first`, the head only.
+    /// Sends nothing before `wait` returns, or only the head with `head_first`.
     pub(super) fn held(self, head_first: bool, wait: impl FnOnce() + Send + 'static) -> Self {
         let head = self.bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |end| end + 4);
         Self { held: Some((if head_first { head } else { 0 }, Box::new(wait))), ..self }
     }
 
-    /// Sends these bytes too.
+    /// Appends these bytes.
     pub(super) fn and(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend_from_slice(bytes);
         self
@@ -96,7 +96,7 @@ impl Said {
         Self { then: Then::HangUp, ..self }
     }
 
-    /// Keeps the connection open and says nothing more.
+    /// Keeps the connection open and sends nothing more.
     pub(super) fn then_hang(self) -> Self {
         Self { then: Then::Hang, ..self }
     }
@@ -105,7 +105,7 @@ impl Said {
         Self { then: Then::Repeat(bytes.to_vec()), ..self }
     }
 
-    /// Calls `wait`, sends these bytes when it returns, and hangs up.
+    /// Calls `wait`, then sends these bytes and hangs up.
     pub(super) fn then_last(self, wait: impl FnOnce() + Send + 'static, bytes: &[u8]) -> Self {
         Self { then: Then::Last(Box::new(wait), bytes.to_vec()), ..self }
     }
@@ -147,7 +147,7 @@ impl Scripted {
                 let (script, log, tls) = (script.clone(), log.clone(), tls.clone());
                 count.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
-                    // A client that leaves in the middle is part of many tests.
+                    // Clients that disconnect early are part of many tests.
                     let _ = stream.and_then(|stream| match tls {
                         None => serve(stream, &*script, &log),
                         Some(tls) => {

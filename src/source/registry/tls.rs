@@ -1,10 +1,10 @@
-//! TLS: whose certificates are believed, and which certificate we show.
+//! TLS: which certificates are trusted, and which client certificate is sent.
 //!
-//! The trusted roots are the system's (or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`), plus `--ca`,
-//! plus, for one registry, the `*.crt` of its `certs.d` directory; `*.cert` and `*.key` there are a
-//! client certificate (containers-certs.d(5)). The provider is named here for each connection
-//! configuration, so nothing depends on process-wide state. It is aws-lc-rs because authorities of
-//! companies use P-521 keys and SHA-512 with smaller curves, which ring does not verify.
+//! The trusted roots are the system's (or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`), plus `--ca`, plus, for one
+//! registry, the `*.crt` of its `certs.d` directory; `*.cert` and `*.key` there are a client certificate
+//! (containers-certs.d(5)). Each connection configuration names its provider, so nothing depends on process-wide state.
+//! The provider is aws-lc-rs because company authorities use P-521 keys, and SHA-512 with smaller curves, which ring
+//! does not verify.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::verifier::{Roots, Verifier, issuer};
 
-/// Whether a server must prove who it is.
+/// Whether servers are authenticated.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verify {
-    /// By a certificate that a trusted root vouches for.
+    /// By a certificate that leads to a trusted root.
     Yes,
-    /// Not at all: `--insecure`.
+    /// No: `--insecure`.
     No,
 }
 
-/// Certificates could not be used.
+/// Certificates that cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum TlsError {
     #[error("cannot read {path}: {why}")]
@@ -50,7 +50,7 @@ pub(super) struct HostCertificates {
 }
 
 impl HostCertificates {
-    /// Those in the first of `directories` that has a directory named as one of `names`.
+    /// The certificates in the first of `directories` that has a directory with one of `names`.
     pub(super) fn find(directories: &[PathBuf], names: &[String]) -> Result<Option<Self>, TlsError> {
         let candidates = directories.iter().flat_map(|dir| names.iter().map(move |name| dir.join(name)));
         let Some(directory) = candidates.into_iter().find(|path| path.is_dir()) else { return Ok(None) };
@@ -79,12 +79,12 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, TlsError> {
     Ok(files)
 }
 
-/// A configuration without any root, for connections that use no TLS.
+/// A configuration without roots, for connections without TLS.
 pub(super) fn none() -> ClientConfig {
     finish(builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-/// A configuration that believes the system's roots, `ca`, and what `host` adds.
+/// A configuration that trusts the system's roots, `ca`, and the roots of `host`.
 pub(super) fn config(
     verify: Verify,
     ca: &[PathBuf],
@@ -121,7 +121,7 @@ fn roots<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Roots, TlsError
     for path in files {
         let mut usable = Err(TlsError::Empty { path: path.display().to_string() });
         for certificate in certificates(path)? {
-            // A bundle of many may hold some that are of no use; one that is all of no use was not meant so.
+            // Some certificates of a bundle may be unusable; if all are, the file is an error.
             match roots.add(certificate) {
                 Ok(()) => usable = Ok(()),
                 Err(error) => {
@@ -135,13 +135,13 @@ fn roots<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Roots, TlsError
     if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
 }
 
-/// What a server that asks who we are is shown.
+/// The client certificates for servers that request one.
 #[derive(Debug)]
 struct ClientCertificates(Vec<Arc<CertifiedKey>>);
 
 impl ResolvesClientCert for ClientCertificates {
-    /// One that an authority known to the server has signed, else the first whose kind of key it can check:
-    /// a list of authorities leaves out those between a root and a certificate.
+    /// A certificate signed by an authority that the server names, else the first whose key type it accepts: a server's
+    /// list may lack intermediate authorities.
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let known = |client: &CertifiedKey| {
             let mut issuers = client.cert.iter().filter_map(|certificate| issuer(certificate));
@@ -201,7 +201,7 @@ fn unusable(path: &Path, why: String) -> TlsError {
     TlsError::Unusable { path: path.display().to_string(), why }
 }
 
-/// Believes every certificate, as `--insecure` says.
+/// Accepts every certificate, for `--insecure`.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 

@@ -1,7 +1,7 @@
-//! Tokens: what is asked of a token server, and who may be one.
+//! Tokens: requests to a token server, and which servers may be asked.
 //!
-//! The realm of a challenge is the registry's word, and a password goes to where it points. So it has to
-//! use TLS or be on this machine, and a registry elsewhere cannot point to this machine or link.
+//! The registry names the realm in a challenge, and a password is sent there. So the realm must use TLS or be on this
+//! machine, and a remote registry cannot point to this machine or link.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,33 +20,33 @@ use super::refusals::Attempt;
 use super::tls::Verify;
 use crate::source::Outage;
 
-/// The largest answer of a token server that is read, in bytes.
+/// Limit for a response of a token server, in bytes.
 const TOKEN_LIMIT: usize = 1 << 20;
-/// The life of a token whose server does not say ("Token Authentication", `expires_in`).
+/// The life of a token if the server does not state it ("Token Authentication", `expires_in`).
 const USUAL_LIFE: Duration = Duration::from_secs(60);
-/// The longest life that is believed; a registry that ends a token sooner answers 401.
+/// Limit for a stated life; a registry that ends a token sooner answers 401.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// The longest that a token is waited for, whatever the patience of readers is.
+/// Limit for waiting for a token, whatever the readers' limits.
 const LONGEST_ANSWER: Duration = Duration::from_secs(300);
-/// The longest realm that is asked, in bytes.
+/// Limit for a realm, in bytes.
 const REALM_LIMIT: usize = 2 << 10;
-/// How peelfs calls itself to token servers.
+/// The client id sent to token servers.
 const CLIENT_ID: &str = "peelfs";
 
-/// Who gives out tokens for a registry.
+/// The server that issues tokens for a registry.
 pub(super) struct TokenServer<'a> {
     realm: Url,
     service: Option<&'a str>,
 }
 
-/// By the clock that counts suspended time, too: a token ends while a laptop sleeps.
+/// By the clock that includes suspended time: a token expires while a laptop sleeps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
     pub(super) renew: Duration,
     pub(super) end: Duration,
 }
 
-/// Why a realm is not asked for a token.
+/// Why a realm is not used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum RealmFault {
     #[error("it is not an http or https address")]
@@ -58,7 +58,7 @@ pub(super) enum RealmFault {
 }
 
 impl<'a> TokenServer<'a> {
-    /// The one that `registry` names, if it may be asked at all.
+    /// The server of `realm`, if `registry` may name it.
     pub(super) fn of(
         registry: &Origin,
         realm: &str,
@@ -72,7 +72,7 @@ impl<'a> TokenServer<'a> {
         Ok(Self { realm, service })
     }
 
-    /// A token for what `attempt` asks, as a header.
+    /// Requests a token for `attempt`; returns it as a header.
     pub(super) async fn token(
         &self,
         transport: &Transport,
@@ -104,7 +104,7 @@ impl<'a> TokenServer<'a> {
                     let read = read_token(&body);
                     let read = read.and_then(|(token, life)| Some((header("Bearer", token.reveal())?, life)));
                     let (header, life) = read.ok_or(AuthError::NoToken { host })?;
-                    // Early enough that no request sets out with a token that ends on its way.
+                    // Renew early enough that no request is sent with a token that expires on the way.
                     let margin = (life / 5).min(Duration::from_secs(30));
                     return Ok((header, Life { renew: asked_at + life - margin, end: asked_at + life }));
                 }
@@ -119,7 +119,7 @@ impl<'a> TokenServer<'a> {
                         return Err(AuthError::Failing { host, said, outage: trouble(status) });
                     }
                 }
-                // Some servers know only GET, some only POST; their ways to say so differ widely.
+                // Some servers support only GET, some only POST, and they report that in different ways.
                 _ => match ways.next() {
                     Some(next) => way = next,
                     None => return Err(AuthError::Refused { host, said: reply.said().await, tried: tried() }),
@@ -129,7 +129,7 @@ impl<'a> TokenServer<'a> {
     }
 }
 
-/// What is the matter with a server that [is busy](is_busy).
+/// The kind of outage of a server that [is busy](is_busy).
 pub(super) fn trouble(status: StatusCode) -> Outage {
     if status == StatusCode::TOO_MANY_REQUESTS { Outage::TooMany } else { Outage::Unwell }
 }
@@ -139,7 +139,7 @@ pub(super) fn is_busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// The requests that may bring a token, best first; never empty.
+/// The requests that may yield a token, best first; never empty.
 fn ways(
     realm: &Url,
     service: Option<&str>,
@@ -234,7 +234,7 @@ pub(super) fn basic(user: &str, password: &Secret) -> HeaderValue {
     header("Basic", &pair).expect("base64 is plain text")
 }
 
-/// `SCHEME VALUE`, if the value can stand in a header.
+/// `SCHEME VALUE`, if the value is valid in a header.
 pub(super) fn header(scheme: &str, value: &str) -> Option<HeaderValue> {
     let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
     let mut header = HeaderValue::try_from(format!("{scheme} {value}")).ok().filter(|_| plain)?;

@@ -1,9 +1,8 @@
-//! Server certificates: which are accepted, and in which words the others are refused.
+//! Server certificates: which are accepted, and messages for the others.
 //!
-//! Finding a path to a root is webpki's work. It takes no certificate with CA:TRUE for a server's, and
-//! that is what `openssl req -x509` makes, and so what users of private registries have. A certificate
-//! that is byte for byte a trusted one needs no path: it counts while it is valid and for the names it
-//! has, as it does for Go and OpenSSL.
+//! webpki finds a path to a root. It does not accept a server certificate with CA:TRUE, which `openssl req -x509` makes
+//! and which many private registries use. A certificate that is byte for byte a trusted one needs no path: it is
+//! accepted while it is valid and for its names, as in Go and OpenSSL.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -24,12 +23,12 @@ use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 
 use super::http::shown;
 
-/// Names of a certificate that a message shows.
+/// Limit for names in a message.
 const NAMES_SHOWN: usize = 5;
 /// `id-kp-serverAuth` and `anyExtendedKeyUsage` (RFC 5280, section 4.2.1.12).
 const SERVER_USES: [ObjectIdentifier; 2] =
     [ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1"), ObjectIdentifier::new_unwrap("2.5.29.37.0")];
-/// Algorithms that certificates are still seen to be signed with, and that nothing current accepts.
+/// Signature algorithms still found in certificates, and accepted by no current library.
 const OLD_ALGORITHMS: [(&str, &str); 4] = [
     ("1.2.840.113549.1.1.4", "MD5"),
     ("1.2.840.113549.1.1.5", "SHA-1"),
@@ -45,7 +44,7 @@ const REPLACE: &str = "the registry needs another certificate";
 const CLIENT: &str = "a client certificate is a pair `NAME.cert` and `NAME.key` in a `certs.d` directory for this host";
 const PLAIN: &str = "a registry without TLS is reached with `--insecure`";
 
-/// Why a server's certificate, or its way to speak TLS, is refused.
+/// Why a server's certificate or its TLS handshake is refused.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{why}")]
 pub(super) struct Refusal {
@@ -54,10 +53,10 @@ pub(super) struct Refusal {
     pub(super) hint: Option<&'static str>,
 }
 
-/// Certificates that are trusted.
+/// Trusted certificates.
 pub(super) struct Roots {
     store: RootCertStore,
-    /// Hashes of whole certificates.
+    /// Hashes of the trusted certificates themselves.
     themselves: HashSet<blake3::Hash>,
 }
 
@@ -70,7 +69,7 @@ impl Roots {
         self.store.is_empty()
     }
 
-    /// Trusts `certificate` and what it vouches for.
+    /// Trusts `certificate` and certificates issued by it.
     pub(super) fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), rustls::Error> {
         let hash = blake3::hash(&certificate);
         self.store.add(certificate)?;
@@ -79,7 +78,7 @@ impl Roots {
     }
 }
 
-/// Accepts what the roots vouch for, and the roots themselves.
+/// Accepts certificates with a path to a root, and the roots themselves.
 #[derive(Debug)]
 pub(super) struct Verifier {
     paths: Arc<WebPkiServerVerifier>,
@@ -140,7 +139,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Checks a certificate that is a trusted one: its names, its time and its use are left to check.
+/// Checks a certificate that is itself trusted: its names, validity and usage.
 fn trusted_itself(
     presented: &CertificateDer<'_>,
     name: &ServerName<'_>,
@@ -170,7 +169,7 @@ fn parse(certificate: &[u8]) -> Option<Certificate> {
     Certificate::from_der(certificate).ok()
 }
 
-/// The issuer of a certificate, as it stands in it.
+/// The issuer of a certificate, DER-encoded.
 pub(super) fn issuer(certificate: &[u8]) -> Option<Vec<u8>> {
     parse(certificate)?.tbs_certificate().issuer().to_der().ok()
 }
@@ -214,7 +213,7 @@ fn refusal(
     Refusal { why, hint: Some(hint) }
 }
 
-/// What is left when nothing is wrong with the certificate itself.
+/// The message if the certificate has no other fault.
 fn not_trusted(certificate: Option<&Certificate>) -> String {
     let Some(certificate) = certificate.map(Certificate::tbs_certificate) else {
         return "its certificate cannot be read".to_owned();
@@ -226,12 +225,12 @@ fn not_trusted(certificate: Option<&Certificate>) -> String {
     format!("its certificate is signed by `{issuer}`, which is not trusted here")
 }
 
-/// `for a, b`, as a certificate says.
+/// The names of a certificate, as `for a, b`.
 fn names(certificate: Option<&Certificate>) -> String {
     let names =
         certificate.and_then(|certificate| certificate.tbs_certificate().get_extension::<SubjectAltName>().ok());
     let Some((_, SubjectAltName(names))) = names.flatten() else {
-        // Browsers and Go have looked at nothing else since 2017 (RFC 9525).
+        // Browsers and Go have used nothing else since 2017 (RFC 9525).
         return "without a `subjectAltName` and so for no host".to_owned();
     };
     let text = |name: &GeneralName| match name {
@@ -270,7 +269,7 @@ fn day(seconds: u64) -> String {
     moment.map_or_else(|| "an impossible day".to_owned(), |moment| moment.strftime("%Y-%m-%d").to_string())
 }
 
-/// What a failed handshake means; `None` for an error that is none of TLS.
+/// Explains a failed handshake; `None` if the error is not from TLS.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<Refusal> {
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return Some(refusal.clone());
@@ -284,7 +283,7 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<Refusal> {
                 })
             });
         }
-        // With `--insecure` only the proof that the certificate is the server's own is checked.
+        // `--insecure` still checks that the server holds the key of its certificate.
         rustls::Error::InvalidCertificate(_) => ("its proof to own its certificate is wrong".to_owned(), None),
         rustls::Error::InvalidMessage(_) => ("it does not speak TLS".to_owned(), Some(PLAIN)),
         rustls::Error::PeerIncompatible(_) => ("it speaks no version of TLS from 1.2 on".to_owned(), None),

@@ -25,7 +25,7 @@ async fn redirects_carry_no_credentials_and_last_until_they_expire() {
         let wanted = &bytes[range.start as usize..range.end as usize];
         assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted);
     }
-    // 401, redirect; then storage alone.
+    // 401, redirect; then storage only.
     assert_eq!((server.asked().len(), storage.asked().len()), (2, 3));
     expired.store(1, Ordering::SeqCst);
     assert_eq!(read(&bench, &blob(&bytes), 20..30).await.unwrap(), bytes[20..30]);
@@ -54,8 +54,8 @@ async fn no_log_at_any_level_holds_a_secret() {
     let writer = written.clone();
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
-    // With one subscriber alone, `tracing` asks the thread that meets a call site first whether
-    // any thread listens; that may be one of another test.
+    // With only one subscriber, `tracing` caches interest from the thread that first reaches a call site; that may be
+    // another test's.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let guard = tracing::subscriber::set_default(subscriber);
     let bytes = content();
@@ -128,7 +128,7 @@ async fn a_busy_registry_is_asked_again_but_not_for_ever() {
     assert!(why.contains("503") && why.contains("tired") && why.contains("tried 6 times"), "{why}");
 }
 
-/// The date is seen from the server's own.
+/// The date is compared with the server's own.
 #[tokio::test]
 async fn one_that_asks_to_wait_for_too_long_is_not_asked_again() {
     let at = |date: &'static str| vec![("Date", "Fri, 01 Jan 2100 12:00:00 GMT"), ("Retry-After", date)];
@@ -162,7 +162,7 @@ async fn one_that_asks_to_wait_for_too_long_is_not_asked_again() {
     }
 }
 
-/// Without a word about when, the third refusal counts.
+/// Without a time to retry, the third refusal is final.
 #[tokio::test]
 async fn too_many_requests_are_not_answered_with_more() {
     for path in ["/v2/", "/token"] {
@@ -219,7 +219,7 @@ async fn head_describes_without_a_body() {
 #[tokio::test]
 async fn a_registry_that_cannot_head_is_asked_by_get() {
     for status in [404, 405, 400, 200] {
-        // 200 without a digest says too little.
+        // 200 without a digest is not enough.
         let server = Scripted::start(move |asked| match asked.method.as_str() {
             "HEAD" => Said::head(status, &[("Content-Length", "31"), ("Content-Type", OCI)]),
             _ => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
@@ -296,7 +296,7 @@ async fn what_is_not_there_is_named() {
 
 #[tokio::test]
 async fn a_registry_that_is_not_there_is_one_clear_error_at_once() {
-    // Bound and not listening: no other process can take the port, and none answers.
+    // Bound and not listening: no other process can take the port, and connections are refused.
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
@@ -332,7 +332,7 @@ fn where_a_registry_is_looked_for() {
         ("localhost", false, false, Some("http://localhost/")),
         ("[::1]:5000", false, false, Some("http://[::1]:5000/")),
         ("10.0.0.1:5000", false, false, Some("https://10.0.0.1:5000/")),
-        // No address, and no name either.
+        // Neither an address nor a name.
         ("1.2.3.256", false, false, None),
     ] {
         assert_eq!(find(host, insecure, ca).as_deref(), wanted, "{host}");

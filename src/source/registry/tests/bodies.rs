@@ -1,4 +1,4 @@
-//! Blobs and ranges of them that are cut, late, or not what was asked for.
+//! Blobs and ranges that are truncated, late, or wrong.
 
 use futures_util::FutureExt as _;
 
@@ -10,7 +10,7 @@ async fn a_body_that_is_cut_is_taken_up_at_the_last_good_byte() {
     let served = bytes.clone();
     let server = Scripted::start(move |asked| {
         let (first, last) = asked.range().unwrap_or((0, served.len() - 1));
-        // Never more than 70,000 bytes at a time, of whatever was promised.
+        // At most 70,000 bytes at a time, whatever was promised.
         let cut = (last + 1).min(first + 70_000);
         let length = (last + 1 - first).to_string();
         let range = format!("bytes {first}-{last}/{}", served.len());
@@ -73,7 +73,7 @@ async fn a_server_that_falls_silent_is_asked_again() {
     assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
 }
 
-/// A timer may go off a little late, and what came with the head has been waited for no longer than that.
+/// A timer may be slightly late, and bytes that arrived with the head must not hide that.
 #[tokio::test]
 async fn a_server_that_falls_silent_after_a_burst_is_asked_again() {
     let bytes = content();
@@ -88,7 +88,7 @@ async fn a_server_that_falls_silent_after_a_burst_is_asked_again() {
     }
 }
 
-/// Whether it says nothing at all, or has sent a head and then nothing: asked once, and given up when patience ends.
+/// Silent from the start or after the head: asked once, and given up at the time limit.
 #[tokio::test]
 async fn a_server_that_never_answers_is_asked_once_and_reported() {
     let bytes = content();
@@ -109,7 +109,7 @@ async fn a_server_that_never_answers_is_asked_once_and_reported() {
     }
 }
 
-/// A server that is at work on an answer, as a proxy that fetches a layer before it passes on a byte of it.
+/// A server that is working on a response, as a proxy that fetches a whole layer first.
 #[tokio::test]
 async fn an_answer_that_is_late_is_waited_for() {
     let bytes = content();
@@ -131,7 +131,7 @@ async fn an_answer_that_is_late_is_waited_for() {
             policy.into_iter().for_each(|policy| outages.outlast(policy));
             let wanted = blob(&bytes);
             let mut reading = std::pin::pin!(read(&bench, &wanted, 5..10));
-            // It is late, and told so.
+            // The late response shows up in the status.
             let late = |wait: &WaitStatus| wait.last_error.contains("gave no answer within 0.002 s yet");
             while !outages.status().iter().any(late) {
                 assert!((&mut reading).now_or_never().is_none());
@@ -200,7 +200,7 @@ async fn a_body_without_length_may_not_be_longer_than_the_blob() {
     assert!(matches!(result, Err(SourceError::Protocol { .. })), "{result:?}");
 }
 
-/// httpd's magic file, S3 stores that keep the header of an upload: the digest says what a blob is.
+/// Labels from httpd's magic file, or from an upload to S3: the digest decides what a blob is.
 #[tokio::test]
 async fn labels_on_blobs_are_ignored() {
     let bytes = content();
@@ -263,7 +263,7 @@ async fn documents_that_were_encoded_on_the_way_are_decoded() {
     }
 }
 
-/// Storage that has the blob, and refuses a part of it in its own way.
+/// Storage that has the blob, and refuses parts of it in its own way.
 #[tokio::test]
 async fn where_ranges_are_refused_the_whole_blob_is_fetched_once() {
     let bytes = content();
@@ -292,13 +292,13 @@ async fn a_refusal_that_is_not_about_ranges_is_believed() {
         assert!(read(&bench(&server, None), &blob(&bytes), 5..10).await.is_err());
         assert!(server.asked().iter().all(|asked| asked.range().is_some()), "{status}");
     }
-    // What is refused as a whole, too.
+    // A refusal of the whole blob as well.
     let server = Scripted::start(move |_| Said::new(400, &[], "never"));
     let Err(SourceError::Protocol { why, .. }) = read(&bench(&server, None), &blob(&bytes), 5..10).await else {
         panic!()
     };
     assert!(why.contains("400 Bad Request (never)"), "{why}");
-    // Where ranges have come before.
+    // After ranges were served before.
     let (served, before) = (bytes.clone(), AtomicUsize::new(0));
     let server = Scripted::start(move |asked| match before.fetch_add(1, Ordering::SeqCst) {
         0 => serve(asked, &served),
@@ -310,7 +310,7 @@ async fn a_refusal_that_is_not_about_ranges_is_believed() {
     assert!(server.asked().iter().all(|asked| asked.range().is_some()));
 }
 
-/// A server that is in trouble whatever it is asked for, and is well again then.
+/// A server that fails every request, and then recovers.
 #[tokio::test]
 async fn trouble_that_passes_leaves_ranges_as_they_were() {
     let bytes = content();

@@ -1,4 +1,4 @@
-//! Servers with certificates of all kinds, made by openssl as their owners make them.
+//! Servers with certificates of all kinds, made by openssl as in real deployments.
 
 use std::process::Command;
 
@@ -37,7 +37,7 @@ impl Keys {
         assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A certificate signed by itself; `more` are options of `openssl req`.
+    /// A self-signed certificate; `more` are options of `openssl req`.
     pub(super) fn own(&self, name: &str, key: &str, more: &str) {
         self.openssl(&format!(
             "req -x509 -newkey {key} -nodes -keyout {name}.key -out {name}.pem -days 365 -subj /CN={name} {more}"
@@ -62,7 +62,7 @@ impl Keys {
         PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap()
     }
 
-    /// A server that shows the certificate `name` and answers what `script` returns.
+    /// A server with the certificate `name` that answers with what `script` returns.
     pub(super) fn registry_saying(
         &self,
         name: &str,
@@ -74,7 +74,7 @@ impl Keys {
         Scripted::start_tls(config, script)
     }
 
-    /// A registry that shows the certificate `name`, and wants one of `clients`' authority, if that is given.
+    /// A registry with the certificate `name` that requires a client certificate by the authority `clients`, if given.
     fn registry(&self, name: &str, clients: Option<&str>) -> Scripted {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config =
@@ -99,7 +99,7 @@ impl Keys {
 
 const SAN: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";
 
-/// One manifest to be asked for.
+/// A request for one manifest.
 struct Asking<'a> {
     keys: &'a Keys,
     address: SocketAddr,
@@ -126,7 +126,7 @@ impl Asking<'_> {
     }
 }
 
-/// Why it could not be reached, and what may help.
+/// Why it could not be reached, and the hint.
 fn told(result: Result<(), SourceError>) -> (String, Option<&'static str>) {
     match result {
         Err(SourceError::Unreachable { why, hint, .. }) => (why, hint),
@@ -134,7 +134,7 @@ fn told(result: Result<(), SourceError>) -> (String, Option<&'static str>) {
     }
 }
 
-/// What the documentation of registries and of Docker tells users to make; the file is both certificate and root.
+/// As the documentation of registries and of Docker recommends; the file is both certificate and root.
 #[tokio::test]
 async fn a_trusted_certificate_is_accepted_as_itself() {
     let Some(keys) = Keys::new() else { return };
@@ -152,18 +152,18 @@ async fn a_trusted_certificate_is_accepted_as_itself() {
         for host in ["localhost", "127.0.0.1"] {
             asking.of(host).await.unwrap_or_else(|error| panic!("{key} {more} {host}: {error}"));
         }
-        // Another one that says the same of itself is not it.
+        // Another certificate with the same names is not accepted.
         keys.own("other", key, &format!("-addext {SAN} {more} -subj /CN=own"));
         let (why, hint) = told(keys.ask(&server, "other").of("localhost").await);
         assert!(why.contains("its certificate") && hint.unwrap().contains("--ca"), "{key} {more}: {why}");
-        // In the directory of the host instead.
+        // In the `certs.d` directory of the host instead.
         let directory = keys.path(&format!("certs.d/localhost:{}", server.address.port()));
         std::fs::copy(keys.path("own.pem"), directory.join("any.crt")).unwrap();
         keys.ask(&server, "").of("localhost").await.unwrap();
     }
 }
 
-/// Not signed by itself: an issuer that is not trusted stands behind it, and it alone is trusted.
+/// Not self-signed: its issuer is not trusted, only the certificate itself.
 #[tokio::test]
 async fn a_trusted_leaf_needs_no_authority() {
     let Some(keys) = Keys::new() else { return };
@@ -188,7 +188,7 @@ async fn authorities_of_companies_are_accepted() {
         keys.signed("leaf", leaf, "ca", digest, "");
         let asked = keys.ask(&keys.registry("leaf", None), "ca").of("localhost").await;
         asked.unwrap_or_else(|error| panic!("{authority} {digest} {leaf}: {error}"));
-        // What need not be proven must still be possible to speak with.
+        // A server that need not be verified must still be reachable.
         let server = keys.registry("leaf", None);
         keys.ask(&server, "").with("localhost", |options| options.insecure = true).await.unwrap();
     }
@@ -236,7 +236,7 @@ async fn certificates_are_refused_in_words() {
     assert!(why.ends_with("it does not speak TLS") && hint.unwrap().contains("--insecure"), "{why}");
 }
 
-/// By the verifier itself, as no openssl makes certificates of other days than today's everywhere.
+/// By the verifier directly, as not every openssl can make certificates of other dates.
 #[test]
 fn certificates_of_other_days_are_refused() {
     let Some(keys) = Keys::new() else { return };
@@ -268,7 +268,7 @@ fn certificates_of_other_days_are_refused() {
     assert!(!why.contains('\u{1b}'), "{why}");
 }
 
-/// Whatever the pair is called, in whichever form the key is; of several the one whose authority the server names.
+/// Whatever the names of the pair and the form of the key; of several pairs, the one whose authority the server names.
 #[tokio::test]
 async fn client_certificates_are_found_by_pairs() {
     let Some(keys) = Keys::new() else { return };
@@ -296,7 +296,7 @@ async fn client_certificates_are_found_by_pairs() {
     put("me", "work laptop");
     asking.of("localhost").await.unwrap();
     std::fs::remove_file(directory.join("a.cert")).unwrap();
-    // A key without a certificate is nothing.
+    // A key without a certificate is ignored.
     asking.of("localhost").await.unwrap();
     let key = directory.join("work laptop.key");
     let traditional = format!("rsa -in me.key -traditional -out {}", "me.rsa");

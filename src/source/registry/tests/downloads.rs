@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// As [`bench`], with ranges beyond 40,000 bytes cut, and `lanes` connections beyond the first.
+/// As [`bench`], with ranges beyond 40,000 bytes split, and `lanes` extra connections.
 fn cutting(server: &Scripted, lanes: u32) -> Bench {
     let mut bench = bench(server, None);
     let source = Arc::get_mut(&mut bench.source).unwrap();
@@ -13,7 +13,7 @@ fn cutting(server: &Scripted, lanes: u32) -> Bench {
     bench
 }
 
-/// First and past-the-last byte of every range asked for, sorted.
+/// First byte and end of every requested range, sorted.
 fn ranges_asked(server: &Scripted) -> Vec<(usize, usize)> {
     let mut ranges: Vec<_> = server.asked().iter().map(|asked| asked.range().unwrap()).collect();
     ranges.sort_unstable();
@@ -49,15 +49,14 @@ async fn a_server_that_begins_to_ignore_ranges_sends_the_rest_as_one() {
         });
         let bench = cutting(&server, lanes);
         assert_eq!(read(&bench, &blob(&bytes), 5..200_000).await.unwrap(), bytes[5..], "{lanes}");
-        // Two parts, those that were under way when the first answer came without its range, and the rest.
+        // Two parts, those in flight when the first response ignored its range, and the rest.
         let asked = ranges_asked(&server);
         assert!(asked.len() <= if lanes == 0 { 4 } else { 12 }, "{lanes}: {asked:?}");
         assert_eq!(asked.last().unwrap().1, 200_000);
     }
 }
 
-/// The first part's body comes to a halt until its rest was asked for elsewhere; then it goes on as far as
-/// `until`, and ends.
+/// The first part stalls until its rest was requested elsewhere; then it continues to `until`, and ends.
 async fn a_slow_first_part(until: usize) -> (Bench, Vec<(usize, usize)>) {
     let bytes = content();
     let served = bytes.clone();

@@ -1,10 +1,10 @@
-//! Hosts that are a name for another registry, to which they redirect.
+//! Hosts that are only another name for a registry, to which they redirect.
 
 use super::*;
 
 const BOB: &str = r#"{"auths": {"FIRST": {"username": "alice", "password": "s3cret"}, "SECOND": {"username": "bob", "password": "b0b"}}}"#;
 
-/// A host that redirects all of `/v2/` to the same path of `to`; it wants alice's password itself, or nothing.
+/// A host that redirects all of `/v2/` to the same path of `to`; it may require alice's password itself.
 fn vanity(to: &Scripted, protected: bool) -> Scripted {
     let base = to.url("");
     Scripted::start(move |asked| match asked.header("authorization") {
@@ -13,7 +13,7 @@ fn vanity(to: &Scripted, protected: bool) -> Scripted {
     })
 }
 
-/// A registry of this manifest and these bytes, that wants a password, or a token for one.
+/// A registry with this manifest and these bytes that requires a password, or a token for one.
 fn registry(by_token: bool, user: Option<(&'static str, &'static str)>, bytes: Vec<u8>) -> Scripted {
     Scripted::start(move |asked| {
         let shown = asked.header("authorization");
@@ -37,7 +37,7 @@ fn login(first: &Scripted, second: &Scripted) -> String {
     BOB.replace("FIRST", &first.address.to_string()).replace("SECOND", &second.address.to_string())
 }
 
-/// What was shown to `server`, without what it gave out itself.
+/// The authorization that `server` received, except what it issued itself.
 fn shown(server: &Scripted) -> Vec<String> {
     server.asked().iter().filter_map(|asked| asked.header("authorization").map(str::to_owned)).collect()
 }
@@ -56,7 +56,7 @@ async fn a_registry_behind_another_name_is_logged_in_to_by_its_own() {
                 let wanted = &bytes[range.start as usize..range.end as usize];
                 assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted);
             }
-            // Once refused without a login; then where it is, and with a login, is known.
+            // Refused once without a login; afterwards the place and its login are cached.
             assert_eq!(second.asked().len() - before, 4);
             let alice = basic_of("alice", "s3cret");
             assert!(!shown(&second).contains(&alice));
@@ -81,7 +81,7 @@ async fn the_login_of_the_first_registry_is_no_login_elsewhere() {
     }
 }
 
-/// Storage, too, may ask for a password at such a path. It gets none, but from a registry's own manifests on.
+/// Storage may ask for a password at such a path, too. It gets none unless manifests were served there.
 #[tokio::test]
 async fn a_password_is_not_for_where_blobs_alone_lead() {
     let bytes = content();
@@ -141,7 +141,7 @@ async fn what_is_missing_elsewhere_is_not_found() {
     assert!(second.asked().len() < 10);
 }
 
-/// A registry that is reached over TLS and sends its blobs to where there is none.
+/// A registry with TLS that redirects its blobs to a server without.
 #[tokio::test]
 async fn insecure_redirects_may_lose_tls() {
     let Some(keys) = certificates::Keys::new() else { return };

@@ -1,8 +1,8 @@
-//! Private images that do not exist for those who have not logged in, and repositories under other names.
+//! Private images hidden without a login, and repositories under other names.
 
 use super::*;
 
-/// A registry that has nothing for the anonymous, and takes alice's password by Basic or by a token.
+/// A registry that hides everything without a login, and accepts alice's password by Basic or for a token.
 fn secretive(status: u16, by_token: bool, pings: bool) -> Scripted {
     Scripted::start(move |asked| {
         let host = asked.header("host").unwrap();
@@ -58,7 +58,7 @@ async fn without_a_login_nothing_more_is_asked() {
     assert_eq!(server.asked().len(), 1);
 }
 
-/// The registry knows no logins: what it says stands, and so does why none was tried.
+/// The registry offers no login: its refusal is final, and the message says why no login was tried.
 #[tokio::test]
 async fn it_is_told_when_no_login_was_tried() {
     for status in [404, 403, 401] {
@@ -93,7 +93,7 @@ async fn what_a_login_does_not_find_is_not_there() {
         assert!(hint.contains("may read"), "{hint}");
     }
     assert_eq!(pings(&server), 1);
-    // A wrong password is told as such.
+    // A wrong password is reported as such.
     let server = secretive(404, true, true);
     let wrong = ALICE.replace("s3cret", "wrong");
     let result = super::bench(&server, Some(&wrong)).source.root().await;
@@ -101,7 +101,8 @@ async fn what_a_login_does_not_find_is_not_there() {
     assert!(said.contains("who are you") && tried.contains("`alice`"), "{said} {tried}");
 }
 
-/// A proxy that has `org/app` as another registry's `acme/org/app`, for which alone that one gives rights.
+/// A proxy that serves `acme/org/app` of another registry as `org/app`; that registry grants rights for its own name
+/// only.
 #[tokio::test]
 async fn a_scope_of_another_name_is_asked_for_beside_our_own() {
     for refusal in [401, 403] {
@@ -125,7 +126,7 @@ async fn a_scope_of_another_name_is_asked_for_beside_our_own() {
             let bench = bench(&server, None);
             bench.source.root().await.unwrap();
             assert_eq!(tokens_asked(&server).len(), 2);
-            // From then on both at once.
+            // Afterwards both scopes at once.
             bench.clock.advance(Duration::from_secs(3600));
             bench.source.root().await.unwrap();
             assert_eq!(tokens_asked(&server).len(), 3);

@@ -1,4 +1,4 @@
-//! Credentials and tokens, and who is asked for them.
+//! Credentials and tokens, and where they are sent.
 
 use super::*;
 
@@ -42,7 +42,7 @@ async fn a_token_is_renewed_before_it_ends() {
     bench.source.root().await.unwrap();
     assert_eq!(tokens_asked(&server).len(), 2);
     let refused = server.asked().iter().filter(|asked| asked.header("authorization").is_none()).count();
-    // The first request and the two for tokens; none came back with 401 because a token had ended.
+    // The first request and the two for tokens; no request was refused for an expired token.
     assert_eq!(refused, 3);
 }
 
@@ -53,7 +53,7 @@ async fn fifty_readers_renew_once() {
     let server = token_registry(move |header| *check.lock().unwrap() == header);
     let bench = bench_with(&server, None, |options| options.connections = 50);
     bench.source.root().await.unwrap();
-    // The registry forgets the token; all find out together.
+    // The registry drops the token; all readers notice together.
     *valid.lock().unwrap() = "Bearer t2".to_owned();
     let readers: Vec<_> = (0..50)
         .map(|_| {
@@ -77,7 +77,7 @@ async fn fifty_readers_share_one_failed_login() {
     let request = http::Outgoing { method: Method::GET, url, headers, authorization: None, form: None };
     let offered = format!("Bearer realm={}", server.url("/token"));
     let nothing = authorizer.grant(transport).await.unwrap();
-    // Joined on one thread: each is waiting before the first answer is looked at.
+    // Joined on one thread: each one waits before the first response is handled.
     let readers = (0..50).map(|_| {
         let offer = challenge::choose(std::iter::once(offered.as_bytes()));
         let (request, status) = (&request, StatusCode::UNAUTHORIZED);
@@ -123,7 +123,7 @@ async fn credentials_are_read_again_when_a_fresh_token_is_refused() {
         if asked.target.starts_with("/token") {
             let user = if logins.fetch_add(1, Ordering::SeqCst) == 0 { "old" } else { "new" };
             assert_eq!(asked.header("authorization").unwrap(), basic_of(user, "p"));
-            // Meanwhile the user logs in anew.
+            // Meanwhile the user logs in again.
             std::fs::write(&path, format!(r#"{{"auths": {{"{host}": {{"username": "new", "password": "p"}}}}}}"#))
                 .unwrap();
             return Said::new(200, &[], format!(r#"{{"token":"{user}"}}"#));

@@ -1,4 +1,4 @@
-//! The client against servers that behave, misbehave and lie.
+//! The client against correct, faulty and lying servers.
 
 mod answers;
 mod bodies;
@@ -33,7 +33,7 @@ struct Bench {
     _home: tempfile::TempDir,
 }
 
-/// A source for `server`, with a clock that never waits and these credentials (as an auth.json).
+/// A source for `server`, with a clock that never waits, and these credentials (an auth.json).
 fn bench(server: &Scripted, auth: Option<&str>) -> Bench {
     bench_with(server, auth, |_| {})
 }
@@ -63,12 +63,12 @@ fn blob(bytes: &[u8]) -> Descriptor {
     descriptor(MediaType::parse("application/vnd.oci.image.layer.v1.tar"), digest, bytes.len() as u64)
 }
 
-/// 200,000 bytes that differ from place to place.
+/// 200,000 bytes that vary by position.
 fn content() -> Vec<u8> {
     (0..200_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-/// An honest answer to a request for (a range of) `bytes`.
+/// A correct response to a request for (a range of) `bytes`.
 fn serve(asked: &Asked, bytes: &[u8]) -> Said {
     match asked.range() {
         Some((first, last)) => {
@@ -84,7 +84,7 @@ async fn read(bench: &Bench, blob: &Descriptor, range: Range<u64>) -> Result<Vec
     bench.source.read_at(blob, range).await.map(|bytes| bytes.into_unverified().to_vec())
 }
 
-/// A registry that wants a token, and its token server on the same port.
+/// A registry that requires a token, and its token server on the same port.
 fn token_registry(accepted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Scripted {
     let issued = AtomicUsize::new(0);
     Scripted::start(move |asked| {

@@ -1,9 +1,9 @@
-//! Logins that were good and have ended, and the many ways in which registries say so.
+//! Logins that worked and have ended, and the ways in which registries report that.
 
 use super::*;
 
-/// A registry whose token service takes this password, and whose tokens are good from this number on. How it refuses
-/// a token that is not is for the test to say.
+/// A registry whose token service accepts this password, and whose tokens are valid from this number on. The test
+/// decides how it refuses an expired token.
 struct Aging {
     password: Arc<Mutex<String>>,
     first_good: Arc<AtomicUsize>,
@@ -37,13 +37,13 @@ impl Aging {
         Self { password, first_good, server }
     }
 
-    /// Ends the tokens given out so far.
+    /// Expires the tokens issued so far.
     fn expire(&self) {
         self.first_good.store(tokens_asked(&self.server).len() + 1, Ordering::SeqCst);
     }
 }
 
-/// The answers to a token that has ended: of Harbor, of Docker Hub, of those who keep to the letter, and of ECR.
+/// The refusals of an expired token by Harbor, Docker Hub, registries that follow the specification, and ECR.
 fn refusals() -> [fn(&Asked) -> Said; 5] {
     [
         |_| Said::new(401, &[("WWW-Authenticate", r#"Basic realm="harbor""#)], ""),
@@ -63,7 +63,7 @@ async fn a_token_that_has_ended_is_renewed_however_it_is_refused() {
             bench.source.root().await.unwrap();
             for turn in 2..4 {
                 aging.expire();
-                // 403 may also be about what is asked for, so it is not taken for an end each time.
+                // 403 may also be about the object, so it does not always count as an expired token.
                 bench.clock.advance(Duration::from_secs(10));
                 bench.source.root().await.unwrap_or_else(|error| panic!("{number} {auth:?}: {error}"));
                 assert_eq!(tokens_asked(&aging.server).len(), turn, "{number} {auth:?}");
@@ -92,7 +92,7 @@ async fn fifty_readers_renew_once_however_they_are_refused() {
     }
 }
 
-/// The password changes at the registry first, and the user logs in anew later.
+/// The password changes at the registry first, and the user logs in again later.
 #[tokio::test]
 async fn a_login_that_has_ended_heals_when_the_user_logs_in() {
     for refuse in refusals() {
@@ -114,13 +114,13 @@ async fn a_login_that_has_ended_heals_when_the_user_logs_in() {
             let Err(SourceError::Denied { tried, .. }) = result else { panic!("{result:?}") };
             assert!(tried.starts_with("user `alice` from"), "{tried}");
         }
-        // The old password was not shown twenty times.
+        // The old password was not sent twenty times.
         assert_eq!(tokens_asked(&aging.server).len(), 2);
         log_in("typo");
         assert!(bench.source.root().await.is_err());
         let before = tokens_asked(&aging.server).len();
         bench.clock.advance(Duration::from_secs(3600));
-        // One that never was good is not tried again; time does not mend it.
+        // A login that never worked is not retried; time does not fix it.
         assert!(bench.source.root().await.is_err());
         assert!(tokens_asked(&aging.server).len() <= before + 1);
         log_in("n3w");
@@ -128,7 +128,7 @@ async fn a_login_that_has_ended_heals_when_the_user_logs_in() {
     }
 }
 
-/// A token service that turns away what was good, and takes it again, as after an outage of its directory.
+/// A token service that refuses what it accepted, and accepts it again, as after an outage of its directory.
 #[tokio::test]
 async fn a_login_that_was_good_is_tried_again_at_intervals() {
     for refuse in refusals() {
@@ -150,7 +150,7 @@ async fn a_login_that_was_good_is_tried_again_at_intervals() {
     }
 }
 
-/// As above, with the end of the token known beforehand: no question to the registry finds it out.
+/// As above, with a token whose expiry is known: no request to the registry reveals it.
 #[tokio::test]
 async fn a_token_whose_life_is_over_is_had_anew_at_intervals() {
     let aging = Aging::start(challenge);
@@ -167,7 +167,7 @@ async fn a_token_whose_life_is_over_is_had_anew_at_intervals() {
     bench.source.root().await.unwrap();
 }
 
-/// Basic, as at ECR, where a password lives for twelve hours.
+/// Basic, as at ECR, where a password is valid for twelve hours.
 #[tokio::test]
 async fn a_password_that_has_ended_is_looked_for_again() {
     let password = Arc::new(Mutex::new("old".to_owned()));
@@ -206,7 +206,7 @@ async fn a_password_that_has_ended_is_looked_for_again() {
             let Err(SourceError::Denied { said, tried, .. }) = result else { panic!("{result:?}") };
             assert!(said.contains("expired") && tried.contains("`AWS`"), "{said} {tried}");
         }
-        // Each read asks once, and once the registry was asked what it wants.
+        // Each read sends one request, and one request asked the registry for a challenge.
         assert_eq!(server.asked().len() - asked, 6, "{refusal}");
         log_in("new");
         bench.clock.advance(Duration::from_secs(2));
@@ -214,7 +214,7 @@ async fn a_password_that_has_ended_is_looked_for_again() {
     }
 }
 
-/// 403 for what a user may not see, whose login is good for all else.
+/// 403 for an object that the user may not see, with a login that is valid otherwise.
 #[tokio::test]
 async fn a_refusal_of_one_thing_does_not_renew_for_ever() {
     let bytes = content();
@@ -241,7 +241,7 @@ async fn a_refusal_of_one_thing_does_not_renew_for_ever() {
     assert!(tokens <= 3, "{tokens}");
 }
 
-/// A token from before a night's sleep is not shown in the morning.
+/// A token from before a night's suspend is not sent in the morning.
 #[tokio::test]
 async fn a_token_grows_old_while_the_machine_sleeps() {
     let server = token_registry(|header| header.starts_with("Bearer t"));
