@@ -175,7 +175,7 @@ impl ImageFs {
     async fn patiently<T>(&self, number: LayerNo, wanted: impl Future<Output = T>) -> Result<T, FsError> {
         tokio::select! {
             biased;
-            error = self.layers.outlived(number) => Err(error.into()),
+            error = self.layers.timed_out(number) => Err(error.into()),
             done = wanted => Ok(done),
         }
     }

@@ -327,10 +327,10 @@ impl Layers {
 
     /// Returns when the source has been away from a layer for longer than a reader that comes now waits, with the error
     /// for that reader. Until something is received, that is the layer's last error.
-    pub async fn outlived(&self, layer: LayerNo) -> ReadError {
+    pub async fn timed_out(&self, layer: LayerNo) -> ReadError {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
         let digest = &self.slot(layer).pass.layer.blob.digest;
-        let cause = Arc::new(outages.outlived(digest, self.source.name()).await);
+        let cause = Arc::new(outages.timed_out(digest, self.source.name()).await);
         let error = ReadError::Source { layer: digest.clone(), cause };
         if let Some(content) = self.known(layer) {
             content.set_error(&error);

@@ -520,11 +520,11 @@ mod tests {
         `TMP/image.tar` cannot be used: it is compressed with gzip, and does not decompress: incomplete deflate stream
         `TMP/image.tar` cannot be used: it is compressed with bzip2, and does not decompress: bzip2: invalid data
         docker-archive:TMP/image.tar cannot be used: its `manifest.json` is malformed: `config` is given twice at line 1 column 23
-        `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
-        `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
-        `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
-        `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 has a wrong checksum
-        `TMP/image.tar` cannot be used: it is not a sound tar: the entry at byte 0 is cut short
+        `TMP/image.tar` cannot be used: it is not a valid tar: the entry at byte 0 is cut short
+        `TMP/image.tar` cannot be used: it is not a valid tar: the entry at byte 0 is cut short
+        `TMP/image.tar` cannot be used: it is not a valid tar: the entry at byte 0 is cut short
+        `TMP/image.tar` cannot be used: it is not a valid tar: the entry at byte 0 has a wrong checksum
+        `TMP/image.tar` cannot be used: it is not a valid tar: the entry at byte 0 is cut short
         oci-archive:TMP/image.tar cannot be used: it has no `oci-layout`, so it is not an image layout
         "#);
     }

@@ -163,7 +163,7 @@ pub enum SourceError {
         hint: Option<&'static str>,
     },
     /// The answer violates the protocol.
-    #[error("{place} sent a wrong answer for {what}: {why}")]
+    #[error("{place} sent an invalid response for {what}: {why}")]
     Protocol {
         /// What was requested.
         what: String,
@@ -235,14 +235,16 @@ impl Outage {
         match self {
             Self::Away => None,
             Self::Silent => Some(
-                "it may be at work on the answer: wait longer with `--on-outage deadline=SECONDS`, or until it comes with \
-                 `--on-outage block`; what is cached can be used with `--offline`",
+                "it may still be working on the response: wait longer with `--on-outage deadline=SECONDS`, or without \
+                 limit with `--on-outage block`; what is cached can be used with `--offline`",
             ),
             Self::TooMany => Some(
-                "registries limit how often they are asked, above all without a login: log in with `podman login` or \
-                 `docker login`, or come back later; what is cached can be used with `--offline`",
+                "registries limit the rate of requests, especially without a login: log in with `podman login` or \
+                 `docker login`, or try again later; what is cached can be used with `--offline`",
             ),
-            Self::Unwell => Some("the registry is in trouble; try again later, or use what is cached with `--offline`"),
+            Self::Unwell => {
+                Some("the registry reports an error; try again later, or use what is cached with `--offline`")
+            }
         }
     }
 }

@@ -45,7 +45,7 @@ struct Shared {
     waits: watch::Sender<BTreeMap<u64, Wait>>,
     silences: Silences,
     /// Notified when a retry has become more likely to succeed.
-    hope: watch::Sender<()>,
+    retry: watch::Sender<()>,
     refusal: Mutex<Option<String>>,
     /// When a reader last gave up, per blob.
     given_up: Mutex<BTreeMap<Digest, Duration>>,
@@ -79,7 +79,7 @@ pub struct WaitStatus {
 
 /// Held by a transfer; measures how long it has received nothing while bytes were due.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct SilenceTimer {
     shared: Arc<Shared>,
     number: u64,
     /// Silence so far, without the current wait.
@@ -129,7 +129,7 @@ impl Outages {
             outlasted: watch::Sender::default(),
             waits: watch::Sender::default(),
             silences: Silences::default(),
-            hope: watch::Sender::default(),
+            retry: watch::Sender::default(),
             refusal: Mutex::default(),
             given_up: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -184,17 +184,17 @@ impl Outages {
             let what = blob_name(&blob);
             if !told.iter().any(|wait| wait.what == what) {
                 let seconds = now.saturating_sub(since).as_secs();
-                told.push(WaitStatus { what, seconds, tries: 1, last_error: NOTHING_COMES.to_owned() });
+                told.push(WaitStatus { what, seconds, tries: 1, last_error: NO_DATA.to_owned() });
             }
         }
         told
     }
 
     /// Starts measuring the silence of a transfer of `blob`.
-    pub(super) fn listen(&self, blob: &Digest) -> Listening {
+    pub(super) fn time_silence(&self, blob: &Digest) -> SilenceTimer {
         let number = self.0.serial.fetch_add(1, Ordering::Relaxed);
         self.0.silences.add(number, blob);
-        Listening { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, again: 0, begun: None }
+        SilenceTimer { shared: Arc::clone(&self.0), number, silent: Duration::ZERO, again: 0, begun: None }
     }
 
     /// The last refusal, if no request has been granted since.
@@ -244,30 +244,30 @@ impl Outages {
     /// Waits for `time`, or less if a retry has become more likely to succeed: the source has delivered something, or
     /// another reader needs what failed.
     pub async fn pause(&self, time: Duration) {
-        let mut hope = self.0.hope.subscribe();
-        let shortest = time.min(SHORTEST_HOPEFUL_PAUSE.max(time / 8));
+        let mut retry = self.0.retry.subscribe();
+        let shortest = time.min(SHORTEST_PAUSE.max(time / 8));
         self.0.clock.pause(shortest).await;
         tokio::select! {
             biased;
             () = self.0.clock.pause(time - shortest) => {}
-            changed = hope.changed() => changed.expect("the sender is ours"),
+            changed = retry.changed() => changed.expect("the sender is ours"),
         }
     }
 
     /// Wakes retries early, as they have become more likely to succeed.
-    pub fn hope(&self) {
-        if self.0.hope.receiver_count() > 0 {
-            self.0.hope.send_replace(());
+    pub fn retry_soon(&self) {
+        if self.0.retry.receiver_count() > 0 {
+            self.0.retry.send_replace(());
         }
     }
 
     /// Returns when `blob` has been failing for longer than a reader that comes now waits, with the error for that
     /// reader.
-    pub async fn outlived(&self, blob: &Digest, place: &str) -> SourceError {
+    pub async fn timed_out(&self, blob: &Digest, place: &str) -> SourceError {
         let begun = self.0.clock.now();
         let mut policy = self.0.policy.subscribe();
         let policy = *policy.wait_for(Option::is_some).await.expect("the sender is ours");
-        self.hope();
+        self.retry_soon();
         let (mut patience, tries, mut silence) = match policy.expect("waited until there is one") {
             OnOutage::Deadline(patience) => (patience, 1, patience.max(SHORTEST_SILENCE)),
             OnOutage::Offline => (Duration::ZERO, HICCUPS + 1, Duration::MAX),
@@ -312,7 +312,7 @@ impl Outages {
 
     fn silent(&self, blob: &Digest, silent: Duration, waited: Duration, place: &str) -> SourceError {
         let (silent, waited) = (silent.as_secs_f64(), waited.as_secs_f64());
-        let (what, why) = (blob_name(blob), format!("{NOTHING_COMES} since {silent:.1} s (waited {waited:.1} s)"));
+        let (what, why) = (blob_name(blob), format!("{NO_DATA} for {silent:.1} s (waited {waited:.1} s)"));
         if self.0.silences.tell(blob) {
             tell(&what, &why);
         }
@@ -335,13 +335,13 @@ impl Outages {
 }
 
 fn tell(what: &str, why: &str) {
-    tracing::error!(target: "peelfs::failure", what, why, "cannot be had now; reads of it fail");
+    tracing::error!(target: "peelfs::failure", what, why, "unavailable; reads of it fail");
 }
 
 /// Failed tries in a row that are not an outage yet: connections break occasionally.
 const HICCUPS: u32 = 2;
 /// Lower limit between retries that are woken early; so is an eighth of the pause.
-const SHORTEST_HOPEFUL_PAUSE: Duration = Duration::from_millis(250);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// A shorter silence counts as slow, even for readers that wait less.
 pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 /// The kernel queues readers of the same name or page one behind another, and repeats failed readahead. So a reader
@@ -350,9 +350,9 @@ pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 const HANDED_ON: Duration = Duration::from_secs(1);
 /// After this long without bytes, an early retry repeats the request.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
-const NOTHING_COMES: &str = "it was asked, and nothing comes";
+const NO_DATA: &str = "no data received";
 
-impl Listening {
+impl SilenceTimer {
     /// The next bytes are due from now on.
     pub(super) fn begin(&mut self) {
         let now = self.shared.clock.now();
@@ -363,7 +363,7 @@ impl Listening {
     /// Returns when the request should be repeated: nothing was received for a while and a retry has become more likely
     /// to succeed, as a connection may be dead without a sign. The interval doubles each time, since a slow source
     /// would never answer. Returns how long the transfer was silent.
-    pub(super) async fn worth_another_try(&mut self) -> Duration {
+    pub(super) async fn should_retry(&mut self) -> Duration {
         let shared = Arc::clone(&self.shared);
         // A source that gives up by itself keeps to its own number of tries.
         let outlasted = shared.outlasted.subscribe().wait_for(|outlasted| *outlasted).await.is_ok();
@@ -371,7 +371,7 @@ impl Listening {
         let since = self.since(shared.clock.now());
         let patience = SHORTEST_PATIENCE.saturating_mul(1 << self.again.min(16));
         shared.clock.pause(since.saturating_add(patience).saturating_sub(shared.clock.now())).await;
-        shared.hope.subscribe().changed().await.expect("the sender is ours");
+        shared.retry.subscribe().changed().await.expect("the sender is ours");
         self.again += 1;
         shared.clock.now().saturating_sub(since)
     }
@@ -398,17 +398,17 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
+impl Drop for SilenceTimer {
     fn drop(&mut self) {
         self.shared.silences.remove(self.number);
     }
 }
 
 impl Failing {
-    /// Records that nothing was received before the failure, measured by `listening`; `silence` if that was the reason.
-    pub(super) fn brought_nothing(&self, listening: &Listening, silence: bool) {
+    /// Records that nothing was received before the failure, measured by `timer`; `silence` if that was the reason.
+    pub(super) fn was_silent(&self, timer: &SilenceTimer, silence: bool) {
         self.change(|wait, now| {
-            wait.since = wait.since.min(listening.since(now));
+            wait.since = wait.since.min(timer.since(now));
             wait.silent |= silence;
         });
     }
@@ -467,14 +467,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_who_waits_before_the_policy_is_known_gives_up_by_it() {
+    async fn a_reader_from_before_the_policy_gives_up_by_it() {
         let outages = Outages::new(Arc::new(MonotonicClock::default()));
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let _failing = outages.failed(None, "blob 1", Some(&blob), "no route");
-        let mut told = Box::pin(outages.outlived(&blob, "image"));
+        let mut told = Box::pin(outages.timed_out(&blob, "image"));
         tokio::select! {
             biased;
-            _ = &mut told => panic!("no policy says how long to wait"),
+            _ = &mut told => panic!("no policy is set yet"),
             () = std::future::ready(()) => {}
         }
         outages.outlast(OnOutage::Deadline(Duration::ZERO));
@@ -484,9 +484,9 @@ mod tests {
 
     /// A clock on which pauses below one second end at once, and longer ones never.
     #[derive(Debug)]
-    struct Impatient;
+    struct SkippingClock;
 
-    impl Clock for Impatient {
+    impl Clock for SkippingClock {
         fn now(&self) -> Duration {
             Duration::ZERO
         }
@@ -497,15 +497,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_pauses_tries_again_when_there_is_hope() {
-        let outages = Outages::new(Arc::new(Impatient));
+    async fn a_pause_ends_early_when_a_retry_may_succeed() {
+        let outages = Outages::new(Arc::new(SkippingClock));
         let pause = || outages.pause(Duration::from_secs(5));
         assert_eq!(pause().now_or_never(), None);
         let mut during = Box::pin(pause());
         assert_eq!((&mut during).now_or_never(), None);
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let _failing = outages.failed(None, "blob 1", Some(&blob), "no route");
-        outages.hope();
+        outages.retry_soon();
         assert_eq!(during.now_or_never(), Some(()));
         assert_eq!(pause().now_or_never(), None, "that was before");
     }
@@ -517,9 +517,9 @@ mod tests {
         let [one, other] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
         let failing = outages.failed(None, "blob 1", Some(&one), "no route");
         let failing = outages.failed(Some(failing), "blob 1", Some(&one), "still no route");
-        let told = outages.outlived(&one, "image").await.to_string();
+        let told = outages.timed_out(&one, "image").await.to_string();
         assert!(told.contains("still no route (tried 2 times"), "{told}");
-        let other = outages.outlived(&other, "image");
+        let other = outages.timed_out(&other, "image");
         tokio::select! {
             biased;
             _ = other => panic!("nothing is wrong with it"),
@@ -537,12 +537,12 @@ mod tests {
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let waiting = outages.elsewhere(&blob);
         waiting.stalled("process 7 has 5 of 9 bytes");
-        assert!(outages.outlived(&blob, "image").await.to_string().contains("process 7 has 5 of 9 bytes"));
+        assert!(outages.timed_out(&blob, "image").await.to_string().contains("process 7 has 5 of 9 bytes"));
         waiting.progressed("process 7 has 6 of 9 bytes");
         assert_eq!(outages.status()[0].last_error, "process 7 has 6 of 9 bytes");
         tokio::select! {
             biased;
-            _ = outages.outlived(&blob, "image") => panic!("it makes progress"),
+            _ = outages.timed_out(&blob, "image") => panic!("it makes progress"),
             () = std::future::ready(()) => {}
         }
     }
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readers_that_wait_in_a_row_give_up_in_a_row() {
+    async fn queued_readers_give_up_one_after_another() {
         let seconds = Duration::from_secs;
         let outages = Outages::new(Arc::new(RuntimeClock(tokio::time::Instant::now())));
         outages.outlast(OnOutage::Deadline(seconds(5)));
@@ -570,7 +570,7 @@ mod tests {
         let failing = outages.failed(None, "blob 1", Some(&blob), "no route");
         let time_to_give_up = async || {
             let begun = tokio::time::Instant::now();
-            outages.outlived(&blob, "image").await;
+            outages.timed_out(&blob, "image").await;
             begun.elapsed()
         };
         tokio::time::sleep(seconds(60)).await;

@@ -207,7 +207,7 @@ impl Uncopied {
                 Some("raise `--cache-size`, or decompress it yourself, so that it is read in place"),
             ),
             (Self::Bomb, _) => unusable(
-                format!("it unpacks to more than {RATIO} bytes for each of its own, as no honest archive does"),
+                format!("it unpacks to more than {RATIO} times its size, which looks like a decompression bomb"),
                 None,
             ),
         }

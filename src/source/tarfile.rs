@@ -48,7 +48,7 @@ impl TarFile {
             if !header.checksum_holds() {
                 return Err(broken("has a wrong checksum"));
             }
-            let own_len = header.len().ok_or_else(|| broken("has a size that is no number"))?;
+            let own_len = header.len().ok_or_else(|| broken("has an invalid size"))?;
             let special = matches!(header.kind(), b'x' | b'g' | b'L' | b'K');
             let len = if special { own_len } else { next.len.unwrap_or(own_len) };
             let len = if header.has_body() { len } else { 0 };
@@ -78,7 +78,7 @@ impl TarFile {
                         members.insert(name, member);
                     }
                     if members.len() > MEMBERS_LIMIT {
-                        return Err(broken("is one too many"));
+                        return Err(broken("exceeds the limit of 100000 entries"));
                     }
                 }
             }
@@ -215,7 +215,7 @@ fn clean(directory: &str, name: &str) -> Option<String> {
 fn broken(whole: &Piece, at: u64, why: &str) -> SourceError {
     SourceError::Unsupported {
         place: format!("`{}`", whole.path()),
-        why: format!("it is not a sound tar: the entry at byte {at} {why}"),
+        why: format!("it is not a valid tar: the entry at byte {at} {why}"),
         hint: None,
     }
 }

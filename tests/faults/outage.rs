@@ -863,7 +863,7 @@ fn every_command_waits_for_a_silent_registry_as_it_is_told() {
             assert_eq!(output.status.code(), Some(6), "{command}, {what:?}: {told}");
             assert!(told.contains(&format!("127.0.0.1:{}", bench.port)), "{command}, {what:?}: {told}");
             assert!(told.contains("3 s") || told.contains("waited 3."), "{command}, {what:?}: {told}");
-            assert!(told.contains("hint: it may be at work on the answer"), "{command}, {what:?}: {told}");
+            assert!(told.contains("hint: it may be working on the response"), "{command}, {what:?}: {told}");
         }
         let asked = bench.registry.requests();
         let hung = asked.iter().filter(|asked| !asked.faults.is_empty()).count();

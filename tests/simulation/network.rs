@@ -277,7 +277,7 @@ impl Transfer {
             self.since_cut += length as u64;
             self.tries = 0;
             self.failing = None;
-            self.outages.hope();
+            self.outages.retry_soon();
             return Ok(Some(piece));
         }
         Ok(None)

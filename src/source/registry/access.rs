@@ -103,7 +103,7 @@ impl Client {
                 }
                 let mut said = reply.said().await;
                 if is_nameless {
-                    said.push_str("; it gives no way to log in that peelfs knows");
+                    said.push_str("; it offers no login method that peelfs supports");
                 }
                 Err(self.denied(reply, ask.what, said, who.told(shown.grant).await))
             }
@@ -125,9 +125,9 @@ impl Client {
         // Storage may answer like this, too. A host that serves manifests is a registry, and its blobs are its own.
         let may_be_storage = matches!(ask.thing, Thing::Blob(..)) && !who.has_login();
         let unsafe_for = match &offer.challenge {
-            _ if is_clear => Some("nothing, as it does not use TLS"),
+            _ if is_clear => Some("none, as it does not use TLS"),
             Challenge::Basic if may_be_storage => {
-                Some("nothing, as a password is not for where blobs are redirected to")
+                Some("none, as no password is sent to the target of a redirected blob")
             }
             _ => None,
         };

@@ -127,7 +127,7 @@ pub(super) enum AuthError {
     WantsPassword { tried: String },
     #[error("the credentials have not changed since they were refused")]
     Unchanged { tried: String },
-    #[error("its token server `{realm}` is not asked: {why}")]
+    #[error("its token server `{realm}` is not used: {why}")]
     Realm { realm: String, why: RealmFault },
     #[error("the token server {host} answered {said}")]
     Refused { host: String, said: String, tried: String },

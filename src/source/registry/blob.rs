@@ -19,7 +19,7 @@ use super::patience::{Subject, Tries};
 use super::ranges::{Placement, RangeFault};
 use super::token::is_busy;
 use crate::digest::Digest;
-use crate::source::outage::Listening;
+use crate::source::outage::SilenceTimer;
 use crate::source::{Outage, SourceError};
 
 /// After this many bytes a try counts as a success, and the count of failures restarts.
@@ -39,7 +39,7 @@ pub(super) struct Transfer {
     tries: Tries,
     /// Bytes delivered since the last failed try.
     progress: u64,
-    /// The server sent a wrong answer to a range request: request whole blobs only.
+    /// The server sent an invalid response to a range request: request whole blobs only.
     whole_only: bool,
     /// The whole blob was requested because a range was refused.
     tried_whole: bool,
@@ -80,7 +80,7 @@ impl Transfer {
             Some(queue) => Some(place(queue).await),
             None => None,
         };
-        tries.listening = Some(client.outages.listen(&digest));
+        tries.timer = Some(client.outages.time_silence(&digest));
         let what = crate::source::blob_name(&digest);
         let mut transfer = Self {
             client,
@@ -95,9 +95,9 @@ impl Transfer {
             tried_whole: false,
             queue,
         };
-        transfer.listens(Listening::begin);
+        transfer.time(SilenceTimer::begin);
         transfer.body = Some(transfer.open().await?);
-        transfer.listens(|listening| listening.end(0));
+        transfer.time(|timer| timer.end(0));
         Ok(transfer)
     }
 
@@ -132,15 +132,15 @@ impl Transfer {
         self.wanted.end = end;
     }
 
-    fn listens(&mut self, change: impl FnOnce(&mut Listening)) {
-        change(self.tries.listening.as_mut().expect("every transfer has it"));
+    fn time(&mut self, change: impl FnOnce(&mut SilenceTimer)) {
+        change(self.tries.timer.as_mut().expect("every transfer has it"));
     }
 
     /// The next bytes; `None` after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
-        self.listens(Listening::begin);
+        self.time(SilenceTimer::begin);
         let next = self.awaited().await;
-        self.listens(|listening| listening.end(0));
+        self.time(|timer| timer.end(0));
         next
     }
 
@@ -153,13 +153,13 @@ impl Transfer {
             let chunk = tokio::select! {
                 biased;
                 chunk = body.reply.chunk() => chunk,
-                after = self.tries.worth_another() => Err(Fault::Abandoned { host: body.reply.host.clone(), after }),
+                after = self.tries.should_retry() => Err(Fault::Abandoned { host: body.reply.host.clone(), after }),
             };
             match chunk {
                 Ok(Some(chunk)) => {
-                    self.listens(|listening| {
-                        listening.end(chunk.len() as u64);
-                        listening.begin();
+                    self.time(|timer| {
+                        timer.end(chunk.len() as u64);
+                        timer.begin();
                     });
                     let piece = self.cut_out(chunk, &mut body.placement)?;
                     self.body = (body.placement.take > 0).then_some(body);
@@ -170,7 +170,7 @@ impl Transfer {
                         let enough = self.progress >= PROGRESS || self.wanted.is_empty();
                         if enough {
                             let was_in_trouble = self.tries.went_well();
-                            self.client.outages.hope();
+                            self.client.outages.retry_soon();
                             if was_in_trouble {
                                 self.tries.place = match &self.queue {
                                     Some(queue) => Some(place(queue).await),
@@ -241,7 +241,7 @@ impl Transfer {
                     return Ok(Body { reply, placement });
                 }
                 Err(RangeFault::Status(status)) if doubtful && may_be_about_ranges(status) => {
-                    tracing::debug!(host = reply.host, %status, "a range is refused; asking for the whole blob");
+                    tracing::debug!(host = reply.host, %status, "a range is refused; requesting the whole blob");
                     (trial, self.tried_whole) = (true, true);
                 }
                 // The range was not the cause: the server is unavailable.
@@ -253,7 +253,7 @@ impl Transfer {
                 }
                 Err(fault) if fault.is_about_ranges() && !whole => {
                     tracing::warn!(
-                        "{} sent a wrong answer to a range request: {fault}; asking for the whole blob",
+                        "{} sent an invalid response to a range request: {fault}; requesting the whole blob",
                         reply.host
                     );
                     self.whole_only = true;

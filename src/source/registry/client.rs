@@ -288,7 +288,7 @@ impl Client {
 
     /// The response. A late response is awaited within the time limit: a server that is working on it would start over
     /// for another request. With unlimited retries the request is also sent a second time, once
-    /// [`Tries::worth_another`] returns, and the first response counts.
+    /// [`Tries::should_retry`] returns, and the first response counts.
     async fn send(&self, request: &Outgoing, tries: &mut Tries, ask: &Ask<'_>) -> Result<Reply, Fault> {
         let answer = || self.transport.answer(request, |reply| ask.fits(reply));
         let mut asked = FuturesUnordered::new();
@@ -306,7 +306,7 @@ impl Client {
                         return Ok(reply);
                     }
                     Err(fault) if asked.is_empty() => return Err(fault),
-                    Err(fault) => tracing::debug!("{fault}; it is asked for once more already"),
+                    Err(fault) => tracing::debug!("{fault}; a repeated request is in flight"),
                 },
                 () = &mut end, if !ended => {
                     if !self.outages.are_outlasted() {
@@ -325,7 +325,7 @@ impl Client {
                     let subject = Subject { trouble: Outage::Silent, ..ask.subject() };
                     tries.late(&self.outages, &subject, &format!("{silent} yet"));
                 }
-                _ = tries.worth_another(), if asked.len() < 2 => {
+                _ = tries.should_retry(), if asked.len() < 2 => {
                     self.transport.counters.retries.fetch_add(1, Ordering::Relaxed);
                     asked.push(answer());
                 }
@@ -397,7 +397,7 @@ impl Client {
                 let asked = self.authorizer.told_of_missing(&self.authorizer.present());
                 let hint = match &asked {
                     _ if what.starts_with("blob ") => {
-                        "the registry does not have all that the image's manifest names; push the image again"
+                        "the registry lacks a blob that the image's manifest names; push the image again"
                     }
                     _ if let Some(hint) = self.local_hint() => hint,
                     Some(_) => "check the spelling, and whether the user may read this repository",

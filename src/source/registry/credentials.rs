@@ -209,9 +209,9 @@ impl Keyring {
                     continue;
                 }
             };
-            if !read.senseless.is_empty() {
-                let (path, keys) = (file.path.display(), read.senseless.join(", "));
-                self.tell(format!("passing over what makes no sense in {path}: {keys}"));
+            if !read.invalid.is_empty() {
+                let (path, keys) = (file.path.display(), read.invalid.join(", "));
+                self.tell(format!("ignoring invalid entries in {path}: {keys}"));
             }
             if file.named != Named::No && read.is_empty() {
                 return Ok(None);
@@ -275,7 +275,7 @@ impl Keyring {
                 Ok(None) => {}
                 Err(why) => {
                     let name = name.escape_debug();
-                    tracing::warn!("credential helper `{name}` gave nothing: {why}; looking elsewhere");
+                    tracing::warn!("credential helper `{name}` failed: {why}; looking elsewhere");
                     return None;
                 }
             }
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_makes_no_sense_is_told_once() {
+    async fn invalid_entries_are_reported_once() {
         let home = Home::new();
         let text = r#"{"auths": {"r": {"auth": "dTpw"}, "x": {"auth": "c2VjcmV0"}, "y": 12345}}"#;
         let path = home.write("env.json", text);

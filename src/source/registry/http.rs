@@ -100,17 +100,17 @@ pub(super) enum Fault {
     Silent { host: String, limit: Duration },
     #[error("{host} stopped sending: fewer than {least} bytes in {} s", limit.as_secs_f32())]
     Stalled { host: String, least: u64, limit: Duration },
-    #[error("nothing has come from {host} for {} s", after.as_secs())]
+    #[error("received nothing from {host} for {} s", after.as_secs())]
     Abandoned { host: String, after: Duration },
     #[error("the connection to {host} broke: {why}")]
     Broken { host: String, why: String },
-    #[error("{host} ended the body before its time")]
+    #[error("{host} ended the body early")]
     Cut { host: String },
     #[error("{host} sent more than {limit} bytes")]
     TooLong { host: String, limit: usize },
     #[error("the redirect of {host} is not followed: {why}")]
     Redirect { host: String, why: Forbidden },
-    #[error("{host} redirects without saying where to")]
+    #[error("{host} sent a redirect without a `Location`")]
     NoLocation { host: String },
     #[error("more than {MAX_REDIRECTS} redirects, the last by {host}")]
     RedirectLoop { host: String },
@@ -581,12 +581,12 @@ fn words(bottom: &(dyn std::error::Error + 'static)) -> String {
         match io.kind() {
             std::io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
             std::io::ErrorKind::ConnectionReset => return "connection reset".to_owned(),
-            std::io::ErrorKind::UnexpectedEof => return "it hung up".to_owned(),
+            std::io::ErrorKind::UnexpectedEof => return "it closed the connection".to_owned(),
             _ => {}
         }
     }
     match bottom.to_string().as_str() {
-        "tls handshake eof" => "it hung up in the TLS handshake".to_owned(),
+        "tls handshake eof" => "it closed the connection during the TLS handshake".to_owned(),
         text => verifier::explain(bottom).map_or_else(|| shown(text), |refusal| refusal.why),
     }
 }

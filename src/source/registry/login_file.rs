@@ -34,7 +34,7 @@ pub(super) struct UnusableFile {
 
 impl UnusableFile {
     pub(super) fn missing(path: &Path) -> Self {
-        Self { path: path.display().to_string(), why: "it is not there".to_owned() }
+        Self { path: path.display().to_string(), why: "it does not exist".to_owned() }
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) struct LoginFile {
     /// The helper for all other hosts.
     pub(super) store: Option<String>,
     /// Keys with invalid values, for a warning.
-    pub(super) senseless: Vec<String>,
+    pub(super) invalid: Vec<String>,
 }
 
 /// Identity and state of the file at a path.
@@ -94,7 +94,7 @@ impl LoginFile {
         }
         // serde_json's own message may quote the invalid value, which may be a password.
         let top = serde_json::from_slice(text)
-            .map_err(|error| format!("line {}, column {} is not as expected", error.line(), error.column()))?;
+            .map_err(|error| format!("line {}, column {} is not valid", error.line(), error.column()))?;
         let top = match top {
             Value::Null => return Ok(file),
             Value::Object(top) => top,
@@ -119,7 +119,7 @@ impl LoginFile {
 
     /// Whether it has no login, no helper and no invalid entry.
     pub(super) fn is_empty(&self) -> bool {
-        self.logins.is_empty() && self.helpers.is_empty() && self.store.is_none() && self.senseless.is_empty()
+        self.logins.is_empty() && self.helpers.is_empty() && self.store.is_none() && self.invalid.is_empty()
     }
 
     fn add_logins(&mut self, logins: Map<String, Value>) {
@@ -127,12 +127,12 @@ impl LoginFile {
             let login = match value {
                 Value::Null => Ok(None),
                 Value::Object(fields) => login(fields),
-                _ => Err(Senseless),
+                _ => Err(InvalidEntry),
             };
             match login {
                 Ok(Some(login)) => self.logins.push((key_of(&key), login)),
                 Ok(None) => {}
-                Err(Senseless) => self.complain(&key),
+                Err(InvalidEntry) => self.complain(&key),
             }
         }
     }
@@ -149,8 +149,8 @@ impl LoginFile {
     }
 
     fn complain(&mut self, key: &str) {
-        if self.senseless.len() < MOST_NAMED {
-            self.senseless.push(format!("`{}`", shown(key)));
+        if self.invalid.len() < MOST_NAMED {
+            self.invalid.push(format!("`{}`", shown(key)));
         }
     }
 }
@@ -160,9 +160,9 @@ fn is_null_device(metadata: &std::fs::Metadata) -> bool {
 }
 
 /// An entry that is not a valid login.
-struct Senseless;
+struct InvalidEntry;
 
-fn login(fields: Map<String, Value>) -> Result<Option<Credential>, Senseless> {
+fn login(fields: Map<String, Value>) -> Result<Option<Credential>, InvalidEntry> {
     let (mut auth, mut user, mut password, mut identity, mut registry) = (None, None, None, None, None);
     for (name, value) in fields {
         let field = match name.to_ascii_lowercase().as_str() {
@@ -176,7 +176,7 @@ fn login(fields: Map<String, Value>) -> Result<Option<Credential>, Senseless> {
         match value {
             Value::Null => {}
             Value::String(text) => *field = Some(text),
-            _ => return Err(Senseless),
+            _ => return Err(InvalidEntry),
         }
     }
     let given = |field: Option<String>| field.filter(|text| !text.is_empty());
@@ -187,12 +187,12 @@ fn login(fields: Map<String, Value>) -> Result<Option<Credential>, Senseless> {
         return Ok(Some(Credential::Registry { token: Secret::new(token) }));
     }
     let (user, password) = match (given(auth), given(user), password) {
-        (Some(auth), ..) => decode(&auth).ok_or(Senseless)?,
+        (Some(auth), ..) => decode(&auth).ok_or(InvalidEntry)?,
         (None, Some(user), Some(password)) => (user, password),
         (None, ..) => return Ok(None),
     };
     if user.is_empty() {
-        return Err(Senseless);
+        return Err(InvalidEntry);
     }
     Ok(Some(Credential::Password { user, password: Secret::new(password) }))
 }

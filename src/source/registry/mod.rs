@@ -294,7 +294,7 @@ impl RegistrySource {
         let right = |_: &Reply, body: &[u8]| is_described(wanted, body);
         let (reply, body) = self.document(Thing::Manifest(&reference), &what, wanted.size, right).await?;
         if body.len() as u64 != wanted.size {
-            let why = format!("it has {} bytes instead of {}", body.len(), wanted.size);
+            let why = format!("expected {} bytes, got {}", wanted.size, body.len());
             return Err(self.client.protocol(&what, why));
         }
         let served = self.kind(&reply, &body)?;
@@ -398,13 +398,12 @@ impl RegistrySource {
             known if known.is_index() || known.is_manifest() => return Ok(served),
             MediaType::Other(generic) if GENERIC.contains(&&**generic) => {}
             other => {
-                let why = format!("it answered with `{}`, which is no image manifest", http::shown(other.as_str()));
+                let why = format!("it answered with `{}`, which is not an image manifest", http::shown(other.as_str()));
                 return Err(self.client.protocol("the image", why));
             }
         }
-        let outline: Outline = serde_json::from_slice(body).map_err(|_| {
-            self.client.protocol("the image", "it answered with something that is no manifest".to_owned())
-        })?;
+        let outline: Outline = serde_json::from_slice(body)
+            .map_err(|_| self.client.protocol("the image", "its response is not a manifest".to_owned()))?;
         if outline.schema_version == 1 {
             return Err(schema1());
         }

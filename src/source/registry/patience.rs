@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::digest::Digest;
-use crate::source::outage::{Failing, Listening, OnOutage, Outages, SHORTEST_SILENCE};
+use crate::source::outage::{Failing, OnOutage, Outages, SHORTEST_SILENCE, SilenceTimer};
 use crate::source::{BoxFuture, Outage};
 
 /// A monotonic clock, and a way to wait.
@@ -129,7 +129,7 @@ pub(super) struct Tries {
     pub(super) place: Option<OwnedSemaphorePermit>,
     failing: Option<Failing>,
     /// Measures the silence; `None` if no reader waits.
-    pub(super) listening: Option<Listening>,
+    pub(super) timer: Option<SilenceTimer>,
 }
 
 /// What is tried, for status output.
@@ -145,7 +145,7 @@ impl Tries {
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
         let (patience, cap) = (deadlines.patience, deadlines.retry_after);
         let end = clock.now().saturating_add(patience);
-        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, listening: None }
+        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, timer: None }
     }
 
     /// The same with at most this `patience`.
@@ -157,8 +157,8 @@ impl Tries {
 
     /// How long the source may still be silent; forever while it retries without limit.
     pub(super) fn left(&self) -> Duration {
-        match &self.listening {
-            Some(listening) => self.patience.saturating_sub(listening.silent_for()),
+        match &self.timer {
+            Some(timer) => self.patience.saturating_sub(timer.silent_for()),
             None => self.end.saturating_sub(self.clock.now()),
         }
     }
@@ -184,8 +184,8 @@ impl Tries {
     /// Restarts the count; a failure stays recorded until [`Tries::went_well`].
     pub(super) fn renewed(&mut self, deadlines: &Deadlines) {
         let fresh = Self::new(self.clock.clone(), deadlines);
-        let Self { place, failing, listening, .. } = std::mem::replace(self, fresh);
-        (self.place, self.failing, self.listening) = (place, failing, listening);
+        let Self { place, failing, timer, .. } = std::mem::replace(self, fresh);
+        (self.place, self.failing, self.timer) = (place, failing, timer);
     }
 
     /// A try has succeeded; returns whether earlier ones had failed.
@@ -193,10 +193,10 @@ impl Tries {
         self.failing.take().is_some()
     }
 
-    /// Returns when the request should be repeated; see [`Listening::worth_another_try`].
-    pub(super) async fn worth_another(&mut self) -> Duration {
-        match &mut self.listening {
-            Some(listening) => listening.worth_another_try().await,
+    /// Returns when the request should be repeated; see [`SilenceTimer::should_retry`].
+    pub(super) async fn should_retry(&mut self) -> Duration {
+        match &mut self.timer {
+            Some(timer) => timer.should_retry().await,
             None => std::future::pending().await,
         }
     }
@@ -230,8 +230,8 @@ impl Tries {
 
     fn note(&mut self, outages: &Outages, subject: &Subject<'_>, why: &str) {
         let failing = outages.failed(self.failing.take(), subject.what, subject.blob, why);
-        if let Some(listening) = &self.listening {
-            failing.brought_nothing(listening, subject.trouble == Outage::Silent);
+        if let Some(timer) = &self.timer {
+            failing.was_silent(timer, subject.trouble == Outage::Silent);
         }
         self.failing = Some(failing);
     }

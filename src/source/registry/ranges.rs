@@ -23,7 +23,7 @@ pub(super) struct Placement {
 /// Why a response to a range request is invalid.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum RangeFault {
-    #[error("asked for bytes {}-{}, it answered `{got}`", wanted.start, wanted.end - 1)]
+    #[error("requested bytes {}-{}, got `{got}`", wanted.start, wanted.end - 1)]
     OtherBytes { wanted: Range<u64>, got: String },
     #[error("the blob should have {expected} bytes, the source's has {got}")]
     OtherSize { expected: u64, got: u64 },
@@ -31,7 +31,7 @@ pub(super) enum RangeFault {
     Length { length: u64, body: Range<u64> },
     #[error("its Content-Length is not a number")]
     BadLength,
-    #[error("it sent several parts where one was asked for")]
+    #[error("it sent several parts for one range")]
     Multipart,
     #[error("it refused bytes {}-{} of {size}", wanted.start, wanted.end - 1)]
     Refused { wanted: Range<u64>, size: u64 },

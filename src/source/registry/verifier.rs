@@ -258,7 +258,7 @@ fn old_algorithm<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Str
         OLD_ALGORITHMS
             .iter()
             .find(|(oid, _)| *oid == used)
-            .map(|(_, name)| format!("{name}, which is not safe any more"))
+            .map(|(_, name)| format!("{name}, which is no longer secure"))
     });
     old.next().unwrap_or_else(|| "an algorithm that peelfs does not know".to_owned())
 }
@@ -266,7 +266,7 @@ fn old_algorithm<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Str
 /// `2026-11-28`
 fn day(seconds: u64) -> String {
     let moment = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    moment.map_or_else(|| "an impossible day".to_owned(), |moment| moment.strftime("%Y-%m-%d").to_string())
+    moment.map_or_else(|| "an invalid date".to_owned(), |moment| moment.strftime("%Y-%m-%d").to_string())
 }
 
 /// Explains a failed handshake; `None` if the error is not from TLS.
@@ -284,7 +284,7 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<Refusal> {
             });
         }
         // `--insecure` still checks that the server holds the key of its certificate.
-        rustls::Error::InvalidCertificate(_) => ("its proof to own its certificate is wrong".to_owned(), None),
+        rustls::Error::InvalidCertificate(_) => ("it does not hold the key of its certificate".to_owned(), None),
         rustls::Error::InvalidMessage(_) => ("it does not speak TLS".to_owned(), Some(PLAIN)),
         rustls::Error::PeerIncompatible(_) => ("it speaks no version of TLS from 1.2 on".to_owned(), None),
         rustls::Error::AlertReceived(alert) => match alert {

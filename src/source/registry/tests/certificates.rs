@@ -222,7 +222,7 @@ async fn certificates_are_refused_in_words() {
     assert!(why.contains("is not one for servers"), "{why}");
     keys.signed("old", "rsa:2048", "ca", "sha1", "");
     let (why, _) = told(keys.ask(&keys.registry("old", None), "ca").of("localhost").await);
-    assert!(why.contains("signed with SHA-1, which is not safe any more"), "{why}");
+    assert!(why.contains("signed with SHA-1, which is no longer secure"), "{why}");
 
     let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = plain.local_addr().unwrap();
