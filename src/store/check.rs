@@ -1,4 +1,4 @@
-//! Checking what the store holds and can judge by itself: documents by their digest, tags by their shape.
+//! Checks of what the store can verify by itself: documents by digest, tags by format.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use super::files::Files;
 use super::{ContentPaths, DOCUMENT, LayerName, Store, StoreError, TAG, TagRecord, evict};
 use crate::digest::Digest;
 
-/// What a check found.
+/// Result of a check.
 #[derive(Clone, Debug, Default)]
 pub struct Checked {
-    /// Files looked at.
+    /// Files checked.
     pub checked: u64,
-    /// What those that were damaged should have been; they are removed.
+    /// The damaged objects; they have been removed.
     pub damaged: Vec<String>,
 }
 
-/// Whether a layer's content has the shape that its index says.
+/// Whether a layer's content has the size that its index states.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shape {
     /// There is no content.
     Absent,
-    /// It has the right shape.
+    /// It has the right size.
     Right,
-    /// It has another one, and will be taken for absent.
+    /// It has another size, and counts as absent.
     Wrong,
 }
 
@@ -30,7 +30,7 @@ impl Store {
     /// Checks every document and every tag, and removes those that are damaged.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when a directory cannot be read.
+    /// [`StoreError::Io`] if a directory cannot be read.
     pub fn check_documents(&self) -> Result<Checked, StoreError> {
         let mut found = Checked::default();
         self.files.each(&self.root.join(DOCUMENT), &mut |path, _| {
@@ -53,7 +53,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes what was put in the place of a layer's content and is no file: links, FIFOs.
+    /// Removes links, FIFOs and other non-files in the place of a layer's content.
     pub fn remove_what_is_no_content(&self, layer: LayerName<'_>) {
         let ContentPaths { data, map } = self.content_paths(layer);
         for path in [data, map] {
@@ -63,7 +63,7 @@ impl Store {
         }
     }
 
-    /// Whether the content of a layer has the shape that its index says.
+    /// Whether the content of a layer has the size that its index states.
     pub fn content_shape(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Shape {
         let ContentPaths { data, map } = self.content_paths(layer);
         let size = |path: PathBuf| self.files.look(&path).ok().map(|found| found.length());
@@ -85,7 +85,7 @@ impl Checked {
     }
 }
 
-/// Larger than any document that is ever kept, in bytes.
+/// Limit for a document, in bytes.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! A layer's decoded bytes on disk: one sparse file and one byte a span.
+//! A layer's decoded bytes on disk: one sparse file, and a map with one byte per span.
 //!
-//! The map's byte has its high bit set while the span is present; the other bits count how often it
-//! was written. Any process may evict a span at any time: it clears the high bit and then punches the
-//! hole. Readers need no lock, within a process or between processes: they compare what they have read. One that
-//! finds other bytes than it should reads the map's byte before the data and again after: if it is still the
-//! same, the span is damaged, else it was evicted or written meanwhile. Processes that fill or evict take a lock,
-//! so that a hole never follows a fill.
+//! The high bit of a map byte is set while its span is present; the other bits count writes. Any process may evict a
+//! span at any time: it clears the high bit and then punches the hole. Readers take no lock: they verify what they have
+//! read. A reader that finds wrong bytes compares the map byte from before the read with the one after it: if it is the
+//! same, the span is damaged; otherwise the span was evicted or written meanwhile. Processes that fill or evict take a
+//! lock, so that a hole never follows a fill.
 //!
-//! Content that the kernel was given to read by itself is sealed: it has mode 0400, and is neither written nor punched again.
-//! Evicting any of it takes its names away, and the kernel keeps the bytes for as long as it shows them.
+//! Content that the kernel reads directly is sealed: it has mode 0400, and is neither written nor punched again.
+//! Evicting any of it unlinks the files; the kernel keeps the bytes while it shows them.
 //!
-//! Both files are opened, put in place and removed under the lock of the map that is in place, so that data have
-//! one map.
+//! Both files are opened, published and removed under the lock of the current map, so that a data file has only one
+//! map.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -35,7 +34,7 @@ use super::{NewFile, StoreError, identity};
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 
-/// Which writing of a span is on disk: the map's byte, high bit set.
+/// The generation of a span on disk: the map byte, high bit set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Generation(NonZeroU8);
 
@@ -49,7 +48,7 @@ impl Generation {
         Self(NonZeroU8::new(count | PRESENT).expect("the high bit is set"))
     }
 
-    /// The byte as it stands in the map; never 0.
+    /// The byte in the map; never 0.
     pub fn get(self) -> u8 {
         self.0.get()
     }
@@ -59,18 +58,18 @@ impl Generation {
 #[derive(Debug)]
 pub struct Content {
     files: Files,
-    /// Open once something is asked: most layers of a mount are never read.
+    /// Opened on first use: most layers of a mount are never read.
     opened: Pooled<Opened>,
-    /// Whether it is noted as used.
+    /// Whether the layer was marked as used.
     noted: AtomicBool,
     paths: ContentPaths,
     decoded_size: u64,
     spans: u32,
-    /// Taken with the map's file lock: that one excludes other processes, this one other threads.
+    /// Taken with the map's file lock, which excludes other processes; this one excludes other threads.
     changing: Mutex<()>,
 }
 
-/// Where the two files of a layer's content are.
+/// Paths of the two files of a layer's content.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct ContentPaths {
     pub(super) data: PathBuf,
@@ -78,7 +77,7 @@ pub(super) struct ContentPaths {
 }
 
 impl ContentPaths {
-    /// Those of the content that `file` belongs to.
+    /// The paths of the content that `file` belongs to.
     pub(super) fn of(file: &Path) -> Option<Self> {
         let name = file.file_name()?.to_str()?;
         let stem = name.strip_suffix(".data").or_else(|| name.strip_suffix(".map"))?;
@@ -89,7 +88,7 @@ impl ContentPaths {
 
 #[derive(Debug)]
 struct Opened {
-    /// Of the cache, or of memory, which is not announced.
+    /// The cache's files, or files in memory, which are not announced.
     files: Files,
     data: File,
     map: File,
@@ -113,37 +112,36 @@ pub struct NewContent {
 }
 
 impl Content {
-    /// The content at `paths`, neither of which is opened yet.
+    /// The content at `paths`, not opened yet.
     pub(super) fn new(files: Files, paths: ContentPaths, decoded_size: u64, spans: u32) -> Self {
         let opened = files.pool.place();
         Self { files, opened, noted: AtomicBool::new(true), paths, decoded_size, spans, changing: Mutex::new(()) }
     }
 
-    /// The same, noted as used when it is first opened.
+    /// Marks the layer as used when it is first opened.
     pub(super) fn when_wanted(self) -> Self {
         Self { noted: AtomicBool::new(false), ..self }
     }
 
-    /// The same, with its files open.
+    /// Opens the files.
     pub(super) fn opened(self) -> Result<Self, StoreError> {
         self.open()?;
         Ok(self)
     }
 
-    /// The files. That they are others than the last time, as when they were removed, is found by comparing what they
-    /// hold.
+    /// The open files. If they were replaced since the last time, verifying what is read detects it.
     fn open(&self) -> Result<InUse<'_, Opened>, StoreError> {
         self.opened.get(|| {
             let opened = self.open_somewhere()?;
             if !self.noted.swap(true, Ordering::Relaxed) {
-                // Used now, for the order of eviction; only that depends on it.
+                // Used for the order of eviction only.
                 let _ = opened.files.touch(&opened.map, &self.paths.data);
             }
             Ok(opened)
         })
     }
 
-    /// Opens the files; where the disk has no place for them, some of the content is kept in memory.
+    /// Opens the files; if the disk cannot store them, keeps some of the content in memory.
     fn open_somewhere(&self) -> Result<Opened, StoreError> {
         self.open_files().or_else(|error| {
             self.files.cannot_keep("the content of a layer", &error);
@@ -157,16 +155,15 @@ impl Content {
         let held = MapInPlace::hold(&files, map)?;
         let opened = Opened { data: files.open_write(data)?, map: held.0, files, in_memory: false };
         let opened = if self.fits(&opened)? { opened } else { self.begin_anew(opened)? };
-        // It fails only for a file that is not open, or on a file system without locks.
+        // Fails only for a file that is not open, or on a file system without locks.
         let _ = opened.map.unlock();
         Ok(opened)
     }
 
-    /// Empties files that were cut short, or are of another shape. Who still reads the data goes on with what is
-    /// there: another map tells of it.
+    /// Replaces files of a wrong size. Readers of the old data file keep it: it has another map.
     fn begin_anew(&self, Opened { files, map: map_file, in_memory, .. }: Opened) -> Result<Opened, StoreError> {
         let ContentPaths { data, map } = &self.paths;
-        // The map goes first, so that no process believes in the rest.
+        // The map first, so that no process trusts the data.
         files.set_len(&map_file, map, 0).map_err(StoreError::io("truncate", map))?;
         files.remove(data);
         let data_file = files.open_write(data)?;
@@ -175,7 +172,7 @@ impl Content {
         Ok(Opened { files, data: data_file, map: map_file, in_memory })
     }
 
-    /// Whether the files have the sizes that content of this layer has.
+    /// Whether the files have the sizes of this layer's content.
     fn fits(&self, opened: &Opened) -> Result<bool, StoreError> {
         let size = |file: &File| Ok(file.metadata().map_err(StoreError::io("read", &self.paths.data))?.len());
         Ok(size(&opened.map)? == u64::from(self.spans) && size(&opened.data)? == self.decoded_size)
@@ -188,7 +185,7 @@ impl Content {
             Ok(file)
         };
         let failed = |cause: io::Error| StoreError::io("keep in memory", &self.paths.data)(cause);
-        // It stays open.
+        // Files in memory cannot be reopened, so they stay open.
         if !self.files.pool.has_room_for(Opened::COUNT) {
             return Err(failed(Errno::EMFILE.into()));
         }
@@ -196,35 +193,35 @@ impl Content {
         Ok(Opened { files: self.files.unwatched(), data, map, in_memory: true })
     }
 
-    /// How many bytes too many are kept in memory, where that is the only place.
+    /// The number of bytes in memory beyond the limit, if the content is kept there.
     pub fn too_much_in_memory(&self) -> Option<u64> {
         let in_memory = self.open().ok()?.in_memory;
         in_memory.then(|| self.disk_bytes().saturating_sub(IN_MEMORY))
     }
 
-    /// The generation of a span on disk; `None` while it is absent.
+    /// The generation of a span; `None` if it is absent.
     pub fn generation(&self, span: SpanId) -> Option<Generation> {
         Generation::present(self.byte(span))
     }
 
-    /// The generation of each span of `spans`, as [`Content::generation`] tells it of one.
+    /// The generation of each of `spans`.
     pub fn generations(&self, spans: SpanRange) -> Vec<Option<Generation>> {
         let mut bytes = vec![0; spans.count() as usize];
         self.read_map_or_absent(spans.start, &mut bytes);
         bytes.into_iter().map(Generation::present).collect()
     }
 
-    /// Whether every span of `spans` is on disk.
+    /// Whether all of `spans` are present.
     pub fn has_all(&self, spans: SpanRange) -> bool {
         self.all(spans, |_, byte| byte & PRESENT != 0)
     }
 
-    /// Whether each span of `spans` still has the generation given for it by `expected`.
+    /// Whether each of `spans` still has the generation that `expected` returns.
     pub fn still(&self, spans: SpanRange, expected: impl Fn(SpanId) -> u8) -> bool {
         self.all(spans, |span, byte| byte & PRESENT != 0 && byte == expected(span))
     }
 
-    /// Whether the bytes of some spans in the map are all `good`.
+    /// Whether the map bytes of all spans are `good`.
     fn all(&self, spans: SpanRange, good: impl Fn(SpanId, u8) -> bool) -> bool {
         let mut bytes = [0; 64];
         let mut at = spans.start;
@@ -243,7 +240,7 @@ impl Content {
         true
     }
 
-    /// Reads decoded bytes; fills `buf` or fails.
+    /// Reads decoded bytes into all of `buf`.
     ///
     /// # Errors
     /// [`StoreError::Io`], also when the file ends early.
@@ -251,7 +248,7 @@ impl Content {
         self.open()?.data.read_exact_at(buf, at.0).map_err(StoreError::io("read", &self.paths.data))
     }
 
-    /// As [`Content::read`]; calls `before_wait` first if the disk has to be waited for.
+    /// As [`Content::read`]; calls `before_wait` before it waits for the disk.
     ///
     /// # Errors
     /// As [`Content::read`].
@@ -264,7 +261,7 @@ impl Content {
         self.read_parts(at, [&mut [], buf, &mut []], before_wait)
     }
 
-    /// As [`Content::read_telling`], into three buffers one after the other.
+    /// As [`Content::read_telling`], into three consecutive buffers.
     ///
     /// # Errors
     /// As [`Content::read`].
@@ -281,7 +278,7 @@ impl Content {
         }
         let all = &mut [IoSliceMut::new(first), IoSliceMut::new(second), IoSliceMut::new(third)];
         let at_once = rustix::io::preadv2(&self.open()?.data, all, at.0, ReadWriteFlags::NOWAIT);
-        // Whatever it could not do, the ordinary read can, or says why not.
+        // On a failure, the ordinary read succeeds or reports the error.
         let got = at_once.unwrap_or(0);
         if got == length {
             return Ok(());
@@ -298,10 +295,10 @@ impl Content {
         Ok(())
     }
 
-    /// Keeps the verified bytes of a span.
+    /// Stores the verified bytes of a span.
     ///
     /// # Errors
-    /// [`StoreError::Io`], as when the disk is full; the span stays absent.
+    /// [`StoreError::Io`], as on a full disk; the span stays absent.
     pub fn fill(&self, span: SpanId, at: DecodedOffset, verified: &[u8]) -> Result<(), StoreError> {
         let opened = self.open()?;
         let _changing = self.lock(&opened)?;
@@ -315,8 +312,8 @@ impl Content {
         self.mark(&opened, span, Generation::after(before).get())
     }
 
-    /// Makes a span absent: first for every reader, then on disk. Of content that was [sealed](Content::seal) all loses its
-    /// names instead, and what holds it open, as the kernel does, goes on reading it.
+    /// Evicts a span: first in the map, then on disk. [Sealed](Content::seal) content is unlinked as a whole instead;
+    /// open files of it, such as the kernel's, stay readable.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -327,7 +324,7 @@ impl Content {
             self.remove_names(&opened);
             drop(changing);
             drop(opened);
-            // What is wanted of the layer from now on goes into new files.
+            // Later reads of the layer use new files.
             self.opened.close();
             return Ok(());
         }
@@ -337,8 +334,8 @@ impl Content {
         punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
     }
 
-    /// Seals content of which every span is there, so that the kernel can be given its file: from then on no process
-    /// that goes by this module writes to it or punches holes. `None` if some span is absent, or there is no file.
+    /// Seals complete content, so that the kernel can get its file: afterwards no process writes to it or punches
+    /// holes. `None` if a span is absent, or the content is not on disk.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -357,12 +354,12 @@ impl Content {
         data.try_clone().map(Some).map_err(StoreError::io("open", &self.paths.data))
     }
 
-    /// Where the file is.
+    /// Path of the data file.
     pub(super) fn data_path(&self) -> &Path {
         &self.paths.data
     }
 
-    /// Takes the names of the files away, unless others have them by now.
+    /// Unlinks the files, unless others have replaced them.
     fn remove_names(&self, Opened { files, data, map, .. }: &Opened) {
         for (file, path) in [(data, &self.paths.data), (map, &self.paths.map)] {
             let own =
@@ -374,17 +371,16 @@ impl Content {
         }
     }
 
-    /// Whether the disk has any block for bytes in `range`, present or not.
+    /// Whether the disk has blocks for bytes in `range`, present or not.
     pub fn takes_room(&self, range: &Range<DecodedOffset>) -> bool {
         let Ok(opened) = self.open() else { return false };
         rustix::fs::seek(&opened.data, rustix::fs::SeekFrom::Data(range.start.0)).is_ok_and(|at| at < range.end.0)
     }
 
-    /// Tries to become the process that fetches a span; `false` while another one is at it.
+    /// Claims a span for fetching by this process; `false` while another process has claimed it.
     ///
-    /// What a process has claimed it gives back with [`Content::unclaim`], or by ending. Threads of one process
-    /// settle this among themselves. Where the file system has no such locks, or a process has too few descriptors to
-    /// keep the files open, every process may.
+    /// A claim ends with [`Content::unclaim`], or with the process. Threads of a process share its claims. Without such
+    /// locks on the file system, or with too few descriptors to keep the files open, every claim succeeds.
     pub fn claim(&self, span: SpanId) -> bool {
         let claimed = !matches!(self.lock_byte(span, libc::F_WRLCK), Err(Errno::EAGAIN | Errno::EACCES));
         if claimed {
@@ -396,11 +392,11 @@ impl Content {
     /// Ends the claim to a span.
     pub fn unclaim(&self, span: SpanId) {
         self.opened.unpin();
-        // It fails only where claiming does.
+        // Fails only if claiming does.
         let _ = self.lock_byte(span, libc::F_UNLCK);
     }
 
-    /// Locks or unlocks a span's byte of the map, a lock of its own beside that of the whole file.
+    /// Locks or unlocks the byte of a span in the map, separately from the lock of the whole file.
     fn lock_byte(&self, span: SpanId, how: i32) -> nix::Result<i32> {
         let byte = libc::flock {
             l_type: how as libc::c_short,
@@ -413,35 +409,35 @@ impl Content {
         fcntl(&opened.map, FcntlArg::F_OFD_SETLK(&byte))
     }
 
-    /// How many spans there are, present or not.
+    /// The number of spans, present or not.
     pub fn spans(&self) -> u32 {
         self.spans
     }
 
-    /// Bytes that the content takes on disk.
+    /// Disk usage of the content, in bytes.
     pub fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
         self.open().ok().and_then(|opened| opened.data.metadata().ok()).map_or(0, |found| found.blocks() * 512)
     }
 
-    /// Tells the disk that `range` is read next, and with it not what it would read ahead by itself.
+    /// Advises the disk that `range` is read next, and turns off its own readahead for it.
     pub fn read_ahead(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
         let Ok(opened) = self.open() else { return };
-        // What is in memory at its beginning mostly is as a whole, and looking at each page takes longer than reading it.
+        // If the first byte is in memory, usually all are; checking every page takes longer than reading.
         let mut first = [0];
         let parts = &mut [IoSliceMut::new(&mut first)];
         if rustix::io::preadv2(&opened.data, parts, range.start.0, ReadWriteFlags::NOWAIT) == Ok(1) {
             return;
         }
-        // Advice only; a refusal costs time.
+        // Advice only; a failure costs time.
         let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::WillNeed);
     }
 
-    /// Tells the kernel that the pages of `range` are not needed twice: the mount has its own copy.
+    /// Drops the pages of `range` from the page cache: the mount has its own copy.
     pub fn drop_pages(&self, range: Range<DecodedOffset>) {
         let length = std::num::NonZeroU64::new(range.end - range.start);
-        // Advice only; a refusal changes nothing that a reader could see.
+        // Advice only; a failure has no visible effect.
         let Ok(opened) = self.open() else { return };
         let _ = rustix::fs::fadvise(&opened.data, range.start.0, length, rustix::fs::Advice::DontNeed);
     }
@@ -452,7 +448,7 @@ impl Content {
         byte[0]
     }
 
-    /// As [`Content::read_map`]; what cannot be read is taken as absent.
+    /// As [`Content::read_map`]; an unreadable map counts as absent.
     fn read_map_or_absent(&self, first: SpanId, bytes: &mut [u8]) {
         if let Err(error) = self.read_map(first, bytes) {
             bytes.fill(0);
@@ -461,7 +457,7 @@ impl Content {
         }
     }
 
-    /// Fills `bytes` from the map, from the byte of `first` on.
+    /// Fills `bytes` from the map, starting at `first`.
     fn read_map(&self, first: SpanId, bytes: &mut [u8]) -> Result<(), StoreError> {
         let read = self.open()?.map.read_exact_at(bytes, first.0.into());
         read.map_err(StoreError::io("read the presence map of", &self.paths.data))
@@ -485,7 +481,7 @@ impl NewContent {
         Self { data, map, present: Vec::new() }
     }
 
-    /// Writes decoded bytes as they pass.
+    /// Writes decoded bytes of the running pass.
     ///
     /// # Errors
     /// [`io::Error`], as when the disk is full.
@@ -493,7 +489,7 @@ impl NewContent {
         self.data.write_all_at(bytes, at.0)
     }
 
-    /// Reads back what [`NewContent::write`] wrote.
+    /// Reads bytes that [`NewContent::write`] wrote.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -501,7 +497,7 @@ impl NewContent {
         self.data.file().read_exact_at(buf, at.0)
     }
 
-    /// Another handle to the data file, which lives on when the content is published.
+    /// Another handle to the data file, valid after the content is published.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -509,29 +505,29 @@ impl NewContent {
         self.data.file().try_clone()
     }
 
-    /// Notes the next span, in order, as kept or not.
+    /// Records the next span as kept or not.
     pub fn span_done(&mut self, kept: bool) {
         self.present.push(if kept { Generation::after(0).get() } else { 0 });
     }
 
-    /// Puts the content in place under these names.
+    /// Publishes the content under these names.
     pub(super) fn publish(mut self, paths: ContentPaths, decoded_size: u64) -> Result<(), StoreError> {
         (self.data.target, self.map.target) = (paths.data, paths.map);
         self.data.set_len(decoded_size)?;
         let written = self.map.write_all_at(&self.present, 0);
         written.map_err(StoreError::io("write", &self.map.temp))?;
-        // Where nothing can be locked, nothing is evicted either.
+        // Without locks nothing is evicted either.
         let _held = MapInPlace::hold(&self.map.files, &self.map.target).ok();
         self.data.publish()?;
         self.map.publish()
     }
 }
 
-/// The map that is in place, locked until it is dropped, where there are locks.
+/// The current map, locked until dropped, if the file system has locks.
 pub(super) struct MapInPlace(File);
 
 impl MapInPlace {
-    /// Waits for the lock of the map at `path`, which is made if there is none.
+    /// Locks the map at `path`, and creates it if it is missing.
     pub(super) fn hold(files: &Files, path: &Path) -> Result<Self, StoreError> {
         for _ in 0..OTHERS_IN_PLACE {
             let file = files.open_write(path)?;
@@ -549,7 +545,7 @@ impl MapInPlace {
     }
 }
 
-/// Whether the content of a data file was sealed: it has lost the right to be written.
+/// Whether a data file was sealed: it has lost the write permission.
 fn is_sealed(data: &File) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     data.metadata().is_ok_and(|found| found.permissions().mode() & 0o200 == 0)
@@ -565,15 +561,15 @@ struct Changing<'a> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        // It fails only for a file that is not open, and this one is.
+        // Fails only for a file that is not open; this one is.
         let _ = self.map.unlock();
     }
 }
 
 const PRESENT: u8 = 0x80;
-/// How often a map may have been replaced by the time it is locked.
+/// Limit for a map replaced between opening and locking.
 const OTHERS_IN_PLACE: usize = 1000;
-/// What a layer may have in memory when the disk takes nothing, in bytes: enough for readers that go on in order.
+/// Limit for a layer kept in memory because the disk is full, in bytes: enough for sequential readers.
 const IN_MEMORY: u64 = 8 << 20;
 
 #[cfg(test)]

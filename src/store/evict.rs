@@ -1,8 +1,8 @@
-//! What the cache holds, and how it is kept within its bounds.
+//! Usage of the cache, and eviction within its limit.
 //!
-//! The content of layers that no process holds goes first, least recently used before others; then their indexes,
-//! but for an eighth of the limit, as an index saves the download of its layer when that is used again; then spans of
-//! layers in use, whose indexes stay. Reading a layer's content marks it as used (the map's modification time).
+//! Content of layers that no process uses is evicted first, least recently used first; then their indexes, except for
+//! an eighth of the limit, as an index saves the download of its layer; then spans of layers in use, whose indexes
+//! stay. Reading a layer's content marks it as used (the map's modification time).
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -14,16 +14,16 @@ use super::seal::seal_of;
 use super::{CONTENT, DOCUMENT, EROFS, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
 use crate::digest::Digest;
 
-/// What the store takes on disk.
+/// Disk usage of the store.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
-    /// Every layer known, most recently used first.
+    /// All layers, most recently used first.
     pub layers: Vec<LayerUsage>,
     /// Bytes of manifests, image indexes, configurations and tags.
     pub documents: u64,
-    /// Bytes of images for the kernel.
+    /// Bytes of EROFS images for the kernel.
     pub images: u64,
-    /// Bytes of files on their way in.
+    /// Bytes of files being written.
     pub temporary: u64,
 }
 
@@ -32,9 +32,9 @@ pub struct Usage {
 pub struct LayerUsage {
     /// The blob's digest.
     pub digest: Digest,
-    /// Bytes of its layer index on disk; 0 when there is none.
+    /// Bytes of its layer index on disk; 0 if there is none.
     pub index: u64,
-    /// Bytes of its content on disk, with files of it that are there once more on their own.
+    /// Bytes of its content on disk, including passthrough copies.
     pub content: u64,
     /// When it was last used.
     pub used: SystemTime,
@@ -42,29 +42,29 @@ pub struct LayerUsage {
     pub held: bool,
 }
 
-/// What [`Store::prune`] leaves.
+/// What [`Store::prune`] keeps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Keep {
-    /// Everything but leftovers of processes that ended early and layouts of older versions.
+    /// Everything except leftovers of ended processes and layouts of older versions.
     Known,
-    /// Indexes and documents; content goes.
+    /// Indexes and documents; removes content.
     Indexes,
-    /// Nothing that is not in use.
+    /// Only what is in use.
     Nothing,
-    /// At most so many bytes of layers: content goes first, then indexes, least recently used first.
+    /// At most this many bytes of layers: removes content first, then indexes, least recently used first.
     Bytes(u64),
 }
 
-/// What was removed.
+/// Result of [`Store::prune`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Freed {
-    /// Bytes given back.
+    /// Bytes freed.
     pub bytes: u64,
-    /// Layers whose content is gone.
+    /// Layers whose content was removed.
     pub layers: u64,
-    /// Layers whose index is gone.
+    /// Layers whose index was removed.
     pub indexes: u64,
-    /// Layers left alone because a process uses them.
+    /// Layers kept because a process uses them.
     pub held: u64,
 }
 
@@ -76,10 +76,10 @@ impl Usage {
 }
 
 impl Store {
-    /// What is in the store now.
+    /// The current usage.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when a directory cannot be read.
+    /// [`StoreError::Io`] if a directory cannot be read.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut layers = std::collections::BTreeMap::<Digest, LayerUsage>::new();
         let mut usage = Usage::default();
@@ -112,7 +112,7 @@ impl Store {
         Ok(usage)
     }
 
-    /// So many bytes were kept: whether it is time to look at the limit.
+    /// Counts `kept` bytes; returns whether to check the limit now.
     pub fn should_look(&self, kept: u64) -> bool {
         let Some(limit) = self.limit else { return false };
         let look = self.unlooked.fetch_add(kept, Ordering::Relaxed) + kept >= ROOM_CHECK.min(limit / 32);
@@ -122,8 +122,8 @@ impl Store {
         look
     }
 
-    /// Evicts content of layers that no process holds, and then their indexes, until `wanted` more bytes fit under the limit;
-    /// returns how many bytes are still too many.
+    /// Evicts content of unused layers, and then their indexes, until `wanted` more bytes fit under the limit; returns
+    /// the bytes still in excess.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -133,7 +133,7 @@ impl Store {
         let all = usage.layer_bytes() + usage.images + usage.temporary;
         let mut over = (all + wanted).saturating_sub(limit);
         if over > 0 && usage.images > 0 {
-            // They are made again in no time, and for an image of which something is evicted it is of no use.
+            // They are quickly rebuilt, and useless for an image with evicted content.
             over = over.saturating_sub(self.drop_kernel_images()?);
         }
         for layer in usage.layers.iter().rev() {
@@ -160,13 +160,13 @@ impl Store {
         Ok(over)
     }
 
-    /// Removes what `keep` does not keep, and in any case what ended processes left behind.
+    /// Removes what `keep` does not keep, and what ended processes left behind.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn prune(&self, keep: Keep) -> Result<Freed, StoreError> {
         let mut freed = self.sweep()?;
-        // A cache is no larger than it may be; what a process holds it gives back by itself.
+        // The limit holds here as well; layers in use are evicted by their processes.
         let keep = match (keep, self.limit) {
             (Keep::Known, Some(limit)) => Keep::Bytes(limit),
             _ => keep,
@@ -214,7 +214,7 @@ impl Store {
             }
         }
         if keep == Keep::Nothing {
-            // A process that takes over a mount needs its documents; which those are cannot be told by the layers in use.
+            // A process that takes over a mount needs its documents; the layers in use do not tell which.
             let documents = if freed.held == 0 { &[DOCUMENT, TAG][..] } else { &[] };
             for bucket in documents.iter().chain(&[PROFILE]) {
                 self.files.each(&self.root.join(bucket), &mut |path, found| {
@@ -226,7 +226,7 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes the index of a layer, and what is left of its content, unless a process holds it.
+    /// Removes the index of a layer, and the rest of its content, unless a process uses it.
     fn drop_unused_index(&self, blob: &Digest) -> bool {
         let Some(_unused) = self.marks.unused(blob) else { return false };
         self.drop_index(blob);
@@ -234,8 +234,7 @@ impl Store {
         true
     }
 
-    /// Removes the content of a layer that no process holds; how many bytes that gave back, or `None` when
-    /// one does.
+    /// Removes the content of a layer that no process uses, and returns the bytes freed; `None` if one does.
     pub fn drop_unused_content(&self, blob: &Digest) -> Option<u64> {
         let mut bytes = 0;
         for bucket in [CONTENT, WHOLE] {
@@ -244,15 +243,14 @@ impl Store {
         self.drop_content(blob).then_some(bytes)
     }
 
-    /// Removes what processes that ended early have left: temporary files, and content without an index.
-    /// Returns the bytes given back.
+    /// Removes leftovers of ended processes: temporary files, and content without an index. Returns the bytes freed.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when a directory cannot be read.
+    /// [`StoreError::Io`] if a directory cannot be read.
     pub fn tidy(&self) -> Result<u64, StoreError> {
         let mut freed = 0;
         self.files.each(&self.root.join(TMP), &mut |path, found| {
-            // Held until it is removed, so that no process begins to write it meanwhile.
+            // Locked until it is removed, so that no process starts to write it.
             let file = self.files.open_read(path).ok();
             if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
                 freed += found.disk_bytes();
@@ -270,7 +268,7 @@ impl Store {
             })?;
         }
         for (digest, bytes) in orphans {
-            // A pass publishes the content first and the index behind it, and holds this lock meanwhile.
+            // A pass publishes the content before the index, and holds this lock meanwhile.
             let Some(pass) = self.try_lock_pass(&digest) else { continue };
             if pass.is_real() && self.index(&digest).is_none() && self.drop_content(&digest) {
                 freed += bytes;
@@ -279,7 +277,7 @@ impl Store {
         Ok(freed)
     }
 
-    /// Does what [`Store::tidy`] does, and removes buckets of other versions.
+    /// As [`Store::tidy`], and removes buckets of other versions.
     fn sweep(&self) -> Result<Freed, StoreError> {
         let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
         for (path, _) in self.files.list(&self.root)? {
@@ -308,7 +306,7 @@ impl Store {
         unused.is_some()
     }
 
-    /// Removes the content of a layer, which is kept from use meanwhile.
+    /// Removes the content of a layer, which must be locked against use.
     fn remove_content(&self, blob: &Digest) {
         let mut contents = std::collections::BTreeSet::new();
         self.each_of(CONTENT, blob, &mut |path, _| {
@@ -316,7 +314,7 @@ impl Store {
         });
         for ContentPaths { data, map } in contents {
             let _held = MapInPlace::hold(&self.files, &map);
-            // In this order: a map alone takes no room, and says nothing without its data.
+            // In this order: a map alone takes no space, and has no effect without its data.
             self.files.remove(&seal_of(&data));
             self.files.remove(&data);
             self.files.remove(&map);
@@ -324,10 +322,10 @@ impl Store {
         self.drop_passthrough_copies(blob);
     }
 
-    /// Every file of a bucket that is named by this blob.
+    /// All files of a bucket named by this blob.
     pub(super) fn each_of(&self, bucket: &str, blob: &Digest, seen: &mut dyn FnMut(&Path, &Found)) {
         let dir = self.root.join(bucket).join(blob.algorithm().name());
-        // A directory that cannot be listed holds nothing that could be used.
+        // Skip a directory that cannot be listed.
         let listed = self.files.list_some(&dir, |name| name.starts_with(blob.hex().as_bytes())).unwrap_or_default();
         for (path, found) in listed.iter().filter(|(path, _)| digest_of(path).as_ref() == Some(blob)) {
             seen(path, found);
@@ -335,16 +333,16 @@ impl Store {
     }
 }
 
-/// The digest that a file of a bucket is named by.
+/// The digest in the name of a bucket's file.
 pub(super) fn digest_of(path: &Path) -> Option<Digest> {
     let algorithm = path.parent()?.file_name()?.to_str()?;
     let hex = path.file_name()?.to_str()?.split('.').next()?;
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-/// The part of the limit that indexes of layers which no process holds may take when room is made for others.
+/// Divisor of the limit: the share that indexes of unused layers may keep during eviction.
 const INDEXES_KEPT: u64 = 8;
-/// How many bytes a process may keep between two looks at the limit, if that is not small.
+/// Bytes that a process may store between two checks of the limit; less if the limit is small.
 const ROOM_CHECK: u64 = 16 << 20;
 
 #[cfg(test)]
@@ -436,7 +434,7 @@ mod tests {
         assert_eq!(store.make_room(0).unwrap(), 0);
         assert_eq!(indexes(&store, &digests), [true, false, true], "the oldest that no process holds");
         drop(held);
-        // What is left of the limit for indexes of layers that are not in use.
+        // The share of the limit for indexes of unused layers.
         let (store, digests) = with_indexes(&dir, 16 << 20);
         assert!(store.make_room(20 << 20).unwrap() > 0);
         assert_eq!(indexes(&store, &digests), [false, true, true]);

@@ -1,10 +1,9 @@
-//! The few ways in which the store touches the file system.
+//! All file system operations of the store.
 //!
-//! The cache directory is held by a descriptor, and everything in it is found from there: another user who may
-//! rename a directory above it can take it away, but cannot put another one in its place. Every open refuses
-//! symlinks, anything that is not a regular file, and files of other users, so that a planted FIFO or link can
-//! neither hang nor redirect a process. Whatever changes the directory is announced to a [`Disk`] first, which
-//! is where tests let disks fill up and processes die.
+//! The cache directory is held by a descriptor, and all paths are resolved from there: another user who may rename a
+//! directory above it can remove it, but not replace it. Every open refuses symlinks, anything that is not a regular
+//! file, and files of other users, so that a planted FIFO or link can neither hang nor redirect a process. All changes
+//! are announced to a [`Disk`] first, where tests simulate full disks and crashes.
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -25,50 +24,50 @@ use super::StoreError;
 use super::open_files::OpenFiles;
 use crate::sync::lock;
 
-/// What is done to a cache directory, just before it is done.
+/// A change of a cache directory, announced before it happens.
 #[derive(Clone, Copy, Debug)]
 pub enum Effect<'a> {
-    /// A directory is made.
+    /// Creates a directory.
     MakeDir(&'a Path),
-    /// A file is made, or opened for writing.
+    /// Creates a file, or opens it for writing.
     Create(&'a Path),
-    /// Bytes are written to a file that was opened under this name.
+    /// Writes bytes to a file opened under this name.
     Write(&'a File, &'a Path, u64, &'a [u8]),
-    /// A file is cut or made longer.
+    /// Truncates or extends a file.
     Resize(&'a File, &'a Path, u64),
-    /// A hole of so many bytes is punched at a place.
+    /// Punches a hole of this length at an offset.
     Punch(&'a File, &'a Path, u64, u64),
-    /// A file's bytes are brought to the disk.
+    /// Syncs a file's bytes to the disk.
     Sync(&'a File, &'a Path),
-    /// A file gets another name.
+    /// Renames a file.
     Rename(&'a Path, &'a Path),
-    /// A name is removed.
+    /// Removes a name.
     Remove(&'a Path),
-    /// A lock is asked for.
+    /// Takes a lock.
     Lock(&'a Path),
-    /// A file is noted as used.
+    /// Sets a file's modification time.
     Touch(&'a Path),
 }
 
-/// The disk seam: told of everything that is about to change a cache directory.
+/// The disk seam: called before every change of a cache directory.
 pub trait Disk: Debug + Send + Sync {
-    /// `effect` happens when this returns `Ok`.
+    /// Called before `effect`, which happens if this returns `Ok`.
     ///
     /// # Errors
-    /// What happens instead.
+    /// The error that replaces the effect.
     fn before(&self, effect: Effect<'_>) -> io::Result<()>;
 }
 
-/// The files of a cache directory, and who is told what is done to them. Clones are the same.
+/// The files of a cache directory, and the observer of their changes. Clones share state.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     root: Arc<Path>,
-    /// The directory there, from when it is first needed.
+    /// The directory, opened on first use.
     held: Arc<Mutex<Option<Arc<OwnedFd>>>>,
     disk: Option<Arc<dyn Disk>>,
-    /// Whether it was said that something cannot be kept.
+    /// Whether a failure to store something was already logged as a warning.
     told: Arc<AtomicBool>,
-    /// When a lock was waited for in vain.
+    /// When a lock last timed out.
     lost_patience: Arc<Mutex<Option<Instant>>>,
     pub(super) pool: OpenFiles,
 }
@@ -85,12 +84,12 @@ impl Files {
         }
     }
 
-    /// The same, for files that are in no directory.
+    /// The same for files outside any directory.
     pub(super) fn unwatched(&self) -> Self {
         Self { disk: None, ..self.clone() }
     }
 
-    /// The cache directory; [checked](check_private_dir) when it is opened, as it is again once it was removed.
+    /// The cache directory; [checked](check_private_dir) when it is opened, and again after it was removed.
     fn dir(&self) -> Result<Arc<OwnedFd>, StoreError> {
         let mut held = lock(&self.held);
         if let Some(dir) = held.as_ref()
@@ -103,7 +102,7 @@ impl Files {
         Ok(dir)
     }
 
-    /// The cache directory, and what `path` is called from there.
+    /// The cache directory, and `path` relative to it.
     fn seen_from_dir<'a>(&self, path: &'a Path) -> io::Result<(Arc<OwnedFd>, &'a Path)> {
         let dir = self.dir().map_err(|error| match error {
             StoreError::Io { cause, .. } => cause,
@@ -113,18 +112,18 @@ impl Files {
         Ok((dir, if own.as_os_str().is_empty() { Path::new(".") } else { own }))
     }
 
-    /// Does something to `path`, as it is called from the cache directory.
+    /// Runs `act` with `path` relative to the cache directory.
     fn at<T>(&self, path: &Path, act: impl FnOnce(&OwnedFd, &Path) -> rustix::io::Result<T>) -> io::Result<T> {
         let (dir, path) = self.seen_from_dir(path)?;
         Ok(act(&dir, path)?)
     }
 
-    /// What is in a directory, without what is gone when it is looked at; nothing, if there is no directory.
+    /// Lists a directory, without entries that vanish meanwhile; a missing directory is empty.
     pub(super) fn list(&self, dir: &Path) -> Result<Vec<(PathBuf, Found)>, StoreError> {
         self.list_some(dir, |_| true)
     }
 
-    /// As [`Files::list`], of names that are `wanted`.
+    /// As [`Files::list`], limited to names that are `wanted`.
     pub(super) fn list_some(
         &self,
         dir: &Path,
@@ -145,7 +144,7 @@ impl Files {
         Ok(names.filter_map(found).collect())
     }
 
-    /// Every file in a directory and in those below it.
+    /// Calls `seen` for every file in a directory and its subdirectories.
     pub(super) fn each(&self, dir: &Path, seen: &mut dyn FnMut(&Path, &Found)) -> Result<(), StoreError> {
         for (path, found) in self.list(dir)? {
             if found.is_dir() {
@@ -157,7 +156,7 @@ impl Files {
         Ok(())
     }
 
-    /// What is at `path`; a symlink is one.
+    /// The entry at `path`, without following symlinks.
     pub(super) fn look(&self, path: &Path) -> io::Result<Found> {
         self.at(path, |at, path| rustix::fs::statat(at, path, AtFlags::SYMLINK_NOFOLLOW)).map(Found)
     }
@@ -166,12 +165,12 @@ impl Files {
         self.open_found(path).map(|(file, _)| file)
     }
 
-    /// A file to read, and what it is.
+    /// Opens a file for reading; returns its metadata, too.
     pub(super) fn open_found(&self, path: &Path) -> Result<(File, Metadata), StoreError> {
         self.open(path, OFlags::RDONLY)
     }
 
-    /// The whole of a file of at most `limit` bytes.
+    /// Reads a file of at most `limit` bytes.
     pub(super) fn read_small(&self, path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
         let mut bytes = Vec::new();
         self.open_read(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", path))?;
@@ -204,7 +203,7 @@ impl Files {
         self.disk.as_ref().map_or(Ok(()), |disk| disk.before(effect))
     }
 
-    /// Says that something is not kept: the first time as a warning, and then for those who want to know.
+    /// Logs that something cannot be stored: as a warning the first time, then at debug level.
     pub(super) fn cannot_keep(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
         if self.told.swap(true, Ordering::Relaxed) {
             tracing::debug!(error, "the cache cannot keep {what}");
@@ -217,7 +216,7 @@ impl Files {
         }
     }
 
-    /// Makes the cache's own directory, or [checks](check_private_dir) that the one there is safe.
+    /// Creates the cache directory, or [checks](check_private_dir) that an existing one is safe.
     pub(super) fn make_private_dir(&self) -> Result<(), StoreError> {
         let path = &*self.root;
         match std::fs::symlink_metadata(path) {
@@ -232,7 +231,7 @@ impl Files {
         self.dir().map(drop)
     }
 
-    /// Makes a directory in the cache's own.
+    /// Creates a directory within the cache directory.
     pub(super) fn make_dir(&self, path: &Path) -> Result<(), StoreError> {
         if self.look(path).is_ok_and(|found| found.is_dir()) {
             return Ok(());
@@ -240,7 +239,7 @@ impl Files {
         let above = path.parent().filter(|above| above.starts_with(&self.root) && **above != *self.root);
         above.map_or(Ok(()), |above| self.make_dir(above))?;
         let make = || match self.at(path, |at, path| rustix::fs::mkdirat(at, path, Mode::RWXU)) {
-            // Another process was quicker.
+            // Another process was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 self.look(path).and_then(|found| if found.is_dir() { Ok(()) } else { Err(error) })
             }
@@ -249,8 +248,8 @@ impl Files {
         self.before(Effect::MakeDir(path)).and_then(|()| make()).map_err(StoreError::io("create", path))
     }
 
-    /// Opens for reading and writing, making an empty file when there is none; on a file system that is
-    /// read-only, opens what is there for reading.
+    /// Opens for reading and writing, and creates a missing file; on a read-only file system, opens an existing file
+    /// for reading.
     pub(super) fn open_write(&self, path: &Path) -> Result<File, StoreError> {
         self.before(Effect::Create(path)).map_err(StoreError::io("open", path))?;
         let open = || self.open(path, OFlags::RDWR | OFlags::CREATE).map(|(file, _)| file);
@@ -271,7 +270,7 @@ impl Files {
         self.open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map(|(file, _)| file)
     }
 
-    /// Makes a file without a name in a directory, where its file system knows such files.
+    /// Creates an unnamed file in a directory, if its file system supports that.
     pub(super) fn create_unnamed(&self, dir: &Path) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         self.at(dir, |at, path| rustix::fs::openat(at, path, flags, Mode::RUSR | Mode::WUSR)).map(File::from)
@@ -312,7 +311,7 @@ impl Files {
         renamed.map_err(StoreError::io("rename", to))
     }
 
-    /// Removes a file, or what was put in its place; that it is not there any more is what was wanted.
+    /// Removes a file or whatever is in its place; a missing one is no error.
     pub(super) fn remove(&self, path: &Path) {
         let remove = || match self.at(path, |at, path| rustix::fs::unlinkat(at, path, AtFlags::empty())) {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => self.remove_all(path),
@@ -330,20 +329,20 @@ impl Files {
         removed.map_err(StoreError::io("remove", path))
     }
 
-    /// Removes a directory and all that is in it; a link in its place is only that.
+    /// Removes a directory and its content; a link in its place is only unlinked.
     fn remove_all(&self, path: &Path) -> io::Result<()> {
         let (dir, path) = self.seen_from_dir(path)?;
-        // By a name of the kernel's own for the directory that is held.
+        // Through the kernel's name for the open directory.
         std::fs::remove_dir_all(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(path))
     }
 
-    /// Waits for a lock that others hold for moments only; one that was stopped in such a moment is not waited for.
+    /// Waits for a lock that is held only briefly; gives up on a process that was stopped while holding it.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] after [`LOCK_PATIENCE`].
     pub(super) fn lock(&self, file: &File, path: &Path) -> io::Result<()> {
         self.before(Effect::Lock(path))?;
-        // What has been waited for in vain is not waited for again at each span.
+        // After a timeout, do not wait again at each span.
         let lost = lock(&self.lost_patience).is_some_and(|lost| lost.elapsed() < PATIENCE_RETURNS);
         let patience = if lost { LONGEST_PAUSE } else { LOCK_PATIENCE };
         let (begun, mut pause) = (Instant::now(), SHORTEST_PAUSE);
@@ -368,7 +367,7 @@ impl Files {
         file.try_lock()
     }
 
-    /// Tells that a part of a file is about to be locked.
+    /// Announces that a part of a file is about to be locked.
     pub(super) fn announce_lock(&self, path: &Path) -> io::Result<()> {
         self.before(Effect::Lock(path))
     }
@@ -380,7 +379,7 @@ impl Files {
     }
 }
 
-/// What is found under a name.
+/// Metadata of a name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found(Stat);
 
@@ -401,25 +400,25 @@ impl Found {
         u64::try_from(self.0.st_size).unwrap_or(0)
     }
 
-    /// Bytes that it takes on disk.
+    /// Disk usage in bytes.
     pub(super) fn disk_bytes(&self) -> u64 {
         u64::try_from(self.0.st_blocks).unwrap_or(0) * 512
     }
 
-    /// When it was changed last; the epoch for what is older.
+    /// The modification time; the epoch for earlier times.
     pub(super) fn modified(&self) -> SystemTime {
         let seconds = u64::try_from(self.0.st_mtime).unwrap_or(0);
         let since = Duration::new(seconds, u32::try_from(self.0.st_mtime_nsec).unwrap_or(0));
         SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// Which file it is: device and inode.
+    /// Its identity: device and inode.
     pub(super) fn identity(&self) -> (u64, u64) {
         (self.0.st_dev, self.0.st_ino)
     }
 }
 
-/// A cache's own directory, if it is safe: ours, real, and writable by no other user.
+/// Opens a cache directory if it is safe: owned by this user, not a link, and writable by no other user.
 pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     let failed = |error: Errno| StoreError::io("read", path)(error.into());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -440,12 +439,12 @@ pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     Ok(dir)
 }
 
-/// How long a lock may be held by others that write a span or put two files in place.
+/// Time limit for a lock that others hold while they write a span or publish two files.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// After so long a lock is waited for again.
+/// Time after a timeout until a lock is awaited again.
 const PATIENCE_RETURNS: Duration = Duration::from_secs(30);
-/// Between two tries to lock.
+/// Pauses between tries to lock.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
-/// What new files are made with.
+/// Mode of new files.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);

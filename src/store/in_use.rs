@@ -1,14 +1,13 @@
-//! Which layers processes use, so that eviction leaves these alone.
+//! Marks the layers that processes use, so that eviction skips them.
 //!
 //! ```text
 //! lock-v1/in-use      an empty file: a process that uses a layer has a read lock on the byte of that layer
 //! ```
 //!
-//! All marks of a process are on one descriptor, however many layers it has. They are locks of that open file (OFD,
-//! fcntl(2)) and end with it, so that a process which dies leaves none. A layer's byte is told by its blob's digest, far
-//! beyond the file's end; that two layers have the same one is possible, and would keep one of them longer.
-//! A process that removes a layer
-//! has a write lock on its byte meanwhile, from another descriptor, which excludes every user, also in the same process.
+//! All marks of a process are on one descriptor, however many layers it uses. They are open file description locks
+//! (OFD, fcntl(2)), which end with the process. A layer's byte follows from its blob's digest, far beyond the file's
+//! end; two layers may share a byte, which only keeps one of them longer. A process that removes a layer holds a write
+//! lock on its byte, from another descriptor, which excludes all users, also in the same process.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,21 +35,21 @@ pub(super) struct Marks {
 #[derive(Debug, Default)]
 struct Own {
     file: Option<Arc<File>>,
-    /// How often each byte is marked.
+    /// The number of marks per byte.
     counts: HashMap<u64, u32>,
 }
 
-/// A layer is used until this is dropped.
+/// Marks a layer as used until dropped.
 #[derive(Debug)]
 pub(super) struct Mark {
     marks: Arc<Marks>,
     byte: u64,
 }
 
-/// No process uses a layer until this is dropped.
+/// Keeps a layer from being used until dropped.
 #[derive(Debug)]
 pub(super) struct Unused {
-    /// None where there are no locks.
+    /// `None` on a file system without locks.
     _file: Option<File>,
 }
 
@@ -59,8 +58,8 @@ impl Marks {
         Arc::new(Self { files: files.clone(), path, own: Mutex::default() })
     }
 
-    /// Marks a layer as used; where there are no locks, that only makes eviction less polite. Waits a moment for a
-    /// process that looks whether the layer is used.
+    /// Marks a layer as used; without locks the layer may be evicted in use. Waits briefly for a process that checks
+    /// whether the layer is used.
     pub(super) fn mark(self: &Arc<Self>, blob: &Digest) -> Mark {
         let byte = byte_of(blob);
         let mut own = lock(&self.own);
@@ -69,7 +68,7 @@ impl Marks {
         if *count == 1 {
             match self.current(&mut own) {
                 Ok(file) => {
-                    // Others of this process may mark meanwhile.
+                    // Other threads may mark meanwhile.
                     drop(own);
                     self.set(&file, byte);
                 }
@@ -79,7 +78,7 @@ impl Marks {
         Mark { marks: Arc::clone(self), byte }
     }
 
-    /// The file that has the name now; marks are set anew where another one has taken it.
+    /// The current file; sets the marks again if it was replaced.
     fn current(&self, own: &mut Own) -> Result<Arc<File>, StoreError> {
         let named = self.files.look(&self.path).ok().map(|found| found.identity());
         if let Some(file) = &own.file
@@ -107,7 +106,7 @@ impl Marks {
         fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&one_byte(byte, how))).map(drop)
     }
 
-    /// Whether a process uses the layer, this one included.
+    /// Whether any process uses the layer, including this one.
     pub(super) fn is_marked(&self, blob: &Digest) -> bool {
         let Ok(file) = self.files.open_read(&self.path) else { return false };
         let mut found = one_byte(byte_of(blob), libc::F_WRLCK);
@@ -115,7 +114,7 @@ impl Marks {
         told.is_ok() && i32::from(found.l_type) != libc::F_UNLCK
     }
 
-    /// Keeps a layer unused, if it is.
+    /// Locks an unused layer against use.
     pub(super) fn unused(&self, blob: &Digest) -> Option<Unused> {
         let Ok(file) = self.files.open_write(&self.path) else { return Some(Unused { _file: None }) };
         match self.lock_byte(&file, byte_of(blob), libc::F_WRLCK) {
@@ -136,7 +135,7 @@ impl Drop for Mark {
         }
         own.counts.remove(&self.byte);
         if let Some(file) = &own.file {
-            // It fails only where marking does.
+            // Fails only if marking does.
             let _ = fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&one_byte(self.byte, libc::F_UNLCK)));
         }
     }
@@ -152,13 +151,13 @@ fn one_byte(byte: u64, how: i32) -> libc::flock {
     }
 }
 
-/// The byte of a layer, by the first digits of its digest; the last offset of a file is 2^63 - 2.
+/// The byte of a layer, from the first digits of its digest; the last offset of a file is 2^63 - 2.
 fn byte_of(blob: &Digest) -> u64 {
     let digits = blob.hex().get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
     digits.expect("a digest has at least 64 digits") >> 2
 }
 
-/// How often it is tried to mark a layer that another process looks at, and the pauses between.
+/// Tries to mark a layer that another process checks, and the pause between them.
 const LOOKS: usize = 100;
 const LOOK: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -172,7 +171,7 @@ mod tests {
         Digest::of(Algorithm::Sha256, text)
     }
 
-    /// Two processes, as far as locks of open files are concerned.
+    /// Simulates two processes, since locks belong to open files.
     fn two(dir: &tempfile::TempDir) -> [Arc<Marks>; 2] {
         [(); 2].map(|()| Marks::new(&Files::new(dir.path(), None), dir.path().join("in-use")))
     }

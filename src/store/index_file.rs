@@ -1,4 +1,4 @@
-//! Layer indexes as files of the store: found by blob, marked as used, open in turns.
+//! Layer indexes as files of the store: found by blob, marked as used, open on demand.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use super::{INDEX, NewFile, Store, StoreError, identity};
 use crate::digest::Digest;
 use crate::sync::lock;
 
-/// A layer index of the store, for reading. It is closed when others need the descriptor, and opened by name again.
+/// A layer index of the store, for reading. It is closed when the descriptor is needed elsewhere, and reopened by name.
 #[derive(Debug)]
 pub struct IndexFile {
     file: Pooled<File>,
@@ -28,7 +28,7 @@ pub struct IndexFile {
     _mark: Mark,
 }
 
-/// What came of opening an index the last time.
+/// Result of the last opening of an index.
 #[derive(Debug)]
 struct LastOpened {
     /// Device and inode.
@@ -37,12 +37,12 @@ struct LastOpened {
 }
 
 impl IndexFile {
-    /// How many bytes it has.
+    /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Fills `buf` from the bytes at `at`.
+    /// Fills `buf` from offset `at`.
     ///
     /// # Errors
     /// [`io::Error`]; of kind [`io::ErrorKind::UnexpectedEof`] if there are fewer bytes.
@@ -50,7 +50,7 @@ impl IndexFile {
         self.open()?.read_exact_at(buf, at)
     }
 
-    /// The file. Another one that has its name by now serves as well: what is read is compared with checksums.
+    /// The open file. A replacement under the same name is fine: checksums verify what is read.
     fn open(&self) -> io::Result<InUse<'_, File>> {
         let opened = self.file.get(|| {
             let mut tries = 0..TRIES;
@@ -78,10 +78,10 @@ fn is_lack_of_descriptors(error: &io::Error) -> bool {
 }
 
 impl Store {
-    /// The layer index of a blob, which is in use, and kept from eviction, for as long as this exists.
+    /// The layer index of a blob; in use, and not evicted, while this exists.
     pub fn index(&self, blob: &Digest) -> Option<IndexFile> {
         let path = self.path(INDEX, blob);
-        // Before it is opened, so that it is not removed in between.
+        // Mark first, so that it is not removed before it is opened.
         let mark = self.marks.mark(blob);
         let (file, found) = self.files.open_found(&path).ok()?;
         let last = LastOpened { identity: Mutex::new(identity(&found)), failed: AtomicBool::new(false) };
@@ -93,7 +93,7 @@ impl Store {
         Some(IndexFile { file, files, path, size, last: Arc::new(last), _mark: mark })
     }
 
-    /// Begins to write a layer index.
+    /// Starts writing a layer index.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -101,13 +101,13 @@ impl Store {
         self.new_file(self.path(INDEX, blob))
     }
 
-    /// Forgets a layer index that turned out to be damaged.
+    /// Removes a damaged layer index.
     pub fn drop_index(&self, blob: &Digest) {
         self.files.remove(&self.path(INDEX, blob));
     }
 
-    /// Forgets, when it is called, the layer index that is read as `file`, also where it cannot be removed; one
-    /// that has taken its place since stays, and so does one that could not be opened.
+    /// A function that drops the layer index read as `file`, even if it cannot be removed; it keeps a replacement, and
+    /// an index that could not be opened.
     pub fn index_dropper(&self, blob: &Digest, file: &IndexFile) -> impl Fn() + Send + Sync + 'static {
         let (path, last, once) = (self.path(INDEX, blob), Arc::clone(&file.last), Once::new());
         let (files, spoilt) = (self.files.clone(), Arc::clone(&self.spoilt));
@@ -130,6 +130,6 @@ impl Store {
     }
 }
 
-/// How often an index is tried to be opened while the process has no descriptor left, and the pauses between.
+/// Tries to open an index while no descriptor is free, and the pause between them.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(1);

@@ -1,9 +1,9 @@
-//! What the kernel mounts by itself: images in its form, and the content files that these name.
+//! Files that the kernel mounts directly: EROFS images, and the content files that they name.
 //!
 //! ```text
 //! erofs-v1/ALG/HEX        the image, named by the chain of its layers, mode 0400
-//! erofs-v1/ALG/HEX.seal   the digest of the image, and as of which change it was found right (JSON)
-//! content-v2/ALG/HEX.DIFF.data.seal   that all of a layer's content was found right, as of which change (JSON)
+//! erofs-v1/ALG/HEX.seal   the digest of the image, and the change time at which it was verified (JSON)
+//! content-v2/ALG/HEX.DIFF.data.seal   the change time at which all of a layer's content was verified (JSON)
 //! ```
 
 use std::fs::{File, Permissions};
@@ -15,16 +15,16 @@ use super::seal::{Stamp, seal_of};
 use super::{Checked, Content, EROFS, LayerName, NewFile, Store, StoreError};
 use crate::digest::{Algorithm, Digest, Hasher};
 
-/// Content of a layer that is sealed, and of which all is there.
+/// Sealed, complete content of a layer.
 #[derive(Debug)]
 pub struct SealedContent {
-    /// Its bytes.
+    /// The data file.
     pub file: File,
     stamp: Stamp,
 }
 
 impl Store {
-    /// A layer's content, if all of it was found right and nothing was written to it since.
+    /// A layer's content, if all of it was verified and nothing was written since.
     pub fn content_found_right(&self, layer: LayerName<'_>) -> Option<SealedContent> {
         let path = self.content_paths(layer).data;
         let file = self.files.open_read(&path).ok()?;
@@ -32,21 +32,21 @@ impl Store {
         self.seal_holds(&path, layer.diff_id, stamp).then_some(SealedContent { file, stamp })
     }
 
-    /// Seals the content of a layer, to be compared; `None` if some of it is missing.
+    /// Seals the content of a layer for verification; `None` if some of it is missing.
     ///
     /// # Errors
-    /// [`StoreError::Io`], also when the disk does not take what was written to the file.
+    /// [`StoreError::Io`], also if the disk fails to store what was written to the file.
     pub fn seal_content(&self, content: &Content) -> Result<Option<SealedContent>, StoreError> {
         let Some(file) = content.seal()? else { return Ok(None) };
         let path = content.data_path();
-        // What the disk refuses the kernel gives up later, without a visible change.
+        // Without a sync, the kernel may drop unwritten bytes later without a visible change.
         self.files.sync(&file, path).map_err(StoreError::io("sync", path))?;
         let stamp = Stamp::of(&file).map_err(StoreError::io("read", path))?;
         Ok(Some(SealedContent { file, stamp }))
     }
 
-    /// All of `sealed`, the content of a layer, was found right; whether nothing was written meanwhile. Other processes are
-    /// told.
+    /// Records for other processes that `sealed`, all content of a layer, was verified; returns whether nothing was
+    /// written meanwhile.
     pub fn found_right(&self, layer: LayerName<'_>, content: &Content, sealed: &SealedContent) -> bool {
         if Stamp::of(&sealed.file).ok() != Some(sealed.stamp) {
             return false;
@@ -57,7 +57,7 @@ impl Store {
         true
     }
 
-    /// The image of the layers with this chain, if there is one that is as it was written.
+    /// The image of the layers with this chain, if it is intact.
     pub fn kernel_image(&self, chain: &Digest) -> Option<File> {
         let path = self.path(EROFS, chain);
         let mut file = self.files.open_read(&path).ok()?;
@@ -65,7 +65,7 @@ impl Store {
         if self.seal_holds(&path, &hash, stamp) {
             return Some(file);
         }
-        // It was changed, or the machine was started anew.
+        // It was changed, or the machine has rebooted.
         if !is_intact(&mut file, &hash) || Stamp::of(&file).ok() != Some(stamp) {
             self.drop_kernel_image(&path);
             return None;
@@ -76,7 +76,7 @@ impl Store {
         Some(file)
     }
 
-    /// Begins to write the image of the layers with this chain.
+    /// Starts writing the image of the layers with this chain.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -84,7 +84,7 @@ impl Store {
         self.new_file(self.path(EROFS, chain))
     }
 
-    /// Gives an image that has been written its name, and opens it.
+    /// Publishes a written image, and opens it.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -100,10 +100,10 @@ impl Store {
         Ok(file)
     }
 
-    /// Checks every image, and removes those that are damaged.
+    /// Checks all images, and removes damaged ones.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when a directory cannot be read.
+    /// [`StoreError::Io`] if a directory cannot be read.
     pub fn check_kernel_images(&self) -> Result<Checked, StoreError> {
         let mut found = Checked::default();
         for path in self.kernel_images()? {
@@ -119,7 +119,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes all images; how many bytes that gave back. Mounts keep theirs.
+    /// Removes all images and returns the bytes freed. Mounts keep theirs.
     pub(super) fn drop_kernel_images(&self) -> Result<u64, StoreError> {
         let mut freed = 0;
         self.files.each(&self.root.join(EROFS), &mut |path, found| {
@@ -145,12 +145,12 @@ impl Store {
     }
 }
 
-/// Whether a file has the digest that stands in its seal.
+/// Whether a file has the digest in its seal.
 fn is_intact(file: &mut File, digest: &Digest) -> bool {
     hash(file).is_ok_and(|found| found == *digest)
 }
 
-/// The digest of all of a file.
+/// The digest of a whole file.
 fn hash(file: &mut File) -> io::Result<Digest> {
     file.rewind()?;
     let mut hasher = Hasher::new(Algorithm::Sha256);

@@ -1,4 +1,4 @@
-//! The store: what this machine already knows of images, shared by all of a user's processes.
+//! The store: everything cached about images on this machine, shared by all processes of a user.
 //!
 //! ```text
 //! CACHE/
@@ -15,14 +15,14 @@
 //!   tmp/                      files on their way in
 //! ```
 //!
-//! `HEX` is the blob's digest. One blob can be a valid tar and a valid gzip file at once, which are two layers: so what
-//! holds decoded bytes has `DIFF` in its name, the beginning of the layer's diff_id, and an index says which it is of.
+//! `HEX` is the blob's digest. One blob can be both a valid tar and a valid gzip file, which are two layers: so names
+//! of decoded bytes contain `DIFF`, a prefix of the layer's diff_id, and an index states its layer.
 //!
-//! Files appear by rename, whole or not at all. Nothing here is believed: documents are hashed, index
-//! pages carry checksums, spans carry digests, and all are checked when a process first uses them. So
-//! a crash, a torn write or a curious user costs a fetch and never a wrong byte, which is also why no
-//! `fsync` stands on the way to a mount, but for indexes so large that a second pass would cost too much.
-//! Anything may be deleted at any time, and nothing need be kept: see [`Store::cannot_keep`].
+//! Files are published by rename, complete or not at all. Nothing here is trusted: documents are hashed, index pages
+//! carry checksums, spans carry digests, and all are verified when a process first uses them. So a crash, a torn write
+//! or an edited file costs a fetch and never yields a wrong byte. That is why a mount does not wait for `fsync`, except
+//! for indexes so large that a second pass would be expensive. Any file may be deleted at any time, and storing may
+//! fail: see [`Store::cannot_keep`].
 
 mod check;
 mod content;
@@ -67,30 +67,30 @@ use crate::digest::{Algorithm, Digest};
 
 use crate::trust::Untrusted;
 
-/// Which layer something is kept of.
+/// The name of a layer in the store.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerName<'a> {
-    /// Its blob.
+    /// Digest of its blob.
     pub blob: &'a Digest,
-    /// What the blob decodes to.
+    /// Digest of its decoded bytes.
     pub diff_id: &'a Digest,
 }
 
-/// A cache directory, open for use.
+/// An open cache directory.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
     limit: Option<u64>,
     files: Files,
     serial: AtomicU64,
-    /// Bytes kept since the limit was last looked at.
+    /// Bytes stored since the limit was last checked.
     unlooked: AtomicU64,
     marks: Arc<Marks>,
-    /// Indexes that were found damaged and cannot be removed, by device and inode.
+    /// Damaged indexes that cannot be removed, by device and inode.
     spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
 }
 
-/// What a tag named when a registry was last asked.
+/// The target of a tag when a registry was last asked.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TagRecord {
     /// The canonical reference.
@@ -103,7 +103,7 @@ pub struct TagRecord {
     pub size: u64,
 }
 
-/// A file that is being written under a temporary name, and gets its own when it is whole.
+/// A file written under a temporary name, and renamed once it is complete.
 #[derive(Debug)]
 pub struct NewFile {
     files: Files,
@@ -121,21 +121,21 @@ pub enum StoreError {
     /// A file or directory of the cache could not be read or written.
     #[error("cannot {doing} `{}`", path.display())]
     Io {
-        /// What was being done, as in `create`.
+        /// The operation, as in `create`.
         doing: &'static str,
-        /// To which path.
+        /// The path.
         path: PathBuf,
         /// The system's reason.
         #[source]
         cause: io::Error,
     },
-    /// Content that the kernel reads by itself is not written again.
+    /// Content that the kernel reads directly is not written again.
     #[error("`{}` is read by the kernel, and is not written again", path.display())]
     Sealed {
         /// The file.
         path: PathBuf,
     },
-    /// The cache directory is not one that this user can trust.
+    /// The cache directory is not safe for this user.
     #[error("the cache directory `{}` is not safe to use: {why}", path.display())]
     Unsafe {
         /// The directory.
@@ -153,22 +153,22 @@ impl StoreError {
 }
 
 impl Store {
-    /// Opens the cache directory, making it (mode 0700) when it is not there.
+    /// Opens the cache directory, and creates it (mode 0700) if it is missing.
     ///
-    /// `limit` bounds what layers may take on disk, in bytes; see [`Store::make_room`].
+    /// `limit` is the maximum disk usage of layers, in bytes; see [`Store::make_room`].
     ///
     /// # Errors
-    /// [`StoreError::Unsafe`] when it is a symlink, belongs to another user, or others may write it;
-    /// [`StoreError::Io`] when it cannot be made.
+    /// [`StoreError::Unsafe`] if it is a symlink, belongs to another user, or is writable by others; [`StoreError::Io`]
+    /// if it cannot be created.
     pub fn open(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         let store = Self::new(root, limit, None);
         store.make().map(|()| store)
     }
 
-    /// The cache directory as it is, for those who only look or take away: nothing is made.
+    /// Opens an existing cache directory, to read or remove only: creates nothing.
     ///
     /// # Errors
-    /// [`StoreError::Unsafe`]; [`StoreError::Io`] when it cannot be looked at.
+    /// [`StoreError::Unsafe`]; [`StoreError::Io`] if it cannot be read.
     pub fn open_as_it_is(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         match files::check_private_dir(root) {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
@@ -177,7 +177,7 @@ impl Store {
         Ok(Self::new(root, limit, None))
     }
 
-    /// As [`Store::open`], with an observer of everything that is done to the directory.
+    /// As [`Store::open`], with an observer of all changes of the directory.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -186,8 +186,8 @@ impl Store {
         store.make().map(|()| store)
     }
 
-    /// As [`Store::open`], but a directory that cannot be made is no error: what it has is read, and what it
-    /// cannot take is done without, at the price of fetching it again.
+    /// As [`Store::open`], but a directory that cannot be created is no error: existing files are read, and what cannot
+    /// be stored is fetched again.
     ///
     /// # Errors
     /// [`StoreError::Unsafe`]
@@ -224,7 +224,7 @@ impl Store {
         self.files.make_dir(&self.root.join(TMP))
     }
 
-    /// Does something that makes a file; once more if the directories for it were removed, and can be made again.
+    /// Runs `act`, which creates a file; once more after its directories were removed and created again.
     fn in_place<T>(&self, act: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
         match act() {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
@@ -235,18 +235,18 @@ impl Store {
         }
     }
 
-    /// Says that something is not kept: the first time as a warning, and then for those who want to know.
+    /// Logs that something cannot be stored: as a warning the first time, then at debug level.
     pub fn cannot_keep(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
         self.files.cannot_keep(what, error);
     }
 
-    /// The directory this store lives in.
+    /// The path of the cache directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A new file on the cache's disk that is gone with the last process that has it open; where there can be none, one
-    /// among the system's temporary files.
+    /// An unnamed file on the cache's disk, removed when its last user closes it; on failure, one in the system's
+    /// temporary directory.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -267,12 +267,12 @@ impl Store {
         self.files.create_unnamed(&dir).or_else(|_| named()).or_else(elsewhere)
     }
 
-    /// The most that layers may take on disk, in bytes.
+    /// The maximum disk usage of layers, in bytes.
     pub fn limit(&self) -> Option<u64> {
         self.limit
     }
 
-    /// A document by digest, if it is here and still is what its name says.
+    /// A document by digest, if it is cached and intact.
     pub fn document(&self, digest: &Digest, size: u64) -> Option<Bytes> {
         let path = self.path(DOCUMENT, digest);
         let bytes = self.files.read_small(&path, size).ok()?;
@@ -286,7 +286,7 @@ impl Store {
         }
     }
 
-    /// Keeps a document that has been verified.
+    /// Stores a verified document.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -296,16 +296,16 @@ impl Store {
         new.publish()
     }
 
-    /// What `reference` (canonical) named when it was last asked for.
+    /// The last known target of `reference` (canonical).
     pub fn tag(&self, reference: &str) -> Option<TagRecord> {
         let bytes = self.files.read_small(&self.tag_path(reference), 64 << 10).ok()?;
         let record: TagRecord = serde_json::from_slice(&bytes).ok()?;
-        // Digest and size are checked with the document; the media type is all that could be damaged unnoticed.
+        // Digest and size are verified with the document; damage to the media type is detected here.
         let media_type = MediaType::parse(&record.media_type);
         (record.reference == reference && (media_type.is_index() || media_type.is_manifest())).then_some(record)
     }
 
-    /// Remembers what a tag names.
+    /// Stores the target of a tag.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -315,12 +315,12 @@ impl Store {
         new.publish()
     }
 
-    /// What runs wanted first of a layer, as it was kept.
+    /// The stored profile of a layer.
     pub fn profile(&self, blob: &Digest) -> Option<Vec<u8>> {
         self.files.read_small(&self.path(PROFILE, blob), PROFILE_LIMIT).ok()
     }
 
-    /// Keeps what runs wanted first of a layer.
+    /// Stores the profile of a layer.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -330,7 +330,7 @@ impl Store {
         new.publish()
     }
 
-    /// Opens a layer's content, making it empty when it is not here, and in memory where the disk takes no file.
+    /// Opens a layer's content, and creates it empty if it is missing; in memory if the disk is full.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -338,12 +338,12 @@ impl Store {
         Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).opened()
     }
 
-    /// As [`Store::content`], opened when something of it is wanted. The layer counts as used from then on.
+    /// As [`Store::content`], opened on first use, which also marks the layer as used.
     pub fn content_when_wanted(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
         Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).when_wanted()
     }
 
-    /// Begins to write a layer's whole content, as a first pass does.
+    /// Starts writing a layer's whole content, for a first pass.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -352,7 +352,7 @@ impl Store {
         Ok(NewContent::new(self.new_file(data)?, self.new_file(map)?))
     }
 
-    /// Puts a layer's content in place; it counts only once the layer's index is published.
+    /// Publishes a layer's content; it takes effect once the layer's index is published.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -370,12 +370,12 @@ impl Store {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
             let temp = self.root.join(TMP).join(format!("{}-{serial}", std::process::id()));
             let file = match self.in_place(|| self.files.create_new(&temp)) {
-                // Left behind, or that of a process with this number in another container.
+                // A leftover, or the file of a process with this id in another container.
                 Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => continue,
                 created => created?,
             };
-            // Held while being written, so that a leftover can be told from work in progress. One
-            // who came between the two lines holds it, or has taken the name away: then another one is made.
+            // Locked while it is written, so that leftovers differ from work in progress. Another process may have
+            // locked or removed it between the two calls; then create another file.
             if !matches!(self.files.try_lock(&file, &temp), Err(TryLockError::WouldBlock))
                 && file.metadata().is_ok_and(|found| found.nlink() > 0)
             {
@@ -385,7 +385,7 @@ impl Store {
         }
     }
 
-    /// What the index and the content of a layer take on disk: bytes, and how many files these are.
+    /// Disk usage of a layer's index and content: bytes and number of files.
     pub fn kept_of(&self, layer: LayerName<'_>) -> (u64, u64) {
         let ContentPaths { data, map } = self.content_paths(layer);
         let found =
@@ -397,7 +397,7 @@ impl Store {
         self.root.join(bucket).join(digest.algorithm().name()).join(digest.hex())
     }
 
-    /// As [`Store::path`], for what holds bytes that the blob decodes to.
+    /// As [`Store::path`], for decoded bytes of the blob.
     fn decoded_path(&self, bucket: &str, LayerName { blob, diff_id }: LayerName<'_>, extension: &str) -> PathBuf {
         let diff = &diff_id.hex()[..DIFF];
         self.root.join(bucket).join(blob.algorithm().name()).join(format!("{}.{diff}.{extension}", blob.hex()))
@@ -414,12 +414,12 @@ impl Store {
 }
 
 impl NewFile {
-    /// The file under its temporary name, for reading back.
+    /// The open file, for reading back.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// How many bytes were appended.
+    /// The number of bytes appended.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -432,7 +432,7 @@ impl NewFile {
         io::Write::write_all(self, bytes).map_err(StoreError::io("write", &self.temp))
     }
 
-    /// Writes bytes at a place.
+    /// Writes bytes at an offset.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -440,7 +440,7 @@ impl NewFile {
         self.files.write_all_at(&self.file, &self.temp, bytes, at)
     }
 
-    /// Makes the file so long; what was not written is zeros.
+    /// Sets the length; unwritten bytes are zeros.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -448,7 +448,7 @@ impl NewFile {
         self.files.set_len(&self.file, &self.temp, length).map_err(StoreError::io("extend", &self.temp))
     }
 
-    /// Cuts off what comes after the first `length` bytes.
+    /// Truncates the file to `length` bytes.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -458,7 +458,7 @@ impl NewFile {
         Ok(())
     }
 
-    /// Brings the bytes to the disk, for a file that costs much to make again.
+    /// Syncs the file to the disk, if it is expensive to rebuild.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -466,7 +466,7 @@ impl NewFile {
         self.files.sync(&self.file, &self.temp).map_err(StoreError::io("write", &self.temp))
     }
 
-    /// Gives the file its name, in one step; what was under that name before is replaced.
+    /// Renames the file to its final name atomically, replacing an existing file.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -498,12 +498,12 @@ impl Drop for NewFile {
     }
 }
 
-/// Which file it is: device and inode.
+/// Identity of a file: device and inode.
 fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// So many digits of a diff_id are in a name: no two layers have the same, and a name has room for sha512 as well.
+/// Digits of a diff_id in a name: enough to be unique, and short enough for names with sha512.
 const DIFF: usize = 32;
 const INDEX: &str = "index-v2";
 const CONTENT: &str = "content-v2";
@@ -514,7 +514,7 @@ const PROFILE: &str = "profile-v2";
 const LOCK: &str = "lock-v1";
 const EROFS: &str = "erofs-v1";
 const TMP: &str = "tmp";
-/// Larger than any profile that is kept, in bytes.
+/// Limit for a profile, in bytes.
 pub(crate) const PROFILE_LIMIT: u64 = 16 << 20;
 
 #[cfg(test)]
@@ -608,7 +608,7 @@ mod tests {
         assert!(held.is_some_and(|lock| !lock.is_real()));
     }
 
-    /// Counts what is put in place or removed of contents, and of that what could be opened halfway.
+    /// Counts published and removed content files, and how many of them could be opened half-published.
     #[derive(Debug, Default)]
     struct Halves {
         seen: std::sync::atomic::AtomicUsize,

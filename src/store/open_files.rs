@@ -1,9 +1,8 @@
-//! Files that stay open for as long as this process has descriptors to spare.
+//! Keeps files open while the process has descriptors to spare.
 //!
-//! An image may have hundreds of layers, and a process as few as 64 descriptors. So the store keeps the files of
-//! layers open only within a bound; past it, those that were not used since the last look are closed (second chance),
-//! and opened again by name when they are next needed. A reader that uses an open file waits for no other: closing
-//! skips what is being used, and never waits.
+//! An image may have hundreds of layers, and a process as few as 64 descriptors. So the number of open layer files is
+//! limited; beyond it, files not used since the last scan are closed (second chance) and reopened by name on demand.
+//! Readers never wait for closing: files in use are skipped.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,16 +14,16 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::sync::lock;
 
-/// The files that are open, and how many may be. Clones are the same.
+/// The open files, and their limit. Clones share state.
 #[derive(Clone, Debug)]
 pub(super) struct OpenFiles(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// How many descriptors may be in use here; asked each time, since a process may raise its limit.
+    /// Limit for descriptors; queried each time, since a process may raise its own limit.
     most: fn() -> usize,
     open: AtomicUsize,
-    /// Those that are open, in the order in which they are looked at.
+    /// Open files, in the order in which they are scanned.
     queue: Mutex<VecDeque<Weak<dyn Close>>>,
 }
 
@@ -32,30 +31,30 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Pooled<T: Pool> {
     slot: Arc<Slot<T>>,
-    /// One thread opens, and others wait for it.
+    /// One thread opens; the others wait.
     opening: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Slot<T: Pool> {
     files: RwLock<Option<T>>,
-    /// Set at each use, and cleared at each look.
+    /// Set at each use, cleared at each scan.
     used: AtomicBool,
-    /// Reasons to close others first.
+    /// While above zero, others are closed first.
     pins: AtomicU32,
     all: OpenFiles,
 }
 
-/// Files that are open, and stay so meanwhile.
+/// Open files, which stay open until dropped.
 #[derive(Debug)]
 pub(super) struct InUse<'a, T>(RwLockReadGuard<'a, Option<T>>);
 
-/// What can be kept open in turns.
+/// Files that can be kept open on demand.
 pub(super) trait Pool: Send + Sync + std::fmt::Debug + 'static {
-    /// How many descriptors it has.
+    /// The number of its descriptors.
     const COUNT: usize;
 
-    /// Whether it could be opened again.
+    /// Whether it can be reopened.
     fn can_be_reopened(&self) -> bool {
         true
     }
@@ -66,20 +65,20 @@ impl Pool for File {
 }
 
 trait Close: Send + Sync + std::fmt::Debug {
-    /// Closes the files, if they are not being used now, and returns whether they are closed.
+    /// Closes the files if they are not in use; returns whether they are closed.
     fn close(&self, chance: Chance) -> bool;
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Chance {
-    /// Files that were used since the last look, or are pinned, stay open.
+    /// Keep files that are pinned or were used since the last scan.
     First,
-    /// They do not.
+    /// Close them, too.
     Second,
 }
 
 impl Default for OpenFiles {
-    /// Those of this process, which has one limit for all.
+    /// The open files of this process, which has one limit for all.
     fn default() -> Self {
         static ALL: LazyLock<OpenFiles> = LazyLock::new(|| OpenFiles::at_most(|| share(descriptor_limit())));
         ALL.clone()
@@ -91,18 +90,18 @@ impl OpenFiles {
         Self(Arc::new(Inner { most, open: AtomicUsize::new(0), queue: Mutex::default() }))
     }
 
-    /// A place for files, which are not open yet.
+    /// A slot for files, not opened yet.
     pub(super) fn place<T: Pool>(&self) -> Pooled<T> {
         let (files, used, pins) = (RwLock::new(None), AtomicBool::new(false), AtomicU32::new(0));
         Pooled { slot: Arc::new(Slot { files, used, pins, all: self.clone() }), opening: Mutex::new(()) }
     }
 
-    /// Whether so many more may be opened, after what could be closed was.
+    /// Whether `count` more files may be opened, after closing what can be closed.
     pub(super) fn has_room_for(&self, count: usize) -> bool {
         self.0.open.load(Ordering::Relaxed) + count <= (self.0.most)()
     }
 
-    /// Closes half of the files: the process has no descriptor left.
+    /// Closes half of the files, as the process has no descriptor left.
     pub(super) fn give_way(&self) {
         self.close_down_to(self.0.open.load(Ordering::Relaxed) / 2);
     }
@@ -111,7 +110,7 @@ impl OpenFiles {
         self.close_down_to((self.0.most)().saturating_sub(count));
     }
 
-    /// Closes files that are not being used until no more than `most` are open, or none is left to close.
+    /// Closes unused files until at most `most` are open, or none can be closed.
     fn close_down_to(&self, most: usize) {
         if self.0.open.load(Ordering::Relaxed) <= most {
             return;
@@ -120,7 +119,7 @@ impl OpenFiles {
         for chance in [Chance::First, Chance::Second] {
             for _ in 0..queue.len() {
                 let Some(next) = queue.pop_front() else { return };
-                // What is gone is closed.
+                // Dropped files are already closed.
                 if next.upgrade().is_some_and(|slot| !slot.close(chance)) {
                     queue.push_back(next);
                 }
@@ -141,14 +140,14 @@ impl OpenFiles {
 }
 
 impl<T: Pool> Pooled<T> {
-    /// The files, opened by `open` if they are not open now.
+    /// The files, opened by `open` if they are closed.
     ///
     /// # Errors
-    /// That of `open`.
+    /// The error of `open`.
     pub(super) fn get<E>(&self, open: impl Fn() -> Result<T, E>) -> Result<InUse<'_, T>, E> {
         loop {
             if let Some(files) = self.slot.now() {
-                // Written only when that changes it, so that readers on several CPUs share the line.
+                // Written only if it changes, so that readers on several CPUs share the cache line.
                 if !self.slot.used.load(Ordering::Relaxed) {
                     self.slot.used.store(true, Ordering::Relaxed);
                 }
@@ -162,16 +161,16 @@ impl<T: Pool> Pooled<T> {
         }
     }
 
-    /// The same, with files that are open already.
+    /// The same, with files that are already open.
     pub(super) fn with(self, opened: T) -> Self {
         self.slot.all.make_room_for(T::COUNT);
         self.set(opened);
         self
     }
 
-    /// Notes files that were opened; no other thread opens them, too.
+    /// Stores newly opened files; no other thread opens them as well.
     fn set(&self, opened: T) {
-        // Only those hold this lock who have found nothing, and they do not keep it.
+        // Other lock holders only check for files, and release it at once.
         *self.slot.files.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
         self.slot.used.store(true, Ordering::Relaxed);
         self.slot.all.0.open.fetch_add(T::COUNT, Ordering::Relaxed);
@@ -179,12 +178,12 @@ impl<T: Pool> Pooled<T> {
         self.slot.all.add(slot);
     }
 
-    /// Closes the files, unless they are being used: the next use opens those that have their names then.
+    /// Closes the files unless they are in use: the next use opens the current ones.
     pub(super) fn close(&self) {
         self.slot.close(Chance::Second);
     }
 
-    /// Has others closed before these.
+    /// Closes others before these.
     pub(super) fn pin(&self) {
         self.slot.pins.fetch_add(1, Ordering::Relaxed);
     }
@@ -240,17 +239,17 @@ impl<T> Deref for InUse<'_, T> {
     }
 }
 
-/// How many files this process may have open at a time.
+/// The limit of open files of this process.
 pub fn descriptor_limit() -> usize {
     getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// How many of `limit` descriptors the files of layers may have; the others are for connections, first passes and mounts.
+/// The share of `limit` descriptors for layer files; the rest is for connections, first passes and mounts.
 fn share(limit: usize) -> usize {
     limit.saturating_sub((limit / 2).clamp(LEFT_AT_LEAST, LEFT_AT_MOST)).clamp(OPEN_AT_LEAST, OPEN_AT_MOST)
 }
 
-/// What is left for others of a small limit, and of a large one.
+/// Descriptors left for other uses, with a small and a large limit.
 const LEFT_AT_LEAST: usize = 48;
 const LEFT_AT_MOST: usize = 512;
 /// Files of four layers.
@@ -310,7 +309,7 @@ mod tests {
         for place in [&one, &two, &three, &four] {
             place.get(open).unwrap();
         }
-        // The first look has found all of them used, and closed the first.
+        // The first scan has found all of them used, and closed the first.
         assert!(!is_open(&one));
         two.get(open).unwrap();
         five.get(open).unwrap();

@@ -1,9 +1,9 @@
-//! Which process makes a layer's first pass, and how far it is.
+//! Locks of first passes, and their progress.
 //!
-//! One process makes it and others wait, so that a layer travels once. But a process may be stopped (Ctrl-Z, the
-//! freezer), or read from a source that is away while others have one that is not: the locks of a layer have ranks, and
-//! a process that waits in vain for the holder of one takes the next. What two passes come to is the same, and appears
-//! by rename, so it does no harm if both end.
+//! One process makes the pass of a layer and others wait, so that a layer is downloaded once. But that process may be
+//! stopped (Ctrl-Z, the freezer), or its source may be unreachable while another's is not: the locks of a layer have
+//! ranks, and a process that gives up on the holder of one rank takes the next. Two passes have the same result, and it
+//! is published by rename, so both may finish.
 //!
 //! ```text
 //! lock-v1/ALG/HEX        rank 0: process u32, bytes received u64, beats u64 of its holder, little-endian
@@ -24,7 +24,7 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub struct PassLock {
     rank: u32,
-    /// None where nothing can be locked.
+    /// `None` if nothing can be locked.
     file: Option<LockFile>,
 }
 
@@ -36,26 +36,26 @@ struct LockFile {
     note: Mutex<PassNote>,
 }
 
-/// What a process that makes a first pass tells others that wait for it.
+/// What the process of a first pass reports to waiting processes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PassNote {
     /// The process.
     pub pid: u32,
-    /// Bytes of the blob it has received.
+    /// Bytes of the blob received.
     pub received: u64,
-    /// A count that goes on while the process runs, whether anything comes or not.
+    /// Increments while the process runs, whether bytes arrive or not.
     pub beats: u64,
 }
 
 impl Store {
-    /// Tries to become the process that makes this layer's first pass; `None` while another one makes it.
+    /// Takes the lock for this layer's first pass; `None` while another process holds it.
     ///
-    /// Where no lock can be had, as on a disk that is full or read-only, every process makes a pass.
+    /// If no lock is possible, as on a full or read-only disk, every process makes a pass.
     pub fn try_lock_pass(&self, blob: &Digest) -> Option<PassLock> {
         self.try_lock_pass_of(blob, 0)
     }
 
-    /// As [`Store::try_lock_pass`], for the lock of this rank.
+    /// As [`Store::try_lock_pass`], for this rank.
     pub fn try_lock_pass_of(&self, blob: &Digest, rank: u32) -> Option<PassLock> {
         let path = self.pass_path(blob, rank);
         let locked =
@@ -76,11 +76,11 @@ impl Store {
         Some(lock)
     }
 
-    /// How far the process is that holds the lock of this rank, as it says.
+    /// The note of the process that holds the lock of this rank.
     pub fn pass_note(&self, blob: &Digest, rank: u32) -> Option<PassNote> {
         let mut note = [0; NOTE];
         let file = self.files.open_read(&self.pass_path(blob, rank)).ok()?;
-        // A program of an earlier version does not count.
+        // Notes of earlier versions lack the beats.
         let length = file.read_at(&mut note, 0).ok().filter(|length| *length >= NOTE - 8)?;
         let number = |at: usize| u64::from_le_bytes(note[at..at + 8].try_into().expect("8 bytes were cut"));
         let pid = u32::from_le_bytes(note[..4].try_into().expect("4 bytes were cut"));
@@ -94,17 +94,17 @@ impl Store {
 }
 
 impl PassLock {
-    /// How many processes have been waited for in vain.
+    /// The number of stalled processes that this one bypasses.
     pub fn rank(&self) -> u32 {
         self.rank
     }
 
-    /// Tells those who wait for this pass how many bytes of the blob it has received.
+    /// Reports how many bytes of the blob this pass has received.
     pub fn note(&self, received: u64) {
         self.tell(|note| note.received = received);
     }
 
-    /// Tells them that this process runs.
+    /// Reports that this process is running.
     pub fn beat(&self) {
         self.tell(|note| note.beats += 1);
     }
@@ -115,17 +115,17 @@ impl PassLock {
         note.pid = std::process::id();
         change(&mut note);
         let bytes = [&note.pid.to_le_bytes()[..], &note.received.to_le_bytes(), &note.beats.to_le_bytes()].concat();
-        // On a full disk others see a pass that stands still, and make their own.
+        // On a full disk the pass seems stalled, and others make their own.
         let _ = files.write_all_at(file, path, &bytes, 0);
     }
 
-    /// Whether others are really locked out.
+    /// Whether other processes are locked out.
     pub(super) fn is_real(&self) -> bool {
         self.file.is_some()
     }
 }
 
-/// Bytes of a note.
+/// Size of a note in bytes.
 const NOTE: usize = 20;
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
-//! Large files of layers, each whole in a file of its own, which the kernel can be given to read by itself.
+//! Copies of large files of layers, one file each, for the kernel to read directly.
 //!
 //! ```text
 //! whole-v2/ALG/HEX.DIFF.ENTRY        the bytes of one entry of the layer, mode 0400
-//! whole-v2/ALG/HEX.DIFF.ENTRY.seal   that they were found right, as of which change, since the machine started (JSON)
+//! whole-v2/ALG/HEX.DIFF.ENTRY.seal   the change time at which they were verified, in this boot (JSON)
 //! ```
 //!
-//! What is given to the kernel is not checked with each read. So a file counts as right only for as long as
-//! its change time, which no program can set, is that at which it was compared or made. A seal
-//! tells other processes ([`seal`](super::seal)).
+//! The kernel does not verify its reads. So a copy is trusted only while its change time, which no program can set, is
+//! that at which it was compared or made. A seal shares this with other processes ([`seal`](super::seal)).
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -18,7 +17,7 @@ use super::seal::{Stamp, seal_of};
 use super::{LayerName, NewFile, Store, StoreError, WHOLE};
 use crate::digest::Digest;
 
-/// A file of a layer in a file of its own, open for reading.
+/// A copy of one file of a layer, open for reading.
 #[derive(Debug)]
 pub struct PassthroughCopy {
     file: File,
@@ -37,12 +36,12 @@ impl PassthroughCopy {
         &self.file
     }
 
-    /// As of which change it is.
+    /// Its identity and change time.
     pub fn stamp(&self) -> Stamp {
         self.stamp
     }
 
-    /// Bytes in it.
+    /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.stamp.size()
     }
@@ -54,20 +53,20 @@ impl PassthroughCopy {
 }
 
 impl Store {
-    /// The file of entry `entry` of a layer, if there is one, right or not.
+    /// The copy of entry `entry` of a layer, if it exists, verified or not.
     pub fn passthrough_copy(&self, layer: LayerName<'_>, entry: u32) -> Option<PassthroughCopy> {
         PassthroughCopy::open(&self.files, &self.passthrough_copy_path(layer, entry)).ok()
     }
 
-    /// Whether a process has sealed the file as it is.
+    /// Whether a process has sealed the copy in its current state.
     pub fn is_sealed(&self, layer: LayerName<'_>, entry: u32, copy: &PassthroughCopy) -> bool {
         self.seal_holds(&self.passthrough_copy_path(layer, entry), layer.diff_id, copy.stamp)
     }
 
-    /// Tells other processes that the file, as it is, was found right.
+    /// Records for other processes that the copy was verified.
     ///
     /// # Errors
-    /// [`StoreError::Io`], also when the disk does not take what was written to the file.
+    /// [`StoreError::Io`], also if the disk fails to store what was written to the file.
     pub fn seal_passthrough_copy(
         &self,
         layer: LayerName<'_>,
@@ -75,12 +74,12 @@ impl Store {
         copy: &PassthroughCopy,
     ) -> Result<(), StoreError> {
         let path = self.passthrough_copy_path(layer, entry);
-        // What the disk refuses the kernel gives up later, without a visible change.
+        // Without a sync, the kernel may drop unwritten bytes later without a visible change.
         self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
         self.write_seal(&path, layer.diff_id, copy.stamp)
     }
 
-    /// Begins to write the file of an entry.
+    /// Starts writing the copy of an entry.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -88,8 +87,7 @@ impl Store {
         self.new_file(self.passthrough_copy_path(layer, entry))
     }
 
-    /// Gives a file that has been written its name, and opens it; `None` when another process has just put its
-    /// own there.
+    /// Publishes a written copy and opens it; `None` if another process has just published its own.
     ///
     /// # Errors
     /// [`StoreError::Io`]
@@ -102,19 +100,19 @@ impl Store {
         Ok((Some(copy.stamp.inode()) == own).then_some(copy))
     }
 
-    /// Removes the file of an entry.
+    /// Removes the copy of an entry.
     pub fn drop_passthrough_copy(&self, layer: LayerName<'_>, entry: u32) {
         let path = self.passthrough_copy_path(layer, entry);
         self.files.remove(&seal_of(&path));
         self.files.remove(&path);
     }
 
-    /// Says of the file of an entry that it has to be compared again before it is used.
+    /// Revokes the seal of a copy: it must be compared again before it is used.
     pub fn break_seal(&self, layer: LayerName<'_>, entry: u32) {
         self.files.remove(&seal_of(&self.passthrough_copy_path(layer, entry)));
     }
 
-    /// Which entries of a layer have a file.
+    /// The entries of a layer that have a copy.
     pub fn passthrough_copies(&self, layer: LayerName<'_>) -> Vec<u32> {
         let mut found = Vec::new();
         self.each_of(WHOLE, layer.blob, &mut |path, _| {
@@ -124,8 +122,8 @@ impl Store {
         found
     }
 
-    /// Removes all files of the entries of a blob's layers; how many bytes that gave back. The kernel goes on reading
-    /// those that it has, and they take room until it lets them go.
+    /// Removes all copies of a blob's layers and returns the bytes freed. The kernel keeps reading the copies it has
+    /// open, which use disk space until it closes them.
     pub fn drop_passthrough_copies(&self, blob: &Digest) -> u64 {
         let mut freed = 0;
         self.each_of(WHOLE, blob, &mut |path, found| {
@@ -139,7 +137,7 @@ impl Store {
         self.decoded_path(WHOLE, layer, &entry.to_string())
     }
 
-    /// A file on the cache's file system that holds nothing and is gone when it is closed.
+    /// An empty, unnamed file on the cache's file system.
     ///
     /// # Errors
     /// [`StoreError::Io`]

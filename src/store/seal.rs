@@ -1,8 +1,8 @@
-//! Seals: that a file was found right, as of which change, for files that the kernel reads without asking.
+//! Seals: record at which change time a file was verified, for files that the kernel reads directly.
 //!
-//! What is given to the kernel is not checked with each read. So such a file counts as right only for as long as its change
-//! time, which no program can set, is that at which it was compared or made. A seal beside it, `NAME.seal` (JSON), tells other
-//! processes. It ends with the machine's run: what a crash or another system did to the disk changes no change time.
+//! The kernel does not verify its reads. So such a file is trusted only while its change time, which no program can
+//! set, is that at which it was compared or made. A seal beside it, `NAME.seal` (JSON), shares this with other
+//! processes. It is valid until a reboot: damage by a crash or by another system does not alter the change time.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, StoreError};
 use crate::digest::Digest;
 
-/// Which file it is, and when it was changed last.
+/// Identity and change time of a file.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stamp {
     inode: u64,
@@ -26,13 +26,13 @@ pub struct Stamp {
 #[derive(Deserialize, Serialize)]
 struct Seal {
     boot: String,
-    /// What the file is of: a layer's diff_id, whose beginning alone is in its name, or the digest of its own bytes.
+    /// What the file holds: a layer's diff_id, of which the name has only a prefix, or the digest of its own bytes.
     diff_id: Digest,
     stamp: Stamp,
 }
 
 impl Stamp {
-    /// As the file is now.
+    /// The current stamp of the file.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -45,21 +45,21 @@ impl Stamp {
         self.inode
     }
 
-    /// Bytes in the file.
+    /// Size of the file in bytes.
     pub(super) fn size(self) -> u64 {
         self.size
     }
 }
 
 impl Store {
-    /// Whether a process has sealed the file at `path` as it is, as one of `of`.
+    /// Whether a process has sealed the current file at `path` as `of`.
     pub(super) fn seal_holds(&self, path: &Path, of: &Digest, stamp: Stamp) -> bool {
         self.read_seal(path).is_some_and(|seal| {
             BOOT.as_ref().is_some_and(|boot| seal.boot == *boot) && seal.diff_id == *of && seal.stamp == stamp
         })
     }
 
-    /// What the file at `path` was when it was sealed, also in an earlier run of the machine.
+    /// What the file at `path` was sealed as, also before a reboot.
     pub(super) fn was_sealed_as(&self, path: &Path) -> Option<Digest> {
         self.read_seal(path).map(|seal| seal.diff_id)
     }
@@ -69,7 +69,7 @@ impl Store {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Tells other processes that the file at `path`, as it is, was found to be of `of`.
+    /// Records for other processes that the file at `path` was verified as `of`.
     pub(super) fn write_seal(&self, path: &Path, of: &Digest, stamp: Stamp) -> Result<(), StoreError> {
         let Some(boot) = BOOT.clone() else { return Ok(()) };
         let mut new = self.new_file(seal_of(path))?;
@@ -79,15 +79,15 @@ impl Store {
     }
 }
 
-/// Where the seal of a file is.
+/// The path of a file's seal.
 pub(super) fn seal_of(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".seal");
     name.into()
 }
 
-/// Which run of the machine this is (proc_sys_kernel(5), `random/boot_id`).
+/// The boot id (proc_sys_kernel(5), `random/boot_id`).
 static BOOT: LazyLock<Option<String>> =
     LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()));
-/// Larger than any seal, in bytes.
+/// Limit for a seal, in bytes.
 const SEAL_LIMIT: u64 = 4096;
