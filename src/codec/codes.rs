@@ -1,4 +1,4 @@
-//! Prefix codes, as deflate writes them: from code lengths to a table that gives a symbol at one look.
+//! Prefix codes of deflate: from code lengths to a table that yields a symbol per lookup.
 //!
 //! Codes are looked up in a primary table whose long codes lead to subtables. A table entry is one `u32`
 //! that holds everything a symbol needs:
@@ -11,11 +11,11 @@
 //!  bits 0..6   bits to drop: the code and its extra bits
 //! ```
 
-/// Which incomplete codes are let through, as zlib does.
+/// Which incomplete codes are accepted, as in zlib.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Incomplete {
     Never,
-    /// No code at all, or one of one bit: encoders write these when a block uses no or one distance.
+    /// No code at all, or one of one bit: encoders write these if a block uses at most one distance.
     OneCode,
 }
 
@@ -58,8 +58,8 @@ pub(super) fn build(
         }
     }
 
-    // Codes are filled in by length; the table holds those up to the present length and doubles with it.
-    // `code` is bit-reversed, as deflate sends codes from their top bit.
+    // Codes are filled in by length; the table holds those up to the current length and doubles with it. `code` is
+    // bit-reversed, as deflate sends codes from the top bit.
     let mut sorted = sorted.iter().map(|&s| symbol(usize::from(s)));
     let mut code = 0_usize;
     let mut filled = 1_usize;
@@ -87,7 +87,7 @@ pub(super) fn build(
             if code & (filled - 1) != prefix {
                 prefix = code & (filled - 1);
                 subtable += if subtable == 0 { filled } else { 1 << subtable_bits };
-                // As long as the codes that follow leave room in the subtable, some are longer.
+                // While later codes leave room in the subtable, some are longer.
                 subtable_bits = length - primary;
                 let mut used = u32::from(count[length as usize] - done);
                 while used < 1 << subtable_bits {
@@ -108,7 +108,7 @@ pub(super) fn build(
     Ok(())
 }
 
-/// The bit-reversed successor of a bit-reversed code; all ones stay.
+/// The bit-reversed successor of a bit-reversed code; all ones stay all ones.
 fn next_code(code: usize, length: u32) -> usize {
     let zeros = !code & ((1 << length) - 1);
     if zeros == 0 {
@@ -118,7 +118,7 @@ fn next_code(code: usize, length: u32) -> usize {
     code & (carry - 1) | carry
 }
 
-/// The entry of the code at the start of `buf`, and the bits that led to its subtable.
+/// The entry of the code at the start of `buf`, and the number of bits that led to its subtable.
 pub(super) fn look_up(table: &[u32], primary: u32, buf: u64) -> (u32, u32) {
     let entry = table[(buf & mask(primary)) as usize];
     if entry & POINTER == 0 {
@@ -132,7 +132,7 @@ pub(super) fn pointed(entry: u32, buf: u64) -> usize {
     ((entry >> BASE_SHIFT) as usize) + (buf & mask((entry >> CODE_SHIFT) & 15)) as usize
 }
 
-/// The value of the extra bits behind an entry's code.
+/// The value of the extra bits after an entry's code.
 #[inline(always)]
 pub(super) fn extra(entry: u32, buf: u64) -> usize {
     ((buf & mask(entry & 63)) >> ((entry >> CODE_SHIFT) & 15)) as usize
@@ -152,10 +152,10 @@ const CODE_SHIFT: u32 = 8;
 pub(super) const DROP: u32 = 63;
 /// A code's length is in an entry twice.
 const ONE_BIT: u32 = 1 << CODE_SHIFT | 1;
-/// No code: one bit long, so that it is not believed before a bit is there.
+/// No code: one bit long, so that it is not reported before a bit is available.
 const INVALID: u32 = EXCEPTIONAL | ONE_BIT;
 
-/// What is known of each literal/length symbol before its code is.
+/// Properties of each literal/length symbol that do not depend on its code.
 pub(super) static LITERAL_SYMBOLS: [u32; 288] = {
     let mut symbols = [EXCEPTIONAL; 288];
     let mut s = 0;
@@ -176,7 +176,7 @@ pub(super) static LITERAL_SYMBOLS: [u32; 288] = {
     symbols
 };
 
-/// What is known of each distance symbol before its code is.
+/// Properties of each distance symbol that do not depend on its code.
 pub(super) static DISTANCE_SYMBOLS: [u32; 32] = {
     let mut symbols = [EXCEPTIONAL; 32];
     let mut base = 1;

@@ -1,12 +1,11 @@
 //! Gzip (RFC 1952): members around deflate streams.
 //!
-//! A layer is any number of members one after the other: one from most tools, one per file in eStargz. What
-//! may follow the last member is not written down; the tools agree on this much and so does this decoder:
-//! zero padding and anything else that does not begin like a member is ignored, as gzip(1) does with a
-//! warning. What does begin like a member must be one.
+//! A layer is a sequence of members: one from most tools, one per file in eStargz. RFC 1952 does not say what may
+//! follow the last member. Like gzip(1), which warns, this decoder ignores zero padding and anything else that does not
+//! start like a member. Data that starts like a member must be one.
 //!
-//! A member's CRC-32 is not computed: every layer's bytes are checked against digests, which say more. Its
-//! length is checked where its beginning was seen, for the clear message.
+//! A member's CRC-32 is not computed: all bytes of a layer are checked against digests. Its length is checked if its
+//! start was decoded, for a clear error.
 
 use super::inflate::{Inflate, Stop};
 use super::marks::{FirstPass, Mark, StartKind};
@@ -19,11 +18,11 @@ use crate::offsets::{BlobOffset, DecodedOffset};
 pub(super) struct Gzip {
     phase: Phase,
     inflate: Inflate,
-    /// Where the present member's output begins, or what is known of it: matches reach no further back.
+    /// Where the current member's output begins, or its known part: matches reach no further back.
     history: DecodedOffset,
     /// Whether `history` is where the member begins.
     whole_member: bool,
-    /// The checkpoint whose window is in the making.
+    /// The checkpoint whose window is being recorded.
     watched: Option<DecodedOffset>,
     references: Option<References>,
 }
@@ -36,21 +35,21 @@ enum Phase {
         length: u32,
     },
     Between(Between),
-    /// Something that is no member follows the last one.
+    /// Data that is not a member follows the last one.
     Junk,
 }
 
-/// What came after a member so far.
+/// What has followed a member so far.
 #[derive(Clone, Copy)]
 enum Between {
     Nothing,
     Zeros,
-    /// The first byte of a member's header, which lies here.
+    /// The first byte of a member's header, at this offset.
     HalfMagic(BlobOffset),
 }
 
 impl Gzip {
-    /// At the first member, which must be there.
+    /// A decoder before the first member, which must exist.
     pub(super) fn new() -> Self {
         Self {
             phase: Phase::Header(Header::new()),
@@ -62,12 +61,12 @@ impl Gzip {
         }
     }
 
-    /// At the header of a member whose output begins at `at`.
+    /// A decoder before the header of a member whose output begins at `at`.
     pub(super) fn at_member(at: DecodedOffset) -> Self {
         Self { history: at, ..Self::new() }
     }
 
-    /// At a deflate block, with `window` bytes known before it.
+    /// A decoder at a deflate block, with `window` bytes before it.
     pub(super) fn at_checkpoint(at: DecodedOffset, bit: u8, window: usize) -> Self {
         let mut gzip = Self::new();
         gzip.phase = Phase::Body;
@@ -138,7 +137,7 @@ impl Gzip {
         }
     }
 
-    /// The offset of the next byte that is not used.
+    /// The offset of the next unused byte.
     fn at(&self, feed: &Feed<'_, '_>) -> BlobOffset {
         BlobOffset(feed.at().0 - u64::from(self.inflate.unused_bits() / 8))
     }
@@ -153,7 +152,7 @@ impl Gzip {
         }
     }
 
-    /// Inflates up to the next stop, or the next thing to be noted.
+    /// Inflates up to the next stop, or the next mark or window.
     fn body(
         &mut self,
         feed: &mut Feed<'_, '_>,
@@ -185,7 +184,7 @@ impl Gzip {
         Ok(stop)
     }
 
-    /// Notes marks and windows after a run.
+    /// Records marks and windows after a run.
     fn note(&mut self, stop: Stop, feed: &Feed<'_, '_>, out: &OutputBuffer, pass: &mut FirstPass) {
         let decoded = out.end();
         pass.decoded(decoded);
@@ -199,7 +198,7 @@ impl Gzip {
         let mark = |kind| Mark { blob: BlobOffset(bits / 8), bit: (bits % 8) as u8, decoded, kind };
         if stop == Stop::Block && pass.start_wanted(decoded) {
             pass.offer(mark(StartKind::Checkpoint));
-            // Empty blocks move the mark on, but not its window.
+            // Empty blocks move the mark, but not its window.
             if self.watched != Some(decoded) {
                 self.references.get_or_insert_with(References::new).begin(out.history());
                 self.watched = Some(decoded);
@@ -210,7 +209,7 @@ impl Gzip {
     }
 }
 
-/// A member's header, read byte by byte.
+/// A member's header, parsed byte by byte.
 struct Header {
     field: Field,
     flags: u8,
@@ -240,7 +239,7 @@ impl Header {
         header
     }
 
-    /// Takes the byte at `at`; true if it was the last.
+    /// Parses the byte at `at`; `true` if it was the last.
     fn push(&mut self, byte: u8, at: BlobOffset) -> Result<bool, CodecError> {
         if !matches!(self.field, Field::Check { .. }) {
             self.crc = crc32(self.crc, byte);
@@ -296,7 +295,7 @@ impl Header {
         Ok(matches!(self.field, Field::Done))
     }
 
-    /// The field after the present one.
+    /// The field after the current one.
     fn following(&self) -> Field {
         let fields = [
             (EXTRA, Field::ExtraLength { low: None }),
@@ -315,7 +314,7 @@ impl Header {
     }
 }
 
-/// CRC-32 of one byte more, bit by bit: headers are short.
+/// Updates a CRC-32 by one byte, bit by bit: headers are short.
 fn crc32(crc: u32, byte: u8) -> u32 {
     let mut crc = !crc ^ u32::from(byte);
     for _ in 0..8 {
@@ -334,7 +333,7 @@ const NAME: u8 = 1 << 3;
 const COMMENT: u8 = 1 << 4;
 const RESERVED: u8 = 0xe0;
 
-/// The longest file name or comment that is read over, in bytes; RFC 1952 sets no bound.
+/// Limit for a file name or comment that is skipped, in bytes; RFC 1952 sets none.
 const LONGEST_TEXT: u32 = 64 << 10;
 
 #[cfg(test)]
@@ -353,7 +352,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// A member of "abc" with this header behind the magic number and the method.
+    /// A member of "abc" with this header after the magic number and the method.
     fn with_header(rest: &[u8]) -> Vec<u8> {
         [&[MAGIC_1, MAGIC_2, DEFLATE], rest, &member(b"abc")[10..]].concat()
     }
@@ -439,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_match_does_not_reach_into_the_member_before() {
-        // A fixed block that is a match one byte back, and a member that has nothing one byte back.
+        // A fixed block with a match one byte back, in a member without any byte before it.
         let bad = with_header(&[0, 0, 0, 0, 0, 0, 255, 0x03, 0x02, 0x00]);
         let decoded = decode(&[member(b"abcd"), bad].concat());
         let Err(CodecError::Inflate { source, .. }) = decoded else { panic!("{decoded:?}") };

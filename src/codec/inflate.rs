@@ -1,12 +1,11 @@
-//! Inflate (RFC 1951), written for layers: fast, resumable at any input byte, and curious about windows.
+//! Inflate (RFC 1951) for layers: fast, resumable at any input byte, and able to record windows.
 //!
-//! Ready-made inflaters are either fast and want the whole buffer, or stream and keep their state to
-//! themselves. A lazy file system needs three things together: to stop at deflate block boundaries, where
-//! decoding can begin again later; to know which bytes of the 32 KiB before such a boundary are ever
-//! referred to after it (about a tenth, so a checkpoint costs 2 KiB and not 32); and to lose no speed over
-//! it, since inflate is the slowest stage of opening a layer.
+//! Existing inflaters either are fast and need the whole buffer, or stream and hide their state. A lazy file system
+//! needs three things: to stop at deflate block boundaries, where decoding can restart later; to know which of the 32
+//! KiB before such a boundary are referenced after it (about a tenth, so a checkpoint costs 2 KiB instead of 32); and
+//! full speed, since inflate is the slowest stage of a first pass.
 //!
-//! What counts as an invalid stream is what zlib says: the tests hold both to one verdict.
+//! A stream is invalid exactly if zlib rejects it: the tests compare both.
 
 use super::codes::{
     BASE_SHIFT, DISTANCE_SYMBOLS, DROP, END_OF_BLOCK, EXCEPTIONAL, Incomplete, LITERAL, LITERAL_SYMBOLS, POINTER,
@@ -27,27 +26,27 @@ pub(super) struct Inflate {
 pub(super) enum Stop {
     /// The input is used up.
     Input,
-    /// The output has reached `until`, or passed it by the end of one match.
+    /// The output has reached `until`, or exceeded it by the end of one match.
     Output,
-    /// A block has ended and another one follows: decoding can begin here again.
+    /// A block has ended and another one follows: decoding can restart here.
     Block,
     /// The last block has ended.
     Stream,
 }
 
-/// Where [`Inflate::run`] writes.
+/// The output of [`Inflate::run`].
 pub(super) struct Target<'a> {
-    /// History and output in one; at least [`OVERRUN`] bytes longer than `until`.
+    /// History and output; at least [`OVERRUN`] bytes longer than `until`.
     pub(super) bytes: &'a mut [u8],
     /// Index of the next byte to write.
     pub(super) at: usize,
-    /// Stop as soon as `at` is here; a match in progress is finished first.
+    /// Stops once `at` is here; a match in progress is completed first.
     pub(super) until: usize,
     /// The first index a match may refer to.
     pub(super) floor: usize,
 }
 
-/// How a deflate stream can be wrong.
+/// Why a deflate stream is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum InflateError {
     /// Block type 3.
@@ -64,7 +63,7 @@ pub enum InflateError {
         /// HDIST + 1
         distances: usize,
     },
-    /// The code lengths do not make a prefix code.
+    /// The code lengths do not form a prefix code.
     #[error("{0} code lengths of a deflate block make no code")]
     Code(Alphabet),
     /// A repeat of code lengths with nothing to repeat, or past the end.
@@ -73,15 +72,15 @@ pub enum InflateError {
     /// The block could never end.
     #[error("deflate block without an end-of-block code")]
     NoEndOfBlock,
-    /// Bits that are no code of the block.
+    /// Bits that are not a code of the block.
     #[error("invalid {0} code in a deflate block")]
     Symbol(Alphabet),
     /// A match that begins before the stream.
     #[error("match {distance} bytes back where {reach} are known")]
     Distance {
-        /// How far back the match begins.
+        /// The distance of the match.
         distance: usize,
-        /// How many bytes there are.
+        /// The number of bytes before it.
         reach: usize,
     },
 }
@@ -89,7 +88,7 @@ pub enum InflateError {
 /// The three codes of a deflate block.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Alphabet {
-    /// The code that code lengths are written in.
+    /// The code of the code lengths.
     CodeLength,
     /// Literals, lengths and end of block.
     Literal,
@@ -144,7 +143,7 @@ struct Tables {
     literals: usize,
     distances: usize,
     code_length_count: usize,
-    /// The tables hold the fixed codes, which streams of tiny blocks would otherwise have built each time.
+    /// The tables hold the fixed codes; avoids rebuilding them for streams of tiny blocks.
     fixed: bool,
 }
 
@@ -169,20 +168,20 @@ impl Inflate {
         }
     }
 
-    /// Begins at a block whose first bit is bit `bit` of the next input byte.
+    /// Starts at a block whose first bit is bit `bit` of the next input byte.
     pub(super) fn begin_at_bit(&mut self, bit: u8) {
         debug_assert!(bit < 8);
         self.phase = Phase::Begin { drop: u32::from(bit) };
         self.last_block = false;
     }
 
-    /// How many bits of the input taken so far are not used yet.
+    /// Number of bits taken from the input and not used yet.
     pub(super) fn unused_bits(&self) -> u32 {
         self.bits.count
     }
 
-    /// The next whole byte after a stream's end: containers are read through here, because the inflater
-    /// may have taken more input than it used.
+    /// The next whole byte after the end of a stream: containers read their bytes here, as the inflater may have taken
+    /// more input than it used.
     pub(super) fn next_byte(&mut self, input: &mut &[u8]) -> Option<u8> {
         if self.bits.count >= 8 {
             return Some(self.bits.take(8) as u8);
@@ -193,7 +192,7 @@ impl Inflate {
         Some(byte)
     }
 
-    /// Decodes until something stops it, telling `watch` of every match.
+    /// Decodes until one of [`Stop`]'s conditions; calls `watch` for every match.
     pub(super) fn run(
         &mut self,
         input: &mut &[u8],
@@ -308,7 +307,7 @@ impl Inflate {
         Stop::Block
     }
 
-    /// Copies what it can of a stored block and returns how much is left.
+    /// Copies as much as possible of a stored block and returns the rest.
     fn stored(&mut self, mut left: usize, input: &mut &[u8], target: &mut Target<'_>) -> usize {
         while left > 0 && self.bits.count >= 8 && target.at < target.until {
             target.bytes[target.at] = self.bits.take(8) as u8;
@@ -326,7 +325,7 @@ impl Inflate {
         left
     }
 
-    /// Reads code lengths from the `have`th on, and returns how many there are now.
+    /// Reads code lengths from number `have` on, and returns how many are known now.
     fn code_lengths(&mut self, mut have: usize, input: &mut &[u8]) -> Result<usize, InflateError> {
         let tables = &mut *self.tables;
         let total = tables.literals + tables.distances;
@@ -380,7 +379,7 @@ impl Inflate {
         }
     }
 
-    /// Decodes symbols while there is plenty of input; true at the end of the block.
+    /// Decodes symbols while there is plenty of input; `true` at the end of the block.
     fn fast_symbols(
         &mut self,
         input: &mut &[u8],
@@ -389,8 +388,8 @@ impl Inflate {
     ) -> Result<bool, InflateError> {
         let Tables { literal: literals, distance: distances, .. } = &*self.tables;
         let out = &mut target.bytes[..target.until + OVERRUN];
-        // Two literals and a match begin before `target.until` if the iteration begins two bytes earlier: runs
-        // end where the careful loop would end them, so marks do not depend on how the input was cut.
+        // Two literals and a match begin before `target.until` if the iteration begins two bytes earlier: runs end
+        // where the careful loop would end, so marks do not depend on how the input was split.
         let (until, floor) = (target.until - 2, target.floor);
         let mut at = target.at;
         let mut rest = *input;
@@ -416,7 +415,7 @@ impl Inflate {
         let mut ended = false;
         refill!();
         let mut entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-        // An iteration begins with at least 56 - 33 bits, refilled below, and the entry of the next symbol.
+        // An iteration begins with at least 56 - 33 bits, refilled below, and the next symbol's entry.
         loop {
             if entry & LITERAL != 0 {
                 out[at] = (entry >> BASE_SHIFT) as u8;
@@ -506,7 +505,7 @@ impl Inflate {
         Ok(ended)
     }
 
-    /// Decodes one symbol with whatever input there is; `None` to go on.
+    /// Decodes one symbol with the available input; `None` to continue.
     fn one_symbol(
         &mut self,
         input: &mut &[u8],
@@ -564,7 +563,7 @@ enum SymbolStop {
 }
 
 impl Bits {
-    /// Takes input until there are `bits` (at most 56), or as many as there are.
+    /// Takes input until `bits` (at most 56) are available, or the input ends.
     fn need(&mut self, bits: u32, input: &mut &[u8]) -> bool {
         if self.count < bits {
             if let Some(word) = input.first_chunk::<8>() {
@@ -584,7 +583,7 @@ impl Bits {
         self.count >= bits
     }
 
-    /// Drops `bits` (at most 32 and no more than there are) and returns them.
+    /// Drops `bits` (at most 32, all available) and returns them.
     fn take(&mut self, bits: u32) -> u32 {
         debug_assert!(bits <= self.count && bits <= 32);
         let taken = self.buf & mask(bits);
@@ -626,7 +625,7 @@ impl Tables {
 /// Copies a match word-wise, which may write up to 15 bytes past its end.
 #[inline(always)]
 fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) {
-    // From the match's source to the last byte a word may touch: one bounds check for all of it.
+    // From the match's source to the last byte that a word may touch: one bounds check for all.
     let region = &mut out[at - distance..at + length + 16];
     let mut done = 0;
     if distance >= 16 {
@@ -649,7 +648,7 @@ fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) {
             }
         }
     }
-    // Each word is right in its first `distance` bytes at least, up to its size.
+    // The first `distance` bytes of each word are right, up to its size.
     let step = distance.min(8);
     loop {
         let word: [u8; 8] = *region[done..].first_chunk().expect("within the region");
@@ -661,7 +660,7 @@ fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) {
     }
 }
 
-/// How far past [`Target::until`] a run may write: a match, and the word it ends in.
+/// Bytes that a run may write past [`Target::until`]: a match, and its last word.
 pub(super) const OVERRUN: usize = 258 + 16;
 
 /// Two refills: the first takes at most 7 bytes, the second looks at 8.
@@ -687,7 +686,7 @@ mod tests {
 
     const LARGEST: usize = 1 << 16;
 
-    /// Bytes and length of the stream, or `None` if it is not valid or not complete.
+    /// Bytes and length of the stream, or `None` if it is invalid or incomplete.
     fn own(stream: &[u8], mut piece: impl FnMut() -> usize) -> Result<(Vec<u8>, usize), Option<InflateError>> {
         let mut inflate = Inflate::new();
         let mut bytes = vec![0; LARGEST + OVERRUN];
@@ -829,7 +828,7 @@ mod tests {
             ),
         ];
         for (writer, error) in cases {
-            // Behind it come zeros, or nothing: the fast and the careful loop.
+            // Followed by zeros, or by nothing: tests the fast and the careful loop.
             let mut stream = writer.bytes;
             assert_eq!(own(&stream, || usize::MAX / 2), Err(Some(error)), "{stream:02x?}");
             stream.extend([0; 40]);
@@ -859,7 +858,7 @@ mod tests {
 
     #[test]
     fn the_longest_codes_decode() {
-        // Codes of 1, 2, … 14, 15 and 15 bits, so that all but the last two of a length are ones and a zero.
+        // Codes of 1, 2, … 14, 15 and 15 bits: all ones and a zero, except for the last two.
         let mut literals = vec![0; 286];
         for (length, symbol) in (1..=15).zip([97, 98, 256, 99, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110]) {
             literals[symbol] = length;

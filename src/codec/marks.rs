@@ -1,44 +1,44 @@
-//! Marks: the places of a layer where decoding can begin, and how far apart they are chosen.
+//! Marks: places in a layer where decoding can start, and their spacing.
 //!
-//! Marks cut a layer into spans. Close marks make reads cheap and tables long: one per 256 KiB costs about
-//! 2 % of a gzip layer, nearly all of it windows. The distance doubles as a layer grows beyond a GiB, so that
-//! a layer of any length has a bounded number: some 4,000 for the first GiB and 2,000 for each doubling.
+//! Marks split a layer into spans. Close marks make reads cheap and tables long: one per 256 KiB costs about 2 % of a
+//! gzip layer, nearly all of it windows. The spacing doubles as a layer grows beyond 1 GiB, so that the number of marks
+//! is bounded: about 4,000 for the first GiB and 2,000 for each doubling.
 
 use super::window::{References, Window};
 use crate::descriptor::Compression;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
-/// A place in a layer: from here to the next mark is one span.
+/// A place in a layer; the bytes up to the next mark are one span.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Mark {
-    /// Where in the blob. All bytes before it, and this one too if `bit` is not 0, suffice to decode
-    /// everything before `decoded`.
+    /// Offset in the blob. The bytes before it, and this one if `bit` is not 0, suffice to decode everything before
+    /// `decoded`.
     pub blob: BlobOffset,
-    /// How many bits of that byte belong to what is before, from the lowest; below 8.
+    /// Number of bits of that byte that belong to the previous span, from the lowest; below 8.
     pub bit: u8,
-    /// Where in the decoded stream.
+    /// Offset in the decoded stream.
     pub decoded: DecodedOffset,
-    /// What must be known to begin here.
+    /// What is needed to start here.
     pub kind: StartKind,
 }
 
-/// Whether and how decoding may begin at a mark.
+/// Whether and how decoding can start at a mark.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum StartKind {
-    /// Bytes stored as they are.
+    /// Stored bytes.
     Stored,
     /// At a gzip member's header.
     Member,
-    /// At a deflate block, given the mark's [`Window`].
+    /// At a deflate block, with the mark's [`Window`].
     Checkpoint,
     /// At a zstd frame's header.
     Frame,
-    /// Not at all: decode from the nearest mark before that is a start.
+    /// Not a start: decode from the nearest start before it.
     Continued,
 }
 
 impl StartKind {
-    /// How a layer with such a mark is compressed; a mark where nothing begins does not say it.
+    /// The compression of a layer with such a mark; `None` for [`StartKind::Continued`].
     pub fn compression(self) -> Option<Compression> {
         match self {
             Self::Stored => Some(Compression::Stored),
@@ -48,28 +48,28 @@ impl StartKind {
         }
     }
 
-    /// Whether decoding can begin at a mark of this kind.
+    /// Whether decoding can start at a mark of this kind.
     pub fn is_start(self) -> bool {
         self != Self::Continued
     }
 }
 
-/// The marks and windows of a first pass, as they are found.
+/// The marks and windows found by a first pass.
 pub(super) struct FirstPass {
     marks: Vec<Mark>,
     windows: Vec<(usize, Window)>,
-    /// How many marks there were, taken ones too.
+    /// Number of marks so far, including those taken.
     count: usize,
-    /// The number and place of the last mark that is a start.
+    /// Number and offset of the last mark that is a start.
     last_start: (usize, DecodedOffset),
-    /// The place of the last mark of any kind, offered ones too.
+    /// Offset of the last mark of any kind, including an offered one.
     last: DecodedOffset,
-    /// A mark at the end of what is decoded; it becomes one if bytes follow, so no span is empty.
+    /// A mark at the end of the decoded bytes; it takes effect if bytes follow, so that no span is empty.
     offered: Option<Mark>,
 }
 
 impl FirstPass {
-    /// A pass whose first mark is the layer's beginning.
+    /// A pass whose first mark is the start of the layer.
     pub(super) fn new(kind: StartKind) -> Self {
         let zero = Mark { blob: BlobOffset(0), bit: 0, decoded: DecodedOffset(0), kind };
         Self {
@@ -82,29 +82,29 @@ impl FirstPass {
         }
     }
 
-    /// Whether a start at `at` would be wanted.
+    /// Whether a start at `at` is useful.
     pub(super) fn start_wanted(&self, at: DecodedOffset) -> bool {
         at >= self.next_start()
     }
 
-    /// From where on a start is wanted.
+    /// The offset from which a start is useful.
     pub(super) fn next_start(&self) -> DecodedOffset {
         let last = self.last_start.1;
         last + spacing(last)
     }
 
-    /// From where on a mark is wanted even if it is no start.
+    /// The offset from which a mark is useful even if it is not a start.
     pub(super) fn next_continued(&self) -> DecodedOffset {
         self.last + CONTINUED * spacing(self.last)
     }
 
-    /// Offers a mark at the end of what is decoded, instead of an earlier offer there.
+    /// Offers a mark at the end of the decoded bytes; replaces an earlier offer there.
     pub(super) fn offer(&mut self, mark: Mark) {
         self.last = mark.decoded;
         self.offered = Some(mark);
     }
 
-    /// Hears that everything before `end` is decoded.
+    /// Records that everything before `end` is decoded.
     pub(super) fn decoded(&mut self, end: DecodedOffset) {
         if let Some(mark) = self.offered.take_if(|mark| mark.decoded < end) {
             if mark.kind.is_start() {
@@ -115,7 +115,7 @@ impl FirstPass {
         }
     }
 
-    /// Keeps the window of the last start, unless its mark was offered in vain.
+    /// Keeps the window of the last start, unless its mark was dropped.
     pub(super) fn window_complete(&mut self, references: &References, mark: DecodedOffset) {
         if mark == self.last_start.1 {
             self.windows.push((self.last_start.0, references.window()));
@@ -131,14 +131,14 @@ impl FirstPass {
     }
 }
 
-/// How far after a start at `at` the next one should be, in decoded bytes.
+/// Distance from a start at `at` to the next one, in decoded bytes.
 fn spacing(at: DecodedOffset) -> u64 {
     SPACING << (at.0 >> 30).checked_ilog2().map_or(0, |doublings| doublings + 1)
 }
 
-/// The spacing in the first GiB.
+/// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
-/// How many spacings may pass without a start before a mark is set that is none.
+/// Number of spacings without a start after which a mark is set that is not a start.
 const CONTINUED: u64 = 4;
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
-//! Codecs: from a layer's compressed blob to its decoded stream, and back into its middle.
+//! Codecs: decode a layer's compressed blob, from its start or from the middle.
 //!
-//! Layers are compressed for being unpacked from front to back, once. A lazy mount needs the middle, so the
-//! one unavoidable front-to-back pass ([`LayerDecoder::first_pass`]) notes where decoding can begin again
-//! ([`Mark`]) and what must be known to do so ([`Window`]); ever after, [`LayerDecoder::resume`] begins there.
+//! Compressed layers are made to be unpacked once, front to back. A lazy mount needs random access, so the one
+//! necessary front-to-back pass ([`LayerDecoder::first_pass`]) records where decoding can restart ([`Mark`]) and what
+//! that requires ([`Window`]); later, [`LayerDecoder::resume`] starts there.
 //!
-//! Decoders are pushed to: the caller has bytes from somewhere and gives them in pieces of any size. Nothing
-//! here does I/O, waits or locks. Input is hostile until a digest says otherwise, and digests are known last;
-//! so every blob yields bytes or one error, in time that is linear in its input and output, and memory that
-//! is bounded by [`Limits`] and the piece at hand.
+//! Decoders take input in pieces of any size from the caller. Nothing here does I/O, waits or locks. Input is untrusted
+//! until a digest is verified, which is last; so every blob yields bytes or one error, in time linear in its input and
+//! output, and with memory bounded by [`Limits`] and the current piece.
 //!
 //! ```
 //! use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
@@ -47,57 +46,57 @@ use self::gzip::Gzip;
 use self::marks::FirstPass;
 use self::zstd::Zstd;
 
-/// A layer being decoded, from its beginning or from a mark.
+/// A decoder of a layer, from its start or from a mark.
 pub struct LayerDecoder {
     format: Format,
     limits: Limits,
     first_pass: Option<FirstPass>,
-    /// What lies before the first byte to decode, until the first call puts it in the output buffer.
+    /// The bytes before the first one to decode, until the first call puts them into the output buffer.
     window: Option<Box<[u8]>>,
     blob: BlobOffset,
     decoded: DecodedOffset,
     failed: Option<CodecError>,
 }
 
-/// What a layer may cost. A layer that goes beyond is an error, not a slow success.
+/// Limits of a layer; exceeding one is an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// How many bytes a layer may decode to.
+    /// Decoded bytes of a layer.
     pub decoded: u64,
-    /// The largest zstd window, as a power of two in bytes: libzstd holds that much memory. A frame that asks for more
-    /// is decoded in so much, and fails only if it refers to bytes farther back. At least 17.
+    /// The largest zstd window, as a power of two in bytes: libzstd allocates that much. A frame with a larger window
+    /// is decoded with this one, and fails only if it refers further back. At least 17.
     pub zstd_window_log: u32,
-    /// How many bytes one byte of zstd may decode to on average, once [`Limits::ratio_free`] bytes are
-    /// decoded. Deflate needs no such limit: it cannot exceed 1032.
+    /// Decoded bytes per byte of zstd on average, beyond [`Limits::ratio_free`] decoded bytes. Deflate needs no such
+    /// limit: its ratio is at most 1032.
     pub zstd_ratio: u64,
-    /// How many bytes are decoded before `zstd_ratio` matters: sparse files compress without measure.
+    /// Decoded bytes to which `zstd_ratio` does not apply: sparse files compress extremely well.
     pub ratio_free: u64,
 }
 
 /// Why [`LayerDecoder::decode`] returned.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Status {
-    /// The input is used up and all it gives is in the output: there may be more to come.
+    /// The input is used up and its output is complete; more may follow.
     NeedInput,
-    /// The output is full: hand it over and call again, also if no input is left.
+    /// The output is full: take it and call again, even without input.
     OutputFull,
-    /// The layer has ended; the input that follows it was dropped, and any more would be.
+    /// The layer has ended; all further input is dropped.
     End,
 }
 
-/// A blob that is not what it should be.
+/// Why a blob does not decode.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CodecError {
-    /// The blob, or what follows a member's magic number, is not gzip.
+    /// The blob, or data after a member's magic number, is not gzip.
     #[error("no gzip member at byte {at} of the blob")]
     NoMember {
-        /// Where one should begin.
+        /// Where a member should begin.
         at: BlobOffset,
     },
     /// RFC 1952 knows method 8 only.
     #[error("gzip member with unknown compression method {method} at byte {at} of the blob")]
     GzipMethod {
-        /// Where the method stands.
+        /// Offset of the method.
         at: BlobOffset,
         /// CM
         method: u8,
@@ -105,7 +104,7 @@ pub enum CodecError {
     /// Reserved bits must be zero (RFC 1952, 2.3.1.2).
     #[error("gzip member with reserved flags {flags:#04x} at byte {at} of the blob")]
     GzipFlags {
-        /// Where the flags stand.
+        /// Offset of the flags.
         at: BlobOffset,
         /// FLG
         flags: u8,
@@ -113,19 +112,19 @@ pub enum CodecError {
     /// A file name or comment beyond 64 KiB.
     #[error("endless gzip header at byte {at} of the blob")]
     GzipHeader {
-        /// How far it was read.
+        /// Offset up to which it was read.
         at: BlobOffset,
     },
     /// FHCRC is set and CRC16 is wrong.
     #[error("gzip header with a wrong checksum at byte {at} of the blob")]
     GzipHeaderCheck {
-        /// Where the header ends.
+        /// Offset of the header's end.
         at: BlobOffset,
     },
-    /// A member that is not as long as its trailer says.
+    /// A member with another length than its trailer states.
     #[error("gzip member of {got} bytes where its trailer at byte {at} of the blob says {stated} (both modulo 2^32)")]
     MemberLength {
-        /// Where the trailer ends.
+        /// Offset of the trailer's end.
         at: BlobOffset,
         /// ISIZE
         stated: u32,
@@ -135,47 +134,47 @@ pub enum CodecError {
     /// A corrupt deflate stream.
     #[error("corrupt deflate stream at byte {at} of the blob")]
     Inflate {
-        /// Near where.
+        /// Approximate offset.
         at: BlobOffset,
         /// What is wrong.
         source: InflateError,
     },
-    /// The blob is compressed in a way that layers may not be.
+    /// The compression is not allowed for layers.
     #[error("the blob is compressed with {format}, as no layer may be")]
     Foreign {
-        /// Where its magic number stands.
+        /// Offset of its magic number.
         at: BlobOffset,
         /// Its format.
         format: &'static str,
     },
-    /// The blob, or what follows a frame, is not zstd.
+    /// The blob, or data after a frame, is not zstd.
     #[error("no zstd frame at byte {at} of the blob")]
     NoFrame {
-        /// Where one should begin.
+        /// Where a frame should begin.
         at: BlobOffset,
     },
-    /// A frame that would take too much memory.
+    /// A frame that needs too much memory.
     #[error("zstd frame at byte {at} of the blob needs a window of {}; the limit is {}", shown(*window), shown(*limit))]
     ZstdWindow {
-        /// Where its header ends.
+        /// Offset of its header's end.
         at: BlobOffset,
-        /// What it asks for.
+        /// The window of the frame.
         window: u64,
-        /// What it may have.
+        /// The limit.
         limit: u64,
     },
     /// A corrupt zstd frame.
     #[error("corrupt zstd frame at byte {at} of the blob: {reason}")]
     Zstd {
-        /// Near where.
+        /// Approximate offset.
         at: BlobOffset,
-        /// What libzstd says.
+        /// libzstd's message.
         reason: &'static str,
     },
     /// The blob ends inside a member or frame, or is empty.
     #[error("compressed blob cut short at byte {at}")]
     Truncated {
-        /// Where it ends.
+        /// Its size.
         at: BlobOffset,
     },
     /// [`Limits::decoded`] is exceeded.
@@ -194,7 +193,7 @@ pub enum CodecError {
         /// The limit.
         limit: u64,
     },
-    /// Decoding was to begin at a mark that does not allow it.
+    /// Decoding cannot start at this mark.
     #[error("decoding of a {compression:?} layer cannot begin at {mark:?}")]
     NoStart {
         /// How the layer is compressed.
@@ -205,9 +204,9 @@ pub enum CodecError {
     /// The output buffer belongs to another decoder.
     #[error("output buffer stands at {buffer} of the decoded stream, the decoder at {decoder}")]
     StrangeBuffer {
-        /// Where the buffer's next byte lies.
+        /// Offset of the buffer's next byte.
         buffer: DecodedOffset,
-        /// Where the decoder's next byte lies.
+        /// Offset of the decoder's next byte.
         decoder: DecodedOffset,
     },
 }
@@ -218,7 +217,7 @@ enum Format {
     Zstd(Box<Zstd>),
 }
 
-/// Input, and where it lies in the blob.
+/// Input, and its position in the blob.
 struct Feed<'a, 'b> {
     rest: &'a mut &'b [u8],
     end: BlobOffset,
@@ -232,7 +231,7 @@ impl Feed<'_, '_> {
 }
 
 impl LayerDecoder {
-    /// Decodes a layer from its beginning and finds its marks, the first of which is the beginning.
+    /// Decodes a layer from its start and finds its marks; the first mark is the start.
     ///
     /// # Errors
     /// [`CodecError::Zstd`] if there is no memory for libzstd.
@@ -253,11 +252,11 @@ impl LayerDecoder {
         })
     }
 
-    /// Decodes on from a mark, through all members or frames that follow; input begins with the byte at
-    /// `start.blob`. Offsets in errors and buffers are those of the whole layer.
+    /// Decodes from a mark, through all members or frames that follow; the input begins with the byte at `start.blob`.
+    /// Offsets in errors and buffers are those of the whole layer.
     ///
     /// # Errors
-    /// [`CodecError::NoStart`] if the mark is no start of such a layer, or a checkpoint without its window.
+    /// [`CodecError::NoStart`] if the mark is not a start of such a layer, or a checkpoint lacks its window.
     pub fn resume(
         compression: Compression,
         limits: Limits,
@@ -292,12 +291,12 @@ impl LayerDecoder {
         })
     }
 
-    /// Decodes from the front of `input` to the end of `out`, until one of them is used up. Input that was
-    /// not used is left in `input` and must come first in the next call's.
+    /// Decodes from the start of `input` to the end of `out`, until one of them is used up. Unused input stays in
+    /// `input` and must come first in the next call.
     ///
     /// # Errors
-    /// Whatever is wrong with the blob; the same error again if called again. What `out` got before the
-    /// error is as good as any unverified byte.
+    /// Any fault of the blob; later calls return the same error. Bytes in `out` from before the error are unverified,
+    /// like all others.
     pub fn decode(&mut self, input: &mut &[u8], out: &mut OutputBuffer) -> Result<Status, CodecError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -305,10 +304,10 @@ impl LayerDecoder {
         self.try_decode(input, out).inspect_err(|error| self.failed = Some(error.clone()))
     }
 
-    /// Hears that the blob has ended.
+    /// Signals the end of the blob.
     ///
     /// # Errors
-    /// [`CodecError::Truncated`] if the blob is not complete.
+    /// [`CodecError::Truncated`] if the blob is incomplete.
     pub fn finish(&mut self) -> Result<(), CodecError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -321,20 +320,20 @@ impl LayerDecoder {
         if may_end { Ok(()) } else { Err(CodecError::Truncated { at: self.blob }) }
     }
 
-    /// The marks found since the last call. A mark is found by the call to [`LayerDecoder::decode`] that
-    /// decodes the byte at it, and the first one, at 0, at once; so every mark but that is followed by bytes.
+    /// The marks found since the last call. A mark is found when the byte at it is decoded, the first one at once; so
+    /// every mark except the first is followed by bytes.
     pub fn take_marks(&mut self) -> Vec<Mark> {
         self.first_pass.as_mut().map_or_else(Vec::new, FirstPass::take_marks)
     }
 
-    /// The windows completed since the last call, with the numbers of their marks, counted from 0 over all
-    /// marks. Each checkpoint gets one, when 32 KiB after it are decoded or its member ends.
+    /// The windows completed since the last call, with the numbers of their marks, counted from 0 over all marks. Each
+    /// checkpoint gets one, once 32 KiB after it are decoded or its member ends.
     pub fn take_windows(&mut self) -> Vec<(usize, Window)> {
         self.first_pass.as_mut().map_or_else(Vec::new, FirstPass::take_windows)
     }
 
-    /// The frame that asked for a larger window than the limit, if one did: what it decodes to is right only if it
-    /// refers to nothing farther back.
+    /// The frame whose window exceeded the limit, if any: its output is right only if it refers no further back than
+    /// the limit.
     pub fn narrowed(&self) -> Option<CodecError> {
         match &self.format {
             Format::Zstd(zstd) => zstd.narrowed(),
@@ -342,7 +341,7 @@ impl LayerDecoder {
         }
     }
 
-    /// Where the next byte of the input lies in the blob.
+    /// Offset of the next input byte in the blob.
     pub fn blob_offset(&self) -> BlobOffset {
         self.blob
     }
@@ -384,20 +383,19 @@ impl LayerDecoder {
 }
 
 impl Limits {
-    /// Those of a part of a layer that a first pass has accepted, of which at most `decoded` bytes are decoded from its
-    /// start: only memory needs a bound. A ratio just within the limit may be just beyond it where decoding begins
-    /// elsewhere.
+    /// Limits for a part of a layer that passed a first pass, of which at most `decoded` bytes are decoded: only memory
+    /// needs a limit. A ratio just within the limit may exceed it if decoding starts elsewhere.
     pub fn of_known(decoded: u64) -> Self {
         Self { decoded: u64::MAX, zstd_ratio: u64::MAX, ..Self::default() }.within(decoded)
     }
 
-    /// These for a blob of so many bytes: it cannot refer farther back than all that it can decode to.
+    /// These limits for a blob of `size` bytes: it cannot refer further back than its maximum decoded size.
     #[must_use]
     pub fn of_blob(self, size: u64) -> Self {
         self.within(size.saturating_mul(ZSTD_MOST))
     }
 
-    /// These, where nothing refers farther back than so many bytes.
+    /// These limits, if nothing refers further back than `decoded` bytes.
     fn within(self, decoded: u64) -> Self {
         let log = decoded.checked_next_power_of_two().map_or(u64::BITS, u64::trailing_zeros);
         Self { zstd_window_log: self.zstd_window_log.min(log.max(SMALLEST_WINDOW_LOG)), ..self }
@@ -405,23 +403,23 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 64 GiB, windows of 256 MiB, and 2000 to one beyond a GiB.
+    /// 64 GiB, windows of 256 MiB, and a ratio of 2000 beyond 1 GiB.
     fn default() -> Self {
         Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30 }
     }
 }
 
-/// A size for people.
+/// A size for messages.
 fn shown(bytes: u64) -> String {
     if bytes < 1 << 20 { format!("{bytes} bytes") } else { format!("{} MiB", bytes.div_ceil(1 << 20)) }
 }
 
-/// What a byte of zstd can decode to: four make a block of 128 KiB (RFC 8878, 3.1.1.2.2, "RLE_Block").
+/// Maximum decoded bytes per byte of zstd: four make a block of 128 KiB (RFC 8878, 3.1.1.2.2, "RLE_Block").
 const ZSTD_MOST: u64 = 32 << 10;
-/// A frame's blocks are no larger than its window, and else of at most 128 KiB (RFC 8878, 3.1.1.2.4): below that, a
-/// smaller window would refuse blocks.
+/// Blocks are at most as large as the window, and at most 128 KiB (RFC 8878, 3.1.1.2.4): a smaller window would refuse
+/// blocks.
 const SMALLEST_WINDOW_LOG: u32 = 17;
-/// Beyond any offset of a layer, and so far below `u64::MAX` that sums cannot overflow.
+/// Larger than any offset of a layer, and small enough that sums cannot overflow.
 const FARTHEST: u64 = 1 << 60;
 
 #[cfg(test)]
@@ -449,8 +447,7 @@ mod tests {
         windows: Vec<(usize, Window)>,
     }
 
-    /// Pushes `blob` through in pieces of `piece()` bytes with a buffer of `capacity`, holding the decoder to
-    /// its promises on the way.
+    /// Decodes `blob` in pieces of `piece()` bytes with a buffer of `capacity`, and checks the decoder's guarantees.
     fn push(
         decoder: &mut LayerDecoder,
         blob: &[u8],
@@ -501,7 +498,7 @@ mod tests {
         })
     }
 
-    /// Resumes at every mark that is a start and compares everything from there, or the first `check` bytes.
+    /// Resumes at every start and compares everything from there, or the first `check` bytes.
     fn resume_everywhere(compression: Compression, blob: &[u8], pass: &Decoded, check: usize, random: &mut Random) {
         assert_eq!((pass.marks[0].decoded.0, pass.marks[0].blob.0), (0, 0));
         assert!(pass.marks.windows(2).all(|pair| {
@@ -518,7 +515,7 @@ mod tests {
             let window = window.map(|bytes| Window::from_bytes(&bytes).unwrap());
             let mut decoder = LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
             let (from, at) = (mark.blob.0 as usize, mark.decoded.0 as usize);
-            // What lies before a later mark is decoded from what lies before it in the blob.
+            // The bytes before a later mark are decoded from the bytes before it in the blob.
             let next = pass.marks.get(number + 1 + random.below(3));
             let blob_end = next.map_or(blob.len(), |next| next.blob.0 as usize + usize::from(next.bit > 0));
             let end = next.map_or(pass.data.len(), |next| next.decoded.0 as usize);

@@ -1,9 +1,8 @@
-//! The buffer decoders write to: history in front, new bytes behind it.
+//! The output buffer of decoders: history first, then new bytes.
 //!
-//! An inflater copies matches out of what it wrote up to 32 KiB ago, so that history must lie directly
-//! before the place it writes to. And what it wrote goes to another thread to be hashed and stored. So a
-//! full buffer is handed over whole, and the last 32 KiB are copied in front of the next one: 3 % of a
-//! mebibyte, where a ring buffer would have to be copied out entirely.
+//! An inflater copies matches from up to 32 KiB back, so the history must lie directly before the output. The output
+//! goes to another thread for hashing and storing. So a full buffer is handed over whole, and its last 32 KiB are
+//! copied to the next one: 3 % of a mebibyte, whereas a ring buffer would be copied out entirely.
 
 use std::ops::Deref;
 
@@ -11,22 +10,21 @@ use super::inflate::{OVERRUN, Target};
 use super::window::Window;
 use crate::offsets::DecodedOffset;
 
-/// Where a decoder puts decoded bytes; keeps the history it needs across [`OutputBuffer::hand_over`].
+/// The output of a decoder; keeps the history across [`OutputBuffer::hand_over`].
 ///
-/// One buffer goes with one decoder: the decoder's first call takes hold of it.
+/// A buffer serves one decoder, which takes it with its first call.
 #[derive(Debug)]
 pub struct OutputBuffer {
     /// `Window::MAX` bytes of history, `capacity` new bytes, `OVERRUN` bytes of room for words and matches.
     bytes: Vec<u8>,
-    /// Index past the last decoded byte.
+    /// Index after the last decoded byte.
     end: usize,
     capacity: usize,
-    /// What the index `Window::MAX` is on the decoded ruler.
+    /// Decoded offset of the index `Window::MAX`.
     at: DecodedOffset,
 }
 
-/// Decoded bytes handed over; dereferences to them. Give it back to [`OutputBuffer::hand_over`] to have its
-/// memory used again.
+/// Decoded bytes handed over; dereferences to them. Pass it back to [`OutputBuffer::hand_over`] to reuse its memory.
 #[derive(Debug)]
 pub struct Filled {
     bytes: Vec<u8>,
@@ -35,11 +33,10 @@ pub struct Filled {
 }
 
 impl OutputBuffer {
-    /// The capacity that measured best: larger ones outgrow the processor's second-level cache.
+    /// The fastest capacity measured: larger ones exceed the processor's second-level cache.
     pub const CAPACITY: usize = 1 << 20;
 
-    /// A buffer that is full once it holds `capacity` (at least one) bytes; a match may take it up to 257 bytes
-    /// past that.
+    /// A buffer that is full at `capacity` (at least one) bytes; a match may exceed it by up to 257 bytes.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(1);
         Self {
@@ -50,17 +47,17 @@ impl OutputBuffer {
         }
     }
 
-    /// What was decoded since the last [`OutputBuffer::hand_over`] or [`OutputBuffer::discard`].
+    /// The bytes decoded since the last [`OutputBuffer::hand_over`] or [`OutputBuffer::discard`].
     pub fn decoded(&self) -> &[u8] {
         &self.bytes[Window::MAX..self.end]
     }
 
-    /// Where [`OutputBuffer::decoded`] begins in the layer.
+    /// Offset of [`OutputBuffer::decoded`] in the layer.
     pub fn start(&self) -> DecodedOffset {
         self.at
     }
 
-    /// Where the next decoded byte will lie in the layer.
+    /// Offset of the next decoded byte in the layer.
     pub fn end(&self) -> DecodedOffset {
         self.at + self.decoded().len() as u64
     }
@@ -70,7 +67,7 @@ impl OutputBuffer {
         self.end >= self.until()
     }
 
-    /// Hands the decoded bytes over and goes on in `recycled`, or in new memory.
+    /// Hands over the decoded bytes and continues in `recycled`, or in new memory.
     pub fn hand_over(&mut self, recycled: Option<Filled>) -> Filled {
         let mut next = recycled.map_or_else(Vec::new, |filled| filled.bytes);
         next.resize(self.bytes.len(), 0);
@@ -81,7 +78,7 @@ impl OutputBuffer {
         filled
     }
 
-    /// Forgets the decoded bytes: those before what a reader wants.
+    /// Drops the decoded bytes, if no reader needs them.
     pub fn discard(&mut self) {
         let end = self.end();
         self.bytes.copy_within(self.end - Window::MAX..self.end, 0);
@@ -89,8 +86,8 @@ impl OutputBuffer {
         self.at = end;
     }
 
-    /// Takes the buffer for a decoder that begins at `at` with this before it. False, and nothing done, if
-    /// there are decoded bytes in it that were not taken yet.
+    /// Prepares the buffer for a decoder that starts at `at` after `window`. `false`, without effect, if it holds
+    /// decoded bytes that were not taken.
     pub(super) fn begin(&mut self, at: DecodedOffset, window: &[u8]) -> bool {
         if self.end != Window::MAX {
             return false;
@@ -110,25 +107,25 @@ impl OutputBuffer {
         (Window::MAX as u64 + offset.0).checked_sub(self.at.0).map(|index| index as usize)
     }
 
-    /// Room for an inflater, up to a decoded offset or the capacity; matches begin no earlier than `floor`.
+    /// Space for an inflater, up to a decoded offset or the capacity; matches begin at or after `floor`.
     pub(super) fn target(&mut self, until: DecodedOffset, floor: DecodedOffset) -> Target<'_> {
         let until = self.index(until).unwrap_or(0).min(self.until());
         let floor = self.index(floor).unwrap_or(0);
         Target { at: self.end, until, floor, bytes: &mut self.bytes }
     }
 
-    /// Tells the buffer how far its target was filled.
+    /// Sets the end of the bytes written to the target.
     pub(super) fn filled_to(&mut self, index: usize) {
         self.end = index;
     }
 
-    /// The room up to the capacity.
+    /// Space up to the capacity.
     pub(super) fn room(&mut self) -> &mut [u8] {
         let until = self.until();
         self.bytes.get_mut(self.end..until).unwrap_or_default()
     }
 
-    /// Tells the buffer how much of [`OutputBuffer::room`] was filled.
+    /// Adds bytes written to [`OutputBuffer::room`].
     pub(super) fn fill(&mut self, bytes: usize) {
         debug_assert!(self.end + bytes <= self.until());
         self.end += bytes;
@@ -140,7 +137,7 @@ impl OutputBuffer {
 }
 
 impl Filled {
-    /// Where the bytes begin in the layer.
+    /// Offset of the bytes in the layer.
     pub fn start(&self) -> DecodedOffset {
         self.at
     }

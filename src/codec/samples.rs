@@ -1,8 +1,8 @@
-//! Data for the codecs' tests: seeded, so that a failure comes back.
+//! Test data for codecs, seeded for reproducible failures.
 
 use super::inflate::CODE_LENGTH_ORDER;
 
-/// Xorshift64*: small, and the same everywhere.
+/// Xorshift64*: small and portable.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -34,7 +34,7 @@ pub(super) enum Kind {
     Random,
     Text,
     Runs,
-    /// All of them in turn, and copies of what was there before.
+    /// All kinds in turn, and copies of earlier data.
     Mixed,
 }
 
@@ -95,13 +95,13 @@ impl Writer {
         self
     }
 
-    /// A code, which is sent from its top bit.
+    /// A code; codes are sent from the top bit.
     pub(super) fn code(self, code: u32, bits: u32) -> Self {
         self.put(code.reverse_bits() >> (32 - bits), bits)
     }
 
-    /// The header of a dynamic block, behind the bit that says whether it is the last; its code lengths
-    /// are written as they are, four bits each.
+    /// The header of a dynamic block, after the bit for the last block; code lengths are written as they are, four bits
+    /// each.
     pub(super) fn dynamic(self, literals: &[u8], distances: &[u8]) -> Self {
         let mut writer = self.put(0b10, 2);
         writer = writer.put(literals.len() as u32 - 257, 5).put(distances.len() as u32 - 1, 5).put(15, 4);
@@ -112,7 +112,7 @@ impl Writer {
     }
 }
 
-/// Code lengths of an alphabet of `total` symbols of which only these are used.
+/// Code lengths of an alphabet of `total` symbols, of which only these are used.
 pub(super) fn lengths(of: &[(usize, u8)], total: usize) -> Vec<u8> {
     let mut lengths = vec![0; total];
     for &(symbol, length) in of {

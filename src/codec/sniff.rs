@@ -1,20 +1,20 @@
-//! Magic: what a blob begins like.
+//! Detects a blob's compression by its magic number.
 //!
-//! Media types lie: old builders pushed gzip as plain tar, and mirrors recompress without a word. Digest and diff_id
-//! guard a layer however it is read, so what it begins like may decide. But only where it does not begin like what
-//! it is said to be: a blob can be made that is a tar and a gzip file at once.
+//! Media types may be wrong: old builders pushed gzip as plain tar, and mirrors recompress silently. Digest and diff_id
+//! verify a layer however it is decoded, so the first bytes may decide. But only if they do not fit the declared type:
+//! a blob can be both a tar and a gzip file.
 
 use super::CodecError;
 use crate::descriptor::Compression;
 use crate::offsets::BlobOffset;
 
-/// So many bytes of a blob tell how it is compressed, or all that it has.
+/// Bytes needed to detect the compression, or all bytes of a shorter blob.
 pub const MAGIC: usize = 512;
 
-/// How a blob that begins with these bytes is compressed, if it is `said` to be compressed so.
+/// The compression of a blob with these first bytes and the declared compression `said`.
 ///
 /// # Errors
-/// [`CodecError::Foreign`] for a blob in a format that layers may not have.
+/// [`CodecError::Foreign`] for a format that layers may not have.
 pub fn compression_of(first: &[u8], said: Compression) -> Result<Compression, CodecError> {
     let all = [said, Compression::Gzip, Compression::Zstd, Compression::Stored];
     if let Some(found) = all.into_iter().find(|compression| begins_like(first, *compression)) {
@@ -23,7 +23,7 @@ pub fn compression_of(first: &[u8], said: Compression) -> Result<Compression, Co
     let foreign: [(&[u8], &'static str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip")];
     match foreign.into_iter().find(|(magic, _)| first.starts_with(magic)) {
         Some((_, format)) => Err(CodecError::Foreign { at: BlobOffset(0), format }),
-        // Its own decoder says best what is wrong with it.
+        // The declared type's decoder gives the best error.
         None => Ok(said),
     }
 }
@@ -40,12 +40,12 @@ fn begins_like(first: &[u8], compression: Compression) -> bool {
     }
 }
 
-/// Whether a tar begins so: with a header whose checksum holds, or with nothing but its end.
+/// Whether a tar begins like this: with a header with a valid checksum, or with its end marker.
 fn is_tar(first: &[u8]) -> bool {
     let Some(block) = first.first_chunk::<MAGIC>() else { return first.is_empty() };
     let summed = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
     let sum: u64 = block.iter().enumerate().map(|(at, byte)| u64::from(summed(at, *byte))).sum();
-    // Some old tars summed the bytes as signed.
+    // Some old tars summed the bytes as signed numbers.
     let signed: i64 = block.iter().enumerate().map(|(at, byte)| i64::from(summed(at, *byte).cast_signed())).sum();
     let field = block[148..156].trim_ascii().split(|byte| *byte == 0).next().unwrap_or_default();
     let stated = std::str::from_utf8(field).ok().and_then(|text| u64::from_str_radix(text.trim(), 8).ok());

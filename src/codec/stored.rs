@@ -1,4 +1,4 @@
-//! Stored layers: a plain tar is its own decoded stream, and every byte is a start.
+//! Stored layers: a plain tar is its own decoded stream, and decoding can start at any byte.
 
 use super::marks::{FirstPass, Mark, StartKind};
 use super::output::OutputBuffer;

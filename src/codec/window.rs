@@ -1,26 +1,26 @@
-//! Windows: what was decoded just before a checkpoint, as far as anything after it refers to it.
+//! Windows: the bytes before a checkpoint that are referenced after it.
 //!
-//! A deflate match reaches up to 32 KiB back, so decoding from the middle of a stream needs the 32 KiB
-//! before. Kept whole they would take an eighth of a layer at one checkpoint per 256 KiB. But only matches in
-//! the first 32 KiB after the checkpoint can reach over it, and they touch about a tenth of the window. The
-//! first pass notes which bytes those are; the others are zeroed and all but vanish in compression.
+//! A deflate match reaches up to 32 KiB back, so decoding from the middle of a stream needs the 32 KiB before. Stored
+//! completely they would take an eighth of a layer with one checkpoint per 256 KiB. But only matches in the first 32
+//! KiB after the checkpoint can reach across it, and they touch about a tenth of the window. The first pass records
+//! which bytes these are; the others are zeroed and compress to almost nothing.
 
 use zstd::zstd_safe;
 
-/// The bytes before a checkpoint, up to the checkpoint; what nothing refers to is zero.
+/// The bytes before a checkpoint; unreferenced bytes are zero.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Window(Box<[u8]>);
 
 impl Window {
-    /// How far a deflate match can reach back, in bytes.
+    /// Maximum distance of a deflate match, in bytes.
     pub const MAX: usize = 32 << 10;
 
-    /// The bytes, the last of which lies just before the checkpoint; at most [`Window::MAX`].
+    /// The bytes that end at the checkpoint; at most [`Window::MAX`].
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The window as it is kept: nothing if it is empty, otherwise one zstd frame.
+    /// The stored form: nothing for an empty window, otherwise one zstd frame.
     pub fn to_bytes(&self) -> Vec<u8> {
         if self.0.is_empty() {
             return Vec::new();
@@ -31,10 +31,10 @@ impl Window {
         packed
     }
 
-    /// Reads what [`Window::to_bytes`] wrote.
+    /// Parses the output of [`Window::to_bytes`].
     ///
     /// # Errors
-    /// [`WindowError`] for anything that is no zstd frame of at most [`Window::MAX`] bytes.
+    /// [`WindowError`] for anything but a zstd frame of at most [`Window::MAX`] bytes.
     pub fn from_bytes(packed: &[u8]) -> Result<Self, WindowError> {
         if packed.is_empty() {
             return Ok(Self(Box::default()));
@@ -47,18 +47,18 @@ impl Window {
     }
 }
 
-/// A kept window that cannot be read.
+/// A stored window that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("unreadable window of a checkpoint: {0}")]
 pub struct WindowError(&'static str);
 
-/// Hears of every match an inflater copies.
+/// Observes the matches that an inflater copies.
 pub(super) trait Watch {
     /// A match of `length` (at most 258) bytes from index `from` of the output.
     fn note(&mut self, from: usize, length: usize);
 }
 
-/// No listener: no window is being made.
+/// Observes nothing, while no window is recorded.
 pub(super) struct Unwatched;
 
 impl Watch for Unwatched {
@@ -66,7 +66,7 @@ impl Watch for Unwatched {
     fn note(&mut self, _from: usize, _length: usize) {}
 }
 
-/// Notes references over the mark that has this index; matches come from at most [`Window::MAX`] before.
+/// Records references across the mark at this index; matches come from at most [`Window::MAX`] before it.
 pub(super) struct Watched<'a> {
     pub(super) references: &'a mut References,
     pub(super) mark: usize,
@@ -81,7 +81,7 @@ impl Watch for Watched<'_> {
     }
 }
 
-/// A window in the making: the bytes before a mark, and which of them were referred to.
+/// A window being recorded: the bytes before a mark, and which of them were referenced.
 pub(super) struct References {
     history: Box<[u8; Window::MAX]>,
     used: Box<[u64; Window::MAX / 64]>,
@@ -93,13 +93,13 @@ impl References {
         Self { history, used: Box::new([0; Window::MAX / 64]) }
     }
 
-    /// Begins anew at a mark with this history before it.
+    /// Starts recording at a mark with this history before it.
     pub(super) fn begin(&mut self, history: &[u8; Window::MAX]) {
         self.history.copy_from_slice(history);
         self.used.fill(0);
     }
 
-    /// Notes a match of `length` bytes from the window's byte `start`, as far as it lies in the window.
+    /// Records a match of `length` bytes from the window's byte `start`, as far as it lies in the window.
     fn note(&mut self, mut start: usize, length: usize) {
         let end = Window::MAX.min(start + length);
         while start < end {

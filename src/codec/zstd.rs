@@ -1,10 +1,9 @@
-//! Zstd (RFC 8878): frames, which libzstd decodes and this module walks.
+//! Zstd (RFC 8878): libzstd decodes the frames, this module parses their structure.
 //!
-//! Decoding can begin at a frame and nowhere else: no library hands out the state inside one. So frames are
-//! starts where there are several, and marks inside a long frame only cut it into spans of a bearable size.
-//! To know where frames and blocks lie, their headers are read here, a few bytes each, on the way to libzstd;
-//! that also puts a limit on the window, and so on memory, before libzstd sees the frame: the header of one that asks
-//! for more is given to it with the limit instead. Most such frames are shorter than the window that they ask for.
+//! Decoding can start only at a frame: no library exposes the state inside one. So frames are starts, and marks inside
+//! a long frame only split it into spans of a useful size. To find frames and blocks, their headers are parsed here, a
+//! few bytes each, before libzstd gets them. That also limits the window, and so memory: if a frame asks for more,
+//! libzstd gets its header with the limit instead. Most such frames are shorter than their window.
 
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
@@ -18,24 +17,24 @@ pub(super) struct Zstd {
     context: DCtx<'static>,
     window_log: u32,
     part: Part,
-    /// Where the present part begins.
+    /// Offset of the current part.
     part_at: BlobOffset,
-    /// Bytes of the present part that are still to come.
+    /// Remaining bytes of the current part.
     left: u64,
-    /// The first bytes of the present part, as far as they matter.
+    /// The first bytes of the current part, as far as needed.
     head: [u8; 14],
     have: usize,
-    /// The present frame has a checksum behind its last block.
+    /// Whether the current frame has a checksum after its last block.
     checksum: bool,
-    /// The present part was taken by libzstd, which may hold output back.
+    /// Whether libzstd took the current part and may hold back output.
     flush: bool,
-    /// What libzstd said after the last input it took: 0 at the end of a frame.
+    /// libzstd's last return value: 0 at the end of a frame.
     expects: usize,
-    /// Whether there was a frame at all.
+    /// Whether there was any frame.
     any: bool,
-    /// The first frame that asked for more than the limit.
+    /// The first frame whose window exceeds the limit.
     narrowed: Option<CodecError>,
-    /// So does the present one.
+    /// The current frame, if its window exceeds the limit.
     narrow: Option<CodecError>,
 }
 
@@ -55,11 +54,11 @@ enum Part {
 }
 
 impl Zstd {
-    /// At a frame, or before the first.
+    /// A decoder before the first frame.
     pub(super) fn new(limits: &Limits) -> Result<Self, CodecError> {
         let failed = |code| CodecError::Zstd { at: BlobOffset(0), reason: get_error_name(code) };
         let mut context = DCtx::try_create().ok_or(CodecError::Zstd { at: BlobOffset(0), reason: "out of memory" })?;
-        // Libzstd's own bounds; the walker holds frames to the limit as given.
+        // libzstd's own bounds; this module enforces the exact limit.
         let window_log = limits.zstd_window_log.clamp(SMALLEST_WINDOW_LOG, 31);
         context.set_parameter(DParameter::WindowLogMax(window_log)).map_err(failed)?;
         Ok(Self {
@@ -116,7 +115,7 @@ impl Zstd {
             }
             let (now, later) = feed.rest.split_at(self.left.min(feed.rest.len() as u64) as usize);
             let taken = match self.part {
-                // Whether libzstd is to see it is not known until all of a header is there.
+                // Whether libzstd gets the part is decided once the whole header is there.
                 Part::Magic | Part::SkippableSize | Part::Skippable | Part::Descriptor | Part::FrameHeader => now.len(),
                 _ => {
                     if out.is_full() {
@@ -203,7 +202,7 @@ impl Zstd {
                 (Part::BlockHeader, 3)
             }
         };
-        // The descriptor is looked at again with the header it announces.
+        // The descriptor is parsed again with the rest of its header.
         if part != Part::FrameHeader {
             self.have = 0;
         }
@@ -213,7 +212,7 @@ impl Zstd {
         Ok(())
     }
 
-    /// The header in `head`, with a window within the limit.
+    /// The header in `head`, with its window reduced to the limit.
     fn narrowed_header(&mut self, at: BlobOffset) -> Vec<u8> {
         let (window, limit) = (self.window(), 1_u64.checked_shl(self.window_log).unwrap_or(u64::MAX));
         let mut header = self.head[..self.have].to_vec();
@@ -221,7 +220,7 @@ impl Zstd {
         if self.narrow.is_some() {
             self.narrowed = self.narrowed.take().or_else(|| self.narrow.clone());
             let window = ((self.window_log - 10) << 3) as u8;
-            // A frame in one segment has its content's size for a window, and no byte for another.
+            // A single-segment frame uses its content size as window, and has no window byte.
             if header[0] & SINGLE_SEGMENT == 0 {
                 header[1] = window;
             } else {
@@ -232,7 +231,7 @@ impl Zstd {
         header
     }
 
-    /// The window that the frame asks for whose header is in `head`.
+    /// The window of the frame whose header is in `head`.
     fn window(&self) -> u64 {
         let descriptor = self.head[0];
         if descriptor & SINGLE_SEGMENT == 0 {
@@ -247,7 +246,7 @@ impl Zstd {
         }
     }
 
-    /// Feeds libzstd what it takes of `input`.
+    /// Feeds libzstd as much of `input` as it takes.
     fn feed_libzstd(&mut self, input: &mut &[u8], out: &mut OutputBuffer) -> Result<(), CodecError> {
         let mut source = InBuffer::around(input);
         let room = out.room();
@@ -256,7 +255,7 @@ impl Zstd {
             .context
             .decompress_stream(&mut target, &mut source)
             .map_err(|code| CodecError::Zstd { at: self.part_at, reason: get_error_name(code) })
-            // It may refer to what would lie in the window that it asked for.
+            // It may refer to bytes beyond the reduced window.
             .map_err(|error| self.narrow.clone().unwrap_or(error))?;
         let (taken, filled) = (source.pos, target.pos());
         *input = &input[taken..];
@@ -332,7 +331,7 @@ mod tests {
         }
     }
 
-    /// In one frame, as it is written for a window of so many bytes, as a power of two.
+    /// A single frame, written for a window of this many bytes, as a power of two.
     fn far(data: &[u8], window_log: u32, size: bool) -> Vec<u8> {
         let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), 19).unwrap();
         encoder.window_log(window_log).unwrap();
@@ -356,7 +355,7 @@ mod tests {
             assert!(matches!(error, CodecError::ZstdWindow { limit: 0x2_0000, .. }), "{error}");
             assert_eq!(decode(&far(&twice, 21, size), Limits::default()).unwrap(), twice);
         }
-        // One segment of more than the limit, which is the window then.
+        // A single-segment frame above the limit, which is its window.
         assert_eq!(decode(&frame(&[7; 500_000]), limits).unwrap(), [7; 500_000]);
     }
 
