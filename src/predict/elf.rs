@@ -1,20 +1,20 @@
-//! ELF: where in a program or library the loader reads first, and which libraries it names.
+//! ELF: the parts of a program or library that the loader reads first, and the libraries it names.
 //!
 //! A loader waits for the first page of a program, then for its dynamic section, then for its symbols and relocations,
-//! and then in turn for the same of each library that it names. All that is written at the beginning of the file and in
-//! the dynamic section. Only this much is parsed here, of little-endian 64-bit files, and nothing is believed: what a
-//! wrong file says costs bytes, as any wrong prediction does.
+//! and then for the same of each library that it names. All this is described at the start of the file and in the
+//! dynamic section. Only these parts are parsed here, of little-endian 64-bit files, and none is trusted: a malformed
+//! file costs bytes, like any wrong prediction.
 
 use std::ops::Range;
 
-/// Where the parts of a program file lie, in bytes of the file.
+/// Offsets of the parts of a program file, in bytes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Program {
-    /// What is mapped of it, in order: the bytes, and the address of their first.
+    /// The mapped segments, in order.
     segments: Vec<Segment>,
     /// The dynamic section; empty if it has none.
     pub dynamic: Range<u64>,
-    /// Where the path of its loader is written.
+    /// Range of the loader's path.
     pub loader: Option<Range<u64>>,
 }
 
@@ -26,22 +26,22 @@ struct Segment {
     executable: bool,
 }
 
-/// Where the names are written that a dynamic section refers to, each up to the next zero.
+/// Offsets of the names that a dynamic section refers to; each ends at the next zero.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Names {
-    /// Of libraries.
+    /// Names of libraries.
     pub needed: Vec<u64>,
-    /// Of the directories, separated by colons, in which they are looked for first.
+    /// Library search directories, separated by colons.
     pub directories: Vec<u64>,
 }
 
-/// How each ELF file begins.
+/// Magic number of ELF files.
 pub const MAGIC: &[u8] = b"\x7fELF";
-/// Enough of its beginning for [`Program::parse`].
+/// Bytes needed by [`Program::parse`].
 pub const HEAD: usize = 4096;
 
 impl Program {
-    /// Reads the beginning of a file; `None` if it is no program, or one for another kind of machine.
+    /// Parses the start of a file; `None` if it is not a program, or one for another kind of machine.
     pub fn parse(head: &[u8]) -> Option<Self> {
         // 64 bits, little-endian.
         if !head.starts_with(MAGIC) || head.get(4..6)? != [2, 1] {
@@ -51,7 +51,7 @@ impl Program {
         let mut program = Self::default();
         for number in 0..usize::from(count) {
             let at = table.checked_add(number * usize::from(size))?;
-            // Headers behind the end of `head` are left out.
+            // Headers beyond `head` are ignored.
             let Some(header) = head.get(at..).and_then(|rest| rest.get(..PROGRAM_HEADER)) else { break };
             let (kind, flags) = (u32_at(header, 0)?, u32_at(header, 4)?);
             let start = u64_at(header, 8)?;
@@ -71,7 +71,7 @@ impl Program {
         Some(program)
     }
 
-    /// What the loader reads in any case: the symbols and relocations before the code, and where written segments begin.
+    /// The parts that every loader reads: symbols and relocations before the code, and the start of writable segments.
     pub fn tables(&self) -> impl Iterator<Item = Range<u64>> {
         let symbols = self.segments.first().filter(|first| !first.executable).map(|first| &first.file);
         let symbols = symbols.map(|file| file.start..file.end.min(file.start.saturating_add(MOST_SYMBOLS)));
@@ -80,7 +80,7 @@ impl Program {
         symbols.into_iter().chain(written)
     }
 
-    /// What `dynamic`, the bytes of the dynamic section, refers to.
+    /// The names in `dynamic`, the bytes of the dynamic section.
     pub fn names(&self, dynamic: &[u8]) -> Names {
         let entry = |raw: &[u8]| Some((u64_at(raw, 0)?, u64_at(raw, 8)?));
         let entries = || dynamic.chunks_exact(16).map_while(entry).take_while(|(tag, _)| *tag != END);
@@ -93,7 +93,7 @@ impl Program {
         Names { needed: of(&[NEEDED]), directories: of(&[RPATH, RUNPATH]) }
     }
 
-    /// Where in the file what has this address is.
+    /// The file offset of an address.
     fn place_of(&self, address: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
             let inside = address.checked_sub(segment.address)?;
@@ -125,11 +125,11 @@ const NEEDED: u64 = 1;
 const STRINGS: u64 = 5;
 const RPATH: u64 = 15;
 const RUNPATH: u64 = 29;
-/// Names of one kind that are looked at.
+/// Limit for names of one kind.
 const MOST_NAMES: usize = 256;
-/// Bytes of symbols and relocations that are fetched ahead: of more, not all are read.
+/// Limit for symbols and relocations that are prefetched, in bytes: larger tables are not read completely.
 const MOST_SYMBOLS: u64 = 2 << 20;
-/// The kernel reads as much before and behind a page of a mapped file that it does not have.
+/// Bytes that the kernel reads before and after a missing page of a mapped file.
 pub(super) const FAULT: u64 = 256 << 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What predictors are told, and what they answer.
+//! Events for predictors, and the suggestions they return.
 
 use std::ops::Range;
 
@@ -6,39 +6,39 @@ use crate::layer::EntryId;
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 
-/// What happens in a layer.
+/// An event in a layer.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A piece is read, from the cache or not. `first` are those of its spans that had not been read before and that
-    /// no profile covers.
+    /// A piece is read, from the cache or not. `first` are its spans that are read for the first time and not covered
+    /// by a profile.
     Read {
-        /// What is read.
+        /// The piece.
         piece: &'a Piece,
-        /// Where it is.
+        /// Whether it is cached.
         found: Found,
         /// In order.
         first: &'a [SpanId],
     },
-    /// A reader of the piece is going to wait for `run`, which is neither in flight nor covered by a profile.
+    /// A reader starts to wait for `run`, which is neither in flight nor covered by a profile.
     Missed {
-        /// Spans of the piece that are missing.
+        /// The missing spans of the piece.
         run: SpanRange,
-        /// Whether neighbours may be fetched on speculation.
+        /// Whether neighbours may be fetched speculatively.
         speculation: Speculation,
     },
-    /// A reader of the piece has waited for `run` and has it now.
+    /// A reader that waited for `run` has it now.
     Answered {
-        /// What was read.
+        /// The piece that was read.
         piece: &'a Piece,
-        /// What had been missed.
+        /// The spans that were missing.
         run: SpanRange,
-        /// Whether neighbours may be fetched on speculation.
+        /// Whether neighbours may be fetched speculatively.
         speculation: Speculation,
     },
 }
 
 impl Event<'_> {
-    /// Whether it can change a prediction. Most reads of what is cached cannot, and need not be told.
+    /// Whether it can change a prediction. Most cached reads cannot, and need not be reported.
     pub fn is_news(&self) -> bool {
         match self {
             Self::Read { piece, first, .. } => !first.is_empty() || piece.may_be_streamed(),
@@ -47,21 +47,21 @@ impl Event<'_> {
     }
 }
 
-/// Whether a piece that is read has to be fetched.
+/// Whether a piece must be fetched.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Found {
     /// All of it is cached.
     Cached,
-    /// Some of it is missing: its reader waits.
+    /// Some of it is missing and its reader waits.
     Missing,
 }
 
-/// Whether spans may be fetched that no reader's own behaviour calls for.
+/// Whether spans may be fetched without a sequential reader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Speculation {
-    /// They may.
+    /// Speculation is allowed.
     Allowed,
-    /// Only a reader that continues is followed.
+    /// Only sequential readahead.
     Off,
 }
 
@@ -72,72 +72,72 @@ pub struct Piece {
     pub bytes: Range<DecodedOffset>,
     /// The spans that hold them.
     pub spans: SpanRange,
-    /// Where it lies in its file.
+    /// Its place in its file.
     pub place: PlaceInFile,
 }
 
-/// Where in its file a piece lies.
+/// The place of a piece in its file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PlaceInFile {
     /// The file.
     pub entry: EntryId,
     /// Bytes of the file before the piece.
     pub before: u64,
-    /// Bytes of the file behind it.
+    /// Bytes of the file after the piece.
     pub behind: u64,
 }
 
 impl Piece {
-    /// Its bytes.
+    /// Its length in bytes.
     pub fn length(&self) -> u64 {
         self.bytes.end - self.bytes.start
     }
 
-    /// Where its file ends, as no other file does.
+    /// The end of its file, which identifies the file.
     pub(super) fn file_end(&self) -> DecodedOffset {
         DecodedOffset(self.bytes.end.0.saturating_add(self.place.behind))
     }
 
-    /// Whether the rest of its file may be read piece by piece.
+    /// Whether the rest of its file may be read sequentially.
     pub(super) fn may_be_streamed(&self) -> bool {
         self.place.behind > 0 && self.length() >= STREAMED
     }
 }
 
-/// Spans that should be fetched as far as they are missing.
+/// Spans to fetch if they are missing.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Wish {
-    /// Which ones.
+    /// The spans.
     pub spans: SpanRange,
-    /// How much depends on it.
+    /// Their urgency.
     pub urgency: Urgency,
 }
 
-/// How much depends on a wish, from most to least; the budget has a share for each.
+/// The urgency of a suggestion, highest first; the budget has a share for each.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Urgency {
-    /// With the request for the missing spans just before it.
+    /// In one request with the missing spans just before it.
     Along,
-    /// A reader that continues in tar order reads it next.
+    /// The next spans of a reader in tar order.
     Window,
-    /// A reader of a large file comes to it; behind earlier wishes of the same stream.
+    /// The next spans of a reader of a large file, after earlier suggestions for the same stream.
     Stream(StreamId),
-    /// No reader's own behaviour calls for it.
+    /// Speculation.
     Speculation(Priority),
 }
 
-/// Which speculation goes first.
+/// Priority of speculation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Priority {
-    /// What is read next, if anything is.
+    /// The most likely next read.
     High,
-    /// What some reader may come to.
+    /// A possible later read.
     Low,
 }
 
-/// Tells the streams of a layer apart; never used twice.
+/// Identifies a stream of a layer; never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StreamId(pub(super) u64);
 
-/// A piece of at least this many bytes may be one of a file that is read from its beginning to its end.
+/// A piece of at least this many bytes may belong to a file that is read sequentially.
 pub(super) const STREAMED: u64 = 128 << 10;

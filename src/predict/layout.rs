@@ -1,34 +1,34 @@
-//! How the spans of a layer lie in its blob and in its decoded stream.
+//! The layout of a layer's spans in its blob and in its decoded stream.
 
 use crate::codec::StartKind;
 use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 
-/// What a predictor knows of a layer: how its spans lie in its blob and in its decoded stream.
+/// The layout of a layer's spans, for predictors.
 pub trait Layout {
-    /// How many spans there are.
+    /// The number of spans.
     fn span_count(&self) -> u32;
 
-    /// Bytes of the blob that have to be fetched for some spans.
+    /// Bytes of the blob to fetch for some spans.
     ///
     /// # Errors
     /// The index is damaged.
     fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError>;
 
-    /// Whether a span can be decoded without the one before.
+    /// Whether a span can be decoded without the previous one.
     ///
     /// # Errors
     /// The index is damaged.
     fn starts_anew(&self, span: SpanId) -> Result<bool, IndexError>;
 
-    /// The span behind those that hold the bytes up to `end`, which is not 0.
+    /// The span after those that hold the bytes before `end`; `end` is not 0.
     ///
     /// # Errors
-    /// The index is damaged, or the layer ends before.
+    /// The index is damaged, or the layer is shorter.
     fn end_of(&self, end: DecodedOffset) -> Result<SpanId, IndexError>;
 
-    /// The longest range of up to `spans` spans and `bytes` bytes of the blob that begins at `from`.
+    /// The longest range that begins at `from`, with at most `spans` spans and `bytes` bytes of the blob.
     ///
     /// # Errors
     /// The index is damaged.
@@ -63,17 +63,18 @@ impl Layout for LayerIndex {
     }
 }
 
-/// A request ends with the span that reaches this many bytes of the blob: as large as the source takes for short.
+/// A request ends with the span that reaches this many bytes of the blob: within the source's limit for short
+/// transfers.
 pub const REQUEST: u64 = 768 << 10;
 
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
 
-    /// A layer whose spans are all alike.
+    /// A layer of uniform spans.
     pub(crate) struct Even {
         pub(crate) spans: u32,
-        /// Bytes of the blob in each; as many as it decodes to.
+        /// Bytes per span, in the blob and decoded.
         pub(crate) bytes: u64,
     }
 

@@ -1,40 +1,40 @@
-//! Pace: how much a fill of everything that is missing has in flight.
+//! Pace: how much a background fill has in flight.
 //!
-//! `--prefetch all` fetches the rest of the image while no read waits. It should take what the link needs to be busy,
-//! and little more, since a reader that comes in between waits behind that. So the window follows how long requests
-//! take: 64 KiB to 2 MiB, such that a read waits for a quarter of a second at most, or for one span.
+//! `--prefetch all` fetches the rest of the image while no read waits. It should keep the link busy with little in
+//! flight, since a new reader waits behind that. So the window follows the duration of requests: 64 KiB to 2 MiB, such
+//! that a read waits for at most a quarter of a second, or for one span.
 
 use std::time::Duration;
 
-/// How much a fill has in flight.
+/// Window size of a background fill.
 #[derive(Debug)]
 pub struct Pace {
-    /// Bytes of blobs.
+    /// Window size in bytes of blobs.
     window: u64,
-    /// The most that the window may be.
+    /// Maximum window size.
     widest: u64,
-    /// What a request took at least: the way there and back, and hardly a queue.
+    /// Shortest duration of a request: the round trip, with almost no queue.
     shortest: Duration,
-    /// When the window was changed last.
+    /// Time of the last change of the window.
     changed: Option<Duration>,
 }
 
 impl Pace {
-    /// A fill that begins slowly, and never has more than `widest` bytes in flight.
+    /// Starts with the smallest window; never exceeds `widest` bytes.
     pub fn new(widest: u64) -> Self {
         Self { window: NARROWEST, widest, shortest: Duration::MAX, changed: None }
     }
 
-    /// Bytes of blobs that should be in flight, and how large one of the requests beside each other may be.
+    /// Bytes of blobs to have in flight, and the size of one request.
     pub fn sizes(&self) -> (u64, u64) {
         (self.window, self.window / REQUESTS)
     }
 
-    /// A request has ended at `now` that began at `begun`, both by one clock.
+    /// Records a request that began at `begun` and ended at `now`.
     pub fn ended(&mut self, begun: Duration, now: Duration) {
         let took = now.saturating_sub(begun);
         self.shortest = self.shortest.min(took);
-        // What was begun before the window changed says nothing about it.
+        // A request from before the last change says nothing about the current window.
         if self.changed.is_some_and(|changed| begun < changed) {
             return;
         }
@@ -52,12 +52,12 @@ impl Pace {
     }
 }
 
-/// Requests that a fill has in flight.
+/// Number of requests in flight.
 const REQUESTS: u64 = 4;
-/// The window that a fill begins with, and has at least, in bytes; a span that is larger travels alone.
+/// Initial and minimum window size, in bytes; a larger span is fetched alone.
 const NARROWEST: u64 = 64 << 10;
-/// How long a request may take with those beside it: a reader that comes in between waits for no longer, or, where the
-/// way alone takes about as long, for twice that, or for one span.
+/// Target duration of a request: a new reader waits no longer, or for twice that if the round trip alone takes about as
+/// long, or for one span.
 const GOOD_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
@@ -66,7 +66,8 @@ mod tests {
 
     const WIDEST: u64 = 2 << 20;
 
-    /// The window that settles on a link with this round trip, in ms, and rate, in Mbit/s: the least and the most of it.
+    /// The least and the largest window on a link with this round trip, in ms, and rate, in Mbit/s, after it has
+    /// settled.
     fn windows(rtt: u64, mbit: u64) -> (u64, u64) {
         let mut pace = Pace::new(WIDEST);
         let (mut settled, mut now) = (Vec::new(), Duration::ZERO);

@@ -1,12 +1,12 @@
 //! Profiles: which parts of a layer the runs of an image read first, and in which order.
 //!
-//! What is read in a mount's first minute is written to the layers' profiles when that minute is over, or at unmount.
-//! The next mount without content fetches it in the order of first use before it is asked for ([`super::replay`]). A
-//! layer has one run for each image, since images share layers but read different parts of them. One that was rebuilt
-//! is another image, which has no run yet; in the layers that it kept, it replays the most recent run.
+//! The reads of a mount's first minute are stored in the layers' profiles after that minute, or at unmount. The next
+//! mount without cached content fetches them in the order of first use ([`super::replay`]). A layer has one run per
+//! image, since images share layers but read different parts of them. A rebuilt image is another image without a run;
+//! in the layers that it kept, it replays the most recent run.
 //!
-//! A profile is a hint. It names places in the decoded stream, not spans, so it means the same where the layer was cut
-//! elsewhere; one that is wrong or made up costs bytes and never shows any.
+//! A profile is a hint. It contains offsets in the decoded stream, not spans, so it remains valid if the layer is split
+//! differently; a wrong one costs bytes and never affects content.
 
 use std::collections::HashSet;
 
@@ -17,42 +17,42 @@ use crate::layer::{IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
 use crate::span::SpanId;
 
-/// What earlier runs read of one layer.
+/// The reads of earlier runs in one layer.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Profile {
     /// The layer's blob.
     pub layer: Digest,
-    /// What the blob decodes to; older files do not say it.
+    /// Digest of the decoded blob; missing in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_id: Option<Digest>,
-    /// One for each image, the most recent first.
+    /// One run per image, the most recent first.
     pub runs: Vec<ProfileRun>,
 }
 
-/// What the runs of one image read of a layer.
+/// The reads of one image's run in a layer.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ProfileRun {
     /// The image's manifest.
     pub image: Digest,
-    /// Milliseconds since the mount began, and a decoded offset that was read then; in this order.
+    /// Milliseconds since the mount, and a decoded offset read then, sorted.
     pub wanted: Vec<(u32, u64)>,
 }
 
 impl Profile {
-    /// A profile of these runs, of the layer that is this blob and decodes to this.
+    /// A profile of these runs, for the layer with this blob and diff_id.
     pub fn new(blob: &Digest, diff_id: &Digest, runs: Vec<ProfileRun>) -> Self {
         Self { layer: blob.clone(), diff_id: Some(diff_id.clone()), runs }
     }
 
-    /// Reads a profile, if it is one of this layer.
+    /// Parses a profile; `None` if it belongs to another layer.
     pub fn parse(text: &[u8], blob: &Digest, diff_id: Option<&Digest>) -> Option<Self> {
         let profile: Self = serde_json::from_slice(text).ok()?;
-        // The same blob may be another layer, read otherwise.
+        // The same blob can be another layer, if it decodes differently.
         let same = profile.diff_id.is_none() || diff_id.is_none() || profile.diff_id.as_ref() == diff_id;
         (profile.layer == *blob && same).then_some(profile)
     }
 
-    /// Writes it in at most `limit` bytes, if need be without the runs that are least recent.
+    /// Serialises it in at most `limit` bytes, dropping the least recent runs if necessary.
     pub fn into_text(mut self, limit: u64) -> Vec<u8> {
         loop {
             let text = serde_json::to_vec(&self).expect("digests and numbers");
@@ -63,12 +63,12 @@ impl Profile {
         }
     }
 
-    /// What is known of `image`; where nothing is, of the most recent one.
+    /// The run of `image`, or else the most recent one.
     pub fn of(&self, image: &Digest) -> Option<&ProfileRun> {
         self.runs.iter().find(|run| run.image == *image).or_else(|| self.runs.first())
     }
 
-    /// These runs, and behind them what was `known` of other images.
+    /// These runs, followed by the `known` runs of other images.
     #[must_use]
     pub fn and_known(mut self, known: Option<Self>) -> Self {
         self.runs.iter_mut().for_each(ProfileRun::put_in_order);
@@ -86,13 +86,13 @@ impl Profile {
 }
 
 impl ProfileRun {
-    /// Sorted, and no longer than any layer has spans to tell of.
+    /// Sorts it, and limits its length.
     fn put_in_order(&mut self) {
         self.wanted.sort_unstable();
         self.wanted.truncate(MOST);
     }
 
-    /// The spans that it speaks of, each once, with its time, in this order; places outside the layer are left out.
+    /// The spans of this run, each once, with its time, in order; offsets outside the layer are skipped.
     ///
     /// # Errors
     /// The index is damaged.
@@ -110,9 +110,9 @@ impl ProfileRun {
     }
 }
 
-/// Images that are remembered of a layer.
+/// Limit for images per layer.
 const MOST_IMAGES: usize = 16;
-/// More places than this are not remembered of an image and layer.
+/// Limit for offsets per image and layer.
 const MOST: usize = 1 << 18;
 
 #[cfg(test)]

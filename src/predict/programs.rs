@@ -1,48 +1,48 @@
-//! Program prediction: the libraries that a program names are fetched before its loader asks for them.
+//! Program prediction: fetches the libraries that a program names before its loader reads them.
 //!
 //! A loader reads the program, then the libraries that it names, then those that they name: one round trip after
-//! another, for files whose names were in the first one. So from each program or library that begins to load, the
-//! names in its dynamic section are looked up and fetched a little ahead of the loader. With the first program of a
-//! mount that is loaded, the one that the image's configuration names is included.
+//! another, although the first file already has the names. So for each program or library that is loaded, the names in
+//! its dynamic section are looked up and fetched slightly ahead of the loader. The first program loaded in a mount also
+//! triggers the one that the image's configuration names.
 //!
-//! - A *load* is told from a *copy* by its first read: loaders begin with a few bytes, for which the kernel reads less
-//!   than 128 KiB, programs that copy with as much as fits. Copying files out of an image predicts nothing.
-//! - A program of up to 8 MiB is fetched as a whole, which is how the kernel reads what is mapped; of a larger one the
-//!   dynamic section, the symbols, and where written segments begin.
-//! - Nothing in the file is believed: a wrong name or place costs bytes, and all counts are bounded.
+//! - The first read distinguishes a *load* from a *copy*: a loader first reads a few bytes, for which the kernel reads
+//!   less than 128 KiB; a copy reads the maximum at once. Copying files predicts nothing.
+//! - A program of up to 8 MiB is fetched completely, as the kernel reads mapped files; of a larger one, the dynamic
+//!   section, the symbols, and the start of writable segments.
+//! - Nothing in the file is trusted: a wrong name or offset costs bytes, and all counts are limited.
 //!
-//! Here is what to fetch and where to look; walking the image is the caller's.
+//! This module decides what to fetch and where to look; the caller walks the image.
 
 use std::ops::Range;
 
 use super::elf::{FAULT, MAGIC, Program};
 use super::event::Priority;
 
-/// How a program was seen.
+/// How a program was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Seen {
-    /// A loader has begun to read it.
+    /// A loader has started to read it.
     Loading,
     /// Another program, or the image's configuration, names it.
     Named,
 }
 
-/// Whether a file whose first `bytes` are read at once is a program that is loaded, and not copied.
+/// Whether a file whose first read returned `bytes` is a program being loaded, and not copied.
 pub fn is_load(bytes: &[u8]) -> bool {
     bytes.len() < COPIED && bytes.starts_with(MAGIC)
 }
 
-/// Whether a program of this length is fetched as a whole.
+/// Whether a program of this length is fetched completely.
 pub fn is_fetched_whole(length: u64) -> bool {
     length <= WHOLE
 }
 
-/// What to fetch of a program while its head is still read: mostly the dynamic section is near its end.
+/// What to fetch of a program while its head is read: the dynamic section is usually near the end.
 pub fn beside_head(length: u64, seen: Seen) -> Option<Range<u64>> {
     (seen == Seen::Named && is_fetched_whole(length)).then(|| length.saturating_sub(FAULT)..length)
 }
 
-/// What to fetch of a program of this length once its head is known, beside its dynamic section.
+/// What to fetch of a program once its head is known, besides its dynamic section.
 pub fn beside_dynamic(program: &Program, length: u64) -> Vec<(Range<u64>, Priority)> {
     if is_fetched_whole(length) {
         return vec![(0..length, Priority::Low)];
@@ -51,47 +51,47 @@ pub fn beside_dynamic(program: &Program, length: u64) -> Vec<(Range<u64>, Priori
     program.tables().map(around).collect()
 }
 
-/// The dynamic section, as far as it is looked at.
+/// The dynamic section, up to a limit.
 pub fn dynamic(program: &Program) -> Option<Range<u64>> {
     let Range { start, end } = program.dynamic;
     (start < end).then(|| start..end.min(start.saturating_add(MOST_DYNAMIC)))
 }
 
-/// What the kernel reads when `section` of a mapped file is touched.
+/// What the kernel reads when `section` of a mapped file is accessed.
 pub fn around(section: &Range<u64>) -> Range<u64> {
     section.start.saturating_sub(FAULT)..section.end.saturating_add(FAULT)
 }
 
-/// Where a name, or the names of some directories, are written that begin at `start`.
+/// The range of a name, or of directory names, that starts at `start`.
 pub fn name_at(start: u64) -> Range<u64> {
     start..start.saturating_add(NAME)
 }
 
-/// A name, which ends with the first zero.
+/// A name, up to the first zero.
 pub fn name(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Which program reads a script, if it is one that says so.
+/// The interpreter of a script, if it names one.
 pub fn interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     line.split(|byte| byte.is_ascii_whitespace()).find(|word| !word.is_empty())
 }
 
-/// Directories in which loaders of the image were found: other libraries are there, too.
+/// Directories of the image's loaders; they hold other libraries, too.
 #[derive(Clone, Debug, Default)]
 pub struct LoaderDirectories(Vec<Vec<u8>>);
 
 impl LoaderDirectories {
-    /// A loader was found there.
+    /// Records the directory of a loader.
     pub fn note(&mut self, directory: Vec<u8>) {
         if self.0.len() < MOST_LOADERS && !self.0.contains(&directory) {
             self.0.push(directory);
         }
     }
 
-    /// Where the libraries of a program that lies in `own` are looked for, in order. `named` are the directories that
-    /// it names, separated by colons.
+    /// The library search path of a program in the directory `own`, in order. `named` are the directories that it
+    /// names, separated by colons.
     pub fn search_path(&self, own: &[u8], named: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let named = named.iter().flat_map(|text| text.split(|byte| *byte == b':'));
         let mut path: Vec<_> = named.take(MOST_DIRECTORIES).map(|directory| expanded(directory, own)).collect();
@@ -101,7 +101,7 @@ impl LoaderDirectories {
     }
 }
 
-/// A directory that a program in `own` names.
+/// Expands a directory named by a program in `own`.
 fn expanded(directory: &[u8], own: &[u8]) -> Vec<u8> {
     for origin in [b"$ORIGIN".as_slice(), b"${ORIGIN}"] {
         if let Some(rest) = directory.strip_prefix(origin) {
@@ -111,24 +111,24 @@ fn expanded(directory: &[u8], own: &[u8]) -> Vec<u8> {
     directory.to_vec()
 }
 
-/// What a loader reads besides programs and libraries.
+/// Files that a loader reads besides programs and libraries.
 pub const LOADER_READS: &[&str] = &["/etc/ld.so.cache"];
-/// Programs that are looked at in a mount.
+/// Limit for programs per mount.
 pub const MOST_PROGRAMS: usize = 1 << 12;
-/// A program or library of up to this many bytes is read as a whole: all but the largest are mapped, and for each page
-/// that is touched the kernel reads half a MiB. Of 57 above 150 KB that Python and Node.js load, 55 are, to 0.8 and more.
+/// A program or library up to this size is fetched completely: most are mapped, and the kernel reads 512 KiB for each
+/// page accessed. Of the 57 above 150 KB that Python and Node.js load, 55 are read to 80 % or more.
 const WHOLE: u64 = 8 << 20;
-/// A first piece of this many bytes is read to copy the file.
+/// A first read of at least this many bytes is a copy.
 const COPIED: usize = 128 << 10;
-/// Where libraries are if the program does not say.
+/// Default library directories.
 const USUAL: &[&str] = &["/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib"];
-/// Directories that a program names in which its libraries are looked for.
+/// Limit for library directories of a program.
 const MOST_DIRECTORIES: usize = 32;
-/// Directories of loaders that are remembered.
+/// Limit for directories of loaders.
 const MOST_LOADERS: usize = 4;
-/// Bytes of a dynamic section that are looked at.
+/// Limit for a dynamic section, in bytes.
 const MOST_DYNAMIC: u64 = 64 << 10;
-/// Bytes in which a name, or the names of some directories, should end.
+/// Limit for a name, or for directory names, in bytes.
 const NAME: u64 = 512;
 
 #[cfg(test)]

@@ -1,75 +1,75 @@
-//! Read-ahead: what follows a read in the tar, or in its file.
+//! Readahead: what follows a read in the tar, or in its file.
 //!
-//! A layer's spans lie in the order of its tar, so the next read is often a neighbour: the rest of a large file, or the
-//! next small file of a directory.
+//! Spans are in tar order, so the next read is often a neighbour: the rest of a large file, or the next small file of a
+//! directory.
 //!
-//! - *Window.* A reader that continues where it, or a reader remembered from before, stopped is followed with a window
-//!   that grows up to 64 spans or 4 MiB of the blob. Up to 16 readers a layer are remembered; one may skip two spans.
-//! - *Stream.* A reader whose pieces grow as the kernel's read-ahead does, or that begins a file with as much as `cat`
-//!   and `cp` make the kernel ask for, or that has waited for four of the kernel's largest reads in a row, reads the
-//!   file to its end. The next 6 MiB of the blob are then wished for, in order.
-//! - *Neighbours.* A read from nowhere also fetches up to five following spans (at most 512 KiB), about what the link
-//!   would have carried in the saved round trip; the two preceding spans are fetched after the reader was answered.
-//!   Spans that a profile covers are left to the profile.
+//! - *Window.* A reader that continues where a known reader stopped gets a window that grows up to 64 spans or 4 MiB of
+//!   the blob. Up to 16 readers per layer are remembered; a reader may skip two spans.
+//! - *Stream.* A reader is a stream if its pieces grow like the kernel's readahead, or if its first read of a file is
+//!   as large as those of `cat` and `cp`, or if it has waited for four of the kernel's largest reads in a row. The next
+//!   6 MiB of the blob are then suggested, in order.
+//! - *Neighbours.* A random read also fetches up to five following spans (at most 512 KiB), about what the link carries
+//!   in the saved round trip; the two preceding spans are fetched after the reader was answered. Spans covered by a
+//!   profile are left to the profile.
 //!
-//! Only bookkeeping in span numbers lives here.
+//! This module only does bookkeeping with span numbers.
 
 use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Urgency, Wish};
 use super::layout::{Layout, REQUEST};
 use crate::layer::IndexError;
 use crate::span::{SpanId, SpanRange};
 
-/// The places in one layer where readers were last seen.
+/// The last known positions of readers in a layer.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
     windows: Recent<Window, READERS>,
     streams: Recent<Stream, STREAMS>,
-    /// How many streams there have been.
+    /// Number of streams so far.
     begun: u64,
 }
 
-/// The last `N` that were put here; the latest stands last.
+/// The last `N` values, latest last.
 #[derive(Debug)]
 struct Recent<T, const N: usize>(Vec<T>);
 
 /// A reader that may continue in tar order.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Window {
-    /// The first span that was not fetched on its behalf.
+    /// The first span that was not fetched for it.
     next: SpanId,
-    /// Spans that were fetched ahead of it the last time.
+    /// Size of its last window, in spans.
     size: u32,
 }
 
-/// A reader of large pieces of one file, one behind the other.
+/// A sequential reader of large pieces of one file.
 #[derive(Debug)]
 struct Stream {
     id: StreamId,
-    /// The latest piece.
+    /// The last piece.
     piece: Piece,
-    /// The first span that was not fetched on its behalf.
+    /// The first span that was not fetched for it.
     next: SpanId,
-    /// Large pieces that it has waited for, in order; [`SURE`] and more once there is another reason to be.
+    /// Number of large pieces it has waited for in a row; at least [`SURE`] once there is other evidence.
     pieces: u32,
 }
 
 impl Piece {
-    /// Whether a file is read from its beginning in pieces as large as `cat`, `cp` and their like make them.
+    /// Whether it is the first read of a copy, by `cat`, `cp` and the like.
     fn begins_copy(&self) -> bool {
         self.place.before == 0 && self.length() == OPENING
     }
 
-    /// Whether the kernel's read-ahead has grown from `before` to this, which it does for a file that is read, not
-    /// mapped, from its beginning.
+    /// Whether the kernel's readahead has grown from `before` to this piece, as it does when a file is read from its
+    /// start, not mapped.
     fn grows_from(&self, before: &Self) -> bool {
         before.bytes.end == self.bytes.start && self.length() >= 2 * before.length()
     }
 }
 
 impl ReadAhead {
-    /// Takes note of an event; what is to be fetched because of it, most urgent first.
+    /// Handles an event; returns what to fetch, most urgent first.
     ///
-    /// The wishes count as granted; [`ReadAhead::declined`] takes one back.
+    /// Suggestions count as accepted; [`ReadAhead::declined`] withdraws one.
     ///
     /// # Errors
     /// The index is damaged.
@@ -87,7 +87,7 @@ impl ReadAhead {
             }
             Event::Missed { run, speculation } => Ok(self.missed(run, speculation, layout)?.into_iter().collect()),
             Event::Answered { piece, run, speculation } => {
-                // A large piece is of a large file, and what lies before that is no neighbour.
+                // A large piece belongs to a large file; what lies before that is unrelated.
                 if speculation == Speculation::Off || piece.length() >= STREAMED {
                     return Ok(Vec::new());
                 }
@@ -99,7 +99,7 @@ impl ReadAhead {
         }
     }
 
-    /// There was no room for a wish, or for the rest of one: its spans are not fetched.
+    /// Records that the budget declined a suggestion, or the rest of one: its spans are not fetched.
     pub fn declined(&mut self, wish: &Wish) {
         let SpanRange { start, end } = wish.spans;
         match wish.urgency {
@@ -118,8 +118,8 @@ impl ReadAhead {
         }
     }
 
-    /// The next window, once the reader that reads `span` is at the end of the one before, or, where it has long continued
-    /// in order, in its second half.
+    /// The next window, once the reader of `span` has reached the end of the last one, or, after a long sequential run,
+    /// its second half.
     fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
         let close = |reader: &Window| {
             let early = if reader.size < LONG { reader.size.min(1) } else { reader.size / 2 };
@@ -131,7 +131,7 @@ impl ReadAhead {
         Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Window }))
     }
 
-    /// What is to be fetched along with `run`: the window of the reader that it belongs to, or a few neighbours.
+    /// What to fetch along with `run`: the window of its reader, or some neighbours.
     fn missed(
         &mut self,
         run: SpanRange,
@@ -150,8 +150,8 @@ impl ReadAhead {
         Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Along }))
     }
 
-    /// What comes next in the file of `piece`, where it is one of many large pieces in a row, or of some that grow, or
-    /// the first of a file that is read as a whole. A row begins with a piece that is waited for.
+    /// What follows in the file of `piece`, if the piece is one of many large ones in a row, or of growing ones, or the
+    /// first one of a copy. A row begins with a missing piece.
     fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
         let stream = match (self.stream_of(piece), found) {
             (Some(stream), _) => stream.continued(piece, found),
@@ -164,7 +164,7 @@ impl ReadAhead {
         };
         let (id, next, is_sure) = (stream.id, stream.next, stream.pieces >= SURE);
         if is_sure {
-            // From here on it goes no further than its file; it would if it were followed by a window as well.
+            // The stream ends with its file; a window would continue beyond it.
             let start = stream.piece.spans.start;
             self.windows.take(|reader| (start..=next).contains(&reader.next));
         }
@@ -175,7 +175,7 @@ impl ReadAhead {
         let last = layout.end_of(piece.file_end())?;
         let in_flight = layout.blob_bytes(SpanRange::new(piece.spans.end, next))?;
         let more = STREAM_BYTES.saturating_sub(in_flight);
-        // A little more is not worth a request.
+        // Too little for a request.
         if next >= last || more < REQUEST {
             return Ok(None);
         }
@@ -186,8 +186,8 @@ impl ReadAhead {
         Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Stream(id) }))
     }
 
-    /// Takes the stream that `piece` belongs to. Two pieces may share a span, small ones are not told of, and the kernel
-    /// asks for two at once.
+    /// Removes and returns the stream of `piece`. Two pieces may share a span, small pieces are not reported, and the
+    /// kernel sends two reads at once.
     fn stream_of(&mut self, piece: &Piece) -> Option<Stream> {
         let start = piece.spans.start;
         let near = start.back(UNSEEN)..=start.forward(UNSEEN);
@@ -208,12 +208,12 @@ impl Stream {
 }
 
 impl<T, const N: usize> Recent<T, N> {
-    /// Takes the latest of those that `test` means.
+    /// Removes and returns the latest value that passes `test`.
     fn take(&mut self, test: impl Fn(&T) -> bool) -> Option<T> {
         self.0.iter().rposition(test).map(|at| self.0.remove(at))
     }
 
-    /// Puts one here; the oldest goes if there are too many.
+    /// Adds a value; drops the oldest if there are too many.
     fn put(&mut self, one: T) {
         if self.0.len() == N {
             self.0.remove(0);
@@ -232,7 +232,7 @@ impl<T, const N: usize> Default for Recent<T, N> {
     }
 }
 
-/// The near neighbours before `span`; none where they decode only from further away.
+/// The neighbours before `span`; empty if decoding them starts further away.
 fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexError> {
     let mut near = SpanRange::none_at(span);
     for before in SpanRange::new(span.back(NEAR_BEFORE), span).iter().rev() {
@@ -251,36 +251,36 @@ fn wider(window: u32) -> u32 {
     (window + more).min(WIDEST)
 }
 
-/// Streams that are followed at once in a layer.
+/// Limit for streams per layer.
 const STREAMS: usize = 4;
-/// Spans between two pieces of a stream that may have been read without an event.
+/// Spans between two pieces of a stream that may be read without an event.
 const UNSEEN: u32 = 16;
-/// This many large pieces in order are a file that is read to its end, and not a program that starts.
+/// This many large pieces in order are a sequential read, not the start of a program.
 const SURE: u32 = 4;
-/// A piece of this many bytes is large: the kernel asks for no more at once, except where it reads ahead itself.
+/// Size of a large piece in bytes: the kernel's maximum without readahead of its own.
 const LARGE: u64 = 512 << 10;
-/// The kernel's first read-ahead for a reader of 128 KiB at a time, where it may read ahead four times that; a reader of
-/// less is given less, and one of more is found out by the next piece. A page of a mapped file comes with more
-/// (`get_init_ra_size` and `do_sync_mmap_readahead` of Linux).
+/// The kernel's first readahead for reads of 128 KiB, if its limit is four times that; smaller reads get less, and
+/// larger ones are detected at the next piece. A page of a mapped file comes with more (`get_init_ra_size` and
+/// `do_sync_mmap_readahead` of Linux).
 const OPENING: u64 = 256 << 10;
-/// What is wished for ahead of a reader of large pieces, in bytes of the blob.
+/// Bytes of the blob suggested ahead of a stream.
 const STREAM_BYTES: u64 = 6 << 20;
-/// Readers that are followed at once in a layer.
+/// Limit for readers per layer.
 const READERS: usize = 16;
-/// A reader that skips up to this many spans still continues.
+/// A reader that skips up to this many spans still counts as sequential.
 const SKIPPED: u32 = 2;
-/// A window of this many spans comes of reading in order, not of luck.
+/// A window of this many spans results from sequential reading, not from chance.
 const LONG: u32 = 8;
-/// The widest window, in spans and in bytes of the blob.
+/// Limits of a window, in spans and in bytes of the blob.
 const WIDEST: u32 = 64;
 const WINDOW_BYTES: u64 = 4 << 20;
-/// Neighbours that are fetched on speculation. Replayed over 200 Mbit/s and 20 ms, traces of Python, Node.js,
-/// TensorFlow and PostgreSQL that start wait between half and two thirds as often with these numbers as without, and
-/// fetch 23 to 50 % more; with larger ones they fetch more than that and wait hardly less.
+/// Speculative neighbours. Replayed at 200 Mbit/s and 20 ms, start-up traces of Python, Node.js, TensorFlow and
+/// PostgreSQL wait between half and two thirds as often with these numbers as without, and fetch 23 to 50 % more; with
+/// larger numbers they fetch even more and wait hardly less.
 const NEAR_BEFORE: u32 = 2;
 const NEAR_AFTER: u32 = 5;
-/// Neighbours may take about as long as the round trip that they can save: what a link of 200 Mbit/s and 20 ms, or of
-/// 50 Mbit/s and 80 ms, holds.
+/// Fetching neighbours may take about as long as the round trip that it saves: the bandwidth-delay product at 200
+/// Mbit/s and 20 ms, or at 50 Mbit/s and 80 ms.
 const NEAR_BYTES: u64 = 512 << 10;
 
 #[cfg(test)]
@@ -292,7 +292,7 @@ mod tests {
     use crate::predict::event::PlaceInFile;
     use crate::predict::layout::testing::Even;
 
-    /// A layer of spans that are small enough for windows to be bounded by their number alone.
+    /// A layer of spans so small that only their number limits windows.
     const SMALL: Even = Even { spans: 10_000, bytes: 1 << 10 };
     /// Spans as large as those of a first pass.
     const USUAL: Even = Even { spans: 20_000, bytes: 256 << 10 };
@@ -394,14 +394,14 @@ mod tests {
 
     const FILE_END: u64 = 4 << 30;
 
-    /// A piece of whole spans of a file that ends far behind it.
+    /// A piece of whole spans of a file that ends far after it.
     fn piece(start: u32, end: u32) -> Piece {
         let at = |span: u32| DecodedOffset(u64::from(span) << 18);
         let place = PlaceInFile { entry: EntryId(1), before: 1, behind: FILE_END - at(end).0 };
         Piece { bytes: at(start)..at(end), spans: spans(start, end), place }
     }
 
-    /// From which span on what follows this piece is wished for.
+    /// The first span suggested after this piece, if any.
     fn streamed(ahead: &mut ReadAhead, piece: &Piece, found: Found) -> Option<u32> {
         let wishes = ahead.on(Event::Read { piece, found, first: &[] }, &USUAL).unwrap();
         assert!(wishes.len() <= 1);

@@ -1,35 +1,35 @@
-//! Replay: in which order, and in which requests, what profiles speak of is fetched.
+//! Replay: the order and the requests in which profiled spans are fetched.
 //!
-//! Spans come in the order of their first use, over all layers of the image. Neighbours that were used shortly one
-//! after the other travel in one request: so the queue is cut into batches, small at first since that is wanted now,
-//! and within a batch neighbours are joined.
+//! Spans are fetched in the order of their first use, over all layers of the image. Neighbours used shortly after each
+//! other share a request: the queue is split into batches, small at first for low latency, and neighbours within a
+//! batch are joined.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::span::{SpanId, SpanRange};
 
-/// What profiles speak of in the layers of one image.
+/// The profiled spans in the layers of an image.
 #[derive(Debug)]
 pub struct Replay {
     /// Each span with the number of its layer, in the order of first use.
     queue: VecDeque<(usize, SpanId)>,
-    /// Bytes of the blobs that the next batch may have.
+    /// Limit for the next batch, in bytes of blobs.
     batch: u64,
 }
 
 impl Replay {
-    /// A replay of `uses`: milliseconds after the mount began, the number of a layer, and one of its spans.
+    /// A replay of `uses`: milliseconds after the mount, the number of a layer, and a span.
     pub fn new(uses: impl IntoIterator<Item = (u32, usize, SpanId)>) -> Self {
         let mut uses: Vec<_> = uses.into_iter().collect();
         uses.sort_unstable();
         Self { queue: uses.into_iter().map(|(_, layer, span)| (layer, span)).collect(), batch: FIRST_BATCH }
     }
 
-    /// The next requests, in the order of first use; none at the end. `cost` tells the bytes of a span in its blob, or
-    /// `None` for one that need not be fetched.
+    /// The next requests, in the order of first use; empty at the end. `cost` returns the bytes of a span in its blob,
+    /// or `None` if it need not be fetched.
     ///
     /// # Errors
-    /// What `cost` says.
+    /// The errors of `cost`.
     pub fn next_batch<E>(
         &mut self,
         mut cost: impl FnMut(usize, SpanId) -> Result<Option<u64>, E>,
@@ -55,15 +55,15 @@ impl Replay {
         Ok(runs)
     }
 
-    /// Whether everything was handed out.
+    /// Whether all spans were returned.
     pub fn is_done(&self) -> bool {
         self.queue.is_empty()
     }
 }
 
-/// Bytes of the blobs that the first batch may have: soon there, as it is wanted now.
+/// Limit for the first batch, in bytes of blobs: small, for low latency.
 const FIRST_BATCH: u64 = 256 << 10;
-/// In a larger batch more neighbours meet, but what is wanted first comes later.
+/// A larger batch joins more neighbours, but delays the first spans.
 const LARGEST_BATCH: u64 = 4 << 20;
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Siblings: after a program reads two files with one suffix in a directory, more of them are fetched.
+//! Sibling prediction: after a program reads two files with the same suffix in one directory, fetches more of them.
 //!
-//! A program that imports reads many files of one directory (modules, libraries, templates) in an order that cannot be
-//! known. How many, the directory itself shows: siblings that lie near the file in the tar are fetched, 512 KiB at
-//! first, then twice what was right so far, less what has not been read yet. So a directory in which predictions come
-//! true gets more of them, and one in which they do not stops costing.
+//! A program that imports modules reads many files of one directory (modules, libraries, templates) in an unknown
+//! order. The directory itself shows how many: siblings near the file in the tar are fetched, 512 KiB at first, then
+//! twice the bytes predicted right so far, minus those not read yet. So the amount grows where predictions are right,
+//! and drops to nothing where they are wrong.
 //!
-//! Reading names takes a moment, so it is done apart from the state that readers share: [`Siblings::opened`] says how
-//! much may be fetched, [`Group::choose`] finds it, and [`Siblings::chosen`] takes note.
+//! Reading names takes time, so it is separate from the shared state: [`Siblings::opened`] returns how much may be
+//! fetched, [`Group::choose`] selects it, and [`Siblings::chosen`] records it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,11 +15,11 @@ use super::layout::Layout as _;
 use crate::layer::{EntryId, IndexError, Kind, LayerIndex};
 use crate::span::{SpanId, SpanRange};
 
-/// What was fetched on speculation in the directories of one layer, and whether it was right.
+/// The speculative fetches in a layer's directories, and how many were right.
 #[derive(Debug, Default)]
 pub struct Siblings {
     groups: HashMap<Group, Record>,
-    /// Spans that were fetched on speculation and not read yet, with their bytes.
+    /// Spans fetched speculatively and not read yet, with their bytes.
     open: HashMap<SpanId, (Group, u64)>,
     /// Files that were read.
     read: HashSet<EntryId>,
@@ -35,13 +35,13 @@ pub struct Group {
 #[derive(Debug, Default)]
 struct Record {
     files: u32,
-    /// Bytes of the blob that were fetched on speculation: those that were read since, and those that were not.
+    /// Bytes of the blob fetched speculatively: those read since, and those not read yet.
     right: u64,
     open: u64,
 }
 
 impl Siblings {
-    /// A file is read from its beginning: how many bytes of the blob may be fetched of others of its group. 0 where it
+    /// Records the first read of a file; returns how many bytes of the blob may be fetched for its group. 0 if the file
     /// was read before.
     pub fn opened(&mut self, file: EntryId, group: &Group) -> u64 {
         if self.read.len() >= MOST_FILES || !self.read.insert(file) {
@@ -52,7 +52,7 @@ impl Siblings {
         if record.files < SOME { 0 } else { (FIRST + GAIN * record.right).saturating_sub(record.open) }
     }
 
-    /// These spans, with their bytes in the blob, are fetched because of a group.
+    /// Records spans fetched for a group, with their bytes in the blob.
     pub fn chosen(&mut self, group: &Group, spans: &[(SpanId, u64)]) {
         let Some(record) = self.groups.get_mut(group) else { return };
         for (span, bytes) in spans {
@@ -62,7 +62,7 @@ impl Siblings {
         }
     }
 
-    /// A span is read.
+    /// Records that a span is read.
     pub fn read(&mut self, span: SpanId) {
         if let Some((group, bytes)) = self.open.remove(&span)
             && let Some(record) = self.groups.get_mut(&group)
@@ -74,7 +74,7 @@ impl Siblings {
 }
 
 impl Group {
-    /// That of a file; `None` for what is no file.
+    /// The group of a file; `None` for other entries.
     ///
     /// # Errors
     /// The index is damaged.
@@ -86,8 +86,7 @@ impl Group {
         Ok(Some(Self { directory: entry.parent(), suffix: suffix(index.name(id)?).into() }))
     }
 
-    /// Spans of `file`'s siblings that `is_missing` says are, nearest first, with their bytes in the blob: up to
-    /// `allowance` bytes.
+    /// Missing spans of `file`'s siblings, nearest first, with their bytes in the blob: at most `allowance` bytes.
     ///
     /// # Errors
     /// The index is damaged.
@@ -99,7 +98,7 @@ impl Group {
         is_missing: impl Fn(SpanId) -> bool,
     ) -> Result<Vec<(SpanId, u64)>, IndexError> {
         let mut chosen: Vec<(SpanId, u64)> = Vec::new();
-        // Entries are numbered as they stand in the tar.
+        // Entry numbers follow tar order.
         let mut others = [0; 2];
         for step in 1..=FURTHEST {
             for (side, id) in [file.0.checked_sub(step), file.0.checked_add(step)].into_iter().enumerate() {
@@ -133,7 +132,7 @@ impl Group {
     }
 }
 
-/// Wishes for what was chosen, in the order of the tar.
+/// Suggestions for the chosen spans, in tar order.
 pub fn wishes(chosen: &[(SpanId, u64)]) -> Vec<Wish> {
     let mut spans: Vec<_> = chosen.iter().map(|(span, _)| *span).collect();
     spans.sort_unstable();
@@ -143,7 +142,7 @@ pub fn wishes(chosen: &[(SpanId, u64)]) -> Vec<Wish> {
         .collect()
 }
 
-/// What stands behind the last dot of a name, but for numbers of versions.
+/// The part of a name after the last dot, ignoring version numbers.
 fn suffix(name: &[u8]) -> &[u8] {
     let mut parts = name.split(|byte| *byte == b'.').rev();
     let last = parts.find(|part| !part.iter().all(u8::is_ascii_digit)).unwrap_or_default();
@@ -151,19 +150,19 @@ fn suffix(name: &[u8]) -> &[u8] {
     if parts.next().is_some() { last } else { b"" }
 }
 
-/// Others of a group are fetched from its second file on.
+/// Siblings are fetched from the second file of a group on.
 const SOME: u32 = 2;
-/// Bytes of the blob that are fetched of a group of which nothing else is known: a few spans.
+/// Bytes of the blob fetched for a new group: a few spans.
 const FIRST: u64 = 512 << 10;
-/// Bytes that may be wrong for each that was right.
+/// Bytes that may be wrong for each byte that was right.
 const GAIN: u64 = 2;
-/// Files that are remembered of a layer; a program that reads more of them is not starting.
+/// Limit for files per layer; a program that reads more is not starting up.
 const MOST_FILES: usize = 1 << 14;
-/// Entries that are looked at on either side of a file.
+/// Entries searched on either side of a file.
 const FURTHEST: u32 = 256;
-/// This many entries in a row that are not of the group are the end of its directory.
+/// This many consecutive entries of other groups mark the end of the directory.
 const OTHERS: u32 = 32;
-/// Spans that are fetched because of one file.
+/// Limit for spans fetched for one file.
 const AT_ONCE: usize = 8;
 
 #[cfg(test)]
