@@ -1,7 +1,7 @@
-//! The layers below one, while that one is put over them: what is there, and where paths lead.
+//! The layers below a layer that is being prepared: lookups in them, and targets of paths.
 //!
-//! Directories of this view are not remembered beyond it, as they have the same numbers as those of the merged tree
-//! and other parts. Where symlinks lead is, so that a chain of them is followed once, however many paths run through it.
+//! Directories of this view are not cached beyond it: they have the same numbers as those of the merged tree, but other
+//! parts. Symlink targets are cached, so that a chain is followed once, however many paths run through it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,33 +10,34 @@ use super::walk::{MAX_LINKS, extend, names};
 use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, steps};
 use crate::layer::Kind;
 
-/// A view over the layers below one.
+/// A view of the layers below one.
 pub(super) struct Below<'a> {
     overlay: &'a Overlay,
     root: Arc<Dir>,
-    /// The directory that a symlink leads to and how many symlinks that takes, by the directory it stands in and itself.
+    /// The directory that a symlink leads to and the number of symlinks on the way, by the symlink's directory and
+    /// node.
     followed: HashMap<(NodeId, NodeId), (Arc<Dir>, u32)>,
-    /// What paths to directories led to.
+    /// The directories of paths, as far as resolved.
     reached: HashMap<Vec<u8>, Option<Arc<Dir>>>,
 }
 
-/// What a name is.
+/// Result of a name lookup.
 pub(super) enum Child {
     Missing,
     Directory(Arc<Dir>),
     Other { node: NodeId, kind: Kind },
 }
 
-/// Where a path leads.
+/// Target of a path.
 pub(super) enum Led {
     Directory(Arc<Dir>),
-    /// To a path without symlinks and dots that does not exist as a whole.
+    /// A path without symlinks and dots, of which the last components do not exist.
     Missing(Vec<u8>),
-    /// To something that is no directory, or round in a circle.
+    /// Something that is not a directory, or a loop of symlinks.
     Nowhere,
 }
 
-/// What a walk does next.
+/// The next step of a walk.
 enum Next {
     Name(Vec<u8>),
     /// The symlink has been followed to its end.
@@ -57,7 +58,7 @@ impl<'a> Below<'a> {
         &self.root
     }
 
-    /// What `dir` has under a name.
+    /// Looks up a name in `dir`.
     pub(super) fn child(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Child, Unknown> {
         let Some(node) = self.overlay.find(dir, name)? else { return Ok(Child::Missing) };
         let (layer, id) = self.overlay.parse(node)?;
@@ -67,12 +68,12 @@ impl<'a> Below<'a> {
         })
     }
 
-    /// Where the symlink `link`, which stands in `dir`, leads.
+    /// The target of the symlink `link` in `dir`.
     pub(super) fn follow(&mut self, dir: &Arc<Dir>, link: NodeId) -> Result<Led, Unknown> {
         self.walk(dir, vec![], Some(link))
     }
 
-    /// The directory that a path leads to from the root.
+    /// The directory at a path from the root.
     pub(super) fn directory(&mut self, path: &[u8]) -> Result<Option<Arc<Dir>>, Unknown> {
         if let Some(known) = self.reached.get(path) {
             return Ok(known.clone());
@@ -89,12 +90,12 @@ impl<'a> Below<'a> {
         Ok(led)
     }
 
-    /// Walks on from `from`: through `link` first, if there is one, then what `rest` holds, the next at its end.
+    /// Walks from `from`: through `link` first, if given, then through `rest`, last element first.
     ///
-    /// A `..` goes back over a name that is missing, as in containerd.
+    /// A `..` goes back over a missing name, as in containerd.
     fn walk(&mut self, from: &Arc<Dir>, mut rest: Vec<Next>, mut link: Option<NodeId>) -> Result<Led, Unknown> {
         let mut here = Arc::clone(from);
-        // Names that are missing, below `here`.
+        // Missing names below `here`.
         let mut absent: Vec<Vec<u8>> = Vec::new();
         let mut links = 0;
         loop {
@@ -163,5 +164,5 @@ impl<'a> Below<'a> {
     }
 }
 
-/// Paths whose ends are remembered.
+/// Limit for cached paths.
 const REACHED: usize = 1 << 16;

@@ -1,4 +1,4 @@
-//! Directories of the merged tree, and which layers take part in each.
+//! Directories of the merged tree, and the layers that contribute to each.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,9 +6,9 @@ use super::node::{LayerNo, NodeId};
 use super::{Layer, Overlay, Unknown, damaged, lock, steps};
 use crate::layer::{EntryId, Flags, Kind};
 
-/// A directory that has been looked at.
+/// A directory that has been accessed.
 ///
-/// Its path is remembered through its parents.
+/// Its path follows from its parents.
 #[derive(Debug)]
 pub struct Dir {
     id: NodeId,
@@ -17,13 +17,13 @@ pub struct Dir {
     parts: Mutex<Parts>,
 }
 
-/// The layers that take part in a directory, from the top, as far as they have been looked for.
+/// The layers that contribute to a directory, from the top, as far as searched.
 #[derive(Debug)]
 struct Parts {
     found: Vec<Part>,
-    /// Which of the parent's parts is looked into next; for the root, how many layers are left.
+    /// The parent's part to search next; for the root, the number of layers left.
     next: usize,
-    /// Nothing below takes part.
+    /// No lower layer contributes.
     complete: bool,
 }
 
@@ -43,7 +43,7 @@ impl Dir {
 
     /// A directory whose uppermost entry is `entry` of `layer`.
     pub(super) fn child(parent: &Arc<Self>, name: &[u8], layer: LayerNo, entry: EntryId) -> Self {
-        // `layer` itself is looked into like those below: it finds `entry` again, and whether that is opaque.
+        // The search starts with `layer` itself: it finds `entry` again, and whether it is opaque.
         let next = lock(&parent.parts).found.partition_point(|part| part.layer > layer);
         Self {
             id: NodeId::new(layer, entry),
@@ -53,22 +53,22 @@ impl Dir {
         }
     }
 
-    /// The node this directory is.
+    /// The node of this directory.
     pub fn id(&self) -> NodeId {
         self.id
     }
 
-    /// The directory it lies in; `None` for the root.
+    /// The parent directory; `None` for the root.
     pub fn parent(&self) -> Option<&Arc<Self>> {
         self.parent.as_ref()
     }
 
-    /// Its name in there; empty for the root.
+    /// Its name in the parent; empty for the root.
     pub fn name(&self) -> &[u8] {
         &self.name
     }
 
-    /// The names from the root to here, joined by `/`; empty for the root.
+    /// The path from the root, joined by `/`; empty for the root.
     pub fn path(&self) -> Vec<u8> {
         let mut names = Vec::new();
         let mut dir = self;
@@ -93,11 +93,11 @@ impl Dir {
         }
     }
 
-    /// Takes in what was `seen` where `next` said to look.
+    /// Records what was `seen` at position `next`.
     fn record(&self, next: usize, seen: Seen) {
         let mut parts = lock(&self.parts);
         if parts.next != next {
-            return; // another thread was here meanwhile, and found the same
+            return; // another thread has recorded the same meanwhile
         }
         parts.next = if self.parent.is_some() { next + 1 } else { next.saturating_sub(1) };
         match seen {
@@ -112,7 +112,7 @@ impl Dir {
     }
 }
 
-/// A chain of parents may be long, and must not be dropped one inside the other.
+/// Drops a chain of parents in a loop: it may be too long for recursion.
 impl Drop for Dir {
     fn drop(&mut self) {
         let mut next = self.parent.take();
@@ -122,7 +122,7 @@ impl Drop for Dir {
     }
 }
 
-/// What a directory knows of one of its parts.
+/// What a directory has cached of one of its parts.
 enum Known {
     Part(Part),
     NoMore,
@@ -130,7 +130,7 @@ enum Known {
 }
 
 impl Overlay {
-    /// The `place`-th layer, counted from the top, that takes part in `dir`.
+    /// The `place`-th layer from the top that contributes to `dir`.
     pub(super) fn part(&self, dir: &Arc<Dir>, place: usize) -> Result<Option<Part>, Unknown> {
         loop {
             match dir.known(place) {
@@ -147,8 +147,8 @@ impl Overlay {
         }
     }
 
-    /// The part that a layer still being read has in `dir`, all above having been looked into. It is not remembered:
-    /// the layer may yet turn out to be opaque there, so nothing below it is asked before it is whole.
+    /// The part that a partial layer contributes to `dir`, after all layers above were searched. Not cached: the layer
+    /// may still turn out to be opaque there, so no lower layer is searched before it is complete.
     fn growing_part(&self, dir: &Arc<Dir>, number: LayerNo, place: usize) -> Result<Option<Part>, Unknown> {
         if place > lock(&dir.parts).found.len() {
             return Err(Unknown::Needs(number));
@@ -165,9 +165,9 @@ impl Overlay {
         }
     }
 
-    /// Looks into one more layer for `dir`: the next of those that take part in its parent.
+    /// Searches one more layer for `dir`: the next one that contributes to its parent.
     ///
-    /// Where the parent has not looked as far, it does so first, from the root on: a loop, since a path may be deep.
+    /// Searches for the parents first if necessary, from the root down; a loop, since a path may be deep.
     fn look_further(&self, dir: &Arc<Dir>) -> Result<(), Unknown> {
         let mut chain = vec![dir];
         while let Some(here) = chain.last().copied() {
@@ -197,7 +197,7 @@ impl Overlay {
         self.seen(Part { layer, entry: EntryId::ROOT })
     }
 
-    /// What a layer that takes part in the parent of `dir` has for `dir`.
+    /// What a layer that contributes to the parent of `dir` has for `dir`.
     fn look_into(&self, dir: &Dir, parent: Part) -> Result<Seen, Unknown> {
         let index = &self.whole(parent.layer)?.index;
         let found = index.child(parent.entry, &dir.name).map_err(damaged(parent.layer))?;
@@ -214,15 +214,15 @@ impl Overlay {
             Kind::Directory if entry.is(Flags::WHITEOUT_PATH | Flags::HIDES_LOWER) => Seen::End,
             Kind::Directory if entry.is(Flags::OPAQUE) => Seen::LastPart(part),
             Kind::Directory => Seen::Part(part),
-            // A whiteout, or something else that a directory above has replaced.
+            // A whiteout, or an entry that was replaced by a directory above.
             _ => Seen::End,
         })
     }
 
-    /// The uppermost layer and entry that describe `dir`; `None` when layers only have something inside it.
+    /// The uppermost layer and entry that describe `dir`; `None` if layers only have entries inside it.
     ///
-    /// A layer whose opaque marker stands in a directory that it does not describe hides what lower
-    /// layers have in there, not what they say about the directory itself.
+    /// A layer with an opaque marker in a directory that it does not describe hides the content of lower layers there,
+    /// but not their description of the directory itself.
     pub(super) fn described(&self, dir: &Arc<Dir>) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
         let mut place = 0;
         let mut marked = None;
@@ -255,7 +255,7 @@ impl Overlay {
         Ok(None)
     }
 
-    /// What layers below `marked` say about the directory `name` of `parent`, which that one only empties.
+    /// The description of the directory `name` of `parent` in layers below `marked`, which only empties it.
     fn described_below(
         &self,
         parent: &Arc<Dir>,
@@ -286,10 +286,10 @@ impl Overlay {
         Ok(None)
     }
 
-    /// The directory that `node` is.
+    /// The directory of `node`.
     ///
     /// # Errors
-    /// [`Unknown::NoSuchNode`] when the node is not a directory of the merged tree.
+    /// [`Unknown::NoSuchNode`] if the node is not a directory of the merged tree.
     pub fn dir(&self, node: NodeId) -> Result<Arc<Dir>, Unknown> {
         if node == NodeId::ROOT {
             return Ok(Arc::clone(&self.root));
@@ -300,7 +300,7 @@ impl Overlay {
         self.find_again(node)
     }
 
-    /// The directory called `name` in `parent`, which was found to be `node`.
+    /// The directory `name` in `parent`, with the node `node`.
     pub(super) fn child_dir(&self, parent: &Arc<Dir>, name: &[u8], node: NodeId) -> Result<Arc<Dir>, Unknown> {
         let (layer, entry) = self.parse(node)?;
         let mut dirs = lock(&self.dirs);
@@ -308,10 +308,10 @@ impl Overlay {
         Ok(Arc::clone(dir))
     }
 
-    /// The directory called `name` in `parent`; `None` when that is something else or nothing.
+    /// The directory `name` in `parent`; `None` if there is no such directory.
     ///
-    /// A hard link to a lower layer's file must not be entered: its number says nothing about which
-    /// layers take part in a directory of that name.
+    /// A hard link to a lower layer's file must not be entered: its number does not tell which layers contribute to a
+    /// directory of that name.
     pub(super) fn subdirectory(&self, parent: &Arc<Dir>, name: &[u8]) -> Result<Option<Arc<Dir>>, Unknown> {
         let Some(node) = self.lookup(parent, name)? else { return Ok(None) };
         let (layer, entry) = self.parse(node)?;
@@ -322,7 +322,7 @@ impl Overlay {
         Ok(Some(known.unwrap_or_else(|| Arc::new(Dir::child(parent, name, layer, entry)))))
     }
 
-    /// Remembers where a directory lies, so that its number alone finds it later.
+    /// Records the place of a directory, so that its number alone finds it later.
     ///
     /// # Errors
     /// [`Unknown::NoSuchNode`]
@@ -330,7 +330,7 @@ impl Overlay {
         self.child_dir(parent, name, node).map(drop)
     }
 
-    /// Finds a directory by the names that lead to it in its own layer.
+    /// Finds a directory by its path in its own layer.
     fn find_again(&self, node: NodeId) -> Result<Arc<Dir>, Unknown> {
         let no_such = || Unknown::NoSuchNode(node.get());
         let (number, id) = self.parse(node)?;
@@ -342,12 +342,12 @@ impl Overlay {
         if dir.id() == node { Ok(dir) } else { Err(no_such()) }
     }
 
-    /// The names from the root to an entry of a layer.
+    /// The path from the root to an entry of a layer.
     fn names_to(&self, number: LayerNo, mut id: EntryId) -> Result<Vec<Vec<u8>>, Unknown> {
         let index = self.index(number)?;
         let mut names = Vec::new();
         while id != EntryId::ROOT {
-            // More steps than a path has components mean that the index runs in a circle.
+            // A path longer than possible means that the index has a cycle.
             if names.len() > MAX_DEPTH {
                 return Err(Unknown::NoSuchNode(NodeId::new(number, id).get()));
             }
@@ -366,5 +366,5 @@ enum Seen {
     End,
 }
 
-/// Deeper than a layer's tree can become: its own paths are bounded, and where links of lower layers lead is, too.
+/// More than the depth of a layer's tree: paths are limited, and so are targets of symlinks in lower layers.
 pub(super) const MAX_DEPTH: usize = 65_536;

@@ -1,8 +1,8 @@
-//! Hard links across layers: how many names an inode really has.
+//! Hard links across layers: counts the names of an inode.
 //!
-//! A layer index counts the names that its own layer gives an inode. Upper layers may remove or
-//! replace some of them, or add links of their own, so the count shown is taken in the merged tree.
-//! Only inodes that could have a second name are counted; all others have one.
+//! A layer index counts an inode's names within its own layer. Upper layers may remove or replace some of them, or add
+//! links, so the link count is computed in the merged tree. Only inodes that may have a second name are counted; all
+//! others have one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, lock, steps};
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind};
 
 impl Overlay {
-    /// How many names of the merged tree lead to `node`.
+    /// The number of names of `node` in the merged tree.
     pub(super) fn nlink(&self, node: NodeId, entry: &Entry) -> Result<u32, Unknown> {
         let (number, id) = self.parse(node)?;
         if entry.nlink() <= 1 && !self.is_linked_above(number, node)? {
@@ -25,7 +25,7 @@ impl Overlay {
         let mut names = self.names_above(number, node)?;
         let own = self.layer(number)?.names_of(number, id)?;
         names.extend(own.into_iter().map(|name| (number, name)));
-        // Several layers may give one name to the same inode.
+        // Several layers may give the same name to an inode.
         let mut places = HashSet::new();
         self.each_name(node, &names, &mut |dir, name| {
             places.insert((dir, name));
@@ -39,7 +39,7 @@ impl Overlay {
         Ok(count)
     }
 
-    /// Whether the merged tree has `node`: upper layers may have removed or replaced every name that leads to it.
+    /// Whether the merged tree has `node`: upper layers may have removed or replaced all its names.
     ///
     /// # Errors
     /// [`Unknown`]; all layers above the node's own are needed.
@@ -72,7 +72,7 @@ impl Overlay {
         Ok(shown)
     }
 
-    /// Whether a layer above `number` gives a name to its node.
+    /// Whether a layer above `number` links to its node.
     fn is_linked_above(&self, number: LayerNo, node: NodeId) -> Result<bool, Unknown> {
         for upper in (number.0 + 1..self.layer_count()).map(LayerNo) {
             if self.layer(upper)?.links_to.contains_key(&node) {
@@ -95,7 +95,7 @@ impl Overlay {
         Ok(names)
     }
 
-    /// How many names that one layer gives these inodes lead to `node` in the merged tree.
+    /// The number of names in one layer that lead to `node` in the merged tree, for these inodes of the layer.
     pub(super) fn names_within(&self, number: LayerNo, inodes: &[EntryId], node: NodeId) -> Result<u32, Unknown> {
         let layer = self.layer(number)?;
         let mut names = Vec::new();
@@ -110,7 +110,7 @@ impl Overlay {
         Ok(count)
     }
 
-    /// Calls `each` for the directory and name of those of `names` that lead to `node` in the merged tree, until it
+    /// Calls `each` with the directory and name of those `names` that lead to `node` in the merged tree, until it
     /// returns `false`.
     fn each_name(
         &self,
@@ -132,7 +132,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// The directory of the merged tree that has the path of a layer's directory; those on the way are `known` then.
+    /// The directory of the merged tree at the path of a layer's directory; caches those on the way in `known`.
     fn directory_of(
         &self,
         layer: LayerNo,
@@ -184,7 +184,7 @@ impl Prepared {
         let mut names = HashMap::<_, Vec<_>>::new();
         for id in (0..self.index.len()).map(EntryId) {
             let entry = self.index.entry(id)?;
-            // The one name that an inode has left may be another than the entry that carries it.
+            // The inode's only name may be another entry than the one that carries it.
             let linked = entry.nlink() > 1 || entry.inode() != id;
             if linked && entry.kind() != Kind::Directory && !entry.is(Flags::DETACHED) {
                 names.entry(entry.inode()).or_default().push(id);
@@ -194,5 +194,5 @@ impl Prepared {
     }
 }
 
-/// Entries that are looked through in a step.
+/// Entries scanned per step.
 const ENTRIES_A_STEP: u64 = 16;

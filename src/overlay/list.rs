@@ -6,20 +6,20 @@ use super::dir::Part;
 use super::{Dir, LayerNo, NodeId, Overlay, Unknown, damaged, leaves_to_lower, lock, steps};
 use crate::layer::{EntryId, Kind, is_hidden};
 
-/// One name of a directory.
+/// An entry of a directory listing.
 #[derive(Debug)]
 pub struct Listed<'a> {
     /// The name.
     pub name: &'a [u8],
-    /// The node it names.
+    /// Its node.
     pub node: NodeId,
-    /// What that is.
+    /// Its kind.
     pub kind: Kind,
-    /// Where the listing goes on after this name.
+    /// The position after this name.
     pub next: u64,
 }
 
-/// Where a name of a merged listing stands.
+/// The position of a name of a merged listing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     layer: LayerNo,
@@ -27,11 +27,11 @@ pub(super) struct Place {
 }
 
 impl Overlay {
-    /// Calls `each` for the names of `dir`, sorted by bytes, from position `from` (0 is the first)
-    /// until it returns `false`. Positions stay the same for ever.
+    /// Calls `each` for the names of `dir`, sorted by bytes, from position `from` (0 is the first), until it returns
+    /// `false`. Positions never change.
     ///
     /// # Errors
-    /// [`Unknown`]; every layer that takes part is needed.
+    /// [`Unknown`]; needs every layer that contributes.
     pub fn list(
         &self,
         dir: &Arc<Dir>,
@@ -53,7 +53,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Most directories come from one layer; its own sorted children are the listing.
+    /// Most directories come from one layer, whose sorted children are the listing.
     fn list_one_layer(
         &self,
         dir: &Arc<Dir>,
@@ -103,8 +103,8 @@ impl Overlay {
         Ok(self.whole(layer)?.index.entry(entry).map_err(damaged(layer))?.kind())
     }
 
-    /// All names of all layers that take part, the uppermost of each name, sorted. Whiteouts stay in
-    /// the list, and are passed over when it is shown.
+    /// The names of all contributing layers, the uppermost entry of each, sorted. Whiteouts stay in the list and are
+    /// skipped when it is shown.
     fn merged(&self, dir: &Arc<Dir>) -> Result<Arc<[Place]>, Unknown> {
         if let Some(known) = lock(&self.listings).get(&dir.id()) {
             return Ok(Arc::clone(known));

@@ -1,18 +1,18 @@
-//! The uppermost layer alone, as a lower directory of the kernel's overlayfs holds it.
+//! The uppermost layer alone, in the form of a lower directory for the kernel's overlayfs.
 //!
-//! Stacked with the lower directories of the layers below, it has to come to the merged tree. So it is what the layer means
-//! *over those below*, which is more than it says by itself, and needs those below where that is so:
+//! Stacked on the lower directories of the layers below, it must yield the merged tree. So it represents the layer
+//! *relative to the layers below*, which needs more than the layer's own entries, and then those layers:
 //!
-//! - a whiteout is a character device 0:0. It stands only where the layers below have the name: overlayfs passes over
-//!   whiteouts in directories that it merges, and lists any other as a name that does not exist;
-//! - an opaque directory carries an attribute, which overlayfs does not look at where it stands on a root. So in an opaque root
-//!   every name of the layers below has a whiteout, and the directories that the layer has are opaque;
-//! - a directory that the layer only implies has the metadata of the layers below, since overlayfs shows that of the uppermost
-//!   directory. It stands where their symlinks lead, as in the merged tree;
-//! - a directory that only whiteouts lead through stands where the layers below have a directory;
-//! - a hard link to a file of a layer below is that file once more: overlayfs has no links across layers.
+//! - A whiteout is a character device 0:0. It is present only if the layers below have the name: overlayfs ignores
+//!   whiteouts in directories that it merges, and lists any other one as a name that does not exist.
+//! - An opaque directory carries an attribute, which overlayfs ignores on a root. So an opaque root has a whiteout for
+//!   every name of the layers below, and the layer's directories in it are opaque.
+//! - An implied directory has the metadata of the layers below, since overlayfs shows that of the uppermost directory.
+//!   It is where their symlinks lead, as in the merged tree.
+//! - A directory that only contains whiteouts is present if the layers below have that directory.
+//! - A hard link to a file of a lower layer is a copy of that file: overlayfs has no links across layers.
 //!
-//! Its nodes are `(uppermost layer, entry)`, and for whiteouts that only an opaque root asks for `(lower layer, entry)`.
+//! Its nodes are `(uppermost layer, entry)`, and `(lower layer, entry)` for whiteouts of an opaque root.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use super::prepare::Prepared;
 use super::{Layer, LayerNo, NodeId, Overlay, Unknown, damaged, steps};
 use crate::layer::{Entry, EntryId, Flags, Kind, is_hidden};
 
-/// What a node of the uppermost layer's lower directory is.
+/// The kind of a node in the uppermost layer's lower directory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Held {
-    /// It looks like this node of the merged tree.
+    /// The same as this node of the merged tree.
     Like(NodeId),
     /// A whiteout.
     Whiteout,
@@ -37,7 +37,7 @@ impl Overlay {
         LayerNo(self.layer_count().saturating_sub(1))
     }
 
-    /// The node that the uppermost layer holds under `name` in the directory `dir`.
+    /// The node of the uppermost layer at `name` in the directory `dir`.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -54,8 +54,8 @@ impl Overlay {
         Ok(held)
     }
 
-    /// Calls `each` for the names that the uppermost layer holds in the directory `dir`, from position `from` (0 is the
-    /// first) until it returns `false`. Positions stay the same for ever.
+    /// Calls `each` for the uppermost layer's names in the directory `dir`, from position `from` (0 is the first),
+    /// until it returns `false`. Positions never change.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -93,7 +93,7 @@ impl Overlay {
         })
     }
 
-    /// What a node is that [`Overlay::held`] has given.
+    /// The kind of a node returned by [`Overlay::held`].
     ///
     /// # Errors
     /// [`Unknown`]
@@ -114,7 +114,7 @@ impl Overlay {
         })
     }
 
-    /// Whether the uppermost layer holds `node`, whose number comes from elsewhere.
+    /// Whether the uppermost layer has `node`; its number may be stale.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -146,7 +146,7 @@ impl Overlay {
         }
     }
 
-    /// How many names of the uppermost layer lead to a node that it holds and that is no directory.
+    /// The number of names in the uppermost layer of a node that is not a directory.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -162,10 +162,10 @@ impl Overlay {
         }
     }
 
-    /// Whether a directory that the uppermost layer holds hides everything that the layers below have in it.
+    /// Whether a directory of the uppermost layer hides everything that the layers below have in it.
     ///
     /// # Errors
-    /// [`Unknown`]; all of the layer is needed, since the marker may be its last entry.
+    /// [`Unknown`]; needs the complete layer, since the marker may be its last entry.
     pub fn is_held_opaque(&self, node: NodeId) -> Result<bool, Unknown> {
         let top = self.uppermost();
         if let Held::Whiteout = self.held_as(node)? {
@@ -177,7 +177,7 @@ impl Overlay {
         Ok(entry.kind() == Kind::Directory && (entry.is(Flags::OPAQUE) || (in_root && self.is_opaque_root(&layer)?)))
     }
 
-    /// The node that the uppermost layer holds under `name` by an entry of its own; `own` is that of the directory.
+    /// The node of the uppermost layer's own entry at `name`; `own` is the entry of the directory.
     fn held_of_layer(
         &self,
         layer: &Layer<'_>,
@@ -192,7 +192,7 @@ impl Overlay {
         }
     }
 
-    /// The node for an entry of the uppermost layer that is called `name` in `parent`.
+    /// The node of an entry of the uppermost layer that is named `name` in `parent`.
     fn held_under(
         &self,
         layer: &Layer<'_>,
@@ -216,7 +216,7 @@ impl Overlay {
             }
             _ => return Ok(Some(NodeId::new(top, entry.inode()))),
         }
-        // What the layer itself has of this name may yet come.
+        // The layer's own entry for this name may still follow.
         if layer.growing {
             return Err(Unknown::Needs(top));
         }
@@ -234,7 +234,7 @@ impl Overlay {
         }
     }
 
-    /// The entry of a directory that the uppermost layer holds.
+    /// The entry of a directory of the uppermost layer.
     fn own_dir(&self, dir: NodeId) -> Result<EntryId, Unknown> {
         match self.parse(dir) {
             _ if dir == NodeId::ROOT => Ok(EntryId::ROOT),
@@ -255,7 +255,7 @@ impl Overlay {
 }
 
 impl Prepared {
-    /// The first of this layer's links to the file of a lower layer that `entry` links to; all of them are one node.
+    /// The first of this layer's links to the lower file that `entry` links to; all of them share its node.
     fn first_link(&self, entry: &Entry) -> Option<EntryId> {
         let lower = self.lower_links.get(&entry.inode()).filter(|_| entry.kind() == Kind::LowerLink)?;
         self.links_to.get(lower)?.first().copied()
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(overlay.held_as(held(&overlay, "gone")).unwrap(), Held::Whiteout, "its link hides the lower name");
     }
 
-    /// What a layer says by itself is shown though nothing is known of the layers below.
+    /// The layer's own entries are shown while the layers below are unknown.
     #[test]
     fn layers_below_are_needed_only_where_they_matter() {
         let (overlay, layers) = told(2);

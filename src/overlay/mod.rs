@@ -1,15 +1,14 @@
-//! The overlay view: one tree out of many layers, computed where it is looked at.
+//! The overlay view: one tree of many layers, computed on access.
 //!
-//! Layers are given in manifest order, base first. A name is decided from the top layer down: the
-//! first layer that has the name or a whiteout for it decides; an opaque directory ends the descent
-//! (image-spec, layer.md, "Whiteouts"). Nothing is merged ahead of time: a directory keeps the list
-//! of layers that take part in it, and that list grows downwards only as far as an answer needs. So
-//! an answer that upper layers decide is there before the lower layers are known; where a layer that
-//! is not known yet could change the answer, the answer is [`Unknown::Needs`] that layer, and the
-//! caller asks again when it has supplied it.
+//! Layers are in manifest order, base first. A name is resolved from the top layer down: the first layer with the name
+//! or a whiteout for it decides; an opaque directory ends the search (image-spec, layer.md, "Whiteouts"). Nothing is
+//! merged in advance: a directory has the list of layers that contribute to it, which is extended downwards only as far
+//! as a lookup needs. So a lookup that upper layers decide succeeds before the lower layers are indexed. If a layer
+//! that is not indexed yet could change the result, the result is [`Unknown::Needs`] with that layer, and the caller
+//! retries once the layer is there.
 //!
-//! A node's identity is (layer, entry), whatever has been looked at before: inode numbers are stable
-//! across mounts, need no table, and hard links are one inode by construction.
+//! A node is identified by (layer, entry), independent of earlier lookups: inode numbers are stable across mounts and
+//! need no table, and hard links are one inode by construction.
 
 mod below;
 mod dir;
@@ -48,44 +47,44 @@ pub struct Overlay {
     known: Arc<dyn KnownLayers>,
     layers: Box<[Slot]>,
     root: Arc<Dir>,
-    /// Directories that have been looked at; a cache, since a directory can be found again by its path.
+    /// Accessed directories; a cache, since a directory can be found again by its path.
     dirs: Mutex<HashMap<NodeId, Arc<Dir>>>,
     listings: Mutex<LruCache<NodeId, Arc<[list::Place]>>>,
-    /// Link counts of inodes with several names; counting looks at every one of these.
+    /// Link counts of inodes with several names; counting visits every one of them.
     link_counts: Mutex<LruCache<NodeId, u32>>,
-    /// In which the layers may still be put over each other.
+    /// Steps left for preparing layers.
     steps_left: AtomicU64,
-    /// Nothing is asked any more.
+    /// Set when the mount has ended.
     ended: Arc<AtomicBool>,
 }
 
-/// What is known of the layers of an image.
+/// The available layers of an image.
 pub trait KnownLayers: Send + Sync {
-    /// As much of a layer as can be asked now. Layers of an image are numbered from its base.
+    /// The available part of a layer. Layers of an image are numbered from its base.
     fn known(&self, layer: LayerNo) -> KnownLayer;
 }
 
-/// As much of a layer as can be asked.
+/// The available part of a layer.
 #[derive(Clone, Debug)]
 pub enum KnownLayer {
-    /// None of it.
+    /// Nothing.
     Nothing,
-    /// What has been read so far; its entries keep their numbers as it grows.
+    /// The entries read so far; they keep their numbers.
     Partial(Arc<LayerIndex>),
-    /// All of it; it never changes again.
+    /// The complete layer, which never changes again.
     Whole(Arc<LayerIndex>),
 }
 
-/// What a layer means over those below.
+/// A layer, prepared for the layers below it.
 #[derive(Default)]
 struct Slot {
-    /// Of a layer that is known as a whole.
+    /// Of the complete layer.
     prepared: OnceLock<Result<Prepared, Arc<MergeError>>>,
-    /// Of the latest that was asked of a layer that is shown while it is being read.
+    /// Of the last partial layer used while the layer is being read.
     growing: Mutex<Option<Arc<Prepared>>>,
 }
 
-/// A layer that is known, or as much of it as is.
+/// A complete or a partial layer.
 enum Layer<'a> {
     Whole(&'a Prepared),
     Growing(Arc<Prepared>),
@@ -102,40 +101,40 @@ impl std::ops::Deref for Layer<'_> {
     }
 }
 
-/// Why there is no answer.
+/// Why a lookup has no result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Unknown {
-    /// A layer that could change the answer is not known yet, or has not been [prepared](Overlay::prepare).
+    /// A layer that could change the result is not available yet, or not [prepared](Overlay::prepare).
     #[error("layer {0} is not known yet")]
     Needs(LayerNo),
-    /// A layer index turned out to be damaged where it was needed.
+    /// A layer index was found damaged.
     #[error("the layer index of layer {layer} is damaged")]
     Damaged {
-        /// Which layer.
+        /// The layer.
         layer: LayerNo,
-        /// What is wrong with it.
+        /// The damage.
         #[source]
         cause: Arc<IndexError>,
     },
-    /// A layer makes no sense over those below it, or takes too long to make sense of.
+    /// A layer cannot be merged with those below it, or that takes too long.
     #[error("layer {layer} cannot be shown")]
     Refused {
-        /// Which layer.
+        /// The layer.
         layer: LayerNo,
         /// Why.
         #[source]
         cause: Arc<MergeError>,
     },
-    /// The answer takes more steps than are allowed [here](within).
+    /// The lookup exceeds its [limit](within) of steps.
     #[error("this takes too many steps")]
     TakesLong,
-    /// The node number is none of this image's.
+    /// No node of this image has this number.
     #[error("node {0} does not exist")]
     NoSuchNode(u64),
 }
 
 impl Overlay {
-    /// A view of `count` layers, as much of them as is `known` when they are asked.
+    /// A view of `count` layers; `known` is asked for their available part on each access.
     pub fn new(count: u16, known: Arc<dyn KnownLayers>) -> Self {
         Self {
             known,
@@ -149,17 +148,17 @@ impl Overlay {
         }
     }
 
-    /// Whether all of a layer is known, though it may still have to be [prepared](Overlay::prepare).
+    /// Whether a layer is complete; it may still have to be [prepared](Overlay::prepare).
     pub fn knows(&self, layer: LayerNo) -> bool {
         self.is_prepared(layer) || matches!(self.known.known(layer), KnownLayer::Whole(_))
     }
 
-    /// Nothing will be asked any more: whatever takes long may end.
+    /// Ends the view: long lookups may stop.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// How many layers the image has.
+    /// The number of layers of the image.
     pub fn layer_count(&self) -> u16 {
         u16::try_from(self.layers.len()).expect("it was made from a u16")
     }
@@ -169,7 +168,7 @@ impl Overlay {
         &self.root
     }
 
-    /// The node called `name` in `dir`; `None` when the image has none.
+    /// The node at `name` in `dir`; `None` if there is none.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -177,14 +176,14 @@ impl Overlay {
         if is_hidden(name) { Ok(None) } else { self.find(dir, name) }
     }
 
-    /// As [`Overlay::lookup`], also for names that are never shown: hard links may lead to them.
+    /// As [`Overlay::lookup`], including names that are never shown: hard links may lead to them.
     fn find(&self, dir: &Arc<Dir>, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
         self.find_from(dir, 0, name)
     }
 
-    /// As [`Overlay::find`], without the uppermost `place` layers that take part in `dir`.
+    /// As [`Overlay::find`], without the uppermost `place` layers that contribute to `dir`.
     fn find_from(&self, dir: &Arc<Dir>, mut place: usize, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
-        // The uppermost directory of this name that only whiteouts lead through.
+        // The uppermost directory of this name that only contains whiteouts.
         let mut passed = None;
         while let Some(part) = self.part(dir, place)? {
             steps::take(1)?;
@@ -205,10 +204,10 @@ impl Overlay {
         Ok(None)
     }
 
-    /// What `entry` of a layer means where it is the uppermost one of its name that says anything.
+    /// The node for `entry`, the uppermost one of its name.
     fn decide(&self, number: LayerNo, layer: &Prepared, id: EntryId, entry: &Entry) -> Result<Option<NodeId>, Unknown> {
         Ok(match entry.kind() {
-            // What the layer itself has of this name may yet come.
+            // The layer's own entry for this name may still follow.
             Kind::Whiteout if layer.growing => return Err(Unknown::Needs(number)),
             Kind::Whiteout => None,
             Kind::LowerLink => layer.lower_links.get(&entry.inode()).copied(),
@@ -237,7 +236,7 @@ impl Overlay {
         Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(node, &entry, nlink, disk_size) })
     }
 
-    /// Metadata of a directory: the uppermost layer's that says anything about it.
+    /// Metadata of a directory, from the uppermost layer that describes it.
     fn dir_attr(&self, dir: &Arc<Dir>) -> Result<NodeAttr, Unknown> {
         let Some((number, id)) = self.described(dir)? else { return Ok(NodeAttr::implied_dir(dir.id())) };
         let layer = self.layer(number)?;
@@ -245,7 +244,7 @@ impl Overlay {
         Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) })
     }
 
-    /// Which layer and entry hold a directory's metadata and extended attributes.
+    /// The layer and entry with a directory's metadata and extended attributes.
     pub(crate) fn described_by(&self, node: NodeId) -> Result<Option<(LayerNo, EntryId)>, Unknown> {
         let is_dir = node == NodeId::ROOT || {
             let (number, id) = self.parse(node)?;
@@ -257,7 +256,7 @@ impl Overlay {
         self.described(&self.dir(node)?)
     }
 
-    /// The layer and entry that carry a node other than a directory.
+    /// The layer and entry of a node other than a directory.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -269,14 +268,14 @@ impl Overlay {
         }
         let layer = self.layer(number)?;
         if id.0 >= layer.index.len() {
-            // An earlier mount may have shown more of the layer than has come by now.
+            // An earlier mount may have shown more of the layer than is read now.
             return Err(if layer.growing { Unknown::Needs(number) } else { no_such() });
         }
         Ok((number, id))
     }
 
-    /// The index that describes a layer within this image. It differs from the layer's own index
-    /// where a lower layer has a symlink in the place of a directory that the layer only implies.
+    /// The index of a layer within this image. It differs from the layer's own index if a lower layer has a symlink in
+    /// the place of an implied directory.
     ///
     /// # Errors
     /// [`Unknown`]
@@ -284,12 +283,12 @@ impl Overlay {
         Ok(Arc::clone(&self.layer(layer)?.index))
     }
 
-    /// The kernel has forgotten a directory; what is remembered of it can go.
+    /// The kernel has dropped a directory; removes it from the cache.
     pub fn forget(&self, node: NodeId) {
         lock(&self.dirs).remove(&node);
     }
 
-    /// A layer, perhaps growing. One that means something over those below is not shown before it is prepared.
+    /// A layer, possibly partial. A layer that depends on those below is not shown before it is prepared.
     fn layer(&self, number: LayerNo) -> Result<Layer<'_>, Unknown> {
         let slot = self.slot(number)?;
         if slot.prepared.get().is_none()
@@ -320,13 +319,13 @@ impl Overlay {
 }
 
 impl Slot {
-    /// A whole layer that needs nothing of those below.
+    /// A complete layer that does not depend on those below.
     fn alone(&self, index: Arc<LayerIndex>) -> &Result<Prepared, Arc<MergeError>> {
         *lock(&self.growing) = None;
         self.prepared.get_or_init(|| Ok(Prepared::alone(index, false)))
     }
 
-    /// What has been read of a layer that needs nothing of those below.
+    /// The entries read so far of a layer that does not depend on those below.
     fn growing(&self, index: Arc<LayerIndex>) -> Arc<Prepared> {
         let mut growing = lock(&self.growing);
         match &*growing {
@@ -336,12 +335,12 @@ impl Slot {
     }
 }
 
-/// Whether the layers below decide what a name is that `entry` has in its layer.
+/// Whether the layers below decide what the name of `entry` is.
 fn leaves_to_lower(entry: &Entry) -> bool {
     entry.is(Flags::WHITEOUT_PATH) && !entry.is(Flags::HIDES_LOWER)
 }
 
-/// Bytes of a sparse file that are not holes.
+/// Bytes of a sparse file outside its holes.
 fn stored_size(number: LayerNo, index: &LayerIndex, id: EntryId) -> Result<u64, Unknown> {
     let (count, mut runs) = index.runs(id).map_err(damaged(number))?;
     steps::take(count / RUNS_A_STEP)?;
@@ -352,11 +351,11 @@ fn damaged(layer: LayerNo) -> impl Fn(IndexError) -> Unknown {
     move |cause| Unknown::Damaged { layer, cause: Arc::new(cause) }
 }
 
-/// Runs of sparse files that are added up in a step.
+/// Data runs of sparse files added up per step.
 const RUNS_A_STEP: u64 = 16;
-/// Merged listings kept; a listing that was dropped is computed again, the same.
+/// Limit for cached listings; a dropped listing is recomputed identically.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
-/// Link counts kept.
+/// Limit for cached link counts.
 const LINK_COUNTS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 #[cfg(test)]
@@ -367,7 +366,7 @@ mod tests {
     use super::testing::{index, told};
     use super::*;
 
-    /// Nothing is remembered of what a layer was once known to have, until it is known as a whole.
+    /// A partial layer is not cached; it is queried again until it is complete.
     #[test]
     fn what_is_known_of_a_layer_is_asked_every_time() {
         let (overlay, layers) = told(2);
@@ -383,7 +382,7 @@ mod tests {
         // The pass has failed.
         layers.set(base, KnownLayer::Nothing);
         assert!(needs(b"a") && needs(b"b"));
-        // Another one has read more.
+        // Another pass has read more.
         layers.set(base, KnownLayer::Partial(index([Entry::dir("."), Entry::file("a", ""), Entry::file("b", "")])));
         assert!(look(b"b").unwrap().is_some() && needs(b"c"));
         layers.set(base, KnownLayer::Whole(index([Entry::dir("."), Entry::file("a", ""), Entry::file("b", "")])));
@@ -391,7 +390,7 @@ mod tests {
         assert!(overlay.knows(base) && overlay.attr(a).unwrap().settled);
     }
 
-    /// Else a layer that is shown alone would have all below it read.
+    /// Otherwise a layer that is shown alone would need all layers below.
     #[test]
     fn a_layer_that_needs_none_below_is_prepared_when_it_is_known() {
         let (overlay, layers) = told(2);
@@ -404,7 +403,7 @@ mod tests {
         assert!(!overlay.is_prepared(LayerNo(0)) && overlay.knows(LayerNo(0)));
     }
 
-    /// An implied directory may be a symlink below, so a layer that has one is not shown before it is whole.
+    /// An implied directory may be a symlink below, so its layer is not shown before it is complete.
     #[test]
     fn what_depends_on_lower_layers_is_not_shown_in_part() {
         let (overlay, layers) = told(1);

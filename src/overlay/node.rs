@@ -1,10 +1,10 @@
-//! Nodes: what a merged tree consists of, and how their numbers are made.
+//! Nodes of the merged tree, and their numbers.
 
 use std::num::NonZeroU64;
 
 use crate::layer::{Entry, EntryId, Kind};
 
-/// A layer's position in its image; 0 is the base. People are shown numbers from 1 on.
+/// A layer's position in its image; 0 is the base. Users see numbers from 1.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LayerNo(pub u16);
 
@@ -14,10 +14,10 @@ impl std::fmt::Display for LayerNo {
     }
 }
 
-/// One inode of the merged tree, and the number by which the kernel asks for it. The root is 1.
+/// An inode of the merged tree, and its number in the FUSE protocol. The root is 1.
 ///
-/// The others are `(layer + 1) << 32 | entry`, where a hard link counts as the entry that carries
-/// the inode, and a directory as its uppermost entry. What `stat` shows as inode number is made from it, and smaller.
+/// Other nodes are `(layer + 1) << 32 | entry`; a hard link uses the entry that carries the inode, a directory its
+/// uppermost entry. The inode number shown by `stat` is derived from it, and smaller.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeId(NonZeroU64);
 
@@ -31,29 +31,29 @@ impl NodeId {
         Self(NonZeroU64::new(number).expect("the layer part is at least 1"))
     }
 
-    /// A node number as the kernel hands it back; `None` for 0.
+    /// A node number from the kernel; `None` for 0.
     pub fn from_number(number: u64) -> Option<Self> {
         NonZeroU64::new(number).map(Self)
     }
 
-    /// The number by which the kernel asks for it.
+    /// Its number in the FUSE protocol.
     pub fn get(self) -> u64 {
         self.0.get()
     }
 
-    /// Layer and entry; `None` for the root and for numbers that no node has.
+    /// Layer and entry; `None` for the root and for invalid numbers.
     pub fn parts(self) -> Option<(LayerNo, EntryId)> {
         let layer = u16::try_from((self.get() >> 32).checked_sub(1)?).ok()?;
         Some((LayerNo(layer), EntryId((self.get() & u64::from(u32::MAX)) as u32)))
     }
 }
 
-/// What `stat` shows of a node.
+/// Metadata shown by `stat`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NodeAttr {
     /// The node.
     pub node: NodeId,
-    /// What it is; never a whiteout.
+    /// Its kind; never a whiteout.
     pub kind: Kind,
     /// Permission bits, with set-id and sticky bits.
     pub mode: u16,
@@ -63,17 +63,17 @@ pub struct NodeAttr {
     pub gid: u32,
     /// Bytes of a file or of a symlink's target.
     pub size: u64,
-    /// Units of 512 bytes, holes of sparse files left out.
+    /// Units of 512 bytes, without holes of sparse files.
     pub blocks: u64,
-    /// Modification time: seconds since 1970, perhaps negative.
+    /// Modification time: seconds since 1970, may be negative.
     pub mtime: i64,
-    /// Nanoseconds to be added to `mtime`.
+    /// Nanoseconds to add to `mtime`.
     pub mtime_ns: u32,
-    /// Names this inode has in the merged tree; 1 for directories, whose count would need all layers.
+    /// Number of names in the merged tree; 1 for directories, whose count would need all layers.
     pub nlink: u32,
     /// Major and minor number of a device.
     pub device: (u32, u32),
-    /// Whether this stays so for ever; not while the node's layer is still being read.
+    /// Whether the metadata is final; `false` while the node's layer is being read.
     pub settled: bool,
 }
 
@@ -101,12 +101,12 @@ impl NodeAttr {
         }
     }
 
-    /// As which overlayfs stores that a name is gone: a character device without numbers, that no process may open.
+    /// A whiteout of overlayfs: a character device 0:0 that no process may open.
     pub(crate) fn whiteout(node: NodeId) -> Self {
         Self { kind: Kind::CharDevice, mode: 0, size: 0, blocks: 0, ..Self::implied_dir(node) }
     }
 
-    /// A directory that no layer describes: some layer only has something inside it.
+    /// A directory that no layer describes: layers only have entries inside it.
     pub(super) fn implied_dir(node: NodeId) -> Self {
         Self {
             node,

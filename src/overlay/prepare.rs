@@ -1,17 +1,17 @@
-//! What a layer means on top of the layers below it.
+//! Prepares a layer for the layers below it.
 //!
-//! A layer index is made from the layer alone. Two things in it depend on what lies below:
+//! A layer index is built from the layer alone. Two things in it depend on the layers below:
 //!
-//! - a hard link to a file that a lower layer brought;
-//! - an *implied* directory: the layer has `bin/tool` but no `bin`. Where the lower layers have a
-//!   symlink `bin -> usr/bin`, an unpacker writes through it, and so `bin/tool` is `usr/bin/tool`.
+//! - a hard link to a file of a lower layer;
+//! - an *implied* directory: the layer has `bin/tool` but no `bin`. If the lower layers have a symlink `bin ->
+//!   usr/bin`, an unpacker writes through it, so `bin/tool` is `usr/bin/tool`.
 //!
-//! Both are settled once, by [`Overlay::prepare`], as soon as all layers below are known. A layer that has neither
-//! needs no layer below, and most have neither.
+//! [`Overlay::prepare`] resolves both once, as soon as all layers below are complete. Most layers have neither, and do
+//! not depend on lower layers.
 //!
-//! This is work over all of a layer, so it is never done by the thread that asks a question: the layer is needed until
-//! it has been prepared. It is linear in the layer's entries, and all layers of an image together may take
-//! [`PREPARE_STEPS`]; a layer that takes more, or that makes no sense over those below, is refused.
+//! Preparing visits all of a layer, so a thread that serves a lookup never does it: it returns that the layer is
+//! needed. The work is linear in the layer's entries. All layers of an image together may take [`PREPARE_STEPS`]; a
+//! layer that takes more, or cannot be merged with those below, is refused.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -21,33 +21,33 @@ use super::below::{Below, Child};
 use super::{KnownLayer, LayerNo, NodeId, Overlay, Unknown, damaged, steps, through};
 use crate::layer::{Contents, EntryId, LayerIndex, TreeError, WriteError};
 
-/// A layer as this image sees it.
+/// A layer, prepared for its image.
 pub(super) struct Prepared {
-    /// The layer still grows: what it has is shown, what it has not may yet come.
+    /// The layer is partial: entries may still follow.
     pub(super) growing: bool,
     pub(super) index: Arc<LayerIndex>,
-    /// Hard links to lower layers' files, and the nodes they name; those whose target is missing are not here.
+    /// Hard links to files of lower layers, and their nodes; without links to missing files.
     pub(super) lower_links: HashMap<EntryId, NodeId>,
-    /// The same the other way around, in order.
+    /// The inverse, sorted.
     pub(super) links_to: HashMap<NodeId, Vec<EntryId>>,
-    /// The names of each inode that has several; made when one of them is first asked for.
+    /// The names of each inode with several names; computed on first use.
     pub(super) names: OnceLock<HashMap<EntryId, Vec<EntryId>>>,
 }
 
-/// Why a layer cannot be put over the layers below it.
+/// Why a layer cannot be merged with the layers below it.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// It would take for ever.
+    /// It takes too many steps.
     #[error("putting it over the layers below takes more than the {PREPARE_STEPS} steps that an image may")]
     Steps,
-    /// What it has cannot stand where the links of lower layers lead.
+    /// Its entries conflict with the targets of symlinks in lower layers.
     #[error("it cannot be put over the layers below")]
     Tree {
-        /// What is in the way.
+        /// The conflict.
         #[from]
         cause: TreeError,
     },
-    /// What it is over the layers below does not fit an index.
+    /// The merged layer does not fit into an index.
     #[error("what it is over the layers below does not fit an index")]
     Write {
         /// Why.
@@ -57,15 +57,15 @@ pub enum MergeError {
 }
 
 impl Overlay {
-    /// Whether nothing is left to be done before a known layer can be asked.
+    /// Whether a complete layer needs no more preparation.
     pub fn is_prepared(&self, layer: LayerNo) -> bool {
         !matches!(self.whole(layer), Err(Unknown::Needs(_)))
     }
 
-    /// Finds out what a known layer means over those below, all of which must have been prepared. This may take long.
+    /// Prepares a complete layer, once all those below are prepared. May take long.
     ///
     /// # Errors
-    /// [`Unknown`]; [`Unknown::Refused`] for good. [`Unknown::TakesLong`] after [`Overlay::end`].
+    /// [`Unknown`]; [`Unknown::Refused`] is permanent. [`Unknown::TakesLong`] after [`Overlay::end`].
     pub fn prepare(&self, number: LayerNo) -> Result<(), Unknown> {
         let slot = &self.layers[usize::from(number.0)];
         if self.is_prepared(number) {
@@ -85,7 +85,7 @@ impl Overlay {
             Err(Unknown::Refused { cause, .. }) => Err(cause),
             Err(unknown) => return Err(unknown),
         };
-        // Two threads may do this at once; they come to the same result.
+        // Two threads may do this concurrently, with the same result.
         let _ = slot.prepared.set(prepared);
         Ok(())
     }
@@ -108,7 +108,7 @@ fn resolve_lower_links(
     for link in index.lower_links() {
         let link = link.map_err(damaged(number))?;
         let target = index.link_target(link).map_err(damaged(number))?.unwrap_or_default();
-        // The index has it without dots, so this is its last name; that one is not followed.
+        // The index stores it without dots, so this is its last component, which is not followed.
         let name_at = target.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let found = match below.directory(&target[..name_at])? {
             Some(dir) => below.child(&dir, &target[name_at..])?,
@@ -135,7 +135,7 @@ fn resolve_lower_links(
 }
 
 impl Prepared {
-    /// A layer that needs nothing of those below.
+    /// A layer that does not depend on those below.
     pub(super) fn alone(index: Arc<LayerIndex>, growing: bool) -> Self {
         Self { growing, index, lower_links: HashMap::new(), links_to: HashMap::new(), names: OnceLock::new() }
     }
@@ -153,8 +153,8 @@ pub(super) fn depends_on_lower(index: &LayerIndex) -> bool {
     index.contents().has(Contents::IMPLIED) || index.contents().has(Contents::LOWER_LINKS)
 }
 
-/// Steps in which all layers of an image are put over each other: some minutes of one CPU. A million files in
-/// implied directories over a hundred layers take a tenth.
+/// Limit of steps for preparing all layers of an image: some minutes of one CPU. A million files in implied directories
+/// over a hundred layers take a tenth.
 pub(super) const PREPARE_STEPS: u64 = 1 << 28;
 
 #[cfg(test)]
@@ -165,7 +165,7 @@ mod tests {
     use crate::overlay::{Last, Walked};
     use peelfs_loopback::tar::Entry;
 
-    /// `x{number}/a/a/a/…/f`, as many directories deep as a path may be.
+    /// `x{number}/a/a/a/…/f`, with the maximum depth of a path.
     fn deep(number: usize) -> Entry {
         Entry::file(format!("x{number}/{}f", "a/".repeat(4_090)), "")
     }
@@ -174,7 +174,8 @@ mod tests {
         matches!(overlay.walk(path.as_bytes(), Last::Keep).unwrap(), Walked::Found { .. })
     }
 
-    /// One PAX path makes thousands of implied directories; a layer of 164 bytes took 12 s, one of 1,668 for ever.
+    /// One PAX path creates thousands of implied directories; a layer of 164 bytes took 12 s, one of 1,668 bytes did
+    /// not end.
     #[test]
     fn implied_directories_take_a_few_steps_each() {
         let layer = |paths: usize| index((0..paths).map(deep));
@@ -188,7 +189,7 @@ mod tests {
         assert!(miss < 5 * 3 * 4_092, "{miss} steps");
     }
 
-    /// A path through a symlink of a lower layer in every directory: each is followed once, and nothing written anew.
+    /// Every directory of the path is a symlink of a lower layer: each is followed once, and nothing is rewritten.
     #[test]
     fn symlinks_on_one_path_are_written_through_once_each() {
         let links = |count: usize| {
@@ -201,11 +202,11 @@ mod tests {
         };
         let ((_, few), (overlay, many)) = (links(125), links(250));
         assert!(found(&overlay, "d249/f") && !found(&overlay, "d249/l249"));
-        // Each makes a directory where its link leads, which counts for 256 steps.
+        // Each one creates a directory at its target, which counts as 256 steps.
         assert!(many[1] < 3 * few[1] && many[1] < (256 + 20) * 250, "{few:?} {many:?}");
     }
 
-    /// Files below a symlink of a lower layer move once, also where a whole tree of symlinks leads on.
+    /// Files below a symlink of a lower layer move once, even if a tree of symlinks leads further.
     #[test]
     fn what_lies_below_symlinks_moves_once() {
         let layer = |files: usize| {
@@ -230,7 +231,7 @@ mod tests {
         assert_eq!(attr.nlink, 10_001);
     }
 
-    /// The names of an inode are counted once, by whichever of them it is asked.
+    /// The names of an inode are counted once, whichever of them is looked up.
     #[test]
     fn names_of_many_hard_links_are_counted_once() {
         let base = index([Entry::file("f", ""), Entry::dir("d")]);
@@ -245,7 +246,7 @@ mod tests {
         assert!(steps < 20 * 5_000, "{steps} steps");
     }
 
-    /// As a chain is remembered, how long it may be must not depend on what was asked before.
+    /// Chains are cached, so their maximum length must not depend on earlier lookups.
     #[test]
     fn more_than_255_symlinks_lead_nowhere() {
         let chain = (0..300).map(|at| Entry::symlink(format!("l{at}"), format!("l{}", at + 1)));
@@ -278,7 +279,7 @@ mod tests {
         assert!(!overlay.is_prepared(LayerNo(1)), "it was not too much");
     }
 
-    /// Symlinks that lead to where nothing is make directories there, and could make any number of them.
+    /// Dangling symlinks create directories at their targets, and could create any number of them.
     #[test]
     fn directories_made_where_links_lead_are_bounded() {
         let links = |count: usize| {
@@ -291,7 +292,7 @@ mod tests {
         assert!(matches!(*cause, MergeError::Tree { .. }), "{cause:?}");
     }
 
-    /// The name is looked for in the directories of all names at once, and each of these is found once.
+    /// The directories of all names are searched together, and each is found once.
     #[test]
     fn names_deep_down_are_counted_in_a_few_steps_each() {
         let dir = "d/".repeat(1_000);
@@ -305,7 +306,7 @@ mod tests {
         assert!(steps < 4 * 5_001 + 4 * 1_000, "{steps} steps");
     }
 
-    /// A layer may empty a directory without describing it, and then those below are asked: once each.
+    /// A layer may empty a directory without describing it; then the layers below are searched, once each.
     #[test]
     fn who_describes_a_directory_is_found_in_a_few_steps_a_layer() {
         let dir = "d/".repeat(500);

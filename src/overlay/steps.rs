@@ -1,13 +1,13 @@
-//! Steps: how much work one question may be.
+//! Steps: limit the work of one lookup.
 //!
-//! A hostile image can make any question as long as it likes: thousands of directories in each other, in a
-//! thousand layers, in which one file has a hundred thousand names. So work is counted where it is done: a step
-//! is one look for a name in one layer, or something that takes about as long. A question that needs more steps
-//! than its thread may spend ends with [`Unknown::TakesLong`]; asked again where nothing waits for the thread,
-//! with a larger allowance, it ends with an answer, or with a refusal.
+//! A hostile image can make any lookup arbitrarily expensive: thousands of nested directories, in a thousand layers,
+//! with a hundred thousand names of one file. So work is counted where it is done: a step is one name lookup in one
+//! layer, or something that takes about as long. A lookup that exceeds its thread's limit ends with
+//! [`Unknown::TakesLong`]; retried on a thread that may take longer, with a higher limit, it ends with a result or is
+//! refused.
 //!
-//! The allowance belongs to the thread and not to the question, since a question runs on one thread from its
-//! beginning to its end, and every signature on its way would have to carry it. Without [`within`] there is no limit.
+//! The limit belongs to the thread, since a lookup runs on one thread, and every signature would otherwise have to
+//! carry it. Outside [`within`] there is no limit.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ thread_local! {
     static ENDED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
 
-/// Asks a question that may take so many steps on this thread, and ends early once `ended` is set.
+/// Runs `question` with a limit of `steps` on this thread; it ends early once `ended` is set.
 pub fn within<T>(steps: u64, ended: Option<&Arc<AtomicBool>>, question: impl FnOnce() -> T) -> T {
     let _restored = Restored {
         left: LEFT.replace(steps),
@@ -29,12 +29,12 @@ pub fn within<T>(steps: u64, ended: Option<&Arc<AtomicBool>>, question: impl FnO
     question()
 }
 
-/// Spends `steps`, before the work is done.
+/// Takes `steps` before the work is done.
 pub(super) fn take(steps: u64) -> Result<(), Unknown> {
     let before = LEFT.get();
     let left = before.checked_sub(steps).ok_or(Unknown::TakesLong)?;
     LEFT.set(left);
-    // A look at the flag now and then is enough, and costs nothing.
+    // The flag is checked only occasionally, which costs nothing.
     if before / LOOK != left / LOOK
         && ENDED.with_borrow(|ended| ended.as_ref().is_some_and(|ended| ended.load(Ordering::Relaxed)))
     {
@@ -43,12 +43,12 @@ pub(super) fn take(steps: u64) -> Result<(), Unknown> {
     Ok(())
 }
 
-/// What is left of the allowance.
+/// The steps left.
 pub(super) fn left() -> u64 {
     LEFT.get()
 }
 
-/// What held before, also when the question panics.
+/// Restores the previous limit, also after a panic.
 struct Restored {
     left: u64,
     ended: Option<Arc<AtomicBool>>,
@@ -61,7 +61,7 @@ impl Drop for Restored {
     }
 }
 
-/// Steps between two looks whether the question is still wanted.
+/// Steps between two checks of the flag.
 const LOOK: u64 = 4096;
 
 #[cfg(test)]

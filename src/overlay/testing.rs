@@ -1,4 +1,4 @@
-//! Layers for the tests of this room.
+//! Layers for the tests of this module.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +26,7 @@ pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex>
     Arc::new(LayerIndex::open(bytes).unwrap())
 }
 
-/// Layers of which as much is known as a test says.
+/// Layers whose available part is set by a test.
 pub(super) struct Told(pub(super) Mutex<Vec<KnownLayer>>);
 
 impl Told {
@@ -41,20 +41,20 @@ impl KnownLayers for Told {
     }
 }
 
-/// A view of `count` layers, of which the test says what is known.
+/// A view of `count` layers whose available part is set by the test.
 pub(super) fn told(count: u16) -> (Overlay, Arc<Told>) {
     let told = Arc::new(Told(Mutex::new(vec![KnownLayer::Nothing; usize::from(count)])));
     (Overlay::new(count, Arc::clone(&told) as _), told)
 }
 
-/// A view of these layers, base first, all of which are known.
+/// A view of these complete layers, base first.
 pub(super) fn of(layers: impl IntoIterator<Item = Arc<LayerIndex>>) -> Overlay {
     let known: Vec<_> = layers.into_iter().map(KnownLayer::Whole).collect();
     let count = u16::try_from(known.len()).unwrap();
     Overlay::new(count, Arc::new(Told(Mutex::new(known))))
 }
 
-/// These layers, base first, and the steps that it took to put each over those below.
+/// A view of these layers, base first, and the steps to prepare each of them.
 pub(super) fn over(layers: &[Arc<LayerIndex>]) -> (Overlay, Vec<u64>) {
     let overlay = of(layers.iter().cloned());
     let prepare = |number: LayerNo| {
@@ -66,7 +66,7 @@ pub(super) fn over(layers: &[Arc<LayerIndex>]) -> (Overlay, Vec<u64>) {
     (overlay, steps)
 }
 
-/// How many steps something takes.
+/// The number of steps that `what` takes.
 pub(super) fn steps_of(what: impl FnOnce()) -> u64 {
     steps::within(u64::MAX, None, || {
         what();

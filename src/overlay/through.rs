@@ -1,8 +1,8 @@
-//! Writing through symlinks: what lies in implied directories moves to where symlinks of lower layers lead.
+//! Writing through symlinks: moves entries of implied directories to the targets of symlinks in lower layers.
 //!
-//! The layer's tree and the tree of the layers below are walked side by side, from the implied directories down. Where a
-//! symlink stands in the place of an implied directory, what is in that directory moves to where it leads, and the
-//! walk goes on with what has moved, in its new place. So each entry is looked at once in the place where it stays.
+//! Walks the layer's tree and the tree of the layers below in parallel, from the implied directories down. If a symlink
+//! is in the place of an implied directory, the directory's entries move to the symlink's target, and the walk
+//! continues with them there. So each entry is visited once, at its final place.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::below::{Below, Child, Led};
 use super::{Dir, LayerNo, MergeError, NodeId, Unknown, damaged, steps};
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, LayerTree, write_index};
 
-/// A layer's tree, as it was written or while it is changed.
+/// A layer's tree, as an index or while it is modified.
 trait Entries {
     fn entry(&self, id: EntryId) -> Result<Entry, IndexError>;
     fn name(&self, id: EntryId) -> Result<&[u8], IndexError>;
@@ -49,22 +49,23 @@ impl Entries for LayerTree {
 /// What the layers below have in the place of a directory of the layer.
 #[derive(Clone)]
 struct Spot {
-    /// Nothing where a directory is missing, or what is there has nothing to do with the layer's.
+    /// `None` if there is no directory, or an unrelated one.
     dir: Option<Arc<Dir>>,
-    /// The layer has nothing of it shown, and so writes nothing through links in there. Its whiteouts in there came
+    /// The layer hides its content, and so writes nothing through links in there. Whiteouts in it came before the entry
+    /// that hides it.
     /// before whatever says so.
     emptied: bool,
 }
 
-/// A symlink in the place of a directory that the layer implies.
+/// A symlink in the place of an implied directory.
 struct Over {
     implied: EntryId,
-    /// The directory that both stand in.
+    /// The directory that contains both.
     dir: Arc<Dir>,
     link: NodeId,
 }
 
-/// The layer with everything in implied directories where symlinks of lower layers lead.
+/// The layer, with the entries of implied directories moved to the targets of symlinks.
 pub(super) fn write_through_symlinks(
     number: LayerNo,
     index: &Arc<LayerIndex>,
@@ -87,7 +88,7 @@ pub(super) fn write_through_symlinks(
     tree.may_grow_by(MADE_BY_LINKS);
     while let Some(Over { implied, dir, link }) = over.pop_front() {
         steps::take(1)?;
-        // Something else may have come into its place meanwhile.
+        // An entry may have taken its place meanwhile.
         if tree.entry(implied).is(Flags::DETACHED) {
             continue;
         }
@@ -109,7 +110,7 @@ pub(super) fn write_through_symlinks(
     steps::take(tree.lower_links().count() as u64)?;
     tree.join_lower_links().map_err(|cause| refused(cause.into()))?;
     let mut bytes = Vec::new();
-    // Spans and windows stay with the layer's own index, which its content is read by.
+    // Spans and windows stay in the layer's own index, which is used for reading content.
     write_index(&tree, &[], &[], index.layer(), index.proof(), &mut bytes).map_err(|cause| refused(cause.into()))?;
     LayerIndex::open(bytes).map(Arc::new).map_err(damaged(number))
 }
@@ -121,7 +122,7 @@ struct SideBySide<'a, 'b, E> {
 }
 
 impl<E: Entries> SideBySide<'_, '_, E> {
-    /// What the layers below have in the place of a directory, which has its place in the tree.
+    /// What the layers below have in the place of a directory of the tree.
     fn spot(&self, directory: EntryId, spots: &mut HashMap<EntryId, Spot>) -> Result<Spot, Unknown> {
         let mut chain = Vec::new();
         let mut at = directory;
@@ -144,8 +145,8 @@ impl<E: Entries> SideBySide<'_, '_, E> {
         Ok(spot)
     }
 
-    /// Goes down from `top`, which stands in `spot`, into those directories that `into` says, and notes those that
-    /// are over a symlink.
+    /// Walks from `top`, whose place is `spot`, into the directories that `into` accepts, and records those in the
+    /// place of a symlink.
     fn descend(
         &self,
         top: EntryId,
@@ -176,7 +177,7 @@ impl<E: Entries> SideBySide<'_, '_, E> {
         Ok(())
     }
 
-    /// What the layers below have in the place of the directory `id`, which stands in `parent`; or a symlink.
+    /// What the layers below have in the place of the directory `id` in `parent`; or a symlink.
     fn enter(&self, parent: &Spot, id: EntryId, entry: &Entry) -> Result<Result<Spot, Over>, Unknown> {
         let nothing = Spot { dir: None, emptied: true };
         let hidden = (parent.emptied || entry.is(Flags::HIDES_LOWER)) && !entry.is(Flags::WHITEOUT_PATH);
@@ -187,7 +188,7 @@ impl<E: Entries> SideBySide<'_, '_, E> {
             Child::Other { node, kind: Kind::Symlink } if entry.is(Flags::IMPLIED) => {
                 Err(Over { implied: id, dir: Arc::clone(dir), link: node })
             }
-            // What the layer describes takes the place of what is there.
+            // The layer's own entry replaces what is there.
             Child::Other { .. } | Child::Missing => Ok(nothing),
         })
     }
@@ -197,9 +198,9 @@ impl<E: Entries> SideBySide<'_, '_, E> {
     }
 }
 
-/// Directories that may be made because symlinks of lower layers lead to where nothing is.
+/// Limit for directories created at the targets of dangling symlinks.
 const MADE_BY_LINKS: u32 = 1 << 16;
-/// What it costs to make one of them: they stay in memory, and an image may make a million.
+/// Cost of creating one of them: they stay in memory, and an image may create a million.
 const STEPS_A_DIRECTORY: u64 = 256;
-/// Entries that are passed over in a step.
+/// Entries skipped per step.
 const ENTRIES_A_STEP: u64 = 16;

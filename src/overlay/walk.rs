@@ -1,4 +1,4 @@
-//! Paths: from the root to a node, through symlinks, never out of the image.
+//! Paths: resolves a path from the root through symlinks, never out of the image.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{NodeId, Overlay, Unknown, damaged, steps};
 use crate::layer::Kind;
 
-/// Whether a symlink at the very end of a path is followed.
+/// Whether to follow a symlink at the end of a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Last {
     /// As `stat` does.
@@ -15,19 +15,19 @@ pub enum Last {
     Keep,
 }
 
-/// Where a path leads.
+/// Result of a walk.
 #[derive(Debug)]
 pub enum Walked {
-    /// To a node.
+    /// A node.
     Found {
         /// The node.
         node: NodeId,
-        /// What it is.
+        /// Its kind.
         kind: Kind,
     },
-    /// Nowhere: the rest of the path does not exist.
+    /// The path does not exist.
     Missing,
-    /// Something on the way is not a directory.
+    /// A component of the path is not a directory.
     NotADirectory,
     /// More than 255 symlinks on the way.
     Loop,
@@ -74,7 +74,7 @@ impl Overlay {
     }
 }
 
-/// The names of a path; empty ones and `.` lead nowhere.
+/// The names of a path; skips empty ones and `.`.
 pub(super) fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".")
 }
@@ -86,5 +86,5 @@ pub(super) fn extend(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
-/// As many symlinks as containerd follows when it unpacks.
+/// Limit for symlinks, as in containerd when it unpacks.
 pub const MAX_LINKS: u32 = 255;
