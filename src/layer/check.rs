@@ -1,37 +1,36 @@
-//! What a span's bytes are compared with before they are shown.
+//! Checks of a span's bytes.
 
 use std::fmt;
 
 use sha2::Digest as _;
 
-/// What the decoded bytes of a span must hash to.
+/// The digest of a span's decoded bytes.
 ///
-/// The check of a span decides when its bytes may be shown: here, on arrival and whenever a process first takes them
-/// from the cache. A check of another kind (of compressed bytes, of each file's part) is another variant, and the
-/// compiler then names what has to know it.
+/// Bytes are verified on arrival, and whenever a process first reads them from the cache. A new kind of check (of
+/// compressed bytes, of parts of files) is a new variant; the compiler then lists the code to adapt.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Check {
-    /// BLAKE3, as a first pass computes it.
+    /// BLAKE3, computed by a first pass.
     Blake3([u8; 32]),
-    /// SHA-256, as formats of other makers have it.
+    /// SHA-256, used by formats of other tools.
     Sha256([u8; 32]),
 }
 
 impl Check {
-    /// Kinds that this version knows, as bits of the footer's field.
+    /// Kinds that this version supports, as bits of the footer's field.
     pub(super) const KNOWN: u32 = (1 << 0) | (1 << 1);
 
-    /// The BLAKE3 of these bytes.
+    /// The BLAKE3 check of these bytes.
     pub fn blake3(decoded: &[u8]) -> Self {
         Self::Blake3(*blake3::hash(decoded).as_bytes())
     }
 
-    /// The SHA-256 of these bytes.
+    /// The SHA-256 check of these bytes.
     pub fn sha256(decoded: &[u8]) -> Self {
         Self::Sha256(sha2::Sha256::digest(decoded).into())
     }
 
-    /// What a check of this kind would be of these bytes.
+    /// A check of the same kind for these bytes.
     pub fn of_same_kind(&self, decoded: &[u8]) -> Self {
         match self {
             Self::Blake3(_) => Self::blake3(decoded),
@@ -39,7 +38,7 @@ impl Check {
         }
     }
 
-    /// Whether these are the bytes.
+    /// Whether these bytes match.
     pub fn holds(&self, decoded: &[u8]) -> bool {
         self.of_same_kind(decoded) == *self
     }

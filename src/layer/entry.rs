@@ -1,7 +1,7 @@
-//! Entries: what one layer says about one name.
+//! Entries: one layer's record of one name.
 //!
-//! The same record is used in memory while a layer streams in and on disk afterwards, so a question
-//! about an entry has one answer and an id given out early stays right for ever.
+//! Memory and disk use the same record, so an entry has the same properties while its layer is read and later, and its
+//! id stays valid.
 
 use crate::offsets::{DecodedOffset, FileOffset};
 
@@ -24,7 +24,7 @@ impl std::fmt::Display for EntryId {
     }
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
 pub enum Kind {
@@ -40,10 +40,10 @@ pub enum Kind {
     BlockDevice = 5,
     /// A named pipe.
     Fifo = 6,
-    /// A hard link to a path that this layer does not contain; content comes from a lower layer,
-    /// ownership, mode and times from here.
+    /// A hard link to a path that this layer does not contain: content comes from a lower layer, ownership, mode and
+    /// times from this one.
     LowerLink = 7,
-    /// Hides one name of the lower layers; itself invisible.
+    /// Hides one name of the lower layers; invisible itself.
     Whiteout = 8,
 }
 
@@ -63,28 +63,26 @@ impl Kind {
     }
 }
 
-/// Properties of an entry that are not its kind.
+/// Further properties of an entry.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Flags(pub(super) u16);
 
 impl Flags {
-    /// A directory that only exists because something stands below it: mode 0755, owner 0, time 0
-    /// are guesses that a lower layer may correct.
+    /// A directory without an entry of its own, needed as a parent: mode 0755, owner 0 and time 0 are defaults that a
+    /// lower layer may correct.
     pub const IMPLIED: Self = Self(1);
-    /// A directory that hides everything lower layers have in it.
+    /// A directory that hides its content in lower layers.
     pub const OPAQUE: Self = Self(2);
-    /// Hides what lower layers have under its own name, because the layer also carries a whiteout
-    /// for it or replaced it on the way. A directory with this flag is also [`Flags::OPAQUE`], but for a
-    /// [`Flags::WHITEOUT_PATH`].
+    /// Hides its name in lower layers, because the layer also has a whiteout for it or replaced it. A directory with
+    /// this flag is also [`Flags::OPAQUE`], except for a [`Flags::WHITEOUT_PATH`].
     pub const HIDES_LOWER: Self = Self(4);
-    /// A file with holes: its content is an extent list.
+    /// A file with holes; its content is a list of extents.
     pub const SPARSE: Self = Self(8);
-    /// No longer in the tree: replaced later in the same layer. The id stays valid, since hard links
-    /// or open files may still refer to it.
+    /// No longer in the tree: replaced later in the same layer. The id stays valid, since hard links or open files may
+    /// refer to it.
     pub const DETACHED: Self = Self(16);
-    /// A directory that only whiteouts and opaque markers of this layer lead through. The layer does not
-    /// say that it exists: it does where a lower layer has a directory of its name. It is also
-    /// [`Flags::IMPLIED`]; with [`Flags::HIDES_LOWER`] it is a whiteout itself.
+    /// A directory that only contains whiteouts and opaque markers of this layer. It exists only if a lower layer has a
+    /// directory of its name. It is also [`Flags::IMPLIED`]; with [`Flags::HIDES_LOWER`] it is a whiteout itself.
     pub const WHITEOUT_PATH: Self = Self(32);
 
     /// Whether every flag of `other` is set.
@@ -133,41 +131,41 @@ pub struct Device {
     pub minor: u32,
 }
 
-/// A run of a sparse file that has bytes.
+/// A data run of a sparse file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct DataExtent {
-    /// Where it stands in the file.
+    /// Offset in the file.
     pub file: FileOffset,
-    /// Where its bytes stand in the layer.
+    /// Offset of its bytes in the layer.
     pub decoded: DecodedOffset,
     /// Length in bytes, not 0.
     pub len: u64,
 }
 
-/// A run of a file: bytes of the layer, or a hole.
+/// A range of a file: bytes of the layer, or a hole.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Extent {
-    /// Where it stands in the file.
+    /// Range in the file.
     pub file: std::ops::Range<FileOffset>,
-    /// Where its bytes stand in the layer; `None` is a hole.
+    /// Offset of its bytes in the layer; `None` for a hole.
     pub decoded: Option<DecodedOffset>,
 }
 
-/// Everything a layer says about one entry, but for its name, target and extended attributes.
+/// The metadata of an entry, without name, target and extended attributes.
 ///
-/// For a hard link this is the shared inode's answer under the link's own parent.
+/// For a hard link: the metadata of the shared inode, with the link's own parent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Entry {
     pub(super) record: Record,
 }
 
 impl Entry {
-    /// The directory it stands in; the root's is the root.
+    /// The parent directory; the root's parent is the root.
     pub fn parent(&self) -> EntryId {
         EntryId(self.record.parent)
     }
 
-    /// What it is.
+    /// Its kind.
     pub fn kind(&self) -> Kind {
         self.record.kind
     }
@@ -218,18 +216,18 @@ impl Entry {
         }
     }
 
-    /// Where a whole (not sparse) file's bytes begin in the decoded stream.
+    /// Offset of a file's bytes in the decoded stream, unless it is sparse.
     pub fn data(&self) -> Option<DecodedOffset> {
         let whole = self.record.kind == Kind::File && !self.is(Flags::SPARSE);
         whole.then_some(DecodedOffset(self.record.b))
     }
 
-    /// The entry that carries the inode: itself, or for a hard link the one it was linked to.
+    /// The entry that carries the inode: itself, or for a hard link the first name.
     pub fn inode(&self) -> EntryId {
         EntryId(self.record.inode)
     }
 
-    /// Names that share the inode, within this layer; 1 for a directory.
+    /// Number of names of the inode within this layer; 1 for a directory.
     pub fn nlink(&self) -> u32 {
         self.record.nlink
     }
@@ -261,7 +259,7 @@ pub(super) struct Record {
     pub(super) gid: u32,
     pub(super) mtime: i64,
     pub(super) mtime_nanos: u32,
-    /// Number of the attribute set, counted from 1; 0 is none.
+    /// Number of the attribute set, counted from 1; 0 for none.
     pub(super) xattrs: u32,
     pub(super) a: u64,
     pub(super) b: u64,
@@ -272,7 +270,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) const BYTES: usize = 64;
 
-    /// A directory that is not described yet.
+    /// A directory without an entry yet.
     pub(super) fn implied(parent: EntryId, id: EntryId) -> Self {
         Self {
             parent: parent.0,
@@ -344,12 +342,12 @@ impl Record {
     }
 }
 
-/// The little-endian number at `at`, which the caller knows to be inside.
+/// The little-endian number at `at`, which must be in bounds.
 pub(super) fn le32(raw: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(raw[at..at + 4].try_into().expect("four bytes were cut"))
 }
 
-/// The little-endian number at `at`, which the caller knows to be inside.
+/// The little-endian number at `at`, which must be in bounds.
 pub(super) fn le64(raw: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(raw[at..at + 8].try_into().expect("eight bytes were cut"))
 }

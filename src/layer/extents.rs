@@ -1,9 +1,9 @@
-//! Extents of files: what of a range is data, and what is holes.
+//! Extents of files: splits a range into data and holes.
 
 use super::entry::{DataExtent, Extent};
 use crate::offsets::{DecodedOffset, FileOffset};
 
-/// Lays runs of data into a range and fills the holes between them.
+/// Places data runs into a range and fills the holes between them.
 pub(super) struct Laying {
     at: u64,
     end: u64,
@@ -15,7 +15,7 @@ impl Laying {
         Self { at: start, end, out: Vec::new() }
     }
 
-    /// Lays the next run; whether there is room for more. Runs must come in order.
+    /// Places the next run, in order; returns whether the range has more room.
     pub(super) fn run(&mut self, run: DataExtent) -> bool {
         let (start, end) = (run.file.0.max(self.at), (run.file.0 + run.len).min(self.end));
         if start < end {
@@ -40,7 +40,7 @@ impl Laying {
     }
 }
 
-/// The one extent of a file without holes.
+/// The only extent of a file without holes.
 pub(super) fn whole_extent(data: u64, start: u64, end: u64) -> Vec<Extent> {
     if start >= end {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The end of a layer index, which says what the rest is: sections and their places, sizes, digests.
+//! The footer of a layer index: sections with their places, sizes and digests.
 
 use crate::digest::Digest;
 
@@ -11,13 +11,13 @@ use super::proof::{IndexedLayer, Proof};
 use super::spans::Span;
 
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
-/// The versions that are read. An index is written as the lowest that has what it needs: as 2 if it was made by a first
-/// pass of this machine and all its checks are BLAKE3, which releases read that know no other.
+/// The versions that can be read. An index is written with the lowest version that suffices: 2 if it was built by a
+/// first pass and all its checks are BLAKE3, so that older releases can read it.
 pub(super) const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 pub(super) const FOOTER: usize = 512;
 /// Bytes at the end of an index that are read to open it.
 pub(super) const TAIL: usize = 4096;
-/// Everything of the footer but its own check.
+/// The footer without its own checksum.
 pub(super) const FOOTER_CHECKED: usize = FOOTER - CHECK;
 pub(super) const SECTION_ALIGN: u64 = 64;
 pub(super) const EXTENT_BYTES: usize = 32;
@@ -73,7 +73,7 @@ pub(super) struct Place {
     pub(super) count: u64,
 }
 
-/// The end of the file, which says what the rest is.
+/// The parsed footer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Footer {
     pub(super) contents: Contents,
@@ -81,7 +81,7 @@ pub(super) struct Footer {
     pub(super) places: [Place; SECTIONS.len()],
     pub(super) layer: IndexedLayer,
     pub(super) proof: Proof,
-    /// The kinds of checks that spans have other than BLAKE3, one bit each.
+    /// The kinds of checks of spans besides BLAKE3, one bit each.
     pub(super) checks: u32,
 }
 
@@ -92,17 +92,17 @@ impl Footer {
         self.body.div_ceil(PAGE as u64)
     }
 
-    /// How many bytes a raw footer says that the name of who vouches has.
+    /// Length of the voucher's name, from a raw footer.
     pub(super) fn name_bytes(raw: &[u8]) -> usize {
         usize::from(u16::from_le_bytes([raw[474], raw[475]]))
     }
 
-    /// Whether two indexes hold the same of the same layer.
+    /// Whether two indexes are equal except for their proofs.
     pub(super) fn is_same_but_for_proof(&self, other: &Self) -> bool {
         *self == Self { proof: self.proof.clone(), ..other.clone() }
     }
 
-    /// What follows the checksums of the pages: who vouches, the footer, and a checksum of all these.
+    /// The bytes after the page checksums: the voucher's name, the footer, and a checksum of all.
     pub(super) fn sealed(&self, page_checks: &[u8]) -> Vec<u8> {
         let (name, raw) = (self.proof.vouched_by().unwrap_or_default().as_bytes(), self.to_bytes());
         let mut hasher = blake3::Hasher::new();
@@ -112,7 +112,7 @@ impl Footer {
         [name, &raw, hasher.finalize().as_bytes()].concat()
     }
 
-    /// All but the check.
+    /// The bytes of the footer without its checksum.
     fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
         let mut out = [0; FOOTER_CHECKED];
         let version = if self.proof == Proof::Built && self.checks == 0 { VERSIONS.start() } else { VERSIONS.end() };
@@ -139,7 +139,7 @@ impl Footer {
         out
     }
 
-    /// Parses a footer whose check holds, and the name before it.
+    /// Parses a footer with a valid checksum, and the name before it.
     pub(super) fn from_bytes(raw: &[u8], name: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
         let checks = le32(raw, 476);

@@ -1,7 +1,7 @@
-//! The layer index on disk: a layer's tree and spans, ready to be asked.
+//! The layer index on disk: a layer's tree and spans.
 //!
-//! One file, written once and read for ever: `body | page checksums | footer`. The body is sections
-//! one after the other, each at a multiple of 64 bytes, all numbers little-endian:
+//! One file, written once: `body | page checksums | footer`. The body consists of consecutive sections, each at a
+//! multiple of 64 bytes; all numbers are little-endian:
 //!
 //! | section | a record |
 //! |---|---|
@@ -16,10 +16,9 @@
 //! | attributes | bytes; `super::xattrs` has the layout |
 //! | windows | bytes; decoder windows as the codec stored them |
 //!
-//! Pages are 64 KiB and checked by blake3 when first touched; the table of checksums and the footer
-//! are checked by a blake3 in the footer's last 32 bytes, at open. So opening costs two small reads,
-//! a damaged index is an error and never another tree, and an index that was made with ill will but
-//! right checksums still meets a bounds check at every step.
+//! Pages are 64 KiB and verified with blake3 on first access; a blake3 in the footer's last 32 bytes covers the
+//! checksum table and the footer, and is verified when the index is opened. So opening takes two small reads, a damaged
+//! index yields an error, and a malicious index with valid checksums is still checked for bounds everywhere.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -38,7 +37,7 @@ use super::spans::Span;
 use super::tree::{LayerTree, Limits, TreeError};
 use super::xattrs;
 
-/// What a layer has at all, so that whole questions can be skipped.
+/// Features that occur in a layer, so that lookups can be skipped.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Contents(pub(super) u32);
 
@@ -49,16 +48,16 @@ impl Contents {
     pub const IMPLIED: Self = Self(2);
     /// Some hard link leads into a lower layer.
     pub const LOWER_LINKS: Self = Self(4);
-    /// Something of the lower layers is hidden, by a whiteout or an opaque directory.
+    /// Lower layers are hidden by a whiteout or an opaque directory.
     pub const WHITEOUTS: Self = Self(8);
 
-    /// Whether the layer has everything in `other`.
+    /// Whether the layer has all features of `other`.
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 }
 
-/// Why an index does not answer.
+/// Why an index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// It cannot be read.
@@ -68,7 +67,7 @@ pub enum IndexError {
         #[source]
         cause: io::Error,
     },
-    /// It is no layer index, or its end is cut or damaged.
+    /// It is not a layer index, or its end is truncated or damaged.
     #[error("this is no complete layer index")]
     NotAnIndex,
     /// It was written by another version of peelfs.
@@ -77,44 +76,44 @@ pub enum IndexError {
         /// The version found.
         found: u32,
     },
-    /// A later version of peelfs has written it, with something in it that this one does not know.
+    /// It was written by a later version of peelfs, and uses a feature unknown to this version.
     #[error("the layer index has a kind of {what} that this program does not know")]
     Kind {
-        /// Of what.
+        /// What is unknown.
         what: &'static str,
     },
-    /// A page is not what was written.
+    /// A page does not match its checksum.
     #[error("page {page} of the layer index is damaged")]
     Damaged {
         /// Its number, from 0.
         page: u64,
     },
-    /// The checksums hold, but the contents make no sense.
+    /// The checksums are valid, but the content is inconsistent.
     #[error("the layer index contradicts itself: {what}")]
     Malformed {
-        /// What makes no sense.
+        /// What is inconsistent.
         what: &'static str,
     },
-    /// A question about an entry that does not exist.
+    /// An entry does not exist.
     #[error("the layer index has no entry {id}")]
     NoEntry {
-        /// The entry asked for.
+        /// The entry.
         id: EntryId,
     },
-    /// A question about a span or an offset that no span covers.
+    /// A span does not exist, or no span covers an offset.
     #[error("the layer index has no span for {what}")]
     NoSpan {
-        /// The span number or decoded offset asked for.
+        /// The span number or decoded offset.
         what: u64,
     },
-    /// It cannot be written again with another tree.
+    /// The index cannot be rewritten with another tree.
     #[error("the layer index cannot be rewritten")]
     Rewrite {
         /// The writer's reason.
         #[source]
         cause: super::WriteError,
     },
-    /// It holds more than a tree may.
+    /// It holds more entries than a tree may.
     #[error("the layer index cannot be made a tree again")]
     Tree {
         /// The tree's reason.
@@ -124,18 +123,18 @@ pub enum IndexError {
 }
 
 impl IndexError {
-    /// Whether another version of peelfs has written it, for which nothing is wrong with it.
+    /// Whether the index is sound but written by another version of peelfs.
     pub fn is_of_another_version(&self) -> bool {
         matches!(self, Self::Version { .. } | Self::Kind { .. })
     }
 
-    /// Whether the index is not what was written, rather than what was written being no good.
+    /// Whether the file was damaged after it was written, as opposed to malformed content.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Io { .. })
     }
 }
 
-/// An index that ends early is none.
+/// An index that ends early is not an index.
 fn unread(cause: io::Error) -> IndexError {
     match cause.kind() {
         io::ErrorKind::UnexpectedEof => IndexError::NotAnIndex,
@@ -156,10 +155,10 @@ impl std::fmt::Debug for LayerIndex {
 }
 
 impl LayerIndex {
-    /// Opens an index: reads and checks its footer and page table, nothing else.
+    /// Opens an index: reads and verifies only its footer and page table.
     ///
     /// # Errors
-    /// [`IndexError`] if it is none, damaged at its end, or of another version.
+    /// [`IndexError`] if it is not an index, damaged at its end, or of another version.
     pub fn open(source: impl ReadAt + 'static) -> Result<Self, IndexError> {
         let size = source.size().map_err(unread)?;
         let footer_at = size.checked_sub(FOOTER as u64).ok_or(IndexError::NotAnIndex)?;
@@ -172,7 +171,7 @@ impl LayerIndex {
         if &raw[..8] != MAGIC {
             return Err(IndexError::NotAnIndex);
         }
-        // Another version may have another footer, so its number counts before its check.
+        // Another version may have another footer, so check the version before the checksum.
         let version = le32(raw, 8);
         if !VERSIONS.contains(&version) {
             return Err(IndexError::Version { found: version });
@@ -205,61 +204,61 @@ impl LayerIndex {
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
     }
 
-    /// Has `then` called whenever a page turns out damaged after the index was opened: the owner that keeps
-    /// the index may want to make it anew.
+    /// Calls `then` whenever a page turns out damaged after the index was opened, so that the owner can rebuild the
+    /// index.
     #[must_use]
     pub fn on_damage(self, then: impl Fn() + Send + Sync + 'static) -> Self {
         Self { pages: self.pages.on_damage(Box::new(then)), ..self }
     }
 
-    /// Whether a page that was asked for turned out damaged, and the index was not mended since.
+    /// Whether a page was found damaged, and the index was not mended since.
     pub fn is_damaged(&self) -> bool {
         self.pages.is_damaged()
     }
 
-    /// Takes what is not in memory from where `anew` takes it; `false` if that is another index.
+    /// Reads pages that are not in memory from `anew`'s source from now on; `false` if `anew` is another index.
     ///
-    /// The same layer comes to the same index, wherever it is made, so one that was made anew has what this one has lost.
+    /// Indexes are deterministic: a rebuilt index has the same pages as the damaged one.
     pub fn mend(&self, anew: &Self) -> bool {
         self.footer.is_same_but_for_proof(&anew.footer) && self.pages.mend(&anew.pages)
     }
 
-    /// The end of the file as it is with another proof, and at which byte it begins; all before that stays.
+    /// The end of the file with another proof, and its offset; everything before it stays.
     pub fn end_with(&self, proof: Proof) -> (u64, Vec<u8>) {
         let footer = Footer { proof, ..self.footer.clone() };
         let checks = self.pages.checks().concat();
         (footer.body + checks.len() as u64, footer.sealed(&checks))
     }
 
-    /// Reads and checks all of it, keeping nothing in memory.
+    /// Reads and verifies the whole index, without keeping it in memory.
     ///
     /// # Errors
-    /// [`IndexError::Damaged`] for the first page that is not what was written.
+    /// [`IndexError::Damaged`] for the first damaged page.
     pub fn check_all(&self) -> Result<(), IndexError> {
         self.pages.check_all()
     }
 
-    /// Which layer it is of.
+    /// The layer of the index.
     pub fn layer(&self) -> &IndexedLayer {
         &self.footer.layer
     }
 
-    /// Why it is believed.
+    /// Why the index is trusted.
     pub fn proof(&self) -> &Proof {
         &self.footer.proof
     }
 
-    /// What the layer has at all.
+    /// The features that occur in the layer.
     pub fn contents(&self) -> Contents {
         self.footer.contents
     }
 
-    /// Entries, detached ones included; ids are below this.
+    /// Number of entries, including detached ones; ids are below this.
     pub fn len(&self) -> u32 {
         self.place(Section::Entries).count as u32
     }
 
-    /// Never: there is always a root.
+    /// Always `false`: there is a root.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -269,7 +268,7 @@ impl LayerIndex {
         self.pages.resident() * PAGE
     }
 
-    /// What the layer says about an entry.
+    /// The metadata of an entry.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -286,7 +285,7 @@ impl LayerIndex {
         self.bytes(Section::Names, u64::from(le32(raw, 4)), usize::from(raw[8]))
     }
 
-    /// The entry with this name in a directory; `None` also if `directory` is none.
+    /// The entry with this name in a directory; `None` also if `directory` is not a directory.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -305,7 +304,7 @@ impl LayerIndex {
         Ok(None)
     }
 
-    /// How many entries a directory has, whiteouts included; 0 for anything else.
+    /// Number of entries of a directory, including whiteouts; 0 for other entries.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -313,7 +312,7 @@ impl LayerIndex {
         Ok(self.child_run(directory)?.1 as u32)
     }
 
-    /// The entry at `position` of a directory, in order of names.
+    /// The entry at `position` of a directory, ordered by name.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -325,10 +324,10 @@ impl LayerIndex {
         self.id_at(Section::Children, first + u64::from(position)).map(Some)
     }
 
-    /// The entries of a directory, in order of names.
+    /// The entries of a directory, ordered by name.
     ///
     /// # Errors
-    /// [`IndexError::NoEntry`], or the index is damaged; then also as the last item.
+    /// [`IndexError::NoEntry`], or the index is damaged; the latter may be the last item.
     pub fn children(
         &self,
         directory: EntryId,
@@ -337,7 +336,7 @@ impl LayerIndex {
         Ok((first..first + count).map(|at| self.id_at(Section::Children, at)))
     }
 
-    /// Where a symlink points, as written; `None` if it is none.
+    /// The target of a symlink, as written; `None` for other entries.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -345,7 +344,7 @@ impl LayerIndex {
         self.target(id, Kind::Symlink)
     }
 
-    /// The path a [`Kind::LowerLink`] leads to, from the root, without a leading slash.
+    /// The target path of a [`Kind::LowerLink`], from the root, without a leading slash.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -382,8 +381,8 @@ impl LayerIndex {
             .collect()
     }
 
-    /// The names of all entries' extended attributes; `None` where names and values have more bytes than `left`, from
-    /// which those looked at are taken.
+    /// The names of all extended attributes; `None` if names and values exceed `left` bytes, from which the scanned
+    /// bytes are subtracted.
     ///
     /// # Errors
     /// The index is damaged.
@@ -394,7 +393,7 @@ impl LayerIndex {
         }
         for number in 1..=self.place(Section::XattrSets).count.min(u32::MAX.into()) as u32 {
             let set = self.xattr_set(number)?;
-            // An empty one takes a look, too.
+            // An empty set counts as one byte.
             match left.checked_sub(set.len() as u64 + 1) {
                 Some(rest) => *left = rest,
                 None => return Ok(None),
@@ -409,7 +408,7 @@ impl LayerIndex {
         Ok(Some(names))
     }
 
-    /// The runs of a file within `range`, holes included; none if it is no file.
+    /// The extents of a file within `range`, including holes; empty for other entries.
     ///
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
@@ -445,10 +444,10 @@ impl LayerIndex {
         Ok(lay.finish())
     }
 
-    /// The runs of a sparse file that have bytes; none of any other.
+    /// The data runs of a sparse file; empty for other entries.
     ///
     /// # Errors
-    /// [`IndexError::NoEntry`], or the index is damaged; then also as the last item.
+    /// [`IndexError::NoEntry`], or the index is damaged; the latter may be the last item.
     pub fn runs(
         &self,
         id: EntryId,
@@ -462,7 +461,7 @@ impl LayerIndex {
     /// Topmost implied directories; see [`LayerTree::implied_roots`].
     ///
     /// # Errors
-    /// The index is damaged; then as the last item.
+    /// The index is damaged; reported as the last item.
     pub fn implied_roots(&self) -> impl Iterator<Item = Result<EntryId, IndexError>> + '_ {
         (0..self.place(Section::Implied).count).map(|at| self.id_at(Section::Implied, at))
     }
@@ -470,7 +469,7 @@ impl LayerIndex {
     /// Hard links into lower layers; see [`LayerTree::lower_links`].
     ///
     /// # Errors
-    /// The index is damaged; then as the last item.
+    /// The index is damaged; reported as the last item.
     pub fn lower_links(&self) -> impl Iterator<Item = Result<EntryId, IndexError>> + '_ {
         (0..self.place(Section::LowerLinks).count).map(|at| self.id_at(Section::LowerLinks, at))
     }
@@ -483,7 +482,7 @@ impl LayerIndex {
         let mut parts = Vec::new();
         let mut at = id;
         while at != EntryId::ROOT {
-            // A ring of parents would have no end.
+            // A cycle of parents would never end.
             if parts.len() > PATH_PARTS {
                 return Err(IndexError::Malformed { what: "a directory is deeper than any layer has" });
             }
@@ -494,7 +493,7 @@ impl LayerIndex {
         Ok(parts.join(&b'/'))
     }
 
-    /// Spans in the span table; ids are below this.
+    /// Number of spans; ids are below this.
     pub fn span_count(&self) -> u32 {
         u32::try_from(self.place(Section::Spans).count).unwrap_or(u32::MAX)
     }
@@ -536,7 +535,7 @@ impl LayerIndex {
         Err(IndexError::NoSpan { what: at.0 })
     }
 
-    /// A span's window as it was stored; `None` if it needs none.
+    /// A span's window as stored; `None` if it needs none.
     ///
     /// # Errors
     /// [`IndexError::NoSpan`], or the index is damaged.
@@ -571,7 +570,7 @@ impl LayerIndex {
         Ok(record)
     }
 
-    /// A range of a section of bytes that does not cross a page.
+    /// A range of bytes in a section, within one page.
     fn bytes(&self, section: Section, at: u64, len: usize) -> Result<&[u8], IndexError> {
         let Place { start, count } = self.place(section);
         if at.checked_add(len as u64).is_none_or(|end| end > count) {
@@ -592,7 +591,7 @@ impl LayerIndex {
         Ok(EntryId(id))
     }
 
-    /// First child's position and number of children.
+    /// Position of the first child, and number of children.
     fn child_run(&self, directory: EntryId) -> Result<(u64, u64), IndexError> {
         let raw = self.raw(directory)?;
         if raw[9] != Kind::Directory as u8 {
@@ -640,7 +639,7 @@ impl LayerIndex {
         Ok((first, count))
     }
 
-    /// The run at `at`, of a file of `size` bytes.
+    /// The run at `at`, for a file of `size` bytes.
     fn run(&self, at: u64, size: u64) -> Result<DataExtent, IndexError> {
         let raw: &[u8; EXTENT_BYTES] =
             self.pages.array(self.place(Section::Extents).start + at * EXTENT_BYTES as u64)?;
@@ -652,7 +651,7 @@ impl LayerIndex {
         Ok(DataExtent { file: FileOffset(file), decoded: DecodedOffset(decoded), len })
     }
 
-    /// Checks that a range is part of the layer.
+    /// Checks that a range lies within the layer.
     fn inside(&self, decoded: u64, len: u64) -> Result<(), IndexError> {
         if decoded.checked_add(len).is_none_or(|end| end > self.footer.layer.decoded_size) {
             return Err(IndexError::Malformed { what: "a file lies outside the layer" });
@@ -662,10 +661,10 @@ impl LayerIndex {
 }
 
 impl LayerTree {
-    /// The tree a written index holds, every entry under the id it has there.
+    /// The tree of a written index, with the same entry ids.
     ///
     /// # Errors
-    /// [`IndexError`] if the index is damaged or no tree.
+    /// [`IndexError`] if the index is damaged or not a tree.
     pub fn from_index(index: &LayerIndex) -> Result<Self, IndexError> {
         let grown = |cause| IndexError::Tree { cause };
         let mut tree = Self::new(Limits { entries: ID_LIMIT, names: u32::MAX as usize, ..Limits::default() });
@@ -713,13 +712,13 @@ impl LayerTree {
                 tree.restore(record, index.name(EntryId(id))?).map_err(grown)?;
             }
         }
-        // Each entry stands in one place at most, so the walk below ends and makes no ring.
+        // Each entry has at most one place, so the walk below ends and finds no cycle.
         let mut placed = vec![false; index.len() as usize];
         placed[0] = true;
         let mut directories = vec![EntryId::ROOT];
         while let Some(directory) = directories.pop() {
             let (first, count) = index.child_run(directory)?;
-            // Newest first is how a growing tree lists them.
+            // A tree lists children newest first.
             let mut ids: Vec<EntryId> =
                 (first..first + count).map(|at| index.id_at(Section::Children, at)).collect::<Result<_, _>>()?;
             ids.sort();
@@ -738,7 +737,7 @@ impl LayerTree {
     }
 }
 
-/// Deeper than a tree can become, whose depth is bounded, by any number of grafts that make sense.
+/// Deeper than any tree after valid grafts.
 const PATH_PARTS: usize = 65_536;
 
 #[cfg(test)]
@@ -770,7 +769,7 @@ mod tests {
         (spans.collect(), windows)
     }
 
-    /// Gives an index whose bytes were changed the checksums of an honest one.
+    /// Gives a modified index valid checksums.
     fn resign(bytes: &mut [u8]) {
         let footer_at = bytes.len() - FOOTER;
         let body = le64(&bytes[footer_at..], 16) as usize;
@@ -799,7 +798,7 @@ mod tests {
             let links: Vec<EntryId> = index.lower_links().map(Result::unwrap).collect();
             assert_eq!(links, tree.lower_links().collect::<Vec<_>>());
             index.check_all().unwrap();
-            // And once more by way of the tree made of it.
+            // And again through a tree restored from it.
             let again = LayerTree::from_index(&index).unwrap();
             assert_eq!(render(&again), render(&tree));
             tree = again;
@@ -963,7 +962,7 @@ mod tests {
         assert!(matches!(open(&bytes), Err(IndexError::Version { found: 9 })));
     }
 
-    /// Releases that know no other version read what a first pass makes.
+    /// Releases that support no other version read the result of a first pass.
     #[test]
     fn an_index_says_the_lowest_version_that_has_what_it_needs() {
         let (mut spans, windows) = spans();
@@ -1014,7 +1013,7 @@ mod tests {
             let error = open(&later).unwrap_err();
             assert!(error.is_of_another_version() && error.to_string().contains(wanted), "{error}");
         }
-        // A span that has one though the footer says otherwise.
+        // A span with a check that the footer does not declare.
         let mut hostile = bytes.clone();
         let spans_at = le64(&bytes[footer..], 40 + 16 * Section::Spans as usize) as usize;
         hostile[spans_at + 23] = 2;

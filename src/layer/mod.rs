@@ -1,15 +1,13 @@
-//! Layers: what one blob of an image says about files, and how to get any of their bytes.
+//! Layers: the files in one blob of an image, and how to decode any part of them.
 //!
-//! Whatever format a layer has, it becomes two tables when it is first opened: entries (what the
-//! tree looks like) and spans (how to decode any part of the stream). Modules above these tables
-//! know no formats; modules below them know no files.
+//! A layer of any format becomes two tables when it is first opened: entries (the tree) and spans (how to decode any
+//! part of the stream). Modules above these tables do not depend on formats; modules below them do not handle files.
 //!
-//! - [`tar`] walks a decoded stream as it is pushed, and says what its headers mean.
-//! - [`tree`] makes the layer's tree of it, and answers questions while it grows.
-//! - [`index`] is the same tree on disk, together with the spans: opened in no time, checked page by
-//!   page as it is touched.
+//! - [`tar`] walks a decoded stream in pieces and interprets its headers.
+//! - [`tree`] builds the layer's tree, and serves lookups while it grows.
+//! - [`index`] is the same tree on disk, with the spans: opened quickly, and verified page by page on access.
 //!
-//! Nothing here opens files or waits; an index is read through [`ReadAt`].
+//! Nothing here opens files or waits; indexes are read through [`ReadAt`].
 
 mod check;
 mod entry;

@@ -1,13 +1,13 @@
-//! Finds an entry by directory and name while the tree is still growing.
+//! Finds entries by directory and name while the tree grows.
 //!
-//! A map with owned keys would cost more than the entries themselves. This table holds entry ids
-//! only; the keys stay in the entries, and hashing is keyed so that a hostile layer cannot aim.
+//! A map with owned keys would take more memory than the entries. This table holds entry ids only; the keys stay in the
+//! entries, and hashing is keyed against crafted collisions.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 const EMPTY: u32 = u32::MAX;
 const REMOVED: u32 = u32::MAX - 1;
-/// Ids from here on are not ids.
+/// Ids are below this.
 pub(super) const ID_LIMIT: u32 = REMOVED;
 
 /// Open addressing with linear probing, at most three quarters full.
@@ -29,12 +29,12 @@ impl NameTable {
         hasher.finish()
     }
 
-    /// The id with this hash for which `is` holds.
+    /// The id with this hash that satisfies `is`.
     pub(super) fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         self.slot(hash, &mut is).map(|slot| self.slots[slot])
     }
 
-    /// Adds an id that is not in the table; `rehash` gives the hash of any id in it.
+    /// Adds an id that is not in the table; `rehash` returns the hash of any id in it.
     pub(super) fn insert(&mut self, hash: u64, id: u32, rehash: impl Fn(&Self, u32) -> u64) {
         if (self.used + 1) * 4 > self.slots.len() * 3 {
             let size = ((self.live + 1) * 2).next_power_of_two().max(16);
@@ -49,7 +49,7 @@ impl NameTable {
         self.fill(hash, id);
     }
 
-    /// Takes an id out.
+    /// Removes an id.
     pub(super) fn remove(&mut self, hash: u64, id: u32) {
         if let Some(slot) = self.slot(hash, &mut |other| other == id) {
             self.slots[slot] = REMOVED;

@@ -1,10 +1,9 @@
-//! Bytes that are checked when they are first touched.
+//! Bytes that are verified on first access.
 //!
-//! An index in the store may be damaged or cut at any time. Mapping it would turn that into a signal,
-//! and checking all of it at open would make opening slow. So it is read in pages, each verified
-//! against a table that was itself verified at open, and kept: memory follows what is touched, a page
-//! is checked once, and what was checked cannot change any more. A page that turns out damaged can be
-//! had from another source with the same table.
+//! An index in the store may be damaged or truncated at any time. Mapping it would turn that into a signal, and
+//! verifying all of it would make opening slow. So it is read in pages, each verified against a table that was verified
+//! at open, and kept in memory: memory grows with access, a page is verified once, and verified pages cannot change.
+//! Pages found damaged can be read from another source with the same table.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +17,7 @@ pub(super) const PAGE: usize = 64 << 10;
 /// Bytes of a page's checksum (blake3).
 pub(super) const CHECK: usize = 32;
 
-/// Something that can be read at any place: a file, or bytes in memory.
+/// A random-access source: a file, or bytes in memory.
 pub trait ReadAt: Send + Sync {
     /// Fills `buf` from the bytes at `at`.
     ///
@@ -73,29 +72,29 @@ pub(super) struct Paged {
     len: u64,
     checks: Vec<[u8; CHECK]>,
     pages: Vec<OnceLock<Box<[u8]>>>,
-    /// Set while a page could not be had that was asked for.
+    /// Set while a requested page cannot be read.
     damaged: AtomicBool,
 }
 
-/// Where pages come from.
+/// The source of pages.
 struct Origin {
     source: Box<dyn ReadAt>,
-    /// Called when a page cannot be read or is not what was written.
+    /// Called when a page cannot be read or is damaged.
     on_damage: Option<OnDamage>,
 }
 
-/// What is done about a damaged page.
+/// Callback for a damaged page.
 pub(super) type OnDamage = Box<dyn Fn() + Send + Sync>;
 
 impl Paged {
-    /// A body of `len` bytes with one checksum a page.
+    /// A body of `len` bytes with one checksum per page.
     pub(super) fn new(source: Box<dyn ReadAt>, len: u64, checks: Vec<[u8; CHECK]>) -> Self {
         let pages = checks.iter().map(|_| OnceLock::new()).collect();
         let origin = Mutex::new(Arc::new(Origin { source, on_damage: None }));
         Self { origin, len, checks, pages, damaged: AtomicBool::new(false) }
     }
 
-    /// Has `then` called for each damaged page that is met.
+    /// Calls `then` for each damaged page.
     pub(super) fn on_damage(self, then: OnDamage) -> Self {
         let origin = self.origin.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let source = Arc::into_inner(origin).expect("it is not read yet").source;
@@ -103,12 +102,12 @@ impl Paged {
         Self { origin, ..self }
     }
 
-    /// Whether a page that was asked for could not be had.
+    /// Whether a requested page could not be read.
     pub(super) fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Acquire)
     }
 
-    /// From now on takes pages from where `other`, which has the same checksums, takes them.
+    /// Reads pages from the source of `other` from now on, if it has the same checksums.
     pub(super) fn mend(&self, other: &Self) -> bool {
         if self.len != other.len || self.checks != other.checks {
             return false;
@@ -119,13 +118,13 @@ impl Paged {
         true
     }
 
-    /// `N` bytes at `at`, which no writer lets straddle pages.
+    /// `N` bytes at `at`; writers never let them cross a page boundary.
     pub(super) fn array<const N: usize>(&self, at: u64) -> Result<&[u8; N], IndexError> {
         let bytes = self.slice(at, N)?;
         Ok(bytes.try_into().expect("a slice of this length was cut"))
     }
 
-    /// `len` bytes at `at`, which no writer lets straddle pages.
+    /// `len` bytes at `at`; writers never let them cross a page boundary.
     pub(super) fn slice(&self, at: u64, len: usize) -> Result<&[u8], IndexError> {
         if len == 0 {
             return Ok(&[]);
@@ -135,7 +134,7 @@ impl Paged {
         bytes.ok_or(IndexError::Malformed { what: "a record lies across a page boundary" })
     }
 
-    /// A copy of `len` bytes at `at`. Pages not in memory are checked but not kept.
+    /// A copy of `len` bytes at `at`. Pages not in memory are verified but not kept.
     pub(super) fn copy(&self, at: u64, len: usize) -> Result<Vec<u8>, IndexError> {
         if at.checked_add(len as u64).is_none_or(|end| end > self.len) {
             return Err(IndexError::Malformed { what: "a range lies outside" });
@@ -159,7 +158,7 @@ impl Paged {
         Ok(out)
     }
 
-    /// Reads and checks every page, keeping none.
+    /// Reads and verifies every page, without keeping it.
     pub(super) fn check_all(&self) -> Result<(), IndexError> {
         (0..self.checks.len() as u64).try_for_each(|page| self.load(page).map(drop))
     }
@@ -180,7 +179,7 @@ impl Paged {
         if let Some(bytes) = slot.get() {
             return Ok(bytes);
         }
-        // Two threads may both load a page; both have checked it, and one copy is kept.
+        // Two threads may load a page concurrently; both verify it, and one copy is kept.
         let bytes = self.load(page)?;
         Ok(slot.get_or_init(|| bytes))
     }

@@ -1,16 +1,14 @@
 //! PAX records and the numbers of tar headers.
 //!
-//! What a record means decides where the next header is looked for, and two readers that disagree
-//! about that show two different trees for one digest. So the rules here are those of Go's
-//! `archive/tar`, which nearly every runtime unpacks with: the last record of a key wins, an empty
-//! value leaves the header's own, a size record always replaces the header's size, and a malformed
-//! record is an error and never skipped. Records of a global header are checked and then ignored, as
-//! that reader does.
+//! The meaning of a record decides where the next header is, and two readers that disagree show different trees for one
+//! digest. So the rules are those of Go's `archive/tar`, which nearly every runtime uses: the last record of a key
+//! wins, an empty value keeps the header's, a size record always replaces the header's size, and a malformed record is
+//! an error. Records of a global header are validated and then ignored, as in Go.
 
 use super::entry::Timestamp;
 use super::tar::TarFault;
 
-/// One extended attribute as a tar carries it.
+/// An extended attribute in a tar.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Xattr {
     /// Name with its namespace, as in `security.capability`.
@@ -19,7 +17,7 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// The records of one extended header, still text: they count only when the entry they describe comes.
+/// The records of one extended header, not interpreted yet: they take effect with the entry that follows.
 #[derive(Debug, Default)]
 pub(super) struct PaxRecords {
     pub(super) path: Vec<u8>,
@@ -97,7 +95,7 @@ impl PaxRecords {
         }
         records.xattrs.sort_by(|left, right| left.name.cmp(&right.name));
         records.xattrs.dedup_by(|later, earlier| {
-            // Stable sort: equal names stand in file order, and the last one wins.
+            // Stable sort: equal names stay in file order, and the last one wins.
             let same = later.name == earlier.name;
             if same {
                 std::mem::swap(later, earlier);
@@ -111,7 +109,7 @@ impl PaxRecords {
         self.xattrs.push(Xattr { name: name.to_vec(), value: value.to_vec() });
     }
 
-    /// Checks the times that are not kept, since a reader that keeps them would refuse them.
+    /// Validates times that are not kept, since readers that keep them would refuse the layer.
     pub(super) fn check_unused_times(&self) -> Result<(), TarFault> {
         for text in [&self.atime, &self.ctime] {
             if !text.is_empty() {
@@ -165,7 +163,7 @@ pub(super) fn parse_decimal(text: &[u8]) -> Option<i64> {
     Some(value)
 }
 
-/// A PAX time: decimal seconds with any number of decimals, of which nine are kept.
+/// A PAX time: decimal seconds with any number of decimals, of which nine are used.
 pub(super) fn parse_time(text: &[u8]) -> Result<Timestamp, TarFault> {
     let dot = text.iter().position(|&byte| byte == b'.');
     let (whole, decimals) = match dot {
@@ -206,7 +204,7 @@ pub(super) fn parse_numeric(field: &[u8]) -> Option<i64> {
     Some(if flip != 0 { !value } else { value })
 }
 
-/// Octal text between optional blanks and NULs; nothing at all is 0.
+/// Octal text between optional blanks and NULs; an empty field is 0.
 pub(super) fn parse_octal(field: &[u8]) -> Option<i64> {
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
     let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());

@@ -1,8 +1,8 @@
-//! Which layer an index is of, and why it is believed.
+//! The layer of an index, and why the index is trusted.
 
 use crate::digest::Digest;
 
-/// Which layer an index is of.
+/// The layer of an index.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct IndexedLayer {
     /// The blob.
@@ -15,23 +15,23 @@ pub struct IndexedLayer {
     pub decoded_size: u64,
 }
 
-/// Why an index is believed to be that of its layer.
+/// Why an index is trusted to belong to its layer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Proof {
-    /// It was made on this machine, of bytes that hashed to the blob's digest and the diff_id.
+    /// Built on this machine, from bytes that match the blob's digest and the diff_id.
     Built,
-    /// It was made elsewhere, and is believed because of who made it.
+    /// Built elsewhere by a trusted maker.
     Vouched {
-        /// How it came.
+        /// The format of its import.
         format: Format,
-        /// By whom, for people: a file, a digest; at most [`Proof::BY`] bytes.
+        /// The maker, for messages: a file, a digest; at most [`Proof::BY`] bytes.
         by: Box<str>,
     },
-    /// It is of a layer that is still being read: it lives in memory, and no store has it.
+    /// For a layer that is still being read: only in memory, never stored.
     Unproven,
 }
 
-/// How an index came that was not made on this machine.
+/// The format of an index that was not built on this machine.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Format {
     /// Another machine's own index, imported by the user.
@@ -39,16 +39,16 @@ pub enum Format {
 }
 
 impl Proof {
-    /// The most bytes of a name.
+    /// Limit for the maker's name, in bytes.
     pub const BY: usize = 1024;
 
-    /// Of an index that `by` vouches for, cut where it is longer than an index holds.
+    /// The proof of an index made by `by`, truncated to [`Proof::BY`] bytes.
     pub fn vouched(format: Format, by: &str) -> Self {
         let fits = by.char_indices().map(|(at, char)| at + char.len_utf8()).take_while(|end| *end <= Self::BY);
         Self::Vouched { format, by: by[..fits.last().unwrap_or(0)].into() }
     }
 
-    /// Who vouches, where the index was not made on this machine.
+    /// The maker, if the index was not built on this machine.
     pub fn vouched_by(&self) -> Option<&str> {
         match self {
             Self::Vouched { by, .. } => Some(by),
@@ -65,7 +65,7 @@ impl Proof {
         }
     }
 
-    /// What a kind and a name mean; `None` for a kind of a later version.
+    /// The proof of this kind and name; `None` for a kind of a later version.
     pub(super) fn from_kind(kind: u8, by: &str) -> Option<Self> {
         match kind {
             0 => Some(Self::Built),

@@ -1,4 +1,4 @@
-//! Arithmetic on the spans of an index: which ones hold some bytes, and what has to be fetched to decode them.
+//! Span arithmetic: which spans hold some bytes, and what to fetch to decode them.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ impl LayerIndex {
         SpanRange::first(self.span_count())
     }
 
-    /// The spans that hold `bytes`, which are not empty.
+    /// The spans that hold `bytes`; `bytes` is not empty.
     ///
     /// # Errors
     /// [`IndexError::NoSpan`] if some are outside the layer, or the index is damaged.
@@ -22,7 +22,7 @@ impl LayerIndex {
         Ok(SpanRange::new(self.span_at(bytes.start)?, self.span_at(last)?.next()))
     }
 
-    /// The span at which decoding must begin to reach `span`.
+    /// The span at which decoding must start to reach `span`.
     ///
     /// # Errors
     /// [`IndexError::NoSpan`], or the index is damaged.
@@ -34,7 +34,7 @@ impl LayerIndex {
         Ok(at)
     }
 
-    /// The bytes of the blob that decoding from `start` up to the end of span `last` can touch.
+    /// The bytes of the blob needed to decode from `start` to the end of span `last`.
     ///
     /// # Errors
     /// [`IndexError::NoSpan`], or the index is damaged.
@@ -43,7 +43,7 @@ impl LayerIndex {
         for next in SpanRange::new(last.next(), SpanId(self.span_count())).iter() {
             let span = self.span(next)?;
             if span.kind != StartKind::Continued {
-                // A checkpoint in the middle of a byte shares that byte with the span before.
+                // A checkpoint in the middle of a byte shares that byte with the previous span.
                 let end = if span.bit > 0 { span.blob + 1 } else { span.blob };
                 return Ok(from..end);
             }

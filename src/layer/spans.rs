@@ -1,4 +1,4 @@
-//! Spans as the layer index stores them: where decoding can start, and what must come out.
+//! Spans in the layer index: where decoding can start, and the check of the result.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::check::Check;
 use super::entry::le64;
 use crate::codec::StartKind;
 
-/// How a start is written: the low four bits of a span's last word.
+/// The kind of a start is stored in the low four bits of a span's last word.
 fn kind_of_nibble(nibble: u8) -> Option<StartKind> {
     KINDS.get(usize::from(nibble)).copied()
 }
@@ -26,7 +26,7 @@ fn nibble_of_kind(kind: StartKind) -> u8 {
 const KINDS: [StartKind; 5] =
     [StartKind::Stored, StartKind::Member, StartKind::Checkpoint, StartKind::Frame, StartKind::Continued];
 
-/// The smallest piece of a layer that can be fetched, decoded and checked alone.
+/// The smallest piece of a layer that can be fetched, decoded and verified alone.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Span {
     /// The decoded bytes it covers.
@@ -35,15 +35,15 @@ pub struct Span {
     pub blob: BlobOffset,
     /// The bit of that byte where decoding starts, 0 to 7; 0 unless a checkpoint.
     pub bit: u8,
-    /// What stands there.
+    /// The kind of start.
     pub kind: StartKind,
-    /// What its decoded bytes must hash to.
+    /// The check of its decoded bytes.
     pub check: Check,
-    /// Its window's place in the windows section, if it needs one.
+    /// Place of its window in the windows section, if it needs one.
     pub window: Option<WindowAt>,
 }
 
-/// Where a span's stored window lies in the windows section.
+/// Place of a stored window in the windows section.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct WindowAt {
     /// First byte; at most [`WindowAt::MAX_START`].
@@ -60,11 +60,11 @@ impl WindowAt {
 impl Span {
     pub(super) const BYTES: usize = 64;
 
-    /// The most decoded bytes a span may cover. Marks lie far closer, up to layers of 128 GiB; a reader
-    /// holds a span in memory, so an index that has a longer one is refused.
+    /// Limit for the decoded bytes of a span. Marks are far closer, up to layers of 128 GiB; readers hold a span in
+    /// memory, so longer ones are refused.
     pub const MAX: u64 = 256 << 20;
 
-    /// `None` if a value does not fit the disk form.
+    /// `None` if a value does not fit the disk format.
     pub(super) fn to_bytes(&self) -> Option<[u8; Self::BYTES]> {
         let window = self.window.unwrap_or(WindowAt { start: 0, len: 0 });
         let fits = window.start <= WindowAt::MAX_START && self.blob.0 <= MAX_BLOB && self.bit <= 7;
@@ -103,7 +103,7 @@ impl Span {
     }
 }
 
-/// The largest place in a blob that the disk form can hold (56 bits).
+/// The largest blob offset that the disk format can hold (56 bits).
 const MAX_BLOB: u64 = (1 << 56) - 1;
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! Sparse files in tar: four notations for "these runs have bytes, the rest are zeros".
+//! Sparse files in tar: four notations for data runs with zeros between them.
 //!
-//! Every notation ends here as a checked list: runs in order, without overlap, inside the file, and
-//! together exactly as long as the bytes the tar holds. A map that says otherwise would show bytes
-//! of one run in another, so it is an error.
+//! All notations are parsed into one validated list: runs in order, without overlap, inside the file, and together as
+//! long as the stored bytes. A map that violates this would show bytes of one run in another, so it is an error.
 
 use crate::offsets::{DecodedOffset, FileOffset};
 
@@ -10,10 +9,10 @@ use super::entry::DataExtent;
 use super::pax::{PaxSparse, parse_decimal, parse_numeric};
 use super::tar::{BLOCK, TarFault};
 
-/// Runs of one file; a file with more is refused (24 MiB of list).
+/// Limit for runs of a file (24 MiB of list).
 const MAX_RUNS: usize = 1 << 20;
 
-/// The list of `(offset, length)` pairs as the tar wrote them, unchecked.
+/// The list of `(offset, length)` pairs as in the tar, not validated.
 #[derive(Debug, Default)]
 pub(super) struct RawMap(Vec<(i64, i64)>);
 
@@ -26,7 +25,7 @@ impl RawMap {
         Ok(())
     }
 
-    /// The checked list for a file of `size` bytes whose `stored` bytes begin at `data`.
+    /// The validated list for a file of `size` bytes whose `stored` bytes begin at `data`.
     pub(super) fn place(&self, size: u64, data: DecodedOffset, stored: u64) -> Result<Vec<DataExtent>, TarFault> {
         let mut runs = Vec::with_capacity(self.0.len());
         let (mut end, mut used) = (0_u64, 0_u64);
@@ -49,17 +48,17 @@ impl RawMap {
     }
 }
 
-/// Where the map of a PAX sparse file is.
+/// The place of the map of a PAX sparse file.
 #[derive(Debug)]
 pub(super) enum PaxMap {
     /// In the records (formats 0.0 and 0.1).
     Here(RawMap),
-    /// In front of the file's bytes (format 1.0).
+    /// Before the file's bytes (format 1.0).
     InBody,
 }
 
 impl PaxSparse {
-    /// The file's map, if these records describe a sparse file in a format that is known.
+    /// The file's map, if the records describe a sparse file in a supported format.
     pub(super) fn map(&self) -> Result<Option<PaxMap>, TarFault> {
         match (self.major.as_slice(), self.minor.as_slice()) {
             (b"0", b"0" | b"1") => {}
@@ -83,7 +82,7 @@ impl PaxSparse {
         Ok(Some(PaxMap::Here(map)))
     }
 
-    /// The file's full size, if the records say it.
+    /// The file's full size, if the records have it.
     pub(super) fn file_size(&self) -> Result<Option<i64>, TarFault> {
         let text = if self.size.is_empty() { &self.real_size } else { &self.size };
         if text.is_empty() {
@@ -93,7 +92,7 @@ impl PaxSparse {
     }
 }
 
-/// Reads the map in front of a format 1.0 body: decimal numbers, one a line, padded to a block.
+/// Parses the map before a format 1.0 body: decimal numbers, one per line, padded to a block.
 #[derive(Debug, Default)]
 pub(super) struct BodyMap {
     token: Vec<u8>,
@@ -103,7 +102,7 @@ pub(super) struct BodyMap {
 }
 
 impl BodyMap {
-    /// Takes the next block; the map once it is complete.
+    /// Parses the next block; returns the map once it is complete.
     pub(super) fn feed(&mut self, block: &[u8; BLOCK]) -> Result<Option<RawMap>, TarFault> {
         for &byte in block {
             if byte != b'\n' {
@@ -136,13 +135,13 @@ impl BodyMap {
 pub(super) struct OldGnuMap(RawMap);
 
 impl OldGnuMap {
-    /// Takes the runs of the header; whether an extension block follows.
+    /// Parses the runs of the header; returns whether an extension block follows.
     pub(super) fn header(&mut self, block: &[u8; BLOCK]) -> Result<bool, TarFault> {
         self.runs(&block[386..482])?;
         Ok(block[482] != 0)
     }
 
-    /// Takes the runs of an extension block; whether another follows.
+    /// Parses the runs of an extension block; returns whether another follows.
     pub(super) fn extension(&mut self, block: &[u8; BLOCK]) -> Result<bool, TarFault> {
         self.runs(&block[..504])?;
         Ok(block[504] != 0)

@@ -1,20 +1,19 @@
-//! A tar walker that is pushed, and never holds a body.
+//! A push-based tar walker that never buffers a body.
 //!
-//! Decoders hand out slices of their own window, cut anywhere; pulling a tar reader over that would
-//! cost a copy of every byte or a thread. This walker takes any split and keeps at most one header.
+//! Decoders return slices of their own window, split anywhere; a pull-based reader would need a copy of every byte or a
+//! thread. This walker accepts any split and buffers at most one header.
 //!
-//! What is a valid tar, and what its headers mean, follows Go's `archive/tar`, because that is what
-//! nearly every runtime unpacks images with: a tree that differs from theirs is a wrong tree. The
-//! rules that matter, each with a test below:
+//! The validity and meaning of headers follow Go's `archive/tar`, since nearly every runtime unpacks images with it: a
+//! tree that differs from theirs is wrong. The most important rules, each tested below:
 //!
-//! - Two zero blocks end the archive and what follows is ignored; the end of the stream ends it too,
-//!   also inside padding; one zero block and then a header is an error.
+//! - Two zero blocks end the archive and the rest is ignored; the end of the stream ends it too, even inside padding; a
+//!   single zero block before a header is an error.
 //! - A PAX size replaces the header's size, always, but only for the entry it describes.
-//! - Directories, links and device nodes have no body whatever their size field says.
+//! - Directories, links and device nodes have no body, whatever their size field says.
 //! - Records of global headers apply to nothing; a global header drops pending local records.
 //!
-//! Two liberties: type `7` and old GNU sparse files are files, and an entry of a type that no reader
-//! registered is stepped over and counted, where containerd refuses the layer.
+//! Two deviations: type `7` and old GNU sparse files are files, and an entry of an unregistered type is skipped and
+//! counted, where containerd refuses the layer.
 
 use std::fmt;
 
@@ -24,19 +23,19 @@ use super::entry::{DataExtent, Device, Timestamp};
 use super::pax::{PaxRecords, Xattr, parse_decimal, parse_numeric, parse_octal, parse_time, until_nul};
 use super::sparse::{BodyMap, OldGnuMap, PaxMap, RawMap};
 
-/// Tar's unit.
+/// The block size of a tar.
 pub(super) const BLOCK: usize = 512;
-/// The longest extended header or long name, in bytes, as in Go.
+/// Limit for an extended header or long name, in bytes, as in Go.
 const META_LIMIT: u64 = 1 << 20;
 
-/// One file of the tar, as its headers describe it. Names are as written: not normalised.
+/// An entry of the tar. Names are not normalised.
 #[derive(Clone, Debug)]
 pub struct TarEntry<'a> {
-    /// Where its own header stands.
+    /// Offset of its header.
     pub at: DecodedOffset,
     /// Its path, any bytes.
     pub path: &'a [u8],
-    /// What it is.
+    /// Its kind.
     pub kind: TarKind<'a>,
     /// Permission, set-id and sticky bits.
     pub mode: u16,
@@ -50,23 +49,23 @@ pub struct TarEntry<'a> {
     pub xattrs: &'a [Xattr],
 }
 
-/// What a tar entry is.
+/// The kind of a tar entry.
 #[derive(Clone, Debug)]
 pub enum TarKind<'a> {
     /// A regular file.
     File {
         /// Its size, holes included.
         size: u64,
-        /// Where its stored bytes begin.
+        /// Offset of its stored bytes.
         data: DecodedOffset,
-        /// The runs that have bytes, if it is sparse.
+        /// The data runs, if it is sparse.
         extents: Option<&'a [DataExtent]>,
     },
     /// A directory.
     Directory,
     /// A symbolic link and its target.
     Symlink(&'a [u8]),
-    /// A hard link and the path it links to.
+    /// A hard link and its target path.
     HardLink(&'a [u8]),
     /// A character device.
     CharDevice(Device),
@@ -78,35 +77,35 @@ pub enum TarKind<'a> {
 
 /// Receives the entries of a tar in order.
 pub trait TarSink {
-    /// Why an entry cannot be taken.
+    /// Why an entry is refused.
     type Error;
 
-    /// Takes the next entry. A file's bytes are still to come.
+    /// Receives the next entry. A file's bytes follow later.
     ///
     /// # Errors
     /// Any error ends the walk.
     fn accept(&mut self, entry: &TarEntry<'_>) -> Result<(), Self::Error>;
 }
 
-/// What a finished walk saw.
+/// Summary of a finished walk.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct TarSummary {
-    /// Entries handed to the sink.
+    /// Entries passed to the sink.
     pub entries: u64,
-    /// Entries of unknown types that were stepped over.
+    /// Skipped entries of unknown types.
     pub skipped: u64,
 }
 
 /// Why a walk ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError<E: std::error::Error + 'static> {
-    /// The stream is not a tar that can be used.
+    /// The stream is not a usable tar.
     #[error(transparent)]
     Tar(#[from] TarError),
     /// The sink refused an entry.
     #[error("tar entry at offset {at} cannot be used")]
     Entry {
-        /// Where the entry's header stands.
+        /// Offset of the entry's header.
         at: DecodedOffset,
         /// The sink's reason.
         #[source]
@@ -114,23 +113,23 @@ pub enum WalkError<E: std::error::Error + 'static> {
     },
 }
 
-/// A fault in a tar, and where.
+/// A fault in a tar, with its offset.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("broken tar at offset {at}: {fault}")]
 pub struct TarError {
-    /// Where the header of the faulty entry stands.
+    /// Offset of the faulty entry's header.
     pub at: DecodedOffset,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: TarFault,
 }
 
-/// What can be wrong with a tar.
+/// The faults of a tar.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TarFault {
-    /// Neither checksum convention holds.
+    /// The checksum is wrong in both conventions.
     #[error("the header's checksum does not match")]
     Checksum,
-    /// A zero block is followed by something else.
+    /// A single zero block is followed by other data.
     #[error("a single zero block is followed by more data")]
     LoneZeroBlock,
     /// A numeric field is not a number, or out of range.
@@ -142,7 +141,7 @@ pub enum TarFault {
     /// Header and body together reach beyond 2⁶⁴.
     #[error("the body reaches beyond the largest offset")]
     Overflow,
-    /// An extended header is too long to be honest.
+    /// An extended header exceeds the limit.
     #[error("an extended header has {size} bytes, the limit is {META_LIMIT}")]
     MetaTooLong {
         /// Its size in bytes.
@@ -163,17 +162,17 @@ pub enum TarFault {
     /// The stream ends inside a header or body.
     #[error("the stream ends inside the entry")]
     Truncated,
-    /// The walk went on after an error.
+    /// The walk was continued after an error.
     #[error("an earlier fault has ended the walk")]
     Ended,
 }
 
-/// Walks a tar that arrives in pieces.
+/// Walks a tar that is pushed in pieces.
 pub struct TarWalker {
     state: State,
-    /// Offset of the next byte to be pushed.
+    /// Offset of the next byte.
     position: u64,
-    /// Offset of the header being worked on.
+    /// Offset of the current header.
     header_at: u64,
     block: Box<[u8; BLOCK]>,
     filled: usize,
@@ -185,7 +184,7 @@ pub struct TarWalker {
 enum State {
     /// Collecting a header.
     Header,
-    /// One zero block was seen; collecting the block after it.
+    /// After one zero block; collecting the next block.
     AfterZero,
     /// Collecting the body of an extended header.
     Meta { kind: Meta, left: u64, pad: u64 },
@@ -193,7 +192,7 @@ enum State {
     OldGnu { head: Box<Head>, map: OldGnuMap },
     /// Collecting the map in front of a PAX 1.0 sparse body.
     BodyMap { head: Box<Head>, map: BodyMap, left: u64 },
-    /// Stepping over a body and then its padding.
+    /// Skipping a body and its padding.
     Body { left: u64, pad: u64 },
     /// The archive has ended.
     Done,
@@ -209,7 +208,7 @@ enum Meta {
     LongLink,
 }
 
-/// What extended headers said about the entry to come.
+/// Extended headers for the next entry.
 #[derive(Default)]
 struct Pending {
     pax: Option<PaxRecords>,
@@ -217,7 +216,7 @@ struct Pending {
     link: Vec<u8>,
 }
 
-/// An entry whose headers are read.
+/// An entry with all its headers.
 struct Head {
     name: Vec<u8>,
     link: Vec<u8>,
@@ -255,10 +254,10 @@ impl TarWalker {
         }
     }
 
-    /// Takes the next decoded bytes and hands every entry that becomes known to `sink`.
+    /// Parses the next decoded bytes and passes complete entries to `sink`.
     ///
     /// # Errors
-    /// A fault of the tar, or the sink's own error. Nothing can be pushed afterwards.
+    /// A fault of the tar, or the sink's error. Nothing can be pushed afterwards.
     pub fn push<S>(&mut self, decoded: &[u8], sink: &mut S) -> Result<(), WalkError<S::Error>>
     where
         S: TarSink,
@@ -280,8 +279,8 @@ impl TarWalker {
     /// Ends the stream.
     ///
     /// # Errors
-    /// [`TarFault::Truncated`] if it ends inside a header or a body. A missing end-of-archive mark
-    /// and missing padding are no faults: real tools write such layers.
+    /// [`TarFault::Truncated`] if it ends inside a header or a body. A missing end-of-archive marker or padding is no
+    /// fault: real tools write such layers.
     pub fn finish(self) -> Result<TarSummary, TarError> {
         let fault = match self.state {
             State::Header | State::AfterZero if self.filled == 0 => return Ok(self.summary),
@@ -292,7 +291,7 @@ impl TarWalker {
         Err(TarError { at: DecodedOffset(self.header_at), fault })
     }
 
-    /// Decoded bytes taken so far.
+    /// Number of decoded bytes so far.
     pub fn position(&self) -> DecodedOffset {
         DecodedOffset(self.position)
     }
@@ -340,7 +339,7 @@ impl TarWalker {
         Ok(())
     }
 
-    /// Steps over up to `limit` bytes of `rest`.
+    /// Skips up to `limit` bytes of `rest`.
     fn take(&mut self, rest: &mut &[u8], limit: u64) -> Result<u64, TarFault> {
         let taken = rest.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
         *rest = &rest[taken..];
@@ -348,7 +347,7 @@ impl TarWalker {
         Ok(taken as u64)
     }
 
-    /// Deals with a complete block in a state that collects blocks.
+    /// Handles a complete block in a state that collects blocks.
     fn block<S: TarSink>(&mut self, sink: &mut S) -> Result<(), Stop<S::Error>> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Header if is_zero(&self.block) => self.state = State::AfterZero,
@@ -413,7 +412,7 @@ impl TarWalker {
         Ok(())
     }
 
-    /// Deals with a header that describes a file, not another header.
+    /// Handles a header that describes an entry.
     fn file<S: TarSink>(&mut self, header: Header, sink: &mut S) -> Result<(), Stop<S::Error>> {
         let pending = std::mem::take(&mut self.pending);
         let (mut head, sparse) = Head::new(header, pending)?;
@@ -424,7 +423,7 @@ impl TarWalker {
         }
         if head.kind == b'S' {
             if !is_gnu(&self.block) {
-                // star uses the same letter for another layout.
+                // star uses the same type for another layout.
                 return Err(TarFault::SparseMap.into());
             }
             head.size = size_of(parse_numeric(&self.block[483..495]))?;
@@ -532,7 +531,7 @@ impl<E> From<TarFault> for Stop<E> {
 }
 
 impl Head {
-    /// Joins a header with what extended headers said before it.
+    /// Combines a header with the extended headers before it.
     fn new(header: Header, pending: Pending) -> Result<(Self, Option<PaxMap>), TarFault> {
         let mut pax = pending.pax.unwrap_or_default();
         let mut name = or(std::mem::take(&mut pax.path), header.name);
@@ -548,7 +547,7 @@ impl Head {
         name = or(pending.name, name);
         link = or(pending.link, link);
         let kind = match header.kind {
-            // Archives older than ustar mark directories by a slash.
+            // Archives older than ustar mark directories with a trailing slash.
             0 if name.ends_with(b"/") => b'5',
             0 => b'0',
             kind => kind,
@@ -589,7 +588,7 @@ impl Head {
     }
 }
 
-/// The fields of one header block, before extended headers have their say.
+/// The fields of one header block, without extended headers.
 struct Header {
     name: Vec<u8>,
     link: Vec<u8>,
@@ -642,8 +641,8 @@ impl Header {
     }
 }
 
-/// GNU headers have times where ustar has the prefix. Old Go wrote a prefix there all the same, so
-/// Go takes one when the times make no sense and the text is ASCII.
+/// GNU headers have times where ustar has the prefix. Old Go versions wrote a prefix there, so Go reads one if the
+/// times are invalid and the text is ASCII.
 fn gnu_prefix(block: &[u8; BLOCK]) -> &[u8] {
     let time_is_sane = |field: &[u8]| field[0] == 0 || parse_numeric(field).is_some();
     if time_is_sane(&block[345..357]) && time_is_sane(&block[357..369]) {
@@ -653,9 +652,9 @@ fn gnu_prefix(block: &[u8; BLOCK]) -> &[u8] {
     if prefix.is_ascii() { prefix } else { &[] }
 }
 
-/// The checksum counts its own field as blanks; historic writers summed signed bytes.
+/// The checksum counts its own field as blanks; historic tools summed signed bytes.
 fn check_sum(block: &[u8; BLOCK]) -> Result<(), TarFault> {
-    // Summed whole and then corrected: a loop without a condition is one the compiler vectorises.
+    // Sums everything and corrects afterwards, so that the loop is vectorised.
     let unsigned = |bytes: &[u8]| bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
     let signed = |bytes: &[u8]| bytes.iter().map(|&byte| i32::from(byte as i8)).sum::<i32>();
     let (field, blanks) = (&block[148..156], 8 * i32::from(b' '));
@@ -699,8 +698,8 @@ fn size_of(size: Option<i64>) -> Result<u64, TarFault> {
     size.and_then(|size| u64::try_from(size).ok()).ok_or(TarFault::Number { field: "size" })
 }
 
-/// An owner as the kernel would take it: 32 bits, negative values wrap (-2 is `nobody`), and -1,
-/// which means "leave it" to chown, is root.
+/// An owner as the kernel treats it: 32 bits, negative values wrap (-2 is `nobody`), and -1, which chown treats as
+/// "unchanged", is root.
 fn owner(id: i64, field: &'static str) -> Result<u32, TarFault> {
     if id == -1 || id == i64::from(u32::MAX) {
         return Ok(0);
@@ -819,7 +818,7 @@ mod tests {
 
     #[test]
     fn pax_size_wins_for_its_entry_only() {
-        // TARmageddon: a reader that trusts the header's size 0 would find an archive in the body.
+        // TARmageddon: a reader that uses the header's size 0 would find an archive in the body.
         let inner = Tar::default().file("inner", b"").0;
         let tar = Tar::default()
             .pax(&[("size", inner.len().to_string().as_bytes())])
@@ -932,7 +931,7 @@ mod tests {
                     _ => drop(tar.splice(at..at, std::iter::repeat_n(b'7', dice.roll(600)))),
                 }
             }
-            // Half of them get right checksums again, so that the fault is met further in.
+            // Half of them get valid checksums again, so that deeper checks are reached.
             if dice.roll(2) == 0 {
                 for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
                     block[148..156].fill(b' ');

@@ -1,4 +1,4 @@
-//! Builders and renderers for the tests of this floor.
+//! Builders and renderers for the tests of this module.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use super::write::write_index;
 pub(super) struct Tar(pub(super) Vec<u8>);
 
 impl Tar {
-    /// A ustar header, changed by `edit` before its checksum is made.
+    /// A ustar header, changed by `edit` before its checksum is computed.
     pub(super) fn header(mut self, kind: u8, path: &[u8], size: u64, edit: impl FnOnce(&mut [u8])) -> Self {
         let mut block = [0_u8; 512];
         block[..path.len()].copy_from_slice(path);
@@ -93,7 +93,7 @@ impl Tar {
     }
 }
 
-/// One line for each entry a walker finds.
+/// One line per entry of a walk.
 #[derive(Default)]
 pub(super) struct Listing(pub(super) Vec<String>);
 
@@ -168,7 +168,7 @@ pub(super) fn written(tree: &LayerTree) -> Vec<u8> {
     out
 }
 
-/// The tree as text, one entry a line, sorted, with everything it says.
+/// The tree as text, one entry per line, sorted, with all metadata.
 pub(super) fn render(tree: &LayerTree) -> Vec<String> {
     let mut lines = Vec::new();
     let mut stack = vec![EntryId::ROOT];
@@ -184,7 +184,7 @@ pub(super) fn render(tree: &LayerTree) -> Vec<String> {
     lines
 }
 
-/// The same for a written index, through its own questions.
+/// The same for a written index.
 pub(super) fn render_index(index: &LayerIndex) -> Result<Vec<String>, IndexError> {
     let mut lines = Vec::new();
     let mut stack = vec![EntryId::ROOT];
@@ -245,7 +245,7 @@ fn line(
     )
 }
 
-/// The tree in short: path, kind, and flags other than `IMPLIED` on the root.
+/// The tree in short: path, kind, and flags except `IMPLIED` on the root.
 pub(super) fn short(tree: &LayerTree) -> Vec<String> {
     let mut lines = Vec::new();
     let mut stack: Vec<EntryId> = tree.children(EntryId::ROOT).collect();
@@ -341,7 +341,7 @@ pub(super) fn everything() -> Vec<u8> {
         .end()
 }
 
-/// A small generator for repeatable tests.
+/// A small generator for reproducible tests.
 pub(super) struct Dice(pub(super) u64);
 
 impl Dice {

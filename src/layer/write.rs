@@ -25,7 +25,7 @@ pub enum WriteError {
     /// The names take more than 4 GiB.
     #[error("the layer's names do not fit an index")]
     Names,
-    /// A span cannot be stored: its window lies outside, or it does not follow the one before.
+    /// A span cannot be stored: its window is out of range, or it does not follow the previous span.
     #[error("span {span} does not fit an index")]
     Span {
         /// Its number.
@@ -33,11 +33,10 @@ pub enum WriteError {
     },
 }
 
-/// Writes the index of `layer`, for which `proof` speaks: its tree, its spans in decoded order, and the windows they
-/// refer to.
+/// Writes the index of `layer` with `proof`: its tree, its spans in decoded order, and their windows.
 ///
 /// # Errors
-/// [`WriteError`]; what was written so far is then of no use.
+/// [`WriteError`]; the output is unusable then.
 pub fn write_index(
     tree: &LayerTree,
     spans: &[Span],
@@ -100,7 +99,7 @@ pub fn write_index(
     body.finish(Footer { contents, body: layout.end, places: layout.places, layer, proof, checks })
 }
 
-/// Spans must lie one after the other, or looking one up by offset would mislead.
+/// Spans must be contiguous, or lookups by offset would be wrong.
 fn check_spans(spans: &[Span], windows: &[u8]) -> Result<(), WriteError> {
     let mut end = DecodedOffset(0);
     for (number, span) in spans.iter().enumerate() {
@@ -162,8 +161,8 @@ fn entries(tree: &LayerTree, names: &Names, body: &mut PageWriter<impl Write>) -
     Ok(contents)
 }
 
-/// Where names and targets go. Names stand in the order of the children, so that a search within one
-/// directory touches few pages.
+/// Placement of names and targets. Names are in the order of the children, so that a search within one directory
+/// accesses few pages.
 struct Names {
     order: Vec<u32>,
     /// By entry id.
@@ -174,7 +173,7 @@ struct Names {
 }
 
 impl Names {
-    /// `base` is where the section starts in the body.
+    /// `base` is the start of the section in the body.
     fn lay_out(tree: &LayerTree, children: &[u32], base: u64) -> Result<Self, WriteError> {
         let mut order = children.to_vec();
         let mut placed = vec![false; tree.len() as usize];
@@ -237,7 +236,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// Where the next section will start.
+    /// Start of the next section.
     fn next(&self) -> u64 {
         self.end.next_multiple_of(SECTION_ALIGN)
     }
@@ -249,7 +248,7 @@ impl Layout {
     }
 }
 
-/// Cuts the body into pages and notes their checksums.
+/// Splits the body into pages and records their checksums.
 struct PageWriter<'a, W> {
     out: &'a mut W,
     page: Vec<u8>,

@@ -1,16 +1,16 @@
-//! Sets of extended attributes, stored once however many entries share them.
+//! Sets of extended attributes, deduplicated.
 //!
-//! A layer has few distinct sets (one capability, one SELinux label per kind of file), so an entry
-//! carries a number and the bytes are kept once. A set's form in memory and on disk is the same:
-//! `name length u16, value length u32, name, value` for each attribute, sorted by name.
+//! A layer has few distinct sets (one capability, one SELinux label per kind of file), so an entry has a number and
+//! each set is stored once. A set has the same format in memory and on disk: `name length u16, value length u32, name,
+//! value` for each attribute, sorted by name.
 
 use std::collections::HashMap;
 
 use super::pax::Xattr;
 
-/// The longest value Linux takes (`XATTR_SIZE_MAX`), in bytes.
+/// Limit for a value on Linux (`XATTR_SIZE_MAX`), in bytes.
 pub(super) const VALUE_LIMIT: usize = 65_536;
-/// The longest name Linux takes (`XATTR_NAME_MAX`), in bytes.
+/// Limit for a name on Linux (`XATTR_NAME_MAX`), in bytes.
 pub(super) const NAME_LIMIT: usize = 255;
 const HEAD: usize = 6;
 
@@ -24,8 +24,8 @@ pub(super) struct XattrSets {
 }
 
 impl XattrSets {
-    /// The number (from 1) of the set with these attributes, sorted by name; `None` if there would
-    /// be more than `limit` bytes of sets.
+    /// The number (from 1) of the set with these attributes, sorted by name; `None` if all sets together would exceed
+    /// `limit` bytes.
     pub(super) fn intern(&mut self, xattrs: &[Xattr], limit: usize) -> Option<u32> {
         if xattrs.is_empty() {
             return Some(0);
@@ -45,7 +45,7 @@ impl XattrSets {
         if let Some(&number) = self.known.get(&key) {
             return Some(number);
         }
-        // A set's table row, hash and number are counted too: many tiny sets also take memory.
+        // A set's table row, hash and number count, too: many tiny sets also take memory.
         if self.taken() + raw.len() > limit {
             return None;
         }
@@ -58,12 +58,12 @@ impl XattrSets {
         Some(number)
     }
 
-    /// Bytes that all sets take.
+    /// Memory taken by all sets, in bytes.
     pub(super) fn taken(&self) -> usize {
         self.bytes.len() + 64 * self.sets.len()
     }
 
-    /// The set with this number, in its stored form; empty for 0.
+    /// The stored form of the set with this number; empty for 0.
     pub(super) fn raw(&self, number: u32) -> &[u8] {
         let Some(place) = (number as usize).checked_sub(1) else { return &[] };
         let (start, len) = self.sets[place];
@@ -71,7 +71,7 @@ impl XattrSets {
     }
 }
 
-/// The attributes of a set in its stored form; `None` where the form is broken, and then the end.
+/// The attributes of a set in its stored form; ends with `None` if the form is invalid.
 pub(super) fn parse(mut raw: &[u8]) -> impl Iterator<Item = Option<(&[u8], &[u8])>> {
     std::iter::from_fn(move || {
         if raw.is_empty() {

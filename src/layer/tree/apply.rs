@@ -1,4 +1,4 @@
-//! What each entry of the tar does to the tree: what containerd's unpacker would do with it.
+//! Applies tar entries to the tree, as containerd's unpacker does.
 
 use super::path::{clean, join, shown, split_first, split_last};
 use super::{DEPTH_MAX, LayerTree, NAME_MAX, TARGET_MAX, TreeError, WHITEOUT, too_long, too_many};
@@ -6,26 +6,26 @@ use crate::layer::entry::{EntryId, Flags, Kind, Record, Timestamp};
 use crate::layer::tar::{TarEntry, TarKind, TarSink};
 use crate::layer::xattrs::{NAME_LIMIT, VALUE_LIMIT};
 
-/// Symlinks followed for one path, as in containerd.
+/// Limit for symlinks per path, as in containerd.
 const LINKS_PER_PATH: usize = 255;
 const META: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..opq";
 
-/// Where a path leads within a layer.
+/// Target of a path within a layer.
 pub(super) enum Found {
     Directory(EntryId),
-    /// Nothing there in this layer: the path with all links this layer decides followed.
+    /// Not in this layer: the path with this layer's symlinks resolved.
     Elsewhere(Vec<u8>),
-    /// Whatever lower layers have there, this layer hides it or has a file in its place.
+    /// This layer hides it in lower layers, or has a file in its place.
     Hidden,
 }
 
-/// What a walk does about directories that the layer does not have.
+/// How a walk handles directories that the layer does not have.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Missing {
-    /// Makes them, since something stands in them.
+    /// Creates implied directories, as they get an entry.
     Imply,
-    /// Notes that a whiteout leads through them, which makes no directory.
+    /// Records the path of a whiteout, which creates no directory.
     PassThrough,
     Report,
 }
@@ -39,11 +39,10 @@ impl TarSink for LayerTree {
 }
 
 impl LayerTree {
-    /// Takes the next tar entry, as containerd's unpacker would.
+    /// Applies the next tar entry, as containerd's unpacker does.
     ///
     /// # Errors
-    /// [`TreeError`] if no unpacker could apply it or a limit is reached; the tree is then not to
-    /// be used any more.
+    /// [`TreeError`] if no unpacker could apply it or a limit is exceeded; the tree must not be used afterwards.
     pub fn add(&mut self, entry: &TarEntry<'_>) -> Result<(), TreeError> {
         let path = clean(entry.path, self.limits.path)?;
         if path.is_empty() {
@@ -60,7 +59,7 @@ impl LayerTree {
         }
     }
 
-    /// Hides `hidden` of the lower layers, or everything if that is the opaque marker.
+    /// Hides `hidden` in the lower layers, or everything if it is the opaque marker.
     fn white_out(&mut self, parent_path: &[u8], hidden: &[u8], path: &[u8]) -> Result<(), TreeError> {
         match hidden {
             b"" | b"." | b".." => return Err(TreeError::Whiteout { path: shown(path) }),
@@ -97,7 +96,7 @@ impl LayerTree {
         Ok(())
     }
 
-    /// The directory a cleaned parent path leads to, made where it is missing.
+    /// The directory of a cleaned parent path, created if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<EntryId, TreeError> {
         if let Some((last, id)) = &self.last_parent
             && last == path
@@ -111,13 +110,12 @@ impl LayerTree {
         Ok(id)
     }
 
-    /// Follows a cleaned path, and symlinks of this layer on the way, to a directory.
+    /// Resolves a cleaned path, through symlinks of this layer, to a directory.
     ///
-    /// A `..` in a link's target goes back over a name that is missing without making it, as in
-    /// containerd.
+    /// A `..` in a symlink's target goes back over a missing name without creating it, as in containerd.
     pub(super) fn walk(&mut self, path: &[u8], missing: Missing) -> Result<Found, TreeError> {
         let mut directory = EntryId::ROOT;
-        // Names that are not there, below `directory`; once there is one, nothing below it exists.
+        // Missing names below `directory`; below a missing name nothing exists.
         let mut absent: Vec<Vec<u8>> = Vec::new();
         let mut depth = 0_usize;
         let mut links = 0;
@@ -180,7 +178,7 @@ impl LayerTree {
             Missing::Report if absent.is_empty() => {}
             Missing::Report => return Ok(Found::Elsewhere(join(&self.path(directory), &absent.join(&b'/')))),
             Missing::PassThrough => {
-                // Of the names that are absent only the first can have a whiteout.
+                // Only the first missing name can have a whiteout.
                 let hidden = absent.first().is_some_and(|name| self.child(directory, name).is_some());
                 if hidden || self.hides_what_is_in(directory) {
                     return Ok(Found::Hidden);
@@ -200,12 +198,12 @@ impl LayerTree {
         Ok(Found::Directory(directory))
     }
 
-    /// Whether a directory is only there for whiteouts, and is hidden by one itself.
+    /// Whether a directory only contains whiteouts, and is itself hidden by one.
     pub(super) fn is_whiteout(&self, id: EntryId) -> bool {
         self.nodes[id.index()].record.flags.has(Flags::WHITEOUT_PATH | Flags::HIDES_LOWER)
     }
 
-    /// Whether whatever the layers below have in a directory is hidden already.
+    /// Whether the content of a directory in lower layers is already hidden.
     fn hides_what_is_in(&self, mut directory: EntryId) -> bool {
         loop {
             let record = &self.nodes[directory.index()].record;
@@ -219,7 +217,7 @@ impl LayerTree {
         }
     }
 
-    /// A directory that was only there for whiteouts has something in it, and so have those above.
+    /// Marks a directory that only contained whiteouts, and its parents, as existing.
     pub(super) fn exists(&mut self, mut directory: EntryId) {
         while self.nodes[directory.index()].record.flags.has(Flags::WHITEOUT_PATH) {
             let record = &mut self.nodes[directory.index()].record;
@@ -231,7 +229,7 @@ impl LayerTree {
         }
     }
 
-    /// Makes a directory that nothing describes, in place of a whiteout if there is one.
+    /// Creates an implied directory, in place of a whiteout if there is one.
     fn imply(
         &mut self,
         parent: EntryId,
@@ -250,7 +248,7 @@ impl LayerTree {
         Ok(id)
     }
 
-    /// A whiteout of `name`.
+    /// Adds a whiteout of `name`.
     fn hide(&mut self, parent: EntryId, name: &[u8]) -> Result<(), TreeError> {
         if let Some(there) = self.child(parent, name) {
             self.hides_lower(there);
@@ -263,7 +261,7 @@ impl LayerTree {
         Ok(())
     }
 
-    /// Anything but a hard link.
+    /// Adds any entry except a hard link.
     fn put(&mut self, parent: EntryId, name: &[u8], entry: &TarEntry<'_>, path: &[u8]) -> Result<(), TreeError> {
         let id = EntryId(self.len());
         let described = self.describe(entry, id, path)?;
@@ -282,7 +280,7 @@ impl LayerTree {
         Ok(())
     }
 
-    /// A hard link: another name for an inode of this layer, or of a lower one.
+    /// Adds a hard link: another name for an inode of this layer or of a lower one.
     fn link(
         &mut self,
         parent: EntryId,
@@ -307,13 +305,13 @@ impl LayerTree {
                 if let Some(itself) = found
                     && found == there
                 {
-                    // A link to itself changes nothing.
+                    // A link to itself has no effect.
                     return match self.entry(itself).kind() {
                         Kind::Directory => Err(to_directory()),
                         _ => Ok(()),
                     };
                 }
-                // The unpacker removes what stands in the way before it looks for the target.
+                // The unpacker removes an existing entry before it looks for the target.
                 if let Some(there) = there
                     && self.nodes[there.index()].record.kind == Kind::Directory
                     && found.is_some_and(|found| self.is_below(found, there))
@@ -358,7 +356,7 @@ impl LayerTree {
         false
     }
 
-    /// Puts `id` where `there` stands: what is replaced in one layer is hidden in those below.
+    /// Puts `id` in the place of `there`: an entry replaced in one layer hides those in lower layers.
     fn take_place(&mut self, id: EntryId, parent: EntryId, there: Option<EntryId>) {
         if let Some(there) = there {
             self.detach(there);
@@ -434,21 +432,21 @@ impl LayerTree {
         Ok(record)
     }
 
-    /// Gives a directory the metadata of a later entry, which is all that counts, as if the two stood in
-    /// two layers.
+    /// Applies the metadata of a later entry for a directory, which replaces the earlier one, as if they were in two
+    /// layers.
     fn redescribe_directory(&mut self, id: EntryId, described: &Record) {
         self.redescribe(id, described);
         self.nodes[id.index()].record.xattrs = described.xattrs;
     }
 
-    /// Gives an existing inode the metadata of a later hard link to it.
+    /// Applies the metadata of a later hard link to the inode.
     pub(super) fn redescribe(&mut self, id: EntryId, described: &Record) {
         let record = &mut self.nodes[id.index()].record;
         record.flags.clear(Flags::IMPLIED);
         if record.kind != Kind::Symlink {
             record.mode = described.mode;
         }
-        // Many tools write extended attributes with the first name of a file only.
+        // Many tools write extended attributes only with the first name of a file.
         if described.xattrs != 0 {
             record.xattrs = described.xattrs;
         }

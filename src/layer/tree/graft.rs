@@ -1,35 +1,34 @@
-//! Grafting: what stands in an implied directory moves to where a lower layer's symlink leads.
+//! Grafting: moves entries of an implied directory to the target of a lower layer's symlink.
 
 use super::apply::{Found, Missing};
 use super::path::{clean, shown, split_last};
 use super::{EntryId, Flags, ID_LIMIT, Kind, LayerTree, NAME_MAX, Record, TreeError};
 
-/// What became of an entry that was to stand in another directory.
+/// Result of moving an entry to another directory.
 enum Merged {
     Moved,
-    /// It and this one are one directory.
+    /// It was merged into this directory.
     Into(EntryId),
     Lost,
 }
 
 impl LayerTree {
-    /// From now on the tree may get so many entries more, with names of ordinary length.
+    /// Raises the limit by `entries` entries, with names of ordinary length.
     pub fn may_grow_by(&mut self, entries: u32) {
         self.limits.entries = self.len().saturating_add(entries).min(ID_LIMIT);
         self.limits.names = self.names.len() + NAME_MAX * entries as usize;
     }
 
-    /// Moves everything in the implied directory `from` to the path `to`, because a lower layer has
-    /// a symlink where `from` stands. `from` leaves the tree; ids of what stood in it stay. Returns the directories
-    /// that stand in another one now.
+    /// Moves everything in the implied directory `from` to the path `to`, because a lower layer has a symlink in the
+    /// place of `from`. `from` leaves the tree; the ids of its entries stay valid. Returns the directories that were
+    /// moved.
     ///
-    /// Where both places have a name, the one that came later in the tar wins, as if both had been
-    /// written to one place. Whiteouts alone make no directory there either; and where `from` is hidden by a
-    /// whiteout, it is that whiteout which stays. Hard links into lower layers that find their target in this one now
-    /// are joined [later](Self::join_lower_links).
+    /// If both places have a name, the later one in the tar wins, as if both had been written to one place. Whiteouts
+    /// alone create no directory there either; and if `from` is hidden by a whiteout, that whiteout stays. Hard links
+    /// into lower layers whose target is now in this layer are joined [later](Self::join_lower_links).
     ///
     /// # Errors
-    /// [`TreeError`] if `to` leads through something that is no directory, or below `from`.
+    /// [`TreeError`] if `to` leads through an entry that is not a directory, or below `from`.
     pub fn graft(&mut self, from: EntryId, to: &[u8]) -> Result<Vec<EntryId>, TreeError> {
         let to = clean(to, self.limits.path)?;
         let flags = self.nodes[from.index()].record.flags;
@@ -43,7 +42,7 @@ impl LayerTree {
             if flags.has(Flags::OPAQUE) {
                 self.nodes[destination.index()].record.flags.set(Flags::OPAQUE);
             }
-            // It leaves its place first: what stands in it may come to stand there.
+            // Remove it first: its entries may move to its place.
             self.unhook(from);
             let mut pairs = vec![(from, destination)];
             while let Some((source, target)) = pairs.pop() {
@@ -74,8 +73,7 @@ impl LayerTree {
         Ok(moved)
     }
 
-    /// Hooks `id`, which stands nowhere, into `target`; the children of a directory that meets another are left to
-    /// the caller.
+    /// Adds the unplaced `id` to `target`; the caller merges the children of a directory that meets another one.
     fn merge(&mut self, id: EntryId, target: EntryId) -> Merged {
         let name = self.name(id).to_vec();
         let Some(there) = self.child(target, &name) else {
@@ -85,7 +83,7 @@ impl LayerTree {
         let (mine, other) = (self.nodes[id.index()].record, self.nodes[there.index()].record);
         if mine.kind == Kind::Directory && other.kind == Kind::Directory {
             self.merge_directories(&mine, there, id > there);
-            // Its children move on; itself it is gone. Nothing may look for it by name any more.
+            // Its children move; the directory itself is dropped and must not be found by name.
             self.nodes[id.index()].record.flags.set(Flags::DETACHED);
             return Merged::Into(there);
         }
@@ -109,7 +107,7 @@ impl LayerTree {
         }
     }
 
-    /// Adds what the layer says about one directory to what it says about another, which stays.
+    /// Merges the metadata of one directory into that of another, which stays.
     fn merge_directories(&mut self, mine: &Record, there: EntryId, later: bool) {
         let kept = &mut self.nodes[there.index()].record;
         if !mine.flags.has(Flags::IMPLIED) && (kept.flags.has(Flags::IMPLIED) || later) {
@@ -126,7 +124,7 @@ impl LayerTree {
         }
     }
 
-    /// Turns hard links into lower layers whose target is in this layer, after grafts, into ordinary ones.
+    /// After grafts, turns hard links into lower layers whose target is in this layer into ordinary ones.
     ///
     /// # Errors
     /// [`TreeError`] if their paths lead through too many symlinks.
@@ -145,7 +143,7 @@ impl LayerTree {
             };
             if let Found::Directory(parent) = reached
                 && let Some(target) = self.child(parent, name)
-                // What came after the link in the tar is not what it names.
+                // An entry later in the tar than the link is not its target.
                 && target < link
             {
                 let inode = self.nodes[target.index()].record.inode;

@@ -1,22 +1,20 @@
 //! The tree of one layer, built while its tar streams past.
 //!
-//! A layer is a change, not a file system: it says what it adds and what it hides, and much of what
-//! it means is decided by the layers below. This tree keeps exactly what the layer says. The result
-//! is what containerd's unpacker would leave behind, applied to an image of which nothing else is
-//! known, with one difference the image specification demands: a whiteout hides names of *lower*
-//! layers wherever it stands in the tar, never those of its own.
+//! A layer is a change, not a file system: it lists what it adds and hides, and much of its meaning depends on the
+//! layers below. This tree holds exactly what the layer states. The result is that of containerd's unpacker on an
+//! otherwise unknown image, with one difference required by the image specification: a whiteout hides names of *lower*
+//! layers wherever it is in the tar, never those of its own layer.
 //!
-//! Paths are cleaned as text first (`a/../b` is `b`, `..` stops at the root), then their parents are
-//! followed through symlinks this layer made. A parent that is not described becomes an implied
-//! directory; a lower layer may know better, and then [`LayerTree::graft`] moves what stands in it.
-//! The path of a whiteout or an opaque marker implies nothing: what it leads through is kept as
-//! [`Flags::WHITEOUT_PATH`], and exists only where a lower layer says so.
+//! Paths are first cleaned as text (`a/../b` is `b`, `..` stops at the root), then their parents are resolved through
+//! symlinks of this layer. A parent without an entry becomes an implied directory; a lower layer may have a symlink
+//! there, and then [`LayerTree::graft`] moves its entries. The path of a whiteout or an opaque marker implies nothing:
+//! its directories are kept as [`Flags::WHITEOUT_PATH`], and exist only if a lower layer has them.
 //!
-//! Directories whose names begin with `.wh.` (AUFS has a few, with the bodies of hard links in them) are
-//! kept for the hard links that lead into them, and are never shown; see [`is_hidden`].
+//! Directories whose names begin with `.wh.` (AUFS has a few, with the bodies of hard links) are kept for the hard
+//! links into them, and are never shown; see [`is_hidden`].
 //!
-//! Everything here is bounded by [`Limits`], nothing recurses, and no path leaves the root since
-//! there is nothing outside: the tree is only names.
+//! Everything is limited by [`Limits`], nothing recurses, and no path can leave the root, since the tree consists of
+//! names only.
 
 mod apply;
 mod graft;
@@ -31,10 +29,10 @@ use super::extents::{Laying, whole_extent};
 use super::names::{ID_LIMIT, NameTable};
 use super::xattrs::{self, XattrSets};
 
-/// Bounds of what one layer may contain.
+/// Limits for one layer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// Entries, implied directories included.
+    /// Entries, including implied directories.
     pub entries: u32,
     /// Length of one path, in bytes.
     pub path: usize,
@@ -42,21 +40,21 @@ pub struct Limits {
     pub names: usize,
     /// Distinct sets of extended attributes together, in bytes.
     pub xattrs: usize,
-    /// Runs of all sparse files together.
+    /// Data runs of all sparse files together.
     pub extents: usize,
-    /// Names walked because symlinks sent the walk elsewhere, in the whole layer.
+    /// Path components walked because of symlinks, in the whole layer.
     pub link_steps: u64,
-    /// Bytes that entries, names, runs and attributes take in an index, see [`Limits::of_blob`].
+    /// Bytes of entries, names, runs and attributes in an index, see [`Limits::of_blob`].
     pub index: u64,
-    /// So many of them are for a blob of any size, see [`Limits::of_image`].
+    /// Minimum of `index` for a blob of any size, see [`Limits::of_image`].
     pub index_at_least: u64,
 }
 
 impl Limits {
-    /// The same limits for the layer of a blob of `size` bytes: what its index takes is in proportion to that.
+    /// Limits for the layer of a blob of `size` bytes: the size of its index is limited in proportion.
     ///
-    /// A path that a compressor brings to a few bytes can make thousands of directories, and some kilobytes of blob
-    /// gigabytes of index.
+    /// A highly compressible path can create thousands of directories, and a blob of some kilobytes an index of
+    /// gigabytes.
     #[must_use]
     pub fn of_blob(self, size: u64) -> Self {
         let beginning = size.min(BEGINNING);
@@ -65,8 +63,7 @@ impl Limits {
         Self { index: self.index.min(self.index_at_least.saturating_add(in_proportion)), ..self }
     }
 
-    /// The same limits for layers of an image that has so many: what they may take however small they are is bounded for
-    /// all of them together.
+    /// Limits for the layers of an image with this many: their minimum index sizes are limited in total.
     #[must_use]
     pub fn of_image(self, layers: usize) -> Self {
         let share = SMALL_LAYERS / layers.max(1) as u64;
@@ -74,20 +71,20 @@ impl Limits {
     }
 }
 
-/// What a layer may take in an index however small it is: twice what a path takes that is as deep as one may be.
+/// Minimum index size for any layer: twice that of a path of maximum depth.
 const INDEX_AT_LEAST: u64 = 640 << 10;
-/// What all layers of an image may take so, and each at the least: some 900 entries.
+/// Total of these minimums for an image, and the minimum per layer: some 900 entries.
 const SMALL_LAYERS: u64 = 64 << 20;
 const SMALL_LAYER: u64 = 64 << 10;
-/// Bytes of index for a byte of blob. Tars of nothing but empty files, links or directories have up to 47 when they are
-/// compressed by `zstd -19`, and 12 by gzip; one whose files are each in three directories of their own that have no
-/// entry has 180. With contents, a layer has less than 1.
+/// Bytes of index per byte of blob. Tars of only empty files, links or directories reach up to 47 when compressed by
+/// `zstd -19`, and 12 with gzip; one whose files are each in three directories without entries reaches 180. With
+/// contents, a layer has less than 1.
 const INDEX_PER_BYTE: u64 = 64;
-/// The same for the beginning of a blob, and how long that is: regular names are worth this much in a layer of 100,000
-/// of them, and in a larger one something else comes.
+/// The same for the start of a blob, and the length of that start: regular names reach this value in a layer of 100,000
+/// of them, and larger layers vary more.
 const INDEX_PER_FIRST_BYTE: u64 = 256;
 const BEGINNING: u64 = 256 << 10;
-/// Bytes of an entry in an index beside its name: its record and its place among the children.
+/// Bytes of an entry in an index besides its name: its record and its place among the children.
 const ENTRY_BYTES: u64 = 68;
 
 impl Default for Limits {
@@ -105,22 +102,22 @@ impl Default for Limits {
     }
 }
 
-/// Directories in directories: more than any path that Linux can name at once has.
+/// Limit for the depth of directories: more than any path that Linux can resolve at once.
 const DEPTH_MAX: usize = 4096;
-/// The longest name Linux takes, in bytes.
+/// Limit for a name on Linux, in bytes.
 const NAME_MAX: usize = 255;
-/// The longest symlink target Linux takes, in bytes.
+/// Limit for a symlink target on Linux, in bytes.
 const TARGET_MAX: usize = 4095;
 const NONE: u32 = u32::MAX;
-/// What the names of whiteouts begin with.
+/// Prefix of whiteout names.
 const WHITEOUT: &[u8] = b".wh.";
 
-/// Whether a name is never shown: that of a whiteout or of a directory of the union file system's own.
+/// Whether a name is never shown: a whiteout, or a private directory of a union file system.
 pub fn is_hidden(name: &[u8]) -> bool {
     name.starts_with(WHITEOUT)
 }
 
-/// Why an entry cannot become part of a tree.
+/// Why an entry cannot be added to the tree.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TreeError {
     /// A path component is longer than Linux allows.
@@ -153,7 +150,7 @@ pub enum TreeError {
         /// The path, at most 256 bytes of it.
         path: Vec<u8>,
     },
-    /// A path goes on below something that is no directory.
+    /// A path continues below an entry that is not a directory.
     #[error("`{}` leads through `{}`, which is not a directory", .path.escape_ascii(), .at.escape_ascii())]
     NotADirectory {
         /// The path, at most 256 bytes of it.
@@ -167,7 +164,7 @@ pub enum TreeError {
         /// The path, at most 256 bytes of it.
         path: Vec<u8>,
     },
-    /// A path leads too far down.
+    /// A path is too deep.
     #[error("`{}` leads more than {DEPTH_MAX} directories down", .path.escape_ascii())]
     TooDeep {
         /// The path, at most 256 bytes of it.
@@ -181,37 +178,37 @@ pub enum TreeError {
         /// Its target, at most 256 bytes of it.
         target: Vec<u8>,
     },
-    /// A whiteout that names nothing, or the directory it is in, or the one above.
+    /// A whiteout without a name, or of `.` or `..`.
     #[error("the whiteout `{}` names no file", .path.escape_ascii())]
     Whiteout {
         /// The whiteout's path, at most 256 bytes of it.
         path: Vec<u8>,
     },
-    /// An extended attribute that Linux cannot hold.
+    /// An extended attribute beyond the limits of Linux.
     #[error("`{}` has an extended attribute with a name of {name} and a value of {value} bytes", .path.escape_ascii())]
     Xattr {
         /// The entry, at most 256 bytes of it.
         path: Vec<u8>,
-        /// Length of the name; 1 to 255 are possible.
+        /// Length of the name; 1 to 255 are allowed.
         name: usize,
-        /// Length of the value; up to 65,536 are possible.
+        /// Length of the value; up to 65,536 are allowed.
         value: usize,
     },
     /// The layer is larger than [`Limits`] allow.
     #[error("the layer has more than {limit} {what}")]
     TooMany {
-        /// What there is too much of.
+        /// What exceeds the limit.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// The layer would take far more in an index than its blob takes.
+    /// The index of the layer would be far larger than its blob.
     #[error("names and directories take more than {limit} bytes, which is out of all proportion to the layer's own")]
     OutOfProportion {
         /// The limit.
         limit: u64,
     },
-    /// A graft would put a directory into itself.
+    /// A graft would move a directory into itself.
     #[error("`{}` cannot be moved below itself", .path.escape_ascii())]
     GraftIntoItself {
         /// The path, at most 256 bytes of it.
@@ -230,7 +227,7 @@ pub struct LayerTree {
     pub(super) xattrs: XattrSets,
     link_steps: u64,
     ignored: u64,
-    /// The parent path of the last entry and where it led; cleared when anything is detached.
+    /// The parent path of the last entry and its directory; cleared when an entry is detached.
     last_parent: Option<(Vec<u8>, EntryId)>,
 }
 
@@ -249,7 +246,7 @@ impl Default for LayerTree {
 }
 
 impl LayerTree {
-    /// A tree with nothing but an implied root.
+    /// A tree with only an implied root.
     pub fn new(limits: Limits) -> Self {
         let mut root = Record::implied(EntryId::ROOT, EntryId::ROOT);
         root.b = u64::from(NONE);
@@ -266,22 +263,22 @@ impl LayerTree {
         }
     }
 
-    /// Entries so far, detached ones included; ids are below this.
+    /// Number of entries, including detached ones; ids are below this.
     pub fn len(&self) -> u32 {
         self.nodes.len() as u32
     }
 
-    /// Whether the layer says nothing at all.
+    /// Whether the layer is empty.
     pub fn is_empty(&self) -> bool {
         self.nodes.len() == 1 && self.nodes[0].record.flags == Flags::IMPLIED
     }
 
-    /// Tar entries that mean nothing: a root that is no directory, AUFS's own names (`.wh..wh.*`).
+    /// Number of ignored tar entries: a root that is not a directory, AUFS's own names (`.wh..wh.*`).
     pub fn ignored(&self) -> u64 {
         self.ignored
     }
 
-    /// What the layer says about an entry.
+    /// The metadata of an entry.
     ///
     /// # Panics
     /// If the id is not below [`LayerTree::len`].
@@ -314,7 +311,7 @@ impl LayerTree {
         self.table.find(hash, is).map(EntryId)
     }
 
-    /// The entries of a directory, newest first; none if it is no directory.
+    /// The entries of a directory, newest first; empty for other entries.
     pub fn children(&self, directory: EntryId) -> impl Iterator<Item = EntryId> + '_ {
         let record = &self.nodes[directory.index()].record;
         let mut next = if record.kind == Kind::Directory { record.b as u32 } else { NONE };
@@ -325,12 +322,12 @@ impl LayerTree {
         })
     }
 
-    /// Where a symlink points, as written.
+    /// The target of a symlink, as written.
     pub fn symlink_target(&self, id: EntryId) -> Option<&[u8]> {
         self.target(id, Kind::Symlink)
     }
 
-    /// The path a [`Kind::LowerLink`] leads to, from the root, without a leading slash.
+    /// The target path of a [`Kind::LowerLink`], from the root, without a leading slash.
     pub fn link_target(&self, id: EntryId) -> Option<&[u8]> {
         self.target(id, Kind::LowerLink)
     }
@@ -340,7 +337,7 @@ impl LayerTree {
         xattrs::parse(self.xattrs.raw(self.entry(id).record.xattrs)).flatten()
     }
 
-    /// The runs of a file within `range`, holes included; none if it is no file.
+    /// The extents of a file within `range`, including holes; empty for other entries.
     pub fn extents(&self, id: EntryId, range: Range<FileOffset>) -> Vec<Extent> {
         let record = self.entry(id).record;
         if record.kind != Kind::File {
@@ -362,8 +359,8 @@ impl LayerTree {
         lay.finish()
     }
 
-    /// Implied directories that stand in a described one or in the root: where a lower layer must
-    /// be asked what this path is there. Those below them are implied too, down to what is described.
+    /// Implied directories in a described one or in the root: a lower layer may have something else at these paths.
+    /// Their children are implied, too, down to described entries.
     pub fn implied_roots(&self) -> impl Iterator<Item = EntryId> + '_ {
         let implied = |id: u32| {
             let record = &self.nodes[id as usize].record;
@@ -405,7 +402,7 @@ impl LayerTree {
         Ok(first | (runs.len() as u64) << 32)
     }
 
-    /// Whether so many bytes more of index are in proportion to the blob.
+    /// Checks that `more` bytes of index are in proportion to the blob.
     fn is_in_proportion(&self, more: u64) -> Result<(), TreeError> {
         let runs = std::mem::size_of_val(&*self.extents) + self.xattrs.taken();
         let taken = self.nodes.len() as u64 * ENTRY_BYTES + self.names.len() as u64 + runs as u64;
@@ -415,7 +412,7 @@ impl LayerTree {
         }
     }
 
-    /// Keeps a name or target: its length and place.
+    /// Stores a name or target; returns its length and place.
     fn keep(&mut self, bytes: &[u8]) -> Result<(u64, u64), TreeError> {
         if self.names.len() + bytes.len() > self.limits.names.min(u32::MAX as usize) {
             return Err(too_many("bytes of names", self.limits.names as u64));
@@ -426,7 +423,7 @@ impl LayerTree {
         Ok((bytes.len() as u64, at as u64))
     }
 
-    /// A new node with a name, standing nowhere yet.
+    /// A new node with a name, without a place yet.
     fn fresh(&mut self, mut record: Record, name: &[u8]) -> Result<EntryId, TreeError> {
         if self.len() >= self.limits.entries {
             return Err(too_many("entries", u64::from(self.limits.entries)));
@@ -442,7 +439,7 @@ impl LayerTree {
         Ok(id)
     }
 
-    /// Puts a node that stands nowhere into a directory.
+    /// Adds an unplaced node to a directory.
     fn hook(&mut self, id: EntryId, directory: EntryId) {
         let first = self.nodes[directory.index()].record.b as u32;
         let node = &mut self.nodes[id.index()];
@@ -462,7 +459,7 @@ impl LayerTree {
         });
     }
 
-    /// Takes a node out of its directory, keeping what stands below it.
+    /// Removes a node from its directory, with everything below it.
     fn unhook(&mut self, id: EntryId) {
         let Node { next, previous, record } = self.nodes[id.index()];
         let hash = self.table.hash(record.parent, self.name(id));
@@ -479,8 +476,7 @@ impl LayerTree {
         }
     }
 
-    /// Takes a node and everything below it out of the tree. Ids stay, and so do inodes that other
-    /// names share.
+    /// Removes a node and everything below it from the tree. Ids stay valid, and so do inodes with other names.
     fn detach(&mut self, id: EntryId) {
         self.last_parent = None;
         let mut stack = vec![id];
@@ -511,9 +507,9 @@ impl LayerTree {
     }
 }
 
-/// Tools for a reader of written indexes to make a tree with the ids it had.
+/// Used to restore a tree from a written index, with its ids.
 impl LayerTree {
-    /// Adds the next id, standing nowhere, with its record's places already those of this tree.
+    /// Adds the next id without a place; the record already refers to this tree's data.
     pub(super) fn restore(&mut self, record: Record, name: &[u8]) -> Result<EntryId, TreeError> {
         self.fresh(record, name)
     }
@@ -527,7 +523,7 @@ impl LayerTree {
         self.hook(id, directory);
     }
 
-    /// Marks what stands nowhere.
+    /// Marks entries without a place as detached.
     pub(super) fn detach_unplaced(&mut self, placed: &[bool]) {
         for (node, placed) in self.nodes.iter_mut().zip(placed) {
             if !placed {
@@ -584,7 +580,7 @@ mod tests {
         assert_eq!([limit(1, 0), limit(102, 0), limit(1000, 0)], [640 << 10, 640 << 10, 67_108]);
         for layers in [1, 10, 100, 300, 1000] {
             assert!(layers as u64 * limit(layers, 0) <= 64 << 20, "{layers}");
-            // A path as deep as one may be has 300 KiB.
+            // A path of maximum depth takes 300 KiB.
             assert!(layers > 100 || limit(layers, 164) > 500 << 10);
         }
         let mebibyte = limit(1, 1 << 20);
@@ -622,7 +618,7 @@ mod tests {
             (Tar::default().symlink("root", "/").file("root/x", b""), "x"),
             // The last component of a name is never followed.
             (Tar::default().symlink("x", "/etc/passwd").file("x", b""), "x"),
-            // `..` in a name is text; in a link's target it is the directory above.
+            // `..` in a name is text; in a symlink's target it is the parent directory.
             (Tar::default().symlink("l", "deep/er").file("l/../x", b""), "x"),
             (Tar::default().symlink("l", "deep/er").symlink("m", "l/..").file("m/x", b""), "deep/x"),
             (Tar::default().dir("far/down").symlink("l", "far/down").symlink("m", "l/..").file("m/x", b""), "far/x"),
@@ -663,7 +659,7 @@ mod tests {
         for file in 0..1000 {
             tar = tar.file(&format!("d/long/{file}"), b"");
         }
-        // One parent is walked once; another parent each time must be walked anew.
+        // One parent is resolved once; different parents must each be resolved.
         let mut tree = LayerTree::new(limits);
         walk(&tar.clone().end(), &mut tree).unwrap();
         for dir in 0..1000 {
@@ -749,8 +745,8 @@ mod tests {
         assert!(root.entry(EntryId::ROOT).is(Flags::OPAQUE));
     }
 
-    /// In every order and depth: what a whiteout or an opaque marker leads through is there only if something
-    /// else of the layer says so.
+    /// In every order and depth: the path of a whiteout or an opaque marker exists only if another entry of the layer
+    /// needs it.
     #[test]
     fn paths_of_whiteouts_imply_no_directory() {
         let long = format!("d/.wh.{}", "n".repeat(255));
@@ -764,7 +760,7 @@ mod tests {
             (&[".wh.a", "a/.wh.b"], &["a!"]),
             (&[".wh.a", "a/b/.wh..wh..opq", "a/.wh..wh..opq"], &["a!"]),
             (&["a/.wh.b", ".wh.a", "a/.wh.c"], &["a/ path hides", "a/b!"]),
-            // As soon as there is something in it, it is a directory like any other.
+            // With an entry in it, it is a directory like any other.
             (&["a/.wh.b", "a/c"], &["a/ implied", "a/b!", "a/c"]),
             (&["a/c", "a/.wh.b"], &["a/ implied", "a/b!", "a/c"]),
             (&["a/b/.wh.c", "a/d"], &["a/ implied", "a/b/ path", "a/b/c!", "a/d"]),
@@ -772,7 +768,7 @@ mod tests {
             (&["a/.wh.b", ".wh.a", "a/c"], &["a/ implied opaque hides", "a/b!", "a/c"]),
             (&["a/.wh.b", ".wh.a", "a/"], &["a/ opaque hides", "a/b!"]),
             (&[".wh.a", "a/c", "a/.wh.b"], &["a/ implied opaque hides", "a/b!", "a/c"]),
-            // Nothing can be hidden below a file, and what takes the place of a path has it gone.
+            // Nothing can be hidden below a file, and a file in place of a path removes the path.
             (&["a", "a/.wh.b", "a/b/.wh..wh..opq"], &["a"]),
             (&["a/b/.wh.c", "a"], &["a hides"]),
             (&["a/b/.wh.c", "a/b"], &["a/ implied", "a/b hides"]),
@@ -955,7 +951,7 @@ mod tests {
         assert_eq!(extents(64..70), []);
     }
 
-    /// A plain map from path to kind: what applying the operations one after the other gives.
+    /// A plain map from path to kind: the result of applying the operations one after another.
     #[test]
     fn random_layers_agree_with_a_plain_model() {
         let mut dice = Dice(11);

@@ -1,8 +1,8 @@
-//! Paths as text, before anything is looked up.
+//! Paths as text, before any lookup.
 
 use super::{NAME_MAX, TreeError, WHITEOUT, too_long};
 
-/// A path with no empty or `.` parts, `..` applied and stopped at the root, and no slash around it.
+/// A path without empty or `.` parts, with `..` applied and stopped at the root, and no surrounding slashes.
 pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
     if path.len() > limit {
         return Err(TreeError::PathTooLong { len: path.len(), limit });
@@ -23,7 +23,7 @@ pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
             }
         }
     }
-    // Only names that remain must fit. A whiteout is no file, so only what it hides must.
+    // Only remaining names must fit. A whiteout is not a file, so only the name that it hides must fit.
     let (_, last) = split_last(&out);
     let whiteout = last.starts_with(WHITEOUT) && last.len() <= WHITEOUT.len() + NAME_MAX;
     let parts = out[..if whiteout { out.len() - last.len() } else { out.len() }].split(|&byte| byte == b'/');
@@ -51,7 +51,7 @@ pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }
 
-/// The part of a path that an error shows.
+/// The part of a path shown in an error.
 pub(super) fn shown(path: &[u8]) -> Vec<u8> {
     path[..path.len().min(256)].to_vec()
 }
