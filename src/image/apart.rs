@@ -1,10 +1,9 @@
-//! Work that takes long, on threads that nothing waits for.
+//! Long lookups, on separate threads.
 //!
-//! A FUSE thread that is busy cannot be interrupted, and neither can a process that waits for it; a worker of the runtime that
-//! is busy holds up the other mounts of the process. So both ask with a small allowance of steps
-//! ([`overlay::within`]), and what needs more is done on a thread of its own, of which an image and its mount take
-//! few each: an image to put a layer over those below, once for all who wait; a mount for anything else, for the one who
-//! asks, and until the answer is not wanted any more.
+//! A FUSE thread that is busy cannot be interrupted, nor can the process that waits for it; a busy worker of the
+//! runtime blocks the other mounts of the process. So both run lookups with a low limit of steps ([`overlay::within`]),
+//! and longer ones run on a separate thread. The number of such threads is limited: per image for preparing a layer,
+//! once for all waiting lookups; per mount for any other lookup, until it is cancelled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +17,12 @@ use super::work::Preparing;
 use crate::overlay::{self, LayerNo, Unknown};
 use crate::sync::lock;
 
-/// Asks a question that must not take long.
+/// Runs a lookup with a low limit of steps.
 pub fn briefly<T>(question: impl FnOnce() -> T) -> T {
     overlay::within(BRIEF, None, question)
 }
 
-/// The threads of one mount for questions that take long.
+/// The threads of one mount for long lookups.
 #[derive(Debug)]
 pub struct Apart(Arc<Semaphore>);
 
@@ -65,7 +64,7 @@ impl Apart {
     }
 }
 
-/// Asks on another thread, until it is not waited for any more.
+/// Runs a lookup on another thread, until it is cancelled.
 async fn ask_apart<T: Send + 'static, Q>(
     threads: Arc<Semaphore>,
     tree: Arc<dyn Tree>,
@@ -82,12 +81,12 @@ where
         drop(permit);
         (answer, question)
     });
-    // A panic has been told of.
+    // A panic was already reported.
     asked.await.map_err(|_| FsError::TakesTooLong)
 }
 
 impl ImageFs {
-    /// Waits until a layer that is known can be asked.
+    /// Waits until a complete layer is prepared.
     pub(super) async fn prepared(&self, number: LayerNo) -> Result<(), FsError> {
         let depends = !self.overlay.is_prepared(number);
         for below in (if depends { 0 } else { number.0 }..=number.0).map(LayerNo) {
@@ -104,7 +103,7 @@ impl ImageFs {
                     Err(unknown) => unknown,
                 };
                 match not_now(unknown) {
-                    // Its index was damaged when it was asked.
+                    // Its index was found damaged during the lookup.
                     NotNow::Needs(damaged) => self.verified(damaged).await?,
                     NotNow::Never(error) => return Err(error),
                     NotNow::TakesLong => return Err(FsError::TakesTooLong),
@@ -114,7 +113,7 @@ impl ImageFs {
         Ok(())
     }
 
-    /// Puts a layer over those below, or waits while that is done.
+    /// Prepares a layer, or waits while another task does.
     async fn prepare(&self, layer: LayerNo) -> Result<(), Unknown> {
         let preparing = lock(&self.work.preparing).entry(layer).or_insert_with(|| self.start_to_prepare(layer)).clone();
         let prepared = preparing.clone().await;
@@ -144,7 +143,7 @@ impl ImageFs {
     }
 }
 
-/// Set once the answer is not waited for any more.
+/// Set once the lookup is cancelled.
 #[derive(Default)]
 struct Unwanted(Arc<AtomicBool>);
 
@@ -154,9 +153,9 @@ impl Drop for Unwanted {
     }
 }
 
-/// Threads that a mount takes at once for questions that take long.
+/// Limit for threads of a mount for long lookups.
 const THREADS: usize = 2;
-/// Steps that a thread may take which others wait for: some 10 ms.
+/// Step limit for threads that others wait for: some 10 ms.
 const BRIEF: u64 = 100_000;
-/// Steps in which every question has an answer: some 10 s.
+/// Step limit for any lookup: some 10 s.
 const LONG: u64 = 1 << 26;

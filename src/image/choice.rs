@@ -1,4 +1,4 @@
-//! Which layer of an image is meant: by its number, counted from 1 at the lowest, or by how its digest begins.
+//! Selects a layer of an image by its number, counted from 1 at the lowest, or by a prefix of its digest.
 
 use std::fmt::{self, Display};
 use std::num::NonZeroU16;
@@ -13,38 +13,38 @@ use crate::overlay::LayerNo;
 pub enum LayerChoice {
     /// Its number; the lowest is 1.
     Number(NonZeroU16),
-    /// How the digest of its blob or of its decoded stream begins, with its algorithm or without.
+    /// A prefix of the digest of its blob or of its decoded stream, with or without the algorithm.
     Digest(String),
 }
 
-/// Why a text names no layer of any image.
+/// Why a text is not a valid layer choice.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{0}` is neither the number of a layer, of which the lowest is 1, nor 6 or more digits of its digest")]
 pub struct LayerChoiceError(String);
 
-/// Why an image has no such layer.
+/// Why an image has no matching layer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoSuchLayer {
-    /// There is none with this number.
+    /// There is no layer with this number.
     #[error("there is no layer {number}: the image has {}", layers(*count))]
     Number {
         /// The number.
         number: NonZeroU16,
-        /// How many there are.
+        /// The number of layers.
         count: usize,
     },
-    /// No digest begins so.
+    /// No digest has this prefix.
     #[error("no layer's digest begins with `{begin}`: the image has {}", layers(*count))]
     Digest {
-        /// What was named.
+        /// The prefix.
         begin: String,
-        /// How many layers there are.
+        /// The number of layers.
         count: usize,
     },
-    /// Several layers have such a digest.
+    /// Several layers have a digest with this prefix.
     #[error("`{begin}` is the beginning of several digests, of the layers {}", listed(numbers))]
     Several {
-        /// What was named.
+        /// The prefix.
         begin: String,
         /// Their numbers.
         numbers: Vec<usize>,
@@ -90,7 +90,7 @@ impl Display for LayerChoice {
 }
 
 impl Plan {
-    /// The layer that is meant.
+    /// The selected layer.
     ///
     /// # Errors
     /// [`NoSuchLayer`]
@@ -121,7 +121,7 @@ fn begins(layer: &LayerRef, begin: &str) -> bool {
     })
 }
 
-/// Digits of a digest from which on they name it; fewer are a number.
+/// Minimum length of a digest prefix; shorter texts are numbers.
 const DIGITS: usize = 6;
 
 #[cfg(test)]

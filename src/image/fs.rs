@@ -1,8 +1,8 @@
-//! One image as a file system, with no FUSE in it.
+//! One image as a file system, independent of FUSE.
 //!
-//! Every question can be asked in two ways: *now*, which answers from memory and from the store and never waits for the
-//! network, or *awaited*, which also waits for layers and content. Front ends that must not block ask the first way and
-//! hand the question to a task when there is no answer yet.
+//! Every operation has two forms: *now*, which uses memory and the store and never waits for the network, and
+//! *awaited*, which also waits for layers and content. Front ends that must not block use the first form, and pass the
+//! operation to a task if there is no result yet.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -34,18 +34,18 @@ pub struct ImageFs {
     identity: Identity,
     /// Held while a copy is made, see [`ImageFs::make_passthrough_copy`].
     making: Arc<Semaphore>,
-    /// Is told what is read.
+    /// Observes reads.
     observer: OnceLock<Box<dyn ReadObserver>>,
     own: Weak<Self>,
 }
 
-/// Why a question about an image has no answer.
+/// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FsError {
-    /// A layer that decides the answer cannot be shown.
+    /// A required layer cannot be shown.
     #[error("layer {number} cannot be shown")]
     Layer {
-        /// Which layer, counted from the base.
+        /// The layer, counted from the base.
         number: LayerNo,
         /// Why.
         #[source]
@@ -54,25 +54,25 @@ pub enum FsError {
     /// The bytes of a file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A layer index has the right checksums and contradicts itself.
+    /// A layer index has valid checksums but is inconsistent.
     #[error("the index of layer {number} contradicts itself")]
     Malformed {
-        /// Which layer.
+        /// The layer.
         number: LayerNo,
-        /// What is wrong.
+        /// The inconsistency.
         #[source]
         cause: Arc<IndexError>,
     },
-    /// A layer makes no sense over those below it, or takes too long to make sense of.
+    /// A layer cannot be merged with those below it, or that takes too long.
     #[error("layer {number} cannot be shown")]
     Refused {
-        /// Which layer, counted from the base.
+        /// The layer, counted from the base.
         number: LayerNo,
         /// Why.
         #[source]
         cause: Arc<MergeError>,
     },
-    /// No image that is meant well has such a question.
+    /// The lookup exceeds its limit; only a hostile image can cause this.
     #[error("the answer takes too long to find")]
     TakesTooLong,
     /// The image has no such node.
@@ -95,36 +95,36 @@ pub enum FsError {
     Loop,
 }
 
-/// Is told what is read of an image, in the thread that reads: it must not wait.
+/// Observes reads of an image, on the thread that reads: it must not wait.
 pub trait ReadObserver: Send + Sync {
-    /// `bytes` of `node`, which begin at `at`, are read.
+    /// `bytes` of `node` are read at offset `at`.
     fn read(&self, node: NodeId, at: FileOffset, bytes: &[u8]);
 }
 
-/// The answer, or the layer that must be known first.
+/// The result, or the reason why there is none now.
 pub type Now<T> = Result<T, NotNow>;
 
-/// Why there is no answer now.
+/// Why there is no result now.
 #[derive(Debug)]
 pub enum NotNow {
-    /// This layer is needed.
+    /// This layer is needed first.
     Needs(LayerNo),
-    /// It takes more steps than this thread may spend; see [`Apart`](super::Apart).
+    /// It exceeds this thread's limit of steps; see [`Apart`](super::Apart).
     TakesLong,
-    /// There will be no answer.
+    /// It has failed.
     Never(FsError),
 }
 
-/// One name in a listing.
+/// An entry of a directory listing.
 #[derive(Debug)]
 pub struct DirEntry<'a> {
     /// The name.
     pub name: &'a [u8],
-    /// What it names.
+    /// Its node.
     pub node: NodeId,
     /// Its kind.
     pub kind: Kind,
-    /// Position of the name behind it.
+    /// Position of the next name.
     pub next: u64,
 }
 
@@ -140,12 +140,12 @@ impl ImageFs {
         })
     }
 
-    /// Itself, for what outlives the question.
+    /// A reference to itself, for tasks that outlive the call.
     pub(super) fn shared(&self) -> Arc<Self> {
         self.own.upgrade().expect("it is made in an `Arc`, which the caller borrows from")
     }
 
-    /// Tells `observer` from now on what is read; an image has one at most, the first.
+    /// Registers `observer`; an image has at most one, the first.
     pub fn observe(&self, observer: Box<dyn ReadObserver>) {
         let _ = self.observer.set(observer);
     }
@@ -156,7 +156,7 @@ impl ImageFs {
         }
     }
 
-    /// Answers `question` as soon as the layers it needs are known.
+    /// Runs `question` once the layers it needs are available.
     ///
     /// # Errors
     /// [`FsError`]
@@ -171,7 +171,7 @@ impl ImageFs {
         }
     }
 
-    /// The result of `wanted`, which needs a layer, or an error once the source has been away for too long.
+    /// The result of `wanted`, which waits for a layer, or an error once the source has been unreachable for too long.
     async fn patiently<T>(&self, number: LayerNo, wanted: impl Future<Output = T>) -> Result<T, FsError> {
         tokio::select! {
             biased;
@@ -180,7 +180,7 @@ impl ImageFs {
         }
     }
 
-    /// Waits until a layer is known.
+    /// Waits until a layer is available.
     pub(super) async fn know(&self, number: LayerNo) -> Result<(), FsError> {
         match self.patiently(number, self.layers.known_or_partial(number)).await? {
             Ok(Waited::Whole) => self.prepared(number).await,
@@ -195,16 +195,16 @@ impl ImageFs {
         self.prepared(number).await
     }
 
-    /// Waits until a layer is whole, though it may still have to be [prepared](Self::prepared).
+    /// Waits until a layer is complete; it may still have to be [prepared](Self::prepared).
     pub(super) async fn verified(&self, number: LayerNo) -> Result<(), FsError> {
         let ready = self.patiently(number, self.layers.ready(number)).await?;
         ready.map(drop).map_err(|cause| FsError::Layer { number, cause })
     }
 
-    /// Waits until every layer is known.
+    /// Waits until every layer is complete and prepared.
     ///
     /// # Errors
-    /// [`FsError::Layer`] for the first that cannot be shown.
+    /// [`FsError::Layer`] for the first layer that cannot be shown.
     pub async fn all_known(&self) -> Result<(), FsError> {
         for number in (0..self.overlay.layer_count()).map(LayerNo) {
             self.know_whole(number).await?;
@@ -212,7 +212,7 @@ impl ImageFs {
         Ok(())
     }
 
-    /// Waits until the uppermost layer is known, with all that it needs of those below.
+    /// Waits until the uppermost layer is complete, with everything it needs of those below.
     pub(super) async fn uppermost_known(&self) -> Result<(), FsError> {
         self.know_whole(self.overlay.uppermost()).await
     }
@@ -238,11 +238,10 @@ impl ImageFs {
         self.overlay.attr(node).map_err(not_now)
     }
 
-    /// The metadata of a node whose number comes from elsewhere, as from a file handle that has outlived what was known
-    /// of the node.
+    /// The metadata of a node whose number may be stale, as from a file handle that outlived the node's cache entry.
     ///
     /// # Errors
-    /// [`NotNow`]; [`FsError::NoSuchNode`] where the image has no such node.
+    /// [`NotNow`]; [`FsError::NoSuchNode`] if the image has no such node.
     pub fn node(&self, node: NodeId) -> Now<NodeAttr> {
         if self.overlay.shows(node).map_err(not_now)? {
             self.attr(node)
@@ -251,7 +250,7 @@ impl ImageFs {
         }
     }
 
-    /// The names of a directory from position `from` on, without `.` and `..`.
+    /// The names of a directory from position `from`, without `.` and `..`.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -288,7 +287,7 @@ impl ImageFs {
             .map_err(not_now)
     }
 
-    /// The directory that a directory lies in; the root lies in itself.
+    /// The parent of a directory; the root is its own parent.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -297,7 +296,7 @@ impl ImageFs {
         Ok(dir.parent().map_or(NodeId::ROOT, |parent| parent.id()))
     }
 
-    /// Where a symlink points.
+    /// The target of a symlink.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -327,8 +326,7 @@ impl ImageFs {
         index.xattr_names(entry).map_err(|cause| damaged(number, cause))
     }
 
-    /// The names of all extended attributes that any layer has; `None` where that is much to look at. Needs all of every
-    /// layer.
+    /// The names of all extended attributes in any layer; `None` if there are too many to scan. Needs all layers.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -336,7 +334,7 @@ impl ImageFs {
         self.xattr_names_in((0..self.overlay.layer_count()).map(LayerNo))
     }
 
-    /// As [`ImageFs::all_xattr_names`], of some layers.
+    /// As [`ImageFs::all_xattr_names`], for some layers.
     pub(super) fn xattr_names_in(
         &self,
         layers: impl Iterator<Item = LayerNo> + Clone,
@@ -355,8 +353,8 @@ impl ImageFs {
         Ok(Some(all))
     }
 
-    /// Reads a file into `buf` from what is on this machine; fewer bytes than asked for only at the end of the file.
-    /// `before_wait` is called before the disk is waited for.
+    /// Reads cached bytes of a file into `buf`; fewer bytes than requested only at the end of the file. Calls
+    /// `before_wait` before it waits for the disk.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -370,7 +368,7 @@ impl ImageFs {
         Ok(local)
     }
 
-    /// Continues a read that has to wait, fetching what is missing.
+    /// Continues a read that has to wait; fetches missing bytes.
     ///
     /// # Errors
     /// [`FsError`]
@@ -399,7 +397,7 @@ impl ImageFs {
         }
     }
 
-    /// Reads up to `length` bytes of a file, fetching what is missing.
+    /// Reads up to `length` bytes of a file; fetches missing ones.
     ///
     /// # Errors
     /// [`FsError`]
@@ -410,7 +408,7 @@ impl ImageFs {
         }
     }
 
-    /// Reads what is on this machine as soon as the layer is known.
+    /// Reads cached bytes once the layer is available.
     async fn read_or_missing(
         &self,
         node: NodeId,
@@ -432,7 +430,7 @@ impl ImageFs {
         .await
     }
 
-    /// A verified file that holds just the bytes of `node`, for the kernel to read, if there is one.
+    /// A verified passthrough copy of `node` for the kernel, if there is one.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -441,8 +439,8 @@ impl ImageFs {
         Ok(self.layers.known(number).and_then(|content| content.passthrough_copy_now(entry)))
     }
 
-    /// Makes the file of [`ImageFs::passthrough_copy_now`], if all of its bytes are cached and the cache has room; also
-    /// when the future is dropped meanwhile.
+    /// Makes the copy of [`ImageFs::passthrough_copy_now`], if all its bytes are cached and the cache has room;
+    /// completes even if the future is dropped.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -455,7 +453,7 @@ impl ImageFs {
         let Some(content) = content else { return Ok(None) };
         let making = Arc::clone(&self.making);
         let made = async move {
-            // One at a time: they share the disk.
+            // One at a time, as they share the disk.
             let permit = making.acquire_owned().await.ok()?;
             let made = tokio::task::spawn_blocking(move || {
                 let made = content.make_passthrough_copy(entry);
@@ -479,8 +477,8 @@ impl ImageFs {
         Ok(Some(made))
     }
 
-    /// The next offset at or after `at` that holds data (`true`) or a hole (`false`), as lseek(2) has it;
-    /// `None` past the end.
+    /// The next offset at or after `at` that holds data (`true`) or a hole (`false`), as in lseek(2); `None` past the
+    /// end.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -491,7 +489,7 @@ impl ImageFs {
         if at.0 >= size {
             return Ok(None);
         }
-        // A file may have a million extents, and a caller goes from one to the next: look nearby first.
+        // A file may have a million extents, and callers iterate over them: search nearby first.
         let mut from = at;
         let mut window = SEEK_WINDOW;
         while from.0 < size {
@@ -503,11 +501,11 @@ impl ImageFs {
             from = to;
             window = window.saturating_mul(2);
         }
-        // Every file ends in a hole; one that ends in a hole has no more data.
+        // Every file ends with a hole; no data follows.
         Ok((!data).then_some(FileOffset(size)))
     }
 
-    /// Walks a path of the image.
+    /// Resolves a path of the image.
     ///
     /// # Errors
     /// [`NotNow`]
@@ -520,7 +518,7 @@ impl ImageFs {
         }
     }
 
-    /// The kernel has forgotten a node.
+    /// The kernel has dropped a node.
     pub fn forget(&self, node: NodeId) {
         self.overlay.forget(node);
     }
@@ -530,7 +528,7 @@ impl ImageFs {
         self.layers.status()
     }
 
-    /// Fetches ahead of readers, as `policy` says, what is missing of the layers that are known now.
+    /// Prefetches missing parts of the layers that are available now, as `policy` says.
     pub async fn prefetch(&self, policy: Prefetch) {
         self.layers.prefetch(policy).await;
     }
@@ -540,54 +538,54 @@ impl ImageFs {
         self.layers.goes_on_after(before);
     }
 
-    /// [Keeps](Self::keep_profiles) what is read at the mount's start as soon as that is over: a mount may last for years,
-    /// and end with its machine.
+    /// [Stores](Self::keep_profiles) the start-up reads as soon as start-up is over: a mount may last for years, and
+    /// end with a crash.
     pub async fn record(self: &Arc<Self>) {
         self.layers.started().await;
         let fs = Arc::clone(self);
-        // A failure was logged, and a panic ends nothing else.
+        // Failures are logged; a panic ends only this task.
         let _ = tokio::task::spawn_blocking(move || fs.keep_profiles()).await;
     }
 
-    /// Keeps what was read soon after the mount, so that the next one can fetch it before it is read.
+    /// Stores the start-up reads, so that the next mount can prefetch them.
     pub fn keep_profiles(&self) {
         self.layers.keep_profiles();
     }
 
-    /// The mount is gone: requests in flight for it alone are ended.
+    /// Ends the mount and its requests in flight.
     pub fn end(&self) {
         self.layers.end();
         self.overlay.end();
     }
 
-    /// Waits until a layer fails verification after it was shown; gives the nodes that may have been shown of it. For one
-    /// caller; never returns where nothing is shown before it is verified.
+    /// Waits until a layer fails verification after it was shown; returns its nodes that may have been shown. For one
+    /// caller; never returns if nothing is shown before it is verified.
     pub async fn disowned(&self) -> impl Iterator<Item = NodeId> + use<> {
         let (layer, entries) = self.layers.disowned().await;
         (0..entries).map(move |entry| NodeId::new(layer, EntryId(entry)))
     }
 
-    /// Bytes that first passes have to read, and have read.
+    /// Bytes of blobs to be read by first passes, and bytes read so far.
     pub fn progress(&self) -> (u64, u64) {
         self.layers.progress()
     }
 
-    /// What its files are told apart by.
+    /// The inputs of its inode numbers and change times.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Bytes of all layers' blobs.
+    /// Total size of all layers' blobs.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Entries of all layers that are known, and decoded bytes of those.
+    /// Number of entries of all available layers, and their decoded bytes.
     pub fn totals(&self) -> (u64, u64) {
         self.totals_in((0..self.overlay.layer_count()).map(LayerNo))
     }
 
-    /// As [`ImageFs::totals`], of some layers.
+    /// As [`ImageFs::totals`], for some layers.
     pub(super) fn totals_in(&self, layers: impl Iterator<Item = LayerNo>) -> (u64, u64) {
         let mut totals = (0, 0);
         for number in layers {
@@ -623,7 +621,7 @@ impl ImageFs {
         }
     }
 
-    /// The content of a layer, if it is known now.
+    /// The reader of a layer, if it is available now.
     pub(super) fn known_content(&self, number: LayerNo) -> Option<Arc<LayerReader>> {
         self.layers.known(number)
     }
@@ -642,7 +640,7 @@ impl ImageFs {
             return Ok(ReadPlan { layer: number, node, at, bytes, extents: Vec::new(), length: 0, place });
         }
         let extents = index.extents(entry, at..FileOffset(end)).map_err(|cause| damaged(number, cause))?;
-        // Of a sparse file fewer follow in the layer, so predictions may be wrong.
+        // Sparse files have fewer bytes in the layer, so predictions for them may be wrong.
         let place = PlaceInFile { entry, before: at.0, behind: size - end };
         Ok(ReadPlan { layer: number, node, at, bytes, extents, length: (end - at.0) as usize, place })
     }
@@ -654,10 +652,10 @@ impl Drop for ImageFs {
     }
 }
 
-/// Bytes that a seek looks at first.
+/// Initial window of a seek, in bytes.
 const SEEK_WINDOW: u64 = 4096;
 
-/// Bytes of extended attributes that are looked at for their names; most images have fewer than a hundred.
+/// Limit for extended attributes scanned for their names, in bytes; most images have fewer than a hundred.
 const XATTRS_LOOKED_AT: u64 = 1 << 20;
 
 pub(super) fn not_now(unknown: Unknown) -> NotNow {
@@ -674,7 +672,7 @@ pub(super) fn damaged(number: LayerNo, cause: IndexError) -> NotNow {
     unusable(number, Arc::new(cause))
 }
 
-/// A damaged index is made anew once its layer is needed; one that is as it was written will not get better.
+/// A damaged index is rebuilt when its layer is needed; an inconsistent one cannot be repaired.
 fn unusable(number: LayerNo, cause: Arc<IndexError>) -> NotNow {
     if cause.is_damage() { NotNow::Needs(number) } else { NotNow::Never(FsError::Malformed { number, cause }) }
 }

@@ -1,9 +1,9 @@
-//! Identity: what programs tell files and images apart by, without reading them.
+//! Identity: the metadata by which programs recognise files and images without reading them.
 //!
-//! Backup tools, git, locate and NFS clients believe that a file is the one they know when inode number, size and times
-//! are the same. Images are built to have equal times, and the next image on a mount point has its own files at the same
-//! places in its layers. So what is shown here is made from digests: whatever may have changed looks changed, whatever
-//! cannot have changed looks the same, in every mount and in every process.
+//! Backup tools, git, locate and NFS clients treat a file as unchanged if inode number, size and times are the same.
+//! Image builds often use equal times, and another image on the same mount point has its own files at the same
+//! positions. So the metadata is derived from digests: whatever may have changed looks changed, whatever cannot have
+//! changed looks the same, in every mount and every process.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::digest::{Algorithm, Digest};
 use crate::layer::{Kind, Timestamp};
 use crate::overlay::{NodeAttr, NodeId};
 
-/// What one image's files are told apart by.
+/// The identity of one image's files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
-    /// How much later than its mtime a file of each layer has changed, base first.
+    /// Difference between ctime and mtime for the files of each layer, base first.
     layers: Box<[Duration]>,
     /// The same for directories.
     directories: Duration,
@@ -41,16 +41,16 @@ impl Identity {
             chain.push('\n');
         }
         let image = Digest::of(Algorithm::Sha256, chain.as_bytes());
-        // The high half; the change times are made from all of it.
+        // The high half; change times use all of it.
         let generation = (number(&image) >> 32) as u32;
         Self { layers: layers.into(), directories: after_mtime(&image), generation }
     }
 
-    /// The inode number of a node: 1 for the root, and different for all others.
+    /// The inode number of a node: 1 for the root, unique for all others.
     ///
-    /// It grows with the entry's place in its layer, so that it fits 32 bits unless a layer's entries times the layers
-    /// are more than that: programs that keep no more either fail or take two files for one. It needs no layer's size,
-    /// which is not known before all of the layer is.
+    /// It grows with the entry's position in its layer, so that it fits into 32 bits unless entries times layers exceed
+    /// that: programs with 32-bit inode numbers either fail or mix up files. It does not depend on a layer's size,
+    /// which is unknown until all of the layer is read.
     pub fn inode(&self, node: NodeId) -> u64 {
         match node.parts() {
             Some((layer, entry)) => u64::from(entry.0) * self.layers.len() as u64 + u64::from(layer.0) + 1,
@@ -58,11 +58,12 @@ impl Identity {
         }
     }
 
-    /// When a node has changed last, as its ctime says it: after its mtime, by less than a day, and by a time that
-    /// depends on the layer's content, or for a directory, whose names may come from any layer, on that of all.
+    /// The ctime of a node: after its mtime by less than a day; the difference depends on the layer's content, or for a
+    /// directory, whose names may come from any layer, on that of all layers.
     ///
-    /// Later, as programs look at the later one of the two; in seconds too, as git looks at no less; and not by more, as
-    /// what was built just now has then changed in the future. Two contents agree in the second once in 65,536 times.
+    /// Later, since programs use the later of the two times; by whole seconds, since git compares no less; and not by
+    /// more, since a recent build would then have changed in the future. Two contents have the same second with a
+    /// probability of 1 in 65,536.
     pub fn changed(&self, attr: &NodeAttr) -> Timestamp {
         let layer = attr.node.parts().and_then(|(layer, _)| self.layers.get(usize::from(layer.0)));
         let after = match layer {
@@ -74,7 +75,7 @@ impl Identity {
         Timestamp { seconds: attr.mtime.saturating_add(seconds.cast_signed()), nanos: (nanos % NANOS) as u32 }
     }
 
-    /// What distinguishes nodes of the same number in two images, as for file handles that outlive a mount.
+    /// Distinguishes nodes with the same number in two images, for file handles that outlive a mount.
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -89,7 +90,7 @@ fn number(digest: &Digest) -> u64 {
     u64::from_str_radix(&digest.hex()[..16], 16).expect("a digest has 64 hexadecimal digits or more")
 }
 
-/// Seconds: 18 hours.
+/// In seconds: 18 hours.
 const CHANGED_WITHIN: u64 = 1 << 16;
 const NANOS: u64 = 1_000_000_000;
 
@@ -123,7 +124,7 @@ mod tests {
         assert_eq!(image.inode(NodeId::ROOT), 1);
         let mut seen = HashSet::from([1]);
         for layer in 0..3 {
-            // Entry 0 is the layer's root, which is shown as the image's.
+            // Entry 0 is the layer's root, shown as the image's root.
             for entry in 1..1000 {
                 let number = image.inode(file(layer, entry));
                 assert!(number <= 3000 && seen.insert(number), "{layer} {entry}: {number}");

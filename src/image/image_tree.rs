@@ -1,4 +1,4 @@
-//! An image as a [`Tree`]: its questions, with waits in place of the layers that they need.
+//! An image as a [`Tree`]: maps missing layers to futures.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 
 impl ImageFs {
-    /// The answer in a tree's terms.
+    /// Converts a result.
     pub(super) fn answer<T>(&self, now: Now<T>) -> Answer<T> {
         now.map_err(|not_now| match not_now {
             NotNow::Needs(number) => {

@@ -1,4 +1,4 @@
-//! Why a layer cannot be shown, and whether that may pass.
+//! Why a layer cannot be shown, and whether a retry may help.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ pub enum LayerFailure {
     /// Its first pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),
-    /// Its index was damaged after it had been opened, and could not be made anew.
+    /// Its index was damaged while it was open, and could not be rebuilt.
     #[error("the index of layer {layer} was damaged on disk and {why}")]
     Damaged {
         /// The blob.
         layer: Digest,
-        /// Why not.
+        /// Why it could not be rebuilt.
         why: &'static str,
     },
     /// It is verified now, but other bytes were shown before, and the kernel may have cached them.
@@ -33,7 +33,7 @@ impl LayerFailure {
         matches!(self, Self::Pass(PassError::Source { cause: SourceError::Unreachable { .. }, .. }))
     }
 
-    /// How long to wait before another try, after this many failures in a row. A refusal costs one request, anything else
+    /// The pause before the next try, after this many failures in a row. A refusal costs one request, any other failure
     /// a download.
     pub(super) fn pause_after(&self, times: u32) -> Duration {
         let refusal = matches!(

@@ -1,8 +1,8 @@
-//! One layer of an image alone, as a lower directory of the kernel's overlayfs holds it.
+//! One layer of an image alone, in the form of a lower directory for the kernel's overlayfs.
 //!
-//! [`overlay`](crate::overlay::Held) says which names that has and what they are. Here it becomes a [`Tree`], over the same
-//! engine as the image: layers below are opened only where the layer means something over them. What the
-//! layer itself has of attributes by which overlayfs is steered is not shown: an image must not decide how it is stacked.
+//! [`overlay`](crate::overlay::Held) decides which names it has and what they are. This file makes it a [`Tree`], over
+//! the same engine as the image: layers below are opened only if the layer depends on them. Attributes of the layer
+//! that control overlayfs are hidden: an image must not decide how it is stacked.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,20 +19,20 @@ use crate::layer::{Contents, Kind, Timestamp};
 use crate::offsets::FileOffset;
 use crate::overlay::{Held, LayerNo, Listed, NodeAttr, NodeId};
 
-/// The uppermost layer of an image that is cut off above it.
+/// The uppermost layer of an image without the layers above it.
 pub struct LayerFs {
     fs: Arc<ImageFs>,
     marks: OpaqueMark,
 }
 
-/// By which attribute overlayfs knows an opaque directory.
+/// The attribute that marks an opaque directory for overlayfs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpaqueMark {
-    /// `trusted.overlay.opaque`: of an overlay that the machine's root mounts.
+    /// `trusted.overlay.opaque`: for overlays mounted by root.
     Trusted,
-    /// `user.overlay.opaque`: of an overlay in a user namespace, or with the option `userxattr`.
+    /// `user.overlay.opaque`: for overlays in a user namespace, or with the option `userxattr`.
     User,
-    /// Either: for overlays of any user.
+    /// Both: for overlays of any user.
     Both,
 }
 
@@ -58,17 +58,17 @@ impl LayerFs {
         &self.fs
     }
 
-    /// Its number in the image.
+    /// The layer's number in the image.
     pub fn number(&self) -> LayerNo {
         self.fs.overlay.uppermost()
     }
 
-    /// Bytes of its tar, once it is known.
+    /// Size of its tar, once it is available.
     pub fn decoded_size(&self) -> Option<u64> {
         self.fs.known_content(self.number()).map(|content| content.index().layer().decoded_size)
     }
 
-    /// Waits until the layer is verified, and all is known that it needs of those below.
+    /// Waits until the layer is verified, and everything that it needs of those below is available.
     ///
     /// # Errors
     /// [`FsError`]
@@ -76,11 +76,11 @@ impl LayerFs {
         self.fs.uppermost_known().await?;
         let overlay = &self.fs.overlay;
         let index = self.fs.awaited(|_| overlay.index(overlay.uppermost()).map_err(not_now)).await?;
-        // The layers below say which whiteouts are shown.
+        // The layers below decide which whiteouts are shown.
         if index.contents().has(Contents::WHITEOUTS) {
             self.fs.all_known().await?;
         }
-        // And, up to one that describes it, what the root is like.
+        // The root's metadata comes from the uppermost layer that describes it.
         self.fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.map(drop)
     }
 
@@ -88,7 +88,7 @@ impl LayerFs {
         self.fs.overlay.held_as(node).map_err(not_now)
     }
 
-    /// The node of the image whose bytes, target and attributes `node` has.
+    /// The image's node with the bytes, target and attributes of `node`.
     fn like(&self, node: NodeId) -> Now<NodeId> {
         match self.held_as(node)? {
             Held::Like(like) => Ok(like),
@@ -159,7 +159,7 @@ impl LayerFs {
         Ok(names)
     }
 
-    /// The layer's own are all, unless it shows something of the layers below.
+    /// The layer's own attributes, unless it shows entries of the layers below.
     fn all_xattr_names_now(&self) -> Now<Option<BTreeSet<Vec<u8>>>> {
         let overlay = &self.fs.overlay;
         let top = overlay.uppermost();
@@ -206,7 +206,7 @@ impl LayerFs {
     }
 }
 
-/// Whether overlayfs takes an attribute for an order.
+/// Whether an attribute controls overlayfs.
 pub fn steers_overlayfs(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
@@ -329,8 +329,8 @@ impl KernelContent for LayerFs {
     }
 
     fn revoked(&self) -> BoxFuture<'_, Box<dyn Iterator<Item = NodeId> + Send>> {
-        // Of the layers below nothing is shown before they are verified; where their numbers name something else, that
-        // is asked for again, and is the same.
+        // The layers below show nothing unverified; where their numbers stand for something else, a new lookup gives
+        // the same result.
         KernelContent::revoked(&*self.fs)
     }
 }

@@ -1,4 +1,4 @@
-//! How far a layer is, with all that is there of it at that point.
+//! The state of a layer, with everything that is available in that state.
 //!
 //! ```text
 //!                needed, or its turn                    opened
@@ -12,9 +12,9 @@
 //!                                      +--------------- Failed <----------+ fails
 //! ```
 //!
-//! What was verified once stays shown: a layer that is mended, or whose mending has failed, is served by what is in
-//! memory of it. From such a `Failed` the way leads back to `Mending`. What can be asked now follows from the state
-//! alone ([`LayerState::known`]), and the overlay asks: there is no other book of it.
+//! A verified layer stays available: while it is mended, or after mending has failed, the parts in memory are served.
+//! Such a `Failed` can return to `Mending`. The available part follows from the state alone ([`LayerState::known`]),
+//! and the overlay asks for it; no other record exists.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,51 +28,51 @@ use crate::layer::LayerIndex;
 use crate::overlay::KnownLayer;
 use crate::sync::lock;
 
-/// How far a layer is.
+/// The state of a layer.
 pub(super) enum LayerState {
-    /// Nothing is done for it.
+    /// Not opened yet.
     Idle,
-    /// It is opened: another process or mount that reads it is waited for, or a first pass runs.
+    /// Being opened: waits for another process or mount that reads it, or makes a first pass.
     Opening,
-    /// It is opened, and what the pass has read so far is shown (`--verify behind`).
+    /// Being opened, and shown as far as the pass has read it (`--verify behind`).
     Showing(Arc<Showing>),
-    /// It is verified.
+    /// Verified.
     Ready(Arc<LayerReader>),
-    /// Its index is damaged, and the layer is read again for another one.
+    /// Its index is damaged; the layer is read again to rebuild it.
     Mending(Arc<LayerReader>),
-    /// It cannot be opened, or not be mended.
+    /// It could not be opened or mended.
     Failed(Failed),
 }
 
-/// Why a layer is not opened.
+/// A failure to open a layer.
 pub(super) struct Failed {
     pub(super) why: Arc<LayerFailure>,
     pub(super) at: Instant,
-    /// How often in all it has failed before.
+    /// The number of earlier failures.
     pub(super) times: u32,
-    /// What is still served of it.
+    /// The reader that is still served.
     pub(super) still: Option<Arc<LayerReader>>,
 }
 
-/// How far a layer is, for status.
+/// The state of a layer, for status.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerProgress {
-    /// It has not been needed yet, or its turn is to come.
+    /// Not needed yet, or queued.
     Waiting,
-    /// Its first pass runs.
+    /// The first pass is running.
     Reading,
     /// It is verified.
     Ready,
     /// It cannot be shown.
     Failed,
-    /// What a later version says.
+    /// A state of a later version.
     #[serde(other)]
     Other,
 }
 
 impl LayerState {
-    /// The verified layer, as far as it can be had.
+    /// The verified layer, as far as it is available.
     pub(super) fn reader(&self) -> Option<&Arc<LayerReader>> {
         match self {
             Self::Ready(reader) | Self::Mending(reader) => Some(reader),
@@ -89,19 +89,19 @@ impl LayerState {
         }
     }
 
-    /// As much of the layer's tree as can be asked.
+    /// The available part of the layer's tree.
     pub(super) fn known(&self) -> KnownLayer {
         let whole = || self.reader().map(|reader| KnownLayer::Whole(Arc::clone(reader.index())));
         let partial = || self.showing()?.latest().map(KnownLayer::Partial);
         whole().or_else(partial).unwrap_or(KnownLayer::Nothing)
     }
 
-    /// Whether nothing is done for it any more, for good or ill.
+    /// Whether opening has ended, with success or failure.
     pub(super) fn is_settled(&self) -> bool {
         matches!(self, Self::Ready(_) | Self::Failed(_))
     }
 
-    /// Its turn has come: whether it has to be opened.
+    /// Starts opening a layer whose turn has come; returns whether it has to be opened.
     pub(super) fn begin(&mut self) -> bool {
         let idle = matches!(self, Self::Idle);
         if idle {
@@ -110,7 +110,8 @@ impl LayerState {
         idle
     }
 
-    /// It is needed: whether it has to be opened, or mended. A failure counts no longer if `may_retry`.
+    /// Records that the layer is needed; returns whether it has to be opened or mended. A failure is dropped if
+    /// `may_retry` agrees.
     pub(super) fn needed(&mut self, may_retry: impl FnOnce(&Failed) -> bool) -> bool {
         *self = match self {
             Self::Ready(reader) if reader.index().is_damaged() => Self::Mending(Arc::clone(reader)),
@@ -133,10 +134,10 @@ impl LayerState {
 /// A pass that is shown while it runs.
 #[derive(Default)]
 pub(super) struct Showing {
-    /// What it has read so far.
+    /// The part read so far.
     pub(super) partial: Arc<PartialLayer>,
     latest: Mutex<Option<Arc<LayerIndex>>>,
-    /// Held by the task that makes a snapshot.
+    /// Held by the task that builds a snapshot.
     making: tokio::sync::Mutex<()>,
     /// Entries in the latest snapshot.
     entries: AtomicU32,
@@ -148,9 +149,9 @@ impl Showing {
         lock(&self.latest).clone()
     }
 
-    /// Waits until noticeably more of `layer` is shown than `before` entries.
+    /// Waits until a snapshot of `layer` has noticeably more entries than `before`.
     ///
-    /// # Errors
+    /// [`Closed`]: the pass has ended.
     /// [`Closed`]: the pass has ended.
     pub(super) async fn further(&self, layer: &LayerRef, before: u32) -> Result<(), Closed> {
         let _making = self.making.lock().await;
@@ -159,7 +160,7 @@ impl Showing {
         }
         self.partial.more_than(before, 1 + before / SNAPSHOT_GROWTH).await;
         let (partial, layer) = (Arc::clone(&self.partial), layer.clone());
-        // As much work as the layer has entries.
+        // The work is proportional to the layer's entries.
         let made = tokio::task::spawn_blocking(move || partial.snapshot(&layer)).await;
         let index = made.map_err(|_| Closed)??;
         self.entries.store(index.len(), Ordering::Release);
@@ -167,14 +168,14 @@ impl Showing {
         Ok(())
     }
 
-    /// How many entries the latest snapshot has.
+    /// Number of entries in the latest snapshot.
     pub(super) fn entries(&self) -> u32 {
         self.entries.load(Ordering::Acquire)
     }
 }
 
-/// A snapshot is made once the tree has grown by an eighth, so that all snapshots of a layer together cost a few times its
-/// index.
+/// A snapshot is built once the tree has grown by an eighth, so that all snapshots of a layer together cost a few times
+/// its index.
 const SNAPSHOT_GROWTH: u32 = 8;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A layer's tar, byte by byte, and which of its bytes are those of files that the layer shows.
+//! A layer's tar, and which of its bytes belong to files that the layer shows.
 
 use std::sync::Arc;
 
@@ -15,20 +15,20 @@ pub struct LayerTar {
     size: u64,
 }
 
-/// A file that the tar holds in one piece.
+/// A file stored contiguously in the tar.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FileInTar {
     /// Its path in the layer.
     pub path: String,
-    /// Its first byte in the tar.
+    /// Offset of its first byte in the tar.
     pub at: u64,
-    /// Bytes of it.
+    /// Its size in bytes.
     pub size: u64,
 }
 
 impl LayerFs {
-    /// The layer's tar, and the files of it that stand there in one piece, in their order. Whatever is not among them, as
-    /// what a later entry replaces, is to be had of the tar alone.
+    /// The layer's tar, and its contiguous files, in order. Other content, such as replaced entries, is available only
+    /// through the tar.
     ///
     /// # Errors
     /// [`FsError`]
@@ -49,7 +49,7 @@ fn files(reader: &LayerReader) -> Result<Vec<FileInTar>, crate::layer::IndexErro
     let mut files = Vec::new();
     for id in (1..index.len()).map(EntryId) {
         let entry = index.entry(id)?;
-        // Of several names of one file one is enough.
+        // One of several names of a file suffices.
         if entry.kind() != Kind::File
             || entry.inode() != id
             || entry.size() == 0
@@ -61,14 +61,14 @@ fn files(reader: &LayerReader) -> Result<Vec<FileInTar>, crate::layer::IndexErro
         let [extent] = &extents[..] else { continue };
         let Some(at) = extent.decoded else { continue };
         let path = index.path(id)?;
-        // What has another layer's names for whiteouts is not shown.
+        // Names that look like whiteouts are not shown.
         let hidden = path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".wh."));
         if let (false, Ok(path)) = (hidden, String::from_utf8(path)) {
             files.push(FileInTar { path, at: at.0, size: entry.size() });
         }
     }
     files.sort_unstable_by_key(|file| file.at);
-    // Nothing says that no two entries name the same bytes.
+    // Two entries may share bytes.
     let mut end = 0;
     files.retain(|file| {
         let apart = file.at >= end;
@@ -79,17 +79,17 @@ fn files(reader: &LayerReader) -> Result<Vec<FileInTar>, crate::layer::IndexErro
 }
 
 impl LayerTar {
-    /// Bytes of it.
+    /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Reads as many of its bytes as `buf` has, from `at` on; all of them have to be within it.
+    /// Fills `buf` from offset `at`; the range must lie within the tar.
     ///
     /// # Errors
     /// [`FsError`]
     pub async fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        // As of one large file, which is read in order.
+        // Like a sequential read of one large file.
         let behind = self.size.saturating_sub(at + buf.len() as u64);
         let place = PlaceInFile { entry: EntryId::ROOT, before: at, behind };
         match self.reader.read_now(DecodedOffset(at), buf, place, &mut || ())? {

@@ -1,8 +1,8 @@
-//! The layers of one image: which are known, which are being read, which have failed.
+//! The layers of one image and their states.
 //!
-//! A layer whose index is in the store is known at once. Every other one needs a first pass; a few run at a time. Layers
-//! that a reader waits for go first, also when other passes are running already ([`content::PassScheduler`]). An index
-//! that turns out damaged is made anew by another pass over its layer; what is in memory of it is served meanwhile.
+//! A layer with an index in the store is opened at once. Every other layer needs a first pass; a few run at a time.
+//! Layers that a reader waits for go first, even if other passes are already running ([`content::PassScheduler`]). A
+//! damaged index is rebuilt by another pass; the parts of it in memory are served meanwhile.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -26,9 +26,9 @@ use crate::sync::lock;
 /// When layers are read that no reader has needed yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Eagerness {
-    /// Right away, behind those that are needed.
+    /// At once, after those that are needed.
     Background,
-    /// The uppermost one right away; it alone is shown, and those below are read when it needs them.
+    /// The uppermost one at once; only that one is shown, and those below are read when it needs them.
     Uppermost,
     /// Never.
     OnDemand,
@@ -39,25 +39,25 @@ pub enum Eagerness {
 pub enum Verify {
     /// Once the whole layer is verified.
     BeforeShowing,
-    /// While it streams in; if it then fails, all of it turns into errors.
+    /// While it is read; if it fails verification, all later reads fail.
     Behind,
 }
 
-/// Bounds of first passes.
+/// Limits of first passes.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// Of decoding.
+    /// Limits of decoding.
     pub codec: crate::codec::Limits,
-    /// Of the tree.
+    /// Limits of the tree.
     pub layer: crate::layer::Limits,
 }
 
 /// All layers of one image.
 pub struct Layers {
-    /// The manifest, under which profiles are kept.
+    /// The manifest; profiles are stored under it.
     image: Digest,
     slots: Vec<Arc<Slot>>,
-    /// Which slot a layer has; layers that are the same blob share one.
+    /// The slot of each layer; layers with the same blob share one.
     slot_of: Vec<usize>,
     source: Arc<dyn BlobSource>,
     shared_layers: SharedLayers,
@@ -67,15 +67,15 @@ pub struct Layers {
     at_once: usize,
     eagerness: Eagerness,
     verify: Verify,
-    /// Layers that were shown and then failed verification, and how many entries of each may have been shown.
+    /// Layers that failed verification after they were shown, with the number of entries that may have been shown.
     disowned: Mutex<Vec<(LayerNo, u32)>>,
     disowning: Notify,
 }
 
-/// What opening a layer came to.
+/// Result of opening a layer.
 struct Outcome {
     state: LayerState,
-    /// So many entries may have been shown of it that are not its own.
+    /// The number of entries shown that do not belong to the verified layer.
     disowned: Option<u32>,
 }
 
@@ -85,17 +85,17 @@ impl From<LayerState> for Outcome {
     }
 }
 
-/// How much of a layer has become known.
+/// What has become available of a layer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Waited {
-    /// All of it, verified.
+    /// The complete layer, verified.
     Whole,
-    /// More than before, not verified yet.
+    /// More entries than before, not verified yet.
     Further,
 }
 
 impl Layers {
-    /// Opens what the store knows of `planned`, the layers of `image`, and, by `eagerness`, begins to read the rest.
+    /// Opens the layers of `image` in `planned` that the store has, and starts reading the others as `eagerness` says.
     pub fn open(
         image: &Digest,
         planned: &[LayerRef],
@@ -139,7 +139,7 @@ impl Layers {
         layers
     }
 
-    /// Opens what is known, which is quick for one layer and not for hundreds.
+    /// Opens layers from the store; fast for one, slow for hundreds.
     fn open_known(&self, cores: usize) {
         let open = |slots: &[Arc<Slot>]| {
             for slot in slots {
@@ -153,7 +153,7 @@ impl Layers {
         std::thread::scope(|scope| {
             for slots in rest.chunks(share) {
                 let begun = std::thread::Builder::new().spawn_scoped(scope, move || open(slots));
-                // Where no thread can be had it takes longer.
+                // Without another thread it takes longer.
                 if begun.is_err() {
                     open(slots);
                 }
@@ -162,13 +162,12 @@ impl Layers {
         });
     }
 
-    /// Fetches ahead of readers, as `policy` says, in the layers that are known now; those that are read first are cached
-    /// by their passes.
+    /// Prefetches in the layers that are available now, as `policy` says; passes cache the others themselves.
     pub async fn prefetch(&self, policy: Prefetch) {
         content::prefetch(&self.image, self.all_known(), policy).await;
     }
 
-    /// Ends the tasks of these layers, for good.
+    /// Ends the tasks of these layers.
     pub fn end(&self) {
         self.scope.end();
     }
@@ -183,17 +182,17 @@ impl Layers {
         self.scope.started().await;
     }
 
-    /// Keeps what was read of each layer at the start, so that the next mount can fetch it before it is read.
+    /// Stores the start-up reads of each layer for the next mount.
     pub fn keep_profiles(&self) {
         content::keep_profiles(&self.image, &self.all_known());
     }
 
-    /// Evicts what the cache has beyond its limit, which may be lower than when these layers were cached.
+    /// Evicts what exceeds the cache's limit, which may have been lowered.
     pub fn keep_within_limit(&self) {
         self.all_known().iter().for_each(|content| content.layer().keep_within_limit());
     }
 
-    /// The contents of all layers that are known now, each once.
+    /// The readers of all available layers, each once.
     fn all_known(&self) -> Vec<Arc<LayerReader>> {
         let known = |slot: &Arc<Slot>| match &*slot.state.borrow() {
             LayerState::Ready(content) => Some(Arc::clone(content)),
@@ -202,21 +201,21 @@ impl Layers {
         self.slots.iter().filter(|slot| self.is_shown(slot)).filter_map(known).collect()
     }
 
-    /// Whether anything is done for a layer before it is needed.
+    /// Whether a layer is opened before it is needed.
     fn is_shown(&self, slot: &Arc<Slot>) -> bool {
         let uppermost = || self.slot_of.last().is_some_and(|last| Arc::ptr_eq(&self.slots[*last], slot));
         self.eagerness != Eagerness::Uppermost || uppermost()
     }
 
-    /// The content of a layer, if it is known now.
+    /// The reader of a layer, if it is available now.
     pub fn known(&self, layer: LayerNo) -> Option<Arc<LayerReader>> {
         self.slot(layer).state.borrow().reader().cloned()
     }
 
-    /// The content of a layer, as soon as its first pass is done. Asking makes the layer urgent.
+    /// The reader of a layer, once its first pass is done. Makes the layer urgent.
     ///
-    /// A layer that failed for a reason that may pass is tried again when it is asked for, at growing
-    /// intervals; one whose index has turned out damaged is read again.
+    /// A layer with a passing failure is retried when it is needed, at growing intervals; one with a damaged index is
+    /// read again.
     ///
     /// # Errors
     /// [`LayerFailure`]
@@ -232,7 +231,7 @@ impl Layers {
         }
     }
 
-    /// Sees to it that a layer that is needed is opened or mended, unless it has failed and is not to be tried again.
+    /// Starts opening or mending a needed layer, unless it has failed and must not be retried.
     fn need(self: &Arc<Self>, slot: &Arc<Slot>) {
         let mut start = false;
         slot.state.send_if_modified(|state| {
@@ -244,7 +243,7 @@ impl Layers {
                 return true;
             }
             start = state.needed(|Failed { why, at, times, .. }| {
-                // Tries for a source that is away pace themselves.
+                // Retries of an unreachable source have their own pauses.
                 self.may_pass(why) && (why.is_outage() || at.elapsed() >= why.pause_after(*times))
             });
             start
@@ -254,8 +253,8 @@ impl Layers {
         }
     }
 
-    /// As [`Layers::ready`]; where layers are shown while they are read, returns as soon as there is noticeably more of
-    /// it than in the latest snapshot.
+    /// As [`Layers::ready`]; if layers are shown while they are read, returns as soon as there are noticeably more
+    /// entries than in the latest snapshot.
     ///
     /// # Errors
     /// [`LayerFailure`]
@@ -276,7 +275,7 @@ impl Layers {
             {
                 return Waited::Further;
             }
-            // The pass has ended; `whole` tells how.
+            // The pass has ended; `whole` returns the result.
             std::future::pending().await
         };
         tokio::select! {
@@ -318,15 +317,15 @@ impl Layers {
         (total, received)
     }
 
-    /// Whether trying again later may help. A wrong blob may have been a proxy's fault; but what was shown of one cannot
-    /// be taken back.
+    /// Whether a later retry may help. A wrong blob may be a proxy's fault; but bytes of it that were shown cannot be
+    /// withdrawn.
     fn may_pass(&self, why: &LayerFailure) -> bool {
         let wrong_blob = matches!(why, LayerFailure::Pass(PassError::Blob { .. }));
         why.is_passing() || (wrong_blob && self.verify == Verify::BeforeShowing)
     }
 
-    /// Returns when the source has been away from a layer for longer than a reader that comes now waits, with the error
-    /// for that reader. Until something is received, that is the layer's last error.
+    /// Returns when the source has been unreachable for longer than a reader that comes now waits, with the error for
+    /// that reader. Until something is received, this is the layer's last error.
     pub async fn timed_out(&self, layer: LayerNo) -> ReadError {
         let Some(outages) = self.source.outages() else { return std::future::pending().await };
         let digest = &self.slot(layer).pass.layer.blob.digest;
@@ -342,7 +341,7 @@ impl Layers {
         &self.slots[self.slot_of[usize::from(layer.0)]]
     }
 
-    /// What this process or its store has of a layer.
+    /// The open layer in this process or in the store.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
         slot.shared.known(self.shared_layers.store(), &slot.pass.layer, &Origin::ALL)
     }
@@ -356,7 +355,7 @@ impl Layers {
         LayerState::Ready(Arc::new(LayerReader::new(open, blob, source, scope))).into()
     }
 
-    /// What was shown of a layer has failed verification.
+    /// Records that a layer failed verification after it was shown.
     fn disown(&self, slot: &Slot, entries: u32) {
         let same = |at: &usize| std::ptr::eq(&*self.slots[*at], slot);
         let numbers = (0..).map(LayerNo).zip(&self.slot_of).filter(|(_, at)| same(at));
@@ -364,8 +363,8 @@ impl Layers {
         self.disowning.notify_one();
     }
 
-    /// Waits until a layer fails verification after it was shown; says which, and how many of its entries may have been
-    /// shown. For one caller; never returns where nothing is shown before it is verified.
+    /// Waits until a layer fails verification after it was shown; returns it, and how many of its entries may have been
+    /// shown. For one caller; never returns if nothing is shown before it is verified.
     pub async fn disowned(&self) -> (LayerNo, u32) {
         loop {
             if let Some(disowned) = { lock(&self.disowned).pop() } {
@@ -375,7 +374,7 @@ impl Layers {
         }
     }
 
-    /// Starts passes in the background while fewer than allowed are running.
+    /// Starts background passes up to the limit.
     fn start_more(self: &Arc<Self>) {
         if self.eagerness == Eagerness::OnDemand {
             return;
@@ -389,7 +388,7 @@ impl Layers {
         }
     }
 
-    /// Opens a layer that has just begun to be opened or mended.
+    /// Runs the task that opens or mends a layer; its state was set before.
     fn start(self: &Arc<Self>, slot: &Arc<Slot>) {
         *lock(&self.running) += 1;
         let (layers, slot) = (Arc::clone(self), Arc::clone(slot));
@@ -397,7 +396,7 @@ impl Layers {
             let Outcome { state, disowned } = layers.run(&slot).await;
             *lock(&layers.running) -= 1;
             slot.state.send_replace(state);
-            // What is asked from now on is not answered by what was shown.
+            // Later lookups do not use what was shown.
             if let Some(entries) = disowned {
                 layers.disown(&slot, entries);
             }
@@ -434,7 +433,7 @@ impl Layers {
         }
     }
 
-    /// Opens a layer that this process does not know.
+    /// Opens a layer that is not open in this process.
     async fn make(&self, slot: &Slot, others: Others, progress: &Arc<PassProgress>) -> Outcome {
         if self.verify == Verify::BeforeShowing {
             let made = self.open_twice(slot, &Origin::ALL, others, progress).await;
@@ -443,7 +442,7 @@ impl Layers {
         let showing = Arc::<Showing>::default();
         slot.state.send_replace(LayerState::Showing(Arc::clone(&showing)));
         let made = self.open_once(slot, &Origin::ALL, others, progress, Some(&showing.partial)).await;
-        // What was shown cannot be taken back, so there is no silent second try.
+        // Shown bytes cannot be withdrawn, so there is no silent second try.
         let spoilt = made.as_ref().is_err_and(PassError::is_corruption);
         if made.is_err() {
             lock(&slot.past).shown.extend(showing.partial.take_shown());
@@ -452,7 +451,7 @@ impl Layers {
         Outcome { disowned: outcome.disowned.or(spoilt.then(|| showing.partial.entries())), ..outcome }
     }
 
-    /// Makes the damaged index of a layer anew. Its tree continues to be shown by the one that was opened first.
+    /// Rebuilds the damaged index of a layer. Its tree continues to be served by the index that was opened first.
     async fn mend(
         &self,
         slot: &Slot,
@@ -460,7 +459,7 @@ impl Layers {
         others: Others,
         progress: &Arc<PassProgress>,
     ) -> LayerState {
-        // What the store has is what the damage was found in.
+        // The stored index is the damaged one.
         match self.open_twice(slot, &[Origin::FirstPass], others, progress).await {
             Ok(Opened { index, .. }) if before.index().mend(&index) => {
                 let made = slot.shared.made(Arc::clone(before.index()), self.shared_layers.store());
@@ -484,7 +483,7 @@ impl Layers {
         }
     }
 
-    /// Once more if the bytes were wrong: a proxy may have spoilt the first answer.
+    /// Opens a layer; retries once if the bytes were wrong, as a proxy may have corrupted them.
     async fn open_twice(
         &self,
         slot: &Slot,
@@ -513,12 +512,12 @@ impl Layers {
     }
 }
 
-/// As much of each layer as can be asked now.
+/// The available part of each layer.
 impl KnownLayers for Layers {
     fn known(&self, layer: LayerNo) -> KnownLayer {
         self.slot(layer).state.borrow().known()
     }
 }
 
-/// Layers for which one more thread is worth starting.
+/// Number of layers that justify another thread.
 const OPENED_AT_ONCE: usize = 32;

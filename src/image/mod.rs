@@ -1,4 +1,4 @@
-//! An image: resolve a reference, open its layers, show them as one file system.
+//! An image: resolves a reference, opens its layers, and shows them as one file system.
 
 mod apart;
 mod chain;
@@ -47,7 +47,7 @@ use crate::overlay::LayerNo;
 use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
 
-/// Shows the layers of `plan` as one file system; layers that were never seen are read by `eagerness`.
+/// Shows the layers of `plan` as one file system; new layers are read as `eagerness` says.
 ///
 /// Must be called within a tokio runtime.
 pub fn open(
@@ -62,8 +62,8 @@ pub fn open(
     open_part(plan, of, source, shared_layers.into(), limits, eagerness, verify)
 }
 
-/// Shows one layer of `plan` alone, as overlayfs would hold it in a lower directory whose opaque directories have `marks`.
-/// Layers below it are read when it needs them; as [`open`] otherwise.
+/// Shows one layer of `plan` alone, in the form of a lower directory of overlayfs, with `marks` on its opaque
+/// directories. Layers below it are read when it needs them; otherwise as [`open`].
 pub fn open_layer(
     plan: &Plan,
     (layer, marks): (LayerNo, OpaqueMark),
@@ -81,10 +81,10 @@ pub fn open_layer(
     Arc::new(LayerFs::new(fs, marks))
 }
 
-/// The layers of an image up to one, and what of them is shown.
+/// The layers of an image up to one, and which of them are shown.
 struct Part<'a> {
     layers: &'a [LayerRef],
-    /// Bytes of the blobs that are shown.
+    /// Size of the blobs that are shown.
     size: u64,
     identity: Identity,
 }
@@ -109,7 +109,7 @@ fn open_part(
     let layers = Layers::open(&plan.manifest.digest, planned, source, shared_layers, limits, eagerness, verify);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
-        // The first reads of the image go before.
+        // Give the image's first reads priority.
         tokio::time::sleep(TIDY_AFTER).await;
         let tidied = tokio::task::spawn_blocking(move || {
             shown.upgrade().iter().for_each(|layers| layers.keep_within_limit());
@@ -122,5 +122,5 @@ fn open_part(
     ImageFs::new(layers, count, size, identity)
 }
 
-/// How long after it opens an image a process begins to look for leftovers in the cache.
+/// Pause before a process that opens an image searches the cache for leftovers.
 const TIDY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);

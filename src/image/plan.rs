@@ -1,7 +1,7 @@
 //! Resolution: from a reference to the layers that make up an image.
 //!
-//! Every document on the way is verified by digest and size before it is read, and kept in the store,
-//! so that an image seen before is resolved without the network (by digest) or with one HEAD (by tag).
+//! Every document is verified by digest and size before it is used, and stored, so that a known image is resolved
+//! without the network (by digest) or with one HEAD request (by tag).
 
 use std::sync::{Arc, Mutex};
 
@@ -19,12 +19,12 @@ use crate::store::{Store, StoreError, TagRecord};
 use crate::sync::lock;
 use crate::trust::{Mismatch, Untrusted};
 
-/// An image that has been resolved: what it consists of.
+/// A resolved image.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The document that the reference names: an image index, or the manifest itself.
     pub root: Descriptor,
-    /// The manifest that was chosen.
+    /// The selected manifest.
     pub manifest: Descriptor,
     /// The image configuration's descriptor.
     pub config: Descriptor,
@@ -32,16 +32,16 @@ pub struct Plan {
     pub configuration: ImageConfig,
     /// The layers, base first.
     pub layers: Vec<LayerRef>,
-    /// The platform of the manifest, as far as anything says it.
+    /// The platform of the manifest, if it is stated.
     pub platform: Option<Platform>,
     /// The platforms that the reference offers.
     pub offered: Vec<Platform>,
-    /// What it was resolved by.
+    /// The documents used.
     pub documents: Documents,
 }
 
-/// The documents that an image was resolved by: with them it can be resolved again when neither the store has them nor
-/// the source can be asked. They are verified anew when they are used.
+/// The documents of a resolved image: with them it can be resolved again if neither the store nor the source has them.
+/// They are verified again when they are used.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Documents {
     root: Option<TagRecord>,
@@ -50,13 +50,13 @@ pub struct Documents {
 
 impl Documents {
     fn note(&mut self, descriptor: &Descriptor, bytes: &Bytes) {
-        // Any other would not have been parsed.
+        // Others would not have been parsed.
         if let Ok(text) = std::str::from_utf8(bytes) {
             self.texts.push((descriptor.digest.clone(), text.to_owned()));
         }
     }
 
-    /// A document as it was written.
+    /// A document's text.
     pub fn text(&self, digest: &Digest) -> Option<&str> {
         self.texts.iter().find(|(known, _)| known == digest).map(|(_, text)| text.as_str())
     }
@@ -65,7 +65,7 @@ impl Documents {
         self.texts.iter().any(|(known, _)| known == digest)
     }
 
-    /// Gives them to a store, which may have evicted them: the image is resolved by its digest again without a source.
+    /// Adds them to a store, which may have evicted them; the image can then be resolved by digest without a source.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -73,7 +73,7 @@ impl Documents {
         for (digest, text) in &self.texts {
             let bytes = Bytes::copy_from_slice(text.as_bytes());
             if store.document(digest, bytes.len() as u64).is_none() {
-                // They may come from a file that was damaged since.
+                // They may come from a damaged file.
                 let verified = Untrusted::new(bytes.clone()).verify(digest, bytes.len() as u64);
                 verified.ok().map(|bytes| store.keep_document(digest, &bytes)).transpose()?;
             }
@@ -90,12 +90,12 @@ impl Documents {
     }
 }
 
-/// Whether the network may be asked.
+/// Whether the network may be used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Network {
     /// It may.
     Allowed,
-    /// Only what is on this machine counts.
+    /// Only the cache.
     Offline,
 }
 
@@ -105,36 +105,36 @@ pub enum PlanError {
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A document is not one that can be used.
+    /// A document cannot be used.
     #[error("{what} {digest} of {reference} cannot be used")]
     Document {
         /// The reference.
         reference: String,
-        /// What it should have been.
+        /// What it should be.
         what: &'static str,
         /// Its digest.
         digest: Digest,
-        /// Why not.
+        /// Why it cannot be used.
         #[source]
         cause: DocumentError,
     },
-    /// A document's bytes are not those that its descriptor names.
+    /// A document's bytes do not match its descriptor.
     #[error("{what} of {reference} is not what its digest says")]
     Corrupt {
         /// The reference.
         reference: String,
-        /// Which document.
+        /// The document.
         what: &'static str,
         /// Both digests.
         #[source]
         mismatch: Box<Mismatch>,
     },
-    /// A descriptor has other bytes inlined than it names.
+    /// Inlined data does not match its descriptor.
     #[error("the inlined data of {what} of {reference} is not what its digest says")]
     Inlined {
         /// The reference.
         reference: String,
-        /// Whose descriptor it is.
+        /// The object of the descriptor.
         what: &'static str,
         /// Both digests.
         #[source]
@@ -153,7 +153,7 @@ pub enum PlanError {
     TooLarge {
         /// The reference.
         reference: String,
-        /// Which document.
+        /// The document.
         what: &'static str,
         /// Its digest.
         digest: Digest,
@@ -162,7 +162,7 @@ pub enum PlanError {
         /// The limit.
         limit: u64,
     },
-    /// Without the network, what the reference names is not known.
+    /// The target of the reference is unknown, and the network may not be used.
     #[error("{reference} is not in the cache, and the network may not be asked")]
     Offline {
         /// The reference.
@@ -171,20 +171,20 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// Whether something that an image index lists is not there.
+    /// Whether an object listed in an image index is missing.
     fn is_missing(&self) -> bool {
         matches!(self, Self::Source(SourceError::NotFound { .. }) | Self::Offline { .. })
     }
 }
 
-/// Whether an image for another platform than the one that is asked for will do.
+/// Whether an image for another platform than the requested one is accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fit {
-    /// It is refused.
+    /// No.
     Required,
-    /// It will do if the reference names no other: its platform is no matter of choice.
+    /// If the reference has no other image: then its platform was not chosen.
     Lone,
-    /// Any will do, where none fits.
+    /// Yes, if none fits.
     Any,
 }
 
@@ -202,7 +202,7 @@ pub async fn resolve(
     resolve_again(reference, source, store, (wanted, Fit::Required), network, &Documents::default()).await
 }
 
-/// As [`resolve`], by the documents of an earlier time where the store has none, and with less regard to the platform.
+/// As [`resolve`], with the documents of an earlier resolution as a fallback, and less strict about the platform.
 ///
 /// # Errors
 /// [`PlanError`]
@@ -223,12 +223,12 @@ pub async fn resolve_again(
         Document::Manifest(_) => Vec::new(),
     };
 
-    // What is still to be tried, best first; a stack, as an entry may be an index itself.
+    // Candidates, best first; a stack, as an entry may be an index itself.
     let mut rest = vec![Candidate { descriptor: root.clone(), document: Some(document), platform: None, depth: 0 }];
     let (mut unfit, mut missing) = (None, None);
     while let Some(candidate) = rest.pop() {
         let found = match resolver.look_into(candidate, wanted, fit).await {
-            // A mirror or an export may lack some of what an index lists.
+            // A mirror or an export may lack some entries of an index.
             Err(error) if error.is_missing() => {
                 missing.get_or_insert(error);
                 continue;
@@ -258,11 +258,11 @@ pub async fn resolve_again(
     Err(missing.unwrap_or_else(|| choice(unfit.unwrap_or_else(no_platform))))
 }
 
-/// What a candidate turns out to be.
+/// Result of examining a candidate.
 enum Found {
     /// The image.
     Image(Box<(Manifest, ImageConfig, Candidate)>),
-    /// These are in it, best first.
+    /// Its entries, best first.
     Inside(Vec<Candidate>),
     /// Nothing that fits.
     Unfit(documents::ResolveError),
@@ -303,9 +303,9 @@ struct Resolver<'a> {
     source: &'a Arc<dyn BlobSource>,
     store: &'a Store,
     network: Network,
-    /// What the reference was resolved by at an earlier time.
+    /// The documents of an earlier resolution.
     before: &'a Documents,
-    /// What it is resolved by now.
+    /// The documents used now.
     documents: Mutex<Documents>,
 }
 
@@ -341,7 +341,7 @@ impl Resolver<'_> {
             }
             Err(error) => return Ok(Found::Unfit(error)),
         };
-        // What was resolved before is what it was resolved to then, though others may have come to be there since.
+        // An image that was resolved before keeps its manifest, even if others were added to the index since.
         let before = |entry: &IndexEntry| self.before.has(&entry.descriptor.digest);
         let known = entries.iter().any(before);
         let inside = |entry: IndexEntry| Candidate {
@@ -353,7 +353,7 @@ impl Resolver<'_> {
         Ok(Found::Inside(entries.into_iter().filter(|entry| !known || before(entry)).map(inside).collect()))
     }
 
-    /// Tells what a user may not expect of an image that was found.
+    /// Warns if the image differs from what was requested.
     fn tell(&self, missing: Option<&PlanError>, platform: Option<&Platform>, wanted: &Platform) {
         let shown = platform.map_or_else(|| "an unknown platform".to_owned(), Platform::to_string);
         if let Some(missing) = missing {
@@ -364,12 +364,12 @@ impl Resolver<'_> {
         }
     }
 
-    /// The root document: from the store if it is known to be what the reference names.
+    /// The root document: from the store if it is current.
     async fn root(&self) -> Result<(Descriptor, Bytes), PlanError> {
         let Place::Registry(name) = self.reference.place() else {
             return self.fetch_root().await;
         };
-        // Beside a digest a tag says nothing.
+        // With a digest, the tag has no meaning.
         let pinned = name.digest().map(|digest| self.reference.clone().pinned(digest));
         let canonical = pinned.as_ref().unwrap_or(self.reference).canonical();
         let stored = self.store.tag(&canonical).and_then(|record| {
@@ -382,14 +382,14 @@ impl Resolver<'_> {
             Some((record, bytes))
         };
         match (stored.or_else(before), self.network) {
-            // A digest never names anything else.
+            // A digest never changes its target.
             (Some((record, bytes)), _) if name.digest() == Some(&record.digest) => Ok((described(&record), bytes)),
             (Some((record, bytes)), Network::Offline) => Ok((described(&record), bytes)),
             (None, Network::Offline) => Err(PlanError::Offline { reference: self.reference.to_string() }),
             (Some((record, bytes)), Network::Allowed) => {
                 let now = match self.source.head().await {
                     Ok(now) => now.digest,
-                    // What the tag named when it could last be asked is better than nothing; a refusal is an answer.
+                    // Fall back to the last known target; but a refusal is final.
                     Err(error @ SourceError::Unreachable { .. }) => {
                         tracing::warn!("{error}; going on with what {} named when it was last asked", self.reference);
                         record.digest.clone()
@@ -413,8 +413,8 @@ impl Resolver<'_> {
         Ok((descriptor, bytes))
     }
 
-    /// Remembers what the reference names, and the same under its digest: a process that takes over a mount asks for
-    /// that, perhaps while the registry is away.
+    /// Stores the target of the reference, also under its digest: a process that takes over a mount looks for that,
+    /// possibly while the registry is unreachable.
     fn remember(&self, root: &Descriptor, bytes: &Bytes) {
         lock(&self.documents).note(root, bytes);
         for reference in [self.reference.canonical(), self.reference.clone().pinned(&root.digest).canonical()] {
@@ -481,7 +481,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// What is inlined in a descriptor.
+    /// The inlined data of a descriptor.
     fn inlined(&self, what: &'static str, descriptor: &Descriptor) -> Result<Option<Bytes>, PlanError> {
         descriptor.inlined().map_err(|mismatch| PlanError::Inlined {
             reference: self.reference.to_string(),

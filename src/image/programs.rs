@@ -1,6 +1,6 @@
-//! Prefetches what programs name: walks the image where [`crate::predict::programs`] says what to look for.
+//! Prefetches what programs name: walks the image as [`crate::predict::programs`] directs.
 //!
-//! All of it is speculation on bytes that are cached, or fetched for it; see [`LayerReader::speculate`].
+//! All of it is speculation on bytes that are cached or fetched for it; see [`LayerReader::speculate`].
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -31,13 +31,13 @@ pub struct Programs {
     noted: Noted,
 }
 
-/// Where programs are noted that were seen.
+/// Queue of programs that were found.
 #[derive(Clone)]
 struct Noted(mpsc::Sender<(NodeId, Seen)>);
 
 impl Noted {
     fn note(&self, program: NodeId, seen: Seen) {
-        // If many wait, one less is looked at.
+        // If the queue is full, skip the program.
         let _ = self.0.try_send((program, seen));
     }
 }
@@ -51,7 +51,7 @@ impl ReadObserver for Noted {
 }
 
 impl Programs {
-    /// Observes what is read of an image; for the first that asks.
+    /// Observes the reads of an image; only the first observer takes effect.
     pub fn observe(fs: &Arc<ImageFs>) -> Self {
         let (sender, seen) = mpsc::channel(MOST_WAITING);
         let noted = Noted(sender);
@@ -59,8 +59,8 @@ impl Programs {
         Self { fs: Arc::clone(fs), seen, noted }
     }
 
-    /// Looks at the programs that are loaded, and with the first one at those that `command` starts, and fetches what
-    /// they name; until dropped, or until that has cost [`CPU_TIME`].
+    /// Examines loaded programs, and with the first one those that `command` starts, and prefetches what they name;
+    /// until dropped, or until that has cost [`CPU_TIME`].
     pub async fn prefetch(mut self, command: &Command) {
         let looks = Looks { fs: self.fs, noted: self.noted, loaders: Arc::default() };
         let left = Arc::new(Mutex::new(CPU_TIME));
@@ -87,7 +87,7 @@ impl Programs {
     }
 }
 
-/// Looks at programs, one at a time each.
+/// Examines programs, each at most once.
 #[derive(Clone)]
 struct Looks {
     fs: Arc<ImageFs>,
@@ -95,23 +95,23 @@ struct Looks {
     loaders: Arc<Mutex<LoaderDirectories>>,
 }
 
-/// A file's bytes, all in one piece of a layer.
+/// A file stored contiguously in a layer.
 struct File {
     content: Arc<LayerReader>,
     bytes: Range<DecodedOffset>,
-    /// Where it lies, without its name; ends in a slash.
+    /// Its directory; ends with a slash.
     directory: Vec<u8>,
 }
 
 impl Looks {
-    /// Has the programs looked at that `command` starts.
+    /// Queues the programs that `command` starts.
     fn note_started(&self, command: &Command) {
         for program in &command.programs {
             command.paths_of(program).any(|path| self.note_at(path.as_bytes()));
         }
     }
 
-    /// Has the program looked at that is at this path, if there is one.
+    /// Queues the program at this path, if there is one.
     fn note_at(&self, path: &[u8]) -> bool {
         let found = self.walk(path);
         if let Ok(found) = &found {
@@ -120,12 +120,12 @@ impl Looks {
         found.is_ok()
     }
 
-    /// What is at a path, if it is known and quickly found.
+    /// The node at a path, if its layers are available and the lookup is short.
     fn walk(&self, path: &[u8]) -> Now<NodeAttr> {
         briefly(|| self.fs.walk(path, Last::Follow))
     }
 
-    /// Fetches what a loader of `program` will read of it, and has what it names looked at.
+    /// Prefetches what a loader of `program` will read, and queues what it names.
     async fn look_at(&self, program: NodeId, seen: Seen) {
         let Ok(Some(file)) = self.file(program) else { return };
         if !file.content.may_speculate() || file.content.layer().has(file.bytes.clone()) {
@@ -166,7 +166,7 @@ impl Looks {
         tokio::join!(names, rest, loader_reads);
     }
 
-    /// Has the loader looked at that a program names; whether it names one, as those do that are started.
+    /// Queues the loader that a program names; returns whether it names one, as executables do.
     async fn note_loader(&self, file: &File, program: &Program) -> bool {
         let Some(path) = program.loader.clone() else { return false };
         if let Some(path) = file.part(path.start..path.end.min(programs::name_at(path.start).end)).await
@@ -180,7 +180,7 @@ impl Looks {
         true
     }
 
-    /// Has the libraries looked at that the dynamic section of a program names.
+    /// Queues the libraries named in a program's dynamic section.
     async fn note_libraries(&self, file: &File, program: &Program, section: Range<u64>) {
         let Some(dynamic) = file.part(section).await else { return };
         let names = program.names(&dynamic);
@@ -190,7 +190,7 @@ impl Looks {
         for name in needed {
             for directory in &directories {
                 let found = self.note_at(&[directory, b"/".as_slice(), &name].concat());
-                // Other tasks have something to do as well, and the time that this takes is looked at.
+                // Give other tasks a turn; this is also where the CPU time is checked.
                 tokio::task::yield_now().await;
                 if found {
                     break;
@@ -210,7 +210,7 @@ impl Looks {
         }
     }
 
-    /// The bytes of a file; `None` if it is none, or has holes.
+    /// The bytes of a file; `None` if it is not a file, or has holes.
     fn file(&self, node: NodeId) -> Now<Option<File>> {
         let Ok((number, entry)) = self.fs.carrier(node, Kind::File) else { return Ok(None) };
         let Some(content) = self.fs.known_content(number) else { return Ok(None) };
@@ -229,7 +229,7 @@ impl File {
         self.bytes.end - self.bytes.start
     }
 
-    /// Where in the layer a part of it is.
+    /// The decoded range of a part.
     fn place(&self, part: Range<u64>) -> Range<DecodedOffset> {
         let end = self.bytes.start + part.end.min(self.length());
         (self.bytes.start + part.start.min(self.length())).min(end)..end
@@ -239,7 +239,7 @@ impl File {
         self.content.speculate(self.place(part), priority).await;
     }
 
-    /// A part of it, fetched if need be; `None` if it cannot be had.
+    /// A part of the file, fetched if necessary; `None` on failure.
     async fn part(&self, part: Range<u64>) -> Option<Vec<u8>> {
         let place = self.place(part);
         self.content.speculate(place.clone(), Priority::High).await;
@@ -247,7 +247,7 @@ impl File {
         self.content.peek(place.start, &mut bytes).ok()?.then_some(bytes)
     }
 
-    /// The names that are written at these places.
+    /// The names at these offsets.
     async fn names(&self, places: Vec<u64>) -> Vec<Vec<u8>> {
         let mut names = Vec::new();
         for at in places {
@@ -257,7 +257,7 @@ impl File {
     }
 }
 
-/// Does `work`, and takes the CPU time that it needs from what is `left`; `None` once nothing is.
+/// Runs `work` and subtracts its CPU time from `left`; `None` once that is used up.
 async fn metered<T>(left: &Mutex<Duration>, work: impl Future<Output = T>) -> Option<T> {
     let mut work = std::pin::pin!(work);
     std::future::poll_fn(|context| {
@@ -273,15 +273,15 @@ async fn metered<T>(left: &Mutex<Duration>, work: impl Future<Output = T>) -> Op
     .await
 }
 
-/// What this thread has used of a CPU.
+/// CPU time used by this thread.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Programs that are looked at at a time: each may hold a few hundred KiB.
+/// Limit for programs examined at a time: each may hold a few hundred KiB.
 const MOST_AT_ONCE: usize = 128;
-/// What looking at programs may take of a CPU in a mount; four that need one another take a thousandth of it.
+/// CPU time per mount for examining programs; four that depend on each other take a thousandth of it.
 const CPU_TIME: Duration = Duration::from_secs(1);
-/// Programs that wait to be looked at.
+/// Limit for queued programs.
 const MOST_WAITING: usize = 256;

@@ -1,4 +1,4 @@
-//! One read of a file: which bytes of which layer it takes, and what of them is missing.
+//! One read of a file: which bytes of which layer it needs, and which of them are missing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::offsets::{DecodedOffset, FileOffset};
 use crate::overlay::{LayerNo, NodeId};
 use crate::predict::PlaceInFile;
 
-/// What a read came to that may not wait.
+/// Result of a read that may not wait.
 #[derive(Debug)]
 pub enum Local {
-    /// All bytes were read: this many.
+    /// The number of bytes read; nothing is missing.
     Bytes(usize),
-    /// Some have to be fetched.
+    /// Some bytes must be fetched.
     Missing(MissingBytes),
 }
 
-/// A read that has to wait, with what is known of it and what it has read so far.
+/// A read that has to wait, with its plan and the bytes read so far.
 pub struct MissingBytes {
     pub(super) plan: ReadPlan,
-    /// The piece, as far as it was read.
+    /// The bytes of the piece read so far.
     buf: Vec<u8>,
-    /// Extents that were not read, and what is missing of them.
+    /// Extents not read yet, and what is missing of them.
     parts: Vec<(Extent, MissingPart)>,
 }
 
@@ -40,7 +40,7 @@ enum MissingPart {
     Partial(Arc<PartialLayer>, DecodedOffset),
 }
 
-/// Which bytes of a layer make up a piece of a file.
+/// The bytes of a layer that make up a piece of a file.
 pub(super) struct ReadPlan {
     pub(super) layer: LayerNo,
     pub(super) node: NodeId,
@@ -51,7 +51,7 @@ pub(super) struct ReadPlan {
     pub(super) place: PlaceInFile,
 }
 
-/// Where a layer's decoded bytes come from.
+/// The source of a layer's decoded bytes.
 pub(super) enum DecodedBytes {
     Layer(Arc<LayerReader>),
     Partial(Arc<PartialLayer>),
@@ -63,7 +63,7 @@ pub(super) enum Unfilled {
 }
 
 impl ReadPlan {
-    /// Reads the piece from what is on this machine.
+    /// Reads the cached bytes of the piece.
     pub(super) fn read_now(self, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Result<Local, ReadError> {
         let mut parts = Vec::new();
         for extent in &self.extents {
@@ -90,20 +90,20 @@ impl ReadPlan {
         if parts.is_empty() {
             return Ok(Local::Bytes(self.length));
         }
-        // Mostly nothing was read.
+        // Usually nothing was read.
         let all = self.extents.len() == parts.len();
         let buf = if all { vec![0; self.length] } else { buf[..self.length].to_vec() };
         Ok(Local::Missing(MissingBytes { plan: self, buf, parts }))
     }
 
-    /// The place of an extent in the piece.
+    /// The range of an extent in the piece.
     fn place_of(&self, extent: &Extent) -> Range<usize> {
         (extent.file.start - self.at) as usize..(extent.file.end - self.at) as usize
     }
 }
 
 impl MissingBytes {
-    /// The piece, once all of it is there.
+    /// The piece, once it is complete.
     pub(super) async fn wait(self) -> Result<Bytes, Unfilled> {
         let Self { plan, mut buf, parts } = self;
         for (extent, part) in parts {

@@ -1,4 +1,4 @@
-//! What of an image is shown: all of it, or one layer.
+//! What is shown of an image: all of it, or one layer.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub enum Shown {
 }
 
 impl Shown {
-    /// What is shown, as a tree.
+    /// The tree that is shown.
     pub fn tree(&self) -> Arc<dyn Tree> {
         match self {
             Self::Image(fs) => fs.clone(),
@@ -35,7 +35,7 @@ impl Shown {
     /// Waits until every layer that is shown is verified.
     ///
     /// # Errors
-    /// [`FsError`] of the first that cannot be shown.
+    /// [`FsError`] of the first layer that cannot be shown.
     pub async fn all_known(&self) -> Result<(), FsError> {
         match self {
             Self::Image(fs) => fs.all_known().await,

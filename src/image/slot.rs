@@ -1,4 +1,4 @@
-//! One layer of a mount: how it is opened, how far it is, and what has become of it before.
+//! One layer of a mount: its pass, its state and its history.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -21,19 +21,19 @@ use crate::sync::lock;
 pub(super) struct Slot {
     pub(super) pass: FirstPass,
     pub(super) state: watch::Sender<LayerState>,
-    /// What it shares with other mounts of this process.
+    /// State shared with other mounts of this process.
     pub(super) shared: Arc<SharedLayer>,
     pub(super) past: Mutex<Past>,
 }
 
-/// What passes over a layer have been, whatever came of them.
+/// History of the passes over a layer.
 #[derive(Default)]
 pub(super) struct Past {
-    /// How many have failed.
+    /// Number of failed passes.
     failures: u32,
-    /// How often its index was made anew.
+    /// Number of rebuilt indexes.
     mended: u32,
-    /// What those have shown of it that then failed.
+    /// Spans shown by passes that failed later.
     pub(super) shown: HashSet<ShownSpan>,
 }
 
@@ -44,16 +44,16 @@ pub struct LayerStatus {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// How far it is.
+    /// Its state.
     pub state: LayerProgress,
-    /// Who vouches for its index, if this machine has not made it.
+    /// Who vouches for its index, if it was not built on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
     /// Blob bytes that the first pass has received.
     pub received: u64,
-    /// Reads after the pass.
+    /// Counters of reads after the pass.
     pub reads: ContentStats,
-    /// What went wrong, if it did.
+    /// The error, if any.
     pub error: Option<String>,
 }
 
@@ -63,8 +63,8 @@ impl Slot {
         Self { pass, state: watch::Sender::new(LayerState::Idle), shared, past: Mutex::default() }
     }
 
-    /// The order of passes, smallest first: layers that are waited for, then small ones, which decide names at once, then
-    /// the largest, so that no long pass is left over at the end.
+    /// The order of passes, smallest first: urgent layers, then small ones, which decide names quickly, then the
+    /// largest, so that no long pass is left at the end.
     pub(super) fn urgency(&self) -> (bool, u64) {
         let size = self.pass.layer.blob.size;
         let rank = if size <= SMALL_LAYER { size } else { u64::MAX - size };
@@ -92,14 +92,14 @@ impl Slot {
         }
     }
 
-    /// Counts one more time that its index is made anew.
+    /// Counts another rebuilt index; returns whether there were too many.
     pub(super) fn is_mended_too_often(&self) -> bool {
         let mut past = lock(&self.past);
         past.mended += 1;
         past.mended > MENDED_AT_MOST
     }
 
-    /// A pass has failed, and is not to look like one that goes on.
+    /// Resets the progress of a failed pass.
     pub(super) fn has_failed(&self, progress: &PassProgress) {
         progress.received.store(0, Ordering::Relaxed);
         self.shared.schedule.set_urgent(false);
@@ -111,19 +111,19 @@ impl Slot {
         self.failed(why, Some(still))
     }
 
-    /// Of which `still` is served.
+    /// `still` continues to be served.
     pub(super) fn cannot_be_shown(&self, why: LayerFailure, still: Option<Arc<LayerReader>>) -> LayerState {
         let why = Arc::new(why);
         let error = &why as &dyn std::error::Error;
         match &*why {
-            // What ends it says why.
+            // The cancelling code reports the reason.
             LayerFailure::Pass(PassError::Ended { .. }) => tracing::debug!(error, "a first pass was given up"),
             _ => tracing::error!(target: "peelfs::failure", error, "a layer cannot be shown"),
         }
         self.failed(why, still)
     }
 
-    /// Failed now; the more often, the later it is tried again.
+    /// A failed state; the more failures, the later the next try.
     fn failed(&self, why: Arc<LayerFailure>, still: Option<Arc<LayerReader>>) -> LayerState {
         let mut past = lock(&self.past);
         let times = past.failures;
@@ -132,9 +132,9 @@ impl Slot {
     }
 }
 
-/// A layer whose index is damaged more often is on a disk that cannot be trusted.
+/// A layer whose index is damaged more often is on an unreliable disk.
 const MENDED_AT_MOST: u32 = 8;
-/// A layer of up to this many bytes is read in a moment.
+/// A layer up to this many bytes is read quickly.
 const SMALL_LAYER: u64 = 8 << 20;
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
-//! Trees: what can be shown to the kernel, to a user who looks into it, to any front end.
+//! Trees: file trees for the kernel, for commands that inspect them, and for other front ends.
 //!
-//! A tree is asked two ways. *Now*: the answer comes from memory or from the store, and no question waits for the network;
-//! where there is no answer yet, [`NoAnswer::Later`] carries what has to happen first, and the question is asked again
-//! after that ([`awaited`], [`Apart`](super::Apart)). *Read to the end*: [`Tree::read`] fetches what is missing.
+//! A tree has two kinds of operations. *Now*: the result comes from memory or the store, without waiting for the
+//! network; if there is none yet, [`NoAnswer::Later`] carries the future to await before a retry ([`awaited`],
+//! [`Apart`](super::Apart)). *To the end*: [`Tree::read`] fetches what is missing.
 //!
-//! Front ends know nothing of layers, formats or sources: a question that waits is a future, so a tree may consist of other
-//! trees and pass their answers on. Nodes are numbers that a tree makes as it likes; 1 is its root, and a number means the same
-//! node for as long as the tree is shown, in every process that shows it.
+//! Front ends do not depend on layers, formats or sources: waiting is a future, so a tree may consist of other trees
+//! and forward their results. A tree chooses its node numbers; 1 is the root, and a number refers to the same node
+//! while the tree is shown, in every process that shows it.
 //!
-//! What the kernel may hold of a tree beyond answers (files that it reads by itself, bytes that turn out to be wrong) is a trait
-//! of its own, [`KernelContent`], which few trees have.
+//! Content that the kernel may hold itself (files that it reads directly, bytes that turn out wrong) is a separate
+//! trait, [`KernelContent`], which few trees have.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -24,40 +24,40 @@ use crate::layer::{Kind, Timestamp};
 use crate::offsets::FileOffset;
 use crate::overlay::{Last, MAX_LINKS, NodeAttr, NodeId};
 
-/// An answer, or why there is none now.
+/// A result, or the reason why there is none now.
 pub type Answer<T> = Result<T, NoAnswer>;
 
-/// What has to happen before a question can be answered; then it is asked again.
+/// To be awaited before an operation is retried.
 pub type Wait = BoxFuture<'static, Result<(), FsError>>;
 
-/// Why there is no answer now.
+/// Why there is no result now.
 pub enum NoAnswer {
-    /// There may be one after this.
+    /// Retry after this.
     Later(Wait),
-    /// It takes more steps than this thread may spend; see [`Apart`](super::Apart).
+    /// It exceeds this thread's limit of steps; see [`Apart`](super::Apart).
     TakesLong,
-    /// There will be none.
+    /// It has failed.
     Never(FsError),
 }
 
-/// What a read came to that may not wait.
+/// Result of a read that may not wait.
 pub enum ReadNow {
-    /// All bytes were read: this many.
+    /// The number of bytes read; nothing is missing.
     Bytes(usize),
-    /// Some have to be fetched; then all of them are here.
+    /// Some bytes must be fetched; yields all bytes of the read.
     Later(BoxFuture<'static, Result<Bytes, FsError>>),
 }
 
-/// What a seek looks for.
+/// The target of a seek.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SeekTo {
-    /// The next byte that is stored.
+    /// The next stored byte.
     Data,
     /// The next hole; every file ends in one.
     Hole,
 }
 
-/// What a tree holds, as far as that is known.
+/// Content of a tree, as far as it is available.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Totals {
     /// Entries.
@@ -66,15 +66,15 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// A tree of files that never change; which files there are may change in some directories ([`Tree::names_stay`]).
+/// A tree of immutable files; the names of some directories may change ([`Tree::names_stay`]).
 pub trait Tree: Send + Sync + 'static {
-    /// A node by name; `None` where the directory has no such name.
+    /// A node by name; `None` if the directory has no such name.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<NodeAttr>>;
 
-    /// Whether a name that a directory does not have will never come.
+    /// Whether a missing name of a directory stays missing.
     fn names_stay(&self, _directory: NodeId) -> bool {
         true
     }
@@ -85,20 +85,19 @@ pub trait Tree: Send + Sync + 'static {
     /// [`NoAnswer`]
     fn attr(&self, node: NodeId) -> Answer<NodeAttr>;
 
-    /// The metadata of a node whose number comes from elsewhere, as from a file handle that has outlived what was known
-    /// of the node.
+    /// The metadata of a node whose number may be stale, as from a file handle that outlived the node's cache entry.
     ///
     /// # Errors
-    /// [`NoAnswer`]; [`FsError::NoSuchNode`] where the tree has no such node.
+    /// [`NoAnswer`]; [`FsError::NoSuchNode`] if the tree has no such node.
     fn node(&self, node: NodeId) -> Answer<NodeAttr>;
 
-    /// The directory that a directory lies in; the root lies in itself.
+    /// The parent of a directory; the root is its own parent.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn parent(&self, node: NodeId) -> Answer<NodeId>;
 
-    /// The names of a directory from position `from` on, without `.` and `..`. Positions stay the same for ever.
+    /// The names of a directory from position `from`, without `.` and `..`. Positions never change.
     ///
     /// # Errors
     /// [`NoAnswer`], also after some names.
@@ -115,7 +114,7 @@ pub trait Tree: Send + Sync + 'static {
         each: &mut dyn FnMut(DirEntry<'_>, &NodeAttr) -> ControlFlow<()>,
     ) -> Answer<()>;
 
-    /// Where a symlink points.
+    /// The target of a symlink.
     ///
     /// # Errors
     /// [`NoAnswer`]
@@ -133,7 +132,7 @@ pub trait Tree: Send + Sync + 'static {
     /// [`NoAnswer`]
     fn xattr_names(&self, node: NodeId) -> Answer<Vec<Vec<u8>>>;
 
-    /// The names of all extended attributes that any node has; `None` where that is much to look at.
+    /// The names of all extended attributes of any node; `None` if there are too many to scan.
     ///
     /// # Errors
     /// [`NoAnswer`]
@@ -141,70 +140,70 @@ pub trait Tree: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// The next offset of a file at or after `at` that is what the seek looks for, as lseek(2) has it; `None` past the end.
+    /// The next offset of a file at or after `at` that matches, as in lseek(2); `None` past the end.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn seek(&self, node: NodeId, at: FileOffset, to: SeekTo) -> Answer<Option<FileOffset>>;
 
-    /// Reads a file into `buf` from what is on this machine; fewer bytes than asked for only at the end of the file.
-    /// `before_wait` is called before the disk is waited for.
+    /// Reads cached bytes of a file into `buf`; fewer bytes than requested only at the end of the file. Calls
+    /// `before_wait` before it waits for the disk.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn read_now(&self, node: NodeId, at: FileOffset, buf: &mut [u8], before_wait: &mut dyn FnMut()) -> Answer<ReadNow>;
 
-    /// Reads up to `length` bytes of a file, fetching what is missing.
+    /// Reads up to `length` bytes of a file; fetches missing ones.
     fn read(self: Arc<Self>, node: NodeId, at: FileOffset, length: usize)
     -> BoxFuture<'static, Result<Bytes, FsError>>;
 
-    /// The inode number that programs see: 1 for the root, and different for all others.
+    /// The inode number shown to programs: 1 for the root, unique for all others.
     fn inode(&self, node: NodeId) -> u64;
 
-    /// When a node has changed last, as its ctime says it.
+    /// The ctime of a node.
     fn changed(&self, attr: &NodeAttr) -> Timestamp;
 
-    /// What distinguishes nodes of the same number in two trees, as for file handles that outlive a mount.
+    /// Distinguishes nodes with the same number in two trees, for file handles that outlive a mount.
     fn generation(&self) -> u32;
 
-    /// What it holds.
+    /// Its content.
     fn totals(&self) -> Totals {
         Totals::default()
     }
 
-    /// The kernel has forgotten a node: what is remembered of it can go.
+    /// The kernel has dropped a node: its cache entries can be dropped.
     fn forget(&self, _node: NodeId) {}
 
-    /// The mount is gone: requests in flight for it alone are ended.
+    /// Ends the mount and its requests in flight.
     fn end(&self) {}
 
-    /// What the kernel may hold of it, if it is such a tree.
+    /// The content that the kernel may hold itself, if any.
     fn kernel_content(&self) -> Option<&dyn KernelContent> {
         None
     }
 }
 
-/// Content that the kernel holds by itself: it reads it without asking, and has to drop it where it turns out wrong.
+/// Content that the kernel reads directly, and has to drop if it turns out wrong.
 pub trait KernelContent: Send + Sync {
-    /// A verified file that holds just the bytes of `node`, for the kernel to read, if there is one.
+    /// A verified copy of `node` for the kernel, if there is one.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn copy_now(&self, node: NodeId) -> Answer<Option<File>>;
 
-    /// Makes the file of [`KernelContent::copy_now`], if that is possible and worth it; also when the future is dropped
-    /// meanwhile.
+    /// Makes the copy of [`KernelContent::copy_now`], if that is possible and worthwhile; completes even if the future
+    /// is dropped.
     ///
     /// # Errors
     /// [`NoAnswer`]
     fn make_copy(&self, node: NodeId) -> Answer<Option<BoxFuture<'static, Option<File>>>>;
 
-    /// Waits until something was shown that turns out wrong; gives the nodes that may have been shown of it. For one caller;
-    /// never returns where nothing is shown before it is verified.
+    /// Waits until shown content turns out wrong; returns the nodes that may have been shown. For one caller; never
+    /// returns if nothing is shown before it is verified.
     fn revoked(&self) -> BoxFuture<'_, Box<dyn Iterator<Item = NodeId> + Send>>;
 }
 
-/// Answers `question` once it can be answered.
+/// Runs `question` until it has a result.
 ///
 /// # Errors
 /// [`FsError`]
@@ -220,20 +219,20 @@ pub async fn awaited<T>(tree: &dyn Tree, mut question: impl FnMut(&dyn Tree) -> 
     }
 }
 
-/// Where a path leads.
+/// Target of a path.
 pub enum Reached {
-    /// To a node.
+    /// A node.
     Node(NodeAttr),
-    /// To a name that its directory does not have.
+    /// A name that its directory does not have.
     Missing {
-        /// The names from the root to that one, without symlinks.
+        /// The names from the root to the missing one, without symlinks.
         path: Vec<Vec<u8>>,
-        /// What is left of the path behind it.
+        /// The rest of the path.
         rest: VecDeque<Vec<u8>>,
     },
 }
 
-/// Walks a path from the root, through symlinks, never out of the tree.
+/// Resolves a path from the root, through symlinks, never out of the tree.
 ///
 /// # Errors
 /// [`FsError`]
@@ -244,12 +243,12 @@ pub async fn walk(tree: &dyn Tree, path: &[u8], last: Last) -> Result<NodeAttr, 
     }
 }
 
-/// As [`walk`], for those that also ask where a missing name would be.
+/// As [`walk`]; also returns the place of a missing name.
 ///
 /// # Errors
-/// [`FsError`]; none for a name that is missing.
+/// [`FsError`]; a missing name is not an error.
 pub async fn reach(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Reached, FsError> {
-    // The directories that were gone through, with their names, below the root.
+    // The directories on the way, with their names, below the root.
     let (root, mut above) = (awaited(tree, |tree| tree.attr(NodeId::ROOT)).await?, Vec::<(Vec<u8>, NodeAttr)>::new());
     let mut rest: VecDeque<Vec<u8>> = names(path).collect();
     let mut links = 0;
@@ -284,7 +283,7 @@ pub async fn reach(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Reached, 
     Ok(Reached::Node(above.pop().map_or(root, |(_, attr)| attr)))
 }
 
-/// The names of a path; empty ones and `.` lead nowhere.
+/// The names of a path; skips empty ones and `.`.
 fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec)
 }

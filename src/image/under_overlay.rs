@@ -1,7 +1,7 @@
-//! A tree that the kernel's overlayfs lies on.
+//! A tree below the kernel's overlayfs.
 //!
-//! overlayfs is steered by extended attributes of what lies below: a directory that hides others, a file that is elsewhere.
-//! An image must not decide that, so attributes by which it could are not shown.
+//! Extended attributes of lower directories control overlayfs: opaque directories, redirects. An image must not control
+//! it, so such attributes are hidden.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -17,7 +17,7 @@ use crate::layer::Timestamp;
 use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 
-/// Shows another tree without what would steer overlayfs.
+/// Shows another tree without attributes that control overlayfs.
 pub struct UnderOverlay<T>(pub Arc<T>);
 
 impl<T: Tree> Tree for UnderOverlay<T> {

@@ -1,4 +1,4 @@
-//! What is asked of an image as a whole, by what writes it down in another form.
+//! Queries over a whole image, for writers of other formats.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use crate::offsets::FileOffset;
 use crate::overlay::{LayerNo, NodeId};
 
 impl ImageFs {
-    /// How many layers the image has.
+    /// The number of layers.
     pub fn layer_count(&self) -> u16 {
         self.overlay.layer_count()
     }
 
-    /// A layer that is known now, as this mount reads it.
+    /// The reader of a layer, if it is available now.
     pub fn layer(&self, number: LayerNo) -> Option<Arc<LayerReader>> {
         self.known_content(number)
     }
 
-    /// Calls `each` for the runs of a file that have bytes, in order; the layer that they are in.
+    /// Calls `each` for the data runs of a file, in order; returns their layer.
     ///
     /// # Errors
     /// [`NotNow`](super::NotNow)

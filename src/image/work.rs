@@ -1,4 +1,4 @@
-//! What an image has under way on threads of its own; see [`apart`](super::apart).
+//! Work of an image on separate threads; see [`apart`](super::apart).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 
 use crate::overlay::{LayerNo, Unknown};
 
-/// What an image has under way.
+/// Work in progress.
 pub(super) struct Work {
-    /// Layers that are being put over those below.
+    /// Layers being prepared.
     pub(super) preparing: Mutex<HashMap<LayerNo, Preparing>>,
     pub(super) threads: Arc<Semaphore>,
 }
@@ -23,5 +23,5 @@ impl Work {
     }
 }
 
-/// Threads that an image takes at once to put layers over those below.
+/// Limit for threads that prepare layers of an image.
 const THREADS: usize = 2;
