@@ -28,7 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
   peelfs umount ./python                    and unmount it
-  peelfs run -it alpine sh                  run a container of an image
+  peelfs run -it alpine sh                  run a container from an image
   peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
   peelfs cat alpine /etc/os-release         print a file of an image
   peelfs inspect oci:./layout:latest        everything about an image, as JSON
@@ -40,13 +40,13 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verific
 
 /// What peelfs can do.
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+#[allow(clippy::large_enum_variant, reason = "a process makes one")]
 pub(crate) enum Command {
     /// Mount an image on a directory
     Mount(MountArgs),
-    /// Run a container of an image, by runc or crun
+    /// Run a container from an image, with runc or crun
     Run(RunArgs),
-    /// Make a bundle of an image: what runc and crun run
+    /// Make an OCI runtime bundle from an image, for runc and crun
     Bundle(BundleArgs),
     /// Unmount what peelfs mounted
     #[command(alias = "unmount")]
@@ -59,19 +59,19 @@ pub(crate) enum Command {
     Cp(CpArgs),
     /// Describe an image as one JSON object
     Inspect(InspectArgs),
-    /// Say whether an image is signed; containerd and peelfs can ask it before they use one
+    /// Check whether an image is signed; also a verifier for containerd and peelfs
     VerifyImage(VerifyImageArgs),
     /// Show, verify and prune the cache
     Cache(CacheArgs),
-    /// Carry what is known of an image's layers to another machine
+    /// Export and import the layer indexes of an image
     Index(IndexArgs),
-    /// Carry what runs of an image read first to another machine
+    /// Export and import the start-up profiles of an image: what its runs read first
     Profile(ProfileArgs),
     /// Show images to podman, buildah and CRI-O without pulling them
     Store(StoreArgs),
-    /// Show what is mounted and how far it is
+    /// Show mounts and their progress
     Status(StatusArgs),
-    /// Let this program serve mounts that an older one serves, without unmounting
+    /// Let this version of peelfs serve existing mounts, without unmounting
     Upgrade(UpgradeArgs),
     /// Serve containerd as a snapshotter that mounts images instead of unpacking them
     Snapshotter(SnapshotterArgs),
@@ -112,37 +112,37 @@ impl Command {
     }
 }
 
-/// Which layer of it.
+/// `--layer`
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct LayerArgs {
-    /// Only layer N, as a lower directory of overlayfs: its number, as in `peelfs inspect` (1 is the lowest), or 6 or more
-    /// first digits of its digest
+    /// Use only layer N, as a lower directory of overlayfs: its number as in `peelfs inspect` (1 is the lowest), or at
+    /// least the first 6 digits of its digest
     ///
-    /// What the layer removes is a character device 0:0, and a directory that hides what lies below has the extended
-    /// attribute `trusted.overlay.opaque` for root, `user.overlay.opaque` for other users. Layers below are read where
-    /// what the layer means depends on them.
+    /// A deleted name is a character device 0:0; an opaque directory has the extended attribute
+    /// `trusted.overlay.opaque` for root, `user.overlay.opaque` for other users. Lower layers are read only where an
+    /// entry of this layer depends on them.
     #[arg(long, value_name = "N", help_heading = "Image")]
     pub layer: Option<LayerChoice>,
 }
 
-/// Which image, and how it is reached.
+/// Which image, and how to reach it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ImageArgs {
     /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
     #[arg(value_name = "IMAGE")]
     pub reference: String,
-    /// How the image is reached.
+    /// How to reach the image.
     #[command(flatten)]
     pub access: AccessArgs,
 }
 
-/// How an image is reached and where it is kept.
+/// How to reach an image, and where to cache it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AccessArgs {
     /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
     #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true, help_heading = "Image")]
     pub platform: Option<String>,
-    /// Use only what is in the cache; never ask the network
+    /// Use only what is cached; never use the network
     #[arg(long, help_heading = "Image")]
     pub offline: bool,
     /// Allow plain HTTP and unverified TLS (loopback registries need no permission)
@@ -154,18 +154,18 @@ pub(crate) struct AccessArgs {
     /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
-    /// Ask the programs in this directory whether the image may be used, as containerd's image verifiers
+    /// Run the verifiers in this directory to decide whether the image may be used, as containerd does
     /// [default: /etc/peelfs/verifiers]
     #[arg(long, value_name = "DIR", env = "PEELFS_VERIFIER_DIR", hide_env_values = true, help_heading = "Image")]
     pub verifier_dir: Option<PathBuf>,
-    /// How long to wait for a registry that is away or silent: `deadline=SECONDS`, `block` or `offline`
+    /// How long to wait for a registry that does not answer: `deadline=SECONDS`, `block` or `offline`
     ///
-    /// With `block` until it is back, with `deadline=SECONDS` for so long without a sign of life, with `offline` not at
-    /// all, which takes 15 s where the registry takes connections and says nothing, or 20 s in the middle of an answer. A
-    /// mount serves what is cached all the while.
+    /// `deadline=SECONDS` fails after that time without data, `block` waits until the registry is back, `offline` fails
+    /// at once. A registry that accepts connections but never answers is detected after 15 s, one that stops in the
+    /// middle of an answer after 20 s. Cached data can be read all the time.
     #[arg(long, value_name = "POLICY", default_value = "deadline=60", help_heading = "Registry")]
     pub on_outage: OnOutage,
-    /// Where the cache is and how it is bounded.
+    /// Where the cache is, and its limit.
     #[command(flatten)]
     pub cache: CacheDirArgs,
 }
@@ -183,39 +183,39 @@ pub(crate) struct CacheDirArgs {
         help_heading = "Cache"
     )]
     pub cache_dir: Option<PathBuf>,
-    /// Let layers take at most this much disk, as in 20GiB
+    /// Limit the disk space of layers, as in 20GiB
     #[arg(long, global = true, value_name = "SIZE", env = "PEELFS_CACHE_SIZE", hide_env_values = true, value_parser = size::parse, help_heading = "Cache")]
     pub cache_size: Option<u64>,
 }
 
-/// When bytes of a layer may be shown.
+/// `--verify`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum VerifyArg {
     /// Only after the whole layer has been verified
     #[default]
     Strict,
-    /// While the layer streams in; if it then fails, all of it turns into errors
+    /// While the layer is downloaded; if it then fails verification, all of it returns errors
     Behind,
 }
 
-/// What of a layer that is known but not here is fetched before it is read.
+/// `--prefetch`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum PrefetchArg {
-    /// What earlier runs read first, near neighbours of what is read, and, when no reader waits, all the rest
+    /// What earlier runs read first, data near each read, and, while no reader waits, everything else
     All,
-    /// What earlier runs read first, and near neighbours of what is read
+    /// What earlier runs read first, and data near each read
     #[default]
     Profile,
-    /// Only what readers that go on in order will want next
+    /// Only readahead for sequential reads
     None,
 }
 
-/// Whether the kernel shows an image by itself.
+/// `--kernel`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum KernelArg {
-    /// If all of it is cached by now; a process serves it otherwise, and `peelfs status` says why
+    /// If all of it is cached already; otherwise a process serves it, and `peelfs status` shows why
     Auto,
-    /// Yes: returns when all of it is fetched and verified
+    /// Yes: fetches and verifies all of it before it returns
     Always,
     /// No: a process serves it
     #[default]
@@ -225,7 +225,7 @@ pub(crate) enum KernelArg {
 /// `--passthrough`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum PassthroughArg {
-    /// If the image is known, and most of its bytes are in such files
+    /// If the image is indexed and most of its bytes are in such files
     Auto,
     /// Yes, also without a value
     Always,
@@ -252,14 +252,14 @@ pub(crate) struct MountArgs {
     /// Return only when every layer is indexed and verified
     #[arg(long)]
     pub wait: bool,
-    /// When bytes may be shown
+    /// When bytes of a layer may be read
     #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
     pub verify: VerifyArg,
-    /// What to fetch again before it is read, where layers are known but their content is not here
+    /// What to prefetch of layers that are indexed but whose content is not cached
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub prefetch: PrefetchArg,
-    /// Let the kernel read files of 1 MiB and more by itself, from the cache: as fast as on a local file system, and in
-    /// memory once however many mounts show them; opening files takes longer (root; Linux 6.9)
+    /// Let the kernel read files of 1 MiB and more directly from the cache: as fast as a local file system, and one
+    /// copy in memory for all mounts; opening files takes longer (root; Linux 6.9)
     #[arg(
         long,
         value_enum,
@@ -270,32 +270,33 @@ pub(crate) struct MountArgs {
         value_name = "WHEN"
     )]
     pub passthrough: PassthroughArg,
-    /// Let the kernel show the image by itself (EROFS), without any process: as fast as a local file system, and the mount
-    /// outlives peelfs and the cache. All of the image has to be cached (root; Linux 6.12; with --allow-other)
+    /// Let the kernel mount the image itself (EROFS), without a process: as fast as a local file system, and the mount
+    /// outlives peelfs and the cache. All of the image must be cached (root; Linux 6.12; with --allow-other)
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub kernel: KernelArg,
-    /// Let idle CPUs sleep while files are read in quick succession: saves power, and small files that are read for the
-    /// first time take about twice as long (root's mounts keep them awake otherwise)
+    /// Let idle CPUs sleep between reads: saves power, but the first read of small files takes about twice as long
+    /// (mounts by root keep CPUs awake otherwise)
     #[arg(long)]
     pub let_cpus_sleep: bool,
-    /// Let other users in (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
+    /// Let other users access the mount (needs `user_allow_other` in /etc/fuse.conf unless root mounts)
     #[arg(long)]
     pub allow_other: bool,
-    /// Let root in, who is kept out of other users' mounts (needs `user_allow_other` in /etc/fuse.conf); root's own
-    /// mounts let root in alone in any case
+    /// Let root access the mount of another user (needs `user_allow_other` in /etc/fuse.conf); a mount by root always
+    /// lets root in
     #[arg(long, conflicts_with = "allow_other")]
     pub allow_root: bool,
     /// Options as mount(8) has them: allow_other, suid, dev, noexec, platform=…, cache_dir=…, …
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// Write the log here instead of into the directory that `peelfs status` shows; in the foreground it is stderr
+    /// Write the log to this file instead of the directory that `peelfs status` shows; in the foreground the log goes
+    /// to stderr
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Serve without the process that takes over when the serving one dies; for those who supervise it
+    /// Serve without a keeper, the process that takes over when the serving process dies; for use under a supervisor
     #[arg(long)]
     pub no_keeper: bool,
-    /// Let what is mounted be written to, as for chroot and systemd-nspawn: changes are kept in UPPER, which is `DIR.upper`
-    /// beside the mount point by default, and are there again with the next such mount (root)
+    /// Make the mount writable, as for chroot and systemd-nspawn: changes are kept in UPPER, by default `DIR.upper`
+    /// beside the mount point, and reused by the next such mount (root)
     #[arg(
         long,
         value_name = "UPPER",
@@ -305,65 +306,65 @@ pub(crate) struct MountArgs {
         help_heading = "Writing"
     )]
     pub writable: Option<Option<PathBuf>>,
-    /// As `--writable`, with changes in memory, gone when it is unmounted (root)
+    /// Make the mount writable, with changes in memory until it is unmounted (root)
     #[arg(long, conflicts_with_all = ["writable", "layer"], help_heading = "Writing")]
     pub ephemeral: bool,
-    /// Serve it from the process that serves this user's other `--share` mounts of this cache: layers that they
-    /// have in common are in memory once
+    /// Serve it from the process that serves this user's other `--share` mounts of this cache: shared layers are in
+    /// memory once
     #[arg(long, conflicts_with_all = ["foreground", "no_keeper"])]
     pub share: bool,
 }
 
-/// `peelfs host`, which peelfs runs itself
+/// `peelfs host`, for use by peelfs itself
 #[derive(Debug, clap::Args)]
 pub(crate) struct HostArgs {
-    /// Which process this is
+    /// The role of this process
     #[command(subcommand)]
     pub command: HostCommand,
 }
 
-/// The processes behind mounts; each is told over its stdin what to do.
+/// The processes behind mounts; each reads on stdin what to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
     /// Holds the connections of mounts, and starts the process that serves them
     Keeper {
-        /// Log lines carry their time
+        /// Write the time on log lines
         #[arg(long)]
         in_background: bool,
-        /// Take further mounts at this socket
+        /// Accept further mounts on this socket
         #[arg(long, value_name = "SOCKET")]
         shared: Option<PathBuf>,
     },
     /// Serves mounts
     Server {
-        /// Log lines carry their time
+        /// Write the time on log lines
         #[arg(long)]
         in_background: bool,
     },
     /// Serves a mount that has no keeper
     Alone {
-        /// Log lines carry their time
+        /// Write the time on log lines
         #[arg(long)]
         in_background: bool,
     },
-    /// Ends a container when the command that runs it has ended
+    /// Ends a container after its `peelfs run` has ended
     Guard {
         /// The container runtime
         runtime: PathBuf,
-        /// Where the container's bundle and state are
+        /// The directory of the container's bundle and state
         directory: PathBuf,
         /// The container's name
         name: String,
     },
-    /// Lays an overlay over a mount, and ends
+    /// Mounts an overlay over a mount, and exits
     Cover {
-        /// Log lines carry their time
+        /// Write the time on log lines
         #[arg(long)]
         in_background: bool,
     },
 }
 
-/// `peelfs probe`, which peelfs runs itself
+/// `peelfs probe`, for use by peelfs itself
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArgs {
     /// The mount point
@@ -470,13 +471,13 @@ pub(crate) struct InspectArgs {
 /// `peelfs verify-image`
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyImageArgs {
-    /// The image; what its name leads to now has to be signed
+    /// The image; the digest that its name resolves to now must be signed
     #[arg(value_name = "IMAGE", conflicts_with = "name")]
     pub image: Option<String>,
-    /// A public key (PEM): the image has to be signed with one of those that are named
+    /// A public key (PEM); the image must be signed with one of the given keys
     #[arg(long, value_name = "FILE", conflicts_with = "config", help_heading = "Signatures")]
     pub key: Vec<PathBuf>,
-    /// The signature has to be one for the image's own repository
+    /// The signature must be for the image's own repository
     #[arg(long, requires = "key", help_heading = "Signatures")]
     pub same_repository: bool,
     /// Which images need which keys [default: /etc/peelfs/verify-image.json]
@@ -488,19 +489,19 @@ pub(crate) struct VerifyImageArgs {
         help_heading = "Signatures"
     )]
     pub config: Option<PathBuf>,
-    /// The image's name, as a verifier is told it (also `-name`, and so the others)
+    /// The image's name, as passed to a verifier (also `-name`; likewise for the others)
     #[arg(long, value_name = "NAME", requires = "digest", help_heading = "As a verifier")]
     pub name: Option<String>,
-    /// The digest that has to be signed
+    /// The digest that must be signed
     #[arg(long, value_name = "DIGEST", help_heading = "As a verifier")]
     pub digest: Option<Digest>,
-    /// What stands on stdin, which is not read
+    /// The media type of stdin, which is not read
     #[arg(long, value_name = "TYPE", help_heading = "As a verifier")]
     pub stdin_media_type: Option<String>,
-    /// What the image is verified for
+    /// The operation that needs the verification
     #[arg(long, value_name = "WHAT", help_heading = "As a verifier")]
     pub operation: Option<String>,
-    /// How the image is reached.
+    /// How to reach the image.
     #[command(flatten)]
     pub access: AccessArgs,
 }
@@ -508,7 +509,7 @@ pub(crate) struct VerifyImageArgs {
 /// `peelfs cache`
 #[derive(Debug, clap::Args)]
 pub(crate) struct CacheArgs {
-    /// What to do with it; without a word, show it
+    /// What to do; shows the cache by default
     #[command(subcommand)]
     pub command: Option<CacheCommand>,
     /// Where it is.
@@ -516,33 +517,33 @@ pub(crate) struct CacheArgs {
     pub cache: CacheDirArgs,
 }
 
-/// What can be done with the cache.
+/// `peelfs cache`: its commands.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum CacheCommand {
-    /// Show what it holds (the default)
+    /// Show its layers and sizes (the default)
     Show {
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Check everything in it; what is damaged is removed and will be fetched again
+    /// Check everything in it; damaged parts are removed and fetched again
     Verify,
-    /// Drop the content of an image's layers, also under mounts; what is read then is fetched again
+    /// Evict the content of an image's layers, even while mounted; later reads fetch it again
     Drop {
-        /// Content goes, what is known of the layers stays
+        /// Evict content, keep indexes
         #[arg(long, required = true)]
         content: bool,
-        /// Of this image
+        /// The layers of this image
         #[arg(value_name = "IMAGE", required_unless_present = "all")]
         image: Option<String>,
         /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
         #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true)]
         platform: Option<String>,
-        /// Of all layers
+        /// The layers of all images
         #[arg(long, conflicts_with = "image")]
         all: bool,
     },
-    /// Remove what is no longer needed: leftovers and what is beyond the limit, or more when asked
+    /// Remove leftovers and what exceeds the limit, or more with the options
     Prune {
         /// Remove all content, keep indexes
         #[arg(long, conflicts_with_all = ["all", "to"])]
@@ -574,11 +575,11 @@ pub(crate) struct ProfileArgs {
     pub command: CarryCommand,
 }
 
-/// What can be carried from one cache to another goes by these two.
+/// Commands that `peelfs index` and `peelfs profile` share.
 #[derive(Clone, Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+#[allow(clippy::large_enum_variant, reason = "a process makes one")]
 pub(crate) enum CarryCommand {
-    /// Write what there is of an image's layers to a file
+    /// Write what the cache has of an image to a file
     Export {
         /// Which image.
         #[command(flatten)]
@@ -587,7 +588,7 @@ pub(crate) enum CarryCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Read such a file into the cache; only from a maker you trust
+    /// Read such a file into the cache; only from a source you trust
     Import {
         /// The file to read; `-` is standard input
         #[arg(value_name = "FILE")]

@@ -1,19 +1,19 @@
-//! `peelfs IMAGE DIR -o OPTIONS`: how mount.fuse(8) calls a file system, so how `mount -t fuse.peelfs` does.
+//! `peelfs IMAGE DIR -o OPTIONS`: how mount.fuse(8) calls a file system, and so `mount -t fuse.peelfs`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::error::{ContextKind, ErrorKind};
 
-/// The command line with the command that was left out, if `error` says that its first word is none, and what follows
-/// is what mounts are asked for with.
+/// Adds the missing command `mount` to the command line, if `error` says that its first word is no command and the rest
+/// fits a mount.
 pub(super) fn with_mount(line: &[OsString], error: &clap::Error) -> Option<Vec<OsString>> {
     let [program, image, at, options @ ..] = line else { return None };
     if error.kind() != ErrorKind::InvalidSubcommand || starts_with_hyphen(image) || starts_with_hyphen(at) {
         return None;
     }
     let has_options = options.iter().any(|word| word.as_encoded_bytes().starts_with(b"-o"));
-    // A command that was misspelt, and a directory behind it.
+    // A misspelt command, followed by a directory.
     let may_be_misspelt = error.get(ContextKind::SuggestedSubcommand).is_some()
         && !image.as_encoded_bytes().iter().any(|byte| b":/.@".contains(byte));
     if !has_options && (may_be_misspelt || !Path::new(at).is_dir()) {
@@ -35,7 +35,7 @@ mod tests {
     use super::super::args::{Args, Command};
     use super::*;
 
-    /// The image that is to be mounted, or none.
+    /// The image to mount, if the line is a mount.
     fn image(line: &str) -> Option<String> {
         let line: Vec<OsString> = line.split(' ').map(Into::into).collect();
         let error = Args::try_parse_from(&line).unwrap_err();
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(image("peelfs oci:lay:b /tmp -o rw,dev,suid").as_deref(), Some("oci:lay:b"));
         assert_eq!(image("peelfs alpine /tmp").as_deref(), Some("alpine"));
         assert_eq!(image("peelfs quay.io/a/b:1 /tmp --wait").as_deref(), Some("quay.io/a/b:1"));
-        // What is no directory is told by the mount itself.
+        // The mount itself reports what is no directory.
         assert_eq!(image("peelfs alpine /nonexistent -o ro").as_deref(), Some("alpine"));
     }
 

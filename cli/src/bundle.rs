@@ -1,7 +1,7 @@
-//! `peelfs bundle`: a directory that a container runtime runs (runtime-spec, bundle.md), and its end.
+//! `peelfs bundle`: a directory that a container runtime runs (runtime-spec, bundle.md).
 //!
-//! In it are `config.json` and `rootfs`, and `.peelfs` with what only peelfs needs: stubs for mount points that the image
-//! lacks, and a record of what was made. `peelfs umount` removes what the record names, and nothing else.
+//! It holds `config.json`, `rootfs`, and `.peelfs` with stubs for mount points that the image lacks and a record of
+//! what was made. `peelfs umount` removes what the record names, and nothing else.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -26,13 +26,13 @@ pub(crate) struct BundleArgs {
     /// Which image.
     #[command(flatten)]
     pub image: ImageArgs,
-    /// The directory to make it in; it is made if it is missing, and has to be empty
+    /// The directory to make it in: an empty or a new one
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// Let the container write; what it writes is kept in UPPER, by default `upper` in the bundle
+    /// Make the root file system writable; changes are kept in UPPER, by default `upper` in the bundle
     #[arg(long, value_name = "UPPER", num_args = 0..=1, require_equals = true)]
     pub writable: Option<Option<PathBuf>>,
-    /// Let the container write; what it writes is in memory, and gone when the bundle is unmounted
+    /// Make the root file system writable, with changes in memory until the bundle is unmounted
     #[arg(long, conflicts_with = "writable")]
     pub ephemeral: bool,
     /// The version of the runtime specification that `config.json` names
@@ -41,22 +41,22 @@ pub(crate) struct BundleArgs {
     /// The network of the container
     #[arg(long, value_enum, default_value = "none", value_name = "NETWORK", help_heading = "Container")]
     pub network: NetworkArg,
-    /// The process has a terminal
+    /// Give the process a terminal
     #[arg(short, long, help_heading = "Container")]
     pub tty: bool,
-    /// What differs from what the image says.
+    /// Differences from the image's configuration.
     #[command(flatten)]
     pub container: ContainerArgs,
 }
 
-/// What was made, so that it can be taken away.
+/// What was made, so that it can be removed.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     version: u32,
-    /// Of `config.json`.
+    /// Digest of `config.json`.
     config: Digest,
-    /// The directory was made, too.
+    /// The directory was made as well.
     made_directory: bool,
 }
 
@@ -106,7 +106,7 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
     Ok(())
 }
 
-/// A bundle's directory while the bundle is being made; if that fails, it becomes as it was.
+/// A bundle's directory while the bundle is made; restored if that fails.
 struct Directory<'a> {
     path: &'a Path,
     made: bool,
@@ -127,7 +127,7 @@ impl<'a> Directory<'a> {
                 let shown = typed.display();
                 let report = Report::usage(format!("cannot make a bundle in `{shown}`: it is not empty"));
                 return Err(match path.join(OWN).join(RECORD).exists() {
-                    true => report.hint(format!("it holds a bundle; `peelfs umount {shown}` takes that away")),
+                    true => report.hint(format!("it holds a bundle; `peelfs umount {shown}` removes it")),
                     false => report.hint("name a directory that is empty, or that does not exist yet"),
                 });
             }
@@ -135,12 +135,9 @@ impl<'a> Directory<'a> {
         let directory = Self { path, made, kept: false };
         let found = std::fs::metadata(path).map_err(failed)?;
         if found.mode() & 0o077 != 0 {
-            // Set-user-id programs of the image are in it, as in the store of an engine.
+            // The image's set-user-id programs are in it, as in an engine's store.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-            eprintln!(
-                "note: `{}` is for this user alone now (700): programs in it may be set-user-id",
-                typed.display()
-            );
+            eprintln!("note: `{}` now has mode 700: programs in it may be set-user-id", typed.display());
         }
         for name in [OWN, ROOTFS] {
             container::make_private(&path.join(name))?;
@@ -157,20 +154,20 @@ impl<'a> Directory<'a> {
 impl Drop for Directory<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            // What cannot be removed is empty or says by its name what it is.
+            // What cannot be removed is empty, or its name shows what it is.
             let _ = std::fs::remove_file(self.path.join(CONFIG));
             let _ = remove_own(self.path, self.made);
         }
     }
 }
 
-/// Whether a bundle of peelfs is in `directory`. A mount is none, and is not looked into: it may not answer.
+/// Whether `directory` holds a bundle. A mount is none and is not looked into: it may not answer.
 pub(super) fn is_bundle(directory: &Path) -> bool {
     let is_mount = mounts::followed(directory).is_ok_and(|at| mounts::at(&at).is_some());
     !is_mount && record(directory).is_some()
 }
 
-/// What was recorded; nothing, where another user may have written it.
+/// The record, unless another user may have written it.
 fn record(directory: &Path) -> Option<Record> {
     let path = directory.join(OWN).join(RECORD);
     let found = std::fs::symlink_metadata(&path).ok()?;
@@ -179,7 +176,7 @@ fn record(directory: &Path) -> Option<Record> {
     serde_json::from_slice(&text).ok().filter(|record: &Record| record.version == 1)
 }
 
-/// Takes a bundle away: its mounts, and the files that were made with it.
+/// Removes a bundle: its mounts and the files that were made with it.
 pub(super) fn take_away(directory: &Path, open_files: OpenFiles) -> Result<(), Report> {
     let Some(record) = record(directory) else {
         return Err(Report::new(Code::NotFound, format!("there is no bundle in `{}`", directory.display())));
@@ -192,20 +189,20 @@ pub(super) fn take_away(directory: &Path, open_files: OpenFiles) -> Result<(), R
         Ok(text) if Digest::of(Algorithm::Sha256, &text) == record.config => {
             std::fs::remove_file(&config).map_err(|cause| HostError::RunState { path: config, cause })?;
         }
-        Ok(_) => eprintln!("note: `{}` was edited, and stays", config.display()),
+        Ok(_) => eprintln!("note: `{}` was edited and is kept", config.display()),
         Err(_) => {}
     }
     let removed = remove_own(directory, record.made_directory);
     removed.map_err(|cause| Report::from(HostError::RunState { path: directory.to_owned(), cause }))
 }
 
-/// Removes what is peelfs's own in a bundle; the directory itself if it was made and is empty then.
+/// Removes what peelfs made in a bundle; the directory itself if peelfs made it and it is empty now.
 fn remove_own(directory: &Path, made: bool) -> io::Result<()> {
     match std::fs::remove_dir_all(directory.join(OWN)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // These are empty, or have something of another's.
+    // Fails if another program has put something there.
     let _ = std::fs::remove_dir(directory.join(ROOTFS));
     if made {
         let _ = std::fs::remove_dir(directory);
@@ -215,5 +212,5 @@ fn remove_own(directory: &Path, made: bool) -> io::Result<()> {
 
 const OWN: &str = ".peelfs";
 const RECORD: &str = "bundle.json";
-/// What engines mount over later.
+/// Files that engines mount over later.
 const LATER: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];

@@ -1,4 +1,4 @@
-//! `peelfs cache`: what the cache holds, whether it is sound, and making it smaller.
+//! `peelfs cache`: shows, checks and prunes the cache.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -42,19 +42,19 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
     }
 }
 
-/// The cache as it is: to look into it, or to take from it, makes nothing.
+/// The existing cache: showing or pruning creates none.
 fn existing(args: &CacheArgs) -> Result<Store, Report> {
     Ok(Store::open_as_it_is(&meant::cache_dir(&args.cache)?, args.cache.cache_size)?)
 }
 
-/// Whether something can be removed from the cache at all.
+/// Fails if the cache is not writable.
 fn can_be_changed(store: &Store) -> Result<(), Report> {
     match rustix::fs::access(store.root(), rustix::fs::Access::WRITE_OK) {
         Err(error @ (Errno::ROFS | Errno::ACCESS)) => {
             let message = format!("nothing can be removed from the cache `{}`: {error}", store.root().display());
             Err(Report::new(Code::Failure, message))
         }
-        // What is not there holds nothing.
+        // A missing cache is empty.
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -72,7 +72,7 @@ impl<E: Into<Report>> From<E> for Trouble {
 
 type Done = Result<(), Trouble>;
 
-/// The directory, byte for byte: scripts take it from here.
+/// The directory's raw bytes, for scripts.
 fn print_dir(args: &CacheArgs, out: &mut impl Write) -> Done {
     let dir = meant::cache_dir(&args.cache)?;
     out.write_all(dir.as_os_str().as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(Trouble::Output)
@@ -134,7 +134,7 @@ fn table(store: &Store, usage: &Usage) -> String {
         total.push_str(&format!("; images for the kernel {}", text::size(usage.images)));
     }
     if usage.temporary > 0 {
-        total.push_str(&format!("; on their way in {}", text::size(usage.temporary)));
+        total.push_str(&format!("; in flight {}", text::size(usage.temporary)));
     }
     total.push_str(&match store.limit() {
         Some(limit) => format!("; limit {}", text::size(limit)),
@@ -176,27 +176,27 @@ fn verify(store: &Store, out: &mut impl Write) -> Done {
     let found = text::count(damaged.len() as u64, "part");
     Err(Trouble::Report(Report::new(Code::Verification, format!("{found} of the cache {verb} damaged")).hint(
         match stays {
-            None => "nothing needs to be done: what was removed is fetched again when it is needed",
-            Some(_) => "it stays, as the cache cannot be written to; a reader fetches it anew",
+            None => "no action needed: removed data is fetched again on demand",
+            Some(_) => "not removed, as the cache is not writable; readers fetch it again",
         },
     )))
 }
 
-/// What of a layer was damaged, in words.
+/// Describes the damage of a layer.
 fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(why) = &checked.index {
         found.push(format!("index of layer {layer}: {why}"));
     }
     if checked.misshapen {
-        found.push(format!("content of layer {layer}: its files do not fit its index"));
+        found.push(format!("content of layer {layer}: its files do not match its index"));
     }
     found.extend(checked.damaged_passthrough_copies.iter().map(|entry| format!("file {entry} of layer {layer}")));
     found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
     found
 }
 
-/// Drops the content of an image's layers, or of all when none is named; asks only the cache.
+/// Evicts the content of an image's layers, or of all if no image is given; does not use the network.
 fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
     let store = Arc::new(existing(args)?);
     can_be_changed(&store)?;
@@ -243,7 +243,7 @@ fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {
         line.push_str(&format!("; {} without an index now", text::count(freed.indexes, "layer")));
     }
     if freed.held > 0 {
-        line.push_str(&format!("; {} left alone, being in use", text::count(freed.held, "layer")));
+        line.push_str(&format!("; {} kept, in use", text::count(freed.held, "layer")));
     }
     writeln!(out, "{line}").map_err(Trouble::Output)
 }

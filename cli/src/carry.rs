@@ -1,4 +1,4 @@
-//! `peelfs index` and `peelfs profile`: what one cache knows, carried to another.
+//! `peelfs index` and `peelfs profile`: export and import of indexes and profiles.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
@@ -57,7 +57,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             if known.is_empty() {
                 let message = format!("no run of {} has been recorded", opened.reference);
                 return Err(Report::new(Code::NotFound, message)
-                    .hint("mount it, run what it is for, and unmount it; that records what was read"));
+                    .hint("mount it, run its program and unmount it: that records what was read"));
             }
             let text =
                 serde_json::to_vec(&Profiles { peelfs_profiles: VERSION, layers: known }).expect("digests and numbers");
@@ -84,7 +84,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
     }
 }
 
-/// What files of exported profiles of all versions have.
+/// The version field, which exported profiles of all versions have.
 #[derive(Deserialize)]
 struct Version {
     peelfs_profiles: u32,
@@ -109,12 +109,12 @@ fn layers(opened: &open::Opened) -> Vec<Digest> {
     layers
 }
 
-/// `-` is standard output or input, as everywhere.
+/// `-` means standard output or input.
 fn is_standard(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// Has a file written, as a whole or not at all; into what is no ordinary file, as a pipe or a device, as it comes.
+/// Writes a file completely or not at all; a pipe or a device is written directly.
 fn export(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<Box<dyn io::Write>>) -> Result<(), TransferError>,
@@ -137,7 +137,7 @@ fn export(
     if path.metadata().is_ok_and(|found| !found.is_file()) {
         return whole(Box::new(File::create(path).map_err(cannot_write)?)).map_err(trouble);
     }
-    // A link stays what it is.
+    // Keeps a symlink.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut beside = target.clone().into_os_string();
     beside.push(format!(".{}.part", std::process::id()));
@@ -167,7 +167,7 @@ fn say(line: &str) -> Result<(), Report> {
     writeln!(io::stdout(), "{line}").or_else(|error| text::output_ended(&error))
 }
 
-/// Of files of exported profiles.
+/// The version of exported profiles.
 const VERSION: u32 = 2;
-/// Larger than the profiles of any image, in bytes.
+/// A bound in bytes; profiles are smaller.
 const PROFILES_LIMIT: u64 = 64 << 20;

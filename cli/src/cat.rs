@@ -1,4 +1,4 @@
-//! `peelfs cat`: prints files of an image; only the spans that hold them are fetched, once the layer is known.
+//! `peelfs cat`: prints files of an image; once the layer is indexed, fetches only the spans that hold them.
 
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -37,7 +37,7 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
     })
 }
 
-/// Prints one file; the inner result is that of the output.
+/// Prints one file; the inner result is the output's.
 async fn print(tree: &Arc<dyn Tree>, path: &[u8], out: &mut io::StdoutLock<'_>) -> Result<io::Result<()>, FsError> {
     let attr = tree::walk(&**tree, path, Last::Follow).await?;
     match attr.kind {
@@ -56,5 +56,5 @@ async fn print(tree: &Arc<dyn Tree>, path: &[u8], out: &mut io::StdoutLock<'_>) 
     Ok(Ok(()))
 }
 
-/// How much is read at once; enough for neighbouring spans to travel in one request.
+/// Bytes per read; enough for neighbouring spans to share a request.
 pub(super) const PIECE: usize = 4 << 20;

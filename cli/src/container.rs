@@ -1,4 +1,4 @@
-//! What `peelfs run` and `peelfs bundle` have in common: options of a container, and its root file system.
+//! What `peelfs run` and `peelfs bundle` share: container options and the root file system.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,29 +20,29 @@ use peelfs::host::{mount_point, open, piped};
 use peelfs::image::{Eagerness, ImageFs, Verify};
 use tokio::runtime::Runtime;
 
-/// How a container differs from what its image says.
+/// Differences from the image's configuration.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Container")]
 pub(crate) struct ContainerArgs {
-    /// Run as this user, by name or number, instead of the image's
+    /// Run as this user (name or number) instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Set an environment variable; without `=VALUE`, to what it is here
+    /// Set an environment variable; without `=VALUE`, take its value from this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
-    /// Begin in this directory instead of the image's
+    /// Start in this directory instead of the image's
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// Run this instead of the image's entrypoint and command; a JSON array for several words
+    /// Run this program instead of the image's entrypoint and command; a JSON array for several words
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// Show a directory or file of this machine in the container; with `:ro`, so that it cannot be changed
+    /// Mount a directory or file of this machine in the container; `:ro` makes it read-only
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub volume: Vec<String>,
-    /// What becomes of the image's own volumes
+    /// How to mount the volumes that the image declares
     #[arg(long, value_enum, value_name = "HOW")]
     pub image_volume: Option<ImageVolume>,
-    /// The host name in the container
+    /// The container's host name
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Let set-user-id programs such as sudo and file capabilities work in the container
@@ -50,26 +50,26 @@ pub(crate) struct ContainerArgs {
     pub allow_new_privileges: bool,
 }
 
-/// What becomes of the volumes that an image names.
+/// How to mount the volumes that an image declares.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum ImageVolume {
-    /// Each is in memory, with what the image has there
+    /// Each in memory, filled from the image
     Tmpfs,
-    /// They belong to the root file system, and are kept where that is
+    /// As part of the root file system
     Ignore,
 }
 
 /// Which network a container has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum NetworkArg {
-    /// This machine's
+    /// This machine's network
     Host,
-    /// One of its own, without a way out
+    /// A network of its own, with a loopback interface only
     None,
 }
 
 impl ContainerArgs {
-    /// What they mean; `image_volume` where the user does not say.
+    /// Parses them; `image_volume` applies where the user gave none.
     pub(super) fn options(&self, network: NetworkArg, image_volume: ImageVolume) -> Result<BundleOptions, Report> {
         let environment = self.env.iter().filter_map(|text| match text.split_once('=') {
             Some((name, value)) => Some((name.to_owned(), value.to_owned())),
@@ -95,7 +95,7 @@ impl ContainerArgs {
     }
 }
 
-/// An entrypoint: one program, or several words as JSON; an empty one is none.
+/// An entrypoint: one program or a JSON array of words; an empty one means none.
 fn words(text: &str) -> Result<Vec<String>, Report> {
     match text {
         "" => Ok(Vec::new()),
@@ -112,12 +112,12 @@ fn volume(text: &str) -> Result<Volume, Report> {
         [source, destination] | [source, destination, "rw"] => (source, destination, false),
         [source, destination, "ro"] => (source, destination, true),
         _ => {
-            let hint = "name a directory or file here and a path in the container, as in `-v ./data:/data:ro`";
+            let hint = "give a path on this machine and a path in the container, as in `-v ./data:/data:ro`";
             return Err(Report::usage(format!("`{text}` is not a volume")).hint(hint));
         }
     };
     if source.is_empty() {
-        return Err(Report::usage(format!("volume `{text}` names nothing of this machine")));
+        return Err(Report::usage(format!("volume `{text}` has no path on this machine")));
     }
     let absolute = open::absolute(source);
     let found = absolute.canonicalize().map_err(|error| {
@@ -125,45 +125,45 @@ fn volume(text: &str) -> Result<Volume, Report> {
         if source.contains('/') {
             report
         } else {
-            report.hint(format!("volumes are paths; there is no volume by name. Make it with `mkdir {source}`"))
+            report.hint(format!("volumes are paths; named volumes are not supported. Make it with `mkdir {source}`"))
         }
     })?;
     let Some(source) = found.to_str() else {
-        return Err(Report::usage(format!("the path of volume `{text}` is not UTF-8, which a runtime cannot be told")));
+        return Err(Report::usage(format!("the path of volume `{text}` is not UTF-8, as `config.json` must be")));
     };
     Ok(Volume { source: source.to_owned(), destination: destination.to_owned(), readonly })
 }
 
-/// A container that is to be made.
+/// A container to be made.
 pub(super) struct Plan<'a> {
-    /// Its image, with paths that mean the same in any directory.
+    /// Its image, with absolute paths.
     pub(super) image: ImageSpec,
     /// The user, if not the image's.
     pub(super) user: Option<&'a str>,
-    /// There is no other user than root.
+    /// Root is the only user.
     pub(super) only_root: bool,
-    /// All else that is wanted.
+    /// The other options.
     pub(super) options: BundleOptions,
-    /// Where `config.json` and `rootfs` are made.
+    /// Where to make `config.json` and `rootfs`.
     pub(super) directory: &'a Path,
-    /// Where what they need is made.
+    /// The directory for peelfs's own files.
     pub(super) own: &'a Path,
-    /// Where what is written goes; nothing can be written without.
+    /// Where changes go; without, the root file system is read-only.
     pub(super) writable: Option<Writable>,
-    /// Files that are to be there for mounts that are added later.
+    /// Files that mounts added later need.
     pub(super) stubs: &'a [&'a str],
 }
 
-/// What was made for a container; what lives as long as it does.
+/// What was made for a container, held for its life.
 pub(super) struct Made {
-    /// `config.json`, as it was written.
+    /// `config.json` as written.
     pub(super) config: Vec<u8>,
-    /// The directory that keeps what is written.
+    /// The directory that keeps changes.
     pub(super) kept: Option<writable::Kept>,
 }
 
 impl Plan<'_> {
-    /// Mounts the image with an overlay on it, and writes `config.json`. What was mounted is taken away again where that fails.
+    /// Mounts the image with an overlay, and writes `config.json`. Unmounts again on failure.
     pub(super) fn make(mut self, runtime: &Runtime) -> Result<Made, Report> {
         let (image, piped) = {
             let spec = MountSpec::new(self.image.clone(), self.directory.join(ROOTFS));
@@ -181,10 +181,10 @@ impl Plan<'_> {
             let configured = Configured::parse(opened.plan.configuration.raw.get())?;
             let manifest = &opened.plan.manifest.digest;
             let kept = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
-            // Every process reads the image that this one has resolved.
+            // Every process reads the image that this process has resolved.
             let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
             let image = ImageSpec { reference, ..image };
-            // As an engine's would be: what protects the machine is said in the configuration.
+            // As an engine's root file system: protection is set in the container's configuration.
             let kernel = KernelOptions {
                 suid: true,
                 dev: true,
@@ -210,13 +210,13 @@ impl Plan<'_> {
         })
     }
 
-    /// Writes `config.json` and makes what the image lacks.
+    /// Writes `config.json`, and makes mount points that the image lacks.
     async fn describe(&mut self, fs: &ImageFs, image: &Configured) -> Result<Vec<u8>, Report> {
         let user = rootfs::user(fs, self.user.unwrap_or(image.user())).await?;
         if self.only_root && (user.uid != 0 || user.gid != 0) {
             let (uid, gid) = (user.uid, user.gid);
-            return Err(Report::new(Code::Failure, format!("the container's user {uid}:{gid} is none that this user may be"))
-                .hint("let root add a line for this user to /etc/subuid and /etc/subgid, and install `uidmap`; or run as root of the container with `--user 0`"));
+            return Err(Report::new(Code::Failure, format!("this user may not map the container's user {uid}:{gid}"))
+                .hint("let root add a line for this user to /etc/subuid and /etc/subgid, and install `uidmap`; or run as the container's root with `--user 0`"));
         }
         self.add_names()?;
         let config = bundle::config(image, &user, &self.options).map_err(Report::from)?;
@@ -233,7 +233,7 @@ impl Plan<'_> {
         Ok(text)
     }
 
-    /// How names are resolved in the container; what the user shows there wins.
+    /// Name resolution files in the container; a user's own volumes take precedence.
     fn add_names(&mut self) -> Result<(), Report> {
         let mut names = Vec::new();
         let mut add = |source: &Path, destination: &str| {
@@ -266,7 +266,7 @@ impl Plan<'_> {
     }
 }
 
-/// Takes away what was mounted for a container.
+/// Unmounts what was mounted for a container.
 pub(super) fn take_away(at: &Path) {
     if let Some(mount) = mounts::peelfs_at(at)
         && let Err(error) = unmount_with_cover(&mount, OpenFiles::Keep)
@@ -289,14 +289,14 @@ pub(super) fn make_private(path: &Path) -> Result<(), HostError> {
     made.map_err(|cause| HostError::RunState { path: path.to_owned(), cause })
 }
 
-/// The stubs' own directory: the lowermost of the overlay, which everything else wins over.
+/// The directory of stubs: the lowest layer of the overlay.
 pub(super) fn make_stubs_directory(own: &Path) -> Result<PathBuf, HostError> {
     let stubs = own.join(STUBS);
     make_private(&stubs)?;
     Ok(stubs)
 }
 
-/// Names in a bundle: the first two are the specification's.
+/// Names in a bundle; the specification requires the first two.
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const ROOTFS: &str = "rootfs";
 const STUBS: &str = "stubs";

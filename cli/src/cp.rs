@@ -1,4 +1,4 @@
-//! `peelfs cp`: copies a tree out of an image, with everything that an image knows about it.
+//! `peelfs cp`: copies a tree out of an image with its metadata.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
@@ -21,7 +21,7 @@ pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
         let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
         let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let from = args.from.as_os_str().as_bytes();
-        // As cp -a: a symlink is copied as one, unless a slash behind it says that its directory is meant.
+        // Like cp -a: a symlink is copied as such, unless it ends in a slash.
         let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
         let walked = tree::walk(&*tree, from, last).await;
         let attr = walked.map_err(|error| failed(&args.from, error.into()))?;
@@ -29,7 +29,7 @@ pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
         let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
         let mut copier = Copier { tree, target, links: HashMap::new(), skipped_devices: 0 };
         copier.tree(from, name, attr).await?;
-        copier.tell_what_was_left_out();
+        copier.report_skipped();
         Ok(())
     })
 }
@@ -39,26 +39,26 @@ fn owners(args: &CpArgs) -> Owners {
     if args.same_owner || (root && !args.no_same_owner) { Owners::OfTheImage } else { Owners::TheCaller }
 }
 
-/// The directory to copy into and the name to give the copy there; no name means that the directory
-/// itself is the copy, as when the root of the image is copied.
+/// The directory to copy into and the name of the copy there; without a name, the directory itself is the copy, as for
+/// the root of the image.
 fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Vec<u8>>), Report> {
     if to.is_dir() {
-        // `/`, `.` and `..` have no name to be had below it.
+        // `/`, `.` and `..` have no name for the copy.
         let name = from.file_name().filter(|_| !from.as_os_str().as_bytes().ends_with(b"/."));
         return Ok((to.to_owned(), name.map(|name| name.as_bytes().to_vec())));
     }
     let shown = to.display();
-    // What a name outside the copy leads to, or is there for, is not to be replaced by accident.
+    // Do not replace a symlink or a device by accident.
     if to.symlink_metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return Err(Report::usage(format!("cannot copy to `{shown}`: it is there, and is not a regular file"))
+        return Err(Report::usage(format!("cannot copy to `{shown}`: it exists and is not a regular file"))
             .hint("remove it first, or choose another name"));
     }
     if to.as_os_str().as_bytes().ends_with(b"/") && kind != Kind::Directory {
-        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: there is no such directory"))
+        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: no such directory"))
             .hint(format!("make it with `mkdir -p {shown}`")));
     }
     let Some(name) = to.file_name() else {
-        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: there is no such directory")));
+        return Err(Report::new(Code::NotFound, format!("cannot copy to `{shown}`: no such directory")));
     };
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent.to_owned(), Some(name.as_bytes().to_vec())))
@@ -72,7 +72,7 @@ struct Copier {
     skipped_devices: u64,
 }
 
-/// A directory that is being copied: what is still to be done in it, and what it shall look like then.
+/// A directory in progress, and the metadata that it gets at the end.
 struct Open {
     /// Length of its path in the image.
     path: usize,
@@ -81,7 +81,7 @@ struct Open {
 }
 
 impl Copier {
-    /// Copies what is at `path`, and everything below it, under `name`.
+    /// Copies `path` and everything below it to `name`.
     async fn tree(&mut self, path: &[u8], name: Option<Vec<u8>>, attr: NodeAttr) -> Result<(), Report> {
         let mut path = path.to_vec();
         let mut open = Vec::new();
@@ -89,11 +89,11 @@ impl Copier {
             Some(name) if attr.kind != Kind::Directory => {
                 let device = matches!(attr.kind, Kind::CharDevice | Kind::BlockDevice);
                 self.leaf(&path, &name, &attr).await?;
-                // Among many a device may be left out; alone it is all that was asked for.
+                // Devices in a tree may be skipped; a device named by the user may not.
                 if device && self.skipped_devices > 0 {
                     let cause = std::io::Error::from(rustix::io::Errno::PERM);
                     return Err(
-                        failed(shown(&path), Report::new(Code::Failure, cause)).hint("only root can make devices")
+                        failed(shown(&path), Report::new(Code::Failure, cause)).hint("only root can create devices")
                     );
                 }
                 return Ok(());
@@ -141,7 +141,7 @@ impl Copier {
         Ok(Open { path: path.len(), entry, rest: listed.into_iter() })
     }
 
-    /// Copies what is not a directory.
+    /// Copies anything but a directory.
     async fn leaf(&mut self, path: &[u8], name: &[u8], attr: &NodeAttr) -> Result<(), Report> {
         if attr.nlink > 1
             && let Some(first) = self.links.get(&attr.node)
@@ -179,7 +179,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Writes a file's bytes; where the image has a hole, the copy has one.
+    /// Writes a file's bytes; holes stay holes.
     async fn fill(&self, path: &[u8], attr: &NodeAttr, new: &mut super::tree::NewFile) -> Result<(), Report> {
         let unreadable = |error: FsError| failed(shown(path), error.into());
         let mut at = FileOffset(0);
@@ -229,15 +229,15 @@ impl Copier {
         }
     }
 
-    fn tell_what_was_left_out(&self) {
-        let left_out = self.target.left_out();
+    fn report_skipped(&self) {
+        let skipped = self.target.skipped();
         let notes = [
-            (self.skipped_devices, "", "device", ", which only root can make"),
-            (left_out.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
-            (left_out.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
+            (self.skipped_devices, "", "device", ", which only root can create"),
+            (skipped.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
+            (skipped.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
         ];
         for (count, before, what, why) in notes.into_iter().filter(|(count, ..)| *count > 0) {
-            eprintln!("note: left out {before}{}{why}", text::count(count, what));
+            eprintln!("note: skipped {before}{}{why}", text::count(count, what));
         }
     }
 }

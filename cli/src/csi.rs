@@ -24,19 +24,19 @@ pub(crate) struct CsiArgs {
     /// Register with the kubelet, which finds the socket at this path
     #[arg(long, value_name = "PATH")]
     pub kubelet_registration_path: Option<PathBuf>,
-    /// The directory in which the kubelet looks for plugins
+    /// The directory of the kubelet's plugin sockets
     #[arg(long, value_name = "DIR", default_value = REGISTRY)]
     pub plugin_registration_dir: PathBuf,
-    /// Where is kept what is published; it has to be empty when the machine has started
+    /// The directory for the state of published volumes; it must be empty after a reboot
     #[arg(long, value_name = "DIR", default_value = "/run/peelfs-csi")]
     pub state_dir: PathBuf,
-    /// Let pods of different namespaces share no layers: each namespace has a cache of its own
+    /// Use one cache per namespace, so that pods of different namespaces share no layers
     #[arg(long)]
     pub separate_namespaces: bool,
     /// Run the processes that serve mounts in this control group, so that they outlive the plugin's pod
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// How images are reached.
+    /// How to reach images.
     #[command(flatten)]
     pub access: AccessArgs,
 }

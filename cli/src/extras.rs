@@ -1,4 +1,4 @@
-//! What packagers ask for: completion scripts and manual pages, made from the grammar itself.
+//! Completion scripts and manual pages, generated from the grammar.
 
 use std::io::Write as _;
 

@@ -1,9 +1,9 @@
-//! Failures, told to people.
+//! Printing of failures.
 
 use super::text;
 use peelfs::host::report::{Code, Report};
 
-/// Prints a failure on stderr: one line, and a hint where there is one.
+/// Prints a failure to stderr: one line, and its hint.
 pub(super) fn print(report: &Report) {
     eprintln!("error: {}", text::printable(report.message.as_bytes()));
     if let Some(hint) = &report.hint {
@@ -15,7 +15,7 @@ pub(super) fn print(report: &Report) {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     first: Option<Code>,
-    /// Not told yet.
+    /// Not printed yet.
     last: Option<Report>,
 }
 
@@ -28,10 +28,10 @@ impl Failures {
         }
     }
 
-    /// How it went, all in all.
+    /// The result of the batch.
     ///
     /// # Errors
-    /// The last failure, which is yet to be told.
+    /// The last failure, which the caller prints.
     pub(super) fn outcome(self) -> Result<(), Report> {
         self.last.map_or(Ok(()), |last| Err(Report { code: self.first.unwrap_or(last.code), ..last }))
     }

@@ -1,7 +1,7 @@
-//! `peelfs host guard`: ends a container when the command that runs it has ended, however that was.
+//! `peelfs host guard`: ends a container when its `peelfs run` has ended, however it ended.
 //!
-//! It holds one end of a pipe as its stdin; the command holds the other one, and says which process the runtime is. When
-//! that end is closed, by the command or by the kernel, nothing of the container is to be left.
+//! The guard's stdin is a pipe; `peelfs run` holds the other end and writes the runtime's process id to it. When that
+//! end is closed, by `peelfs run` or by the kernel, the guard removes everything of the container.
 
 use std::io::{self, BufRead as _, Read as _};
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
-    // The terminal's signals are for the container.
+    // Signals of the terminal are meant for the container.
     let _ = rustix::process::setsid();
     let mut stdin = io::stdin().lock();
     let mut line = String::new();
@@ -20,7 +20,7 @@ pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
     let process = (told > 0).then(|| open(line.trim())).flatten();
     let _ = io::copy(&mut stdin.by_ref(), &mut io::sink());
     if let Some(process) = process {
-        // The runtime goes first, so that it makes nothing anew; if it has ended, this does nothing.
+        // Kill the runtime first, so that it creates nothing more; no effect if it has ended.
         let _ = pidfd_send_signal(&process, Signal::KILL);
         let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)], None);
     }
@@ -30,7 +30,7 @@ pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
         command.arg("--root").arg(&state).args(["delete", "--force", name]);
         let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
-    // With all that is mounted below it; the processes that serve the image end by that.
+    // Including the mounts below; the processes that serve the image then exit.
     let _ = rustix::mount::unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     let _ = std::fs::remove_dir(directory);
 }
@@ -39,5 +39,5 @@ fn open(pid: &str) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid.parse().ok()?)?, PidfdFlags::empty()).ok()
 }
 
-/// Where the runtime keeps its state, in the directory of a container.
+/// The runtime's state, in the directory of a container.
 pub(super) const STATE: &str = "state";

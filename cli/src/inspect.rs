@@ -1,4 +1,4 @@
-//! `peelfs inspect`: everything about an image but its files, as one JSON object. No layer is read.
+//! `peelfs inspect`: an image's metadata as one JSON object. Reads no layer.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -29,7 +29,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
     }
 }
 
-/// What is printed. Fields may be added; one that goes or changes its meaning takes another `schema`.
+/// The output. Fields may be added; removing one or changing its meaning requires a new `schema`.
 #[derive(Serialize)]
 struct Description<'a> {
     schema: u32,
@@ -55,7 +55,7 @@ struct Described<'a> {
 
 #[derive(Serialize)]
 struct Layer<'a> {
-    /// The lowest is 1.
+    /// Counted from 1, the lowest.
     number: usize,
     #[serde(flatten)]
     blob: Described<'a>,
@@ -65,12 +65,12 @@ struct Layer<'a> {
     known: Option<Known>,
 }
 
-/// What only a layer's index can tell.
+/// Fields that need the layer's index.
 #[derive(Serialize)]
 struct Known {
     entries: u32,
     decoded_size: u64,
-    /// Who vouches for the index, if this machine has not made it.
+    /// Who vouches for the index, unless this machine made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     vouched_by: Option<String>,
     content_bytes_on_disk: u64,
@@ -81,7 +81,7 @@ struct Totals {
     layers: usize,
     indexed: usize,
     size: u64,
-    /// Only when every layer is indexed.
+    /// Only if all layers are indexed.
     #[serde(skip_serializing_if = "Option::is_none")]
     entries: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened) -> Result<Description<'a>, R
         platform: plan.platform.as_ref().map(ToString::to_string),
         offered: plan.offered.iter().map(ToString::to_string).collect(),
         config_digest: &plan.config.digest,
-        // One that is nested too deep for a tree is shown as the text it is.
+        // JSON that is nested too deep for a tree is printed as text.
         config: serde_json::from_str(raw).unwrap_or_else(|_| raw.into()),
         totals: totals(&layers),
         layers,
@@ -128,7 +128,7 @@ fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &Hash
     Layer { number, blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), known }
 }
 
-/// A layer that stands in an image twice counts twice in its tree, and once on disk.
+/// A layer that occurs twice in an image counts twice in the tree, once on disk.
 fn totals(layers: &[Layer<'_>]) -> Totals {
     let mut totals = Totals { layers: layers.len(), entries: Some(0), decoded_size: Some(0), ..Totals::default() };
     let mut seen = std::collections::HashSet::new();

@@ -1,7 +1,7 @@
-//! The log: warnings and errors on stderr, more with `PEELFS_LOG=info` or `debug`.
+//! The log: warnings and errors on stderr; `PEELFS_LOG=info` or `debug` writes more.
 //!
-//! In the background stderr is the log file, and there each line carries its time. Lines that repeat are counted
-//! ([`Repeats`]), and a log that peelfs itself has named does not grow beyond [`LARGEST_LOG`].
+//! In the background, stderr is the log file and each line has a time. Repeated lines are counted ([`Repeats`]), and a
+//! log in the runtime directory does not exceed [`LARGEST_LOG`].
 
 use std::io::{self, Write};
 use std::sync::LazyLock;
@@ -17,13 +17,13 @@ use super::args::{Command, HostCommand};
 use super::repeats::{Counted, Repeats};
 use peelfs::host::{background, failures};
 
-/// fuser warns at every unmount that another process made, which is how mounts usually end.
+/// fuser warns at every unmount by another process, which is the usual case.
 const DEFAULT: &str = "warn,fuser=error";
 
-/// The target of what was wanted and cannot be had.
+/// The target of failed requests.
 const FAILURE: &str = "peelfs::failure";
 
-/// Bytes at which a log in the runtime directory is begun anew.
+/// Size limit in bytes of a log in the runtime directory; it is truncated then.
 const LARGEST_LOG: i64 = 4 << 20;
 
 static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::default);
@@ -53,21 +53,21 @@ pub(crate) fn start(command: &Command) {
         log.with_writer(io::stderr).boxed()
     };
     let level = asked_for.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    // It fails only where a log was started before, as in tests that run several commands.
+    // Fails only if a log was started before, as in tests that run several commands.
     let _ = tracing_subscriber::registry().with(level).with(log.with_filter(wanted)).try_init();
 }
 
-/// Tells how often lines were repeated that are not in the log.
+/// Logs the counts of repeated lines that were not written.
 pub(crate) fn end() {
     for line in REPEATS.rest() {
-        // A log that cannot be written is no reason to fail at the end.
+        // A failed write at exit is ignored.
         let _ = writeln!(Log, "{line}");
     }
 }
 
 /// Which events are written.
 struct Wanted {
-    /// Also those that another place tells in its own words.
+    /// Also events that are reported elsewhere.
     all: bool,
 }
 
@@ -81,7 +81,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for Wanted {
     }
 }
 
-/// The log of a process in the background.
+/// The log of a background process.
 struct Log;
 
 impl Write for Log {
@@ -90,7 +90,7 @@ impl Write for Log {
         if background::log_is_own() {
             let size = fstat(&log).map_or(0, |found| found.st_size);
             if size > LARGEST_LOG && ftruncate(&log, 0).is_ok() {
-                writeln!(log, "the log is begun anew: it had {} MiB", size >> 20)?;
+                writeln!(log, "log truncated at {} MiB", size >> 20)?;
             }
         }
         log.write(line)

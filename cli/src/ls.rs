@@ -1,4 +1,4 @@
-//! `peelfs ls`: looks into an image without mounting it. Only layers that the answer needs are read.
+//! `peelfs ls`: lists an image without mounting it. Reads only the layers that it needs.
 
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -32,7 +32,7 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
             let message = format!("cannot list `{}`: {}", text::printable(path), report.message);
             failed.get_or_insert(Report { message, ..report });
         };
-        // As ls(1): files first, in one table.
+        // Like ls(1): files first, in one table.
         let (mut files, mut dirs) = (Vec::new(), Vec::new());
         for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
             match lister.named(path).await {
@@ -91,9 +91,9 @@ impl From<io::Error> for Trouble {
 }
 
 impl Lister<'_> {
-    /// What a user named.
+    /// Lists a path that the user named.
     async fn named(&self, path: &[u8]) -> Result<Line, FsError> {
-        // As ls(1): a symlink to a directory is followed, unless the long form is asked for.
+        // Like ls(1): follows a symlink to a directory, except in the long form.
         let last = if self.args.long && !path.ends_with(b"/") { Last::Keep } else { Last::Follow };
         let attr = tree::walk(&*self.tree, path, last).await?;
         self.line(path.to_vec(), attr).await
@@ -104,7 +104,7 @@ impl Lister<'_> {
         self.print(b"", lines)
     }
 
-    /// Lists a directory and, where asked for, those in it.
+    /// Lists a directory and, if recursive, its subdirectories.
     async fn directory(&mut self, path: &[u8], attr: NodeAttr) -> Result<(), Trouble> {
         let mut rest = vec![(path.to_vec(), attr)];
         while let Some((path, attr)) = rest.pop() {
@@ -178,7 +178,7 @@ fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// Widths of the columns that differ from listing to listing.
+/// Widths of the columns.
 #[derive(Default)]
 struct Widths {
     links: usize,
@@ -201,7 +201,7 @@ impl Widths {
     }
 }
 
-/// One line as `ls -ln` prints it, in UTC: numbers, since names of users are the image's own affair.
+/// One line of `ls -ln`, in UTC; user names are not resolved, as they depend on the image.
 fn long(line: &Line, widths: &Widths) -> String {
     let attr = &line.attr;
     let mut text = format!(
@@ -236,7 +236,7 @@ fn size(attr: &NodeAttr) -> String {
 #[derive(Serialize)]
 struct JsonLine {
     path: String,
-    /// The path's bytes in hexadecimal, when it is not UTF-8.
+    /// The path's bytes in hexadecimal, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     path_hex: Option<String>,
     #[serde(rename = "type")]

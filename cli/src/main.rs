@@ -1,7 +1,7 @@
-//! The command line: what users type, and what they are told.
+//! The command line of peelfs.
 //!
-//! Data goes to stdout, talk to stderr. A failure is one line that names what failed, one hint where
-//! there is one, and an exit code that scripts can tell apart (see [`Code`]).
+//! Data goes to stdout, messages to stderr. A failure is one line that names what failed, an optional hint, and an exit
+//! code (see [`Code`]).
 
 mod args;
 mod bare;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     run(std::env::args_os())
 }
 
-/// Runs one command line, program name included, and says how it went.
+/// Runs one command line, including the program name.
 fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
     let line = verify_image::as_verifier(&line).unwrap_or(line);
@@ -60,7 +60,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match parsed {
         Ok(args) => args,
         Err(error) => {
-            // Help and version are answers and go to stdout; the rest are mistakes and go to stderr.
+            // Help and version go to stdout, usage errors to stderr.
             let _ = error.print();
             return if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
         }
@@ -111,7 +111,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
                 _ => report,
             };
             failures::print(&report);
-            // The other codes are the container's.
+            // Other exit codes belong to the container.
             if is_run { run::FAILED.into() } else { report.code.into() }
         }
     };
@@ -119,13 +119,13 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     code
 }
 
-/// What is here under the name of an image that is looked for elsewhere.
+/// A local file or directory of that name, for an image that was looked up in a registry.
 fn nearby(typed: &str) -> Option<Nearby> {
     let is_local = |reference: Reference| !matches!(reference.place(), Place::Registry(_));
     if typed.parse().is_ok_and(is_local) { None } else { Nearby::find(typed) }
 }
 
-/// Whether an image could not be had: then a file of its name may have been meant.
+/// Whether the image was not found, so that a local file may have been meant.
 fn may_be_meant(report: &Report) -> bool {
     match report.code {
         Code::Authentication | Code::Network => true,

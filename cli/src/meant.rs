@@ -1,4 +1,4 @@
-//! From what a user typed to what is meant: everything parsed and checked once, every path absolute.
+//! Turns arguments into requests: everything parsed and checked once, every path absolute.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use peelfs::image::{Network, Prefetch, Verify};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
 
-/// The mount that `args` ask for; its mount point is as it was typed.
+/// The mount that `args` request; its mount point stays as typed.
 pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec, Report> {
     let policy = Policy {
         verify: match args.verify {
@@ -48,7 +48,7 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
     })
 }
 
-/// The image that `args` name, for processes that have another working directory.
+/// The image that `args` name, for processes with another working directory.
 pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
     elsewhere(image(args)?)
 }
@@ -63,19 +63,19 @@ fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
     Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, verifiers })
 }
 
-/// How images are reached, for other processes, of which none is named yet.
+/// How to reach images that are named later.
 pub(super) fn access_elsewhere(access: &AccessArgs) -> Result<ImageSpec, Report> {
     elsewhere(image_reached(access, "none")?)
 }
 
-/// Where what is written to a mount is kept, if the user does not say.
+/// The default directory for changes of a writable mount.
 fn beside(at: &Path) -> PathBuf {
     let mut upper = peelfs::fuse::mounts::followed(at).unwrap_or_else(|_| open::absolute(at)).into_os_string();
     upper.push(".upper");
     upper.into()
 }
 
-/// The image that `args` name, with paths as they were typed. What the user may have meant otherwise is told.
+/// The image that `args` name, with paths as typed. Prints a note if the user may have meant something else.
 pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
     let reference: Reference = args.reference.parse()?;
     for note in reference.notes() {
@@ -93,17 +93,17 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
     })
 }
 
-/// An image of this name, reached as `access` says.
+/// An image of this name, with the access options.
 pub(super) fn image_reached(access: &AccessArgs, name: &str) -> Result<ImageSpec, Report> {
     image(&ImageArgs { reference: name.to_owned(), access: access.clone() })
 }
 
-/// As [`image`], of which one layer may be meant.
+/// As [`image`], with an optional layer.
 pub(super) fn image_or_layer(args: &ImageArgs, layer: &LayerArgs) -> Result<ImageSpec, Report> {
     Ok(ImageSpec { layer: layer.layer.clone(), ..image(args)? })
 }
 
-/// The reference, with a path that means the same in any directory.
+/// The reference, with an absolute path.
 fn absolute(reference: Reference) -> Result<Reference, Report> {
     let typed = reference.to_string();
     match typed.split_once(':') {
@@ -125,12 +125,12 @@ fn access(args: &AccessArgs) -> Access {
     }
 }
 
-/// The cache that `args` name, or the usual one.
+/// The cache that `args` name, or the default.
 pub(super) fn cache(args: &CacheDirArgs) -> Result<CacheSpec, Report> {
     Ok(CacheSpec { dir: cache_dir(args)?, limit: args.cache_size })
 }
 
-/// Where that is.
+/// Its directory.
 pub(super) fn cache_dir(args: &CacheDirArgs) -> Result<PathBuf, Report> {
     match &args.cache_dir {
         Some(dir) => Ok(open::absolute(dir)),

@@ -10,15 +10,15 @@ use peelfs::host::{alone, background, keeper, mount_point, piped, server, writab
 
 /// Which process makes and serves a mount.
 enum Role {
-    /// Others do, in the background; this one returns when the mount is ready.
+    /// Background processes do; this one returns when the mount is ready.
     Command,
-    /// The process that serves all shared mounts does.
+    /// The process of all shared mounts does.
     Shared,
-    /// This one is the keeper, until the mount ends.
+    /// This process is the keeper until the mount ends.
     Keeper,
-    /// This one serves, until the mount ends.
+    /// This process serves until the mount ends.
     Alone,
-    /// One in the background serves, without a keeper.
+    /// A background process serves, without a keeper.
     AloneInBackground,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let kernel = options::apply(&mut args)?;
     let (role, by_kernel) = (role(&args)?, args.kernel);
     let spec = meant::mount(args, kernel)?;
-    // The service manager may have kept the mount: then its directory must not be looked at yet.
+    // The service manager may have kept the mount: then do not touch its directory yet.
     if let Role::Alone = role {
         let spec = MountSpec { at: peelfs::fuse::mounts::absolute(&spec.at).unwrap_or(spec.at.clone()), ..spec };
         return Ok(alone::serve(&spec, Box::new(Bar::new()))?);
@@ -34,16 +34,16 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let mut bar = Bar::new();
     let typed = spec.at.clone();
     let spec = MountSpec { at: mount_point::find(&typed, &mut bar)?, ..spec };
-    // Refused before another process is started; the one that mounts looks again.
+    // Fails before another process is started; the mounting process checks again.
     mount_point::hold(&spec, &typed)?;
-    // Held until the processes that serve have it.
+    // Held until the serving processes have it.
     let (mut spec, piped) = piped::hold(spec)?;
     match by_kernel {
         KernelArg::Never => {}
         KernelArg::Always => return Ok(kernel::mount(&spec, &mut bar)?),
-        // What a pipe brings is read once, and a process that is to stay in the foreground has to serve.
+        // A pipe can be read only once, and a foreground mount has to serve.
         KernelArg::Auto if piped.is_some() || matches!(role, Role::Keeper | Role::Alone) => {}
-        // By itself the kernel would show attributes that steer an overlay.
+        // A kernel mount would show attributes that control an overlay.
         KernelArg::Auto if spec.writable.is_some() => {}
         KernelArg::Auto => match kernel::mount_if_whole(&spec)? {
             Outcome::Mounted => return Ok(()),
@@ -75,12 +75,12 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
         return Ok(Role::Shared);
     }
     if args.foreground && args.kernel == KernelArg::Always {
-        return Err(Report::usage("a mount that the kernel shows by itself has no process to stay in the foreground")
-            .hint("leave out `--foreground`"));
+        return Err(
+            Report::usage("a kernel mount has no process to run in the foreground").hint("leave out `--foreground`")
+        );
     }
     if args.kernel == KernelArg::Always && (args.writable.is_some() || args.ephemeral) {
-        return Err(Report::usage("a mount that the kernel shows by itself cannot be written to")
-            .hint("leave out `--kernel=always`"));
+        return Err(Report::usage("a kernel mount cannot be written to").hint("leave out `--kernel=always`"));
     }
     if args.foreground && args.log_file.is_some() {
         return Err(Report::usage("a mount in the foreground writes its log to stderr")
@@ -94,7 +94,7 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
     })
 }
 
-/// `peelfs host`: a process that another one of peelfs has started.
+/// `peelfs host`: a process started by another process of peelfs.
 pub(super) fn host(args: &HostArgs) -> Result<(), Report> {
     match &args.command {
         HostCommand::Keeper { shared, .. } => keeper::run(shared.as_deref())?,

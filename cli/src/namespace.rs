@@ -1,4 +1,4 @@
-//! The namespaces that `peelfs run` works in: one of mounts, and for users other than root one in which they are root.
+//! The namespaces of `peelfs run`: a mount namespace, and for users other than root a user namespace.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -11,18 +11,18 @@ use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::subids;
 
-/// What this process is in its namespaces.
+/// The privileges of this process in its namespaces.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Standing {
     /// Root of the machine, or of the user namespace that it was started in.
     Root,
-    /// Root of a user namespace of its own, which has other users, too.
+    /// Root of its own user namespace, which has other users.
     WithUsers,
-    /// Root of a user namespace of its own, which has no other user.
+    /// Root of its own user namespace, without other users.
     Lone,
 }
 
-/// Enters namespaces of this process's own. No other thread may run.
+/// Enters new namespaces. Must run before other threads start.
 pub(super) fn enter() -> Result<Standing, Report> {
     let standing = if rustix::process::geteuid().is_root() {
         unshare(CloneFlags::CLONE_NEWNS)?;
@@ -30,7 +30,7 @@ pub(super) fn enter() -> Result<Standing, Report> {
     } else {
         enter_as_user()?
     };
-    // What is mounted here is seen nowhere else, and what is mounted elsewhere is seen here.
+    // Mounts made here stay here; mounts made outside appear here.
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|errno| failed(errno.into()))?;
     Ok(standing)
@@ -50,7 +50,7 @@ fn enter_as_user() -> Result<Standing, Report> {
     }
     unshare(flags)?;
     let write = |file: &str, text: &str| std::fs::write(Path::new("/proc/self").join(file), text).map_err(failed);
-    // Without privileges, a process may map only itself, and then change no groups.
+    // An unprivileged process may map only itself, and must give up setgroups.
     write("setgroups", "deny")?;
     write("uid_map", &format!("0 {user} 1\n"))?;
     write("gid_map", &format!("0 {group} 1\n"))?;
@@ -69,14 +69,14 @@ fn failed(cause: std::io::Error) -> Report {
     report.hint("users other than root need user namespaces: let root allow them (`sysctl user.max_user_namespaces`, on Debian `kernel.unprivileged_userns_clone`), or run it")
 }
 
-/// A process that stays outside, and maps the users of the namespace by newuidmap and newgidmap.
+/// A process that stays outside and maps the namespace's users with newuidmap and newgidmap.
 struct Mapper(std::process::Child);
 
-/// An own id, and the first and the count of the others.
+/// The own id; the first and the count of the others.
 type Ids = (u32, (u32, u32));
 
 impl Mapper {
-    /// None where those programs are not there.
+    /// `None` if those programs are missing.
     fn start([users, groups]: [Ids; 2]) -> Option<Self> {
         let map = |(own, (first, count)): Ids| format!("0 {own} 1 1 {first} {count}");
         let pid = std::process::id();

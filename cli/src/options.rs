@@ -1,8 +1,7 @@
-//! `-o`: options as mount(8) and fstab(5) have them.
+//! `-o`: options of mount(8) and fstab(5).
 //!
-//! What a flag can say, an option can say under the same name with underscores or hyphens. Options that
-//! say nothing to a read-only image are taken and ignored, as fstab lines carry them for other readers;
-//! anything else is a mistake.
+//! Long flags are options, too, with underscores or hyphens. Options that have no effect on a read-only image are
+//! ignored, as fstab lines contain them for other programs; unknown options are errors.
 
 use clap::ValueEnum;
 
@@ -12,7 +11,7 @@ use peelfs::host::report::Report;
 use peelfs::host::size;
 use peelfs::host::spec::KernelOptions;
 
-/// Applies the options to `args` and returns those that are the kernel's.
+/// Applies the options to `args` and returns the kernel's options.
 pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
     let mut kernel = KernelOptions {
         allow_other: args.allow_other,
@@ -21,7 +20,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
         ..KernelOptions::default()
     };
     let options = std::mem::take(&mut args.options);
-    // First: mount(8) passes on what the table of mounts has of the mount, too.
+    // First: mount(8) also passes the options of the table of mounts.
     if options.iter().any(|option| option == "remount") {
         return Err(Report::usage(
             "a mount of an image is read-only and cannot be remounted: unmount it, and mount it with other options",
@@ -89,8 +88,8 @@ fn one_of<T: ValueEnum>(option: &str, value: &str) -> Result<T, Report> {
     T::from_str(value, false).map_err(|_| {
         let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
         let names: Vec<_> = values.map(|value| format!("`{}`", value.get_name())).collect();
-        Report::usage(format!("`{value}` is no value of the mount option `{option}`"))
-            .hint(format!("it has the values {}", names.join(", ")))
+        Report::usage(format!("`{value}` is not a value of mount option `{option}`"))
+            .hint(format!("values are {}", names.join(", ")))
     })
 }
 

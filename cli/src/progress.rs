@@ -1,4 +1,4 @@
-//! The progress bar of a first pass; only on a terminal, and only when it takes a while.
+//! The progress bar of a first pass; shown only on a terminal, after a short delay.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use peelfs::host::Progress;
 
-/// A bar that appears by itself when there is something to wait for.
+/// A bar that appears after a delay.
 pub(super) struct Bar {
     began: Instant,
     wanted: bool,
@@ -15,7 +15,7 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// A bar on stderr, if that is a terminal.
+    /// A bar on stderr; hidden unless that is a terminal.
     pub(super) fn new() -> Self {
         Self { began: Instant::now(), wanted: std::io::stderr().is_terminal(), bar: None }
     }
@@ -46,5 +46,5 @@ impl Progress for Bar {
 }
 
 const TEMPLATE: &str = "reading layers {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-/// What is done within this time needs no bar.
+/// Delay before the bar appears.
 const PATIENCE: Duration = Duration::from_millis(300);

@@ -1,8 +1,8 @@
-//! Log lines that repeat: of those that say the same of the same layer, one a minute is written and the others counted.
+//! Limits repeated log lines: one a minute of each message and layer is written, the rest counted.
 //!
-//! What a layer, a disk or a registry does wrong it often does a hundred thousand times, and a log in a runtime directory
-//! takes memory. Lines with a `layer` field are told apart by their place in the program and the layer, others by their
-//! place alone, of which a few are written each minute.
+//! A faulty layer, disk or registry can log the same line a hundred thousand times, and a log in a runtime directory
+//! uses memory. Lines with a `layer` field are grouped by source location and layer, others by location alone, with a
+//! few written each minute.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What was written and what was held back.
+/// Lines written and suppressed.
 #[derive(Default)]
 pub(super) struct Repeats(Mutex<HashMap<(Identifier, String), Seen>>);
 
@@ -28,7 +28,7 @@ struct Seen {
 }
 
 impl Repeats {
-    /// Whether an event is written; if so, [`Counted`] tells how many like it were not.
+    /// Whether to write an event; [`Counted`] then appends the number suppressed.
     pub(super) fn admit(&self, event: &Event<'_>) -> bool {
         if *event.metadata().level() > Level::WARN {
             return true;
@@ -62,7 +62,7 @@ impl Repeats {
         true
     }
 
-    /// Lines for what was held back and not told of yet, as at the end.
+    /// Lines about suppressed events that were not reported yet, for the end.
     pub(super) fn rest(&self) -> Vec<String> {
         let seen = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let mut lines: Vec<String> = seen
@@ -78,7 +78,7 @@ impl Repeats {
     }
 }
 
-/// What an event says, as far as repeats are told apart by it.
+/// The fields of an event that repeats are grouped by.
 #[derive(Default)]
 struct Said {
     message: String,
@@ -92,17 +92,17 @@ impl Visit for Said {
             "layer" => &mut self.layer,
             _ => return,
         };
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(place, "{value:?}");
     }
 }
 
 thread_local! {
-    /// How many events like the one that is just written were held back.
+    /// Suppressed events like the one being written.
     static HELD_BACK: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A format that tells, behind a line, how many like it were held back before.
+/// A format that appends the number of suppressed lines.
 pub(super) struct Counted<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for Counted<F>
@@ -121,9 +121,9 @@ where
 }
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// Lines of one place in the program that are about no layer.
+/// Limit for lines of one location without a layer.
 const MOST_A_MINUTE: u32 = 20;
-/// Kinds of lines that are told apart.
+/// Limit on groups.
 const MOST_KINDS: usize = 4096;
 
 #[cfg(test)]

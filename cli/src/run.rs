@@ -1,8 +1,8 @@
-//! `peelfs run`: one container, by runc or crun, and nothing left of it.
+//! `peelfs run`: runs one container with runc or crun, and removes it.
 //!
-//! This process enters a mount namespace of its own. In that, a file system in memory holds all that the container needs:
-//! the image with an overlay on it, `config.json`, the runtime's state. The runtime is a child of this process, at its
-//! terminal; signals and the exit status are passed on. A [guard](super::guard) cleans up, whichever way this process ends.
+//! This process enters its own mount namespace. A tmpfs there holds all that the container needs: the image with an
+//! overlay, `config.json`, the runtime's state. The runtime is a child process on the same terminal; signals and the
+//! exit status are passed on. A [guard](super::guard) cleans up, however this process ends.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -32,42 +32,42 @@ use peelfs::host::{open, process, status};
 /// `peelfs run`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RunArgs {
-    /// Taken and ignored: a container is always removed when it ends
+    /// Ignored: containers are always removed when they end
     #[arg(long)]
     pub rm: bool,
-    /// Pass on what is written to stdin
+    /// Connect stdin to the container
     #[arg(short, long)]
     pub interactive: bool,
     /// Give the container a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Let nothing be written but to volumes
+    /// Make the root file system read-only; volumes stay writable
     #[arg(long)]
     pub read_only: bool,
-    /// Keep what is written in DIR; the next container of the image with the same DIR finds it there
+    /// Keep changes in DIR, for the next container of the image with the same DIR
     #[arg(long, value_name = "DIR", conflicts_with = "read_only")]
     pub keep: Option<PathBuf>,
-    /// The name of the container, and its host name where it has a network of its own
+    /// The container's name; also its host name if it has its own network
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// The network of the container
     #[arg(long, value_enum, default_value = "host", value_name = "NETWORK", help_heading = "Container")]
     pub network: NetworkArg,
-    /// The container runtime: crun, runc or a path [default: whichever is there]
+    /// The container runtime: crun, runc or a path [default: the one that is installed]
     #[arg(long, value_name = "RUNTIME")]
     pub runtime: Option<PathBuf>,
-    /// What differs from what the image says.
+    /// Differences from the image's configuration.
     #[command(flatten)]
     pub container: ContainerArgs,
-    /// How the image is reached.
+    /// How to reach the image.
     #[command(flatten)]
     pub access: AccessArgs,
-    /// The image, and what to run instead of its command; all that stands behind the image is the container's
+    /// The image, and a command to run instead of its own; all arguments after the image belong to the command
     #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true)]
     pub line: Vec<String>,
 }
 
-/// Runs a container; how it ended.
+/// Runs a container and returns its exit status.
 pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let limits = limits();
     let runtime = runtime(args.runtime.as_deref())?;
@@ -107,13 +107,13 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     ended
 }
 
-/// The name of this machine, which its network is known by.
+/// This machine's host name, for containers on its network.
 fn own_hostname() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// Limits that the container's process has back: this one changes its own.
+/// Limits that this process has changed, restored for the container.
 fn limits() -> Vec<Limit> {
     let of = |kind, resource| {
         let found = getrlimit(resource);
@@ -122,7 +122,7 @@ fn limits() -> Vec<Limit> {
     vec![of("RLIMIT_NOFILE", Resource::Nofile), of("RLIMIT_CORE", Resource::Core)]
 }
 
-/// The container runtime that was asked for, or one that is there.
+/// The requested container runtime, or an installed one.
 fn runtime(typed: Option<&Path>) -> Result<PathBuf, Report> {
     let is_program = |path: &Path| {
         std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
@@ -142,21 +142,21 @@ fn runtime(typed: Option<&Path>) -> Result<PathBuf, Report> {
     };
     found.ok_or_else(|| {
         let what = match typed {
-            Some(typed) => format!("there is no container runtime `{}`", typed.display()),
-            None => "there is no container runtime: neither crun nor runc".to_owned(),
+            Some(typed) => format!("no such container runtime: `{}`", typed.display()),
+            None => "no container runtime found: neither crun nor runc".to_owned(),
         };
         let package = typed.and_then(Path::to_str).filter(|name| *name == "runc").unwrap_or("crun");
         Report::new(Code::Failure, what).hint(format!("install one, as with `apt install {package}`"))
     })
 }
 
-/// The fastest first; crun refuses to work where control groups of both versions are mounted.
+/// Fastest first; crun refuses to run where control groups of both versions are mounted.
 fn usual_runtimes() -> [&'static str; 2] {
     let exists = |path: &str| Path::new("/sys/fs/cgroup").join(path).exists();
     if exists("unified") && !exists("cgroup.controllers") { ["runc", "crun"] } else { ["crun", "runc"] }
 }
 
-/// A name is a directory of the runtime's, and a host name.
+/// A name must be valid as a directory name and a host name.
 fn check_name(name: &str) -> Result<(), Report> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -167,14 +167,14 @@ fn check_name(name: &str) -> Result<(), Report> {
     Err(Report::usage(format!("`{name}` is not a name for a container")).hint(hint))
 }
 
-/// The directory of one container, in a mount namespace that only it and this process's children have.
+/// The directory of one container, in a mount namespace of this process and its children.
 struct Place {
     path: PathBuf,
     standing: Standing,
 }
 
 impl Place {
-    /// Enters the namespace. No thread runs yet.
+    /// Enters the namespace. No other thread may run yet.
     fn enter() -> Result<Self, Report> {
         let failed = |what| move |errno: rustix::io::Errno| Report::from(HostError::system(what)(errno.into()));
         let run = status::make_directory()?;
@@ -190,7 +190,7 @@ impl Place {
         Ok(Self { path, standing })
     }
 
-    /// Whether root has no more rights here than a user of the machine.
+    /// Whether root here is an ordinary user outside.
     fn is_in_user_namespace(&self) -> bool {
         self.standing != Standing::Root || process::is_in_user_namespace()
     }
@@ -224,7 +224,7 @@ impl Place {
     }
 }
 
-/// Removes directories of containers whose processes were all killed; they are empty.
+/// Removes the empty directories of containers whose processes were killed.
 fn remove_leftovers(run: &Path) {
     for entry in std::fs::read_dir(run).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -237,7 +237,7 @@ fn remove_leftovers(run: &Path) {
     }
 }
 
-/// The process that cleans up.
+/// The process that cleans up after the container.
 struct Guard {
     process: Child,
     pipe: ChildStdin,
@@ -245,7 +245,7 @@ struct Guard {
 
 impl Guard {
     fn start(runtime: &Path, directory: &Path, name: &str) -> Result<Self, Report> {
-        let failed = HostError::system("start the process that cleans up");
+        let failed = HostError::system("start the guard process");
         let start = || {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["host", "guard"]).arg(runtime).arg(directory).arg(name);
@@ -256,7 +256,7 @@ impl Guard {
         Ok(Self { process, pipe })
     }
 
-    /// Lets it clean up; returns when that is done.
+    /// Lets it clean up, and waits for that.
     fn end(self) {
         let Self { mut process, pipe } = self;
         drop(pipe);
@@ -264,13 +264,13 @@ impl Guard {
     }
 }
 
-/// A container that is being made or runs.
+/// A container from its creation to its end.
 struct Container(Mutex<State>);
 
 struct State {
     guard: Option<Guard>,
     runtime: Option<rustix::process::Pid>,
-    /// How often it was told to end.
+    /// The number of ending signals so far.
     ends: u32,
 }
 
@@ -283,11 +283,11 @@ impl Container {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs it to its end; its exit status.
+    /// Runs it, and returns its exit status.
     fn run(&self, args: &RunArgs, runtime: &Path, place: &Place, name: &str) -> Result<u8, Report> {
         let failed = |what| move |error| Report::from(HostError::system(what)(error));
         let mut command = Command::new(runtime);
-        // Users have no control groups of their own as a rule; runc finds that out.
+        // Other users usually have no control groups of their own; runc detects that.
         let is_crun = runtime.file_name().is_some_and(|name| name.to_string_lossy().contains("crun"));
         if is_crun && place.is_in_user_namespace() {
             command.arg("--cgroup-manager=disabled");
@@ -302,7 +302,7 @@ impl Container {
             let process = command.spawn().map_err(failed("start the container runtime"))?;
             state.runtime = rustix::process::Pid::from_raw(process.id().cast_signed());
             if let Some(guard) = &mut state.guard {
-                writeln!(guard.pipe, "{}", process.id()).map_err(failed("tell the process that cleans up"))?;
+                writeln!(guard.pipe, "{}", process.id()).map_err(failed("write to the guard process"))?;
             }
             process
         };
@@ -313,7 +313,7 @@ impl Container {
         Ok(u8::try_from(code).unwrap_or(FAILED))
     }
 
-    /// Nothing of it is left when this returns.
+    /// Returns when everything of it is removed.
     fn end(&self) {
         let guard = self.state().guard.take();
         if let Some(guard) = guard {
@@ -321,7 +321,7 @@ impl Container {
         }
     }
 
-    /// Does what a signal asks for; `from_terminal` if the runtime has it as well.
+    /// Handles a signal; `from_terminal` if the runtime received it as well.
     fn signal(&self, signal: Signal, from_terminal: bool) {
         let mut state = self.state();
         let ends = matches!(signal, Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT);
@@ -343,14 +343,14 @@ impl Container {
     }
 }
 
-/// Passes signals on to a container until this process ends.
+/// Forwards signals to a container until this process ends.
 fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
     let failed = HostError::system("listen to signals");
     let mut signals = SignalsInfo::<WithOrigin>::new(PASSED_ON).map_err(&failed)?;
     let container = Arc::clone(container);
     let pass_on = move || {
         for origin in &mut signals {
-            // The terminal has sent it to every process at it, the runtime included.
+            // The terminal sends signals to all its processes, including the runtime.
             let from_terminal = matches!(origin.cause, Cause::Kernel);
             if let Some(signal) = Signal::from_named_raw(origin.signal) {
                 container.signal(signal, from_terminal);
@@ -361,11 +361,11 @@ fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
     Ok(())
 }
 
-/// The exit status where the container was not started, as of podman and docker.
+/// The exit status of a container that was not started, as with podman and docker.
 pub(super) const FAILED: u8 = 125;
 const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
-/// A container that was told so often to end is killed.
+/// Ending signals after which the container is killed.
 const ENDS: u32 = 3;
 const UPPER: &str = "upper";
-/// Of the directory of a container; before it stands the number of its process.
+/// In the directory of a container; preceded by the process number.
 const EXTENSION: &str = "run";

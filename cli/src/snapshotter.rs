@@ -9,10 +9,10 @@ use peelfs_snapshotter::Options;
 /// `peelfs snapshotter`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct SnapshotterArgs {
-    /// The socket that containerd asks, as its configuration names it
+    /// The socket, as named in containerd's configuration
     #[arg(long, value_name = "SOCKET")]
     pub address: PathBuf,
-    /// The directory for snapshots, mounts and the cache: this snapshotter's own
+    /// The directory for snapshots, mounts and the cache; not shared with other programs
     #[arg(long, value_name = "DIR")]
     pub root: PathBuf,
     /// The configuration, a TOML file
@@ -28,7 +28,7 @@ pub(crate) struct SnapshotterArgs {
 pub(crate) struct CredentialArgs {
     /// The providers
     pub providers: PathBuf,
-    /// What is asked for
+    /// The verb of the credential helper protocol
     pub verb: String,
 }
 

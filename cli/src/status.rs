@@ -1,4 +1,4 @@
-//! `peelfs status`: what is mounted, and how far it is.
+//! `peelfs status`: mounts and their progress.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -42,14 +42,14 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     out.flush().or_else(|error| text::output_ended(&error))
 }
 
-/// What can be found out about one mount.
+/// What is known of one mount.
 struct Known<'a> {
     at: &'a PathBuf,
-    /// As the kernel knows it.
+    /// From the kernel's table of mounts.
     source: &'a str,
-    /// No process serves it.
+    /// A kernel mount, without a process.
     by_kernel: bool,
-    /// What this session has noted of it then.
+    /// This session's record of a kernel mount.
     noted: Option<&'a KernelMount>,
     answer: Answer,
     state: Option<&'a MountState>,
@@ -58,7 +58,7 @@ struct Known<'a> {
 
 impl<'a> Known<'a> {
     fn of(mount: &'a mounts::MountPoint, states: &'a [MountState], noted: &'a [KernelMount]) -> Self {
-        // Of two that were on the same directory one after the other, the later one is there now.
+        // Of two successive mounts on one directory, the later one counts.
         let by_kernel = mount.is_shown_by_kernel();
         let state = states.iter().rev().find(|state| !by_kernel && state.is_of(mount));
         let health = state.and_then(MountState::health);
@@ -102,7 +102,7 @@ impl<'a> Known<'a> {
             None if self.by_kernel => {
                 let since = |noted: &KernelMount| text::time(i64::try_from(noted.since).unwrap_or(i64::MAX));
                 let since = self.noted.map_or(String::new(), |noted| format!(", since {} UTC", since(noted)));
-                line("process", format!("none: the kernel shows it by itself{since}"));
+                line("process", format!("none: mounted by the kernel{since}"));
             }
             Some(state) => {
                 let since = text::time(i64::try_from(state.since).unwrap_or(i64::MAX));
@@ -111,7 +111,7 @@ impl<'a> Known<'a> {
             None => line("process", "of another session or user".to_owned()),
         }
         if let Some(why) = self.state.and_then(|state| state.by_fuse.as_ref()) {
-            line("kernel", format!("not by itself: {}", text::printable(why.as_bytes())));
+            line("kernel", format!("not used: {}", text::printable(why.as_bytes())));
         }
         if self.state.is_some_and(|state| state.keeper.is_some()) && self.keeper().is_none() {
             line("keeper", "gone: if its process dies, so does the mount; unmount it and mount it again".to_owned());
@@ -126,7 +126,7 @@ impl<'a> Known<'a> {
                 line("vouched", format!("{count} of {} by {}", health.layers.len(), text::printable(by.as_bytes())));
             }
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
-            // What was evicted or dropped is fetched again.
+            // Evicted content is fetched again.
             let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
             line("fetched", format!("{received} {of} {size}, in {}", text::count(health.requests, "request")));
             for wait in &health.waiting {
@@ -151,11 +151,11 @@ impl<'a> Known<'a> {
         lines.join("\n") + "\n"
     }
 
-    /// The process that starts another one when this one dies, if it is there.
+    /// The keeper, if it is running.
     fn keeper(&self) -> Option<u32> {
         let pid = self.state?.keeper.as_ref()?.pid;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold anything: Z is one that has ended.
+        // After the name, which may hold anything; Z is a process that has ended.
         let (_, state) = stat.rsplit_once(')')?;
         (!state.trim_start().starts_with('Z')).then_some(pid)
     }
@@ -184,7 +184,7 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Who vouches for layers that this machine has not indexed itself, and for how many.
+/// Who vouches for layers that this machine has not indexed, and for how many.
 fn vouchers(layers: &[LayerStatus]) -> BTreeMap<&str, usize> {
     let mut vouchers = BTreeMap::new();
     for by in layers.iter().filter_map(|layer| layer.vouched_by.as_deref()) {
@@ -193,15 +193,15 @@ fn vouchers(layers: &[LayerStatus]) -> BTreeMap<&str, usize> {
     vouchers
 }
 
-/// One line of `--json`; what is not known is left out.
+/// One line of `--json`, without unknown fields.
 #[derive(Serialize)]
 struct Line<'a> {
     at: String,
     reference: &'a str,
     served: bool,
-    /// No process serves it.
+    /// A kernel mount, without a process.
     by_kernel: bool,
-    /// Why a process does, where the kernel was to show it by itself.
+    /// Why a process serves it although a kernel mount was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     by_fuse: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,7 +210,7 @@ struct Line<'a> {
     layer: Option<&'a ShownLayer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
-    /// The process that starts another one when this one dies.
+    /// The keeper's process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     keeper: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

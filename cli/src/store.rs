@@ -31,11 +31,11 @@ pub(crate) struct PlaceArgs {
 
 /// What can be done with a store.
 #[derive(Clone, Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+#[allow(clippy::large_enum_variant, reason = "a process makes one")]
 pub(crate) enum StoreCommand {
     /// Serve a store in the foreground, until Ctrl-C or `peelfs umount DIR`
     ///
-    /// Engines are told of it by `additionalimagestores = ["DIR"]` in storage.conf. While it is not served it is a store
+    /// Engines use it if storage.conf has `additionalimagestores = ["DIR"]`. While it is not served it is a store
     /// without images.
     Serve {
         /// The store's directory [default: /var/lib/peelfs/store, for users other than root $XDG_DATA_HOME/peelfs/store]
@@ -44,14 +44,14 @@ pub(crate) enum StoreCommand {
         /// Let engines of other users use it, too
         #[arg(long)]
         allow_other: bool,
-        /// How long readers wait for a registry that is away or silent, as for `peelfs mount`
+        /// How long reads wait for a registry that does not answer, as for `peelfs mount`
         #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
         on_outage: OnOutage,
-        /// Where layers are kept.
+        /// Where layers are cached.
         #[command(flatten)]
         cache: CacheDirArgs,
     },
-    /// Add an image: engines see it at once, and what they read of it is fetched
+    /// Add an image: engines see it at once, and what they read is fetched on demand
     Add {
         /// Which image.
         #[command(flatten)]
@@ -59,14 +59,14 @@ pub(crate) enum StoreCommand {
         /// Which store.
         #[command(flatten)]
         place: PlaceArgs,
-        /// Give it this name instead of its own; may be repeated
+        /// Use this name instead of the image's own; may be repeated
         #[arg(long, value_name = "NAME")]
         name: Vec<String>,
         /// Return only when every layer is indexed and verified
         #[arg(long)]
         wait: bool,
     },
-    /// Remove images by name, or by id; containers that use them go on
+    /// Remove images by name or id; running containers keep them
     #[command(alias = "rm")]
     Remove {
         /// Names or ids
@@ -89,7 +89,7 @@ pub(crate) enum StoreCommand {
 }
 
 impl StoreArgs {
-    /// The image that is named, if one is.
+    /// The image that is named, if any.
     pub(super) fn image(&self) -> Option<&ImageArgs> {
         match &self.command {
             StoreCommand::Add { image, .. } => Some(image),
@@ -109,10 +109,10 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
             let (at, image) = (directory(place.store.as_ref())?, meant::image_elsewhere(image)?);
             let added = image_store::add(&at, &image, name, *wait, &mut Bar::new())?;
             for name in added.moved {
-                eprintln!("note: `{name}` was the name of another image, and is this one's now");
+                eprintln!("note: `{name}` was another image's name and names this one now");
             }
             if !added.served {
-                eprintln!("note: the store is not served; engines see the image when `peelfs store serve` runs");
+                eprintln!("note: the store is not served; engines see the image once `peelfs store serve` runs");
             }
             print_names(&added.image)
         }

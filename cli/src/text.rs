@@ -1,9 +1,9 @@
-//! Sizes, times and names as people read and write them.
+//! Sizes, times and names in text.
 
 use peelfs::host::report::{Code, Report};
 use peelfs::layer::Kind;
 
-/// A size in bytes for people, in binary units.
+/// A size in binary units.
 pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -14,12 +14,12 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// A number of things, as in `1 layer` and `2 layers`.
+/// A count with its noun, as in `1 layer` and `2 layers`.
 pub(crate) fn count(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Bytes of any origin, fit for a terminal: control characters and what is not UTF-8 are escaped.
+/// Bytes made safe for a terminal: escapes control characters and what is not UTF-8.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -37,7 +37,7 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     out
 }
 
-/// The type and permissions as ls(1) shows them.
+/// The type and permissions as in ls(1).
 pub(crate) fn mode(kind: Kind, mode: u16) -> String {
     let letter = match kind {
         Kind::Directory => 'd',
@@ -62,7 +62,7 @@ pub(crate) fn mode(kind: Kind, mode: u16) -> String {
     text
 }
 
-/// What a node is, in one word.
+/// The kind of a node, in one or two words.
 pub(crate) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Directory => "directory",
@@ -74,7 +74,7 @@ pub(crate) fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// Seconds since 1970 as `2025-01-31 23:59:59`, in UTC; as they are where no calendar reaches.
+/// Seconds since 1970 as `2025-01-31 23:59:59` in UTC; as a number outside the calendar's range.
 pub(crate) fn time(seconds: i64) -> String {
     match jiff::Timestamp::from_second(seconds) {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
@@ -87,7 +87,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The output is no longer read (`| head`): that is an end, not a failure.
+/// A closed output (`| head`) is no failure.
 pub(crate) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -95,7 +95,7 @@ pub(crate) fn output_ended(error: &std::io::Error) -> Result<(), Report> {
     }
 }
 
-/// Characters that change the direction of text and can make a name look like another.
+/// Characters that change the direction of text, so that a name can look like another.
 fn is_direction(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

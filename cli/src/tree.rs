@@ -1,9 +1,9 @@
-//! A tree on this machine that is being written from an image, which may mean harm.
+//! Writes a tree from an untrusted image to this machine.
 //!
-//! Every name is made relative to the directory that holds it, which was opened or made without
-//! following a symlink. So nothing that the image brings (`a -> /etc`, then `a/passwd`) and nothing
-//! that was in the destination before can lead a write out of it. What is not a directory appears
-//! under its name by rename, complete or not at all, and replaces what was there; directories merge.
+//! Every name is resolved relative to an open directory, opened or created without following symlinks. So neither the
+//! image (`a -> /etc`, then `a/passwd`) nor what was in the destination before can lead a write out of it. Anything but
+//! a directory appears under its name by rename, complete or not at all, and replaces what was there; directories
+//! merge.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,27 +16,27 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-/// The directory that is written into, and how far down the writer stands.
+/// The destination, and the current directory in it.
 pub(super) struct Target {
-    /// Every directory from the uppermost to the one that is being filled.
+    /// The open directories from the top to the current one.
     dirs: Vec<OwnedFd>,
-    /// The names of those below the uppermost.
+    /// The names of those below the top.
     names: Vec<Vec<u8>>,
     owners: Owners,
-    left_out: LeftOut,
+    skipped: Skipped,
     serial: u64,
 }
 
-/// Who owns the copies.
+/// The owner of the copies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Owners {
     /// As the image says.
     OfTheImage,
-    /// The user that copies.
+    /// The calling user.
     TheCaller,
 }
 
-/// What a copy shall look like besides its content.
+/// The metadata of a copy.
 pub(super) struct Entry {
     pub(super) mode: u16,
     pub(super) uid: u32,
@@ -46,7 +46,7 @@ pub(super) struct Entry {
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What is put under a name.
+/// What to create under a name.
 pub(super) enum What {
     File(NewFile),
     Symlink(Vec<u8>),
@@ -55,15 +55,15 @@ pub(super) enum What {
     BlockDevice((u32, u32)),
 }
 
-/// A file that is being written and has no proper name yet.
+/// A file being written, under a temporary name.
 pub(super) struct NewFile {
     file: File,
     temp: Temp,
 }
 
-/// How much could not be kept.
+/// Counts of what could not be kept.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct LeftOut {
+pub(super) struct Skipped {
     pub(super) xattrs: u64,
     pub(super) set_ids: u64,
 }
@@ -84,15 +84,15 @@ pub(super) enum TargetError {
         #[source]
         cause: io::Error,
     },
-    #[error("a directory has its name there")]
+    #[error("a directory is in the way")]
     Directory,
-    #[error("a device, FIFO or socket has its name there; remove it first, if it is to be replaced")]
+    #[error("a device, FIFO or socket is in the way; remove it first")]
     Special,
-    #[error("what has its name there is not a directory")]
+    #[error("something that is not a directory is in the way")]
     NotADirectory,
     #[error("`{}` is not a name", .0.escape_ascii())]
     Name(Vec<u8>),
-    #[error("this user cannot make devices")]
+    #[error("this user cannot create devices")]
     NoDevice,
 }
 
@@ -103,16 +103,16 @@ impl TargetError {
 }
 
 impl Target {
-    /// Begins in a directory that the user named; symlinks in that name are the user's own and are followed.
+    /// Starts in a directory named by the user; follows symlinks in that name.
     pub(super) fn open(dir: &Path, owners: Owners) -> Result<Self, TargetError> {
-        // One is open for each level of the tree; where the limit stays low, only very deep trees meet it, with an error.
+        // One directory is open per level; if the limit stays low, very deep trees fail with an error.
         peelfs::host::process::raise_file_limit();
         let dir = rustix::fs::open(dir, DIR.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(TargetError::io("open the directory"))?;
-        Ok(Self { dirs: vec![dir], names: Vec::new(), owners, left_out: LeftOut::default(), serial: 0 })
+        Ok(Self { dirs: vec![dir], names: Vec::new(), owners, skipped: Skipped::default(), serial: 0 })
     }
 
-    /// Goes into a directory, making it if it is not there.
+    /// Enters a directory, creating it if it is missing.
     pub(super) fn enter(&mut self, name: &[u8]) -> Result<(), TargetError> {
         let path = checked(name)?;
         match rustix::fs::mkdirat(self.here(), path, Mode::RWXU) {
@@ -128,14 +128,14 @@ impl Target {
         Ok(())
     }
 
-    /// Gives the directory its metadata, now that nothing in it will change any more, and goes up.
+    /// Sets the directory's metadata, after its last change, and goes up.
     pub(super) fn leave(&mut self, entry: &Entry) -> Result<(), TargetError> {
         let dir = self.dirs.pop().expect("as many directories are left as were entered, and the uppermost");
         self.names.pop();
-        self.dress(Dressed::Open(dir.as_fd()), entry, FileType::Directory)
+        self.set_metadata(MetadataTarget::Open(dir.as_fd()), entry, FileType::Directory)
     }
 
-    /// Begins a file of `size` bytes, all of them a hole.
+    /// Creates a file of `size` bytes, all a hole.
     pub(super) fn new_file(&mut self, name: &[u8], size: u64) -> Result<NewFile, TargetError> {
         checked(name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -145,7 +145,7 @@ impl Target {
         Ok(new)
     }
 
-    /// Puts something under `name`; what is there goes, unless it is a directory.
+    /// Puts something under `name`, replacing anything but a directory.
     pub(super) fn put(&mut self, name: &[u8], what: What, entry: &Entry) -> Result<(), TargetError> {
         checked(name)?;
         let node = |kind, (major, minor): (u32, u32)| {
@@ -155,7 +155,7 @@ impl Target {
         };
         let (temp, kind) = match what {
             What::File(new) => {
-                self.dress(Dressed::Open(new.file.as_fd()), entry, FileType::RegularFile)?;
+                self.set_metadata(MetadataTarget::Open(new.file.as_fd()), entry, FileType::RegularFile)?;
                 return self.rename(new.temp, name);
             }
             What::Symlink(target) => {
@@ -170,11 +170,11 @@ impl Target {
         };
         let held = temp.dir.try_clone().map_err(|cause| TargetError::Io { doing: "open the directory", cause })?;
         let temp_name = temp.name.clone();
-        self.dress(Dressed::Named(held.as_fd(), OsStr::new(&temp_name)), entry, kind)?;
+        self.set_metadata(MetadataTarget::Named(held.as_fd(), OsStr::new(&temp_name)), entry, kind)?;
         self.rename(temp, name)
     }
 
-    /// Gives what was put at `place` another name here.
+    /// Links what was put at `place` to another name here.
     pub(super) fn link(&mut self, place: &[Vec<u8>], name: &[u8]) -> Result<(), TargetError> {
         checked(name)?;
         let (last, parents) = place.split_last().expect("a place ends in a name");
@@ -189,14 +189,14 @@ impl Target {
         self.rename(temp, name)
     }
 
-    /// Where a name of the present directory is, from the uppermost one.
+    /// The path of a name in the current directory, from the top.
     pub(super) fn place(&self, name: &[u8]) -> Vec<Vec<u8>> {
         self.names.iter().cloned().chain([name.to_vec()]).collect()
     }
 
-    /// How much could not be kept so far.
-    pub(super) fn left_out(&self) -> LeftOut {
-        self.left_out
+    /// What could not be kept so far.
+    pub(super) fn skipped(&self) -> Skipped {
+        self.skipped
     }
 
     fn here(&self) -> BorrowedFd<'_> {
@@ -213,7 +213,7 @@ impl Target {
         }
     }
 
-    /// Makes something under an unused name.
+    /// Creates something under an unused name.
     fn make<T>(
         &mut self,
         make: impl Fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
@@ -246,41 +246,41 @@ impl Target {
             Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => TargetError::Directory,
             errno => TargetError::io("rename it")(errno),
         })
-        // Dropping `temp` removes what a rename leaves behind that found its own inode under `name`.
+        // Dropping `temp` removes its name if a rename found the same inode under `name` and kept both.
     }
 
-    /// Sets owner, attributes, mode and times, in the order in which none undoes another.
-    fn dress(&mut self, dressed: Dressed<'_>, entry: &Entry, kind: FileType) -> Result<(), TargetError> {
+    /// Sets owner, attributes, mode and times, in an order in which no step undoes another.
+    fn set_metadata(&mut self, to: MetadataTarget<'_>, entry: &Entry, kind: FileType) -> Result<(), TargetError> {
         let (uid, gid) = (entry.uid, entry.gid);
         if self.owners == Owners::OfTheImage {
-            dressed.chown(uid, gid).map_err(|errno| TargetError::Owner { uid, gid, cause: errno.into() })?;
+            to.chown(uid, gid).map_err(|errno| TargetError::Owner { uid, gid, cause: errno.into() })?;
         }
         let privileged = rustix::process::geteuid().is_root();
         for (name, value) in &entry.xattrs {
             if !privileged && (name.starts_with(b"security.") || name.starts_with(b"trusted.")) {
-                self.left_out.xattrs += 1;
+                self.skipped.xattrs += 1;
                 continue;
             }
-            match dressed.set_xattr(name, value) {
+            match to.set_xattr(name, value) {
                 Ok(()) => {}
-                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) => self.left_out.xattrs += 1,
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) => self.skipped.xattrs += 1,
                 Err(errno) => return Err(TargetError::io("set an extended attribute")(errno)),
             }
         }
         if kind != FileType::Symlink {
             let mut mode = u32::from(entry.mode);
-            // A set-id program must not change hands: it would run as the user that copied it.
+            // A set-id program must not change its owner: it would run as the user who copied it.
             if mode & SET_IDS != 0 && kind != FileType::Directory && !self.keeps(uid, gid) {
                 mode &= !SET_IDS;
-                self.left_out.set_ids += 1;
+                self.skipped.set_ids += 1;
             }
-            dressed.chmod(Mode::from_raw_mode(mode)).map_err(TargetError::io("set its mode"))?;
+            to.chmod(Mode::from_raw_mode(mode)).map_err(TargetError::io("set its mode"))?;
         }
         let (seconds, nanos) = entry.mtime;
-        dressed.set_mtime(seconds, nanos).map_err(TargetError::io("set its time"))
+        to.set_mtime(seconds, nanos).map_err(TargetError::io("set its time"))
     }
 
-    /// Whether a copy has the owner and group that the image says.
+    /// Whether a copy has the image's owner and group.
     fn keeps(&self, uid: u32, gid: u32) -> bool {
         self.owners == Owners::OfTheImage
             || (uid == rustix::process::geteuid().as_raw() && gid == rustix::process::getegid().as_raw())
@@ -293,7 +293,7 @@ impl NewFile {
     }
 }
 
-/// A passing name, removed when dropped; after a rename there is nothing left to remove.
+/// A temporary name, removed on drop; after a rename nothing is left to remove.
 struct Temp {
     dir: OwnedFd,
     name: String,
@@ -308,16 +308,16 @@ impl Drop for Temp {
     }
 }
 
-/// What gets its metadata: something open, or a name that is not followed and not opened.
+/// A target for metadata: an open file, or a name that is neither followed nor opened.
 #[derive(Clone, Copy)]
-enum Dressed<'a> {
+enum MetadataTarget<'a> {
     Open(BorrowedFd<'a>),
     Named(BorrowedFd<'a>, &'a OsStr),
 }
 
-impl Dressed<'_> {
+impl MetadataTarget<'_> {
     fn chown(self, uid: u32, gid: u32) -> rustix::io::Result<()> {
-        // The value of all ones means "leave it" to the kernel; no file can have it.
+        // All ones means "unchanged" to the kernel; no file can have this id.
         if uid == u32::MAX || gid == u32::MAX {
             return Err(Errno::INVAL);
         }
@@ -331,7 +331,7 @@ impl Dressed<'_> {
     fn chmod(self, mode: Mode) -> rustix::io::Result<()> {
         match self {
             Self::Open(fd) => rustix::fs::fchmod(fd, mode),
-            // Only of names that this process has just made, in a directory that it holds open.
+            // Only for names that this process has just created, in a directory that it holds open.
             Self::Named(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty()),
         }
     }
@@ -351,7 +351,7 @@ impl Dressed<'_> {
         let attribute = OsStr::from_bytes(name);
         match self {
             Self::Open(fd) => rustix::fs::fsetxattr(fd, attribute, value, XattrFlags::empty()),
-            // There is no such call relative to a directory; this path leads into the one held open.
+            // This call has no variant relative to a directory; the path leads into the open one.
             Self::Named(dir, name) => {
                 let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
                 rustix::fs::lsetxattr(&path, attribute, value, XattrFlags::empty())
@@ -360,7 +360,7 @@ impl Dressed<'_> {
     }
 }
 
-/// A name as a path of one step; the overlay has no others, and nothing here depends on that.
+/// A name as a path of one component; the overlay has no others, and nothing here depends on that.
 fn checked(name: &[u8]) -> Result<&OsStr, TargetError> {
     if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
         return Err(TargetError::Name(name.to_vec()));

@@ -30,7 +30,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
         at.into_iter().map(|typed| target(typed)).collect()
     };
     for at in targets {
-        // The others are unmounted all the same.
+        // The others are unmounted regardless.
         if let Err(report) = at.and_then(|mount| unmount_one(&mount, open_files)) {
             failures.add(report);
         }
@@ -38,7 +38,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Report> {
     failures.outcome()
 }
 
-/// Mounts that this user and session have made, those that were made last first.
+/// Mounts of this user and session, the newest first.
 fn own_mounts() -> Result<Vec<MountPoint>, Report> {
     let states = status::all(&status::directory()?);
     let all = mounts::all().into_iter().rev().filter(MountPoint::is_peelfs);
@@ -49,21 +49,24 @@ fn own_mounts() -> Result<Vec<MountPoint>, Report> {
     let (own, others): (Vec<_>, Vec<_>) = all.partition(is_own);
     if !others.is_empty() {
         let shown = others.iter().map(|mount| format!("`{}`", mount.path.display())).collect::<Vec<_>>().join(", ");
-        eprintln!("note: of another session or user, and left alone: {shown}");
+        eprintln!("note: not unmounted, as they belong to another session or user: {shown}");
     }
     Ok(own)
 }
 
 fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> {
-    // Where there is none, it is not known which process serves it.
+    // Without this directory the serving process is unknown.
     let directory = status::directory().unwrap_or_default();
-    // It answers nothing any more: what waits for it fails now, and what was open cannot be read in any case.
+    // The connection is dead: waiting readers fail now, and open files could not be read anyway.
     if let Some(pid) = status::hanging_server(&directory, mount) {
-        eprintln!("note: ending the connection of `{}`: its process {pid} was killed, and hangs", mount.path.display());
+        eprintln!(
+            "note: aborting the connection of `{}`: its process {pid} was killed and hangs",
+            mount.path.display()
+        );
         return MountPlace::of(mount).abort().map_err(|error| {
             let shown = mount.path.display();
             Report::new(Code::Failure, format!("cannot unmount `{shown}`, whose process {pid} hangs: {error}"))
-                .hint("let root do it, by `umount -f -l`")
+                .hint("run `umount -f -l` as root")
         });
     }
     let server = status::all(&directory).into_iter().rev().find(|state| state.is_of(mount));
@@ -71,9 +74,9 @@ fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> 
         Err(UnmountError::Busy { .. }) if server.as_ref().is_some_and(MountState::is_stopped) => {
             let (shown, pid) = (mount.path.display(), server.map_or(0, |server| server.pid));
             let message =
-                format!("cannot unmount `{shown}`: its process {pid} is stopped, and what waits for it keeps it busy");
+                format!("cannot unmount `{shown}`: its process {pid} is stopped, and waiting readers keep it busy");
             return Err(Report::new(Code::Failure, message)
-                .hint(format!("let it go on with `kill -CONT {pid}`, or detach with `peelfs umount --lazy {shown}`")));
+                .hint(format!("resume it with `kill -CONT {pid}`, or detach with `peelfs umount --lazy {shown}`")));
         }
         unmounted => unmounted?,
     }
@@ -85,7 +88,7 @@ fn unmount_one(mount: &MountPoint, open_files: OpenFiles) -> Result<(), Report> 
     Ok(())
 }
 
-/// The mount that was meant, if it is one of peelfs.
+/// The mount at this path, if it is one of peelfs.
 pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
     let shown = typed.display();
     let not_mounted = || {
@@ -93,7 +96,7 @@ pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
             .hint("`peelfs status` lists what peelfs has mounted")
     };
     let at = mounts::absolute(typed).map_err(|_| not_mounted())?;
-    // A symlink to a mount point is followed, unless the mount itself is what does not answer.
+    // A symlink to a mount point is followed, unless the mount itself does not answer.
     let found = mounts::at(&at).or_else(|| mounts::at(&at.canonicalize().ok()?));
     match found.map(|top| mounts::peelfs_at(&top.path).unwrap_or(top)) {
         Some(mount) if mount.is_peelfs() => Ok(mount),
@@ -103,8 +106,8 @@ pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
     }
 }
 
-/// Gives the serving process a moment to end, or to be done with this mount if it has others, so that what it
-/// held (cache locks) is free afterwards.
+/// Waits a moment for the serving process to exit, or to drop this mount if it serves others, so that its cache locks
+/// are released.
 fn wait_for_end(state: &MountState) {
     let begun = Instant::now();
     while state.shared && state.is_published() && begun.elapsed() < END_WITHIN {
@@ -113,7 +116,7 @@ fn wait_for_end(state: &MountState) {
     let server = i32::try_from(state.pid).ok().and_then(Pid::from_raw).filter(|_| !state.shared);
     let Some(process) = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
     let mut ended = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-    // That it takes longer does not make the unmount a failure.
+    // A slow end is no failure of the unmount.
     let _ = poll(&mut ended, Some(&Timespec { tv_sec: END_WITHIN.as_secs().cast_signed(), tv_nsec: 0 }));
 }
 

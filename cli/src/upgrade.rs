@@ -1,4 +1,4 @@
-//! `peelfs upgrade`: lets this very program serve mounts that another one serves.
+//! `peelfs upgrade`: moves mounts to a process of this version of peelfs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
             println!("{}: served by process {pid} now, after a pause of {pause:.1?}", state.at.display());
             Ok(())
         });
-        // The others are upgraded all the same.
+        // The others are upgraded regardless.
         if let Err(report) = done {
             failures.add(report);
         }
@@ -49,7 +49,7 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Report> {
     failures.outcome()
 }
 
-/// Every mount that tells of itself, and those of `wanted`, too, that another process is just taking over.
+/// All mounts with a state file, and those of `wanted` that another process is just taking over.
 fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
     let begun = Instant::now();
     loop {
@@ -64,11 +64,11 @@ fn known(directory: &Path, wanted: &[PathBuf]) -> Vec<MountState> {
     }
 }
 
-/// Whether no process serves the mount, so that there is nothing to upgrade; said then.
+/// Whether it is a kernel mount, which has nothing to upgrade; prints that.
 fn is_shown_by_kernel(typed: &Path) -> bool {
     let by_kernel = umount::target(typed).is_ok_and(|mount| mount.is_shown_by_kernel());
     if by_kernel {
-        println!("{}: shown by the kernel, without a process: nothing to upgrade", typed.display());
+        println!("{}: a kernel mount without a process: nothing to upgrade", typed.display());
     }
     by_kernel
 }
@@ -81,7 +81,7 @@ fn served_at<'a>(typed: &Path, states: &'a [MountState]) -> Result<&'a MountStat
     })
 }
 
-/// Asks a mount's keeper; returns the process that serves now, and for how long none did.
+/// Asks a mount's keeper; returns the new serving process, and the pause.
 fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     let shown = state.at.display();
     let Some(keeper) = &state.keeper else {
@@ -107,5 +107,5 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     })
 }
 
-/// A process that takes a mount over tells of it after some 30 ms.
+/// A process that takes a mount over writes its state after some 30 ms.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(1);

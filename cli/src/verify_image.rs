@@ -1,4 +1,4 @@
-//! `peelfs verify-image`: whether an image is signed, also as a verifier of containerd and of peelfs itself.
+//! `peelfs verify-image`: checks signatures; also a verifier of containerd and of peelfs itself.
 
 use std::ffi::{OsStr, OsString};
 
@@ -11,8 +11,7 @@ use peelfs::host::{open, process};
 use peelfs::image::{Network, chain};
 use peelfs::reference::Reference;
 
-/// The command line with the command that a verifier is called without: `VERIFIER -name NAME -digest DIGEST …`, with one
-/// hyphen as Go programs have it.
+/// Adds the command to the line of a verifier, `VERIFIER -name NAME -digest DIGEST …`; Go programs use one hyphen.
 pub(super) fn as_verifier(line: &[OsString]) -> Option<Vec<OsString>> {
     let [program, options @ ..] = line else { return None };
     let words: Vec<OsString> = options.iter().map(|word| with_two_hyphens(word)).collect();
@@ -47,7 +46,7 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
     let mut image = meant::image_reached(&args.access, name)?;
     let demand = match demand(args, &image.reference)? {
         Asked::Nothing => {
-            println!("no signature is asked of {}", super::text::printable(name.as_bytes()));
+            println!("no signature is required for {}", super::text::printable(name.as_bytes()));
             return Ok(());
         }
         Asked::Signature(demand) => demand,
@@ -69,7 +68,7 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
     })
 }
 
-/// What is asked of the image: by the keys that are named, else by the configuration.
+/// The required signature: from the keys that are given, else from the configuration.
 fn demand(args: &VerifyImageArgs, reference: &Reference) -> Result<Asked, Report> {
     if !args.key.is_empty() {
         let keys = signature_policy::keys(&args.key).map_err(|error| no_policy(&error))?;
@@ -83,11 +82,10 @@ fn no_policy(error: &PolicyError) -> Report {
     let report = Report::new(Code::Failure, chain(error));
     match error {
         PolicyError::File { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
-            report.hint("name a key with `--key`, or whose images need which keys in a configuration (`--config`)")
+            report.hint("name a key with `--key`, or write a configuration of images and their keys (`--config`)")
         }
-        PolicyError::NoRule { .. } => {
-            Report { code: Code::Verification, ..report }.hint("the name `*` stands for all that have no other rule")
-        }
+        PolicyError::NoRule { .. } => Report { code: Code::Verification, ..report }
+            .hint("the name `*` matches images without a rule of their own"),
         _ => report,
     }
 }

@@ -358,7 +358,7 @@ fn unmount_all(at: &Path) -> Result<(), VolumeError> {
         }
         let directory = status::directory().unwrap_or_default();
         if status::hanging_server(&directory, &mount).is_some() {
-            MountPlace::of(&mount).abort().map_err(HostError::system("end the connection of a mount"))?;
+            MountPlace::of(&mount).abort().map_err(HostError::system("abort the connection of a mount"))?;
             unmount_with_cover(&mount, OpenFiles::Keep)?;
             continue;
         }

@@ -151,7 +151,7 @@ impl Socket {
                     Ok(_) => {}
                     // As without a descriptor left; those that wait are taken later.
                     Err(error) => {
-                        tracing::warn!(%error, "cannot take a connection");
+                        tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(BREATH).await;
                     }
                 }

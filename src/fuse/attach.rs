@@ -1,9 +1,8 @@
-//! Attaching: how a connection to the kernel becomes a mount on a directory that is held by descriptor.
+//! Attaching: mounts a connection to the kernel on a directory that is held by descriptor.
 //!
-//! Between the moment at which a mount point is looked at and the moment at which the image is mounted, a registry is
-//! asked, for up to a minute. A path would be followed anew at the end of that time, and the owner of a directory
-//! above could have put a symlink in its place. So the directory is opened once, and what is mounted on is that very
-//! directory, whatever its path leads to by then.
+//! Between checking a mount point and mounting the image, a registry is asked, for up to a minute. A path would be
+//! resolved again at the end, and the owner of a parent directory could have put a symlink in its place. So the
+//! directory is opened once, and that directory is mounted on, wherever its path leads by then.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -30,7 +29,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// The directory that `at` leads to now. An automounter is not made to mount there.
+    /// The directory that `at` leads to now. Does not trigger an automounter.
     ///
     /// # Errors
     /// [`MountError::NoDirectory`]
@@ -39,7 +38,7 @@ impl Target {
     }
 
     fn try_open(at: &Path) -> io::Result<Self> {
-        // With `O_DIRECTORY`, the kernel would have an automounter mount.
+        // `O_DIRECTORY` would trigger an automounter.
         let directory = rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         if FileType::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode) != FileType::Directory {
             return Err(Errno::NOTDIR.into());
@@ -53,14 +52,14 @@ impl Target {
         &self.path
     }
 
-    /// Whether its path still is that path.
+    /// Whether its path is still the same.
     pub fn is_in_place(&self) -> bool {
-        // The kernel says `(deleted)` behind the path of a directory that is gone, and another one may have that name.
+        // The kernel appends `(deleted)` to the path of a removed directory; another directory may have that name.
         let is_linked = rustix::fs::fstat(&self.directory).is_ok_and(|found| found.st_nlink > 0);
         is_linked && std::fs::read_link(by_descriptor(&self.directory)).is_ok_and(|path| path == self.path)
     }
 
-    /// The directory above, which can be opened without an automounter mounting on this one.
+    /// The parent directory, which can be opened without triggering an automounter on this one.
     pub(super) fn parent(&self) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.directory, "..", flags, Mode::empty())?.into())
@@ -73,22 +72,22 @@ impl AsFd for Target {
     }
 }
 
-/// A connection to the kernel, and where it is mounted.
+/// A connection to the kernel, and its mount.
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) connection: OwnedFd,
-    /// None if that cannot be found: the helper has mounted elsewhere, or it is unmounted already.
+    /// `None` if it cannot be found: the helper has mounted elsewhere, or it is unmounted already.
     pub(super) mount: Option<MountPoint>,
 }
 
-/// Mounts on `target`: by the system call if that is allowed, else by fusermount3.
+/// Mounts on `target`: with the system call if that is permitted, else with fusermount3.
 ///
 /// # Errors
-/// What the kernel or fusermount3 refuses.
+/// The error of the kernel or of fusermount3.
 pub(super) fn attach(target: &Target, options: &MountOptions) -> io::Result<Attached> {
     let before: Vec<u64> = mounts::all().iter().map(|mount| mount.id).collect();
     let connection = match attach_by_system_call(target, options) {
-        // A device that only root may open is no hindrance to the helper.
+        // The helper can open a device that only root may open.
         Err(Errno::PERM | Errno::ACCESS) => attach_by_helper(target, options)?,
         attached => attached?,
     };
@@ -117,8 +116,8 @@ fn attach_by_system_call(target: &Target, options: &MountOptions) -> Result<Owne
     Ok(connection)
 }
 
-/// fusermount3 takes a path. It is started in the directory and told to mount on `.`, so that the path is what the
-/// kernel says of that directory at that moment; and it may mount only where its user may write.
+/// fusermount3 takes a path. It runs in the directory and mounts on `.`, so the kernel resolves the path at that
+/// moment; and it mounts only where its user may write.
 fn attach_by_helper(target: &Target, options: &MountOptions) -> io::Result<OwnedFd> {
     let mut words = vec![
         format!("fsname={}", source(&options.source).replace([',', '\\', '\n'], "_")),
@@ -138,22 +137,22 @@ fn attach_by_helper(target: &Target, options: &MountOptions) -> io::Result<Owned
     let (own, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let child = helper(|command| {
         command.args(["-o", &words.join(","), "--", "."]).current_dir(by_descriptor(&target.directory));
-        // Its stdin is where it sends the connection to.
+        // It sends the connection to its stdin.
         let stdin = other.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
         command.env("_FUSE_COMMFD", "0").stdin(stdin).stdout(Stdio::null());
     })?;
-    // So that the end of the helper is seen at the other end.
+    // So that the end of the helper is noticed at the other end.
     drop(other);
     let connection = receive(&own);
     let said = said(child)?;
     match connection {
         Ok(Some(connection)) if said.is_none() => Ok(connection),
         Err(error) if said.is_none() => Err(error),
-        _ => Err(said.unwrap_or_else(|| io::Error::other("fusermount3 gave no connection"))),
+        _ => Err(said.unwrap_or_else(|| io::Error::other("fusermount3 sent no connection"))),
     }
 }
 
-/// The connection that the helper sends, if it does.
+/// The connection, if the helper sends one.
 fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -172,10 +171,10 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
-/// Starts fusermount3, or fusermount where there is only that.
+/// Starts fusermount3, or fusermount if that is missing.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] when there is neither.
+/// [`io::ErrorKind::NotFound`] if both are missing.
 pub(super) fn helper(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
     let named = std::env::var_os("FUSERMOUNT_PATH");
     let usual = ["fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3", "fusermount", "/bin/fusermount"];
@@ -189,13 +188,13 @@ pub(super) fn helper(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
             spawned => return spawned,
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, "there is no fusermount3"))
+    Err(io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed"))
 }
 
-/// Waits for the helper; what it says, on one line, if it fails.
+/// Waits for the helper; returns its output as one line if it failed.
 ///
 /// # Errors
-/// When it cannot be waited for.
+/// If it cannot be waited for.
 pub(super) fn said(mut child: Child) -> io::Result<Option<io::Error>> {
     let mut text = Vec::new();
     if let Some(stderr) = child.stderr.take() {
@@ -214,7 +213,7 @@ pub(super) fn said(mut child: Child) -> io::Result<Option<io::Error>> {
     Ok(Some(io::Error::new(kind, text)))
 }
 
-/// The kernel wants some name, and one that ends within a page.
+/// The kernel needs a non-empty name that fits a page.
 fn source(source: &str) -> String {
     if source.is_empty() { "peelfs".to_owned() } else { source.replace('\0', "_") }
 }

@@ -1,4 +1,4 @@
-//! `/dev/fuse`: where requests come from and answers go.
+//! `/dev/fuse`: reads requests and writes answers.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use zerocopy::IntoBytes as _;
 
 use super::wire::{InvalidInode, OutHeader};
 
-/// A connection to the kernel whose terms have been negotiated.
+/// A connection to the kernel after negotiation.
 #[derive(Debug)]
 pub(super) struct Device(OwnedFd);
 
@@ -24,12 +24,12 @@ impl Device {
     /// Waits for the next request; `None` once the file system is unmounted.
     ///
     /// # Errors
-    /// What makes going on pointless.
+    /// Errors after which the connection cannot be used.
     pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Errno> {
         loop {
             match rustix::io::read(&self.0, &mut *room) {
                 Ok(length) => return Ok(Some(length)),
-                // ENOENT: the request was taken back while it was read.
+                // ENOENT: the request was cancelled while it was read.
                 Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
                 Err(Errno::NODEV) => return Ok(None),
                 Err(errno) => return Err(errno),
@@ -37,25 +37,25 @@ impl Device {
         }
     }
 
-    /// Whether another request waits already.
+    /// Whether another request is pending.
     pub(super) fn has_more(&self) -> bool {
         self.has_more_within(Duration::ZERO)
     }
 
-    /// Whether another request waits, or comes within `time`.
+    /// Whether another request is pending, or arrives within `time`.
     pub(super) fn has_more_within(&self, time: Duration) -> bool {
         let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
         matches!(rustix::event::poll(&mut polled, Some(&time)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
     }
 
-    /// Whether the kernel still has a file system at the other end.
+    /// Whether the kernel still has a file system for this connection.
     pub(super) fn is_alive(&self) -> bool {
         is_alive(self.0.as_fd())
     }
 
-    /// Has the kernel forget what it keeps of a file's bytes and attributes (`FUSE_NOTIFY_INVAL_INODE`). Waits for reads
-    /// of them that are under way, so other threads must be there to answer.
+    /// Makes the kernel drop a file's cached pages and attributes (`FUSE_NOTIFY_INVAL_INODE`). Waits for pending reads
+    /// of them, so other threads must be there to answer.
     pub(super) fn forget_content(&self, node: u64) {
         const NOTIFY_INVAL_INODE: i32 = 2;
         let all = InvalidInode { node, offset: 0, length: 0 };
@@ -63,14 +63,14 @@ impl Device {
         let notification = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
         let parts = [IoSlice::new(notification.as_bytes()), IoSlice::new(all.as_bytes())];
         match rustix::io::writev(&self.0, &parts) {
-            // ENOENT: the kernel knows nothing of it; ENODEV: it is unmounted.
+            // ENOENT: the kernel has nothing cached; ENODEV: it is unmounted.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => tracing::error!(%errno, node, "the kernel may go on showing what it was told of a file"),
+            Err(errno) => tracing::error!(%errno, node, "the kernel may keep stale data of a file"),
         }
     }
 
-    /// Asks the kernel to send again what a process that is gone had received and not answered
-    /// (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    /// Makes the kernel resend requests that a previous process had received but not answered (`FUSE_NOTIFY_RESEND`,
+    /// Linux 6.9).
     pub(super) fn resend(&self) -> Result<(), Errno> {
         const NOTIFY_RESEND: i32 = 7;
         let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: NOTIFY_RESEND, unique: 0 };
@@ -78,7 +78,7 @@ impl Device {
     }
 }
 
-/// Whether the kernel still has a file system at the other end of a connection.
+/// Whether the kernel still has a file system for a connection.
 pub fn is_alive(connection: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(connection, PollFlags::empty())];
     let told = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -91,13 +91,13 @@ impl AsFd for Device {
     }
 }
 
-/// The answer that is owed for one request. Dropped without one, it answers EIO, so that no reader waits
-/// for a handler that has panicked.
+/// The answer to one request. Dropped without an answer, it sends EIO, so that a panicking handler leaves no reader
+/// waiting.
 #[derive(Debug)]
 pub(super) struct Reply {
     device: Arc<Device>,
     unique: u64,
-    /// Of a reply that waits: set when its process has been interrupted.
+    /// For a pending reply: set when the requesting process is interrupted.
     interrupted: Option<Arc<AtomicBool>>,
     sent: bool,
 }
@@ -107,12 +107,12 @@ impl Reply {
         Self { device: Arc::clone(device), unique, interrupted: None, sent: false }
     }
 
-    /// The kernel's number for the request.
+    /// The kernel's number of the request.
     pub(super) fn unique(&self) -> u64 {
         self.unique
     }
 
-    /// To be set when the reply's waiting is given up because of a signal: it is then EINTR.
+    /// To be set when the reply is cancelled by a signal: the answer is then EINTR.
     pub(super) fn interrupted(&mut self) -> Arc<AtomicBool> {
         Arc::clone(self.interrupted.get_or_insert_default())
     }
@@ -135,9 +135,9 @@ impl Reply {
         let header = OutHeader { len, error, unique: self.unique };
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(payload)];
         match rustix::io::writev(&self.device, &parts) {
-            // ENOENT: the request was interrupted; ENODEV: the mount is gone.
+            // ENOENT: the request was interrupted; ENODEV: it is unmounted.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => tracing::warn!(%errno, "the kernel did not take an answer"),
+            Err(errno) => tracing::warn!(%errno, "the kernel rejected an answer"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a thread waits for the next request when they come in quick succession.
+//! Polling for the next request while requests come in quick succession.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use super::device::Device;
 
-/// Looks for the next request for a moment instead of sleeping at once, where requests come in quick
-/// succession: to wake a thread on an idle CPU takes longer than most requests do.
+/// Polls for the next request for a moment before sleeping, while requests come in quick succession: waking a thread on
+/// an idle CPU takes longer than most requests.
 ///
-/// It yields the CPU to any thread that wants it, and pauses for a while when one did or nothing came:
-/// on a busy CPU sleeping costs nothing. The process that asks sleeps as well until it is answered; for its
-/// sake the CPUs are kept [awake](Awake).
+/// It yields the CPU to any runnable thread, and pauses polling after another thread ran or no request came: on a busy
+/// CPU sleeping costs nothing. The requesting process also sleeps until it is answered; for its sake the CPUs are kept
+/// [awake](Awake).
 pub(super) struct Eager {
     since: Instant,
-    /// Requests until it is worth looking again.
+    /// Requests before polling is tried again.
     pause: u32,
     /// Requests in quick succession so far.
     row: u32,
     awake: Option<Awake>,
-    /// This process cannot keep the CPUs awake, or is not to.
+    /// This process cannot or must not keep the CPUs awake.
     may_not: bool,
 }
 
@@ -29,7 +29,7 @@ impl Eager {
         Self { since: Instant::now(), pause: 0, row: 0, awake: None, may_not: let_cpus_sleep }
     }
 
-    /// Returns when a request is there, or when it is time to sleep until one comes.
+    /// Returns when a request is pending, or when it is time to sleep until one comes.
     pub(super) fn await_next(&mut self, device: &Device) {
         let begun = Instant::now();
         let since = begun.duration_since(std::mem::replace(&mut self.since, begun));
@@ -51,8 +51,7 @@ impl Eager {
         }
     }
 
-    /// This thread awaits requests no more for now: what it answered took long, so that waking a reader takes little
-    /// beside it.
+    /// Stops polling for now: the last answer took long, so the cost of waking a reader does not matter.
     pub(super) fn rest(&mut self) {
         (self.awake, self.row) = (None, 0);
     }
@@ -75,11 +74,11 @@ impl Eager {
     }
 }
 
-/// While it is there, idle CPUs wait for work without sleeping, ready within a microsecond: in a virtual machine
-/// it takes 50 µs to wake one that sleeps, and reading a small file for the first time wakes a thread four times.
+/// While this exists, idle CPUs do not enter deep sleep states and react within a microsecond: in a virtual machine
+/// waking one takes 50 µs, and the first read of a small file wakes a thread four times.
 ///
-/// The kernel's interface for it is `/dev/cpu_dma_latency` (Documentation/power/pm_qos_interface.rst), open to
-/// root; the kernel takes the wish back when the file is closed, however the process ends.
+/// The kernel interface is `/dev/cpu_dma_latency` (Documentation/power/pm_qos_interface.rst), open to root; the kernel
+/// drops the setting when the file is closed, however the process ends.
 struct Awake {
     _wish: File,
 }
@@ -95,17 +94,17 @@ impl Awake {
     }
 }
 
-/// Requests that follow each other closer than this are in quick succession.
+/// Maximum distance of requests in quick succession.
 const QUICK_SUCCESSION: Duration = Duration::from_micros(250);
-/// Requests that follow each other closer than this are of one succession.
+/// Maximum distance of requests in one succession.
 const SUCCESSION: Duration = Duration::from_millis(2);
-/// A succession is over when nothing has come for so long.
+/// A succession ends after this time without requests.
 const SUCCESSION_ENDS: Duration = Duration::from_millis(10);
-/// Requests in quick succession from which on more are to be expected.
+/// Requests in quick succession after which more are expected.
 const WORTH_WAKING: u32 = 8;
-/// Requests to let pass after one was awaited in vain.
+/// Requests to skip after polling was unsuccessful.
 const PAUSE: u32 = 8;
-/// As [`PAUSE`], after another thread wanted the CPU.
+/// As [`PAUSE`], after another thread used the CPU.
 const LONG_PAUSE: u32 = 1000;
-/// Yielding takes longer than this when another thread has much to do; a reader has little.
+/// Yielding takes longer than this if another thread has much to do; a reader has little.
 const WANTED: Duration = Duration::from_micros(500);

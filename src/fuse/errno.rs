@@ -1,4 +1,4 @@
-//! What a process sees when an answer cannot be given: the one place that turns errors into errnos.
+//! Turns errors into the errnos that processes see; the only place that does.
 
 use rustix::io::Errno;
 
@@ -7,7 +7,7 @@ use crate::image::FsError;
 
 pub(super) fn of(error: &FsError) -> Errno {
     match error {
-        // What cannot be verified is not shown.
+        // Data that failed verification is not shown.
         FsError::Layer { .. } | FsError::Malformed { .. } | FsError::Refused { .. } => Errno::IO,
         FsError::TakesTooLong => Errno::IO,
         FsError::Read(

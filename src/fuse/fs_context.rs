@@ -1,4 +1,4 @@
-//! Mounts by the kernel's newer calls (fsopen(2), fsmount(2), move_mount(2)): what every file system needs of them.
+//! Mounts with the kernel's newer calls (fsopen(2), fsmount(2), move_mount(2)): the parts that all file systems share.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 
-/// A path that leads to what a descriptor is open on, in this process.
+/// A path to an open file of this process.
 pub(crate) fn by_descriptor(descriptor: impl AsFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
 }
 
-/// What is allowed on a mount, as attributes of it.
+/// The attributes of a mount for these permissions.
 pub(crate) fn attributes(suid: bool, dev: bool, noexec: bool) -> MountAttrFlags {
     let mut attributes = MountAttrFlags::empty();
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !suid);
@@ -20,7 +20,7 @@ pub(crate) fn attributes(suid: bool, dev: bool, noexec: bool) -> MountAttrFlags 
     attributes
 }
 
-/// A new file system in memory, mounted nowhere yet.
+/// A new tmpfs that is not mounted yet.
 ///
 /// # Errors
 /// Those of the calls.
@@ -33,7 +33,7 @@ pub(crate) fn tmpfs(settings: &[(&str, &str)]) -> Result<OwnedFd, Errno> {
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
-/// Mounts what is mounted nowhere yet on a directory that is held by descriptor.
+/// Mounts a detached mount on a directory that is held by descriptor.
 ///
 /// # Errors
 /// Those of move_mount(2).
@@ -42,7 +42,7 @@ pub(crate) fn move_onto(mount: impl AsFd, directory: impl AsFd) -> Result<(), Er
     rustix::mount::move_mount(mount, "", directory, "", flags)
 }
 
-/// What the kernel says of a file system that it refuses, on one line; nothing where it says nothing.
+/// The kernel's message about a file system that it refuses, as one line; empty if there is none.
 pub(crate) fn said_by(context: &OwnedFd) -> String {
     let Ok(context) = context.try_clone().map(File::from) else { return String::new() };
     let (mut lines, mut buf) = (Vec::new(), [0; 1024]);
@@ -53,7 +53,7 @@ pub(crate) fn said_by(context: &OwnedFd) -> String {
     lines.join("; ")
 }
 
-/// One line of it, without the letter for its kind that stands before it (`e`, `w` or `i`).
+/// One line without the leading letter for its kind (`e`, `w` or `i`).
 fn line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.trim().get(2..).unwrap_or_default().trim().to_owned()

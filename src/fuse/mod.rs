@@ -1,14 +1,13 @@
-//! FUSE: shows a [`Tree`] to the kernel. The only module that knows fuser and the kernel's protocol.
+//! FUSE: serves a [`Tree`] to the kernel. The only module that uses fuser and the kernel's protocol.
 //!
-//! A tree never changes, so every answer may be kept by the kernel for ever: names, absent names,
-//! attributes, symlinks, listings and pages. OPEN and OPENDIR are declined with ENOSYS, after which the
-//! kernel does not ask again and reads by inode number alone (`FUSE_NO_OPEN_SUPPORT`); that is what
-//! makes warm small files as fast as on a local file system. With [passthrough](Passthrough) OPEN is answered
-//! instead, and large files are read by the kernel from files of the cache.
+//! A tree never changes, so the kernel may cache every answer for ever: names, absent names, attributes, symlinks,
+//! listings and pages. OPEN and OPENDIR are answered with ENOSYS, after which the kernel does not send them any more
+//! and reads by inode number alone (`FUSE_NO_OPEN_SUPPORT`); that makes warm small files as fast as on a local file
+//! system. With [passthrough](Passthrough), OPEN is answered, and the kernel reads large files directly from the cache.
 //!
-//! A thread of the [dispatch loop](serve) answers from memory and from the store. Where a layer or
-//! content has to be waited for, the reply is handed to a task, which a signal to the process that waits
-//! can end: a slow registry never holds up a cached read, nor any reader for ever.
+//! A thread of the [dispatch loop](serve) answers from memory and from the store. If a layer or content has to be
+//! fetched, the reply is handed to a task, which a signal to the requesting process can cancel: a slow registry neither
+//! delays a cached read nor blocks any reader for ever.
 
 mod attach;
 mod backing;
@@ -55,16 +54,16 @@ use through::Through;
 use wire::{Listing, Opened, Operation, Request};
 use xattrs::Attributes;
 
-/// The adapter between the kernel's requests and a tree.
+/// Translates the kernel's requests for a tree.
 struct Adapter {
     tree: Arc<dyn Tree>,
     view: View,
     tasks: tokio::runtime::Handle,
     waiting: Arc<Waiting>,
     apart: Apart,
-    /// Which extended attributes the tree has at all, once that is known.
+    /// The extended attributes that occur in the tree, once known.
     attributes: OnceLock<Attributes>,
-    /// None where files are read without being opened.
+    /// `None` if files are read without OPEN.
     through: Option<Arc<Through>>,
 }
 
@@ -75,13 +74,13 @@ impl Adapter {
         Self { tree, view, tasks, waiting, apart, attributes, through }
     }
 
-    /// The mount is gone, and so are those that waited on it.
+    /// The mount is gone, and so are pending requests.
     fn end(&self) {
         self.waiting.end();
         self.tree.end();
     }
 
-    /// Answers a question now, or hands it to a task that waits for the layers it needs.
+    /// Answers now, or in a task that waits for the layers it needs.
     fn answer<T: Send + 'static>(
         &self,
         reply: Reply,
@@ -97,7 +96,7 @@ impl Adapter {
         }
     }
 
-    /// Sends an answer once it is there.
+    /// Sends an answer once it is available.
     fn wait<T: Send + 'static>(
         &self,
         reply: Reply,
@@ -115,9 +114,9 @@ impl Adapter {
         });
     }
 
-    /// What is in memory is answered by the thread that listens. To have another one listen meanwhile was measured, also
-    /// with several readers, and is slower: threads and their data move from CPU to CPU. Others are called when requests
-    /// queue up, or when this one is going to wait.
+    /// Data in memory is answered by the listening thread. Handing listening to another thread meanwhile was measured,
+    /// also with several readers, and is slower, as threads and their data move between CPUs. Other threads are called
+    /// when requests queue up, or when this one is about to wait.
     fn read(&self, node: NodeId, at: FileOffset, length: usize, reply: Reply, threads: &Threads) {
         let now = BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < length {
@@ -136,10 +135,10 @@ impl Adapter {
         }
     }
 
-    /// Answers OPEN: large files whose bytes are all here are left to the kernel, which for the first time waits for
-    /// a moment, until they are in a file of their own; what is not here yet can be read while it comes.
+    /// Answers OPEN: the kernel reads large, completely cached files directly. The first open waits a moment until such
+    /// a file has been copied to a file of its own; a file that is not cached yet is served while it is fetched.
     fn open(&self, through: &Arc<Through>, node: NodeId, reply: Reply, threads: &Threads) {
-        // First of all: a process that has just taken over may not know yet how large it is.
+        // First: after a take-over the file's size may not be known yet.
         if let Some(opened) = through.again(node) {
             return reply.bytes(opened.as_bytes());
         }
@@ -147,8 +146,8 @@ impl Adapter {
             Ok(attr) if attr.size >= LARGE_FILE => {}
             Ok(_) => return reply.bytes(Opened::cached().as_bytes()),
             Err(NoAnswer::Never(error)) => return reply.error(errno::of(&error)),
-            // It was known when the kernel learned of it; whatever has changed since, a read will tell. It may be
-            // large, so it counts.
+            // The layer was indexed when the kernel looked the file up; a later problem shows in a read. The file may
+            // be large, so count it.
             Err(NoAnswer::Later(_) | NoAnswer::TakesLong) => return reply.bytes(through.first(node, None).as_bytes()),
         }
         threads.slow();
@@ -232,8 +231,8 @@ impl Handler for Adapter {
             }
             Operation::GetXattr { name, size } => self.xattr(node, name, size, reply),
             Operation::ListXattr { size } => self.xattr_names(node, size, reply),
-            // The kernel checks modes itself (`default_permissions`); what it does not know is that nothing
-            // can be written.
+            // The kernel checks modes itself (`default_permissions`), but does not know that the file system is
+            // read-only.
             Operation::Access { mask } if mask & W_OK != 0 => reply.error(Errno::ROFS),
             Operation::Seek { offset, whence } => self.seek(node, offset, whence, reply),
             Operation::Release => {
@@ -245,10 +244,10 @@ impl Handler for Adapter {
             Operation::Access { .. } | Operation::ReleaseDir | Operation::Destroy => reply.ok(),
             Operation::Ioctl => reply.error(Errno::NOTTY),
             Operation::Open if let Some(through) = &self.through => self.open(through, node, reply, threads),
-            // After this answer the kernel does not ask again; see the head of this module. FLUSH: nothing
-            // is ever written.
+            // After this answer the kernel does not send them again; see the module documentation. FLUSH: nothing is
+            // ever written.
             Operation::Open | Operation::OpenDir | Operation::Flush | Operation::Other(_) => reply.error(Errno::NOSYS),
-            // The loop knows what these are.
+            // The dispatch loop handles these.
             Operation::Forget | Operation::BatchForget { .. } | Operation::Interrupt { .. } => drop(reply),
         }
     }
@@ -267,18 +266,18 @@ impl Handler for Adapter {
 }
 
 thread_local! {
-    /// Where a thread reads to: as large as the kernel's largest request, and made once.
+    /// A thread's read buffer: as large as the kernel's largest request, allocated once.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 const BLOCK: u32 = 4096;
-/// Bytes from which on a file is worth a file of its own for [passthrough](Passthrough): reading less takes hardly longer than
-/// opening.
+/// Minimum size in bytes of a file for [passthrough](Passthrough): reading a smaller one takes hardly longer than
+/// opening it.
 pub const LARGE_FILE: u64 = 1 << 20;
-/// How long an open waits for the file that the kernel could read by itself.
+/// How long an open waits for the passthrough copy.
 const OPEN_WAITS: Duration = Duration::from_secs(2);
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 const W_OK: u32 = 2;
-/// Bytes of the longest name that Linux takes.
+/// The longest name in Linux, in bytes.
 const NAME_MAX: usize = 255;

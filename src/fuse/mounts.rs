@@ -1,27 +1,27 @@
-//! What is mounted where, as the kernel tells it in `/proc/self/mountinfo`.
+//! The kernel's table of mounts, from `/proc/self/mountinfo`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-/// One line of mountinfo (proc(5)), as far as it matters here.
+/// The used fields of a line of mountinfo (proc(5)).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MountPoint {
     /// The kernel's number of this mount, which it keeps when it is moved.
     pub id: u64,
-    /// The number of the mount that it lies on.
+    /// The number of the mount below it.
     pub parent: u64,
-    /// The directory of the file system that is shown; of a bind mount, mostly not its root.
+    /// The directory of the file system that is mounted; for a bind mount, usually not its root.
     pub root: PathBuf,
     /// `major:minor` of the mounted file system.
     pub device: String,
-    /// Where it is mounted.
+    /// The mount point.
     pub path: PathBuf,
     /// The file system's type.
     pub kind: String,
-    /// What was mounted: for peelfs, the reference.
+    /// The source; for peelfs, the reference.
     pub source: String,
-    /// What the file system was told, as it tells it itself.
+    /// The options of the file system, as it reports them.
     pub options: String,
 }
 
@@ -31,22 +31,22 @@ impl MountPoint {
         self.kind == "fuse.peelfs" || self.is_shown_by_kernel()
     }
 
-    /// Whether peelfs mounted it, and no process serves it.
+    /// Whether it is a kernel mount of peelfs.
     pub fn is_shown_by_kernel(&self) -> bool {
         self.kind == "erofs" && self.source.starts_with(KERNEL_SOURCE)
     }
 
-    /// What peelfs mounted.
+    /// The reference that peelfs mounted.
     pub fn reference(&self) -> &str {
         self.source.strip_prefix(KERNEL_SOURCE).filter(|_| self.is_shown_by_kernel()).unwrap_or(&self.source)
     }
 
-    /// Whether it is an overlay that peelfs has laid over the mount `below`.
+    /// Whether it is an overlay that peelfs mounted over the mount `below`.
     pub fn covers(&self, below: &Self) -> bool {
         self.parent == below.id && self.path == below.path && self.kind == "overlay" && self.source.starts_with(COVER)
     }
 
-    /// Of an overlay, the directory that takes what is written.
+    /// The upper directory of an overlay.
     pub fn upper(&self) -> Option<PathBuf> {
         let overlay = self.kind == "overlay";
         let upper = self.options.split(',').find_map(|option| option.strip_prefix("upperdir=")).filter(|_| overlay);
@@ -54,15 +54,15 @@ impl MountPoint {
     }
 }
 
-/// What the source of an overlay that peelfs has laid over an image begins with.
+/// The prefix of the source of an overlay that peelfs has mounted over an image.
 pub const COVER: &str = "peelfs:";
 
-/// The overlay that peelfs has laid over `mount`, if there is one.
+/// The overlay that peelfs has mounted over `mount`, if any.
 pub fn cover_of(mount: &MountPoint) -> Option<MountPoint> {
     all().into_iter().rev().find(|other| other.covers(mount))
 }
 
-/// The mount of peelfs that `path` shows, whether or not an overlay lies over it.
+/// The mount of peelfs at `path`, with or without an overlay over it.
 pub fn peelfs_at(path: &Path) -> Option<MountPoint> {
     let all = all();
     let top = all.iter().rev().find(|mount| mount.path == path)?;
@@ -72,7 +72,7 @@ pub fn peelfs_at(path: &Path) -> Option<MountPoint> {
     all.iter().find(|below| below.is_peelfs() && top.covers(below)).cloned()
 }
 
-/// Every mount this process sees, in the order in which they were made.
+/// All mounts visible to this process, in the order in which they were made.
 pub fn all() -> Vec<MountPoint> {
     match std::fs::read("/proc/self/mountinfo") {
         Ok(text) => parse(&text),
@@ -83,18 +83,18 @@ pub fn all() -> Vec<MountPoint> {
     }
 }
 
-/// The uppermost mount whose mount point is exactly `path`, which is compared as text.
+/// The uppermost mount whose mount point is exactly `path`, compared as text.
 pub fn at(path: &Path) -> Option<MountPoint> {
     all().into_iter().rev().find(|mount| mount.path == path)
 }
 
-/// Whether a process answers for the mount at `path`.
+/// Whether a process serves the mount at `path`.
 ///
-/// It asks for statfs, which the kernel passes on each time; attributes it would answer from its own
-/// memory long after the process is gone.
+/// It calls statfs, which the kernel forwards each time; attributes could come from the kernel's cache long after the
+/// process is gone.
 ///
-/// An overlay answers that by what it is written to; there a name is looked up that is not there, and that has not been
-/// looked up before.
+/// An overlay answers statfs from its upper layer; there, a name that does not exist and was not looked up before is
+/// looked up.
 pub fn is_served(path: &Path) -> bool {
     let answered = match rustix::fs::statfs(path) {
         Ok(found) if found.f_type as u64 == OVERLAYFS => {
@@ -136,7 +136,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Blanks, tabs, newlines and backslashes stand there as three octal digits.
+/// Blanks, tabs, newlines and backslashes are escaped as three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -156,11 +156,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The absolute path of a mount point, without asking the mount itself: a mount whose server is gone
-/// or slow must not hold up an unmount. Only the parent directory is looked at.
+/// The absolute path of a mount point, without accessing the mount: a mount whose server is gone or slow must not block
+/// an unmount. Only the parent directory is accessed.
 ///
 /// # Errors
-/// When the parent does not exist.
+/// If the parent does not exist.
 pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => {
@@ -171,23 +171,23 @@ pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
     }
 }
 
-/// As [`absolute`], where the last name may be a symlink: the path of what it leads to.
+/// As [`absolute`], but follows a symlink as the last name.
 ///
 /// # Errors
-/// As [`absolute`], and when it leads round in a circle.
+/// As [`absolute`], and for a loop of symlinks.
 pub fn followed(path: &Path) -> std::io::Result<PathBuf> {
     let mut at = absolute(path)?;
     for _ in 0..SYMLINKS {
-        // A symlink is no mount, so this asks none.
+        // A symlink is no mount point, so this accesses no mount.
         let Ok(target) = std::fs::read_link(&at) else { return Ok(at) };
         at = absolute(&at.parent().unwrap_or(Path::new("/")).join(target))?;
     }
     Err(rustix::io::Errno::LOOP.into())
 }
 
-/// How the sources of mounts begin that the kernel shows by itself; other file systems of its kind have other sources.
+/// The prefix of the sources of kernel mounts; other EROFS mounts have other sources.
 pub const KERNEL_SOURCE: &str = "peelfs:";
-/// As many in a row as the kernel follows.
+/// The kernel's limit.
 const SYMLINKS: usize = 40;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How nodes are described to the kernel: one by one, and as the names of a directory.
+//! Encodes nodes for the kernel: single ones, and the entries of a directory.
 
 use std::ops::ControlFlow;
 
@@ -8,23 +8,24 @@ use crate::image::{Answer, Tree};
 use crate::layer::Kind;
 use crate::overlay::{NodeAttr, NodeId};
 
-/// What a mount shows otherwise than the tree has it.
+/// What differs between mounts of a tree.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
-    /// What the kernel knows this mount's nodes by, besides their numbers.
+    /// The generation of this mount's node numbers.
     pub(super) generation: u32,
-    /// Besides root, only this user may enter. The kernel lets in all users or the user of the mount alone, and answers
-    /// from its own memory what was asked before; so the root is shown as a directory that is private to this user.
+    /// Besides root, only this user may access the mount. The kernel admits either all users or the user of the mount
+    /// alone, and answers from its cache what was asked before; so the root is shown as a directory that is private to
+    /// this user.
     pub(super) private_to: Option<u32>,
 }
 
-/// For how many seconds the kernel may believe what it is told of a node.
+/// For how many seconds the kernel may cache a node.
 fn life(attr: &NodeAttr) -> u64 {
     if attr.settled { FOR_EVER } else { 0 }
 }
 
-/// A node by name. Of a node that it has forgotten, the kernel asks for `.` and `..` when a file handle names it
-/// (`FUSE_EXPORT_SUPPORT`), and it alone does: no path of a process comes here with them.
+/// Looks up a node by name. The kernel looks up `.` and `..` when a file handle names a node that it has dropped
+/// (`FUSE_EXPORT_SUPPORT`); a process's path never reaches this code with them.
 pub(super) fn lookup(tree: &dyn Tree, view: View, node: NodeId, name: &[u8]) -> Answer<wire::Entry> {
     let found = match name {
         b"." => Some(tree.node(node)?),
@@ -38,7 +39,7 @@ fn entry(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Entry {
     let life = life(found);
     wire::Entry {
         nodeid: found.node.get(),
-        // The kernel wants none of the root.
+        // The kernel requires 0 for the root.
         generation: if found.node == NodeId::ROOT { 0 } else { view.generation.into() },
         entry_valid: life,
         attr_valid: life,
@@ -47,13 +48,13 @@ fn entry(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::Entry {
     }
 }
 
-/// Node 0 says that there is no such name, and that the kernel may remember it.
+/// Node 0 says that the name does not exist, and lets the kernel cache that.
 fn absent(tree: &dyn Tree, directory: NodeId) -> wire::Entry {
     let life = if tree.names_stay(directory) { FOR_EVER } else { 0 };
     wire::Entry { nodeid: 0, entry_valid: life, attr_valid: life, ..Default::default() }
 }
 
-/// A node that was asked for by its number.
+/// The attributes of a node by its number.
 pub(super) fn attr_out(tree: &dyn Tree, view: View, found: &NodeAttr) -> wire::AttrOut {
     wire::AttrOut { attr_valid: life(found), attr: attr(tree, view, found), ..Default::default() }
 }
@@ -104,7 +105,7 @@ fn makedev((major, minor): (u32, u32)) -> u32 {
 
 /// The names of a directory from position `offset` on, until `listing` is full.
 ///
-/// A layer that is needed in the middle ends the listing early; the kernel asks for the rest.
+/// A missing layer ends the listing early; the kernel asks for the rest.
 pub(super) fn names(tree: &dyn Tree, node: NodeId, offset: u64, mut listing: Listing) -> Answer<Listing> {
     let dots = [(node, b".".as_slice()), (tree.parent(node)?, b"..")];
     for (at, (dot, name)) in (1..).zip(dots).skip(offset.min(DOTS) as usize) {

@@ -1,14 +1,14 @@
-//! Whether a request comes from the serving process itself.
+//! Detects requests of the serving process itself.
 //!
-//! A server that looks for its cache or its layout below its own mount would wait for its own answer, for ever, and so
-//! would every reader: in a state that not even `SIGKILL` ends. Mount points that cover what their server needs are
-//! refused, but a bind mount can be made at any time. So what the process asks itself is an error at once.
+//! A server that accesses its cache or layout below its own mount would wait for its own answer, and block every reader
+//! in a state that not even `SIGKILL` ends. Mount points that hide what their server needs are refused, but a bind
+//! mount can be made at any time. So a request of the process itself fails at once.
 
 use std::cell::Cell;
 
 use super::wire::Operation;
 
-/// Whether a process that asks itself this waits for itself. What is answered without looking anywhere is harmless.
+/// Whether the process would wait for itself with this request. Requests answered without any lookup are harmless.
 pub(super) fn is_of_this_process(thread: u32, operation: &Operation<'_>) -> bool {
     match operation {
         Operation::Forget
@@ -23,7 +23,7 @@ pub(super) fn is_of_this_process(thread: u32, operation: &Operation<'_>) -> bool
     }
 }
 
-/// Those that ask are few at a time, and the kernel gives numbers in a circle; so what was found out holds for a while.
+/// Few threads ask at a time, and thread numbers are reused late; so results are cached.
 fn is_own_thread(thread: u32) -> bool {
     let place = thread as usize % FOREIGN;
     if KNOWN_FOREIGN.with(|known| known[place].get()) == thread {
@@ -37,7 +37,7 @@ fn is_own_thread(thread: u32) -> bool {
 }
 
 thread_local! {
-    /// Threads of other processes that have asked lately.
+    /// Threads of other processes that have asked recently.
     static KNOWN_FOREIGN: [Cell<u32>; FOREIGN] = const { [const { Cell::new(0) }; FOREIGN] };
 }
 

@@ -1,4 +1,4 @@
-//! Where an image is mounted, and how that ends.
+//! The place of a mount, and its unmounting.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,30 +13,30 @@ use super::attach;
 use super::device::Device;
 use super::mounts::{self, MountPoint};
 
-/// Where an image is mounted: the path, and the kernel's numbers for this very mount.
+/// The place of a mount: its path, and the kernel's numbers of this mount.
 #[derive(Clone, Debug)]
 pub struct MountPlace {
     at: PathBuf,
-    /// Of its file system; a later one may have the same.
+    /// Of its file system; a later one may reuse it.
     device: Option<String>,
-    /// Of the mount, wherever it is moved to. None of one that an older program has made.
+    /// Of the mount, wherever it is moved to. `None` if an older version made it.
     id: Option<u64>,
-    /// What the kernel knows its nodes by, besides their numbers.
+    /// The generation of its node numbers.
     generation: u32,
     /// Its connection, in the process that serves it.
     connection: Option<Weak<Device>>,
 }
 
-/// What an unmount does with open files.
+/// How an unmount treats open files.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpenFiles {
-    /// They make it fail.
+    /// It fails.
     Refuse,
-    /// They stay readable until they are closed; the path is free at once.
+    /// They stay readable until closed; the path is free at once.
     Keep,
 }
 
-/// Why a mount could not be taken away.
+/// Why a mount could not be unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
     /// Files are open, or a process works in it.
@@ -45,15 +45,15 @@ pub enum UnmountError {
         /// The mount point.
         at: PathBuf,
     },
-    /// Something else is mounted on a directory of it.
+    /// Another mount is on one of its directories.
     #[error("cannot unmount `{}`: `{}` is mounted below it", at.display(), below.path.display())]
     Below {
         /// The mount point.
         at: PathBuf,
-        /// What is mounted there.
+        /// The other mount.
         below: Box<MountPoint>,
     },
-    /// fusermount3 is needed and is not there.
+    /// fusermount3 is needed and missing.
     #[error("cannot run fusermount3 to unmount `{}`", at.display())]
     NoHelper {
         /// The mount point.
@@ -67,58 +67,58 @@ pub enum UnmountError {
     Refused {
         /// The mount point.
         at: PathBuf,
-        /// What was said.
+        /// The error message.
         said: String,
     },
 }
 
 impl MountPlace {
-    /// A mount at `at`, by the kernel's numbers for its file system (`MAJOR:MINOR`) and for the mount, and by the
+    /// A mount at `at`, with the kernel's numbers of its file system (`MAJOR:MINOR`) and of the mount, and the
     /// generation of its nodes.
     pub fn new(at: PathBuf, device: Option<String>, id: Option<u64>, generation: u32) -> Self {
         Self { at, device, id, generation, connection: None }
     }
 
-    /// The same, of a mount that this process serves over `connection`.
+    /// The same, for a mount that this process serves over `connection`.
     pub(super) fn served_over(self, connection: &Arc<Device>) -> Self {
         Self { connection: Some(Arc::downgrade(connection)), ..self }
     }
 
-    /// The kernel's number for the mount.
+    /// The kernel's number of the mount.
     pub fn id(&self) -> Option<u64> {
         self.id
     }
 
-    /// A mount that is there.
+    /// An existing mount.
     pub fn of(mount: &MountPoint) -> Self {
-        // No process takes it over by this.
+        // Not used for a take-over.
         Self::new(mount.path.clone(), Some(mount.device.clone()), Some(mount.id), 0)
     }
 
-    /// What the kernel knows its nodes by, besides their numbers.
+    /// The generation of its node numbers.
     pub fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// Where it was mounted.
+    /// Its mount point when it was mounted.
     pub fn at(&self) -> &Path {
         &self.at
     }
 
-    /// The kernel's number for the file system.
+    /// The kernel's number of the file system.
     pub fn device(&self) -> Option<&str> {
         self.device.as_deref()
     }
 
-    /// Whether it is still mounted, wherever.
+    /// Whether it is still mounted, anywhere.
     pub fn is_mounted(&self) -> bool {
         self.find().is_some()
     }
 
     /// The mount, wherever it has been moved to.
     ///
-    /// The kernel gives the numbers of a mount that is gone to the next one that is made, by any process. While its
-    /// connection is alive they are its own; a process that does not have the connection goes by the path as well.
+    /// The kernel reuses the numbers of a mount that is gone. While its connection is alive they are its own; a process
+    /// without the connection also compares the path.
     fn find(&self) -> Option<MountPoint> {
         let device = self.device.as_ref()?;
         let all = mounts::all().into_iter().rev().filter(|mount| mount.device == *device);
@@ -132,7 +132,7 @@ impl MountPlace {
         }
     }
 
-    /// Takes the mount away, if it still is there; another one on the same path is left alone.
+    /// Unmounts it if it still exists; leaves another mount on the same path alone.
     ///
     /// # Errors
     /// [`UnmountError`]
@@ -144,7 +144,7 @@ impl MountPlace {
         }
     }
 
-    /// Takes the mount away; one that is busy stays readable to processes that have files open.
+    /// Unmounts it; a busy mount stays readable to processes that have files open.
     ///
     /// # Errors
     /// [`UnmountError`]
@@ -152,18 +152,18 @@ impl MountPlace {
         self.unmount(OpenFiles::Refuse).or_else(|_| self.unmount(OpenFiles::Keep))
     }
 
-    /// Ends the connection to the kernel, and then the mount: requests that wait for an answer fail, those of processes
-    /// that cannot be interrupted too, and so does everything that is asked from then on.
+    /// Aborts the connection to the kernel, and unmounts: pending requests fail, even those of uninterruptible
+    /// processes, and so does every later one.
     ///
-    /// The kernel's number of a file system that is gone goes to another one. The caller must know that this one is
-    /// there: it is mounted, or its connection is alive.
+    /// The kernel reuses the number of a file system that is gone. The caller must know that this one still exists: it
+    /// is mounted, or its connection is alive.
     ///
     /// # Errors
-    /// When this process may not do that.
+    /// If this process may not do that.
     pub fn abort(&self) -> io::Result<()> {
         let aborted = match self.device.as_deref().and_then(|device| device.split_once(':')) {
             Some((_, number)) => abort(number),
-            None => Err(io::Error::other("the number of its connection is not known")),
+            None => Err(io::Error::other("the number of its connection is unknown")),
         };
         let forced = self.find().map(|mount| {
             if mounts::cover_of(&mount).is_some()
@@ -182,8 +182,8 @@ impl MountPlace {
     }
 }
 
-/// Ends the connection of the file system with this minor number, by the file that the kernel has for it: where the
-/// system has mounted those, or, for root, where they are not mounted.
+/// Aborts the connection of the file system with this minor number, with its file in the kernel's control file system:
+/// where that is mounted, or, as root, without a mount.
 fn abort(number: &str) -> io::Result<()> {
     let file = Path::new(number).join("abort");
     let write = |connections: rustix::fd::BorrowedFd<'_>, file: &Path| -> Result<(), Errno> {
@@ -191,7 +191,7 @@ fn abort(number: &str) -> io::Result<()> {
         rustix::io::write(&abort, b"1").map(drop)
     };
     match write(CWD, &Path::new("/sys/fs/fuse/connections").join(&file)) {
-        // Not mounted there, or there is no such connection any more.
+        // Not mounted there, or the connection is gone.
         Err(Errno::NOENT) => {}
         written => return Ok(written?),
     }
@@ -204,7 +204,7 @@ fn abort(number: &str) -> io::Result<()> {
     }
 }
 
-/// Takes a mount away, and before it the overlay that peelfs has laid over it. The two must be the uppermost ones there.
+/// Unmounts a mount, and before it the overlay that peelfs has mounted over it. The two must be the uppermost ones.
 ///
 /// # Errors
 /// [`UnmountError`]
@@ -217,15 +217,15 @@ pub fn unmount_with_cover(mount: &MountPoint, open_files: OpenFiles) -> Result<(
     }
     let is_left = || mounts::at(&mount.path).is_some_and(|at| at.id == mount.id && at.device == mount.device);
     match unmount(&mount.path, open_files) {
-        // An overlay that was laid over it meanwhile was what has been taken away.
+        // An overlay that was mounted meanwhile has been unmounted instead.
         Ok(()) if is_left() => unmount(&mount.path, open_files),
-        // Its process ended at the same time, and has taken it away.
+        // Its process ended at the same time, and has unmounted it.
         Err(_) if !is_left() => Ok(()),
         taken => taken,
     }
 }
 
-/// Takes the uppermost mount on `at` away: by the system call if that is allowed, else by fusermount3.
+/// Unmounts the uppermost mount on `at`: with the system call if that is permitted, else with fusermount3.
 ///
 /// # Errors
 /// [`UnmountError`]
@@ -257,7 +257,7 @@ fn unmount_by_helper(at: &Path, open_files: OpenFiles) -> Result<(), UnmountErro
     }
 }
 
-/// What keeps a mount busy, as far as the table of mounts tells.
+/// What keeps a mount busy, according to the table of mounts.
 fn busy(at: &Path) -> UnmountError {
     let all = mounts::all();
     let own = all.iter().rev().find(|mount| mount.path == at);

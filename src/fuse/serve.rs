@@ -1,8 +1,8 @@
-//! The dispatch loop: a few threads take requests and answer them, or leave them waiting in a task.
+//! The dispatch loop: a few threads read requests and answer them, or leave them pending in a task.
 //!
-//! fuser mounts and negotiates; from there on the connection is served here, for three things that its
-//! own loop has not: a process that waits can be interrupted, a connection that another process had
-//! served can be taken over, and the threads are used so that a request wakes one that ran just now.
+//! fuser mounts and negotiates; afterwards the connection is served here, for three things that fuser's loop lacks:
+//! pending requests can be interrupted, another process's connection can be taken over, and threads are scheduled so
+//! that a request wakes one that ran just now.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -24,13 +24,13 @@ use crate::sync::lock;
 
 /// Answers requests.
 pub(super) trait Handler: Send + Sync + 'static {
-    /// Answers `request`, now or later; `threads` is told before something that may take long.
+    /// Answers `request`, now or later; must notify `threads` before something that may take long.
     fn handle(&self, request: &Request<'_>, reply: Reply, threads: &Threads);
 
-    /// Takes note of what needs no answer: inodes that the kernel has forgotten.
+    /// Handles messages without an answer: inodes that the kernel has dropped.
     fn forget(&self, request: &Request<'_>);
 
-    /// Gives up waiting for an answer to this request, whose process has been interrupted.
+    /// Cancels the answer to this request, whose process has been interrupted.
     fn interrupt(&self, unique: u64);
 }
 
@@ -38,11 +38,11 @@ pub(super) trait Handler: Send + Sync + 'static {
 pub(super) struct Service(Arc<Threads>);
 
 impl Service {
-    /// Begins to serve; `let_cpus_sleep` as for [`Eager::new`], `refuse_own` as
+    /// Starts serving; `let_cpus_sleep` as for [`Eager::new`], `refuse_own` as
     /// [`MountOptions::refuse_own_requests`](super::MountOptions::refuse_own_requests).
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// If no thread can be started.
     pub(super) fn start(
         device: &Arc<Device>,
         handler: &Arc<dyn Handler>,
@@ -56,12 +56,12 @@ impl Service {
         Ok(Self(threads))
     }
 
-    /// The number of requests that have been received, which grows.
+    /// The number of requests received so far.
     pub(super) fn received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.received)
     }
 
-    /// Turns `true` when the file system is unmounted and its last file closed.
+    /// Becomes `true` when the file system is unmounted and its last file closed.
     pub(super) fn gone(&self) -> watch::Receiver<bool> {
         self.0.gone.subscribe()
     }
@@ -69,9 +69,9 @@ impl Service {
     /// Waits until the file system is unmounted and its last file closed.
     ///
     /// # Errors
-    /// What ended the service, if not an unmount.
+    /// The error that ended the service, unless it was unmounted.
     pub(super) async fn ended(self) -> io::Result<()> {
-        // The sender lives as long as the threads are known here.
+        // The sender lives as long as the threads.
         let _ = self.gone().wait_for(|gone| *gone).await;
         let mut outcome = Ok(());
         while let Some(thread) = { lock(&self.0.begun).pop() } {
@@ -104,13 +104,13 @@ fn work(threads: &Threads) -> io::Result<()> {
     Ok(())
 }
 
-/// Hands one request to its handler. A panic there costs this request, not the mount.
+/// Passes one request to its handler. A panic there fails this request, not the mount.
 fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: &Threads) {
     let request = match Request::parse(bytes) {
         Ok(request) => request,
         Err(malformed) => {
-            tracing::error!(?malformed, "the kernel sent a request that cannot be understood");
-            // Unanswered, it is EIO.
+            tracing::error!(?malformed, "the kernel sent a request that cannot be parsed");
+            // The answer of a dropped reply is EIO.
             drop(malformed.unique.map(|unique| Reply::new(device, unique)));
             return;
         }
@@ -128,26 +128,26 @@ fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: 
     }
 }
 
-/// Which thread listens for requests: one at a time, and the same one for as long as it keeps up.
+/// Which thread listens for requests: one at a time, and the same one as long as it keeps up.
 ///
-/// A request then wakes a thread that ran just now, mostly on the CPU that asks: 11 µs instead of the 20
-/// to 100 that it takes to wake one on another, idle CPU. Others rest until requests queue up, or until
-/// the one that would listen next is about to wait for a disk. A mount that has nothing to do has one thread:
-/// others begin when they are first called, and end when they were not called for a while.
+/// A request then wakes a thread that ran just now, usually on the requesting CPU: 11 µs instead of the 20 to 100 of
+/// waking one on another, idle CPU. Others rest until requests queue up, or until the listening thread is about to wait
+/// for a disk. An idle mount has one thread: others are started when they are first called, and end when they were not
+/// called for a while.
 pub(super) struct Threads {
     device: Arc<Device>,
     handler: Arc<dyn Handler>,
     own: Weak<Self>,
     begun: Mutex<Vec<JoinHandle<io::Result<()>>>>,
-    /// How many there are, and may be.
+    /// How many exist, and may exist.
     alive: AtomicUsize,
     most: usize,
-    /// Set when there are none any more.
+    /// Set when none is left.
     gone: watch::Sender<bool>,
     listening: AtomicBool,
     ended: AtomicBool,
     resting: AtomicUsize,
-    /// How many of the resting should get up.
+    /// How many resting threads should wake up.
     calls: Mutex<usize>,
     called: Condvar,
     received: Arc<AtomicU64>,
@@ -182,7 +182,7 @@ impl Threads {
         })
     }
 
-    /// Begins one more thread, if there may be one more.
+    /// Starts one more thread, if there may be one.
     fn begin(&self) -> io::Result<()> {
         let more = |alive| (alive < self.most).then_some(alive + 1);
         let Ok(number) = self.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else { return Ok(()) };
@@ -231,7 +231,7 @@ impl Threads {
         false
     }
 
-    /// Waits to be called; `false` when that took so long that this thread is not needed.
+    /// Waits to be called; returns `false` if this thread is not needed.
     fn rest(&self) -> bool {
         let mut calls = lock(&self.calls);
         // One stays ready for the next call.
@@ -255,14 +255,14 @@ impl Threads {
         self.listening.store(false, Ordering::Release);
     }
 
-    /// This thread is about to do something that may take long: if no thread listens, one should.
+    /// This thread is about to do something that may take long: makes sure that another one listens.
     pub(super) fn slow(&self) {
         if !self.listening.load(Ordering::Acquire) {
             self.call();
         }
     }
 
-    /// Another thread should listen, if there is or may be one.
+    /// Makes another thread listen, if there is or may be one.
     pub(super) fn call(&self) {
         let resting = || self.resting.load(Ordering::Acquire);
         if resting() == 0 && self.alive.load(Ordering::Acquire) == self.most {
@@ -276,7 +276,7 @@ impl Threads {
         }
         drop(calls);
         if let Err(error) = self.begin() {
-            tracing::debug!(%error, "no further thread can be had; those there are go on");
+            tracing::debug!(%error, "cannot start another thread; serving with the existing ones");
         }
     }
 
@@ -301,25 +301,25 @@ impl Threads {
     }
 }
 
-/// Threads beyond one a CPU: those that read from a slow disk.
+/// Threads besides one per CPU: for reads from a slow disk.
 const SPARE_THREADS: usize = 6;
 /// A thread that is not called for this long ends.
 const UNCALLED_FOR: Duration = Duration::from_secs(10);
 
-/// Requests that wait in tasks, by the kernel's number, and how to end their waiting.
+/// Requests pending in tasks, by the kernel's number, with a way to cancel them.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<WaitingRequests>);
 
 #[derive(Default)]
 struct WaitingRequests {
     tasks: HashMap<u64, (Arc<AtomicBool>, tokio::task::AbortHandle)>,
-    /// Numbers of interrupted requests that did not wait (yet): the interrupt may be read, by another
-    /// thread, before the request has got that far. Numbers are not used twice, so old ones do no harm.
+    /// Numbers of interrupted requests that are not pending (yet): another thread may read the interrupt first. Numbers
+    /// are not reused, so old ones do no harm.
     early: VecDeque<u64>,
 }
 
 impl Waiting {
-    /// Lets `answer`, which owns `reply`'s request, run as a task until it is done or interrupted.
+    /// Runs `answer`, which owns `reply`'s request, as a task until it is done or interrupted.
     pub(super) fn wait(
         self: &Arc<Self>,
         tasks: &tokio::runtime::Handle,
@@ -340,7 +340,7 @@ impl Waiting {
         waiting.tasks.insert(unique, (interrupted, task.abort_handle()));
     }
 
-    /// Ends all waiting: the mount is gone.
+    /// Cancels all pending requests: the mount is gone.
     pub(super) fn end(&self) {
         for (_, (_, task)) in lock(&self.0).tasks.drain() {
             task.abort();
@@ -365,5 +365,5 @@ impl Waiting {
     }
 }
 
-/// Interrupts remembered of requests that do not wait.
+/// Limit of early interrupts that are remembered.
 const EARLY_INTERRUPTS: usize = 1024;

@@ -1,4 +1,4 @@
-//! A mount's life in one process: from the terms that are agreed upon with the kernel to its end.
+//! A mount's life in one process: from the negotiation with the kernel to its end.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -20,14 +20,14 @@ use super::through::{self, Passthrough, Through};
 use super::{Adapter, mounts, wire};
 use crate::image::Tree;
 
-/// How a tree is mounted.
+/// The options of a mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the source; the reference.
     pub source: String,
-    /// Other users may enter.
+    /// Other users may access the mount.
     pub allow_other: bool,
-    /// Root may enter, besides the user who mounts.
+    /// Root may access the mount, besides the user who mounts.
     pub allow_root: bool,
     /// Set-user-id programs of the image work.
     pub suid: bool,
@@ -35,28 +35,28 @@ pub struct MountOptions {
     pub dev: bool,
     /// Programs of the image do not run.
     pub noexec: bool,
-    /// Idle CPUs are not kept awake while requests come in quick succession.
+    /// Let idle CPUs sleep while requests come in quick succession.
     pub let_cpus_sleep: bool,
-    /// The kernel reads large files by itself, from the cache.
+    /// The kernel reads large files directly from the cache.
     pub passthrough: Option<Arc<Passthrough>>,
-    /// A request by a thread of the serving process itself is an error: whatever it wants to know there, as of a cache
-    /// that the mount covers, the answer would wait for the one who asks.
+    /// Requests of the serving process itself fail: it may be accessing a cache that the mount hides, and would wait
+    /// for its own answer.
     pub refuse_own_requests: bool,
 }
 
 impl MountOptions {
-    /// Whether the kernel lets other users in.
+    /// Whether the kernel admits other users.
     pub(super) fn lets_others_in(&self) -> bool {
         self.allow_other || self.private_to().is_some()
     }
 
-    /// The user who may enter besides root, where the kernel lets in all users.
+    /// The user who may access the mount besides root, if the kernel admits all users.
     fn private_to(&self) -> Option<u32> {
         private_to(self.allow_root && !self.allow_other)
     }
 }
 
-/// As in libfuse, root is let in by letting all users in and refusing others. A mount of root itself is open to root
+/// As in libfuse, root is admitted by admitting all users and refusing others. A mount of root itself is open to root
 /// alone in any case.
 fn private_to(allow_root: bool) -> Option<u32> {
     let user = rustix::process::getuid();
@@ -74,13 +74,13 @@ pub enum MountError {
         /// The reference of that image.
         reference: String,
     },
-    /// Its path has come to lead elsewhere since it was opened.
+    /// Its path leads elsewhere than when it was opened.
     #[error("cannot mount on `{}`: the directory was moved or replaced meanwhile", at.display())]
     Moved {
         /// The mount point.
         at: PathBuf,
     },
-    /// It is not there, or not a directory.
+    /// It does not exist, or is not a directory.
     #[error("cannot mount on `{}`", at.display())]
     NoDirectory {
         /// The mount point.
@@ -98,31 +98,31 @@ pub enum MountError {
         #[source]
         cause: io::Error,
     },
-    /// The kernel does not do passthrough at all.
+    /// The kernel has no passthrough.
     #[error("this kernel has no FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")]
     NoPassthrough,
-    /// The kernel does not take files of the cache for passthrough.
+    /// The kernel does not accept files of the cache for passthrough.
     #[error("the kernel refuses passthrough")]
     RefusedPassthrough(#[source] io::Error),
 }
 
-/// A mounted tree, being served. Dropping it unmounts.
+/// A mounted tree being served. Dropping it unmounts.
 pub struct Mounted {
     service: Service,
     place: MountPlace,
     device: Arc<Device>,
     adapter: Arc<Adapter>,
     can_be_taken_over: bool,
-    /// Not there in a process that has taken the mount over.
+    /// `None` in a process that has taken the mount over.
     _ends: Option<Ends>,
 }
 
-/// Unmounts when dropped. Holds the connection until then: by that the mount is known.
+/// Unmounts when dropped. Holds the connection until then, which identifies the mount.
 struct Ends(MountPlace, Arc<Device>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        // Else it is gone, and its numbers may be those of another one.
+        // Otherwise it is gone, and its numbers may belong to another mount.
         if self.1.is_alive()
             && let Err(error) = self.0.take_away()
         {
@@ -131,14 +131,14 @@ impl Drop for Ends {
     }
 }
 
-/// Mounts `tree` on the directory `target`. Must be called within a tokio runtime, which serves what waits.
+/// Mounts `tree` on the directory `target`. Must be called within a tokio runtime, which runs pending requests.
 ///
 /// # Errors
 /// [`MountError`]
 pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
     let at = || target.path().to_owned();
     let refused = |cause| MountError::Refused { at: at(), cause };
-    // Between the two looks at what is mounted there, no other process mounts: the uppermost one is this one.
+    // No other process mounts between the two checks of the directory: the uppermost mount is this one.
     let claimed = claim(target);
     if let Some(taken) = mounts::peelfs_at(target.path()) {
         return Err(MountError::Taken { at: at(), reference: taken.reference().to_owned() });
@@ -153,7 +153,7 @@ pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Re
     let place = mount
         .map(|mount| MountPlace::new(mount.path, Some(mount.device), Some(mount.id), generation).served_over(&device));
     let ends = place.clone().map(|place| Ends(place, Arc::clone(&device)));
-    // Whatever was mounted is taken away again, or is dead as soon as the connection is closed.
+    // On an error, the mount is unmounted, or is dead as soon as the connection is closed.
     let (Some(place), true) = (place, target.is_in_place()) else { return Err(MountError::Moved { at: at() }) };
     let agreed = Arc::new(Agreed::default());
     let terms = Terms { passthrough: options.passthrough.is_some(), agreed: Arc::clone(&agreed) };
@@ -180,12 +180,13 @@ pub fn mount(tree: Arc<dyn Tree>, target: &Target, options: &MountOptions) -> Re
     Ok(Mounted { service, place, device, adapter, can_be_taken_over, _ends: ends })
 }
 
-/// Goes on serving a mount whose process is gone: `connection` is what [`Mounted::connection`] gave, and `tree`
-/// must show the same; `opens` is [`Passthrough::opens`], if the mount began with that, and `let_cpus_sleep` and `allow_root`
-/// as in [`MountOptions`]. Requests which that process had not answered are answered now; readers that wait notice nothing.
+/// Takes over a mount whose process is gone: `connection` is from [`Mounted::connection`], and `tree` must show the
+/// same; `opens` is [`Passthrough::opens`], if the mount has passthrough; `let_cpus_sleep` and `allow_root` are as in
+/// [`MountOptions`]. Requests that the previous process had not answered are answered now; waiting readers see only a
+/// pause.
 ///
 /// # Errors
-/// [`MountError::Refused`] when the kernel cannot send requests again (before Linux 6.9).
+/// [`MountError::Refused`] if the kernel cannot resend requests (before Linux 6.9).
 pub fn take_over(
     connection: OwnedFd,
     tree: Arc<dyn Tree>,
@@ -201,10 +202,10 @@ pub fn take_over(
     let through = through.transpose().map_err(refused)?;
     let view = View { generation: place.generation(), private_to: private_to(allow_root) };
     let adapter = Arc::new(Adapter::new(tree, view, tokio::runtime::Handle::current(), through));
-    // Before anything is received: what this process has received already would be sent to it again, and a RELEASE
-    // must not count twice.
+    // Before anything is received: the kernel would resend what this process has received already, and a RELEASE must
+    // not count twice.
     match device.resend() {
-        // Unmounted meanwhile; the service finds out, too.
+        // Unmounted meanwhile; the service notices that, too.
         Ok(()) | Err(Errno::NODEV) => {}
         Err(errno) => return Err(refused(errno.into())),
     }
@@ -214,8 +215,8 @@ pub fn take_over(
     Ok(Mounted { service, place, device, adapter, can_be_taken_over: true, _ends: None })
 }
 
-/// While the mount lives, what was shown before it was verified and turns out wrong is taken back: the kernel forgets it
-/// and asks again, for an error.
+/// While the mount lives, data that was shown before verification and turns out wrong is revoked: the kernel drops it,
+/// asks again, and gets an error.
 fn take_back(tree: &Arc<dyn Tree>, device: &Arc<Device>, service: &Service) {
     let (tree, device, mut gone) = (Arc::clone(tree), Arc::clone(device), service.gone());
     tokio::spawn(async move {
@@ -234,18 +235,18 @@ fn take_back(tree: &Arc<dyn Tree>, device: &Arc<Device>, service: &Service) {
     });
 }
 
-/// What is agreed upon with the kernel when a connection begins; fuser asks for it and does no more.
+/// The negotiation when a connection starts; fuser is not used after it.
 struct Terms {
-    /// Whether large files are to be read by the kernel. Files have to be opened then.
+    /// Whether the kernel shall read large files. Files then need OPEN.
     passthrough: bool,
     agreed: Arc<Agreed>,
 }
 
 #[derive(Default)]
 struct Agreed {
-    /// The kernel can send again what a process that is gone has left unanswered.
+    /// The kernel can resend what a previous process has left unanswered.
     resends: AtomicBool,
-    /// It reads large files by itself.
+    /// The kernel reads large files directly.
     passthrough: AtomicBool,
 }
 
@@ -260,25 +261,25 @@ impl Filesystem for Terms {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            // File handles outlive what the kernel remembers of their files.
+            // File handles outlive the kernel's cached inodes.
             InitFlags::FUSE_EXPORT_SUPPORT,
-            // Clones of the mount can show other owners (Linux 6.12). With this the kernel refuses a mount on which it
-            // does not check permissions itself, and says of some requests not who asks; nothing here looks at that.
+            // Clones of the mount can map owners (Linux 6.12). With this flag the kernel refuses a mount without
+            // permission checks of its own, and hides the caller of some requests; nothing here uses that.
             InitFlags::FUSE_ALLOW_IDMAP,
         ] {
             if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "this kernel does not offer a FUSE feature; going on without it");
+                tracing::debug!(?flag, "this kernel lacks a FUSE feature");
             }
         }
         let offered = |flag| config.capabilities().contains(flag);
         self.agreed.resends.store(offered(InitFlags::FUSE_HAS_RESEND), Ordering::Release);
         self.agreed.passthrough.store(self.passthrough && offered(InitFlags::FUSE_PASSTHROUGH), Ordering::Release);
-        // Backing files lie on no stacked file system; so this one can be a lower layer of an overlay.
+        // Backing files are never on a stacked file system, so this one can be a lower layer of an overlay.
         if self.passthrough && config.set_max_stack_depth(1).is_err() {
-            tracing::debug!("the kernel does not take the depth of a stack of file systems");
+            tracing::debug!("the kernel does not accept the stack depth");
         }
-        // How many read-aheads may wait at once. From three quarters of them on the kernel reads nothing ahead, not
-        // even what is cached, and asks for single pages. Both values are within its own bounds.
+        // The limit of pending read-aheads. At three quarters of it the kernel stops reading ahead, even cached data,
+        // and reads single pages. Both values are within the kernel's bounds.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(wire::MAX_WRITE);
         Ok(())
@@ -286,17 +287,17 @@ impl Filesystem for Terms {
 }
 
 impl Mounted {
-    /// Where it is mounted.
+    /// The mount point.
     pub fn place(&self) -> MountPlace {
         self.place.clone()
     }
 
-    /// The connection to the kernel, if another process could go on with it ([`take_over`]).
+    /// The connection to the kernel, if another process could take it over ([`take_over`]).
     pub fn connection(&self) -> Option<BorrowedFd<'_>> {
         self.can_be_taken_over.then(|| self.device.as_fd())
     }
 
-    /// What ends its connection where nothing else does.
+    /// Aborts its connection if nothing else ends it.
     pub fn disconnect(&self) -> Disconnect {
         let received = self.service.received();
         Disconnect { place: self.place.clone(), device: Arc::downgrade(&self.device), received }
@@ -319,7 +320,7 @@ impl Mounted {
     /// Serves until the image is unmounted and its last file is closed.
     ///
     /// # Errors
-    /// What ended the session, if not an unmount.
+    /// The error that ended the session, unless it was unmounted.
     pub async fn served(self) -> io::Result<()> {
         let served = self.service.ended().await;
         self.adapter.end();
@@ -327,8 +328,7 @@ impl Mounted {
     }
 }
 
-/// What ends a mount's connection to the kernel where threads that hang keep it from ending by itself. It keeps nothing
-/// alive.
+/// Aborts a mount's connection to the kernel if hanging threads keep it from ending. Keeps nothing alive.
 #[derive(Clone, Debug)]
 pub struct Disconnect {
     place: MountPlace,
@@ -337,31 +337,32 @@ pub struct Disconnect {
 }
 
 impl Disconnect {
-    /// Whether there still is a connection.
+    /// Whether the connection still exists.
     pub fn is_alive(&self) -> bool {
         self.device.upgrade().is_some_and(|device| device.is_alive())
     }
 
-    /// How many requests have been received, if more wait to be: the same number twice means that no thread takes them.
+    /// How many requests have been received, if more are pending: the same number twice means that no thread reads
+    /// them.
     pub fn stands_at(&self) -> Option<u64> {
         let waits = self.device.upgrade().is_some_and(|device| device.has_more());
         waits.then(|| self.received.load(Ordering::Relaxed))
     }
 
-    /// Ends it now, and the mount; every request fails that waits for an answer.
+    /// Aborts it now, and unmounts; every pending request fails.
     pub fn abort(&self) {
         if self.is_alive()
             && let Err(error) = self.place.abort()
         {
-            tracing::error!(%error, at = %self.place.at().display(), "cannot end the connection of a mount");
+            tracing::error!(%error, at = %self.place.at().display(), "cannot abort the connection of a mount");
         }
     }
 }
 
-/// Keeps other processes of peelfs, of any user, from mounting on `target` until it is dropped: a lock of the
-/// directory that holds it, which leaves nothing behind; to open `target` itself could make an automounter wait for this
-/// very mount. A directory that cannot be locked, as one that its user may not read, is done without; so is a lock that
-/// another process holds for longer than a mount takes.
+/// Prevents other processes of peelfs, of any user, from mounting on `target` until dropped, with a lock of the parent
+/// directory, which leaves nothing behind; opening `target` itself could make an automounter wait for this very mount.
+/// Works without the lock if the directory cannot be locked, as one that its user may not read, or if another process
+/// holds the lock longer than a mount takes.
 pub fn claim(target: &Target) -> Option<File> {
     let directory = target.parent().ok()?;
     let begun = Instant::now();
@@ -377,8 +378,8 @@ pub fn claim(target: &Target) -> Option<File> {
     }
 }
 
-/// The kernel offers FUSE 128 KiB of read-ahead, little for files that are here; root may raise it. A page of a mapped
-/// file that is not here waits for as much around it, so more would cost a start bytes that are never read.
+/// The kernel gives FUSE 128 KiB of read-ahead, little for cached files; root may raise it. A page fault of a mapped
+/// file that is not cached waits for as much around it, so more would fetch bytes at start-up that are never read.
 fn raise_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {

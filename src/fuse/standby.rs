@@ -1,10 +1,9 @@
-//! A watch over the threads that serve mounts: where one hangs, another one listens.
+//! Watches the threads that serve mounts: if one hangs, another one listens.
 //!
-//! A thread that answers a request may come to wait for something that never comes: a disk or a network file system
-//! that is away, or, where the cache lies below the mount, the mount itself. If it was the one that listens, nothing
-//! that the kernel asks is heard any more, not even that a reader was killed; such a reader cannot go away. So one
-//! thread of the process looks whether requests stay where they are. It sleeps while no mount is asked anything, and
-//! looks a few times a second while one is.
+//! A thread that answers a request may block for ever: on a disk or a network file system that is away, or, if the
+//! cache is below the mount, on the mount itself. If it was the listening thread, no further request is read, not even
+//! that a reader was killed; such a reader cannot exit. So one thread of the process checks whether pending requests
+//! are being read. It sleeps while no mount gets requests, and checks a few times a second otherwise.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -17,10 +16,10 @@ use rustix::pipe::PipeFlags;
 use super::serve::Threads;
 use crate::sync::lock;
 
-/// Watches over `threads` for as long as their mount is there.
+/// Watches `threads` for as long as their mount exists.
 ///
 /// # Errors
-/// When the thread that watches cannot be had.
+/// If the watching thread cannot be started.
 pub(super) fn watch(threads: &Arc<Threads>) -> io::Result<()> {
     let mut watched = lock(&WATCHED);
     if watched.is_none() {
@@ -31,7 +30,7 @@ pub(super) fn watch(threads: &Arc<Threads>) -> io::Result<()> {
     if let Some(watched) = &mut *watched {
         watched.over.retain(|threads| threads.strong_count() > 0);
         watched.over.push(Arc::downgrade(threads));
-        // A full pipe calls as well.
+        // A full pipe wakes it as well.
         let _ = rustix::io::write(&watched.called, &[0]);
     }
     Ok(())
@@ -39,7 +38,7 @@ pub(super) fn watch(threads: &Arc<Threads>) -> io::Result<()> {
 
 struct Watched {
     over: Vec<Weak<Threads>>,
-    /// The thread looks anew for what it watches over when something is written here.
+    /// A write wakes the thread, which then reads the list again.
     called: OwnedFd,
 }
 
@@ -54,23 +53,23 @@ fn run(heard: &OwnedFd) {
         let mut polled: Vec<_> =
             std::iter::once(PollFd::from_borrowed_fd(heard.as_fd(), PollFlags::IN)).chain(devices).collect();
         if poll(&mut polled, None).is_err() {
-            // A signal; or too little memory, which may be a matter of time.
+            // A signal, or a temporary lack of memory.
             std::thread::sleep(LOOK);
             continue;
         }
         let asked = live.iter().zip(&polled[1..]).filter(|(_, polled)| polled.revents().contains(PollFlags::IN));
         let before: Vec<_> = asked.map(|(threads, _)| (*threads, threads.received())).collect();
         while rustix::io::read(heard, &mut [0; 64]).is_ok_and(|length| length > 0) {}
-        // Also where a mount has ended: its threads are about to find out.
+        // Also if a mount has ended: its threads will notice.
         std::thread::sleep(LOOK);
         for (threads, before) in before {
             if threads.received() == before && threads.device().has_more() {
-                tracing::debug!("the thread that listens for requests hangs; another one listens");
+                tracing::debug!("the listening thread hangs; another one listens");
                 threads.call();
             }
         }
     }
 }
 
-/// How long requests may wait for a thread before another one begins.
+/// How long requests may be pending before another thread listens.
 const LOOK: Duration = Duration::from_millis(250);

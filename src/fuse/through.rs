@@ -1,12 +1,11 @@
-//! Passthrough: which large files are open, and which of them the kernel reads by itself.
+//! Passthrough: which large files are open, and which of them the kernel reads directly.
 //!
-//! The kernel wants all opens of one inode to be alike: served by this process, or from one and the same backing
-//! file. So how an inode is read is decided when it is opened for the first time and stays so until the last
-//! one closes it. That has to outlive this process: each change is written to a file before the kernel is
-//! answered, and a process that takes over the mount begins with what stands there.
+//! The kernel requires that all opens of one inode are alike: served by this process, or from the same backing file. So
+//! the first open of an inode decides, until the last one is closed. That has to outlive this process: each change is
+//! written to a file before the kernel is answered, and a process that takes over the mount reads that file.
 //!
-//! A process that is killed between the two leaves an open counted that never was, or one that has ended. Such an inode
-//! stays as it is until the mount ends, which costs nothing but room; counting too few would cost readers errors.
+//! A process that is killed between the two leaves an open counted too much. Such an inode stays as it is until the
+//! mount ends, which costs only memory; counting too few would cause errors for readers.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,12 +21,12 @@ use super::wire::Opened;
 use crate::overlay::NodeId;
 use crate::sync::lock;
 
-/// What a mount with passthrough needs.
+/// The files that passthrough needs.
 #[derive(Debug)]
 pub struct Passthrough {
-    /// An empty file on the file system that files will be given to the kernel from, to try it out.
+    /// An empty file on the cache's file system, to test passthrough with.
     pub trial: File,
-    /// An empty file that outlives this process, for what another one needs to go on with the mount, if one is to.
+    /// An empty file that outlives this process and records open files for a successor, if there is to be one.
     pub opens: Option<File>,
 }
 
@@ -40,14 +39,14 @@ pub(super) struct Through {
 #[derive(Default)]
 struct Opens {
     inodes: HashMap<NodeId, Inode>,
-    /// Places in the file that hold nothing.
+    /// Free slots of the file.
     free: Vec<u64>,
-    /// Places in the file.
+    /// Slots in the file.
     places: u64,
     kept: Option<File>,
 }
 
-/// An inode that is open.
+/// An open inode.
 #[derive(Clone, Copy)]
 struct Inode {
     opens: u32,
@@ -55,7 +54,7 @@ struct Inode {
     place: u64,
 }
 
-/// As an inode stands in the file; `opens` is 0 where there is none.
+/// An inode's record in the file; `opens` is 0 in a free slot.
 #[derive(Clone, Copy, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct Record {
@@ -65,19 +64,19 @@ struct Record {
 }
 
 impl Through {
-    /// For a mount that begins.
+    /// For a new mount.
     ///
     /// # Errors
-    /// When the file cannot be had once more.
+    /// If the file cannot be duplicated.
     pub(super) fn new(device: Arc<Device>, passthrough: &Passthrough) -> io::Result<Self> {
         let kept = passthrough.opens.as_ref().map(File::try_clone).transpose()?;
         Ok(Self { device, opens: Mutex::new(Opens { kept, ..Opens::default() }) })
     }
 
-    /// For a mount that another process had served.
+    /// For a mount taken over from another process.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub(super) fn go_on(device: Arc<Device>, kept: File) -> io::Result<Self> {
         let mut opens = Opens { places: kept.metadata()?.len() / RECORD, ..Opens::default() };
         for place in 0..opens.places {
@@ -95,7 +94,7 @@ impl Through {
         Ok(Self { device, opens: Mutex::new(opens) })
     }
 
-    /// How to open an inode that is open already; counts one more.
+    /// How to open an inode that is already open; counts the open.
     pub(super) fn again(&self, node: NodeId) -> Option<Opened> {
         let mut opens = lock(&self.opens);
         let mut inode = *opens.inodes.get(&node)?;
@@ -103,7 +102,7 @@ impl Through {
         Some(opens.count(node, inode))
     }
 
-    /// How to open an inode that was not open a moment ago, whose bytes are those of `whole`, if anywhere.
+    /// How to open an inode that is not open yet, whose bytes are also in `whole`, if given.
     pub(super) fn first(&self, node: NodeId, whole: Option<&File>) -> Opened {
         let mut opens = lock(&self.opens);
         let mut inode = match opens.inodes.get(&node) {
@@ -111,7 +110,7 @@ impl Through {
             None => {
                 let backing = whole.and_then(|file| {
                     BackingId::open(&self.device, file)
-                        .map_err(|error| tracing::warn!(%error, "the kernel does not take a file for passthrough"))
+                        .map_err(|error| tracing::warn!(%error, "the kernel does not accept a file for passthrough"))
                         .ok()
                 });
                 Inode { opens: 0, backing, place: opens.place() }
@@ -121,10 +120,10 @@ impl Through {
         opens.count(node, inode)
     }
 
-    /// An inode was closed once; to be called after the kernel was answered.
+    /// An open of the inode was closed; to be called after the kernel was answered.
     pub(super) fn closed(&self, node: NodeId) {
         let mut opens = lock(&self.opens);
-        // Files that are not large are not counted.
+        // Small files are not counted.
         let Some(mut inode) = opens.inodes.get(&node).copied() else { return };
         inode.opens -= 1;
         opens.count(node, inode);
@@ -146,20 +145,20 @@ impl Opens {
         })
     }
 
-    /// Notes how often an inode is open; what OPEN is answered with.
+    /// Records how often an inode is open; returns the answer to OPEN.
     fn count(&mut self, node: NodeId, inode: Inode) -> Opened {
         self.inodes.insert(node, inode);
         let backing = inode.backing.map_or(0, BackingId::number);
         let record = Record { node: node.get(), opens: inode.opens, backing };
         let kept = self.kept.as_ref().map(|kept| kept.write_all_at(record.as_bytes(), inode.place * RECORD));
         if let Some(Err(error)) = kept {
-            tracing::error!(%error, "should this process die, the next one may not be able to open files that are open");
+            tracing::error!(%error, "cannot record an open file; if this process dies, its successor may fail to open it");
         }
         inode.backing.map_or(Opened::cached(), |backing| Opened::passthrough(backing.number()))
     }
 }
 
-/// Finds out whether the kernel reads files of the cache by itself.
+/// Tests whether the kernel accepts files of the cache for passthrough.
 ///
 /// # Errors
 /// Why it does not.

@@ -1,19 +1,18 @@
-//! The kernel's FUSE protocol (`include/uapi/linux/fuse.h`, version 7.31 and up), as far as a read-only
-//! mount uses it: what a request says, and how an answer is laid out.
+//! The kernel's FUSE protocol (`include/uapi/linux/fuse.h`, version 7.31 and up), as far as a read-only mount uses it:
+//! parsing of requests, and layout of answers.
 //!
-//! Plain functions over byte slices: whatever bytes come, they are understood or refused.
+//! Plain functions over byte slices: any bytes are either parsed or refused.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The longest request that is not a write: header, a name of 255 bytes, a little more. The kernel
-/// wants this much room for each (`FUSE_MIN_READ_BUFFER`) and the payload of a write, see [`MAX_WRITE`].
+/// The longest request that is not a write: header, a name of 255 bytes, a little more. The kernel requires this much
+/// room for each (`FUSE_MIN_READ_BUFFER`) and for the payload of a write, see [`MAX_WRITE`].
 pub(super) const REQUEST_ROOM: usize = MAX_WRITE as usize + 8192;
 
-/// What is negotiated as the largest write. Nothing is ever written, but it also bounds reads: the
-/// kernel asks for at most this many bytes at once.
+/// The negotiated maximum size of writes. Nothing is ever written, but it also limits the size of a read request.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
 
-/// `fuse_in_header`: how each request begins.
+/// `fuse_in_header`: the start of each request.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct InHeader {
@@ -28,17 +27,17 @@ struct InHeader {
     padding: u16,
 }
 
-/// `fuse_out_header`: how each answer begins.
+/// `fuse_out_header`: the start of each answer.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub(super) struct OutHeader {
     pub(super) len: u32,
-    /// 0, or an errno with its sign turned; in a notification, its kind.
+    /// 0 or a negated errno; in a notification, its kind.
     pub(super) error: i32,
     pub(super) unique: u64,
 }
 
-/// `fuse_notify_inval_inode_out`: bytes of an inode that are not to be believed any more; a length of 0 is all.
+/// `fuse_notify_inval_inode_out`: bytes of an inode to drop from the cache; a length of 0 means all.
 #[derive(Clone, Copy, Debug, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub(super) struct InvalidInode {
@@ -50,17 +49,17 @@ pub(super) struct InvalidInode {
 /// One request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request<'a> {
-    /// The kernel's number for it, to be repeated in the answer.
+    /// The kernel's number of the request, repeated in the answer.
     pub(super) unique: u64,
     /// The inode it is about.
     pub(super) node: u64,
-    /// The thread that asks, as its number is where the mount was made; 0 for one that has none there.
+    /// The requesting thread, by its number in the mount's pid namespace; 0 if it has none there.
     pub(super) thread: u32,
-    /// What is asked.
+    /// The operation.
     pub(super) operation: Operation<'a>,
 }
 
-/// What is asked; operations that a read-only mount has one answer to are told apart no further.
+/// The operation; those with a fixed answer on a read-only mount are not distinguished.
 #[derive(Debug, PartialEq)]
 pub(super) enum Operation<'a> {
     Lookup {
@@ -109,25 +108,25 @@ pub(super) enum Operation<'a> {
         unique: u64,
     },
     Destroy,
-    /// Something else, by its number.
+    /// Another operation, by its number.
     Other(u32),
 }
 
-/// Why bytes are no request. `unique` is there when an answer can still be sent.
+/// Bytes that are not a request. `unique` is set if an answer can be sent.
 #[derive(Debug, PartialEq)]
 pub(super) struct Malformed {
     pub(super) unique: Option<u64>,
 }
 
 impl<'a> Request<'a> {
-    /// Reads what came from the kernel in one read.
+    /// Parses what one read of the kernel returned.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (header, rest) = InHeader::read_from_prefix(bytes).map_err(|_| Malformed { unique: None })?;
         let malformed = || Malformed { unique: Some(header.unique) };
         if header.len as usize != bytes.len() {
             return Err(malformed());
         }
-        // Extensions, which stand behind the arguments, are only sent to those who asked for them.
+        // Extensions follow the arguments and are only sent if negotiated.
         let extensions = usize::from(header.total_extlen) * 8;
         let body = &rest[..rest.len().checked_sub(extensions).ok_or_else(malformed)?];
         let operation = operation(header.opcode, body).ok_or_else(malformed)?;
@@ -135,7 +134,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Whether these bytes would be understood as a request, looking at all that it carries; for fuzzing.
+/// Whether these bytes are parsed as a request with all of its content; for fuzzing.
 pub fn is_request(bytes: &[u8]) -> bool {
     let Ok(request) = Request::parse(bytes) else { return false };
     if let Operation::BatchForget { nodes } = request.operation {
@@ -225,11 +224,11 @@ pub(super) struct Attr {
     pub(super) flags: u32,
 }
 
-/// `fuse_entry_out`: a node, and for how many seconds name and attributes may be believed.
+/// `fuse_entry_out`: a node, and how many seconds its name and attributes may be cached.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub(super) struct Entry {
-    /// 0 says that there is no such name.
+    /// 0: the name does not exist.
     pub(super) nodeid: u64,
     pub(super) generation: u64,
     pub(super) entry_valid: u64,
@@ -259,13 +258,13 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Through the page cache, where what was read before is still good, and with no word at close(2).
+    /// Over the page cache, which stays valid, and without FLUSH.
     pub(super) fn cached() -> Self {
         const KEEP_CACHE: u32 = 1 << 1;
         Self { handle: 0, flags: KEEP_CACHE | Self::NOFLUSH, backing: 0 }
     }
 
-    /// From a file that the kernel was given.
+    /// From a registered file.
     pub(super) fn passthrough(backing: u32) -> Self {
         const PASSTHROUGH: u32 = 1 << 7;
         Self { handle: 0, flags: PASSTHROUGH | Self::NOFLUSH, backing }
@@ -290,7 +289,7 @@ pub(super) struct StatFs {
     pub(super) spare: [u32; 6],
 }
 
-/// `fuse_getxattr_out`: how long a value is that was not asked for.
+/// `fuse_getxattr_out`: the length of a value, without the value.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub(super) struct XattrSize {
@@ -298,7 +297,7 @@ pub(super) struct XattrSize {
     pub(super) padding: u32,
 }
 
-/// The entries of a directory, as many as the kernel has room for.
+/// The entries of a directory, as many as fit the kernel's buffer.
 #[derive(Debug)]
 pub(super) struct Listing {
     bytes: Vec<u8>,
@@ -306,13 +305,13 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// An empty one that may grow to `room` bytes.
+    /// An empty listing of at most `room` bytes.
     pub(super) fn new(room: u32) -> Self {
         Self { bytes: Vec::new(), room: (room as usize).min(MAX_WRITE as usize) }
     }
 
-    /// Adds a name (`fuse_dirent`); `false` when there is no room for it. `next` is where the listing goes
-    /// on behind it, `kind` the file type bits of a mode.
+    /// Adds a name (`fuse_dirent`); `false` if it does not fit. `next` is the position after it, `kind` the file type
+    /// bits of a mode.
     pub(super) fn add(&mut self, node: u64, next: u64, kind: u32, name: &[u8]) -> bool {
         self.put(None, node, next, kind, name)
     }

@@ -1,10 +1,9 @@
-//! Extended attributes, which the kernel does not remember: what programs ask for again and again is answered without
-//! looking for the node.
+//! Extended attributes, which the kernel does not cache: frequent questions are answered without looking the node up.
 //!
-//! ENOSYS would make the kernel ask no more, and answer EOPNOTSUPP to everything itself. But only ENODATA says that a file
-//! has no such attribute: copies are refused, or lack directories, where EOPNOTSUPP comes instead, and a list has to be
-//! empty. EOPNOTSUPP is what file systems without access control lists or without SELinux labels say to who asks for these,
-//! and so do images that have none. `ls -l` asks each file for both, and stops asking when it hears that.
+//! With ENOSYS the kernel would stop asking and answer EOPNOTSUPP itself. But only ENODATA says that a file lacks an
+//! attribute: with EOPNOTSUPP programs refuse to copy, or leave directories out, and a list has to be empty. File
+//! systems without access control lists or SELinux labels answer EOPNOTSUPP for these, and so do images without any.
+//! `ls -l` asks for both for each file, and stops asking after that answer.
 
 use std::collections::BTreeSet;
 use std::iter;
@@ -18,7 +17,7 @@ use super::wire::XattrSize;
 use crate::image::briefly;
 use crate::overlay::NodeId;
 
-/// Which extended attributes a tree has at all.
+/// The extended attributes that occur in a tree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Attributes {
     any: bool,
@@ -27,13 +26,13 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// Those of a tree with these names; `None` says that it has very many.
+    /// Those of a tree with these names; `None` if there are too many.
     fn of(names: Option<&BTreeSet<Vec<u8>>>) -> Self {
         let some = |test: fn(&[u8]) -> bool| names.is_none_or(|names| names.iter().any(|name| test(name)));
         Self { any: some(|_| true), acls: some(is_acl), labels: some(is_label) }
     }
 
-    /// What is answered to a question for `name`, if no file has it.
+    /// The answer for `name`, if no file has it.
     fn absent(self, name: &[u8]) -> Option<Errno> {
         if is_acl(name) && !self.acls || is_label(name) && !self.labels {
             return Some(Errno::OPNOTSUPP);

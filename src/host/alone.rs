@@ -1,4 +1,4 @@
-//! A mount that this very process serves, without a keeper.
+//! A mount served by the calling process, without a keeper.
 
 use std::path::PathBuf;
 
@@ -15,12 +15,12 @@ use super::wire::v1::Word;
 use super::{Progress, background, ending, mount_point, open, requests, status};
 use crate::image::Documents;
 
-/// Mounts in the foreground, or takes over what a service manager has kept, and serves until the mount has ended.
+/// Mounts in the foreground, or takes over what a service manager has stored, and serves until the mount has ended.
 ///
 /// # Errors
 /// [`HostError`]
 pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
-    // Before any thread runs.
+    // Must come before any thread starts.
     let (supervisor, handed) = match ServiceManager::find(spec) {
         Some((manager, handed)) => (Supervisor::ServiceManager(manager), handed),
         None => (Supervisor::None, None),
@@ -49,7 +49,7 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
     }
 }
 
-/// Runs this process in the background for the command that has started it.
+/// Runs this process in the background for the command that started it.
 ///
 /// # Errors
 /// [`HostError`]
@@ -98,7 +98,7 @@ async fn run(
     let place = mount.place();
     let served = mount.serve(asker);
     tokio::pin!(served);
-    // The first signal frees the path and lets open files be read to their end, the second one ends the process.
+    // The first signal unmounts, while open files can be read to their end; the second ends the process.
     tokio::select! {
         () = &mut served => return Ok(Ended::ByUnmount),
         _ = ends.wait() => mount::take_away(&place),
@@ -110,14 +110,14 @@ async fn run(
     Ok(Ended::BySignal)
 }
 
-/// What has ended a mount.
+/// Why a mount ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ended {
     ByUnmount,
     BySignal,
 }
 
-/// This process is what waits for the mount.
+/// This process is the requester.
 struct Here {
     progress: Box<dyn Progress>,
     failure: Option<HostError>,
@@ -139,7 +139,7 @@ impl Asker for Here {
     }
 }
 
-/// The command that has started this process.
+/// The command that started this process.
 struct Caller {
     channel: AsyncChannel,
     log: PathBuf,
@@ -148,17 +148,17 @@ struct Caller {
 impl Asker for Caller {
     async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
         match self.channel.send(&Word::Progress { total, done }, None) {
-            // What it cannot take now it soon hears again.
+            // Progress that does not fit is dropped, as more follows.
             Err(error) if !error.is_full() => Err(HostError::InterruptedBeforeVerified),
             _ => Ok(()),
         }
     }
 
     async fn ready(&mut self) {
-        // The command may have gone; a mount that is ready stays.
+        // The command may be gone; a mount that is ready stays.
         let _ = self.channel.deliver(&Word::Ready, None).await;
         if let Err(error) = background::redirect_to(&self.log) {
-            tracing::warn!(%error, "cannot let go of the terminal");
+            tracing::warn!(%error, "cannot detach from the terminal");
         }
     }
 

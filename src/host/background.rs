@@ -1,8 +1,8 @@
-//! Into the background: the command returns when the mount answers, other processes keep serving it.
+//! Background mounts: the command returns when the mount is ready, other processes serve it.
 //!
-//! A process with threads cannot fork, so the keeper is another start of this program, made before any thread runs,
-//! with one end of a channel as its stdin. Over that it is told what to mount, and says how far the first passes are,
-//! that the mount is ready, or why it is not.
+//! A process with threads cannot fork, so the keeper is a new process of this program, started before any thread runs,
+//! with one end of a channel as its stdin. Over that it receives the request, and sends the progress of the first
+//! passes and the result.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
@@ -22,16 +22,16 @@ use super::wire;
 use super::wire::v1::{Request, Word};
 use crate::digest::{Algorithm, Digest};
 
-/// Whether a keeper takes the mount over when the process that serves it dies.
+/// Whether a keeper takes the mount over when its process dies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Keeper {
-    /// One does.
+    /// A keeper does.
     Process,
-    /// The mount ends with the process that serves it.
+    /// The mount ends with its process.
     None,
 }
 
-/// Mounts by processes of its own; returns when the mount is ready.
+/// Mounts with new background processes; returns when the mount is ready.
 ///
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
@@ -39,8 +39,8 @@ pub fn mount(spec: &MountSpec, kept_by: Keeper, progress: &mut dyn Progress) -> 
     mount_in(spec, kept_by, None, progress)
 }
 
-/// As [`mount`], by processes in this control group, which is made if it is missing. They go on when those of the caller's
-/// own are ended.
+/// As [`mount`], with the processes in this control group, which is created if it is missing. They survive when the
+/// caller's control group is killed.
 ///
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
@@ -64,14 +64,14 @@ pub fn mount_in(
             Err(HostError::BackgroundEnded { status: status.to_string() })
         }
         Err(error) => {
-            // What it had mounted is unmounted by then, and its files are removed.
+            // By then its mount is unmounted and its files are removed.
             let _ = child.wait();
             Err(error)
         }
     }
 }
 
-/// Mounts by the process that serves this user's shared mounts of the same cache, which is started if there is none.
+/// Mounts with the process that serves this user's shared mounts of the cache; starts one if there is none.
 ///
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
@@ -83,20 +83,20 @@ pub fn mount_shared(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(),
         {
             return Ok(());
         }
-        // It was about to end with its last mount; the next one takes its place.
+        // It was about to end with its last mount; try again with a new one.
     }
     Err(HostError::SharedEnded)
 }
 
-/// Where the keeper of the shared mounts of a cache can be asked.
+/// The socket of the keeper of a cache's shared mounts.
 fn shared_socket(cache: &Path) -> Result<PathBuf, HostError> {
     use std::os::unix::ffi::OsStrExt as _;
     let name = Digest::of(Algorithm::Sha256, cache.as_os_str().as_bytes());
     Ok(status::make_directory()?.join(format!("{}.share", &name.hex()[..16])))
 }
 
-/// A channel to the keeper of shared mounts, which is started if there is none; `None` when the keeper ended before it
-/// could answer.
+/// A channel to the keeper of shared mounts; starts one if there is none. `None` if the keeper ended before it
+/// answered.
 fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     let connected = || {
         let channel = Channel::connect(socket).ok()?;
@@ -109,7 +109,7 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     if let Some(channel) = connected() {
         return channel;
     }
-    // One at a time, so that there is one keeper. Only this user may enter the directory, let alone lock it.
+    // A lock ensures a single keeper. Only this user can enter the directory.
     let directory = socket.parent().expect("it lies in a directory");
     let failed_to_lock = |cause| HostError::RunState { path: directory.to_owned(), cause };
     let starting = File::open(directory).map_err(failed_to_lock)?;
@@ -117,10 +117,10 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     loop {
         match starting.try_lock() {
             Ok(()) => break,
-            // A command that was stopped in between is not waited for.
+            // Do not wait for a command that was stopped while it holds the lock.
             Err(TryLockError::WouldBlock) if begun.elapsed() < STARTED_WITHIN => std::thread::sleep(LOOK),
             Err(TryLockError::WouldBlock) => {
-                let why = "another `peelfs mount --share` that starts a process for shared mounts stands still";
+                let why = "another `peelfs mount --share` is stalled while it starts a process for shared mounts";
                 return Err(failed_to_lock(io::Error::new(io::ErrorKind::TimedOut, why)));
             }
             Err(TryLockError::Error(cause)) => return Err(failed_to_lock(cause)),
@@ -129,15 +129,15 @@ fn connect(socket: &Path) -> Result<Option<Channel>, HostError> {
     if let Some(channel) = connected() {
         return channel;
     }
-    // When the offer is answered, the keeper listens at the socket.
+    // The keeper answers the offer once it listens on the socket.
     let (_, channel) = start(KEEPER, Some(socket), None)?;
     drop(starting);
     Ok(Some(channel))
 }
 
-/// Starts a process in the background; a keeper of shared mounts if it is to listen at `socket`.
+/// Starts a process in the background; a keeper of shared mounts if `socket` is given.
 fn start(role: [&str; 2], socket: Option<&Path>, cgroup: Option<&Path>) -> Result<(Child, Channel), HostError> {
-    // The other process has the same limits, and no way to tell of it yet.
+    // The child has the same limits, and cannot report errors yet.
     room::workers(room::Purpose::Starting)?;
     let failed = HostError::system("start the background process");
     let program = std::env::current_exe().map_err(&failed)?;
@@ -148,7 +148,7 @@ fn start(role: [&str; 2], socket: Option<&Path>, cgroup: Option<&Path>) -> Resul
     let mut child = command.spawn().map_err(&failed)?;
     // The command holds the other end.
     drop(command);
-    // It starts no process before it is asked to mount.
+    // It starts no process before it gets a request.
     if let Some(Err(error)) = cgroup.map(|cgroup| put_into(cgroup, &child)) {
         let _ = child.kill();
         let _ = child.wait();
@@ -164,18 +164,18 @@ fn start(role: [&str; 2], socket: Option<&Path>, cgroup: Option<&Path>) -> Resul
     }
 }
 
-/// Puts a process into a control group (cgroups(7)).
+/// Moves a process to a control group (cgroups(7)).
 fn put_into(cgroup: &Path, child: &Child) -> Result<(), HostError> {
     let processes = cgroup.join("cgroup.procs");
     let put = match std::fs::create_dir(cgroup) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        // A file that is not there is none of a control group: it must not be made.
+        // Do not create the file: if it is missing, this is not a control group.
         _ => File::options().write(true).open(&processes).and_then(|mut file| write!(file, "{}", child.id())),
     };
     put.map_err(|cause| HostError::RunState { path: processes, cause })
 }
 
-/// Asks for a mount; false when the other process ended before it could say anything.
+/// Requests a mount; `false` if the other process ended before it answered.
 fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let failed = |cause| HostError::Channel { peer: "background process", cause };
     requests::check_size(spec)?;
@@ -191,10 +191,10 @@ fn ask(channel: &Channel, spec: &MountSpec, progress: &mut dyn Progress) -> Resu
     }
 }
 
-/// Shows what the other process tells until it says how what it was asked for has ended.
+/// Shows the messages of the other process until it sends the result.
 ///
 /// # Errors
-/// [`ChannelError`] if it does not come to that.
+/// [`ChannelError`] if there is no result.
 pub(super) fn outcome(channel: &Channel, progress: &mut dyn Progress) -> Result<Result<(), HostError>, ChannelError> {
     let mut told = || loop {
         let (text, _) = channel.receive()?.ok_or(ChannelError::Gone)?;
@@ -210,14 +210,14 @@ pub(super) fn outcome(channel: &Channel, progress: &mut dyn Progress) -> Result<
     told
 }
 
-/// Lets the C library give large buffers back at once. Left to itself it raises the size from which
-/// it does so, and what a first pass needed stays: 70 MiB instead of 10 after the node image's.
+/// Makes the C library return large buffers to the system at once. By default it raises the size limit for that and
+/// keeps what a first pass needed: 70 MiB instead of 10 with the node image.
 fn allocator_settings() -> Option<(&'static str, &'static str)> {
     const THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
     std::env::var_os(THRESHOLD).is_none().then_some((THRESHOLD, "131072"))
 }
 
-/// A log to append to, which only this user can read.
+/// A log to append to, readable only by this user.
 ///
 /// # Errors
 /// [`HostError::Log`]
@@ -227,14 +227,14 @@ pub(super) fn open_log(path: &Path) -> Result<File, HostError> {
     opened.map_err(|cause| HostError::Log { path: path.to_owned(), cause })
 }
 
-/// Whether this process writes to a log in the runtime directory, which peelfs keeps small by itself.
+/// Whether this process writes a log in the runtime directory, whose size peelfs limits.
 pub fn log_is_own() -> bool {
     LOG_IS_OWN.load(Ordering::Relaxed)
 }
 
 static LOG_IS_OWN: AtomicBool = AtomicBool::new(false);
 
-/// Lets go of the terminal: from here on, what this process says goes to `log`.
+/// Detaches from the terminal: further output goes to `log`.
 ///
 /// # Errors
 /// [`HostError::Log`]
@@ -252,15 +252,15 @@ pub(super) fn redirect_to(log: &Path) -> Result<(), HostError> {
     Ok(())
 }
 
-/// How a keeper and a server are started.
+/// The arguments of a keeper and a server.
 const KEEPER: [&str; 2] = ["host", "keeper"];
 const ALONE: [&str; 2] = ["host", "alone"];
 pub(super) const SERVER: [&str; 2] = ["host", "server"];
-/// Its log lines carry their time.
+/// Writes the time on log lines.
 pub(super) const QUIET: &str = "--in-background";
 const SHARED: &str = "--shared";
-/// How long another command may take to start a keeper.
+/// Time limit for another command that starts a keeper.
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
-/// How many keepers may be about to end when they are asked.
+/// Attempts to reach a keeper that is about to end.
 const TRIES: usize = 5;

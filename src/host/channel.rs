@@ -1,7 +1,7 @@
-//! A channel between two processes: whole messages of JSON over a Unix socket, some with a descriptor.
+//! A channel between two processes: JSON messages over a Unix socket, some with a descriptor.
 //!
-//! The sockets are of the type `SOCK_SEQPACKET`: a message arrives whole or not at all, and one that is malformed says
-//! nothing of the next. How a conversation begins is said in [`wire`].
+//! The sockets have the type `SOCK_SEQPACKET`: a message arrives completely or not at all, and a malformed one does not
+//! affect the next. [`wire`] describes how a conversation starts.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -26,22 +26,22 @@ use super::wire::{self, Answer, Offer, WireError};
 #[derive(Debug)]
 pub struct Channel(UnixStream);
 
-/// What came: the message as it is on the wire, and a descriptor.
+/// A received message in its wire form, and a descriptor.
 pub type Packet = (Vec<u8>, Option<OwnedFd>);
 
-/// Why a conversation could not begin or go on.
+/// Why a conversation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The socket failed.
     #[error("the connection failed: {0}")]
     Io(io::Error),
-    /// What came, or was to be sent, is no message.
+    /// A message is invalid.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The other end is gone.
+    /// The other end is closed.
     #[error("the other process is gone")]
     Gone,
-    /// The other end says nothing.
+    /// The other end does not answer.
     #[error("the other process does not answer")]
     Silent,
 }
@@ -49,7 +49,7 @@ pub enum ChannelError {
 impl From<io::Error> for ChannelError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // Whether it ends before or after a message is sent to it is chance.
+            // Whether it closes before or after a message is sent is a race.
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Gone,
             _ => Self::Io(error),
         }
@@ -57,7 +57,7 @@ impl From<io::Error> for ChannelError {
 }
 
 impl ChannelError {
-    /// Whether the message was not sent only because the other end has not yet taken those before it.
+    /// Whether the message was not sent because the buffer is full.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -74,10 +74,10 @@ impl Channel {
         Ok((Self(own.into()), other))
     }
 
-    /// The end that another process has given to this one as its stdin, which is empty from here on.
+    /// The channel that this process has as stdin; stdin is empty afterwards.
     ///
     /// # Errors
-    /// [`io::Error`], also when stdin is no such channel.
+    /// [`io::Error`], also if stdin is no such channel.
     pub fn of_stdin() -> io::Result<Self> {
         let own = io::stdin().as_fd().try_clone_to_owned()?;
         if rustix::net::sockopt::socket_type(&own)? != SocketType::SEQPACKET {
@@ -87,7 +87,7 @@ impl Channel {
         Ok(Self(own.into()))
     }
 
-    /// Connects to a process of this user or of root that listens at `path`.
+    /// Connects to `path`, where a process of this user or of root must listen.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -100,7 +100,7 @@ impl Channel {
         Ok(Self(socket.into()))
     }
 
-    /// Begins a conversation: offers the versions of this program and waits for the answer.
+    /// Starts a conversation: offers the versions of this program and waits for the answer.
     ///
     /// # Errors
     /// [`ChannelError`]
@@ -113,7 +113,7 @@ impl Channel {
     /// Answers the offer of the other side.
     ///
     /// # Errors
-    /// [`ChannelError`]; the other side was told why.
+    /// [`ChannelError`]; the other side was sent the reason.
     pub fn accept(&self) -> Result<u32, ChannelError> {
         let (text, _) = self.receive()?.ok_or(ChannelError::Gone)?;
         let (answer, version) = answer(&text);
@@ -124,7 +124,7 @@ impl Channel {
     /// Sends a message.
     ///
     /// # Errors
-    /// [`ChannelError`], as when the other end is gone.
+    /// [`ChannelError`], as when the other end is closed.
     pub fn send(&self, message: &impl Serialize, descriptor: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
         Ok(self.send_text(&wire::text(message)?, descriptor)?)
     }
@@ -140,7 +140,7 @@ impl Channel {
         Ok(())
     }
 
-    /// The next packet; `None` when the other end is gone.
+    /// The next packet; `None` when the other end is closed.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -152,7 +152,7 @@ impl Channel {
             let parts = &mut [IoSliceMut::new(&mut text)];
             match rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Err(Errno::INTR) => {}
-                // Killed while it had not read everything.
+                // It was killed before it had read everything.
                 Err(Errno::CONNRESET) => return Ok(None),
                 received => break received?,
             }
@@ -168,7 +168,7 @@ impl Channel {
         Ok(Some((text, descriptor)))
     }
 
-    /// Lets [`Channel::receive`] fail after `time` without a message.
+    /// Makes [`Channel::receive`] fail after `time` without a message.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -183,7 +183,7 @@ impl AsFd for Channel {
     }
 }
 
-/// What an offer is answered with, and the version that was chosen.
+/// The answer to an offer, and the chosen version.
 fn answer(offer: &[u8]) -> (Answer, Result<u32, WireError>) {
     match wire::parse::<Offer>(offer).and_then(|offer| offer.choose()) {
         Ok(version) => (Answer::Version(version), Ok(version)),
@@ -191,7 +191,7 @@ fn answer(offer: &[u8]) -> (Answer, Result<u32, WireError>) {
     }
 }
 
-/// A [`Channel`] on which waiting lets other things happen.
+/// A [`Channel`] for async code.
 #[derive(Debug)]
 pub struct AsyncChannel {
     channel: Channel,
@@ -207,7 +207,7 @@ impl AsyncChannel {
         Ok(Self { channel, ready })
     }
 
-    /// Offers the versions of this program; at most `within` for the answer.
+    /// Offers the versions of this program; waits at most `within` for the answer.
     ///
     /// # Errors
     /// [`ChannelError`]
@@ -218,10 +218,10 @@ impl AsyncChannel {
         Ok(wire::parse::<Answer>(&text)?.version()?)
     }
 
-    /// Answers the offer of the other side, which has to come `within` that time.
+    /// Answers the offer of the other side, which must arrive `within` that time.
     ///
     /// # Errors
-    /// [`ChannelError`]; the other side was told why.
+    /// [`ChannelError`]; the other side was sent the reason.
     pub async fn accept(&self, within: Duration) -> Result<u32, ChannelError> {
         let received = timeout(within, self.receive()).await.map_err(|_| ChannelError::Silent)?;
         let (text, _) = received?.ok_or(ChannelError::Gone)?;
@@ -230,7 +230,7 @@ impl AsyncChannel {
         Ok(version?)
     }
 
-    /// Sends a message, if the other end can take it now.
+    /// Sends a message if the buffer has room.
     ///
     /// # Errors
     /// [`ChannelError`]
@@ -238,7 +238,7 @@ impl AsyncChannel {
         self.channel.send(message, descriptor)
     }
 
-    /// As [`AsyncChannel::send`], after the other end has taken what it was sent before.
+    /// As [`AsyncChannel::send`], but waits for room in the buffer.
     ///
     /// # Errors
     /// [`ChannelError`]
@@ -251,7 +251,7 @@ impl AsyncChannel {
         Ok(self.ready.async_io(Interest::WRITABLE, || self.channel.send_text(&text, descriptor)).await?)
     }
 
-    /// The next packet; `None` when the other end is gone. Nothing is lost when the future is dropped.
+    /// The next packet; `None` when the other end is closed. Cancel-safe.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -259,7 +259,7 @@ impl AsyncChannel {
         self.ready.async_io(Interest::READABLE, || self.channel.receive()).await
     }
 
-    /// The next message; `None` when the other end is gone.
+    /// The next message; `None` when the other end is closed.
     ///
     /// # Errors
     /// [`ChannelError`]
@@ -271,14 +271,14 @@ impl AsyncChannel {
     }
 }
 
-/// Where other processes of the same user ask; removed when dropped.
+/// A socket for requests of processes of the same user; removed when dropped.
 #[derive(Debug)]
 pub struct Listener {
     socket: tokio::net::UnixListener,
 }
 
 impl Listener {
-    /// Listens at `path`, in a directory that only this user may enter.
+    /// Listens on `path`, in a directory that only this user may enter.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -295,14 +295,14 @@ impl Listener {
         Ok(Self { socket: tokio::net::UnixListener::from_std(socket.into())? })
     }
 
-    /// The next connection of this user or of root; others are hung up on.
+    /// The next connection of this user or of root; closes others.
     ///
     /// # Errors
     /// [`io::Error`] of the socket itself.
     pub async fn accept(&self) -> io::Result<AsyncChannel> {
         loop {
             let (stream, _) = self.socket.accept().await?;
-            // A peer that is gone already asks for nothing.
+            // A peer that is gone has no request.
             if is_trusted(&stream).unwrap_or(false) {
                 return AsyncChannel::new(Channel(stream.into_std()?));
             }
@@ -310,7 +310,7 @@ impl Listener {
     }
 }
 
-/// Whether the process at the other end of a Unix socket is one of this user or of root.
+/// Whether the peer of a Unix socket is a process of this user or of root.
 ///
 /// # Errors
 /// [`io::Error`]
@@ -318,7 +318,7 @@ pub(super) fn is_trusted(socket: &impl AsFd) -> io::Result<bool> {
     let peer = rustix::net::sockopt::socket_peercred(socket)?;
     let trusted = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
     if !trusted {
-        tracing::debug!(uid = peer.uid.as_raw(), "refused to talk to a process of another user");
+        tracing::debug!(uid = peer.uid.as_raw(), "refused a connection of another user's process");
     }
     Ok(trusted)
 }

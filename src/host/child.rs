@@ -1,4 +1,4 @@
-//! The process that serves, as its keeper sees it.
+//! The serving process, as a child of its keeper.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,45 +23,45 @@ pub(super) struct Server {
     process: Child,
     pub(super) channel: AsyncChannel,
     began: Instant,
-    /// Hears the end of a thread of it, besides the first one: that is gone at once when the process is ended, also where
-    /// other threads hang and the process does not go.
+    /// Reports the end of one of its threads besides the first: that thread ends when the process is killed, even if
+    /// other threads hang and keep the process.
     thread: Option<watch::Receiver<bool>>,
 }
 
-/// What a keeper hears of it.
+/// An event of the serving process.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// A message, and the connection that comes with some.
+    /// A message, and its connection, if any.
     Said(Vec<u8>, Option<OwnedFd>),
-    /// It has ended, more or less.
+    /// It has ended, or hangs.
     End(End),
 }
 
 /// How a process ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// It has ended.
+    /// It has exited.
     Ended(ExitStatus),
-    /// It was ended, and threads of it hang.
+    /// It was killed, and threads of it hang.
     Hangs,
-    /// A thread has ended and the process has not.
+    /// A thread has ended, the process has not yet.
     NotYet,
 }
 
 impl Server {
-    /// Starts a process of `program`, with which a version is agreed upon, and tells it `begin`.
+    /// Starts a process of `program`, agrees on a version, and sends `begin`.
     ///
     /// # Errors
-    /// Why that cannot be, in words.
+    /// The reason as text.
     pub(super) async fn start(program: &Path, in_background: bool, begin: &Message) -> Result<Self, String> {
         let cannot = |error: &dyn std::fmt::Display| format!("cannot start `{}`: {error}", program.display());
         let (own, other) = Channel::pair().map_err(|error| cannot(&error))?;
         let mut command = Command::new(program);
         command.args(background::SERVER).args(in_background.then_some(background::QUIET));
-        // In a group of its own: Ctrl-C reaches the keeper, which passes it on, once.
+        // In a process group of its own: Ctrl-C reaches the keeper, which forwards it once.
         command.stdin(Stdio::from(other)).process_group(0).kill_on_drop(true);
         let process = command.spawn().map_err(|error| cannot(&error))?;
-        // It holds the other end: the process would never seem to be gone.
+        // It holds the other end, which would never be closed.
         drop(command);
         let channel = AsyncChannel::new(own).map_err(|error| cannot(&error))?;
         let mut server = Self { process, channel, began: Instant::now(), thread: None };
@@ -78,17 +78,17 @@ impl Server {
         }
     }
 
-    /// Its number.
+    /// Its process number.
     pub(super) fn pid(&self) -> u32 {
         self.process.id().unwrap_or(0)
     }
 
-    /// Whether it began a moment ago.
+    /// Whether it started just now.
     pub(super) fn is_young(&self) -> bool {
         self.began.elapsed() < SOON
     }
 
-    /// Begins to look at a thread of the process, once it has more than one.
+    /// Starts watching a thread of the process, once it has more than one.
     pub(super) fn notice_threads(&mut self) {
         if self.thread.is_none() {
             self.thread = self.process.id().and_then(other_thread);
@@ -97,19 +97,19 @@ impl Server {
 
     pub(super) fn send_signal(&self, signal: Signal) {
         let pid = self.process.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        // It fails only when it has ended, which is noticed soon.
+        // Fails only if it has ended, which is noticed soon.
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
 
-    /// Closes the channel, whereupon a process that serves nothing ends, and waits for that.
+    /// Closes the channel, so that a process without mounts exits, and waits for that.
     pub(super) async fn hang_up(self) {
         let Self { mut process, channel, .. } = self;
         drop(channel);
-        // However it ended, it has.
+        // Its exit status does not matter.
         let _ = process.wait().await;
     }
 
-    /// What it says next, or how it ended. What was said before the end counts.
+    /// The next message, or the end. Messages sent before the end come first.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// Ends the process; it may be that threads of it hang for longer. Says how it ended.
+    /// Kills the process; its threads may hang. Returns how it ended.
     pub(super) async fn end(&mut self) -> String {
         let _ = self.process.start_kill();
         match timeout(LAST_WORDS, self.process.wait()).await {
@@ -143,15 +143,14 @@ impl Server {
         }
     }
 
-    /// Lets it end by itself, for a moment, and ends it then.
+    /// Waits a moment for it to exit, then kills it.
     pub(super) async fn end_soon(&mut self) -> String {
         let _ = timeout(LAST_WORDS, self.process.wait()).await;
         self.end().await
     }
 }
 
-/// The end of a thread of a process, besides the first one. None on kernels before Linux 6.9, on which no process takes
-/// over either.
+/// Watches the end of a thread besides the first. `None` before Linux 6.9, which supports no take-over either.
 fn other_thread(pid: u32) -> Option<watch::Receiver<bool>> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     let threads = threads.filter_map(|thread| thread.file_name().to_str()?.parse::<u32>().ok());
@@ -160,17 +159,17 @@ fn other_thread(pid: u32) -> Option<watch::Receiver<bool>> {
     let (sender, ended) = watch::channel(false);
     let wait = move || {
         while poll(&mut [PollFd::new(&thread, PollFlags::IN)], None) == Err(Errno::INTR) {}
-        // The keeper may have other things to wait for by now.
+        // The receiver may be gone.
         let _ = sender.send(true);
     };
     std::thread::Builder::new().name("server-ends".into()).stack_size(SMALL_STACK).spawn(wait).ok()?;
     Some(ended)
 }
 
-/// Returns when a thread has ended; never, if there is none to look at.
+/// Returns when a thread has ended; never, if none is watched.
 async fn ended(thread: &mut Option<watch::Receiver<bool>>) {
     match thread {
-        // An error means that it is not looked at any more.
+        // An error means that it is no longer watched.
         Some(thread) => drop(thread.wait_for(|ended| *ended).await),
         None => std::future::pending().await,
     }
@@ -179,7 +178,7 @@ async fn ended(thread: &mut Option<watch::Receiver<bool>>) {
 /// `PIDFD_THREAD`
 const OF_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(rustix::fs::OFlags::EXCL.bits());
 
-/// Whether a process ended other than by its own will: by a signal, or by a panic of its main thread.
+/// Whether a process crashed: by a signal, or by a panic of its main thread.
 pub(super) fn died(status: ExitStatus) -> bool {
     status.signal().is_some() || status.code() == Some(PANICKED)
 }
@@ -190,10 +189,10 @@ pub(super) fn died_of(status: ExitStatus) -> String {
 
 /// The exit code of a Rust program whose main thread panicked.
 const PANICKED: i32 = 101;
-/// A process that lives shorter than this has died soon.
+/// A process with a shorter life has died soon.
 const SOON: Duration = Duration::from_millis(200);
-/// How long a process may take to agree upon a version.
+/// Time limit to agree on a version.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a process that is about to end may take to say why, or one that was ended to go.
+/// Time limit for a process that is about to end to report why, or for one that was killed to disappear.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const SMALL_STACK: usize = 64 << 10;

@@ -1,13 +1,12 @@
-//! What a mount must not cover: the files that its own server goes on reading.
+//! Checks that a mount does not hide files that its own server reads.
 //!
-//! A cache or a layout below the mount point would be looked for in the image itself from then on. The server would
-//! wait for its own answer, its readers for the server, and its locks would keep other mounts from the same layers. So
-//! a mount point that is such a directory, or lies above one, is refused; so is one within the cache, whose files come
-//! and go.
+//! A cache or a layout below the mount point would from then on be looked up in the image itself. The server would wait
+//! for its own answer, and its locks would block other mounts of the same layers. So a mount point that is such a
+//! directory, or above one, is refused; so is one within the cache, whose files come and go.
 //!
-//! Paths are not compared as text: each directory that a path leads through, by whatever symlinks, is compared by device
-//! and inode number, and so are those above its end. A bind mount shows a directory in a second place; directories are
-//! compared by where they are in their file system as well.
+//! Paths are not compared as text: the directories that a path passes through, including symlinks, and those above its
+//! end are compared by device and inode number. A bind mount shows a directory in a second place, so positions within
+//! the file system are compared as well.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,24 +25,24 @@ use crate::image::Network;
 use crate::reference::{Place, Reference};
 use crate::source::registry::RegistryOptions;
 
-/// What a server needs while its mount is there.
+/// What a server needs while its mount exists.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Need {
     /// The cache.
     Cache(PathBuf),
-    /// The directory that the image is in.
+    /// The directory that holds the image.
     Layout(PathBuf),
-    /// The file that the image is in.
+    /// The file that holds the image.
     Archive(PathBuf),
-    /// Where mounts tell of themselves.
+    /// The directory of published state.
     Runtime(PathBuf),
     /// The mount's log.
     Log(PathBuf),
-    /// A file that logins are looked for in, whether it is there or not.
+    /// A login file, existing or not.
     Logins(PathBuf),
-    /// Certificates that are trusted.
+    /// Trusted certificates.
     Certificates(PathBuf),
-    /// Something that another mount needs, and where that one is.
+    /// A need of another mount, and its mount point.
     OfMount(Box<Need>, PathBuf),
 }
 
@@ -53,7 +52,7 @@ pub enum Covers {
     /// It is what is needed.
     #[error("cannot mount on `{}`: it is {need}", at.display())]
     Is {
-        /// As the user wrote it.
+        /// As typed by the user.
         at: PathBuf,
         /// What it is.
         need: Need,
@@ -61,7 +60,7 @@ pub enum Covers {
     /// What is needed is below it.
     #[error("cannot mount on `{}`: below it is {need}", at.display())]
     Holds {
-        /// As the user wrote it.
+        /// As typed by the user.
         at: PathBuf,
         /// What is below it.
         need: Need,
@@ -69,7 +68,7 @@ pub enum Covers {
     /// It is within the cache.
     #[error("cannot mount on `{}`: it is within {need}", at.display())]
     Within {
-        /// As the user wrote it.
+        /// As typed by the user.
         at: PathBuf,
         /// The cache.
         need: Need,
@@ -92,12 +91,12 @@ impl Covers {
 }
 
 impl Need {
-    /// All that a mount needs, and those that are there beside it.
+    /// The needs of a mount, and those of the other published mounts.
     pub(super) fn of(spec: &MountSpec) -> Vec<Self> {
         let ImageSpec { reference, access, cache, .. } = &spec.image;
         let mut needs = Self::of_cache(&cache.dir);
         needs.extend(spec.log.clone().map(Self::Log));
-        // Where there is no directory for it, no mount tells of itself.
+        // Without a directory, no mount is published.
         let runtime = status::directory().ok();
         needs.extend(runtime.clone().map(Self::Runtime));
         needs.extend(Self::of_source(reference));
@@ -110,7 +109,7 @@ impl Need {
         needs
     }
 
-    /// The files that the image itself is in.
+    /// The files of the image itself.
     fn of_source(reference: &Reference) -> Vec<Self> {
         let exists = |path: &Path| path.exists();
         match reference.place() {
@@ -162,16 +161,16 @@ impl fmt::Display for Need {
             Self::Cache(_) => write!(f, "the cache directory `{path}`"),
             Self::Layout(_) => write!(f, "the image itself, `{path}`"),
             Self::Archive(_) => write!(f, "the archive `{path}`"),
-            Self::Runtime(_) => write!(f, "`{path}`, where mounts tell of themselves"),
+            Self::Runtime(_) => write!(f, "`{path}`, the directory of published mounts"),
             Self::Log(_) => write!(f, "its log `{path}`"),
-            Self::Logins(_) => write!(f, "`{path}`, where logins are looked for"),
-            Self::Certificates(_) => write!(f, "`{path}`, where certificates are looked for"),
+            Self::Logins(_) => write!(f, "`{path}`, a login file"),
+            Self::Certificates(_) => write!(f, "`{path}`, a certificate directory"),
             Self::OfMount(need, at) => write!(f, "{need}, of the mount on `{}`", at.display()),
         }
     }
 }
 
-/// What the mounts that tell of themselves in `directory` need, except one at `at`.
+/// The needs of the mounts published in `directory`, except one at `at`.
 fn of_other_mounts(directory: &Path, at: &Path) -> Vec<Need> {
     let mut needs = Vec::new();
     for state in status::all(directory).into_iter().filter(|state| state.at != at) {
@@ -182,7 +181,7 @@ fn of_other_mounts(directory: &Path, at: &Path) -> Vec<Need> {
     needs
 }
 
-/// Refuses to mount on `target`, which the user calls `typed`, if that covers one of `needs`.
+/// Refuses to mount on `target`, typed as `typed`, if that hides one of `needs`.
 pub(super) fn check(target: &Target, typed: &Path, needs: &[Need]) -> Result<(), Covers> {
     let mounted = mounts::all();
     let Some(point) = Walk::of_open(target.as_fd(), &mounted) else { return Ok(()) };
@@ -203,22 +202,22 @@ pub(super) fn check(target: &Target, typed: &Path, needs: &[Need]) -> Result<(),
     Ok(())
 }
 
-/// A directory or file, whatever its name: device and inode number.
+/// The identity of a directory or file: device and inode number.
 type Identity = (u64, u64);
 
-/// Where a path leads.
+/// The result of following a path.
 #[derive(Debug, Default)]
 struct Walk {
-    /// What it leads through, and what is above its end.
+    /// The directories that it passes through, and those above its end.
     passes: Vec<Identity>,
-    /// What it leads to, if that exists.
+    /// Its end, if that exists.
     end: Option<Identity>,
-    /// Where its end is within its file system; the directory that it would be made in, if it does not exist.
+    /// The position of its end within its file system; of the parent directory, if it does not exist.
     place: Option<(String, PathBuf)>,
 }
 
 impl Walk {
-    /// Follows a path as the kernel does, which must be absolute. What cannot be looked at ends it early.
+    /// Follows an absolute path like the kernel; stops early at what cannot be accessed.
     fn to(path: &Path, mounted: &[MountPoint]) -> Self {
         let mut walk = Self::default();
         let Ok(root) = rustix::fs::openat(CWD, "/", LOOK, Mode::empty()) else { return walk };
@@ -256,7 +255,7 @@ impl Walk {
         walk
     }
 
-    /// The same for a directory that is open.
+    /// The same for an open directory.
     fn of_open(directory: BorrowedFd<'_>, mounted: &[MountPoint]) -> Option<Self> {
         let at = directory.try_clone_to_owned().ok()?;
         let mut walk = Self::default();
@@ -276,7 +275,7 @@ impl Walk {
         let mut at = rustix::fs::openat(end, "..", LOOK, Mode::empty());
         while let Ok(above) = at {
             let found = identity(&above);
-            // The root is above itself.
+            // The root is its own parent.
             if found.is_none() || found == below {
                 break;
             }
@@ -290,7 +289,7 @@ impl Walk {
         self.end.is_some() && other.end.is_some() && self.place.is_some() && self.place == other.place
     }
 
-    /// Whether it leads to a directory above the other one, or to the same, within their file system.
+    /// Whether it is the other directory, or above it, within their file system.
     fn lies_above(&self, other: &Self) -> bool {
         match (&self.place, &other.place) {
             (Some((device, above)), Some((same, below))) => device == same && below.starts_with(above),
@@ -299,7 +298,7 @@ impl Walk {
     }
 }
 
-/// The names that are to be looked up one after the other.
+/// The names to look up, in order.
 fn components(path: &Path) -> VecDeque<OsString> {
     path.components()
         .filter_map(|component| match component {
@@ -314,7 +313,7 @@ fn identity(of: &OwnedFd) -> Option<Identity> {
     rustix::fs::fstat(of).ok().map(|found| (found.st_dev, found.st_ino))
 }
 
-/// The device of a file system, and the path in it: what a bind mount shows has it as well.
+/// The device of a file system, and the path within it; equal for a bind mount.
 fn place(of: &OwnedFd, mounted: &[MountPoint]) -> Option<(String, PathBuf)> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", of.as_raw_fd())).ok()?;
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", of.as_raw_fd())).ok()?;
@@ -325,7 +324,7 @@ fn place(of: &OwnedFd, mounted: &[MountPoint]) -> Option<(String, PathBuf)> {
 }
 
 const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
-/// As many as the kernel follows in one path.
+/// The kernel's limit for one path.
 const SYMLINKS: usize = 40;
 
 #[cfg(test)]
@@ -350,7 +349,7 @@ mod tests {
             self.0.path().join(name)
         }
 
-        /// What a mount on `at` is said to do to `need`.
+        /// The effect of a mount on `at` on `need`.
         fn said(&self, at: &str, need: Need) -> Option<&'static str> {
             let at = self.path(at);
             match check(&Target::open(&at).unwrap(), &at, &[need]) {
@@ -386,11 +385,11 @@ mod tests {
             ("a/cache", "b/cache", Some("is")),
             ("a", "b/cache", Some("holds")),
             ("a/other/../cache", "link/other/../cache", Some("is")),
-            // The path leads through it, though its end is elsewhere.
+            // The path passes through it, though its end is elsewhere.
             ("b", "b/cache", Some("holds")),
             ("a", "a/out", Some("holds")),
             ("elsewhere", "a/out", Some("is")),
-            // What is to be made there.
+            // A path to be created there.
             ("a", "a/new/cache", Some("holds")),
             ("a/other", "a/new/cache", None),
             ("elsewhere", "a/out/new", Some("holds")),

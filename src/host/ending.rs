@@ -1,9 +1,8 @@
-//! That a process that serves mounts can be ended, whatever its threads wait for.
+//! Ends a serving process even if its threads hang.
 //!
-//! A signal is to free the mount points, let open files be read to their end, and end the process. Threads that hang,
-//! as in a disk that is away, keep it from that: nothing answers what readers wait for, and what they wait for keeps
-//! the mount. Then its connection to the kernel is ended, so that every reader gets an error; no process is left that
-//! no signal can end. A thread of its own looks after that, since those of the runtime may be the ones that hang.
+//! A signal unmounts, lets open files be read to their end, and ends the process. Threads that hang, as on a dead disk,
+//! prevent that: readers get no answer, and keep the mount busy. Then the connection to the kernel is aborted, so that
+//! every reader gets an error, and the process exits. A separate thread does that, since those of the runtime may hang.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +15,7 @@ use super::process::{self, Ends};
 use crate::fuse::Disconnect;
 use crate::sync::lock;
 
-/// Looks after the end of a mount that this process serves. Within the runtime that serves it.
+/// Watches the end of a mount of this process. Call it within the runtime that serves the mount.
 pub(super) fn look_after(mount: Disconnect) {
     let mut mounts = lock(&MOUNTS);
     mounts.retain(|mount| mount.connection.is_alive());
@@ -26,12 +25,12 @@ pub(super) fn look_after(mount: Disconnect) {
         let workers = Handle::current();
         let watch = std::thread::Builder::new().name("ending".into()).spawn(move || watch(&workers));
         if let Err(error) = watch {
-            tracing::warn!(%error, "a process whose threads hang can be ended by SIGKILL only");
+            tracing::warn!(%error, "cannot watch for hanging threads; only SIGKILL ends this process then");
         }
     }
 }
 
-/// Ends the connections that are left: this process is about to end.
+/// Aborts the remaining connections: this process is about to exit.
 pub(super) fn disconnect() {
     // Not under the lock: it may take a moment.
     let mounts = std::mem::take(&mut *lock(&MOUNTS));
@@ -40,7 +39,7 @@ pub(super) fn disconnect() {
 
 struct Mount {
     connection: Disconnect,
-    /// How many requests had been received when more waited, and since when there are as many.
+    /// The number of requests received when more were pending, and since when it has not changed.
     stands: Option<(u64, Instant)>,
 }
 
@@ -51,19 +50,19 @@ fn watch(workers: &Handle) {
     let watched = process::small_runtime().and_then(|runtime| runtime.block_on(until_stuck(workers)));
     match watched {
         Ok(()) => {
-            tracing::error!("threads hang that keep a mount from ending; what waits for it gets an error");
+            tracing::error!("threads hang and keep a mount from ending; its readers get an error");
             disconnect();
             std::thread::sleep(PATIENCE);
-            // All that could let it end has been done.
+            // Nothing else can end it.
             std::process::exit(1);
         }
         Err(error) => {
-            tracing::warn!(error = %crate::image::chain(&error), "a process whose threads hang can be ended by SIGKILL only");
+            tracing::warn!(error = %crate::image::chain(&error), "cannot watch for hanging threads; only SIGKILL ends this process then");
         }
     }
 }
 
-/// Returns when a signal has told the process to end, and its threads keep it from that.
+/// Returns when a signal has requested the end and hanging threads prevent it.
 async fn until_stuck(workers: &Handle) -> Result<(), HostError> {
     let mut ends = Ends::new()?;
     ends.wait().await;
@@ -103,7 +102,7 @@ impl Beat {
     }
 }
 
-/// Whether a mount has requests that no thread has taken for as long as there is patience.
+/// Whether requests of a mount have been pending longer than [`PATIENCE`].
 fn requests_stand() -> bool {
     let now = Instant::now();
     lock(&MOUNTS).iter_mut().any(|mount| {
@@ -117,5 +116,5 @@ fn requests_stand() -> bool {
 }
 
 const LOOK: Duration = Duration::from_millis(250);
-/// How long threads may do nothing before they count as hanging.
+/// Threads that do nothing for this long count as hanging.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Why a mount could not be made, served or handed on.
+//! Errors of the mount service.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,13 +20,13 @@ use crate::reference::{Reference, ReferenceError};
 use crate::source::SourceError;
 use crate::store::StoreError;
 
-/// Why the host could not do what was asked.
+/// Why the host could not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The reference makes no sense.
+    /// The reference is invalid.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// The platform makes no sense.
+    /// The platform is invalid.
     #[error(transparent)]
     Platform(#[from] PlatformError),
     /// The cache cannot be used.
@@ -46,7 +46,7 @@ pub enum HostError {
         /// Why not.
         cause: Box<NoSuchLayer>,
     },
-    /// A verifier does not allow the image, or cannot be asked.
+    /// A verifier refused the image, or cannot be run.
     #[error(transparent)]
     Verifier(#[from] VerifierError),
     /// A layer could not be read.
@@ -55,28 +55,28 @@ pub enum HostError {
     /// The kernel or fusermount3 refused.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The kernel cannot show the image by itself.
-    #[error("cannot mount by the kernel alone")]
+    /// The kernel cannot mount the image.
+    #[error("cannot make a kernel mount")]
     Kernel(#[from] KernelError),
-    /// The mount would cover what it needs itself.
+    /// The mount would hide what it needs itself.
     #[error(transparent)]
     Covers(#[from] Covers),
-    /// An overlay could not be laid over the image.
+    /// An overlay could not be mounted over the image.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
-    /// The image store cannot be used so.
+    /// The image store cannot be used.
     #[error(transparent)]
     ImageStore(#[from] ImageStoreError),
-    /// There can be no bundle of the image.
+    /// No bundle can be made of the image.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// A mount could not be taken away.
+    /// A mount could not be unmounted.
     #[error(transparent)]
     Unmount(#[from] UnmountError),
-    /// Another process failed and said why.
+    /// Another process failed with this error.
     #[error("{}", .0.message)]
     Told(Report),
-    /// The file with credentials that the user named cannot be read.
+    /// The credential file given by the user cannot be read.
     #[error("cannot read the credentials in `{}`", path.display())]
     Authfile {
         /// The file.
@@ -85,34 +85,34 @@ pub enum HostError {
         #[source]
         cause: io::Error,
     },
-    /// There is no home directory and no cache directory was named.
-    #[error("cannot tell where the cache is: {why}")]
+    /// There is no home directory and no cache directory was given.
+    #[error("there is no default cache directory: {why}")]
     NoCacheDirectory {
         /// Why.
         why: String,
     },
-    /// The mount point does not exist or cannot be looked at.
+    /// The mount point does not exist or cannot be accessed.
     #[error("cannot mount on `{}`", at.display())]
     MountPoint {
-        /// As the user wrote it.
+        /// As typed by the user.
         at: PathBuf,
         /// Why.
         #[source]
         cause: io::Error,
     },
-    /// The mount point is no directory.
+    /// The mount point is not a directory.
     #[error("cannot mount on `{}`: it is not a directory", at.display())]
     NotADirectory {
-        /// As the user wrote it.
+        /// As typed by the user.
         at: PathBuf,
     },
-    /// The directory for logs and sockets could be written to by others.
+    /// Other users could write to the directory for logs and sockets.
     #[error("`{}` is not a directory that only this user can write to", path.display())]
     UnsafeDirectory {
         /// The directory.
         path: PathBuf,
     },
-    /// Something of the run state cannot be written.
+    /// A file of the runtime directory cannot be written.
     #[error("cannot write `{}`", path.display())]
     RunState {
         /// The file or directory.
@@ -133,49 +133,49 @@ pub enum HostError {
     /// A signal came before the mount was made.
     #[error("interrupted before the image was mounted")]
     InterruptedBeforeMount,
-    /// A signal came while every layer was waited for.
+    /// A signal came while waiting for every layer.
     #[error("interrupted before every layer was verified")]
     InterruptedBeforeVerified,
-    /// The mount was taken away while every layer was waited for.
+    /// It was unmounted while waiting for every layer.
     #[error("unmounted before every layer was verified")]
     UnmountedBeforeVerified,
-    /// What the reference names now is not what was mounted.
-    #[error("{reference} is not what was mounted: it names another manifest now")]
+    /// The reference resolves to another manifest now.
+    #[error("{reference} now names another manifest than the one that was mounted")]
     OtherManifest {
         /// The reference.
         reference: Reference,
     },
-    /// Options of a shared mount that the process's first mount has settled otherwise.
+    /// Options of a shared mount that differ from those of the process.
     #[error("the process that serves shared mounts of this cache has another {option}")]
     Conflict {
         /// The long flag, without its hyphens.
         option: &'static str,
     },
-    /// The process that serves shared mounts ended, several times, before it had answered.
+    /// The process for shared mounts ended several times before it answered.
     #[error("the process that serves shared mounts ended early")]
     SharedEnded,
-    /// The process in the background ended and said nothing.
+    /// The background process ended without a message.
     #[error("the background process ended early ({status})")]
     BackgroundEnded {
         /// How it ended.
         status: String,
     },
-    /// Which files are open cannot be kept for the next process.
-    #[error("cannot keep which files are open")]
+    /// The record of open files cannot be kept for the next process.
+    #[error("cannot keep the record of open files")]
     Opens(#[source] io::Error),
-    /// A process, thread or signal handler cannot be had.
+    /// A process, thread or signal handler cannot be created.
     #[error("cannot {what}")]
     System {
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
         /// Why.
         #[source]
         cause: io::Error,
     },
-    /// The limit of address space leaves too little.
+    /// The limit of address space is too low.
     #[error("this process may take {} MiB more of address space, and needs {} MiB", left >> 20, needed.div_ceil(1 << 20))]
     NoRoom {
-        /// Bytes that it may still take.
+        /// Bytes that it may still use.
         left: u64,
         /// Bytes that it needs.
         needed: u64,
@@ -195,8 +195,8 @@ pub enum HostError {
         #[source]
         cause: io::Error,
     },
-    /// The other process cannot be talked to.
-    #[error("cannot talk to the {peer}")]
+    /// Messages cannot be exchanged with the other process.
+    #[error("cannot communicate with the {peer}")]
     Channel {
         /// Which process.
         peer: &'static str,
@@ -204,7 +204,7 @@ pub enum HostError {
         #[source]
         cause: ChannelError,
     },
-    /// This process was started by hand in a role that peelfs itself starts.
+    /// The user started this process in a role that is internal.
     #[error("`peelfs host` is for peelfs itself")]
     NotStartedByPeelfs,
 }
@@ -286,7 +286,7 @@ impl From<HostError> for Report {
     }
 }
 
-/// What a user can do about a verifier that did not say yes.
+/// What the user can do about a verifier that did not allow the image.
 fn verifier_hint(report: Report, why: &VerifierError) -> Report {
     match why {
         VerifierError::Refused { .. } => report,
@@ -302,14 +302,14 @@ fn verifier_hint(report: Report, why: &VerifierError) -> Report {
     }
 }
 
-/// What a user can do about a mount that the kernel does not make.
+/// What the user can do about a failed kernel mount.
 fn kernel_hint(report: Report, why: &KernelError) -> Report {
     match why {
-        KernelError::OpenToOthers => report.hint("say `--allow-other`, or mount without `--kernel always`"),
+        KernelError::OpenToOthers => report.hint("add `--allow-other`, or mount without `--kernel always`"),
         KernelError::NotWhole => report.hint("let the cache hold all of the image (`--cache-size`, free disk)"),
         KernelError::Attach(AttachError::NotAllowed) => report.hint("mount as root, or without `--kernel always`"),
         KernelError::Attach(AttachError::FileSystem { .. }) => {
-            report.hint("name a cache on another file system (`--cache-dir`), or mount without `--kernel always`")
+            report.hint("use a cache on another file system (`--cache-dir`), or mount without `--kernel always`")
         }
         _ => report.hint("mount without `--kernel always`"),
     }

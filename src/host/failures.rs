@@ -1,9 +1,8 @@
-//! Whether failures of layers are logged, or told by the process that waits for them.
+//! Whether failures of layers are logged, or reported by the process that waits for them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Commands other than mounts tell in their own words why they failed, once, and so does a mount that waits for all
-/// layers until they are there.
+/// Commands other than mounts report why they failed, once; so does a mount while it waits for all layers.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// Whether failures are logged now.
@@ -11,7 +10,7 @@ pub fn are_logged() -> bool {
     LOGGED.load(Ordering::Relaxed)
 }
 
-/// From now on they are, or not.
+/// Turns this logging on or off.
 pub fn log(logged: bool) {
     LOGGED.store(logged, Ordering::Relaxed);
 }

@@ -1,4 +1,4 @@
-//! What another process needs to take a mount over.
+//! What another process needs in order to take a mount over.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -15,31 +15,31 @@ use crate::digest::Digest;
 use crate::fuse::MountPlace;
 use crate::image::Documents;
 
-/// A mount, as another process could take it over; its connection to the kernel goes beside.
+/// A mount's state for the process that takes it over; its connection to the kernel is passed along with it.
 #[derive(Clone, Debug)]
 pub struct Handover {
-    /// What was asked for.
+    /// The request.
     pub spec: MountSpec,
     /// Where it is mounted.
     pub place: MountPlace,
-    /// What the reference named when it was mounted.
+    /// The digest that the reference resolved to when it was mounted.
     pub root: Digest,
     /// The manifest that was chosen there.
     pub manifest: Digest,
-    /// Where the log is written; none in the foreground.
+    /// The log file; none in the foreground.
     pub log: Option<PathBuf>,
     /// Seconds since 1970 at which it was mounted.
     pub since: u64,
-    /// How often another process has taken it over.
+    /// How often the mount was taken over.
     pub takeovers: u32,
-    /// How the process before ended, if it died.
+    /// How the previous process ended, if it died.
     pub ended: Option<String>,
-    /// The process that asked for the mount has not been told yet that it is ready.
+    /// The requesting process was not yet notified that the mount is ready.
     pub awaited: bool,
 }
 
 impl Handover {
-    /// Of a mount that was just made.
+    /// The state of a new mount.
     pub fn of(spec: &MountSpec, place: MountPlace, opened: &Opened, log: Option<PathBuf>) -> Self {
         Self {
             spec: spec.clone(),
@@ -54,27 +54,27 @@ impl Handover {
         }
     }
 
-    /// As it is told to the next process; `ended` says how the one before died.
+    /// The state for the next process; `ended` says how this one died.
     #[must_use]
     pub fn to_next(&self, ended: Option<String>) -> Self {
         Self { takeovers: self.takeovers + 1, ended, ..self.clone() }
     }
 
-    /// How long ago the mount was made, by the wall clock; for ever, if that has been set back since.
+    /// The mount's age by the wall clock; the maximum if the clock was set back.
     pub fn age(&self) -> Duration {
         let since = UNIX_EPOCH.checked_add(Duration::from_secs(self.since));
         since.and_then(|since| since.elapsed().ok()).unwrap_or(Duration::MAX)
     }
 }
 
-/// A mount that this process is to take over.
+/// A mount that this process is about to take over.
 #[derive(Debug)]
 pub struct Handed {
     /// The mount.
     pub handover: Handover,
     /// Its connection to the kernel.
     pub connection: OwnedFd,
-    /// Which files are open, of a mount with passthrough.
+    /// The record of open files, of a mount with passthrough.
     pub opens: Option<File>,
 }
 
@@ -83,41 +83,40 @@ pub struct Handed {
 pub struct KeeperId {
     /// The process.
     pub pid: u32,
-    /// Where it can be asked for an upgrade.
+    /// The socket for upgrade requests.
     pub socket: PathBuf,
 }
 
 impl KeeperId {
-    /// Where a mount with passthrough keeps which files are open, for the next process.
+    /// The file that records a passthrough mount's open files for the next process.
     pub fn opens(&self, number: u64) -> PathBuf {
         self.socket.with_extension(format!("{number}.opens"))
     }
 
-    /// Where the documents of a mount are kept for the next process.
+    /// The file of the image's documents for the next process.
     pub fn documents(&self, number: u64) -> PathBuf {
         self.socket.with_extension(format!("{number}.image"))
     }
 
-    /// Keeps the documents of a mount: a process that takes it over may find that the cache has lost them and that the
-    /// registry is away.
+    /// Stores the documents of a mount: a process that takes it over may find them evicted and the registry away.
     pub fn keep_documents(&self, number: u64, documents: &Documents) {
         let path = self.documents(number);
-        let text = serde_json::to_vec(documents).expect("it is digests and texts");
+        let text = serde_json::to_vec(documents).expect("plain data");
         let kept = create_private(&path).and_then(|mut file| file.write_all(&text));
         if let Err(error) = kept {
-            tracing::warn!(%error, path = %path.display(), "cannot keep an image's documents beside its mount");
+            tracing::warn!(%error, path = %path.display(), "cannot store an image's documents for a take-over");
         }
     }
 
-    /// What [`KeeperId::keep_documents`] has kept; nothing, if it is missing or no longer whole.
+    /// What [`KeeperId::keep_documents`] stored; `None` if it is missing or damaged.
     pub fn kept_documents(&self, number: u64) -> Documents {
         let text = std::fs::read(self.documents(number)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Removes what was kept of a mount.
+    /// Removes the files of a mount.
     pub fn forget(&self, number: u64) {
-        // What is left is also removed by the next look at the directory.
+        // Leftovers are also removed by the next scan of the directory.
         let _ = std::fs::remove_file(self.documents(number));
         let _ = std::fs::remove_file(self.opens(number));
     }

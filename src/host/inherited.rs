@@ -1,18 +1,18 @@
-//! Descriptors that a service manager hands to the process it starts (sd_listen_fds(3)).
+//! Descriptors from the service manager that started this process (sd_listen_fds(3)).
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// All of them by their names, of which the last one counts; none but at the first call.
+/// The descriptors by name; of equal names the last wins. Empty after the first call.
 ///
 /// # Errors
-/// When the environment does not say what is there.
+/// If the environment is inconsistent.
 #[allow(unsafe_code)] // there is no safe way to own a descriptor of which only the number is known
 pub fn take() -> io::Result<HashMap<String, OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    // Without any, systemd says nothing and others `LISTEN_FDS=0`, which has no list of names.
+    // Without descriptors, systemd sets nothing; others set `LISTEN_FDS=0` without a list of names.
     let none = std::env::var_os("LISTEN_FDS").is_none_or(|count| count == "0");
     if none || TAKEN.swap(true, Ordering::AcqRel) {
         return Ok(HashMap::new());

@@ -1,14 +1,12 @@
-//! The keeper: a small process that outlives the one that serves a mount, or all mounts that share one.
+//! The keeper: a small process that outlives the process serving its mounts.
 //!
-//! It starts the serving process, holds the connections to the kernel, and starts another one when that
-//! dies other than by its own will: the new process asks the kernel to send again what was not answered,
-//! so that open files, working directories and readers in flight notice nothing but a pause. The keeper
-//! reads no image and no network. It also exchanges the serving process for one of another program
-//! (`peelfs upgrade`).
+//! It starts the serving process, holds the connections to the kernel, and starts another serving process when one
+//! dies. The new one asks the kernel to resend unanswered requests, so open files, working directories and pending
+//! reads see only a pause. The keeper reads no image and no network. It also replaces the serving process by one of
+//! another version (`peelfs upgrade`).
 //!
-//! A message that is malformed is refused, and neither ends the keeper nor counts as the end of the process that sent it;
-//! a peer that says nothing holds up nothing. Signals that end a mount are passed on to the process that serves it; the
-//! keeper ends after that.
+//! A malformed message is refused; it ends neither the keeper nor the mounts. A silent peer blocks nothing. Signals
+//! that end a mount are forwarded to the serving process; the keeper ends after it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -34,10 +32,10 @@ use super::wire::{self, WirePath};
 use super::{Progress, background, status};
 use crate::fuse::{self, OpenFiles};
 
-/// Serves `spec` by another process, in the foreground, and keeps it alive until the mount has ended.
+/// Serves `spec` with another process, in the foreground, and restarts that until the mount has ended.
 ///
 /// # Errors
-/// [`HostError`], also one that the serving process told.
+/// [`HostError`], also one reported by the serving process.
 pub fn keep_in_foreground(spec: MountSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
     process::small_runtime()?.block_on(async {
         let mut keeper = Keeper::new(None, Service::Foreground)?;
@@ -47,7 +45,7 @@ pub fn keep_in_foreground(spec: MountSpec, progress: Box<dyn Progress>) -> Resul
     })
 }
 
-/// Runs this process as a keeper in the background: of one mount, or of those that are asked for at `shared`.
+/// Runs this process as a keeper in the background: of one mount, or of all mounts requested at `shared`.
 ///
 /// # Errors
 /// [`HostError`]
@@ -58,7 +56,7 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         let service = if shared.is_some() { Service::Shared } else { Service::Alone };
         let mut keeper = Keeper::new(shared, service)?;
         let channel = AsyncChannel::new(channel).map_err(HostError::system("talk to the command"))?;
-        // The sockets are there: the process that asks may let others come.
+        // The sockets exist now: the requesting process may let others connect.
         let asked = requests::asked(channel).await;
         let ended = match asked {
             Ok((Request::Mount(spec), channel)) => match MountSpec::try_from(*spec) {
@@ -70,27 +68,27 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         };
         keeper.clean_up();
         match ended {
-            // The command was told, and tells the user.
+            // The command has it, and reports it to the user.
             Err(HostError::Told(_)) => Ok(()),
             ended => ended,
         }
     })
 }
 
-/// Which mounts a keeper keeps.
+/// Which mounts a keeper holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Service {
     /// One, in the foreground.
     Foreground,
     /// One, in the background.
     Alone,
-    /// All that are asked for.
+    /// All mounts requested at a socket.
     Shared,
 }
 
-/// What waits for a mount.
+/// The requester of a mount.
 enum Asker {
-    /// A command, at the other end of a channel.
+    /// A command, over a channel.
     Elsewhere(AsyncChannel),
     /// This process.
     Here(Box<dyn Progress>),
@@ -98,7 +96,7 @@ enum Asker {
 
 /// A mount that is up.
 struct Kept {
-    /// Its connection, if the kernel lets another process take it over.
+    /// Its connection, if the kernel supports a take-over.
     connection: Option<OwnedFd>,
     handover: Handover,
 }
@@ -111,30 +109,30 @@ struct Keeper {
     shared: Option<PathBuf>,
     requests: mpsc::Receiver<Asked>,
     ends: Option<Ends>,
-    /// When signals have told the process that serves to end.
+    /// When signals asked the serving process to end.
     told_to_end: Vec<Instant>,
-    /// How many serving processes in a row have died soon after they began.
+    /// Number of serving processes in a row that died soon after their start.
     soon_dead: u32,
     log: Option<PathBuf>,
     /// Mounts that are up, by number.
     mounts: BTreeMap<u64, Kept>,
-    /// What waits for mounts that are not ready yet.
+    /// Requesters of mounts that are not ready yet.
     askers: HashMap<u64, Asker>,
     next: u64,
-    /// Why the one mount failed.
+    /// Why the only mount failed.
     failure: Option<Report>,
     has_terminal: bool,
 }
 
-/// What the keeper waits for.
+/// Events of the main loop.
 enum Event {
     Said(Vec<u8>, Option<OwnedFd>),
     End(End),
     Signal(Signal),
-    /// It was told to end, twice, and has not.
+    /// The serving process was asked twice to end, and has not.
     Overdue,
     Asked(Box<Asked>),
-    /// There is no mount and no process that asks for one.
+    /// No mount and no requester is left.
     Idle,
 }
 
@@ -146,7 +144,7 @@ impl Keeper {
         let socket = directory.join(format!("{pid}.keeper"));
         let (sender, requests) = mpsc::channel(requests::PENDING);
         for path in std::iter::once(socket.as_path()).chain(shared) {
-            // A process that had this number, or kept these mounts, before is gone.
+            // Left by an earlier process with the same number.
             let _ = std::fs::remove_file(path);
             let listener =
                 Listener::bind(path).map_err(|cause| HostError::RunState { path: path.to_owned(), cause })?;
@@ -170,7 +168,7 @@ impl Keeper {
         })
     }
 
-    /// Starts a process for a first mount and keeps what it serves until that has ended.
+    /// Starts a process for the first mount, and keeps its mounts until the last has ended.
     async fn run(&mut self, spec: MountSpec, asker: Asker) -> Result<(), HostError> {
         if let Err(error) = self.open_log(&spec) {
             let report = Report::from(error);
@@ -193,7 +191,7 @@ impl Keeper {
                     server.notice_threads();
                 }
                 Event::Asked(asked) => server = self.asked(*asked, server).await?,
-                // The server ends when this end of the channel is gone.
+                // The server ends when this end of the channel is closed.
                 Event::Idle => {
                     tokio::select! {
                         () = server.hang_up() => {}
@@ -207,13 +205,13 @@ impl Keeper {
                 }
                 Event::Overdue => {
                     let ended = server.end().await;
-                    tracing::error!(ended, "the serving process did not end when it was told to");
+                    tracing::error!(ended, "the serving process did not end on request");
                     return self.give_up(&ended);
                 }
                 Event::End(End::NotYet) => server.notice_threads(),
                 Event::End(End::Hangs) => {
-                    tracing::error!("the serving process was killed, and threads of it hang");
-                    // The next one would most likely wait for the same.
+                    tracing::error!("the serving process was killed but its threads hang");
+                    // The next one would most likely hang as well.
                     if !self.told_to_end.is_empty() {
                         return self.give_up(HANGS);
                     }
@@ -231,24 +229,24 @@ impl Keeper {
         }
     }
 
-    /// The serving process has died: the next one, unless there is to be none.
+    /// After the serving process has died: starts the next one, if there is to be one.
     async fn died(&mut self, server: &Server, status: ExitStatus) -> Result<Option<Server>, HostError> {
         self.soon_dead = if server.is_young() { self.soon_dead + 1 } else { 0 };
         if self.soon_dead > SOON_DEAD_AT_MOST {
-            // What kills it may have reasons that pass, as when memory is short; what it dies of by itself is most
-            // likely a request that is sent again to each next one.
+            // A kill may have a temporary cause, such as lack of memory; a crash is most likely caused by a request
+            // that the kernel resends to every successor.
             if status.signal() != Some(Signal::KILL.as_raw()) {
-                tracing::error!("the serving process dies again and again; giving the mount up");
+                tracing::error!("the serving process keeps crashing; giving the mount up");
                 return Ok(None);
             }
             tokio::time::sleep(BREATH).await;
         }
-        // A mount that is not up may be half made; a command that asks again will be told.
+        // A mount that is not up may be incomplete; a command that asks again gets an answer.
         self.askers.retain(|number, _| self.mounts.contains_key(number));
         self.replace(child::died_of(status)).await
     }
 
-    /// The serving process has ended by itself.
+    /// After the serving process has ended by itself.
     fn ended(&mut self, status: ExitStatus) -> Result<(), HostError> {
         match self.failure.take() {
             Some(failure) => Err(HostError::Told(failure)),
@@ -257,7 +255,7 @@ impl Keeper {
         }
     }
 
-    /// Where the log of all mounts goes; none in the foreground.
+    /// Opens the log of all mounts; none in the foreground.
     fn open_log(&mut self, spec: &MountSpec) -> Result<(), HostError> {
         if self.service == Service::Foreground {
             return Ok(());
@@ -271,7 +269,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Asks the serving process for a mount.
+    /// Requests a mount from the serving process.
     async fn begin(&mut self, spec: MountSpec, asker: Asker, server: &Server) {
         if let Err(error) = requests::check_size(&spec) {
             return self.answer(asker, &error.into()).await;
@@ -295,7 +293,7 @@ impl Keeper {
         }
     }
 
-    /// Does what another process asks for at a socket.
+    /// Handles a request from a socket.
     async fn asked(&mut self, (request, channel): Asked, server: Server) -> Result<Server, HostError> {
         match request {
             Request::Mount(spec) if self.service == Service::Shared => {
@@ -315,14 +313,14 @@ impl Keeper {
                     Ok(program) => self.upgrade(program, server).await?,
                     Err(error) => (server, Upgraded::Refused { why: error.to_string() }),
                 };
-                // The process that asked may have gone, and has been told nothing that could fill the channel.
+                // Little was sent to the requester, so its channel has room; it may be gone.
                 let _ = channel.send(&answer, None);
                 Ok(server)
             }
         }
     }
 
-    /// Takes note of what the serving process says.
+    /// Handles a message of the serving process.
     async fn heard(&mut self, text: &[u8], connection: Option<OwnedFd>, server: &Server) {
         match wire::parse(text) {
             Ok(Message::Serving { number, handover }) => self.serves(number, *handover, connection),
@@ -342,10 +340,10 @@ impl Keeper {
                     self.answer(asker, &Report::new(Code::Failure, why)).await;
                 }
             }
-            // Said by a process that prepares, and waited for there.
+            // Sent by a process that prepares; awaited there.
             Ok(_) => {}
             Err(error) => {
-                tracing::error!(%error, "the serving process said something that cannot be understood");
+                tracing::error!(%error, "a message of the serving process cannot be parsed");
                 let refused = Message::Refused { number: None, why: error.to_string() };
                 let _ = server.channel.send(&refused, None);
             }
@@ -359,11 +357,11 @@ impl Keeper {
                 let connection = connection.or(before);
                 self.mounts.insert(number, Kept { connection, handover });
             }
-            Err(error) => tracing::error!(%error, number, "a mount cannot be kept"),
+            Err(error) => tracing::error!(%error, number, "cannot hold a mount's connection"),
         }
     }
 
-    /// Passes on what a process that asked is told; whether it is gone and its mount is not ready.
+    /// Forwards a message to a requester; returns whether that is gone and its mount is not ready.
     async fn told(&mut self, number: u64, word: Word) -> bool {
         let waits = matches!(word, Word::Progress { .. } | Word::Note(_));
         let gone = match self.askers.get_mut(&number) {
@@ -379,7 +377,7 @@ impl Keeper {
                 }
                 false
             }
-            // What it cannot take now it soon hears again; the last word is waited for.
+            // Progress that does not fit is dropped, as more follows; the final message is waited for.
             Some(Asker::Elsewhere(channel)) if waits => channel.send(&word, None).is_err_and(|error| !error.is_full()),
             Some(Asker::Elsewhere(_)) => false,
         };
@@ -392,17 +390,17 @@ impl Keeper {
         {
             requests::last_word(channel, word).await;
         }
-        // A mount that is ready stays, as it does without a keeper in between.
+        // A mount that is ready stays, with or without its requester.
         gone && waits
     }
 
-    /// The first mount is ready and talk goes to its log: lets go of the terminal of the command.
+    /// The first mount is ready and messages go to its log: detaches from the command's terminal.
     fn let_go(&mut self) {
         if std::mem::take(&mut self.has_terminal)
             && let Some(log) = &self.log
             && let Err(error) = background::redirect_to(log)
         {
-            tracing::warn!(%error, "cannot let go of the terminal");
+            tracing::warn!(%error, "cannot detach from the terminal");
         }
     }
 
@@ -411,7 +409,7 @@ impl Keeper {
         let failed = HostError::system("wait for the serving process");
         let overdue = self.told_to_end.get(1).map(|told| *told + ENDS_WITHIN);
         tokio::select! {
-            // What was said before anything else counts.
+            // Messages come before the other events.
             biased;
             next = server.next() => match next.map_err(failed)? {
                 Next::Said(text, connection) => Ok(Event::Said(text, connection)),
@@ -424,7 +422,7 @@ impl Keeper {
         }
     }
 
-    /// Starts a process of `program` for so many mounts that follow.
+    /// Starts a process of `program`, which takes over `mounts` mounts.
     async fn start(&self, program: &Path, mounts: usize) -> Result<Server, String> {
         let begin = Message::Begin {
             keeper: (&self.id).into(),
@@ -435,7 +433,7 @@ impl Keeper {
         Server::start(program, self.service != Service::Foreground, &begin).await
     }
 
-    /// Starts a process that is ready to take every mount over.
+    /// Starts a process and prepares it to take over every mount.
     async fn prepare(&mut self, program: &Path, ended: Option<String>) -> Result<Server, String> {
         if self.mounts.is_empty() || self.mounts.values().any(|kept| kept.connection.is_none()) {
             return Err("there is no mount yet, or this kernel cannot hand it to another process".into());
@@ -447,18 +445,18 @@ impl Keeper {
                 Ok(server)
             }
             outcome => {
-                // It is about to end, and to say why in its log.
+                // It is about to end, and logs why.
                 let status = server.end_soon().await;
                 let why = match outcome {
                     Ok(Err(ChannelError::Wire(error))) => error.to_string(),
                     _ => format!("{status}; its log may say why"),
                 };
-                Err(format!("`{}` could not get ready to serve ({why})", program.display()))
+                Err(format!("`{}` could not prepare to serve ({why})", program.display()))
             }
         }
     }
 
-    /// Tells a new process all mounts, and waits until it is ready to take them over.
+    /// Sends all mounts to a new process, and waits until it is ready to take them over.
     async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> Result<(), ChannelError> {
         for (number, kept) in &self.mounts {
             let handover = Box::new((&kept.handover.to_next(ended.clone())).into());
@@ -475,13 +473,13 @@ impl Keeper {
         }
     }
 
-    /// After the serving process died: the next one, unless there can be none.
+    /// After the serving process died: starts the next one, if possible.
     async fn replace(&mut self, ended: String) -> Result<Option<Server>, HostError> {
-        // It was told to end, and does not serve what is left any more.
+        // It was asked to end, and does not serve the remaining mounts any more.
         if self.told_to_end.len() > 1 {
             return Ok(None);
         }
-        // The program may have been removed since; the keeper itself still runs what it was.
+        // The program file may have been removed; the keeper itself still runs it.
         for program in [self.program.clone(), self.program.clone(), PathBuf::from(OWN_PROGRAM)] {
             if self.mounts.is_empty() {
                 return Ok(None);
@@ -492,7 +490,7 @@ impl Keeper {
                 Some(_) = signal(&mut ends) => None,
             };
             self.ends = ends;
-            // What the next process waits for may be what the one before waited for.
+            // The next process may be blocked by what blocked the previous one.
             let Some(prepared) = prepared else { return Ok(None) };
             match prepared {
                 Ok(server) => {
@@ -506,7 +504,7 @@ impl Keeper {
         Ok(None)
     }
 
-    /// Exchanges the serving process for one of another program; the one before stays if that cannot be.
+    /// Replaces the serving process by one of another program; on failure the old one continues.
     async fn upgrade(&mut self, program: PathBuf, mut server: Server) -> Result<(Server, Upgraded), HostError> {
         if !self.askers.is_empty() || self.mounts.values().any(|kept| kept.handover.awaited) {
             let why = "its process is making a mount that is still waited for; try again".into();
@@ -519,7 +517,7 @@ impl Keeper {
         let begun = Instant::now();
         server.end().await;
         let _ = next.channel.send(&Message::Go, None);
-        // It says so when it serves.
+        // It reports when it serves.
         if let Ok(Ok(Some((text, connection)))) = timeout(READY_WITHIN, next.channel.receive()).await {
             self.heard(&text, connection, &next).await;
         }
@@ -529,29 +527,29 @@ impl Keeper {
         Ok((next, Upgraded::Done { pid, pause_us }))
     }
 
-    /// No process can serve what is mounted: it is taken away rather than left to hang.
+    /// No process can serve the mounts: aborts them, so that readers do not hang.
     fn give_up(&mut self, status: &str) -> Result<(), HostError> {
         for Kept { connection, handover } in std::mem::take(&mut self.mounts).into_values() {
-            // A process whose threads hang has the connection as well: closing it here would not end it.
+            // A process with hanging threads has the connection as well: closing it here would not end it.
             let place = &handover.place;
             let is_alive = connection.as_ref().is_none_or(|connection| fuse::is_alive(connection.as_fd()));
             if is_alive
                 && place.is_mounted()
                 && let Err(error) = place.abort()
             {
-                tracing::error!(%error, at = %place.at().display(), "cannot end the connection of a mount");
+                tracing::error!(%error, at = %place.at().display(), "cannot abort the connection of a mount");
             }
             drop(connection);
             if let Err(error) = place.unmount(OpenFiles::Keep) {
-                tracing::error!(error = %crate::image::chain(&error), "a mount that is not served any more stays");
+                tracing::error!(error = %crate::image::chain(&error), "cannot unmount a mount without a server");
             }
         }
         Err(HostError::BackgroundEnded { status: status.to_owned() })
     }
 
-    /// Removes what this process has left in the runtime directory; what stays is removed by the next look at it.
+    /// Removes this process's files in the runtime directory; the next scan removes what is left.
     fn clean_up(&self) {
-        // First the name under which mounts are asked for: a command that comes later starts another keeper.
+        // First the socket for mounts: a command that comes later then starts another keeper.
         for path in self.shared.iter().chain([&self.id.socket]) {
             let _ = std::fs::remove_file(path);
         }
@@ -565,11 +563,11 @@ async fn signal(ends: &mut Option<Ends>) -> Option<Signal> {
     Some(ends.as_mut()?.wait().await)
 }
 
-/// How many in a row may die soon before the keeper gives up or at least pauses.
+/// Early deaths in a row after which the keeper gives up, or at least pauses.
 const SOON_DEAD_AT_MOST: u32 = 10;
 const BREATH: Duration = Duration::from_millis(50);
 const HANGS: &str = "it was killed, and threads of it hang";
 const OWN_PROGRAM: &str = "/proc/self/exe";
-/// How long a process that was told to end for a second time may take.
+/// Time limit for a process that was asked a second time to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const READY_WITHIN: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
-//! Mounts that need no process: the kernel shows an image by itself, over the content files of its layers.
+//! Kernel mounts: the kernel mounts an image as EROFS, over the content files of its layers, without a process.
 //!
-//! All of the image has to be cached and compared before, since the kernel compares nothing. That was found right stands in
-//! seals beside the files, so a mount of an image that was mounted before reads none of it. Once it is made, the kernel
-//! holds the files: the cache may be pruned, moved or deleted, and every process of peelfs may end.
+//! All of the image must be cached and verified before, since the kernel verifies nothing. Seals beside the files
+//! record what was verified, so mounting the image again reads none of it. The kernel holds the files: the cache may be
+//! pruned, moved or deleted, and every process of peelfs may end.
 
 use std::io;
 use std::sync::Arc;
@@ -19,22 +19,22 @@ use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 use crate::overlay::LayerNo;
 use crate::store::{NewFile, Store};
 
-/// Why the kernel cannot show an image by itself.
+/// Why the kernel cannot mount an image.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The kernel would let other users in, which the mount is not to.
+    /// The kernel would admit other users, which this mount must not.
     #[error("the kernel lets other users in where the image's files let them")]
     OpenToOthers,
-    /// It is one layer, with marks for overlayfs.
+    /// A single layer, with marks for overlayfs.
     #[error("one layer alone is served by a process")]
     OneLayer,
-    /// It is not all cached.
+    /// Not all of it is cached.
     #[error("not all of the image is cached")]
     NotWhole,
     /// Its content cannot be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// It does not have this form.
+    /// It cannot be written as EROFS.
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The kernel refuses.
@@ -42,7 +42,7 @@ pub enum KernelError {
     Attach(#[from] AttachError),
 }
 
-/// How a mount by the kernel went, where FUSE will do as well.
+/// The result of a kernel mount where FUSE is the alternative.
 #[derive(Debug)]
 pub enum Outcome {
     /// It is made.
@@ -51,7 +51,7 @@ pub enum Outcome {
     Not(KernelError),
 }
 
-/// Mounts an image by the kernel alone, when all of it is cached and compared.
+/// Makes a kernel mount of an image, once all of it is cached and verified.
 ///
 /// # Errors
 /// [`HostError`]; nothing is mounted then.
@@ -59,7 +59,7 @@ pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostEr
     let target = hold(spec)?;
     for again in [true, false] {
         match try_mount(spec, &target, Some(progress)) {
-            // What was found damaged is gone, and fetched by the next try.
+            // Damaged parts were removed; the next try fetches them.
             Err(HostError::Kernel(
                 KernelError::Seal(SealError::Missing(_)) | KernelError::Encode(EncodeError::Missing(_)),
             )) if again => {}
@@ -69,10 +69,10 @@ pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostEr
     Err(KernelError::NotWhole.into())
 }
 
-/// Mounts an image by the kernel alone if all of it is cached.
+/// Makes a kernel mount of an image if all of it is cached.
 ///
 /// # Errors
-/// [`HostError`], where FUSE will not do either.
+/// [`HostError`], if FUSE would fail as well.
 pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
     match hold(spec).and_then(|target| try_mount(spec, &target, None)) {
         Ok(()) => Ok(Outcome::Mounted),
@@ -81,8 +81,8 @@ pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
     }
 }
 
-/// Mounts an image by the kernel alone. What is not cached is fetched where there is a place to show it; otherwise that is
-/// a reason not to.
+/// Makes a kernel mount. Missing data is fetched if there is a `progress` to show it; otherwise missing data is an
+/// error.
 fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
     mount::in_runtime(async {
         let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
@@ -106,7 +106,7 @@ fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progre
     })
 }
 
-/// The directory to mount on. What speaks against it is said before anything is fetched.
+/// The directory to mount on. Problems with it are reported before anything is fetched.
 fn hold(spec: &MountSpec) -> Result<Target, HostError> {
     erofs::is_possible().map_err(KernelError::from)?;
     if spec.image.layer.is_some() {
@@ -153,16 +153,16 @@ fn is_whole(fs: &ImageFs) -> bool {
     layers(fs).all(|number| fs.layer(number).is_some_and(|layer| layer.layer().is_whole()))
 }
 
-/// The files of an image that was mounted before, if nothing was written to them since.
+/// The files of an image that was mounted before, if they have not been written to since.
 fn known(store: &Store, layers: &[LayerRef], shown: Shown) -> Option<Files> {
     let image = store.kernel_image(&chain(layers, shown))?;
     let found = |layer: &LayerRef| store.content_found_right(layer.name()).map(|sealed| sealed.file);
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
 
-/// The files of an image that is cached: content compared, and the image made if there is none.
+/// The files of a cached image: verifies the content, and writes the EROFS image if it is missing.
 async fn files(opened: &Opened, fs: &Arc<ImageFs>, shown: Shown) -> Result<Files, HostError> {
-    // One is shown as soon as those below are known.
+    // A layer is visible as soon as those below are indexed.
     fs.all_known().await?;
     let (store, fs, layers) = (Arc::clone(&opened.store), Arc::clone(fs), opened.plan.layers.clone());
     let made = tokio::task::spawn_blocking(move || {
@@ -177,7 +177,7 @@ async fn files(opened: &Opened, fs: &Arc<ImageFs>, shown: Shown) -> Result<Files
     made.await.map_err(|error| HostError::system("make the image for the kernel")(io::Error::other(error)))?
 }
 
-/// The content files of the image's devices, compared.
+/// The content files of the image's devices, verified.
 fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelError> {
     let devices = devices(layers);
     let is_device = |layer: &LayerRef| devices.iter().any(|device| std::ptr::eq(*device, layer));
@@ -185,7 +185,7 @@ fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelE
     for (number, _) in self::layers(fs).zip(layers).filter(|(_, layer)| is_device(layer)) {
         match fs.layer(number).ok_or(EncodeError::Missing(number))?.layer().seal() {
             Ok(file) => files.push(file),
-            // The others are compared all the same: what is damaged is fetched anew at once.
+            // Verify the others as well, so that all damaged data is fetched again at once.
             Err(error @ SealError::Missing(_)) => damaged = Some(error),
             Err(error) => return Err(error.into()),
         }
@@ -193,7 +193,7 @@ fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelE
     damaged.map_or(Ok(files), |error| Err(error.into()))
 }
 
-/// Writes the image.
+/// Writes the EROFS image.
 fn make(store: &Store, chain: &Digest, fs: &ImageFs, shown: Shown) -> Result<std::fs::File, HostError> {
     let mut new = Output(store.new_kernel_image(chain)?);
     erofs::encode(fs, &mut new, shown).map_err(KernelError::from)?;
@@ -220,7 +220,7 @@ fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> 
         dev: kernel.dev,
         noexec: kernel.noexec,
     };
-    // Between the two looks at what is mounted there, no other process mounts.
+    // No other process mounts between the two checks of what is mounted there.
     let _claimed = fuse::claim(target);
     if let Some(taken) = mounts::at(target.path()).filter(mounts::MountPoint::is_peelfs) {
         let reference = taken.reference().to_owned();
@@ -236,7 +236,7 @@ fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> 
     Ok(())
 }
 
-/// One layer for each device of the image: one that comes twice is one.
+/// One layer for each device of the image; a repeated layer counts once.
 fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
     let mut all: Vec<&LayerRef> = Vec::new();
     let mut seen = std::collections::HashSet::new();
@@ -248,7 +248,7 @@ fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
     all
 }
 
-/// What an image is known by: its layers, and in which version of the form it is.
+/// The identity of an EROFS image: its layers, and the version of its form.
 fn chain(layers: &[LayerRef], shown: Shown) -> Digest {
     let mut text = String::from(match shown {
         Shown::All => "1\n",

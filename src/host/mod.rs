@@ -1,16 +1,16 @@
-//! The mount service: what is asked for, one mount's life, which process keeps it alive, hand-over, status.
+//! The mount service: requests, a mount's life, the processes behind it, hand-over, status.
 //!
-//! Front ends say what they want as a [`MountSpec`](spec::MountSpec); nothing in here knows a terminal, an argument or,
-//! but for the place of the run state, the environment.
+//! Front ends describe a mount by a [`MountSpec`](spec::MountSpec); nothing in here depends on a terminal, arguments
+//! or, except for the runtime directory, the environment.
 //!
-//! Which process is which:
+//! The processes:
 //!
 //! | process | module | started by |
 //! |---|---|---|
-//! | the command | [`background`] asks, and waits until the mount is ready | the user |
+//! | the command | [`background`] sends the request, and waits until the mount is ready | the user |
 //! | the keeper | [`keeper`] holds the connections and starts servers | the command |
-//! | the server | [`server`] has the mounts, each with one [life](mount) | the keeper |
-//! | none | [`kernel`] shows the image by itself | the command |
+//! | the server | [`server`] has the mounts, each a [`mount`] | the keeper |
+//! | none | [`kernel`] mounts | the command |
 //! | all in one | [`alone`], for `--foreground --no-keeper` and service managers | the user, systemd |
 
 pub mod alone;
@@ -51,15 +51,15 @@ pub mod whole_file;
 pub mod wire;
 pub mod writable;
 
-/// Where a front end shows what is going on while a mount is made.
+/// How a front end shows the progress of a mount.
 pub trait Progress: Send {
     /// The first passes have read `done` of `total` bytes.
     fn show(&mut self, total: u64, done: u64);
 
-    /// Something the user may want to know.
+    /// A note for the user.
     fn note(&mut self, note: &str);
 
-    /// There is nothing more to show.
+    /// No more progress follows.
     fn end(&mut self);
 }
 

@@ -1,7 +1,7 @@
 //! One mount's life: prepared, made or taken over, served, ended.
 //!
-//! It is the same for a mount that has a process of its own and for one of many that share a process; what differs is
-//! who takes the mount over when the process dies, which is the [`Supervisor`].
+//! It is the same for a mount with its own process and for one of many in a process; they differ in what takes the
+//! mount over when the process dies, the [`Supervisor`].
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -25,41 +25,41 @@ pub(super) struct Mount {
     handover: Handover,
     opened: Opened,
     shown: Shown,
-    /// Of a whole image: what a program of one layer needs lies in others.
+    /// `None` for a single layer: its programs depend on other layers.
     programs: Option<Programs>,
     mounted: Mounted,
-    /// The directory for what is written, until the overlay is there, which holds it from then on.
+    /// The directory for changes, until the overlay is mounted and holds it.
     kept: Option<Kept>,
     supervisor: Supervisor,
     /// For the supervisor, once.
     connection: Option<OwnedFd>,
 }
 
-/// A mount of another process that this one is ready to take over.
+/// A mount of another process, prepared for the take-over.
 pub(super) struct Prepared {
     handover: Handover,
     connection: OwnedFd,
     opens: Option<std::fs::File>,
     opened: Opened,
     shown: Shown,
-    /// Of a whole image: what a program of one layer needs lies in others.
+    /// `None` for a single layer: its programs depend on other layers.
     programs: Option<Programs>,
 }
 
-/// What a process tells the one that asked for a mount.
+/// Messages to the process that requested a mount.
 pub(super) trait Asker {
-    /// How many bytes the first passes have to read, and how many they have read.
+    /// Bytes that the first passes have to read, and have read.
     fn progress(&mut self, total: u64, done: u64) -> impl Future<Output = Result<(), HostError>> + Send;
 
     /// The mount is ready.
     fn ready(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// It is not, and is being taken away.
+    /// The mount failed and is being unmounted.
     fn failed(&mut self, error: HostError) -> impl Future<Output = ()> + Send;
 }
 
 impl Mount {
-    /// Opens the image and mounts it; `log` is where this process will write its log.
+    /// Opens the image and mounts it; `log` is the future log file of this process.
     ///
     /// # Errors
     /// [`HostError`]; nothing is mounted then.
@@ -69,7 +69,7 @@ impl Mount {
         log: Option<&Path>,
         mut supervisor: Supervisor,
     ) -> Result<Self, HostError> {
-        // Now, and not when the image is there: until then its path may come to lead elsewhere.
+        // Hold it now: until the image is open, its path may come to lead elsewhere.
         let target = mount_point::hold(spec, &spec.at)?;
         let opened = open::open(&spec.image, shared_layers).await?;
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
@@ -82,13 +82,13 @@ impl Mount {
         Ok(Self { handover, opened, shown, programs, mounted, kept, supervisor, connection })
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub(super) fn place(&self) -> MountPlace {
         self.mounted.place()
     }
 
-    /// Serves until it is unmounted and its last file is closed. A mount whose every layer is to be waited for, and of
-    /// which one cannot be had, is taken away.
+    /// Serves until it is unmounted and its last file is closed. A mount that waits for all layers is unmounted if one
+    /// of them fails.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
         let Self { mut handover, opened, shown, programs, mounted, kept, mut supervisor, connection } = self;
         let fs = Arc::clone(shown.image());
@@ -112,7 +112,7 @@ impl Mount {
                     handover.awaited = false;
                     supervisor.serving(&handover, None).await;
                 }
-                // A process that takes over says it once more: the one before may have died before it could.
+                // After a take-over this is repeated: the previous process may have died before it.
                 asker.ready().await;
                 failures::log(true);
                 outlast(&opened, handover.spec.image.access.on_outage);
@@ -125,7 +125,7 @@ impl Mount {
             }
         }
         match served.await {
-            Ok(Err(error)) => tracing::error!(%error, at = %place.at().display(), "a mount is served no more"),
+            Ok(Err(error)) => tracing::error!(%error, at = %place.at().display(), "a mount is no longer served"),
             Ok(Ok(())) => {}
             Err(error) => tracing::error!(%error, at = %place.at().display(), "the task that served a mount ended"),
         }
@@ -137,8 +137,8 @@ impl Mount {
 }
 
 impl Prepared {
-    /// Opens the image of a mount that another process serves, or has served, by what it named then and by the
-    /// documents of that time.
+    /// Opens the image of a mount that another process serves or has served, by the digest and the documents of that
+    /// time.
     ///
     /// # Errors
     /// [`HostError`]
@@ -162,12 +162,12 @@ impl Prepared {
         Ok(Self { handover, connection, opens, opened, shown, programs })
     }
 
-    /// The mount that is to be taken over.
+    /// The mount to take over.
     pub(super) fn handover(&self) -> &Handover {
         &self.handover
     }
 
-    /// Takes the mount over; the process before serves no more.
+    /// Takes the mount over; the previous process must have stopped serving.
     ///
     /// # Errors
     /// [`HostError::Mount`]
@@ -185,7 +185,7 @@ impl Prepared {
     }
 }
 
-/// What is shown to the kernel.
+/// The tree to show.
 fn tree(spec: &MountSpec, shown: &Shown) -> Arc<dyn Tree> {
     match shown {
         Shown::Image(fs) if spec.kernel.under_overlay || spec.writable.is_some() => {
@@ -202,7 +202,7 @@ fn programs_of(shown: &Shown) -> Option<Programs> {
     }
 }
 
-/// Makes the mount. What comes back is what was asked for, with the choice made that was left open.
+/// Makes the mount. Returns the spec, with automatic choices resolved.
 fn show(
     spec: &MountSpec,
     opened: &Opened,
@@ -216,7 +216,7 @@ fn show(
         let chosen = with(spec::Passthrough::Always);
         match fuse::mount(tree(), target, &kernel_options(&chosen, opened, supervisor)?) {
             Err(MountError::NoPassthrough | MountError::RefusedPassthrough(_)) if asked == spec::Passthrough::Auto => {
-                tracing::debug!("the kernel does not do passthrough; going on without it");
+                tracing::debug!("the kernel has no passthrough; serving without it");
             }
             made => return Ok((chosen, made?)),
         }
@@ -226,12 +226,12 @@ fn show(
     Ok((chosen, mounted))
 }
 
-/// Whether most of what is shown is in large files, as far as that is known now.
+/// Whether most of the image is in large files, as far as it is indexed.
 fn is_for_passthrough(shown: &Shown) -> bool {
     rustix::process::geteuid().is_root() && shown.image().is_mostly_large(fuse::LARGE_FILE) == Some(true)
 }
 
-/// What the kernel is told when the mount is made.
+/// The options of the mount.
 fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor) -> Result<MountOptions, HostError> {
     let kernel = spec.kernel;
     let passthrough = if spec.policy.passthrough == spec::Passthrough::Always {
@@ -256,7 +256,7 @@ fn kernel_options(spec: &MountSpec, opened: &Opened, supervisor: &mut Supervisor
     })
 }
 
-/// Begins to fetch what is to be fetched ahead of its readers, and to record what they read at the mount's start.
+/// Starts prefetching, and records what is read during the mount's start.
 fn start_prefetching(
     policy: &Policy,
     plan: &Plan,
@@ -273,19 +273,19 @@ fn start_prefetching(
                 programs.prefetch(&command).await;
             }
         };
-        // In this order: where a profile covers a layer, nothing else is predicted.
+        // In this order: layers with a profile need no other prediction.
         tokio::join!(biased; fs.prefetch(what), programs, fs.record());
     })
 }
 
-/// From now on the source is tried for as long as it takes, and readers wait as the user has said.
+/// Retries from now on as long as the user has set; before, failures are reported at once.
 fn outlast(opened: &Opened, on_outage: OnOutage) {
     if let Some(outages) = opened.source.outages() {
         outages.outlast(on_outage);
     }
 }
 
-/// Waits until every layer is indexed and verified; an error of the asker ends the wait, and so does an unmount.
+/// Waits until every layer is indexed and verified; ends early on an error of the requester or at an unmount.
 async fn all_known(shown: &Shown, gone: impl Future<Output = ()>, asker: &mut impl Asker) -> Result<(), HostError> {
     let all = shown.all_known();
     tokio::pin!(all, gone);
@@ -309,7 +309,7 @@ pub(super) fn take_away(place: &MountPlace) {
     }
 }
 
-/// Runs `serving`, and lets no fetch that hangs hold up the end.
+/// Runs `serving`; hanging fetches do not delay the end.
 pub(super) fn in_runtime<T>(serving: impl Future<Output = Result<T, HostError>>) -> Result<T, HostError> {
     let runtime = process::runtime(process::Purpose::Serving)?;
     let served = runtime.block_on(serving);

@@ -8,14 +8,14 @@ use super::spec::MountSpec;
 use super::{Progress, probe, status};
 use crate::fuse::{self, MountError, MountPlace, OpenFiles, Target, mounts};
 
-/// The directory to mount on, absolute, and fit for it; a mount on it whose process is gone is cleared.
+/// The directory to mount on, absolute and suitable; clears a mount on it whose process is gone.
 ///
 /// # Errors
 /// [`HostError`]
 pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostError> {
     let refused = |cause| HostError::MountPoint { at: typed.to_owned(), cause };
     let at = mounts::followed(typed).map_err(refused)?;
-    // First this: a mount whose server hangs must not be looked at.
+    // First: never access a mount whose server hangs.
     if let Some(mounted) = mounts::peelfs_at(&at) {
         let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, &mounted).is_some());
         if !hangs && probe::ask(&at) != probe::Answer::Gone {
@@ -23,7 +23,7 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
         }
         progress.note(&format!("clearing a mount on `{}` whose process is gone", typed.display()));
         if hangs {
-            MountPlace::of(&mounted).abort().map_err(HostError::system("end the connection of a mount"))?;
+            MountPlace::of(&mounted).abort().map_err(HostError::system("abort the connection of a mount"))?;
         } else {
             fuse::unmount_with_cover(&mounted, OpenFiles::Keep)?;
         }
@@ -36,8 +36,8 @@ pub fn find(typed: &Path, progress: &mut dyn Progress) -> Result<PathBuf, HostEr
     }
 }
 
-/// The mount point of `spec`, held, if a mount there covers nothing that its own server or another one needs. The user
-/// calls it `typed`.
+/// The mount point of `spec`, held open, if a mount there hides nothing that its own server or another one needs. The
+/// user typed it as `typed`.
 ///
 /// # Errors
 /// [`HostError`]

@@ -1,4 +1,4 @@
-//! From what is asked for to an open image: the one place that wires sources, store and image together.
+//! Opens an image from its spec: the one place that wires sources, store and image together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,23 +21,23 @@ use crate::store::Store;
 
 /// An image that has been resolved, with what is needed to read it.
 pub struct Opened {
-    /// What was named.
+    /// As named by the user.
     pub reference: Reference,
-    /// What it names.
+    /// The resolved image.
     pub plan: Plan,
-    /// The layer that is to be shown alone.
+    /// The only layer to show.
     pub layer: Option<LayerNo>,
     shared_layers: SharedLayers,
     /// The cache.
     pub store: Arc<Store>,
-    /// Where its bytes come from.
+    /// The source of its bytes.
     pub source: Arc<dyn BlobSource>,
     /// The same, if it is a registry.
     pub registry: Option<Arc<RegistrySource>>,
 }
 
 impl Opened {
-    /// Shows what was asked for: the image, or one layer of it. Must be called within a tokio runtime.
+    /// The requested tree: the image, or one layer of it. Must be called within a tokio runtime.
     pub fn shown(&self, eagerness: Eagerness, verify: Verify) -> Shown {
         let Some(layer) = self.layer else { return Shown::Image(self.files(eagerness, verify)) };
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
@@ -45,18 +45,18 @@ impl Opened {
         Shown::Layer(image::open_layer(&self.plan, layer, source, shared_layers, &limits, eagerness, verify))
     }
 
-    /// Shows the whole image as a file system. Must be called within a tokio runtime.
+    /// The whole image as a file system. Must be called within a tokio runtime.
     pub fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
         image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, verify)
     }
 }
 
-/// Resolves the image that is asked for, and asks the verifiers whether it may be used; `shared_layers` is what this
-/// process has of layers.
+/// Resolves the image, and asks the verifiers whether it may be used; `shared_layers` are the open layers of this
+/// process.
 ///
-/// Whatever shows an image comes by here: what is opened without being asked for is only described
-/// ([`open_to_describe`], [`open_in_cache`]) or was allowed before ([`open_again`]).
+/// Everything that shows an image calls this. The other functions only describe an image ([`open_to_describe`],
+/// [`open_in_cache`]), or it was allowed before ([`open_again`]).
 ///
 /// # Errors
 /// [`HostError`]
@@ -68,7 +68,7 @@ pub async fn open(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Ope
     Ok(opened)
 }
 
-/// The digest that the reference has or, asked now, leads to.
+/// The digest that the reference contains, or that it resolves to now.
 ///
 /// # Errors
 /// [`HostError`]
@@ -84,7 +84,7 @@ pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
     Ok(source.head().await?.digest)
 }
 
-/// Resolves an image of which nothing will be shown: what the cache has of it is looked after.
+/// Resolves an image without showing it, to manage what is cached of it.
 ///
 /// # Errors
 /// [`HostError`]
@@ -101,8 +101,8 @@ pub async fn open_alone(image: &ImageSpec) -> Result<Opened, HostError> {
     open(image, &shared_layers(&image.cache)?).await
 }
 
-/// As [`open_alone`], for a process that only describes the image: one for another platform will do, unless there are
-/// several and one platform was asked for.
+/// As [`open_alone`], to describe the image only: another platform's image is accepted, unless there are several and a
+/// platform was requested.
 ///
 /// # Errors
 /// [`HostError`]
@@ -113,8 +113,8 @@ pub async fn open_to_describe(image: &ImageSpec) -> Result<Opened, HostError> {
     resolve(image.reference.clone(), image, &shared_layers, &Documents::default(), fit).await
 }
 
-/// Resolves what `image` named when it was `root`, by the documents of that time where the cache has none. Verifiers were
-/// asked then: what is in use is not taken away by a later opinion.
+/// Resolves what `image` named when it was `root`, using the given documents where the cache has none. Verifiers are
+/// not asked again: an image in use is not taken away.
 ///
 /// # Errors
 /// [`HostError`]
@@ -127,7 +127,7 @@ pub async fn open_again(
     resolve(image.reference.clone().pinned(root), image, shared_layers, before, Fit::Required).await
 }
 
-/// Credentials that were named have to be there, also where a registry asks for none.
+/// Credentials given by the user must exist, even if the registry requires none.
 fn check_authfile(access: &Access) -> Result<(), HostError> {
     let Some(path) = &access.authfile else { return Ok(()) };
     let opened = std::fs::File::open(path);
@@ -154,7 +154,7 @@ async fn resolve(
     Ok(Opened { reference, plan, layer, shared_layers: shared_layers.clone(), store, source, registry })
 }
 
-/// What a process that shows images has of layers; if the cache is not writable, it works without one.
+/// The open layers of a process that shows images; if the cache is not writable, it works without one.
 ///
 /// # Errors
 /// [`HostError::Store`]
@@ -170,12 +170,12 @@ pub fn store(cache: &CacheSpec) -> Result<Store, HostError> {
     Ok(Store::open(&cache.dir, cache.limit)?)
 }
 
-/// The path as it is in any directory.
+/// The path as an absolute one.
 pub fn absolute(path: impl AsRef<Path>) -> PathBuf {
     std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned())
 }
 
-/// Where the cache is when none is named: where the XDG base directory specification puts it.
+/// The default cache directory (XDG base directory specification).
 ///
 /// # Errors
 /// [`HostError::NoCacheDirectory`]
@@ -186,18 +186,18 @@ pub fn default_cache_dir() -> Result<PathBuf, HostError> {
     Ok(base.cache_dir().join("peelfs"))
 }
 
-/// Where archives go that cannot be read in place.
+/// The directory for archives that cannot be read in place.
 pub(super) fn spool(store: &Arc<Store>) -> Spool {
     let of = Arc::clone(store);
     Spool::new(store.limit(), move || of.unnamed_file())
 }
 
-/// Where bytes come from, and the same if it is a registry.
+/// The source, and the same if it is a registry.
 pub(super) type Sources = (Arc<dyn BlobSource>, Option<Arc<RegistrySource>>);
 
 pub(super) async fn source(reference: &Reference, access: &Access, store: &Arc<Store>) -> Result<Sources, HostError> {
     let Place::Registry(name) = reference.place() else {
-        let local = LocalSource::open(reference, &spool(store)).await.expect("it is not a registry's")?;
+        let local = LocalSource::open(reference, &spool(store)).await.expect("not a registry")?;
         return Ok((Arc::new(local), None));
     };
     if access.network == Network::Offline {

@@ -1,7 +1,7 @@
-//! An archive that comes out of a pipe, for a mount: the pipe is empty long before the mount ends.
+//! An archive from a pipe: mounts need it after the pipe is closed.
 //!
-//! It is copied into a file without a name, whose descriptor the processes behind the mount inherit from each other: it
-//! is gone with the last of them, however they end.
+//! It is copied into an unnamed file, whose descriptor the processes behind the mount inherit: it is deleted with the
+//! last of them, however they end.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -15,8 +15,8 @@ use super::open;
 use super::spec::{ImageSpec, MountSpec};
 use crate::reference::{Place, Reference};
 
-/// `spec`, where its archive can be read more than once; the file, if there is one, is to be held until the processes
-/// that serve have begun.
+/// `spec`, with an archive that can be read more than once; hold the returned file until the serving processes have
+/// started.
 ///
 /// # Errors
 /// [`HostError`] if the archive cannot be copied.
@@ -30,7 +30,7 @@ pub fn hold(spec: MountSpec) -> Result<(MountSpec, Option<File>), HostError> {
         None => return Ok((spec, None)),
     };
     let inherited = rustix::io::fcntl_setfd(&file, FdFlags::empty());
-    inherited.map_err(|errno| HostError::system("hand the archive on")(errno.into()))?;
+    inherited.map_err(|errno| HostError::system("pass the archive on")(errno.into()))?;
     let typed = spec.image.reference.to_string();
     let held = typed.replacen(&path.display().to_string(), &format!("/proc/self/fd/{}", file.as_raw_fd()), 1);
     let reference = held.parse().expect("a path in place of a path is a reference");

@@ -1,7 +1,7 @@
-//! Whether a process answers for a mount, asked without the risk of waiting for ever.
+//! Checks whether a mount is served, without the risk of hanging.
 //!
-//! A request that a process has taken and never answers cannot be given up, not even by ending the process that asked.
-//! So another process asks, and is left behind when no answer comes.
+//! A request that a process has accepted and never answers cannot be cancelled, not even by killing the caller. So a
+//! child process asks, and is abandoned if no answer comes.
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use crate::fuse::mounts;
 
-/// Who answers for a mount.
+/// Whether a mount is served.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// The process that serves it.
+    /// A process serves it.
     Served,
-    /// None: that process is gone.
+    /// Its process is gone.
     Gone,
-    /// None in time.
+    /// No answer in time.
     Silent,
 }
 
-/// Asks who answers for the mount at `path`; takes two seconds at most.
+/// Checks the mount at `path`; takes at most two seconds.
 pub fn ask(path: &Path) -> Answer {
     let mut command = Command::new("/proc/self/exe");
     command.arg("probe").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -37,7 +37,7 @@ pub fn ask(path: &Path) -> Answer {
     Answer::Silent
 }
 
-/// `peelfs probe`: the process that asks.
+/// `peelfs probe`: the child process.
 pub fn run(at: &Path) -> ExitCode {
     if mounts::is_served(at) { ExitCode::SUCCESS } else { GONE.into() }
 }

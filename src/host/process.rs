@@ -1,4 +1,4 @@
-//! What a process that reads images needs: a runtime, room for files, and the signals that end it.
+//! Set-up of processes that read images: a runtime, file limits, and the signals that end them.
 
 use nix::libc;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -9,12 +9,11 @@ use super::room;
 pub use super::room::Purpose;
 use crate::image::OpaqueMark;
 
-/// A runtime for this purpose, as many open files as this process may have, and no core dumps.
+/// A runtime; raises the limit of open files, and disables core dumps.
 ///
-/// Files of layers are opened once where there are enough descriptors, and the usual limit of 1024 is there for programs
-/// that use select(2).
-/// A core dump would hold passwords and tokens; a limit of one byte forbids also those that are piped to a
-/// program, where a limit of zero is ignored (core(5)).
+/// Each layer's files are opened once if there are enough descriptors; the usual limit of 1024 is meant for programs
+/// that use select(2). A core dump would contain passwords and tokens; a limit of one byte also disables dumps that are
+/// piped to a program, for which a limit of zero is ignored (core(5)).
 ///
 /// # Errors
 /// [`HostError::System`], [`HostError::NoFiles`], [`HostError::NoRoom`], [`HostError::NoThreads`]
@@ -22,7 +21,7 @@ pub fn runtime(purpose: Purpose) -> Result<tokio::runtime::Runtime, HostError> {
     runtime_with(purpose, Some(1))
 }
 
-/// As [`runtime`], for a process that starts others which are none of peelfs: they can have back what it had.
+/// As [`runtime`], for a process that starts programs other than peelfs, which may get the previous limits back.
 ///
 /// # Errors
 /// As [`runtime`].
@@ -42,30 +41,30 @@ fn runtime_with(purpose: Purpose, core_maximum: Option<u64>) -> Result<tokio::ru
     runtime.worker_threads(workers).enable_all().build().map_err(HostError::system("start threads"))
 }
 
-/// A runtime of one thread, for a process that reads no image.
+/// A single-threaded runtime, for a process that reads no image.
 pub(super) fn small_runtime() -> Result<tokio::runtime::Runtime, HostError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostError::system("start"))
 }
 
-/// By which attribute an overlay that this user mounts knows an opaque directory: overlayfs looks at those of `trusted.` only
-/// for the machine's own root.
+/// The attribute of opaque directories in an overlay mounted by this user: overlayfs reads `trusted.` attributes only
+/// for the machine's root.
 pub(super) fn opaque_mark() -> OpaqueMark {
     let is_root = has_all_users() == Some(true) && rustix::process::geteuid().is_root();
     if is_root { OpaqueMark::Trusted } else { OpaqueMark::User }
 }
 
-/// Whether this process is in another user namespace than the machine's first.
+/// Whether this process is in a user namespace other than the initial one.
 pub fn is_in_user_namespace() -> bool {
     has_all_users() == Some(false)
 }
 
-/// Whether the users of this process's user namespace are the machine's (user_namespaces(7)); `None` if that is not told.
+/// Whether this user namespace maps all users of the machine (user_namespaces(7)); `None` if unknown.
 fn has_all_users() -> Option<bool> {
     let map = std::fs::read_to_string("/proc/self/uid_map").ok().filter(|map| !map.is_empty())?;
     Some(map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
-/// Lets this process have as many files open as it may.
+/// Raises this process's limit of open files to the maximum.
 pub fn raise_file_limit() {
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
@@ -73,19 +72,19 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Lets the kernel make its table of this process's open files large at once, by opening one with a high number.
+/// Makes the kernel's table of open files large at once, by opening a high number.
 ///
-/// It makes a larger table whenever the last one is full; in a process with threads each time takes some 10 ms,
-/// until no CPU looks at the old one (`expand_fdtable`), and five hundred layers would pay for five of them.
+/// The kernel grows a full table; in a process with threads each growth takes some 10 ms, until no CPU uses the old
+/// table (`expand_fdtable`), and five hundred layers would take five of them.
 fn make_room_for_files() {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let last = limit.min(ROOM_FOR_FILES).saturating_sub(1) as i32;
     if let Err(error) = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last) {
-        tracing::debug!(%error, "no room for many files is made ahead");
+        tracing::debug!(%error, "cannot enlarge the table of open files");
     }
 }
 
-/// Those of some 700 layers; 8 bytes each.
+/// For some 700 layers; 8 bytes each.
 const ROOM_FOR_FILES: u64 = 2048;
 
 /// The signals that end a mount.
@@ -106,7 +105,7 @@ impl Ends {
         })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub(super) async fn wait(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
@@ -116,10 +115,9 @@ impl Ends {
     }
 }
 
-/// Whether a process runs; one that has ended and that its parent has not waited for does not.
+/// Whether a process runs; a zombie does not.
 ///
-/// One of which nothing can be learned, as without a file descriptor left, counts as running: what belongs to ended
-/// processes is removed.
+/// Counts as running if that cannot be read, as when no file descriptor is left: files of ended processes are removed.
 pub(super) fn is_running(pid: u32) -> bool {
     match told(pid) {
         Ok(told) => !matches!(state_in(&told), None | Some('Z' | 'X' | 'x')),
@@ -127,7 +125,7 @@ pub(super) fn is_running(pid: u32) -> bool {
     }
 }
 
-/// Whether a process has been ended and yet cannot go: a thread of it waits for something that does not come.
+/// Whether a process was killed but a thread of it is blocked in the kernel.
 pub(super) fn hangs(pid: u32) -> bool {
     let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     state(pid) == Some('Z') && threads() > 1
@@ -143,7 +141,7 @@ fn state(pid: u32) -> Option<char> {
 }
 
 fn told(pid: u32) -> std::io::Result<String> {
-    // Not `stat`, which waits for a process that is just being made or ended.
+    // Not `stat`, which blocks while a process starts or ends.
     std::fs::read_to_string(format!("/proc/{pid}/status"))
 }
 
@@ -151,14 +149,13 @@ fn state_in(told: &str) -> Option<char> {
     told.lines().find_map(|line| line.strip_prefix("State:"))?.trim_start().chars().next()
 }
 
-/// Makes this process a session of its own, so that the terminal's signals do not reach it.
+/// Starts a new session for this process, so that the terminal's signals do not reach it.
 pub(super) fn leave_terminal() {
-    // It fails only for a process that leads a group already, and then there is nothing to leave.
+    // Fails only for the leader of a process group, which needs no new session.
     let _ = rustix::process::setsid();
 }
 
-/// Leaves the directory of the process that started this one, so that it can be unmounted; and lets only this user read
-/// what is made from here on.
+/// Leaves the parent's working directory, so that it can be unmounted, and restricts new files to this user.
 pub(super) fn leave_directory() {
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::debug!(%error, "cannot leave the working directory");

@@ -1,4 +1,4 @@
-//! How failures are told: one line, one hint, one exit code.
+//! Failures for the user: one line, one hint, one exit code.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -18,7 +18,7 @@ use crate::reference::ReferenceError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
-/// A failure as a user sees it.
+/// A failure for the user.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Report {
     /// What failed, with its causes, in one line.
@@ -32,22 +32,22 @@ pub struct Report {
 /// Exit codes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Code {
-    /// 1: something else failed.
+    /// 1: another failure.
     Failure,
     /// 2: the command line is wrong.
     Usage,
     /// 3: image, tag, platform or path not found.
     NotFound,
-    /// 4: the registry wants (other) credentials.
+    /// 4: the registry requires (other) credentials.
     Authentication,
-    /// 5: what came is not what was named.
+    /// 5: the data does not match its digest or signature.
     Verification,
-    /// 6: the registry cannot be reached or does not answer usefully.
+    /// 6: the registry cannot be reached or gives no usable answer.
     Network,
 }
 
 impl Code {
-    /// The number that the process exits with.
+    /// The number of the exit code.
     pub fn number(self) -> u8 {
         match self {
             Self::Failure => 1,
@@ -72,12 +72,12 @@ impl Report {
         Self { message: message.to_string(), hint: None, code }
     }
 
-    /// A wrong use of the command line.
+    /// A usage error.
     pub fn usage(message: impl Display) -> Self {
         Self::new(Code::Usage, message)
     }
 
-    /// The same with something that the user can do.
+    /// Adds something that the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Display) -> Self {
         self.hint = Some(hint.to_string());
@@ -137,15 +137,14 @@ impl From<PlanError> for Report {
         match &error {
             PlanError::Source(cause) => source(cause),
             PlanError::Document { cause, .. } => told(Code::Verification).maybe_hint(cause.hint()),
-            PlanError::Corrupt { .. } => told(Code::Verification)
-                .hint("the registry or something on the way changed it; try again, or another mirror"),
+            PlanError::Corrupt { .. } => {
+                told(Code::Verification).hint("the registry or a proxy changed it; try again, or another mirror")
+            }
             PlanError::Inlined { .. } => told(Code::Verification)
-                .hint("the image was made with `data` that is not the content; it has to be made again"),
+                .hint("the image has `data` that does not match its digest; it has to be rebuilt"),
             PlanError::Choice { cause, .. } => told(Code::NotFound).maybe_hint(cause.hint()),
             PlanError::TooLarge { .. } => told(Code::Verification),
-            PlanError::Offline { .. } => {
-                told(Code::NotFound).hint("leave out `--offline` once, so that it can be fetched")
-            }
+            PlanError::Offline { .. } => told(Code::NotFound).hint("run it once without `--offline` to fetch it"),
         }
     }
 }
@@ -199,7 +198,7 @@ impl From<MountError> for Report {
                 return match cause.raw_os_error().map(Errno::from_raw_os_error) {
                     Some(Errno::PERM) => told.hint(format!("only root outside of containers may use it; {without}")),
                     Some(Errno::LOOP) => told.hint(format!(
-                        "the cache lies on a file system that stands on another, such as overlayfs; choose a directory on a disk's own with `--cache-dir`, or {without}"
+                        "the cache is on a stacked file system such as overlayfs; choose a directory on a disk file system with `--cache-dir`, or {without}"
                     )),
                     _ => told.hint(without),
                 };
@@ -229,14 +228,14 @@ impl From<OverlayError> for Report {
         let told = Self::of(Code::Failure, &error);
         match &error {
             OverlayError::Directory { .. } => told,
-            OverlayError::Covered { .. } => Self { code: Code::Usage, ..told }.hint("choose a directory beside it"),
+            OverlayError::Covered { .. } => Self { code: Code::Usage, ..told }.hint("choose a directory outside it"),
             OverlayError::InUse { .. } => told.hint("unmount that first, or choose another directory"),
             OverlayError::OtherImage { path, .. } => Self { code: Code::Usage, ..told }
-                .hint(format!("choose another directory, or begin anew with `rm -r {}`", path.display())),
-            OverlayError::NotAllowed => told.hint("`peelfs run` lets other users write, too; or let root mount"),
-            OverlayError::Refused { .. } => told.hint(
-                "what is written goes to a file system of a disk or of memory: not to another overlay, NFS or FUSE",
-            ),
+                .hint(format!("choose another directory, or start over with `rm -r {}`", path.display())),
+            OverlayError::NotAllowed => told.hint("`peelfs run` works for other users, too; or mount as root"),
+            OverlayError::Refused { .. } => {
+                told.hint("changes need a disk file system or tmpfs: no overlay, NFS or FUSE")
+            }
         }
     }
 }
@@ -245,10 +244,10 @@ impl From<BundleError> for Report {
     fn from(error: BundleError) -> Self {
         match error {
             BundleError::NoCommand => {
-                Self::of(Code::Usage, &error).hint("name one behind the image, as in `peelfs run IMAGE sh`")
+                Self::of(Code::Usage, &error).hint("give one after the image, as in `peelfs run IMAGE sh`")
             }
             BundleError::NoUser { .. } | BundleError::NoGroup { .. } => {
-                Self::of(Code::NotFound, &error).hint("name one that is there, or a number, with `--user`")
+                Self::of(Code::NotFound, &error).hint("give an existing one, or a number, with `--user`")
             }
             BundleError::Configuration { .. } => Self::of(Code::Verification, &error),
             BundleError::Variable { .. }
@@ -289,7 +288,7 @@ fn layer(failure: &LayerFailure) -> Report {
              or with `--dest-compress-format gzip`",
         ),
         LayerFailure::Pass(PassError::Blob { .. } | PassError::DiffId { .. }) => {
-            told(Code::Verification).hint("the image or its transport is broken; nothing of the layer is kept")
+            told(Code::Verification).hint("the image or its transfer is broken; the layer was discarded")
         }
         LayerFailure::Pass(PassError::Codec { cause: CodecError::ZstdWindow { .. }, .. }) => told(Code::Failure)
             .hint("compress the layer again with a smaller window: at most `zstd --long=28`, or without `--long`"),
@@ -332,7 +331,7 @@ fn source(error: &SourceError) -> Report {
         SourceError::Unsupported { hint, .. } => told(Code::Failure).maybe_hint(hint.as_ref()),
         SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => told(Code::NotFound),
         SourceError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::Deadlock => told(Code::Failure)
-            .hint("it lies in a mount that the same process serves: mount without `--share`, or on another directory"),
+            .hint("it is in a mount of the same process: mount without `--share`, or on another directory"),
         SourceError::Io { .. } => told(Code::Failure),
     }
 }

@@ -1,4 +1,4 @@
-//! What other processes ask a keeper for, at its sockets or at the channel of the command that has started it.
+//! Requests of other processes to a keeper, at its sockets or over the channel of the command that started it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use super::spec::MountSpec;
 use super::wire;
 use super::wire::v1::{Request, Word};
 
-/// What is asked for, and the process that asks.
+/// A request, and the channel to its sender.
 pub(super) type Asked = (Request, AsyncChannel);
 
-/// Passes on what processes ask for at a socket. Each has its own task: one that says nothing holds up no other.
+/// Forwards requests from a socket. Each connection has its own task, so that a silent one blocks no other.
 pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
     let room = Arc::new(Semaphore::new(PENDING));
     loop {
@@ -28,21 +28,21 @@ pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
                     match asked(channel).await {
                         Ok(asked) => drop(requests.send(asked).await),
                         Err(error) => {
-                            tracing::debug!(%error, "a process asked for something that cannot be understood");
+                            tracing::debug!(%error, "a request cannot be parsed");
                         }
                     }
                     drop(room);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot take a connection");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(BREATH).await;
             }
         }
     }
 }
 
-/// What a process asks for; what cannot be understood is refused with the reason.
+/// Reads a request; one that cannot be parsed is refused with the reason.
 pub(super) async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> {
     channel.accept(ASKED_WITHIN).await?;
     let received = timeout(ASKED_WITHIN, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
@@ -55,14 +55,14 @@ pub(super) async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> 
     match understood {
         Ok(request) => Ok((request, channel)),
         Err(error) => {
-            let report = Report::new(Code::Failure, format!("the keeper does not understand the request: {error}"));
+            let report = Report::new(Code::Failure, format!("the keeper cannot parse the request: {error}"));
             channel.deliver(&Word::Failed((&report).into()), None).await?;
             Err(error.into())
         }
     }
 }
 
-/// The mount that this process was started for, by the one at the other end of its stdin, which is called `peer`.
+/// The mount that this process was started for, from the process at the other end of its stdin, called `peer`.
 pub(super) fn mount_asked(peer: &'static str) -> Result<(MountSpec, Channel), HostError> {
     let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
     let asked = || -> Result<_, ChannelError> {
@@ -77,7 +77,7 @@ pub(super) fn mount_asked(peer: &'static str) -> Result<(MountSpec, Channel), Ho
     Ok((spec.ok_or(HostError::NotStartedByPeelfs)?, channel))
 }
 
-/// Refuses a mount of which another process could not be told: what it is told by has to fit into a message.
+/// Refuses a mount whose hand-over would not fit into a message.
 pub(super) fn check_size(spec: &MountSpec) -> Result<(), HostError> {
     let text = wire::text(&Request::Mount(Box::new(spec.into())));
     let checked = text.map(|text| text.len()).and_then(|size| match size {
@@ -87,22 +87,21 @@ pub(super) fn check_size(spec: &MountSpec) -> Result<(), HostError> {
     checked.map_err(|error| HostError::Channel { peer: "background process", cause: error.into() })
 }
 
-/// Tells a process that asked how it went. One that does not read what it is told holds up nothing: it is waited for
-/// beside everything else.
+/// Answers a requester. A requester that does not read is waited for in a task of its own.
 pub(super) async fn last_word(channel: AsyncChannel, word: Word) {
-    // Mostly there is room at once, and this process may be about to end.
+    // Usually there is room at once, and this process may be about to end.
     if !channel.send(&word, None).is_err_and(|error| error.is_full()) {
         return;
     }
     tokio::spawn(async move { timeout(TOLD_WITHIN, channel.deliver(&word, None)).await });
 }
 
-/// How long a process that asks may take to say what for.
+/// Time limit for a request to arrive.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
-/// How long the last word to a process that asked is waited for.
+/// Time limit for sending the final message.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
-/// Connections that may be about to ask for something at the same time; further ones wait.
+/// Limit of connections without a request yet; further ones wait.
 pub(super) const PENDING: usize = 64;
-/// Bytes of the largest request: what a mount that was made is told by has to hold it and some paths more.
+/// Largest request in bytes: the hand-over of the mount must hold it and some more paths.
 const LARGEST_REQUEST: usize = wire::LARGEST / 4 * 3;
 const BREATH: Duration = Duration::from_millis(50);

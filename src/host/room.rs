@@ -1,8 +1,8 @@
-//! Whether a process may have the threads, files and address space that it is about to need.
+//! Checks that a process may have the threads, files and address space that it needs.
 //!
-//! A runtime that cannot start its threads panics or leaves work undone, and memory that cannot be had ends the process.
-//! So limits are looked at before either is needed, and end in one error that names them. What is left to chance is
-//! what other processes of the user take meanwhile, and what single images take: a decoder has windows of up to 256 MiB.
+//! A runtime that cannot start its threads panics or stalls, and a failed allocation aborts the process. So limits are
+//! checked first, and give one error that names them. Not covered: what other processes of the user take meanwhile, and
+//! single images with large needs (a decoder window has up to 256 MiB).
 
 use std::io;
 use std::sync::Mutex;
@@ -13,18 +13,18 @@ use rustix::process::{Resource, getrlimit};
 use super::error::HostError;
 use crate::sync::lock;
 
-/// What a process is about to do.
+/// What a process will do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
-    /// It reads images.
+    /// Read images.
     Reading,
-    /// It serves mounts as well.
+    /// Read images and serve mounts.
     Serving,
-    /// It starts a process that serves mounts, and one that keeps it.
+    /// Start a serving process and a keeper.
     Starting,
 }
 
-/// Looks whether there is room, and returns how many threads a runtime may have for its tasks.
+/// Checks the limits, and returns how many worker threads a runtime may have.
 ///
 /// # Errors
 /// [`HostError::NoFiles`], [`HostError::NoRoom`], [`HostError::NoThreads`]
@@ -50,7 +50,7 @@ pub(super) fn workers(purpose: Purpose) -> Result<usize, HostError> {
 }
 
 impl Purpose {
-    /// How many open files it has to be allowed: those of the runtime, of the cache, and of some layers at a time.
+    /// Number of open files needed: for the runtime, the cache, and some layers at a time.
     fn files(self) -> u64 {
         match self {
             Self::Reading => 32,
@@ -58,7 +58,7 @@ impl Purpose {
         }
     }
 
-    /// How many threads and processes it needs beside those of the runtime.
+    /// Number of threads and processes needed besides those of the runtime.
     fn threads(self) -> usize {
         match self {
             Self::Reading => 0,
@@ -68,13 +68,13 @@ impl Purpose {
     }
 }
 
-/// Bytes of address space that are taken.
+/// Bytes of address space in use.
 fn taken() -> Option<u64> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse::<u64>().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// Bytes of address space that are needed with so many CPUs.
+/// Bytes of address space needed with this many CPUs.
 fn needed(purpose: Purpose, cpus: usize) -> u64 {
     let passes = (cpus + 1) as u64 * (PASS_THREADS as u64 * STACK + PASS_BUFFERS);
     let serving = match purpose {
@@ -84,7 +84,7 @@ fn needed(purpose: Purpose, cpus: usize) -> u64 {
     cpus as u64 * STACK + passes + serving
 }
 
-/// How many threads can be started at the same time, up to so many, and why no more.
+/// How many threads can run at the same time, up to `wanted`, and why no more.
 fn startable(wanted: usize) -> (usize, Option<io::Error>) {
     let gate = Mutex::new(());
     std::thread::scope(|scope| {
@@ -99,7 +99,7 @@ fn startable(wanted: usize) -> (usize, Option<io::Error>) {
     })
 }
 
-/// Has all threads take memory from one arena. Each would reserve 64 MiB of address space for its own.
+/// Makes all threads share one memory arena. Each would reserve 64 MiB of address space for its own.
 #[allow(unsafe_code)] // there is no safe wrapper for this call
 fn one_arena() {
     #[cfg(target_env = "gnu")]
@@ -109,17 +109,17 @@ fn one_arena() {
     }
 }
 
-/// Address space is kept by less work at a time.
+/// With limited address space, fewer tasks run at a time.
 const CPUS_UNDER_LIMIT: usize = 4;
-/// What one first pass takes.
+/// Needs of one first pass.
 const PASS_THREADS: usize = 3;
 const PASS_BUFFERS: u64 = 8 << 20;
 /// Of a thread.
 const STACK: u64 = 2 << 20;
-/// Of a mount: a buffer in which terms are negotiated, and threads beside one for each CPU.
+/// Of a mount: a buffer for negotiation, and threads besides one for each CPU.
 const NEGOTIATION: u64 = 17 << 20;
 const FUSE_THREADS: usize = 6;
-/// Threads without which no mount is served.
+/// Threads that a mount needs at least.
 const SERVING_THREADS: usize = 4;
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
-//! What an image lacks as the root file system of a container, and who its users are: asked of the image itself, not of a
-//! mount of it.
+//! What an image lacks as a container's root file system, and its users: read from the image itself, without a mount.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, Permissions};
@@ -16,7 +15,7 @@ use crate::layer::Kind;
 use crate::offsets::FileOffset;
 use crate::overlay::Last;
 
-/// Something that a root file system has to have.
+/// Something that a root file system needs.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Stub {
     /// An empty directory.
@@ -25,18 +24,18 @@ pub enum Stub {
     File,
 }
 
-/// The user that `typed` names, by the image's `/etc/passwd` and `/etc/group`. Symlinks lead to where they do in the image.
+/// The user that `typed` names, by the image's `/etc/passwd` and `/etc/group`. Follows symlinks within the image.
 ///
 /// # Errors
 /// [`HostError`]
 pub async fn user(fs: &ImageFs, typed: &str) -> Result<User, HostError> {
     let passwd = read_small(fs, "/etc/passwd").await?;
-    // A user by number has no further groups.
+    // A numeric user has no supplementary groups.
     let group = read_small(fs, "/etc/group").await?;
     Ok(bundle::resolve_user(typed, &passwd, &group)?)
 }
 
-/// A file that programs read as a whole; empty if there is no such file.
+/// A small file, read as a whole; empty if it is missing.
 async fn read_small(fs: &ImageFs, path: &'static str) -> Result<Vec<u8>, HostError> {
     let found = match fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await {
         Ok(found) if found.kind == Kind::File => found,
@@ -58,7 +57,7 @@ async fn read_small(fs: &ImageFs, path: &'static str) -> Result<Vec<u8>, HostErr
     Ok(text)
 }
 
-/// Where in the image a path leads that does not exist there, without symlinks; `None` if it exists, or can never exist.
+/// The path, without symlinks, that is missing in the image; `None` if it exists or can never exist.
 async fn missing(fs: &ImageFs, path: &str) -> Result<Option<PathBuf>, FsError> {
     match tree::reach(fs, path.as_bytes(), Last::Follow).await {
         Ok(Reached::Missing { path, rest }) => {
@@ -71,7 +70,7 @@ async fn missing(fs: &ImageFs, path: &str) -> Result<Option<PathBuf>, FsError> {
     }
 }
 
-/// Makes in `directory` what of `stubs` the image lacks.
+/// Creates in `directory` those of `stubs` that the image lacks.
 ///
 /// # Errors
 /// [`HostError`]
@@ -84,7 +83,7 @@ pub async fn make_stubs(fs: &ImageFs, stubs: &[(String, Stub)], directory: &Path
     Ok(())
 }
 
-/// Whatever the umask is: these are seen by every user of the container.
+/// Independent of the umask: every user of the container sees them.
 fn make_stub(directory: &Path, place: &Path, stub: Stub) -> io::Result<()> {
     let mut path = directory.to_owned();
     let mut names = place.components().peekable();
@@ -107,5 +106,5 @@ fn make_stub(directory: &Path, place: &Path, stub: Stub) -> io::Result<()> {
     Ok(())
 }
 
-/// Larger than the user database of any image, in bytes.
+/// A bound in bytes; user databases are smaller.
 const SMALL: u64 = 16 << 20;

@@ -1,8 +1,8 @@
-//! The process that serves mounts: one, or all those of a user and cache that share a process.
+//! The process that serves mounts: one, or all that a user shares on one cache.
 //!
-//! A keeper starts it, with one end of a channel as its stdin, and asks for mounts over that. A mount that has a process
-//! of its own is a table of one. What mounts of one process share is said in [`SharedLayers`]; each has its own options,
-//! source and credentials. It ends when the keeper has hung up and the last mount is gone.
+//! A keeper starts it with one end of a channel as stdin, and sends mount requests over that. [`SharedLayers`] lists
+//! what mounts of a process share; each mount has its own options, source and credentials. The process ends when the
+//! keeper has closed the channel and the last mount has ended.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -56,7 +56,8 @@ pub fn run() -> Result<(), HostError> {
         handed.push((number, Handed { handover, connection, opens }));
     }
     mount::in_runtime(async move {
-        let channel = Arc::new(AsyncChannel::new(channel).map_err(HostError::system("talk to the keeper"))?);
+        let channel =
+            Arc::new(AsyncChannel::new(channel).map_err(HostError::system("open the channel to the keeper"))?);
         let server = Server {
             channel,
             keeper,
@@ -70,7 +71,7 @@ pub fn run() -> Result<(), HostError> {
     })
 }
 
-/// The next message; one that is not understood is answered with a refusal, and ends this process.
+/// The next message; one that cannot be parsed is refused, and ends this process.
 fn next(channel: &Channel) -> Result<Option<(Message, Option<std::os::fd::OwnedFd>)>, ChannelError> {
     let Some((text, descriptor)) = channel.receive()? else { return Ok(None) };
     match wire::parse(&text) {
@@ -82,22 +83,22 @@ fn next(channel: &Channel) -> Result<Option<(Message, Option<std::os::fd::OwnedF
     }
 }
 
-/// What all mounts of the process have in common.
+/// State shared by all mounts of the process.
 struct Server {
     channel: Arc<AsyncChannel>,
     keeper: KeeperId,
-    /// Where the log goes once a mount is ready; none in the foreground.
+    /// The log file for the time after a mount is ready; none in the foreground.
     log: Option<PathBuf>,
     shared: bool,
-    /// The first mount's cache, and what the process has of layers.
+    /// The cache of the first mount, and the open layers of the process.
     shared_layers: OnceLock<(CacheSpec, SharedLayers)>,
-    /// A signal has asked for the end.
+    /// A signal has requested the end.
     ending: AtomicBool,
-    /// This process has let go of the terminal.
+    /// This process has detached from the terminal.
     redirected: AtomicBool,
 }
 
-/// A mount that is up, and how it gets to the table.
+/// A mount that is up, sent to the table.
 type Made = (u64, Mount);
 
 /// The mounts of the process.
@@ -110,7 +111,7 @@ struct Table {
 }
 
 impl Server {
-    /// Serves until the last mount has ended and no keeper asks for another one.
+    /// Serves until the last mount has ended and the keeper has closed the channel.
     async fn run(self: Arc<Self>, handed: Vec<(u64, Handed)>) -> Result<(), HostError> {
         let mut ends = Ends::new()?;
         let mut table = Table::default();
@@ -142,7 +143,7 @@ impl Server {
         Ok(())
     }
 
-    /// Does what the keeper asks for.
+    /// Handles a message of the keeper.
     async fn heard(self: &Arc<Self>, text: &[u8], table: &mut Table, made: &UnboundedSender<Made>) {
         match wire::parse(text) {
             Ok(Message::Mount { number, spec }) => match MountSpec::try_from(*spec) {
@@ -156,17 +157,17 @@ impl Server {
                 table.places.get(&number).into_iter().for_each(mount::take_away);
             }
             Ok(Message::Refused { why, .. }) => tracing::error!(why, "the keeper refused a message"),
-            Ok(other) => tracing::warn!(?other, "the keeper said something that is not for a process that serves"),
+            Ok(other) => tracing::warn!(?other, "unexpected message from the keeper"),
             Err(error) => self.refuse(number_in(text), &error).await,
         }
     }
 
     async fn refuse(&self, number: Option<u64>, error: &WireError) {
-        tracing::error!(%error, "the keeper asks for something that this program does not understand");
+        tracing::error!(%error, "a message of the keeper cannot be parsed");
         self.say(&Message::Refused { number, why: error.to_string() }).await;
     }
 
-    /// Begins to make a mount.
+    /// Starts making a mount.
     fn begin(self: &Arc<Self>, number: u64, spec: MountSpec, table: &mut Table, made: &UnboundedSender<Made>) {
         let (server, made) = (Arc::clone(self), made.clone());
         let making = tokio::spawn(async move {
@@ -195,12 +196,12 @@ impl Server {
         });
     }
 
-    /// Opens what another process serves or has served, waits until that one is gone, and takes it over.
+    /// Opens the image of another process's mount, waits for that process to end, and takes the mount over.
     async fn take_over(self: &Arc<Self>, handed: Vec<(u64, Handed)>, table: &mut Table) -> Result<(), HostError> {
         if handed.is_empty() {
             return Ok(());
         }
-        // The log is this process's from the first word on, unless a process still waits for the mount.
+        // Use the log from the start, unless a requester still waits for the mount.
         if let Some(log) = &self.log
             && !handed.iter().any(|(_, handed)| handed.handover.awaited)
         {
@@ -235,11 +236,11 @@ impl Server {
         Ok(())
     }
 
-    /// Takes away a mount that cannot be served any more.
+    /// Unmounts a mount that cannot be served any more.
     async fn give_up(&self, number: u64, handed: Handed, error: &HostError) {
         let Handed { handover, connection, .. } = handed;
         let error = crate::image::chain(error);
-        tracing::error!(at = %handover.place.at().display(), error, "cannot take a mount over; it is taken away");
+        tracing::error!(at = %handover.place.at().display(), error, "cannot take a mount over; unmounting it");
         if fuse::is_alive(connection.as_fd())
             && let Err(error) = handover.place.abort()
         {
@@ -250,7 +251,7 @@ impl Server {
         self.say(&Message::Ended { number }).await;
     }
 
-    /// Ends every mount; files that are open can be read to their end.
+    /// Ends every mount; open files can be read to their end.
     async fn end_all(&self, table: &mut Table) {
         for (number, making) in table.making.drain() {
             making.abort();
@@ -260,7 +261,7 @@ impl Server {
         table.places.values().for_each(mount::take_away);
     }
 
-    /// What concerns the process was settled by the first mount.
+    /// Options that concern the process are set by the first mount.
     fn refuse_conflicts(&self, spec: &MountSpec) -> Result<(), HostError> {
         let settled = self.shared_layers.get().map(|(cache, _)| cache.limit);
         if spec.image.cache.limit.is_some() && settled.is_some_and(|limit| limit != spec.image.cache.limit) {
@@ -272,10 +273,10 @@ impl Server {
         Ok(())
     }
 
-    /// What the process has of layers; the first mount's cache is that of all.
+    /// The open layers of the process; the first mount's cache is used for all.
     fn shared_layers(&self, cache: &CacheSpec) -> Result<SharedLayers, HostError> {
         if self.shared_layers.get().is_none() {
-            // Two mounts may do this at once; one of them counts.
+            // Two mounts may race here; the first one wins.
             let _ = self.shared_layers.set((cache.clone(), open::shared_layers(cache)?));
         }
         Ok(self.shared_layers.get().map(|(_, shared_layers)| shared_layers.clone()).expect("it was just set"))
@@ -297,7 +298,7 @@ impl Server {
     }
 }
 
-/// The process that asked for a mount, at the other end of the keeper.
+/// The requester of a mount, reached over the keeper.
 struct Caller {
     server: Arc<Server>,
     number: u64,
@@ -305,7 +306,7 @@ struct Caller {
 
 impl Asker for Caller {
     async fn progress(&mut self, total: u64, done: u64) -> Result<(), HostError> {
-        // If the keeper cannot take that now, it soon hears of it again. The keeper knows whether the caller still waits.
+        // Progress that does not fit is dropped, as more follows. The keeper checks whether the requester still waits.
         let word = Word::Progress { total, done };
         let _ = self.server.channel.send(&Message::Tell { number: self.number, word }, None);
         Ok(())
@@ -317,7 +318,7 @@ impl Asker for Caller {
             && !self.server.redirected.swap(true, Ordering::Relaxed)
             && let Err(error) = background::redirect_to(log)
         {
-            tracing::warn!(%error, "cannot let go of the terminal");
+            tracing::warn!(%error, "cannot detach from the terminal");
         }
     }
 
@@ -331,7 +332,7 @@ impl Asker for Caller {
     }
 }
 
-/// The number of the mount that a message is about, though the message itself was not understood.
+/// The mount number in a message that could not be parsed.
 fn number_in(text: &[u8]) -> Option<u64> {
     let message: serde_json::Value = serde_json::from_slice(text).ok()?;
     message.as_object()?.values().next()?.get("number")?.as_u64()

@@ -1,4 +1,4 @@
-//! Whose signatures are asked of which images: the configuration of `peelfs verify-image`.
+//! Which images need which signatures: the configuration of `peelfs verify-image`.
 //!
 //! ```json
 //! { "images": {
@@ -7,8 +7,8 @@
 //!     "*":                     { "keys": ["ours.pub", "theirs.pub"] } } }
 //! ```
 //!
-//! A name stands for a host, for what lies below it, or for one repository; the longest that fits decides. An image that no
-//! name fits is refused.
+//! A name matches a host, everything below it, or one repository; the longest match decides. An image without a match
+//! is refused.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,10 +21,10 @@ use super::verifiers::{self, VerifierError};
 use crate::reference::{Place, Reference};
 use crate::signature::{KeyError, PublicKey};
 
-/// Where it is when none is named.
+/// The default path.
 pub const DEFAULT_FILE: &str = "/etc/peelfs/verify-image.json";
 
-/// What is asked of images.
+/// Required signatures, by image.
 #[derive(Debug)]
 pub struct Policy {
     file: PathBuf,
@@ -37,7 +37,7 @@ struct File {
     images: BTreeMap<String, Rule>,
 }
 
-/// What is asked of some images.
+/// The rule for some images.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Rule {
@@ -49,7 +49,7 @@ struct Rule {
     accept: bool,
 }
 
-/// What is asked of one image.
+/// The requirement for one image.
 #[derive(Clone, Debug)]
 pub enum Asked {
     /// Nothing.
@@ -58,7 +58,7 @@ pub enum Asked {
     Signature(Demand),
 }
 
-/// Why it cannot be said what is asked.
+/// Why the requirement cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The file cannot be read.
@@ -70,8 +70,8 @@ pub enum PolicyError {
         #[source]
         cause: io::Error,
     },
-    /// It is not what it should be.
-    #[error("`{}` is no configuration of `peelfs verify-image`", path.display())]
+    /// It cannot be parsed.
+    #[error("`{}` is not a configuration of `peelfs verify-image`", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -79,12 +79,12 @@ pub enum PolicyError {
         #[source]
         cause: serde_json::Error,
     },
-    /// A rule that asks for nothing, or for two things.
+    /// A rule without a requirement, or with two.
     #[error("`{}`: `{name}` needs either `keys` or `\"accept\": true`", path.display())]
     Rule {
         /// The file.
         path: PathBuf,
-        /// The images that it is for.
+        /// The images it is for.
         name: String,
     },
     /// A key cannot be used.
@@ -96,11 +96,11 @@ pub enum PolicyError {
         #[source]
         cause: KeyError,
     },
-    /// Others can change it.
+    /// Other users can change it.
     #[error(transparent)]
     Unsafe(#[from] VerifierError),
-    /// No rule is for this image.
-    #[error("`{}` says nothing about {name}", path.display())]
+    /// No rule matches this image.
+    #[error("`{}` has no rule for {name}", path.display())]
     NoRule {
         /// The file.
         path: PathBuf,
@@ -126,7 +126,7 @@ impl Policy {
         Ok(Self { file: path.to_owned(), images })
     }
 
-    /// What is asked of this image.
+    /// The requirement for this image.
     ///
     /// # Errors
     /// [`PolicyError::NoRule`]; [`PolicyError::Key`] and others for its keys
@@ -163,7 +163,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
     use std::io::Read as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let failed = |cause| PolicyError::File { path: path.to_owned(), cause };
-    // One that is no file must not be waited for.
+    // Do not block on something that is not a regular file.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).expect("flags of open(2)");
     let file = std::fs::File::options().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
@@ -178,7 +178,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
     Ok(text)
 }
 
-/// The name by which rules are chosen: a repository, or a local path.
+/// The name that rules are matched with: a repository or a local path.
 fn scope(image: &Reference) -> String {
     match image.place() {
         Place::Registry(name) => format!("{}/{}", name.authority(), name.repository()),
@@ -186,15 +186,15 @@ fn scope(image: &Reference) -> String {
     }
 }
 
-/// Whether a rule for `scope` is one for `name`: the name itself, or what it lies below.
+/// Whether the rule `name` matches `scope`: the name itself, or a parent.
 fn covers(scope: &str, name: &str) -> bool {
     let scope = scope.trim_end_matches('/');
-    // Behind a host stands a port, which is another registry's; behind a path, what picks an image there.
+    // After a host, a port names another registry; after a path, the rest selects an image.
     let ends: &[char] = if scope.contains('/') { &['/', ':', '@'] } else { &['/'] };
     scope == ANY || name.strip_prefix(scope).is_some_and(|rest| rest.is_empty() || rest.starts_with(ends))
 }
 
-/// Stands for every image.
+/// Matches every image.
 const ANY: &str = "*";
 const FILE_LIMIT: u64 = 1 << 20;
 
@@ -213,7 +213,7 @@ mod tests {
         (dir, policy)
     }
 
-    /// What is asked: nothing, a signature, one for the repository, or an error.
+    /// The requirement: nothing, a signature, one for the repository, or an error.
     fn asked(policy: &Policy, image: &str) -> String {
         match policy.asked(&image.parse().unwrap()) {
             Ok(Asked::Nothing) => "nothing".to_owned(),
@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(asked(&policy, image), wanted, "{image}");
         }
         for image in ["r.example:5000/a", "python", "oci:/srvx", "oci-archive:/srv/x"] {
-            assert!(asked(&policy, image).contains("says nothing about"), "{image}: {}", asked(&policy, image));
+            assert!(asked(&policy, image).contains("has no rule for"), "{image}: {}", asked(&policy, image));
         }
     }
 

@@ -1,8 +1,8 @@
-//! Signatures of an image, found where cosign puts them, and verified with keys.
+//! Signatures of an image, found where cosign stores them, and verified with keys.
 //!
-//! They lie beside the image: in the manifest with the tag `sha256-HEX.sig`, and since cosign 3 in manifests whose subject is
-//! the image, which a registry lists as referrers, or keeps as the image index with the tag `sha256-HEX`. All of it can be
-//! put there by who may write to the repository; what a signature is worth is said by its key alone.
+//! They are stored beside the image: in the manifest with the tag `sha256-HEX.sig`, and since cosign 3 in manifests
+//! whose subject is the image, listed by the registry as referrers or in the image index with the tag `sha256-HEX`.
+//! Anyone with write access to the repository can put them there; only the key decides what a signature is worth.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, TagRecord};
 use crate::trust::Untrusted;
 
-/// What is asked of a signature.
+/// The requirement for a signature.
 #[derive(Clone, Debug)]
 pub struct Demand {
-    /// One of these made it.
+    /// One of these keys made it.
     pub keys: Vec<PublicKey>,
     /// It was made for the repository under whose name the image is used.
     pub same_repository: bool,
@@ -34,7 +34,7 @@ pub struct Demand {
 /// Why an image counts as not signed.
 #[derive(Debug, thiserror::Error)]
 pub enum NotSigned {
-    /// There is no signature beside it.
+    /// No signature was found.
     #[error("no signature of {digest} was found beside {name}")]
     None {
         /// The image.
@@ -42,16 +42,16 @@ pub enum NotSigned {
         /// Its digest.
         digest: Digest,
     },
-    /// There are signatures, and none will do.
+    /// No signature meets the requirement.
     #[error("none of {count} signatures of {digest} beside {name} counts: {first}")]
     NoneCounts {
         /// The image.
         name: String,
         /// Its digest.
         digest: Digest,
-        /// How many were looked at.
+        /// How many were checked.
         count: usize,
-        /// What is wrong with the first.
+        /// The problem of the first.
         first: Wrong,
     },
     /// They cannot be read.
@@ -62,22 +62,22 @@ pub enum NotSigned {
 /// Why a signature does not count.
 #[derive(Debug, thiserror::Error)]
 pub enum Wrong {
-    /// It is none by these keys.
+    /// Not made by one of the keys.
     #[error(transparent)]
     Signature(#[from] SignatureError),
     /// It belongs to another image.
     #[error("it is about {}", digests.first().map_or_else(|| "nothing".to_owned(), Digest::to_string))]
     OtherImage {
-        /// What it is about.
+        /// The digests it is about.
         digests: Vec<Digest>,
     },
     /// It was made for another repository.
     #[error("it was made for `{}`", reference.escape_debug())]
     OtherRepository {
-        /// As it stands in the signature.
+        /// As written in the signature.
         reference: String,
     },
-    /// It does not say for which repository it was made.
+    /// It names no repository.
     #[error("it names no repository")]
     NoRepository,
     /// It cannot be read.
@@ -94,7 +94,7 @@ impl From<SourceError> for NotSigned {
     }
 }
 
-/// The first signature of `digest`, beside the image that is named, that will do.
+/// The first signature of `digest`, stored beside the image, that meets the demand.
 ///
 /// # Errors
 /// [`NotSigned`]
@@ -152,7 +152,7 @@ struct Layer {
     annotations: BTreeMap<String, String>,
 }
 
-/// Those of a list that can be read: one that cannot takes nothing from the others.
+/// The readable items of a list; the others are skipped.
 fn readable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Layer>, D::Error> {
     let all = Vec::<serde_json::Value>::deserialize(deserializer)?;
     Ok(all.into_iter().filter_map(|one| serde_json::from_value(one).ok()).collect())
@@ -194,7 +194,7 @@ impl Search<'_> {
             Err(error) => Err(error),
         };
         let Some(listed) = self.remembered(&reference, asked)? else { return Ok(None) };
-        // The list proves nothing, and neither does what it lists until a signature is verified.
+        // Neither the list nor its items prove anything before a signature is verified.
         let index: Index = match serde_json::from_slice(&listed) {
             Ok(index) => index,
             Err(error) => return Ok(self.wrong(unreadable(error))),
@@ -212,7 +212,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    /// What has the tag that cosign and the distribution specification give to what belongs to the image.
+    /// What the registry has under a tag that belongs to the image (cosign, distribution specification).
     async fn beside(&self, suffix: &str) -> Result<Option<(Reference, Sources)>, NotSigned> {
         let tag = format!("{}-{}{suffix}", self.digest.algorithm().name(), self.digest.hex());
         let Some(reference) = beside(&self.image.reference, &tag) else { return Ok(None) };
@@ -223,8 +223,8 @@ impl Search<'_> {
         }
     }
 
-    /// The document that the registry has under this reference; if it cannot be asked, the one it had last: a signature
-    /// proves the same, whenever it was fetched.
+    /// The document under this reference; if the registry cannot be reached, the last one cached: a signature does not
+    /// expire.
     fn remembered(
         &self,
         reference: &Reference,
@@ -263,7 +263,7 @@ impl Search<'_> {
         }
     }
 
-    /// What a descriptor names, verified; from the cache if it is there.
+    /// What a descriptor names, verified; from the cache if possible.
     async fn fetched(
         &self,
         source: &dyn BlobSource,
@@ -280,7 +280,7 @@ impl Search<'_> {
         }
         let fetched = match kind {
             Kind::Manifest => source.manifest(&descriptor).await,
-            // Like a configuration it is fetched whole, whatever ranges the registry serves.
+            // Fetched whole like a configuration, whether or not the registry serves ranges.
             Kind::Signature => source.config(&descriptor).await,
         };
         match fetched {
@@ -338,7 +338,7 @@ impl Search<'_> {
 
     fn wrong(&mut self, wrong: Wrong) -> Option<Statement> {
         self.count += 1;
-        // That the key is another says least: keys are changed, and others sign as well.
+        // A wrong key says least: keys are rotated, and others sign as well.
         let says_least = matches!(self.first, Some(Wrong::Signature(SignatureError::OtherKey)));
         if self.first.is_none() || says_least {
             self.first = Some(wrong);
@@ -354,7 +354,7 @@ enum Kind {
     Signature,
 }
 
-/// A document, and its media type if that is known.
+/// A document, and its media type if known.
 struct Document(Option<MediaType>, Bytes);
 
 impl From<(Descriptor, Untrusted<Bytes>)> for Document {
@@ -373,12 +373,12 @@ fn unreadable(why: impl ToString) -> Wrong {
     Wrong::Unreadable { why: why.to_string() }
 }
 
-/// Whether artifacts, manifests or layers of this type are signatures that can be read.
+/// Whether artifacts, manifests or layers of this type are supported signatures.
 fn is_signature(kind: &str) -> bool {
     kind == SIMPLE_SIGNING || kind == ARTIFACT || kind.starts_with(BUNDLE)
 }
 
-/// The reference with another tag; `None` where nothing can lie beside the image.
+/// The reference with another tag; `None` if nothing can be stored beside the image.
 fn beside(reference: &Reference, tag: &str) -> Option<Reference> {
     let typed = match reference.place() {
         Place::Registry(name) => format!("docker://{}/{}:{tag}", name.authority(), name.repository()),
@@ -410,9 +410,9 @@ const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
 /// The annotation that holds a payload's signature.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
-/// Payloads have some 250 bytes; bundles with certificates and proofs of a log some 10 KiB.
+/// Payloads have some 250 bytes; bundles with certificates and log proofs some 10 KiB.
 const CONTENT_LIMIT: u64 = 1 << 20;
-/// How many manifests are looked into, and how many signatures of each.
+/// Limit of manifests, and of signatures in each.
 const MANIFESTS_LIMIT: usize = 64;
 
 #[cfg(test)]

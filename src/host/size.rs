@@ -1,11 +1,11 @@
-//! Sizes as people write them, on the command line and in configuration files.
+//! Sizes on the command line and in configuration files.
 
-/// What is no size.
+/// The text is not a size.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{0}` is not a size; write it as 20GiB, 500M or 1000000")]
 pub struct SizeError(String);
 
-/// Reads a size in bytes such as `20GiB`, `500M` or `1000000`. Units are binary, as `du` and podman take them.
+/// Parses a size in bytes such as `20GiB`, `500M` or `1000000`. Units are binary, as in `du` and podman.
 ///
 /// # Errors
 /// [`SizeError`]

@@ -1,8 +1,8 @@
-//! What is asked for: which image, where it is mounted, and how it is served.
+//! A mount request: which image, where, and how it is served.
 //!
-//! Everything in here is parsed and checked, and every path of a mount is absolute: it means the same in any process,
-//! directory and environment. Front ends make it out of their own arguments; what travels between processes is a type of its own
-//! ([`wire`](super::wire)), so that a field added here cannot change what an older process understands.
+//! Everything is parsed and checked, and every path is absolute: it means the same in any process, directory and
+//! environment. Front ends build it from their arguments; processes exchange a separate type ([`wire`](super::wire)),
+//! so that a field added here cannot change what an older process understands.
 
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -21,29 +21,29 @@ pub struct MountSpec {
     pub image: ImageSpec,
     /// The mount point.
     pub at: PathBuf,
-    /// What the kernel is told.
+    /// Options for the kernel.
     pub kernel: KernelOptions,
     /// How it is served.
     pub policy: Policy,
-    /// Where the log is written, if the user named a file.
+    /// The log file, if the user gave one.
     pub log: Option<PathBuf>,
-    /// Why a process serves it, where the kernel was to show it by itself.
+    /// Why a process serves it although a kernel mount was requested.
     pub by_fuse: Option<String>,
-    /// An overlay takes what is written to the mount.
+    /// Where an overlay puts changes, if it is writable.
     pub writable: Option<Writable>,
 }
 
-/// Where what is written over an image goes.
+/// Where changes to an image go.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Writable {
-    /// Into memory; it is gone with the mount.
+    /// Into memory; discarded with the mount.
     Memory,
-    /// Into a directory, where it stays.
+    /// Into a directory that is kept.
     Kept(PathBuf),
 }
 
 impl MountSpec {
-    /// `image` on the directory `at`, as `peelfs mount` does without options.
+    /// `image` on the directory `at`, with the defaults of `peelfs mount`.
     pub fn new(image: ImageSpec, at: impl Into<PathBuf>) -> Self {
         let policy = Policy {
             verify: Verify::BeforeShowing,
@@ -63,12 +63,12 @@ impl MountSpec {
     }
 }
 
-/// What the kernel is told of a mount.
+/// Options for the kernel.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct KernelOptions {
-    /// Other users may enter.
+    /// Other users may access the mount.
     pub allow_other: bool,
-    /// Root may enter, besides the user who mounts.
+    /// Root may access the mount, besides the user who mounts.
     pub allow_root: bool,
     /// Set-user-id programs of the image work.
     pub suid: bool,
@@ -76,34 +76,34 @@ pub struct KernelOptions {
     pub dev: bool,
     /// Programs of the image do not run.
     pub noexec: bool,
-    /// Idle CPUs may sleep while requests come in quick succession.
+    /// Idle CPUs may sleep between requests.
     pub let_cpus_sleep: bool,
-    /// It lies below an overlay, which the image must not steer.
+    /// It is below an overlay, which the image must not control.
     pub under_overlay: bool,
 }
 
-/// One image, and how it is reached.
+/// One image, and how to reach it.
 #[derive(Clone, Debug)]
 pub struct ImageSpec {
-    /// What the user named.
+    /// As named by the user.
     pub reference: Reference,
-    /// The platform that the user asked for; this machine's otherwise.
+    /// The requested platform; this machine's by default.
     pub platform: Option<Platform>,
-    /// The layer that is shown alone; all of them otherwise.
+    /// The only layer to show; all by default.
     pub layer: Option<LayerChoice>,
-    /// How many of its layers are shown, counted from the lowest; all of them otherwise.
+    /// How many layers to show, from the lowest; all by default.
     pub up_to: Option<NonZeroU16>,
-    /// How it is reached.
+    /// How to reach it.
     pub access: Access,
-    /// Where its layers are kept.
+    /// Where its layers are cached.
     pub cache: CacheSpec,
-    /// The directory of programs that have to allow it ([`verifiers`](super::verifiers)); none are asked where it is empty.
+    /// The directory of [`verifiers`](super::verifiers), which all have to allow the image; empty for none.
     pub verifiers: PathBuf,
 }
 
 impl ImageSpec {
-    /// `reference` for this machine's platform, with the credentials and certificates of this process's user, a cache
-    /// in `cache`, and the machine's verifiers.
+    /// `reference` for this machine's platform, with the credentials and certificates of this process's user, the cache
+    /// `cache`, and the machine's verifiers.
     pub fn new(reference: Reference, cache: impl Into<PathBuf>) -> Self {
         let access = Access {
             network: Network::Allowed,
@@ -126,20 +126,20 @@ impl ImageSpec {
     }
 }
 
-/// How a registry is reached.
+/// How to reach a registry.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// Whether the network may be asked.
+    /// Whether the network may be used.
     pub network: Network,
     /// Plain HTTP and unverified TLS are allowed.
     pub insecure: bool,
     /// Further trusted certificates, PEM files.
     pub ca: Vec<PathBuf>,
-    /// The file with credentials that the user named.
+    /// The credential file given by the user.
     pub authfile: Option<PathBuf>,
-    /// How long is waited for it while it is away or does not answer.
+    /// How long to wait for a registry that does not answer.
     pub on_outage: OnOutage,
-    /// Where credentials and certificates are looked for otherwise.
+    /// Where to look for credentials and certificates otherwise.
     pub surroundings: Surroundings,
 }
 
@@ -148,29 +148,29 @@ pub struct Access {
 pub struct CacheSpec {
     /// The directory.
     pub dir: PathBuf,
-    /// Bytes that layers may take.
+    /// Limit in bytes for layers.
     pub limit: Option<u64>,
 }
 
-/// How a mount is served.
+/// How to serve a mount.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Policy {
-    /// When bytes may be shown.
+    /// When bytes may be read.
     pub verify: Verify,
-    /// What is fetched before it is read.
+    /// What to prefetch.
     pub prefetch: Prefetch,
-    /// The command returns when every layer is verified.
+    /// The command waits until every layer is verified.
     pub wait: bool,
-    /// Whether the kernel reads large files from files of the cache.
+    /// Whether the kernel reads large files directly from the cache.
     pub passthrough: Passthrough,
 }
 
-/// Whether the kernel reads large files from files of the cache by itself, for which every file has to be opened.
+/// Whether the kernel reads large files directly from the cache, which costs an open file each.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Passthrough {
     /// No.
     Never,
-    /// If the image is known to be mostly large files, and the kernel does so.
+    /// If the image is mostly large files, as far as it is indexed, and the kernel supports it.
     Auto,
     /// Yes.
     Always,

@@ -1,8 +1,8 @@
-//! What a mounted image tells of itself: a file that says who serves it, and a socket that says how it is.
+//! The published state of a mount: a file that names its process, and a socket for its status.
 //!
-//! Both lie in a directory that only the user can enter: `$XDG_RUNTIME_DIR/peelfs`, else `run` in the
-//! user's cache directory. Which cache the mount itself uses does not count, as `peelfs status` is
-//! run without it. A file whose process is gone is a leftover, removed by the next look at the directory.
+//! Both are in a directory that only the user can enter: `$XDG_RUNTIME_DIR/peelfs`, else `run` in the user's cache
+//! directory. The mount's `--cache-dir` is not used: `peelfs status` is run without it. A file whose process is gone is
+//! removed by the next scan of the directory.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -31,49 +31,49 @@ use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
 use crate::source::registry::RegistrySource;
 
-/// Who serves a mount.
+/// The process that serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MountState {
-    /// Where it is mounted.
+    /// The mount point.
     pub at: PathBuf,
-    /// The kernel's number for its file system, by which it is found where it was moved to.
+    /// The device number of its file system, which identifies a mount that was moved.
     #[serde(default)]
     pub device: Option<String>,
-    /// What was typed.
+    /// As typed by the user.
     pub reference: String,
     /// The manifest's digest.
     pub manifest: String,
-    /// The layer that is shown alone.
+    /// The only layer that is shown.
     #[serde(default)]
     pub layer: Option<ShownLayer>,
     /// The process.
     pub pid: u32,
     /// Seconds since 1970.
     pub since: u64,
-    /// Its log; none in the foreground.
+    /// The log file; none in the foreground.
     pub log: Option<PathBuf>,
     /// The cache it uses.
     pub cache: PathBuf,
-    /// The process that starts another one when this one dies, and where to ask it for an upgrade.
+    /// The keeper, and its socket for upgrade requests.
     #[serde(default)]
     pub keeper: Option<KeeperId>,
-    /// A service manager is what starts another one.
+    /// A service manager acts as the keeper.
     #[serde(default)]
     pub service: bool,
-    /// How often another process has gone on with the mount.
+    /// How often the mount was taken over.
     #[serde(default)]
     pub takeovers: u32,
     /// The process serves other mounts, too.
     #[serde(default)]
     pub shared: bool,
-    /// Why a process serves it, where the kernel was to show it by itself.
+    /// Why a process serves it although a kernel mount was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_fuse: Option<String>,
-    /// Where to ask how it is.
+    /// The socket for status requests.
     socket: PathBuf,
 }
 
-/// One layer of an image that is shown alone.
+/// The only layer of an image that is shown.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ShownLayer {
     /// Its number; the lowest is 1.
@@ -84,12 +84,12 @@ pub struct ShownLayer {
     pub digest: String,
 }
 
-/// A mount that the kernel shows by itself, and which this session has made.
+/// A kernel mount made by this session.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct KernelMount {
-    /// The kernel's number for its file system.
+    /// The device number of its file system.
     device: String,
-    /// And for the mount.
+    /// The number of the mount.
     id: u64,
     /// The manifest's digest.
     pub manifest: String,
@@ -99,7 +99,7 @@ pub struct KernelMount {
     pub cache: PathBuf,
 }
 
-/// How a mount is, right now.
+/// The current status of a mount.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Health {
     /// Bytes of all layers' blobs.
@@ -108,11 +108,11 @@ pub struct Health {
     pub received_bytes: u64,
     /// Requests made to the registry since the mount began.
     pub requests: u64,
-    /// What the registry is asked for in vain, longest first.
+    /// Requests to the registry that keep failing, the longest first.
     pub waiting: Vec<WaitStatus>,
-    /// What it refused last, if it has granted nothing since.
+    /// Its last refusal, unless a request has succeeded since.
     pub refused: Option<String>,
-    /// How far each layer is, base first.
+    /// The state of each layer, base first.
     pub layers: Vec<LayerStatus>,
 }
 
@@ -120,15 +120,15 @@ pub struct Health {
 pub struct Published {
     file: PathBuf,
     socket: PathBuf,
-    /// A log that no other mount writes.
+    /// A log that no other mount writes to.
     log: Option<PathBuf>,
 }
 
-/// Where mounts tell of themselves.
+/// The directory of published state.
 ///
-/// Logs are written there and what stands there is believed, so a directory that another user can write to or put
-/// another one in the place of is refused. A runtime directory of another user, as one that was kept over `su`, is taken
-/// for none (XDG base directory specification).
+/// Logs are written there and its files are trusted, so a directory that another user could write to or replace is
+/// refused. A runtime directory of another user, as one kept over `su`, counts as none (XDG base directory
+/// specification).
 ///
 /// # Errors
 /// [`HostError::UnsafeDirectory`]
@@ -156,13 +156,13 @@ pub fn directory() -> Result<PathBuf, HostError> {
     }
 }
 
-/// Whether what `own` has in a directory keeps its name there, whatever other users but root do.
+/// Whether other users, root excepted, cannot rename or replace the entry `own` of a directory.
 fn keeps_names(directory: &std::fs::Metadata, own: u32) -> bool {
     let (owner, mode) = (directory.uid(), directory.mode());
     (owner == own || owner == 0) && (mode & 0o022 == 0 || mode & 0o1000 != 0)
 }
 
-/// [`directory`], made if it is missing, and closed to others if it is open to them.
+/// [`directory`], created if it is missing, and closed to others if it is open to them.
 ///
 /// # Errors
 /// [`HostError`]
@@ -173,7 +173,7 @@ pub fn make_directory() -> Result<PathBuf, HostError> {
         let mode = std::fs::symlink_metadata(&path)?.mode() & 0o7777;
         if mode & 0o077 != 0 {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
-            tracing::warn!(path = %path.display(), "a directory that others could enter (mode {mode:o}) is for this user alone now (700)");
+            tracing::warn!(path = %path.display(), "changed the mode of a directory from {mode:o} to 700, as other users could enter it");
         }
         Ok(())
     };
@@ -183,13 +183,12 @@ pub fn make_directory() -> Result<PathBuf, HostError> {
     }
 }
 
-/// Tells of a mount, and answers those who ask, until dropped. The mount matters more than that it can be asked: what
-/// prevents that is a warning.
+/// Publishes a mount, and answers status requests, until dropped. The mount works without: failures are only logged.
 pub fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
     let published = try_publish(state, fs, registry);
     published
         .map_err(|error| {
-            tracing::warn!(error = crate::image::chain(&error), "`peelfs status` will not know this mount");
+            tracing::warn!(error = crate::image::chain(&error), "cannot publish this mount for `peelfs status`");
         })
         .ok()
 }
@@ -208,7 +207,7 @@ fn try_publish(
         log: state.log.clone().filter(|_| !state.shared),
     };
     state.socket.clone_from(&published.socket);
-    // The process that had this number before is gone, and was killed if this is still there.
+    // Left by a process with the same number that was killed.
     let _ = std::fs::remove_file(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     let private = std::fs::Permissions::from_mode(0o600);
@@ -220,7 +219,7 @@ fn try_publish(
     Ok(published)
 }
 
-/// Says how a mount is to each process of this user that connects. Those that do not read it hold up no other.
+/// Sends the status of a mount to each process of this user that connects. One that does not read blocks no other.
 async fn answer(listener: UnixListener, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) {
     let room = Arc::new(Semaphore::new(ANSWERED_AT_ONCE));
     loop {
@@ -229,14 +228,14 @@ async fn answer(listener: UnixListener, fs: Arc<ImageFs>, registry: Option<Arc<R
             Ok((mut asker, _)) if channel::is_trusted(&asker).unwrap_or(false) => {
                 let health = serde_json::to_vec(&health(&fs, registry.as_deref())).expect("plain data");
                 tokio::spawn(async move {
-                    // The process that asked may have gone.
+                    // The requester may be gone.
                     let _ = timeout(ANSWER_WITHIN, asker.write_all(&health)).await;
                     drop(room);
                 });
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(%error, "cannot take a connection");
+                tracing::debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(BREATH).await;
             }
         }
@@ -270,7 +269,7 @@ impl MountState {
         }
     }
 
-    /// Whether it is this mount that is told of.
+    /// Whether it describes this mount.
     pub fn is_of(&self, mount: &MountPoint) -> bool {
         self.device.as_ref().map_or_else(|| self.at == mount.path, |device| *device == mount.device)
     }
@@ -280,12 +279,12 @@ impl MountState {
         process::is_stopped(self.pid)
     }
 
-    /// Whether this is there to be read, as it is until the mount has let go of what it held.
+    /// Whether the file exists: it does until the mount has released its resources.
     pub fn is_published(&self) -> bool {
         self.socket.with_extension("json").exists()
     }
 
-    /// How the mount is; `None` when its process does not answer.
+    /// The mount's status; `None` if its process does not answer.
     pub fn health(&self) -> Option<Health> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         if !channel::is_trusted(&stream).ok()? {
@@ -298,7 +297,7 @@ impl MountState {
     }
 }
 
-/// Every mount that tells of itself in `directory`; leftovers of ended processes are removed.
+/// All mounts published in `directory`; removes files of ended processes.
 pub fn all(directory: &Path) -> Vec<MountState> {
     let mut states = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -321,7 +320,7 @@ pub fn all(directory: &Path) -> Vec<MountState> {
         let Ok(text) = read_own(&path) else { continue };
         match serde_json::from_slice::<MountState>(&text) {
             Ok(state) if is_running(state.pid) => states.push(state),
-            // Until it is gone, it says which process keeps a mount busy.
+            // Until it is gone, its file tells which process keeps a mount busy.
             Ok(state) if process::hangs(state.pid) => {}
             _ => drop(Published { socket: path.with_extension("sock"), file: path, log: None }),
         }
@@ -330,7 +329,7 @@ pub fn all(directory: &Path) -> Vec<MountState> {
     states
 }
 
-/// Notes a mount that needs no process, for `status` and `umount --all` of this session. It is there without, too.
+/// Records a kernel mount for this session's `status` and `umount --all`. It works without, too.
 pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened) {
     let noted = KernelMount {
         device: mount.device.clone(),
@@ -346,12 +345,12 @@ pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened) {
         written.map_err(|cause| HostError::RunState { path, cause })
     };
     if let Err(error) = write() {
-        tracing::warn!(error = crate::image::chain(&error), "`peelfs umount --all` will not know this mount");
+        tracing::warn!(error = crate::image::chain(&error), "cannot record this mount for `peelfs umount --all`");
     }
 }
 
-/// The mounts that need no process and were noted in `directory`; notes of those that are gone are removed, unless the
-/// note or the table of mounts cannot be read.
+/// The kernel mounts recorded in `directory`; records of unmounted ones are removed, unless the record or the table of
+/// mounts cannot be read.
 pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
     let mounted = mounts::all();
     let mut known = Vec::new();
@@ -372,13 +371,13 @@ pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
 }
 
 impl KernelMount {
-    /// Whether it is this mount that was noted.
+    /// Whether it describes this mount.
     pub fn is_of(&self, mount: &MountPoint) -> bool {
         mount.is_shown_by_kernel() && mount.device == self.device && mount.id == self.id
     }
 }
 
-/// The process that has served a mount and was ended, but cannot go: it serves no more, and lets no other process.
+/// A killed process that serves this mount and hangs: it serves no more, and blocks a successor.
 pub fn hanging_server(directory: &Path, mount: &MountPoint) -> Option<u32> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let states = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -398,7 +397,7 @@ fn read_own(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Removes a log in which nothing stands, unless the user has named it.
+/// Removes an empty log, unless the user named it.
 pub fn remove_empty_log(log: &Path) {
     let own = directory().is_ok_and(|directory| log.parent() == Some(&directory));
     if own && std::fs::symlink_metadata(log).is_ok_and(|found| found.len() == 0) {
@@ -406,7 +405,7 @@ pub fn remove_empty_log(log: &Path) {
     }
 }
 
-/// Removes what a process that is gone has logged, once it is old.
+/// Removes the log of an ended process once it is old.
 fn remove_old_log(log: &Path) {
     let Some(pid) = log.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else { return };
     let written = std::fs::symlink_metadata(log).and_then(|found| found.modified());
@@ -418,7 +417,7 @@ fn remove_old_log(log: &Path) {
 
 impl Drop for Published {
     fn drop(&mut self) {
-        // Leftovers are also removed by the next look at the directory.
+        // Leftovers are also removed by the next scan of the directory.
         let _ = std::fs::remove_file(&self.file);
         let _ = std::fs::remove_file(&self.socket);
         self.log.iter().for_each(|log| remove_empty_log(log));
@@ -438,20 +437,20 @@ fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
     }
 }
 
-/// Something that another mount of the same process does not have.
+/// A number that no other mount of the process has.
 fn serial() -> u64 {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
-/// Neither a link nor something that would have to be waited for is opened.
+/// Open neither a symlink nor anything that would block.
 const OPEN_PLAIN: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits() as i32;
-/// Larger than what tells of any mount, in bytes.
+/// A bound in bytes; state files are smaller.
 const STATE_LIMIT: u64 = 1 << 20;
-/// Connections that are answered at the same time; further ones wait.
+/// Limit of connections answered at the same time; further ones wait.
 const ANSWERED_AT_ONCE: usize = 64;
 const BREATH: Duration = Duration::from_millis(50);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Logs of processes that are gone stay for a week.
+/// Logs of ended processes are kept for a week.
 const LOGS_STAY: Duration = Duration::from_secs(7 * 24 * 3600);
 const HEALTH_LIMIT: u64 = 16 << 20;

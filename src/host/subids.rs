@@ -1,4 +1,4 @@
-//! The ids that a user may have others as, in user namespaces: subuid(5) and subgid(5).
+//! Subordinate ids of a user: subuid(5) and subgid(5).
 
 use std::path::Path;
 

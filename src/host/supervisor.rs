@@ -1,4 +1,4 @@
-//! What takes a mount over when the process that serves it dies.
+//! What takes a mount over when its process dies.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use crate::image::Documents;
 pub(super) enum Supervisor {
     /// A keeper holds the connection and starts another process.
     Keeper(Kept),
-    /// A service manager does.
+    /// A service manager does that.
     ServiceManager(ServiceManager),
     /// Nothing: the mount ends with its process.
     None,
@@ -34,7 +34,7 @@ pub(super) struct Kept {
 }
 
 impl Supervisor {
-    /// The keeper, if that is what it is.
+    /// The keeper, if there is one.
     pub(super) fn keeper(&self) -> Option<&Kept> {
         match self {
             Self::Keeper(kept) => Some(kept),
@@ -42,7 +42,7 @@ impl Supervisor {
         }
     }
 
-    /// An empty file for which files are open, which the next process will have.
+    /// An empty file to record open files, which the next process inherits.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -54,14 +54,14 @@ impl Supervisor {
         }
     }
 
-    /// Keeps an image's documents for the next process.
+    /// Stores an image's documents for the next process.
     pub(super) fn keep_documents(&self, documents: &Documents) {
         if let Self::Keeper(kept) = self {
             kept.keeper.keep_documents(kept.number, documents);
         }
     }
 
-    /// This is how another process could take the mount over; with the connection at the first time, if one could.
+    /// Sends the state for a take-over; the first time with the connection, if a take-over is possible.
     pub(super) async fn serving(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) {
         match self {
             Self::Keeper(kept) => {

@@ -1,9 +1,9 @@
-//! A service manager as the keeper: systemd's descriptor store outlives the process that serves.
+//! A service manager as the keeper: systemd's descriptor store outlives the serving process.
 //!
-//! `mount -f --no-keeper` gives the manager (sd_notify(3), `FDSTORE=1`) what another process needs to go on: the
-//! connection to the kernel and two files in memory, one that tells of the mount and, with passthrough, one of
-//! the files that are open. The manager hands them to the process that it starts in place of one that died. A unit
-//! has to allow that with `FileDescriptorStoreMax=3`.
+//! `mount -f --no-keeper` gives the manager (sd_notify(3), `FDSTORE=1`) what a successor needs: the connection to the
+//! kernel and two files in memory, one with the mount's state and, with passthrough, one with its open files. The
+//! manager passes them to the process that it starts in place of one that died. A unit must allow that with
+//! `FileDescriptorStoreMax=3`.
 
 use std::fs::File;
 use std::io;
@@ -23,27 +23,27 @@ use crate::fuse::OpenFiles;
 /// The manager that has started this process.
 #[derive(Debug)]
 pub(crate) struct ServiceManager {
-    /// Where it has what is to be told of the mount, once it has.
+    /// The stored state of the mount, once there is one.
     record: Option<File>,
-    /// The files that are open, of a mount with passthrough.
+    /// The record of open files, of a mount with passthrough.
     opens: Option<File>,
 }
 
-/// What the manager keeps of a mount.
+/// What the manager stores of a mount.
 #[derive(Debug, Deserialize, Serialize)]
 struct Record {
-    /// The version of the wire format in which the mount is described.
+    /// The version of the wire format of the mount's state.
     wire: u32,
     mount: v1::MountHandover,
 }
 
 impl ServiceManager {
-    /// The manager, if there is one, and what it has kept of the mount that is asked for, if that is still there.
+    /// The manager, if there is one, and its stored state of the requested mount, if that still exists.
     pub(super) fn find(spec: &MountSpec) -> Option<(Self, Option<Handed>)> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let mut manager = Self { record: None, opens: None };
         let kept = manager.kept(spec).unwrap_or_else(|error| {
-            tracing::warn!(%error, "what the service manager has kept cannot be used; mounting anew");
+            tracing::warn!(%error, "the state stored by the service manager cannot be used; mounting again");
             None
         });
         if kept.is_none() {
@@ -61,29 +61,29 @@ impl ServiceManager {
         file.read_exact_at(&mut text, 0)?;
         let Record { wire, mount } = serde_json::from_slice(&text)?;
         if !wire::VERSIONS.contains(&wire) {
-            return Err(io::Error::other(format!("it was written by a program that speaks wire version {wire}")));
+            return Err(io::Error::other(format!("it was written in wire version {wire}")));
         }
         let before = Handover::try_from(mount).map_err(io::Error::other)?;
         if !before.place.is_mounted() {
             return Ok(None);
         }
-        // The image, as this command line and no other one asks for it.
+        // The image as this command line requests it.
         let asked = |spec: &MountSpec| (spec.image.reference.to_string(), spec.image.platform.clone(), spec.at.clone());
         if asked(&before.spec) != asked(spec) {
             let (at, reference) = (before.place.at().display(), &before.spec.image.reference);
-            tracing::warn!(%at, %reference, "unmounting what the service was asked for before");
+            tracing::warn!(%at, %reference, "unmounting the service's previous mount");
             before.place.unmount(OpenFiles::Keep).map_err(io::Error::other)?;
             return Ok(None);
         }
         self.record = Some(file);
         let opens = kept.remove(OPENS).map(File::from);
         let ended = Some("the service manager started another process".into());
-        // What this command line says of the mount holds from here on.
+        // From here on, the options of this command line apply.
         let handover = Handover { spec: spec.clone(), ..before.to_next(ended) };
         Ok(Some(Handed { handover, connection, opens }))
     }
 
-    /// A file for the files that are open, which the manager will have as well.
+    /// A file to record open files, which the manager stores as well.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -93,12 +93,11 @@ impl ServiceManager {
         Ok(opens)
     }
 
-    /// The mount is up: gives the manager what another process needs to go on with it, if one could, and says when
-    /// it is ready.
+    /// The mount is up: gives the manager what a successor needs, if a take-over is possible, and reports readiness.
     pub(crate) fn serving(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) {
         let ready = !handover.awaited;
         if let Err(error) = self.keep(handover, connection) {
-            tracing::warn!(%error, "the service manager cannot keep this mount; it ends if this process dies");
+            tracing::warn!(%error, "the service manager cannot store this mount; it ends if this process dies");
         }
         if ready {
             tell(&[NotifyState::Ready]);
@@ -108,7 +107,7 @@ impl ServiceManager {
     fn keep(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let record = Record { wire: 1, mount: handover.into() };
         let mut text = serde_json::to_vec(&record)?;
-        // What is written later is as long, and replaces it as a whole.
+        // Later versions have the same size, and replace it as a whole.
         text.resize(text.len().next_multiple_of(PAGE), b' ');
         if let Some(record) = &self.record {
             return record.write_all_at(&text, 0); // the manager has the same file
@@ -125,7 +124,7 @@ impl ServiceManager {
         Ok(())
     }
 
-    /// The mount has ended: no process is to take it over.
+    /// The mount has ended: no process shall take it over.
     pub(crate) fn ended(&mut self) {
         tell(&[NotifyState::Stopping]);
         self.forget();
@@ -145,7 +144,7 @@ fn memory(name: &str) -> io::Result<File> {
 
 fn tell(words: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(words) {
-        tracing::warn!(%error, "the service manager does not listen");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 
@@ -154,5 +153,5 @@ const CONNECTION: &str = "peelfs";
 const RECORD: &str = "peelfs-mount";
 const OPENS: &str = "peelfs-opens";
 const PAGE: usize = 4096;
-/// Two paths of 4 KiB, each byte of them escaped, and a little more.
+/// Two paths of 4 KiB, each byte escaped, and a little more.
 const LARGEST_RECORD: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! Lets another program serve mounts, while files on them stay open.
+//! Replaces the process that serves mounts by one of another version, while files stay open.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::report::{Code, Report};
 use super::wire;
 use super::wire::v1::{Request, Upgraded, Word};
 
-/// Asks a keeper to let `program` serve; the process that serves then, and for how long none did. `slow` is called when
-/// the answer takes longer than some seconds.
+/// Asks a keeper to upgrade to `program`; returns the new serving process and the pause. `slow` is called if the answer
+/// takes longer than some seconds.
 ///
 /// # Errors
 /// [`HostError`]; the mounts are served as before.
@@ -42,5 +42,5 @@ pub fn ask(keeper: &KeeperId, program: &Path, slow: impl FnOnce()) -> Result<(u3
 }
 
 const SOON: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
-/// Longer than the keeper waits for a process to get ready.
+/// Longer than the keeper waits for a process to prepare.
 const ANSWER_WITHIN: Duration = Duration::from_secs(130);

@@ -1,12 +1,12 @@
-//! Verifiers: programs that are asked before an image is used, in the form that containerd's `bindir` image verifier has
-//! (containerd, docs/image-verification.md).
+//! Verifiers: programs that decide whether an image may be used, with the interface of containerd's `bindir` image
+//! verifier (containerd, docs/image-verification.md).
 //!
-//! Each program of a directory is started with `-name`, `-digest` and `-stdin-media-type`, reads the image's descriptor from
-//! its stdin, and allows the image by exit status 0; what it prints is the reason. All have to allow it. A directory that is
-//! not there or has nothing in it refuses nothing.
+//! Each program of a directory is started with `-name`, `-digest` and `-stdin-media-type`, reads the image's descriptor
+//! from stdin, and allows the image by exit status 0; its output is the reason. All of them must allow it. A missing or
+//! empty directory refuses nothing.
 //!
-//! Otherwise than containerd, which leaves out what goes beyond its limit of programs, nothing is left out here: a directory
-//! with too many is an error. So is a program that others could have written.
+//! containerd skips programs beyond its limit; here too many programs are an error. So is a program that other users
+//! can write to.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -27,20 +27,20 @@ use crate::descriptor::Descriptor;
 use crate::image::Network;
 use crate::sync::lock;
 
-/// Where verifiers are looked for when no directory is named.
+/// The default directory.
 pub const DEFAULT_DIR: &str = "/etc/peelfs/verifiers";
 
-/// How much a verifier may take.
+/// Limits for verifiers.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many there may be.
+    /// Number of verifiers.
     pub count: usize,
-    /// How long each may take.
+    /// Time for each.
     pub time: Duration,
 }
 
 impl Default for Limits {
-    /// As containerd has them by default.
+    /// The defaults of containerd.
     fn default() -> Self {
         Self { count: 10, time: Duration::from_secs(10) }
     }
@@ -49,27 +49,27 @@ impl Default for Limits {
 /// Why an image is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifierError {
-    /// A verifier said no.
+    /// A verifier refused it.
     #[error("verifier `{}` refused {name}: {reason}", verifier.display())]
     Refused {
         /// The program.
         verifier: PathBuf,
         /// The image.
         name: String,
-        /// What it printed, or how it ended.
+        /// Its output, or how it ended.
         reason: String,
     },
     /// A verifier did not answer.
-    #[error("verifier `{}` said nothing about {name} within {} s", verifier.display(), limit.as_secs_f32())]
+    #[error("verifier `{}` gave no answer about {name} within {} s", verifier.display(), limit.as_secs_f32())]
     Late {
         /// The program.
         verifier: PathBuf,
         /// The image.
         name: String,
-        /// How long it was waited for.
+        /// The time limit.
         limit: Duration,
     },
-    /// A verifier cannot be asked.
+    /// A verifier cannot be run.
     #[error("cannot run the verifier `{}`", verifier.display())]
     CannotRun {
         /// The program.
@@ -78,22 +78,22 @@ pub enum VerifierError {
         #[source]
         cause: io::Error,
     },
-    /// Something in the directory is no program.
-    #[error("`{}` is no verifier: it is not a program that can be run", path.display())]
+    /// A file in the directory is not a program.
+    #[error("`{}` is not a verifier: it is not an executable program", path.display())]
     NotAProgram {
         /// The file.
         path: PathBuf,
     },
-    /// Others may write to what decides.
+    /// Other users can write to a verifier.
     #[error("`{}` decides whether images are used, and {who}", path.display())]
     Unsafe {
         /// The file or directory.
         path: PathBuf,
-        /// Who could change it.
+        /// The user.
         who: String,
     },
     /// There are too many.
-    #[error("`{}` has {count} verifiers; at most {limit} are asked", directory.display())]
+    #[error("`{}` has {count} verifiers; at most {limit} are allowed", directory.display())]
     TooMany {
         /// The directory.
         directory: PathBuf,
@@ -113,22 +113,22 @@ pub enum VerifierError {
     },
 }
 
-/// What verifiers are asked about.
+/// An image to verify.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
     /// The image, by its full name.
     pub name: &'a str,
-    /// What the name leads to: an image index, or a manifest.
+    /// What the name resolves to: an image index or a manifest.
     pub root: &'a Descriptor,
-    /// How it is reached; programs of peelfs go by that as well.
+    /// How to reach it, for verifiers that are peelfs itself.
     pub access: &'a Access,
 }
 
-/// Asks all verifiers of `directory` about an image. What was allowed once in this process is not asked again while the
-/// programs stay as they are.
+/// Asks all verifiers of `directory` about an image. A positive answer is cached in this process until a program
+/// changes.
 ///
 /// # Errors
-/// [`VerifierError`]: the image is not to be used.
+/// [`VerifierError`]: the image must not be used.
 pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> Result<(), VerifierError> {
     if directory.as_os_str().is_empty() {
         return Ok(());
@@ -152,7 +152,7 @@ pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> 
     Ok(())
 }
 
-/// The programs in order of their names, and what would be different if one were exchanged.
+/// The programs in order of their names, and a fingerprint that changes if one is replaced.
 fn list(directory: &Path, limits: &Limits) -> Result<(Vec<PathBuf>, String), VerifierError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
@@ -186,12 +186,12 @@ fn list(directory: &Path, limits: &Limits) -> Result<(Vec<PathBuf>, String), Ver
         let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
         let (changed, changed_nanos) = (metadata.ctime(), metadata.ctime_nsec());
         write!(state, "{}\0{device} {inode} {size} {changed}.{changed_nanos}\0", path.display())
-            .expect("a string takes all");
+            .expect("writing to a string cannot fail");
     }
     Ok((verifiers, state))
 }
 
-/// Refuses a file or directory that users other than root and this one may change.
+/// Refuses a file or directory that users other than root and this one can change.
 ///
 /// # Errors
 /// [`VerifierError::Unsafe`], [`VerifierError::Unreadable`]
@@ -202,7 +202,7 @@ pub fn check_writers(path: &Path) -> Result<(), VerifierError> {
     let owner = metadata.uid();
     let trusted = owner == 0
         || owner == rustix::process::geteuid().as_raw()
-        // In a user namespace, root's files are those of a user that has no number there.
+        // In a user namespace, files of an unmapped root belong to the overflow user.
         || (owner == OVERFLOW_USER && process::is_in_user_namespace());
     if !trusted {
         return refused(format!("belongs to user {owner}"));
@@ -213,7 +213,7 @@ pub fn check_writers(path: &Path) -> Result<(), VerifierError> {
     Ok(())
 }
 
-/// Asks one verifier.
+/// Runs one verifier.
 async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Result<(), VerifierError> {
     let failed = |cause| VerifierError::CannotRun { verifier: verifier.to_owned(), cause };
     let mut group = Group::start(verifier, question).map_err(failed)?;
@@ -236,13 +236,13 @@ async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Resul
     Err(VerifierError::Refused { verifier: verifier.to_owned(), name: question.name.to_owned(), reason })
 }
 
-/// A verifier that runs, and all that it starts.
+/// A running verifier with its child processes.
 struct Group {
     child: Child,
     leader: Option<Pid>,
 }
 
-/// What a verifier has said.
+/// The output of a verifier.
 struct Said {
     status: ExitStatus,
     stdout: String,
@@ -261,25 +261,25 @@ impl Group {
         Ok(Self { child, leader })
     }
 
-    /// Gives it the descriptor, and waits until it has ended.
+    /// Writes the descriptor, and waits until it has ended.
     async fn talk(&mut self, descriptor: &str) -> io::Result<Said> {
         let (stdin, stdout, stderr) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
         let write = async {
             if let Some(mut stdin) = stdin {
-                // One that knows enough by its arguments need not read it.
+                // A verifier that needs only its arguments need not read it.
                 let _ = stdin.write_all(descriptor.as_bytes()).await;
             }
         };
         let ((), stdout, stderr) = tokio::join!(write, text(stdout), text(stderr));
         let status = self.child.wait().await?;
-        // Its number may be another's from now on.
+        // Its process number may be reused from now on.
         self.leader = None;
         Ok(Said { status, stdout: stdout?, stderr: stderr? })
     }
 
     fn kill(&mut self) {
         if let Some(leader) = self.leader.take() {
-            // It may have ended by itself.
+            // It may have ended already.
             let _ = kill_process_group(leader, Signal::KILL);
         }
     }
@@ -291,8 +291,8 @@ impl Drop for Group {
     }
 }
 
-/// What a verifier that is peelfs itself goes by, so that it reaches the registry as the process does that asks it. podman's
-/// programs read the first of these, too.
+/// The environment for a verifier that is peelfs itself, so that it reaches the registry in the same way. podman's
+/// programs read the first variable, too.
 fn tell(command: &mut Command, access: &Access) {
     command.envs(access.authfile.as_ref().map(|path| ("REGISTRY_AUTH_FILE", path)));
     command.envs(access.insecure.then_some(("PEELFS_INSECURE", "true")));
@@ -301,7 +301,7 @@ fn tell(command: &mut Command, access: &Access) {
     command.envs(certificates.map(|paths| ("PEELFS_CA", paths)));
 }
 
-/// The first of what comes, in one line; the rest is read, so that the program can write it, and dropped.
+/// The beginning of the output, as one line; the rest is read and dropped, so that the program can write it.
 async fn text(from: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
     let Some(mut from) = from else { return Ok(String::new()) };
     let mut first = Vec::new();
@@ -329,18 +329,18 @@ fn described(root: &Descriptor) -> String {
     text.to_string()
 }
 
-/// Images that were allowed, with who allowed them.
+/// Images that were allowed, with the verifiers.
 static ALLOWED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
 const ALLOWED_LIMIT: usize = 1024;
-/// The media type of what stands on a verifier's stdin.
+/// The media type of the data on a verifier's stdin.
 const DESCRIPTOR: &str = "application/vnd.oci.descriptor.v1+json";
-/// The user whom files belong to that are of none here (`/proc/sys/kernel/overflowuid`).
+/// The owner of files without a user in this namespace (`/proc/sys/kernel/overflowuid`).
 const OVERFLOW_USER: u32 = 65_534;
-/// Bytes of a verifier's output that are looked at, as in containerd.
+/// Limit of a verifier's output in bytes, as in containerd.
 const OUTPUT_LIMIT: u64 = 32 << 10;
-/// Characters of it that an error shows.
+/// Limit of characters shown in an error.
 const SHOWN: usize = 500;
-/// Files of a directory that are counted.
+/// Limit of files counted in a directory.
 const MANY: usize = 1000;
 
 #[cfg(test)]
@@ -354,7 +354,7 @@ mod tests {
     use crate::digest::{Algorithm, Digest};
     use crate::host::spec::ImageSpec;
 
-    /// A directory of shell scripts.
+    /// A directory with shell scripts.
     fn scripts(scripts: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, script) in scripts {
@@ -375,7 +375,7 @@ mod tests {
             annotations: std::collections::BTreeMap::new(),
         };
         let access = ImageSpec::new("a/b".parse().unwrap(), "/nonexistent").access;
-        // A process that is being started by another test may hold the script open for writing.
+        // Another test may be starting a process that holds the script open for writing.
         loop {
             match ask(dir, &Question { name: "docker.io/a/b:1", root: &root, access: &access }, limits).await {
                 Err(VerifierError::CannotRun { cause, .. }) if cause.raw_os_error() == Some(26) => {}
@@ -405,7 +405,7 @@ mod tests {
         let descriptor: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
         assert_eq!(descriptor["size"], 7);
         assert_eq!(descriptor["mediaType"], "application/vnd.oci.image.index.v1+json");
-        // Another program, another answer.
+        // Another program gives another answer.
         std::fs::write(dir.path().join("b"), "#!/bin/sh\necho no longer; exit 3").unwrap();
         assert!(asked(dir.path()).await.unwrap_err().to_string().ends_with("/b` refused docker.io/a/b:1: no longer"));
     }
@@ -423,7 +423,7 @@ mod tests {
             assert!(error.contains(wanted), "{script}: {error}");
             assert!(error.len() < 1000);
         }
-        // One that allows may print as much, and read nothing.
+        // A verifier that allows may print as much, and read nothing.
         asked(scripts(&[("v", "head -c 3000000 /dev/zero; exec <&-")]).path()).await.unwrap();
     }
 
@@ -436,7 +436,7 @@ mod tests {
             let (dir, begun) = (scripts(&[("v", &script)]), Instant::now());
             let limits = Limits { time: Duration::from_millis(300), ..Limits::default() };
             let error = asked_within(dir.path(), &limits).await.unwrap_err();
-            assert!(error.to_string().ends_with("said nothing about docker.io/a/b:1 within 0.3 s"), "{error}");
+            assert!(error.to_string().ends_with("gave no answer about docker.io/a/b:1 within 0.3 s"), "{error}");
             assert!(begun.elapsed() < Duration::from_secs(100));
         }
         let left = std::fs::read_to_string(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Small private files that are there whole or not at all, also after a crash: records of front ends, and logins.
+//! Small private files, written completely or not at all, even in a crash: records of front ends, and logins.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -6,17 +6,17 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes a file that only this user can read; a process that reads it meanwhile finds the old one or the new one. The new one
-/// is made beside it, with an extension that begins with `new`; a crash may leave that. Of processes, one writes a path at a
-/// time.
+/// Writes a file that only this user can read; concurrent readers see the old or the new content. The new file is
+/// written beside it, with an extension that starts with `new`; a crash may leave it. Only one process may write a path
+/// at a time.
 ///
 /// # Errors
-/// [`io::Error`]; the file is as before then.
+/// [`io::Error`]; the file is unchanged then.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     // Threads may write the same file.
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let new = path.with_extension(format!("new{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-    // One that a crash has left.
+    // Left by a crash.
     let _ = std::fs::remove_file(&new);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));

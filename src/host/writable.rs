@@ -1,11 +1,9 @@
-//! An overlay on a mount: what makes an image a root file system that can be written to, or that has directories which the
-//! image lacks.
+//! An overlay on a mount: it makes an image writable as a root file system, or adds directories that the image lacks.
 //!
-//! The kernel's overlayfs is mounted on the same directory as the image, which then is its lower layer and seen through it
-//! only. Both are one mount to the user: they are made, shown and taken away together, and known to belong together by
-//! [`mounts::cover_of`].
+//! The kernel's overlayfs is mounted on the same directory as the image, which is its lower layer. Both are one mount
+//! to the user: they are made, listed and unmounted together; [`mounts::cover_of`] finds the pair.
 //!
-//! The kernel asks the lower layer while it mounts an overlay, so no process does that which serves the image.
+//! While the kernel mounts an overlay it reads the lower layer, so the serving process must not do it.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -33,16 +31,16 @@ use crate::digest::Digest;
 use crate::fuse::fs_context::{self, by_descriptor};
 use crate::fuse::mounts::{self, MountPoint};
 
-/// What is laid over an image.
+/// An overlay for an image.
 #[derive(Clone, Debug)]
 pub struct Overlay<'a> {
-    /// Where what is written goes; without it nothing can be written.
+    /// Where changes go; read-only if `None`.
     pub upper: Option<&'a Writable>,
-    /// A directory with what the image may lack; what the image has itself wins.
+    /// A directory with what the image may lack; the image takes precedence.
     pub below: Option<&'a Path>,
-    /// What the kernel is told of the image holds for the overlay.
+    /// The kernel options of the image, which hold for the overlay as well.
     pub kernel: KernelOptions,
-    /// The image, as tables of mounts show it.
+    /// The image, as shown in tables of mounts.
     pub source: &'a str,
 }
 
@@ -58,13 +56,13 @@ pub enum OverlayError {
         #[source]
         cause: io::Error,
     },
-    /// Another overlay writes there.
+    /// Another overlay uses the directory.
     #[error("`{}` is in use by another mount or container", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
     },
-    /// It would be covered by the mount itself.
+    /// The mount itself would hide it.
     #[error("`{}` is the mount point `{}`, or below it", path.display(), at.display())]
     Covered {
         /// The directory.
@@ -72,8 +70,8 @@ pub enum OverlayError {
         /// The mount point.
         at: PathBuf,
     },
-    /// What is kept there was written over another image.
-    #[error("what is kept in `{}` was written over another image, {manifest}", path.display())]
+    /// The changes belong to another image.
+    #[error("the changes in `{}` belong to another image, {manifest}", path.display())]
     OtherImage {
         /// The directory.
         path: PathBuf,
@@ -88,7 +86,7 @@ pub enum OverlayError {
     Refused {
         /// The mount point.
         at: PathBuf,
-        /// What the kernel says about it.
+        /// The kernel's message.
         said: String,
         /// Why.
         #[source]
@@ -96,13 +94,13 @@ pub enum OverlayError {
     },
 }
 
-/// A directory in which is kept what is written; held for as long as it is in use.
+/// A directory that keeps changes; locked while it is in use.
 #[derive(Debug)]
 pub struct Kept {
     _lock: File,
 }
 
-/// Takes the directory in which is kept what is written over the image with this manifest on `at`, if there is to be one.
+/// Locks the directory for changes to the image with this manifest on `at`, if changes are kept.
 ///
 /// # Errors
 /// [`OverlayError`]
@@ -116,7 +114,7 @@ pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result
     }
 }
 
-/// Takes `directory` for what is written over the image with this manifest; it is made if it is missing.
+/// Locks `directory` for changes to the image with this manifest; creates it if it is missing.
 fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
     std::fs::create_dir_all(directory).map_err(unusable(directory))?;
     let lock = File::open(directory).map_err(unusable(directory))?;
@@ -145,7 +143,7 @@ fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
     Ok(Kept { _lock: lock })
 }
 
-/// The directory, which may be missing, has to be elsewhere: the mount covers what is below its mount point.
+/// The directory, which may be missing, must be outside the mount point: the mount hides what is below.
 fn not_below(directory: &Path, at: &Path) -> Result<(), OverlayError> {
     let existing = directory.ancestors().find_map(|above| above.canonicalize().ok());
     match (existing, at.canonicalize()) {
@@ -156,7 +154,8 @@ fn not_below(directory: &Path, at: &Path) -> Result<(), OverlayError> {
     }
 }
 
-/// Lays the overlay over a mount that this process serves, by another one; if there is to be one, and it is not there yet.
+/// Mounts the overlay over a mount of this process, with a child process; if there is to be one and it is not there
+/// yet.
 pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostError> {
     let own = |mount: &MountPoint| mount.path == handover.place.at() && handover.place.id() == Some(mount.id);
     let covered = || mounts::all().iter().find(|mount| own(mount)).is_some_and(|own| mounts::cover_of(own).is_some());
@@ -170,7 +169,7 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
     let mut command = tokio::process::Command::new(program);
     command.args(COVER).arg(background::QUIET).stdin(Stdio::from(other)).kill_on_drop(true);
     let mut child = command.spawn().map_err(&failed)?;
-    // It holds the other end.
+    // The child holds the other end.
     drop(command);
     let channel = AsyncChannel::new(own).map_err(&failed)?;
     let told = async {
@@ -180,7 +179,7 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
     };
     let told = told.await.map_err(|cause| HostError::Channel { peer: "process that mounts an overlay", cause })?;
     let word = told.map(|(text, _)| wire::parse::<Word>(&text));
-    // It has said its last word.
+    // It has sent its last message.
     let status = child.wait().await;
     match word {
         Some(Ok(Word::Ready)) => Ok(()),
@@ -189,7 +188,7 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
     }
 }
 
-/// Runs this process as the one that [`cover_by_another`] starts.
+/// Runs this process as the child that [`cover_by_another`] starts.
 ///
 /// # Errors
 /// [`HostError`]
@@ -204,17 +203,17 @@ pub fn run() -> Result<(), HostError> {
     channel.send(&word, None).map_err(|cause| HostError::Channel { peer: "serving process", cause })
 }
 
-/// Lays an overlay over the image that is mounted on `at`. Who calls this must not serve that image.
+/// Mounts an overlay over the image that is mounted on `at`. The caller must not serve that image.
 ///
 /// # Errors
-/// [`OverlayError`]; `at` is as before then.
+/// [`OverlayError`]; `at` is unchanged then.
 pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
     let image = rustix::fs::open(at, DIRECTORY, Mode::empty()).map_err(unusable(at))?;
-    // The kernel copies the mode of the root as it knows it, and of a mount that was not looked at it knows none.
+    // The kernel copies the cached mode of the root, and has none for a mount that was not accessed yet.
     rustix::fs::fstat(&image).map_err(unusable(at))?;
     let below = overlay.below.map(|below| rustix::fs::open(below, DIRECTORY, Mode::empty()).map_err(unusable(below)));
     let below = below.transpose()?;
-    // Only for as long as the overlay is being made: it holds what it needs.
+    // Needed only while the overlay is being made, which then holds it.
     let mut memory = None;
     let upper = match overlay.upper {
         None => None,
@@ -235,7 +234,7 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
     fs_context::move_onto(made, &image).map_err(|errno| refused(at, String::new(), errno))
 }
 
-/// What came of an attempt to use a directory or file.
+/// Wraps the error of a directory or file.
 fn unusable<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> OverlayError {
     let path = path.to_owned();
     move |cause| OverlayError::Directory { path, cause: cause.into() }
@@ -248,7 +247,7 @@ fn refused(at: &Path, said: String, errno: Errno) -> OverlayError {
     }
 }
 
-/// The directory that takes what is written, with the metadata of the image's root, and the one that the kernel works in.
+/// The upper directory, with the metadata of the image's root, and the work directory.
 fn make_upper(upper: &Path, image: BorrowedFd<'_>) -> Result<(), OverlayError> {
     let (diff, work) = (upper.join(DIFF), upper.join(WORK));
     match std::fs::DirBuilder::new().mode(0o700).create(&work) {
@@ -262,7 +261,7 @@ fn make_upper(upper: &Path, image: BorrowedFd<'_>) -> Result<(), OverlayError> {
     }
 }
 
-/// The root of an overlay looks as its upper directory does.
+/// The root of an overlay has the metadata of its upper directory.
 fn like_root(diff: &Path, image: BorrowedFd<'_>) -> Result<(), Errno> {
     let root = rustix::fs::openat(image, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let found = rustix::fs::fstat(&root)?;
@@ -281,7 +280,7 @@ fn like_root(diff: &Path, image: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::futimens(&diff, &times)
 }
 
-/// Makes an overlay that is mounted nowhere yet; with an error goes what the kernel says about it.
+/// Makes an overlay that is not mounted yet; an error comes with the kernel's message.
 fn make(
     overlay: &Overlay<'_>,
     image: &OwnedFd,
@@ -292,10 +291,10 @@ fn make(
         rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| (String::new(), errno))?;
     let configure = || -> Result<(), Errno> {
         rustix::mount::fsconfig_set_string(&context, "source", format!("{}{}", mounts::COVER, overlay.source))?;
-        // By descriptor, since paths with colons would have to be written otherwise for each kernel.
+        // By descriptor, since each kernel escapes colons in paths differently.
         let lower: Vec<String> = std::iter::once(image).chain(below).map(by_descriptor).collect();
         let lower = match (lower.len(), upper) {
-            // Without anything to write to it takes two; the image lies on an empty directory then.
+            // Without an upper directory two lower ones are required; the image then lies on an empty one.
             (1, None) => return Err(Errno::INVAL),
             _ => lower.join(":"),
         };
@@ -304,7 +303,7 @@ fn make(
             rustix::mount::fsconfig_set_string(&context, "upperdir", escaped(&upper.join(DIFF)))?;
             rustix::mount::fsconfig_set_string(&context, "workdir", escaped(&upper.join(WORK)))?;
         }
-        // What steers an overlay is told by attributes that only the machine's root may set otherwise.
+        // Only the machine's root may set the `trusted.` attributes that control an overlay.
         if process::is_in_user_namespace() {
             rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
         }
@@ -317,19 +316,19 @@ fn make(
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(|errno| (said(&context), errno))
 }
 
-/// Backslashes stand for themselves nowhere in a path that overlayfs is told.
+/// Escapes a path for overlayfs, in which a backslash never stands for itself.
 fn escaped(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes().iter();
     OsString::from_vec(bytes.flat_map(|byte| if *byte == b'\\' { vec![b'\\', b'\\'] } else { vec![*byte] }).collect())
 }
 
-/// What the kernel says about a mount that it refuses, to stand behind a message.
+/// The kernel's message about a refused mount, to append to a message.
 fn said(context: &OwnedFd) -> String {
     let text = fs_context::said_by(context);
     if text.is_empty() { text } else { format!(" ({text})") }
 }
 
-/// A file system in memory, mounted over the image until it is dropped.
+/// A tmpfs, mounted over the image until it is dropped.
 struct Tmpfs {
     root: OwnedFd,
 }
@@ -349,16 +348,16 @@ impl Tmpfs {
 impl Drop for Tmpfs {
     fn drop(&mut self) {
         if let Err(errno) = rustix::mount::unmount(self.path(), UnmountFlags::DETACH) {
-            tracing::error!(%errno, "a file system in memory stays mounted below an overlay");
+            tracing::error!(%errno, "a tmpfs stays mounted below an overlay");
         }
     }
 }
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How the process that mounts an overlay is started.
+/// The arguments of the child process that mounts an overlay.
 const COVER: [&str; 2] = ["host", "cover"];
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// In a directory that keeps what is written: that itself, what the kernel works in, and the manifest of the image.
+/// In a directory that keeps changes: the changes, the kernel's work directory, and the image's manifest.
 const DIFF: &str = "diff";
 const WORK: &str = "work";
 const IMAGE: &str = "image";

@@ -149,20 +149,20 @@ fn help_fits_on_a_screen() {
 
     Commands:
       mount         Mount an image on a directory
-      run           Run a container of an image, by runc or crun
-      bundle        Make a bundle of an image: what runc and crun run
+      run           Run a container from an image, with runc or crun
+      bundle        Make an OCI runtime bundle from an image, for runc and crun
       umount        Unmount what peelfs mounted
       ls            List a directory of an image, without mounting it
       cat           Print files of an image
       cp            Copy files out of an image, with their metadata
       inspect       Describe an image as one JSON object
-      verify-image  Say whether an image is signed; containerd and peelfs can ask it before they use one
+      verify-image  Check whether an image is signed; also a verifier for containerd and peelfs
       cache         Show, verify and prune the cache
-      index         Carry what is known of an image's layers to another machine
-      profile       Carry what runs of an image read first to another machine
+      index         Export and import the layer indexes of an image
+      profile       Export and import the start-up profiles of an image: what its runs read first
       store         Show images to podman, buildah and CRI-O without pulling them
-      status        Show what is mounted and how far it is
-      upgrade       Let this program serve mounts that an older one serves, without unmounting
+      status        Show mounts and their progress
+      upgrade       Let this version of peelfs serve existing mounts, without unmounting
       snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
       csi           Serve Kubernetes as a CSI plugin: volumes that show images
       help          Print this message or the help of the given subcommand(s)
@@ -174,7 +174,7 @@ fn help_fits_on_a_screen() {
     Examples:
       peelfs mount python:3.12-slim ./python    mount an image; fetches only what is read
       peelfs umount ./python                    and unmount it
-      peelfs run -it alpine sh                  run a container of an image
+      peelfs run -it alpine sh                  run a container from an image
       peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
       peelfs cat alpine /etc/os-release         print a file of an image
       peelfs inspect oci:./layout:latest        everything about an image, as JSON
@@ -208,27 +208,26 @@ fn help_of_a_command_names_its_options() {
     Image:
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
-          --offline              Use only what is in the cache; never ask the network
-          --verifier-dir <DIR>   Ask the programs in this directory whether the image may be used, as
-                                 containerd's image verifiers [default: /etc/peelfs/verifiers] [env:
+          --offline              Use only what is cached; never use the network
+          --verifier-dir <DIR>   Run the verifiers in this directory to decide whether the image may be
+                                 used, as containerd does [default: /etc/peelfs/verifiers] [env:
                                  PEELFS_VERIFIER_DIR]
-          --layer <N>            Only layer N, as a lower directory of overlayfs: its number, as in
-                                 `peelfs inspect` (1 is the lowest), or 6 or more first digits of its
-                                 digest
+          --layer <N>            Use only layer N, as a lower directory of overlayfs: its number as in
+                                 `peelfs inspect` (1 is the lowest), or at least the first 6 digits of
+                                 its digest
 
     Registry:
           --insecure            Allow plain HTTP and unverified TLS (loopback registries need no
                                 permission) [env: PEELFS_INSECURE]
           --ca <FILE>           Also trust the certificates in this PEM file
           --authfile <FILE>     Read credentials from this file instead of those of podman and docker
-          --on-outage <POLICY>  How long to wait for a registry that is away or silent:
+          --on-outage <POLICY>  How long to wait for a registry that does not answer:
                                 `deadline=SECONDS`, `block` or `offline` [default: deadline=60]
 
     Cache:
           --cache-dir <DIR>    Keep layers in this directory [default: $XDG_CACHE_HOME/peelfs] [env:
                                PEELFS_CACHE_DIR]
-          --cache-size <SIZE>  Let layers take at most this much disk, as in 20GiB [env:
-                               PEELFS_CACHE_SIZE]
+          --cache-size <SIZE>  Limit the disk space of layers, as in 20GiB [env: PEELFS_CACHE_SIZE]
     "#);
 }
 
@@ -305,7 +304,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     assert_snapshot!(run(&["ls", "--offline", &other]), @r#"
     --- stderr
     error: registry.test/library/app:2 is not in the cache, and the network may not be asked
-    hint: leave out `--offline` once, so that it can be fetched
+    hint: run it once without `--offline` to fetch it
     --- exit 3
     "#);
     assert_snapshot!(run(&["ls", "oci:nowhere"]), @r#"
@@ -561,7 +560,7 @@ fn inlined_data_that_is_not_the_layer_is_an_error() {
                 layer.blob.len()
             );
             assert!(ran.text.starts_with(&told) && ran.text.lines().count() == 4, "{}", ran.text);
-            assert!(ran.text.contains("hint: the image was made with `data`"), "{}", ran.text);
+            assert!(ran.text.contains("hint: the image has `data`"), "{}", ran.text);
         }
         assert_eq!(std::fs::read_dir(user.path("layout")).unwrap().count(), 3);
     }
@@ -900,7 +899,7 @@ fn a_flipped_byte_in_the_cache_is_found_and_healed() {
     );
     assert_snapshot!(text.split_once("--- stderr\n").unwrap().1, @r#"
     error: 2 parts of the cache were damaged
-    hint: nothing needs to be done: what was removed is fetched again when it is needed
+    hint: no action needed: removed data is fetched again on demand
     --- exit 5
     "#);
     assert!(user.prints(&["cache", "verify"]).starts_with("checked 2 layers with 0 B of content in 0 spans"));
@@ -1063,14 +1062,14 @@ fn a_copy_never_follows_a_symlink_of_the_destination() {
     symlink(user.path("elsewhere"), user.path("out/etc")).unwrap();
     assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc", "out"]).text, @r#"
     --- stderr
-    error: cannot copy `etc`: what has its name there is not a directory
+    error: cannot copy `etc`: something that is not a directory is in the way
     --- exit 1
     "#);
     assert_eq!(std::fs::read_dir(user.path("elsewhere")).unwrap().count(), 0);
     std::fs::create_dir_all(user.path("in-the-way/motd")).unwrap();
     assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc/motd", "in-the-way"]).text, @r#"
     --- stderr
-    error: cannot copy `etc/motd`: a directory has its name there
+    error: cannot copy `etc/motd`: a directory is in the way
     --- exit 1
     "#);
 }
@@ -1115,7 +1114,7 @@ fn a_set_id_program_does_not_change_hands() {
     let ran = user.run(&["cp", "--no-same-owner", "oci:layout:1", "su", "copy"]);
     assert_snapshot!(ran.text, @r#"
     --- stderr
-    note: left out the set-id bits of 1 file, as the copy has another owner
+    note: skipped the set-id bits of 1 file, as the copy has another owner
     "#);
     assert_eq!(std::fs::metadata(user.path("copy")).unwrap().permissions().mode() & 0o7777, 0o755);
 }
@@ -1129,6 +1128,6 @@ fn devices_are_copied_by_root_and_refused_to_others() {
         assert!(found.file_type().is_char_device());
         assert_eq!(found.rdev(), rustix::fs::makedev(1, 3));
     } else {
-        assert!(ran.text.contains("only root can make devices"), "{}", ran.text);
+        assert!(ran.text.contains("only root can create devices"), "{}", ran.text);
     }
 }

@@ -384,5 +384,5 @@ fn a_link_to_peelfs_is_a_verifier() {
     image.write_layout(&layout, "1").unwrap();
     let output = cat(&format!("oci:{}:1", layout.display()), &[]);
     assert_eq!(output.status.code(), Some(5), "{}", said(&output));
-    assert!(said(&output).contains("config.json` says nothing about oci:"), "{}", said(&output));
+    assert!(said(&output).contains("config.json` has no rule for oci:"), "{}", said(&output));
 }

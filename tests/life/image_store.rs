@@ -279,12 +279,12 @@ fn a_directory_that_is_no_store_is_refused() {
     std::fs::write(at.join("db.sql"), "").unwrap();
     let output = sandbox.peelfs(["store", "serve"]).arg(&at).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("is not an empty directory, and no store of peelfs"), "{}", said(&output));
+    assert!(said(&output).contains("is neither an empty directory nor a store of peelfs"), "{}", said(&output));
     assert!(mounts::at(&at).is_none());
 
     let store = Store::serve(&sandbox);
     let output = sandbox.peelfs(["store", "serve"]).arg(&store.at).output().unwrap();
-    assert!(said(&output).contains("is being served"), "{}", said(&output));
+    assert!(said(&output).contains("is already being served"), "{}", said(&output));
     let output = sandbox.peelfs(["store", "add", "oci:/nowhere", "--store"]).arg(&store.at).output().unwrap();
     assert!(!output.status.success(), "{}", said(&output));
     let listed = sandbox.peelfs(["store", "list", "--store"]).arg(&store.at).output().unwrap();

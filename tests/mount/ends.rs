@@ -180,7 +180,7 @@ fn umount_ends_the_connection_of_a_killed_server_that_hangs() {
     let output = sandbox.peelfs(["umount"]).arg(&hanging.at.path).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(
-        said(&output).contains(&format!("its process {} was killed, and hangs", hanging.server)),
+        said(&output).contains(&format!("its process {} was killed and hangs", hanging.server)),
         "{}",
         said(&output)
     );

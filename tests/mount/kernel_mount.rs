@@ -94,7 +94,7 @@ fn auto_is_fuse_until_the_image_is_whole_and_says_so() {
     assert_eq!(kind(&at), "fuse.peelfs");
     assert_eq!(status(&sandbox, &at)["by_fuse"], "not all of the image is cached");
     let shown = sandbox.run([OsStr::new("status"), at.path.as_os_str()]);
-    assert!(said(&shown).contains("not by itself: not all of the image is cached"), "{}", said(&shown));
+    assert!(said(&shown).contains("not used: not all of the image is cached"), "{}", said(&shown));
     at.unmount();
     let at = mount(&sandbox, &registry, "two", AUTO);
     assert_eq!(kind(&at), "erofs");

@@ -302,7 +302,7 @@ fn a_cache_on_a_stacked_file_system_is_refused_with_a_hint() {
     assert!(Command::new("umount").arg(&stacked).status().unwrap().success());
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("the kernel refuses passthrough"), "{}", said(&output));
-    assert!(said(&output).contains("stands on another"), "{}", said(&output));
+    assert!(said(&output).contains("a stacked file system"), "{}", said(&output));
     assert!(!at.is_mounted());
 }
 

@@ -149,15 +149,15 @@ fn a_mount_over_its_image_log_or_logins_is_refused() {
     let output = sandbox.peelfs(["mount", &remote]).arg(path("logs")).args(log).output().unwrap();
     assert!(output.status.code() == Some(2) && said(&output).contains("below it is its log"), "{}", said(&output));
 
-    assert_refused(&sandbox, &path("run"), &remote, &[], "where mounts tell of themselves");
-    assert_refused(&sandbox, &path("home"), &remote, &["--cache-dir", "/nonexistent/cache"], "where logins");
+    assert_refused(&sandbox, &path("run"), &remote, &[], "the directory of published mounts");
+    assert_refused(&sandbox, &path("home"), &remote, &["--cache-dir", "/nonexistent/cache"], "a login file");
     std::fs::create_dir_all(path("keys")).unwrap();
     std::fs::write(path("keys/auth.json"), "{}").unwrap();
     let named = path("keys/auth.json");
-    assert_refused(&sandbox, &path("keys"), &remote, &["--authfile", named.to_str().unwrap()], "where logins");
+    assert_refused(&sandbox, &path("keys"), &remote, &["--authfile", named.to_str().unwrap()], "a login file");
     std::fs::write(path("keys/ca.pem"), "").unwrap();
     let ca = path("keys/ca.pem");
-    assert_refused(&sandbox, &path("keys"), &remote, &["--ca", ca.to_str().unwrap()], "where certificates");
+    assert_refused(&sandbox, &path("keys"), &remote, &["--ca", ca.to_str().unwrap()], "a certificate directory");
 }
 
 /// Also by a mount that needs nothing of it.
@@ -259,11 +259,7 @@ fn a_layout_within_a_mount_is_read_by_another_process_only() {
             inner.unmount();
         } else {
             assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-            assert!(
-                said(&output).contains("hint: it lies in a mount that the same process serves"),
-                "{}",
-                said(&output)
-            );
+            assert!(said(&output).contains("hint: it is in a mount of the same process"), "{}", said(&output));
         }
         outer.unmount();
     }

@@ -1,4 +1,4 @@
-//! What commands do with the images of a store.
+//! Commands on the images of a store.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::host::{Progress, background, open};
 use crate::image_store::Stored;
 use crate::reference::{Place, Reference};
 
-/// What became of an image that was added.
+/// The result of adding an image.
 #[derive(Debug)]
 pub struct Added {
     /// The image.
     pub image: Listed,
-    /// Whether a process serves the store: engines see the image now.
+    /// Whether the store is being served, so that engines see the image now.
     pub served: bool,
     /// Names that other images had before.
     pub moved: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Added {
 /// its layers are verified.
 ///
 /// # Errors
-/// [`HostError`]; the store is as before then.
+/// [`HostError`]; the store is unchanged then.
 pub fn add(
     at: &Path,
     image: &ImageSpec,
@@ -92,7 +92,7 @@ pub fn add(
     Ok(Added { image: record.listed(), served, moved })
 }
 
-/// Puts records back as they were.
+/// Restores the records.
 fn restore(records: &Records, before: &BTreeMap<String, Record>, added: &str) -> Result<(), ImageStoreError> {
     if !before.contains_key(added) {
         records.remove(added)?;
@@ -100,7 +100,7 @@ fn restore(records: &Records, before: &BTreeMap<String, Record>, added: &str) ->
     before.values().try_for_each(|record| records.write(record))
 }
 
-/// Removes a name from an image of the store `at`, and with its last name the image; or, by its id, the image.
+/// Removes a name from an image of the store `at`, and with its last name the image; or the image, by its id.
 ///
 /// # Errors
 /// [`HostError`]
@@ -134,7 +134,7 @@ pub fn remove(at: &Path, names: &[String], progress: &mut dyn Progress) -> Resul
     Ok(removed)
 }
 
-/// The image that is meant, and the name if it was named by one.
+/// The image, and the name if it was found by one.
 fn find(at: &Path, all: &BTreeMap<String, Record>, typed: &str) -> Result<(String, Option<String>), ImageStoreError> {
     let full = full_name(typed).ok();
     let candidates = [Some(typed.to_owned()), full, Some(format!("localhost/{typed}"))];
@@ -157,14 +157,14 @@ fn find(at: &Path, all: &BTreeMap<String, Record>, typed: &str) -> Result<(Strin
 /// # Errors
 /// [`HostError`]
 pub fn list(at: &Path) -> Result<Vec<Listed>, HostError> {
-    // Nothing is made where there is no store.
+    // Do not create a store.
     if !records_of(at).is_dir() {
         return Ok(Vec::new());
     }
     Ok(Records::open(at)?.all()?.values().map(Record::listed).collect())
 }
 
-/// Has the process that serves the store look at its records; `false` if there is none.
+/// Notifies the serving process of changed records; `false` if there is none.
 fn tell(records: &Records, what: Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let Ok(channel) = Channel::connect(&records.socket()) else { return Ok(false) };
     let failed = |cause| HostError::Channel { peer: "process that serves the store", cause };
@@ -178,7 +178,7 @@ fn tell(records: &Records, what: Told, progress: &mut dyn Progress) -> Result<bo
     Ok(true)
 }
 
-/// The name of an image that was added under none.
+/// The default name of an image.
 fn own_name(reference: &Reference) -> String {
     if let Place::Registry(name) = reference.place() {
         let repository = format!("{}/{}", name.authority(), name.repository());
@@ -203,7 +203,7 @@ fn own_name(reference: &Reference) -> String {
     full_name(&format!("localhost/{name}:{tag}")).unwrap_or_else(|_| "localhost/image:latest".to_owned())
 }
 
-/// A name as engines have it in full.
+/// A full name, as engines use it.
 fn full_name(typed: &str) -> Result<String, ImageStoreError> {
     let wrong = || ImageStoreError::Name { name: typed.to_owned() };
     let reference: Reference = typed.parse().map_err(|_| wrong())?;
@@ -213,9 +213,9 @@ fn full_name(typed: &str) -> Result<String, ImageStoreError> {
     }
 }
 
-/// Digits of the shortest beginning of an id.
+/// Digits of the shortest prefix of an id.
 const SHORTEST_ID: usize = 4;
-/// How long the process that serves may say nothing.
+/// Time limit for an answer of the serving process.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
-//! An [image store](crate::image_store) on this machine: the directory that engines are told of, the process that serves it,
-//! and the images that are in it.
+//! An [image store](crate::image_store) on this machine: its directory, the process that serves it, and its images.
 //!
-//! `DIR` is the store: without images on disk, and with them while it is served. Beside it, `DIR.images` holds a [record](records)
-//! of each image, by which it is opened again whenever the store is served, without asking a registry. Commands write
-//! records and then tell the process that serves, over a socket in the same directory, to look at them.
+//! `DIR` is the store: empty on disk, with images while it is served. Beside it, `DIR.images` holds a [record](records)
+//! of each image, from which it is opened again whenever the store is served, without the registry. Commands write
+//! records and notify the serving process over a socket in the same directory.
 
 mod command;
 mod records;
@@ -20,12 +19,12 @@ use super::report::Code;
 use super::spec::CacheSpec;
 use crate::source::outage::OnOutage;
 
-/// A store that is to be served.
+/// A store to serve.
 #[derive(Clone, Debug)]
 pub struct StoreSpec {
-    /// The directory that engines are told of.
+    /// The directory that engines use.
     pub at: PathBuf,
-    /// Where layers are kept.
+    /// Where layers are cached.
     pub cache: CacheSpec,
     /// How long readers wait for a registry.
     pub on_outage: OnOutage,
@@ -33,32 +32,32 @@ pub struct StoreSpec {
     pub allow_other: bool,
 }
 
-/// Why a store cannot be used so.
+/// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageStoreError {
-    /// A directory or file of it cannot be made, read or written.
+    /// One of its directories or files cannot be created, read or written.
     #[error("cannot use `{}`", path.display())]
     File {
-        /// Which.
+        /// The path.
         path: PathBuf,
         /// Why.
         #[source]
         cause: io::Error,
     },
-    /// The directory has something else in it.
-    #[error("`{}` is not an empty directory, and no store of peelfs", at.display())]
+    /// The directory holds something else.
+    #[error("`{}` is neither an empty directory nor a store of peelfs", at.display())]
     Foreign {
         /// The directory.
         at: PathBuf,
     },
     /// A process serves it already.
-    #[error("the store `{}` is being served", at.display())]
+    #[error("the store `{}` is already being served", at.display())]
     Served {
         /// The directory.
         at: PathBuf,
     },
-    /// What is recorded of an image cannot be understood.
-    #[error("`{}` is not what peelfs writes of an image: {why}", path.display())]
+    /// The record of an image cannot be parsed.
+    #[error("`{}` is not a record of an image: {why}", path.display())]
     Record {
         /// The file.
         path: PathBuf,
@@ -73,22 +72,22 @@ pub enum ImageStoreError {
         /// Name or id.
         name: String,
     },
-    /// Several images have ids that begin so.
+    /// Several images have ids with this prefix.
     #[error("the store `{}` has several images whose ids begin with `{name}`", at.display())]
     Ambiguous {
         /// The directory.
         at: PathBuf,
-        /// What they begin with.
+        /// The prefix.
         name: String,
     },
-    /// An engine would not take the name.
+    /// Engines do not accept the name.
     #[error("`{name}` is not a name for an image in a store")]
     Name {
         /// The name.
         name: String,
     },
-    /// A document of the image is missing.
-    #[error("the image's documents are not UTF-8, which no engine reads")]
+    /// A document of the image is not UTF-8.
+    #[error("the image's documents are not UTF-8, which engines cannot read")]
     Documents,
 }
 
@@ -112,22 +111,20 @@ impl ImageStoreError {
     /// What the user can do.
     pub(super) fn hint(&self) -> Option<String> {
         match self {
-            Self::Foreign { .. } => {
-                Some("name a directory of its own: an engine's own storage is another one".to_owned())
-            }
+            Self::Foreign { .. } => Some("choose a separate directory, not an engine's own storage".to_owned()),
             Self::Served { at } => {
                 Some(format!("`peelfs store add IMAGE --store {}` adds an image to it", at.display()))
             }
             Self::NoImage { .. } => Some("`peelfs store list` lists them".to_owned()),
-            Self::Ambiguous { .. } => Some("write more of it".to_owned()),
-            Self::Name { .. } => Some("names are as in `localhost/app:1`".to_owned()),
+            Self::Ambiguous { .. } => Some("use a longer prefix".to_owned()),
+            Self::Name { .. } => Some("write names like `localhost/app:1`".to_owned()),
             Self::Record { path, .. } => Some(format!("remove `{}`, and add the image again", path.display())),
             Self::File { .. } | Self::Documents => None,
         }
     }
 }
 
-/// Where the store is when none is named.
+/// The default directory of the store.
 ///
 /// # Errors
 /// [`super::error::HostError::NoCacheDirectory`]
@@ -141,7 +138,7 @@ pub fn default_directory() -> Result<PathBuf, super::error::HostError> {
     Ok(base.data_dir().join("peelfs/store"))
 }
 
-/// Where the records of the images of the store `at` are.
+/// The directory of the records of the store `at`.
 fn records_of(at: &Path) -> PathBuf {
     let mut path = at.as_os_str().to_owned();
     path.push(".images");

@@ -1,8 +1,8 @@
-//! Records of the images of a store, a file each: by what they are opened again.
+//! Records of a store's images, one file each, from which they are opened again.
 //!
 //! ```text
 //! DIR.images/lock        held while records are changed
-//! DIR.images/serving     held by the process that serves
+//! DIR.images/serving     held by the serving process
 //! DIR.images/socket      where that process is told of changes
 //! DIR.images/HEX.json    an image: HEX is the digest of its configuration
 //! ```
@@ -52,16 +52,16 @@ pub(super) struct Record {
     pub(super) documents: Documents,
 }
 
-/// An image of a store, for people.
+/// An image of a store, for display.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listed {
     /// Its names.
     pub names: Vec<String>,
-    /// The digest of its configuration, by which engines know it.
+    /// The digest of its configuration, which is its id in engines.
     pub id: String,
     /// The digest of its manifest.
     pub manifest: String,
-    /// What was added.
+    /// The reference that was added.
     pub reference: String,
     /// How many layers it has.
     pub layers: usize,
@@ -87,12 +87,12 @@ impl Record {
         }
     }
 
-    /// The same under these names.
+    /// The same with these names.
     pub(super) fn named(&self, names: Vec<String>) -> Self {
         Self { names, ..self.clone() }
     }
 
-    /// What was added.
+    /// The reference that was added.
     pub(super) fn image(&self, on_outage: OnOutage) -> Result<spec::ImageSpec, super::super::wire::WireError> {
         self.image.clone().meant(on_outage)
     }
@@ -118,7 +118,7 @@ pub(super) struct Lock {
 }
 
 impl Records {
-    /// Those of the store `at`; their directory is made if it is missing.
+    /// The records of the store `at`; creates their directory if it is missing.
     pub(super) fn open(at: &Path) -> Result<Self, ImageStoreError> {
         let path = records_of(at);
         match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
@@ -131,7 +131,7 @@ impl Records {
         Ok(Self { at: at.to_owned(), path, directory })
     }
 
-    /// As long as this is held, no other process changes them.
+    /// Locks the records against changes by other processes.
     pub(super) fn lock(&self) -> Result<Lock, ImageStoreError> {
         let path = self.path.join("lock");
         let file = create_private(&path).map_err(ImageStoreError::file(&path))?;
@@ -139,7 +139,7 @@ impl Records {
         Ok(Lock { _file: file })
     }
 
-    /// As long as this is held, no other process serves the store.
+    /// Locks the store against being served by other processes.
     pub(super) fn serve(&self) -> Result<Lock, ImageStoreError> {
         let path = self.path.join("serving");
         let file = create_private(&path).map_err(ImageStoreError::file(&path))?;
@@ -150,12 +150,12 @@ impl Records {
         }
     }
 
-    /// Where the process that serves listens: by descriptor, as the path of a socket may have no more than 107 bytes.
+    /// The socket of the serving process: by descriptor, as a socket path has at most 107 bytes.
     pub(super) fn socket(&self) -> PathBuf {
         format!("/proc/self/fd/{}/socket", self.directory.as_raw_fd()).into()
     }
 
-    /// All of them, by the hex of their configuration.
+    /// All records, by the hex of their configuration.
     pub(super) fn all(&self) -> Result<BTreeMap<String, Record>, ImageStoreError> {
         let mut all = BTreeMap::new();
         for entry in std::fs::read_dir(&self.path).map_err(ImageStoreError::file(&self.path))? {
@@ -165,7 +165,7 @@ impl Records {
             }
             let text = match std::fs::read(&path) {
                 Ok(text) => text,
-                // Removed since.
+                // Removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(cause) => return Err(ImageStoreError::file(&path)(cause)),
             };
@@ -179,7 +179,7 @@ impl Records {
         Ok(all)
     }
 
-    /// Writes one, whole or not at all.
+    /// Writes a record, completely or not at all.
     pub(super) fn write(&self, record: &Record) -> Result<(), ImageStoreError> {
         let path = self.path.join(format!("{}.json", record.config.hex()));
         let text = serde_json::to_vec(record).expect("plain data");

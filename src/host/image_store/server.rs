@@ -22,7 +22,7 @@ use crate::image::{self, Eagerness, LayerFs, Limits, OpaqueMark, Prefetch, Share
 use crate::image_store::{IdMap, Image, StoreTree, Stored, empty};
 use crate::overlay::LayerNo;
 
-/// What the process that serves is told; [`Word`]s are the answer.
+/// A notification to the serving process; [`Word`]s are the answer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Told {
@@ -30,12 +30,12 @@ pub(super) enum Told {
     Changed {
         /// The image that was added.
         added: Option<String>,
-        /// Whether all of its layers are to be verified before the answer.
+        /// Whether to verify all of its layers before the answer.
         wait: bool,
     },
 }
 
-/// Serves the store until it is unmounted or a signal comes.
+/// Serves the store until it is unmounted or a signal arrives.
 ///
 /// # Errors
 /// [`HostError`]
@@ -56,9 +56,9 @@ pub fn serve(spec: &StoreSpec, progress: &mut dyn Progress) -> Result<(), HostEr
         let mut ends = Ends::new()?;
         let store = Store::new(spec, records)?;
         store.look().await?;
-        // Nothing of it is left by a process that was killed.
+        // Left by a process that was killed.
         let _ = std::fs::remove_file(store.records.socket());
-        let listener = Listener::bind(&store.records.socket()).map_err(HostError::system("listen at a socket"))?;
+        let listener = Listener::bind(&store.records.socket()).map_err(HostError::system("listen on a socket"))?;
         let options = MountOptions {
             source: "image store".to_owned(),
             allow_other: spec.allow_other,
@@ -70,7 +70,7 @@ pub fn serve(spec: &StoreSpec, progress: &mut dyn Progress) -> Result<(), HostEr
         ending::look_after(mounted.disconnect());
         let listening = tokio::spawn(listen(listener, Arc::clone(&store)));
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!(%error, "there is no service manager that listens");
+            tracing::debug!(%error, "no service manager is listening");
         }
         tracing::info!(at = %at.display(), "the store is served");
         let served = mounted.served();
@@ -100,7 +100,7 @@ struct Store {
     records: Records,
     shared_layers: SharedLayers,
     tree: Arc<StoreTree>,
-    /// Held while what is shown is changed.
+    /// Held while the shown images are changed.
     looking: tokio::sync::Mutex<()>,
 }
 
@@ -115,7 +115,7 @@ impl Store {
         Ok(Arc::new(Self { spec, records, shared_layers, tree, looking: tokio::sync::Mutex::default() }))
     }
 
-    /// Shows what is recorded. An image that cannot be opened is left out, with a warning.
+    /// Shows the recorded images. An image that cannot be opened is skipped, with a warning.
     async fn look(self: &Arc<Self>) -> Result<BTreeMap<String, HostError>, HostError> {
         let _looking = self.looking.lock().await;
         let (mut images, mut failed) = (Vec::new(), BTreeMap::new());
@@ -131,7 +131,7 @@ impl Store {
             }
         }
         self.tree.show(images);
-        // How large they are is known when they are.
+        // The sizes follow once they are known.
         for fs in opened.into_values() {
             let tree = Arc::downgrade(&self.tree);
             tokio::spawn(async move {
@@ -145,7 +145,7 @@ impl Store {
         Ok(failed)
     }
 
-    /// Opens an image; its layers that are shown already stay what they are, others come into `opened`.
+    /// Opens an image; reuses layers that are shown already, and adds new ones to `opened`.
     async fn open(&self, record: &Record, opened: &mut BTreeMap<String, Arc<LayerFs>>) -> Result<Image, HostError> {
         let wrong = |cause| HostError::Channel { peer: "records of the store", cause: ChannelError::Wire(cause) };
         let mut spec = record.image(self.spec.on_outage).map_err(wrong)?;
@@ -181,7 +181,7 @@ impl Store {
         Ok(Image { stored, layers })
     }
 
-    /// By which attribute overlays know opaque directories: those of other users by another one than root's.
+    /// The attribute of opaque directories in overlays, which differs for root and other users.
     fn marks(&self) -> OpaqueMark {
         if self.spec.allow_other { OpaqueMark::Both } else { crate::host::process::opaque_mark() }
     }
@@ -240,7 +240,7 @@ async fn listen(listener: Listener, store: Arc<Store>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot take a connection");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(BREATH).await;
             }
         }
@@ -257,14 +257,14 @@ async fn answer(channel: &AsyncChannel, store: &Arc<Store>) -> Result<(), Channe
             Err(error) => Word::Failed((&Report::from(error)).into()),
         },
         Err(error) => {
-            let why = format!("the process that serves the store does not understand the command: {error}");
+            let why = format!("the process that serves the store cannot parse the command: {error}");
             Word::Failed((&Report::new(crate::host::report::Code::Failure, why)).into())
         }
     };
     channel.deliver(&word, None).await
 }
 
-/// How owners are shown to engines of this user, if that is not root: they are root in a user namespace.
+/// The mapping of owners for engines of this user, unless it is root: they are root in a user namespace.
 fn id_maps() -> Option<(IdMap, IdMap)> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     if user == 0 {
@@ -274,6 +274,6 @@ fn id_maps() -> Option<(IdMap, IdMap)> {
     Some((IdMap::new(user, range("/etc/subuid")), IdMap::new(group, range("/etc/subgid"))))
 }
 
-/// How long a command may take to say what it wants.
+/// Time limit for a command to arrive.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const BREATH: Duration = Duration::from_millis(50);

@@ -1,13 +1,12 @@
-//! What processes of peelfs say to each other, possibly of different versions.
+//! Messages between processes of peelfs, possibly of different versions.
 //!
-//! A conversation begins with an [`Offer`] of the versions that one side speaks; the other side answers with the
-//! highest one that both know, or with a refusal that says why. From then on both use the types of that version, and
-//! only those: they are not the types that the rest of the program works with, every struct refuses fields it does not
-//! know, and what cannot be understood is answered with a reason. So a newer option can never be dropped by an older
-//! process that does not know it: an option may be what protects something.
+//! A conversation starts with an [`Offer`] of versions; the other side answers with the highest common one, or with a
+//! refusal and its reason. Both then use the types of that version only: they are separate from the program's own
+//! types, every struct rejects unknown fields, and a message that cannot be parsed is answered with a reason. So an
+//! older process cannot ignore a newer option, which may protect something.
 //!
-//! A version's module is never changed once it was released, but for a field that a peer may leave out; a new field
-//! that has a meaning is a new version.
+//! A released version's module never changes, except for optional fields; a new field with a meaning requires a new
+//! version.
 
 pub mod v1;
 
@@ -18,7 +17,7 @@ use base64::Engine as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The versions this program speaks.
+/// The versions of this program.
 pub const VERSIONS: [u32; 1] = [1];
 
 /// The first message of a conversation. Later versions may add fields, which are ignored here.
@@ -26,19 +25,19 @@ pub const VERSIONS: [u32; 1] = [1];
 pub struct Offer {
     /// Versions of this module's messages.
     pub versions: Vec<u32>,
-    /// The version of the program, for messages to people.
+    /// The version of the program, for error messages.
     pub program: String,
 }
 
-/// What is answered to an [`Offer`], and to anything that is refused later.
+/// The answer to an [`Offer`], and to anything that is refused later.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// The conversation goes on in this version.
+    /// The conversation continues in this version.
     Version(u32),
     /// It ends.
     Refused {
-        /// Why, in words for the user.
+        /// Why, for the user.
         why: String,
     },
 }
@@ -61,18 +60,18 @@ pub enum WireError {
         why: String,
     },
     /// It is not a message of the agreed version.
-    #[error("a message that cannot be understood: {0}")]
+    #[error("a message cannot be parsed: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// The message is larger than the other side takes.
-    #[error("the message has {size} bytes, and {limit} are the most that can be sent")]
+    /// The message exceeds the limit.
+    #[error("the message has {size} bytes; at most {limit} can be sent")]
     TooLarge {
         /// Bytes of the message.
         size: usize,
         /// Bytes that can be sent.
         limit: usize,
     },
-    /// A value is not what it should be.
-    #[error("`{value}` is no {what}")]
+    /// A value is invalid.
+    #[error("`{value}` is not a valid {what}")]
     Value {
         /// The kind of value.
         what: &'static str,
@@ -82,12 +81,12 @@ pub enum WireError {
 }
 
 impl Offer {
-    /// What this program offers.
+    /// The offer of this program.
     pub fn own() -> Self {
         Self { versions: VERSIONS.to_vec(), program: format!("peelfs {}", env!("CARGO_PKG_VERSION")) }
     }
 
-    /// The version to go on in.
+    /// The version to use.
     ///
     /// # Errors
     /// [`WireError::NoVersion`]
@@ -107,15 +106,13 @@ impl Answer {
     pub fn version(self) -> Result<u32, WireError> {
         match self {
             Self::Version(version) if VERSIONS.contains(&version) => Ok(version),
-            Self::Version(version) => {
-                Err(WireError::Value { what: "version that was offered", value: version.to_string() })
-            }
+            Self::Version(version) => Err(WireError::Value { what: "offered version", value: version.to_string() }),
             Self::Refused { why } => Err(WireError::Refused { why }),
         }
     }
 }
 
-/// Reads a message; the error names the field that is missing or unknown.
+/// Parses a message; the error names the field that is missing or unknown.
 ///
 /// # Errors
 /// [`WireError::Malformed`]
@@ -123,7 +120,7 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, WireError> {
     Ok(serde_json::from_slice(text)?)
 }
 
-/// Writes a message of at most [`LARGEST`] bytes.
+/// Serialises a message of at most [`LARGEST`] bytes.
 ///
 /// # Errors
 /// [`WireError::TooLarge`]
@@ -138,7 +135,7 @@ pub fn text<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
 /// Bytes of the largest message: some sixteen paths of 4 KiB.
 pub const LARGEST: usize = 64 << 10;
 
-/// A path: text where it is text, base64 of its bytes where it is not.
+/// A path: text if it is UTF-8, else base64 of its bytes.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum WirePath {

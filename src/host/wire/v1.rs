@@ -18,92 +18,92 @@ use crate::image::{Network, Prefetch, Verify};
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
 
-/// Between a keeper and the process that serves; some carry the connection to the kernel.
+/// Between a keeper and its server; some messages carry the connection to the kernel.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Message {
-    /// To a new process: who keeps its mounts, and how many mounts follow that it is to take over.
+    /// To a new server: its keeper, and how many mounts follow for it to take over.
     Begin {
         /// The keeper.
         keeper: KeeperAddress,
         /// Mounts that follow, one [`Message::TakeOver`] each.
         mounts: usize,
-        /// Where the log goes once a mount is ready; none in the foreground.
+        /// The log file for the time after a mount is ready; none in the foreground.
         log: Option<WirePath>,
-        /// Whether further mounts may come.
+        /// Whether further mounts may follow.
         shared: bool,
     },
-    /// To a new process, with the connection: prepare to take this mount over.
+    /// To a new server, with the connection: prepare to take this mount over.
     TakeOver {
         /// The mount's number.
         number: u64,
         /// The mount.
         handover: Box<MountHandover>,
     },
-    /// From it: all mounts are prepared. It does not serve yet.
+    /// From the server: all mounts are prepared. It does not serve yet.
     Prepared,
-    /// To it: the process before is gone; serve.
+    /// To the server: the previous server is gone; serve.
     Go,
-    /// To the process that serves: make one more mount.
+    /// To the server: make one more mount.
     Mount {
         /// Its number.
         number: u64,
-        /// What is asked for.
+        /// The request.
         spec: Box<MountSpec>,
     },
-    /// From it: how another process could take the mount over. At the first time with the connection.
+    /// From the server: the state for a take-over. The first time with the connection.
     Serving {
         /// The mount's number.
         number: u64,
         /// The mount.
         handover: Box<MountHandover>,
     },
-    /// From it: what the process that asked for a mount is to be told.
+    /// From the server: a message to the requester of a mount.
     Tell {
         /// The mount's number.
         number: u64,
-        /// What it is told.
+        /// The message.
         word: Word,
     },
-    /// To it: the process that asked for the mount ended before the mount was ready.
+    /// To the server: the requester ended before the mount was ready.
     GivenUp {
         /// The mount's number.
         number: u64,
     },
-    /// From it: the mount has ended.
+    /// From the server: the mount has ended.
     Ended {
         /// The mount's number.
         number: u64,
     },
-    /// From either: a message was not understood and not acted on.
+    /// From either: a message could not be parsed, and had no effect.
     Refused {
-        /// The mount it was about, if that is known.
+        /// The mount it was about, if known.
         number: Option<u64>,
         /// Why.
         why: String,
     },
 }
 
-/// To the process that asked for a mount.
+/// To the requester of a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Word {
-    /// How far the first passes are.
+    /// Progress of the first passes.
     Progress {
         /// Bytes to read.
         total: u64,
         /// Bytes read.
         done: u64,
     },
-    /// Something the user may want to know.
+    /// A note for the user.
     Note(String),
-    /// The mount is up and, where asked for, verified.
+    /// The mount is up and, if requested, verified.
     Ready,
     /// It failed; nothing is mounted.
     Failed(Failure),
 }
 
-/// What a control socket is asked.
+/// Requests to a control socket.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -116,25 +116,25 @@ pub enum Request {
     },
 }
 
-/// How an upgrade went.
+/// The result of an upgrade.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Upgraded {
-    /// Another process serves now.
+    /// The new server serves now.
     Done {
-        /// Its number.
+        /// Its process number.
         pid: u32,
         /// Microseconds in which no process served.
         pause_us: u64,
     },
-    /// The process before goes on serving.
+    /// The old server continues.
     Refused {
         /// Why.
         why: String,
     },
 }
 
-/// A failure as a user sees it.
+/// A failure for the user.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
@@ -154,7 +154,7 @@ enum FailureKind {
     Network,
 }
 
-/// A keeper, and where it is asked.
+/// A keeper, and its socket.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeeperAddress {
@@ -162,7 +162,7 @@ pub struct KeeperAddress {
     socket: WirePath,
 }
 
-/// What another process needs to take a mount over, besides its connection.
+/// The state for a take-over, sent along with the connection.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountHandover {
@@ -187,7 +187,7 @@ struct Place {
     generation: u32,
 }
 
-/// A mount that is asked for.
+/// A mount request.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountSpec {
@@ -196,7 +196,7 @@ pub struct MountSpec {
     kernel: KernelOptions,
     policy: Policy,
     log: Option<WirePath>,
-    /// For status; a process that does not know it need not be told when there is nothing to tell.
+    /// For status; omitted if empty, so that older programs need not understand it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_fuse: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,16 +210,16 @@ enum Writable {
     Kept(WirePath),
 }
 
-/// An image, and how it is reached.
+/// An image, and how to reach it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
     reference: String,
     platform: Option<String>,
-    /// Left out where the whole image is shown, as by programs that cannot show one layer; those refuse it.
+    /// Omitted for a whole image; programs that cannot show a single layer refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layer: Option<String>,
-    /// As above.
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     up_to: Option<NonZeroU16>,
     offline: bool,
@@ -229,7 +229,7 @@ pub struct ImageSpec {
     surroundings: Environment,
     cache_dir: WirePath,
     cache_size: Option<u64>,
-    /// Left out where it is the usual directory and nothing is there: a process that does not know verifiers can show that.
+    /// Omitted if it is the default directory and that does not exist: such an image needs no support for verifiers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verifiers: Option<WirePath>,
 }
@@ -267,7 +267,7 @@ struct Policy {
     on_outage: OutagePolicy,
     wait: bool,
     passthrough: bool,
-    /// Instead of `passthrough`: if the image is mostly large files.
+    /// Replaces `passthrough`: if the image is mostly large files.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     passthrough_if_large: bool,
 }
@@ -360,7 +360,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
 }
 
 impl ImageSpec {
-    /// What it means, where the source is waited for in this way.
+    /// Parses it, with this policy for outages.
     pub(in crate::host) fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
         let Self { surroundings, cache_dir, cache_size, verifiers, .. } = self;
@@ -442,7 +442,7 @@ impl Policy {
         }
     }
 
-    /// How a mount is served, and how its source is waited for.
+    /// How to serve a mount, and how to wait for its source.
     fn meant(self) -> (spec::Policy, OnOutage) {
         let Self { verify, prefetch, on_outage, wait, passthrough, passthrough_if_large } = self;
         let policy = spec::Policy {
@@ -558,7 +558,7 @@ fn path(path: Option<WirePath>) -> Result<Option<PathBuf>, WireError> {
     path.map(TryInto::try_into).transpose()
 }
 
-/// A value that travels as text.
+/// A value that is sent as text.
 fn value<T: FromStr>(what: &'static str, text: String) -> Result<T, WireError> {
     text.parse().map_err(|_| WireError::Value { what, value: text })
 }
@@ -569,7 +569,7 @@ mod tests {
     use super::super::{parse, text};
     use super::*;
 
-    /// A program that cannot show one layer refuses the field, and is not bothered with it otherwise.
+    /// A program that cannot show a single layer refuses the field, and never gets it otherwise.
     #[test]
     fn a_layer_travels_and_its_absence_does_not() {
         let image = spec::ImageSpec::new("app:1".parse().unwrap(), "/cache");
@@ -584,6 +584,6 @@ mod tests {
         one.image.layer = Some("2".parse().unwrap());
         let wrong = String::from_utf8(sent(&one)).unwrap().replace(r#""layer":"2""#, r#""layer":"0""#);
         let refused = spec::MountSpec::try_from(parse::<MountSpec>(wrong.as_bytes()).unwrap()).unwrap_err();
-        assert!(refused.to_string().contains("`0` is no layer"), "{refused}");
+        assert!(refused.to_string().contains("`0` is not a valid layer"), "{refused}");
     }
 }
