@@ -1,7 +1,7 @@
-//! `config.json`: from an image's configuration and what the user wants to what a runtime is told.
+//! `config.json`: made from an image's configuration and the user's options.
 //!
-//! What an image does not say is as podman and containerd have it: the usual mounts, eleven capabilities, masked and
-//! read-only paths. No seccomp filter is set.
+//! Defaults are those of podman and containerd: the usual mounts, eleven capabilities, masked and read-only paths. No
+//! seccomp filter is set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,66 +9,66 @@ use serde_json::{Value, json};
 
 use super::{BundleError, Configured, User};
 
-/// What the user wants of a container, besides its image.
+/// The user's options for a container.
 #[derive(Clone, Debug)]
 pub struct BundleOptions {
     /// `ociVersion`
     pub version: String,
-    /// Instead of the image's `Cmd`.
+    /// Replaces the image's `Cmd`.
     pub command: Option<Vec<String>>,
-    /// Instead of the image's `Entrypoint`; its `Cmd` does not count then.
+    /// Replaces the image's `Entrypoint`; its `Cmd` is then ignored.
     pub entrypoint: Option<Vec<String>>,
-    /// Further environment variables, which win over the image's.
+    /// Additional environment variables, which override the image's.
     pub environment: Vec<(String, String)>,
-    /// Instead of the image's `WorkingDir`.
+    /// Replaces the image's `WorkingDir`.
     pub directory: Option<String>,
     /// The process has a terminal.
     pub terminal: bool,
-    /// The root file system cannot be written to.
+    /// The root file system is read-only.
     pub readonly: bool,
     /// Set-user-id programs and file capabilities give privileges.
     pub new_privileges: bool,
-    /// What becomes of `Volumes`.
+    /// How to mount `Volumes`.
     pub volumes: VolumePolicy,
-    /// Directories and files of the machine that are shown.
+    /// Directories and files of the machine to mount.
     pub binds: Vec<Volume>,
-    /// Which network it has.
+    /// The container's network.
     pub network: Network,
     /// Its host name.
     pub hostname: Option<String>,
-    /// Limits of its process, besides those that it inherits.
+    /// Limits of its process, besides inherited ones.
     pub limits: Vec<Limit>,
-    /// With whose rights the runtime runs.
+    /// The privileges of the runtime.
     pub identity: Identity,
 }
 
-/// What becomes of the paths that an image's `Volumes` name.
+/// How to mount the paths in an image's `Volumes`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum VolumePolicy {
-    /// Each is a file system in memory, with what the image has there.
+    /// Each as a tmpfs, filled from the image.
     #[default]
     Tmpfs,
-    /// They belong to the root file system.
+    /// As part of the root file system.
     Root,
 }
 
-/// A directory or file of the machine, and where the container sees it.
+/// A directory or file of the machine, and its place in the container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Volume {
     /// On the machine, absolute.
     pub source: String,
     /// In the container, absolute.
     pub destination: String,
-    /// It cannot be written to.
+    /// It is read-only.
     pub readonly: bool,
 }
 
-/// Which network a container has.
+/// The container's network.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Network {
     /// The machine's.
     Host,
-    /// One of its own, without an interface besides the loopback one.
+    /// A network of its own, with only the loopback interface.
     None,
 }
 
@@ -79,16 +79,16 @@ pub struct Limit {
     pub kind: &'static str,
     /// The limit in force.
     pub soft: u64,
-    /// Up to which the process may raise it.
+    /// The maximum that the process may set.
     pub hard: u64,
 }
 
-/// With whose rights the runtime runs.
+/// The privileges of the runtime.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Identity {
     /// Those of the machine's root.
     Root,
-    /// Those of a user who is root in a user namespace only.
+    /// Those of a user who is root only in a user namespace.
     UserNamespace,
 }
 
@@ -113,7 +113,7 @@ impl Default for BundleOptions {
     }
 }
 
-/// Whether a configuration of this version of the runtime specification can be written: all that is used here is in 1.0.0.
+/// Whether this version of the runtime specification is supported: all that is used is in 1.0.0.
 pub fn is_known_version(version: &str) -> bool {
     let mut numbers = version.split('.').map(|number| number.parse::<u16>().ok().filter(|_| !number.starts_with('+')));
     let own = [numbers.next(), numbers.next(), numbers.next()].map(Option::flatten);
@@ -175,12 +175,12 @@ pub fn config(image: &Configured, user: &User, options: &BundleOptions) -> Resul
     Ok(config)
 }
 
-/// Where a runtime that is given `config` wants to mount or to work: directories, and files that another file is shown
-/// over; each has to be in the root file system if that cannot be written to.
+/// Where a runtime with this `config` mounts or works: directories, and files that other files are mounted over. Each
+/// must exist in a root file system that is read-only.
 pub fn destinations(config: &Value) -> Vec<String> {
     let mounts = config["mounts"].as_array().into_iter().flatten();
     let mounts = mounts.filter_map(|mount| mount["destination"].as_str());
-    // What is mounted within another mount is made there.
+    // What is mounted within another mount is created there.
     let mut found: BTreeSet<&str> = mounts.collect();
     found.extend(config["process"]["cwd"].as_str());
     let within = |path: &str, other: &str| path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
@@ -205,7 +205,7 @@ fn arguments(image: &Configured, options: &BundleOptions) -> Result<Vec<String>,
     Ok(arguments)
 }
 
-/// The image's variables as they are, in their order; then what is missing.
+/// The image's variables unchanged and in order, then missing ones.
 fn environment(image: &Configured, user: &User, options: &BundleOptions) -> Result<Vec<String>, BundleError> {
     let name_of = |entry: &str| entry.split_once('=').map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty());
     let mut environment: Vec<(String, String)> = Vec::new();
@@ -236,12 +236,12 @@ fn environment(image: &Configured, user: &User, options: &BundleOptions) -> Resu
 
 fn directory(image: &Configured, options: &BundleOptions) -> Result<String, BundleError> {
     let directory = options.directory.as_deref().or(image.directory()).unwrap_or("/");
-    // Docker's builder has written relative ones.
+    // Docker's builder has written relative paths.
     let directory = if directory.starts_with('/') { directory.to_owned() } else { format!("/{directory}") };
     in_container(&directory)
 }
 
-/// A path in the container that leads nowhere else.
+/// A path that stays within the container.
 fn in_container(path: &str) -> Result<String, BundleError> {
     let leads_up = path.split('/').any(|name| name == "..");
     if !path.starts_with('/') || leads_up || path.contains('\0') {
@@ -255,7 +255,7 @@ fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, Bun
     let tmpfs = |destination: &str, options: &[&str]| mount(destination, "tmpfs", "tmpfs", options);
     let in_namespace = options.identity == Identity::UserNamespace;
     let pts: &[&str] = &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
-    // The group of terminals is no group of a user namespace with one user.
+    // A user namespace with one user has no group of terminals.
     let pts = if in_namespace { &pts[..5] } else { pts };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -266,7 +266,7 @@ fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, Bun
     ];
     let protected = ["nosuid", "noexec", "nodev", "ro"];
     if in_namespace && options.network == Network::Host {
-        // A new sysfs belongs to a network namespace of the same user namespace.
+        // A new sysfs requires a network namespace of the same user namespace.
         mounts.push(mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]));
     } else {
         mounts.push(mount("/sys", "sysfs", "sysfs", &protected));
@@ -274,7 +274,7 @@ fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, Bun
     if !in_namespace {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
     }
-    // By place: what lies within another is mounted after it.
+    // Sorted by path: what is within another is mounted after it.
     let mut further = BTreeMap::new();
     if options.volumes == VolumePolicy::Tmpfs {
         for path in image.volumes() {
@@ -306,10 +306,10 @@ fn namespaces(network: Network) -> Vec<Value> {
     ["pid", "ipc", "uts", "mount", "cgroup"].into_iter().chain(own).map(|kind| json!({ "type": kind })).collect()
 }
 
-/// All that is used is in 1.0.0; runc and crun of Debian 12 take 1.0.2.
+/// All that is used is in 1.0.0; runc and crun of Debian 12 accept 1.0.2.
 const VERSION: &str = "1.0.2";
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Those that podman gives.
+/// The default of podman.
 const CAPABILITIES: [&str; 11] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -323,7 +323,7 @@ const CAPABILITIES: [&str; 11] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
-/// Those that containerd has.
+/// The default of containerd.
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",

@@ -1,4 +1,4 @@
-//! What an image says about how it is run (image-spec, config.md).
+//! An image's configuration for running it (image-spec, config.md).
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::BundleError;
 
-/// What of an image's configuration concerns a container.
+/// The fields of an image's configuration that concern a container.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 pub struct Configured {
     os: Option<String>,
@@ -39,7 +39,7 @@ struct Process {
 }
 
 impl Configured {
-    /// Reads an image's configuration.
+    /// Parses an image's configuration.
     ///
     /// # Errors
     /// [`BundleError::Configuration`]
@@ -77,7 +77,7 @@ impl Configured {
         self.process.volumes.iter().flatten().map(|(path, _)| path.as_str())
     }
 
-    /// The annotations of the runtime's configuration; labels win over what the other fields say.
+    /// The annotations of the runtime's configuration; labels override other fields.
     pub fn annotations(&self) -> BTreeMap<String, String> {
         let joined = |list: &Vec<String>| (!list.is_empty()).then(|| list.join(","));
         let ports = self.process.exposed_ports.as_ref().filter(|ports| !ports.is_empty());
@@ -101,7 +101,7 @@ impl Configured {
     }
 }
 
-/// A field that may be there and `null`.
+/// A field that may be missing or `null`.
 fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }

@@ -1,10 +1,10 @@
-//! Bundles: what a container runtime is told of an image (runtime-spec, config.md; image-spec, conversion.md).
+//! Bundles: the configuration of a container runtime for an image (runtime-spec, config.md; image-spec, conversion.md).
 //!
-//! Everything here is a pure function: of an image's configuration, of its `/etc/passwd` and `/etc/group`, and of what the
-//! user wants otherwise. Reading those files, mounting and running is the work of the front ends.
+//! Everything here is a pure function of an image's configuration, its `/etc/passwd` and `/etc/group`, and the user's
+//! options. The front ends read those files, mount and run.
 //!
-//! The result is a JSON value. The types of `oci-spec` would bring five crates of procedural macros for a document that is
-//! written in one place and read by none.
+//! The result is a JSON value. The types of `oci-spec` would add five crates of procedural macros for a document that
+//! is only written, in one place.
 
 mod config;
 mod image;
@@ -16,28 +16,28 @@ pub use config::{
 pub use image::Configured;
 pub use users::{User, resolve_user};
 
-/// Why there can be no bundle of an image.
+/// Why no bundle can be made of an image.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum BundleError {
-    /// The configuration has a field of another kind than the specification says.
+    /// The configuration has a field of the wrong type.
     #[error("the image's configuration cannot be used: {why}")]
     Configuration {
         /// What is wrong.
         why: String,
     },
-    /// Neither the image nor the user says what to run.
+    /// Neither the image nor the user gives a command.
     #[error("the image has no command: neither Entrypoint nor Cmd")]
     NoCommand,
-    /// `Env` has something that is no variable.
+    /// `Env` has an entry that is not a variable.
     #[error("`{entry}` is not an environment variable")]
     Variable {
-        /// As it is there.
+        /// As written.
         entry: String,
     },
-    /// A text that a runtime takes for a C string has a zero byte.
+    /// A string for the runtime has a zero byte.
     #[error("{what} has a zero byte")]
     Zero {
-        /// What it is.
+        /// Which string.
         what: &'static str,
     },
     /// A path within the container is relative or leads out of it.
@@ -58,8 +58,8 @@ pub enum BundleError {
         /// As it was written.
         name: String,
     },
-    /// A number that no user or group can have.
-    #[error("`{number}` is not a user or group number: they go to 2147483647")]
+    /// A number that is out of range for users and groups.
+    #[error("`{number}` is not a user or group number: the largest is 2147483647")]
     Number {
         /// As it was written.
         number: String,

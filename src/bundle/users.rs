@@ -1,4 +1,4 @@
-//! Users and groups by name, as the image's own `/etc/passwd` and `/etc/group` have them (passwd(5), group(5)).
+//! Users and groups of an image's own `/etc/passwd` and `/etc/group` (passwd(5), group(5)).
 
 use super::BundleError;
 
@@ -9,16 +9,16 @@ pub struct User {
     pub uid: u32,
     /// Its primary group.
     pub gid: u32,
-    /// Further groups, in ascending order.
+    /// Supplementary groups, in ascending order.
     pub groups: Vec<u32>,
-    /// Its home directory, if the image names one.
+    /// Its home directory, if the image gives one.
     pub home: Option<String>,
 }
 
 /// The user that `typed` names: nothing, `USER` or `USER:GROUP`, each a name or a number.
 ///
-/// Numbers are taken as they are. A number alone has the group that the image gives that user, else 0. Memberships in
-/// further groups count for a user by name without a group (image-spec, conversion.md, "Config.User").
+/// Numbers are used as they are. A number alone gets the group that the image has for that user, else 0. Supplementary
+/// groups apply to a user by name without a group (image-spec, conversion.md, "Config.User").
 ///
 /// # Errors
 /// [`BundleError::NoUser`], [`BundleError::NoGroup`], [`BundleError::Number`]
@@ -61,7 +61,7 @@ fn group_number(typed: &str, group: &[u8]) -> Result<u32, BundleError> {
     named.map(|group| group.gid).ok_or_else(|| BundleError::NoGroup { name: typed.to_owned() })
 }
 
-/// A number, if it is one; names may begin with digits.
+/// A number; `None` for names, which may start with digits.
 fn number(typed: &str) -> Result<Option<u32>, BundleError> {
     if typed.is_empty() || !typed.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(None);
@@ -89,7 +89,7 @@ impl Group<'_> {
     }
 }
 
-/// The lines that have what a line must have; others are passed over, as libc does.
+/// The valid lines; others are ignored, as in libc.
 fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
     lines(passwd).filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
@@ -158,8 +158,8 @@ mod tests {
         for (typed, wanted) in [
             ("nobody", "user `nobody` is not in the image's /etc/passwd"),
             ("app:none", "group `none` is not in the image's /etc/group"),
-            ("2147483648", "`2147483648` is not a user or group number: they go to 2147483647"),
-            ("0:99999999999", "`99999999999` is not a user or group number: they go to 2147483647"),
+            ("2147483648", "`2147483648` is not a user or group number: the largest is 2147483647"),
+            ("0:99999999999", "`99999999999` is not a user or group number: the largest is 2147483647"),
             ("broken", "user `broken` is not in the image's /etc/passwd"),
         ] {
             assert_eq!(resolve_user(typed, PASSWD, GROUP).unwrap_err().to_string(), wanted);

@@ -1,9 +1,9 @@
-//! Mounting: the kernel is given an image and the files of its layers, and shows them from then on by itself.
+//! Mounting: gives the kernel an EROFS image and the content files of its layers.
 //!
-//! The files are given by descriptor, so what was verified is what is mounted, whatever their names lead to by now.
+//! The files are passed by descriptor, so what was verified is mounted, wherever their names lead by now.
 //!
-//! A mount of EROFS shows the path of its image as its source, which would say nothing. So the image gets a name that says
-//! it, `peelfs:REFERENCE`, on a file system in memory that is mounted nowhere, and is gone when the mount is made.
+//! EROFS shows the path of its image as the source of a mount. So the image gets the name `peelfs:REFERENCE`, in a
+//! tmpfs that is mounted nowhere and is gone once the mount is made.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use crate::fuse::fs_context::{self, by_descriptor, said_by};
 use crate::fuse::mounts::KERNEL_SOURCE as SOURCE;
 
-/// What an image is shown from.
+/// The files of an image.
 #[derive(Debug)]
 pub struct Files {
     /// The image.
@@ -26,10 +26,10 @@ pub struct Files {
     pub devices: Vec<File>,
 }
 
-/// How it is mounted.
+/// Mount options.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
-    /// What is mounted, as the table of mounts names it.
+    /// The source in the table of mounts.
     pub reference: String,
     /// Set-user-id programs work.
     pub suid: bool,
@@ -39,16 +39,16 @@ pub struct Terms {
     pub noexec: bool,
 }
 
-/// Why the kernel does not show an image.
+/// Why the kernel does not mount an image.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// This process may not mount.
     #[error("only root may mount EROFS")]
     NotAllowed,
-    /// The kernel has no EROFS.
+    /// The kernel lacks EROFS.
     #[error("this kernel has no EROFS")]
     NoErofs,
-    /// The kernel has EROFS, and does not mount it from files.
+    /// The kernel has EROFS, but does not mount it from files.
     #[error("this kernel does not mount EROFS from files, as Linux 6.12 and later do where they are built to")]
     NotFromFiles,
     /// The kernel does not mount EROFS from files of this file system.
@@ -58,9 +58,9 @@ pub enum AttachError {
         file_system: &'static str,
     },
     /// The kernel refuses this image.
-    #[error("the kernel does not take the image{}", if said.is_empty() { String::new() } else { format!(" ({said})") })]
+    #[error("the kernel rejects the image{}", if said.is_empty() { String::new() } else { format!(" ({said})") })]
     Refused {
-        /// What it says of it.
+        /// Its message.
         said: String,
         /// The error.
         #[source]
@@ -68,7 +68,7 @@ pub enum AttachError {
     },
 }
 
-/// Whether this process may mount EROFS, as far as that can be told without an image.
+/// Whether this process may mount EROFS, as far as that shows without an image.
 ///
 /// # Errors
 /// [`AttachError`]
@@ -90,7 +90,7 @@ fn begin() -> Result<OwnedFd, AttachError> {
 /// [`AttachError`]; nothing is mounted then.
 pub fn attach(target: impl AsFd, files: &Files, terms: &Terms) -> Result<(), AttachError> {
     let target = target.as_fd();
-    // In a thread of its own, whose working directory is its own: the source is a path from there.
+    // In a separate thread with its own working directory: the source is a path relative to it.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, || attach_here(target, files, terms));
         let thread = thread
@@ -113,7 +113,7 @@ fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(
         rustix::mount::fsconfig_create(&context)
     };
     configure().map_err(|errno| match errno {
-        // The kernel says so of files it cannot mount from, whatever the reason.
+        // The kernel's error for files that it cannot mount from, for any reason.
         Errno::NOTBLK => match file_system_without_read_folio(&files.image) {
             Some(file_system) => AttachError::FileSystem { file_system },
             None => AttachError::NotFromFiles,
@@ -129,9 +129,9 @@ fn attach_here(target: BorrowedFd<'_>, files: &Files, terms: &Terms) -> Result<(
 
 /// The name of the image.
 struct Names {
-    /// Where it is, mounted nowhere.
+    /// The directory of the image, mounted nowhere.
     root: OwnedFd,
-    /// The path of the image from there.
+    /// The path of the image relative to it.
     source: String,
 }
 
@@ -154,7 +154,7 @@ impl Names {
     }
 }
 
-/// What the table of mounts has for a source: a relative path, too.
+/// The source in the table of mounts; a relative path, too.
 fn source_of(reference: &str) -> String {
     let source = format!("{SOURCE}{reference}");
     let fits = |part: &str| part.len() <= 255 && !matches!(part, "." | "..");
@@ -162,7 +162,7 @@ fn source_of(reference: &str) -> String {
     if is_path && source.split('/').all(fits) { source } else { format!("{SOURCE}image") }
 }
 
-/// EROFS mounts from files of file systems that have the operation `read_folio`. These have none.
+/// EROFS needs the operation `read_folio` of the file system. These lack it.
 fn file_system_without_read_folio(file: &File) -> Option<&'static str> {
     /// `OVERLAYFS_SUPER_MAGIC`, `TMPFS_MAGIC`
     const OVERLAY: u64 = 0x794c_7630;

@@ -1,14 +1,13 @@
-//! Files: which bytes of which device each part of a file is.
+//! Files: maps each part of a file to bytes of a device.
 //!
-//! A file is a table of chunks of one size, and a chunk is in one piece on one device, or a hole. A file that lies whole in
-//! its layer at a multiple of a block is one chunk. A sparse file, or one whose pieces lie elsewhere, needs chunks small
-//! enough that most of them are one piece or a hole, and yet not too many of them; the rest are copied into the image,
-//! whose file has holes where theirs are.
+//! A file is a table of chunks of one size; a chunk is contiguous on one device, or a hole. A file that is contiguous
+//! and block-aligned in its layer is one chunk. A sparse file, or one with unaligned pieces, needs chunks small enough
+//! that most are contiguous or holes, but not too many; the rest is copied into the image, which keeps the holes.
 
 use super::EncodeError;
 use super::format::{BLOCK, BLOCK_BITS, CHUNK_BITS_MAX};
 
-/// Bytes of a file that lie in one piece in their layer.
+/// Bytes of a file that are contiguous in their layer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Run {
     pub(super) file: u64,
@@ -16,25 +15,25 @@ pub(super) struct Run {
     pub(super) len: u64,
 }
 
-/// One chunk that is no hole.
+/// One chunk that is not a hole.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Chunk {
-    /// It begins at this block of the layer.
+    /// It starts at this block of the layer.
     Layer(u32),
-    /// It has to be copied, from these bytes of the file's runs: all that lie in it.
+    /// It has to be copied, from these bytes of the file's runs.
     Copied,
 }
 
-/// How a file is cut.
+/// How a file is divided into chunks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Cut {
     /// A chunk has two to the power of this many blocks.
     pub(super) bits: u8,
     /// How many chunks there are.
     pub(super) count: u64,
-    /// Bytes to be copied.
+    /// Bytes to copy.
     pub(super) copied: u64,
-    /// Room that the chunks with them take in the image, holes included.
+    /// Space of the copied chunks in the image, including holes.
     pub(super) room: u64,
 }
 
@@ -43,12 +42,12 @@ pub(super) struct Cut {
 pub(super) struct File<'a> {
     pub(super) size: u64,
     pub(super) decoded_size: u64,
-    /// In order, without overlap; joined where they can be.
+    /// In order, without overlap; merged where possible.
     pub(super) runs: &'a [Run],
 }
 
 impl File<'_> {
-    /// The cut that takes the fewest bytes, with at most `room` in the image.
+    /// The cut with the fewest bytes, using at most `room` in the image.
     pub(super) fn cut(self, room: u64) -> Result<Cut, EncodeError> {
         let blocks = self.size.div_ceil(BLOCK).max(1);
         let whole = (blocks.next_power_of_two().trailing_zeros() as u8).min(CHUNK_BITS_MAX);
@@ -68,7 +67,7 @@ impl File<'_> {
                 }
                 Ok(())
             })?;
-            // Room is no bytes, but ends where block numbers do.
+            // Space costs no bytes, but block numbers are limited.
             let cost = table + copied + in_image / ROOM_A_BYTE;
             if in_image <= room && best.is_none_or(|(before, _)| cost < before) {
                 best = Some((cost, Cut { bits, count, copied, room: in_image }));
@@ -77,15 +76,15 @@ impl File<'_> {
         best.map(|(_, cut)| cut).ok_or(EncodeError::TooLarge)
     }
 
-    /// Calls `each` for every chunk that is no hole, with where it begins and ends in the file, and how many bytes of runs
-    /// lie in it. Chunks have `2^bits` blocks.
+    /// Calls `each` for every chunk that is not a hole, with its range in the file and the number of bytes of runs in
+    /// it. Chunks have `2^bits` blocks.
     pub(super) fn each_chunk(
         self,
         bits: u8,
         mut each: impl FnMut(Chunk, u64, u64, u64) -> Result<(), EncodeError>,
     ) -> Result<(), EncodeError> {
         let shift = bits + BLOCK_BITS;
-        // The first run that may lie in the next chunk, and that chunk's number.
+        // The first run that may be in the next chunk, and that chunk's number.
         let (mut first, mut number) = (0, 0);
         while let Some(run) = self.runs.get(first) {
             number = u64::max(number, run.file >> shift);
@@ -95,7 +94,7 @@ impl File<'_> {
             let inside = &self.runs[first..behind];
             let bytes = inside.iter().map(|run| (run.file + run.len).min(end) - run.file.max(start)).sum();
             each(self.chunk(inside, start, end), start, end, bytes)?;
-            // Only the last of them can reach into the next chunk.
+            // Only the last of them can extend into the next chunk.
             let goes_on = inside.last().is_some_and(|run| run.file + run.len > end);
             first = if goes_on { behind - 1 } else { behind };
             number += 1;
@@ -109,7 +108,7 @@ impl File<'_> {
             return Chunk::Copied;
         }
         let from = run.decoded + (start - run.file);
-        // A block that the content file has only a part of cannot be read by the kernel.
+        // The kernel cannot read a block that is only partly in the content file.
         let whole = from + (end - start).next_multiple_of(BLOCK) <= self.decoded_size;
         match u32::try_from(from / BLOCK) {
             Ok(block) if from.is_multiple_of(BLOCK) && whole && block < u32::MAX => Chunk::Layer(block),
@@ -118,7 +117,7 @@ impl File<'_> {
     }
 }
 
-/// Runs that follow each other in the file and in the layer are one.
+/// Merges runs that are contiguous in the file and in the layer.
 pub(super) fn push(runs: &mut Vec<Run>, next: Run) {
     match runs.last_mut() {
         Some(last) if last.file + last.len == next.file && last.decoded + last.len == next.decoded => {
@@ -128,9 +127,9 @@ pub(super) fn push(runs: &mut Vec<Run>, next: Run) {
     }
 }
 
-/// Bytes that the table of one file may take.
+/// Limit in bytes of the table of one file.
 const TABLE_MAX: u64 = 64 << 20;
-/// Bytes of room that are as dear as a byte that is written.
+/// Bytes of space that cost as much as one written byte.
 const ROOM_A_BYTE: u64 = 1024;
 
 #[cfg(test)]
@@ -193,7 +192,7 @@ mod tests {
         assert_eq!(file(10, &runs).cut(512).unwrap().copied, 10);
     }
 
-    /// Runs in order with holes or without between them, and the size of their file.
+    /// Runs in order, with or without holes between them, and the size of their file.
     fn sparse() -> impl Strategy<Value = (Vec<Run>, u64)> {
         let piece = (prop_oneof![Just(0_u64), Just(512), 1_u64..5000], prop_oneof![Just(512_u64), 1_u64..5000]);
         (proptest::collection::vec(piece, 0..12), 0_u64..3000).prop_map(|(pieces, tail)| {

@@ -1,7 +1,7 @@
-//! Directories: names in sorted order, in blocks that are searched by bisection.
+//! Directories: sorted names in blocks, for a binary search.
 //!
-//! A block has a table of entries and behind it their names, and no name lies in two blocks. `.` and `..` are names like
-//! any others.
+//! A block has a table of entries followed by their names; no name crosses blocks. `.` and `..` are names like any
+//! others.
 
 use std::ops::Range;
 
@@ -11,10 +11,10 @@ use zerocopy::little_endian::{U16, U64};
 use super::format::{BLOCK, Dirent, name_type};
 use crate::layer::Kind;
 
-/// The names of one directory while it is written, without `.` and `..`.
+/// The names of a directory being written, without `.` and `..`.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// All names, one behind the other.
+    /// All names, concatenated.
     bytes: Vec<u8>,
     pub(super) entries: Vec<Named>,
     sorted: bool,
@@ -25,16 +25,16 @@ pub(super) struct Names {
 pub(super) struct Named {
     name: Range<u32>,
     pub(super) kind: Kind,
-    /// The number of its inode, once that has one.
+    /// The number of its inode, once it has one.
     pub(super) inode: u64,
 }
 
-/// How a directory's names are laid out.
+/// The layout of a directory's names.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Shape {
-    /// How many names each block has.
+    /// The number of names in each block.
     blocks: Vec<u16>,
-    /// Bytes used of the last block.
+    /// Bytes used in the last block.
     pub(super) last: usize,
 }
 
@@ -57,12 +57,12 @@ impl Names {
         self.entries.push(Named { name: start..self.bytes.len() as u32, kind, inode: 0 });
     }
 
-    /// How many bytes there are of names; a directory has to have fewer than 4 GiB.
+    /// Total bytes of the names; a directory must have fewer than 4 GiB.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Sorts the names, with `.` and `..` among them, which are `own` and `parent`.
+    /// Sorts the names, including `.` and `..` with the inodes `own` and `parent`.
     pub(super) fn sort(&mut self) {
         debug_assert!(!self.sorted);
         self.push(b".", Kind::Directory);
@@ -72,7 +72,7 @@ impl Names {
         self.sorted = true;
     }
 
-    /// Says which inodes `.` and `..` are.
+    /// Sets the inodes of `.` and `..`.
     pub(super) fn set_dots(&mut self, own: u64, parent: u64) {
         for (name, inode) in [(&b"."[..], own), (b"..", parent)] {
             let found = self.entries.binary_search_by(|entry| name_of(&self.bytes, entry).cmp(name));
@@ -87,7 +87,7 @@ impl Names {
         matches!(name_of(&self.bytes, named), b"." | b"..")
     }
 
-    /// Lays the sorted names out.
+    /// Lays out the sorted names.
     pub(super) fn shape(&self) -> Shape {
         let (mut blocks, mut used, mut names) = (Vec::new(), 0, 0_u16);
         for entry in &self.entries {
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads blocks as the kernel does: where a name ends is where the next begins, or the zeros do.
+    /// Reads blocks as the kernel does: a name ends where the next starts, or at zeros.
     fn decode(bytes: &[u8]) -> Vec<(Vec<u8>, u64)> {
         let mut found = Vec::new();
         for block in bytes.chunks(BLOCK as usize) {

@@ -1,5 +1,5 @@
-//! The on-disk format, as far as it is written here: EROFS with extended inodes, blocks of 512 bytes, chunk-based files
-//! and a table of extra devices (kernel, `fs/erofs/erofs_fs.h`; `docs/formats.md` has what is used of it).
+//! The on-disk format, as far as it is used: EROFS with extended inodes, blocks of 512 bytes, chunk-based files and a
+//! table of extra devices (kernel, `fs/erofs/erofs_fs.h`; `docs/formats.md`).
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
@@ -9,23 +9,23 @@ use crate::layer::Kind;
 /// Bytes of a block: file bodies in a tar begin at multiples of it.
 pub(super) const BLOCK: u64 = 512;
 pub(super) const BLOCK_BITS: u8 = 9;
-/// Where the superblock is.
+/// Offset of the superblock.
 pub(super) const SUPER_AT: u64 = 1024;
-/// Where the device table is, right behind it.
+/// Offset of the device table, directly after it.
 pub(super) const DEVICES_AT: u64 = SUPER_AT + size_of::<SuperBlock>() as u64;
-/// Inode numbers count places of this many bytes.
+/// Inode numbers count units of this many bytes.
 pub(super) const INODE_PLACE: u64 = 32;
-/// Shared attributes are named by their place in units of this many bytes.
+/// Shared attributes are addressed in units of this many bytes.
 pub(super) const XATTR_UNIT: u64 = 4;
-/// The address of a block that is not there: a hole.
+/// The address of a missing block: a hole.
 pub(super) const NO_BLOCK: u32 = u32::MAX;
 /// A chunk's size in blocks is two to the power of at most this.
 pub(super) const CHUNK_BITS_MAX: u8 = 31;
-/// Extra devices that an image can name.
+/// Limit of extra devices.
 pub(super) const DEVICES_MAX: usize = u16::MAX as usize;
 
 pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
-/// Times of inodes are those of modification.
+/// The times of inodes are modification times.
 pub(super) const COMPAT_MTIME: u32 = 2;
 pub(super) const INCOMPAT_CHUNKED_FILE: u32 = 4;
 pub(super) const INCOMPAT_DEVICE_TABLE: u32 = 8;
@@ -59,7 +59,7 @@ pub(super) struct SuperBlock {
 #[derive(Immutable, IntoBytes)]
 #[repr(C)]
 pub(super) struct DeviceSlot {
-    /// Anything: here the beginning of the layer's diff_id, for people.
+    /// Free text: here the start of the layer's diff_id.
     pub(super) tag: [u8; 64],
     pub(super) blocks: U32,
     pub(super) mapped_block: U32,
@@ -87,7 +87,7 @@ pub(super) struct Inode {
     pub(super) rest: [u8; 16],
 }
 
-/// `erofs_xattr_ibody_header`; the numbers of shared attributes follow, and then attributes of this inode alone.
+/// `erofs_xattr_ibody_header`; followed by the numbers of shared attributes, and by attributes of this inode alone.
 #[derive(Immutable, IntoBytes)]
 #[repr(C)]
 pub(super) struct XattrHeader {
@@ -96,7 +96,7 @@ pub(super) struct XattrHeader {
     pub(super) rest: [u8; 7],
 }
 
-/// `erofs_xattr_entry`; the name, without its prefix, and the value follow.
+/// `erofs_xattr_entry`; followed by the name, without its prefix, and the value.
 #[derive(Immutable, IntoBytes)]
 #[repr(C)]
 pub(super) struct XattrHead {
@@ -125,27 +125,27 @@ pub(super) struct Dirent {
     pub(super) rest: u8,
 }
 
-/// How an inode's data are found.
+/// Where an inode's data is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Layout {
-    /// In blocks one after the other.
+    /// In contiguous blocks.
     Plain = 0,
-    /// The same, but for the last ones, which follow the inode.
+    /// The same, except for the tail, which follows the inode.
     Inline = 2,
-    /// By a table of chunks, which follows the inode.
+    /// In a table of chunks, which follows the inode.
     Chunks = 4,
 }
 
 impl Layout {
-    /// As an extended inode says it.
+    /// Its encoding in an extended inode.
     pub(super) fn format(self) -> U16 {
         U16::new((self as u16) << 1 | 1)
     }
 }
 
-/// What an inode of files with chunks of `2^bits` blocks has for a place.
+/// The `place` of an inode of files with chunks of `2^bits` blocks.
 pub(super) fn chunk_format(bits: u8) -> U32 {
-    /// Indexes with a device each, and not only blocks.
+    /// Indexes with a device each, not only blocks.
     const INDEXES: u32 = 0x20;
     U32::new(u32::from(bits) | INDEXES)
 }
@@ -158,7 +158,7 @@ pub(super) fn type_bits(kind: Kind) -> u16 {
         Kind::CharDevice => 0o020_000,
         Kind::BlockDevice => 0o060_000,
         Kind::Fifo => 0o010_000,
-        // The others are no nodes of a tree.
+        // The others are not nodes of a tree.
         Kind::File | Kind::LowerLink | Kind::Whiteout => 0o100_000,
     }
 }
@@ -175,7 +175,7 @@ pub(super) fn name_type(kind: Kind) -> u8 {
     }
 }
 
-/// A device number as the kernel writes it in 32 bits (`new_encode_dev`); FUSE has the same.
+/// A device number in the kernel's 32-bit encoding (`new_encode_dev`), also used by FUSE.
 pub(super) fn device_number((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }

@@ -1,12 +1,12 @@
-//! An image as a file system that the kernel shows by itself: metadata in the form of EROFS, over content files.
+//! Writes an image as EROFS metadata over content files, for kernel mounts.
 //!
-//! A layer's content file is its decoded tar, in which the bodies of files begin at multiples of 512 bytes. So a file
-//! system of blocks of that size needs the merged tree only, and names the content files as further devices: no byte of a
-//! file is copied, and no process has to answer for it. The kernel mounts such an image from files ([`host`](crate::host)
-//! does); `docs/formats.md` says what stands where.
+//! A layer's content file is its decoded tar, in which file bodies start at multiples of 512 bytes. So a file system
+//! with blocks of that size needs only the merged tree, and uses the content files as extra devices: no file is copied,
+//! and no process has to serve it. The kernel mounts such an image from files (see [`host`](crate::host));
+//! `docs/formats.md` describes the format.
 //!
-//! One walk through the tree writes it, with memory for the directories on the way to where the walk is, and for inodes that
-//! have several names. The same layers make the same bytes.
+//! One walk of the tree writes it, with memory for the open directories and for inodes with several names. The same
+//! layers always give the same bytes.
 
 mod attach;
 mod chunks;
@@ -24,7 +24,7 @@ use crate::overlay::LayerNo;
 pub use attach::{AttachError, Files, Terms, attach, is_possible};
 pub use space::Output;
 
-/// What was written.
+/// The result.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Encoded {
     /// Bytes of the image.
@@ -33,29 +33,29 @@ pub struct Encoded {
     pub inodes: u64,
     /// Bytes of files that were copied into it.
     pub copied: u64,
-    /// One layer for each device, in the order in which the kernel has to be given them.
+    /// One layer for each device, in the order that the kernel expects.
     pub devices: Vec<LayerNo>,
 }
 
-/// Which extended attributes are shown.
+/// Which extended attributes are included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shown {
     /// All.
     All,
-    /// Those by which an image could not steer an overlay that lies on it.
+    /// Those that cannot control an overlay on top of the image.
     UnderOverlay,
 }
 
-/// Why an image cannot have this form.
+/// Why an image cannot be written as EROFS.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// The tree cannot be walked.
     #[error(transparent)]
     Image(#[from] FsError),
-    /// A layer is not known, or bytes that have to be copied are not cached.
+    /// A layer is not indexed, or bytes to copy are not cached.
     #[error("not all of layer {0} is cached")]
     Missing(LayerNo),
-    /// A file has an extended attribute that EROFS cannot hold.
+    /// A file has an extended attribute that EROFS does not support.
     #[error("EROFS cannot hold the extended attribute `{name}` of a file: {why}")]
     Xattr {
         /// Its name.
@@ -63,7 +63,7 @@ pub enum EncodeError {
         /// Why.
         why: &'static str,
     },
-    /// It is beyond what the format can count.
+    /// It exceeds the limits of the format.
     #[error("the image is larger than EROFS can describe")]
     TooLarge,
     /// The file cannot be written.
@@ -71,7 +71,7 @@ pub enum EncodeError {
     Write(#[source] io::Error),
 }
 
-/// Writes `fs`, all of whose layers are known, to `out`. Blocks this thread.
+/// Writes `fs`, all of whose layers are indexed, to `out`. Blocks this thread.
 ///
 /// # Errors
 /// [`EncodeError`]

@@ -1,22 +1,22 @@
-//! Where things are put into the image, which is written from the beginning to the end but for what is filled in later.
+//! Allocates space in the image, which is written sequentially except for parts filled in later.
 //!
-//! Inodes and attributes, which are small, fill areas one after the other; directories, and bytes of files, go behind the
-//! area that is being filled.
+//! Inodes and attributes, which are small, fill areas one after the other; directories and file bytes go after the area
+//! that is being filled.
 
 use std::io;
 
 use super::EncodeError;
 use super::format::{BLOCK, INODE_PLACE};
 
-/// Where an image is written to.
+/// The output of an image.
 pub trait Output {
-    /// Writes `bytes` at `at`; what is never written is zeros.
+    /// Writes `bytes` at `at`; unwritten bytes are zeros.
     ///
     /// # Errors
     /// [`io::Error`], as when the disk is full.
     fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// All was written; the file is to have `size` bytes, of which the last may be none that were written.
+    /// All was written; sets the size of the file, whose last bytes may be unwritten.
     ///
     /// # Errors
     /// [`io::Error`]
@@ -25,23 +25,23 @@ pub trait Output {
 
 pub(super) struct Space<'a> {
     out: &'a mut dyn Output,
-    /// The area that is being filled: where it begins, and what it holds so far.
+    /// The area being filled: its start, and its content so far.
     area: u64,
     filled: Vec<u8>,
     area_end: u64,
-    /// Behind everything.
+    /// The end of everything.
     end: u64,
 }
 
 impl<'a> Space<'a> {
-    /// Begins behind the first `taken` bytes.
+    /// Starts after the first `taken` bytes.
     pub(super) fn new(out: &'a mut dyn Output, taken: u64) -> Self {
         let area = taken.next_multiple_of(INODE_PLACE);
         let area_end = (area + AREA).next_multiple_of(BLOCK);
         Self { out, area, filled: Vec::with_capacity(AREA as usize), area_end, end: area_end }
     }
 
-    /// Room for `size` bytes at a multiple of `unit`; the last `uncut` of them lie in one block.
+    /// Allocates `size` bytes at a multiple of `unit`; the last `uncut` of them are in one block.
     pub(super) fn small(&mut self, size: usize, unit: u64, uncut: usize) -> Result<u64, EncodeError> {
         let (size, uncut) = (size as u64, uncut as u64);
         let fit = |from: u64| {
@@ -64,7 +64,7 @@ impl<'a> Space<'a> {
         Ok(at)
     }
 
-    /// Room for `size` bytes at the beginning of a block.
+    /// Allocates `size` bytes at the start of a block.
     pub(super) fn blocks(&mut self, size: u64) -> Result<u64, EncodeError> {
         let at = self.end;
         self.end =
@@ -72,12 +72,12 @@ impl<'a> Space<'a> {
         Ok(at)
     }
 
-    /// Bytes that are left until block numbers end.
+    /// Bytes left until block numbers end.
     pub(super) fn room(&self) -> u64 {
         REACH - self.end.min(REACH)
     }
 
-    /// Fills in bytes whose room was given.
+    /// Fills in bytes that were allocated.
     pub(super) fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), EncodeError> {
         match at.checked_sub(self.area) {
             Some(from) if at < self.area_end => {
@@ -88,10 +88,10 @@ impl<'a> Space<'a> {
         }
     }
 
-    /// Writes what is still in memory; how many bytes the image has, and where the rest of it is to be written.
+    /// Writes what is still in memory; returns the image's size, and where to write the rest.
     pub(super) fn finish(mut self) -> Result<(&'a mut dyn Output, u64), EncodeError> {
         let used = (self.area + self.filled.len() as u64).next_multiple_of(BLOCK);
-        // The last area may be the last of everything, and is cut short then.
+        // The last area may be the end of the image, and is cut short then.
         let end = if self.end == self.area_end { used } else { self.end };
         self.filled.resize((used - self.area) as usize, 0);
         self.flush()?;
@@ -107,11 +107,11 @@ impl<'a> Space<'a> {
     }
 }
 
-/// Bytes of inodes and attributes that lie together.
+/// Size in bytes of an area of inodes and attributes.
 const AREA: u64 = 64 << 10;
-/// Some readers read so many bytes at once to find the superblock.
+/// Some readers read this many bytes at once to find the superblock.
 const SIZE_MIN: u64 = 4096;
-/// Where block numbers, of 32 bits, end; the last of them is a hole.
+/// The end of 32-bit block numbers; the last one means a hole.
 const REACH: u64 = (u32::MAX as u64) * BLOCK;
 
 impl Output for std::fs::File {

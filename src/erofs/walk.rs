@@ -1,7 +1,7 @@
-//! The walk that writes the image: an inode for each node, and for each directory its names.
+//! The walk that writes the image: an inode for each node, and the names of each directory.
 //!
-//! A directory's names hold the numbers of their inodes, and `..` that of the directory above. So a directory's inode gets its
-//! room when it is entered, those of files in it are written at once, and its names when all directories in it are.
+//! A directory's names contain the numbers of their inodes, and `..` that of the parent. So a directory's inode is
+//! allocated when it is entered, its files are written at once, and its names after all of its subdirectories.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,31 +25,31 @@ use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
 use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
 
-/// An image while it is written.
+/// An image being written.
 pub(super) struct Encoder<'a> {
     fs: &'a ImageFs,
     shown: Shown,
     space: Space<'a>,
     shared: Shared,
-    /// The layers that are devices, and which device each layer is; devices are counted from 1.
+    /// The layers that are devices, and the device of each layer; devices count from 1.
     devices: Vec<LayerNo>,
     device_of: Vec<u16>,
-    /// Numbers of inodes that have several names.
+    /// Inode numbers of nodes with several names.
     linked: HashMap<NodeId, u64>,
     inodes: u64,
     copied: u64,
 }
 
-/// A directory on the way to where the walk is.
+/// A directory that is being walked.
 struct Open {
     attr: NodeAttr,
     at: u64,
     xattrs: Attributes,
     names: Names,
     shape: Shape,
-    /// Whether the last of its bytes follow the inode.
+    /// Whether its last bytes follow the inode.
     inline: bool,
-    /// The name at which the search for the next directory continues.
+    /// The name at which the search for the next subdirectory continues.
     next: usize,
 }
 
@@ -110,7 +110,7 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { size, inodes, copied, devices })
     }
 
-    /// Writes all directories; the number of the root's inode.
+    /// Writes all directories; returns the number of the root's inode.
     fn tree(&mut self) -> Result<u64, EncodeError> {
         let root = self.enter(now(self.fs.attr(NodeId::ROOT))?, None)?;
         let number = root.at / INODE_PLACE;
@@ -133,12 +133,12 @@ impl<'a> Encoder<'a> {
         Ok(number)
     }
 
-    /// Lists a directory, and writes all that are no directories in it.
+    /// Lists a directory, and writes everything in it but subdirectories.
     fn enter(&mut self, attr: NodeAttr, above: Option<u64>) -> Result<Open, EncodeError> {
         let (mut names, mut failed) = (Names::default(), None);
         let fs = self.fs;
         let xattrs = self.xattrs(attr.node)?;
-        // The root's number has 16 bits, so it comes before all others, and before it is known what is in it.
+        // The root's number has 16 bits, so the root is allocated first, before its content is known.
         let first = match above {
             None => Some(self.space.small(INODE + xattrs.size(), INODE_PLACE, 0)?),
             Some(_) => None,
@@ -179,14 +179,14 @@ impl<'a> Encoder<'a> {
         Ok(Open { attr, at, xattrs, names, shape, inline: inline > 0, next: 0 })
     }
 
-    /// Writes a directory all of whose names have inodes.
+    /// Writes a directory whose names all have inodes.
     fn leave(&mut self, dir: Open) -> Result<(), EncodeError> {
         let bytes = dir.names.encode(&dir.shape);
         let in_blocks = if dir.inline { dir.shape.blocks_before_last() * BLOCK } else { bytes.len() as u64 };
         let (blocks, tail) = bytes.split_at(in_blocks as usize);
         let layout = if dir.inline { Layout::Inline } else { Layout::Plain };
         let place = self.in_blocks(blocks)?;
-        // `.` of the directory itself, and `..` of each in it.
+        // `.` of the directory itself, and `..` of each subdirectory.
         let subdirs = dir.names.entries.iter().filter(|entry| entry.kind == Kind::Directory).count() as u32;
         self.inode(
             dir.at,
@@ -200,7 +200,7 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    /// The number of the inode of a node that is no directory, which is written if it is not yet.
+    /// The inode number of a node that is not a directory; writes it if needed.
     fn node(&mut self, attr: &NodeAttr) -> Result<u64, EncodeError> {
         if attr.nlink > 1
             && let Some(number) = self.linked.get(&attr.node)
@@ -242,7 +242,7 @@ impl<'a> Encoder<'a> {
         Ok(at)
     }
 
-    /// A file that is not empty.
+    /// A non-empty file.
     fn file(&mut self, attr: &NodeAttr, xattrs: &Attributes) -> Result<u64, EncodeError> {
         let mut runs = Vec::new();
         let number = now(self.fs.runs(attr.node, |run| {
@@ -287,7 +287,7 @@ impl<'a> Encoder<'a> {
         Ok(at)
     }
 
-    /// Copies what lies of a file's runs in `range` of it to where that range begins in the image.
+    /// Copies the parts of a file's runs within `range` to the image.
     fn copy(&mut self, layer: LayerNo, runs: &[Run], range: std::ops::Range<u64>, to: u64) -> Result<(), EncodeError> {
         let reader = self.fs.layer(layer).ok_or(EncodeError::Missing(layer))?;
         let first = runs.partition_point(|run| run.file + run.len <= range.start);
@@ -337,7 +337,7 @@ impl<'a> Encoder<'a> {
         self.space.put(at, &bytes)
     }
 
-    /// Puts bytes into blocks of their own; the first of these.
+    /// Puts bytes into their own blocks; returns the first block.
     fn in_blocks(&mut self, bytes: &[u8]) -> Result<U32, EncodeError> {
         if bytes.is_empty() {
             return Ok(U32::new(0));
@@ -361,7 +361,7 @@ impl<'a> Encoder<'a> {
 }
 
 impl Open {
-    /// The node of the next directory in this one; its name is before [`Open::next`].
+    /// The node of the next subdirectory; its name is before [`Open::next`].
     fn next_directory(&mut self) -> Option<NodeId> {
         while let Some(named) = self.names.entries.get(self.next) {
             self.next += 1;
@@ -377,7 +377,7 @@ fn chunk_index(device: u16, block: u32) -> ChunkIndex {
     ChunkIndex { advise: U16::new(0), device: U16::new(device), block: U32::new(block) }
 }
 
-/// The table of devices, and a number that is the same for the same layers.
+/// The table of devices, and a number that depends on the layers only.
 fn device_table(fs: &ImageFs, devices: &[LayerNo]) -> Result<(Vec<u8>, [u8; 16]), EncodeError> {
     let (mut table, mut chain) = (Vec::new(), blake3::Hasher::new());
     for number in devices {
@@ -406,12 +406,12 @@ fn now<T>(answer: Now<T>) -> Result<T, EncodeError> {
 
 const INODE: usize = size_of::<Inode>();
 const CHUNK: usize = size_of::<ChunkIndex>();
-/// Bytes behind an inode that fit a block with it, wherever in it the inode is.
+/// Bytes after an inode that fit into a block with it, wherever the inode is.
 const INLINE_MAX: usize = (BLOCK - INODE_PLACE) as usize;
-/// Bytes of names of one directory.
+/// Limit in bytes of the names of one directory.
 const NAMES_MAX: usize = 1 << 30;
-/// Bytes of files that are copied at most.
+/// Limit in bytes of copied data.
 const COPIED_MAX: u64 = 4 << 30;
 const PIECE: u64 = 1 << 20;
-/// Steps that the walk may take; see [`overlay::within`]. An image of a million entries takes some ten million.
+/// Limit on steps of the walk; see [`overlay::within`]. An image of a million entries takes some ten million.
 const STEPS: u64 = 1 << 30;

@@ -1,4 +1,4 @@
-//! Extended attributes: each distinct name and value stands in the image once, and inodes name it by its place.
+//! Extended attributes: each distinct name and value is stored once, and inodes refer to it.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U16, U32};
 use super::EncodeError;
 use super::format::{XATTR_UNIT, XattrHead, XattrHeader};
 
-/// What stands in the image already, by the hash of its bytes.
+/// What is already in the image, by the hash of its bytes.
 #[derive(Default)]
 pub(super) struct Shared {
     places: HashMap<[u8; 32], u32>,
@@ -18,12 +18,12 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
     shared: Vec<u32>,
-    /// Those that an inode cannot name, as it names 255 at most.
+    /// Those beyond 255, which an inode cannot refer to.
     own: Vec<u8>,
 }
 
 impl Shared {
-    /// The attributes `name` and `value` of one inode; `place` puts what is new into the image, and says where.
+    /// The attributes `name` and `value` of one inode; `place` adds a new one to the image, and returns its position.
     pub(super) fn attributes<'a>(
         &mut self,
         xattrs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -55,14 +55,14 @@ impl Shared {
 }
 
 impl Attributes {
-    /// Bytes behind the inode.
+    /// Bytes after the inode.
     pub(super) fn size(&self) -> usize {
         if self.shared.is_empty() { 0 } else { size_of::<XattrHeader>() + 4 * self.shared.len() + self.own.len() }
     }
 
-    /// What the inode says of their size.
+    /// The size field of the inode.
     pub(super) fn count(&self) -> U16 {
-        // One for the header, and one for each four bytes behind it.
+        // One for the header, and one for each four bytes after it.
         U16::new(if self.shared.is_empty() { 0 } else { (self.size() - size_of::<XattrHeader>()) / 4 + 1 } as u16)
     }
 
@@ -77,13 +77,13 @@ impl Attributes {
     }
 }
 
-/// One attribute as it stands in the image.
+/// One attribute as stored in the image.
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, EncodeError> {
-    let (prefix, rest) = split(name).ok_or_else(|| unsupported(name, "EROFS has no attributes of such a name"))?;
+    let (prefix, rest) = split(name).ok_or_else(|| unsupported(name, "EROFS does not support the name"))?;
     let value_size =
         u16::try_from(value.len()).map_err(|_| unsupported(name, "its value has more than 65,535 bytes"))?;
     if matches!(prefix, ACL_ACCESS | ACL_DEFAULT) && !is_acl(value) {
-        return Err(unsupported(name, "it is no access control list"));
+        return Err(unsupported(name, "it is not an access control list"));
     }
     let head = XattrHead { name_len: rest.len() as u8, prefix, value_size: U16::new(value_size) };
     let mut out = head.as_bytes().to_vec();
@@ -93,7 +93,7 @@ fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, EncodeError> {
     Ok(out)
 }
 
-/// The number of a name's prefix, and what follows it.
+/// The number of a name's prefix, and the rest.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     if let Some((_, number)) = WHOLE_NAMES.iter().find(|(whole, _)| *whole == name) {
         return Some((*number, b""));
@@ -103,7 +103,7 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
-/// Whether the kernel takes `value` for an access control list; with any other, it would let no process in.
+/// Whether the kernel accepts `value` as an access control list; any other would deny access to every process.
 fn is_acl(value: &[u8]) -> bool {
     let Some((version, entries)) = value.split_first_chunk::<4>() else { return false };
     let known = |entry: &[u8]| matches!(u16::from_le_bytes([entry[0], entry[1]]), 1 | 2 | 4 | 8 | 0x10 | 0x20);
@@ -119,7 +119,7 @@ const ACL_DEFAULT: u8 = 3;
 const WHOLE_NAMES: [(&[u8], u8); 2] =
     [(b"system.posix_acl_access", ACL_ACCESS), (b"system.posix_acl_default", ACL_DEFAULT)];
 const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
-/// Attributes that an inode can name.
+/// Limit of attributes that an inode can refer to.
 const SHARED_MAX: usize = u8::MAX as usize;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What engines read of a store: the lists of images and layers, and each image's documents.
+//! The files that engines read of a store: lists of images and layers, and each image's documents.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,18 +10,18 @@ use serde::Serialize;
 use crate::digest::{Algorithm, Digest};
 use crate::image::Plan;
 
-/// An image of the store, as engines see it.
+/// An image of the store, as shown to engines.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// The digest of its configuration: what engines know it by.
+    /// The digest of its configuration: its id in engines.
     pub config: Digest,
     /// Its manifest.
     pub manifest: Digest,
-    /// Its names in full, as `docker.io/library/alpine:3`.
+    /// Its full names, as `docker.io/library/alpine:3`.
     pub names: Vec<String>,
-    /// When it was made, or came into the store.
+    /// When it was created, or added to the store.
     pub created: String,
-    /// The documents by their names in the store.
+    /// Its documents by their names in the store.
     pub documents: Vec<(String, Bytes)>,
     /// The layers, base first.
     pub layers: Vec<StoredLayer>,
@@ -30,7 +30,7 @@ pub struct Stored {
 /// A layer of an image.
 #[derive(Clone, Debug)]
 pub struct StoredLayer {
-    /// What engines know it by.
+    /// Its id in engines.
     pub id: String,
     /// The digest of its tar.
     pub diff_id: Digest,
@@ -40,8 +40,8 @@ pub struct StoredLayer {
     pub blob_size: u64,
 }
 
-/// The ids that containers/image gives the layers with these diff_ids, base first: that of the tar for the first, of the
-/// layer below and the tar for others.
+/// The ids that containers/image gives the layers with these diff_ids, base first: the digest of the tar for the first,
+/// of the lower id and the tar for others.
 pub fn layer_ids(diff_ids: &[Digest]) -> Vec<String> {
     let mut ids: Vec<String> = Vec::new();
     for diff_id in diff_ids {
@@ -56,7 +56,7 @@ pub fn layer_ids(diff_ids: &[Digest]) -> Vec<String> {
 }
 
 impl Stored {
-    /// An image of the store by what it was resolved to; `added` is when, as RFC 3339 has it. `None` if a document is missing.
+    /// A resolved image, added at `added` (RFC 3339). `None` if a document is missing.
     pub fn new(plan: &Plan, names: Vec<String>, added: &str) -> Option<Self> {
         let text = |digest: &Digest| plan.documents.text(digest).map(|text| Bytes::copy_from_slice(text.as_bytes()));
         let manifest = text(&plan.manifest.digest)?;
@@ -65,7 +65,7 @@ impl Stored {
             (format!("{MANIFEST}-{}", plan.manifest.digest), manifest),
             (plan.config.digest.to_string(), text(&plan.config.digest)?),
         ];
-        // An image that is named by the digest of its image index is found by that.
+        // Engines look up an image by the digest of its image index, too.
         if plan.root.digest != plan.manifest.digest {
             documents.push((format!("{MANIFEST}-{}", plan.root.digest), text(&plan.root.digest)?));
         }
@@ -88,7 +88,7 @@ impl Stored {
     }
 }
 
-/// When an image was made, if its configuration says that as engines read it.
+/// The creation time in an image's configuration, if engines can parse it.
 fn created(plan: &Plan) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Times {
@@ -151,7 +151,7 @@ pub(super) fn images_json<'a>(images: impl Iterator<Item = &'a Stored>) -> Bytes
     serde_json::to_vec(&entries).expect("plain data").into()
 }
 
-/// `layers.json`; `size` says how many bytes a layer's tar has, as far as that is known.
+/// `layers.json`; `size` returns the bytes of a layer's tar, if known.
 pub(super) fn layers_json<'a>(images: impl Iterator<Item = &'a Stored>, size: impl Fn(&str) -> Option<u64>) -> Bytes {
     let (mut entries, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
     for image in images {
@@ -165,7 +165,7 @@ pub(super) fn layers_json<'a>(images: impl Iterator<Item = &'a Stored>, size: im
                     compressed_diff_digest: &layer.blob,
                     compressed_size: layer.blob_size,
                     diff_digest: &layer.diff_id,
-                    // Without a size every command of an engine fails that lists images.
+                    // Without a size, all commands of an engine that list images fail.
                     diff_size: size(&layer.id).unwrap_or(layer.blob_size),
                 });
             }
@@ -175,7 +175,7 @@ pub(super) fn layers_json<'a>(images: impl Iterator<Item = &'a Stored>, size: im
     serde_json::to_vec(&entries).expect("plain data").into()
 }
 
-/// What a lock file holds: engines compare it with what it held when they read the list beside it.
+/// The content of a lock file: engines compare it with what it was when they read the list.
 pub(super) fn lock_text(list: &[u8], generation: u64) -> Bytes {
     let text = Digest::of(Algorithm::Sha256, &[list, &generation.to_le_bytes()].concat());
     Bytes::copy_from_slice(text.hex().as_bytes())
@@ -183,7 +183,7 @@ pub(super) fn lock_text(list: &[u8], generation: u64) -> Bytes {
 
 /// The short name of a layer.
 pub(super) fn link(layer: &str) -> String {
-    // Of letters and digits that are in every alphabet of base 32.
+    // Its letters and digits are in every base32 alphabet.
     let hash = Digest::of(Algorithm::Sha256, format!("link of {layer}").as_bytes());
     let mut number = u128::from_str_radix(&hash.hex()[..32], 16).expect("a digest is hexadecimal");
     let mut name = String::with_capacity(LINK_LENGTH);
@@ -194,7 +194,7 @@ pub(super) fn link(layer: &str) -> String {
     name
 }
 
-/// What the file `lower` of a layer holds: the short names of the layers below, the nearest first; nothing for the lowest.
+/// The content of a layer's file `lower`: the short names of the layers below, nearest first; empty for the lowest.
 pub(super) fn lower(below: &[StoredLayer]) -> String {
     let mut text = String::new();
     for layer in below.iter().rev() {
@@ -204,7 +204,7 @@ pub(super) fn lower(below: &[StoredLayer]) -> String {
     text
 }
 
-/// The file that holds a document in an image's directory.
+/// The file name of a document in an image's directory.
 pub(super) fn file_name(document: &str) -> String {
     let plain = |byte: u8| byte == b'.' || byte.is_ascii_digit() || byte.is_ascii_lowercase();
     if document.bytes().all(plain) {

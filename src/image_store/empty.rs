@@ -1,10 +1,10 @@
-//! The store without images that lies below the mount.
+//! The empty store below the mount.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// Makes `at` a store without images. What is there already stays as it is.
+/// Makes `at` an empty store. Existing files are kept.
 ///
 /// # Errors
 /// [`io::Error`]
@@ -31,7 +31,7 @@ pub fn make(at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `at` holds anything that is not of such a store: an engine's own store must not be covered.
+/// Whether `at` holds anything else: the mount must not hide an engine's own store.
 ///
 /// # Errors
 /// [`io::Error`]

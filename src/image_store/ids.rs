@@ -1,22 +1,22 @@
-//! Owners as a user has them on disk: an engine of a user other than root works in a user namespace, and what belongs to root
-//! there belongs to the user on the machine.
+//! Owners on disk: an engine of a user other than root works in a user namespace, in which root's files belong to that
+//! user on the machine.
 
-/// Which number on the machine a number of the image is.
+/// Maps numbers of the image to numbers of the machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct IdMap {
-    /// The user's own, which is 0 in images.
+    /// The user's own number, which is 0 in images.
     own: u32,
-    /// The first of the others, which is 1 in images, and how many there are.
+    /// The first of the others, which is 1 in images, and their count.
     others: (u32, u32),
 }
 
 impl IdMap {
-    /// Of a user `own` who may have `count` others from `first` on.
+    /// For a user `own` with `count` subordinate ids from `first` on.
     pub fn new(own: u32, (first, count): (u32, u32)) -> Self {
         Self { own, others: (first, count) }
     }
 
-    /// The number on the machine; that of no user where the user may not have it.
+    /// The number on the machine; that of the overflow user if it is not mapped.
     pub fn outside(self, id: u32) -> u32 {
         let (first, count) = self.others;
         match id {
@@ -27,7 +27,7 @@ impl IdMap {
     }
 }
 
-/// What the kernel shows where a number has no meaning.
+/// The kernel's number for unmapped ids.
 const UNMAPPED: u32 = 65_534;
 
 #[cfg(test)]

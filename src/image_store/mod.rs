@@ -1,5 +1,5 @@
-//! An additional image store: images as podman, buildah and CRI-O have them on disk (containers/storage, driver `overlay`),
-//! without any of them being pulled.
+//! An additional image store: images in the on-disk form of podman, buildah and CRI-O (containers/storage, driver
+//! `overlay`), without pulling them.
 //!
 //! ```text
 //! overlay-images/images.json, images.lock          which images there are
@@ -10,12 +10,12 @@
 //! overlay/l/LINK -> ../LAYER/diff                  short names
 //! ```
 //!
-//! Engines read all of it anew whenever the text of a lock file is another one, so images come and go while they run. A store
-//! that is missing, or of which a lock file is, makes every command of an engine fail; so the directory below the mount is a
-//! store without images ([`empty`]).
+//! Engines reread everything when the content of a lock file changes, so images may be added and removed while they
+//! run. A missing store or lock file makes every command of an engine fail; so the directory below the mount is an
+//! empty store ([`empty`]).
 //!
-//! Images are what they are elsewhere: the id is the digest of the configuration, the manifest is the one of the registry, and
-//! layers have the ids that containers/image gives them. So an engine that pulls one finds that it has it.
+//! Images keep their identity: the id is the digest of the configuration, the manifest is the registry's, and layers
+//! have the ids of containers/image. So an engine that pulls the image finds that it has it.
 
 mod documents;
 pub mod empty;

@@ -1,17 +1,17 @@
-//! Node numbers of a store: what the kernel knows its files by, the same in every process that shows it.
+//! Node numbers of a store, the same in every process that serves it.
 //!
-//! The upper bits are the number of a layer, the lower ones what it is there. Images and layers have numbers in the order in
-//! which they came, and none is used twice, so a number never comes to mean something else. The lists and locks, whose text
-//! changes, are other files after each change: an engine that has one open goes on reading what it began.
+//! The upper bits are the number of a layer, the lower ones its node. Images and layers are numbered in the order in
+//! which they were added, and numbers are not reused, so a number never changes its meaning. The lists and locks are
+//! new files after each change: an engine with an open one continues to read the old content.
 
 use crate::overlay::NodeId;
 
 /// A node of the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Node {
-    /// A directory that is always there.
+    /// A fixed directory.
     Directory(Directory),
-    /// A list or lock, as it was in a generation of the store.
+    /// A list or lock of one generation of the store.
     List(u64, List),
     /// The directory of an image.
     Image(u32),
@@ -19,13 +19,13 @@ pub(super) enum Node {
     Document(u32, u16),
     /// The directory of a layer.
     Layer(u32),
-    /// Something of a layer.
+    /// A file that belongs to a layer.
     OfLayer(u32, OfLayer),
-    /// A file of a layer.
+    /// A file in a layer.
     Inside(u32, NodeId),
 }
 
-/// Directories that are always there.
+/// Fixed directories.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Directory {
     Root,
@@ -35,7 +35,7 @@ pub(super) enum Directory {
     Links,
 }
 
-/// Files that every change of the store changes.
+/// Files that change with the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum List {
     Images,
@@ -44,23 +44,23 @@ pub(super) enum List {
     LayersLock,
 }
 
-/// What there is of a layer besides its files.
+/// The files that belong to a layer, besides its content.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum OfLayer {
-    /// The file that says its short name.
+    /// The file with its short name.
     Link,
-    /// The file with the short names of those below.
+    /// The file with the short names of the layers below.
     Lower,
-    /// The symlink by its short name.
+    /// The symlink with its short name.
     Symlink,
-    /// How its tar is made again.
+    /// The data to rebuild its tar.
     TarSplit,
 }
 
 impl Directory {
     pub(super) const ALL: [Self; 5] = [Self::Root, Self::Images, Self::Layers, Self::Overlay, Self::Links];
 
-    /// Its name in the directory that it lies in.
+    /// Its name in its parent directory.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Root => "",
@@ -116,7 +116,7 @@ impl Node {
         NodeId::from_number(number).expect("none is zero")
     }
 
-    /// `None` for numbers that no node has.
+    /// `None` for unused numbers.
     pub(super) fn of(id: NodeId) -> Option<Self> {
         let (layer, number) = ((id.get() >> LAYER_SHIFT) as u32, id.get() & ((1 << LAYER_SHIFT) - 1));
         if layer > 0 {
@@ -142,9 +142,9 @@ impl Node {
     }
 }
 
-/// Above the largest node of an image of a thousand layers.
+/// Above the largest node number of an image of a thousand layers.
 const LAYER_SHIFT: u32 = 42;
-/// The first number of a layer that no file of it has: those have the root's, 1, or are above 32 bits.
+/// Not the number of any file in a layer: those are 1 for the root, or above 32 bits.
 const OWN: u64 = 2;
 const LISTS: u64 = 1 << 41;
 const IMAGES: u64 = 1 << 40;

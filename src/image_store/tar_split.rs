@@ -1,10 +1,11 @@
-//! How a layer's tar is made again of its files: the format of the Go package tar-split, version 2, compressed by gzip.
+//! The data to rebuild a layer's tar from its files: the format of the Go package tar-split, version 2,
+//! gzip-compressed.
 //!
-//! An engine that saves or pushes an image needs each layer's tar as it was, byte by byte. It takes headers and padding from
-//! this file, in which they stand in their order, and between them files by their names, each with a sum (CRC-64 of ISO
-//! 3309). Bytes that are no file's that the layer shows may stand there like headers do.
+//! An engine that saves or pushes an image needs each layer's original tar, byte by byte. It takes headers and padding
+//! from this file, in order, and between them files by name, each with a checksum (CRC-64 of ISO 3309). Tar content
+//! that is not shown as a file may be included like a header.
 //!
-//! Most engines never ask. So it is made when its size is asked for, which a reader does at its first read.
+//! Most engines never read it. So it is made when its size is requested, which happens at the first read.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -21,10 +22,10 @@ use tokio::sync::OnceCell;
 use crate::image::{Answer, FileInTar, FsError, LayerFs, LayerTar, NoAnswer};
 use crate::offsets::FileOffset;
 
-/// Makes a file that no other process finds, and that goes with this one.
+/// Makes an unnamed file, deleted with this process.
 pub type MakeFile = Arc<dyn Fn() -> io::Result<File> + Send + Sync>;
 
-/// The file of one layer, once it is made.
+/// The file of one layer, made on demand.
 pub(super) struct TarSplit {
     fs: Arc<LayerFs>,
     make_file: MakeFile,
@@ -42,12 +43,12 @@ impl TarSplit {
         Self { fs, make_file, made: Arc::default() }
     }
 
-    /// Its size, if it is made.
+    /// Its size, if it was made.
     pub(super) fn size(&self) -> Option<u64> {
         self.made.get().map(|made| made.size)
     }
 
-    /// The file, or what makes it.
+    /// The file, or the task that makes it.
     pub(super) fn made(&self) -> Answer<Arc<Made>> {
         if let Some(made) = self.made.get() {
             return Ok(Arc::clone(made));
@@ -68,7 +69,7 @@ impl Made {
 }
 
 fn failed(cause: &io::Error) -> FsError {
-    tracing::error!(%cause, "cannot keep how a layer's tar is made again");
+    tracing::error!(%cause, "cannot make the tar-split file of a layer");
     FsError::TakesTooLong
 }
 
@@ -99,7 +100,7 @@ async fn write(tar: &LayerTar, files: &[FileInTar], writer: &mut Writer<impl Wri
     segments(tar, at..tar.size(), writer, &mut buf).await
 }
 
-/// Bytes that stand for themselves.
+/// Literal bytes.
 async fn segments(
     tar: &LayerTar,
     range: std::ops::Range<u64>,
@@ -161,7 +162,7 @@ impl<W: Write> Writer<io::BufWriter<W>> {
     }
 }
 
-/// CRC-64 of ISO 3309, as the Go package `hash/crc64` has it.
+/// CRC-64 of ISO 3309, as in the Go package `hash/crc64`.
 struct Crc64(u64);
 
 impl Crc64 {
@@ -197,7 +198,7 @@ const TABLE: [u64; 256] = {
 const POLYNOMIAL: u64 = 0xd800_0000_0000_0000;
 const FILE: u8 = 1;
 const SEGMENT: u8 = 2;
-/// Bytes that are read at once.
+/// Bytes per read.
 const PIECE: u64 = 1 << 20;
 
 #[cfg(test)]

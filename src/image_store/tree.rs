@@ -1,4 +1,4 @@
-//! The store as a [`Tree`]: its own files in memory, and each layer's by [`LayerFs`].
+//! The store as a [`Tree`]: its own files in memory, and layers as [`LayerFs`].
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,27 +18,27 @@ use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 use crate::sync::lock;
 
-/// All that a store shows.
+/// The tree of a store.
 pub struct StoreTree {
     shown: RwLock<Arc<Shown>>,
-    /// Lists of earlier generations that may still be read, by generation.
+    /// Lists of earlier generations that may still be open, by generation.
     past: Mutex<BTreeMap<u64, Arc<Lists>>>,
-    /// How owners are shown, of users and groups.
+    /// The mapping of users and groups.
     ids: Option<(IdMap, IdMap)>,
     owner: (u32, u32),
     make_file: MakeFile,
 }
 
-/// What is shown at one time.
+/// The content at one time.
 #[derive(Clone)]
 struct Shown {
-    /// By number; what was removed leaves a gap.
+    /// By number; removed ones leave a gap.
     images: BTreeMap<u32, Arc<Stored>>,
-    /// By number; all that were ever shown, since containers may go on using what was removed.
+    /// By number; includes removed ones, since containers may still use them.
     layers: BTreeMap<u32, Arc<Layer>>,
-    /// Those of images, by id.
+    /// The numbers of layers of images, by id.
     layer_numbers: BTreeMap<String, u32>,
-    /// How many images have ever been shown.
+    /// The number of images ever shown.
     images_seen: u32,
     lists: Arc<Lists>,
 }
@@ -64,17 +64,17 @@ impl Lists {
     }
 }
 
-/// An image that is to be shown, with its layers, base first.
+/// An image to show, with its layers, base first.
 pub struct Image {
-    /// What engines see of it.
+    /// Its description for engines.
     pub stored: Stored,
     /// Each layer alone.
     pub layers: Vec<Arc<LayerFs>>,
 }
 
 impl StoreTree {
-    /// A store without images, of the user `owner`. `ids` says how owners of images' files are shown, `make_file` makes a file
-    /// that goes with this process.
+    /// An empty store of the user `owner`. `ids` maps the owners of images' files, `make_file` makes a file that is
+    /// deleted with this process.
     pub fn new(owner: (u32, u32), ids: Option<(IdMap, IdMap)>, make_file: MakeFile) -> Self {
         let (images, layers, layer_numbers) = Default::default();
         let shown = Shown { images, layers, layer_numbers, images_seen: 0, lists: Arc::default() };
@@ -83,14 +83,14 @@ impl StoreTree {
         tree
     }
 
-    /// The layer with this id, if it is shown, for further images that have it.
+    /// The layer with this id, if it is shown, to share it with further images.
     pub fn layer(&self, id: &str) -> Option<Arc<LayerFs>> {
         let shown = self.shown();
         let number = shown.layer_numbers.get(id)?;
         shown.layers.get(number).map(|layer| Arc::clone(&layer.fs))
     }
 
-    /// The layers of an image that is shown, base first; none of any other.
+    /// The layers of a shown image, base first; empty for any other.
     pub fn layers_of(&self, id: &str) -> Vec<Arc<LayerFs>> {
         let shown = self.shown();
         let image = shown.images.values().find(|image| image.config.hex() == id);
@@ -99,8 +99,8 @@ impl StoreTree {
         numbers.filter_map(|number| shown.layers.get(number)).map(|layer| Arc::clone(&layer.fs)).collect()
     }
 
-    /// Shows just these images. Those that were shown and are among them stay what they are to the kernel; of those that are
-    /// not, containers that use them keep their files.
+    /// Replaces the shown images. Images that stay keep their node numbers; containers that use removed ones keep their
+    /// files.
     pub fn show(&self, images: Vec<Image>) {
         self.change(|shown| {
             let mut wanted: BTreeMap<String, Image> =
@@ -142,7 +142,7 @@ impl StoreTree {
         }
     }
 
-    /// Says anew how large the layers are, as far as that is known by now.
+    /// Updates the sizes of the layers, as far as they are known now.
     pub fn refresh(&self) {
         self.change(|_| ());
     }
@@ -186,7 +186,7 @@ impl StoreTree {
         lock(&self.past).get(&generation).cloned()
     }
 
-    /// Asks a layer, and says its nodes as this tree does.
+    /// Asks a layer, and translates its nodes to this tree's.
     fn inside<T>(&self, number: u32, ask: impl FnOnce(&LayerFs) -> Answer<T>) -> Answer<T> {
         ask(&layer(&self.shown(), number)?.fs)
     }
@@ -201,7 +201,7 @@ impl StoreTree {
         }
     }
 
-    /// A node of the store's own.
+    /// A node of the store itself.
     fn own_attr(&self, shown: &Shown, node: Node) -> Answer<NodeAttr> {
         let file = |size: usize| (Kind::File, 0o644, size as u64);
         let directory = (Kind::Directory, 0o755, 4096);
@@ -247,7 +247,7 @@ impl StoreTree {
         })
     }
 
-    /// The text of a file of the store's own.
+    /// The content of a file of the store itself.
     fn text(&self, node: Node) -> Answer<Bytes> {
         let shown = self.shown();
         match node {
@@ -269,7 +269,7 @@ impl StoreTree {
         }
     }
 
-    /// The names of a directory of the store's own, each with its position.
+    /// The names of a directory of the store itself, with their positions.
     fn names(&self, shown: &Shown, directory: Node) -> Answer<Vec<(u64, String, Node)>> {
         let fixed = |number: u64, node: Node, name: &str| (number, name.to_owned(), node);
         Ok(match directory {
@@ -309,7 +309,7 @@ impl StoreTree {
                     fixed(0, Node::Inside(number, NodeId::ROOT), "diff"),
                     fixed(1, Node::OfLayer(number, OfLayer::Link), "link"),
                 ];
-                // The lowest has none.
+                // The lowest layer has none.
                 if !layer.lower.is_empty() {
                     names.push(fixed(2, Node::OfLayer(number, OfLayer::Lower), "lower"));
                 }
@@ -332,14 +332,14 @@ impl StoreTree {
         Ok(names.into_iter().find(|(_, known, _)| known.as_bytes() == name).map(|(_, _, node)| node))
     }
 
-    /// The metadata of a node that may be inside of a layer; `ask` asks the layer.
+    /// The attributes of a node that may be in a layer; `ask` asks the layer.
     fn any_attr(&self, id: NodeId, ask: impl FnOnce(&LayerFs, NodeId) -> Answer<NodeAttr>) -> Answer<NodeAttr> {
         match node_of(id)? {
             Node::Inside(number, inner) => {
                 self.inside(number, |fs| ask(fs, inner)).map(|attr| self.attr_of(number, attr))
             }
             node @ Node::OfLayer(number, OfLayer::TarSplit) => {
-                // Its size is known when it is made.
+                // Its size is known once it is made.
                 let shown = self.shown();
                 layer(&shown, number)?.tar_split.made()?;
                 self.own_attr(&shown, node)
@@ -377,7 +377,7 @@ impl StoreTree {
         names.sort_by_key(|(at, ..)| *at);
         for (at, name, node) in names.into_iter().filter(|(at, ..)| *at >= from) {
             let attr = match node {
-                // Asked for by itself, when its layer is known.
+                // Asked separately, once its layer is indexed.
                 Node::Inside(..) => None,
                 node => Some(self.own_attr(&shown, node)?),
             };
@@ -567,10 +567,10 @@ impl Tree for StoreTree {
                 let entry = match inner.parts() {
                     None => 0,
                     Some((layer, entry)) if self.is_top(number, layer) => u64::from(entry.0),
-                    // A whiteout that only an opaque root asks for; nothing but an overlay looks at it.
+                    // A whiteout that only an opaque root needs; only overlays look it up.
                     Some(_) => return OWN_INODES << 1 | node.get(),
                 };
-                // Small for the first thousand layers: programs that keep 32 bits of them fail with others.
+                // Small for the first thousand layers: programs that truncate them to 32 bits fail otherwise.
                 let (high, low) = (u64::from(number) / NEAR, u64::from(number) % NEAR);
                 high << 43 | ((entry + 1) * NEAR + low)
             }
@@ -621,10 +621,10 @@ impl StoreTree {
 }
 
 const TAR_SPLIT: &[u8] = b".tar-split.gz";
-/// Positions of names that every directory may have; those of images and layers follow.
+/// Positions of fixed names; those of images and layers follow.
 const FIXED_NAMES: u64 = 8;
-/// Generations of lists that may still be read.
+/// Limit of earlier generations of lists.
 const PAST_AT_MOST: usize = 64;
 const NEAR: u64 = 1 << 10;
-/// Inode numbers of the store's own files have this bit.
+/// This bit marks inode numbers of the store's own files.
 const OWN_INODES: u64 = 1 << 61;

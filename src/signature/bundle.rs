@@ -1,7 +1,6 @@
-//! Sigstore bundles: an in-toto statement in a DSSE envelope, as `cosign sign` makes them since version 3.
+//! Sigstore bundles: an in-toto statement in a DSSE envelope, as made by `cosign sign` since version 3.
 //!
-//! Only signatures by keys are looked at; certificates and the entries of a transparency log, which a bundle may carry as
-//! well, are not.
+//! Only signatures by keys are checked; certificates and transparency log entries in a bundle are ignored.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +43,7 @@ struct Subject {
     digest: BTreeMap<String, String>,
 }
 
-/// What a bundle says, if one of `keys` made its signature.
+/// The statement of a bundle, if one of `keys` made its signature.
 ///
 /// # Errors
 /// [`SignatureError`]
@@ -66,12 +65,12 @@ pub fn bundle(bundle: &[u8], keys: &[PublicKey]) -> Result<Statement, SignatureE
         return Err(SignatureError::OtherType { kind: statement.predicate_type });
     }
     let digests = statement.subject.iter().flat_map(|subject| &subject.digest);
-    // A digest of an algorithm that is not known here is that of no image that can be opened.
+    // A digest with an unknown algorithm cannot be that of an image opened here.
     let digests = digests.filter_map(|(algorithm, hex)| format!("{algorithm}:{hex}").parse().ok()).collect();
     Ok(Statement { digests, reference: None, key })
 }
 
-/// DSSE's pre-authentication encoding: what is signed.
+/// DSSE's pre-authentication encoding: the signed bytes.
 fn authenticated(kind: &str, payload: &[u8]) -> Vec<u8> {
     let mut signed = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
     signed.extend_from_slice(payload);
@@ -79,7 +78,7 @@ fn authenticated(kind: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 const IN_TOTO: &str = "application/vnd.in-toto+json";
-/// Envelopes of cosign have one.
+/// Envelopes of cosign have one signature.
 const SIGNATURES_LIMIT: usize = 16;
 
 #[cfg(test)]

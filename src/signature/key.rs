@@ -1,4 +1,4 @@
-//! Public keys, as `cosign generate-key-pair` and openssl write them: PEM with a SubjectPublicKeyInfo (RFC 5280).
+//! Public keys as written by `cosign generate-key-pair` and openssl: PEM with a SubjectPublicKeyInfo (RFC 5280).
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use x509_cert::spki::SubjectPublicKeyInfoRef;
 
 use crate::digest::{Algorithm, Digest};
 
-/// A key by which signatures are verified.
+/// A key that verifies signatures.
 #[derive(Clone)]
 pub struct PublicKey {
-    /// Those of the algorithms that may have been used with it; cosign hashes with SHA-256 whatever the curve.
+    /// The algorithms that can be used with it; cosign hashes with SHA-256 for every curve.
     algorithms: &'static [&'static dyn VerificationAlgorithm],
     key: Box<[u8]>,
     fingerprint: Digest,
@@ -23,7 +23,7 @@ pub struct PublicKey {
 /// Why a key cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum KeyError {
-    /// There is none.
+    /// The file holds none.
     #[error("it holds no public key (`-----BEGIN PUBLIC KEY-----`)")]
     None,
     /// It is not PEM, or not a key.
@@ -32,19 +32,19 @@ pub enum KeyError {
         /// What is wrong.
         why: String,
     },
-    /// Of an algorithm that is not known here.
+    /// The algorithm is not supported.
     #[error("it holds a key of an algorithm or curve that is not supported ({oid}); ECDSA, RSA and Ed25519 are")]
     Algorithm {
         /// Its object identifier.
         oid: String,
     },
-    /// An RSA key that is too easily broken.
+    /// An RSA key that is too short.
     #[error("it holds an RSA key of fewer than 2048 bits")]
     Short,
 }
 
 impl PublicKey {
-    /// All keys of a PEM file; what else is in it is passed over.
+    /// All keys of a PEM file; other content is ignored.
     ///
     /// # Errors
     /// [`KeyError`]; a file without a key is one.
@@ -79,7 +79,7 @@ impl PublicKey {
         Ok(Self { algorithms, key: key.into(), fingerprint: Digest::of(Algorithm::Sha256, der) })
     }
 
-    /// SHA-256 of the key as it stands in the file, decoded: what `openssl pkey -pubin -outform DER | sha256sum` prints.
+    /// SHA-256 of the decoded key: what `openssl pkey -pubin -outform DER | sha256sum` prints.
     pub fn fingerprint(&self) -> &Digest {
         &self.fingerprint
     }
@@ -110,7 +110,7 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-/// A modulus of 2048 bits has 256 bytes; the key adds some ten.
+/// A modulus of 2048 bits has 256 bytes; the encoding adds some ten.
 const SHORTEST_RSA: usize = 257;
 
 #[cfg(test)]
@@ -124,7 +124,7 @@ mod tests {
         assert!(told("").contains("no public key"));
         assert!(told("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").contains("malformed"));
         assert!(told("-----BEGIN PUBLIC KEY-----\nAAAA\n").contains("malformed"));
-        // X25519, which signs nothing.
+        // X25519, which cannot sign.
         let x25519 = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VuAyEAELwGaqPGo9MVqFYg2wJ3rn1HOAqDtdOSMo9kPkBo2GU=\n-----END PUBLIC KEY-----";
         assert!(told(x25519).contains("1.3.101.110"), "{}", told(x25519));
     }

@@ -1,11 +1,11 @@
-//! Signatures of images by keys: who says that a manifest is theirs.
+//! Signatures of images by keys.
 //!
-//! cosign has two forms. Of a *simple signing* payload the bytes are signed, which name the manifest's digest and the
-//! repository it was signed for. A *bundle* (sigstore, version 0.3) holds an in-toto statement in a DSSE envelope, which
-//! names the digest alone. That a signature lies beside an image says nothing, as all writers of a repository can put it
-//! there: the digest that it names is compared always, and the repository where that is asked for.
+//! cosign has two forms. A *simple signing* payload contains the manifest's digest and the repository it was signed
+//! for, and its bytes are signed. A *bundle* (sigstore, version 0.3) holds an in-toto statement in a DSSE envelope,
+//! with the digest only. The place of a signature proves nothing, as every writer of a repository can put it there: its
+//! digest is always compared, its repository on request.
 //!
-//! Everything here is a pure function of bytes; the cryptography is that of aws-lc.
+//! Everything here is a pure function of bytes; the cryptography is from aws-lc.
 
 mod bundle;
 mod key;
@@ -17,14 +17,14 @@ pub use simple::simple_signing;
 
 use crate::digest::Digest;
 
-/// What a verified signature says.
+/// The content of a verified signature.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Statement {
     /// The manifests or image indexes that it is about.
     pub digests: Vec<Digest>,
     /// The repository it was signed for, as written; a bundle names none.
     pub reference: Option<String>,
-    /// Which of the keys made it, as a position among those that were given.
+    /// The index of the key that made it.
     pub key: usize,
 }
 
@@ -41,16 +41,16 @@ pub enum SignatureError {
     /// None of the keys made it.
     #[error("it was made with another key")]
     OtherKey,
-    /// It is no signature that cosign makes.
+    /// It is not in a form that cosign makes.
     #[error("it is malformed: {why}")]
     Malformed {
         /// What is wrong.
         why: String,
     },
-    /// What is signed is no signature of an image, but an attestation, say.
+    /// The signed content is not a signature of an image but, for example, an attestation.
     #[error("it is of the type `{}`, which signs no image", kind.escape_debug())]
     OtherType {
-        /// The type it has.
+        /// The type of the content.
         kind: String,
     },
 }
@@ -61,10 +61,10 @@ impl SignatureError {
     }
 }
 
-/// What cosign calls the signature of an image, in payloads (before version 3, and since) and in statements.
+/// cosign's types for signatures of images: in payloads before version 3 and since, and in statements.
 const IMAGE_SIGNATURES: [&str; 2] = ["cosign container image signature", "https://sigstore.dev/cosign/sign/v1"];
 
-/// Standard base64; line breaks at the end are those of files.
+/// Decodes standard base64; ignores a line break at the end of a file.
 fn decoded(text: &str, what: &str) -> Result<Vec<u8>, SignatureError> {
     use base64::Engine as _;
     let decoded = base64::engine::general_purpose::STANDARD.decode(text.trim_end());

@@ -1,4 +1,4 @@
-//! Simple signing: the payload that `cosign sign` signs (containers/image, container-signature(5), "JSON Data Format").
+//! Simple signing: the payload signed by `cosign sign` (containers/image, container-signature(5), "JSON Data Format").
 
 use serde::Deserialize;
 
@@ -31,14 +31,14 @@ struct Identity {
     reference: String,
 }
 
-/// What a payload says, if one of `keys` made its signature, which is base64 as in the annotation beside it.
+/// The statement of a payload, if one of `keys` made its signature, in base64 as in the annotation.
 ///
 /// # Errors
 /// [`SignatureError`]
 pub fn simple_signing(payload: &[u8], signature: &str, keys: &[PublicKey]) -> Result<Statement, SignatureError> {
     let signature = decoded(signature, "the signature")?;
     let key = maker(keys, payload, &signature).ok_or(SignatureError::OtherKey)?;
-    // Read only now: until it is verified it may be anything.
+    // Parsed only after verification.
     let payload: Payload = serde_json::from_slice(payload).map_err(SignatureError::malformed)?;
     let Critical { kind, image, identity } = payload.critical;
     if !IMAGE_SIGNATURES.contains(&kind.as_str()) {
