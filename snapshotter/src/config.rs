@@ -74,6 +74,7 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|cause| {
             let code = if cause.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
             Report::new(code, format!("cannot read the configuration `{shown}`: {cause}"))
+                .hint("`--config` names a TOML file; without it, the defaults hold")
         })?;
         let config: Self = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -83,19 +84,29 @@ impl Config {
         if config.authfile.is_some() && !config.providers.is_empty() {
             return Err(Report::usage(format!(
                 "cannot use the configuration `{shown}`: `authfile` and `credential-provider` exclude each other"
-            )));
+            ))
+            .hint("other logins can be in `~/.docker/config.json` of the snapshotter's user"));
         }
-        let commands = config.providers.iter().map(|provider| &provider.command);
-        let paths = config.cache_dir.iter().chain(&config.authfile).chain(&config.verifier_dir).chain(&config.ca);
-        for path in paths.chain(commands) {
+        config.check_paths().map_err(|(path, why)| {
+            Report::usage(format!("cannot use the configuration `{shown}`: `{}` {why}", path.display()))
+                .hint("it has absolute paths of what is there; only `cache-dir` is made")
+        })?;
+        Ok(config)
+    }
+
+    /// Whether what is named is there: images would be unpacked otherwise, or used without being asked about.
+    fn check_paths(&self) -> Result<(), (&Path, String)> {
+        let commands = self.providers.iter().map(|provider| &provider.command);
+        let needed = self.authfile.iter().chain(&self.verifier_dir).chain(&self.ca).chain(commands);
+        for path in self.cache_dir.iter().chain(needed.clone()) {
             if !path.is_absolute() {
-                return Err(Report::usage(format!(
-                    "cannot use the configuration `{shown}`: `{}` is no absolute path",
-                    path.display()
-                )));
+                return Err((path, "is no absolute path".to_owned()));
             }
         }
-        Ok(config)
+        for path in needed {
+            std::fs::metadata(path).map_err(|cause| (path.as_path(), format!("cannot be used: {cause}")))?;
+        }
+        Ok(())
     }
 
     /// Whether the cache can be where it is: nothing is mounted in it.
@@ -164,11 +175,13 @@ mod tests {
             ("cache-size = -1", "line 1: this is not a size"),
             ("on-outage = \"never\"", "line 1"),
             ("cache-dir = \"here\"", "`here` is no absolute path"),
+            ("ca = [\"/nonexistent.pem\"]", "`/nonexistent.pem` cannot be used: No such file"),
+            ("verifier-dir = \"/nonexistent\"", "`/nonexistent` cannot be used: No such file"),
             ("= 3", "line 1"),
         ] {
             let report = read(text).unwrap_err();
             assert!(report.message.contains(said), "{}", report.message);
-            assert!(!report.message.contains('\n'), "{}", report.message);
+            assert!(!report.message.contains('\n') && report.hint.is_some(), "{}", report.message);
         }
     }
 }

@@ -42,6 +42,7 @@ impl Root {
         let shown = path.display();
         let failed = |what: &str, cause: io::Error| {
             Report::new(Code::Failure, format!("cannot {what} the directory `{shown}`: {cause}"))
+                .hint("name a directory on a disk that can be written to with `--root`")
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed("make", e))?;
         let path = path.canonicalize().map_err(|e| failed("open", e))?;
@@ -136,6 +137,15 @@ mod tests {
         let report = Root::take(scratch.path()).unwrap_err();
         assert!(report.message.contains("is not empty") && report.hint.unwrap().contains("--root"));
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_directory_is_told_with_what_to_do() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let report = Root::take(&file).unwrap_err();
+        assert!(report.message.contains("cannot make the directory") && report.hint.unwrap().contains("--root"));
     }
 
     #[test]
