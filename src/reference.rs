@@ -87,6 +87,16 @@ impl Reference {
         self
     }
 
+    /// The digest that it is [pinned](Self::pinned) to where what was typed does not say so.
+    pub fn pin(&self) -> Option<&Digest> {
+        let typed = place(&self.typed);
+        let digest = match &self.place {
+            Place::Registry(RegistryName { digest, .. }) | Place::Layout(LocalName { digest, .. }) => digest.as_ref(),
+            Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => None,
+        };
+        digest.filter(|_| typed.is_ok_and(|typed| typed != self.place))
+    }
+
     /// What the user should be told about how the reference was understood.
     pub fn notes(&self) -> Vec<String> {
         match &self.place {
@@ -622,6 +632,25 @@ mod tests {
 
     fn canonical(text: &str) -> String {
         text.parse::<Reference>().unwrap().canonical()
+    }
+
+    #[test]
+    fn a_pin_is_what_was_not_typed() {
+        let digest: Digest = D.parse().unwrap();
+        for (typed, is_said) in [
+            ("a:1", false),
+            ("a", false),
+            (&*format!("a@{D}"), true),
+            (&*format!("a:1@{D}"), false),
+            ("oci:lay:1", false),
+            (&*format!("oci:lay:1@{D}"), true),
+        ] {
+            let reference: Reference = typed.parse().unwrap();
+            assert_eq!(reference.pin(), None, "{typed}");
+            let pinned = reference.pinned(&digest);
+            assert_eq!((pinned.to_string().as_str(), pinned.pin()), (typed, (!is_said).then_some(&digest)));
+        }
+        assert_eq!("dir:x".parse::<Reference>().unwrap().pinned(&digest).pin(), None);
     }
 
     fn readings(text: &str) -> Vec<(String, Pick)> {

@@ -200,6 +200,20 @@ mod tests {
         assert_eq!(offer.choose().unwrap(), 1);
     }
 
+    /// The process that serves an image shows the one that was resolved, though a tag has moved since.
+    #[test]
+    fn what_a_reference_was_pinned_to_travels() {
+        let digest = crate::digest::Digest::of(crate::digest::Algorithm::Sha256, b"manifest");
+        let reference: crate::reference::Reference = "registry.example/a:1".parse().unwrap();
+        for reference in [reference.clone(), reference.pinned(&digest)] {
+            let image = crate::host::spec::ImageSpec::new(reference.clone(), "/cache");
+            let spec = crate::host::spec::MountSpec::new(image, "/mnt");
+            let text = serde_json::to_vec(&v1::MountSpec::from(&spec)).unwrap();
+            let read: crate::host::spec::MountSpec = parse::<v1::MountSpec>(&text).unwrap().try_into().unwrap();
+            assert_eq!(read.image.reference, reference);
+        }
+    }
+
     #[test]
     fn a_version_that_was_not_offered_is_refused() {
         assert!(Answer::Version(99).version().is_err());

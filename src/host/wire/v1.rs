@@ -15,6 +15,7 @@ use crate::host::report::{Code, Report};
 use crate::host::spec;
 use crate::host::verifiers::DEFAULT_DIR;
 use crate::image::{Network, Prefetch, Verify};
+use crate::reference::Reference;
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
 
@@ -215,6 +216,9 @@ enum Writable {
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
     reference: String,
+    /// What the reference led to before, if it is to be that; it is written as it was typed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pin: Option<Digest>,
     platform: Option<String>,
     /// Omitted for a whole image; programs that cannot show a single layer refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -342,6 +346,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
         let spec::ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
+            pin: reference.pin().cloned(),
         Self {
             reference: reference.to_string(),
             platform: platform.as_ref().map(ToString::to_string),
@@ -362,7 +367,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
 impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
-        let Self { reference, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
+        let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
         let Self { surroundings, cache_dir, cache_size, verifiers, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
@@ -370,10 +375,14 @@ impl ImageSpec {
             ca: ca.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             authfile: path(authfile)?,
             on_outage,
+        let reference: Reference = value("reference", reference)?;
             surroundings: surroundings.try_into()?,
         };
         Ok(spec::ImageSpec {
-            reference: value("reference", reference)?,
+            reference: match pin {
+                Some(pin) => reference.pinned(&pin),
+                None => reference,
+            },
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
             layer: layer.map(|layer| value("layer", layer)).transpose()?,
             up_to,
