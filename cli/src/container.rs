@@ -185,14 +185,10 @@ impl Plan<'_> {
             let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
             let image = ImageSpec { reference, ..image };
             // As an engine's root file system: protection is set in the container's configuration.
-            let kernel = KernelOptions {
-                suid: true,
-                dev: true,
-                allow_other: true,
-                under_overlay: true,
-                ..KernelOptions::default()
-            };
-            let spec = MountSpec { kernel, ..MountSpec::new(image, &at) };
+            let kernel = KernelOptions { suid: true, dev: true, allow_other: true, ..KernelOptions::default() };
+            let verify = meant::verify(self.args.verify);
+            let spec = MountSpec::new(image, &at);
+            let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
             let mounting = tokio::task::spawn_blocking(move || {
                 let mut bar = Bar::new();

@@ -225,8 +225,7 @@ impl Lowers {
         let verify = if self.config.verify_behind { Verify::Behind } else { Verify::BeforeShowing };
         let spec = MountSpec::new(ImageSpec { up_to, ..image }, at);
         // As an engine's own would be: what protects the machine is said by the container.
-        let kernel =
-            KernelOptions { suid: true, dev: true, allow_other: true, under_overlay: true, ..KernelOptions::default() };
+        let kernel = KernelOptions { suid: true, dev: true, allow_other: true, ..KernelOptions::default() };
         Ok(MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec })
     }
 

@@ -37,15 +37,6 @@ pub struct Encoded {
     pub devices: Vec<LayerNo>,
 }
 
-/// Which extended attributes are included.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Shown {
-    /// All.
-    All,
-    /// Those that cannot control an overlay on top of the image.
-    UnderOverlay,
-}
-
 /// Why an image cannot be written as EROFS.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
@@ -71,10 +62,11 @@ pub enum EncodeError {
     Write(#[source] io::Error),
 }
 
-/// Writes `fs`, all of whose layers are indexed, to `out`. Blocks this thread.
+/// Writes `fs`, all of whose layers are indexed, to `out`, without attributes that control an overlay on top of it. Blocks
+/// this thread.
 ///
 /// # Errors
 /// [`EncodeError`]
-pub fn encode(fs: &ImageFs, out: &mut dyn Output, shown: Shown) -> Result<Encoded, EncodeError> {
-    walk::Encoder::new(fs, out, shown)?.encode()
+pub fn encode(fs: &ImageFs, out: &mut dyn Output) -> Result<Encoded, EncodeError> {
+    walk::Encoder::new(fs, out)?.encode()
 }

@@ -18,7 +18,7 @@ use super::format::{
 };
 use super::space::{Output, Space};
 use super::xattrs::{Attributes, Shared};
-use super::{EncodeError, Encoded, Shown};
+use super::{EncodeError, Encoded};
 use crate::digest::Digest;
 use crate::image::{FsError, ImageFs, NotNow, Now, steers_overlayfs};
 use crate::layer::Kind;
@@ -28,7 +28,6 @@ use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
 /// An image being written.
 pub(super) struct Encoder<'a> {
     fs: &'a ImageFs,
-    shown: Shown,
     space: Space<'a>,
     shared: Shared,
     /// The layers that are devices, and the device of each layer; devices count from 1.
@@ -54,7 +53,7 @@ struct Open {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(fs: &'a ImageFs, out: &'a mut dyn Output, shown: Shown) -> Result<Self, EncodeError> {
+    pub(super) fn new(fs: &'a ImageFs, out: &'a mut dyn Output) -> Result<Self, EncodeError> {
         let (mut devices, mut device_of) = (Vec::new(), Vec::new());
         let mut known = HashMap::<(Digest, Digest), u16>::new();
         for number in (0..fs.layer_count()).map(LayerNo) {
@@ -73,7 +72,7 @@ impl<'a> Encoder<'a> {
         }
         let space = Space::new(out, DEVICES_AT + size_of::<DeviceSlot>() as u64 * devices.len() as u64);
         let (shared, linked) = (Shared::default(), HashMap::new());
-        Ok(Self { fs, shown, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
+        Ok(Self { fs, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
     }
 
     pub(super) fn encode(mut self) -> Result<Encoded, EncodeError> {
@@ -349,8 +348,7 @@ impl<'a> Encoder<'a> {
 
     fn xattrs(&mut self, node: NodeId) -> Result<Attributes, EncodeError> {
         let all = now(self.fs.xattrs(node))?;
-        let steers = |name: &[u8]| self.shown == Shown::UnderOverlay && steers_overlayfs(name);
-        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..])).filter(|(name, _)| !steers(name));
+        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..])).filter(|(name, _)| !steers_overlayfs(name));
         let space = &mut self.space;
         self.shared.attributes(pairs, |entry| {
             let at = space.small(entry.len(), format::XATTR_UNIT, 0)?;

@@ -13,7 +13,7 @@ use super::spec::MountSpec;
 use super::{Progress, mount, mount_point, status};
 use crate::content::{LayerRef, SealError};
 use crate::digest::{Algorithm, Digest};
-use crate::erofs::{self, AttachError, EncodeError, Files, Shown, Terms};
+use crate::erofs::{self, AttachError, EncodeError, Files, Terms};
 use crate::fuse::{self, MountError, Target, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 use crate::overlay::LayerNo;
@@ -86,20 +86,19 @@ pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
 fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
     mount::in_runtime(async {
         let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
-        let shown = if spec.kernel.under_overlay { Shown::UnderOverlay } else { Shown::All };
-        let files = match (known(&opened.store, &opened.plan.layers, shown), fetching) {
+        let files = match (known(&opened.store, &opened.plan.layers), fetching) {
             (Some(files), _) => files,
             (None, Some(progress)) => {
                 let fs = opened.files(Eagerness::Background, Verify::BeforeShowing);
                 fetch_all(&fs, progress).await?;
-                files(&opened, &fs, shown).await?
+                files(&opened, &fs).await?
             }
             (None, None) => {
                 let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
                 if !is_whole(&fs) {
                     return Err(KernelError::NotWhole.into());
                 }
-                files(&opened, &fs, shown).await?
+                files(&opened, &fs).await?
             }
         };
         attach(spec, target, &opened, &files)
@@ -154,23 +153,23 @@ fn is_whole(fs: &ImageFs) -> bool {
 }
 
 /// The files of an image that was mounted before, if they have not been written to since.
-fn known(store: &Store, layers: &[LayerRef], shown: Shown) -> Option<Files> {
-    let image = store.kernel_image(&chain(layers, shown))?;
+fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
+    let image = store.kernel_image(&chain(layers))?;
     let found = |layer: &LayerRef| store.content_found_right(layer.name()).map(|sealed| sealed.file);
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
 
 /// The files of a cached image: verifies the content, and writes the EROFS image if it is missing.
-async fn files(opened: &Opened, fs: &Arc<ImageFs>, shown: Shown) -> Result<Files, HostError> {
+async fn files(opened: &Opened, fs: &Arc<ImageFs>) -> Result<Files, HostError> {
     // A layer is visible as soon as those below are indexed.
     fs.all_known().await?;
     let (store, fs, layers) = (Arc::clone(&opened.store), Arc::clone(fs), opened.plan.layers.clone());
     let made = tokio::task::spawn_blocking(move || {
-        let chain = chain(&layers, shown);
+        let chain = chain(&layers);
         let devices = seal(&fs, &layers)?;
         let image = match store.kernel_image(&chain) {
             Some(image) => image,
-            None => make(&store, &chain, &fs, shown)?,
+            None => make(&store, &chain, &fs)?,
         };
         Ok::<_, HostError>(Files { image, devices })
     });
@@ -194,9 +193,9 @@ fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelE
 }
 
 /// Writes the EROFS image.
-fn make(store: &Store, chain: &Digest, fs: &ImageFs, shown: Shown) -> Result<std::fs::File, HostError> {
+fn make(store: &Store, chain: &Digest, fs: &ImageFs) -> Result<std::fs::File, HostError> {
     let mut new = Output(store.new_kernel_image(chain)?);
-    erofs::encode(fs, &mut new, shown).map_err(KernelError::from)?;
+    erofs::encode(fs, &mut new).map_err(KernelError::from)?;
     Ok(store.publish_kernel_image(new.0)?)
 }
 
@@ -249,11 +248,8 @@ fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
 }
 
 /// The identity of an EROFS image: its layers, and the version of its form.
-fn chain(layers: &[LayerRef], shown: Shown) -> Digest {
-    let mut text = String::from(match shown {
-        Shown::All => "1\n",
-        Shown::UnderOverlay => "1 under an overlay\n",
-    });
+fn chain(layers: &[LayerRef]) -> Digest {
+    let mut text = String::from("2\n");
     for layer in layers {
         text.push_str(&format!("{} {}\n", layer.blob.digest, layer.content()));
     }

@@ -17,7 +17,7 @@ use super::supervisor::Supervisor;
 use super::writable::Kept;
 use super::{ending, failures, mount_point, process, writable};
 use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, Passthrough, Target};
-use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown, Tree, UnderOverlay};
+use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown};
 use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
@@ -175,23 +175,12 @@ impl Prepared {
         let Self { handover, connection, opens, opened, shown, programs } = self;
         let KernelOptions { let_cpus_sleep, allow_root, allow_other, .. } = handover.spec.kernel;
         let (place, allow_root) = (handover.place.clone(), allow_root && !allow_other);
-        let mounted =
-            fuse::take_over(connection, tree(&handover.spec, &shown), place, opens, let_cpus_sleep, allow_root)?;
+        let mounted = fuse::take_over(connection, shown.tree(), place, opens, let_cpus_sleep, allow_root)?;
         if let Some(how) = &handover.ended {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
         Ok(Mount { handover, opened, shown, programs, mounted, kept: None, supervisor, connection: None })
-    }
-}
-
-/// The tree to show.
-fn tree(spec: &MountSpec, shown: &Shown) -> Arc<dyn Tree> {
-    match shown {
-        Shown::Image(fs) if spec.kernel.under_overlay || spec.writable.is_some() => {
-            Arc::new(UnderOverlay(Arc::clone(fs)))
-        }
-        shown => shown.tree(),
     }
 }
 
@@ -210,11 +199,11 @@ fn show(
     target: &Target,
     supervisor: &mut Supervisor,
 ) -> Result<(MountSpec, Mounted), HostError> {
-    let (asked, tree) = (spec.policy.passthrough, || tree(spec, shown));
+    let asked = spec.policy.passthrough;
     let with = |passthrough| MountSpec { policy: Policy { passthrough, ..spec.policy }, ..spec.clone() };
     if asked == spec::Passthrough::Always || asked == spec::Passthrough::Auto && is_for_passthrough(shown) {
         let chosen = with(spec::Passthrough::Always);
-        match fuse::mount(tree(), target, &kernel_options(&chosen, opened, supervisor)?) {
+        match fuse::mount(shown.tree(), target, &kernel_options(&chosen, opened, supervisor)?) {
             Err(MountError::NoPassthrough | MountError::RefusedPassthrough(_)) if asked == spec::Passthrough::Auto => {
                 tracing::debug!("the kernel has no passthrough; serving without it");
             }
@@ -222,7 +211,7 @@ fn show(
         }
     }
     let chosen = with(spec::Passthrough::Never);
-    let mounted = fuse::mount(tree(), target, &kernel_options(&chosen, opened, supervisor)?)?;
+    let mounted = fuse::mount(shown.tree(), target, &kernel_options(&chosen, opened, supervisor)?)?;
     Ok((chosen, mounted))
 }
 

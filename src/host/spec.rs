@@ -78,8 +78,6 @@ pub struct KernelOptions {
     pub noexec: bool,
     /// Idle CPUs may sleep between requests.
     pub let_cpus_sleep: bool,
-    /// It is below an overlay, which the image must not control.
-    pub under_overlay: bool,
 }
 
 /// One image, and how to reach it.

@@ -41,7 +41,6 @@ pub use read::{Local, MissingBytes};
 pub use shown::Shown;
 pub use slot::LayerStatus;
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
-pub use under_overlay::UnderOverlay;
 
 use crate::overlay::LayerNo;
 use crate::source::BlobSource;

@@ -1,7 +1,9 @@
 //! A tree below the kernel's overlayfs.
 //!
 //! Extended attributes of lower directories control overlayfs: opaque directories, redirects. An image must not control
-//! it, so such attributes are hidden.
+//! it, so such attributes are hidden. They are not escaped (`trusted.overlay.overlay.*`, which overlayfs shows without the
+//! second `overlay.` since Linux 6.7): an escaped name is right below one kind of overlay, and wrong for other readers.
+//! containerd does not set `trusted.*` of an image either.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -18,7 +20,7 @@ use crate::offsets::FileOffset;
 use crate::overlay::{NodeAttr, NodeId};
 
 /// Shows another tree without attributes that control overlayfs.
-pub struct UnderOverlay<T>(pub Arc<T>);
+pub(super) struct UnderOverlay<T>(pub Arc<T>);
 
 impl<T: Tree> Tree for UnderOverlay<T> {
     fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<NodeAttr>> {

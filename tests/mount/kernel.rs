@@ -22,7 +22,7 @@ impl Written {
     fn of(fs: &ImageFs) -> Result<Self, erofs::EncodeError> {
         let dir = tempfile::tempdir().unwrap();
         let mut image = File::options().read(true).write(true).create_new(true).open(dir.path().join("image")).unwrap();
-        let encoded = erofs::encode(fs, &mut image, erofs::Shown::All)?;
+        let encoded = erofs::encode(fs, &mut image)?;
         let device = |number: &_| fs.layer(*number).unwrap().layer().seal().unwrap();
         let files = erofs::Files { image, devices: encoded.devices.iter().map(device).collect() };
         Ok(Self { dir, encoded, files })

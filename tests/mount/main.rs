@@ -15,6 +15,7 @@ mod kernel;
 mod kernel_mount;
 mod layers;
 mod limits;
+mod lower;
 mod mount8;
 mod passthrough;
 mod place;

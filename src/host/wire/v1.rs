@@ -259,8 +259,6 @@ struct KernelOptions {
     dev: bool,
     noexec: bool,
     let_cpus_sleep: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    under_overlay: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -302,11 +300,11 @@ enum OutagePolicy {
 impl From<&spec::MountSpec> for MountSpec {
     fn from(spec: &spec::MountSpec) -> Self {
         let spec::MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
-        let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay } = *kernel;
+        let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = *kernel;
         Self {
             image: image.into(),
             at: at.into(),
-            kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay },
+            kernel: KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
             by_fuse: by_fuse.clone(),
@@ -323,7 +321,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
         let MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
-        let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay } = kernel;
+        let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
         let writable = writable.map(|writable| match writable {
             Writable::Memory => Ok(spec::Writable::Memory),
             Writable::Kept(directory) => directory.try_into().map(spec::Writable::Kept),
@@ -332,7 +330,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
         Ok(Self {
             image: image.meant(on_outage)?,
             at: at.try_into()?,
-            kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep, under_overlay },
+            kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy,
             log: path(log)?,
             by_fuse,
@@ -346,9 +344,9 @@ impl From<&spec::ImageSpec> for ImageSpec {
         let spec::ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
-            pin: reference.pin().cloned(),
         Self {
             reference: reference.to_string(),
+            pin: reference.pin().cloned(),
             platform: platform.as_ref().map(ToString::to_string),
             layer: layer.as_ref().map(ToString::to_string),
             up_to: *up_to,
@@ -375,9 +373,9 @@ impl ImageSpec {
             ca: ca.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             authfile: path(authfile)?,
             on_outage,
-        let reference: Reference = value("reference", reference)?;
             surroundings: surroundings.try_into()?,
         };
+        let reference: Reference = value("reference", reference)?;
         Ok(spec::ImageSpec {
             reference: match pin {
                 Some(pin) => reference.pinned(&pin),
