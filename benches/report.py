@@ -160,6 +160,11 @@ def memory():
 
 def containers():
     link = LINKS[1]
+    never = f"run, never seen, python, {link}"
+    yield Claim("run, cached, python, true", "peelfs", "time", "podman", "<= 0.5")
+    yield Claim(never, "peelfs", "time", "podman", "<= 0.65")
+    yield Claim(never, "peelfs-behind", "time", "podman")
+    yield Claim(f"run, index known, python, {link}", "peelfs", "time", (never, "podman"), "<= 0.25")
     never = f"containerd, never seen, python, {link}"
     yield Claim(never, "peelfs", "time", "overlayfs", "<= 0.7")
     yield Claim(f"containerd, index known, python, {link}", "peelfs", "time", (never, "overlayfs"), "<= 0.25")

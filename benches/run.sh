@@ -7,7 +7,7 @@
 #
 #   --runs N       measurements of each kind, alternating; the median counts (3; short ones five, unless N is 1)
 #   --only PART    some of: never, base, pass, seen, cold, large, warm, fresh, uncached, memory, growth,
-#                  containers (all)
+#                  containers (all), and runs, a part of containers
 #   --images NAME  the images of never, pass and cold (python,node,server,ml); other parts use python and node
 #   --links LINK   the links of never and cold, megabits a second and a round trip in ms (1000:1,200:20,50:80)
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
@@ -55,7 +55,7 @@ needed=$(printf '%s\n' python node $images | sort -u)
 # --------------------------------------------------------------------------- beginning and ending
 
 for part in ${only//,/ }; do
-  case ,$PARTS, in *",$part,"*) ;; *) die "there is no part $part" ;; esac
+  case ,$PARTS,runs, in *",$part,"*) ;; *) die "there is no part $part" ;; esac
 done
 [ "$(id -u)" = 0 ] || die "mounting and unpacking with owners needs root"
 [ -c /dev/fuse ] || die "there is no /dev/fuse"

@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
-# Containers by containerd: its own overlay snapshotter beside that of peelfs. Sourced by run.sh.
+# Containers: `peelfs run` beside `podman run`, and by containerd its own overlay snapshotter beside that of peelfs.
+# Sourced by run.sh.
 
 # What a container does, and what it is compared by.
 containers=0
@@ -75,11 +76,7 @@ compare_trees() {
   pid=$(ctr_here task ls | awk -v name="$name" '$1 == name { print $2 }')
   inside=$(nsenter -t "$pid" -m -r python3 -c "$(cat "$here/support/tree_digest.py")" /)
   end_container "$name"
-  if [ -z "${unpacked_digest:-}" ]; then
-    skopeo copy -q --src-tls-verify=false "docker://$registry/python:latest" "oci:$work/compared:latest"
-    umoci unpack --image "$work/compared:latest" "$work/compared-bundle" >> "$work/log" 2>&1
-    unpacked_digest=$(python3 "$here/support/tree_digest.py" "$work/compared-bundle/rootfs")
-  fi
+  unpack_to_compare
   [ "$inside" = "$unpacked_digest" ] || die "a container of $1 sees another tree: $inside, not $unpacked_digest"
 }
 
@@ -100,8 +97,78 @@ measure_requests() {
   done
 }
 
+# unpack_to_compare: digests of what umoci unpacks, once a run of this script
+unpack_to_compare() {
+  [ -z "${unpacked_digest:-}" ] || return 0
+  skopeo copy -q --src-tls-verify=false "docker://$registry/python:latest" "oci:$work/compared:latest"
+  umoci unpack --image "$work/compared:latest" "$work/compared-bundle" >> "$work/log" 2>&1
+  unpacked_digest=$(python3 "$here/support/tree_digest.py" "$work/compared-bundle/rootfs")
+  unpacked_without_own=$(python3 "$here/support/tree_digest.py" "$work/compared-bundle/rootfs" "${OWN_FILES[@]}")
+}
+
+# run_by SUBJECT ARGUMENT...: a container that is gone when its command ends
+run_by() {
+  local subject=$1
+  shift
+  case $subject in
+    peelfs*) "$peelfs" run --rm --runtime "$runtime" --cache-dir "$dir/cache" "$@" ;;
+    podman) podman_here --runtime "$runtime" run --rm --network host --tls-verify=false -q "$@" ;;
+  esac
+}
+
+# What is seen in such a container; engines mount some files of their own.
+compare_run() {
+  local inside subject=$1
+  shift
+  inside=$(run_by "$subject" -u 0 "$@" python3 -c "$(cat "$here/support/tree_digest.py")" / "${OWN_FILES[@]}")
+  unpack_to_compare
+  [ "$inside" = "$unpacked_without_own" ] || die "a container of $subject sees another tree: $inside, not $unpacked_without_own"
+}
+OWN_FILES=(etc/hosts etc/resolv.conf etc/hostname etc/mtab)
+
+# Both by the same runtime, on the machine's network.
+measure_runs() {
+  local spec=200:20 run subject on runtime=crun
+  on="python, $(link_name $spec)"
+  # crun refuses to work where control groups of both versions are mounted.
+  if [ -d /sys/fs/cgroup/unified ] || ! command -v crun > /dev/null; then runtime=runc; fi
+  command -v "$runtime" > /dev/null || die "there is no crun or runc"
+  for ((run = 1; run <= runs; run++)); do
+    for subject in $(in_turn "$run" peelfs podman peelfs-behind); do
+      fresh
+      cold
+      start_link "${spec%:*}" "${spec#*:}"
+      timed run_by "$subject" $([ "$subject" != peelfs-behind ] || echo --verify=behind) \
+        "$link/python:latest" "${CONTAINER[@]}"
+      sample "run, never seen, $on" "$subject" s "$took"
+      compare_run "$subject" "$link/python:latest"
+      end_link
+    done
+    indexed python
+    cold
+    start_link "${spec%:*}" "${spec#*:}"
+    timed run_by peelfs "$link/python:latest" "${CONTAINER[@]}"
+    sample "run, index known, $on" peelfs s "$took"
+    compare_run peelfs "$link/python:latest"
+    end_link
+  done
+  fresh
+  mount_peelfs "$registry/python:latest" --wait
+  umount_peelfs
+  pull_podman "$registry/python:latest"
+  for ((run = 0; run <= $(short_runs); run++)); do
+    for subject in $(in_turn "$run" peelfs podman); do
+      timed run_by "$subject" "$registry/python:latest" true
+      # The first is not as warm as the others.
+      [ "$run" = 0 ] || sample "run, cached, python, true" "$subject" s "$took"
+    done
+  done
+  compare_run peelfs "$registry/python:latest"
+}
+
 measure_containers() {
   measure_requests
+  measure_runs
   if ! command -v ctr-remote > /dev/null || ! command -v containerd > /dev/null; then
     say "containers are not measured without containerd and ctr-remote (stargz-snapshotter)"
     return 0

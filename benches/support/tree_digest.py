@@ -1,6 +1,8 @@
 """A digest of a tree: names, kinds, modes, owners, links and content, without what runtimes mount.
 
-    tree_digest.py DIR
+    tree_digest.py DIR [PATH...]
+
+What stands at a PATH, relative to DIR, is left out.
 """
 import hashlib
 import os
@@ -8,7 +10,7 @@ import stat
 import sys
 
 MOUNTED = ("proc", "dev", "sys", "run")
-root = sys.argv[1]
+root, left_out = sys.argv[1], set(sys.argv[2:])
 lines = []
 for directory, names, files in os.walk(root):
     below = os.path.relpath(directory, root)
@@ -17,7 +19,10 @@ for directory, names, files in os.walk(root):
     for name in names + files:
         path = os.path.join(directory, name)
         found = os.lstat(path)
-        line = [os.path.relpath(path, root), oct(found.st_mode), found.st_uid, found.st_gid]
+        relative = os.path.relpath(path, root)
+        if relative in left_out:
+            continue
+        line = [relative, oct(found.st_mode), found.st_uid, found.st_gid]
         if stat.S_ISLNK(found.st_mode):
             line.append(os.readlink(path))
         elif stat.S_ISREG(found.st_mode):
