@@ -112,7 +112,7 @@ run_by() {
   shift
   case $subject in
     peelfs*) "$peelfs" run --rm --runtime "$runtime" --cache-dir "$dir/cache" "$@" ;;
-    podman) podman_here --runtime "$runtime" run --rm --network host --tls-verify=false -q "$@" ;;
+    podman) podman_here --runtime "$runtime" run --rm --network host --ulimit host --tls-verify=false -q "$@" ;;
   esac
 }
 

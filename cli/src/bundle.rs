@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::args::ImageArgs;
 use super::container::{self, CONFIG, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
-use super::meant;
 use peelfs::bundle::BundleOptions;
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
@@ -87,12 +86,20 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         hostname: options.hostname.clone().or_else(|| Some("peelfs".to_owned())),
         ..options
     };
-    let image = meant::image_elsewhere(&args.image)?;
+    let image = args.container.image(&args.image)?;
     let made = Directory::make(&directory, &args.directory)?;
     let own = directory.join(OWN);
-    let user = args.container.user.as_deref();
-    let plan =
-        Plan { image, user, only_root: false, options, directory: &directory, own: &own, writable, stubs: &LATER };
+    let container = &args.container;
+    let plan = Plan {
+        image,
+        args: container,
+        only_root: false,
+        options,
+        directory: &directory,
+        own: &own,
+        writable,
+        stubs: &LATER,
+    };
     let runtime = process::runtime(process::Purpose::Starting)?;
     let done = plan.make(&runtime);
     runtime.shutdown_background();

@@ -2,34 +2,46 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::args::{ImageArgs, VerifyArg};
 use super::progress::Bar;
+use super::{environment, meant, volumes};
 use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePolicy};
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::rootfs::{self, Stub};
-use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Writable};
+use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Policy, Writable};
 use peelfs::host::writable::{self, Overlay};
 use peelfs::host::{mount_point, open, piped};
-use peelfs::image::{Eagerness, ImageFs, Verify};
+use peelfs::image::{self, Eagerness, ImageFs, PlanError, Pull};
 use tokio::runtime::Runtime;
 
 /// Differences from the image's configuration.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Container")]
 pub(crate) struct ContainerArgs {
+    /// When to ask the registry what the image's name points to
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN", conflicts_with = "offline", help_heading = "Image")]
+    pub pull: PullArg,
+    /// When bytes of the image may be shown
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Image")]
+    pub verify: VerifyArg,
     /// Run as this user (name or number) instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Set an environment variable; without `=VALUE`, take its value from this environment
+    /// Set an environment variable; without `=VALUE`, take its value from this environment (`NAME*`: all with that prefix)
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// Set the environment variables in this file, one per line; `--env` takes precedence
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
     /// Start in this directory instead of the image's
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
@@ -37,8 +49,17 @@ pub(crate) struct ContainerArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
     /// Mount a directory or file of this machine in the container; `:ro` makes it read-only
-    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    #[arg(short, long, value_name = "SRC:DST[:OPTIONS]")]
     pub volume: Vec<String>,
+    /// The same as `type=bind,src=SRC,dst=DST[,ro]`; or `type=tmpfs,dst=DST[,tmpfs-size=SIZE][,tmpfs-mode=MODE]`
+    #[arg(long, value_name = "MOUNT")]
+    pub mount: Vec<String>,
+    /// Mount a tmpfs, as in `/tmp:size=64m,exec`; filled from the image unless `mode=` is given
+    #[arg(long, value_name = "DST[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// Add a name and its address to the container's /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
     /// How to mount the volumes that the image declares
     #[arg(long, value_enum, value_name = "HOW")]
     pub image_volume: Option<ImageVolume>,
@@ -48,6 +69,20 @@ pub(crate) struct ContainerArgs {
     /// Let set-user-id programs such as sudo and file capabilities work in the container
     #[arg(long)]
     pub allow_new_privileges: bool,
+}
+
+/// When to ask the registry what the image's name points to.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum PullArg {
+    /// Only if it is not known on this machine
+    #[default]
+    Missing,
+    /// Each time; without an answer, fail
+    Always,
+    /// Never, not even for content: use only what is cached, as with `--offline`
+    Never,
+    /// Each time; while the registry cannot be reached, use the last answer
+    Newer,
 }
 
 /// How to mount the volumes that an image declares.
@@ -71,12 +106,9 @@ pub(crate) enum NetworkArg {
 impl ContainerArgs {
     /// Parses them; `image_volume` applies where the user gave none.
     pub(super) fn options(&self, network: NetworkArg, image_volume: ImageVolume) -> Result<BundleOptions, Report> {
-        let environment = self.env.iter().filter_map(|text| match text.split_once('=') {
-            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
-            None => std::env::var(text).ok().map(|value| (text.clone(), value)),
-        });
+        let (binds, tmpfs) = volumes::mounts(&self.volume, &self.mount, &self.tmpfs)?;
         Ok(BundleOptions {
-            environment: environment.collect(),
+            environment: environment::variables(&self.env_file, &self.env)?,
             directory: self.workdir.clone(),
             entrypoint: self.entrypoint.as_deref().map(words).transpose()?,
             new_privileges: self.allow_new_privileges,
@@ -84,7 +116,8 @@ impl ContainerArgs {
                 ImageVolume::Tmpfs => VolumePolicy::Tmpfs,
                 ImageVolume::Ignore => VolumePolicy::Root,
             },
-            binds: self.volume.iter().map(|text| volume(text)).collect::<Result<_, _>>()?,
+            binds,
+            tmpfs,
             network: match network {
                 NetworkArg::Host => Network::Host,
                 NetworkArg::None => Network::None,
@@ -93,6 +126,48 @@ impl ContainerArgs {
             ..BundleOptions::default()
         })
     }
+
+    /// The image, with paths that mean the same in any directory.
+    pub(super) fn image(&self, args: &ImageArgs) -> Result<ImageSpec, Report> {
+        let mut image = meant::image_elsewhere(args)?;
+        if self.pull == PullArg::Never {
+            image.access.network = image::Network::Offline;
+        }
+        Ok(image)
+    }
+
+    fn pull(&self) -> Pull {
+        match self.pull {
+            PullArg::Missing | PullArg::Never => Pull::Missing,
+            PullArg::Always => Pull::Always,
+            PullArg::Newer => Pull::Newer,
+        }
+    }
+
+    /// Lines of `/etc/hosts`.
+    fn hosts(&self, network: Network) -> Result<String, Report> {
+        self.add_host.iter().map(|text| host(text, network)).collect()
+    }
+}
+
+/// `NAME[;NAME…]:ADDRESS`; as a line of `/etc/hosts`.
+fn host(text: &str, network: Network) -> Result<String, Report> {
+    let wrong = || {
+        let hint = "write a name and an address, as in `--add-host db:10.0.0.7` or `--add-host 'db:[fd00::7]'`";
+        Report::usage(format!("`--add-host {text}` is not a name and an address")).hint(hint)
+    };
+    let (names, address) = text.split_once([':', '=']).ok_or_else(wrong)?;
+    let address = address.strip_prefix('[').and_then(|address| address.strip_suffix(']')).unwrap_or(address);
+    let address: IpAddr = match (address, network) {
+        // It is the same machine.
+        ("host-gateway", Network::Host) => Ipv4Addr::LOCALHOST.into(),
+        (address, _) => address.parse().map_err(|_| wrong())?,
+    };
+    let is_name = |name: &str| !name.is_empty() && !name.contains(|char: char| char.is_whitespace() || char == '#');
+    if !names.split(';').all(is_name) {
+        return Err(wrong());
+    }
+    Ok(format!("{address}\t{}\n", names.replace(';', " ")))
 }
 
 /// An entrypoint: one program or a JSON array of words; an empty one means none.
@@ -105,41 +180,12 @@ fn words(text: &str) -> Result<Vec<String>, Report> {
     }
 }
 
-/// `SRC:DST[:ro]`
-fn volume(text: &str) -> Result<Volume, Report> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, destination, readonly) = match parts[..] {
-        [source, destination] | [source, destination, "rw"] => (source, destination, false),
-        [source, destination, "ro"] => (source, destination, true),
-        _ => {
-            let hint = "give a path on this machine and a path in the container, as in `-v ./data:/data:ro`";
-            return Err(Report::usage(format!("`{text}` is not a volume")).hint(hint));
-        }
-    };
-    if source.is_empty() {
-        return Err(Report::usage(format!("volume `{text}` has no path on this machine")));
-    }
-    let absolute = open::absolute(source);
-    let found = absolute.canonicalize().map_err(|error| {
-        let report = Report::new(Code::NotFound, format!("cannot use `{source}` as a volume: {error}"));
-        if source.contains('/') {
-            report
-        } else {
-            report.hint(format!("volumes are paths; named volumes are not supported. Make it with `mkdir {source}`"))
-        }
-    })?;
-    let Some(source) = found.to_str() else {
-        return Err(Report::usage(format!("the path of volume `{text}` is not UTF-8, as `config.json` must be")));
-    };
-    Ok(Volume { source: source.to_owned(), destination: destination.to_owned(), readonly })
-}
-
 /// A container to be made.
 pub(super) struct Plan<'a> {
     /// Its image, with absolute paths.
     pub(super) image: ImageSpec,
-    /// The user, if not the image's.
-    pub(super) user: Option<&'a str>,
+    /// The user's options.
+    pub(super) args: &'a ContainerArgs,
     /// Root is the only user.
     pub(super) only_root: bool,
     /// The other options.
@@ -156,6 +202,8 @@ pub(super) struct Plan<'a> {
 
 /// What was made for a container, held for its life.
 pub(super) struct Made {
+    /// The program that it runs.
+    pub(super) program: String,
     /// `config.json` as written.
     pub(super) config: Vec<u8>,
     /// The directory that keeps changes.
@@ -177,7 +225,8 @@ impl Plan<'_> {
         }
         let at = self.directory.join(ROOTFS);
         runtime.block_on(async {
-            let opened = open::open_alone(&image).await?;
+            let opened =
+                open::open_alone_pulled(&image, self.args.pull()).await.map_err(|error| self.unopened(error))?;
             let configured = Configured::parse(opened.plan.configuration.raw.get())?;
             let manifest = &opened.plan.manifest.digest;
             let kept = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
@@ -194,21 +243,31 @@ impl Plan<'_> {
                 let mut bar = Bar::new();
                 background::mount(&spec, Keeper::Process, &mut bar)
             });
-            let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
+            let fs = opened.files(Eagerness::OnDemand, verify);
             let described = self.describe(&fs, &configured).await;
             let mounted = mounting.await.map_err(|error| Report::new(Code::Failure, error))?.map_err(Report::from);
             let covered = match (described, mounted) {
-                (Ok(config), Ok(())) => self.cover(&at, &opened.reference.to_string(), kernel).map(|()| config),
+                (Ok(made), Ok(())) => self.cover(&at, &opened.reference.to_string(), kernel).map(|()| made),
                 (_, Err(error)) => return Err(error),
                 (Err(error), Ok(())) => Err(error),
             };
-            covered.map(|config| Made { config, kept }).inspect_err(|_| take_away(&at))
+            covered.map(|(program, config)| Made { program, config, kept }).inspect_err(|_| take_away(&at))
         })
     }
 
-    /// Writes `config.json`, and makes mount points that the image lacks.
-    async fn describe(&mut self, fs: &ImageFs, image: &Configured) -> Result<Vec<u8>, Report> {
-        let user = rootfs::user(fs, self.user.unwrap_or(image.user())).await?;
+    /// The error of an image that could not be opened.
+    fn unopened(&self, error: HostError) -> Report {
+        let is_offline = matches!(error, HostError::Plan(PlanError::Offline { .. }));
+        let report = Report::from(error);
+        if is_offline && self.args.pull == PullArg::Never {
+            return report.hint("leave out `--pull=never` once, so that it can be fetched");
+        }
+        report
+    }
+
+    /// Writes `config.json`, and makes mount points that the image lacks; returns the program and the text.
+    async fn describe(&mut self, fs: &ImageFs, image: &Configured) -> Result<(String, Vec<u8>), Report> {
+        let user = rootfs::user(fs, self.args.user.as_deref().unwrap_or(image.user())).await?;
         if self.only_root && (user.uid != 0 || user.gid != 0) {
             let (uid, gid) = (user.uid, user.gid);
             return Err(Report::new(Code::Failure, format!("this user may not map the container's user {uid}:{gid}"))
@@ -226,7 +285,8 @@ impl Plan<'_> {
         let mut text = serde_json::to_vec_pretty(&config).expect("plain data");
         text.push(b'\n');
         write(&self.directory.join(CONFIG), &text, 0o600)?;
-        Ok(text)
+        let program = config["process"]["args"][0].as_str().unwrap_or_default().to_owned();
+        Ok((program, text))
     }
 
     /// Name resolution files in the container; a user's own volumes take precedence.
@@ -234,20 +294,31 @@ impl Plan<'_> {
         let mut names = Vec::new();
         let mut add = |source: &Path, destination: &str| {
             if let (Some(source), true) = (source.to_str(), source.exists()) {
-                let (source, destination) = (source.to_owned(), destination.to_owned());
-                names.push(Volume { source, destination, readonly: true });
+                names.push(Volume::readonly(source.to_owned(), destination.to_owned()));
             }
         };
-        match self.options.network {
+        let network = self.options.network;
+        let further = self.args.hosts(network)?;
+        let hosts = match network {
             Network::Host => {
                 add(Path::new("/etc/resolv.conf"), "/etc/resolv.conf");
-                add(Path::new("/etc/hosts"), "/etc/hosts");
+                // Programs that run long see it change, where it is the machine's own.
+                (!further.is_empty()).then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default())
             }
             Network::None => {
-                let hosts = self.own.join("hosts");
                 let name = self.options.hostname.as_deref().map_or(String::new(), |name| format!("127.0.1.1 {name}\n"));
-                write(&hosts, format!("127.0.0.1 localhost\n::1 localhost\n{name}").as_bytes(), 0o644)?;
-                add(&hosts, "/etc/hosts");
+                Some(format!("127.0.0.1 localhost\n::1 localhost\n{name}"))
+            }
+        };
+        match hosts {
+            None => add(Path::new("/etc/hosts"), "/etc/hosts"),
+            Some(mut hosts) => {
+                if !hosts.ends_with('\n') {
+                    hosts.push('\n');
+                }
+                let own = self.own.join("hosts");
+                write(&own, (hosts + &further).as_bytes(), 0o644)?;
+                add(&own, "/etc/hosts");
             }
         }
         names.append(&mut self.options.binds);

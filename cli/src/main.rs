@@ -12,6 +12,8 @@ mod cat;
 mod container;
 mod cp;
 mod csi;
+mod engine_options;
+mod environment;
 mod extras;
 mod failures;
 mod guard;
@@ -25,6 +27,7 @@ mod options;
 mod progress;
 mod repeats;
 mod run;
+mod runtime;
 mod snapshotter;
 mod status;
 mod store;
@@ -33,6 +36,7 @@ mod tree;
 mod umount;
 mod upgrade;
 mod verify_image;
+mod volumes;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -61,8 +65,17 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             // Help and version go to stdout, usage errors to stderr.
-            let _ = error.print();
-            return if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
+            let is_run = line.get(1).is_some_and(|word| word == "run");
+            match engine_options::refusal(&error) {
+                Some(report) if is_run => failures::print(&report),
+                _ => drop(error.print()),
+            }
+            return match error.use_stderr() {
+                // Other exit codes belong to the container.
+                true if is_run => runtime::FAILED.into(),
+                true => Code::Usage.into(),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
     log::start(&args.command);
@@ -112,7 +125,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
             failures::print(&report);
             // Other exit codes belong to the container.
-            if is_run { run::FAILED.into() } else { report.code.into() }
+            if is_run { runtime::FAILED.into() } else { report.code.into() }
         }
     };
     log::end();

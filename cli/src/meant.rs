@@ -14,10 +14,7 @@ use peelfs::source::registry::Surroundings;
 /// The mount that `args` request; its mount point stays as typed.
 pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec, Report> {
     let policy = Policy {
-        verify: match args.verify {
-            VerifyArg::Strict => Verify::BeforeShowing,
-            VerifyArg::Behind => Verify::Behind,
-        },
+        verify: verify(args.verify),
         prefetch: match args.prefetch {
             PrefetchArg::All => Prefetch::All,
             PrefetchArg::Profile => Prefetch::Profile,
@@ -46,6 +43,13 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         by_fuse: None,
         writable,
     })
+}
+
+pub(super) fn verify(arg: VerifyArg) -> Verify {
+    match arg {
+        VerifyArg::Strict => Verify::BeforeShowing,
+        VerifyArg::Behind => Verify::Behind,
+    }
 }
 
 /// The image that `args` name, for processes with another working directory.

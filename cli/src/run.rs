@@ -5,7 +5,6 @@
 //! exit status are passed on. A [guard](super::guard) cleans up, however this process ends.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -20,19 +19,20 @@ use signal_hook::low_level::siginfo::Cause;
 
 use super::args::{AccessArgs, ImageArgs};
 use super::container::{self, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
+use super::failures;
 use super::guard::STATE;
-use super::meant;
 use super::namespace::{self, Standing};
+use super::runtime::{self, FAILED, Refusal};
 use peelfs::bundle::{BundleOptions, Identity, Limit};
 use peelfs::host::error::HostError;
-use peelfs::host::report::{Code, Report};
+use peelfs::host::report::Report;
 use peelfs::host::spec::Writable;
 use peelfs::host::{open, process, status};
 
 /// `peelfs run`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RunArgs {
-    /// Ignored: containers are always removed when they end
+    /// Ignored: containers are always removed when they end; changes kept by `--keep` stay
     #[arg(long)]
     pub rm: bool,
     /// Connect stdin to the container
@@ -51,7 +51,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// The network of the container
-    #[arg(long, value_enum, default_value = "host", value_name = "NETWORK", help_heading = "Container")]
+    #[arg(long, alias = "net", value_enum, default_value = "host", value_name = "NETWORK", help_heading = "Container")]
     pub network: NetworkArg,
     /// The container runtime: crun, runc or a path [default: the one that is installed]
     #[arg(long, value_name = "RUNTIME")]
@@ -70,7 +70,7 @@ pub(crate) struct RunArgs {
 /// Runs a container and returns its exit status.
 pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let limits = limits();
-    let runtime = runtime(args.runtime.as_deref())?;
+    let runtime = runtime::find(args.runtime.as_deref())?;
     if args.tty && !std::io::stdin().is_terminal() {
         return Err(Report::usage("stdin is not a terminal").hint("leave out `-t`"));
     }
@@ -91,7 +91,8 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
         limits,
         ..options
     };
-    let image = meant::image_elsewhere(&ImageArgs { reference: reference.clone(), access: args.access.clone() })?;
+    let image = ImageArgs { reference: reference.clone(), access: args.access.clone() };
+    let image = args.container.image(&image)?;
     let keep = args.keep.as_ref().map(open::absolute);
 
     let place = Place::enter()?;
@@ -99,9 +100,13 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     pass_signals_on(&container)?;
     let made = place.make(args, image, options, keep);
     let ended = made.and_then(|made| {
-        let ended = container.run(args, &runtime, &place, &name);
+        let ended = container.run(args, &runtime, &place, &name)?;
         drop(made.kept);
-        ended
+        let refused = (ended != 0).then(|| place.refusal()).flatten();
+        Ok(refused.map_or(ended, |refusal| {
+            failures::print(&refusal.report(&runtime, &made.program));
+            refusal.status()
+        }))
     });
     container.end();
     ended
@@ -120,40 +125,6 @@ fn limits() -> Vec<Limit> {
         Limit { kind, soft: found.current.unwrap_or(u64::MAX), hard: found.maximum.unwrap_or(u64::MAX) }
     };
     vec![of("RLIMIT_NOFILE", Resource::Nofile), of("RLIMIT_CORE", Resource::Core)]
-}
-
-/// The requested container runtime, or an installed one.
-fn runtime(typed: Option<&Path>) -> Result<PathBuf, Report> {
-    let is_program = |path: &Path| {
-        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
-    let directories: Vec<_> = directories.filter(|directory| directory.is_absolute()).collect();
-    let find = |name: &Path| match name.components().count() {
-        1 if name.is_relative() => {
-            directories.iter().map(|directory| directory.join(name)).find(|path| is_program(path))
-        }
-        _ => Some(open::absolute(name)).filter(|path| is_program(path)),
-    };
-    let found = match typed {
-        Some(typed) => find(typed),
-        None => usual_runtimes().into_iter().find_map(|name| find(Path::new(name))),
-    };
-    found.ok_or_else(|| {
-        let what = match typed {
-            Some(typed) => format!("no such container runtime: `{}`", typed.display()),
-            None => "no container runtime found: neither crun nor runc".to_owned(),
-        };
-        let package = typed.and_then(Path::to_str).filter(|name| *name == "runc").unwrap_or("crun");
-        Report::new(Code::Failure, what).hint(format!("install one, as with `apt install {package}`"))
-    })
-}
-
-/// Fastest first; crun refuses to run where control groups of both versions are mounted.
-fn usual_runtimes() -> [&'static str; 2] {
-    let exists = |path: &str| Path::new("/sys/fs/cgroup").join(path).exists();
-    if exists("unified") && !exists("cgroup.controllers") { ["runc", "crun"] } else { ["crun", "runc"] }
 }
 
 /// A name must be valid as a directory name and a host name.
@@ -211,16 +182,31 @@ impl Place {
             (true, _) => None,
             (false, keep) => Some(Writable::Kept(keep.unwrap_or_else(|| self.path.join(UPPER)))),
         };
-        let user = args.container.user.as_deref();
         let identity = if self.is_in_user_namespace() { Identity::UserNamespace } else { Identity::Root };
         let options = BundleOptions { identity, ..options };
         let only_root = self.standing == Standing::Lone;
-        let plan =
-            Plan { image, user, only_root, options, directory: &self.path, own: &self.path, writable, stubs: &[] };
+        let plan = Plan {
+            image,
+            args: &args.container,
+            only_root,
+            options,
+            directory: &self.path,
+            own: &self.path,
+            writable,
+            stubs: &[],
+        };
         let runtime = process::runtime_of_parent()?;
         let made = plan.make(&runtime);
         runtime.shutdown_background();
         made
+    }
+}
+
+impl Place {
+    /// Why the runtime did not start the program, from its log.
+    fn refusal(&self) -> Option<Refusal> {
+        let log = std::fs::read(self.path.join(LOG)).ok()?;
+        Refusal::in_log(&String::from_utf8_lossy(&log))
     }
 }
 
@@ -293,6 +279,11 @@ impl Container {
             command.arg("--cgroup-manager=disabled");
         }
         let directory = &place.path;
+        command.arg("--log").arg(directory.join(LOG));
+        // crun would tell the user in JSON, too, where it has let go of the log.
+        if !is_crun {
+            command.arg("--log-format=json");
+        }
         command.arg("--root").arg(directory.join(STATE)).arg("run").arg("--bundle").arg(directory).arg(name);
         if !args.interactive {
             command.stdin(Stdio::null());
@@ -361,11 +352,10 @@ fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
     Ok(())
 }
 
-/// The exit status of a container that was not started, as with podman and docker.
-pub(super) const FAILED: u8 = 125;
 const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 /// Ending signals after which the container is killed.
 const ENDS: u32 = 3;
 const UPPER: &str = "upper";
+const LOG: &str = "runtime.log";
 /// In the directory of a container; preceded by the process number.
 const EXTENSION: &str = "run";

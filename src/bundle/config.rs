@@ -32,6 +32,8 @@ pub struct BundleOptions {
     pub volumes: VolumePolicy,
     /// Directories and files of the machine to mount.
     pub binds: Vec<Volume>,
+    /// Directories in memory.
+    pub tmpfs: Vec<Tmpfs>,
     /// The container's network.
     pub network: Network,
     /// Its host name.
@@ -61,6 +63,24 @@ pub struct Volume {
     pub destination: String,
     /// It is read-only.
     pub readonly: bool,
+    /// Further options of the mount, as runtimes have them.
+    pub options: Vec<String>,
+}
+
+impl Volume {
+    /// It cannot be written to, and has no further options.
+    pub fn readonly(source: String, destination: String) -> Self {
+        Self { source, destination, readonly: true, options: Vec::new() }
+    }
+}
+
+/// A file system in memory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tmpfs {
+    /// In the container, absolute.
+    pub destination: String,
+    /// Options of the mount, as runtimes have them.
+    pub options: Vec<String>,
 }
 
 /// The container's network.
@@ -105,6 +125,7 @@ impl Default for BundleOptions {
             new_privileges: false,
             volumes: VolumePolicy::default(),
             binds: Vec::new(),
+            tmpfs: Vec::new(),
             network: Network::None,
             hostname: None,
             limits: Vec::new(),
@@ -282,14 +303,23 @@ fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, Bun
             further.insert(path.clone(), tmpfs(&path, &["nosuid", "nodev", "tmpcopyup"]));
         }
     }
-    for Volume { source, destination, readonly } in &options.binds {
+    for Tmpfs { destination, options } in &options.tmpfs {
         let destination = in_container(destination)?;
-        let access = if *readonly { "ro" } else { "rw" };
-        further.insert(destination.clone(), mount(&destination, "bind", source, &["rbind", access, "rprivate"]));
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        further.insert(destination.clone(), tmpfs(&destination, &options));
+    }
+    for Volume { source, destination, readonly, options } in &options.binds {
+        let destination = in_container(destination)?;
+        let mut all = vec!["rbind", if *readonly { "ro" } else { "rw" }, "rprivate"];
+        // A later one of two that contradict each other wins.
+        all.extend(options.iter().map(String::as_str));
+        further.insert(destination.clone(), mount(&destination, "bind", source, &all));
     }
     if let Some((root, _)) = further.iter().find(|(path, _)| *path == "/") {
         return Err(BundleError::Path { path: root.clone() });
     }
+    let replaced = |mount: &Value| mount["destination"].as_str().is_some_and(|path| further.contains_key(path));
+    mounts.retain(|mount| !REPLACEABLE.iter().any(|path| mount["destination"] == **path) || !replaced(mount));
     mounts.extend(further.into_values());
     Ok(mounts)
 }
@@ -308,6 +338,8 @@ fn namespaces(network: Network) -> Vec<Value> {
 
 /// All that is used is in 1.0.0; runc and crun of Debian 12 accept 1.0.2.
 const VERSION: &str = "1.0.2";
+/// Usual mounts that the user may have otherwise; nothing else is mounted in them.
+const REPLACEABLE: [&str; 3] = ["/dev/shm", "/dev/mqueue", "/sys/fs/cgroup"];
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The default of podman.
 const CAPABILITIES: [&str; 11] = [
@@ -404,6 +436,7 @@ mod tests {
             source: "/src".to_owned(),
             destination: destination.to_owned(),
             readonly,
+            options: Vec::new(),
         };
         let options =
             BundleOptions { binds: vec![bind("/data/a/", true), bind("/data", false)], ..BundleOptions::default() };

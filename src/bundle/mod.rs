@@ -11,7 +11,7 @@ mod image;
 mod users;
 
 pub use config::{
-    BundleOptions, Identity, Limit, Network, Volume, VolumePolicy, config, destinations, is_known_version,
+    BundleOptions, Identity, Limit, Network, Tmpfs, Volume, VolumePolicy, config, destinations, is_known_version,
 };
 pub use image::Configured;
 pub use users::{User, resolve_user};

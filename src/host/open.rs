@@ -8,7 +8,9 @@ use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec};
 use super::verifiers::{self, Question};
 use crate::digest::Digest;
-use crate::image::{self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, SharedLayers, Shown, Verify};
+use crate::image::{
+    self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, Pull, SharedLayers, Shown, Verify, Wanted,
+};
 use crate::overlay::LayerNo;
 use crate::platform::Platform;
 use crate::reference::{Place, Reference};
@@ -61,7 +63,11 @@ impl Opened {
 /// # Errors
 /// [`HostError`]
 pub async fn open(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Opened, HostError> {
-    let opened = open_in_cache(image, shared_layers).await?;
+    open_pulled(image, shared_layers, Pull::default()).await
+}
+
+async fn open_pulled(image: &ImageSpec, shared_layers: &SharedLayers, pull: Pull) -> Result<Opened, HostError> {
+    let opened = resolve(image, shared_layers, pull).await?;
     let (name, root) = (image.reference.canonical(), &opened.plan.root);
     let question = Question { name: &name, root, access: &image.access };
     verifiers::ask(&image.verifiers, &question, &verifiers::Limits::default()).await?;
@@ -89,8 +95,12 @@ pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
 /// # Errors
 /// [`HostError`]
 pub async fn open_in_cache(image: &ImageSpec, shared_layers: &SharedLayers) -> Result<Opened, HostError> {
+    resolve(image, shared_layers, Pull::default()).await
+}
+
+async fn resolve(image: &ImageSpec, shared_layers: &SharedLayers, pull: Pull) -> Result<Opened, HostError> {
     check_authfile(&image.access)?;
-    resolve(image.reference.clone(), image, shared_layers, &Documents::default(), Fit::Required).await
+    resolve_by(image.reference.clone(), image, shared_layers, &Documents::default(), (Fit::Required, pull)).await
 }
 
 /// As [`open`], for a process that opens one image.
@@ -98,7 +108,15 @@ pub async fn open_in_cache(image: &ImageSpec, shared_layers: &SharedLayers) -> R
 /// # Errors
 /// [`HostError`]
 pub async fn open_alone(image: &ImageSpec) -> Result<Opened, HostError> {
-    open(image, &shared_layers(&image.cache)?).await
+    open_alone_pulled(image, Pull::default()).await
+}
+
+/// As [`open_alone`], with a say in when a registry is asked what a tag names.
+///
+/// # Errors
+/// [`HostError`]
+pub async fn open_alone_pulled(image: &ImageSpec, pull: Pull) -> Result<Opened, HostError> {
+    open_pulled(image, &shared_layers(&image.cache)?, pull).await
 }
 
 /// As [`open_alone`], to describe the image only: another platform's image is accepted, unless there are several and a
@@ -110,7 +128,7 @@ pub async fn open_to_describe(image: &ImageSpec) -> Result<Opened, HostError> {
     check_authfile(&image.access)?;
     let fit = if image.platform.is_some() { Fit::Lone } else { Fit::Any };
     let shared_layers = shared_layers(&image.cache)?;
-    resolve(image.reference.clone(), image, &shared_layers, &Documents::default(), fit).await
+    resolve_by(image.reference.clone(), image, &shared_layers, &Documents::default(), (fit, Pull::default())).await
 }
 
 /// Resolves what `image` named when it was `root`, using the given documents where the cache has none. Verifiers are
@@ -124,7 +142,8 @@ pub async fn open_again(
     before: &Documents,
     shared_layers: &SharedLayers,
 ) -> Result<Opened, HostError> {
-    resolve(image.reference.clone().pinned(root), image, shared_layers, before, Fit::Required).await
+    let how = (Fit::Required, Pull::default());
+    resolve_by(image.reference.clone().pinned(root), image, shared_layers, before, how).await
 }
 
 /// Credentials given by the user must exist, even if the registry requires none.
@@ -134,18 +153,18 @@ fn check_authfile(access: &Access) -> Result<(), HostError> {
     opened.map(drop).map_err(|cause| HostError::Authfile { path: path.clone(), cause })
 }
 
-async fn resolve(
+async fn resolve_by(
     reference: Reference,
     image: &ImageSpec,
     shared_layers: &SharedLayers,
     before: &Documents,
-    fit: Fit,
+    (fit, pull): (Fit, Pull),
 ) -> Result<Opened, HostError> {
     let platform = image.platform.clone().unwrap_or_else(Platform::host);
     let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &image.access, &store).await?;
-    let mut plan =
-        image::resolve_again(&reference, &source, &store, (&platform, fit), image.access.network, before).await?;
+    let wanted = Wanted { platform: &platform, fit, pull };
+    let mut plan = image::resolve_again(&reference, &source, &store, wanted, image.access.network, before).await?;
     if let Some(count) = image.up_to {
         plan.layers.truncate(usize::from(count.get()));
     }

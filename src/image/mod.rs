@@ -35,7 +35,7 @@ pub use layer_fs::{LayerFs, OpaqueMark, steers_overlayfs};
 pub use layer_state::LayerProgress;
 pub use layer_tar::{FileInTar, LayerTar};
 pub use layers::{Eagerness, Layers, Limits, Verify};
-pub use plan::{Documents, Fit, Network, Plan, PlanError, resolve, resolve_again};
+pub use plan::{Documents, Fit, Network, Plan, PlanError, Pull, Wanted, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use shown::Shown;

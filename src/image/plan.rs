@@ -99,6 +99,18 @@ pub enum Network {
     Offline,
 }
 
+/// When a registry is asked what a tag names, where the network may be asked.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Pull {
+    /// Each time; while it cannot be reached, the tag names what it did when it was last asked.
+    #[default]
+    Newer,
+    /// Each time; it is an error if it cannot be reached.
+    Always,
+    /// Only where the store does not know what the tag named when it was last asked.
+    Missing,
+}
+
 /// Why a reference could not be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -199,10 +211,22 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    resolve_again(reference, source, store, (wanted, Fit::Required), network, &Documents::default()).await
+    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default() };
+    resolve_again(reference, source, store, wanted, network, &Documents::default()).await
 }
 
-/// As [`resolve`], with the documents of an earlier resolution as a fallback, and less strict about the platform.
+/// Which image is wanted of those that a reference can lead to.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// For this platform.
+    pub platform: &'a Platform,
+    /// With this regard to it.
+    pub fit: Fit,
+    /// What a tag names now, or did.
+    pub pull: Pull,
+}
+
+/// As [`resolve`], with the documents of an earlier resolution as a fallback, and a choice of what is acceptable.
 ///
 /// # Errors
 /// [`PlanError`]
@@ -210,11 +234,11 @@ pub async fn resolve_again(
     reference: &Reference,
     source: &Arc<dyn BlobSource>,
     store: &Store,
-    (wanted, fit): (&Platform, Fit),
+    Wanted { platform: wanted, fit, pull }: Wanted<'_>,
     network: Network,
     before: &Documents,
 ) -> Result<Plan, PlanError> {
-    let resolver = Resolver { reference, source, store, network, before, documents: Mutex::default() };
+    let resolver = Resolver { reference, source, store, network, pull, before, documents: Mutex::default() };
     let (root, bytes) = resolver.root().await?;
     resolver.remember(&root, &bytes);
     let document = resolver.parse(&root, &bytes)?;
@@ -303,6 +327,7 @@ struct Resolver<'a> {
     source: &'a Arc<dyn BlobSource>,
     store: &'a Store,
     network: Network,
+    pull: Pull,
     /// The documents of an earlier resolution.
     before: &'a Documents,
     /// The documents used now.
@@ -385,12 +410,13 @@ impl Resolver<'_> {
             // A digest never changes its target.
             (Some((record, bytes)), _) if name.digest() == Some(&record.digest) => Ok((described(&record), bytes)),
             (Some((record, bytes)), Network::Offline) => Ok((described(&record), bytes)),
+            (Some((record, bytes)), Network::Allowed) if self.pull == Pull::Missing => Ok((described(&record), bytes)),
             (None, Network::Offline) => Err(PlanError::Offline { reference: self.reference.to_string() }),
             (Some((record, bytes)), Network::Allowed) => {
                 let now = match self.source.head().await {
                     Ok(now) => now.digest,
                     // Fall back to the last known target; but a refusal is final.
-                    Err(error @ SourceError::Unreachable { .. }) => {
+                    Err(error @ SourceError::Unreachable { .. }) if self.pull != Pull::Always => {
                         tracing::warn!("{error}; going on with what {} named when it was last asked", self.reference);
                         record.digest.clone()
                     }

@@ -1,0 +1,157 @@
+//! The container runtime: which one there is, and what it says where it cannot start a container.
+//!
+//! A runtime ends with status 1 both where the program did so and where it could not be started. Only the latter is an error
+//! in the runtime's log.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use peelfs::host::open;
+use peelfs::host::report::{Code, Report};
+
+/// The container runtime that was asked for, or one that is there.
+pub(super) fn find(typed: Option<&Path>) -> Result<PathBuf, Report> {
+    let is_program = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
+    let directories: Vec<_> = directories.filter(|directory| directory.is_absolute()).collect();
+    let find = |name: &Path| match name.components().count() {
+        1 if name.is_relative() => {
+            directories.iter().map(|directory| directory.join(name)).find(|path| is_program(path))
+        }
+        _ => Some(open::absolute(name)).filter(|path| is_program(path)),
+    };
+    let found = match typed {
+        Some(typed) => find(typed),
+        None => usual().into_iter().find_map(|name| find(Path::new(name))),
+    };
+    found.ok_or_else(|| {
+        let what = match typed {
+            Some(typed) => format!("no such container runtime: `{}`", typed.display()),
+            None => "no container runtime found: neither crun nor runc".to_owned(),
+        };
+        let package = typed.and_then(Path::to_str).filter(|name| *name == "runc").unwrap_or("crun");
+        Report::new(Code::Failure, what).hint(format!("install one, as with `apt install {package}`"))
+    })
+}
+
+/// The fastest first; crun refuses to work where control groups of both versions are mounted.
+fn usual() -> [&'static str; 2] {
+    let exists = |path: &str| Path::new("/sys/fs/cgroup").join(path).exists();
+    if exists("unified") && !exists("cgroup.controllers") { ["runc", "crun"] } else { ["crun", "runc"] }
+}
+
+/// Why a runtime did not start the program of a container.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// The program is not in the container.
+    NotFound,
+    /// It is there, and cannot be run.
+    NotRunnable,
+    /// Something else failed.
+    Other(String),
+}
+
+impl Refusal {
+    /// What the log of a runtime says; none if the program was started.
+    pub(super) fn in_log(log: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            level: String,
+            msg: String,
+        }
+        let failed = log.lines().filter_map(|line| match serde_json::from_str::<Line>(line) {
+            Ok(line) => matches!(line.level.as_str(), "error" | "fatal" | "panic").then(|| Self::said(&line.msg)),
+            // crun writes its errors alone, as they are.
+            Err(_) => (!line.trim().is_empty()).then(|| Self::said(line)),
+        });
+        // What was tried next failed by that.
+        failed.min_by_key(|refusal| matches!(refusal, Self::Other(_)))
+    }
+
+    fn said(message: &str) -> Self {
+        let message = message.trim();
+        let is_of_program =
+            ["exec: \"", "exec /", "executable", "exec container process"].iter().any(|words| message.contains(words));
+        let lower = message.to_ascii_lowercase();
+        let says = |words: &[&str]| is_of_program && words.iter().any(|word| lower.contains(word));
+        if says(&["permission denied", "operation not permitted", "is a directory"]) {
+            Self::NotRunnable
+        } else if says(&["not found in", "no such file or directory", "not a directory"]) {
+            Self::NotFound
+        } else {
+            Self::Other(message.to_owned())
+        }
+    }
+
+    /// The exit status, as of podman and docker.
+    pub(super) fn status(&self) -> u8 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotRunnable => 126,
+            Self::Other(_) => FAILED,
+        }
+    }
+
+    /// What the user is told, where `runtime` was to run `program`.
+    pub(super) fn report(&self, runtime: &Path, program: &str) -> Report {
+        let report = |message| Report::new(Code::Failure, message);
+        match self {
+            Self::NotFound if program.starts_with('-') => report(format!("the container has no program `{program}`"))
+                .hint("options of `peelfs run` stand before the image"),
+            Self::NotFound if program.contains(char::is_whitespace) => {
+                report(format!("the container has no program `{program}`"))
+                    .hint("write its arguments as words of their own, or run a shell: `sh -c '…'`")
+            }
+            Self::NotFound => report(format!("the container has no program `{program}`"))
+                .hint("`peelfs ls IMAGE /bin` shows what is in the image"),
+            Self::NotRunnable => {
+                report(format!("the container cannot run `{program}`: it is not a file that its user may execute"))
+            }
+            Self::Other(message) => {
+                let name = runtime.file_name().unwrap_or(runtime.as_os_str()).to_string_lossy();
+                report(format!("{name} cannot start the container: {message}"))
+            }
+        }
+    }
+}
+
+/// The exit status where a container was not started, as of podman and docker.
+pub(super) const FAILED: u8 = 125;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runtimes_say_of_a_program_is_understood() {
+        for (log, wanted) in [
+            ("", None),
+            (r#"{"level":"warning","msg":"exec: \"x\": permission denied"}"#, None),
+            ("\n", None),
+            ("mount `tmpfs` to `x`: Invalid argument", Some(125)),
+            ("open executable: Operation not permitted", Some(126)),
+            (
+                r#"{"level":"error","msg":"runc run failed: unable to start container process: exec: \"nope\": executable file not found in $PATH\n","time":"t"}"#,
+                Some(127),
+            ),
+            (
+                r#"{"msg":"executable file `nope` not found in $PATH: No such file or directory","level":"error"}"#,
+                Some(127),
+            ),
+            (
+                r#"{"level":"error","msg":"runc run failed: unable to start container process: exec: \"/etc/passwd\": permission denied\n"}"#,
+                Some(126),
+            ),
+            (r#"{"msg":"open executable: Permission denied","level":"error"}"#, Some(126)),
+            (r#"{"level":"error","msg":"mkdir /x: permission denied"}"#, Some(125)),
+            (r#"{"level":"error","msg":"error mounting \"/none\": no such file or directory"}"#, Some(125)),
+        ] {
+            assert_eq!(Refusal::in_log(log).map(|refusal| refusal.status()), wanted, "{log}");
+        }
+    }
+}
