@@ -432,7 +432,7 @@ impl Fetcher {
         // Ask first: the runtime has a bounded number of threads, and none should wait for an unreachable source.
         let spans = SpanRange::new(start, range_of(run).end);
         let (Coming { spans, rest, all }, mut stream) = loop {
-            if let Asked::Comes(coming, stream) = self.ask(spans, bytes.clone()).await.map_err(source_error)? {
+            if let Asked::Comes(coming, stream) = self.ask(run, spans, bytes.clone()).await.map_err(source_error)? {
                 break (coming, stream);
             }
             *on_link = None;
@@ -471,7 +471,12 @@ impl Fetcher {
     /// Requests `range`, which holds `spans`. A source that ignores ranges would send the whole blob again for each
     /// read. So one request at a time receives all of it and stores it, and its spans are in flight for readers.
     /// Other requests are dropped once their responses begin.
-    async fn ask(self: &Arc<Self>, spans: SpanRange, range: Range<BlobOffset>) -> Result<Asked<'_>, SourceError> {
+    async fn ask(
+        self: &Arc<Self>,
+        run: &SpanRun,
+        spans: SpanRange,
+        range: Range<BlobOffset>,
+    ) -> Result<Asked<'_>, SourceError> {
         let fetched = |bytes: &Range<BlobOffset>| {
             self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
         };
@@ -486,6 +491,10 @@ impl Fetcher {
             return Ok(Asked::Comes(alone, stream));
         }
         let Ok(all) = self.taking_all.try_acquire() else { return Ok(Asked::ComesForAnother) };
+        // The answer may be so late that another request has brought all of the blob since.
+        if self.complete_cached(run) {
+            return Ok(Asked::ComesForAnother);
+        }
         fetched(&comes);
         tracing::debug!(layer = %self.blob.digest, "all of the blob comes, and is kept");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
@@ -502,20 +511,26 @@ impl Fetcher {
         loop {
             // Check this first: the other request stores its spans before it ends.
             let ended = self.taking_all.available_permits() > 0;
-            let mut missing = false;
-            for fetching in run.iter().filter(|fetching| fetching.outcome.borrow().is_none()) {
-                let is_cached = self.layer.content.generation(fetching.span).is_some();
-                match is_cached.then(|| self.layer.cached_span(fetching.span)).flatten() {
-                    Some(bytes) => self.complete(fetching, bytes),
-                    None => missing = true,
-                }
-            }
-            if ended || !missing {
-                return !missing;
+            let complete = self.complete_cached(run);
+            if ended || complete {
+                return complete;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
         }
+    }
+
+    /// Completes the spans of a run that are cached; true when none is left.
+    fn complete_cached(&self, run: &SpanRun) -> bool {
+        let mut complete = true;
+        for fetching in run.iter().filter(|fetching| fetching.outcome.borrow().is_none()) {
+            let is_cached = self.layer.content.generation(fetching.span).is_some();
+            match is_cached.then(|| self.layer.cached_span(fetching.span)).flatten() {
+                Some(bytes) => self.complete(fetching, bytes),
+                None => complete = false,
+            }
+        }
+        complete
     }
 
     /// The span at which decoding of `spans` begins, and the range of the blob to decode.
