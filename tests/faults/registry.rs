@@ -16,6 +16,7 @@ use serde_json::json;
 use support::random::Random;
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
 use support::shown::{self, MemorySource};
+use support::side_by_side;
 
 const NAME: &str = "library/image";
 
@@ -345,7 +346,7 @@ fn a_cold_read_gets_the_right_bytes_or_an_error_and_heals() {
         Packing::Zstd { level: 1, frame: Some(300_000), skippable: true },
         Packing::Stored,
     ];
-    for packing in packings {
+    side_by_side(packings.len(), packings, |packing| {
         let served = Served::new(packing);
         // Where the second file lies in the blob, roughly: behind half of it less a little.
         let within = served.upper_size() / 2;
@@ -391,7 +392,7 @@ fn a_cold_read_gets_the_right_bytes_or_an_error_and_heals() {
             served.assert_right(&at.path, &format!("{packing:?}, {what}, well again"));
             at.unmount();
         }
-    }
+    });
 }
 
 fn flipped(blob: &[u8]) -> Vec<u8> {

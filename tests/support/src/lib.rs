@@ -17,3 +17,18 @@ pub mod random;
 pub mod sandbox;
 pub mod shown;
 pub mod walk;
+
+/// Runs `work` on every item, on as many threads. A panic in one is passed on once all threads have ended.
+pub fn side_by_side<T: Send>(threads: usize, items: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
+    let items = std::sync::Mutex::new(items.into_iter().collect::<std::collections::VecDeque<T>>());
+    let next = || items.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    work(item);
+                }
+            });
+        }
+    });
+}
