@@ -45,7 +45,7 @@ test:
 	$(LINTED) $(CARGO) test --locked --workspace
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := tar index gzip zstd documents reference platform wire
+FUZZ_TARGETS := tar index gzip zstd documents reference platform wire toc estargz
 fuzz:
 	$(CARGO) run --quiet --locked -p peelfs-bench-tools --bin fuzz_seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \

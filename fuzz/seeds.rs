@@ -21,8 +21,48 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "wire" => REQUESTS.iter().map(|(opcode, body)| request(*opcode, body)).collect(),
+        "toc" => tables(),
+        "estargz" => vec![stargz()],
         unknown => panic!("there is no target `{unknown}`"),
     }
+}
+
+/// Tables of contents, as zstd:chunked and eStargz have them.
+fn tables() -> Vec<Vec<u8>> {
+    let digest = Digest::of(Algorithm::Sha256, b"piece").to_string();
+    let file =
+        |more: &str| format!(r#"{{"type":"reg","name":"d/f","mode":33188,"size":9,"digest":"{digest}",{more}}}"#);
+    let piece = |more: &str| format!(r#"{{"type":"chunk","name":"d/f","chunkDigest":"{digest}",{more}}}"#);
+    let rest = r#"{"type":"dir","name":"e/","uid":7,"gid":4,"modtime":"2023-11-14T22:13:20.25Z"},
+        {"type":"hardlink","name":"e/h","linkName":"d/f"},{"type":"symlink","name":"e/s","linkName":"../d"},
+        {"type":"char","name":"null","devMajor":1,"devMinor":3},{"type":"fifo","name":"p","xattrs":{"user.a":"Yg=="}}"#;
+    let chunked = [
+        file(&format!(r#""offset":100,"endOffset":190,"chunkSize":4,"chunkDigest":"{digest}""#)),
+        piece(r#""offset":150,"chunkOffset":4,"chunkSize":5,"chunkType":"""#),
+    ];
+    let stargz = [
+        file(&format!(r#""offset":100,"chunkSize":4,"chunkDigest":"{digest}""#)),
+        piece(r#""offset":150,"chunkOffset":4"#),
+        file(&format!(r#""offset":150,"innerOffset":512,"chunkDigest":"{digest}""#)).replace("d/f", "d/g"),
+    ];
+    let table = |records: &[String]| format!(r#"{{"version":1,"entries":[{},{rest}]}}"#, records.join(","));
+    vec![[b"1", table(&chunked).as_bytes()].concat(), [b"0", table(&stargz).as_bytes()].concat()]
+}
+
+/// An eStargz layer with nothing but its table.
+fn stargz() -> Vec<u8> {
+    let json = br#"{"version":1,"entries":[]}"#;
+    let tar = LayerBuilder::new().file("stargz.index.json", &json[..]).build();
+    let mut blob = tar.blob.to_vec();
+    blob.splice(0..0, json.iter().copied());
+    let place = format!("{:016x}STARGZ", json.len());
+    let footer = [
+        &[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0][..],
+        place.as_bytes(),
+        &[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    // The byte in front says what the table must hash to: the first bytes.
+    [&[json.len() as u8][..], &blob, &footer.concat()].concat()
 }
 
 fn tars() -> Vec<Vec<u8>> {

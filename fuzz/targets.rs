@@ -11,8 +11,12 @@ use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Sta
 use peelfs::descriptor::{Compression, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, resolve_step};
-use peelfs::layer::{Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index};
-use peelfs::offsets::{DecodedOffset, FileOffset};
+use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, zstd_chunked};
+use peelfs::layer::{
+    Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
+    write_index_of_bodies,
+};
+use peelfs::offsets::{BlobOffset, DecodedOffset, FileOffset};
 use peelfs::platform::Platform;
 use peelfs::reference::{Place, Reference};
 use peelfs::span::SpanId;
@@ -21,7 +25,7 @@ use peelfs::span::SpanId;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("tar", tar),
     ("index", index),
     ("gzip", gzip),
@@ -30,6 +34,8 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("reference", reference),
     ("platform", platform),
     ("wire", wire),
+    ("toc", toc),
+    ("estargz", estargz),
 ];
 
 /// A tar becomes a tree or an error, the same however it is cut; the tree's index says what the tree says.
@@ -242,6 +248,67 @@ pub fn unsealed_index(file: &[u8]) -> Vec<u8> {
     let body = u64::from_le_bytes(footer[16..24].try_into().expect("eight bytes")) as usize;
     [&file[..body], footer].concat()
 }
+
+/// The JSON of a table of contents becomes tree and spans or an error; the index of both says the same, and no span lies
+/// outside the layer or in another.
+///
+/// The first byte says of which format the rest is.
+pub fn toc(data: &[u8]) {
+    let Some((&how, json)) = data.split_first() else { return };
+    let place = BlobOffset(TOC_AT)..BlobOffset(TOC_AT + 100);
+    let read = match how & 1 {
+        1 => zstd_chunked::parse(json, place.start, BOUNDS),
+        _ => stargz::parse(json, None, &place, BOUNDS),
+    };
+    if let Ok(layer) = read {
+        usable(&layer, place.end.0);
+    }
+}
+
+/// The end of an eStargz layer says where its table is, or not; what lies there is read, or not.
+pub fn estargz(data: &[u8]) {
+    let Some((&cut, blob)) = data.split_first() else { return };
+    // The digest is compared after the table is decoded; any other ends there.
+    let table = blob.get(..usize::from(cut)).unwrap_or_default();
+    let toc = stargz::Toc { digest: Digest::of(Algorithm::Sha256, table), blob_size: blob.len() as u64 };
+    let Ok(place) = toc.place(blob) else { return };
+    let members = &blob[place.start.0 as usize..place.end.0 as usize];
+    if let Ok(layer) = toc.read(&place, members, BOUNDS) {
+        usable(&layer, blob.len() as u64);
+    }
+}
+
+/// The index of a layer that was read from its table says what the table says.
+fn usable(layer: &ForeignLayer, blob_size: u64) {
+    let ForeignLayer { tree, spans, sources, decoded_size } = layer;
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    let of = IndexedLayer { blob: digest.clone(), blob_size, diff_id: digest, decoded_size: *decoded_size };
+    let mut file = Vec::new();
+    write_index_of_bodies(tree, spans, sources, &of, &Proof::Built, &mut file).expect("a table is held to limits");
+    let index = LayerIndex::open(file).expect("it was just written");
+    index.check_all().expect("it was just written");
+    same(tree, &index);
+    assert!(*decoded_size <= BOUNDS.decoded + 512);
+    let mut end = BlobOffset(0);
+    for span in index.spans().iter() {
+        let range = index.blob_range(span, span).expect("spans lie within the layer");
+        let skip = index.source_of(span).expect("it was just written").expect("spans stand alone").skip;
+        assert!(range.start < range.end && range.end.0 <= blob_size, "{range:?}");
+        assert!(range.start >= end || skip > 0, "spans overlap");
+        end = range.end;
+    }
+    for id in (0..index.len()).map(EntryId) {
+        let entry = index.entry(id).expect("it was just written");
+        for extent in index.extents(id, FileOffset(0)..FileOffset(entry.size())).expect("it was just written") {
+            let Some(at) = extent.decoded else { continue };
+            index.spans_of(at..at + (extent.file.end - extent.file.start)).expect("a file's bytes have spans");
+        }
+    }
+}
+
+/// Where the table of a layer begins, and what layers are held to.
+const TOC_AT: u64 = 1 << 20;
+const BOUNDS: Bounds = Bounds { tree: LIMITS, decoded: 1 << 30 };
 
 fn walk(data: &[u8], piece: usize) -> Result<LayerTree, String> {
     let mut tree = LayerTree::new(LIMITS);

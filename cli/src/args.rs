@@ -131,9 +131,42 @@ pub(crate) struct ImageArgs {
     /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
     #[arg(value_name = "IMAGE")]
     pub reference: String,
+    /// How its layers are opened.
+    #[command(flatten)]
+    pub opening: OpeningArgs,
     /// How to reach the image.
     #[command(flatten)]
     pub access: AccessArgs,
+}
+
+/// How layers are opened.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct OpeningArgs {
+    /// Which indexes of layers to use besides those that this machine has made
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WHICH",
+        env = "PEELFS_INDEX",
+        hide_env_values = true,
+        help_heading = "Image"
+    )]
+    pub index: IndexArg,
+}
+
+/// Which indexes of layers are used besides those that this machine has made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum IndexArg {
+    /// Imported ones, and the tables of contents of layers that bring one along (zstd:chunked, eStargz)
+    #[default]
+    Auto,
+    /// Imported ones: a layer with a table of contents is read whole, as any other
+    Own,
+    /// As `auto`, with tables of contents before all others
+    Foreign,
+    /// None
+    None,
 }
 
 /// How to reach an image, and where to cache it.

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::io::Errno;
 use serde_json::json;
 
-use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs};
+use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs, OpeningArgs};
 use super::{meant, text};
 use peelfs::content::{self, CheckedLayer, check_layer};
 use peelfs::digest::Digest;
@@ -214,7 +214,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
                 verifier_dir: None,
                 cache,
             };
-            let image = meant::image(&ImageArgs { reference, access })?;
+            let image = meant::image(&ImageArgs { reference, opening: OpeningArgs::default(), access })?;
             let opened = process::runtime(process::Purpose::Reading)?
                 .block_on(open::open_in_cache(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {

@@ -61,8 +61,19 @@ struct Layer<'a> {
     blob: Described<'a>,
     diff_id: &'a Digest,
     indexed: bool,
+    /// What the manifest says that the layer brings along to be opened by, and what is wrong with that, if anything is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    brings: Vec<Brought>,
     #[serde(flatten)]
     known: Option<Known>,
+}
+
+/// A table of contents.
+#[derive(Serialize)]
+struct Brought {
+    format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<String>,
 }
 
 /// Fields that need the layer's index.
@@ -70,6 +81,8 @@ struct Layer<'a> {
 struct Known {
     entries: u32,
     decoded_size: u64,
+    /// What the index was made of.
+    origin: &'static str,
     /// Who vouches for the index, unless this machine made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     vouched_by: Option<String>,
@@ -118,14 +131,20 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
 }
 
 fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
-    let found = content::open_stored(layer, &Origin::ALL, &opened.store);
-    let known = found.ok().map(|found| found.index).map(|index| Known {
+    let found = content::open_stored(layer, opened.index.origins(), &opened.store);
+    let known = found.ok().map(|content::Opened { index, origin, .. }| Known {
         entries: index.len(),
         decoded_size: index.layer().decoded_size,
+        origin: origin.name(),
         vouched_by: index.proof().vouched_by().map(ToOwned::to_owned),
         content_bytes_on_disk: used.get(&layer.blob.digest).map_or(0, |usage| usage.content),
     });
-    Layer { number, blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), known }
+    let brought = |(origin, fault): (Origin, Option<_>)| {
+        let fault = fault.map(|fault| std::string::ToString::to_string(&fault));
+        Brought { format: origin.name(), fault }
+    };
+    let brings = Origin::tables(layer).into_iter().map(brought).collect();
+    Layer { number, blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), brings, known }
 }
 
 /// A layer that occurs twice in an image counts twice in the tree, once on disk.

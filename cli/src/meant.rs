@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{AccessArgs, CacheDirArgs, ImageArgs, LayerArgs, MountArgs, PassthroughArg, PrefetchArg, VerifyArg};
+use super::args::{
+    AccessArgs, CacheDirArgs, ImageArgs, IndexArg, LayerArgs, MountArgs, OpeningArgs, PassthroughArg, PrefetchArg,
+    VerifyArg,
+};
 use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Passthrough, Policy, Writable};
 use peelfs::host::verifiers;
-use peelfs::image::{Network, Prefetch, Verify};
+use peelfs::image::{IndexChoice, Network, Prefetch, Verify};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
 
@@ -58,13 +61,13 @@ pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
 }
 
 fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
+    let ImageSpec { reference, platform, layer, up_to, access, cache, index, verifiers } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, verifiers })
+    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, index, verifiers })
 }
 
 /// How to reach images that are named later.
@@ -93,13 +96,19 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
         up_to: None,
         access: self::access(access),
         cache: cache(&access.cache)?,
+        index: match args.opening.index {
+            IndexArg::Auto => IndexChoice::Auto,
+            IndexArg::Own => IndexChoice::Own,
+            IndexArg::Foreign => IndexChoice::Foreign,
+            IndexArg::None => IndexChoice::None,
+        },
         verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
 }
 
 /// An image of this name, with the access options.
 pub(super) fn image_reached(access: &AccessArgs, name: &str) -> Result<ImageSpec, Report> {
-    image(&ImageArgs { reference: name.to_owned(), access: access.clone() })
+    image(&ImageArgs { reference: name.to_owned(), opening: OpeningArgs::default(), access: access.clone() })
 }
 
 /// As [`image`], with an optional layer.

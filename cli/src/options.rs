@@ -62,6 +62,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
+            ("index", Some(value)) => args.image.opening.index = one_of(&name, value)?,
             ("kernel", Some(value)) => args.kernel = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
@@ -97,7 +98,7 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 12] = [
+const WITH_VALUE: [&str; 13] = [
     "platform",
     "layer",
     "cache_dir",
@@ -109,6 +110,7 @@ const WITH_VALUE: [&str; 12] = [
     "on_outage",
     "verify",
     "prefetch",
+    "index",
     "kernel",
 ];
 const WITHOUT_VALUE: [&str; 13] = [

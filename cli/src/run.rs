@@ -17,7 +17,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::Cause;
 
-use super::args::{AccessArgs, ImageArgs};
+use super::args::{AccessArgs, ImageArgs, OpeningArgs};
 use super::container::{self, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
 use super::failures;
 use super::guard::STATE;
@@ -59,6 +59,9 @@ pub(crate) struct RunArgs {
     /// Differences from the image's configuration.
     #[command(flatten)]
     pub container: ContainerArgs,
+    /// How its layers are opened.
+    #[command(flatten)]
+    pub opening: OpeningArgs,
     /// How to reach the image.
     #[command(flatten)]
     pub access: AccessArgs,
@@ -91,8 +94,8 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
         limits,
         ..options
     };
-    let image = ImageArgs { reference: reference.clone(), access: args.access.clone() };
-    let image = args.container.image(&image)?;
+    let (reference, access) = (reference.clone(), args.access.clone());
+    let image = args.container.image(&ImageArgs { reference, opening: args.opening, access })?;
     let keep = args.keep.as_ref().map(open::absolute);
 
     let place = Place::enter()?;

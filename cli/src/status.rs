@@ -12,7 +12,7 @@ use peelfs::fuse::mounts;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
 use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
-use peelfs::image::{LayerProgress, LayerStatus};
+use peelfs::image::{LayerProgress, LayerStatus, NotUsed};
 use peelfs::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
@@ -125,6 +125,13 @@ impl<'a> Known<'a> {
             for (by, count) in vouchers(&health.layers) {
                 line("vouched", format!("{count} of {} by {}", health.layers.len(), text::printable(by.as_bytes())));
             }
+            for (number, layer) in health.layers.iter().enumerate() {
+                for other in &layer.not_used {
+                    let NotUsed { origin, why } = other;
+                    let told = format!("{origin} of layer {} of {}: {why}", number + 1, health.layers.len());
+                    line("not used", text::printable(told.as_bytes()));
+                }
+            }
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
             // Evicted content is fetched again.
             let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
@@ -185,9 +192,15 @@ impl<'a> Known<'a> {
 }
 
 /// Who vouches for layers that this machine has not indexed, and for how many.
-fn vouchers(layers: &[LayerStatus]) -> BTreeMap<&str, usize> {
+fn vouchers(layers: &[LayerStatus]) -> BTreeMap<String, usize> {
     let mut vouchers = BTreeMap::new();
-    for by in layers.iter().filter_map(|layer| layer.vouched_by.as_deref()) {
+    for layer in layers {
+        let Some(by) = &layer.vouched_by else { continue };
+        // Each layer has a digest of its own there.
+        let by = match (&layer.origin, by.starts_with("annotation ")) {
+            (Some(origin), true) => format!("the manifest ({origin})"),
+            _ => by.clone(),
+        };
         *vouchers.entry(by).or_default() += 1;
     }
     vouchers

@@ -107,8 +107,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// The digest of `blob`.
     pub digest: Digest,
-    packing: Packing,
-    media_type: Option<String>,
+    pub(crate) packing: Packing,
+    pub(crate) media_type: Option<String>,
 }
 
 /// Collects what a layer holds, in the order in which it will stand in the archive.

@@ -13,6 +13,7 @@
 //! | [`auth`] | passwords, tokens and the tickets of redirect targets |
 //! | [`tar`] | writing tar archives, good ones and odd ones |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
+//! | [`chunked`] | layers with a table of contents (zstd:chunked), good ones and odd ones |
 //! | [`sample`] | the image of the demo |
 //!
 //! Nothing here is used by a mount; the reading side shares no code with it beyond the ground floor, so
@@ -21,6 +22,7 @@
 mod answer;
 pub mod auth;
 mod catalog;
+pub mod chunked;
 pub mod faults;
 mod http;
 pub mod image;

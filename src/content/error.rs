@@ -32,6 +32,16 @@ pub enum ReadError {
         #[source]
         cause: Arc<CodecError>,
     },
+    /// The layer's bytes are not those that its table of contents says. It is read as a whole, and then the read can be
+    /// tried again.
+    #[error("the table of contents of layer {layer} is wrong")]
+    Refuted {
+        /// The layer's blob.
+        layer: Digest,
+        /// What has come of its bytes.
+        #[source]
+        cause: Arc<Self>,
+    },
     /// The source failed.
     #[error("layer {layer} cannot be fetched")]
     Source {

@@ -22,7 +22,7 @@ use super::scope::MountScope;
 use super::spans;
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};
 use crate::descriptor::{Compression, Descriptor};
-use crate::layer::{IndexError, Span};
+use crate::layer::{IndexError, Span, Stream};
 use crate::offsets::BlobOffset;
 use crate::predict::{Layout as _, REQUEST};
 use crate::source::{BlobSource, ByteStream, SourceError};
@@ -43,10 +43,10 @@ pub(super) struct Fetcher {
 }
 
 /// Neighbouring spans of one request.
-type SpanRun = Vec<Fetching>;
+pub(super) type SpanRun = Vec<Fetching>;
 
 /// A span in flight.
-struct Fetching {
+pub(super) struct Fetching {
     span: SpanId,
     outcome: watch::Sender<Outcome>,
     /// Released after `outcome` is set; `None` if another process has the span in flight, too.
@@ -386,7 +386,10 @@ impl Fetcher {
             result = self.stream_and_decode(run, preempt, &mut on_link).await;
         }
         drop(on_link);
-        let Err(error) = result else { return true };
+        let Err(mut error) = result else { return true };
+        if matches!(error, ReadError::Corrupt { .. } | ReadError::Codec { .. }) && self.layer.refute(&error) {
+            error = ReadError::Refuted { layer: self.blob.digest.clone(), cause: Arc::new(error) };
+        }
         let open = self.give_up(run, |_| true);
         let why = &error as &dyn std::error::Error;
         if open.iter().any(|outcome| outcome.receiver_count() > 0) {
@@ -443,7 +446,11 @@ impl Fetcher {
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let decoding = {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
-            tokio::task::spawn_blocking(move || fetcher.decode(spans, [&run, &rest], receiver))
+            let from = if all.is_some() { BlobOffset(0) } else { bytes.start };
+            tokio::task::spawn_blocking(move || match fetcher.layer.index.stream() {
+                Stream::Tar => fetcher.decode(spans, [&run, &rest], receiver),
+                Stream::Bodies => fetcher.decode_apart(spans, [&run, &rest], from, receiver),
+            })
         };
         let mut come = 0;
         while let Some(piece) = stream.next().await {
@@ -546,10 +553,7 @@ impl Fetcher {
         runs: [&SpanRun; 2],
         mut pieces: mpsc::Receiver<Untrusted<Bytes>>,
     ) -> Result<(), ReadError> {
-        let codec_error = |cause: CodecError| {
-            let (layer, cause) = (self.blob.digest.clone(), Arc::new(cause));
-            ReadError::Codec { layer, cause }
-        };
+        let codec_error = |cause: CodecError| self.codec_error(cause);
         let (mut decoder, mut known) = self.decoder_for(spans, codec_error)?;
         let mut out = OutputBuffer::new(OUTPUT);
         let (mut at, last) = (spans.start, spans.end.back(1));
@@ -610,8 +614,18 @@ impl Fetcher {
         Ok((decoder.map_err(codec_error)?, begin))
     }
 
+    pub(super) fn codec_error(&self, cause: CodecError) -> ReadError {
+        ReadError::Codec { layer: self.blob.digest.clone(), cause: Arc::new(cause) }
+    }
+
     /// Checks a decoded span, stores it, and delivers it to the readers that wait for it.
-    fn arrived(&self, span: SpanId, known: &Span, bytes: Bytes, runs: [&SpanRun; 2]) -> Result<(), ReadError> {
+    pub(super) fn arrived(
+        &self,
+        span: SpanId,
+        known: &Span,
+        bytes: Bytes,
+        runs: [&SpanRun; 2],
+    ) -> Result<(), ReadError> {
         let actual = known.check.of_same_kind(&bytes);
         if actual != known.check {
             return Err(ReadError::Corrupt {
@@ -657,4 +671,4 @@ const LONGEST_LOOK: Duration = Duration::from_millis(16);
 /// Pieces of a body held between the network and the decoder.
 const PIECES_AHEAD: usize = 8;
 /// Decoded bytes produced at a time.
-const OUTPUT: usize = 256 << 10;
+pub(super) const OUTPUT: usize = 256 << 10;

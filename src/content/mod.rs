@@ -2,11 +2,11 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | [`opening`], `layer_ref`, `origin` | the identity of a layer, the origin of its index and the proof for it |
+//! | [`opening`], `toc`, `layer_ref`, `origin` | the identity of a layer, the origin of its index and the proof for it |
 //! | [`pass`], `pass_output`, `pass_schedule`, `partial` | the first pass: reads a new layer once, end to end |
 //! | `shared`, `open_layer`, `spans` | state of a layer shared by all mounts of a process: cached and verified spans |
 //! | `scope`, `budget` | state of one mount: tasks, a clock, and limits on prefetch |
-//! | `fetch`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
+//! | `fetch`, `apart`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
@@ -14,6 +14,7 @@
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
+mod apart;
 mod beat;
 mod block_sums;
 mod budget;
@@ -43,6 +44,7 @@ mod scope;
 mod sealed;
 mod shared;
 mod spans;
+mod toc;
 mod transfer;
 
 pub use budget::Prefetch;
@@ -52,7 +54,7 @@ pub use fsck::{CheckedLayer, check_layer};
 pub use layer_ref::{LayerRef, Payload};
 pub use open_layer::{ContentStats, OpenLayer};
 pub use opening::{Opened, Origin};
-pub use origin::{NotStored, PassedOver, open_stored};
+pub use origin::{IndexChoice, NotOpened, NotStored, PassedOver, open_stored};
 pub use partial::{Closed, PartialLayer, ShownSpan};
 pub use pass::{FirstPass, Means, Others, PassError, PassProgress};
 pub use pass_schedule::{PassScheduler, ScheduledPass, passes_at_once};

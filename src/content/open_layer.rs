@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 
@@ -20,7 +20,7 @@ use super::error::ReadError;
 use super::in_flight::InFlight;
 use super::spans::{self, Stored};
 use crate::digest::Digest;
-use crate::layer::{EntryId, IndexError, LayerIndex, Span};
+use crate::layer::{EntryId, IndexError, LayerIndex, Proof, Span};
 use crate::offsets::DecodedOffset;
 use crate::predict::Layout as _;
 use crate::span::{SpanId, SpanRange};
@@ -39,6 +39,8 @@ pub struct OpenLayer {
     evict_cursor: AtomicU32,
     /// Trusted passthrough copies, each with the stamp of the file when it was compared.
     pub(super) passthrough_copies: Mutex<HashMap<EntryId, Stamp>>,
+    /// The layer's bytes are not those that its table of contents says.
+    refuted: OnceLock<Box<str>>,
 }
 
 /// Counters of a layer's reads.
@@ -109,7 +111,39 @@ impl OpenLayer {
             counters: Counters::default(),
             evict_cursor: AtomicU32::new(0),
             passthrough_copies: Mutex::default(),
+            refuted: OnceLock::new(),
         }
+    }
+
+    /// Whether a table of contents, of which the index was made, has turned out to be wrong about the layer.
+    pub fn is_refuted(&self) -> bool {
+        self.refuted().is_some()
+    }
+
+    /// How that was found.
+    pub fn refuted(&self) -> Option<&str> {
+        self.refuted.get().map(|why| &**why)
+    }
+
+    /// The layer's bytes are not those that the index says, for a reason `why`. If it was made of a table of contents, it is
+    /// not used any more, and `true` returned.
+    pub(super) fn refute(&self, why: &ReadError) -> bool {
+        let Proof::Vouched { format, .. } = self.index.proof() else { return false };
+        if !format.is_in_layer() {
+            return false;
+        }
+        if self.refuted.set(format!("it is wrong about the layer: {why}").into()).is_ok() {
+            let (layer, format, error) = (self.blob(), format.name(), why as &dyn std::error::Error);
+            tracing::error!(
+                target: "peelfs::failure", %layer, format, error,
+                "a table of contents is wrong about its layer; all of the layer is read instead"
+            );
+            let stored = self.store.index(layer).and_then(|file| LayerIndex::open(file).ok());
+            if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
+                self.store.drop_index(layer);
+            }
+        }
+        true
     }
 
     /// The layer's own index.
@@ -435,7 +469,7 @@ impl Look<'_> {
 /// The layer's name in the store.
 pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
     let layer = index.layer();
-    LayerName { blob: &layer.blob, diff_id: &layer.diff_id }
+    LayerName { blob: &layer.blob, diff_id: index.stream_name() }
 }
 
 /// Comparing more bytes than this takes longer than waking another thread to receive requests.

@@ -3,7 +3,7 @@
 //! | origin | what it has | why it is believed | what it costs |
 //! |---|---|---|---|
 //! | [`Origin::Store`] | the index of an earlier first pass on this machine | digest, size and diff_id matched then | a small read |
-//! | [`Origin::Vouched`] | an index that was made elsewhere | its maker is trusted | a small read, or some requests |
+//! | [`Origin::Vouched`] | an index that was made elsewhere | its maker is trusted, or the manifest has its digest | a small read, or some requests |
 //! | [`Origin::FirstPass`] | the layer itself | blob digest, size and diff_id are computed | all of the blob |
 //!
 //! Every origin yields a layer index; above this file the origin matters only where it is shown
@@ -12,9 +12,10 @@
 //!
 //! How another format is added is in `CONTRIBUTING.md`.
 
+use super::origin::{NotOpened, PassedOver, open_stored};
 pub use super::origin::{Opened, Origin};
-use super::origin::{PassedOver, open_stored};
 use super::pass::{FirstPass, Means, PassError};
+use super::toc::open_by_toc;
 use crate::layer::Format;
 
 /// Opens the layer of `pass` from the first of `origins` that has it. The first pass can open every layer, so it is the
@@ -27,13 +28,26 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
     for origin in origins {
         let opened = match origin {
             // An exported index reaches the store by import, so the store answers for both.
-            Origin::Store | Origin::Vouched(Format::Exported) => open_stored(&pass.layer, &[*origin], means.store),
+            Origin::Store | Origin::Vouched(Format::Exported) => {
+                open_stored(&pass.layer, &[*origin], means.store).map_err(NotOpened::from)
+            }
+            Origin::Vouched(format @ (Format::ZstdChunked | Format::EStargz)) => {
+                open_by_toc(pass, *format, means).await
+            }
             Origin::FirstPass => break,
         };
-        match opened {
+        let why = match opened {
             Ok(opened) => return Ok(Opened { passed_over, ..opened }),
-            Err(why) => passed_over.push(PassedOver { origin: *origin, why }),
+            Err(NotOpened::None) => continue,
+            Err(why) => why,
+        };
+        if let Origin::Vouched(format) = origin
+            && format.is_in_layer()
+        {
+            let (layer, format, error) = (&pass.layer.blob.digest, format.name(), &why as &dyn std::error::Error);
+            tracing::warn!(%layer, format, error, "a table of contents is not used; the layer is opened otherwise");
         }
+        passed_over.push(PassedOver { origin: *origin, why });
     }
     tracing::debug!(layer = %pass.layer.blob.digest, ?passed_over, "a first pass is made");
     Ok(Opened { index: pass.run(means).await?, origin: Origin::FirstPass, passed_over })
@@ -95,7 +109,7 @@ mod tests {
         assert_eq!((made.origin, made.index.proof()), (Origin::FirstPass, &Proof::Built));
         let tried: Vec<_> = made.passed_over.iter().map(|over| over.origin).collect();
         assert_eq!(tried, Origin::ALL[..2]);
-        assert!(made.passed_over.iter().all(|over| matches!(over.why, NotStored::Absent)));
+        assert!(made.passed_over.iter().all(|over| matches!(over.why, NotOpened::Stored(NotStored::Absent))));
         let again = opened(&pass, &Origin::ALL, &here).await;
         assert!(again.origin == Origin::Store && again.passed_over.is_empty());
 
@@ -105,7 +119,10 @@ mod tests {
         let vouched = opened(&pass, &Origin::ALL, &there).await;
         assert_eq!(vouched.origin, Origin::Vouched(Format::Exported));
         assert_eq!(vouched.index.proof().vouched_by(), Some("/indexes/app"));
-        assert!(matches!(vouched.passed_over[..], [PassedOver { why: NotStored::OtherOrigin { .. }, .. }]));
+        assert!(matches!(
+            vouched.passed_over[..],
+            [PassedOver { why: NotOpened::Stored(NotStored::OtherOrigin { .. }), .. }]
+        ));
         // If no voucher is accepted, a first pass reads the layer and replaces the imported index.
         let built = opened(&pass, &[Origin::Store, Origin::FirstPass], &there).await;
         assert_eq!((built.origin, built.index.proof()), (Origin::FirstPass, &Proof::Built));

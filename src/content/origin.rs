@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
 use crate::digest::Digest;
-use crate::layer::{Format, IndexError, LayerIndex, Proof};
+use crate::layer::foreign::{PlaceError, Toc, TocError};
+use crate::layer::{Format, IndexError, LayerIndex, Proof, WriteError};
+use crate::source::SourceError;
 use crate::store::Store;
 
 /// Where a layer's index comes from.
@@ -20,7 +22,40 @@ pub enum Origin {
 
 impl Origin {
     /// All origins, cheapest first.
-    pub const ALL: [Self; 3] = [Self::Store, Self::Vouched(Format::Exported), Self::FirstPass];
+    pub const ALL: [Self; 5] = [
+        Self::Store,
+        Self::Vouched(Format::Exported),
+        Self::Vouched(Format::ZstdChunked),
+        Self::Vouched(Format::EStargz),
+        Self::FirstPass,
+    ];
+
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Store | Self::FirstPass => "own index",
+            Self::Vouched(format) => format.name(),
+        }
+    }
+
+    /// The tables of contents that the manifest says a layer brings along, and what is wrong with what it says of each.
+    pub fn tables(layer: &LayerRef) -> Vec<(Self, Option<PlaceError>)> {
+        let named = |format| match Toc::of(&layer.blob, format) {
+            Ok(toc) => toc.map(|_| (Self::Vouched(format), None)),
+            Err(why) => Some((Self::Vouched(format), Some(why))),
+        };
+        [Format::ZstdChunked, Format::EStargz].into_iter().filter_map(named).collect()
+    }
+
+    /// Where an index came from.
+    pub fn of(index: &LayerIndex) -> Option<Self> {
+        Self::of_stored(index.proof())
+    }
+
+    /// Whether the layer brings it along.
+    pub fn is_toc(self) -> bool {
+        matches!(self, Self::Vouched(format) if format.is_in_layer())
+    }
 
     /// The origin of a stored index with this proof.
     fn of_stored(proof: &Proof) -> Option<Self> {
@@ -29,6 +64,45 @@ impl Origin {
             Proof::Vouched { format, .. } => Some(Self::Vouched(*format)),
             // Never written to the store.
             Proof::Unproven => None,
+        }
+    }
+}
+
+/// Which indexes of layers may be used that this machine has not made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum IndexChoice {
+    /// All: those that were imported, and tables of contents that layers bring along where this machine has no index.
+    #[default]
+    Auto,
+    /// Those of peelfs alone.
+    Own,
+    /// As `Auto`, and a table of contents also where this machine has an index.
+    Foreign,
+    /// None.
+    None,
+}
+
+impl IndexChoice {
+    /// The same, for what needs layers as tars: without tables of contents, which do not have them so.
+    #[must_use]
+    pub fn of_tars(self) -> Self {
+        match self {
+            Self::Auto | Self::Own | Self::Foreign => Self::Own,
+            Self::None => Self::None,
+        }
+    }
+
+    /// Where an index may come from, in the order in which it is asked for.
+    pub fn origins(self) -> &'static [Origin] {
+        const STORE: Origin = Origin::Store;
+        const EXPORTED: Origin = Origin::Vouched(Format::Exported);
+        const ZSTD_CHUNKED: Origin = Origin::Vouched(Format::ZstdChunked);
+        const ESTARGZ: Origin = Origin::Vouched(Format::EStargz);
+        match self {
+            Self::Auto => &Origin::ALL,
+            Self::Own => &[STORE, EXPORTED, Origin::FirstPass],
+            Self::Foreign => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, Origin::FirstPass],
+            Self::None => &[STORE, Origin::FirstPass],
         }
     }
 }
@@ -50,7 +124,55 @@ pub struct PassedOver {
     /// The origin.
     pub origin: Origin,
     /// Why it failed.
-    pub why: NotStored,
+    pub why: NotOpened,
+}
+
+/// Why a layer cannot be opened by an origin.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    /// The store has no index of it that will do.
+    #[error(transparent)]
+    Stored(#[from] NotStored),
+    /// The layer brings no table of contents of this format.
+    #[error("the manifest names no table of contents")]
+    None,
+    /// The manifest names one that cannot be.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The table cannot be fetched.
+    #[error("the table of contents cannot be fetched")]
+    Source(#[from] SourceError),
+    /// The source sends all of the blob whatever is asked for.
+    #[error("the source sends whole layers only")]
+    NoRanges,
+    /// The table cannot be used.
+    #[error(transparent)]
+    Toc(#[from] TocError),
+    /// No index can be made of it.
+    #[error("no index can be made of the table of contents")]
+    NotWritten(#[source] WriteError),
+    /// The index that was made of it cannot be used.
+    #[error("the index that was made of the table of contents cannot be used")]
+    Unusable(#[source] IndexError),
+    /// The process is ending.
+    #[error("the process is ending")]
+    Ended,
+}
+
+/// Who vouches for a table of contents: the author of the manifest, which has its digest.
+pub(super) fn voucher(toc: &Toc) -> String {
+    format!("annotation {}", toc.digest())
+}
+
+/// Whether what vouches for an index vouches for it as that of this very layer. The same blob may be in two images, of
+/// which only one's manifest names the table that the index was made of.
+fn is_vouched_for(layer: &LayerRef, proof: &Proof) -> bool {
+    match proof {
+        Proof::Vouched { format, by } if format.is_in_layer() => {
+            matches!(Toc::of(&layer.blob, *format), Ok(Some(toc)) if voucher(&toc) == **by)
+        }
+        Proof::Vouched { .. } | Proof::Built | Proof::Unproven => true,
+    }
 }
 
 /// Why the store has no usable index of a layer.
@@ -104,13 +226,17 @@ pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Resul
         tracing::warn!(layer = %blob, diff_id = %layer.content(), %proven, "the cached layer index proves another diff_id");
         return Err(NotStored::OtherLayer { proven });
     }
-    match Origin::of_stored(index.proof()).filter(|origin| origins.contains(origin)) {
+    match origin_of(layer, &index).filter(|origin| origins.contains(origin)) {
         Some(origin) => Ok(Opened { index: Arc::new(index.on_damage(dropper)), origin, passed_over: Vec::new() }),
         None => Err(NotStored::OtherOrigin { proof: index.proof().clone() }),
     }
 }
 
-/// Whether an open index comes from one of `origins`.
-pub(super) fn is_from(index: &LayerIndex, origins: &[Origin]) -> bool {
-    Origin::of_stored(index.proof()).is_some_and(|origin| origins.contains(&origin))
+/// Whether an open index of `layer` comes from one of `origins`.
+pub(super) fn is_from(layer: &LayerRef, index: &LayerIndex, origins: &[Origin]) -> bool {
+    origin_of(layer, index).is_some_and(|origin| origins.contains(&origin))
+}
+
+fn origin_of(layer: &LayerRef, index: &LayerIndex) -> Option<Origin> {
+    Origin::of_stored(index.proof()).filter(|_| is_vouched_for(layer, index.proof()))
 }

@@ -8,10 +8,13 @@ use super::budget::{BACKGROUND, Prefetch};
 use super::error::ReadError;
 use super::fetch::Preempt;
 use super::open_layer::name_of;
+use super::origin::Origin;
 use super::profiles::{keep_profile, load_profile};
 use super::reader::LayerReader;
 use crate::digest::Digest;
-use crate::predict::{Pace, Profile, Replay};
+use crate::layer::Format;
+use crate::layer::foreign::estargz;
+use crate::predict::{Pace, Priority, Profile, Replay};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
@@ -25,6 +28,9 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
     }
     if let Err(error) = replay(image, &layers).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot use a profile");
+    }
+    for layer in &layers {
+        prioritized(layer).await;
     }
     if policy == Prefetch::All {
         fill(&layers).await;
@@ -87,6 +93,18 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
     }
     requests.join_all().await;
     Ok(())
+}
+
+/// Fetches what the maker of a layer has put before a landmark, where no profile knows better.
+async fn prioritized(reader: &Arc<LayerReader>) {
+    let layer = &reader.layer;
+    if Origin::of(&layer.index) != Some(Origin::Vouched(Format::EStargz)) || reader.scheduler.demand.has_profile() {
+        return;
+    }
+    match estargz::prioritized(&layer.index) {
+        Ok(spans) => reader.scheduler.speculate_on(spans, Priority::High).await,
+        Err(error) => tracing::debug!(%error, "cannot look for a landmark"),
+    }
 }
 
 /// Fetches all missing spans while no reader waits, base layer first, until all are cached or the source or the cache

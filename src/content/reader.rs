@@ -71,6 +71,11 @@ impl LayerReader {
         self.layer.index()
     }
 
+    /// Whether another index has to take the place of this one.
+    pub fn is_to_be_replaced(&self) -> bool {
+        self.index().is_damaged() || self.layer.is_refuted()
+    }
+
     /// The state of the layer that all mounts of the process share.
     pub fn layer(&self) -> &Arc<OpenLayer> {
         &self.layer

@@ -217,12 +217,19 @@ impl Scheduler {
     /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
     /// are cached or the fetch has failed.
     pub(super) async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
-        if bytes.is_empty() || !self.may_speculate() {
+        if bytes.is_empty() {
             return;
         }
         match self.fetcher.layer.spans_of(bytes) {
-            Ok(spans) => speculate(&self.fetcher, spans, priority).await,
+            Ok(spans) => self.speculate_on(spans, priority).await,
             Err(error) => tracing::debug!(%error, "cannot speculate"),
+        }
+    }
+
+    /// As [`Scheduler::speculate`], on spans.
+    pub(super) async fn speculate_on(&self, spans: SpanRange, priority: Priority) {
+        if self.may_speculate() {
+            speculate(&self.fetcher, spans, priority).await;
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::budget::Budget;
+use super::budget::{Budget, Prefetch};
 
 /// State shared by the layers of one mount.
 #[derive(Debug)]
@@ -33,6 +33,11 @@ impl MountId {
 }
 
 impl MountScope {
+    /// What is fetched before it is read, from now on.
+    pub fn set_prefetch(&self, prefetch: Prefetch) {
+        self.budget().set_prefetch(prefetch);
+    }
+
     /// A mount that begins now. Must be called within a tokio runtime.
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);

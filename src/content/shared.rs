@@ -76,7 +76,9 @@ impl SharedLayer {
     /// The open layer in this process, or else in the store, if its index comes from one of `origins`.
     pub fn known(&self, store: &Arc<Store>, layer: &LayerRef, origins: &[Origin]) -> Option<Arc<OpenLayer>> {
         let mut open = lock(&self.open);
-        let usable = |known: &Arc<OpenLayer>| !known.index.is_damaged() && is_from(&known.index, origins);
+        let usable = |known: &Arc<OpenLayer>| {
+            !known.index.is_damaged() && !known.is_refuted() && is_from(layer, &known.index, origins)
+        };
         if let Some(known) = open.upgrade().filter(usable) {
             return Some(known);
         }

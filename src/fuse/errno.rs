@@ -13,6 +13,7 @@ pub(super) fn of(error: &FsError) -> Errno {
         FsError::Read(
             ReadError::Corrupt { .. }
             | ReadError::Codec { .. }
+            | ReadError::Refuted { .. }
             | ReadError::Source { .. }
             | ReadError::Index { .. }
             | ReadError::Ended { .. },

@@ -85,7 +85,9 @@ pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
 /// error.
 fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
     mount::in_runtime(async {
-        let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+        let mut opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+        // All of it has to be cached, as tars: a table of contents would save nothing.
+        opened.index = opened.index.of_tars();
         let files = match (known(&opened.store, &opened.plan.layers), fetching) {
             (Some(files), _) => files,
             (None, Some(progress)) => {

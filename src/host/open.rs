@@ -9,7 +9,8 @@ use super::spec::{Access, CacheSpec, ImageSpec};
 use super::verifiers::{self, Question};
 use crate::digest::Digest;
 use crate::image::{
-    self, Documents, Eagerness, Fit, ImageFs, Limits, Network, Plan, Pull, SharedLayers, Shown, Verify, Wanted,
+    self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, Pull, SharedLayers, Shown, Trust,
+    Verify, Wanted,
 };
 use crate::overlay::LayerNo;
 use crate::platform::Platform;
@@ -30,6 +31,8 @@ pub struct Opened {
     /// The only layer to show.
     pub layer: Option<LayerNo>,
     shared_layers: SharedLayers,
+    /// Which indexes of its layers may be used.
+    pub index: IndexChoice,
     /// The cache.
     pub store: Arc<Store>,
     /// The source of its bytes.
@@ -44,13 +47,15 @@ impl Opened {
         let Some(layer) = self.layer else { return Shown::Image(self.files(eagerness, verify)) };
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
         let (layer, limits) = ((layer, process::opaque_mark()), Limits::default());
-        Shown::Layer(image::open_layer(&self.plan, layer, source, shared_layers, &limits, eagerness, verify))
+        let trust = Trust { verify, index: self.index };
+        Shown::Layer(image::open_layer(&self.plan, layer, source, shared_layers, &limits, eagerness, trust))
     }
 
     /// The whole image as a file system. Must be called within a tokio runtime.
     pub fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
-        image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, verify)
+        let trust = Trust { verify, index: self.index };
+        image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, trust)
     }
 }
 
@@ -170,7 +175,16 @@ async fn resolve_by(
     }
     let layer = image.layer.as_ref().map(|layer| plan.layer(layer)).transpose();
     let layer = layer.map_err(|cause| HostError::Layer { reference: reference.to_string(), cause: Box::new(cause) })?;
-    Ok(Opened { reference, plan, layer, shared_layers: shared_layers.clone(), store, source, registry })
+    Ok(Opened {
+        reference,
+        plan,
+        layer,
+        shared_layers: shared_layers.clone(),
+        index: image.index,
+        store,
+        source,
+        registry,
+    })
 }
 
 /// The open layers of a process that shows images; if the cache is not writable, it works without one.

@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use super::verifiers;
-use crate::image::{LayerChoice, Network, Prefetch, Verify};
+use crate::image::{IndexChoice, LayerChoice, Network, Prefetch, Verify};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
@@ -95,6 +95,8 @@ pub struct ImageSpec {
     pub access: Access,
     /// Where its layers are cached.
     pub cache: CacheSpec,
+    /// Which indexes of its layers may be used.
+    pub index: IndexChoice,
     /// The directory of [`verifiers`](super::verifiers), which all have to allow the image; empty for none.
     pub verifiers: PathBuf,
 }
@@ -119,6 +121,7 @@ impl ImageSpec {
             up_to: None,
             access,
             cache,
+            index: IndexChoice::default(),
             verifiers: verifiers::DEFAULT_DIR.into(),
         }
     }

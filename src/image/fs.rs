@@ -628,13 +628,18 @@ impl ImageFs {
 
     fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {
         let (number, entry) = self.carrier(node, Kind::File)?;
-        let index = self.overlay.index(number).map_err(not_now)?;
+        // Where bytes lie is said by the index that they are read by: another may have taken the place of the one by which
+        // the tree is shown.
+        let (index, bytes) = match self.layers.known(number) {
+            Some(content) if content.layer().is_refuted() => return Err(NotNow::Needs(number)),
+            Some(content) => (Arc::clone(content.index()), DecodedBytes::Layer(content)),
+            None => {
+                let partial = self.layers.partial(number).ok_or(NotNow::Needs(number))?;
+                (self.overlay.index(number).map_err(not_now)?, DecodedBytes::Partial(partial))
+            }
+        };
         let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();
         let end = at.0.saturating_add(length as u64).min(size);
-        let bytes = match self.layers.known(number) {
-            Some(content) => DecodedBytes::Layer(content),
-            None => DecodedBytes::Partial(self.layers.partial(number).ok_or(NotNow::Needs(number))?),
-        };
         if at.0 >= end {
             let place = PlaceInFile { entry, before: size, behind: 0 };
             return Ok(ReadPlan { layer: number, node, at, bytes, extents: Vec::new(), length: 0, place });
@@ -680,6 +685,7 @@ fn unusable(number: LayerNo, cause: Arc<IndexError>) -> NotNow {
 fn unread(number: LayerNo, error: ReadError) -> NotNow {
     match error {
         ReadError::Index { cause, .. } if cause.is_damage() => NotNow::Needs(number),
+        ReadError::Refuted { .. } => NotNow::Needs(number),
         error => NotNow::Never(error.into()),
     }
 }

@@ -4,7 +4,7 @@
 //!                needed, or its turn                    opened
 //!        Idle ----------------------> Opening ------------------------> Ready <------+
 //!                                      ^  |  \                       ^    |          |
-//!                                      |  |   \  a pass is shown     |    | its index is damaged
+//!                                      |  |   \  a pass is shown     |    | its index is damaged or wrong
 //!                                      |  |    +-----> Showing ------+    v          |
 //!                                      |  |               |            Mending ------+
 //!                      needed again,   |  | fails         | fails         |  made anew
@@ -38,7 +38,7 @@ pub(super) enum LayerState {
     Showing(Arc<Showing>),
     /// Verified.
     Ready(Arc<LayerReader>),
-    /// Its index is damaged; the layer is read again to rebuild it.
+    /// Its index is damaged, or made from a wrong table of contents; the layer is read again to rebuild it.
     Mending(Arc<LayerReader>),
     /// It could not be opened or mended.
     Failed(Failed),
@@ -114,7 +114,7 @@ impl LayerState {
     /// `may_retry` agrees.
     pub(super) fn needed(&mut self, may_retry: impl FnOnce(&Failed) -> bool) -> bool {
         *self = match self {
-            Self::Ready(reader) if reader.index().is_damaged() => Self::Mending(Arc::clone(reader)),
+            Self::Ready(reader) if reader.is_to_be_replaced() => Self::Mending(Arc::clone(reader)),
             Self::Failed(failed) if may_retry(failed) => failed.still.take().map_or(Self::Opening, Self::Mending),
             _ => return self.begin(),
         };

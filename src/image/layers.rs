@@ -15,8 +15,8 @@ use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
 use super::slot::{LayerStatus, Slot};
 use crate::content::{
-    self, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others, PartialLayer,
-    PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
+    self, FirstPass, IndexChoice, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others,
+    PartialLayer, PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
 };
 use crate::digest::Digest;
 use crate::overlay::{KnownLayer, KnownLayers, LayerNo};
@@ -43,6 +43,21 @@ pub enum Verify {
     Behind,
 }
 
+/// What is believed of layers, and when it is shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Trust {
+    /// When files may be shown.
+    pub verify: Verify,
+    /// Which indexes may be used.
+    pub index: IndexChoice,
+}
+
+impl From<Verify> for Trust {
+    fn from(verify: Verify) -> Self {
+        Self { verify, index: IndexChoice::default() }
+    }
+}
+
 /// Limits of first passes.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
@@ -66,7 +81,7 @@ pub struct Layers {
     running: Mutex<usize>,
     at_once: usize,
     eagerness: Eagerness,
-    verify: Verify,
+    trust: Trust,
     /// Layers that failed verification after they were shown, with the number of entries that may have been shown.
     disowned: Mutex<Vec<(LayerNo, u32)>>,
     disowning: Notify,
@@ -103,7 +118,7 @@ impl Layers {
         shared_layers: SharedLayers,
         limits: &Limits,
         eagerness: Eagerness,
-        verify: Verify,
+        trust: Trust,
     ) -> Arc<Self> {
         let limits = Limits { layer: limits.layer.of_image(planned.len()), ..limits.clone() };
         let mut slots: Vec<Arc<Slot>> = Vec::new();
@@ -130,7 +145,7 @@ impl Layers {
             running: Mutex::new(0),
             at_once: (cores + 1).min(content::passes_at_once()),
             eagerness,
-            verify,
+            trust,
             disowned: Mutex::default(),
             disowning: Notify::new(),
         });
@@ -162,9 +177,27 @@ impl Layers {
         });
     }
 
-    /// Prefetches in the layers that are available now, as `policy` says; passes cache the others themselves.
+    /// Fetches ahead of readers, as `policy` says, in the layers that are known now, and in those that are then opened by
+    /// a table of contents; what is read first is cached by its pass.
     pub async fn prefetch(&self, policy: Prefetch) {
+        self.scope.set_prefetch(policy);
+        let is_unknown = |slot: &&Arc<Slot>| self.is_shown(slot) && slot.state.borrow().reader().is_none();
+        let unknown: Vec<_> = self.slots.iter().filter(is_unknown).collect();
         content::prefetch(&self.image, self.all_known(), policy).await;
+        if policy == Prefetch::None {
+            return;
+        }
+        let opened = unknown.into_iter().map(|slot| async move {
+            let mut changes = slot.state.subscribe();
+            let reader = match changes.wait_for(LayerState::is_settled).await.as_deref() {
+                Ok(LayerState::Ready(reader)) => Arc::clone(reader),
+                _ => return,
+            };
+            if Origin::of(reader.index()).is_some_and(Origin::is_toc) {
+                content::prefetch(&self.image, vec![reader], policy).await;
+            }
+        });
+        futures_util::future::join_all(opened).await;
     }
 
     /// Ends the tasks of these layers.
@@ -236,7 +269,7 @@ impl Layers {
         let mut start = false;
         slot.state.send_if_modified(|state| {
             if let LayerState::Ready(content) = state
-                && content.index().is_damaged()
+                && content.is_to_be_replaced()
                 && slot.is_mended_too_often()
             {
                 *state = slot.beyond_repair("is damaged again and again", Arc::clone(content));
@@ -260,7 +293,7 @@ impl Layers {
     /// [`LayerFailure`]
     pub async fn known_or_partial(self: &Arc<Self>, layer: LayerNo) -> Result<Waited, Arc<LayerFailure>> {
         let whole = self.ready(layer);
-        if self.verify == Verify::BeforeShowing {
+        if self.trust.verify == Verify::BeforeShowing {
             return whole.await.map(|_| Waited::Whole);
         }
         let slot = self.slot(layer);
@@ -297,7 +330,7 @@ impl Layers {
             let progress = slot.state.borrow().progress();
             self.is_shown(slot) || matches!(progress, LayerProgress::Reading | LayerProgress::Failed)
         };
-        slots.filter(matter).map(|slot| slot.status()).collect()
+        slots.filter(matter).map(|slot| slot.status(self.trust.index)).collect()
     }
 
     /// Bytes of blobs to be read by first passes, and bytes read so far.
@@ -321,7 +354,7 @@ impl Layers {
     /// withdrawn.
     fn may_pass(&self, why: &LayerFailure) -> bool {
         let wrong_blob = matches!(why, LayerFailure::Pass(PassError::Blob { .. }));
-        why.is_passing() || (wrong_blob && self.verify == Verify::BeforeShowing)
+        why.is_passing() || (wrong_blob && self.trust.verify == Verify::BeforeShowing)
     }
 
     /// Returns when the source has been unreachable for longer than a reader that comes now waits, with the error for
@@ -343,7 +376,7 @@ impl Layers {
 
     /// The open layer in this process or in the store.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
-        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, &Origin::ALL)
+        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, self.trust.index.origins())
     }
 
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> Outcome {
@@ -425,7 +458,7 @@ impl Layers {
             None => (Others::Bypass, Arc::default()),
         };
         match mending {
-            Some(before) => self.mend(slot, before, others, &progress).await.into(),
+            Some(before) => self.mend(slot, before, others, &progress).await,
             None => match self.shared(slot) {
                 Some(open) => self.content(slot, open), // another mount has made the pass meanwhile
                 None => self.make(slot, others, &progress).await,
@@ -435,13 +468,13 @@ impl Layers {
 
     /// Opens a layer that is not open in this process.
     async fn make(&self, slot: &Slot, others: Others, progress: &Arc<PassProgress>) -> Outcome {
-        if self.verify == Verify::BeforeShowing {
-            let made = self.open_twice(slot, &Origin::ALL, others, progress).await;
+        if self.trust.verify == Verify::BeforeShowing {
+            let made = self.open_twice(slot, self.trust.index.origins(), others, progress).await;
             return self.opened(slot, made, progress);
         }
         let showing = Arc::<Showing>::default();
         slot.state.send_replace(LayerState::Showing(Arc::clone(&showing)));
-        let made = self.open_once(slot, &Origin::ALL, others, progress, Some(&showing.partial)).await;
+        let made = self.open_once(slot, self.trust.index.origins(), others, progress, Some(&showing.partial)).await;
         // Shown bytes cannot be withdrawn, so there is no silent second try.
         let spoilt = made.as_ref().is_err_and(PassError::is_corruption);
         if made.is_err() {
@@ -451,31 +484,49 @@ impl Layers {
         Outcome { disowned: outcome.disowned.or(spoilt.then(|| showing.partial.entries())), ..outcome }
     }
 
-    /// Rebuilds the damaged index of a layer. Its tree continues to be served by the index that was opened first.
+    /// Makes the index of a layer anew that is damaged, or was made of a table of contents that is wrong. The tree
+    /// continues to be shown by the one that was opened first, or by another that shows the same.
     async fn mend(
         &self,
         slot: &Slot,
         before: Arc<LayerReader>,
         others: Others,
         progress: &Arc<PassProgress>,
-    ) -> LayerState {
+    ) -> Outcome {
+        let refuted = before.layer().is_refuted();
+        slot.refuted(&before);
+        let origin = Origin::of(before.index()).filter(|_| !refuted);
         // The stored index is the damaged one.
-        match self.open_twice(slot, &[Origin::FirstPass], others, progress).await {
-            Ok(Opened { index, .. }) if before.index().mend(&index) => {
-                let made = slot.shared.made(Arc::clone(before.index()), self.shared_layers.store());
-                self.content(slot, made).state
-            }
-            Ok(_) => slot.beyond_repair("differs from the one made anew; mount again", before),
+        let origins = [origin.filter(|origin| origin.is_toc()), Some(Origin::FirstPass)];
+        let origins: Vec<_> = origins.into_iter().flatten().collect();
+        let index = match self.open_twice(slot, &origins, others, progress).await {
+            Ok(Opened { index, .. }) => index,
             Err(why) => {
                 slot.has_failed(progress);
-                slot.cannot_be_shown(why.into(), Some(before))
+                return slot.cannot_be_shown(why.into(), Some(before)).into();
             }
+        };
+        if !refuted && before.index().mend(&index) {
+            let made = slot.shared.made(Arc::clone(before.index()), self.shared_layers.store());
+            return self.content(slot, made);
         }
+        if before.index().shows_the_same(&index).unwrap_or(false) {
+            return self.content(slot, slot.shared.made(index, self.shared_layers.store()));
+        }
+        if refuted {
+            let why = LayerFailure::ShownOtherwise { layer: slot.pass.layer.blob.digest.clone() };
+            let entries = before.index().len();
+            return Outcome { state: slot.cannot_be_shown(why, None), disowned: Some(entries) };
+        }
+        slot.beyond_repair("differs from the one made anew; mount again", before).into()
     }
 
     fn opened(&self, slot: &Slot, made: Result<Opened, PassError>, progress: &PassProgress) -> Outcome {
         match made {
-            Ok(Opened { index, .. }) => self.content(slot, slot.shared.made(index, self.shared_layers.store())),
+            Ok(Opened { index, passed_over, .. }) => {
+                slot.passed_over(&passed_over);
+                self.content(slot, slot.shared.made(index, self.shared_layers.store()))
+            }
             Err(why) => {
                 slot.has_failed(progress);
                 slot.cannot_be_shown(why.into(), None).into()

@@ -24,7 +24,7 @@ mod work;
 
 use std::sync::Arc;
 
-pub use crate::content::{LayerRef, Prefetch, SharedLayers};
+pub use crate::content::{IndexChoice, LayerRef, Prefetch, SharedLayers};
 pub use apart::{Apart, briefly};
 pub use chain::chain;
 pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
@@ -34,12 +34,12 @@ pub use layer_failure::LayerFailure;
 pub use layer_fs::{LayerFs, OpaqueMark, steers_overlayfs};
 pub use layer_state::LayerProgress;
 pub use layer_tar::{FileInTar, LayerTar};
-pub use layers::{Eagerness, Layers, Limits, Verify};
+pub use layers::{Eagerness, Layers, Limits, Trust, Verify};
 pub use plan::{Documents, Fit, Network, Plan, PlanError, Pull, Wanted, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use shown::Shown;
-pub use slot::LayerStatus;
+pub use slot::{LayerStatus, NotUsed};
 pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 
 use crate::overlay::LayerNo;
@@ -55,10 +55,10 @@ pub fn open(
     shared_layers: impl Into<SharedLayers>,
     limits: &Limits,
     eagerness: Eagerness,
-    verify: Verify,
+    trust: impl Into<Trust>,
 ) -> Arc<ImageFs> {
     let of = Part { layers: &plan.layers, size: blob_sizes(&plan.layers), identity: Identity::new(&plan.layers) };
-    open_part(plan, of, source, shared_layers.into(), limits, eagerness, verify)
+    open_part(plan, of, source, shared_layers.into(), limits, eagerness, trust.into())
 }
 
 /// Shows one layer of `plan` alone, in the form of a lower directory of overlayfs, with `marks` on its opaque
@@ -70,13 +70,13 @@ pub fn open_layer(
     shared_layers: impl Into<SharedLayers>,
     limits: &Limits,
     eagerness: Eagerness,
-    verify: Verify,
+    trust: impl Into<Trust>,
 ) -> Arc<LayerFs> {
     let layers = &plan.layers[..=usize::from(layer.0)];
     let size = blob_sizes(&layers[usize::from(layer.0)..]);
     let of = Part { layers, size, identity: Identity::of_layer(layers) };
     let eagerness = if eagerness == Eagerness::Background { Eagerness::Uppermost } else { eagerness };
-    let fs = open_part(plan, of, source, shared_layers.into(), limits, eagerness, verify);
+    let fs = open_part(plan, of, source, shared_layers.into(), limits, eagerness, trust.into());
     Arc::new(LayerFs::new(fs, marks))
 }
 
@@ -99,13 +99,13 @@ fn open_part(
     shared_layers: SharedLayers,
     limits: &Limits,
     eagerness: Eagerness,
-    verify: Verify,
+    trust: Trust,
 ) -> Arc<ImageFs> {
     let Part { layers: planned, size, identity } = of;
     let count = u16::try_from(planned.len()).expect("a parsed manifest has at most 1000 layers");
     let store = Arc::clone(shared_layers.store());
     let source = Arc::new(Inlined::before(source));
-    let layers = Layers::open(&plan.manifest.digest, planned, source, shared_layers, limits, eagerness, verify);
+    let layers = Layers::open(&plan.manifest.digest, planned, source, shared_layers, limits, eagerness, trust);
     let shown = Arc::downgrade(&layers);
     tokio::spawn(async move {
         // Give the image's first reads priority.

@@ -1,6 +1,6 @@
 //! One layer of a mount: its pass, its state and its history.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,8 @@ use super::chain::chain;
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState};
 use crate::content::{
-    ContentStats, FirstPass, LayerReader, PassError, PassProgress, SharedLayer, SharedLayers, ShownSpan,
+    ContentStats, FirstPass, IndexChoice, LayerReader, Origin, PassError, PassProgress, PassedOver, SharedLayer,
+    SharedLayers, ShownSpan,
 };
 use crate::digest::Digest;
 use crate::sync::lock;
@@ -33,6 +34,8 @@ pub(super) struct Past {
     failures: u32,
     /// Number of rebuilt indexes.
     mended: u32,
+    /// Tables of contents that were tried in vain, and why.
+    passed_over: HashMap<Origin, String>,
     /// Spans shown by passes that failed later.
     pub(super) shown: HashSet<ShownSpan>,
 }
@@ -46,6 +49,12 @@ pub struct LayerStatus {
     pub size: u64,
     /// Its state.
     pub state: LayerProgress,
+    /// What it was opened by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// What it brings along to be opened by, and why that is not used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_used: Vec<NotUsed>,
     /// Who vouches for its index, if it was not built on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
@@ -55,6 +64,15 @@ pub struct LayerStatus {
     pub reads: ContentStats,
     /// The error, if any.
     pub error: Option<String>,
+}
+
+/// A way to open a layer that was there and is not used.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NotUsed {
+    /// Which.
+    pub origin: String,
+    /// Why not.
+    pub why: String,
 }
 
 impl Slot {
@@ -71,11 +89,46 @@ impl Slot {
         (!self.shared.schedule.is_urgent(), rank)
     }
 
-    pub(super) fn status(&self) -> LayerStatus {
+    /// Takes note of tables of contents that were tried in vain.
+    pub(super) fn passed_over(&self, over: &[PassedOver]) {
+        let tables = over.iter().filter(|over| over.origin.is_toc());
+        lock(&self.past).passed_over.extend(tables.map(|over| (over.origin, chain(&over.why))));
+    }
+
+    /// The table of contents that it was opened by is wrong.
+    pub(super) fn refuted(&self, content: &LayerReader) {
+        if let (Some(origin), Some(why)) = (Origin::of(content.index()), content.layer().refuted()) {
+            lock(&self.past).passed_over.insert(origin, why.to_owned());
+        }
+    }
+
+    /// The tables of contents that it brings along and that are not used, where those of `may` may be.
+    fn not_used(&self, content: &LayerReader, may: IndexChoice) -> Vec<NotUsed> {
+        let used = Origin::of(content.index());
+        let past = lock(&self.past);
+        let others = Origin::tables(&self.pass.layer).into_iter().filter(|(origin, _)| Some(*origin) != used);
+        let others = others.map(|(origin, fault)| {
+            let why = match (past.passed_over.get(&origin), fault) {
+                (Some(why), _) => why.clone(),
+                (None, Some(fault)) => fault.to_string(),
+                (None, None) if !may.origins().contains(&origin) => {
+                    "indexes of this kind are not to be used".to_owned()
+                }
+                (None, None) => "there is an index already".to_owned(),
+            };
+            NotUsed { origin: origin.name().to_owned(), why }
+        });
+        others.collect()
+    }
+
+    pub(super) fn status(&self, may: IndexChoice) -> LayerStatus {
         let state = self.state.borrow();
+        let (mut origin, mut not_used) = (None, Vec::new());
         let (reads, vouched_by, error) = match &*state {
             LayerState::Ready(content) => {
                 let error = content.last_error().as_ref().map(|why| chain(why));
+                origin = Origin::of(content.index()).map(|origin| origin.name().to_owned());
+                not_used = self.not_used(content, may);
                 (content.stats(), content.index().proof().vouched_by().map(ToOwned::to_owned), error)
             }
             LayerState::Failed(failed) => (ContentStats::default(), None, Some(chain(&failed.why))),
@@ -85,6 +138,8 @@ impl Slot {
             digest: self.pass.layer.blob.digest.clone(),
             size: self.pass.layer.blob.size,
             state: state.progress(),
+            origin,
+            not_used,
             vouched_by,
             received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use sha2::Digest as _;
 
+use crate::digest::{Algorithm, Digest};
+
 /// The digest of a span's decoded bytes.
 ///
 /// Bytes are verified on arrival, and whenever a process first reads them from the cache. A new kind of check (of
@@ -28,6 +30,16 @@ impl Check {
     /// The SHA-256 check of these bytes.
     pub fn sha256(decoded: &[u8]) -> Self {
         Self::Sha256(sha2::Sha256::digest(decoded).into())
+    }
+
+    /// What a digest says; `None` where it is none of SHA-256.
+    pub fn of_sha256(digest: &Digest) -> Option<Self> {
+        let mut bytes = [0; 32];
+        let digits = (digest.algorithm() == Algorithm::Sha256).then(|| digest.hex().as_bytes())?;
+        for (byte, digits) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self::Sha256(bytes))
     }
 
     /// A check of the same kind for these bytes.
@@ -88,6 +100,8 @@ mod tests {
             assert!(Check::KNOWN & (1 << check.kind()) != 0);
         }
         assert_ne!(Check::Blake3([1; 32]), Check::Sha256([1; 32]));
+        assert_eq!(Check::of_sha256(&Digest::of(Algorithm::Sha256, b"bytes")), Some(Check::sha256(b"bytes")));
+        assert_eq!(Check::of_sha256(&Digest::of(Algorithm::Sha512, b"bytes")), None);
         assert_eq!(Check::from_kind(2, [0; 32]), None);
         let shown = Check::sha256(b"").to_string();
         assert_eq!(shown, "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");

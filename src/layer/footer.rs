@@ -7,7 +7,7 @@ use super::entry::{Record, le32, le64};
 use super::index::{Contents, IndexError};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE};
-use super::proof::{IndexedLayer, Proof};
+use super::proof::{IndexedLayer, Proof, Stream};
 use super::spans::Span;
 
 pub(super) const MAGIC: &[u8; 8] = b"PEELIDX\n";
@@ -80,6 +80,7 @@ pub(super) struct Footer {
     pub(super) body: u64,
     pub(super) places: [Place; SECTIONS.len()],
     pub(super) layer: IndexedLayer,
+    pub(super) stream: Stream,
     pub(super) proof: Proof,
     /// The kinds of checks of spans besides BLAKE3, one bit each.
     pub(super) checks: u32,
@@ -115,7 +116,8 @@ impl Footer {
     /// The bytes of the footer without its checksum.
     fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
         let mut out = [0; FOOTER_CHECKED];
-        let version = if self.proof == Proof::Built && self.checks == 0 { VERSIONS.start() } else { VERSIONS.end() };
+        let is_plain = self.proof == Proof::Built && self.checks == 0 && self.stream == Stream::Tar;
+        let version = if is_plain { VERSIONS.start() } else { VERSIONS.end() };
         out[0..8].copy_from_slice(MAGIC);
         out[8..12].copy_from_slice(&version.to_le_bytes());
         out[12..16].copy_from_slice(&self.contents.0.to_le_bytes());
@@ -134,6 +136,7 @@ impl Footer {
         let name = u16::try_from(self.proof.vouched_by().unwrap_or_default().len())
             .expect("a proof is made with a short name");
         out[472] = self.proof.kind();
+        out[473] = self.stream.kind();
         out[474..476].copy_from_slice(&name.to_le_bytes());
         out[476..480].copy_from_slice(&self.checks.to_le_bytes());
         out
@@ -151,6 +154,7 @@ impl Footer {
         }
         let name = std::str::from_utf8(name).map_err(|_| malformed("the name of who vouches is no text"))?;
         let proof = Proof::from_kind(raw[472], name).ok_or(IndexError::Kind { what: "proof" })?;
+        let stream = Stream::from_kind(raw[473]).ok_or(IndexError::Kind { what: "decoded stream" })?;
         let digest = |at: usize| {
             let text = &raw[at + 1..at + Self::DIGEST_BYTES];
             let text = text.get(..usize::from(raw[at])).and_then(|text| std::str::from_utf8(text).ok());
@@ -175,6 +179,6 @@ impl Footer {
             diff_id: digest(200 + Self::DIGEST_BYTES)?,
             decoded_size: le64(raw, 32),
         };
-        Ok(Self { contents: Contents(le32(raw, 12)), body, places, layer, proof, checks })
+        Ok(Self { contents: Contents(le32(raw, 12)), body, places, layer, stream, proof, checks })
     }
 }

@@ -14,7 +14,7 @@
 //! | attribute sets | start u32 and length u32 in the next but one section |
 //! | names | bytes; names and link targets, none across a page boundary |
 //! | attributes | bytes; `super::xattrs` has the layout |
-//! | windows | bytes; decoder windows as the codec stored them |
+//! | windows | bytes; decoder windows as the codec stored them. Where the decoded stream is that of the bodies of files, 16 bytes for each span; `super::spans::SpanSource` has the layout |
 //!
 //! Pages are 64 KiB and verified with blake3 on first access; a blake3 in the footer's last 32 bytes covers the
 //! checksum table and the footer, and is verified when the index is opened. So opening takes two small reads, a damaged
@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
+use crate::digest::{Algorithm, Digest};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::span::SpanId;
 
@@ -32,8 +33,8 @@ use super::extents::{Laying, whole_extent};
 use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSIONS};
 use super::names::ID_LIMIT;
 use super::paged::{CHECK, PAGE, Paged, ReadAt};
-use super::proof::{IndexedLayer, Proof};
-use super::spans::Span;
+use super::proof::{IndexedLayer, Proof, Stream};
+use super::spans::{Span, SpanSource};
 use super::tree::{LayerTree, Limits, TreeError};
 use super::xattrs;
 
@@ -146,6 +147,8 @@ fn unread(cause: io::Error) -> IndexError {
 pub struct LayerIndex {
     pages: Paged,
     footer: Footer,
+    /// What its decoded stream is known by, where that is no tar: a digest of all of the index but for its end.
+    stream_name: Option<Digest>,
 }
 
 impl std::fmt::Debug for LayerIndex {
@@ -200,8 +203,9 @@ impl LayerIndex {
             return Err(IndexError::NotAnIndex);
         }
         let footer = Footer::from_bytes(raw, name)?;
+        let stream_name = (footer.stream != Stream::Tar).then(|| Digest::of(Algorithm::Sha256, checks));
         let checks = checks.chunks_exact(CHECK).map(|check| check.try_into().expect("exact chunks")).collect();
-        Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer })
+        Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer, stream_name })
     }
 
     /// Calls `then` whenever a page turns out damaged after the index was opened, so that the owner can rebuild the
@@ -241,6 +245,17 @@ impl LayerIndex {
     /// The layer of the index.
     pub fn layer(&self) -> &IndexedLayer {
         &self.footer.layer
+    }
+
+    /// What its decoded stream consists of.
+    pub fn stream(&self) -> Stream {
+        self.footer.stream
+    }
+
+    /// What its decoded stream is known by: the diff_id if it is the tar. A stream of bodies is another one for each
+    /// index that cuts it otherwise.
+    pub fn stream_name(&self) -> &Digest {
+        self.stream_name.as_ref().unwrap_or(&self.footer.layer.diff_id)
     }
 
     /// Why the index is trusted.
@@ -546,6 +561,26 @@ impl LayerIndex {
             return Err(IndexError::Malformed { what: "a window lies outside" });
         }
         self.pages.copy(start + window.start, usize::from(window.len)).map(Some)
+    }
+
+    /// What a span is decoded from, where it stands alone.
+    ///
+    /// # Errors
+    /// [`IndexError::NoSpan`], or the index is damaged.
+    pub fn source_of(&self, id: SpanId) -> Result<Option<SpanSource>, IndexError> {
+        if self.footer.stream == Stream::Tar {
+            return Ok(None);
+        }
+        let Place { start, count } = self.place(Section::Windows);
+        let at = u64::from(id.0) * SpanSource::BYTES as u64;
+        if at + SpanSource::BYTES as u64 > count {
+            return Err(IndexError::NoSpan { what: u64::from(id.0) });
+        }
+        let source = SpanSource::from_bytes(self.pages.array(start + at)?);
+        if source.end.0 > self.footer.layer.blob_size || source.skip > Span::MAX {
+            return Err(IndexError::Malformed { what: "a span lies outside its layer" });
+        }
+        Ok(Some(source))
     }
 
     fn place(&self, section: Section) -> Place {
@@ -1006,7 +1041,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let footer = bytes.len() - FOOTER;
-        for (at, value, wanted) in [(472, 2, "proof"), (476, 4, "check"), (479, 0x80, "check")] {
+        for (at, value, wanted) in [(472, 4, "proof"), (473, 2, "stream"), (476, 4, "check"), (479, 0x80, "check")] {
             let mut later = bytes.clone();
             later[footer + at] = value;
             resign(&mut later);

@@ -6,6 +6,7 @@
 //! - [`tar`] walks a decoded stream in pieces and interprets its headers.
 //! - [`tree`] builds the layer's tree, and serves lookups while it grows.
 //! - [`index`] is the same tree on disk, with the spans: opened quickly, and verified page by page on access.
+//! - [`foreign`] makes tree and spans of a table of contents that a layer brings along.
 //!
 //! Nothing here opens files or waits; indexes are read through [`ReadAt`].
 
@@ -13,12 +14,14 @@ mod check;
 mod entry;
 mod extents;
 mod footer;
+pub mod foreign;
 pub mod index;
 mod names;
 mod paged;
 mod pax;
 mod proof;
 mod ranges;
+mod same;
 mod spans;
 mod sparse;
 pub mod tar;
@@ -33,8 +36,8 @@ pub use entry::{DataExtent, Device, Entry, EntryId, Extent, Flags, Kind, Timesta
 pub use index::{Contents, IndexError, LayerIndex};
 pub use paged::ReadAt;
 pub use pax::Xattr;
-pub use proof::{Format, IndexedLayer, Proof};
-pub use spans::{Span, WindowAt};
+pub use proof::{Format, IndexedLayer, Proof, Stream};
+pub use spans::{Span, SpanSource, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
 pub use tree::{LayerTree, Limits, TreeError, is_hidden};
-pub use write::{WriteError, write_index};
+pub use write::{WriteError, write_index, write_index_of_bodies};

@@ -36,6 +36,51 @@ pub enum Proof {
 pub enum Format {
     /// Another machine's own index, imported by the user.
     Exported,
+    /// The table of contents of zstd:chunked, which the layer ends with.
+    ZstdChunked,
+    /// That of eStargz.
+    EStargz,
+}
+
+impl Format {
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exported => "an exported index",
+            Self::ZstdChunked => "zstd:chunked",
+            Self::EStargz => "eStargz",
+        }
+    }
+
+    /// Whether it comes with the layer itself, and the image's manifest says what it must be.
+    pub fn is_in_layer(self) -> bool {
+        self != Self::Exported
+    }
+}
+
+/// What a layer's decoded stream consists of, in which spans and the bytes of files have their places.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stream {
+    /// The layer's tar.
+    Tar,
+    /// The bodies of its files alone, one after the other, each at a multiple of 512. Between two of them lies nothing that
+    /// could be read, and each span has an end of its own in the blob.
+    Bodies,
+}
+
+impl Stream {
+    /// The number on disk.
+    pub(super) fn kind(self) -> u8 {
+        match self {
+            Self::Tar => 0,
+            Self::Bodies => 1,
+        }
+    }
+
+    /// `None` for a kind of a later version.
+    pub(super) fn from_kind(kind: u8) -> Option<Self> {
+        [Self::Tar, Self::Bodies].into_iter().find(|stream| stream.kind() == kind)
+    }
 }
 
 impl Proof {
@@ -61,6 +106,8 @@ impl Proof {
         match self {
             Self::Built => 0,
             Self::Vouched { format: Format::Exported, .. } => 1,
+            Self::Vouched { format: Format::ZstdChunked, .. } => 2,
+            Self::Vouched { format: Format::EStargz, .. } => 3,
             Self::Unproven => 255,
         }
     }
@@ -70,6 +117,8 @@ impl Proof {
         match kind {
             0 => Some(Self::Built),
             1 => Some(Self::Vouched { format: Format::Exported, by: by.into() }),
+            2 => Some(Self::Vouched { format: Format::ZstdChunked, by: by.into() }),
+            3 => Some(Self::Vouched { format: Format::EStargz, by: by.into() }),
             255 => Some(Self::Unproven),
             _ => None,
         }

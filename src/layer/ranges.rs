@@ -40,6 +40,10 @@ impl LayerIndex {
     /// [`IndexError::NoSpan`], or the index is damaged.
     pub fn blob_range(&self, start: SpanId, last: SpanId) -> Result<Range<BlobOffset>, IndexError> {
         let from = self.span(start)?.blob;
+        if let Some(source) = self.source_of(last)? {
+            let is_range = from <= source.end;
+            return is_range.then_some(from..source.end).ok_or(IndexError::Malformed { what: "a span is of no bytes" });
+        }
         for next in SpanRange::new(last.next(), SpanId(self.span_count())).iter() {
             let span = self.span(next)?;
             if span.kind != StartKind::Continued {

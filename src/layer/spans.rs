@@ -57,6 +57,30 @@ impl WindowAt {
     pub const MAX_START: u64 = (1 << 40) - 1;
 }
 
+/// What a span that stands alone is decoded from, beside where that begins ([`Stream::Bodies`](super::Stream)).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SpanSource {
+    /// The byte of the blob behind it.
+    pub end: BlobOffset,
+    /// Decoded bytes that come before the span's.
+    pub skip: u64,
+}
+
+impl SpanSource {
+    pub(super) const BYTES: usize = 16;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut out = [0; Self::BYTES];
+        out[..8].copy_from_slice(&self.end.0.to_le_bytes());
+        out[8..].copy_from_slice(&self.skip.to_le_bytes());
+        out
+    }
+
+    pub(super) fn from_bytes(raw: &[u8; Self::BYTES]) -> Self {
+        Self { end: BlobOffset(le64(raw, 0)), skip: le64(raw, 8) }
+    }
+}
+
 impl Span {
     pub(super) const BYTES: usize = 64;
 

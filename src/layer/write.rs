@@ -8,8 +8,8 @@ use super::entry::{EntryId, Flags, Kind, Record};
 use super::footer::{EXTENT_BYTES, Footer, Place, SECTION_ALIGN, SECTIONS, Section};
 use super::index::Contents;
 use super::paged::{CHECK, PAGE};
-use super::proof::{IndexedLayer, Proof};
-use super::spans::Span;
+use super::proof::{IndexedLayer, Proof, Stream};
+use super::spans::{Span, SpanSource};
 use super::tree::LayerTree;
 
 /// Why an index cannot be written.
@@ -42,6 +42,37 @@ pub fn write_index(
     spans: &[Span],
     windows: &[u8],
     layer: &IndexedLayer,
+    proof: &Proof,
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
+    write(tree, spans, windows, (layer, Stream::Tar), proof, out)
+}
+
+/// As [`write_index`], of a layer whose decoded stream is that of its [bodies](Stream::Bodies); `sources` says for each
+/// span what it is decoded from.
+///
+/// # Errors
+/// [`WriteError`]; what was written so far is then of no use.
+pub fn write_index_of_bodies(
+    tree: &LayerTree,
+    spans: &[Span],
+    sources: &[SpanSource],
+    layer: &IndexedLayer,
+    proof: &Proof,
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
+    if let Some(span) = (sources.len() != spans.len()).then_some(sources.len()) {
+        return Err(WriteError::Span { span });
+    }
+    let sources: Vec<u8> = sources.iter().flat_map(|source| source.to_bytes()).collect();
+    write(tree, spans, &sources, (layer, Stream::Bodies), proof, out)
+}
+
+fn write(
+    tree: &LayerTree,
+    spans: &[Span],
+    windows: &[u8],
+    (layer, stream): (&IndexedLayer, Stream),
     proof: &Proof,
     out: &mut impl Write,
 ) -> Result<(), WriteError> {
@@ -96,7 +127,7 @@ pub fn write_index(
     body.put(windows)?;
     let (layer, proof) = (layer.clone(), proof.clone());
     let checks = spans.iter().fold(0, |kinds, span| kinds | 1 << span.check.kind()) & !1;
-    body.finish(Footer { contents, body: layout.end, places: layout.places, layer, proof, checks })
+    body.finish(Footer { contents, body: layout.end, places: layout.places, layer, stream, proof, checks })
 }
 
 /// Spans must be contiguous, or lookups by offset would be wrong.

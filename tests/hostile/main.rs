@@ -9,6 +9,7 @@ mod layers;
 mod machine;
 mod network;
 mod signatures;
+mod tables;
 mod verification;
 
 use std::ffi::OsStr;

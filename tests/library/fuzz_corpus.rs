@@ -57,6 +57,16 @@ fn requests_are_understood_or_refused() {
 }
 
 #[test]
+fn tables_of_contents_become_trees_or_errors() {
+    run("toc", 6000);
+}
+
+#[test]
+fn ends_of_stargz_layers_are_read_or_refused() {
+    run("estargz", 3000);
+}
+
+#[test]
 fn every_target_has_seeds_and_a_program() {
     for (name, _) in TARGETS {
         assert!(!seeds::of(name).is_empty(), "{name} has no seeds");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use peelfs::image::{self, FsError};
 use peelfs::store::{Keep, Store};
+use peelfs_loopback::chunked::ChunkedBuilder;
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs_loopback::tar::Entry;
 use support::model::Tree;
@@ -62,6 +63,28 @@ fn check(seed: u64, shape: &Shape) {
 #[test]
 fn random_images_look_as_the_model_says() {
     (0..seeds(30)).for_each(|seed| check(seed, &Shape { large: 3_000_000, ..Shape::default() }));
+}
+
+/// The same with a table of contents in each layer; where none can say what the tar says, the tar counts.
+#[test]
+fn random_chunked_images_look_as_the_model_says() {
+    for seed in 0..seeds(30) {
+        let random = random::image(seed, &Shape { large: 300_000, ..Shape::default() });
+        let mut image = ImageBuilder::new();
+        let mut annotations = Vec::new();
+        for layer in &random.layers {
+            let chunked = ChunkedBuilder::of(layer.iter().cloned()).pieces_of(20_000).build();
+            image = image.layer(chunked.layer);
+            annotations.push(chunked.annotations);
+        }
+        let image = image.edit_manifest(move |manifest| {
+            for (layer, annotations) in annotations.into_iter().enumerate() {
+                manifest["layers"][layer]["annotations"] = annotations;
+            }
+        });
+        let lines = differences(&image.build(), &random.tree, &mut Random::new(seed));
+        assert!(lines.is_empty(), "seed {seed}:\n{}\n{}", lines.join("\n"), random.listing());
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod mount8;
 mod passthrough;
 mod place;
 mod share;
+mod tables;
 mod user;
 mod xattrs;
 

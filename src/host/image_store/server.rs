@@ -18,7 +18,9 @@ use crate::host::process::Ends;
 use crate::host::report::Report;
 use crate::host::wire::v1::Word;
 use crate::host::{Progress, ending, mount, mount_point, open, subids, wire};
-use crate::image::{self, Eagerness, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Tree, Verify};
+use crate::image::{
+    self, Eagerness, IndexChoice, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Tree, Trust, Verify,
+};
 use crate::image_store::{IdMap, Image, StoreTree, Stored, empty};
 use crate::overlay::LayerNo;
 
@@ -171,7 +173,8 @@ impl Store {
                 self.shared_layers.clone(),
                 &Limits::default(),
                 Eagerness::Background,
-                Verify::BeforeShowing,
+                // Its layers may be asked for as tars.
+                Trust { verify: Verify::BeforeShowing, index: IndexChoice::default().of_tars() },
             );
             let whole = Arc::clone(fs.image());
             tokio::spawn(async move { whole.prefetch(Prefetch::Profile).await });

@@ -14,7 +14,7 @@ use crate::host::handover::{Handover, KeeperId};
 use crate::host::report::{Code, Report};
 use crate::host::spec;
 use crate::host::verifiers::DEFAULT_DIR;
-use crate::image::{Network, Prefetch, Verify};
+use crate::image::{IndexChoice, Network, Prefetch, Verify};
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
@@ -236,6 +236,17 @@ pub struct ImageSpec {
     /// Omitted if it is the default directory and that does not exist: such an image needs no support for verifiers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verifiers: Option<WirePath>,
+    /// Left out where it is what a process does that does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index: Option<IndexUse>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum IndexUse {
+    Own,
+    Foreign,
+    None,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -341,7 +352,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, layer, up_to, access, cache, verifiers } = image;
+        let spec::ImageSpec { reference, platform, layer, up_to, access, cache, index, verifiers } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
@@ -358,6 +369,12 @@ impl From<&spec::ImageSpec> for ImageSpec {
             cache_dir: (&cache.dir).into(),
             cache_size: cache.limit,
             verifiers: (!is_usual).then(|| verifiers.into()),
+            index: match index {
+                IndexChoice::Auto => None,
+                IndexChoice::Own => Some(IndexUse::Own),
+                IndexChoice::Foreign => Some(IndexUse::Foreign),
+                IndexChoice::None => Some(IndexUse::None),
+            },
         }
     }
 }
@@ -366,7 +383,7 @@ impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
-        let Self { surroundings, cache_dir, cache_size, verifiers, .. } = self;
+        let Self { surroundings, cache_dir, cache_size, verifiers, index, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -386,6 +403,12 @@ impl ImageSpec {
             up_to,
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
+            index: match index {
+                None => IndexChoice::Auto,
+                Some(IndexUse::Own) => IndexChoice::Own,
+                Some(IndexUse::Foreign) => IndexChoice::Foreign,
+                Some(IndexUse::None) => IndexChoice::None,
+            },
             verifiers: path(verifiers)?.unwrap_or_else(|| DEFAULT_DIR.into()),
         })
     }

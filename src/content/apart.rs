@@ -1,0 +1,112 @@
+//! Decoding spans that stand alone: each from bytes of its own, and between two of them lies what no reader needs.
+
+use tokio::sync::mpsc;
+
+use bytes::Bytes;
+
+use super::error::ReadError;
+use super::fetch::{Fetcher, OUTPUT, SpanRun};
+use super::spans;
+use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, Status};
+use crate::descriptor::Compression;
+use crate::layer::{IndexError, Span};
+use crate::offsets::BlobOffset;
+use crate::span::SpanRange;
+use crate::trust::Untrusted;
+
+impl Fetcher {
+    /// Decodes `spans`, checking and keeping each of them; readers wait for those of `runs`. The bytes that come begin at
+    /// `from`.
+    pub(super) fn decode_apart(
+        &self,
+        spans: SpanRange,
+        runs: [&SpanRun; 2],
+        from: BlobOffset,
+        pieces: mpsc::Receiver<Untrusted<Bytes>>,
+    ) -> Result<(), ReadError> {
+        let mut input = Input { pieces, piece: Bytes::new(), at: from };
+        let mut out = OutputBuffer::new(OUTPUT);
+        let index_error = |cause| self.layer.index_error(cause);
+        let (mut encoded, mut at) = (Vec::new(), BlobOffset(0)..BlobOffset(0));
+        for span in spans.iter() {
+            let (known, index) = (self.layer.span(span)?, &self.layer.index);
+            let range = index.blob_range(span, span).map_err(index_error)?;
+            let skip = index.source_of(span).map_err(index_error)?.map_or(0, |source| source.skip);
+            // Small files may be decoded from the same bytes.
+            if range != at {
+                if range.start < input.at {
+                    let cause = IndexError::Malformed { what: "spans do not follow one another in the blob" };
+                    return Err(index_error(cause));
+                }
+                // What comes is what is asked for, so the memory is that of a span of this blob.
+                encoded.clear();
+                input.skip_to(range.start).ok_or_else(|| self.ended())?;
+                input.take_to(range.end, &mut encoded).ok_or_else(|| self.ended())?;
+                at = range;
+            }
+            let decoded = decode(&known, skip, &encoded, &mut out).map_err(|cause| self.codec_error(cause))?;
+            self.arrived(span, &known, decoded.into(), runs)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a span's bytes decode to, as far as it goes, without the first `skip`.
+fn decode(known: &Span, skip: u64, encoded: &[u8], out: &mut OutputBuffer) -> Result<Vec<u8>, CodecError> {
+    let mark = Mark { blob: known.blob, bit: known.bit, decoded: known.decoded.start, kind: known.kind };
+    let compression = known.kind.compression().unwrap_or(Compression::Stored);
+    let wanted = spans::length(known);
+    let limits = Limits::of_known(wanted as u64 + skip + OUTPUT as u64);
+    let mut decoder = LayerDecoder::resume(compression, limits, &mark, None)?;
+    let (mut input, mut decoded, mut skip) = (encoded, Vec::with_capacity(wanted), skip);
+    out.discard();
+    while decoded.len() < wanted {
+        let status = decoder.decode(&mut input, out)?;
+        let more = out.decoded();
+        let skipped = skip.min(more.len() as u64);
+        let more = &more[skipped as usize..];
+        decoded.extend_from_slice(&more[..more.len().min(wanted - decoded.len())]);
+        skip -= skipped;
+        out.discard();
+        if status != Status::OutputFull {
+            break;
+        }
+    }
+    Ok(decoded)
+}
+
+/// Bytes of the blob, in order.
+struct Input {
+    pieces: mpsc::Receiver<Untrusted<Bytes>>,
+    piece: Bytes,
+    /// Where `piece` begins.
+    at: BlobOffset,
+}
+
+impl Input {
+    /// `None` where the bytes end before.
+    fn skip_to(&mut self, to: BlobOffset) -> Option<()> {
+        while self.at < to {
+            self.next(to)?;
+        }
+        Some(())
+    }
+
+    fn take_to(&mut self, to: BlobOffset, into: &mut Vec<u8>) -> Option<()> {
+        while self.at < to {
+            into.extend_from_slice(&self.next(to)?);
+        }
+        Some(())
+    }
+
+    /// The next bytes, as many as there are of one piece before `to`.
+    fn next(&mut self, to: BlobOffset) -> Option<Bytes> {
+        if self.piece.is_empty() {
+            self.piece = self.pieces.blocking_recv()?.into_unverified();
+        }
+        let wanted = usize::try_from(to - self.at).unwrap_or(usize::MAX);
+        let taken = self.piece.split_to(wanted.min(self.piece.len()));
+        self.at = self.at + taken.len() as u64;
+        Some(taken)
+    }
+}

@@ -1,0 +1,115 @@
+//! Opening a layer by the table of contents that it brings along.
+//!
+//! The manifest says where the table lies and what it hashes to, so it is fetched by itself, compared, and made an index like
+//! that of a first pass. What it says is believed because of who wrote the manifest; each piece of a file is compared with
+//! the table's digest whenever it comes. Of a table that cannot be used the reason is told, and the layer is opened
+//! otherwise.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::origin::{NotOpened, Opened, Origin, open_stored, voucher};
+use super::pass::{FirstPass, Means};
+use crate::layer::foreign::{Bounds, ForeignLayer, Toc, TocError};
+use crate::layer::{Format, IndexedLayer, LayerIndex, Proof, write_index_of_bodies};
+use crate::offsets::BlobOffset;
+use crate::store::Store;
+
+/// Opens the layer of `pass` by its table of contents.
+///
+/// # Errors
+/// [`NotOpened`]
+pub(super) async fn open_by_toc(pass: &FirstPass, format: Format, means: &Means<'_>) -> Result<Opened, NotOpened> {
+    let toc = Toc::of(&pass.layer.blob, format)?.ok_or(NotOpened::None)?;
+    let origin = Origin::Vouched(format);
+    if let Ok(stored) = open_stored(&pass.layer, &[origin], means.store) {
+        return Ok(stored);
+    }
+    let (place, bytes) = fetch(pass, &toc, means).await?;
+    let (pass, store) = (pass.clone(), Arc::clone(means.store));
+    let made = tokio::task::spawn_blocking(move || {
+        let bounds =
+            Bounds { tree: pass.layer_limits.of_blob(pass.layer.blob.size), decoded: pass.codec_limits.decoded };
+        let read = match &toc {
+            Toc::ZstdChunked(toc) => toc.read(&bytes, bounds),
+            Toc::EStargz(toc) => toc.read(&place, &bytes, bounds),
+        }?;
+        make(&pass, format, &toc, read, &store)
+    });
+    let index = made.await.map_err(|_| NotOpened::Ended)??;
+    Ok(Opened { index, origin, passed_over: Vec::new() })
+}
+
+/// The table's bytes, unverified, and where in the blob they are.
+async fn fetch(pass: &FirstPass, toc: &Toc, means: &Means<'_>) -> Result<(Range<BlobOffset>, Vec<u8>), NotOpened> {
+    let toc = match toc {
+        Toc::ZstdChunked(toc) => {
+            let place = toc.at..toc.at + toc.length;
+            let bytes = range(pass, place.clone(), means).await?;
+            return Ok((place, bytes));
+        }
+        Toc::EStargz(toc) => toc,
+    };
+    let tail_at = toc.tail();
+    let tail = range(pass, tail_at.clone(), means).await?;
+    let place = toc.place(&tail)?;
+    let behind = (tail_at.end - place.end) as usize;
+    let bytes = match place.start.0.checked_sub(tail_at.start.0) {
+        Some(at) => tail[at as usize..tail.len() - behind].to_vec(),
+        // Its place may lie before what was fetched, or it may all lie there.
+        None => {
+            let first = range(pass, place.start..tail_at.start.min(place.end), means).await?;
+            let rest = tail.len().checked_sub(behind).ok_or(TocError::Unusable { what: "it is cut short" })?;
+            [&first[..], &tail[..rest]].concat()
+        }
+    };
+    Ok((place, bytes))
+}
+
+/// Some bytes of the blob, from a source that has them by themselves.
+async fn range(pass: &FirstPass, range: Range<BlobOffset>, means: &Means<'_>) -> Result<Vec<u8>, NotOpened> {
+    let (comes, mut stream) = means.source.stream_all_that_comes(&pass.layer.blob, range.clone()).await?;
+    if comes != range {
+        return Err(NotOpened::NoRanges);
+    }
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece?.into_unverified());
+    }
+    Ok(bytes)
+}
+
+/// Makes the index, and puts it into the store.
+fn make(
+    pass: &FirstPass,
+    format: Format,
+    toc: &Toc,
+    read: ForeignLayer,
+    store: &Store,
+) -> Result<Arc<LayerIndex>, NotOpened> {
+    let ForeignLayer { tree, spans, sources, decoded_size } = read;
+    let blob = &pass.layer.blob;
+    let (blob, blob_size, diff_id) = (blob.digest.clone(), blob.size, pass.layer.content().clone());
+    let layer = IndexedLayer { blob, blob_size, diff_id, decoded_size };
+    let mut index = Vec::new();
+    let proof = Proof::vouched(format, &voucher(toc));
+    write_index_of_bodies(&tree, &spans, &sources, &layer, &proof, &mut index).map_err(NotOpened::NotWritten)?;
+    drop((tree, spans, sources));
+    // What a first pass has made is worth more.
+    if open_stored(&pass.layer, &[Origin::Store], store).is_err() {
+        let kept = store.new_index(&layer.blob).and_then(|mut file| {
+            file.write_all(&index)?;
+            file.publish()
+        });
+        match kept {
+            Ok(()) => {
+                if let Ok(stored) = open_stored(&pass.layer, &[Origin::Vouched(format)], store) {
+                    return Ok(stored.index);
+                }
+            }
+            Err(error) => store.cannot_keep("the index of a layer", &error),
+        }
+    }
+    // In memory, for as long as this process runs.
+    LayerIndex::open(index).map(Arc::new).map_err(NotOpened::Unusable)
+}
