@@ -1,7 +1,6 @@
-//! What a volume says of itself: its attributes, its access mode, its mount options.
-//!
-//! Pod authors write these, who must not gain anything on the node by them: an image is one of a registry, as a path would
-//! be one of the node; how registries are reached and which cache is used is for who runs the plugin.
+//! Attributes, access mode and mount options of a volume. Pod authors write these, and must gain no access to the node:
+//! images must be in a registry, as a path would be one of the node; the operator of the plugin sets how to reach
+//! registries, and the cache.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -17,7 +16,7 @@ use crate::generated::csi::v1::VolumeCapability;
 use crate::generated::csi::v1::volume_capability::AccessType;
 use crate::generated::csi::v1::volume_capability::access_mode::Mode;
 
-/// What is to be shown, as it was written. Two that are equal show the same.
+/// The attributes as written. Equal attributes give the same content.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Attributes {
     image: String,
@@ -28,7 +27,7 @@ pub(crate) struct Attributes {
     prefetch: String,
     on_outage: Option<String>,
     options: Vec<String>,
-    /// The pod's, where the plugin is told it.
+    /// The pod's namespace, if known.
     pub(crate) namespace: Option<String>,
 }
 
@@ -43,7 +42,7 @@ pub(crate) struct Wanted {
     pub(crate) kernel: KernelOptions,
 }
 
-/// Why a volume cannot be what it asks for; shown to who wrote the pod.
+/// Why a volume cannot be published; shown to the pod's author.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotPossible(pub(crate) String);
@@ -53,14 +52,14 @@ fn not_possible<T>(why: impl Into<String>) -> Result<T, NotPossible> {
 }
 
 impl Attributes {
-    /// Takes them from what Kubernetes passes on of a volume.
+    /// Parses the attributes that Kubernetes passes for a volume.
     pub(crate) fn parse(context: &HashMap<String, String>, flags: &[String]) -> Result<Self, NotPossible> {
         let mut unknown: Vec<_> =
             context.keys().filter(|key| !KNOWN.contains(&key.as_str()) && !is_of_kubernetes(key)).collect();
         unknown.sort();
         if let Some(unknown) = unknown.first() {
             return not_possible(format!(
-                "volume attribute `{}` is not known; there are {}",
+                "unknown volume attribute `{}`; attributes are {}",
                 unknown.escape_debug(),
                 KNOWN.map(|name| format!("`{name}`")).join(", ")
             ));
@@ -96,7 +95,7 @@ impl Attributes {
         }
     }
 
-    /// What they mean.
+    /// Their parsed values.
     pub(crate) fn meant(&self) -> Result<Wanted, NotPossible> {
         let wrong = |key: &str, value: &str, why: &dyn std::fmt::Display| {
             NotPossible(format!("volume attribute `{key}`: `{}`: {why}", value.escape_debug()))
@@ -132,8 +131,8 @@ impl Attributes {
     }
 }
 
-/// What the kernel is told. Containers run as any user, and set-user-id programs and devices of an image stay inert: who
-/// may write a volume into a pod could use them on the node otherwise.
+/// The kernel options. Containers run as any user. Set-user-id programs and devices of an image stay inert: otherwise a
+/// pod's author could use them on the node.
 fn options(flags: &[String]) -> Result<KernelOptions, NotPossible> {
     let mut kernel = KernelOptions { allow_other: true, ..KernelOptions::default() };
     for flag in flags {
@@ -142,7 +141,7 @@ fn options(flags: &[String]) -> Result<KernelOptions, NotPossible> {
             "ro" | "nosuid" | "nodev" | "noatime" | "relatime" | "nodiratime" => {}
             other => {
                 return not_possible(format!(
-                    "mount option `{}` is not possible; `ro`, `nosuid`, `nodev` and `noatime` hold always, and there is \
+                    "mount option `{}` is not supported; `ro`, `nosuid`, `nodev` and `noatime` always apply, and there is \
                      `noexec`",
                     other.escape_debug()
                 ));
@@ -174,7 +173,9 @@ fn relative(path: &str) -> Result<Option<PathBuf>, NotPossible> {
 pub(crate) fn mount_flags(capability: &VolumeCapability, readonly: bool) -> Result<&[String], NotPossible> {
     let flags = match &capability.access_type {
         Some(AccessType::Mount(mount)) => &mount.mount_flags,
-        Some(AccessType::Block(_)) => return not_possible("an image is no block device: use `volumeMode: Filesystem`"),
+        Some(AccessType::Block(_)) => {
+            return not_possible("an image is not a block device: use `volumeMode: Filesystem`");
+        }
         None => return not_possible("the volume capability has no access type"),
     };
     let mode = capability.access_mode.as_ref().map(|mode| mode.mode());
@@ -188,7 +189,7 @@ pub(crate) fn mount_flags(capability: &VolumeCapability, readonly: bool) -> Resu
     Ok(flags)
 }
 
-/// What Kubernetes and its sidecars add.
+/// Keys that Kubernetes and its sidecars add.
 fn is_of_kubernetes(key: &str) -> bool {
     key.starts_with("csi.storage.k8s.io/") || key.starts_with("storage.kubernetes.io/")
 }
@@ -231,7 +232,7 @@ mod tests {
         for (wrong, flag, why) in [
             (&[("platform", "linux/arm64")][..], "ro", "`image` is missing"),
             (&[("image", "")], "ro", "`image` is missing"),
-            (&[("image", "a"), ("subpath", "x")], "ro", "`subpath` is not known"),
+            (&[("image", "a"), ("subpath", "x")], "ro", "unknown volume attribute `subpath`"),
             (&[("image", "oci:/var/lib")], "ro", "only images of registries"),
             (&[("image", "docker-archive:/a.tar")], "ro", "only images of registries"),
             (&[("image", "UPPER")], "ro", "`image`: `UPPER`"),
@@ -240,8 +241,8 @@ mod tests {
             (&[("image", "a"), ("prefetch", "some")], "ro", "`all`, `profile` or `none`"),
             (&[("image", "a"), ("onOutage", "never")], "ro", "`onOutage`: `never`"),
             (&[("image", "a"), ("platform", "x y")], "ro", "`platform`"),
-            (&[("image", "a")], "suid", "`suid` is not possible"),
-            (&[("image", "a")], "rw", "`rw` is not possible"),
+            (&[("image", "a")], "suid", "`suid` is not supported"),
+            (&[("image", "a")], "rw", "`rw` is not supported"),
         ] {
             let error = parsed(wrong, &[flag]).unwrap_err();
             assert!(error.contains(why), "{wrong:?}: {error}");
@@ -266,7 +267,7 @@ mod tests {
             assert_eq!(mount_flags(&capability(mount(), mode), readonly).is_ok(), possible, "{mode:?} {readonly}");
         }
         let block = capability(Some(AccessType::Block(BlockVolume {})), Mode::SingleNodeWriter);
-        assert!(mount_flags(&block, true).unwrap_err().to_string().contains("no block device"));
+        assert!(mount_flags(&block, true).unwrap_err().to_string().contains("not a block device"));
         assert!(mount_flags(&capability(None, Mode::SingleNodeWriter), true).is_err());
     }
 }

@@ -1,14 +1,14 @@
 //! A CSI plugin (Container Storage Interface 1.12): volumes of Kubernetes that show images, mounted lazily.
 //!
-//! It serves the identity and node services; there is nothing to provision, so it has no controller. It registers with the
-//! kubelet by itself. Mounts are served by processes of their own, which go on when the plugin ends.
+//! It serves the identity and node services; there is nothing to provision, so it has no controller. It registers with
+//! the kubelet. Mounts are served by separate processes, which continue when the plugin ends.
 //!
 //! | module | knows |
 //! |---|---|
 //! | [`service`] | messages |
 //! | [`registration`] | the kubelet |
 //! | [`volumes`] | what publishing and unpublishing do |
-//! | [`attributes`] | what a volume says of itself |
+//! | [`attributes`] | parsing of a volume's attributes |
 //! | [`login`] | secrets |
 //! | [`sub_path`] | how a directory of an image is shown |
 
@@ -54,13 +54,13 @@ use service::Plugin;
 pub use volumes::Node;
 use volumes::Volumes;
 
-/// The name by which volumes and the `CSIDriver` object name the plugin, where no other is given.
+/// The default name of the plugin in volumes and the `CSIDriver` object.
 pub const DRIVER: &str = "csi.peelfs.example";
 
-/// Where the kubelet looks for sockets of plugins.
+/// The directory of the kubelet's plugin sockets.
 pub const REGISTRY: &str = "/var/lib/kubelet/plugins_registry";
 
-/// What is asked for on the command line.
+/// The options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The socket, as `unix:///path`, `unix:/path` or a path.
@@ -71,7 +71,7 @@ pub struct Options {
     pub driver: String,
     /// Where the kubelet finds the socket, and the directory of its plugins; without it nothing is registered.
     pub registration: Option<(PathBuf, PathBuf)>,
-    /// What holds for all volumes.
+    /// Settings for all volumes.
     pub node: Node,
 }
 
@@ -88,23 +88,23 @@ pub fn run(options: &Options) -> Result<(), Report> {
     process::raise_file_limit();
     let runtime = process::runtime_of_parent()?;
     let served = runtime.block_on(serve(options));
-    // A mount that takes its time is made by another process.
+    // Slow mounts are made by other processes.
     runtime.shutdown_background();
     served
 }
 
-/// What the specification asks of names.
+/// Checks names against the specification.
 fn check(options: &Options) -> Result<(), Report> {
     let Options { driver, node_id, .. } = options;
     let is_alphanumeric = |text: &str, at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphanumeric);
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
     let ends_well = is_alphanumeric(driver, 0) && is_alphanumeric(driver, driver.len().saturating_sub(1));
     if driver.len() > 63 || !ends_well || !driver.bytes().all(allowed) {
-        let what = format!("`{}` is no name of a driver", driver.escape_debug());
+        let what = format!("`{}` is not a valid driver name", driver.escape_debug());
         return Err(Report::usage(what).hint("up to 63 letters, digits, `-` and `.`, as in `csi.example.org`"));
     }
     if node_id.is_empty() || node_id.len() > 256 {
-        return Err(Report::usage("the node's name has to have 1 to 256 bytes")
+        return Err(Report::usage("the node's name must have 1 to 256 bytes")
             .hint("pass on the node's name, `spec.nodeName` of the pod"));
     }
     Ok(())
@@ -114,7 +114,7 @@ fn check(options: &Options) -> Result<(), Report> {
 fn path_of(endpoint: &str) -> Result<PathBuf, Report> {
     let path = endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
     if path.is_empty() || path.contains("://") {
-        return Err(Report::usage(format!("`{}` is no Unix socket", endpoint.escape_debug()))
+        return Err(Report::usage(format!("`{}` is not a Unix socket", endpoint.escape_debug()))
             .hint("name it as `unix:///var/lib/kubelet/plugins/NAME/csi.sock`"));
     }
     Ok(peelfs::host::open::absolute(path))
@@ -135,7 +135,7 @@ async fn serve(options: &Options) -> Result<(), Report> {
         Server::builder().add_service(IdentityServer::new(plugin.clone())).add_service(NodeServer::new(plugin));
     let refused = Arc::new(Notify::new());
     let mut registered = None;
-    // The kubelet asks at the plugin's own socket as soon as it finds this one.
+    // The kubelet calls the plugin's own socket as soon as it finds this one.
     if let Some((endpoint, registry)) = &options.registration {
         let found_at = socket(&registry.join(format!("{}-reg.sock", options.driver)))?;
         let registration = Registration {
@@ -157,14 +157,14 @@ async fn serve(options: &Options) -> Result<(), Report> {
         }
     };
     let served = peelfs_grpc::serve(services, own, ended).await;
-    // Its socket goes with it: the kubelet forgets the plugin.
+    // Remove the socket, so that the kubelet drops the plugin.
     if let Some(registered) = registered {
         registered.abort();
         let _ = registered.await;
     }
     served.map_err(|error| Report::new(Code::Failure, chain(&error)))?;
     match was_refused.await {
-        Ok(()) => Err(Report::new(Code::Failure, "the kubelet refused the plugin; why stands in the log above")),
+        Ok(()) => Err(Report::new(Code::Failure, "the kubelet refused the plugin; the log above has the reason")),
         Err(_) => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Logins: what `nodePublishSecretRef` hands over, as a file of credentials for one volume.
+//! Logins from `nodePublishSecretRef`, as a login file for one volume.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ pub(crate) fn file(secrets: &HashMap<String, String>, registry: &str) -> Result<
             "username" | "password" => continue,
             other => {
                 return Err(NotPossible(format!(
-                    "secret key `{}` is not known; there are `.dockerconfigjson`, `.dockercfg`, and `username` with \
+                    "unknown secret key `{}`; keys are `.dockerconfigjson`, `.dockercfg`, and `username` with \
                      `password`",
                     other.escape_debug()
                 )));
@@ -47,9 +47,9 @@ pub(crate) fn file(secrets: &HashMap<String, String>, registry: &str) -> Result<
     Ok(Some(serde_json::to_vec(&json!({ "auths": auths })).expect("plain data")))
 }
 
-/// What is wrong with a secret is said without any of it.
+/// The error must not contain any of the secret.
 fn malformed(key: &str) -> NotPossible {
-    NotPossible(format!("secret key `{key}` is not the JSON of a file of credentials"))
+    NotPossible(format!("secret key `{key}` is not the JSON of a login file"))
 }
 
 fn parsed(key: &str, text: &str) -> Result<Map<String, Value>, NotPossible> {
@@ -80,7 +80,7 @@ mod tests {
             (&[(".dockerconfigjson", "s3cret")][..], "not the JSON"),
             (&[(".dockerconfigjson", r#"{"auths": "s3cret"}"#)], "not the JSON"),
             (&[("username", "s3cret")], "only one of"),
-            (&[("token", "s3cret")], "`token` is not known"),
+            (&[("token", "s3cret")], "unknown secret key `token`"),
         ] {
             let error = of(wrong.0).unwrap_err();
             assert!(error.contains(wrong.1) && !error.contains("s3cret"), "{error}");

@@ -1,7 +1,5 @@
-//! Registration: how the kubelet comes to know of the plugin.
-//!
-//! It looks for sockets in a directory, asks each what it is, and says whether it takes it. A plugin that is refused ends, so
-//! that it is started anew and asked again.
+//! Registration with the kubelet. The kubelet finds sockets in a directory, queries each plugin, and reports whether it
+//! accepts it. A refused plugin exits, so that it is restarted and queried again.
 
 use std::sync::Arc;
 
@@ -10,12 +8,12 @@ use tonic::{Request, Response, Status};
 
 use crate::generated::pluginregistration as api;
 
-/// What the kubelet is told.
+/// The plugin's answers to the kubelet.
 pub(crate) struct Registration {
     pub(crate) driver: String,
-    /// Where it finds the plugin's own socket.
+    /// The plugin's own socket.
     pub(crate) endpoint: String,
-    /// Told when the plugin is refused.
+    /// Notified when the plugin is refused.
     pub(crate) refused: Arc<Notify>,
 }
 

@@ -15,7 +15,7 @@ use crate::generated::csi::v1::volume_usage::Unit;
 use crate::login;
 use crate::volumes::{VolumeError, Volumes};
 
-/// What Kubernetes asks.
+/// The plugin's services.
 #[derive(Clone)]
 pub(crate) struct Plugin {
     pub(crate) driver: String,
@@ -31,7 +31,7 @@ impl From<VolumeError> for Status {
     }
 }
 
-/// Runs what waits for disks and mounts. A call that is given up meanwhile goes on, and is found done when it comes again.
+/// Runs blocking code. A call that is cancelled meanwhile continues, and is complete when it is repeated.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
 ) -> Result<T, Status> {
@@ -48,7 +48,7 @@ fn absolute(text: &str, what: &str) -> Result<PathBuf, Status> {
     let path = PathBuf::from(required(text, what)?);
     let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
     if path.is_absolute() && plain && !text.contains('\0') {
-        // As the table of mounts has it.
+        // In the form of the table of mounts.
         return Ok(path.components().collect());
     }
     Err(Status::invalid_argument(format!("the {what} `{}` is not an absolute path", text.escape_debug())))
@@ -115,15 +115,15 @@ impl api::node_server::Node for Plugin {
     ) -> Answer<api::NodeGetVolumeStatsResponse> {
         let request = request.into_inner();
         let volume = required(&request.volume_id, "volume id")?.to_owned();
-        // No volume is published at a path that is none: csi-sanity wants to hear that.
+        // csi-sanity expects "not found" for a relative path.
         let path = PathBuf::from(required(&request.volume_path, "volume path")?).components().collect::<PathBuf>();
         let volumes = Arc::clone(&self.volumes);
         let stats = blocking(move || volumes.stats(&volume, &path)).await?;
         let (abnormal, message) = match stats {
             Some(_) => (false, "the image is served".to_owned()),
-            None => (true, "no process serves the image; publishing the volume again mounts it anew".to_owned()),
+            None => (true, "no process serves the image; publish the volume again to remount it".to_owned()),
         };
-        // Whole, and nothing to be had: it cannot be written to.
+        // Full, as it is read-only.
         let usage = |all: u64, unit: Unit| {
             let all = i64::try_from(all).unwrap_or(i64::MAX);
             api::VolumeUsage { available: 0, total: all, used: all, unit: unit.into() }

@@ -1,7 +1,5 @@
-//! A directory of an image, shown at another place.
-//!
-//! Where the image has symlinks on the way they lead to something in the image, never to something of the node: the kernel
-//! resolves the path as if the mount were the root of all.
+//! Bind mounts of a directory of an image. Symlinks on the path lead to something in the image, never to the node: the
+//! kernel resolves the path with the mount as the root.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +8,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-/// Shows the directory `path` of what is mounted on `image` at `target` as well. Waits until it is known.
+/// Mounts the directory `path` of the mount on `image` at `target` as well. Waits until it is indexed.
 ///
 /// # Errors
 /// Those of the calls; [`io::ErrorKind::NotADirectory`] and [`io::ErrorKind::NotFound`] say what `path` is.
@@ -20,7 +18,7 @@ pub(crate) fn show(image: &Path, path: &Path, target: &Path) -> io::Result<()> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let directory = loop {
         match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
-            // The kernel looked while something was mounted or renamed elsewhere.
+            // A race with a mount or rename elsewhere.
             Err(Errno::AGAIN | Errno::INTR) => {}
             opened => break opened?,
         }

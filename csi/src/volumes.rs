@@ -1,5 +1,4 @@
-//! Volumes: published and unpublished, each of which may be asked for again at any point, also of another plugin process
-//! than the one before.
+//! Publishes and unpublishes volumes. Every call may be repeated at any point, also to another plugin process.
 //!
 //! ```text
 //! STATE/volumes/ID/             ID: 32 hex digits of the target path's SHA-256
@@ -7,9 +6,8 @@
 //!     auth.json                 credentials of this volume
 //!     image/                    the whole image, where a directory of it is published
 //! ```
-//!
-//! The record is written before anything is mounted, and removed after all is taken away: what a process that was killed in
-//! between has left is found by it. The mounts themselves are served by processes of their own.
+//! The record is written before anything is mounted, and removed after everything is unmounted, so it leads to what a
+//! killed process has left. The mounts are served by separate processes.
 
 use std::collections::HashSet;
 use std::fs;
@@ -32,22 +30,22 @@ use serde::{Deserialize, Serialize};
 use crate::attributes::{Attributes, NotPossible};
 use crate::sub_path;
 
-/// What holds for every volume of the node.
+/// Settings for every volume of the node.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// How registries are reached; secrets of a volume come before its credentials.
+    /// How to reach registries; secrets of a volume take precedence over its credentials.
     pub access: Access,
-    /// Where layers are kept.
+    /// Where layers are cached.
     pub cache: CacheSpec,
-    /// Programs that have to allow images.
+    /// The directory of verifiers.
     pub verifiers: PathBuf,
-    /// The platform of images whose volume names none; the machine's otherwise.
+    /// The platform for volumes that name none; by default the machine's.
     pub platform: Option<Platform>,
-    /// Pods of different namespaces share no layers: each has a cache of its own below `cache`.
+    /// One cache per namespace below `cache`, so that pods of different namespaces share no layers.
     pub separate_namespaces: bool,
     /// The control group in which the processes that serve mounts run.
     pub cgroup: Option<PathBuf>,
-    /// Where records are kept; lost with the mounts, when the machine starts anew.
+    /// The directory of records; lost at a reboot, with the mounts.
     pub state: PathBuf,
 }
 
@@ -61,7 +59,7 @@ pub(crate) struct Volumes {
 /// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
-    /// What is asked for makes no sense.
+    /// The request is invalid.
     #[error(transparent)]
     NotPossible(#[from] NotPossible),
     /// Something else is published there.
@@ -86,7 +84,7 @@ pub(crate) enum VolumeError {
         /// The path.
         at: PathBuf,
     },
-    /// The directory that is asked for cannot be shown.
+    /// The requested directory cannot be mounted.
     #[error("cannot show `{}` of the image", path.display())]
     SubPath {
         /// The path in the image.
@@ -95,7 +93,7 @@ pub(crate) enum VolumeError {
         #[source]
         cause: io::Error,
     },
-    /// A file or directory cannot be made or removed.
+    /// A file or directory cannot be created or removed.
     #[error("cannot {what} `{}`", path.display())]
     Io {
         /// What was to be done.
@@ -136,7 +134,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeEr
     move |cause| VolumeError::Io { what, path, cause }
 }
 
-/// What is published at a target.
+/// The record of a target.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct Record {
     volume: String,
@@ -144,14 +142,14 @@ struct Record {
     attributes: Attributes,
 }
 
-/// How much of a file system is in use, and whether it answers.
+/// Usage of a file system, and whether it answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Stats {
     pub(crate) bytes: u64,
     pub(crate) inodes: u64,
 }
 
-/// That something is being done for a target.
+/// An operation on a target is in progress.
 struct Turn<'a> {
     volumes: &'a Volumes,
     target: PathBuf,
@@ -168,8 +166,8 @@ impl Volumes {
         Self { node, busy: Mutex::default() }
     }
 
-    /// Shows an image at `target`; done already if it is shown there. Returns when its names can be asked for, which is long
-    /// before all of it is fetched.
+    /// Publishes an image at `target`; idempotent. Returns when names can be looked up, long before all of it is
+    /// fetched.
     pub(crate) fn publish(
         &self,
         volume: &str,
@@ -188,14 +186,14 @@ impl Volumes {
                         format!("volume `{}`, image {}", before.volume.escape_debug(), before.attributes.image());
                     return Err(VolumeError::Other { at: target.to_owned(), what });
                 }
-                // Secrets are renewed by publishing again; the mount reads them when it has to log in.
+                // Publishing again renews secrets; the mount reads them when it logs in.
                 return own.keep_login(login);
             }
             (None, Some(mounted)) if !mounted.is_peelfs() || is_served(&mounted) => {
                 let what = format!("{} of type {}", mounted.source, mounted.kind);
                 return Err(VolumeError::Other { at: target.to_owned(), what });
             }
-            // Left by a process that was killed, or not served any more.
+            // Left by a killed process, or no longer served.
             (Some(_), _) => self.take_away(target, &own)?,
             (None, _) => {}
         }
@@ -203,7 +201,7 @@ impl Volumes {
         if published.is_err()
             && let Err(error) = self.take_away(target, &own)
         {
-            tracing::error!(%error, "what was made for a volume that could not be published is still there");
+            tracing::error!(%error, "cannot clean up after a volume that could not be published");
         }
         published
     }
@@ -249,7 +247,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Takes away what is published at `target`, and `target` itself; done already if nothing is there.
+    /// Unpublishes `target`, and removes it; idempotent.
     pub(crate) fn unpublish(&self, target: &Path) -> Result<(), VolumeError> {
         let _turn = self.turn(target)?;
         self.take_away(target, &self.own(target))
@@ -258,17 +256,17 @@ impl Volumes {
     fn take_away(&self, target: &Path, own: &Own) -> Result<(), VolumeError> {
         unmount_all(target)?;
         unmount_all(&own.image())?;
-        // Never what is in it: if it is not empty, it is none of ours.
+        // Never its content: if it is not empty, it does not belong to the plugin.
         removed(fs::remove_dir(target)).map_err(failed("remove", target))?;
         removed(fs::remove_dir_all(&own.directory)).map_err(failed("remove", &own.directory))
     }
 
-    /// How large what is published at `path` is.
+    /// The size of the image published at `path`.
     pub(crate) fn stats(&self, volume: &str, path: &Path) -> Result<Option<Stats>, VolumeError> {
         let not_published = || VolumeError::NotPublished { id: volume.to_owned(), at: path.to_owned() };
         let record = self.own(path).record().filter(|record| record.volume == volume).ok_or_else(not_published)?;
         let mounted = mounts::at(&record.target).ok_or_else(not_published)?;
-        // What does not answer would keep the thread that asks it.
+        // A mount that does not answer would block this thread.
         if probe::ask(&mounted.path) != probe::Answer::Served {
             return Ok(None);
         }
@@ -276,7 +274,7 @@ impl Volumes {
         Ok(Some(Stats { bytes: found.f_blocks.saturating_mul(found.f_frsize), inodes: found.f_files }))
     }
 
-    /// What this node keeps of a target.
+    /// The files of a target.
     fn own(&self, target: &Path) -> Own {
         use std::os::unix::ffi::OsStrExt as _;
         let name = Digest::of(Algorithm::Sha256, target.as_os_str().as_bytes());
@@ -292,7 +290,7 @@ impl Volumes {
     }
 }
 
-/// The files that are kept of one target.
+/// The files of one target.
 struct Own {
     directory: PathBuf,
 }
@@ -310,7 +308,7 @@ impl Own {
         self.directory.join("image")
     }
 
-    /// What is published; one that cannot be read is as good as none.
+    /// The record; `None` if it cannot be read.
     fn record(&self) -> Option<Record> {
         let text = fs::read(self.file()).ok()?;
         serde_json::from_slice(&text).ok()
@@ -335,7 +333,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     }
 }
 
-/// That it was not there is as good.
+/// Ignores that it was missing.
 fn removed(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -343,13 +341,13 @@ fn removed(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Whether a process answers for it, or none has to.
+/// Whether its process answers, or it needs none.
 fn is_served(mount: &MountPoint) -> bool {
     let hangs = status::directory().is_ok_and(|directory| status::hanging_server(&directory, mount).is_some());
     !hangs && probe::ask(&mount.path) != probe::Answer::Gone
 }
 
-/// Takes away all that peelfs has mounted there.
+/// Unmounts everything that peelfs has mounted there.
 fn unmount_all(at: &Path) -> Result<(), VolumeError> {
     while let Some(mount) = mounts::at(at) {
         if !mount.is_peelfs() {
@@ -362,7 +360,7 @@ fn unmount_all(at: &Path) -> Result<(), VolumeError> {
             unmount_with_cover(&mount, OpenFiles::Keep)?;
             continue;
         }
-        // What was open on one that is not served can be read no more.
+        // Open files of a dead mount cannot be read anyway.
         let open_files = if is_served(&mount) { OpenFiles::Refuse } else { OpenFiles::Keep };
         unmount_with_cover(&mount, open_files)?;
     }
@@ -375,7 +373,7 @@ fn plain(namespace: &str) -> &str {
     if namespace.bytes().all(is_label) { namespace } else { NO_NAMESPACE }
 }
 
-/// Where layers of volumes are kept of which no namespace is known; none has this name.
+/// The cache of volumes without a known namespace; not a valid namespace.
 const NO_NAMESPACE: &str = "_";
 
 impl VolumeError {

@@ -1,4 +1,4 @@
-//! The configuration file: TOML, as containerd's. All of it may be left out.
+//! The configuration file: TOML, as containerd's. All fields are optional.
 
 use std::path::{Path, PathBuf};
 
@@ -11,38 +11,38 @@ use serde::{Deserialize, Deserializer};
 use crate::providers::Provider;
 use crate::root;
 
-/// What the file says.
+/// The fields of the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// Where content of layers is kept; by default in the root directory.
+    /// Where content of layers is cached; by default in the root directory.
     pub(crate) cache_dir: Option<PathBuf>,
-    /// Bytes that it may take, as in `"20GiB"`.
+    /// Limit of its size, as in `"20GiB"`.
     #[serde(deserialize_with = "size")]
     pub(crate) cache_size: Option<u64>,
     /// Credentials, besides those of docker and podman.
     pub(crate) authfile: Option<PathBuf>,
-    /// Programs that are asked for logins.
+    /// Credential providers.
     #[serde(rename = "credential-provider")]
     pub(crate) providers: Vec<Provider>,
     /// Further trusted certificates.
     pub(crate) ca: Vec<PathBuf>,
-    /// Registries, as HOST or HOST:PORT, that are reached by plain HTTP or with unverified TLS.
+    /// Registries, as HOST or HOST:PORT, that use plain HTTP or unverified TLS.
     pub(crate) insecure: Vec<String>,
-    /// How long readers wait for a registry that is away.
+    /// How long reads wait for a registry that does not answer.
     #[serde(deserialize_with = "parsed")]
     pub(crate) on_outage: OnOutage,
-    /// Whether images are mounted instead of unpacked, where containerd says which image a layer is of.
+    /// Whether images are mounted instead of unpacked, if containerd names a layer's image.
     pub(crate) lazy: bool,
-    /// Whether the kernel shows images by itself once all of them is cached.
+    /// Whether the kernel mounts images once all of them is cached.
     pub(crate) kernel: bool,
-    /// Whether bytes of an image may be shown while it is being verified.
+    /// Whether bytes of an image may be read while it is being verified.
     pub(crate) verify_behind: bool,
-    /// Programs that have to allow images before they are mounted; none are asked without it.
+    /// The directory of verifiers, which must allow images before they are mounted; `None` runs none.
     pub(crate) verifier_dir: Option<PathBuf>,
-    /// Seconds within which an image has to be found at its registry, or it is pulled and unpacked.
+    /// Time limit in seconds for resolving an image at its registry; after it, the image is pulled and unpacked.
     pub(crate) resolve_within: u64,
-    /// Whether pulls of Kubernetes bring logins; said on the command line.
+    /// Whether pulls of Kubernetes bring logins; set on the command line.
     #[serde(skip)]
     pub(crate) learns_logins: bool,
 }
@@ -68,18 +68,18 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What `path` says.
+    /// Parses `path`.
     pub(crate) fn read(path: &Path) -> Result<Self, Report> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).map_err(|cause| {
             let code = if cause.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Failure };
             Report::new(code, format!("cannot read the configuration `{shown}`: {cause}"))
-                .hint("`--config` names a TOML file; without it, the defaults hold")
+                .hint("`--config` names a TOML file; without it, defaults apply")
         })?;
         let config: Self = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             Report::usage(format!("cannot use the configuration `{shown}`, line {line}: {}", error.message().trim()))
-                .hint("docs/containerd.md lists what it may say")
+                .hint("docs/containerd.md lists the fields")
         })?;
         if config.authfile.is_some() && !config.providers.is_empty() {
             return Err(Report::usage(format!(
@@ -89,18 +89,18 @@ impl Config {
         }
         config.check_paths().map_err(|(path, why)| {
             Report::usage(format!("cannot use the configuration `{shown}`: `{}` {why}", path.display()))
-                .hint("it has absolute paths of what is there; only `cache-dir` is made")
+                .hint("paths must be absolute and exist; only `cache-dir` is created")
         })?;
         Ok(config)
     }
 
-    /// Whether what is named is there: images would be unpacked otherwise, or used without being asked about.
+    /// Checks that named files exist: otherwise images would be unpacked, or used without verification.
     fn check_paths(&self) -> Result<(), (&Path, String)> {
         let commands = self.providers.iter().map(|provider| &provider.command);
         let needed = self.authfile.iter().chain(&self.verifier_dir).chain(&self.ca).chain(commands);
         for path in self.cache_dir.iter().chain(needed.clone()) {
             if !path.is_absolute() {
-                return Err((path, "is no absolute path".to_owned()));
+                return Err((path, "is not an absolute path".to_owned()));
             }
         }
         for path in needed {
@@ -109,13 +109,13 @@ impl Config {
         Ok(())
     }
 
-    /// Whether the cache can be where it is: nothing is mounted in it.
+    /// Checks the place of the cache: nothing may be mounted in it.
     pub(crate) fn check(&self, root: &Path) -> Result<(), Report> {
         let cache = self.cache(root).dir;
         if root.starts_with(&cache) {
             let cache = cache.display();
             return Err(Report::usage(format!("`{}` is within the cache `{cache}`", root.display()))
-                .hint("name another directory in `cache-dir`"));
+                .hint("use another directory in `cache-dir`"));
         }
         Ok(())
     }
@@ -130,7 +130,7 @@ fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display
     String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
 }
 
-/// Bytes, with a unit or as a number.
+/// Bytes, as a number or with a unit.
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "this is not a size; write it as \"20GiB\", \"500M\" or 1000000")]
@@ -174,7 +174,7 @@ mod tests {
             ("cache-size = \"20 apples\"", "`20 apples` is not a size"),
             ("cache-size = -1", "line 1: this is not a size"),
             ("on-outage = \"never\"", "line 1"),
-            ("cache-dir = \"here\"", "`here` is no absolute path"),
+            ("cache-dir = \"here\"", "`here` is not an absolute path"),
             ("ca = [\"/nonexistent.pem\"]", "`/nonexistent.pem` cannot be used: No such file"),
             ("verifier-dir = \"/nonexistent\"", "`/nonexistent` cannot be used: No such file"),
             ("= 3", "line 1"),

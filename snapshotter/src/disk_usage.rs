@@ -1,4 +1,4 @@
-//! What a directory takes on disk.
+//! Disk usage of a directory.
 
 use std::collections::HashSet;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::records::Usage;
 
-/// Blocks and inodes of all in `directory` and of itself, each inode once. What vanishes meanwhile is not counted.
+/// Blocks and inodes of `directory` and everything in it, each inode once. Files that vanish meanwhile are not counted.
 ///
 /// # Errors
 /// [`io::Error`]

@@ -2,7 +2,7 @@
 
 use super::records::{Kind, Record};
 
-/// Which snapshots a list has: those that fit any of the filters; without one, all.
+/// Selects the snapshots of a list: those that match any filter; without filters, all.
 #[derive(Debug)]
 pub(crate) struct Filters(Vec<Vec<Selector>>);
 
@@ -19,7 +19,7 @@ enum Test {
     IsNot(String),
 }
 
-/// Why a filter is not understood.
+/// Why a filter cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use the filter `{filter}`: {why}")]
 pub(crate) struct FilterError {
@@ -79,7 +79,7 @@ impl Parser<'_> {
         while self.take(",") {
             all.push(self.selector()?);
         }
-        if self.rest.is_empty() { Ok(all) } else { Err("there is something behind a value") }
+        if self.rest.is_empty() { Ok(all) } else { Err("unexpected text after a value") }
     }
 
     fn selector(&mut self) -> Result<Selector, &'static str> {
@@ -115,7 +115,7 @@ impl Parser<'_> {
         Ok(self.until(|char| char == ',' || char.is_whitespace()))
     }
 
-    /// A string in quotes, with escapes as Go writes them.
+    /// A quoted string with Go's escapes.
     fn quoted(&mut self) -> Result<String, &'static str> {
         let mut chars = self.rest.char_indices();
         let quote = chars.next().map(|(_, quote)| quote);
@@ -136,9 +136,9 @@ impl Parser<'_> {
                         'x' => {
                             let digits: String = chars.by_ref().take(2).map(|(_, char)| char).collect();
                             let code = u8::from_str_radix(&digits, 16).ok().filter(u8::is_ascii);
-                            code.ok_or("a string has an escape that is not known")?.into()
+                            code.ok_or("a string has an unknown escape")?.into()
                         }
-                        _ => return Err("a string has an escape that is not known"),
+                        _ => return Err("a string has an unknown escape"),
                     });
                 }
                 char => text.push(char),

@@ -1,9 +1,8 @@
-//! The image service of Kubernetes (`runtime.v1.ImageService`), passed on to containerd: pulls bring logins.
-//!
-//! containerd hands its credentials to no snapshotter. Where the kubelet asks for images here instead
-//! (`--image-service-endpoint`), each pull shows the login that the kubelet found for it: of a pod's secrets, a service
-//! account, or a provider. Requests and answers pass through byte by byte, whatever version of the interface they are of; of a
-//! pull alone, image and login are read.
+//! A proxy of Kubernetes' image service (`runtime.v1.ImageService`) to containerd, which reads the logins of pulls.
+//! containerd does not pass its credentials to snapshotters. If the kubelet uses this endpoint
+//! (`--image-service-endpoint`), each pull contains the kubelet's login: from a pod's secrets, a service account, or a
+//! provider. Requests and answers are forwarded byte by byte, for any version of the interface; only a pull's image and
+//! login are parsed.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -25,7 +24,7 @@ use tonic::{Code, Status};
 
 use crate::logins::{self, Login, Logins, TOKEN};
 
-/// The service, on the way to containerd.
+/// The proxy.
 #[derive(Clone)]
 pub(crate) struct ImageService {
     containerd: Channel,
@@ -36,7 +35,7 @@ impl NamedService for ImageService {
     const NAME: &'static str = "runtime.v1.ImageService";
 }
 
-/// What a pull asks for (cri-api, `PullImageRequest`).
+/// A pull (cri-api, `PullImageRequest`).
 #[derive(Clone, PartialEq, prost::Message)]
 struct Pull {
     #[prost(message, optional, tag = "1")]
@@ -61,24 +60,24 @@ struct Auth {
     /// Name and password, in base64.
     #[prost(string, tag = "3")]
     auth: String,
-    /// The registry that it is for; any, if it is empty.
+    /// Its registry; empty for any.
     #[prost(string, tag = "4")]
     server_address: String,
     #[prost(string, tag = "5")]
     identity_token: String,
 }
 
-/// What a pull brings.
+/// The login of a pull.
 struct Brought {
     repository: String,
     login: Login,
 }
 
 impl ImageService {
-    /// Passes on to containerd at `socket`, which need not be up yet.
+    /// Forwards to containerd at `socket`, which need not be up yet.
     ///
     /// # Errors
-    /// [`tonic::transport::Error`] for a path that can be no socket.
+    /// [`tonic::transport::Error`] for a path that cannot be a socket.
     pub(crate) fn new(socket: &Path, logins: Arc<Logins>) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
         Ok(Self { containerd: endpoint.connect_lazy(), logins })
@@ -86,13 +85,13 @@ impl ImageService {
 
     async fn pass(&mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let away = |error: tonic::transport::Error| {
-            Status::unavailable(format!("containerd cannot be asked: {}", peelfs::image::chain(&error)))
+            Status::unavailable(format!("containerd cannot be reached: {}", peelfs::image::chain(&error)))
         };
         poll_fn(|context| self.containerd.poll_ready(context)).await.map_err(away)?;
         self.containerd.call(request).await.map_err(away)
     }
 
-    /// Passes a pull on, whose login is known from here on: containerd asks for the image's layers during the call.
+    /// Forwards a pull, after storing its login: containerd requests the image's layers during the call.
     async fn pull(&mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let body = Limited::new(body, LONGEST).collect().await;
@@ -101,7 +100,7 @@ impl ImageService {
         let before =
             brought.as_ref().and_then(|Brought { repository, login }| self.logins.learn(repository, login.clone()));
         let answer = self.pass(Request::from_parts(head, Body::new(Full::new(body)))).await;
-        // A call that fails has its status where others have headers.
+        // A failed call has its status in the headers.
         let has_failed =
             |answer: &Response<Body>| answer.headers().get("grpc-status").is_some_and(|status| status != "0");
         if let Some(Brought { repository, login }) = brought
@@ -132,7 +131,7 @@ impl Service<Request<Body>> for ImageService {
     }
 }
 
-/// The login in the body of a call, for the repository of its image; none in one that is compressed or makes no sense.
+/// The login in the body of a call, for the repository of its image; `None` if the body is compressed or malformed.
 fn brought(body: &Bytes) -> Option<Brought> {
     let (compressed, rest) = body.split_first()?;
     let (length, message) = rest.split_first_chunk::<4>()?;

@@ -1,9 +1,7 @@
-//! Images that are mounted instead of unpacked: whether one can be, and what it consists of.
-//!
-//! The decision is made for the whole image, before the first of its layers is answered for: containerd does not come back
-//! with an image that it was told is there. So its manifest and configuration are fetched and verified, the chain id that
-//! was named is compared with the one that these say, and each layer's blob is seen to exist. An image of which any of that
-//! fails is unpacked by containerd, as by any other snapshotter.
+//! Images that are mounted instead of unpacked: decides for each image, and resolves it. The decision is made for the
+//! whole image, before its first layer is reported as present: containerd does not ask again. So manifest and
+//! configuration are fetched and verified, the requested chain id is compared with theirs, and each layer's blob is
+//! checked to exist. If any of that fails, containerd unpacks the image, as with any other snapshotter.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -53,19 +51,19 @@ pub(crate) enum Refusal {
     OtherChain { chain: Digest },
     #[error("its registry did not answer within {0} s")]
     Late(u64),
-    #[error("it could not be mounted a moment ago")]
+    #[error("it could not be mounted just now")]
     Before,
-    /// Verifiers do not allow it, or nothing can be found out that they could be asked: it is not unpacked either.
+    /// Verifiers refused it, or cannot be run: it is not unpacked either.
     #[error("{}", .0.message)]
     NotAllowed(Report),
 }
 
-/// What is known of images.
+/// The decisions about images.
 pub(crate) struct Images {
     root: PathBuf,
     config: Arc<Config>,
     layers: SharedLayers,
-    /// By what the image was named, and its manifest.
+    /// By reference and manifest.
     decided: Mutex<HashMap<(String, Option<Digest>), Deciding>>,
 }
 
@@ -102,7 +100,7 @@ impl Images {
         Ok(Self { root: root.to_owned(), config, layers, decided: Mutex::default() })
     }
 
-    /// The image that a layer is of, if it can be mounted.
+    /// The image of a layer, if it can be mounted.
     ///
     /// # Errors
     /// [`Refusal`]; its other layers are refused without asking again, for a while.
@@ -135,9 +133,9 @@ impl Images {
         resolved.and_then(|image| if image.up_to(&wanted.chain).is_some() { Ok(image) } else { Err(other()) })
     }
 
-    /// Asks the verifiers, if there are any, about what the image's name leads to: where that is an index, about the index.
-    /// containerd says which manifest it took; if the name leads to another one by now, they are asked about that manifest.
-    /// The manifest that was allowed.
+    /// Runs the verifiers, if any, for the digest that the image's name resolves to, which may be an image index. If it
+    /// now resolves to another manifest than containerd's, they are run for containerd's manifest. Returns the allowed
+    /// manifest.
     async fn allowed(&self, wanted: &Wanted) -> Result<Option<Digest>, Refusal> {
         let Some(directory) = &self.config.verifier_dir else { return Ok(None) };
         let not_allowed = |error: HostError| Refusal::NotAllowed(error.into());
@@ -180,7 +178,7 @@ impl Images {
         Ok(Arc::new(image))
     }
 
-    /// How an image is reached: credentials are looked for anew, by the registry's name, at each need.
+    /// How to reach an image: credentials are looked up by the registry's name each time.
     pub(crate) fn spec(&self, reference: Reference) -> ImageSpec {
         let insecure = match reference.place() {
             Place::Registry(name) => {
@@ -197,7 +195,7 @@ impl Images {
             surroundings: providers::surroundings(&self.root, &self.config),
         };
         let cache = self.cache();
-        // They are asked when an image is pulled; what was allowed then is mounted again without.
+        // Verifiers run when an image is pulled; a later mount does not run them again.
         ImageSpec { access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
     }
 
@@ -205,7 +203,7 @@ impl Images {
         self.config.cache(&self.root)
     }
 
-    /// Keeps the documents of an image: it is mounted again when neither the cache has them nor the registry answers.
+    /// Stores the documents of an image, so that it can be mounted without the cache's copy and without the registry.
     fn keep(&self, manifest: &Digest, documents: &Documents) -> Result<(), HostError> {
         let path = self.path(manifest);
         let written =
@@ -213,7 +211,7 @@ impl Images {
         written.map_err(|cause| HostError::RunState { path, cause })
     }
 
-    /// Gives the documents of an image back to the cache, if it has lost them.
+    /// Restores the documents of an image to the cache if they are missing there.
     pub(crate) fn restore(&self, manifest: &Digest) {
         let path = self.path(manifest);
         let documents = std::fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Documents>(&text)?));
@@ -229,7 +227,7 @@ impl Images {
         }
     }
 
-    /// Forgets the documents of images other than these.
+    /// Removes the documents of other images.
     pub(crate) fn sweep(&self, used: impl Fn(&str) -> bool) {
         for entry in std::fs::read_dir(self.root.join(IMAGES)).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -239,7 +237,7 @@ impl Images {
         }
     }
 
-    /// What the cache has of a layer: bytes and files.
+    /// Disk usage of a layer in the cache: bytes and files.
     pub(crate) fn kept_of(&self, remote: &Remote) -> (u64, u64) {
         let name = peelfs::store::LayerName { blob: &remote.blob, diff_id: &remote.diff_id };
         self.layers.store().kept_of(name)
@@ -250,7 +248,7 @@ impl Images {
     }
 }
 
-/// Asks for one byte of each layer.
+/// Requests one byte of each layer.
 async fn blobs_exist(opened: &Opened) -> Result<(), HostError> {
     let asked = opened
         .plan
@@ -261,6 +259,6 @@ async fn blobs_exist(opened: &Opened) -> Result<(), HostError> {
     Ok(try_join_all(asked).await.map(drop)?)
 }
 
-/// How long the other layers of an image that was refused are refused without asking again.
+/// How long a refusal is cached for the image's other layers.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 const DECISIONS_KEPT: usize = 256;

@@ -1,13 +1,11 @@
-//! Labels: what containerd and its clients say of a snapshot that is asked for.
+//! Labels of a requested snapshot, set by containerd and its clients.
 //!
 //! | who | labels |
 //! |---|---|
 //! | CRI, containerd 2's transfer service | `…/cri.image-ref`, `…/cri.manifest-digest`, `…/cri.layer-digest`, `…/cri.image-layers` |
 //! | `ctr-remote`, nerdctl for stargz | `…/remote/stargz.reference`, `…/remote/stargz.digest`, `…/remote/stargz.layers` |
 //! | all of them | `containerd.io/snapshot.ref`, the chain id of the layer |
-//!
-//! Nothing of it is believed: a reference is resolved anew, and the chain id is compared with what the image's
-//! configuration says, which is verified.
+//! They are not trusted: the reference is resolved again, and the chain id is compared with the verified configuration.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +17,14 @@ use peelfs::reference::{Place, Reference};
 pub(crate) struct Wanted {
     /// The layer's chain id (image-spec, config.md, "Layer ChainID").
     pub(crate) chain: Digest,
-    /// The image, as it was named; a registry's.
+    /// The image as it was named, in a registry.
     pub(crate) reference: Reference,
-    /// The manifest for the platform that is pulled, where it is said.
+    /// The manifest for the pulled platform, if given.
     pub(crate) manifest: Option<Digest>,
 }
 
 impl Wanted {
-    /// What the labels ask for; `None` where they ask for an ordinary snapshot, or for something that cannot be.
+    /// The requested layer; `None` for an ordinary snapshot or invalid labels.
     pub(crate) fn of(labels: &BTreeMap<String, String>) -> Option<Self> {
         let chain = labels.get(REF)?.parse().ok()?;
         let (image, manifest) = match (labels.get(CRI_IMAGE), labels.get(STARGZ_IMAGE)) {
@@ -53,17 +51,17 @@ pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     chain
 }
 
-/// How owners are mapped into a user namespace: `CONTAINER:HOST:COUNT`, comma separated.
+/// The mapping of owners into a user namespace: `CONTAINER:HOST:COUNT`, comma separated.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Mapping {
     pub(crate) uid: String,
     pub(crate) gid: String,
-    /// Who root of the container is.
+    /// The container's root on the host.
     pub(crate) root: (u32, u32),
 }
 
 impl Mapping {
-    /// The mapping that is asked for, if one is.
+    /// The requested mapping, if any.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -73,7 +71,7 @@ impl Mapping {
             (None, None) => return Ok(None),
             (one, other) => {
                 let text = one.or(other).cloned().unwrap_or_default();
-                return Err(MappingError { text, why: "users and groups have to be mapped both" });
+                return Err(MappingError { text, why: "users and groups must both be mapped" });
             }
         };
         let root = (root_in(uid)?, root_in(gid)?);
@@ -106,7 +104,7 @@ fn root_in(mapping: &str) -> Result<u32, MappingError> {
     root.ok_or_else(|| wrong("it has no root"))
 }
 
-/// The chain id that the snapshot of a layer will be looked for by.
+/// The chain id by which the snapshot of a layer will be looked up.
 pub(crate) const REF: &str = "containerd.io/snapshot.ref";
 const CRI_IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
 const CRI_MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";

@@ -1,7 +1,6 @@
-//! A snapshotter for containerd (`containerd.services.snapshots.v1`, a proxy plugin).
-//!
-//! Layers of images that containerd names are not unpacked: the image is mounted, lazily, and is the one lower directory of
-//! the overlays of its containers. Everything else is unpacked into directories, as by containerd's own overlay snapshotter.
+//! A snapshotter for containerd (`containerd.services.snapshots.v1`, a proxy plugin). Images that containerd names are
+//! not unpacked but mounted lazily, as the only lower directory of their containers' overlays. Everything else is
+//! unpacked into directories, as by containerd's own overlay snapshotter.
 //!
 //! | module | knows |
 //! |---|---|
@@ -68,7 +67,7 @@ use root::Root;
 use service::{Owner, Service};
 use snapshots::Snapshots;
 
-/// What is asked for on the command line.
+/// The options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The socket.
@@ -83,7 +82,7 @@ pub struct Options {
 
 pub use providers::answer as answer_for_credentials;
 
-/// Serves until a signal ends it. What is mounted stays, served by processes of its own.
+/// Serves until a signal ends it. Mounts stay, served by their own processes.
 ///
 /// # Errors
 /// [`Report`]
@@ -91,7 +90,7 @@ pub fn run(options: &Options) -> Result<(), Report> {
     if !rustix::process::geteuid().is_root() || process::is_in_user_namespace() {
         return Err(Report::new(
             Code::Failure,
-            "only root can be a snapshotter: overlays are mounted on what it shows",
+            "only root can run the snapshotter: overlays are mounted on its directories",
         )
         .hint("without root, `peelfs run` runs containers, and podman has `peelfs mount`"));
     }
@@ -111,7 +110,7 @@ pub fn run(options: &Options) -> Result<(), Report> {
     process::raise_file_limit();
     let runtime = process::runtime_of_parent()?;
     let served = runtime.block_on(serve(options, &root, config));
-    // A mount that takes its time is made by another process.
+    // Slow mounts are made by other processes.
     runtime.shutdown_background();
     served
 }
@@ -135,7 +134,7 @@ async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<()
     let snapshots = Snapshots::open(root.path(), images, lowers);
     let snapshots = snapshots.map_err(|error| {
         Report::new(Code::Failure, peelfs::image::chain(&error)).hint(format!(
-            "remove that file, then the image or container it was of; or stop containerd and remove all of `{}`",
+            "remove that file, then its image or container; or stop containerd and remove all of `{}`",
             root.path().display()
         ))
     })?;

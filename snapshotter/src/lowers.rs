@@ -4,10 +4,9 @@
 //! lowers/CHAIN/fuse/fs      by a process, which outlives this one (see `peelfs::host`)
 //! lowers/CHAIN/kernel/fs    by the kernel itself, once all of the image is cached
 //! ```
-//!
-//! There is one mount for each chain of layers that containers lie on, however many these are. It has a directory of its own,
-//! since engines map the owners of everything that is mounted beside a lower. What is mounted is seen in the kernel's table
-//! of mounts and nowhere else: a process that starts anew finds it there.
+//! There is one mount for each chain of layers, shared by all containers on it. It has its own directory, since engines
+//! map the owners of everything mounted beside a lower directory. The kernel's table of mounts is the only record: a
+//! restarted process reads it.
 
 use std::collections::HashMap;
 use std::num::NonZeroU16;
@@ -38,26 +37,26 @@ pub(crate) struct Lowers {
     images: Arc<Images>,
     /// By chain.
     state: Mutex<HashMap<Digest, Arc<State>>>,
-    /// Served by a process, until the kernel shows them; by chain.
+    /// Served by a process until the kernel mounts them; by chain.
     watched: Mutex<HashMap<Digest, Watched>>,
 }
 
-/// What is known of one chain, beside what is mounted.
+/// The state of a chain, besides its mounts.
 #[derive(Default)]
 struct State {
     mounting: Mutex<()>,
-    /// When the kernel began to show it.
+    /// When the kernel mount was made.
     upgraded: Mutex<Option<Instant>>,
 }
 
-/// An image that is looked at again.
+/// An image that is checked again later.
 struct Watched {
     remote: Remote,
     next: Instant,
     wait: Duration,
 }
 
-/// Whether the kernel may come to show an image.
+/// Whether an image may get a kernel mount later.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Later {
     Maybe,
@@ -75,7 +74,7 @@ impl Lowers {
         Self { root: root.join(LOWERS), config, images, state: Mutex::default(), watched: Mutex::default() }
     }
 
-    /// The directory that shows the layers of `remote`, which are mounted if they are not. Blocks.
+    /// The directory of the layers of `remote`, mounted if needed. Blocks.
     ///
     /// # Errors
     /// [`Report`]
@@ -87,12 +86,12 @@ impl Lowers {
             match mounted(&path) {
                 Some(mount) if mount.is_shown_by_kernel() => return Ok(path),
                 Some(_) if mounts::is_served(&path) => {
-                    // By a snapshotter before this one, perhaps.
+                    // It may be from an earlier snapshotter process.
                     self.watch(remote);
                     return Ok(path);
                 }
                 Some(mount) => {
-                    tracing::warn!(at = %path.display(), "the process that served an image is gone; mounting it anew");
+                    tracing::warn!(at = %path.display(), "the process that served an image is gone; mounting it again");
                     unmount_with_cover(&mount, OpenFiles::Keep).map_err(HostError::from)?;
                 }
                 None => {}
@@ -111,9 +110,9 @@ impl Lowers {
         let spec = self.spec(remote, Form::Fuse)?;
         let begun = Instant::now();
         let mounted = match background::mount_shared(&spec, &mut Silent) {
-            // The process that serves the others was started with other limits.
+            // The process of the other images was started with other limits.
             Err(HostError::Told(report)) if report.code == Code::Usage => {
-                tracing::warn!(why = report.message, "this image gets a process of its own");
+                tracing::warn!(why = report.message, "this image gets its own process");
                 background::mount(&spec, background::Keeper::Process, &mut Silent)
             }
             mounted => mounted,
@@ -124,7 +123,7 @@ impl Lowers {
         Ok(spec.at)
     }
 
-    /// Lets the kernel show an image; what says that it cannot, and whether it may later.
+    /// Makes a kernel mount; on failure returns the reason, and whether it may work later.
     fn by_kernel(&self, remote: &Remote) -> Result<PathBuf, (String, Later)> {
         let never = |error: Report| (error.message, Later::Never);
         let spec = self.spec(remote, Form::Kernel).map_err(never)?;
@@ -137,7 +136,7 @@ impl Lowers {
         Ok(spec.at)
     }
 
-    /// A process serves the image: once all of it is cached, the kernel is to show it to the containers that come then.
+    /// A process serves the image: once all of it is cached, later containers get a kernel mount.
     fn watch(&self, remote: &Remote) {
         if self.config.kernel {
             let watched = || Watched { remote: remote.clone(), next: Instant::now() + FIRST_LOOK, wait: FIRST_LOOK };
@@ -152,7 +151,7 @@ impl Lowers {
         }
     }
 
-    /// Looks at the images that are due, and lets the kernel show what it can. Blocks.
+    /// Checks the images that are due, and makes kernel mounts where possible. Blocks.
     pub(crate) fn upgrade(&self) {
         let due: Vec<_> = {
             let watched = lock(&self.watched);
@@ -194,7 +193,7 @@ impl Lowers {
                 states.iter().find(|(chain, _)| chain.hex() == hex).map(|(_, state)| Arc::clone(state))
             };
             let upgraded = state.as_ref().and_then(|state| *lock(&state.upgraded));
-            // It is being mounted: so it is used.
+            // It is being mounted, so it is in use.
             let mounting = state.as_ref().map(|state| state.mounting.try_lock());
             if matches!(mounting, Some(Err(TryLockError::WouldBlock))) {
                 continue;
@@ -204,7 +203,7 @@ impl Lowers {
                 if forms.iter().all(|path| take_away(path)) {
                     let _ = std::fs::remove_dir_all(entry.path());
                 }
-            // Where a process served it before, an answer that names that directory may just be on its way.
+            // After a kernel mount, an answer that names the old directory may be in flight.
             } else if mounted(&self.of(hex, Form::Kernel)).is_some()
                 && upgraded.is_none_or(|when| when.elapsed() > ANSWERED_WITHIN)
             {
@@ -224,7 +223,7 @@ impl Lowers {
         let up_to = NonZeroU16::new(remote.layers).filter(|_| remote.layers < remote.of);
         let verify = if self.config.verify_behind { Verify::Behind } else { Verify::BeforeShowing };
         let spec = MountSpec::new(ImageSpec { up_to, ..image }, at);
-        // As an engine's own would be: what protects the machine is said by the container.
+        // As an engine's root file system: protection is set in the container's configuration.
         let kernel = KernelOptions { suid: true, dev: true, allow_other: true, ..KernelOptions::default() };
         Ok(MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec })
     }
@@ -246,7 +245,7 @@ impl Lowers {
     }
 }
 
-/// Who shows an image.
+/// The form of a mount.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Fuse,
@@ -261,19 +260,19 @@ fn mounted(path: &Path) -> Option<MountPoint> {
     mounts::at(path).filter(MountPoint::is_peelfs)
 }
 
-/// Unmounts what is there; overlays that lie on it keep it for themselves.
+/// Unmounts it; overlays on it keep it alive.
 fn take_away(path: &Path) -> bool {
     while let Some(mount) = mounted(path) {
         if let Err(error) = MountPlace::of(&mount).take_away() {
-            tracing::warn!(error = peelfs::image::chain(&error), "an image that is not used stays mounted");
+            tracing::warn!(error = peelfs::image::chain(&error), "cannot unmount an unused image");
             return false;
         }
     }
     true
 }
 
-/// How long containerd may take to mount what it was told.
+/// Time limit for containerd to mount what it got in an answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
-/// When an image is looked at that a process serves: twice as late each time.
+/// Interval of checks of an image that a process serves; doubled each time.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 const LAST_LOOK: Duration = Duration::from_secs(300);

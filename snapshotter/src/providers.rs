@@ -1,4 +1,4 @@
-//! Credential providers of the kubelet: programs that are asked for a registry's login each time one is needed
+//! Credential providers of the kubelet: programs that return a registry's login on demand
 //! (`credentialprovider.kubelet.k8s.io/v1`, JSON on stdin and stdout).
 //!
 //! The processes that serve images know docker's credential helpers. So one of these is written into the root directory, and
@@ -29,7 +29,7 @@ use crate::logins::{self, Login as Learnt};
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Provider {
-    /// Hosts, with `*` for a part between dots, as `matchImages` of the kubelet has them.
+    /// Hosts, with `*` for a part between dots, as in the kubelet's `matchImages`.
     #[serde(rename = "match")]
     pub(crate) hosts: Vec<String>,
     pub(crate) command: PathBuf,
@@ -117,7 +117,7 @@ pub(crate) fn write(root: &Path, config: &Config) -> io::Result<()> {
 /// [`Report`]; that no provider knows the registry is said on stdout, as the protocol has it.
 pub fn answer(providers: &Path, verb: &str) -> Result<(), Report> {
     if verb != "get" {
-        return Err(Report::usage(format!("`{verb}` is nothing that providers can do")));
+        return Err(Report::usage(format!("`{verb}` is not supported by credential providers")));
     }
     let failed =
         |what: &str, cause: &dyn std::fmt::Display| Report::new(Code::Failure, format!("cannot {what}: {cause}"));
@@ -140,7 +140,7 @@ pub fn answer(providers: &Path, verb: &str) -> Result<(), Report> {
     for provider in providers.iter().filter(|provider| provider.hosts.iter().any(|pattern| fits(pattern, &host))) {
         let shown = provider.command.display();
         let response = ask(provider, &host).map_err(|error| failed(&format!("ask `{shown}`"), &error))?;
-        // Of several, the longest says most.
+        // The longest match is the most specific.
         let login = response.auth.iter().filter(|(pattern, _)| fits(pattern, &host)).max_by_key(|(key, _)| key.len());
         if let Some((_, Login { username, password })) = login {
             say(username, password);
@@ -157,7 +157,7 @@ fn ask(provider: &Provider, host: &str) -> io::Result<Response> {
     let mut child = command.spawn()?;
     let request = Request { kind: "CredentialProviderRequest", api_version: VERSION, image: host };
     if let Some(mut stdin) = child.stdin.take() {
-        // It may answer without reading.
+        // It may answer without reading its input.
         let _ = stdin.write_all(&serde_json::to_vec(&request)?);
     }
     let mut said = Vec::new();
@@ -169,14 +169,14 @@ fn ask(provider: &Provider, host: &str) -> io::Result<Response> {
     Ok(serde_json::from_slice(&said)?)
 }
 
-/// The host that a helper is asked about: docker names its own registry by a URL.
+/// The host in a helper's request: docker uses a URL for its own registry.
 fn host_of(server: &str) -> String {
     let bare = server.trim_start_matches("https://").trim_start_matches("http://");
     let host = bare.split('/').next().unwrap_or_default();
     if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io".to_owned() } else { host.to_owned() }
 }
 
-/// Whether a pattern is one of this host: part by part, and the same port.
+/// Whether a pattern matches this host: part by part, and the same port.
 fn fits(pattern: &str, host: &str) -> bool {
     let pattern = host_of(pattern);
     let split = |text: &str| match text.rsplit_once(':') {

@@ -1,12 +1,11 @@
-//! What is known of snapshots, on disk and in memory.
+//! Records of snapshots, on disk and in memory.
 //!
 //! ```text
 //! records/ID.json   one snapshot: its name, kind, parent, labels, times; written whole, by rename, and synced
 //! ```
-//!
-//! Each operation changes one snapshot, so one file, and either all of it is there after a crash or nothing. Names are
-//! containerd's and may be anything, so files are named by number. Once an operation has returned it is never forgotten:
-//! containerd has records of its own, and does not pull again what it thinks is there.
+//! Each operation changes one snapshot, so one file, and is atomic in a crash. Names are containerd's and may be
+//! anything, so files are named by number. Completed operations are durable: containerd has its own records, and does
+//! not pull again what it considers present.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -34,13 +33,13 @@ pub(crate) struct Record {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) created: Time,
     pub(crate) updated: Time,
-    /// What it takes on disk, of one that does not change any more.
+    /// Its disk usage, once it does not change any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Usage>,
     /// The layer of an image that is mounted, not unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) remote: Option<Remote>,
-    /// containerd itself has changed owners in it for a user namespace.
+    /// containerd has changed owners in it for a user namespace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) remapped: bool,
 }
@@ -52,7 +51,7 @@ pub(crate) enum Kind {
     View,
     /// Can be written.
     Active,
-    /// Does not change, and others may lie on it.
+    /// Immutable; may be the parent of others.
     Committed,
 }
 
@@ -101,7 +100,7 @@ impl Record {
     }
 }
 
-/// As it stands in its file.
+/// The content of its file.
 #[derive(Deserialize, Serialize)]
 struct Named<T> {
     name: String,
@@ -173,7 +172,7 @@ impl Records {
         Ok(Self { directory, synced, known: RwLock::new(known), changing: Mutex::new(next) })
     }
 
-    /// What is known now.
+    /// The current snapshots.
     pub(crate) fn known(&self) -> RwLockReadGuard<'_, Known> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -218,15 +217,12 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Forgets a snapshot that none lies on.
+    /// Removes a snapshot without children.
     pub(crate) fn remove(&self, name: &str) -> Result<Record, RecordError> {
         let known = self.known();
         let record = known.get(name)?.clone();
         if known.has_children(name) {
-            return Err(RecordError::Precondition {
-                name: name.to_owned(),
-                why: "cannot be removed: others lie on it",
-            });
+            return Err(RecordError::Precondition { name: name.to_owned(), why: "cannot be removed: it has children" });
         }
         drop(known);
         let path = self.records.path(record.id);
@@ -278,7 +274,7 @@ impl Known {
     /// The snapshot `name` lies on, the one below that, and so on.
     pub(crate) fn below<'a>(&'a self, record: &'a Record) -> impl Iterator<Item = Result<&'a Record, RecordError>> {
         let mut next = record.parent.as_deref();
-        // A parent is there before its child is, so this ends.
+        // A parent exists before its child, so this ends.
         std::iter::from_fn(move || {
             let found = self.get(next?);
             next = found.as_ref().ok().and_then(|record| record.parent.as_deref());

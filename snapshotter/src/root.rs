@@ -1,4 +1,4 @@
-//! The directory that a snapshotter has to itself.
+//! The directory of a snapshotter.
 //!
 //! ```text
 //! peelfs-snapshotter.json   says whose directory it is; locked while a snapshotter runs
@@ -31,13 +31,13 @@ pub(crate) struct Root {
 #[serde(deny_unknown_fields)]
 struct Mark {
     version: u32,
-    /// The name that containerd has for the plugin.
+    /// The plugin's name in containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plugin: Option<String>,
 }
 
 impl Root {
-    /// Takes a directory; it is made if it is missing, and has to be empty or a snapshotter's of peelfs.
+    /// Locks a directory; creates it if it is missing. It must be empty or a directory of this snapshotter.
     pub(crate) fn take(path: &Path) -> Result<Self, Report> {
         let shown = path.display();
         let failed = |what: &str, cause: io::Error| {
@@ -60,14 +60,14 @@ impl Root {
                 })?;
                 if mark.version != VERSION {
                     let version = mark.version;
-                    return Err(Report::new(Code::Failure, format!("`{shown}` was written by another release: it has version {version}, and this program knows {VERSION}"))
+                    return Err(Report::new(Code::Failure, format!("`{shown}` was written by another release: it has version {version}, this release supports {VERSION}"))
                         .hint("use that release, or name another directory with `--root`"));
                 }
                 mark
             }
             None => {
                 let mut entries = std::fs::read_dir(&path).map_err(|e| failed("read", e))?;
-                // What the making of a file system leaves.
+                // Created by mkfs.
                 if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found")) {
                     return Err(Report::usage(format!(
                         "`{shown}` is not empty, and not a directory of this snapshotter"
@@ -79,7 +79,7 @@ impl Root {
                 mark
             }
         };
-        // The directory itself: the file is replaced when it is written.
+        // Lock the directory: the file is replaced when it is written.
         let lock = File::open(&path).map_err(|e| failed("open", e))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -102,12 +102,12 @@ impl Root {
         &self.path
     }
 
-    /// The name under which containerd has used this directory.
+    /// The plugin's name in the containerd that has used this directory.
     pub(crate) fn plugin(&self) -> Option<&str> {
         self.mark.plugin.as_deref()
     }
 
-    /// Remembers the name.
+    /// Stores the name.
     pub(crate) fn note_plugin(path: &Path, name: &str) -> io::Result<()> {
         write_mark(path, &Mark { version: VERSION, plugin: Some(name.to_owned()) })
     }

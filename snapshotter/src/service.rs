@@ -20,7 +20,7 @@ use crate::records::{self, Kind, Record, RecordError, Remote};
 use crate::root::Root;
 use crate::snapshots::{LazyError, Mount, SnapshotError, Snapshots};
 
-/// What containerd asks.
+/// The snapshots service.
 pub(crate) struct Service {
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) root: PathBuf,
@@ -28,10 +28,10 @@ pub(crate) struct Service {
     pub(crate) owner: Mutex<Owner>,
 }
 
-/// Whose snapshots these are. Another one would take those away that it does not know.
+/// The containerd that owns the snapshots. Another one would remove snapshots unknown to it.
 #[derive(Debug, Default)]
 pub(crate) struct Owner {
-    /// The name that containerd has for this snapshotter; kept on disk.
+    /// The plugin's name in containerd; stored on disk.
     pub(crate) plugin: Option<String>,
     /// The process, as long as it runs.
     pub(crate) process: Option<i32>,
@@ -40,7 +40,7 @@ pub(crate) struct Owner {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// Lets one containerd in, under one name.
+    /// Admits one containerd, with one plugin name.
     fn admit<T>(&self, request: Request<T>, plugin: impl Fn(&T) -> &str) -> Result<T, Status> {
         let process = request.extensions().get::<UdsConnectInfo>().and_then(|peer| peer.peer_cred?.pid());
         let request = request.into_inner();
@@ -50,7 +50,7 @@ impl Service {
                 Some(before) if self.has_snapshots() => {
                     tracing::error!(process, before, "refused a second containerd");
                     return Err(Status::permission_denied(format!(
-                        "process {before} uses this snapshotter; process {process} needs one of its own, with another `--address` and `--root`: each removes what it does not know"
+                        "process {before} uses this snapshotter; process {process} needs its own, with another `--address` and `--root`: each containerd removes snapshots unknown to it"
                     )));
                 }
                 _ => owner.process = Some(process),
@@ -63,7 +63,7 @@ impl Service {
             Some(own) if self.has_snapshots() => {
                 tracing::error!(own, name, "refused a second name");
                 return Err(Status::permission_denied(format!(
-                    "this snapshotter's directory belongs to the plugin `{own}` of containerd; `{name}` needs a snapshotter of its own, with another `--address` and `--root`"
+                    "this snapshotter's directory belongs to the plugin `{own}` of containerd; `{name}` needs its own snapshotter, with another `--address` and `--root`"
                 )));
             }
             _ => {
@@ -80,7 +80,7 @@ impl Service {
         self.snapshots.records.known().iter().next().is_some()
     }
 
-    /// Runs what blocks.
+    /// Runs blocking code.
     async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce(&Snapshots) -> Result<T, SnapshotError> + Send + 'static,
@@ -110,7 +110,7 @@ impl Service {
         }
     }
 
-    /// Mounts an image that was just pulled, so that it is there, and being read, when its first container comes.
+    /// Mounts an image that was just pulled, before its first container starts.
     fn mount_soon(&self, remote: Remote) {
         let snapshots = Arc::clone(&self.snapshots);
         tokio::task::spawn_blocking(move || {
@@ -120,7 +120,7 @@ impl Service {
         });
     }
 
-    /// Removes what is forgotten, after the answer.
+    /// Removes files of removed snapshots, after the answer.
     fn discard_soon(&self, record: Record) {
         let snapshots = Arc::clone(&self.snapshots);
         tokio::task::spawn_blocking(move || snapshots.discard(&record));
@@ -157,7 +157,7 @@ impl api::snapshots_server::Snapshots for Service {
         let api::CommitSnapshotRequest { name, key, labels, parent, .. } = self.admit(request, |of| &of.snapshotter)?;
         let (parent, labels, committed) = (named(parent), sorted(labels), name.clone());
         self.blocking(move |all| all.commit(&name, &key, labels, parent.as_deref())).await?;
-        // It takes a look at each file: nothing waits for it.
+        // It walks all files: do not wait for it.
         let snapshots = Arc::clone(&self.snapshots);
         tokio::task::spawn_blocking(move || snapshots.usage(&committed));
         Ok(Response::new(()))
@@ -250,7 +250,7 @@ fn info(name: &str, record: &Record) -> api::Info {
     }
 }
 
-/// The code is what containerd goes by (its `errdefs`); the text is for people.
+/// containerd evaluates the code (its `errdefs`); the text is for users.
 fn status(error: &SnapshotError) -> Status {
     let code = match error {
         SnapshotError::Record(RecordError::NotFound(_)) => Code::NotFound,

@@ -1,7 +1,6 @@
-//! The snapshotter: what each of containerd's requests does. Everything in here blocks, except [`Snapshots::lazily`].
-//!
-//! A chain of snapshots is a chain of directories, as of containerd's own overlay snapshotter, up to the first layer that is
-//! mounted: such a layer stands for itself and all below it, and has no directory.
+//! The snapshotter: what each of containerd's requests does. Everything in here blocks, except [`Snapshots::lazily`]. A
+//! chain of snapshots is a chain of directories, as with containerd's own overlay snapshotter, down to the first
+//! mounted layer, which has no directory and represents itself and all layers below.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -26,7 +25,7 @@ pub(crate) struct Snapshots {
     pub(crate) lowers: Arc<Lowers>,
 }
 
-/// What containerd is to mount (its `types.Mount`).
+/// A mount for containerd (its `types.Mount`).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Mount {
     pub(crate) kind: &'static str,
@@ -62,7 +61,7 @@ impl Snapshots {
         Ok(Self { directory, records, images, lowers })
     }
 
-    /// Makes a snapshot that can be written, or a view.
+    /// Makes a writable snapshot or a view.
     pub(crate) fn create(
         &self,
         kind: Kind,
@@ -77,7 +76,7 @@ impl Snapshots {
             may_be_made(&known, key, parent)?;
             Below::of(&known, &record, self)?
         };
-        // It may take its time: nothing else waits for it.
+        // This may be slow: no lock is held.
         let lowers = below.directories(self)?;
         let root = match lowers.first() {
             Some(lower) => std::fs::metadata(lower).map(Some).map_err(failed(lower))?,
@@ -96,7 +95,7 @@ impl Snapshots {
         Ok(self.mounts_of(&record, &lowers, mapping.filter(|_| !below.remapped)))
     }
 
-    /// What is to be mounted for a snapshot.
+    /// The mounts of a snapshot.
     pub(crate) fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
         let (record, below) = {
             let known = self.records.known();
@@ -129,7 +128,7 @@ impl Snapshots {
             (Kind::View, [lower]) => return bind(lower, "ro", options),
             _ => {}
         }
-        // Layers below may change: an image is served by a process first, and by the kernel later.
+        // Lower layers may change: a kernel mount may replace one served by a process.
         if *INDEX {
             options.push("index=off".to_owned());
         }
@@ -142,7 +141,7 @@ impl Snapshots {
         vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]
     }
 
-    /// Makes a snapshot one that does not change, and that others lie on.
+    /// Commits a snapshot: it becomes immutable, and may have children.
     pub(crate) fn commit(
         &self,
         name: &str,
@@ -181,7 +180,7 @@ impl Snapshots {
         Ok(change.put(name, record, Some(key))?)
     }
 
-    /// Forgets a snapshot; its files go later, with [`Snapshots::discard`].
+    /// Removes a snapshot; [`Snapshots::discard`] removes its files later.
     pub(crate) fn remove(&self, key: &str) -> Result<Record, SnapshotError> {
         let record = self.records.change().remove(key)?;
         if let (Kind::Active, Some(parent)) = (record.kind, &record.parent) {
@@ -192,13 +191,13 @@ impl Snapshots {
         Ok(record)
     }
 
-    /// Removes the files of a snapshot that is forgotten.
+    /// Removes the files of a removed snapshot.
     pub(crate) fn discard(&self, record: &Record) {
         let directory = self.directory.join(record.id.to_string());
         if let Err(error) = std::fs::remove_dir_all(&directory)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %directory.display(), "cannot remove a snapshot; it is tried again later");
+            tracing::warn!(%error, path = %directory.display(), "cannot remove a snapshot; will retry later");
         }
     }
 
@@ -232,7 +231,7 @@ impl Snapshots {
         Ok(record)
     }
 
-    /// What a snapshot takes on disk, without those below it.
+    /// Disk usage of a snapshot, without its parents.
     pub(crate) fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         let record = self.records.known().get(key)?.clone();
         if let Some(remote) = &record.remote {
@@ -258,10 +257,10 @@ impl Snapshots {
         Ok(usage)
     }
 
-    /// Removes what nothing needs any more.
+    /// Removes everything that is no longer needed.
     pub(crate) fn cleanup(&self) -> Result<(), SnapshotError> {
         let unknown: Vec<u64> = {
-            // No snapshot is being made meanwhile.
+            // No snapshot may be made meanwhile.
             let change = self.records.change();
             let known: HashSet<u64> = change.known().iter().map(|(_, record)| record.id).collect();
             let numbers = listed(&self.directory).map_err(failed(&self.directory))?;
@@ -282,10 +281,10 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Answers for a layer that is not to be unpacked: commits it. True if all of its image is there now.
+    /// Commits a layer that need not be unpacked. Returns `true` if all of its image is present now.
     ///
     /// # Errors
-    /// [`Refusal`]: it is to be unpacked.
+    /// [`Refusal`]: it must be unpacked.
     pub(crate) async fn lazily(
         &self,
         wanted: &Wanted,
@@ -324,7 +323,7 @@ impl Snapshots {
     }
 }
 
-/// Why a layer is not answered for.
+/// Why a layer must be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LazyError {
     #[error(transparent)]
@@ -337,7 +336,7 @@ pub(crate) enum LazyError {
 struct Below {
     /// Directories, uppermost first.
     unpacked: Vec<PathBuf>,
-    /// What is mounted below all these.
+    /// The mounted layers below them.
     remote: Vec<Remote>,
     /// containerd has changed owners in one of them already.
     remapped: bool,
@@ -350,7 +349,7 @@ impl Below {
             let record = record?;
             below.remapped |= record.remapped;
             if let Some(remote) = &record.remote {
-                // Where its registry does not answer, another that has the same layers may.
+                // Another image with the same layers may have a registry that answers.
                 let others = known.iter().filter_map(|(_, record)| record.remote.as_ref());
                 let others = others.filter(|other| other.chain == remote.chain && other.reference != remote.reference);
                 below.remote = std::iter::once(remote).chain(others).cloned().collect();
@@ -366,7 +365,7 @@ impl Below {
         std::iter::once(record).chain(below).find_map(|record| record.remote.clone())
     }
 
-    /// All directories, uppermost first; what has to be mounted is.
+    /// All directories, uppermost first; mounts what is not mounted yet.
     fn directories(&self, snapshots: &Snapshots) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut all = self.unpacked.clone();
         let mut failure = None;
@@ -398,7 +397,7 @@ fn may_be_made(known: &Known, key: &str, parent: Option<&str>) -> Result<(), Rec
     }
 }
 
-/// Makes the directories of a snapshot. What is shown as its root has the owner and the mode of what it lies on.
+/// Makes the directories of a snapshot. Its root has the owner and the mode of its parent.
 fn make(directory: &Path, kind: Kind, root: Option<&std::fs::Metadata>, mapping: Option<&Mapping>) -> io::Result<()> {
     std::fs::DirBuilder::new().mode(0o700).create(directory)?;
     let fs = directory.join(FS);
@@ -415,7 +414,7 @@ fn make(directory: &Path, kind: Kind, root: Option<&std::fs::Metadata>, mapping:
     Ok(())
 }
 
-/// The numbers of the directories that are there.
+/// The numbers of the existing directories.
 fn listed(directory: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -428,7 +427,7 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> SnapshotError {
     move |cause| SnapshotError::Directory { path: path.to_owned(), cause }
 }
 
-/// Whether the kernel's overlayfs knows the option.
+/// Whether the kernel's overlayfs supports the option.
 static INDEX: LazyLock<bool> = LazyLock::new(|| Path::new("/sys/module/overlay/parameters/index").exists());
 const FS: &str = "fs";
 const WORK: &str = "work";

@@ -295,11 +295,15 @@ fn what_cannot_be_published_is_told_in_one_line() {
         (
             NodePublishVolumeRequest { volume_capability: Some(block), ..good.clone() },
             Code::InvalidArgument,
-            "no block",
+            "not a block",
         ),
         (NodePublishVolumeRequest { volume_capability: Some(suid), ..good.clone() }, Code::InvalidArgument, "`suid`"),
         (NodePublishVolumeRequest { secrets, ..good.clone() }, Code::InvalidArgument, "`.dockerconfigjson`"),
-        (request("v", &target, &[image[0], ("image2", "x")]), Code::InvalidArgument, "`image2` is not known"),
+        (
+            request("v", &target, &[image[0], ("image2", "x")]),
+            Code::InvalidArgument,
+            "unknown volume attribute `image2`",
+        ),
         (request("v", &target, &[("image", "oci:/etc")]), Code::InvalidArgument, "only images of registries"),
         (request("v", &target, &[("image", &missing)]), Code::NotFound, "manifest `2` not found"),
         (request("v", &target, &[("image", "127.0.0.1:1/a")]), Code::Unavailable, "127.0.0.1:1"),
@@ -472,7 +476,7 @@ fn a_plugin_with_a_wrong_name_or_socket_does_not_start() {
     let socket = format!("unix://{}/run/csi.sock", sandbox.path().display());
     let long = "n".repeat(257);
     for (options, wanted) in [
-        (["--endpoint", "tcp://127.0.0.1:1", "--node-id", "n"], "is no Unix socket"),
+        (["--endpoint", "tcp://127.0.0.1:1", "--node-id", "n"], "is not a Unix socket"),
         (["--endpoint", &socket, "--node-id", &long], "1 to 256 bytes"),
         (["--endpoint", "unix:///nonexistent/csi.sock", "--node-id", "n"], "mkdir -p /nonexistent"),
     ] {
@@ -480,7 +484,7 @@ fn a_plugin_with_a_wrong_name_or_socket_does_not_start() {
         assert!(!output.status.success() && said(&output).contains(wanted), "{}", said(&output));
     }
     let output = sandbox.peelfs(["csi", "--driver-name=-x", "--node-id=n", "--endpoint", &socket]).output().unwrap();
-    assert!(said(&output).contains("is no name of a driver"), "{}", said(&output));
+    assert!(said(&output).contains("is not a valid driver name"), "{}", said(&output));
     let _plugin = Plugin::start(&sandbox, &[]);
     let output = sandbox.peelfs(["csi", "--node-id=n", "--endpoint", &socket]).output().unwrap();
     assert!(said(&output).contains("is in use"), "{}", said(&output));
