@@ -66,7 +66,7 @@ fn only_the_fuse_module_knows_fuser() {
     }
 }
 
-/// What shows a tree to the kernel knows the questions a tree answers, and no tree, layer or store.
+/// `fuse` uses the trait of trees only, and no tree, layer or store.
 #[test]
 fn the_fuse_module_knows_trees_and_no_image() {
     const KNOWN: [(&str, &[&str]); 5] = [

@@ -1,4 +1,4 @@
-//! One answer: what an honest registry would say, what the faults make of it, and the bytes on the wire.
+//! One answer: that of an honest registry, the effect of faults on it, and the bytes on the wire.
 
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -22,7 +22,7 @@ pub(super) struct Answer {
     content: Content,
     /// The part of `content` that is sent; positions past its end start again at the beginning.
     part: Range<u64>,
-    /// What `Content-Range` says, if there is one.
+    /// The value of `Content-Range`, if any.
     claimed: Option<Range<u64>>,
     framing: Framing,
     flips: Vec<(u64, u8)>,
@@ -47,7 +47,7 @@ enum Cut {
     ResetBeforeHeaders,
 }
 
-/// What becomes of a connection after an answer.
+/// What happens to a connection after an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum After {
     KeepOpen,
@@ -80,7 +80,7 @@ impl Answer {
         Self::new(status, "application/json", error_document(code, message))
     }
 
-    /// A blob, or the one range of it that was asked for (RFC 9110, section 14).
+    /// A blob, or the requested range of it (RFC 9110, section 14).
     pub(super) fn blob(request: &Request, content: Content) -> Self {
         let size = content.len();
         let mut answer = Self::new(200, "application/octet-stream", "").header("Accept-Ranges", "bytes");
@@ -111,7 +111,7 @@ impl Answer {
         self.status
     }
 
-    /// The answer as this fault leaves it.
+    /// Applies a fault to the answer.
     pub(super) fn struck(mut self, fault: Fault, request: &Request) -> Self {
         match fault {
             Fault::Status { status, headers, body } => {
@@ -207,7 +207,7 @@ impl Answer {
         Ok(Content::Memory(encoder.finish()?.into()))
     }
 
-    /// Writes the answer; `sent` hears of body bytes as they leave.
+    /// Writes the answer; calls `sent` with the number of body bytes written.
     ///
     /// # Errors
     /// When the client has left or a file cannot be read.
@@ -241,7 +241,7 @@ impl Answer {
             }
             let marks = self.stalls.iter().map(|(after, _)| *after).chain(self.cut.map(|(after, _)| after));
             let next = marks.filter(|mark| *mark > done).fold(total, u64::min);
-            // A slow body comes evenly, a hundredth of a second's worth at a time.
+            // A slow body is sent evenly, in steps of a hundredth of a second.
             let most = self.bytes_per_second.map_or(PIECE, |speed| (speed / 100).clamp(1, PIECE));
             let piece = self.piece(done, u64::min(next - done, most) as usize)?;
             match self.framing {
@@ -288,7 +288,7 @@ impl Answer {
         let at = self.part.start + done;
         let len = if self.bytes_per_second.is_some() { len.min(PACED_PIECE) } else { len };
         let mut piece = self.content.read(at, len)?;
-        // An answer without end goes on in the same piece: a client that takes the first bytes takes some that follow.
+        // An endless answer continues in the same piece, so that a client also receives bytes after the end.
         while piece.len() < len {
             piece.extend(self.content.read(at + piece.len() as u64, len - piece.len())?);
         }
@@ -318,7 +318,7 @@ impl From<Verdict> for Answer {
 impl After {
     /// Ends the connection if it is to end; dropping the stream does the rest.
     pub(super) fn carry_out(self, stream: &TcpStream) {
-        // A failure means that the connection has ended already, which is what was wanted.
+        // A failure means that the connection has ended already.
         let _ = match self {
             Self::KeepOpen => Ok(()),
             Self::Close => stream.shutdown(Shutdown::Both),
@@ -340,7 +340,7 @@ impl Waiting {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Wakes all that wait, now and from now on.
+    /// Wakes all waiting threads, now and later.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for gate in self.gates.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -368,8 +368,7 @@ enum Asked {
     Nonsense,
 }
 
-/// What a `Range` header asks of `size` bytes; several ranges at once are not understood, as RFC 9110
-/// allows.
+/// Parses a `Range` header for `size` bytes; several ranges are ignored, as RFC 9110 allows.
 fn asked_range(text: &str, size: u64) -> Asked {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
         return Asked::Nonsense;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::http::{Request, form_value};
 
-/// What a registry asks of those who come.
+/// What a registry requires from clients.
 #[derive(Clone, Debug, Default)]
 pub enum Access {
     /// Nothing.
@@ -28,9 +28,9 @@ pub enum Access {
     },
     /// A token for the repository, from a token service (distribution, "Token Authentication").
     Bearer {
-        /// Who gives out and checks the tokens.
+        /// The service that issues and checks tokens.
         tokens: TokenService,
-        /// Where they are given out.
+        /// Where they are issued.
         realm: Realm,
     },
 }
@@ -44,7 +44,7 @@ pub enum Realm {
     At(String),
 }
 
-/// By which methods tokens are to be had; others get 405.
+/// Methods for token requests; others get 405.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Methods {
     /// GET, the older way.
@@ -55,7 +55,7 @@ pub enum Methods {
     Both,
 }
 
-/// In which fields a token is handed over.
+/// Fields of an answer that contain the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TokenField {
     /// `token`
@@ -69,7 +69,7 @@ pub enum TokenField {
 /// How a token service behaves.
 #[derive(Clone, Debug)]
 pub struct TokenRules {
-    /// Who gets tokens; `None` gives them to all.
+    /// The user who gets tokens; `None` for all.
     pub user: Option<(String, String)>,
     /// A refresh token that is as good as the password (Docker's "identity token").
     pub refresh_token: Option<String>,
@@ -77,9 +77,9 @@ pub struct TokenRules {
     pub methods: Methods,
     /// In which fields.
     pub field: TokenField,
-    /// After how many requests to the registry a token is used up.
+    /// Number of requests after which a token expires.
     pub uses: Option<u32>,
-    /// The `expires_in` that is claimed, in seconds; nothing holds the service to it.
+    /// The claimed `expires_in` in seconds; not enforced.
     pub expires_in: Option<u64>,
     /// The `service` of the challenge.
     pub service: String,
@@ -99,7 +99,7 @@ impl Default for TokenRules {
     }
 }
 
-/// Gives out opaque tokens and knows which are good. Clones are the same service.
+/// Issues and checks opaque tokens. Clones are the same service.
 #[derive(Clone)]
 pub struct TokenService(Arc<Mutex<TokenState>>);
 
@@ -122,22 +122,22 @@ pub(super) struct Verdict {
 }
 
 impl TokenService {
-    /// A service that has given out nothing yet.
+    /// A service without issued tokens.
     pub fn new(rules: TokenRules) -> Self {
         Self(Arc::new(Mutex::new(TokenState { rules, live: HashMap::new(), issued: 0 })))
     }
 
-    /// Makes every token given out so far worthless.
+    /// Expires every token issued so far.
     pub fn expire_tokens(&self) {
         self.state().live.clear();
     }
 
-    /// Changes the rules for tokens given out from now on.
+    /// Changes the rules for tokens issued from now on.
     pub fn change(&self, change: impl FnOnce(&mut TokenRules)) {
         change(&mut self.state().rules);
     }
 
-    /// How many tokens were given out.
+    /// How many tokens were issued.
     pub fn issued(&self) -> u64 {
         self.state().issued
     }
@@ -255,7 +255,7 @@ impl Access {
     }
 }
 
-/// Tickets: the part of a redirect's URL that stops being good. Clones share their tickets.
+/// Tickets: the part of a redirect's URL that expires. Clones share their tickets.
 #[derive(Clone)]
 pub struct Tickets(Arc<Mutex<TicketState>>);
 
@@ -266,17 +266,17 @@ struct TicketState {
 }
 
 impl Tickets {
-    /// Tickets that are good for so many requests each.
+    /// Tickets that are valid for this many requests each.
     pub fn new(uses: u32) -> Self {
         Self(Arc::new(Mutex::new(TicketState { uses, issued: 0, live: HashMap::new() })))
     }
 
-    /// Makes every ticket given out so far worthless.
+    /// Expires every ticket issued so far.
     pub fn expire(&self) {
         self.state().live.clear();
     }
 
-    /// How many were given out.
+    /// How many were issued.
     pub fn issued(&self) -> u64 {
         self.state().issued
     }

@@ -1,6 +1,5 @@
 //! Faults: which requests are answered wrongly, and how.
-//!
-//! A test says beforehand what shall go wrong ([`Rule`]: these requests, that many of them, this
+//! A test declares faults in advance ([`Rule`]: these requests, that many of them, this
 //! [`Fault`]) and the registry obeys. Nothing depends on time: what must happen "while a request hangs"
 //! waits for a [`Gate`] that the test opens.
 //!
@@ -22,7 +21,7 @@ use peelfs::digest::Digest;
 /// Offsets named `after` count the body bytes of one answer; only [`Fault::FlipBit`] counts in the blob.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// Another status with these headers and an error document, and not what was asked for.
+    /// Another status with these headers and an error document instead of the answer.
     Status {
         /// The status, as 429.
         status: u16,
@@ -33,12 +32,12 @@ pub enum Fault {
     },
     /// One more header, replacing one of that name.
     Header(String, String),
-    /// The body ends after so many bytes, by an ordinary close; the length promised stays.
+    /// The body ends after this many bytes, with an ordinary close; the promised length stays.
     Truncate {
         /// Body bytes sent.
         after: u64,
     },
-    /// The connection is reset (RST) after so many body bytes.
+    /// The connection is reset (RST) after this many body bytes.
     Reset {
         /// Body bytes sent.
         after: u64,
@@ -47,13 +46,13 @@ pub enum Fault {
     ResetBeforeHeaders,
     /// A range request is answered 200 with everything.
     IgnoreRange,
-    /// A 206 whose `Content-Range` is moved by so many bytes; the body is what was asked for.
+    /// A 206 whose `Content-Range` is shifted by this many bytes; the body is the requested one.
     ShiftContentRange(i64),
-    /// A 206 with the right `Content-Range` and the bytes that stand so much later in the blob.
+    /// A 206 with the right `Content-Range` and bytes from this much later in the blob.
     ShiftBody(u64),
     /// A 206 without `Content-Range`.
     NoContentRange,
-    /// A `Content-Length` that is wrong by so many bytes; the connection closes after the body.
+    /// A `Content-Length` that is wrong by this many bytes; the connection closes after the body.
     ContentLength(i64),
     /// No length at all: the body ends when the connection does.
     UntilClose,
@@ -68,7 +67,7 @@ pub enum Fault {
         /// The bit, 0 to 7.
         bit: u8,
     },
-    /// So many body bytes, then nothing until the gate opens.
+    /// This many body bytes, then nothing until the gate opens.
     Stall {
         /// Body bytes sent before.
         after: u64,
@@ -77,7 +76,7 @@ pub enum Fault {
     },
     /// Not a byte of the answer until the gate opens.
     Hang(Gate),
-    /// The body at so many bytes per second; for trying things by hand, as it takes real time.
+    /// The body at this many bytes per second; for trying things by hand, as it takes real time.
     Pace(u64),
     /// A redirect to somewhere else.
     Redirect {
@@ -94,7 +93,7 @@ pub enum Fault {
     Gzip,
     /// The answer's head and then its body over and over, without a length, until the client leaves.
     Endless,
-    /// The connection closes after the answer, without a word about it in the head.
+    /// The connection closes after the answer, without `Connection: close`.
     Close,
 }
 
@@ -128,7 +127,7 @@ pub enum RedirectTo {
     Exactly(String),
 }
 
-/// Which requests a rule is about.
+/// The requests of a rule.
 #[derive(Clone)]
 pub enum Target {
     /// Every request.
@@ -217,7 +216,7 @@ impl Rule {
         self
     }
 
-    /// Strikes so many requests, then never again.
+    /// Applies to this many requests, then never again.
     #[must_use]
     pub fn times(mut self, count: u64) -> Self {
         self.times = Some(count);
@@ -260,7 +259,7 @@ impl Faults {
         self.rules().push(rule);
     }
 
-    /// Forgets all rules: from now on the registry is honest.
+    /// Removes all rules: from now on the registry is honest.
     pub fn clear(&self) {
         self.rules().clear();
     }
@@ -291,7 +290,7 @@ impl Gate {
         Self::default()
     }
 
-    /// Lets all through that wait, and all that will come.
+    /// Releases all waiting requests, and all later ones.
     pub fn open(&self) {
         *self.lock() = true;
         self.0.changed.notify_all();

@@ -5,8 +5,7 @@
 //! frameworks exist to make such answers impossible, so this one is written on [`std::net::TcpListener`]
 //! with one thread per connection and writes HTTP/1.1 by hand. It listens on 127.0.0.1 only, waits for
 //! gates that a test opens instead of sleeping, and writes down every request it saw.
-//!
-//! | module | knows |
+//! | module | content |
 //! |---|---|
 //! | [`registry`] | routes, ranges, what is served; the handle a test holds |
 //! | [`faults`] | which request is answered wrongly, and how |

@@ -28,7 +28,7 @@ use peelfs::digest::Digest;
 pub struct Settings {
     /// What is served.
     pub catalog: Catalog,
-    /// What is asked of those who come.
+    /// What clients must present.
     pub access: Access,
     /// A token service to answer for at `/token`; that of [`Access::Bearer`] with [`Realm::Here`] is
     /// answered for without being named here.
@@ -44,7 +44,7 @@ pub struct Registry {
     accepting: Option<JoinHandle<()>>,
 }
 
-/// One request and what became of it.
+/// One request and its answer.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// Counts requests since the start.
@@ -145,7 +145,7 @@ impl Registry {
         self.shared.catalog.write().unwrap_or_else(PoisonError::into_inner).push(name, tag, image);
     }
 
-    /// Asks something else of those who come from now on.
+    /// Changes the access rules from now on.
     pub fn set_access(&self, access: Access) {
         *self.shared.access.write().unwrap_or_else(PoisonError::into_inner) = access;
     }
@@ -160,14 +160,13 @@ impl Registry {
         self.shared.log().iter().filter(|record| record.is_blob()).map(|record| record.body_bytes).sum()
     }
 
-    /// Forgets the requests so far.
+    /// Clears the log of requests.
     pub fn clear(&self) {
         self.shared.log().clear();
     }
 
-    /// Waits until the requests so far look as `test` says; false if they have not within a minute.
-    ///
-    /// This is how a test knows that a request hangs at a [`Gate`](super::faults::Gate) without sleeping.
+    /// Waits until the requests so far look as `test` says; false if they have not within a minute. With this a test
+    /// waits, without sleeping, until a request hangs at a [`Gate`](super::faults::Gate) without sleeping.
     #[must_use]
     pub fn wait_until(&self, test: impl Fn(&[Recorded]) -> bool) -> bool {
         let log = self.shared.log();

@@ -120,7 +120,7 @@ fn large() -> (Image, Tree) {
     (layers.iter().zip(&packings).fold(ImageBuilder::new(), build).build(), tree)
 }
 
-/// Mounts an image that was never seen with this cache, reads all of it twice, and returns what the user is told.
+/// Mounts an image that was never seen with this cache, reads all of it twice, and returns the messages for the user.
 fn mount_and_read(sandbox: &Sandbox, cache: &Path, what: &str) -> String {
     let (image, tree) = large();
     let registry = served(&image);
@@ -149,7 +149,7 @@ fn mount_and_read(sandbox: &Sandbox, cache: &Path, what: &str) -> String {
     told
 }
 
-/// The user is told, and not more than once.
+/// The user gets one message, not more.
 fn told_once(log: &str, what: &str) {
     let told = log.lines().filter(|line| line.contains("cannot keep")).count();
     assert_eq!(told, 1, "{what}: {log}");

@@ -141,7 +141,7 @@ impl Bench {
         Ok(Mounted { fs, source })
     }
 
-    /// Everything is known and nothing of it is here, so that a read asks for a range.
+    /// All layers are indexed and nothing is cached, so that a read requests a range.
     async fn learn_and_drop(&self) {
         let mounted = self.open(OnOutage::Block).await.unwrap();
         mounted.fs.all_known().await.unwrap();
@@ -183,7 +183,7 @@ impl Mounted {
         Ok(all)
     }
 
-    /// Reads until it works, as a user does who is told that the registry is back.
+    /// Reads until it works, as a user does when the registry is back.
     /// Returns when nothing is waited for, as it should be soon: what is no longer needed may still be in flight.
     async fn waits_for_nothing(&self) {
         let begun = Instant::now();

@@ -447,7 +447,7 @@ fn a_stalled_pass_shows_upper_layers_and_lets_the_mount_end() {
     let at = sandbox.mount_point("a");
     let output = at.try_mount(&served.reference(), &[]);
     assert!(output.status.success(), "{}", said(&output));
-    // What the upper layer decides is answered while the base is on its way.
+    // The upper layer's names are answered while the base is downloaded.
     assert!(std::fs::read(at.join("second")).unwrap() == served.second());
     let waiting = std::thread::scope(|scope| {
         let path = at.join("etc/base");

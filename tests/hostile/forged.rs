@@ -81,7 +81,7 @@ fn row_21_a_forged_cache_in_place_of_the_real_one_shows_nothing() {
     std::fs::rename(&cache, theirs.join("away")).unwrap();
     forge(&cache, &second.layers()[0], &forged.layers()[0]);
     give_away(&cache);
-    // A process that has the cache open goes on with it.
+    // A process that has the cache open continues to use it.
     let two = sandbox.mount_with(&registry.reference("app", "2"), "two", &shared);
     assert_eq!(std::fs::read(two.join("f")).unwrap(), b"right");
     // And one that opens it refuses it.

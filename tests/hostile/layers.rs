@@ -422,7 +422,7 @@ fn asking_for_a_window_of(bytes: &[u8], log: u8) -> Vec<u8> {
     frame
 }
 
-/// What does not fit the window that is allowed is told as that, also to a reader that asks for a file.
+/// A window above the limit is reported as such, also to a reader of a file.
 #[test]
 fn row_06_a_window_beyond_the_limit_is_told_as_such() {
     let mut random = Random::new(3);

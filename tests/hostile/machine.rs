@@ -593,7 +593,7 @@ fn row_30_no_other_user_is_heard_at_any_socket() {
         let mode = std::fs::symlink_metadata(path).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
     }
-    // And should all be opened, nothing is told and nothing done.
+    // Even if all are opened, nothing is sent and nothing happens.
     open(&run, 0o755);
     let mut asked = 0;
     for path in made {

@@ -45,7 +45,7 @@ fn a_program_serves_a_mount_by_itself() {
         assert!(!serving.is_finished(), "{:?}", serving.join());
         std::thread::yield_now();
     }
-    // A process that reads a mount that it serves is told off: it would wait for itself.
+    // A process that reads its own mount gets an error: it would wait for itself.
     let read = std::process::Command::new("cat").arg(at.join("d/hello")).output().unwrap();
     assert_eq!(read.stdout, b"hello\n");
     unmount(&at, OpenFiles::Refuse).unwrap();

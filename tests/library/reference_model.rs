@@ -18,7 +18,7 @@ fn the_model_sees_what_umoci_unpacks() {
         return;
     }
     let shape = Shape {
-        // umoci 0.4 knows no zstd.
+        // umoci 0.4 does not support zstd.
         packings: vec![Packing::Stored, Packing::GZIP, Packing::Gzip { level: 1, member: Some(3000) }],
         devices: may_make_devices(),
         markers: Markers::Anywhere,

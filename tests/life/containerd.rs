@@ -684,7 +684,7 @@ fn pulls_of_kubernetes_bring_logins_for_their_image() {
     let (app, other) = (registry.reference("team/app", "1"), registry.reference("other", "1"));
     let mut node = Node::with_options("", &["--image-service", "c.sock"]);
     let (right, wrong) = (Some(("robot", "s3cret")), Some(("robot", "wrong")));
-    // One that containerd alone hears of is unpacked.
+    // An image whose login only containerd has is unpacked.
     node.pull_at("c.sock", &other, right).unwrap();
     assert_eq!((node.directories(), node.lowers().len()), (1, 0), "{}", node.log());
     assert!(node.pull_at("s.sock", &app, wrong).is_err());

@@ -77,7 +77,7 @@ fn for_crun(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// A bundle; taken away when dropped, whatever happened.
+/// A bundle; unmounted when dropped, even after a failure.
 struct Bundle<'a> {
     sandbox: &'a Sandbox,
     path: PathBuf,

@@ -130,7 +130,7 @@ fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
         }
         match round {
             0 => {
-                // A process has ended early, and an index is gone: neither its content nor what was on its way stays.
+                // A process has ended early, and an index is gone: neither its content nor data in flight is kept.
                 drop(std::fs::write(cache.join("tmp/1-1"), "left behind"));
                 drop(std::fs::remove_file(index(2)));
                 drop(store.prune(Keep::Bytes(900_000)));

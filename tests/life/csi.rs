@@ -31,7 +31,7 @@ fn image() -> Image {
     ImageBuilder::new().layer(layer).build()
 }
 
-/// The plugin, and a client of it; ended when dropped, with all that it has published taken away.
+/// The plugin and a client; dropping ends the plugin and unpublishes everything.
 struct Plugin<'a> {
     sandbox: &'a Sandbox,
     runtime: tokio::runtime::Runtime,

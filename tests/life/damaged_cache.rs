@@ -100,7 +100,7 @@ async fn an_index_of_a_later_version_is_made_anew_without_a_word() {
         let output = sandbox.run(["cache", "verify", &at_cache[0], &at_cache[1]]);
         assert!(output.status.success(), "{}", said(&output));
     }
-    // What cannot be told from damage is told.
+    // What cannot be distinguished from damage is reported.
     std::fs::write(&index, &ours[..ours.len() - 1]).unwrap();
     let output = sandbox.run(["cat", &at_cache[0], &at_cache[1], &name, "/file"]);
     assert!(output.stdout == b"content" && said(&output).contains("is damaged"), "{}", said(&output));

@@ -148,7 +148,7 @@ fn podman_runs_builds_and_commits_from_the_store() {
     assert_eq!(id, config_of(&image).trim_start_matches("sha256:"));
     assert_eq!(store.done(&["history", "--quiet", "app:1"]).lines().count(), 3);
 
-    // A container that is kept: what it changed is told, and committed.
+    // A container that is kept: its changes are listed and committed.
     store.done(&[
         "run",
         "--name=c",

@@ -416,7 +416,7 @@ fn program(sandbox: &Sandbox, name: &str, script: &str) -> std::path::PathBuf {
     path
 }
 
-/// A process that is to serve chooses a version it knows, and refuses what it does not understand.
+/// A server chooses a version that it supports, and refuses messages that it cannot parse.
 #[test]
 fn a_server_speaks_the_version_that_both_know() {
     let start = |offer: Value| {

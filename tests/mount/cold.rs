@@ -1,4 +1,4 @@
-//! Layers that are known while their content is not here: what is asked for then, counted at the registry.
+//! Layers that are indexed but not cached: the requests of reads, counted at the registry.
 //!
 //! Most need root and `/dev/fuse`; each of those says so when it skips.
 
@@ -389,7 +389,7 @@ fn runtime_with_threads(threads: usize) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(threads).build().unwrap()
 }
 
-/// A store in `dir` that knows `image` and has nothing of its content.
+/// A store in `dir` with the indexes of `image` and no content.
 fn learnt(image: &Image, dir: &Path) -> Arc<Store> {
     let store = Arc::new(Store::open(dir, None).unwrap());
     runtime().block_on(async { shown::open(&MemorySource::new(image), &store).await.unwrap().end() });
@@ -524,7 +524,7 @@ fn a_read_looks_at_the_store_once() {
     }
 }
 
-/// The first layer of an image, as the store knows it.
+/// The first layer of an image, from the store.
 fn name_of(image: &Image) -> LayerName<'_> {
     let layer = &image.layers()[0];
     LayerName { blob: &layer.digest, diff_id: &layer.diff_id }

@@ -86,7 +86,7 @@ else:
             print(errno.errorcode[error.errno])
 "#;
 
-/// The next mount knows nothing of what the one before has told the kernel, as after the kernel has forgotten it.
+/// A new mount resolves handles of the previous one, as after the kernel has dropped the inodes.
 #[test]
 fn file_handles_open_on_another_mount_of_the_image() {
     if cannot_mount() || is_missing("python3") {

@@ -32,7 +32,7 @@ impl Written {
         self.dir.path().join("image")
     }
 
-    /// Has fsck.erofs look at it, if there is one that knows blocks of 512 bytes (erofs-utils 1.6).
+    /// Checks it with fsck.erofs, if that supports blocks of 512 bytes (erofs-utils 1.6).
     fn check(&self) {
         // It writes beyond a table of as many (erofs-utils 1.9.3).
         if self.files.devices.len() > 256 {
@@ -113,7 +113,7 @@ fn differences(image: &Image, wanted: &BTreeMap<Vec<u8>, Seen>) -> Vec<String> {
     })
 }
 
-/// Each image is made twice, checked by fsck.erofs where that knows blocks of 512 bytes, mounted, and compared with the
+/// Each image is made twice, checked by fsck.erofs if that supports blocks of 512 bytes, mounted, and compared with the
 /// model: names, metadata, content, attributes, and the link counts of files and directories.
 #[test]
 fn random_images_are_the_same_shown_by_the_kernel_alone() {

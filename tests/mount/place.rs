@@ -327,7 +327,7 @@ fn a_mount_that_was_moved_is_still_known() {
     }
 }
 
-/// The mount comes to cover its cache while its first layer is on its way: the server asks itself from then on.
+/// The mount hides its own cache while its first layer is downloaded: from then on the server accesses itself.
 #[test]
 fn a_mount_bound_over_its_own_cache_hangs_no_reader() {
     if cannot_mount() {

@@ -12,7 +12,7 @@ use peelfs_loopback::tar::Entry;
 use super::{packed, serve, small};
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
-/// `nobody`: fusermount3 wants to know the name of its user.
+/// `nobody`: fusermount3 requires that its user has a name.
 const USER: u32 = 65_534;
 
 /// A user with directories of its own, and a copy of the program that it may run, in a mount namespace where users may

@@ -1,5 +1,5 @@
 //! Seeded simulation: several processes on one cache, a network with all its troubles, disks that fill up, fail and
-//! stop, losses of power, bytes that rot, and a clock that stands still unless it is moved. The real store, content
+//! stop, losses of power, bytes that rot, and a clock that only the test advances. The real store, content
 //! and image code runs, and every answer is compared with the model: it is right, or it is an error that the
 //! network's troubles of the moment explain. What goes on in the cache explains none. When the troubles are over,
 //! all is well again.
@@ -296,7 +296,7 @@ impl World {
         Mount { plan, connection, fs, policy, verify, nodes, tainted }
     }
 
-    /// A process mounts the image once more, goes on with its other mount, or ends that one.
+    /// A process mounts the image once more, keeps its other mount, or ends that one.
     fn turn_to_other(&mut self, at: usize) {
         let process = self.processes[at].as_ref().unwrap();
         if process.other.is_none() {

@@ -108,7 +108,7 @@ pub(crate) struct Connection {
     outages: Outages,
 }
 
-/// Simulated time: that of the runtime, which stands still unless it is moved.
+/// Simulated time: that of the runtime, which only the test advances.
 #[derive(Debug)]
 struct SimulatedClock(Instant);
 
@@ -221,7 +221,7 @@ impl BlobSource for Connection {
     }
 }
 
-/// A range of a blob on its way.
+/// A range of a blob in flight.
 struct Transfer {
     network: Arc<Network>,
     outages: Outages,

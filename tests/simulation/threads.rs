@@ -24,7 +24,7 @@ impl Threads {
         Self { running: Arc::default(), others: Self::of_process() }
     }
 
-    /// A runtime with these threads, in which time stands still.
+    /// A runtime with these threads and paused time.
     pub(crate) fn runtime(&self) -> Runtime {
         let (begun, ended) = (Arc::clone(&self.running), Arc::clone(&self.running));
         let begin = move || {

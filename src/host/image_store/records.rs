@@ -3,7 +3,7 @@
 //! ```text
 //! DIR.images/lock        held while records are changed
 //! DIR.images/serving     held by the serving process
-//! DIR.images/socket      where that process is told of changes
+//! DIR.images/socket      receives notifications of changes
 //! DIR.images/HEX.json    an image: HEX is the digest of its configuration
 //! ```
 

@@ -12,7 +12,7 @@ use peelfs::store::{Disk, Effect};
 
 use super::random::Random;
 
-/// What became of bytes and names that were on their way to the disk when everything ended.
+/// The fate of bytes and names that were not yet on disk at the crash.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Loss {
     /// The process was killed: all before the point is there, but a write may have got only so far.
@@ -41,7 +41,7 @@ pub struct Doomed {
     dies_at: u64,
     count: AtomicU64,
     random: Mutex<Random>,
-    /// Where names are kept that were taken away, so that they can come back; without it, nothing is remembered.
+    /// Where removed names are kept, so that they can reappear; `None` keeps nothing.
     attic: Option<PathBuf>,
     history: Mutex<Vec<Done>>,
 }
