@@ -1,5 +1,5 @@
-//! A wall clock that jumps harms nothing: a real mount under libfaketime, years forth and back, while tokens end,
-//! the registry says when to come again, the cache is too small, and the serving process dies.
+//! Jumps of the wall clock do no harm: a real mount under libfaketime, years forth and back, with expiring tokens, a
+//! registry that asks for pauses, a cache that is too small, and a server that dies.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -15,7 +15,7 @@ use support::sandbox::{Sandbox, cannot_mount, said};
 const FILES: usize = 12;
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 const DAY: i64 = 24 * 3600;
-/// Seconds that the wall clock is off, one after the other.
+/// Successive offsets of the wall clock in seconds.
 const JUMPS: [i64; 6] = [0, 3650 * DAY, -3650 * DAY, 3 * DAY, -3600, 0];
 
 #[test]
@@ -44,7 +44,7 @@ fn a_wall_clock_that_jumps_harms_nothing() {
     let reference = registry.reference("app", "1");
     let at = sandbox.mount_point("mnt");
     let mount = || {
-        // A part of what is read fits.
+        // A part of the read data fits.
         let mut command = sandbox.peelfs(["mount", "--wait", "--cache-size", "3MiB", &reference]);
         command.arg(&at.path).env("LD_PRELOAD", LIBRARY).env("FAKETIME_TIMESTAMP_FILE", &offset);
         let only_the_wall_clock = ["FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_NO_CACHE", "NO_FAKE_STAT"];
@@ -77,11 +77,11 @@ fn a_wall_clock_that_jumps_harms_nothing() {
         let status = sandbox.peelfs(["status", "--json"]).arg(&at.path).output().unwrap();
         assert!(status.status.success(), "{}", said(&status));
     }
-    // Not one for each request, as if each had ended at once.
+    // Not one for each request, as if each token had expired at once.
     assert!(tokens.issued() <= 2 + JUMPS.len() as u64, "{} tokens", tokens.issued());
     at.unmount();
 
-    // What was written at a time to come is used and makes room as well.
+    // Files with times in the future are used and evicted as well.
     jump(0);
     mount();
     at.unmount();

@@ -1,4 +1,4 @@
-//! The command line as users and scripts meet it: what is printed where, and with which exit code.
+//! The command line as users and scripts see it: output, streams and exit codes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
@@ -17,7 +17,7 @@ use support::sandbox::program;
 /// A user with a home, a cache and a working directory of their own.
 struct User {
     dir: tempfile::TempDir,
-    /// What is random in the output, and what is shown for it.
+    /// Random parts of the output, and their replacements.
     hidden: Vec<(String, &'static str)>,
 }
 
@@ -84,7 +84,7 @@ impl User {
         Ran { output, text }
     }
 
-    /// What a command that must succeed prints.
+    /// The output of a command that must succeed.
     fn prints(&self, line: &[&str]) -> String {
         let ran = self.run(line);
         assert!(ran.output.status.success() && ran.output.stderr.is_empty(), "{line:?}: {}", ran.text);
@@ -354,7 +354,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     "#);
 }
 
-/// A layout, an archive or a directory has the name of what is looked for in a registry.
+/// A layout, an archive or a directory has the name that is looked up in a registry.
 #[test]
 fn an_image_that_is_here_by_that_name_is_hinted_at() {
     let registry = registry(&small());
@@ -384,14 +384,14 @@ fn an_image_that_is_here_by_that_name_is_hinted_at() {
     std::fs::create_dir(user.path("mnt")).unwrap();
     let mount = run(&["mount", &lone, "mnt"]);
     assert!(mount.contains("hint: `registry.test/lay` here is an image layout"), "{mount}");
-    // It is in the registry as well: that one is taken, and told.
+    // It is in the registry as well: that one is used, with a note.
     let both = registry.reference("library/app", "1");
     small().write_layout(&user.path(both.trim_end_matches(":1")), "1").unwrap();
     let listed = user.run(&["ls", &both, "/etc"]);
     assert!(listed.output.status.success(), "{}", listed.text);
     let note = "note: that was an image of a registry; `registry.test/library/app` here is an image layout";
     assert!(listed.text.contains(note), "{}", listed.text);
-    // A directory of another kind, as the mount point mostly is, is none.
+    // A directory with other content, such as the mount point, is ignored.
     std::fs::remove_file(user.path(both.trim_end_matches(":1")).join("oci-layout")).unwrap();
     assert!(user.run(&["ls", &both, "/etc"]).output.stderr.is_empty());
 }
@@ -512,7 +512,7 @@ fn a_layer_that_is_inlined_needs_no_blob() {
     }
     let asked = registry.requests();
     assert!(asked.iter().all(|request| request.is_manifest()), "{asked:?}");
-    // What is in the manifest is in the cache, also of layers that were never read.
+    // Inlined data is in the cache, even for layers that were never read.
     let other = User::at(&registry);
     let name = registry.reference("library/app", "1");
     other.prints(&["inspect", &name]);
@@ -533,7 +533,7 @@ fn a_layer_that_is_inlined_needs_no_blob() {
     }
 }
 
-/// Also where the blob could be had: nothing says which of the two the descriptor means.
+/// Even if the blob is available: it is undefined which of the two the descriptor means.
 #[test]
 fn inlined_data_that_is_not_the_layer_is_an_error() {
     let wrong = |at: usize| {
@@ -638,7 +638,7 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not decompress"), "{output:?}");
 }
 
-/// What was spooled has no name: there is nothing to clean up, however the process ends.
+/// The spool file is unnamed: nothing has to be cleaned up, however the process ends.
 #[test]
 fn a_process_that_is_killed_while_it_spools_leaves_nothing() {
     let user = User::new();
@@ -662,7 +662,7 @@ fn a_process_that_is_killed_while_it_spools_leaves_nothing() {
     assert_eq!(left, 0);
 }
 
-/// As Bazel and others make trees; one that leads out is refused.
+/// As Bazel and others build trees; a link that leads out is refused.
 #[test]
 fn a_layout_of_links_is_read_as_long_as_they_stay_in_it() {
     let user = User::with_layout(&small());
@@ -736,7 +736,7 @@ fn inspect_describes_an_image_for_any_platform() {
     assert_eq!(ran.output.status.code(), Some(3), "{}", ran.text);
 }
 
-/// As podman names what it builds; whatever answers on port 80 of this machine has no such image.
+/// The names of podman's local builds; a server on port 80 of this machine has no such image.
 #[test]
 fn a_name_of_a_local_build_comes_with_a_hint() {
     let ran = User::new().run(&["ls", "localhost/some-local-build"]);
@@ -760,7 +760,7 @@ fn a_layer_is_read_as_what_it_begins_like() {
                 let talk = String::from_utf8_lossy(&ran.output.stderr).into_owned();
                 let count = talk.matches("the media type of a layer is wrong").count();
                 assert_eq!(count, told, "{packing:?} as {media_type}: {talk}");
-                // The next time it is read by ranges.
+                // The next time it is read with range requests.
                 assert!(user.run(&["cache", "prune", "--content"]).output.status.success());
             }
         }
@@ -774,7 +774,7 @@ fn a_layer_is_read_as_what_it_begins_like() {
     }
 }
 
-/// As skopeo 1.9 writes zstd:chunked: what pads the tar is lost, and the diff_id is that of the padded one.
+/// As skopeo 1.9 writes zstd:chunked: the padding of the tar is lost, and the diff_id is of the padded tar.
 #[test]
 fn a_layer_that_lost_its_padding_is_told_as_such() {
     let mut layer = LayerBuilder::new().file("f", "content").packing(Packing::ZSTD).build();
@@ -981,7 +981,7 @@ fn a_copy_keeps_everything() {
         let real = support::walk::seen(&user.path(copied)).unwrap();
         let different = support::walk::differences(&model, &real, support::walk::Compare::Exactly);
         assert!(different.is_empty(), "{}", different.join("\n"));
-        // And once more over what is there.
+        // And again over the existing copy.
         if rustix::process::geteuid().is_root() {
             assert_eq!(user.run(&["cp", "oci:layout:1", "tree", to]).text, "");
         }

@@ -29,15 +29,15 @@ fn registry() -> (Registry, Digest) {
     (Registry::start(Catalog::new().image("app", "1", &image)).unwrap(), blob)
 }
 
-/// Lets requests for a blob hang until the gate opens.
+/// Makes requests for a blob hang until the gate opens.
 fn hang(registry: &Registry, blob: Digest) -> Gate {
     let gate = Gate::new();
     registry.faults().add(Rule::new(Target::Blob(blob), Fault::Stall { after: 0, gate: gate.clone() }));
     gate
 }
 
-/// Interrupts each of `children`, which all wait, and sees how they end. A child that cannot be
-/// interrupted would never end. Returns how long it took until the last was gone.
+/// Interrupts each of `children`, which all wait, and checks how they end. A child that cannot be interrupted would
+/// never end. Returns the time until the last has ended.
 fn interrupt(children: Vec<Child>, signal: Signal) -> Duration {
     let begun = Instant::now();
     for child in &children {
@@ -138,8 +138,8 @@ fn interrupted_lookups_in_a_layer_that_does_not_come_end() {
     at.unmount();
 }
 
-/// The layer that describes the root: what it is like is not told before that is known, and a reader that asks can be ended. What
-/// makes, lists and ends mounts does not ask.
+/// `stat` of the root waits for the layer that describes it, and can be interrupted. Making, listing and ending mounts
+/// do not call it.
 #[test]
 fn stat_of_the_root_waits_for_the_layer_that_describes_it() {
     if cannot_mount() {

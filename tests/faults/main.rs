@@ -1,4 +1,4 @@
-//! What goes wrong around peelfs: registries that misbehave or are away, disks that are full.
+//! Faults around peelfs: registries that misbehave or are away, full disks.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 

@@ -1,7 +1,6 @@
 //! The fault matrix: every fault, in every format, under every policy. Either the right bytes come or a
 //! clean error within the deadline, and when the fault is over the same mount is well again by itself.
-//!
-//! Time goes a thousand times as fast in here: what a mount gives sixty seconds takes sixty milliseconds.
+//! Time runs a thousand times as fast in here: a limit of sixty seconds is sixty milliseconds.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +30,7 @@ use support::side_by_side;
 
 const NAME: &str = "library/image";
 
-/// A clock that goes so many times as fast as the machine's.
+/// A clock that runs [`HURRY`] times as fast as the machine's.
 #[derive(Debug)]
 struct Hurried {
     since: Instant,
@@ -82,7 +81,7 @@ impl Bench {
     /// One whose image has this content in one of its files.
     fn of(image: Image, content: Vec<u8>) -> Self {
         let registry = loop {
-            // None of those that the system lends, so that no other process takes it while the registry is gone.
+            // Outside the system's ephemeral ports, so that no other process gets it while the registry is stopped.
             let port = 20_000 + (std::process::id() % 4_000 + NEXT_PORT.fetch_add(1, Ordering::Relaxed)) as u16;
             let catalog = Catalog::new().image(NAME, "1", &image);
             if let Ok(registry) = Registry::start_with(Settings { catalog, port, ..Settings::default() }) {
@@ -152,7 +151,7 @@ impl Bench {
         }
     }
 
-    /// Lets the registry be gone; returns how to bring it back.
+    /// Stops the registry; returns how to start it again.
     fn stop(&mut self) {
         let gone = Registry::start(Catalog::default()).unwrap();
         drop(std::mem::replace(&mut self.registry, gone));
@@ -184,7 +183,7 @@ impl Mounted {
     }
 
     /// Reads until it works, as a user does when the registry is back.
-    /// Returns when nothing is waited for, as it should be soon: what is no longer needed may still be in flight.
+    /// Returns when nothing is waiting; requests that are no longer needed may still be in flight.
     async fn waits_for_nothing(&self) {
         let begun = Instant::now();
         loop {
@@ -212,12 +211,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// What a lasting fault must come to.
+/// The required result of a lasting fault.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Comes {
     /// The right bytes, in spite of it.
     Bytes,
-    /// An error at once: trying again is of no use.
+    /// An error at once: a retry is useless.
     Error,
     /// An error when the reader's patience ends.
     Patience,
@@ -230,7 +229,7 @@ enum Comes {
 const PACKINGS: [Packing; 3] =
     [Packing::GZIP, Packing::Zstd { level: 1, frame: Some(200_000), skippable: true }, Packing::Stored];
 
-/// Faults by name, and what each comes to while it lasts.
+/// Faults by name, with the result while each lasts.
 fn faults(bench: &Bench, gate: &Gate) -> Vec<(&'static str, Vec<Rule>, Comes)> {
     use Comes::{Any, Bytes, BytesOrError, Error, Patience};
     let size = bench.image.layers()[0].blob.len() as u64;
@@ -344,7 +343,7 @@ fn cell(packing: Packing, number: usize, policy: OnOutage, cold: bool) -> bool {
         if cold {
             bench.learn_and_drop().await;
         }
-        // Where an answer counts, it is given more time than any takes, however busy the machine is.
+        // If an answer is required, the limit is longer than any takes, however busy the machine is.
         let policy = match (policy, comes) {
             (policy, Comes::Patience | Comes::Any) => policy,
             (OnOutage::Deadline(patience), _) => OnOutage::Deadline(10 * patience),
@@ -416,7 +415,7 @@ fn offline_every_fault_of_a_range_ends_at_once_and_heals() {
     matrix(OnOutage::Offline, true);
 }
 
-/// Of a server that ignores ranges, or refuses them, a blob comes as a whole; all of it is kept.
+/// A server that ignores or refuses ranges sends the whole blob; all of it is cached.
 #[test]
 fn a_blob_that_comes_as_a_whole_is_asked_for_once() {
     let ranged = |bench: &Bench| {
@@ -474,7 +473,7 @@ fn a_blob_that_comes_as_a_whole_comes_once_for_all_readers() {
             for read in reading {
                 assert!(read.await.unwrap() == content);
             }
-            // Of the others comes what buffers of connections hold.
+            // The other connections receive what their buffers hold.
             let all = bench.image.layers()[0].blob.len() as u64;
             let came: Vec<_> = bench.registry.requests().iter().map(|asked| asked.body_bytes).collect();
             assert_eq!(came.iter().filter(|came| **came > all / 2).count(), 1, "{refused:?}: {came:?} of {all}");
@@ -620,7 +619,7 @@ fn readers_that_block_get_their_bytes_when_the_registry_is_back() {
     });
 }
 
-/// As registries say it by the letter, as Harbor does, Docker Hub, and ECR.
+/// With the answers of the specification, Harbor, Docker Hub and ECR.
 #[test]
 fn expired_credentials_are_asked_for_once_for_all_that_wait() {
     let basic = ("WWW-Authenticate".to_owned(), "Basic realm=\"harbor\"".to_owned());
@@ -796,7 +795,7 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
         bench.stop();
         assert_eq!(std::fs::read(at.join("g")).unwrap(), b"behind it");
         assert_eq!(std::fs::read(at.join("f")).unwrap_err().raw_os_error(), eio, "{policy}");
-        // Also when no reader waits for it any more, and it is not tried any more.
+        // Also when no reader waits and no retries are made any more.
         let told = status(&at.path, &[]);
         assert!(told.contains("failing") && told.contains(bench.layer().hex()) && told.contains("(tried "), "{told}");
         let json = status(&at.path, &["--json"]);

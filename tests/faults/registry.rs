@@ -20,7 +20,7 @@ use support::side_by_side;
 
 const NAME: &str = "library/image";
 
-/// Two layers; the upper one has the files that are asked for.
+/// Two layers; the upper one has the files that are read.
 struct Served {
     registry: Registry,
     image: Image,
@@ -322,7 +322,7 @@ fn credentials_do_not_follow_a_redirect() {
     at.unmount();
 }
 
-/// Mounted with indexes known and content dropped: every read asks the registry for a range.
+/// Mounted with indexes and without content: every read requests a range.
 fn mounted_cold<'a>(served: &Served, sandbox: &'a Sandbox) -> MountPoint<'a> {
     sandbox.mount(&served.reference(), "a").unmount();
     sandbox.drop_content();
@@ -461,7 +461,7 @@ fn a_stalled_pass_shows_upper_layers_and_lets_the_mount_end() {
     assert!(waiting, "what the base holds cannot be known");
     at.unmount();
 
-    // And with a base that never comes, a signal still ends it.
+    // With a base that never arrives, a signal still ends it.
     served.registry.faults().clear();
     let gate = Gate::new();
     let base = Target::Blob(served.image.layers()[0].digest.clone());

@@ -1,4 +1,4 @@
-//! Row 21 again: another user who may rename a directory above the cache, and puts a forged one in its place.
+//! Row 21 again: another user may rename a directory above the cache, and substitutes a forged one.
 
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -84,11 +84,11 @@ fn row_21_a_forged_cache_in_place_of_the_real_one_shows_nothing() {
     // A process that has the cache open continues to use it.
     let two = sandbox.mount_with(&registry.reference("app", "2"), "two", &shared);
     assert_eq!(std::fs::read(two.join("f")).unwrap(), b"right");
-    // And one that opens it refuses it.
+    // A process that opens it now refuses it.
     let refused = show("2");
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("it belongs to another user"), "{}", said(&refused));
-    // Nor are files of another user believed in a directory of one's own.
+    // Files of another user in an own directory are not trusted either.
     chown(&cache, Some(0), None).unwrap();
     std::fs::set_permissions(&cache, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let shown = show("2");

@@ -1,4 +1,4 @@
-//! Rows 1 to 10: what a layer's tar can say.
+//! Rows 1 to 10: hostile tars.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
@@ -86,7 +86,7 @@ fn row_01_names_stay_inside_the_root() {
     tried(1, table.len() + refused.len());
 }
 
-/// Ways out of a directory that unpackers have fallen for, with `outside` as what they aim at.
+/// Known ways to escape from an unpacker's directory, with `outside` as the target.
 fn breakouts(outside: &str) -> Vec<(&'static str, Vec<LayerBuilder>)> {
     let up = format!("{}{outside}", "../".repeat(20));
     let up = up.as_str();
@@ -227,7 +227,7 @@ fn row_02_parents_that_are_links_are_followed_inside_the_image() {
         let told = look(layers.clone()).expect_err(what);
         assert!(told.contains("symbolic links"), "{what}: {told}");
     }
-    // A loop of lower layers is no entry's fault: nothing is hidden by it and no reader hangs.
+    // A loop in lower layers affects no entry: nothing is hidden by it and no reader hangs.
     look([layer().symlink("a", "b").symlink("b", "a"), layer().file("a/x", "!")]).ok();
     tried(2, table.len() + refused.len() + 2);
 }
@@ -321,7 +321,7 @@ fn row_05_devices_and_set_id_programs_are_shown_and_inert() {
         .entry(Entry::fifo("pipe"));
     let registry = served(&image([special]));
     let sandbox = Sandbox::new();
-    // Others must get as far as the mount point.
+    // Other users need access to the mount point.
     open_up(sandbox.path());
     let reference = registry.reference(NAME, "1");
     let run = |at: &Path| {
@@ -388,7 +388,7 @@ fn row_06_a_bomb_takes_neither_memory_nor_more_than_its_limit() {
         assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"zeros\n"[..]), "{what}: {}", said(&output));
     }
 
-    // A window of 2 GiB: no memory is to be had by asking for it.
+    // A window of 2 GiB must not allocate that memory.
     let mut asking = layer().file("zeros", vec![0; 100]).packing(Packing::ZSTD).build();
     asking.blob = asking_for_a_window_of(&asking.tar, 31).into();
     asking.digest = Digest::of(Algorithm::Sha256, &asking.blob);

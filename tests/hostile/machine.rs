@@ -77,7 +77,7 @@ fn row_21_a_cache_that_others_can_write_is_refused() {
         make(&sandbox.cache());
         let output = sandbox.run(["ls", &registry.reference(NAME, "1")]);
         assert_eq!(output.status.code(), Some(1), "a cache that is {what}: {}", said(&output));
-        // The directory in which mounts tell of themselves, and logs are written, likewise.
+        // Likewise the runtime directory.
         let sandbox = Sandbox::new();
         let run = sandbox.path().join("run/peelfs");
         make(&run);
@@ -321,7 +321,7 @@ fn row_22_files_changed_under_a_reader_in_the_long_run() {
     reads_under_attack(100_000);
 }
 
-/// What uid 1000 gets of a file.
+/// What uid 1000 reads from a file.
 fn as_another(path: &Path) -> Option<String> {
     let output = Command::new("cat").arg(path).uid(1000).gid(1000).output().unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
@@ -346,7 +346,7 @@ fn row_23_other_users_see_what_modes_allow_if_let_in() {
     tried(23, 3);
 }
 
-/// What must never be seen outside a request.
+/// Secrets that must never appear outside a request.
 const SECRETS: [&str; 5] =
     ["hunter2-password", "aHVudGVyMi1wYXNzd29yZA", "YWxpY2U6aHVudGVyMi1wYXNzd29yZA", "opaque.0", "ticket-"];
 

@@ -1,4 +1,4 @@
-//! Rows 17 to 20 and 26 to 29: where a registry may send a client, and what with.
+//! Rows 17 to 20 and 26 to 29: redirects, realms and credentials.
 
 use std::time::Duration;
 
@@ -229,7 +229,7 @@ fn row_26_no_list_is_ever_asked_for() {
     tried(26, 4);
 }
 
-/// A client that loses patience within milliseconds.
+/// A client with time limits of milliseconds.
 fn hasty(registry: &Registry) -> RegistrySource {
     let mut options = RegistryOptions::new(Surroundings::default());
     let limit = Duration::from_millis(40);

@@ -1,4 +1,4 @@
-//! What is asked before an image is used: verifiers, and `peelfs verify-image` as one of them.
+//! Verifiers, which run before an image is used, and `peelfs verify-image` as one of them.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -131,7 +131,7 @@ fn verify(sandbox: &Sandbox, keys: &[&Path], more: &[&str]) -> Output {
     command.args(more).output().unwrap()
 }
 
-/// Whatever shows an image asks, nothing is mounted or printed before, and a reason is given.
+/// Everything that shows an image runs the verifiers first, and reports the reason of a refusal.
 #[test]
 fn row_33_no_way_into_an_image_leads_past_a_verifier() {
     let sandbox = Sandbox::new();
@@ -176,7 +176,7 @@ fn row_33_no_way_into_an_image_leads_past_a_verifier() {
     assert!(asked.lines().all(|line| line == wanted), "{asked}");
 }
 
-/// A mount that was allowed goes on, whatever verifiers say later.
+/// A mount that was allowed continues, whatever verifiers answer later.
 #[test]
 fn what_is_mounted_is_not_asked_about_again() {
     if cannot_mount() {
@@ -231,7 +231,7 @@ fn signatures_of_every_kind_of_key_are_verified() {
     }
 }
 
-/// A signature counts for what it says alone: all writers of a repository can put others there.
+/// Only the content of a signature counts, not its place, as all writers of a repository can put it there.
 #[test]
 fn row_33_a_signature_of_something_else_counts_for_nothing() {
     if is_missing("openssl") {
@@ -271,7 +271,7 @@ fn row_33_a_signature_of_something_else_counts_for_nothing() {
         assert!(said(&output).contains(&wanted), "{wanted}: {}", said(&output));
     }
     tried(33, 9);
-    // For which repository it was made counts where that is asked for.
+    // Its repository is compared on request.
     for repository in ["team/app", "team/copy"] {
         let catalog = Catalog::new().image(repository, "1", &image);
         let registry = Registry::start(catalog).unwrap();
@@ -341,7 +341,7 @@ fn bundles_are_found_as_referrers_and_by_their_tag() {
     }
 }
 
-/// A link to peelfs in a directory of verifiers goes by the configuration.
+/// A link to peelfs in a directory of verifiers uses the configuration.
 #[test]
 fn a_link_to_peelfs_is_a_verifier() {
     if is_missing("openssl") {

@@ -1,4 +1,4 @@
-//! Rows 11 and 12: bytes and indexes that are not what they are said to be.
+//! Rows 11 and 12: forged bytes and indexes.
 
 use std::sync::Arc;
 

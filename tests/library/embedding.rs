@@ -1,4 +1,4 @@
-//! What a program that embeds the library does works as `examples/embed.rs` shows it.
+//! Embedding the library works as `examples/embed.rs` shows.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Random layered images against the reference model: what is shown must be what the layers say.
+//! Random layered images compared with the reference model.
 //!
 //! `PEELFS_SEEDS=N` tries N seeds instead of a few.
 

@@ -181,7 +181,7 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Pulls without a word on what the image is.
+    /// Pulls without labels that name the image.
     fn pull(&self, reference: &str) -> String {
         self.done(["image", "pull", "--plain-http", "--snapshotter", "peelfs", reference])
     }
@@ -226,7 +226,7 @@ impl Node {
         })
     }
 
-    /// What a command says in a container of its own.
+    /// The output of a command in a new container.
     fn run<const N: usize>(&self, reference: &str, name: &str, args: [&str; N]) -> String {
         self.run_in(&self.namespace(), reference, name, args)
     }
@@ -239,7 +239,7 @@ impl Node {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    /// A container that stays, and its root file system as this machine sees it.
+    /// A running container, and its root file system on this machine.
     fn start<const N: usize>(&self, reference: &str, name: &str, args: [&str; N]) -> PathBuf {
         let mut command = self.client_of("ctr");
         command.args(["run", "-d", "--snapshotter", "peelfs", reference, name]).args(args);
@@ -432,7 +432,7 @@ fn registry_of(images: &[(&str, &Image)]) -> Registry {
     Registry::start(catalog).unwrap()
 }
 
-/// `ctr image pull` says nothing of the image, so it is unpacked; all of it goes with the image.
+/// `ctr image pull` does not name the image, so it is unpacked; all of it is removed with the image.
 #[test]
 fn a_plain_pull_is_unpacked_as_by_any_snapshotter() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -484,7 +484,7 @@ fn an_image_that_is_named_is_mounted_once_for_all() {
     assert_eq!(std::fs::read_dir(node.root().join("images")).unwrap().count(), 0);
 }
 
-/// Once all of it is cached, the kernel shows an image by itself to the containers that come.
+/// Once all of it is cached, later containers of an image get a kernel mount.
 #[test]
 fn later_containers_lie_on_a_mount_of_the_kernel() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -496,7 +496,7 @@ fn later_containers_lie_on_a_mount_of_the_kernel() {
     let reference = registry.reference("app", "1");
     let node = Node::new();
     node.pull_lazily(&reference);
-    // It lasts: what serves it stays, too.
+    // It continues, and so does its server.
     let first = node.start(&reference, "first", ["sleep", "1000"]);
     node.run(&reference, "second", ["sh", "-c", "cat /big > /dev/null"]);
     eventually(|| node.lowers().iter().any(MountPoint::is_shown_by_kernel));
@@ -505,7 +505,7 @@ fn later_containers_lie_on_a_mount_of_the_kernel() {
     assert_shows(&layers, &first);
 }
 
-/// CRI gives labels of its own. Of two images with the same lower layers, one is mounted up to where the other ends.
+/// CRI has its own labels. An image whose layers are the lower layers of another one is mounted as that part.
 #[test]
 fn kubernetes_pulls_share_layers_and_mount_what_each_has() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -527,7 +527,7 @@ fn kubernetes_pulls_share_layers_and_mount_what_each_has() {
     assert_eq!(run("lower"), "keptold");
 }
 
-/// What lies on a mounted image may be unpacked: containerd takes the layers below for its own.
+/// Layers on top of a mounted image may be unpacked: containerd treats the mounted ones as its own.
 #[test]
 fn a_layer_is_unpacked_on_layers_that_are_mounted() {
     let Some(mut layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -542,7 +542,7 @@ fn a_layer_is_unpacked_on_layers_that_are_mounted() {
     assert_shows(&layers, &root);
 }
 
-/// The decision falls before any layer is answered for: nothing of the image is half there.
+/// The decision is made before any layer is reported as present: no image is half present.
 #[test]
 fn an_image_that_cannot_be_mounted_is_unpacked() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -764,7 +764,7 @@ fn verifiers_are_asked_about_what_a_name_leads_to() {
     assert!(!asked.contains(&image.root().digest.to_string()), "{asked}");
 }
 
-/// What this snapshotter does not know it removes: a second containerd, or a second name, must not use it.
+/// containerd removes unknown snapshots: a second containerd, or a second name, must not use the snapshotter.
 #[test]
 fn a_second_containerd_is_told_to_go() {
     let Some(layers) = layers().filter(|_| !cannot_run()) else { return };
@@ -790,7 +790,7 @@ fn option<'a>(mounts: &'a [types::Mount], name: &str) -> Option<&'a str> {
     mounts[0].options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The codes are what containerd goes by.
+/// containerd evaluates the codes.
 #[test]
 fn requests_are_answered_as_containerd_expects() {
     if cannot_mount() {
@@ -951,7 +951,7 @@ fn what_a_snapshotter_cannot_use_is_said_in_one_line() {
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
 }
 
-/// A full disk is an error of one request; what was there is there.
+/// A full disk is an error of one request; existing snapshots are unaffected.
 #[test]
 fn a_full_disk_fails_a_request_and_forgets_nothing() {
     if cannot_mount() {

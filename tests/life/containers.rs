@@ -1,4 +1,4 @@
-//! Containers: bundles for runc and crun, mounts that can be written to, and `peelfs run`.
+//! Containers: bundles for runc and crun, writable mounts, and `peelfs run`.
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -132,7 +132,7 @@ pub(super) fn printed(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).unwrap().trim_end()
 }
 
-/// Both runtimes run a bundle as it is, though the image has none of the directories that they mount on.
+/// Both runtimes run an unedited bundle, though the image has none of the directories that they mount on.
 #[test]
 fn a_bundle_is_run_by_runc_and_crun() {
     let config = json!({
@@ -210,7 +210,7 @@ fn a_bundle_needs_an_empty_directory_a_user_and_a_command() {
     assert_eq!(std::fs::read(full.join("config.json")).unwrap(), b"mine");
 }
 
-/// Only what was made is removed: an edited configuration stays, and so does all that others have put there.
+/// Only what was made is removed: an edited configuration and foreign files are kept.
 #[test]
 fn unmounting_a_bundle_leaves_what_is_not_its_own() {
     let Some(image) = image(json!({ "Cmd": ["true"] })).filter(|_| !cannot_mount()) else { return };
@@ -261,7 +261,7 @@ fn stubs_lie_where_the_image_s_symlinks_lead() {
     assert!(!Path::new("/tmp/peelfs-stub").exists());
 }
 
-/// An image cannot steer the overlay that lies on it.
+/// An image cannot control the overlay on it.
 #[test]
 fn attributes_for_overlayfs_are_not_shown_below_one() {
     let entries = [
@@ -371,8 +371,8 @@ fn an_ephemeral_mount_forgets_what_is_written() {
     }
 }
 
-/// The overlay stays where the server is killed, and its readers notice nothing; where the keeper is killed as well, the
-/// mount can be cleared and made anew.
+/// The overlay and its readers survive a killed server; if the keeper is killed as well, the mount can be cleared and
+/// made again.
 #[test]
 fn a_writable_mount_outlives_its_server() {
     let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
@@ -413,7 +413,7 @@ pub(super) fn run(sandbox: &Sandbox, runtime: &str, line: &[&str]) -> Command {
     command
 }
 
-/// What processes, directories and control groups there are of containers of the sandbox.
+/// Processes, directories and control groups of the sandbox's containers.
 fn left(sandbox: &Sandbox) -> Vec<String> {
     let run = sandbox.path().join("run/peelfs");
     let files = std::fs::read_dir(&run).into_iter().flatten().map(|entry| entry.unwrap().path().display().to_string());
@@ -453,7 +453,7 @@ fn a_container_s_output_and_status_are_passed_on() {
         };
         assert_eq!(ended(&[&reference]), ("usual".to_owned(), 0));
         assert_eq!(ended(&["--rm", &reference, "echo other; exit 7"]), ("other".to_owned(), 7));
-        // All that stands behind the image is the container's.
+        // All arguments after the image belong to the container.
         assert_eq!(ended(&["--entrypoint", "ls", &reference, "-d", "--", "/bin"]), ("/bin".to_owned(), 0));
         assert_eq!(ended(&[&reference, "sh -c 'kill -9 $$'; exit $?"]), (String::new(), 137));
         let mut piped = run(&sandbox, runtime, &["-i", "--entrypoint", "cat", &reference]);
@@ -526,7 +526,7 @@ fn what_a_container_writes_can_be_kept() {
     assert_nothing_left(&sandbox);
 }
 
-/// A signal reaches the container, which may do as it likes; the command itself dies of none but SIGKILL.
+/// Signals are forwarded to the container; only SIGKILL ends the command itself.
 #[test]
 fn signals_are_passed_on_to_the_container() {
     let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };

@@ -1,5 +1,5 @@
-//! Crash points: the process or the machine ends at each single thing that is done to the cache. Whatever is
-//! left, the next process opens it at once, shows no wrong byte, and clears up.
+//! Crash points: the process or the machine ends at each single write operation on the cache. The next process opens
+//! the cache at once, shows no wrong byte, and cleans up.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -93,7 +93,7 @@ async fn whole(fs: &ImageFs, path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// What caches live through; ends early once `over` says so.
+/// A sequence of operations on caches; ends early once `over` returns `true`.
 fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
     let open = |limit| Store::open_watched(cache, limit, Arc::clone(disk)).ok().map(Arc::new);
     let Some(store) = &open(None) else { return };
@@ -152,7 +152,7 @@ fn lives(disk: &Arc<dyn Disk>, cache: &Path, over: &dyn Fn() -> bool) {
             }
         }
     }
-    // With less room than there are bytes, what is fetched pushes out what is there.
+    // With less room than data, each fetch evicts cached content.
     let Some(small) = &open(Some(400_000)) else { return };
     life(small, async |fs| read_some(&fs, &mut random, 8).await);
 }

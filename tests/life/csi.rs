@@ -1,4 +1,4 @@
-//! The CSI plugin, asked as Kubernetes asks it: over its socket, by the interface's own messages.
+//! The CSI plugin, called like by Kubernetes: over its socket, with the interface's messages.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -315,7 +315,7 @@ fn what_cannot_be_published_is_told_in_one_line() {
         assert!(error.message().contains(wanted) && !error.message().contains('\n'), "{wanted}: {error}");
         assert!(!target.exists() && mounts::at(&target).is_none(), "{wanted}");
     }
-    // What others have there is left alone.
+    // Foreign mounts are left alone.
     std::fs::create_dir(&target).unwrap();
     std::fs::write(target.join("mine"), "1").unwrap();
     assert_eq!(plugin.unpublish("v", &target).unwrap_err().code(), Code::Internal);
@@ -325,7 +325,7 @@ fn what_cannot_be_published_is_told_in_one_line() {
     assert_eq!(std::fs::read_dir(state).map_or(0, Iterator::count), 0, "nothing is left");
 }
 
-/// Volumes are served by processes of their own; the next plugin process takes them away as its own.
+/// Volumes are served by separate processes; the next plugin process can unpublish them.
 #[test]
 fn volumes_outlive_the_plugin_and_their_server() {
     if cannot_mount() {
@@ -352,7 +352,7 @@ fn volumes_outlive_the_plugin_and_their_server() {
     }
     assert_eq!(read(), (b"one".to_vec(), b"one".to_vec()));
 
-    // Where nothing serves any more, publishing mounts anew, and unpublishing works all the same.
+    // Without a server, publishing mounts again, and unpublishing works as well.
     let end = || {
         let states = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap().map(|entry| entry.unwrap().path());
         for path in states.filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
@@ -409,7 +409,7 @@ fn secrets_of_a_volume_log_in_for_it() {
     }
 }
 
-/// Programs that have to allow images are asked for volumes, too.
+/// Verifiers run for volumes, too.
 #[test]
 fn verifiers_are_asked_for_volumes() {
     use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,4 @@
-//! What is damaged in the cache, also under a reader, is noticed and made anew.
+//! Damage in the cache, also under a reader, is detected and repaired.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,7 @@ async fn an_index_of_a_later_version_is_made_anew_without_a_word() {
         let output = sandbox.run(["cat", &at_cache[0], &at_cache[1], &name, "/file"]);
         assert!(output.stdout == b"content" && output.stderr.is_empty(), "byte {at}: {}", said(&output));
         assert!(std::fs::read(&index).unwrap() == ours, "byte {at}");
-        // It is no damage.
+        // It is not damage.
         std::fs::write(&index, with_end(&ours, |end| end[8] = 9)).unwrap();
         let output = sandbox.run(["cache", "verify", &at_cache[0], &at_cache[1]]);
         assert!(output.status.success(), "{}", said(&output));

@@ -1,4 +1,4 @@
-//! The image store: podman, buildah and what they make of images that were never pulled.
+//! The image store: podman and buildah with images that were never pulled.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -14,7 +14,7 @@ use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
 use crate::containers::system;
 
-/// A store that is served, and engines that know of it; ended when dropped.
+/// A served store with engines that use it; ended when dropped.
 struct Store<'a> {
     sandbox: &'a Sandbox,
     at: PathBuf,
@@ -267,7 +267,7 @@ fn a_pull_of_what_the_store_has_fetches_nothing() {
     assert_eq!(store.run(&[&reference]), "kept");
 }
 
-/// What is no store, or served already, is refused, and nothing is mounted.
+/// A directory that is no store, or a store that is already served, is refused, and nothing is mounted.
 #[test]
 fn a_directory_that_is_no_store_is_refused() {
     if cannot_mount() {

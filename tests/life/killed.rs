@@ -53,14 +53,14 @@ impl Scene {
     }
 }
 
-/// What the process that is killed finds in the cache, and does to it.
+/// The state of the cache, and the work of the process that is killed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Load {
-    /// Nothing is known, and first passes are made.
+    /// Nothing is indexed, and first passes run.
     Passes,
-    /// All layers are known, and their content is fetched.
+    /// All layers are indexed, and their content is fetched.
     Fetches,
-    /// As much as the cache may hold is there, and each fetch pushes something out.
+    /// The cache is full, and each fetch evicts something.
     Evictions,
 }
 

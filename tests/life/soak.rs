@@ -90,7 +90,7 @@ impl Length {
     }
 }
 
-/// What a run has read.
+/// The reads of a run.
 #[derive(Debug, Default)]
 struct Read {
     reads: AtomicU64,
@@ -322,7 +322,7 @@ fn cached_reads_go_on_while_many_readers_hang_in_the_long_run() {
     }
 }
 
-/// What processes take, added up.
+/// Resource usage of processes, summed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
     rss_kib: u64,
