@@ -1,11 +1,13 @@
 //! Content files that the kernel reads itself: complete, compared with their digests, and sealed against writes.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::error::ReadError;
 use super::open_layer::{OpenLayer, name_of};
 use super::spans;
 use crate::layer::Span;
+use crate::span::SpanId;
 use crate::store::{SealedContent, StoreError};
 
 /// Why the content of a layer cannot be handed to the kernel.
@@ -29,7 +31,7 @@ impl OpenLayer {
     }
 
     /// The layer's sealed content file, compared with its digests unless nothing was written since the last comparison.
-    /// Reads the whole file and blocks the thread. A damaged span is evicted and then missing.
+    /// Reads the whole file on all CPUs and blocks the thread. A damaged span is evicted and then missing.
     ///
     /// # Errors
     /// [`SealError`]
@@ -41,13 +43,10 @@ impl OpenLayer {
         for _ in 0..TRIES {
             let missing = || SealError::Missing(self.blob().clone());
             let sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
-            for span in self.index.spans().iter() {
-                let known = self.span(span)?;
-                if !self.compare(&sealed, &known) {
-                    tracing::warn!(layer = %self.blob(), %span, "a cached span was damaged; it will be fetched again");
-                    self.content.evict(span, known.decoded)?;
-                    return Err(missing());
-                }
+            if let Some(damaged) = self.find_damaged(&sealed)? {
+                tracing::warn!(layer = %self.blob(), span = %damaged, "a cached span was damaged; it will be fetched again");
+                self.content.evict(damaged, self.span(damaged)?.decoded)?;
+                return Err(missing());
             }
             if self.store.found_right(name, &self.content, &sealed) {
                 return Ok(sealed.file);
@@ -56,13 +55,51 @@ impl OpenLayer {
         Err(SealError::Missing(self.blob().clone()))
     }
 
-    fn compare(&self, sealed: &SealedContent, known: &Span) -> bool {
-        use std::os::unix::fs::FileExt as _;
-        let mut bytes = vec![0; spans::length(known)];
-        let read = sealed.file.read_exact_at(&mut bytes, known.decoded.start.0);
-        read.is_ok() && known.check.holds(&bytes)
+    /// A span that is not what it should be, if there is one.
+    fn find_damaged(&self, sealed: &SealedContent) -> Result<Option<SpanId>, ReadError> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let threads = cpus.min(self.index.layer().decoded_size / BYTES_A_THREAD).max(1);
+        let (next, stopped) = (AtomicU32::new(0), AtomicBool::new(false));
+        let compare = || -> Result<Option<SpanId>, ReadError> {
+            let mut bytes = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let span = SpanId(next.fetch_add(1, Ordering::Relaxed));
+                if span >= self.index.spans().end {
+                    break;
+                }
+                let found = self.span(span).map(|known| (!compare(sealed, &known, &mut bytes)).then_some(span));
+                if !matches!(found, Ok(None)) {
+                    stopped.store(true, Ordering::Relaxed);
+                    return found;
+                }
+            }
+            Ok(None)
+        };
+        std::thread::scope(|scope| {
+            // A thread that cannot be started is done without.
+            let others: Vec<_> =
+                (1..threads).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, compare).ok()).collect();
+            let mut found = compare();
+            for other in others {
+                match (&found, other.join()) {
+                    (Ok(None), Ok(theirs)) => found = theirs,
+                    (_, Err(panic)) => std::panic::resume_unwind(panic),
+                    _ => {}
+                }
+            }
+            found
+        })
     }
 }
 
+fn compare(sealed: &SealedContent, known: &Span, bytes: &mut Vec<u8>) -> bool {
+    use std::os::unix::fs::FileExt as _;
+    bytes.resize(spans::length(known), 0);
+    let read = sealed.file.read_exact_at(bytes, known.decoded.start.0);
+    read.is_ok() && known.check.holds(bytes)
+}
+
+/// Bytes of content for each thread that compares.
+const BYTES_A_THREAD: u64 = 8 << 20;
 /// Tries to compare a layer's content while it is being written.
 const TRIES: usize = 3;
