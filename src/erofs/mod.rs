@@ -5,8 +5,8 @@
 //! and no process has to serve it. The kernel mounts such an image from files (see [`host`](crate::host));
 //! `docs/formats.md` describes the format.
 //!
-//! One walk of the tree writes it, with memory for the open directories and for inodes with several names. The same
-//! layers always give the same bytes.
+//! One walk of the tree writes it, with memory for the open directories, for inodes with several names, and for a bounded
+//! part of the layer indexes. The same layers always give the same bytes.
 
 mod attach;
 mod chunks;

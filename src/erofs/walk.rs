@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -27,7 +28,10 @@ use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
 
 /// An image being written.
 pub(super) struct Encoder<'a> {
-    fs: &'a ImageFs,
+    /// A view of its own: it keeps every index page that the walk reads.
+    fs: Arc<ImageFs>,
+    /// Inode count at which the size of these pages is checked next.
+    next_check: u64,
     space: Space<'a>,
     shared: Shared,
     /// The layers that are devices, and the device of each layer; devices count from 1.
@@ -53,7 +57,7 @@ struct Open {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(fs: &'a ImageFs, out: &'a mut dyn Output) -> Result<Self, EncodeError> {
+    pub(super) fn new(fs: &ImageFs, out: &'a mut dyn Output) -> Result<Self, EncodeError> {
         let (mut devices, mut device_of) = (Vec::new(), Vec::new());
         let mut known = HashMap::<(Digest, Digest), u16>::new();
         for number in (0..fs.layer_count()).map(LayerNo) {
@@ -72,13 +76,14 @@ impl<'a> Encoder<'a> {
         }
         let space = Space::new(out, DEVICES_AT + size_of::<DeviceSlot>() as u64 * devices.len() as u64);
         let (shared, linked) = (Shared::default(), HashMap::new());
-        Ok(Self { fs, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
+        let fs = now(fs.afresh())?;
+        Ok(Self { fs, next_check: 0, space, shared, devices, device_of, linked, inodes: 0, copied: 0 })
     }
 
     pub(super) fn encode(mut self) -> Result<Encoded, EncodeError> {
         let root = overlay::within(STEPS, None, || self.tree())?;
         let (inodes, copied, devices) = (self.inodes, self.copied, self.devices);
-        let (slots, uuid) = device_table(self.fs, &devices)?;
+        let (slots, uuid) = device_table(&self.fs, &devices)?;
         let mut head = vec![0; SUPER_AT as usize];
         let super_block = SuperBlock {
             magic: U32::new(format::MAGIC),
@@ -134,8 +139,9 @@ impl<'a> Encoder<'a> {
 
     /// Lists a directory, and writes everything in it but subdirectories.
     fn enter(&mut self, attr: NodeAttr, above: Option<u64>) -> Result<Open, EncodeError> {
+        self.forget_indexes()?;
         let (mut names, mut failed) = (Names::default(), None);
-        let fs = self.fs;
+        let fs = Arc::clone(&self.fs);
         let xattrs = self.xattrs(attr.node)?;
         // The root's number has 16 bits, so the root is allocated first, before its content is known.
         let first = match above {
@@ -176,6 +182,17 @@ impl<'a> Encoder<'a> {
         let own = at / INODE_PLACE;
         names.set_dots(own, above.unwrap_or(own));
         Ok(Open { attr, at, xattrs, names, shape, inline: inline > 0, next: 0 })
+    }
+
+    /// Replaces the view when it holds many index pages: a walk reads every index from beginning to end.
+    fn forget_indexes(&mut self) -> Result<(), EncodeError> {
+        if self.inodes >= self.next_check {
+            self.next_check = self.inodes + CHECK_EVERY;
+            if self.fs.resident_bytes() > RESIDENT_MAX {
+                self.fs = now(self.fs.afresh())?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a directory whose names all have inodes.
@@ -411,5 +428,9 @@ const NAMES_MAX: usize = 1 << 30;
 /// Limit in bytes of copied data.
 const COPIED_MAX: u64 = 4 << 30;
 const PIECE: u64 = 1 << 20;
+/// Limit in bytes of index pages in memory, where it is checked.
+const RESIDENT_MAX: usize = 4 << 20;
+/// Inodes between two checks.
+const CHECK_EVERY: u64 = 1024;
 /// Limit on steps of the walk; see [`overlay::within`]. An image of a million entries takes some ten million.
 const STEPS: u64 = 1 << 30;

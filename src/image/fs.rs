@@ -131,13 +131,25 @@ pub struct DirEntry<'a> {
 impl ImageFs {
     /// A file system over `count` layers.
     pub fn new(layers: Arc<Layers>, count: u16, size: u64, identity: Identity) -> Arc<Self> {
-        let making = Arc::new(Semaphore::new(1));
-        let (overlay, work, observer) = (Overlay::new(count, Arc::clone(&layers) as _), Work::new(), OnceLock::new());
+        Self::over(Overlay::new(count, Arc::clone(&layers) as _), layers, size, identity)
+    }
+
+    fn over(overlay: Overlay, layers: Arc<Layers>, size: u64, identity: Identity) -> Arc<Self> {
+        let (making, work, observer) = (Arc::new(Semaphore::new(1)), Work::new(), OnceLock::new());
         let overlay = Arc::new(overlay);
         Arc::new_cyclic(|own| {
             let own = Weak::clone(own);
             Self { overlay, work, layers, size, identity, making, observer, own }
         })
+    }
+
+    /// The same files with no index page in memory, for a walk of the whole tree. All layers must be known.
+    ///
+    /// # Errors
+    /// [`NotNow`]
+    pub fn afresh(&self) -> Now<Arc<Self>> {
+        let overlay = self.overlay.afresh().map_err(not_now)?;
+        Ok(Self::over(overlay, Arc::clone(&self.layers), self.size, self.identity.clone()))
     }
 
     /// A reference to itself, for tasks that outlive the call.

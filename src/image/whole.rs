@@ -14,6 +14,11 @@ impl ImageFs {
         self.overlay.layer_count()
     }
 
+    /// Bytes of index pages in memory.
+    pub fn resident_bytes(&self) -> usize {
+        self.overlay.resident_bytes()
+    }
+
     /// The reader of a layer, if it is available now.
     pub fn layer(&self, number: LayerNo) -> Option<Arc<LayerReader>> {
         self.known_content(number)

@@ -278,9 +278,15 @@ impl LayerIndex {
         false
     }
 
+    /// The same index with no page in memory. An index keeps every page that is read.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self { pages: self.pages.afresh(), footer: self.footer.clone() }
+    }
+
     /// Bytes of the index held in memory.
     pub fn resident_bytes(&self) -> usize {
-        self.pages.resident() * PAGE
+        self.pages.resident()
     }
 
     /// The metadata of an entry.

@@ -70,10 +70,10 @@ impl ReadAt for Box<dyn ReadAt> {
 pub(super) struct Paged {
     origin: Mutex<Arc<Origin>>,
     len: u64,
-    checks: Vec<[u8; CHECK]>,
+    checks: Arc<[[u8; CHECK]]>,
     pages: Vec<OnceLock<Box<[u8]>>>,
     /// Set while a requested page cannot be read.
-    damaged: AtomicBool,
+    damaged: Arc<AtomicBool>,
 }
 
 /// The source of pages.
@@ -91,7 +91,14 @@ impl Paged {
     pub(super) fn new(source: Box<dyn ReadAt>, len: u64, checks: Vec<[u8; CHECK]>) -> Self {
         let pages = checks.iter().map(|_| OnceLock::new()).collect();
         let origin = Mutex::new(Arc::new(Origin { source, on_damage: None }));
-        Self { origin, len, checks, pages, damaged: AtomicBool::new(false) }
+        Self { origin, len, checks: checks.into(), pages, damaged: Arc::default() }
+    }
+
+    /// The same body, with no page in memory.
+    pub(super) fn afresh(&self) -> Self {
+        let origin = Mutex::new(Arc::clone(&lock(&self.origin)));
+        let pages = self.checks.iter().map(|_| OnceLock::new()).collect();
+        Self { origin, len: self.len, checks: Arc::clone(&self.checks), pages, damaged: Arc::clone(&self.damaged) }
     }
 
     /// Calls `then` for each damaged page.
@@ -168,9 +175,9 @@ impl Paged {
         &self.checks
     }
 
-    /// Pages held in memory.
+    /// Bytes held in memory.
     pub(super) fn resident(&self) -> usize {
-        self.pages.iter().filter(|page| page.get().is_some()).count()
+        self.pages.iter().filter_map(|page| page.get()).map(|page| page.len()).sum()
     }
 
     fn page(&self, page: u64) -> Result<&[u8], IndexError> {

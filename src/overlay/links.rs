@@ -182,17 +182,24 @@ impl Prepared {
 
     fn find_names(&self) -> Result<HashMap<EntryId, Vec<EntryId>>, IndexError> {
         let mut names = HashMap::<_, Vec<_>>::new();
-        for id in (0..self.index.len()).map(EntryId) {
-            let entry = self.index.entry(id)?;
-            // The inode's only name may be another entry than the one that carries it.
-            let linked = entry.nlink() > 1 || entry.inode() != id;
-            if linked && entry.kind() != Kind::Directory && !entry.is(Flags::DETACHED) {
-                names.entry(entry.inode()).or_default().push(id);
+        let all = 0..self.index.len();
+        for first in all.clone().step_by(ENTRIES_AT_ONCE as usize) {
+            // A fresh index for each batch, so that the scan keeps none of them in memory.
+            let index = self.index.afresh();
+            for id in (first..all.end.min(first.saturating_add(ENTRIES_AT_ONCE))).map(EntryId) {
+                let entry = index.entry(id)?;
+                // The inode's only name may be another entry than the one that carries it.
+                let linked = entry.nlink() > 1 || entry.inode() != id;
+                if linked && entry.kind() != Kind::Directory && !entry.is(Flags::DETACHED) {
+                    names.entry(entry.inode()).or_default().push(id);
+                }
             }
         }
         Ok(names)
     }
 }
 
+/// Entries whose part of an index is in memory at once.
+const ENTRIES_AT_ONCE: u32 = 1 << 16;
 /// Entries scanned per step.
 const ENTRIES_A_STEP: u64 = 16;

@@ -148,6 +148,25 @@ impl Overlay {
         }
     }
 
+    /// The same view with no index page in memory, for a walk of the whole tree: a view keeps every page that is read.
+    /// All layers must be [prepared](Overlay::prepare).
+    ///
+    /// # Errors
+    /// [`Unknown`]
+    pub fn afresh(&self) -> Result<Self, Unknown> {
+        let fresh = Self::new(self.layer_count(), Arc::clone(&self.known));
+        for (number, slot) in (0..self.layer_count()).map(LayerNo).zip(&fresh.layers) {
+            let _ = slot.prepared.set(Ok(self.whole(number)?.afresh()));
+        }
+        Ok(fresh)
+    }
+
+    /// Bytes of index pages in memory.
+    pub fn resident_bytes(&self) -> usize {
+        let prepared = self.layers.iter().filter_map(|slot| slot.prepared.get()?.as_ref().ok());
+        prepared.map(|layer| layer.index.resident_bytes()).sum()
+    }
+
     /// Whether a layer is complete; it may still have to be [prepared](Overlay::prepare).
     pub fn knows(&self, layer: LayerNo) -> bool {
         self.is_prepared(layer) || matches!(self.known.known(layer), KnownLayer::Whole(_))

@@ -27,11 +27,11 @@ pub(super) struct Prepared {
     pub(super) growing: bool,
     pub(super) index: Arc<LayerIndex>,
     /// Hard links to files of lower layers, and their nodes; without links to missing files.
-    pub(super) lower_links: HashMap<EntryId, NodeId>,
+    pub(super) lower_links: Arc<HashMap<EntryId, NodeId>>,
     /// The inverse, sorted.
-    pub(super) links_to: HashMap<NodeId, Vec<EntryId>>,
+    pub(super) links_to: Arc<HashMap<NodeId, Vec<EntryId>>>,
     /// The names of each inode with several names; computed on first use.
-    pub(super) names: OnceLock<HashMap<EntryId, Vec<EntryId>>>,
+    pub(super) names: Arc<OnceLock<HashMap<EntryId, Vec<EntryId>>>>,
 }
 
 /// Why a layer cannot be merged with the layers below it.
@@ -137,15 +137,27 @@ fn resolve_lower_links(
 impl Prepared {
     /// A layer that does not depend on those below.
     pub(super) fn alone(index: Arc<LayerIndex>, growing: bool) -> Self {
-        Self { growing, index, lower_links: HashMap::new(), links_to: HashMap::new(), names: OnceLock::new() }
+        Self { growing, index, lower_links: Arc::default(), links_to: Arc::default(), names: Arc::default() }
     }
 
-    fn with_lower_links(mut self, lower_links: HashMap<EntryId, NodeId>) -> Self {
-        for (link, node) in &lower_links {
-            self.links_to.entry(*node).or_default().push(*link);
+    /// The same, with no page of the index in memory.
+    pub(super) fn afresh(&self) -> Self {
+        Self {
+            growing: self.growing,
+            index: Arc::new(self.index.afresh()),
+            lower_links: Arc::clone(&self.lower_links),
+            links_to: Arc::clone(&self.links_to),
+            names: Arc::clone(&self.names),
         }
-        self.links_to.values_mut().for_each(|links| links.sort_unstable());
-        Self { lower_links, ..self }
+    }
+
+    fn with_lower_links(self, lower_links: HashMap<EntryId, NodeId>) -> Self {
+        let mut links_to = HashMap::<_, Vec<_>>::new();
+        for (link, node) in &lower_links {
+            links_to.entry(*node).or_default().push(*link);
+        }
+        links_to.values_mut().for_each(|links| links.sort_unstable());
+        Self { lower_links: Arc::new(lower_links), links_to: Arc::new(links_to), ..self }
     }
 }
 

@@ -239,6 +239,43 @@ fn the_image_takes_at_most_130_bytes_an_entry() {
     });
 }
 
+/// The walk forgets what it has read of the indexes, which are larger here than what it keeps; links across all of it stay.
+#[test]
+fn an_image_of_many_files_is_written_in_little_memory() {
+    if cannot_mount() {
+        return;
+    }
+    const DIRS: usize = 900;
+    let mut entries = Vec::new();
+    for dir in 0..DIRS {
+        entries.push(Entry::dir(format!("d{dir:03}")));
+        entries.extend((0..90).map(|file| Entry::file(format!("d{dir:03}/file-{file}"), "")));
+        entries.push(match dir {
+            0 => Entry::file("d000/link", "linked"),
+            _ => Entry::hard_link(format!("d{dir:03}/link"), "d000/link"),
+        });
+    }
+    let count = entries.len();
+    with_image(&packed(&[entries], &[Packing::GZIP], Family::Oci), |fs| {
+        let before = fs.resident_bytes();
+        let written = Written::of(fs).unwrap();
+        assert_eq!(fs.resident_bytes(), before, "the walk has views of its own");
+        written.check();
+        written.mounted(|at| {
+            let names = walk_names(at);
+            assert_eq!(names, count);
+            let [first, last] = [0, DIRS - 1].map(|dir| at.join(format!("d{dir:03}/link")).metadata().unwrap());
+            assert_eq!((first.ino(), first.nlink()), (last.ino(), DIRS as u64));
+        });
+    });
+}
+
+/// How many names there are below a directory.
+fn walk_names(at: &Path) -> usize {
+    let entries = std::fs::read_dir(at).unwrap().map(Result::unwrap);
+    entries.map(|entry| 1 + if entry.file_type().unwrap().is_dir() { walk_names(&entry.path()) } else { 0 }).sum()
+}
+
 fn acl_entry(tag: u16, may: u16, id: u32) -> [u8; 8] {
     let mut entry = [0; 8];
     entry[..2].copy_from_slice(&tag.to_le_bytes());
