@@ -110,6 +110,12 @@ impl<'a> Known<'a> {
             }
             None => line("process", "of another session or user".to_owned()),
         }
+        if let Some((layers, bytes)) = self.noted.and_then(|noted| noted.layers.zip(noted.bytes)) {
+            line("content", format!("{} in files of {}", text::count(layers as u64, "layer"), text::size(bytes)));
+        }
+        if self.state.is_some_and(|state| state.passthrough) {
+            line("kernel", "reads large files by itself (passthrough)".to_owned());
+        }
         if let Some(why) = self.state.and_then(|state| state.by_fuse.as_ref()) {
             line("kernel", format!("not used: {}", text::printable(why.as_bytes())));
         }
@@ -175,6 +181,9 @@ impl<'a> Known<'a> {
             served: self.answer == Answer::Served,
             by_kernel: self.by_kernel,
             by_fuse: self.state.and_then(|state| state.by_fuse.as_deref()),
+            passthrough: self.state.map(|state| state.passthrough),
+            content_layers: self.noted.and_then(|noted| noted.layers),
+            content_bytes: self.noted.and_then(|noted| noted.bytes),
             manifest: self
                 .state
                 .map(|state| state.manifest.as_str())
@@ -217,6 +226,15 @@ struct Line<'a> {
     /// Why a process serves it although a kernel mount was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     by_fuse: Option<&'a str>,
+    /// The kernel reads large files by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passthrough: Option<bool>,
+    /// The layers' files that the kernel shows by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_layers: Option<usize>,
+    /// Bytes of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     manifest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -232,7 +232,7 @@ fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> 
     }
     erofs::attach(target, files, &terms).map_err(KernelError::from)?;
     if let Some(made) = mounts::at(target.path()).filter(mounts::MountPoint::is_shown_by_kernel) {
-        status::note_kernel_mount(&made, opened);
+        status::note_kernel_mount(&made, opened, files);
     }
     Ok(())
 }

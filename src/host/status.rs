@@ -24,7 +24,9 @@ use super::error::HostError;
 use super::handover::{self, Handover, KeeperId};
 use super::open::{self, Opened};
 use super::process::{self, is_running};
+use super::spec::Passthrough;
 use super::supervisor::Supervisor;
+use crate::erofs::Files;
 use crate::fuse::mounts::{self, MountPoint};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
@@ -69,6 +71,9 @@ pub struct MountState {
     /// Why a process serves it although a kernel mount was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_fuse: Option<String>,
+    /// The kernel reads large files by itself.
+    #[serde(default)]
+    pub passthrough: bool,
     /// The socket for status requests.
     socket: PathBuf,
 }
@@ -97,6 +102,12 @@ pub struct KernelMount {
     pub since: u64,
     /// The cache it was made from.
     pub cache: PathBuf,
+    /// How many layers' files the kernel has.
+    #[serde(default)]
+    pub layers: Option<usize>,
+    /// Bytes of these files, and of the image over them, which are given back at the unmount at the latest.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 
 /// The current status of a mount.
@@ -265,6 +276,7 @@ impl MountState {
             takeovers: handover.takeovers,
             shared: kept.is_some_and(|kept| kept.shared),
             by_fuse: handover.spec.by_fuse.clone(),
+            passthrough: handover.spec.policy.passthrough == Passthrough::Always,
             socket: PathBuf::new(),
         }
     }
@@ -330,13 +342,16 @@ pub fn all(directory: &Path) -> Vec<MountState> {
 }
 
 /// Records a kernel mount for this session's `status` and `umount --all`. It works without, too.
-pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened) {
+pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened, files: &Files) {
+    let size = |file: &File| file.metadata().map_or(0, |found| found.len());
     let noted = KernelMount {
         device: mount.device.clone(),
         id: mount.id,
         manifest: opened.plan.manifest.digest.to_string(),
         since: handover::now(),
         cache: opened.store.root().to_owned(),
+        layers: Some(files.devices.len()),
+        bytes: Some(size(&files.image) + files.devices.iter().map(size).sum::<u64>()),
     };
     let write = || -> Result<(), HostError> {
         let path = make_directory()?.join(format!("{}-{}.kernel", mount.device.replace(':', "-"), mount.id));

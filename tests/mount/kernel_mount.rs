@@ -66,6 +66,9 @@ fn an_image_is_shown_by_the_kernel_once_it_is_whole() {
     let told = status(&sandbox, &at);
     assert_eq!((&told["by_kernel"], &told["served"]), (&true.into(), &true.into()), "{told}");
     assert_eq!(told["reference"], reference(&registry).as_str());
+    assert!(told["content_layers"] == 2 && told["content_bytes"].as_u64().unwrap() > 3 << 20, "{told}");
+    let shown = sandbox.run([OsStr::new("status"), at.path.as_os_str()]);
+    assert!(said(&shown).contains("content  2 layers in files of 3."), "{}", said(&shown));
     assert!(told["pid"].is_null() && at.state().is_none(), "no process serves it: {told}");
     assert!(told["manifest"].as_str().unwrap().starts_with("sha256:") && told["since"].as_u64().unwrap() > 0, "{told}");
     let again = at.try_mount(&reference(&registry), ALWAYS);

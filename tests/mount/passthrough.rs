@@ -1,5 +1,6 @@
 //! `mount --passthrough`: the kernel reads large files by itself, from the cache, and readers see no difference.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -362,7 +363,10 @@ fn auto_passes_through_images_of_mostly_large_files() {
             let file = File::open(at.join("d/large")).unwrap();
             assert!(read(&at.join("d/large")) == content(1, LARGE), "{name}");
             assert_eq!(own_files(&sandbox), usize::from(passed_through), "{name}, {how}");
+            assert_eq!(at.state().unwrap()["passthrough"], passed_through);
             if passed_through {
+                let told = sandbox.run([OsStr::new("status"), at.path.as_os_str()]);
+                assert!(said(&told).contains("kernel   reads large files by itself (passthrough)"), "{}", said(&told));
                 assert!(is_passed_through(&at, &file, content(1, LARGE)), "{how}");
             }
             drop(file);
