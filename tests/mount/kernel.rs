@@ -257,9 +257,9 @@ fn an_image_of_many_files_is_written_in_little_memory() {
     }
     let count = entries.len();
     with_image(&packed(&[entries], &[Packing::GZIP], Family::Oci), |fs| {
-        let before = fs.resident_bytes();
         let written = Written::of(fs).unwrap();
-        assert_eq!(fs.resident_bytes(), before, "the walk has views of its own");
+        // The walk has views of its own, and the spans take two pages at most.
+        assert!(fs.resident_bytes() <= 128 << 10, "{} bytes", fs.resident_bytes());
         written.check();
         written.mounted(|at| {
             let names = walk_names(at);
