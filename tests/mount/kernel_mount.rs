@@ -395,3 +395,151 @@ fn a_kernel_mount_is_the_lower_of_an_overlay() {
     assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
     at.unmount();
 }
+
+/// Another image takes the room that the cache may have: content that the kernel shows goes, and its mount does not notice.
+#[test]
+fn eviction_leaves_what_the_kernel_shows_alone() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let more = [vec![Entry::file("more", Random::new(12).bytes(4 << 20))]];
+    registry.push("library/more", "1", &packed(&more, &[Packing::GZIP], Family::Oci));
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "kernel", ALWAYS);
+    let open = File::open(at.join("large")).unwrap();
+    let size = ["--allow-other", "--cache-size", "5MiB"];
+    let other = sandbox.mount_with(&registry.reference("library/more", "1"), "more", &size);
+    assert_same("the other", &tree_of(&more), &other.path, Compare::Exactly);
+    assert!(!content_files(&sandbox, &image)[0].exists(), "the large layer is evicted");
+    assert_eq!(sandbox.bucket("erofs-v1"), [] as [std::path::PathBuf; 0], "the image, too");
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_same("after eviction", &tree_of(&layers()), &at.path, Compare::Exactly);
+    let mut some = [0; 4096];
+    open.read_exact_at(&mut some, 1 << 20).unwrap();
+    // It is fetched anew for the next one, and takes the room of the other then.
+    other.unmount();
+    registry.clear();
+    let again = mount(&sandbox, &registry, "again", &[ALWAYS, &["--cache-size", "5MiB"]].concat());
+    assert!(registry.blob_bytes() > 0);
+    for at in [&at, &again] {
+        assert_same("both", &tree_of(&layers()), &at.path, Compare::Exactly);
+    }
+    drop(open);
+    again.unmount();
+    at.unmount();
+}
+
+/// What is known of an image is carried to another cache and back while the kernel shows it.
+#[test]
+fn indexes_and_profiles_are_carried_past_sealed_content() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let (here, there) = (Sandbox::new(), Sandbox::new());
+    // A run that is recorded.
+    let at = mount(&here, &registry, "fuse", &["--wait"]);
+    std::fs::read(at.join("large")).unwrap();
+    at.unmount();
+    let at = mount(&here, &registry, "kernel", ALWAYS);
+    let stamp = |file: &std::path::PathBuf| {
+        let found = std::fs::metadata(file).unwrap();
+        (found.ino(), found.ctime(), found.ctime_nsec(), found.mode())
+    };
+    let stamps = || content_files(&here, &image).iter().map(stamp).collect::<Vec<_>>();
+    let before = stamps();
+    for what in ["index", "profile"] {
+        let file = here.path().join(what).display().to_string();
+        for (sandbox, args) in [
+            (&here, &[what, "export", &reference(&registry), &file][..]),
+            (&here, &[what, "import", &file]),
+            (&there, &[what, "import", &file]),
+        ] {
+            let output = sandbox.run(args);
+            assert!(output.status.success(), "{args:?}: {}", said(&output));
+        }
+    }
+    assert_eq!(stamps(), before, "nothing was written to what the kernel shows");
+    assert_same("here", &tree_of(&layers()), &at.path, Compare::Exactly);
+    registry.clear();
+    mount(&here, &registry, "again", ALWAYS).unmount();
+    assert_eq!(registry.blob_bytes(), 0, "and it counts as compared");
+    let imported = mount(&there, &registry, "there", ALWAYS);
+    assert_same("there", &tree_of(&layers()), &imported.path, Compare::Exactly);
+    imported.unmount();
+    at.unmount();
+}
+
+/// Metadata, content and link counts, on an image with everything and on random ones.
+#[test]
+fn a_kernel_mount_shows_what_umoci_unpacks() {
+    if cannot_mount() || is_missing("umoci") {
+        return;
+    }
+    // umoci 0.4 knows no zstd.
+    let packings = [Packing::GZIP, Packing::Stored, Packing::Gzip { level: 6, member: Some(50_000) }];
+    let shape = Shape { packings: packings.to_vec(), large: 200_000, ..Shape::default() };
+    let whiteouts = Shape { packings: packings.to_vec(), ..Shape::whiteouts() };
+    let mut images = vec![("everything".to_owned(), packed(&everything(), &packings, Family::Oci))];
+    for seed in 0..super::seeds(4) {
+        let random = random::image(seed, if seed % 2 == 0 { &shape } else { &whiteouts });
+        images.push((format!("seed {seed}"), random.image));
+    }
+    for (what, image) in images {
+        let sandbox = Sandbox::new();
+        let (layout, bundle) = (sandbox.path().join("layout"), sandbox.path().join("bundle"));
+        image.write_layout(&layout, "1").unwrap();
+        run(Command::new("umoci").args(["unpack", "--image", &format!("{}:1", layout.display())]).arg(&bundle));
+        let unpacked = walk::without_hidden(walk::seen(&bundle.join("rootfs")).unwrap());
+        let at = sandbox.mount_point("a");
+        let output = at.try_mount(&format!("oci:{}:1", layout.display()), ALWAYS);
+        assert!(output.status.success(), "{what}: {}", said(&output));
+        assert_eq!(kind(&at), "erofs");
+        assert_same(&what, &unpacked, &at.path, Compare::AsUnpacked);
+        at.unmount();
+    }
+}
+
+/// Whatever else lies in the cache may be damaged under a mount; what it shows is not touched by that, nor by its repair.
+#[test]
+fn a_kernel_mount_stands_a_damaged_cache() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    let wanted = tree_of(&layers());
+    let shown = content_files(&sandbox, &image);
+    let mut random = Random::new(5);
+    for round in 0..4 {
+        let buckets = ["index-v2", "content-v2", "document-v1", "tag-v1", "erofs-v1", "lock-v1"];
+        let files = buckets.iter().flat_map(|bucket| sandbox.bucket(bucket));
+        // The image and the content are what is shown: they are damaged as other files of their names.
+        for file in files {
+            let is_shown =
+                shown.contains(&file) || (file.extension().is_none() && file.to_string_lossy().contains("erofs"));
+            let bytes = random.bytes(200);
+            if is_shown || random.below(4) == 0 {
+                std::fs::remove_file(&file).unwrap();
+            }
+            if round > 0 || !is_shown {
+                std::fs::write(&file, bytes).unwrap();
+            }
+        }
+        rustix::fs::sync();
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        assert_same("after damage", &wanted, &at.path, Compare::Exactly);
+        assert!(Command::new(at.join("bin/true")).status().unwrap().success());
+        // It is found, and what was lost is fetched anew.
+        let output = sandbox.run(["cache", "verify"]);
+        assert!(matches!(output.status.code(), Some(0 | 5)), "round {round}: {}", said(&output));
+        let another = mount(&sandbox, &registry, "b", ALWAYS);
+        assert_same("made anew", &wanted, &another.path, Compare::Exactly);
+        assert_same("the one before", &wanted, &at.path, Compare::Exactly);
+        another.unmount();
+    }
+    at.unmount();
+}

@@ -163,6 +163,23 @@ fn what_fusermount3_refuses_is_told_on_one_line() {
     }
 }
 
+/// By the kernel alone only root mounts.
+#[test]
+fn a_user_is_told_why_the_kernel_does_not_show_an_image() {
+    let Some(user) = User::new() else { return };
+    let registry = serve(&small());
+    let (at, image) = (user.directory("a"), registry.reference("library/image", "1"));
+    let output = user.run(&["mount", "--kernel", "always", "--allow-other", &image, text(&at)]);
+    assert!(!output.status.success() && said(&output).contains("only root may mount EROFS"), "{}", said(&output));
+    assert!(user.mounted().is_empty() && registry.blob_bytes() == 0, "nothing was fetched in vain");
+    let output = user.run(&["mount", "--kernel", "auto", "--wait", &image, text(&at)]);
+    assert!(output.status.success(), "{}", said(&output));
+    let state = user.run(&["status", "--json", text(&at)]);
+    let state: serde_json::Value = serde_json::from_slice(&state.stdout).unwrap();
+    assert_eq!(state["by_fuse"], "only root may mount EROFS");
+    assert!(user.run(&["umount", text(&at)]).status.success());
+}
+
 /// Where the directory is when fusermount3 mounts counts, and not where its path leads.
 #[test]
 fn a_users_mount_point_exchanged_meanwhile_mounts_nowhere() {
