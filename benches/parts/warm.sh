@@ -4,6 +4,7 @@
 SMALL_FILE=65536
 LARGE_FILE=1048576
 RANDOM_READS=200000
+REQUESTS=50000
 
 # one_task TASK DIR: $took; `-kernel` and `-passthrough` say only how peelfs has mounted
 one_task() {
@@ -77,6 +78,7 @@ measure_fresh() {
   side_by_side fresh node mount_again small
   side_by_side fresh python mount_again small sequential import
   measure_empty_fuse
+  measure_request
   how=(--passthrough)
   side_by_side fresh python mount_again sequential-passthrough
   how=(--kernel always)
@@ -94,12 +96,26 @@ measure_empty_fuse() {
     empty_pid=$!
     grep -q mounted "$dir/empty.said" || die "empty_fuse does not mount"
     one_task sequential "$dir/empty"
+    [ "$run" = 0 ] || sample_request "FUSE alone" "$dir/empty"
     umount -l "$dir/empty"
     wait "$empty_pid"
     empty_pid=''
     rm "$dir/empty.said"
     [ "$run" = 0 ] || sample "fresh, python, sequential" "FUSE alone" s "$took"
   done
+}
+# What one request takes, from the call to its answer.
+measure_request() {
+  local run
+  fresh
+  mount_peelfs "$registry/python:latest" --wait
+  for ((run = 1; run <= $(short_runs); run++)); do sample_request peelfs "$dir/mnt"; done
+  umount_peelfs
+}
+# sample_request SUBJECT MOUNT
+sample_request() {
+  took=$("$bin/walk_bench" --from $LARGE_FILE --stat $REQUESTS "$2" | jq .seconds)
+  sample "a FUSE request" "$1" µs "$(calculated "$took / $REQUESTS * 1e6")"
 }
 mount_again() {
   case $1 in

@@ -1,6 +1,6 @@
 //! Reads files below a directory in a set way; prints how much that was and how long it took.
 //!
-//!     cargo run --release -p peelfs-bench-tools --bin walk_bench -- [--from 0] [--up-to 65536] [--random COUNT] DIR
+//!     cargo run --release -p peelfs-bench-tools --bin walk_bench -- [--from 0] [--up-to 65536] [--random COUNT | --stat COUNT] DIR
 //!
 //! Each file of a size between the two is opened, read from its beginning to its end, and closed. With
 //! `--random`, so many pieces of 4 KiB are read instead, each at a random place of a random one of them, all
@@ -8,6 +8,9 @@
 //!
 //! The names are gathered and sorted first, outside the measured time, so that two file systems with
 //! the same contents are asked the same questions in the same order.
+//!
+//! With `--stat`, the first of these files is asked for its metadata so often, past what the kernel knows of it
+//! (`AT_STATX_FORCE_SYNC`): of FUSE that is a request each.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -18,6 +21,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use rustix::fs::{AtFlags, StatxFlags};
 use serde_json::json;
 
 /// Reads files below a directory in a set way.
@@ -34,14 +38,18 @@ struct Args {
     /// Reads so many pieces of 4 KiB at random places
     #[arg(long, value_name = "COUNT")]
     random: Option<u64>,
+    /// Asks for the metadata of one file so often
+    #[arg(long, value_name = "COUNT", conflicts_with = "random")]
+    stat: Option<u64>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let files = files(&args.directory, args.from..=args.up_to)?;
-    let (bytes, seconds) = match args.random {
-        Some(count) => read_at_random(&files, count)?,
-        None => read_whole(&files)?,
+    let (bytes, seconds) = match (args.random, args.stat) {
+        (Some(count), _) => read_at_random(&files, count)?,
+        (None, Some(count)) => (0, stat(files.first().context("there is no such file")?, count)?),
+        (None, None) => read_whole(&files)?,
     };
     println!("{}", json!({ "files": files.len(), "bytes": bytes, "seconds": seconds }));
     Ok(())
@@ -87,6 +95,17 @@ fn read(path: &Path, buffer: &mut [u8]) -> std::io::Result<u64> {
             read => length += read as u64,
         }
     }
+}
+
+/// Asks the file system for a file's metadata; the seconds it took.
+fn stat(path: &Path, count: u64) -> anyhow::Result<f64> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let begun = Instant::now();
+    for _ in 0..count {
+        rustix::fs::statx(&file, "", how, StatxFlags::BASIC_STATS)?;
+    }
+    Ok(begun.elapsed().as_secs_f64())
 }
 
 /// Reads pieces of the files at random places; the bytes, and the seconds it took.
