@@ -503,7 +503,7 @@ impl Fetcher {
             return Ok(Asked::ComesForAnother);
         }
         fetched(&comes);
-        tracing::debug!(layer = %self.blob.digest, "all of the blob comes, and is kept");
+        tracing::debug!(layer = %self.blob.digest, "the source ignores ranges; receiving the whole blob");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
         // Spans that cannot be reserved are stored all the same.
         let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();

@@ -322,7 +322,7 @@ impl OpenLayer {
             Ok(0) => {}
             // Passthrough copies duplicate spans, so they are evicted first.
             Ok(over) => self.evict_spans(over.saturating_sub(self.store.drop_passthrough_copies(self.blob()))),
-            Err(error) => tracing::warn!(%error, "cannot tell how full the cache is"),
+            Err(error) => tracing::warn!(%error, "cannot determine the size of the cache"),
         }
     }
 

@@ -188,7 +188,7 @@ pub enum NotStored {
         proven: Digest,
     },
     /// Its origin is not among those allowed.
-    #[error("the index in the cache is not to be used: {proof:?}")]
+    #[error("the proof of the index in the cache is not accepted: {proof:?}")]
     OtherOrigin {
         /// The proof in the index.
         proof: Proof,

@@ -112,7 +112,7 @@ impl LayerReader {
             return;
         }
         if let Err(error) = self.layer.store.seal_passthrough_copy(name_of(self.index()), entry.0, &copy) {
-            tracing::debug!(layer = %self.blob().digest, %entry, %error, "other processes will compare the copy of a file anew");
+            tracing::debug!(layer = %self.blob().digest, %entry, %error, "other processes will compare the copy of a file again");
         }
     }
 

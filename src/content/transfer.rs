@@ -142,12 +142,12 @@ fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, Inde
     for number in index.spans().iter() {
         let span = index.span(number)?;
         if span.decoded.start != decoded || span.decoded.end <= decoded || span.blob < blob {
-            return Err(IndexError::Malformed { what: "spans do not follow one another" });
+            return Err(IndexError::Malformed { what: "spans are not contiguous" });
         }
         (decoded, blob) = (span.decoded.end, span.blob);
     }
     if decoded.0 != index.layer().decoded_size {
-        return Err(IndexError::Malformed { what: "the spans end elsewhere than the layer" });
+        return Err(IndexError::Malformed { what: "the spans do not end with the layer" });
     }
     Ok(index)
 }

@@ -42,7 +42,7 @@ pub enum NoSuchLayer {
         count: usize,
     },
     /// Several layers have a digest with this prefix.
-    #[error("`{begin}` is the beginning of several digests, of the layers {}", listed(numbers))]
+    #[error("`{begin}` is a prefix of several digests, of the layers {}", listed(numbers))]
     Several {
         /// The prefix.
         begin: String,

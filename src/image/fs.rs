@@ -55,7 +55,7 @@ pub enum FsError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// A layer index has valid checksums but is inconsistent.
-    #[error("the index of layer {number} contradicts itself")]
+    #[error("the index of layer {number} is inconsistent")]
     Malformed {
         /// The layer.
         number: LayerNo,
@@ -73,7 +73,7 @@ pub enum FsError {
         cause: Arc<MergeError>,
     },
     /// The lookup exceeds its limit; only a hostile image can cause this.
-    #[error("the answer takes too long to find")]
+    #[error("the lookup takes too long")]
     TakesTooLong,
     /// The image has no such node.
     #[error("there is no node {0}")]

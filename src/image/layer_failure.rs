@@ -21,7 +21,7 @@ pub enum LayerFailure {
         why: &'static str,
     },
     /// It is verified now, but other bytes were shown before, and the kernel may have cached them.
-    #[error("layer {layer} was shown with bytes that are not its own before it was verified; mount the image again")]
+    #[error("wrong bytes of layer {layer} were shown before it was verified; mount the image again")]
     ShownOtherwise {
         /// The blob.
         layer: Digest,

@@ -272,7 +272,7 @@ impl Layers {
                 && content.is_to_be_replaced()
                 && slot.is_mended_too_often()
             {
-                *state = slot.beyond_repair("is damaged again and again", Arc::clone(content));
+                *state = slot.beyond_repair("keeps getting damaged", Arc::clone(content));
                 return true;
             }
             start = state.needed(|Failed { why, at, times, .. }| {
@@ -518,7 +518,7 @@ impl Layers {
             let entries = before.index().len();
             return Outcome { state: slot.cannot_be_shown(why, None), disowned: Some(entries) };
         }
-        slot.beyond_repair("differs from the one made anew; mount again", before).into()
+        slot.beyond_repair("differs from the rebuilt one; mount again", before).into()
     }
 
     fn opened(&self, slot: &Slot, made: Result<Opened, PassError>, progress: &PassProgress) -> Outcome {

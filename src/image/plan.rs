@@ -175,7 +175,7 @@ pub enum PlanError {
         limit: u64,
     },
     /// The target of the reference is unknown, and the network may not be used.
-    #[error("{reference} is not in the cache, and the network may not be asked")]
+    #[error("{reference} is not in the cache, and the network may not be used")]
     Offline {
         /// The reference.
         reference: String,
@@ -417,7 +417,7 @@ impl Resolver<'_> {
                     Ok(now) => now.digest,
                     // Fall back to the last known target; but a refusal is final.
                     Err(error @ SourceError::Unreachable { .. }) if self.pull != Pull::Always => {
-                        tracing::warn!("{error}; going on with what {} named when it was last asked", self.reference);
+                        tracing::warn!("{error}; using the last known target of {}", self.reference);
                         record.digest.clone()
                     }
                     Err(error) => return Err(error.into()),
@@ -455,7 +455,7 @@ impl Resolver<'_> {
                 continue;
             }
             if let Err(error) = self.store.keep_tag(&record) {
-                self.store.cannot_keep("what the reference names", &error);
+                self.store.cannot_keep("the target of the reference", &error);
             }
         }
     }

@@ -78,7 +78,7 @@ impl Programs {
                 }
                 Some(looked) = looking.join_next() => {
                     if matches!(looked, Ok(None)) {
-                        return tracing::debug!("programs name so much that no more is fetched ahead of them");
+                        return tracing::debug!("program prediction has used up its CPU time");
                     }
                 }
             }

@@ -150,15 +150,15 @@ impl Footer {
             return Err(IndexError::Kind { what: "check" });
         }
         if name.len() > Proof::BY {
-            return Err(malformed("the name of who vouches is too long"));
+            return Err(malformed("the voucher's name is too long"));
         }
-        let name = std::str::from_utf8(name).map_err(|_| malformed("the name of who vouches is no text"))?;
+        let name = std::str::from_utf8(name).map_err(|_| malformed("the voucher's name is not UTF-8"))?;
         let proof = Proof::from_kind(raw[472], name).ok_or(IndexError::Kind { what: "proof" })?;
         let stream = Stream::from_kind(raw[473]).ok_or(IndexError::Kind { what: "decoded stream" })?;
         let digest = |at: usize| {
             let text = &raw[at + 1..at + Self::DIGEST_BYTES];
             let text = text.get(..usize::from(raw[at])).and_then(|text| std::str::from_utf8(text).ok());
-            text.and_then(|text| text.parse::<Digest>().ok()).ok_or(malformed("a digest is none"))
+            text.and_then(|text| text.parse::<Digest>().ok()).ok_or(malformed("a digest is invalid"))
         };
         let body = le64(raw, 16);
         let mut places = [Place::default(); SECTIONS.len()];
@@ -167,7 +167,7 @@ impl Footer {
             let bytes = place.count.checked_mul(section.record());
             let end = bytes.and_then(|bytes| bytes.checked_add(place.start));
             if end.is_none_or(|end| end > body) || place.start % SECTION_ALIGN != 0 {
-                return Err(malformed("a section lies outside"));
+                return Err(malformed("a section is out of bounds"));
             }
         }
         if !(1..=u64::from(ID_LIMIT)).contains(&places[Section::Entries as usize].count) {

@@ -69,7 +69,7 @@ pub enum IndexError {
         cause: io::Error,
     },
     /// It is not a layer index, or its end is truncated or damaged.
-    #[error("this is no complete layer index")]
+    #[error("this is not a complete layer index")]
     NotAnIndex,
     /// It was written by another version of peelfs.
     #[error("the layer index has version {found}, this program reads version {}", VERSIONS.end())]
@@ -78,7 +78,7 @@ pub enum IndexError {
         found: u32,
     },
     /// It was written by a later version of peelfs, and uses a feature unknown to this version.
-    #[error("the layer index has a kind of {what} that this program does not know")]
+    #[error("the layer index has a kind of {what} that this program does not support")]
     Kind {
         /// What is unknown.
         what: &'static str,
@@ -90,7 +90,7 @@ pub enum IndexError {
         page: u64,
     },
     /// The checksums are valid, but the content is inconsistent.
-    #[error("the layer index contradicts itself: {what}")]
+    #[error("the layer index is inconsistent: {what}")]
     Malformed {
         /// What is inconsistent.
         what: &'static str,
@@ -115,7 +115,7 @@ pub enum IndexError {
         cause: super::WriteError,
     },
     /// It holds more entries than a tree may.
-    #[error("the layer index cannot be made a tree again")]
+    #[error("the layer index cannot be converted to a tree")]
     Tree {
         /// The tree's reason.
         #[source]
@@ -380,7 +380,7 @@ impl LayerIndex {
     pub fn xattr(&self, id: EntryId, name: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
         let set = self.xattr_set(self.record(id)?.xattrs)?;
         for xattr in xattrs::parse(&set) {
-            let (found, value) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is cut" })?;
+            let (found, value) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is truncated" })?;
             if found == name {
                 return Ok(Some(value.to_vec()));
             }
@@ -397,7 +397,7 @@ impl LayerIndex {
         xattrs::parse(&set)
             .map(|xattr| match xattr {
                 Some((name, _)) => Ok(name.to_vec()),
-                None => Err(IndexError::Malformed { what: "an attribute set is cut" }),
+                None => Err(IndexError::Malformed { what: "an attribute set is truncated" }),
             })
             .collect()
     }
@@ -420,7 +420,7 @@ impl LayerIndex {
                 None => return Ok(None),
             }
             for xattr in xattrs::parse(&set) {
-                let (name, _) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is cut" })?;
+                let (name, _) = xattr.ok_or(IndexError::Malformed { what: "an attribute set is truncated" })?;
                 if !names.contains(name) {
                     names.insert(name.to_vec());
                 }
@@ -723,7 +723,7 @@ impl LayerTree {
             if record.inode != id {
                 let inode = index.record(EntryId(record.inode))?;
                 if inode.inode != record.inode || inode.kind != record.kind || inode.kind == Kind::Directory {
-                    return Err(IndexError::Malformed { what: "a hard link leads to no inode" });
+                    return Err(IndexError::Malformed { what: "a hard link has no inode" });
                 }
             }
             match record.kind {
@@ -746,7 +746,7 @@ impl LayerTree {
             }
             if id == 0 {
                 if record.kind != Kind::Directory || record.inode != 0 {
-                    return Err(IndexError::Malformed { what: "the root is no directory" });
+                    return Err(IndexError::Malformed { what: "the root is not a directory" });
                 }
                 tree.restore_root(record);
             } else {
@@ -765,7 +765,7 @@ impl LayerTree {
             ids.sort();
             for id in ids {
                 if std::mem::replace(&mut placed[id.index()], true) || index.record(id)?.parent != directory.0 {
-                    return Err(IndexError::Malformed { what: "an entry stands in two places" });
+                    return Err(IndexError::Malformed { what: "an entry has two places" });
                 }
                 tree.restore_child(directory, id);
                 if index.record(id)?.kind == Kind::Directory {

@@ -38,17 +38,17 @@ pub(super) struct Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// It takes too many steps.
-    #[error("putting it over the layers below takes more than the {PREPARE_STEPS} steps that an image may")]
+    #[error("merging it with the layers below takes more than {PREPARE_STEPS} steps")]
     Steps,
     /// Its entries conflict with the targets of symlinks in lower layers.
-    #[error("it cannot be put over the layers below")]
+    #[error("it cannot be merged with the layers below")]
     Tree {
         /// The conflict.
         #[from]
         cause: TreeError,
     },
     /// The merged layer does not fit into an index.
-    #[error("what it is over the layers below does not fit an index")]
+    #[error("the merged layer does not fit an index")]
     Write {
         /// Why.
         #[from]
@@ -128,7 +128,7 @@ fn resolve_lower_links(
             layer = %number,
             target = %target.escape_ascii(),
             count,
-            "hard links lead to files that no layer below has, the first to this one; their names are left out"
+            "ignoring hard links to files that no lower layer has; this is the first"
         );
     }
     Ok(resolved)

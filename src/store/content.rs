@@ -453,7 +453,7 @@ impl Content {
         if let Err(error) = self.read_map(first, bytes) {
             bytes.fill(0);
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "cannot tell whether a span is in the cache; taking it as absent");
+            tracing::warn!(error, "cannot read whether a span is cached; treating it as absent");
         }
     }
 
@@ -541,7 +541,7 @@ impl MapInPlace {
                 return Ok(Self(file));
             }
         }
-        Err(StoreError::Unsafe { path: path.to_owned(), why: "another file takes its place all the time" })
+        Err(StoreError::Unsafe { path: path.to_owned(), why: "it keeps being replaced" })
     }
 }
 

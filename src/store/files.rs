@@ -191,7 +191,7 @@ impl Files {
         let found = file.metadata().map_err(StoreError::io("read", path))?;
         let refuse = |why| Err(StoreError::Unsafe { path: path.to_owned(), why });
         if !found.is_file() {
-            return refuse("it holds something that is not a plain file");
+            return refuse("it holds an object that is not a regular file");
         }
         if found.uid() != rustix::process::geteuid().as_raw() {
             return refuse("it holds a file that belongs to another user");
@@ -209,10 +209,7 @@ impl Files {
             tracing::debug!(error, "the cache cannot keep {what}");
         } else {
             let root = self.root.display();
-            tracing::warn!(
-                error,
-                "the cache `{root}` cannot keep {what}; what it does not take is fetched when it is read"
-            );
+            tracing::warn!(error, "the cache `{root}` cannot keep {what}; it is fetched again when it is read");
         }
     }
 
@@ -352,7 +349,7 @@ impl Files {
                 Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {}
                 Err(TryLockError::WouldBlock) => {
                     *lock(&self.lost_patience) = Some(Instant::now());
-                    let why = "another process holds its lock and stands still";
+                    let why = "another process holds its lock and has stalled";
                     return Err(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
                 Err(TryLockError::Error(error)) => return Err(error),

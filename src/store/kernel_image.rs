@@ -52,7 +52,7 @@ impl Store {
             return false;
         }
         if let Err(error) = self.write_seal(content.data_path(), layer.diff_id, sealed.stamp) {
-            tracing::debug!(%error, "other processes will compare the content of a layer anew");
+            tracing::debug!(%error, "other processes will compare the content of a layer again");
         }
         true
     }
@@ -71,7 +71,7 @@ impl Store {
             return None;
         }
         if let Err(error) = self.write_seal(&path, &hash, stamp) {
-            tracing::debug!(%error, "other processes will compare an image anew");
+            tracing::debug!(%error, "other processes will compare an image again");
         }
         Some(file)
     }

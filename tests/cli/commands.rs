@@ -303,7 +303,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     "#);
     assert_snapshot!(run(&["ls", "--offline", &other]), @r#"
     --- stderr
-    error: registry.test/library/app:2 is not in the cache, and the network may not be asked
+    error: registry.test/library/app:2 is not in the cache, and the network may not be used
     hint: run it once without `--offline` to fetch it
     --- exit 3
     "#);
@@ -325,7 +325,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     "#);
     assert_snapshot!(run(&["cache", "drop", "--content", &other]), @r#"
     --- stderr
-    error: registry.test/library/app:2 is not in the cache, and the network may not be asked
+    error: registry.test/library/app:2 is not in the cache, and the network may not be used
     hint: name it as it was mounted, or drop the content of all with `--all`
     --- exit 3
     "#);
@@ -404,7 +404,7 @@ fn a_registry_that_wants_a_password_is_an_error_of_its_own() {
     let user = User::at(&registry);
     assert_snapshot!(user.run(&["inspect", &registry.reference("library/app", "1")]).text, @r#"
     --- stderr
-    error: registry.test denied access to manifest `1`: it wants a user name and password (tried: anonymous, as no credentials were found)
+    error: registry.test denied access to manifest `1`: it requires a user name and password (tried: anonymous, as no credentials were found)
     hint: log in with `podman login registry.test` or `docker login registry.test`, or pass `--authfile`
     --- exit 4
     "#);

@@ -203,7 +203,7 @@ pub enum TreeError {
         limit: u64,
     },
     /// The index of the layer would be far larger than its blob.
-    #[error("names and directories take more than {limit} bytes, which is out of all proportion to the layer's own")]
+    #[error("names and directories take more than {limit} bytes, which is out of proportion to the size of the layer")]
     OutOfProportion {
         /// The limit.
         limit: u64,

@@ -123,7 +123,7 @@ pub(super) enum Remedy {
 pub(super) enum AuthError {
     #[error(transparent)]
     File(#[from] UnusableFile),
-    #[error("it wants a user name and password")]
+    #[error("it requires a user name and password")]
     WantsPassword { tried: String },
     #[error("the credentials have not changed since they were refused")]
     Unchanged { tried: String },
@@ -170,7 +170,7 @@ impl Authorizer {
         let Some(life) = grant.life.filter(|life| now >= life.renew) else { return Ok(grant) };
         match self.renew(transport, &grant).await {
             Err(error) if now < life.end => {
-                tracing::debug!("{error}; the present token is used till it ends");
+                tracing::debug!("{error}; using the current token until it expires");
                 Ok(grant)
             }
             result => result,

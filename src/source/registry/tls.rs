@@ -111,11 +111,11 @@ fn roots<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Roots, TlsError
     let mut roots = Roots::none();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
-        tracing::debug!("passing over a system certificate: {error}");
+        tracing::debug!("ignoring a system certificate: {error}");
     }
     for certificate in system.certs {
         if let Err(error) = roots.add(certificate) {
-            tracing::debug!("passing over a system certificate: {error}");
+            tracing::debug!("ignoring a system certificate: {error}");
         }
     }
     for path in files {
@@ -125,7 +125,7 @@ fn roots<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Roots, TlsError
             match roots.add(certificate) {
                 Ok(()) => usable = Ok(()),
                 Err(error) => {
-                    tracing::debug!("passing over a certificate in {}: {error}", path.display());
+                    tracing::debug!("ignoring a certificate in {}: {error}", path.display());
                     usable = usable.map_err(|_| unusable(path, error.to_string()));
                 }
             }

@@ -260,7 +260,7 @@ fn old_algorithm<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Str
             .find(|(oid, _)| *oid == used)
             .map(|(_, name)| format!("{name}, which is no longer secure"))
     });
-    old.next().unwrap_or_else(|| "an algorithm that peelfs does not know".to_owned())
+    old.next().unwrap_or_else(|| "an algorithm that peelfs does not support".to_owned())
 }
 
 /// `2026-11-28`
@@ -288,7 +288,7 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<Refusal> {
         rustls::Error::InvalidMessage(_) => ("it does not speak TLS".to_owned(), Some(PLAIN)),
         rustls::Error::PeerIncompatible(_) => ("it speaks no version of TLS from 1.2 on".to_owned(), None),
         rustls::Error::AlertReceived(alert) => match alert {
-            AlertDescription::CertificateRequired => ("it wants a client certificate".to_owned(), Some(CLIENT)),
+            AlertDescription::CertificateRequired => ("it requires a client certificate".to_owned(), Some(CLIENT)),
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateRevoked
@@ -299,8 +299,7 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<Refusal> {
                 (format!("it does not accept the client certificate (it says {alert:?})"), Some(CLIENT))
             }
             AlertDescription::HandshakeFailure => {
-                let why =
-                    "it wants a client certificate, or has no cipher in common with peelfs (it says HandshakeFailure)";
+                let why = "it requires a client certificate, or has no cipher in common with peelfs (it says HandshakeFailure)";
                 (why.to_owned(), Some(CLIENT))
             }
             AlertDescription::ProtocolVersion => ("it speaks no version of TLS from 1.2 on".to_owned(), None),

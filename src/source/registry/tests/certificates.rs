@@ -288,7 +288,7 @@ async fn client_certificates_are_found_by_pairs() {
     };
 
     let (why, hint) = told(asking.of("localhost").await);
-    assert!(why.contains("it wants a client certificate"), "{why}");
+    assert!(why.contains("it requires a client certificate"), "{why}");
     assert!(hint.unwrap().contains("`certs.d`"), "{hint:?}");
     put("stranger", "a");
     let (why, _) = told(asking.of("localhost").await);
