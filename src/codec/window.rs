@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_holds_what_was_referred_to_and_zeros() {
+    fn a_window_holds_referenced_bytes_and_zeros() {
         let mut references = References::new();
         references.begin(&[7; Window::MAX]);
         let mark = 100_000;

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_an_error_wherever_it_stands() {
+    fn data_that_is_no_frame_is_an_error_anywhere() {
         for (blob, at) in [(b"PK\x03\x04".to_vec(), 0), ([frame(b"abc"), vec![0; 4]].concat(), frame(b"abc").len())] {
             assert_eq!(decode(&blob, Limits::default()), Err(CodecError::NoFrame { at: BlobOffset(at as u64) }));
         }

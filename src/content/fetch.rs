@@ -92,7 +92,7 @@ pub(super) enum Preempt {
 }
 
 /// The response to a request.
-struct Coming<'a> {
+struct Incoming<'a> {
     /// The spans that arrive, in order.
     spans: SpanRange,
     /// Those of them that do not belong to the requested run.
@@ -102,10 +102,10 @@ struct Coming<'a> {
 }
 
 /// Result of requesting a run.
-enum Asked<'a> {
-    Comes(Coming<'a>, ByteStream),
+enum Requested<'a> {
+    Receiving(Incoming<'a>, ByteStream),
     /// The source would send the whole blob, which another request already receives.
-    ComesForAnother,
+    ReceivedByAnother,
 }
 
 /// Result of [`Fetcher::reserve`].
@@ -434,12 +434,14 @@ impl Fetcher {
 
         // Ask first: the runtime has a bounded number of threads, and none should wait for an unreachable source.
         let spans = SpanRange::new(start, range_of(run).end);
-        let (Coming { spans, rest, all }, mut stream) = loop {
-            if let Asked::Comes(coming, stream) = self.ask(run, spans, bytes.clone()).await.map_err(source_error)? {
-                break (coming, stream);
+        let (Incoming { spans, rest, all }, mut stream) = loop {
+            if let Requested::Receiving(incoming, stream) =
+                self.ask(run, spans, bytes.clone()).await.map_err(source_error)?
+            {
+                break (incoming, stream);
             }
             *on_link = None;
-            if self.came_for_another(run).await {
+            if self.wait_for_another(run).await {
                 return Ok(());
             }
         };
@@ -452,13 +454,13 @@ impl Fetcher {
                 Stream::Bodies => fetcher.decode_apart(spans, [&run, &rest], from, receiver),
             })
         };
-        let mut come = 0;
+        let mut received = 0;
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(source_error)?;
-            come += piece.length();
+            received += piece.length();
             if let Some(room) = on_link {
-                drop(room.split((come >> 10).min(room.num_permits())));
-                come %= 1 << 10;
+                drop(room.split((received >> 10).min(room.num_permits())));
+                received %= 1 << 10;
             }
             if sender.send(piece).await.is_err() {
                 break; // the decoder has all it needs, or has failed
@@ -483,37 +485,37 @@ impl Fetcher {
         run: &SpanRun,
         spans: SpanRange,
         range: Range<BlobOffset>,
-    ) -> Result<Asked<'_>, SourceError> {
+    ) -> Result<Requested<'_>, SourceError> {
         let fetched = |bytes: &Range<BlobOffset>| {
             self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
         };
-        let alone = Coming { spans, rest: SpanRun::new(), all: None };
+        let alone = Incoming { spans, rest: SpanRun::new(), all: None };
         if !self.layer.has_room_for_all() {
             fetched(&range);
-            return Ok(Asked::Comes(alone, self.source.stream(&self.blob, range).await?));
+            return Ok(Requested::Receiving(alone, self.source.stream(&self.blob, range).await?));
         }
-        let (comes, stream) = self.source.stream_all_that_comes(&self.blob, range.clone()).await?;
-        if comes == range {
-            fetched(&comes);
-            return Ok(Asked::Comes(alone, stream));
+        let (range_received, stream) = self.source.stream_or_whole(&self.blob, range.clone()).await?;
+        if range_received == range {
+            fetched(&range_received);
+            return Ok(Requested::Receiving(alone, stream));
         }
-        let Ok(all) = self.taking_all.try_acquire() else { return Ok(Asked::ComesForAnother) };
-        // The answer may be so late that another request has brought all of the blob since.
+        let Ok(all) = self.taking_all.try_acquire() else { return Ok(Requested::ReceivedByAnother) };
+        // After a late response, another request may have received the whole blob.
         if self.complete_cached(run) {
-            return Ok(Asked::ComesForAnother);
+            return Ok(Requested::ReceivedByAnother);
         }
-        fetched(&comes);
+        fetched(&range_received);
         tracing::debug!(layer = %self.blob.digest, "the source ignores ranges; receiving the whole blob");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
         // Spans that cannot be reserved are stored all the same.
         let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();
         let rest = rest.runs.into_iter().flatten().collect();
-        Ok(Asked::Comes(Coming { spans, rest, all: Some(all) }, stream))
+        Ok(Requested::Receiving(Incoming { spans, rest, all: Some(all) }, stream))
     }
 
     /// Waits for the spans of a run while another request receives the whole blob; `false` if that request ended
     /// without delivering all of them.
-    async fn came_for_another(&self, run: &SpanRun) -> bool {
+    async fn wait_for_another(&self, run: &SpanRun) -> bool {
         let mut pause = SHORTEST_LOOK;
         loop {
             // Check this first: the other request stores its spans before it ends.
@@ -649,7 +651,7 @@ impl Fetcher {
 
     /// Removes a span from those in flight and delivers it to the readers that wait for it.
     fn complete(&self, Fetching { span, outcome, .. }: &Fetching, bytes: Bytes) {
-        self.layer.in_flight.lock().remove_if_told_by(*span, self.scope.id(), outcome);
+        self.layer.in_flight.lock().remove_if_reported_by(*span, self.scope.id(), outcome);
         // Without a waiting reader the span is only stored; free its memory before the run ends.
         let waited_for = outcome.receiver_count() > 0;
         outcome.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));

@@ -65,7 +65,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
         Shape::Right => {}
         Shape::Wrong => {
             found.misshapen = true;
-            store.remove_what_is_no_content(layer);
+            store.remove_non_content(layer);
         }
     }
     // Opening content of a wrong size replaces it with empty content.

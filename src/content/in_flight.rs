@@ -80,7 +80,7 @@ impl Locked<'_> {
     }
 
     /// As [`Locked::remove`], but only if `sender` reports the outcome: another request may have begun since.
-    pub(super) fn remove_if_told_by(&mut self, span: SpanId, mount: MountId, sender: &watch::Sender<Outcome>) {
+    pub(super) fn remove_if_reported_by(&mut self, span: SpanId, mount: MountId, sender: &watch::Sender<Outcome>) {
         if self.0.get(&(span, mount)).is_some_and(|outcome| outcome.same_channel(&sender.subscribe())) {
             self.0.remove(&(span, mount));
         }

@@ -101,7 +101,7 @@ impl OpenLayer {
     /// The state that `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
         let spans = index.span_count();
-        let content = store.content_when_wanted(name_of(&index), index.layer().decoded_size, spans);
+        let content = store.content_on_demand(name_of(&index), index.layer().decoded_size, spans);
         Self {
             index,
             content,
@@ -308,10 +308,10 @@ impl OpenLayer {
 
     /// Keeps the cache within its limit after `bytes` were added.
     fn make_room(&self, bytes: u64) {
-        if let Some(over) = self.content.too_much_in_memory() {
+        if let Some(over) = self.content.excess_in_memory() {
             return self.evict_spans(over);
         }
-        if self.store.should_look(bytes) {
+        if self.store.should_check_limit(bytes) {
             self.keep_within_limit();
         }
     }

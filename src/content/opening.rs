@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_origin_that_has_a_layer_answers_and_says_so() {
+    async fn the_first_origin_that_has_a_layer_opens_it() {
         let dir = tempfile::tempdir().unwrap();
         let (here, there, pass) = (store(&dir, "here"), store(&dir, "there"), pass(true));
         let made = opened(&pass, &Origin::ALL, &here).await;

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_while_the_pass_ended_is_not_shown() {
+    fn bytes_read_while_the_pass_ended_are_not_shown() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"data", 0).unwrap();
         let partial = PartialLayer::new();

@@ -19,8 +19,8 @@ use super::fetch::{Along, Fetcher};
 use crate::layer::IndexError;
 use crate::offsets::DecodedOffset;
 use crate::predict::{
-    Event, Found, Group, Layout as _, Piece, Priority, REQUEST, ReadAhead, Siblings, Speculation, StreamId, Urgency,
-    Wish, siblings,
+    Event, Found, Group, Layout as _, Piece, Priority, REQUEST, ReadAhead, Siblings, Speculation, StreamId, Suggestion,
+    Urgency, siblings,
 };
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
@@ -72,19 +72,21 @@ impl Scheduler {
 
     /// Reports a piece that was read from the cache.
     pub(super) fn read(&self, piece: &Piece) {
-        let wishes = self.predict_read(piece, Found::Cached);
+        let suggestions = self.predict_read(piece, Found::Cached);
         if piece.place.before == 0 {
             self.opened(piece);
         }
-        self.run(wishes);
+        self.run(suggestions);
     }
 
     /// Reports a piece with missing spans. Starts the reader's own window, and returns the other requests for
     /// [`Scheduler::run`] after the reader's own.
     #[must_use]
-    pub(super) fn read_missing(&self, piece: &Piece) -> Vec<Wish> {
-        let (now, later) =
-            self.predict_read(piece, Found::Missing).into_iter().partition(|wish| wish.urgency == Urgency::Window);
+    pub(super) fn read_missing(&self, piece: &Piece) -> Vec<Suggestion> {
+        let (now, later) = self
+            .predict_read(piece, Found::Missing)
+            .into_iter()
+            .partition(|suggestion| suggestion.urgency == Urgency::Window);
         self.run(now);
         later
     }
@@ -99,7 +101,7 @@ impl Scheduler {
         first
     }
 
-    fn predict_read(&self, piece: &Piece, found: Found) -> Vec<Wish> {
+    fn predict_read(&self, piece: &Piece, found: Found) -> Vec<Suggestion> {
         let mut first = self.record(piece.spans);
         first.retain(|span| !self.demand.is_in_profile(*span));
         self.predict(Event::Read { piece, found, first: &first })
@@ -107,10 +109,10 @@ impl Scheduler {
 
     /// Reports that a reader starts to wait for `run`; returns what to fetch along with it.
     pub(super) fn missed(&self, run: SpanRange) -> Option<Along> {
-        let wish = self.predict(Event::Missed { run, speculation: self.speculation() }).pop()?;
-        let along = self.room_ahead(wish.spans);
+        let suggestion = self.predict(Event::Missed { run, speculation: self.speculation() }).pop()?;
+        let along = self.room_ahead(suggestion.spans);
         if along.is_none() {
-            lock(&self.readahead).declined(&wish);
+            lock(&self.readahead).declined(&suggestion);
         }
         along
     }
@@ -125,12 +127,12 @@ impl Scheduler {
         run.iter().all(|span| self.demand.is_in_profile(span) || self.fetcher.layer.in_flight.has(span))
     }
 
-    fn predict(&self, event: Event<'_>) -> Vec<Wish> {
+    fn predict(&self, event: Event<'_>) -> Vec<Suggestion> {
         if !event.is_news() {
             return Vec::new();
         }
-        let wishes = lock(&self.readahead).on(event, &*self.fetcher.layer.index);
-        wishes.unwrap_or_else(|error| dropped(&error))
+        let suggestions = lock(&self.readahead).on(event, &*self.fetcher.layer.index);
+        suggestions.unwrap_or_else(|error| dropped(&error))
     }
 
     /// Reports a file read from its start: predicts siblings.
@@ -147,11 +149,11 @@ impl Scheduler {
         if layer.content.has_all(SpanRange::new(start.back(NEAR), end)) {
             return self.all_near.store(start.0, Ordering::Relaxed);
         }
-        let wishes = self.siblings_of(piece);
-        self.run(wishes.unwrap_or_else(|error| dropped(&error)));
+        let suggestions = self.siblings_of(piece);
+        self.run(suggestions.unwrap_or_else(|error| dropped(&error)));
     }
 
-    fn siblings_of(&self, piece: &Piece) -> Result<Vec<Wish>, IndexError> {
+    fn siblings_of(&self, piece: &Piece) -> Result<Vec<Suggestion>, IndexError> {
         let (layer, file) = (&self.fetcher.layer, piece.place.entry);
         let Some(group) = Group::of(&layer.index, file)? else { return Ok(Vec::new()) };
         let allowance = lock(&self.siblings).opened(file, &group);
@@ -160,17 +162,17 @@ impl Scheduler {
         }
         let chosen = group.choose(&layer.index, file, allowance, |span| layer.is_missing(span))?;
         lock(&self.siblings).chosen(&group, &chosen);
-        Ok(siblings::wishes(&chosen))
+        Ok(siblings::suggestions(&chosen))
     }
 
     /// Runs the requests of predictors in order; speculative ones one after another.
-    pub(super) fn run(&self, wishes: Vec<Wish>) {
+    pub(super) fn run(&self, suggestions: Vec<Suggestion>) {
         let mut speculative = Vec::new();
-        for wish in wishes {
-            match wish.urgency {
-                Urgency::Window | Urgency::Along => self.run_window(&wish),
-                Urgency::Stream(id) => self.run_stream(wish, id),
-                Urgency::Speculation(priority) => speculative.push((wish.spans, priority)),
+        for suggestion in suggestions {
+            match suggestion.urgency {
+                Urgency::Window | Urgency::Along => self.run_window(&suggestion),
+                Urgency::Stream(id) => self.run_stream(suggestion, id),
+                Urgency::Speculation(priority) => speculative.push((suggestion.spans, priority)),
             }
         }
         if !speculative.is_empty() {
@@ -183,23 +185,23 @@ impl Scheduler {
         }
     }
 
-    fn run_window(&self, wish: &Wish) {
-        let Some(along) = self.room_ahead(wish.spans) else {
-            return lock(&self.readahead).declined(wish);
+    fn run_window(&self, suggestion: &Suggestion) {
+        let Some(along) = self.room_ahead(suggestion.spans) else {
+            return lock(&self.readahead).declined(suggestion);
         };
         if let Err(error) = self.fetcher.start_ahead(along) {
             tracing::debug!(%error, "cannot read ahead");
         }
     }
 
-    fn run_stream(&self, mut wish: Wish, id: StreamId) {
-        let mut along = self.room_ahead(wish.spans);
+    fn run_stream(&self, mut suggestion: Suggestion, id: StreamId) {
+        let mut along = self.room_ahead(suggestion.spans);
         if along.is_none() {
             // Requests of other readers may leave room for one request.
-            let request = self.fetcher.layer.index.within(wish.spans.start, wish.spans.count(), REQUEST);
+            let request = self.fetcher.layer.index.within(suggestion.spans.start, suggestion.spans.count(), REQUEST);
             along = request.ok().filter(|request| !request.is_empty()).and_then(|request| self.room_ahead(request));
-            wish.spans.start = along.as_ref().map_or(wish.spans.start, |along| along.spans.end);
-            lock(&self.readahead).declined(&wish);
+            suggestion.spans.start = along.as_ref().map_or(suggestion.spans.start, |along| along.spans.end);
+            lock(&self.readahead).declined(&suggestion);
         }
         let Some(along) = along else { return };
         let (fetcher, streams, queue) = (Arc::clone(&self.fetcher), Arc::clone(&self.streams), self.streams.queue(id));
@@ -289,7 +291,7 @@ async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority)
     }
 }
 
-fn dropped(error: &IndexError) -> Vec<Wish> {
+fn dropped(error: &IndexError) -> Vec<Suggestion> {
     tracing::debug!(%error, "cannot predict what is read next");
     Vec::new()
 }

@@ -68,7 +68,7 @@ async fn fetch(pass: &FirstPass, toc: &Toc, means: &Means<'_>) -> Result<(Range<
 
 /// Some bytes of the blob, from a source that has them by themselves.
 async fn range(pass: &FirstPass, range: Range<BlobOffset>, means: &Means<'_>) -> Result<Vec<u8>, NotOpened> {
-    let (comes, mut stream) = means.source.stream_all_that_comes(&pass.layer.blob, range.clone()).await?;
+    let (comes, mut stream) = means.source.stream_or_whole(&pass.layer.blob, range.clone()).await?;
     if comes != range {
         return Err(NotOpened::NoRanges);
     }

@@ -572,8 +572,8 @@ impl ImageFs {
 
     /// Waits until a layer fails verification after it was shown; returns its nodes that may have been shown. For one
     /// caller; never returns if nothing is shown before it is verified.
-    pub async fn disowned(&self) -> impl Iterator<Item = NodeId> + use<> {
-        let (layer, entries) = self.layers.disowned().await;
+    pub async fn revoked(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let (layer, entries) = self.layers.revoked().await;
         (0..entries).map(move |entry| NodeId::new(layer, EntryId(entry)))
     }
 

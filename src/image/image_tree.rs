@@ -140,6 +140,6 @@ impl KernelContent for ImageFs {
     }
 
     fn revoked(&self) -> BoxFuture<'_, Box<dyn Iterator<Item = NodeId> + Send>> {
-        async move { Box::new(self.disowned().await) as Box<dyn Iterator<Item = NodeId> + Send> }.boxed()
+        async move { Box::new(self.revoked().await) as Box<dyn Iterator<Item = NodeId> + Send> }.boxed()
     }
 }

@@ -83,20 +83,20 @@ pub struct Layers {
     eagerness: Eagerness,
     trust: Trust,
     /// Layers that failed verification after they were shown, with the number of entries that may have been shown.
-    disowned: Mutex<Vec<(LayerNo, u32)>>,
-    disowning: Notify,
+    revoked: Mutex<Vec<(LayerNo, u32)>>,
+    revoking: Notify,
 }
 
 /// Result of opening a layer.
 struct Outcome {
     state: LayerState,
     /// The number of entries shown that do not belong to the verified layer.
-    disowned: Option<u32>,
+    revoked: Option<u32>,
 }
 
 impl From<LayerState> for Outcome {
     fn from(state: LayerState) -> Self {
-        Self { state, disowned: None }
+        Self { state, revoked: None }
     }
 }
 
@@ -146,8 +146,8 @@ impl Layers {
             at_once: (cores + 1).min(content::passes_at_once()),
             eagerness,
             trust,
-            disowned: Mutex::default(),
-            disowning: Notify::new(),
+            revoked: Mutex::default(),
+            revoking: Notify::new(),
         });
         layers.open_known(cores);
         layers.start_more();
@@ -272,7 +272,7 @@ impl Layers {
                 && content.is_to_be_replaced()
                 && slot.is_mended_too_often()
             {
-                *state = slot.beyond_repair("keeps getting damaged", Arc::clone(content));
+                *state = slot.cannot_mend("keeps getting damaged", Arc::clone(content));
                 return true;
             }
             start = state.needed(|Failed { why, at, times, .. }| {
@@ -382,28 +382,28 @@ impl Layers {
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> Outcome {
         if !lock(&slot.past).shown.iter().all(|shown| shown.is_of(open.index())) {
             let why = LayerFailure::ShownOtherwise { layer: slot.pass.layer.blob.digest.clone() };
-            return Outcome { state: slot.cannot_be_shown(why, None), disowned: Some(open.index().len()) };
+            return Outcome { state: slot.cannot_be_shown(why, None), revoked: Some(open.index().len()) };
         }
         let (blob, source, scope) = (slot.pass.layer.blob.clone(), Arc::clone(&self.source), Arc::clone(&self.scope));
         LayerState::Ready(Arc::new(LayerReader::new(open, blob, source, scope))).into()
     }
 
     /// Records that a layer failed verification after it was shown.
-    fn disown(&self, slot: &Slot, entries: u32) {
+    fn revoke(&self, slot: &Slot, entries: u32) {
         let same = |at: &usize| std::ptr::eq(&*self.slots[*at], slot);
         let numbers = (0..).map(LayerNo).zip(&self.slot_of).filter(|(_, at)| same(at));
-        lock(&self.disowned).extend(numbers.map(|(number, _)| (number, entries)));
-        self.disowning.notify_one();
+        lock(&self.revoked).extend(numbers.map(|(number, _)| (number, entries)));
+        self.revoking.notify_one();
     }
 
     /// Waits until a layer fails verification after it was shown; returns it, and how many of its entries may have been
     /// shown. For one caller; never returns if nothing is shown before it is verified.
-    pub async fn disowned(&self) -> (LayerNo, u32) {
+    pub async fn revoked(&self) -> (LayerNo, u32) {
         loop {
-            if let Some(disowned) = { lock(&self.disowned).pop() } {
-                return disowned;
+            if let Some(revoked) = { lock(&self.revoked).pop() } {
+                return revoked;
             }
-            self.disowning.notified().await;
+            self.revoking.notified().await;
         }
     }
 
@@ -426,12 +426,12 @@ impl Layers {
         *lock(&self.running) += 1;
         let (layers, slot) = (Arc::clone(self), Arc::clone(slot));
         self.scope.spawn(async move {
-            let Outcome { state, disowned } = layers.run(&slot).await;
+            let Outcome { state, revoked } = layers.run(&slot).await;
             *lock(&layers.running) -= 1;
             slot.state.send_replace(state);
             // Later lookups do not use what was shown.
-            if let Some(entries) = disowned {
-                layers.disown(&slot, entries);
+            if let Some(entries) = revoked {
+                layers.revoke(&slot, entries);
             }
             layers.start_more();
         });
@@ -476,12 +476,12 @@ impl Layers {
         slot.state.send_replace(LayerState::Showing(Arc::clone(&showing)));
         let made = self.open_once(slot, self.trust.index.origins(), others, progress, Some(&showing.partial)).await;
         // Shown bytes cannot be withdrawn, so there is no silent second try.
-        let spoilt = made.as_ref().is_err_and(PassError::is_corruption);
+        let corrupt = made.as_ref().is_err_and(PassError::is_corruption);
         if made.is_err() {
             lock(&slot.past).shown.extend(showing.partial.take_shown());
         }
         let outcome = self.opened(slot, made, progress);
-        Outcome { disowned: outcome.disowned.or(spoilt.then(|| showing.partial.entries())), ..outcome }
+        Outcome { revoked: outcome.revoked.or(corrupt.then(|| showing.partial.entries())), ..outcome }
     }
 
     /// Makes the index of a layer anew that is damaged, or was made of a table of contents that is wrong. The tree
@@ -516,9 +516,9 @@ impl Layers {
         if refuted {
             let why = LayerFailure::ShownOtherwise { layer: slot.pass.layer.blob.digest.clone() };
             let entries = before.index().len();
-            return Outcome { state: slot.cannot_be_shown(why, None), disowned: Some(entries) };
+            return Outcome { state: slot.cannot_be_shown(why, None), revoked: Some(entries) };
         }
-        slot.beyond_repair("differs from the rebuilt one; mount again", before).into()
+        slot.cannot_mend("differs from the rebuilt one; mount again", before).into()
     }
 
     fn opened(&self, slot: &Slot, made: Result<Opened, PassError>, progress: &PassProgress) -> Outcome {

@@ -160,7 +160,7 @@ impl Slot {
         self.shared.schedule.set_urgent(false);
     }
 
-    pub(super) fn beyond_repair(&self, why: &'static str, still: Arc<LayerReader>) -> LayerState {
+    pub(super) fn cannot_mend(&self, why: &'static str, still: Arc<LayerReader>) -> LayerState {
         let why = Arc::new(LayerFailure::Damaged { layer: self.pass.layer.blob.digest.clone(), why });
         tracing::error!(target: "peelfs::failure", error = &why as &dyn std::error::Error, "only a part of a layer can be shown");
         self.failed(why, Some(still))

@@ -29,12 +29,12 @@ pub(super) enum Child {
 }
 
 /// Target of a path.
-pub(super) enum Led {
+pub(super) enum Target {
     Directory(Arc<Dir>),
     /// A path without symlinks and dots, of which the last components do not exist.
     Missing(Vec<u8>),
     /// Something that is not a directory, or a loop of symlinks.
-    Nowhere,
+    Invalid,
 }
 
 /// The next step of a walk.
@@ -69,7 +69,7 @@ impl<'a> Below<'a> {
     }
 
     /// The target of the symlink `link` in `dir`.
-    pub(super) fn follow(&mut self, dir: &Arc<Dir>, link: NodeId) -> Result<Led, Unknown> {
+    pub(super) fn follow(&mut self, dir: &Arc<Dir>, link: NodeId) -> Result<Target, Unknown> {
         self.walk(dir, vec![], Some(link))
     }
 
@@ -80,8 +80,8 @@ impl<'a> Below<'a> {
         }
         let rest = names(path).map(|name| Next::Name(name.to_vec())).collect::<Vec<_>>();
         let led = match self.walk(&Arc::clone(&self.root), rest.into_iter().rev().collect(), None)? {
-            Led::Directory(dir) => Some(dir),
-            Led::Missing(_) | Led::Nowhere => None,
+            Target::Directory(dir) => Some(dir),
+            Target::Missing(_) | Target::Invalid => None,
         };
         if self.reached.len() >= REACHED {
             self.reached.clear();
@@ -93,7 +93,7 @@ impl<'a> Below<'a> {
     /// Walks from `from`: through `link` first, if given, then through `rest`, last element first.
     ///
     /// A `..` goes back over a missing name, as in containerd.
-    fn walk(&mut self, from: &Arc<Dir>, mut rest: Vec<Next>, mut link: Option<NodeId>) -> Result<Led, Unknown> {
+    fn walk(&mut self, from: &Arc<Dir>, mut rest: Vec<Next>, mut link: Option<NodeId>) -> Result<Target, Unknown> {
         let mut here = Arc::clone(from);
         // Missing names below `here`.
         let mut absent: Vec<Vec<u8>> = Vec::new();
@@ -119,15 +119,15 @@ impl<'a> Below<'a> {
                     }
                 }
                 if links > MAX_LINKS {
-                    return Ok(Led::Nowhere);
+                    return Ok(Target::Invalid);
                 }
             }
             let name = match rest.pop() {
-                None if absent.is_empty() => return Ok(Led::Directory(here)),
+                None if absent.is_empty() => return Ok(Target::Directory(here)),
                 None => {
                     let mut path = here.path();
                     absent.iter().for_each(|name| extend(&mut path, name));
-                    return Ok(Led::Missing(path));
+                    return Ok(Target::Missing(path));
                 }
                 Some(Next::Name(name)) => name,
                 Some(Next::Followed { link, links_before }) => {
@@ -151,7 +151,7 @@ impl<'a> Below<'a> {
             match self.child(&here, &name)? {
                 Child::Directory(dir) => here = dir,
                 Child::Other { node, kind: Kind::Symlink } => link = Some(node),
-                Child::Other { .. } => return Ok(Led::Nowhere),
+                Child::Other { .. } => return Ok(Target::Invalid),
                 Child::Missing => absent.push(name),
             }
         }

@@ -139,8 +139,8 @@ impl Overlay {
                 Known::NotYet => {}
             }
             match self.look_further(dir) {
-                Err(Unknown::Needs(layer)) if matches!(self.layer(layer), Ok(Layer::Growing(_))) => {
-                    return self.growing_part(dir, layer, place);
+                Err(Unknown::Needs(layer)) if matches!(self.layer(layer), Ok(Layer::Partial(_))) => {
+                    return self.partial_part(dir, layer, place);
                 }
                 looked => looked?,
             }
@@ -149,7 +149,7 @@ impl Overlay {
 
     /// The part that a partial layer contributes to `dir`, after all layers above were searched. Not cached: the layer
     /// may still turn out to be opaque there, so no lower layer is searched before it is complete.
-    fn growing_part(&self, dir: &Arc<Dir>, number: LayerNo, place: usize) -> Result<Option<Part>, Unknown> {
+    fn partial_part(&self, dir: &Arc<Dir>, number: LayerNo, place: usize) -> Result<Option<Part>, Unknown> {
         if place > lock(&dir.parts).found.len() {
             return Err(Unknown::Needs(number));
         }
@@ -248,7 +248,7 @@ impl Overlay {
             if !layer.index.entry(EntryId::ROOT).map_err(damaged(number))?.is(Flags::IMPLIED) {
                 return Ok(Some((number, EntryId::ROOT)));
             }
-            if layer.growing {
+            if layer.partial {
                 return Err(Unknown::Needs(number));
             }
         }
@@ -279,7 +279,7 @@ impl Overlay {
                     return Ok(None);
                 }
             }
-            if layer.growing {
+            if layer.partial {
                 return Err(Unknown::Needs(part.layer));
             }
         }

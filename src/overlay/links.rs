@@ -32,8 +32,8 @@ impl Overlay {
             true
         })?;
         let count = u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
-        let growing = |number| self.layer(LayerNo(number)).map_or(true, |layer| layer.growing);
-        if !(number.0..self.layer_count()).any(growing) {
+        let partial = |number| self.layer(LayerNo(number)).map_or(true, |layer| layer.partial);
+        if !(number.0..self.layer_count()).any(partial) {
             lock(&self.link_counts).put(node, count);
         }
         Ok(count)

@@ -187,7 +187,7 @@ impl Overlay {
     ) -> Result<Option<NodeId>, Unknown> {
         match layer.index.child(own, name).map_err(damaged(self.uppermost()))? {
             Some(id) => self.held_under(layer, parent, name, id),
-            None if layer.growing => Err(Unknown::Needs(self.uppermost())),
+            None if layer.partial => Err(Unknown::Needs(self.uppermost())),
             None => Ok(None),
         }
     }
@@ -217,7 +217,7 @@ impl Overlay {
             _ => return Ok(Some(NodeId::new(top, entry.inode()))),
         }
         // The layer's own entry for this name may still follow.
-        if layer.growing {
+        if layer.partial {
             return Err(Unknown::Needs(top));
         }
         Ok(self.find_from(parent, 1, name)?.map(|_| own))

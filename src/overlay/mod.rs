@@ -81,13 +81,13 @@ struct Slot {
     /// Of the complete layer.
     prepared: OnceLock<Result<Prepared, Arc<MergeError>>>,
     /// Of the last partial layer used while the layer is being read.
-    growing: Mutex<Option<Arc<Prepared>>>,
+    partial: Mutex<Option<Arc<Prepared>>>,
 }
 
 /// A complete or a partial layer.
 enum Layer<'a> {
     Whole(&'a Prepared),
-    Growing(Arc<Prepared>),
+    Partial(Arc<Prepared>),
 }
 
 impl std::ops::Deref for Layer<'_> {
@@ -96,7 +96,7 @@ impl std::ops::Deref for Layer<'_> {
     fn deref(&self) -> &Prepared {
         match self {
             Self::Whole(layer) => layer,
-            Self::Growing(layer) => layer,
+            Self::Partial(layer) => layer,
         }
     }
 }
@@ -215,7 +215,7 @@ impl Overlay {
                 }
                 passed = passed.or(Some(NodeId::new(part.layer, id)));
             }
-            if layer.growing {
+            if layer.partial {
                 return Err(Unknown::Needs(part.layer));
             }
             place += 1;
@@ -227,7 +227,7 @@ impl Overlay {
     fn decide(&self, number: LayerNo, layer: &Prepared, id: EntryId, entry: &Entry) -> Result<Option<NodeId>, Unknown> {
         Ok(match entry.kind() {
             // The layer's own entry for this name may still follow.
-            Kind::Whiteout if layer.growing => return Err(Unknown::Needs(number)),
+            Kind::Whiteout if layer.partial => return Err(Unknown::Needs(number)),
             Kind::Whiteout => None,
             Kind::LowerLink => layer.lower_links.get(&entry.inode()).copied(),
             Kind::Directory if entry.is(Flags::WHITEOUT_PATH) => None,
@@ -252,7 +252,7 @@ impl Overlay {
         }
         let nlink = self.nlink(node, &entry)?;
         let disk_size = if entry.is(Flags::SPARSE) { stored_size(number, &layer.index, id)? } else { entry.size() };
-        Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(node, &entry, nlink, disk_size) })
+        Ok(NodeAttr { settled: !layer.partial, ..NodeAttr::of(node, &entry, nlink, disk_size) })
     }
 
     /// Metadata of a directory, from the uppermost layer that describes it.
@@ -260,7 +260,7 @@ impl Overlay {
         let Some((number, id)) = self.described(dir)? else { return Ok(NodeAttr::implied_dir(dir.id())) };
         let layer = self.layer(number)?;
         let entry = layer.index.entry(id).map_err(damaged(number))?;
-        Ok(NodeAttr { settled: !layer.growing, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) })
+        Ok(NodeAttr { settled: !layer.partial, ..NodeAttr::of(dir.id(), &entry, 1, entry.size()) })
     }
 
     /// The layer and entry with a directory's metadata and extended attributes.
@@ -288,7 +288,7 @@ impl Overlay {
         let layer = self.layer(number)?;
         if id.0 >= layer.index.len() {
             // An earlier mount may have shown more of the layer than is read now.
-            return Err(if layer.growing { Unknown::Needs(number) } else { no_such() });
+            return Err(if layer.partial { Unknown::Needs(number) } else { no_such() });
         }
         Ok((number, id))
     }
@@ -314,7 +314,7 @@ impl Overlay {
             && let KnownLayer::Partial(index) = self.known.known(number)
         {
             let alone = !prepare::depends_on_lower(&index);
-            return alone.then(|| Layer::Growing(slot.growing(index))).ok_or(Unknown::Needs(number));
+            return alone.then(|| Layer::Partial(slot.partial(index))).ok_or(Unknown::Needs(number));
         }
         self.whole(number).map(Layer::Whole)
     }
@@ -340,16 +340,16 @@ impl Overlay {
 impl Slot {
     /// A complete layer that does not depend on those below.
     fn alone(&self, index: Arc<LayerIndex>) -> &Result<Prepared, Arc<MergeError>> {
-        *lock(&self.growing) = None;
+        *lock(&self.partial) = None;
         self.prepared.get_or_init(|| Ok(Prepared::alone(index, false)))
     }
 
     /// The entries read so far of a layer that does not depend on those below.
-    fn growing(&self, index: Arc<LayerIndex>) -> Arc<Prepared> {
-        let mut growing = lock(&self.growing);
-        match &*growing {
+    fn partial(&self, index: Arc<LayerIndex>) -> Arc<Prepared> {
+        let mut partial = lock(&self.partial);
+        match &*partial {
             Some(latest) if Arc::ptr_eq(&latest.index, &index) => Arc::clone(latest),
-            _ => Arc::clone(growing.insert(Arc::new(Prepared::alone(index, true)))),
+            _ => Arc::clone(partial.insert(Arc::new(Prepared::alone(index, true)))),
         }
     }
 }
@@ -387,7 +387,7 @@ mod tests {
 
     /// A partial layer is not cached; it is queried again until it is complete.
     #[test]
-    fn what_is_known_of_a_layer_is_asked_every_time() {
+    fn the_available_part_is_queried_every_time() {
         let (overlay, layers) = told(2);
         let base = LayerNo(0);
         layers.set(LayerNo(1), KnownLayer::Whole(index([Entry::dir("."), Entry::file("top", "")])));

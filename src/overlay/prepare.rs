@@ -24,7 +24,7 @@ use crate::layer::{Contents, EntryId, LayerIndex, TreeError, WriteError};
 /// A layer, prepared for its image.
 pub(super) struct Prepared {
     /// The layer is partial: entries may still follow.
-    pub(super) growing: bool,
+    pub(super) partial: bool,
     pub(super) index: Arc<LayerIndex>,
     /// Hard links to files of lower layers, and their nodes; without links to missing files.
     pub(super) lower_links: Arc<HashMap<EntryId, NodeId>>,
@@ -136,14 +136,14 @@ fn resolve_lower_links(
 
 impl Prepared {
     /// A layer that does not depend on those below.
-    pub(super) fn alone(index: Arc<LayerIndex>, growing: bool) -> Self {
-        Self { growing, index, lower_links: Arc::default(), links_to: Arc::default(), names: Arc::default() }
+    pub(super) fn alone(index: Arc<LayerIndex>, partial: bool) -> Self {
+        Self { partial, index, lower_links: Arc::default(), links_to: Arc::default(), names: Arc::default() }
     }
 
     /// The same, with no page of the index in memory.
     pub(super) fn afresh(&self) -> Self {
         Self {
-            growing: self.growing,
+            partial: self.partial,
             index: Arc::new(self.index.afresh()),
             lower_links: Arc::clone(&self.lower_links),
             links_to: Arc::clone(&self.links_to),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_takes_too_many_steps_is_refused_and_says_so() {
+    fn a_layer_with_too_many_steps_is_refused() {
         let overlay = of([(); 2].map(|()| index([deep(0), deep(1)])));
         overlay.steps_left.store(5_000, Ordering::Relaxed);
         overlay.prepare(LayerNo(0)).unwrap();

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::below::{Below, Child, Led};
+use super::below::{Below, Child, Target};
 use super::{Dir, LayerNo, MergeError, NodeId, Unknown, damaged, steps};
 use crate::layer::{Entry, EntryId, Flags, IndexError, Kind, LayerIndex, LayerTree, write_index};
 
@@ -93,9 +93,9 @@ pub(super) fn write_through_symlinks(
             continue;
         }
         let to = match below.follow(&dir, link)? {
-            Led::Directory(dir) => dir.path(),
-            Led::Missing(path) => path,
-            Led::Nowhere => continue,
+            Target::Directory(dir) => dir.path(),
+            Target::Missing(path) => path,
+            Target::Invalid => continue,
         };
         let before = tree.len();
         let moved = tree.graft(implied, &to).map_err(|cause| refused(cause.into()))?;

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_made_up_is_no_program_or_says_little() {
+    fn truncated_or_malformed_programs_yield_little() {
         let whole = sample();
         assert_eq!(Program::parse(b"#!/bin/sh"), None);
         for length in 0..whole.len() {

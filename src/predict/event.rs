@@ -106,7 +106,7 @@ impl Piece {
 
 /// Spans to fetch if they are missing.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Wish {
+pub struct Suggestion {
     /// The spans.
     pub spans: SpanRange,
     /// Their urgency.

@@ -26,7 +26,7 @@ pub mod readahead;
 pub mod replay;
 pub mod siblings;
 
-pub use event::{Event, Found, Piece, PlaceInFile, Priority, Speculation, StreamId, Urgency, Wish};
+pub use event::{Event, Found, Piece, PlaceInFile, Priority, Speculation, StreamId, Suggestion, Urgency};
 pub use layout::{Layout, REQUEST};
 pub use pace::Pace;
 pub use profile::{Profile, ProfileRun};

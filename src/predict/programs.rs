@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_looked_for_where_the_program_says_first() {
+    fn libraries_are_searched_where_the_program_says_first() {
         let mut loaders = LoaderDirectories::default();
         (0..10).for_each(|number| loaders.note(format!("/loader{number}/").into_bytes()));
         let path = loaders.search_path(b"/opt/bin/", &[b"$ORIGIN/../lib:/opt/lib".to_vec(), b"${ORIGIN}".to_vec()]);

@@ -14,7 +14,7 @@
 //!
 //! This module only does bookkeeping with span numbers.
 
-use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Urgency, Wish};
+use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Suggestion, Urgency};
 use super::layout::{Layout, REQUEST};
 use crate::layer::IndexError;
 use crate::span::{SpanId, SpanRange};
@@ -73,17 +73,17 @@ impl ReadAhead {
     ///
     /// # Errors
     /// The index is damaged.
-    pub fn on(&mut self, event: Event<'_>, layout: &impl Layout) -> Result<Vec<Wish>, IndexError> {
+    pub fn on(&mut self, event: Event<'_>, layout: &impl Layout) -> Result<Vec<Suggestion>, IndexError> {
         match event {
             Event::Read { piece, found, first } => {
-                let mut wishes = Vec::new();
+                let mut suggestions = Vec::new();
                 for span in first {
-                    wishes.extend(self.follow(*span, layout)?);
+                    suggestions.extend(self.follow(*span, layout)?);
                 }
                 if piece.may_be_streamed() {
-                    wishes.extend(self.stream(piece, found, layout)?);
+                    suggestions.extend(self.stream(piece, found, layout)?);
                 }
-                Ok(wishes)
+                Ok(suggestions)
             }
             Event::Missed { run, speculation } => Ok(self.missed(run, speculation, layout)?.into_iter().collect()),
             Event::Answered { piece, run, speculation } => {
@@ -93,19 +93,19 @@ impl ReadAhead {
                 }
                 let spans = near_before(run.start, layout)?;
                 Ok(Vec::from_iter(
-                    (!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Speculation(Priority::Low) }),
+                    (!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Speculation(Priority::Low) }),
                 ))
             }
         }
     }
 
     /// Records that the budget declined a suggestion, or the rest of one: its spans are not fetched.
-    pub fn declined(&mut self, wish: &Wish) {
-        let SpanRange { start, end } = wish.spans;
-        match wish.urgency {
+    pub fn declined(&mut self, suggestion: &Suggestion) {
+        let SpanRange { start, end } = suggestion.spans;
+        match suggestion.urgency {
             Urgency::Window | Urgency::Along => {
                 if let Some(reader) = self.windows.take(|reader| reader.next == end) {
-                    let size = if wish.urgency == Urgency::Window { reader.size / 2 } else { 0 };
+                    let size = if suggestion.urgency == Urgency::Window { reader.size / 2 } else { 0 };
                     self.windows.put(Window { next: start, size });
                 }
             }
@@ -120,7 +120,7 @@ impl ReadAhead {
 
     /// The next window, once the reader of `span` has reached the end of the last one, or, after a long sequential run,
     /// its second half.
-    fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
+    fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
         let close = |reader: &Window| {
             let early = if reader.size < LONG { reader.size.min(1) } else { reader.size / 2 };
             reader.next > span && reader.next.0 - span.0 <= early
@@ -128,7 +128,7 @@ impl ReadAhead {
         let Some(reader) = self.windows.take(close) else { return Ok(None) };
         let spans = layout.within(reader.next, wider(reader.size), WINDOW_BYTES)?;
         self.windows.put(Window { next: spans.end, size: spans.count() });
-        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Window }))
+        Ok((!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Window }))
     }
 
     /// What to fetch along with `run`: the window of its reader, or some neighbours.
@@ -137,7 +137,7 @@ impl ReadAhead {
         run: SpanRange,
         speculation: Speculation,
         layout: &impl Layout,
-    ) -> Result<Option<Wish>, IndexError> {
+    ) -> Result<Option<Suggestion>, IndexError> {
         let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER } else { 0 };
         let near = |reader: &Window| (run.start.back(SKIPPED)..=run.start).contains(&reader.next);
         let window = self.windows.take(near).map_or(neighbours, |reader| reader.size.max(neighbours).max(1));
@@ -147,12 +147,12 @@ impl ReadAhead {
             spans.end = spans.start;
         }
         self.windows.put(Window { next: spans.end, size: spans.count() });
-        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Along }))
+        Ok((!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Along }))
     }
 
     /// What follows in the file of `piece`, if the piece is one of many large ones in a row, or of growing ones, or the
     /// first one of a copy. A row begins with a missing piece.
-    fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Wish>, IndexError> {
+    fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
         let stream = match (self.stream_of(piece), found) {
             (Some(stream), _) => stream.continued(piece, found),
             (None, Found::Missing) => {
@@ -183,7 +183,7 @@ impl ReadAhead {
         if let Some(stream) = self.streams.last_mut() {
             stream.next = spans.end;
         }
-        Ok((!spans.is_empty()).then_some(Wish { spans, urgency: Urgency::Stream(id) }))
+        Ok((!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Stream(id) }))
     }
 
     /// Removes and returns the stream of `piece`. Two pieces may share a span, small pieces are not reported, and the
@@ -301,16 +301,16 @@ mod tests {
         SpanRange::new(SpanId(start), SpanId(end))
     }
 
-    fn wish(start: u32, end: u32, urgency: Urgency) -> Wish {
-        Wish { spans: spans(start, end), urgency }
+    fn suggestion(start: u32, end: u32, urgency: Urgency) -> Suggestion {
+        Suggestion { spans: spans(start, end), urgency }
     }
 
-    fn missed(ahead: &mut ReadAhead, start: u32, speculation: Speculation) -> Vec<Wish> {
+    fn missed(ahead: &mut ReadAhead, start: u32, speculation: Speculation) -> Vec<Suggestion> {
         ahead.on(Event::Missed { run: spans(start, start + 1), speculation }, &SMALL).unwrap()
     }
 
     /// One span is read for the first time.
-    fn touched(ahead: &mut ReadAhead, span: u32) -> Vec<Wish> {
+    fn touched(ahead: &mut ReadAhead, span: u32) -> Vec<Suggestion> {
         let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
         let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(span, span + 1), place };
         ahead.on(Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(span)] }, &SMALL).unwrap()
@@ -321,14 +321,14 @@ mod tests {
         let mut ahead = ReadAhead::default();
         assert_eq!(missed(&mut ahead, 5, Speculation::Off), [], "it is not known whether it continues");
         assert_eq!(touched(&mut ahead, 5), []);
-        assert_eq!(missed(&mut ahead, 6, Speculation::Off), [wish(7, 8, Urgency::Along)]);
+        assert_eq!(missed(&mut ahead, 6, Speculation::Off), [suggestion(7, 8, Urgency::Along)]);
         let mut next = 8;
         for window in [2, 3, 4, 6, 9, 18, 36, 64, 64] {
-            assert_eq!(touched(&mut ahead, next - 1), [wish(next, next + window, Urgency::Window)]);
+            assert_eq!(touched(&mut ahead, next - 1), [suggestion(next, next + window, Urgency::Window)]);
             next += window;
         }
         assert_eq!(touched(&mut ahead, next - 33), [], "still in the first half");
-        assert_eq!(touched(&mut ahead, next - 32), [wish(next, next + 64, Urgency::Window)]);
+        assert_eq!(touched(&mut ahead, next - 32), [suggestion(next, next + 64, Urgency::Window)]);
     }
 
     #[test]
@@ -339,38 +339,42 @@ mod tests {
         let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
         let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(99, 100), place };
         let read = Event::Read { piece: &piece, found: Found::Cached, first: &first };
-        assert_eq!(ahead.on(read, &USUAL).unwrap(), [wish(100, 116, Urgency::Window)], "4 MiB");
+        assert_eq!(ahead.on(read, &USUAL).unwrap(), [suggestion(100, 116, Urgency::Window)], "4 MiB");
         let short = Even { spans: 117, ..USUAL };
         let read = Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(115)] };
-        assert_eq!(ahead.on(read, &short).unwrap(), [wish(116, 117, Urgency::Window)], "the layer ends");
+        assert_eq!(ahead.on(read, &short).unwrap(), [suggestion(116, 117, Urgency::Window)], "the layer ends");
     }
 
     #[test]
     fn a_window_without_room_is_tried_again_at_half_the_size() {
         let mut ahead = ReadAhead::default();
         ahead.windows.put(Window { next: SpanId(100), size: 8 });
-        let wishes = touched(&mut ahead, 96);
-        assert_eq!(wishes, [wish(100, 116, Urgency::Window)]);
-        ahead.declined(&wishes[0]);
+        let suggestions = touched(&mut ahead, 96);
+        assert_eq!(suggestions, [suggestion(100, 116, Urgency::Window)]);
+        ahead.declined(&suggestions[0]);
         assert_eq!(ahead.windows.0, [Window { next: SpanId(100), size: 8 }]);
-        assert_eq!(touched(&mut ahead, 99), [wish(100, 116, Urgency::Window)]);
+        assert_eq!(touched(&mut ahead, 99), [suggestion(100, 116, Urgency::Window)]);
     }
 
     #[test]
     fn a_reader_that_jumps_is_a_new_one() {
         let mut ahead = ReadAhead::default();
         let allowed = Speculation::Allowed;
-        assert_eq!(missed(&mut ahead, 5, allowed), [wish(6, 11, Urgency::Along)], "neighbours");
-        assert_eq!(missed(&mut ahead, 500, allowed), [wish(501, 506, Urgency::Along)]);
+        assert_eq!(missed(&mut ahead, 5, allowed), [suggestion(6, 11, Urgency::Along)], "neighbours");
+        assert_eq!(missed(&mut ahead, 500, allowed), [suggestion(501, 506, Urgency::Along)]);
         assert_eq!(missed(&mut ahead, 4, Speculation::Off), []);
-        assert_eq!(missed(&mut ahead, 13, Speculation::Off), [wish(14, 19, Urgency::Along)], "two spans left out");
+        assert_eq!(
+            missed(&mut ahead, 13, Speculation::Off),
+            [suggestion(14, 19, Urgency::Along)],
+            "two spans left out"
+        );
     }
 
     #[test]
-    fn what_was_not_fetched_along_is_missed_again() {
+    fn spans_not_fetched_along_are_missed_again() {
         let mut ahead = ReadAhead::default();
-        let wishes = missed(&mut ahead, 5, Speculation::Allowed);
-        ahead.declined(&wishes[0]);
+        let suggestions = missed(&mut ahead, 5, Speculation::Allowed);
+        ahead.declined(&suggestions[0]);
         assert_eq!(ahead.windows.0, [Window { next: SpanId(6), size: 0 }]);
     }
 
@@ -383,12 +387,12 @@ mod tests {
             ahead.on(Event::Answered { piece: &piece, run: spans(9, 10), speculation }, layout).unwrap()
         };
         let allowed = Speculation::Allowed;
-        assert_eq!(answered(piece(100), allowed, &SMALL), [wish(7, 9, Urgency::Speculation(Priority::Low))]);
+        assert_eq!(answered(piece(100), allowed, &SMALL), [suggestion(7, 9, Urgency::Speculation(Priority::Low))]);
         assert_eq!(answered(piece(100), Speculation::Off, &SMALL), []);
         assert_eq!(answered(piece(STREAMED), allowed, &SMALL), [], "of a large file");
         assert_eq!(
             answered(piece(100), allowed, &Even { bytes: NEAR_BYTES, ..SMALL }),
-            [wish(8, 9, Urgency::Speculation(Priority::Low))]
+            [suggestion(8, 9, Urgency::Speculation(Priority::Low))]
         );
     }
 
@@ -403,9 +407,9 @@ mod tests {
 
     /// The first span suggested after this piece, if any.
     fn streamed(ahead: &mut ReadAhead, piece: &Piece, found: Found) -> Option<u32> {
-        let wishes = ahead.on(Event::Read { piece, found, first: &[] }, &USUAL).unwrap();
-        assert!(wishes.len() <= 1);
-        wishes.first().map(|wish| wish.spans.start.0)
+        let suggestions = ahead.on(Event::Read { piece, found, first: &[] }, &USUAL).unwrap();
+        assert!(suggestions.len() <= 1);
+        suggestions.first().map(|suggestion| suggestion.spans.start.0)
     }
 
     fn waited(ahead: &mut ReadAhead, start: u32, end: u32) -> Option<u32> {
@@ -437,8 +441,9 @@ mod tests {
             Piece { place: PlaceInFile { behind: (30 - u64::from(end)) << 18, ..place }, ..piece }
         };
         assert_eq!(streamed(&mut ahead, &last(10, 12), Found::Missing), None);
-        let wishes = ahead.on(Event::Read { piece: &last(12, 16), found: Found::Missing, first: &[] }, &USUAL).unwrap();
-        assert_eq!(wishes.iter().map(|wish| wish.spans).collect::<Vec<_>>(), [spans(16, 30)]);
+        let suggestions =
+            ahead.on(Event::Read { piece: &last(12, 16), found: Found::Missing, first: &[] }, &USUAL).unwrap();
+        assert_eq!(suggestions.iter().map(|suggestion| suggestion.spans).collect::<Vec<_>>(), [spans(16, 30)]);
         assert_eq!(streamed(&mut ahead, &last(16, 18), Found::Missing), None, "all of it is asked for");
         let mut ahead = ReadAhead::default();
         assert_eq!(waited(&mut ahead, 10, 12), None);
@@ -452,8 +457,8 @@ mod tests {
         let mut ahead = ReadAhead::default();
         assert_eq!(waited(&mut ahead, 10, 12), None);
         let read = Event::Read { piece: &piece(12, 16), found: Found::Missing, first: &[] };
-        let wishes = ahead.on(read, &USUAL).unwrap();
-        let rest = Wish { spans: SpanRange::new(SpanId(19), wishes[0].spans.end), ..wishes[0] };
+        let suggestions = ahead.on(read, &USUAL).unwrap();
+        let rest = Suggestion { spans: SpanRange::new(SpanId(19), suggestions[0].spans.end), ..suggestions[0] };
         ahead.declined(&rest);
         assert_eq!(waited(&mut ahead, 16, 19), Some(19));
     }
@@ -523,6 +528,6 @@ mod tests {
         }
         assert_eq!(ahead.windows.0.len(), READERS);
         assert_eq!(missed(&mut ahead, 10, Speculation::Off), []);
-        assert_eq!(missed(&mut ahead, 990, Speculation::Off), [wish(991, 992, Urgency::Along)]);
+        assert_eq!(missed(&mut ahead, 990, Speculation::Off), [suggestion(991, 992, Urgency::Along)]);
     }
 }

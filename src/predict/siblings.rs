@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::event::{Priority, Urgency, Wish};
+use super::event::{Priority, Suggestion, Urgency};
 use super::layout::Layout as _;
 use crate::layer::{EntryId, IndexError, Kind, LayerIndex};
 use crate::span::{SpanId, SpanRange};
@@ -133,12 +133,12 @@ impl Group {
 }
 
 /// Suggestions for the chosen spans, in tar order.
-pub fn wishes(chosen: &[(SpanId, u64)]) -> Vec<Wish> {
+pub fn suggestions(chosen: &[(SpanId, u64)]) -> Vec<Suggestion> {
     let mut spans: Vec<_> = chosen.iter().map(|(span, _)| *span).collect();
     spans.sort_unstable();
     SpanRange::join(spans)
         .into_iter()
-        .map(|spans| Wish { spans, urgency: Urgency::Speculation(Priority::Low) })
+        .map(|spans| Suggestion { spans, urgency: Urgency::Speculation(Priority::Low) })
         .collect()
 }
 
@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn wishes_follow_the_tar() {
         let chosen = [9, 3, 4, 2].map(|span| (SpanId(span), 1));
-        let found: Vec<_> = wishes(&chosen).iter().map(|wish| (wish.spans.start.0, wish.spans.end.0)).collect();
+        let found: Vec<_> =
+            suggestions(&chosen).iter().map(|suggestion| (suggestion.spans.start.0, suggestion.spans.end.0)).collect();
         assert_eq!(found, [(2, 5), (9, 10)]);
     }
 }

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_spooled_is_bounded() {
+    async fn spooling_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image.tar.gz");
         std::fs::write(&path, gzip(&vec![0; 3 << 20])).unwrap();

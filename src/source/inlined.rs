@@ -79,14 +79,14 @@ impl BlobSource for Inlined {
         }
     }
 
-    fn stream_all_that_comes<'a>(
+    fn stream_or_whole<'a>(
         &'a self,
         blob: &'a Descriptor,
         range: Range<BlobOffset>,
     ) -> BoxFuture<'a, Result<(Range<BlobOffset>, ByteStream), SourceError>> {
         match &blob.data {
             Some(data) => Box::pin(std::future::ready(self.part(blob, data, &range).map(|part| (range, part)))),
-            None => self.0.stream_all_that_comes(blob, range),
+            None => self.0.stream_or_whole(blob, range),
         }
     }
 }
@@ -117,7 +117,7 @@ mod tests {
         for (start, end) in [(0, 10), (0, 0), (10, 10), (3, 7)] {
             let read = inlined.read_at(&blob, range(start, end)).await.unwrap().into_unverified();
             assert_eq!(read, b"0123456789"[start as usize..end as usize], "{start}..{end}");
-            let (all, mut stream) = inlined.stream_all_that_comes(&blob, range(start, end)).await.unwrap();
+            let (all, mut stream) = inlined.stream_or_whole(&blob, range(start, end)).await.unwrap();
             assert_eq!(all, range(start, end));
             let piece = stream.next().await.map(|piece| piece.unwrap().into_unverified());
             assert_eq!(piece.unwrap_or_default(), read);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_missing_is_named_with_what_there_is() {
+    async fn missing_images_are_reported_with_those_present() {
         let mut layout = Layout::new();
         layout.image(b"one", Some("v1"));
         layout.image(b"two", Some("v2"));

@@ -80,7 +80,7 @@ pub trait BlobSource: Send + Sync {
 
     /// As [`BlobSource::stream`]; if the source ignores ranges, the whole blob from its start. Returns the range of the
     /// bytes.
-    fn stream_all_that_comes<'a>(
+    fn stream_or_whole<'a>(
         &'a self,
         blob: &'a Descriptor,
         range: Range<BlobOffset>,

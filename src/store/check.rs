@@ -54,7 +54,7 @@ impl Store {
     }
 
     /// Removes links, FIFOs and other non-files in the place of a layer's content.
-    pub fn remove_what_is_no_content(&self, layer: LayerName<'_>) {
+    pub fn remove_non_content(&self, layer: LayerName<'_>) {
         let ContentPaths { data, map } = self.content_paths(layer);
         for path in [data, map] {
             if self.files.look(&path).is_ok_and(|found| !found.is_file()) {

@@ -119,7 +119,7 @@ impl Content {
     }
 
     /// Marks the layer as used when it is first opened.
-    pub(super) fn when_wanted(self) -> Self {
+    pub(super) fn opened_on_demand(self) -> Self {
         Self { noted: AtomicBool::new(false), ..self }
     }
 
@@ -194,7 +194,7 @@ impl Content {
     }
 
     /// The number of bytes in memory beyond the limit, if the content is kept there.
-    pub fn too_much_in_memory(&self) -> Option<u64> {
+    pub fn excess_in_memory(&self) -> Option<u64> {
         let in_memory = self.open().ok()?.in_memory;
         in_memory.then(|| self.disk_bytes().saturating_sub(IN_MEMORY))
     }
@@ -614,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn data_whose_map_is_lost_are_left_to_who_reads_them() {
+    fn data_without_a_map_stay_with_their_readers() {
         let dir = tempfile::tempdir().unwrap();
         let reader = content(&dir);
         reader.fill(SpanId(0), DecodedOffset(0), b"hello").unwrap();

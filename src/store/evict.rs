@@ -113,11 +113,11 @@ impl Store {
     }
 
     /// Counts `kept` bytes; returns whether to check the limit now.
-    pub fn should_look(&self, kept: u64) -> bool {
+    pub fn should_check_limit(&self, kept: u64) -> bool {
         let Some(limit) = self.limit else { return false };
-        let look = self.unlooked.fetch_add(kept, Ordering::Relaxed) + kept >= ROOM_CHECK.min(limit / 32);
+        let look = self.unchecked.fetch_add(kept, Ordering::Relaxed) + kept >= ROOM_CHECK.min(limit / 32);
         if look {
-            self.unlooked.store(0, Ordering::Relaxed);
+            self.unchecked.store(0, Ordering::Relaxed);
         }
         look
     }

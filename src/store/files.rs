@@ -68,7 +68,7 @@ pub(super) struct Files {
     /// Whether a failure to store something was already logged as a warning.
     told: Arc<AtomicBool>,
     /// When a lock last timed out.
-    lost_patience: Arc<Mutex<Option<Instant>>>,
+    lock_timed_out: Arc<Mutex<Option<Instant>>>,
     pub(super) pool: OpenFiles,
 }
 
@@ -79,7 +79,7 @@ impl Files {
             held: Arc::default(),
             disk,
             told: Arc::default(),
-            lost_patience: Arc::default(),
+            lock_timed_out: Arc::default(),
             pool: OpenFiles::default(),
         }
     }
@@ -182,7 +182,7 @@ impl Files {
         let open = || self.at(path, |at, path| rustix::fs::openat(at, path, flags, PRIVATE));
         let opened = open().or_else(|error| match Errno::from_io_error(&error) {
             Some(Errno::MFILE | Errno::NFILE) => {
-                self.pool.give_way();
+                self.pool.close_half();
                 open()
             }
             _ => Err(error),
@@ -336,19 +336,19 @@ impl Files {
     /// Waits for a lock that is held only briefly; gives up on a process that was stopped while holding it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] after [`LOCK_PATIENCE`].
+    /// [`io::ErrorKind::TimedOut`] after [`LOCK_TIMEOUT`].
     pub(super) fn lock(&self, file: &File, path: &Path) -> io::Result<()> {
         self.before(Effect::Lock(path))?;
         // After a timeout, do not wait again at each span.
-        let lost = lock(&self.lost_patience).is_some_and(|lost| lost.elapsed() < PATIENCE_RETURNS);
-        let patience = if lost { LONGEST_PAUSE } else { LOCK_PATIENCE };
+        let lost = lock(&self.lock_timed_out).is_some_and(|lost| lost.elapsed() < WAIT_FOR_LOCKS_AGAIN);
+        let patience = if lost { LONGEST_PAUSE } else { LOCK_TIMEOUT };
         let (begun, mut pause) = (Instant::now(), SHORTEST_PAUSE);
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {}
                 Err(TryLockError::WouldBlock) => {
-                    *lock(&self.lost_patience) = Some(Instant::now());
+                    *lock(&self.lock_timed_out) = Some(Instant::now());
                     let why = "another process holds its lock and has stalled";
                     return Err(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
@@ -437,9 +437,9 @@ pub(super) fn check_private_dir(path: &Path) -> Result<OwnedFd, StoreError> {
 }
 
 /// Time limit for a lock that others hold while they write a span or publish two files.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time after a timeout until a lock is awaited again.
-const PATIENCE_RETURNS: Duration = Duration::from_secs(30);
+const WAIT_FOR_LOCKS_AGAIN: Duration = Duration::from_secs(30);
 /// Pauses between tries to lock.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);

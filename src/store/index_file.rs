@@ -85,7 +85,7 @@ impl Store {
         let mark = self.marks.mark(blob);
         let (file, found) = self.files.open_found(&path).ok()?;
         let last = LastOpened { identity: Mutex::new(identity(&found)), failed: AtomicBool::new(false) };
-        if lock(&self.spoilt).contains(&identity(&found)) {
+        if lock(&self.damaged).contains(&identity(&found)) {
             return None;
         }
         let file = self.files.pool.place().with(file);
@@ -110,7 +110,7 @@ impl Store {
     /// an index that could not be opened.
     pub fn index_dropper(&self, blob: &Digest, file: &IndexFile) -> impl Fn() + Send + Sync + 'static {
         let (path, last, once) = (self.path(INDEX, blob), Arc::clone(&file.last), Once::new());
-        let (files, spoilt) = (self.files.clone(), Arc::clone(&self.spoilt));
+        let (files, damaged) = (self.files.clone(), Arc::clone(&self.damaged));
         move || {
             if last.failed.load(Ordering::Relaxed) {
                 return;
@@ -123,7 +123,7 @@ impl Store {
                     files.remove(&path);
                 }
                 if still_there() {
-                    lock(&spoilt).insert(opened);
+                    lock(&damaged).insert(opened);
                 }
             });
         }

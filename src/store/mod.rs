@@ -84,10 +84,10 @@ pub struct Store {
     files: Files,
     serial: AtomicU64,
     /// Bytes stored since the limit was last checked.
-    unlooked: AtomicU64,
+    unchecked: AtomicU64,
     marks: Arc<Marks>,
     /// Damaged indexes that cannot be removed, by device and inode.
-    spoilt: Arc<Mutex<HashSet<(u64, u64)>>>,
+    damaged: Arc<Mutex<HashSet<(u64, u64)>>>,
 }
 
 /// The target of a tag when a registry was last asked.
@@ -208,8 +208,8 @@ impl Store {
             marks: Marks::new(&files, root.join(LOCK).join("in-use")),
             files,
             serial: AtomicU64::new(0),
-            unlooked: AtomicU64::new(0),
-            spoilt: Arc::default(),
+            unchecked: AtomicU64::new(0),
+            damaged: Arc::default(),
         }
     }
 
@@ -339,8 +339,8 @@ impl Store {
     }
 
     /// As [`Store::content`], opened on first use, which also marks the layer as used.
-    pub fn content_when_wanted(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
-        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).when_wanted()
+    pub fn content_on_demand(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).opened_on_demand()
     }
 
     /// Starts writing a layer's whole content, for a first pass.

@@ -102,7 +102,7 @@ impl OpenFiles {
     }
 
     /// Closes half of the files, as the process has no descriptor left.
-    pub(super) fn give_way(&self) {
+    pub(super) fn close_half(&self) {
         self.close_down_to(self.0.open.load(Ordering::Relaxed) / 2);
     }
 

@@ -93,7 +93,7 @@ impl Client {
         }
         let Some(who) = shown.who else { return Ok(Step::Stands) };
         let own = Arc::ptr_eq(who, &self.authorizer);
-        let is_nameless = offer.is_none() && shown.grant.header.is_none();
+        let offers_no_login = offer.is_none() && shown.grant.header.is_none();
         let refused = Refused { request: shown.request, status, offer, logins: shown.logins };
         match who.refused(&self.transport, shown.grant, refused).await {
             Ok(Remedy::AskAgain) => Ok(Step::AskAgain),
@@ -102,7 +102,7 @@ impl Client {
                     return Ok(Step::Stands);
                 }
                 let mut said = reply.said().await;
-                if is_nameless {
+                if offers_no_login {
                     said.push_str("; it offers no login method that peelfs supports");
                 }
                 Err(self.denied(reply, ask.what, said, who.told(shown.grant).await))
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registries_are_told_from_storage_by_their_paths() {
+    fn registries_differ_from_storage_by_their_paths() {
         for (path, wanted) in [
             ("/v2/team/app/manifests/1", Some("team/app")),
             ("/v2/app/blobs/sha256:00?ns=x", Some("app")),

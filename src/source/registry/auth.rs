@@ -219,7 +219,7 @@ impl Authorizer {
 
     /// Describes the credentials used for an object that was not found, if there is more to say than the request
     /// itself.
-    pub(super) fn told_of_missing(&self, grant: &Grant) -> Option<String> {
+    pub(super) fn describe_missing(&self, grant: &Grant) -> Option<String> {
         if let Some(used) = grant.used() {
             return Some(format!("asked as {used}"));
         }
@@ -328,7 +328,7 @@ impl Authorizer {
             return result;
         }
         let asked = match grant.header {
-            Some(_) => self.asked_openly(transport, refused.request).await,
+            Some(_) => self.asked_anonymously(transport, refused.request).await,
             None => self.asked_for_a_challenge(transport, &refused.request.url).await,
         };
         match asked.zip(origin) {
@@ -365,7 +365,7 @@ impl Authorizer {
         let due = noted.filter(|by| state.refusals.refused(by, now, None));
         // The same password in the same header was just refused; do not send it again.
         let due = due.filter(|_| !is_basic);
-        let stale = proven || state.refusals.was_good(grant.used());
+        let stale = proven || state.refusals.has_worked(grant.used());
         Some((stale, due.cloned()))
     }
 
@@ -457,7 +457,7 @@ impl Authorizer {
     }
 
     /// Repeats the request without a login.
-    async fn asked_openly(&self, transport: &Transport, request: &Outgoing) -> Option<Asked> {
+    async fn asked_anonymously(&self, transport: &Transport, request: &Outgoing) -> Option<Asked> {
         let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
         asked(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
     }

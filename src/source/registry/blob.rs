@@ -107,7 +107,7 @@ impl Transfer {
     }
 
     /// Receives the whole blob, after a server has ignored the range.
-    pub(super) fn take_all(&mut self) {
+    pub(super) fn receive_whole(&mut self) {
         if let Some(body) = &mut self.body {
             body.placement = Placement { skip: 0, take: self.size, ranged: false };
         }
@@ -125,7 +125,7 @@ impl Transfer {
     }
 
     /// Extends the transfer to `end`, if the server sends the whole blob.
-    pub(super) fn go_on_to(&mut self, end: u64) {
+    pub(super) fn extend_to(&mut self, end: u64) {
         if let Some(body) = &mut self.body {
             body.placement.take += end - self.wanted.end;
         }

@@ -394,7 +394,7 @@ impl Client {
         let what = what.to_owned();
         match reply.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                let asked = self.authorizer.told_of_missing(&self.authorizer.present());
+                let asked = self.authorizer.describe_missing(&self.authorizer.present());
                 let hint = match &asked {
                     _ if what.starts_with("blob ") => {
                         "the registry lacks a blob that the image's manifest names; push the image again"

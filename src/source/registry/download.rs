@@ -96,10 +96,10 @@ impl Download {
         let connection = Taken::connection(&client);
         let mut transfer = Transfer::start(client.clone(), digest.clone(), size, first.clone(), None).await?;
         if !transfer.is_ranged() && all {
-            transfer.take_all();
+            transfer.receive_whole();
             (first, wanted) = (0..size, 0..size);
         } else if !transfer.is_ranged() {
-            transfer.go_on_to(wanted.end);
+            transfer.extend_to(wanted.end);
             first.end = wanted.end;
         }
         let rest = VecDeque::from_iter((first.end < wanted.end).then_some(first.end..wanted.end));
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_link_gets_one_try_in_a_while() {
+    fn a_full_link_is_retried_occasionally() {
         let tries = |stretches| after(stretches, 1, |_| 1000).allowed;
         assert_eq!([2, 3, 4, 5, 23].map(tries), [1, 1, 0, 0, 0]);
         assert_eq!(tries(24), 1, "after ten seconds it may be another link");
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_out_of_buffers_proves_nothing() {
+    fn bytes_from_buffers_prove_nothing() {
         let burst = over(&[(500, 1), (1500, 1), (1000, 2), (1000, 2)]);
         assert_eq!((burst.allowed, burst.full_until), (0, Duration::ZERO));
         let burst = over(&[(500, 1), (1000, 1), (3500, 2)]);

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_decode_within_the_limit_is_told() {
+    fn a_document_beyond_the_limit_is_reported() {
         for (label, body, words) in [
             ("gzip", gzip(&[b' '; 1000]), "more than 100 bytes"),
             ("gzip", gzip(b"{}")[..12].to_vec(), "does not decode"),

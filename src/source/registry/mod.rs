@@ -461,7 +461,7 @@ impl BlobSource for RegistrySource {
         Box::pin(async move { Ok(self.begin(blob, range, false).await?.1) })
     }
 
-    fn stream_all_that_comes<'a>(
+    fn stream_or_whole<'a>(
         &'a self,
         blob: &'a Descriptor,
         range: Range<BlobOffset>,
@@ -491,13 +491,13 @@ impl RegistrySource {
         let ranged = self.serves_ranges() && client.ranges_of(&digest) != Some(Ranges::Refused);
         let (comes, coming) = if large && ranged {
             let (comes, download) = Download::start(client, digest, blob.size, wanted, all).await?;
-            (comes, Coming::InParts(download))
+            (comes, InFlight::InParts(download))
         } else {
             let mut transfer = Transfer::queued(client, digest, blob.size, wanted).await?;
             if all && !transfer.is_ranged() {
-                transfer.take_all();
+                transfer.receive_whole();
             }
-            (transfer.wanted().clone(), Coming::Whole(Box::new(transfer)))
+            (transfer.wanted().clone(), InFlight::Whole(Box::new(transfer)))
         };
         let stream = stream::unfold(Some(coming), |coming| async move {
             let mut coming = coming?;
@@ -512,12 +512,12 @@ impl RegistrySource {
 }
 
 /// A range of a blob in flight.
-enum Coming {
+enum InFlight {
     Whole(Box<Transfer>),
     InParts(Download),
 }
 
-impl Coming {
+impl InFlight {
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         match self {
             Self::Whole(transfer) => transfer.next().await,

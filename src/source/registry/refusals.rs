@@ -53,14 +53,14 @@ impl Refusals {
     }
 
     /// Whether `used` was the last credentials accepted.
-    pub(super) fn was_good(&self, used: Option<&Found>) -> bool {
+    pub(super) fn has_worked(&self, used: Option<&Found>) -> bool {
         self.good.as_ref().is_some_and(|good| good.as_ref() == used)
     }
 
     /// Records that `attempt` was refused, with the reason of the token server if it was refused there. Returns whether
     /// it may be tried once more, as its last refusal is old enough.
     pub(super) fn refused(&mut self, attempt: &Attempt, now: Duration, why: Option<AuthError>) -> bool {
-        let good = self.was_good(attempt.used.as_ref());
+        let good = self.has_worked(attempt.used.as_ref());
         if let Some(known) = self.known.iter_mut().find(|known| known.attempt == *attempt) {
             let due = known.again.is_some_and(|again| now >= again);
             if due {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_never_was_good_stays_refused() {
+    fn a_login_that_never_worked_stays_refused() {
         let mut refusals = Refusals::default();
         let (wrong, other) = (attempt("wrong"), attempt("other"));
         assert!(!refusals.refused(&wrong, Duration::ZERO, None));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_was_good_is_tried_at_growing_intervals() {
+    fn a_login_that_worked_is_tried_at_growing_intervals() {
         let mut refusals = Refusals::default();
         let login = attempt("p");
         refusals.granted(login.used.as_ref());

@@ -285,7 +285,7 @@ async fn a_digest_that_does_not_fit_the_document_is_corrupt() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_named() {
+async fn missing_objects_are_named() {
     let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
     let server = Scripted::start(move |_| Said::new(404, &[], body));
     let error = bench(&server, None).source.root().await.unwrap_err();
@@ -312,7 +312,7 @@ async fn a_registry_that_is_not_there_is_one_clear_error_at_once() {
 }
 
 #[test]
-fn where_a_registry_is_looked_for() {
+fn addresses_of_a_registry() {
     let find = |host: &str, insecure: bool, ca: bool| {
         let mut options = RegistryOptions::new(Surroundings::default());
         options.certs_dirs.clear();

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use super::*;
 
 #[tokio::test]
-async fn a_body_that_is_cut_is_taken_up_at_the_last_good_byte() {
+async fn a_truncated_body_resumes_at_the_last_good_byte() {
     let bytes = content();
     let served = bytes.clone();
     let server = Scripted::start(move |asked| {
@@ -62,7 +62,7 @@ async fn a_slow_reader_loses_no_patience() {
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_is_asked_again() {
+async fn a_silent_server_is_asked_again() {
     let bytes = content();
     let served = bytes.clone();
     let server = Scripted::start(move |asked| match asked.range() {
@@ -75,7 +75,7 @@ async fn a_server_that_falls_silent_is_asked_again() {
 
 /// A timer may be slightly late, and bytes that arrived with the head must not hide that.
 #[tokio::test]
-async fn a_server_that_falls_silent_after_a_burst_is_asked_again() {
+async fn a_server_silent_after_a_burst_is_asked_again() {
     let bytes = content();
     let served = bytes.clone();
     let server = Scripted::start(move |asked| match asked.range() {

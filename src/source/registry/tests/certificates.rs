@@ -318,7 +318,7 @@ async fn client_certificates_are_found_by_pairs() {
 }
 
 #[tokio::test]
-async fn a_bundle_may_hold_what_is_of_no_use() {
+async fn a_bundle_may_hold_unusable_certificates() {
     let Some(keys) = Keys::new() else { return };
     keys.own("own", P256, &format!("-addext {SAN}"));
     let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";

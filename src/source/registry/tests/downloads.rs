@@ -103,14 +103,14 @@ async fn a_long_part_is_shortened_and_its_rest_asked_for_once() {
 }
 
 #[tokio::test]
-async fn a_shortened_part_that_is_cut_is_taken_up_where_it_ended() {
+async fn a_truncated_shortened_part_resumes_where_it_ended() {
     let (bench, asked) = a_slow_first_part(3_000).await;
     assert_eq!(bench.source.stats().resumptions, 1);
     assert_eq!(asked[..3], [(0, 20_000), (3_000, 20_000), (8_000, 15_000)]);
 }
 
 #[tokio::test]
-async fn a_part_that_is_cut_is_taken_up_where_it_ended() {
+async fn a_truncated_part_resumes_where_it_ended() {
     let bytes = content();
     let served = bytes.clone();
     let cut = AtomicUsize::new(0);

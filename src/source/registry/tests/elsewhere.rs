@@ -127,7 +127,7 @@ async fn a_token_of_a_registry_elsewhere_is_renewed_like_our_own() {
 }
 
 #[tokio::test]
-async fn what_is_missing_elsewhere_is_not_found() {
+async fn an_image_missing_at_the_redirect_is_not_found() {
     let second = Scripted::start(|asked| match asked.header("authorization") {
         _ if asked.target.starts_with("/token") => Said::new(200, &[], r#"{"token":"t"}"#),
         None => challenge(asked),

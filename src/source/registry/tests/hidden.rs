@@ -30,7 +30,7 @@ fn pings(server: &Scripted) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_hidden_from_the_anonymous_is_asked_for_with_a_login() {
+async fn images_hidden_without_a_login_are_requested_with_one() {
     for status in [404, 403, 401] {
         for by_token in [true, false] {
             let server = secretive(status, by_token, true);
@@ -60,7 +60,7 @@ async fn without_a_login_nothing_more_is_asked() {
 
 /// The registry offers no login: its refusal is final, and the message says why no login was tried.
 #[tokio::test]
-async fn it_is_told_when_no_login_was_tried() {
+async fn an_untried_login_is_reported() {
     for status in [404, 403, 401] {
         let server = secretive(status, true, false);
         let bench = bench(&server, Some(ALICE));

@@ -130,7 +130,7 @@ async fn a_login_that_has_ended_heals_when_the_user_logs_in() {
 
 /// A token service that refuses what it accepted, and accepts it again, as after an outage of its directory.
 #[tokio::test]
-async fn a_login_that_was_good_is_tried_again_at_intervals() {
+async fn a_login_that_worked_is_tried_again_at_intervals() {
     for refuse in refusals() {
         let aging = Aging::start(refuse);
         let bench = bench(&aging.server, Some(ALICE));
@@ -152,7 +152,7 @@ async fn a_login_that_was_good_is_tried_again_at_intervals() {
 
 /// As above, with a token whose expiry is known: no request to the registry reveals it.
 #[tokio::test]
-async fn a_token_whose_life_is_over_is_had_anew_at_intervals() {
+async fn an_expired_token_is_renewed_at_intervals() {
     let aging = Aging::start(challenge);
     let bench = bench(&aging.server, Some(ALICE));
     bench.source.root().await.unwrap();
@@ -169,7 +169,7 @@ async fn a_token_whose_life_is_over_is_had_anew_at_intervals() {
 
 /// Basic, as at ECR, where a password is valid for twelve hours.
 #[tokio::test]
-async fn a_password_that_has_ended_is_looked_for_again() {
+async fn an_expired_password_is_looked_up_again() {
     let password = Arc::new(Mutex::new("old".to_owned()));
     for refusal in [401, 403] {
         *password.lock().unwrap() = "old".to_owned();
