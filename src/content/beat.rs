@@ -1,5 +1,5 @@
-//! Beats: show that the process that makes a first pass is running, so that a stopped process can be told from a slow
-//! one.
+//! Beats: show that the process that makes a first pass is running, so that others can distinguish a
+//! stopped process from a slow one.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,7 @@
 //!                                      |  |   \  a pass is shown     |    | its index is damaged or wrong
 //!                                      |  |    +-----> Showing ------+    v          |
 //!                                      |  |               |            Mending ------+
-//!                      needed again,   |  | fails         | fails         |  made anew
+//!                      needed again,   |  | fails         | fails         |  rebuilt
 //!                      after a pause   |  v               v               |
 //!                                      +--------------- Failed <----------+ fails
 //! ```
@@ -151,7 +151,7 @@ impl Showing {
 
     /// Waits until a snapshot of `layer` has noticeably more entries than `before`.
     ///
-    /// [`Closed`]: the pass has ended.
+    /// # Errors
     /// [`Closed`]: the pass has ended.
     pub(super) async fn further(&self, layer: &LayerRef, before: u32) -> Result<(), Closed> {
         let _making = self.making.lock().await;

@@ -53,7 +53,6 @@ struct Spot {
     dir: Option<Arc<Dir>>,
     /// The layer hides its content, and so writes nothing through links in there. Whiteouts in it came before the entry
     /// that hides it.
-    /// before whatever says so.
     emptied: bool,
 }
 

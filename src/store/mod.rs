@@ -6,13 +6,13 @@
 //!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
-//!   tag-v1/SHA256-OF-NAME     what a tag named when it was last asked for (JSON)
-//!   profile-v2/ALG/HEX        what runs wanted first of a layer (JSON)
-//!   whole-v2/ALG/HEX.DIFF.ENTRY   a large file of the layer, for the kernel to read by itself (`mount --passthrough`)
-//!   erofs-v1/ALG/HEX          an image in the form that the kernel mounts, named by the chain of its layers
+//!   tag-v1/SHA256-OF-NAME     the last known target of a tag (JSON)
+//!   profile-v2/ALG/HEX        the start-up reads of images in a layer (JSON)
+//!   whole-v2/ALG/HEX.DIFF.ENTRY   a copy of a large file, which the kernel reads directly (`mount --passthrough`)
+//!   erofs-v1/ALG/HEX          an EROFS image for the kernel, named by the chain of its layers
 //!   lock-v1/ALG/HEX[.RANK]    held while a process makes that layer's first pass, see [`PassLock`]
 //!   lock-v1/in-use            a locked byte for each layer that a process uses
-//!   tmp/                      files on their way in
+//!   tmp/                      files being written
 //! ```
 //!
 //! `HEX` is the blob's digest. One blob can be both a valid tar and a valid gzip file, which are two layers: so names

@@ -287,7 +287,7 @@ impl Keyring {
         let program = self.program(name)?;
         let mut child = tokio::process::Command::new(program)
             .arg("get")
-            // Helpers are asked for hosts alone; one of ours knows logins of repositories.
+            // The helper protocol passes only the host; peelfs' own helper also needs the repository.
             .env("PEELFS_REPOSITORY", format!("{}/{}", self.host, self.repository))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

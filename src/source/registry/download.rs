@@ -4,7 +4,6 @@
 //! large range is requested in parts, one after another, and while its reader waits for bytes, further parts are
 //! requested in advance over more connections, as long as each adds throughput ([`Lanes`]). On a full link, as with
 //! other layers in progress, another connection adds nothing, and the download keeps one.
-//! no gain, and then one connection is all that a download has.
 //! With one connection, parts are long. Once another connection has added throughput, the current long part is
 //! shortened and the others fetch its rest; else their bytes would have to wait for it in limited memory. The shortened
 //! part's connection is dropped, with the bytes in flight; no other byte is sent twice.
