@@ -96,7 +96,7 @@ async fn a_password_is_not_for_where_blobs_alone_lead() {
     let result = read(&bench, &blob(&bytes), 0..10).await;
     let Err(SourceError::Denied { said, tried, .. }) = result else { panic!("{result:?}") };
     assert!(said.contains(&format!("where {} redirects to", first.address)), "{said}");
-    assert!(tried.starts_with("nothing, as a password is not for"), "{tried}");
+    assert!(tried.starts_with("none, as no password is sent to"), "{tried}");
     assert_eq!(shown(&second), Vec::<String>::new());
 }
 
