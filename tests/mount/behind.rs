@@ -1,4 +1,4 @@
-//! What `--verify=behind` shows while a layer streams in, and what becomes of it when the layer fails.
+//! What `--verify=behind` shows while a layer is downloaded, and after the layer has failed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -66,7 +66,7 @@ async fn scene_of(late: impl IntoIterator<Item = Entry>, verify: Verify, also: O
     Scene { registry, store, fs, gate, _dir: dir }
 }
 
-/// Bytes that do not repeat soon.
+/// Bytes without short repetitions.
 fn noise() -> Vec<u8> {
     (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
@@ -134,13 +134,13 @@ async fn what_the_kernel_keeps_of_a_layer_that_fails_is_taken_back() {
     drop(mounted);
 }
 
-/// A layer of which something was read before its first transfer broke off, `also` with a fault, and the next one is
-/// good: what it comes to.
+/// The result for a layer that was partly read before its first transfer broke off, `also` with a fault, if the next
+/// transfer is good.
 async fn after_a_transfer_that_breaks_off(also: Option<Fault>) -> Result<Vec<u8>, FsError> {
     let scene = scene(Verify::Behind, also).await;
     assert!(content(&scene.fs, b"early").await.is_ok());
     assert!(content(&scene.fs, b"filler").await.is_ok());
-    // Neither goes on where it was nor answers for a while.
+    // The registry neither resumes nor answers for a while.
     scene.registry.faults().clear();
     scene.registry.faults().add(Rule::new(Target::Blobs, Fault::status(404)));
     scene.registry.drop_connections();

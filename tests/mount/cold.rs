@@ -1,6 +1,5 @@
 //! Layers that are indexed but not cached: the requests of reads, counted at the registry.
-//!
-//! Most need root and `/dev/fuse`; each of those says so when it skips.
+//! Most tests need root and `/dev/fuse`, and print why they skip.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -62,7 +61,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The blob bytes that reading `names` without content takes when nothing is guessed.
+/// The blob bytes that are fetched for reading `names` without cached content and prediction.
 fn exact(sandbox: &Sandbox, registry: &Registry, reference: &str, names: &[&str]) -> u64 {
     run(sandbox, &["cache", "drop", "--content", reference]);
     registry.clear();
@@ -87,7 +86,7 @@ fn content_dropped_under_a_mount_is_fetched_again() {
         for drop in [&["cache", "drop", "--content", &reference][..], &["cache", "drop", "--content", "--all"]] {
             assert!(run(&sandbox, drop).contains("MiB"), "{packing:?}: something was freed");
             registry.clear();
-            // Not from the kernel's memory.
+            // Not from the page cache.
             rustix::fs::fadvise(std::fs::File::open(at.join("3")).unwrap(), 0, None, rustix::fs::Advice::DontNeed)
                 .unwrap();
             assert!(read(&at, &all[3..4]) == wanted[3..4]);
@@ -254,7 +253,7 @@ fn images_that_share_a_layer_have_profiles_of_their_own() {
         .map(|(name, files)| exact(&sandbox, &registry, &reference(name), files));
     for (name, files, exact) in [("a", 3, three), ("b", 1, one), ("rebuilt", 1, one), ("rebuilt", 3, three)] {
         if (name, files) == ("rebuilt", 3) {
-            // It reads nothing new, and is the last one now.
+            // It reads nothing new, and is now the latest run.
             learn("a", &["17"]);
         }
         run(&sandbox, &["cache", "drop", "--content", "--all"]);
@@ -286,12 +285,12 @@ fn an_export_that_fails_takes_nothing_away() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something is left beside");
 }
 
-/// A runtime in which time passes only while nothing is done.
+/// A runtime in which time passes only while it is idle.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
-/// What takes so long hangs.
+/// A longer wait counts as a hang.
 const HANGS: Duration = Duration::from_secs(30);
 
 /// Reads one file of [`image`].
@@ -384,7 +383,7 @@ fn what_an_ended_mount_was_to_fetch_others_fetch_at_once() {
     });
 }
 
-/// A runtime with so many threads for what blocks.
+/// A runtime with this many blocking threads.
 fn runtime_with_threads(threads: usize) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(threads).build().unwrap()
 }
@@ -393,7 +392,7 @@ fn runtime_with_threads(threads: usize) -> tokio::runtime::Runtime {
 fn learnt(image: &Image, dir: &Path) -> Arc<Store> {
     let store = Arc::new(Store::open(dir, None).unwrap());
     runtime().block_on(async { shown::open(&MemorySource::new(image), &store).await.unwrap().end() });
-    // A program that another test is just starting has what is open here too, locks as well.
+    // A program that another test is starting may inherit open files and their locks.
     let begun = std::time::Instant::now();
     while store.prune(Keep::Indexes).unwrap().held > 0 {
         assert!(begun.elapsed() < HANGS, "the layer is held");
@@ -402,7 +401,7 @@ fn learnt(image: &Image, dir: &Path) -> Arc<Store> {
     store
 }
 
-/// Waits until `source` was asked for so many blobs or parts of them.
+/// Waits until `source` has had this many requests for blobs or ranges.
 async fn until_asked(source: &MemorySource, times: usize) {
     while source.asked() < times {
         tokio::task::yield_now().await;
@@ -431,7 +430,7 @@ fn passes_that_wait_for_a_source_take_no_thread_from_others() {
     let image = image(Packing::Stored);
     let dir = tempfile::tempdir().unwrap();
     let [here, there] = ["a", "b"].map(|name| Arc::new(Store::open(&dir.path().join(name), None).unwrap()));
-    // As many as a pass has stages.
+    // One for each stage of a pass.
     runtime_with_threads(3).block_on(async {
         let (silent, well) = (MemorySource::new(&image), MemorySource::new(&image));
         silent.hang();
@@ -496,7 +495,7 @@ fn a_reader_outlives_all_mounts_that_fetch_what_it_wants() {
     });
 }
 
-/// A read that has to wait continues from what its first look has found, and one that need not ends with it.
+/// A read that has to wait continues after the spans found first; one that need not wait returns them.
 #[test]
 fn a_read_looks_at_the_store_once() {
     for packing in PACKINGS {
@@ -570,7 +569,7 @@ fn program(needed: &[&str]) -> Vec<u8> {
 }
 
 const PROGRAM: u64 = 1 << 20;
-/// So far before its end.
+/// Distance from its end.
 const DYNAMIC: u64 = 64 << 10;
 const STRINGS: u64 = 32 << 10;
 

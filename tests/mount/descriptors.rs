@@ -1,4 +1,4 @@
-//! Hundreds of layers in a process that may have 64 files open.
+//! Hundreds of layers in a process with a limit of 64 open files.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -22,7 +22,7 @@ fn content(number: usize) -> Vec<u8> {
     number.to_string().repeat(2000).into_bytes()
 }
 
-/// As [`Sandbox::peelfs`], with as many descriptors as that.
+/// As [`Sandbox::peelfs`], with this limit.
 fn limited(sandbox: &Sandbox, args: &[&str]) -> Command {
     let unlimited = sandbox.peelfs(args);
     let mut command = Command::new("prlimit");
@@ -44,7 +44,7 @@ fn succeeded(output: &Output) {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", said(output));
 }
 
-/// Has some readers at the same time read the files of all layers.
+/// Reads the files of all layers with several readers at the same time.
 fn read_all(at: &Path, readers: usize) {
     std::thread::scope(|scope| {
         for first in 0..readers {

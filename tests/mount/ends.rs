@@ -1,4 +1,4 @@
-//! That nothing is left behind which no signal ends: a process whose threads hang loses its connection to the kernel.
+//! No unkillable process remains: a process whose threads hang loses its connection to the kernel.
 //!
 //! A thread hangs where the cache lies on a file system that is frozen (fsfreeze(8)): a thread that writes there waits, and
 //! not even SIGKILL ends that.
@@ -52,7 +52,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.thaw();
-        // Processes that hung there go now.
+        // Processes that hung there can exit now.
         let begun = std::time::Instant::now();
         while rustix::mount::unmount(&self.0, UnmountFlags::empty()).is_err() && begun.elapsed().as_secs() < 10 {
             std::thread::yield_now();
@@ -67,7 +67,7 @@ struct Hanging<'a> {
     reader: Child,
 }
 
-/// What a process is doing, one letter for each thread.
+/// The states of a process's threads, one letter each.
 fn states(pid: i32) -> String {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let state = |thread: std::fs::DirEntry| {
@@ -137,7 +137,7 @@ fn a_keeper_that_ends_frees_readers_of_a_hanging_server() {
     }
 }
 
-/// The kernel does not tell the keeper of its end, as it has not come to one.
+/// The keeper gets no exit event, as the process has not exited.
 #[test]
 fn a_killed_server_that_hangs_is_replaced_and_readers_go_on() {
     let (sandbox, registry) = (Sandbox::new(), serve(&small()));
@@ -167,7 +167,7 @@ fn the_second_signal_ends_a_server_that_hangs_and_its_readers() {
     }
 }
 
-/// No keeper is there to notice.
+/// Without a keeper.
 #[test]
 fn umount_ends_the_connection_of_a_killed_server_that_hangs() {
     let (sandbox, registry) = (Sandbox::new(), serve(&small()));
@@ -187,7 +187,7 @@ fn umount_ends_the_connection_of_a_killed_server_that_hangs() {
     hanging.assert_over();
 }
 
-/// What its layers come to is nothing that failed.
+/// Failures of its layers are not reported.
 #[test]
 fn a_mount_given_up_in_its_first_pass_says_nothing_else() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! File handles, as NFS servers and overlays with `nfs_export` keep them, and mounts that show other owners.
+//! File handles, as used by NFS servers and overlays with `nfs_export`, and idmapped mounts.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -41,7 +41,7 @@ fn handles(at: &Path, paths: &[&str]) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// What opening a handle on a mount comes to: `path: content`, or the error's name.
+/// The result of opening a handle on a mount: `path: content`, or the error's name.
 fn opened(at: &Path, handles: &[String]) -> Vec<String> {
     let mut child = Command::new("python3");
     let child = child.args(["-c", HANDLES, "open"]).arg(at);
@@ -114,7 +114,7 @@ fn file_handles_open_on_another_mount_of_the_image() {
             if taken_over {
                 again.kill_server();
             }
-            // The deepest first, so that nothing above it is known.
+            // The deepest first, so that no parent is in the kernel's cache.
             let reversed: Vec<String> = known.iter().rev().cloned().collect();
             let mut found = opened(&again.path, &reversed);
             found.reverse();
@@ -126,7 +126,7 @@ fn file_handles_open_on_another_mount_of_the_image() {
     }
 }
 
-/// What lies at the same place of another image is another file.
+/// The file at the same position of another image is another file.
 #[test]
 fn a_file_handle_of_another_image_is_stale() {
     if cannot_mount() || is_missing("python3") {

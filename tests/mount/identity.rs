@@ -1,4 +1,4 @@
-//! What programs tell files and images apart by: inode numbers and change times, as real programs use them.
+//! Inode numbers and change times, which programs use to distinguish files, as real programs use them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt as _;
@@ -87,7 +87,7 @@ fn inode_numbers_are_small_and_agree_with_listings() {
             assert!(largest <= (entries * layers.len()) as u64, "{largest}");
             let root = &all[Path::new("")];
             assert_eq!(root.0, 1);
-            // The kernel keeps what it was told; a name that is asked for alone says the same.
+            // The kernel has these cached; a separate lookup gives the same.
             assert_eq!(all, identities(at));
         });
     }
@@ -183,7 +183,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Old formats keep 32 bits of an inode number or fewer, and link what has the same.
+/// Old formats store at most 32 bits of an inode number, and link files with equal numbers.
 #[test]
 fn cpio_archives_keep_hard_links_apart() {
     if cannot_mount() || is_missing("cpio") {
@@ -216,7 +216,7 @@ fn one_after_the_other(sandbox: &Sandbox, mut look: impl FnMut(&Path, usize)) {
     }
 }
 
-/// A file that may be another one changes in seconds and in nanoseconds, after its mtime and not long after.
+/// The ctime of a file that may differ changes in seconds and nanoseconds, and is shortly after its mtime.
 #[test]
 fn another_image_on_a_mount_point_looks_changed() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! Images that the kernel shows by itself, as EROFS over the content files.
+//! Images as EROFS over the content files, mounted by the kernel.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -191,7 +191,7 @@ fn long_names_large_directories_and_long_links_are_shown() {
     assert!(lines.is_empty(), "{}", lines[..lines.len().min(9)].join("\n"));
 }
 
-/// Many attributes at one file, the same at many files, the longest that fit, and lists that the kernel judges by.
+/// Many attributes of one file, the same ones of many files, the longest that fit, and access control lists.
 #[test]
 fn extended_attributes_are_shown_as_they_are() {
     if cannot_mount() {
@@ -318,7 +318,7 @@ fn sparse(path: &str, size: u64, runs: &[(u64, Vec<u8>)]) -> Vec<u8> {
     raw
 }
 
-/// Holes, runs that do not lie at blocks, files of terabytes, and a tar that ends in the middle of a block.
+/// Holes, unaligned runs, files of terabytes, and a tar that ends in the middle of a block.
 #[test]
 fn sparse_files_and_odd_pieces_are_shown_byte_by_byte() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! `peelfs mount --kernel`: mounts that need no process once the image is whole.
+//! `peelfs mount --kernel`: mounts without a process, once the image is completely cached.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
@@ -102,7 +102,7 @@ fn auto_is_fuse_until_the_image_is_whole_and_says_so() {
     let at = mount(&sandbox, &registry, "two", AUTO);
     assert_eq!(kind(&at), "erofs");
     at.unmount();
-    // A span less, and it is not whole any more.
+    // With a missing span, the image is no longer complete.
     sandbox.drop_content();
     assert!(content_files(&sandbox, &image).iter().all(|file| !file.exists()));
     let at = mount(&sandbox, &registry, "three", AUTO);
@@ -154,7 +154,7 @@ fn a_kernel_mount_outlives_its_cache() {
         if let Some(mapping) = &mut mapping {
             mapping.check(when);
         }
-        // What the kernel has in memory counts for nothing.
+        // Drop the page cache.
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
     };
@@ -220,7 +220,7 @@ impl Drop for Mapping {
     }
 }
 
-/// A content file that was written to since is compared again, and what is wrong with it is fetched anew.
+/// A content file that was written to is verified again, and damaged parts are fetched again.
 #[test]
 fn what_was_written_to_is_compared_before_it_is_mounted() {
     if cannot_mount() {
@@ -234,7 +234,7 @@ fn what_was_written_to_is_compared_before_it_is_mounted() {
         assert_eq!(sealed.mode() & 0o777, 0o400);
         let content = File::options().write(true).open(&file).unwrap();
         content.write_all_at(b"damaged", sealed.len() / 2).unwrap();
-        // As if nothing had been written: the change time tells.
+        // With an old mtime; the change time still shows the write.
         content.set_modified(sealed.modified().unwrap()).unwrap();
     }
     let at = mount(&sandbox, &registry, "b", ALWAYS);
@@ -314,7 +314,7 @@ fn a_kernel_mount_can_be_shown_with_other_owners() {
     at.unmount();
 }
 
-/// What EROFS cannot hold is served by a process, if that will do.
+/// An image that EROFS does not support is served by a process with `auto`.
 #[test]
 fn an_image_that_erofs_cannot_hold_is_served_by_fuse() {
     if cannot_mount() {
@@ -358,7 +358,7 @@ fn the_file_system_of_the_cache_is_named_as_the_reason() {
         let reason = format!("files of {file_system}");
         let at = sandbox.mount_point("a");
         let output = at.try_mount(&reference(&registry), ALWAYS);
-        // Kernels from 6.12 on differ in this.
+        // This differs between kernels from 6.12 on.
         if output.status.success() {
             continue;
         }

@@ -1,12 +1,11 @@
-//! Layers alone: each as overlayfs holds it in a lower directory, and all of them stacked by the kernel's overlayfs, which has to
-//! come to the merged tree that a mount of the whole image shows.
-//!
-//! The stack differs from the merged tree where overlayfs has no other way, and nowhere else:
+//! Single layers: each as a lower directory of overlayfs, and all of them stacked by the kernel's overlayfs, which must
+//! give the merged tree of a mount of the whole image.
+//! The stack differs from the merged tree only where overlayfs cannot do otherwise:
 //!
 //! - a file has the links that its own layer gives it: overlayfs has no hard links across layers, and takes the link count
 //!   from the layer that the file comes from, also where another layer hides some of its names ([`links_agree`]);
 //! - a character device 0:0 of the image is a whiteout ([`without_devices_zero`]);
-//! - attributes by which overlayfs is steered are not shown by a layer;
+//! - a layer hides attributes that control overlayfs;
 //! - link counts and numbers of directories, and device numbers of files, are overlayfs's own; no comparison looks at them.
 
 use std::collections::BTreeMap;
@@ -33,7 +32,7 @@ use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use support::shown::MemorySource;
 use support::walk::{self, Compare};
 
-/// Why this machine cannot stack, if it cannot; said on stderr for those who read test logs.
+/// Why this machine cannot stack layers, if it cannot; printed to stderr for test logs.
 fn cannot_stack() -> bool {
     if cannot_mount() {
         return true;
@@ -98,7 +97,7 @@ fn with_stacked(image: &Image, verify: Verify, check: impl FnOnce(&Path, &[PathB
     drop(mounted);
 }
 
-/// What a stack of the layers has to show of a merged tree.
+/// The part of a merged tree that a stack of the layers must show.
 fn as_stacked(merged: &BTreeMap<Vec<u8>, Seen>) -> BTreeMap<Vec<u8>, Seen> {
     let one = |(path, seen): (&Vec<u8>, &Seen)| {
         let mut node = seen.node.clone();
@@ -311,7 +310,7 @@ fn a_layer_has_whiteouts_and_opaque_directories() {
     middle.unmount();
 }
 
-/// Of a layer that has no whiteouts and describes its directories, nothing else is asked for.
+/// A layer without whiteouts that describes its directories needs no other layer.
 #[test]
 fn a_layer_alone_fetches_no_other_where_it_needs_none() {
     if cannot_mount() {
@@ -448,7 +447,7 @@ fn a_layer_is_shown_while_it_streams_in() {
     at.unmount();
 }
 
-/// A layer below that cannot be had is an error where it matters, and nowhere else.
+/// A lower layer that is unavailable causes errors only where it is needed.
 #[test]
 fn a_missing_lower_layer_fails_what_depends_on_it_only() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! Limits of address space, of threads and of open files: what is too little is one error, and nothing panics or hangs.
+//! Limits of address space, threads and open files: too low a limit gives one error, no panic and no hang.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use peelfs_loopback::image::{ImageBuilder, LayerBuilder};
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
-/// Whose processes are counted: a user that has a name and runs nothing else.
+/// The user whose processes are counted: one with a name and no other processes.
 const USER: u32 = 2;
 
 /// An image of forty layers that any user may read.
@@ -44,7 +44,7 @@ fn run(sandbox: &Sandbox, before: &[&str], program: &Path, args: &[&str]) -> Out
     command.output().unwrap()
 }
 
-/// Succeeds, or says in one error what is too little; `true` if it succeeds.
+/// Succeeds, or names the low limit in one error; `true` if it succeeds.
 fn judged(what: &str, output: &Output) -> bool {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!told.contains("panicked"), "{what}: {}", said(output));

@@ -1,7 +1,6 @@
 //! Real mounts: what the kernel shows of an image, against the reference model and against what
 //! `umoci unpack` makes of the same image; what a mount asks the registry for; how mounts end.
-//!
-//! Needs root and `/dev/fuse`; each test says so when it skips.
+//! Needs root and `/dev/fuse`; each test prints why it skips.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
@@ -49,7 +48,7 @@ fn seeds(few: u64) -> u64 {
     std::env::var("PEELFS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
 }
 
-/// Layers with everything that layers can have, base first.
+/// Layers with every kind of entry, base first.
 fn everything() -> Vec<Vec<Entry>> {
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let base = vec![
@@ -432,7 +431,7 @@ fn a_second_mount_asks_for_no_blob() {
     assert_eq!(manifests.map(|request| request.request.method.as_str()).collect::<Vec<_>>(), ["HEAD"]);
     mounted.unmount();
 
-    // By digest nothing at all has to be asked, nor offline.
+    // By digest or offline, no request is needed.
     let pinned = format!(
         "{}/library/image@{}",
         registry.addr(),
@@ -447,7 +446,7 @@ fn a_second_mount_asks_for_no_blob() {
     offline.unmount();
     assert!(registry.requests().is_empty(), "{:?}", registry.requests());
 
-    // What is not in the cache any more cannot be read, and is not asked for.
+    // Evicted data cannot be read, and is not requested.
     sandbox.drop_content();
     let output = offline.try_mount(&reference, &["--offline"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -534,7 +533,7 @@ fn a_read_without_content_asks_for_its_spans_only() {
         assert!(asked > 0 && asked * 4 < whole, "{packing:?}: {asked} of {whole} bytes");
         assert!(registry.requests().iter().filter(|request| request.is_blob()).all(|request| request.status == 206));
         mounted.unmount();
-        // Not before: what comes behind the file is fetched on.
+        // Not before: data after the file is still being fetched.
         registry.clear();
         let again = sandbox.mount_with(&reference, "a", &["--prefetch", "none"]);
         assert!(std::fs::read(again.join("data")).unwrap() == data);
@@ -634,7 +633,7 @@ fn on_known_layers_the_first_answer_waits_for_the_new_one_only() {
     let at = sandbox.mount_point("b");
     let output = at.try_mount(&registry.reference("other/image", "2"), &[]);
     assert!(output.status.success(), "{}", said(&output));
-    // Of the lowest layer, and hidden by none above: every layer has a say in it.
+    // Of the lowest layer, and hidden by none above: every layer takes part in the lookup.
     assert_eq!(std::fs::read(at.join("etc/implied")).unwrap(), b"parent without an entry");
     let requests = registry.requests();
     let asked = |layer: usize| {
@@ -1021,7 +1020,7 @@ fn root_of_a_user_namespace_may_mount() {
     assert!(!at.is_mounted(), "the namespace's mount is its own");
 }
 
-/// Looks until it is so; the kernel and another process need a moment.
+/// Polls until the condition holds; the kernel and another process need a moment.
 fn wait_for(mut test: impl FnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !test() {
@@ -1130,7 +1129,7 @@ fn a_log_that_cannot_be_written_is_an_error_and_no_mount() {
         assert_eq!(told.matches("error: ").count(), 1, "{how:?}: {told}");
         assert!(!at.is_mounted(), "{how:?}");
     }
-    // In the foreground it is stderr.
+    // In the foreground the log goes to stderr.
     for option in ["--log-file=log", "-olog_file=log"] {
         let output = at.try_mount(&registry.reference("library/image", "1"), &["-f", option]);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
@@ -1161,7 +1160,7 @@ fn idle_cpus_are_kept_awake_while_reads_come_and_no_longer() {
         };
         (at, file, kept_awake)
     };
-    // Each is a request, as nothing that the kernel would answer by itself.
+    // Each is a request, as the kernel has none of them cached.
     let ask = |file: &std::fs::File| (0..100).for_each(|_| assert!(!std::io::IsTerminal::is_terminal(file)));
 
     let (at, file, kept_awake) = mounted("a", &[]);
@@ -1201,8 +1200,7 @@ fn the_file_table_need_not_grow_while_layers_are_opened() {
     at.unmount();
 }
 
-/// The kernel gives the numbers of a mount that is gone to the next one: a server that ends late must not take that for
-/// its own.
+/// The kernel reuses the numbers of a mount that is gone: a server that ends late must not unmount the next one.
 #[test]
 fn a_server_that_ends_late_takes_no_other_mount_away() {
     if cannot_mount() {
@@ -1226,7 +1224,7 @@ fn a_server_that_ends_late_takes_no_other_mount_away() {
     }
 }
 
-/// The kernel passes names of up to 1,024 bytes on.
+/// The kernel forwards names of up to 1,024 bytes.
 #[test]
 fn a_name_that_is_too_long_is_told_as_such() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! mount(8): by the helpers that `make install` puts in place, and by mount.fuse(8) without them.
+//! mount(8): with the helpers that `make install` installs, and with mount.fuse(8) without them.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -68,7 +68,7 @@ fn helpers_are_installed_where_mount_looks_and_uninstalled() {
     }
     let script = std::fs::read_to_string(stage.join("opt/peelfs/sbin/mount.peelfs")).unwrap();
     assert!(script.contains("bin=/opt/peelfs/bin"), "{script}");
-    // One of another installation stays.
+    // A helper of another installation is kept.
     std::fs::remove_file(stage.join("sbin/mount.peelfs")).unwrap();
     std::os::unix::fs::symlink("/usr/sbin/mount.peelfs", stage.join("sbin/mount.peelfs")).unwrap();
     make("uninstall", &sandbox.path().join("built"), &stage, "/opt/peelfs");

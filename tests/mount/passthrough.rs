@@ -1,4 +1,4 @@
-//! `mount --passthrough`: the kernel reads large files by itself, from the cache, and readers see no difference.
+//! `mount --passthrough`: the kernel reads large files directly from the cache, and readers see no difference.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -61,7 +61,7 @@ fn without_server<T: Send + 'static>(at: &MountPoint<'_>, work: impl FnOnce() ->
     done
 }
 
-/// Whether the kernel reads an open file by itself.
+/// Whether the kernel reads an open file directly.
 fn is_passed_through(at: &MountPoint<'_>, file: &File, expected: Vec<u8>) -> bool {
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let file = file.try_clone().unwrap();
@@ -116,10 +116,10 @@ fn an_open_file_outlives_its_eviction() {
     assert!(dropped.status.success(), "{}", said(&dropped));
     assert_eq!(own_files(&sandbox), 0);
     assert!(is_passed_through(&at, &held, content(1, LARGE)));
-    // Opened again while it is open, it is read in the same way.
+    // A second open uses the same way as the first.
     assert!(is_passed_through(&at, &File::open(at.join("d/link")).unwrap(), content(1, LARGE)));
     drop(held);
-    // And now from the registry, by way of the server.
+    // And now from the registry, through the server.
     assert!(read(&at.join("d/large")) == content(1, LARGE));
     at.unmount();
 }
@@ -139,11 +139,11 @@ fn missing_content_is_read_and_passed_through_the_next_time() {
     first.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == content(2, ODD));
     assert_eq!(own_files(&sandbox), 0);
-    // Now it is all here; but as long as it is open it is read as it was.
+    // Now it is completely cached, but an open file keeps its way of reading.
     assert!(read(&at.join("d/odd")) == content(2, ODD));
     assert_eq!(own_files(&sandbox), 0);
     drop((first, second));
-    // close(2) does not wait until the server has been told.
+    // close(2) does not wait for RELEASE.
     let opened = loop {
         let opened = File::open(at.join("d/odd")).unwrap();
         if own_files(&sandbox) == 1 {
@@ -221,7 +221,7 @@ fn two_mounts_read_one_file() {
     for (at, file) in [&one, &other].into_iter().zip(&files) {
         assert!(is_passed_through(at, file, content(1, LARGE)));
     }
-    // They show what that one file holds: nothing else is asked while it is open.
+    // They show the content of that file, without further requests while it is open.
     let own = made.iter().find(|path| path.extension().unwrap() != "seal").unwrap();
     File::options().write(true).open(own).unwrap().write_all_at(b"another file's ", 100).unwrap();
     for file in &files {
@@ -343,7 +343,7 @@ fn passed_through_reads_outlive_killed_servers_and_upgrades() {
     at.unmount();
 }
 
-/// `--passthrough=auto` looks at the layers that are known: not at what was never seen, and not at images of small files.
+/// `--passthrough=auto` uses passthrough for indexed layers only, and not for images of small files.
 #[test]
 fn auto_passes_through_images_of_mostly_large_files() {
     if cannot_mount() {
@@ -374,7 +374,7 @@ fn auto_passes_through_images_of_mostly_large_files() {
         }
         sandbox.drop_content();
     }
-    // With a layer that is not known yet, a mount goes without.
+    // With a layer that is not indexed yet, the mount works without passthrough.
     let output = sandbox.run(["cache", "prune", "--all"]);
     assert!(output.status.success(), "{}", said(&output));
     let at = sandbox.mount_with(&registry.reference("large", "1"), "unknown", &["--passthrough=auto"]);

@@ -1,4 +1,4 @@
-//! Where a mount is made, and what it may not cover.
+//! Mount points, and what a mount must not hide.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ struct Unmount(PathBuf);
 
 impl Drop for Unmount {
     fn drop(&mut self) {
-        // Whatever hangs there is to be gone with it.
+        // Processes that hang there end with it.
         let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH | UnmountFlags::FORCE;
         let _ = rustix::mount::unmount(&self.0, flags);
     }
@@ -83,7 +83,7 @@ fn assert_refused(sandbox: &Sandbox, at: &Path, reference: &str, more: &[&str], 
     }
 }
 
-/// The mount point is, lies above, or lies within the cache, by whatever name.
+/// The mount point is, contains, or is within the cache, by any path.
 #[test]
 fn a_mount_over_its_own_cache_is_refused_in_words() {
     if cannot_mount() {
@@ -117,7 +117,7 @@ fn a_mount_over_its_own_cache_is_refused_in_words() {
     assert_refused(&sandbox, &path("c"), &reference, &["--cache-dir", new.to_str().unwrap()], "below it is the cache");
     let through = path("link/cache");
     assert_refused(&sandbox, Path::new(cache), &reference, &["--cache-dir", through.to_str().unwrap()], "the cache");
-    // Beside it, all is well.
+    // Beside it, the mount works.
     let output = sandbox.peelfs(["mount", &reference, "--cache-dir", cache]).arg(path("c/other")).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(sandbox.peelfs(["umount"]).arg(path("c/other")).status().unwrap().success());
@@ -222,7 +222,7 @@ fn a_mount_below_another_mount_works_and_is_unmounted_first() {
     }
 }
 
-/// The image that another mount shows holds the layout.
+/// The layout is in the image of another mount.
 #[test]
 fn a_layout_within_a_mount_is_read_by_another_process_only() {
     if cannot_mount() {

@@ -1,4 +1,4 @@
-//! Many mounts in one process: what they have in common is there once, and what each is stays its own.
+//! Many mounts in one process: common layers exist once, everything else is separate.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -75,7 +75,7 @@ fn one_process_serves_three_mounts_and_reads_a_layer_once() {
         read_all(&at.path, own);
         assert!(!at.join(if own == "app" { "tool" } else { "app" }).exists());
     }
-    // However many mounts and images have it, and whichever asked.
+    // For any number of mounts and images.
     let mut times = HashMap::new();
     for found in registry.requests().iter().filter(|found| found.is_blob()) {
         *times.entry(found.request.path.rsplit('/').next().unwrap().to_owned()).or_insert(0) += 1;
@@ -137,7 +137,7 @@ fn readers_on_all_mounts_outlive_a_killed_or_upgraded_server() {
     assert!(!reads.is_empty());
     let states = mounts.each_ref().map(|(_, at)| at.state().unwrap());
     assert!(states.iter().all(|state| state["pid"] == states[0]["pid"] && state["takeovers"] == 4), "{states:?}");
-    // What was taken over takes more mounts.
+    // After a take-over, the process accepts more mounts.
     let more = mount(&sandbox, &registry.reference("tool", "1"), "d");
     assert_eq!(more.server(), mounts[0].1.server());
     read_all(&more.path, "tool");

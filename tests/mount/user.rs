@@ -1,4 +1,4 @@
-//! Mounts of users other than root, by fusermount3.
+//! Mounts of users other than root, with fusermount3.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -25,7 +25,7 @@ struct User {
 }
 
 impl User {
-    /// None where there is no fusermount3 that helps users.
+    /// `None` without a setuid fusermount3.
     fn new() -> Option<Self> {
         if cannot_mount() || is_missing("setpriv") || is_missing("unshare") {
             return None;
@@ -180,7 +180,7 @@ fn a_user_is_told_why_the_kernel_does_not_show_an_image() {
     assert!(user.run(&["umount", text(&at)]).status.success());
 }
 
-/// Where the directory is when fusermount3 mounts counts, and not where its path leads.
+/// fusermount3 mounts on the directory itself, wherever its path leads by then.
 #[test]
 fn a_users_mount_point_exchanged_meanwhile_mounts_nowhere() {
     let Some(user) = User::new() else { return };
@@ -233,7 +233,7 @@ fn allow_root_lets_root_in_and_no_other_user() {
     assert!(user.run(&["umount", text(&at)]).status.success());
 }
 
-/// For root, whom a mount of its own lets in alone.
+/// For root, whose own mount admits only root.
 #[test]
 fn allow_root_changes_nothing_for_root() {
     if cannot_mount() || is_missing("setpriv") {

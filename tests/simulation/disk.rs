@@ -19,11 +19,11 @@ pub(crate) enum Ill {
     Well,
     /// There is no room for anything more.
     Full,
-    /// Nothing can be changed.
+    /// It is read-only.
     ReadOnly,
     /// So many in a hundred things fail, and writes in the middle.
     Fails(usize),
-    /// The process is no more: whatever of it still runs does nothing.
+    /// The process has ended: its remaining threads have no effect.
     Gone,
 }
 
@@ -50,7 +50,7 @@ impl SimulatedDisk {
         *self.ill.lock().unwrap() = ill;
     }
 
-    /// Whether the process has come to its end.
+    /// Whether the process has ended.
     pub(crate) fn is_dead(&self) -> bool {
         self.doomed.is_dead()
     }
@@ -91,7 +91,7 @@ impl Disk for SimulatedDisk {
     }
 }
 
-/// Damages a file in some way, and says in which.
+/// Damages a file in some way, and returns which.
 pub(crate) fn rot(path: &Path, random: &mut Random) -> &'static str {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let before = file.metadata().unwrap();

@@ -1,8 +1,7 @@
 //! Seeded simulation: several processes on one cache, a network with all its troubles, disks that fill up, fail and
-//! stop, losses of power, bytes that rot, and a clock that only the test advances. The real store, content
-//! and image code runs, and every answer is compared with the model: it is right, or it is an error that the
-//! network's troubles of the moment explain. What goes on in the cache explains none. When the troubles are over,
-//! all is well again.
+//! stop, losses of power, bytes that rot, and a clock that only the test advances. The real store, content and image
+//! code runs, and every answer is compared with the model: it is right, or it is an error that the network's troubles
+//! of the moment explain. Damage to the cache explains none. After the troubles, everything works again.
 //!
 //! `PEELFS_SEEDS=N` tries N seeds instead of 50, `PEELFS_STEPS=N` that many operations of each, `PEELFS_SEED=N` only
 //! that one, `PEELFS_TRACE=1` tells what is done. A seed decides which image there is, what is done and what goes
@@ -61,7 +60,7 @@ use support::shown;
 use support::walk::{self, Compare};
 use threads::Threads;
 
-/// How often what happened.
+/// Counts of events.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 struct Counts {
     reads: u64,
@@ -89,7 +88,7 @@ struct Process {
     other: Option<Mount>,
     /// Damages to indexes since it began; a process mends a few of them.
     rotten: u32,
-    /// What goes on beside the steps.
+    /// Tasks that run beside the steps.
     beside: Vec<Beside>,
 }
 
@@ -106,7 +105,7 @@ struct Mount {
     tainted: Arc<AtomicBool>,
 }
 
-/// A read that goes on beside other steps.
+/// A read that runs beside other steps.
 struct Beside {
     begun: Instant,
     read: JoinHandle<Result<(), FsError>>,
@@ -231,7 +230,7 @@ impl World {
         }
     }
 
-    /// As [`World::within`], for what has to come to an end.
+    /// As [`World::within`], for what must end.
     async fn done<T>(&self, what: impl Display, wanted: impl Future<Output = T>) -> T {
         match self.within(ENDLESS, wanted).await {
             Some(done) => done,
@@ -383,7 +382,7 @@ impl World {
         assert!(excused, "{what} of process {at} takes for ever: layers {layers:?}, waiting for {waits:?}");
     }
 
-    /// The network is well again.
+    /// The network works again.
     async fn calm(&mut self) {
         trace!(self, "the network is well");
         self.network.set_trouble(None);

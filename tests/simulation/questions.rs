@@ -1,4 +1,4 @@
-//! What mounts are asked, and what they must answer.
+//! Operations on mounts, and their required results.
 
 use super::*;
 
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// A read that goes on while other things happen.
+    /// A read that runs while other things happen.
     pub(super) fn read_beside(&mut self, at: usize) {
         let files = Arc::clone(&self.files);
         let number = self.random.below(files.len());

@@ -1,4 +1,4 @@
-//! Whether anything still happens: simulated time passes when every thread waits for another, and not before.
+//! Detects idleness: simulated time passes only when every thread waits for another.
 //!
 //! Tokio lets its stopped clock go on by itself when nothing is left to do, but not while blocking tasks run; those of
 //! a first pass wait for the network, which waits for time.

@@ -1,4 +1,4 @@
-//! What goes wrong: with the network, with disks, with files of the cache, and with processes.
+//! Troubles of the network, of disks, of files of the cache, and of processes.
 
 use super::*;
 
