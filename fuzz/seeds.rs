@@ -1,4 +1,4 @@
-//! Where fuzzing begins: small good inputs for every target, made the same way each time.
+//! Seeds of fuzzing: small valid inputs for every target, always the same.
 
 use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
 use peelfs::descriptor::Compression;

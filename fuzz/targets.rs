@@ -2,7 +2,7 @@
 //!
 //! The same functions stand behind cargo-fuzz (`fuzz/fuzz_targets`) and behind a plain test
 //! (`tests/library/fuzz_corpus.rs`), which runs them over a corpus and its mutations with every `cargo test`.
-//! Formats that carry checksums are sealed again here, or no mutation would get past the door.
+//! Formats with checksums are sealed again here, or every mutation would fail the checksum.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -157,7 +157,7 @@ pub fn documents(data: &[u8]) {
     }
 }
 
-/// A reference that is taken is written as it can be typed again.
+/// An accepted reference is displayed in a form that can be parsed again.
 pub fn reference(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<Reference>() {
@@ -195,7 +195,7 @@ pub fn platform(data: &[u8]) {
     }
 }
 
-/// What comes from the kernel is understood or refused; a request whose length is another than it says is refused.
+/// Input from the kernel is parsed or refused; a request with a wrong length field is refused.
 ///
 /// The first byte says whether the length is put right first.
 pub fn wire(data: &[u8]) {
@@ -406,7 +406,7 @@ fn run(decoder: &mut LayerDecoder, blob: &[u8], mut each: impl FnMut(&mut LayerD
     Some(all)
 }
 
-/// Small enough for a fuzzer's patience.
+/// Small enough for fast fuzzing.
 const LIMITS: Limits = Limits {
     entries: 100_000,
     path: 64 << 10,

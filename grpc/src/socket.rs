@@ -1,4 +1,4 @@
-//! A Unix socket to serve on: made with care, or handed over by a service manager.
+//! A Unix socket to serve on: newly made, or passed by a service manager.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -19,7 +19,7 @@ pub struct Socket {
     made: Option<Made>,
 }
 
-/// A socket's file, known again by its number.
+/// A socket's file, identified by its inode.
 #[derive(Debug)]
 struct Made {
     path: PathBuf,
@@ -36,22 +36,22 @@ pub enum SocketError {
         /// The socket.
         path: PathBuf,
     },
-    /// Something else has its name.
+    /// The path is in use by another kind of file.
     #[error("`{}` exists and is no socket", path.display())]
     NoSocket {
         /// The file.
         path: PathBuf,
     },
-    /// Its name does not fit into a socket's address.
+    /// The path is too long for a socket's address.
     #[error("`{}` has {} bytes; the name of a socket has at most {LONGEST}", path.display(), path.as_os_str().len())]
     TooLong {
         /// The socket.
         path: PathBuf,
     },
-    /// What the service manager handed over cannot be served on.
+    /// The descriptor of the service manager is not usable.
     #[error("the service manager handed over something that does not listen as a Unix socket")]
     Inherited,
-    /// It cannot be made.
+    /// It cannot be created.
     #[error("cannot listen at `{}`", path.display())]
     Listen {
         /// The socket.
@@ -79,8 +79,8 @@ impl SocketError {
 }
 
 impl Socket {
-    /// The socket that a service manager has handed over, or a new one at `path`; one that a process left which is gone
-    /// is replaced. Must be called within a tokio runtime.
+    /// The socket passed by a service manager, or a new one at `path`; replaces one left by an ended process. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// [`SocketError`]
@@ -131,7 +131,7 @@ impl Socket {
                     tracing::info!(path = %path.display(), "replacing the socket of a process that is gone");
                     std::fs::remove_file(path).map_err(failed)?;
                 }
-                // Its queue may be full: it is in use all the same.
+                // Its queue may be full: it is in use nevertheless.
                 _ => return Err(in_use()),
             },
         }
@@ -142,14 +142,14 @@ impl Socket {
         Ok(bound)
     }
 
-    /// The connections of root and of this process's user; others are hung up on.
+    /// The connections of root and of this process's user; others are closed.
     pub fn incoming(self) -> impl Stream<Item = io::Result<UnixStream>> {
         futures_util::stream::unfold(self, async |socket| {
             loop {
                 match socket.listener.accept().await {
                     Ok((stream, _)) if is_trusted(&stream) => return Some((Ok(stream), socket)),
                     Ok(_) => {}
-                    // As without a descriptor left; those that wait are taken later.
+                    // As without a descriptor left; pending connections are accepted later.
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(BREATH).await;
@@ -170,7 +170,7 @@ impl Drop for Socket {
     }
 }
 
-/// Only its user may connect from the beginning on: until it listens, connections are refused.
+/// Only its user may connect, from the start: connections are refused until it listens.
 fn bind(path: &Path) -> io::Result<Socket> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

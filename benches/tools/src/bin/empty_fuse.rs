@@ -1,9 +1,10 @@
-//! Mounts a file system that does nothing but answer: what is left of a read when nothing is read or verified.
+//! Mounts a file system that only answers: the cost of a read without reading or verifying anything.
 //!
 //!     cargo run --release -p peelfs-bench-tools --bin empty_fuse -- --from 1048576 TREE MOUNTPOINT
 //!
 //! It shows a file of zeros for each file of such a size below TREE, named by number, and serves as peelfs does: files
-//! are not opened, the kernel keeps what it is told, and reads ahead as far. It says `mounted` when it is, and ends when it is unmounted.
+//! are not opened, the kernel caches answers, and the read-ahead is the same. It says `mounted` when it is, and ends
+//! when it is unmounted.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Writes an OCI layout with so many files in so many layers: for measuring what grows with an image.
+//! Writes an OCI layout with a given number of files and layers, to measure growth with the image's size.
 //!
 //!     cargo run --release -p peelfs-bench-tools --bin growth_image -- --entries 1000000 --layers 5 DIR
 //!
