@@ -58,7 +58,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
         Role::Command => background::mount(&spec, background::Keeper::Process, &mut bar)?,
         Role::AloneInBackground => background::mount(&spec, background::Keeper::None, &mut bar)?,
         Role::Shared => background::mount_shared(&spec, &mut bar)?,
-        Role::Keeper | Role::Alone => keeper::keep_in_foreground(spec, Box::new(bar))?,
+        Role::Keeper | Role::Alone => keeper::keep_in_foreground(spec.into(), Box::new(bar))?,
     }
     Ok(())
 }

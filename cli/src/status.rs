@@ -79,7 +79,14 @@ impl<'a> Known<'a> {
         let mut lines = vec![at.clone()];
         let mut line = |what: &str, value: String| lines.push(format!("  {what:<9}{value}"));
         let reference = self.state.map_or(self.source, |state| state.reference.as_str());
-        line("image", text::printable(reference.as_bytes()));
+        match self.state {
+            Some(state) if state.store => {
+                let images = self.health.as_ref().and_then(|health| health.images);
+                line("store", images.map_or("of images".to_owned(), |images| text::count(images as u64, "image")));
+            }
+            None if self.source == STORE => line("store", "of images".to_owned()),
+            _ => line("image", text::printable(reference.as_bytes())),
+        }
         if let Some(layer) = self.state.and_then(|state| state.layer.as_ref()) {
             let ShownLayer { number, count, digest } = layer;
             line("layer", format!("{number} of {count}, {}", text::printable(digest.as_bytes())));
@@ -87,9 +94,10 @@ impl<'a> Known<'a> {
         match self.answer {
             Answer::Served => {}
             Answer::Gone => {
+                let again = if self.source == STORE { "peelfs store serve" } else { "peelfs mount" };
                 line(
                     "state",
-                    format!("not served (its process is gone); `peelfs mount` on it or `peelfs umount {at}` clears it"),
+                    format!("not served (its process is gone); `{again}` on it or `peelfs umount {at}` clears it"),
                 );
                 return lines.join("\n") + "\n";
             }
@@ -139,8 +147,12 @@ impl<'a> Known<'a> {
                 }
             }
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
-            // Evicted content is fetched again.
-            let of = if health.received_bytes > health.image_bytes { "for an image of" } else { "of" };
+            // What was evicted or dropped is fetched again.
+            let of = match self.state {
+                Some(state) if state.store => "for images of",
+                _ if health.received_bytes > health.image_bytes => "for an image of",
+                _ => "of",
+            };
             line("fetched", format!("{received} {of} {size}, in {}", text::count(health.requests, "request")));
             for wait in &health.waiting {
                 let WaitStatus { what, seconds, tries, last_error } = wait;
@@ -184,9 +196,11 @@ impl<'a> Known<'a> {
             passthrough: self.state.map(|state| state.passthrough),
             content_layers: self.noted.and_then(|noted| noted.layers),
             content_bytes: self.noted.and_then(|noted| noted.bytes),
+            store: self.state.is_some_and(|state| state.store),
             manifest: self
                 .state
                 .map(|state| state.manifest.as_str())
+                .filter(|manifest| !manifest.is_empty())
                 .or(self.noted.map(|noted| noted.manifest.as_str())),
             layer: self.state.and_then(|state| state.layer.as_ref()),
             pid: self.state.map(|state| state.pid),
@@ -235,6 +249,9 @@ struct Line<'a> {
     /// Bytes of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     content_bytes: Option<u64>,
+    /// It is an image store.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    store: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     manifest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -255,3 +272,6 @@ struct Line<'a> {
     #[serde(flatten)]
     health: Option<&'a Health>,
 }
+
+/// What the kernel shows as the source of an image store.
+const STORE: &str = peelfs::host::image_store::SOURCE;

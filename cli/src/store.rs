@@ -8,6 +8,7 @@ use clap::Subcommand;
 use super::args::{CacheDirArgs, ImageArgs};
 use super::progress::Bar;
 use super::{meant, text};
+use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
 use peelfs::host::open;
 use peelfs::host::report::Report;
@@ -103,7 +104,7 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
         StoreCommand::Serve { store, allow_other, on_outage, cache } => {
             let (at, cache) = (directory(store.as_ref())?, meant::cache(cache)?);
             let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
-            Ok(image_store::serve(&spec, &mut Bar::new())?)
+            Ok(image_store::serve(&spec, Box::new(Bar::new()))?)
         }
         StoreCommand::Add { image, place, name, wait } => {
             let (at, image) = (directory(place.store.as_ref())?, meant::image_elsewhere(image)?);
@@ -112,7 +113,10 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
                 eprintln!("note: `{name}` was another image's name and names this one now");
             }
             if !added.served {
-                eprintln!("note: the store is not served; engines see the image once `peelfs store serve` runs");
+                let at = at.display();
+                eprintln!(
+                    "note: the store `{at}` is not served; engines see the image once `peelfs store serve {at}` runs"
+                );
             }
             print_names(&added.image)
         }
@@ -130,7 +134,8 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
 
 fn directory(typed: Option<&PathBuf>) -> Result<PathBuf, Report> {
     match typed {
-        Some(typed) => Ok(open::absolute(typed)),
+        // A store has one name, whichever symlink leads to it.
+        Some(typed) => Ok(mounts::followed(typed).unwrap_or_else(|_| open::absolute(typed))),
         None => Ok(image_store::default_directory()?),
     }
 }

@@ -9,7 +9,9 @@ pub(super) fn of(error: &FsError) -> Errno {
     match error {
         // Data that failed verification is not shown.
         FsError::Layer { .. } | FsError::Malformed { .. } | FsError::Refused { .. } => Errno::IO,
-        FsError::TakesTooLong => Errno::IO,
+        FsError::TakesTooLong | FsError::Ended => Errno::IO,
+        // A full disk is what the reader can do something about.
+        FsError::Disk(cause) => Errno::from_io_error(cause).unwrap_or(Errno::IO),
         FsError::Read(
             ReadError::Corrupt { .. }
             | ReadError::Codec { .. }

@@ -22,24 +22,25 @@ use tokio::time::{Instant, timeout};
 use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
 use super::child::{self, End, Next, Server};
 use super::error::HostError;
-use super::handover::{Handover, KeeperId};
+use super::handover::KeeperId;
+use super::kept::{Shown, Wanted};
 use super::process::{self, Ends};
 use super::report::{Code, Report};
 use super::requests::{self, Asked};
 use super::spec::MountSpec;
-use super::wire::v1::{Message, MountHandover, Request, Upgraded, Word};
-use super::wire::{self, WirePath};
-use super::{Progress, background, status};
+use super::wire::v1::{Message, Request, Upgraded, Word};
+use super::wire::{self, WireError, WirePath};
+use super::{Progress, background, status, systemd};
 use crate::fuse::{self, OpenFiles};
 
-/// Serves `spec` with another process, in the foreground, and restarts that until the mount has ended.
+/// Serves what is `wanted` with another process, in the foreground, and restarts that until the mount has ended.
 ///
 /// # Errors
 /// [`HostError`], also one reported by the serving process.
-pub fn keep_in_foreground(spec: MountSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
+pub fn keep_in_foreground(wanted: Wanted, progress: Box<dyn Progress>) -> Result<(), HostError> {
     process::small_runtime()?.block_on(async {
         let mut keeper = Keeper::new(None, Service::Foreground)?;
-        let ended = keeper.run(spec, Asker::Here(progress)).await;
+        let ended = keeper.run(wanted, Asker::Here(progress)).await;
         keeper.clean_up();
         ended
     })
@@ -60,7 +61,7 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         let asked = requests::asked(channel).await;
         let ended = match asked {
             Ok((Request::Mount(spec), channel)) => match MountSpec::try_from(*spec) {
-                Ok(spec) => keeper.run(spec, Asker::Elsewhere(channel)).await,
+                Ok(spec) => keeper.run(spec.into(), Asker::Elsewhere(channel)).await,
                 Err(error) => Err(HostError::Channel { peer: "command", cause: error.into() }),
             },
             Ok((Request::Upgrade { .. }, _)) => Err(HostError::NotStartedByPeelfs),
@@ -98,7 +99,7 @@ enum Asker {
 struct Kept {
     /// Its connection, if the kernel supports a take-over.
     connection: Option<OwnedFd>,
-    handover: Handover,
+    shown: Shown,
 }
 
 struct Keeper {
@@ -169,8 +170,8 @@ impl Keeper {
     }
 
     /// Starts a process for the first mount, and keeps its mounts until the last has ended.
-    async fn run(&mut self, spec: MountSpec, asker: Asker) -> Result<(), HostError> {
-        if let Err(error) = self.open_log(&spec) {
+    async fn run(&mut self, wanted: Wanted, asker: Asker) -> Result<(), HostError> {
+        if let Err(error) = self.open_log(&wanted) {
             let report = Report::from(error);
             self.answer(asker, &report).await;
             return Err(HostError::Told(report));
@@ -183,7 +184,7 @@ impl Keeper {
                 return Err(HostError::Told(report));
             }
         };
-        self.begin(spec, asker, &server).await;
+        self.begin(wanted, asker, &server).await;
         loop {
             match self.event(&mut server).await? {
                 Event::Said(text, connection) => {
@@ -256,11 +257,11 @@ impl Keeper {
     }
 
     /// Opens the log of all mounts; none in the foreground.
-    fn open_log(&mut self, spec: &MountSpec) -> Result<(), HostError> {
+    fn open_log(&mut self, wanted: &Wanted) -> Result<(), HostError> {
         if self.service == Service::Foreground {
             return Ok(());
         }
-        let log = match &spec.log {
+        let log = match wanted.log() {
             Some(log) => log.clone(),
             None => status::make_directory()?.join(format!("{}.log", self.id.pid)),
         };
@@ -270,13 +271,13 @@ impl Keeper {
     }
 
     /// Requests a mount from the serving process.
-    async fn begin(&mut self, spec: MountSpec, asker: Asker, server: &Server) {
-        if let Err(error) = requests::check_size(&spec) {
+    async fn begin(&mut self, wanted: Wanted, asker: Asker, server: &Server) {
+        if let Err(error) = wanted.check_size() {
             return self.answer(asker, &error.into()).await;
         }
         self.next += 1;
-        let (number, spec) = (self.next, Box::new((&spec).into()));
-        match server.channel.deliver(&Message::Mount { number, spec }, None).await {
+        let number = self.next;
+        match server.channel.deliver(&wanted.message(number), None).await {
             Ok(()) => drop(self.askers.insert(number, asker)),
             // If the process is gone, its end is the next event.
             Err(error) => {
@@ -298,7 +299,7 @@ impl Keeper {
         match request {
             Request::Mount(spec) if self.service == Service::Shared => {
                 match MountSpec::try_from(*spec) {
-                    Ok(spec) => self.begin(spec, Asker::Elsewhere(channel), &server).await,
+                    Ok(spec) => self.begin(spec.into(), Asker::Elsewhere(channel), &server).await,
                     Err(error) => self.answer(Asker::Elsewhere(channel), &Report::usage(error)).await,
                 }
                 Ok(server)
@@ -323,7 +324,8 @@ impl Keeper {
     /// Handles a message of the serving process.
     async fn heard(&mut self, text: &[u8], connection: Option<OwnedFd>, server: &Server) {
         match wire::parse(text) {
-            Ok(Message::Serving { number, handover }) => self.serves(number, *handover, connection),
+            Ok(Message::Serving { number, handover }) => self.serves(number, Shown::image(*handover), connection),
+            Ok(Message::ServingStore { number, handover }) => self.serves(number, Shown::store(*handover), connection),
             Ok(Message::Ended { number }) => {
                 drop(self.mounts.remove(&number));
                 self.id.forget(number);
@@ -350,12 +352,12 @@ impl Keeper {
         }
     }
 
-    fn serves(&mut self, number: u64, handover: MountHandover, connection: Option<OwnedFd>) {
-        match Handover::try_from(handover) {
-            Ok(handover) => {
+    fn serves(&mut self, number: u64, shown: Result<Shown, WireError>, connection: Option<OwnedFd>) {
+        match shown {
+            Ok(shown) => {
                 let before = self.mounts.remove(&number).and_then(|kept| kept.connection);
                 let connection = connection.or(before);
-                self.mounts.insert(number, Kept { connection, handover });
+                self.mounts.insert(number, Kept { connection, shown });
             }
             Err(error) => tracing::error!(%error, number, "cannot hold a mount's connection"),
         }
@@ -383,6 +385,9 @@ impl Keeper {
         };
         if matches!(word, Word::Ready) {
             self.let_go();
+            if self.service == Service::Foreground {
+                systemd::tell_ready();
+            }
         }
         if (gone || !waits)
             && let Some(Asker::Elsewhere(channel)) = self.askers.remove(&number)
@@ -441,7 +446,7 @@ impl Keeper {
         let mut server = self.start(program, self.mounts.len()).await?;
         match timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
             Ok(Ok(())) => {
-                self.mounts.values_mut().for_each(|kept| kept.handover.takeovers += 1);
+                self.mounts.values_mut().for_each(|kept| kept.shown.was_taken_over());
                 Ok(server)
             }
             outcome => {
@@ -459,8 +464,7 @@ impl Keeper {
     /// Sends all mounts to a new process, and waits until it is ready to take them over.
     async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> Result<(), ChannelError> {
         for (number, kept) in &self.mounts {
-            let handover = Box::new((&kept.handover.to_next(ended.clone())).into());
-            let message = Message::TakeOver { number: *number, handover };
+            let message = kept.shown.to_next(*number, ended.clone());
             server.channel.deliver(&message, kept.connection.as_ref().map(OwnedFd::as_fd)).await?;
         }
         loop {
@@ -506,7 +510,7 @@ impl Keeper {
 
     /// Replaces the serving process by one of another program; on failure the old one continues.
     async fn upgrade(&mut self, program: PathBuf, mut server: Server) -> Result<(Server, Upgraded), HostError> {
-        if !self.askers.is_empty() || self.mounts.values().any(|kept| kept.handover.awaited) {
+        if !self.askers.is_empty() || self.mounts.values().any(|kept| kept.shown.is_awaited()) {
             let why = "its process is making a mount that is still waited for; try again".into();
             return Ok((server, Upgraded::Refused { why }));
         }
@@ -529,9 +533,9 @@ impl Keeper {
 
     /// No process can serve the mounts: aborts them, so that readers do not hang.
     fn give_up(&mut self, status: &str) -> Result<(), HostError> {
-        for Kept { connection, handover } in std::mem::take(&mut self.mounts).into_values() {
+        for Kept { connection, shown } in std::mem::take(&mut self.mounts).into_values() {
             // A process with hanging threads has the connection as well: closing it here would not end it.
-            let place = &handover.place;
+            let place = shown.place();
             let is_alive = connection.as_ref().is_none_or(|connection| fuse::is_alive(connection.as_fd()));
             if is_alive
                 && place.is_mounted()

@@ -25,6 +25,7 @@ pub mod handover;
 pub mod image_store;
 pub mod inherited;
 pub mod keeper;
+pub mod kept;
 pub mod kernel;
 mod mount;
 pub mod mount_point;

@@ -12,7 +12,7 @@ use super::error::HostError;
 use super::handover::{Handed, Handover};
 use super::open::{self, Opened};
 use super::spec::{self, KernelOptions, MountSpec, Policy};
-use super::status::{self, MountState};
+use super::status::{self, Health, MountState};
 use super::supervisor::Supervisor;
 use super::writable::Kept;
 use super::{ending, failures, mount_point, process, writable};
@@ -100,7 +100,8 @@ impl Mount {
         supervisor.serving(&handover, connection.as_ref().map(OwnedFd::as_fd)).await;
         drop(connection);
         let state = MountState::of(&handover, &opened, &supervisor);
-        let published = status::publish(state, Arc::clone(&fs), opened.registry.clone());
+        let (shown_fs, registry) = (Arc::clone(&fs), opened.registry.clone());
+        let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()));
         let mut known = if handover.awaited { writable::cover_by_another(&handover).await } else { Ok(()) };
         drop(kept);
         if known.is_ok() && handover.awaited && policy.wait {

@@ -166,6 +166,7 @@ impl From<FsError> for Report {
                 }
                 report
             }
+            FsError::Disk(_) | FsError::Ended => Self::of(Code::Failure, &error),
             FsError::Malformed { .. } | FsError::NoSuchNode(_) | FsError::IsADirectory | FsError::NotAFile => {
                 Self::of(Code::Failure, &error)
             }

@@ -17,6 +17,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::channel::{AsyncChannel, Channel, ChannelError};
 use super::error::HostError;
 use super::handover::{Handed, Handover, KeeperId};
+use super::image_store::{self, PreparedStore, StoreHandover, StoreMount, StoreSpec};
+use super::kept::Wanted;
 use super::mount::{self, Asker, Mount, Prepared};
 use super::open;
 use super::process::{self, Ends};
@@ -46,14 +48,21 @@ pub fn run() -> Result<(), HostError> {
     let log = log.map(PathBuf::try_from).transpose().map_err(|error| failed(error.into()))?;
     let mut handed = Vec::new();
     for _ in 0..mounts {
-        let Some((Message::TakeOver { number, handover }, Some(connection))) = next(&channel).map_err(failed)? else {
-            return Err(HostError::NotStartedByPeelfs);
-        };
-        let handover = Handover::try_from(*handover).map_err(|error| failed(error.into()))?;
-        let opens = (handover.spec.policy.passthrough == Passthrough::Always)
-            .then(|| File::options().read(true).write(true).open(keeper.opens(number)));
-        let opens = opens.transpose().map_err(HostError::Opens)?;
-        handed.push((number, Handed { handover, connection, opens }));
+        let wrong = |error: WireError| failed(error.into());
+        handed.push(match next(&channel).map_err(failed)? {
+            Some((Message::TakeOver { number, handover }, Some(connection))) => {
+                let handover = Handover::try_from(*handover).map_err(wrong)?;
+                let opens = (handover.spec.policy.passthrough == Passthrough::Always)
+                    .then(|| File::options().read(true).write(true).open(keeper.opens(number)));
+                let opens = opens.transpose().map_err(HostError::Opens)?;
+                (number, ToTakeOver::Image(Box::new(Handed { handover, connection, opens })))
+            }
+            Some((Message::TakeOverStore { number, handover }, Some(connection))) => {
+                let handover = StoreHandover::try_from(*handover).map_err(wrong)?;
+                (number, ToTakeOver::Store(Box::new(image_store::Handed { handover, connection })))
+            }
+            _ => return Err(HostError::NotStartedByPeelfs),
+        });
     }
     mount::in_runtime(async move {
         let channel =
@@ -98,8 +107,51 @@ struct Server {
     redirected: AtomicBool,
 }
 
+/// What this process is to take over.
+enum ToTakeOver {
+    Image(Box<Handed>),
+    Store(Box<image_store::Handed>),
+}
+
+/// What it is ready to take over.
+enum Ready {
+    Image(Box<Prepared>),
+    Store(Box<PreparedStore>),
+}
+
+/// A mount that is up: an image, or an image store.
+enum Life {
+    Image(Box<Mount>),
+    Store(Box<StoreMount>),
+}
+
+impl ToTakeOver {
+    fn is_awaited(&self) -> bool {
+        match self {
+            Self::Image(handed) => handed.handover.awaited,
+            Self::Store(handed) => handed.handover.awaited,
+        }
+    }
+}
+
+impl Life {
+    fn place(&self) -> MountPlace {
+        match self {
+            Self::Image(mount) => mount.place(),
+            Self::Store(mount) => mount.place(),
+        }
+    }
+
+    async fn serve(self, asker: &mut impl Asker) {
+        match self {
+            Self::Image(mount) => mount.serve(asker).await,
+            Self::Store(mount) => mount.serve(asker).await,
+        }
+    }
+}
+
 /// A mount that is up, sent to the table.
-type Made = (u64, Mount);
+type Made = (u64, Life);
 
 /// The mounts of the process.
 #[derive(Default)]
@@ -112,7 +164,7 @@ struct Table {
 
 impl Server {
     /// Serves until the last mount has ended and the keeper has closed the channel.
-    async fn run(self: Arc<Self>, handed: Vec<(u64, Handed)>) -> Result<(), HostError> {
+    async fn run(self: Arc<Self>, handed: Vec<(u64, ToTakeOver)>) -> Result<(), HostError> {
         let mut ends = Ends::new()?;
         let mut table = Table::default();
         self.take_over(handed, &mut table).await?;
@@ -147,7 +199,11 @@ impl Server {
     async fn heard(self: &Arc<Self>, text: &[u8], table: &mut Table, made: &UnboundedSender<Made>) {
         match wire::parse(text) {
             Ok(Message::Mount { number, spec }) => match MountSpec::try_from(*spec) {
-                Ok(spec) => self.begin(number, spec, table, made),
+                Ok(spec) => self.begin(number, spec.into(), table, made),
+                Err(error) => self.refuse(Some(number), &error).await,
+            },
+            Ok(Message::Store { number, spec }) => match StoreSpec::try_from(*spec) {
+                Ok(spec) => self.begin(number, spec.into(), table, made),
                 Err(error) => self.refuse(Some(number), &error).await,
             },
             Ok(Message::GivenUp { number }) => {
@@ -168,10 +224,10 @@ impl Server {
     }
 
     /// Starts making a mount.
-    fn begin(self: &Arc<Self>, number: u64, spec: MountSpec, table: &mut Table, made: &UnboundedSender<Made>) {
+    fn begin(self: &Arc<Self>, number: u64, wanted: Wanted, table: &mut Table, made: &UnboundedSender<Made>) {
         let (server, made) = (Arc::clone(self), made.clone());
         let making = tokio::spawn(async move {
-            match server.make(number, &spec).await {
+            match server.make(number, &wanted).await {
                 // The receiver lives as long as the process.
                 Ok(mount) => drop(made.send((number, mount))),
                 Err(error) => server.tell(number, Word::Failed((&Report::from(error)).into())).await,
@@ -180,14 +236,23 @@ impl Server {
         table.making.insert(number, making.abort_handle());
     }
 
-    async fn make(&self, number: u64, spec: &MountSpec) -> Result<Mount, HostError> {
-        self.refuse_conflicts(spec)?;
-        let shared_layers = self.shared_layers(&spec.image.cache)?;
-        Mount::make(spec, &shared_layers, self.log.as_deref(), self.supervisor(number)).await
+    async fn make(&self, number: u64, wanted: &Wanted) -> Result<Life, HostError> {
+        let (log, supervisor) = (self.log.as_deref(), self.supervisor(number));
+        Ok(match wanted {
+            Wanted::Image(spec) => {
+                self.refuse_conflicts(spec)?;
+                let shared_layers = self.shared_layers(&spec.image.cache)?;
+                Life::Image(Box::new(Mount::make(spec, &shared_layers, log, supervisor).await?))
+            }
+            Wanted::Store(spec) => {
+                let shared_layers = self.shared_layers(&spec.cache)?;
+                Life::Store(Box::new(StoreMount::make(spec, &shared_layers, log, supervisor).await?))
+            }
+        })
     }
 
     /// Serves a mount to its end.
-    fn serve(self: &Arc<Self>, number: u64, mount: Mount, table: &mut Table) {
+    fn serve(self: &Arc<Self>, number: u64, mount: Life, table: &mut Table) {
         table.places.insert(number, mount.place());
         let mut asker = Caller { server: Arc::clone(self), number };
         table.served.spawn(async move {
@@ -196,44 +261,68 @@ impl Server {
         });
     }
 
-    /// Opens the image of another process's mount, waits for that process to end, and takes the mount over.
-    async fn take_over(self: &Arc<Self>, handed: Vec<(u64, Handed)>, table: &mut Table) -> Result<(), HostError> {
+    /// Opens the images of another process's mounts, waits for that process to end, and takes the mounts over.
+    async fn take_over(self: &Arc<Self>, handed: Vec<(u64, ToTakeOver)>, table: &mut Table) -> Result<(), HostError> {
         if handed.is_empty() {
             return Ok(());
         }
         // Use the log from the start, unless a requester still waits for the mount.
         if let Some(log) = &self.log
-            && !handed.iter().any(|(_, handed)| handed.handover.awaited)
+            && !handed.iter().any(|(_, handed)| handed.is_awaited())
         {
             background::redirect_to(log)?;
             self.redirected.store(true, Ordering::Relaxed);
         }
         let mut ready = Vec::new();
         for (number, handed) in handed {
-            let shared_layers = self.shared_layers(&handed.handover.spec.image.cache)?;
-            match Prepared::open(handed, &self.keeper.kept_documents(number), &shared_layers).await {
-                Ok(prepared) => ready.push((number, prepared)),
-                // No other process can serve it any more.
-                Err((error, handed)) if self.shared && handed.handover.ended.is_some() => {
-                    self.give_up(number, handed, &error).await;
-                }
-                Err((error, _)) => return Err(error),
-            }
+            ready.extend(self.prepare(number, handed).await?.map(|prepared| (number, prepared)));
         }
         self.say(&Message::Prepared).await;
         let gone = || HostError::Channel { peer: "keeper", cause: ChannelError::Gone };
         let Ok(Some((Message::Go, _))) = self.channel.receive_message().await else { return Err(gone()) };
         for (number, prepared) in ready {
-            let place = prepared.handover().place.clone();
-            match prepared.take_over(self.supervisor(number)) {
+            let supervisor = self.supervisor(number);
+            let (place, taken) = match prepared {
+                Ready::Image(prepared) => {
+                    let place = prepared.handover().place.clone();
+                    (place, prepared.take_over(supervisor).map(Box::new).map(Life::Image))
+                }
+                Ready::Store(prepared) => {
+                    let place = prepared.handover().place.clone();
+                    (place, prepared.take_over(supervisor).await.map(Box::new).map(Life::Store))
+                }
+            };
+            match taken {
                 Ok(mount) => self.serve(number, mount, table),
                 Err(error) => {
-                    tracing::error!(%error, at = %place.at().display(), "cannot take a mount over");
+                    let error = crate::image::chain(&error);
+                    tracing::error!(error, at = %place.at().display(), "cannot take a mount over");
                     self.say(&Message::Ended { number }).await;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Opens what is to be taken over; nothing, if it had to be given up.
+    async fn prepare(&self, number: u64, handed: ToTakeOver) -> Result<Option<Ready>, HostError> {
+        let handed = match handed {
+            ToTakeOver::Image(handed) => handed,
+            ToTakeOver::Store(handed) => {
+                let shared_layers = self.shared_layers(&handed.handover.spec.cache)?;
+                return Ok(Some(Ready::Store(Box::new(PreparedStore::open(*handed, &shared_layers).await?))));
+            }
+        };
+        let shared_layers = self.shared_layers(&handed.handover.spec.image.cache)?;
+        match Prepared::open(*handed, &self.keeper.kept_documents(number), &shared_layers).await {
+            Ok(prepared) => Ok(Some(Ready::Image(Box::new(prepared)))),
+            // No other process can serve it any more.
+            Err((error, handed)) if self.shared && handed.handover.ended.is_some() => {
+                self.give_up(number, handed, &error).await;
+                Ok(None)
+            }
+            Err((error, _)) => Err(error),
+        }
     }
 
     /// Unmounts a mount that cannot be served any more.

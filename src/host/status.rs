@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::channel;
 use super::error::HostError;
 use super::handover::{self, Handover, KeeperId};
+use super::image_store::{self, StoreHandover};
 use super::open::{self, Opened};
 use super::process::{self, is_running};
 use super::spec::Passthrough;
@@ -74,6 +75,9 @@ pub struct MountState {
     /// The kernel reads large files by itself.
     #[serde(default)]
     pub passthrough: bool,
+    /// It is an image store.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub store: bool,
     /// The socket for status requests.
     socket: PathBuf,
 }
@@ -113,6 +117,9 @@ pub struct KernelMount {
 /// The current status of a mount.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Health {
+    /// How many images an image store shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<usize>,
     /// Bytes of all layers' blobs.
     pub image_bytes: u64,
     /// Bytes received from the registry since the mount began.
@@ -195,8 +202,8 @@ pub fn make_directory() -> Result<PathBuf, HostError> {
 }
 
 /// Publishes a mount, and answers status requests, until dropped. The mount works without: failures are only logged.
-pub fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) -> Option<Published> {
-    let published = try_publish(state, fs, registry);
+pub(super) fn publish(state: MountState, health: impl Fn() -> Health + Send + Sync + 'static) -> Option<Published> {
+    let published = try_publish(state, Arc::new(health));
     published
         .map_err(|error| {
             tracing::warn!(error = crate::image::chain(&error), "cannot publish this mount for `peelfs status`");
@@ -204,11 +211,7 @@ pub fn publish(state: MountState, fs: Arc<ImageFs>, registry: Option<Arc<Registr
         .ok()
 }
 
-fn try_publish(
-    mut state: MountState,
-    fs: Arc<ImageFs>,
-    registry: Option<Arc<RegistrySource>>,
-) -> Result<Published, HostError> {
+fn try_publish(mut state: MountState, health: Arc<dyn Fn() -> Health + Send + Sync>) -> Result<Published, HostError> {
     let directory = make_directory()?;
     let failed = |path: &Path, cause| HostError::RunState { path: path.to_owned(), cause };
     let name = format!("{}-{}", state.pid, serial());
@@ -223,7 +226,7 @@ fn try_publish(
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(&published.socket, private).map_err(|e| failed(&published.socket, e))?;
-    tokio::spawn(answer(listener, fs, registry));
+    tokio::spawn(answer(listener, health));
     let text = serde_json::to_vec(&state).expect("plain data");
     let written = handover::create_private(&published.file).and_then(|mut file| file.write_all(&text));
     written.map_err(|e| failed(&published.file, e))?;
@@ -231,13 +234,13 @@ fn try_publish(
 }
 
 /// Sends the status of a mount to each process of this user that connects. One that does not read blocks no other.
-async fn answer(listener: UnixListener, fs: Arc<ImageFs>, registry: Option<Arc<RegistrySource>>) {
+async fn answer(listener: UnixListener, health: Arc<dyn Fn() -> Health + Send + Sync>) {
     let room = Arc::new(Semaphore::new(ANSWERED_AT_ONCE));
     loop {
         let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((mut asker, _)) if channel::is_trusted(&asker).unwrap_or(false) => {
-                let health = serde_json::to_vec(&health(&fs, registry.as_deref())).expect("plain data");
+                let health = serde_json::to_vec(&health()).expect("plain data");
                 tokio::spawn(async move {
                     // The requester may be gone.
                     let _ = timeout(ANSWER_WITHIN, asker.write_all(&health)).await;
@@ -277,6 +280,30 @@ impl MountState {
             shared: kept.is_some_and(|kept| kept.shared),
             by_fuse: handover.spec.by_fuse.clone(),
             passthrough: handover.spec.policy.passthrough == Passthrough::Always,
+            store: false,
+            socket: PathBuf::new(),
+        }
+    }
+
+    /// Of an image store that this process serves.
+    pub(super) fn of_store(handover: &StoreHandover, supervisor: &Supervisor) -> Self {
+        Self {
+            at: handover.place.at().to_owned(),
+            device: handover.place.device().map(str::to_owned),
+            reference: image_store::SOURCE.to_owned(),
+            manifest: String::new(),
+            layer: None,
+            pid: std::process::id(),
+            since: handover.since,
+            log: handover.log.clone(),
+            cache: handover.spec.cache.dir.clone(),
+            keeper: supervisor.keeper().map(|kept| kept.keeper.clone()),
+            service: false,
+            takeovers: handover.takeovers,
+            shared: false,
+            by_fuse: None,
+            passthrough: false,
+            store: true,
             socket: PathBuf::new(),
         }
     }
@@ -439,16 +466,20 @@ impl Drop for Published {
     }
 }
 
-fn health(fs: &ImageFs, registry: Option<&RegistrySource>) -> Health {
-    let stats = registry.map(RegistrySource::stats).unwrap_or_default();
-    let outages = registry.and_then(BlobSource::outages);
-    Health {
-        image_bytes: fs.size(),
-        received_bytes: stats.bytes_received,
-        requests: stats.requests,
-        waiting: outages.map(Outages::status).unwrap_or_default(),
-        refused: outages.and_then(Outages::refusal),
-        layers: fs.layer_status(),
+impl Health {
+    /// Of an image.
+    pub(super) fn of(fs: &ImageFs, registry: Option<&RegistrySource>) -> Self {
+        let stats = registry.map(RegistrySource::stats).unwrap_or_default();
+        let outages = registry.and_then(BlobSource::outages);
+        Self {
+            images: None,
+            image_bytes: fs.size(),
+            received_bytes: stats.bytes_received,
+            requests: stats.requests,
+            waiting: outages.map(Outages::status).unwrap_or_default(),
+            refused: outages.and_then(Outages::refusal),
+            layers: fs.layer_status(),
+        }
     }
 }
 

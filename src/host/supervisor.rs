@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::channel::AsyncChannel;
 use super::handover::{self, Handover, KeeperId};
+use super::image_store::StoreHandover;
 use super::systemd::ServiceManager;
 use super::wire::v1::Message;
 use crate::image::Documents;
@@ -70,6 +71,14 @@ impl Supervisor {
             }
             Self::ServiceManager(manager) => manager.serving(handover, connection),
             Self::None => {}
+        }
+    }
+
+    /// As [`Supervisor::serving`], of an image store.
+    pub(super) async fn serving_store(&self, handover: &StoreHandover, connection: Option<BorrowedFd<'_>>) {
+        if let Self::Keeper(kept) = self {
+            let message = Message::ServingStore { number: kept.number, handover: Box::new(handover.into()) };
+            kept.say(&message, connection).await;
         }
     }
 

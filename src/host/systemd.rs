@@ -138,6 +138,14 @@ impl ServiceManager {
     }
 }
 
+/// Tells a service manager, if one has started this process, that it is ready. What it starts instead of a process that
+/// dies is up to a keeper.
+pub(super) fn tell_ready() {
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        tell(&[NotifyState::Ready]);
+    }
+}
+
 fn memory(name: &str) -> io::Result<File> {
     Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
 }

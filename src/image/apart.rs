@@ -74,7 +74,7 @@ where
     Q: FnMut(&dyn Tree) -> Answer<T> + Send + 'static,
 {
     let unwanted = Unwanted::default();
-    let permit = threads.acquire_owned().await.map_err(|_| FsError::TakesTooLong)?;
+    let permit = threads.acquire_owned().await.map_err(|_| FsError::Ended)?;
     let ended = Arc::clone(&unwanted.0);
     let asked = tokio::task::spawn_blocking(move || {
         let answer = overlay::within(LONG, Some(&ended), || question(&*tree));
@@ -82,7 +82,7 @@ where
         (answer, question)
     });
     // A panic was already reported.
-    asked.await.map_err(|_| FsError::TakesTooLong)
+    asked.await.map_err(|_| FsError::Ended)
 }
 
 impl ImageFs {

@@ -75,6 +75,12 @@ pub enum FsError {
     /// The lookup exceeds its limit; only a hostile image can cause this.
     #[error("the lookup takes too long")]
     TakesTooLong,
+    /// What is made for a reader cannot be written to this machine's disk.
+    #[error("cannot write to the cache")]
+    Disk(#[source] Arc<std::io::Error>),
+    /// The process ends.
+    #[error("the process ends")]
+    Ended,
     /// The image has no such node.
     #[error("there is no node {0}")]
     NoSuchNode(u64),

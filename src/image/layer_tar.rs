@@ -38,7 +38,7 @@ impl LayerFs {
         let reader = self.image().awaited(|fs| fs.known_content(number).ok_or(NotNow::Needs(number))).await?;
         let listed = Arc::clone(&reader);
         let files = tokio::task::spawn_blocking(move || files(&listed));
-        let files = files.await.map_err(|_| FsError::TakesTooLong)?;
+        let files = files.await.map_err(|_| FsError::Ended)?;
         let files = files.map_err(|cause| FsError::Malformed { number, cause: Arc::new(cause) })?;
         Ok((LayerTar { size: reader.index().layer().decoded_size, reader }, files))
     }

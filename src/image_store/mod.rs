@@ -21,10 +21,12 @@ mod documents;
 pub mod empty;
 mod ids;
 mod nodes;
+mod numbers;
 mod tar_split;
 mod tree;
 
 pub use documents::{Stored, layer_ids};
 pub use ids::IdMap;
+pub use numbers::{Keep, Remembered};
 pub use tar_split::MakeFile;
 pub use tree::{Image, StoreTree};

@@ -64,22 +64,22 @@ impl TarSplit {
 
 impl Made {
     pub(super) fn read(&self, at: FileOffset, buf: &mut [u8]) -> Answer<usize> {
-        self.file.read_at(buf, at.0).map_err(|cause| NoAnswer::Never(failed(&cause)))
+        self.file.read_at(buf, at.0).map_err(|cause| NoAnswer::Never(failed(cause)))
     }
 }
 
-fn failed(cause: &io::Error) -> FsError {
+fn failed(cause: io::Error) -> FsError {
     tracing::error!(%cause, "cannot make the tar-split file of a layer");
-    FsError::TakesTooLong
+    FsError::Disk(Arc::new(cause))
 }
 
 async fn make(fs: &LayerFs, make_file: &MakeFile) -> Result<Made, FsError> {
     let (tar, files) = fs.tar().await?;
-    let file = make_file().map_err(|cause| failed(&cause))?;
+    let file = make_file().map_err(failed)?;
     let mut writer = Writer::new(io::BufWriter::new(file));
     write(&tar, &files, &mut writer).await?;
-    let file = writer.finish().map_err(|cause| failed(&cause))?;
-    let size = file.metadata().map_err(|cause| failed(&cause))?.len();
+    let file = writer.finish().map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
     Ok(Made { file, size })
 }
 
@@ -95,7 +95,7 @@ async fn write(tar: &LayerTar, files: &[FileInTar], writer: &mut Writer<impl Wri
             sum.add(&buf);
             at += buf.len() as u64;
         }
-        writer.file(file, sum.finish()).map_err(|cause| failed(&cause))?;
+        writer.file(file, sum.finish()).map_err(failed)?;
     }
     segments(tar, at..tar.size(), writer, &mut buf).await
 }
@@ -111,7 +111,7 @@ async fn segments(
     while at < range.end {
         buf.resize((range.end - at).min(PIECE) as usize, 0);
         tar.read(at, buf).await?;
-        writer.segment(buf).map_err(|cause| failed(&cause))?;
+        writer.segment(buf).map_err(failed)?;
         at += buf.len() as u64;
     }
     Ok(())

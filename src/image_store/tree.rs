@@ -1,6 +1,7 @@
 //! The store as a [`Tree`]: its own files in memory, and layers as [`LayerFs`].
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -11,6 +12,7 @@ use futures_util::future::BoxFuture;
 use super::documents::{self, Stored, StoredLayer};
 use super::ids::IdMap;
 use super::nodes::{Directory, List, Node, OfLayer};
+use super::numbers::{Keep, Numbers, Remembered};
 use super::tar_split::{MakeFile, TarSplit};
 use crate::image::{Answer, DirEntry, FsError, LayerFs, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 use crate::layer::{Kind, Timestamp};
@@ -21,6 +23,9 @@ use crate::sync::lock;
 /// The tree of a store.
 pub struct StoreTree {
     shown: RwLock<Arc<Shown>>,
+    /// Held while that is replaced, which may write to the disk; readers are not blocked.
+    changing: Mutex<()>,
+    keep: Keep,
     /// Lists of earlier generations that may still be open, by generation.
     past: Mutex<BTreeMap<u64, Arc<Lists>>>,
     /// The mapping of users and groups.
@@ -38,8 +43,8 @@ struct Shown {
     layers: BTreeMap<u32, Arc<Layer>>,
     /// The numbers of layers of images, by id.
     layer_numbers: BTreeMap<String, u32>,
-    /// The number of images ever shown.
-    images_seen: u32,
+    /// All that were ever given.
+    numbers: Arc<Numbers>,
     lists: Arc<Lists>,
 }
 
@@ -59,8 +64,28 @@ struct Lists {
 }
 
 impl Lists {
+    /// Those of a store that has never had an image.
+    fn first() -> Self {
+        let none = documents::images_json(std::iter::empty());
+        Self::new(1, now(), [none.clone(), none])
+    }
+
+    /// With the lock that goes with each list.
+    fn new(generation: u64, changed: Timestamp, [images, layers]: [Bytes; 2]) -> Self {
+        let [images_lock, layers_lock] = [&images, &layers].map(|list| documents::lock_text(list, generation));
+        Self { generation, changed, texts: [images, images_lock, layers, layers_lock] }
+    }
+
     fn text(&self, list: List) -> &Bytes {
         &self.texts[list as usize]
+    }
+}
+
+impl Shown {
+    fn remembered(&self) -> Remembered {
+        let lists = &self.lists;
+        let texts = [List::Images, List::Layers].map(|list| String::from_utf8_lossy(lists.text(list)).into_owned());
+        Remembered::new((*self.numbers).clone(), lists.generation, lists.changed, texts)
     }
 }
 
@@ -74,13 +99,21 @@ pub struct Image {
 
 impl StoreTree {
     /// An empty store of the user `owner`. `ids` maps the owners of images' files, `make_file` makes a file that is
-    /// deleted with this process.
-    pub fn new(owner: (u32, u32), ids: Option<(IdMap, IdMap)>, make_file: MakeFile) -> Self {
-        let (images, layers, layer_numbers) = Default::default();
-        let shown = Shown { images, layers, layer_numbers, images_seen: 0, lists: Arc::default() };
-        let tree = Self { shown: RwLock::new(Arc::new(shown)), past: Mutex::default(), ids, owner, make_file };
-        tree.change(|_| ());
-        tree
+    /// deleted with this process, and `keep` stores what the next process has to know that shows the store.
+    pub fn new(owner: (u32, u32), ids: Option<(IdMap, IdMap)>, make_file: MakeFile, keep: Keep) -> Self {
+        let (images, layers, layer_numbers, numbers) = Default::default();
+        let shown = Shown { images, layers, layer_numbers, numbers, lists: Arc::new(Lists::first()) };
+        let (shown, changing, past) = (RwLock::new(Arc::new(shown)), Mutex::default(), Mutex::default());
+        Self { shown, changing, keep, past, ids, owner, make_file }
+    }
+
+    /// Continues from the state of another process; before anything is shown.
+    pub fn go_on(&self, before: Remembered) {
+        let _changing = lock(&self.changing);
+        let (numbers, generation, changed, texts) = before.parts();
+        let lists = Lists::new(generation, changed, texts.map(Bytes::from));
+        let shown = Shown { numbers: Arc::new(numbers), lists: Arc::new(lists), ..Shown::clone(&self.shown()) };
+        self.exchange(shown);
     }
 
     /// The layer with this id, if it is shown, to share it with further images.
@@ -99,58 +132,73 @@ impl StoreTree {
         numbers.filter_map(|number| shown.layers.get(number)).map(|layer| Arc::clone(&layer.fs)).collect()
     }
 
+    /// How many images are shown, and their layers: bytes of each blob, and the layer alone.
+    pub fn shown_layers(&self) -> (usize, Vec<(u64, Arc<LayerFs>)>) {
+        let shown = self.shown();
+        let layers = shown.layer_numbers.values().filter_map(|number| shown.layers.get(number));
+        (shown.images.len(), layers.map(|layer| (layer.of.blob_size, Arc::clone(&layer.fs))).collect())
+    }
+
     /// Replaces the shown images. Images that stay keep their node numbers; containers that use removed ones keep their
-    /// files.
-    pub fn show(&self, images: Vec<Image>) {
+    /// files, also of those `removed` while another process showed the store.
+    ///
+    /// # Errors
+    /// [`io::Error`] if no other process could go on with it; what is shown is as before then.
+    pub fn show(&self, images: Vec<Image>, removed: &[Image]) -> io::Result<()> {
         self.change(|shown| {
             let mut wanted: BTreeMap<String, Image> =
                 images.into_iter().map(|image| (image.stored.config.hex().to_owned(), image)).collect();
+            for image in removed {
+                self.take_layers(shown, image);
+            }
             shown.images.retain(|_, image| wanted.contains_key(image.config.hex()));
             shown.layer_numbers.clear();
-            for image in shown.images.values_mut() {
+            let before: Vec<(u32, Arc<Stored>)> =
+                shown.images.iter().map(|(number, image)| (*number, Arc::clone(image))).collect();
+            for (number, image) in before {
                 let now = wanted.remove(image.config.hex()).expect("the others were dropped");
-                self.take_layers(&mut shown.layers, &mut shown.layer_numbers, &now);
-                *image = Arc::new(now.stored);
+                self.take_layers(shown, &now);
+                shown.images.insert(number, Arc::new(now.stored));
             }
             for image in wanted.into_values() {
-                self.take_layers(&mut shown.layers, &mut shown.layer_numbers, &image);
-                shown.images.insert(shown.images_seen, Arc::new(image.stored));
-                shown.images_seen += 1;
+                self.take_layers(shown, &image);
+                let number = Arc::make_mut(&mut shown.numbers).of_image(image.stored.config.hex());
+                shown.images.insert(number, Arc::new(image.stored));
             }
-        });
+        })
     }
 
-    fn take_layers(&self, layers: &mut BTreeMap<u32, Arc<Layer>>, numbers: &mut BTreeMap<String, u32>, image: &Image) {
+    fn take_layers(&self, shown: &mut Shown, image: &Image) {
         for (place, (of, fs)) in image.stored.layers.iter().zip(&image.layers).enumerate() {
-            if numbers.contains_key(&of.id) {
+            if shown.layer_numbers.contains_key(&of.id) {
                 continue;
             }
-            let known = layers.iter().find(|(_, layer)| layer.of.id == of.id).map(|(number, _)| *number);
-            let number = known.unwrap_or_else(|| {
-                let number = layers.last_key_value().map_or(1, |(last, _)| last + 1);
-                let layer = Layer {
+            let number = Arc::make_mut(&mut shown.numbers).of_layer(&of.id);
+            shown.layers.entry(number).or_insert_with(|| {
+                Arc::new(Layer {
                     of: of.clone(),
                     link: documents::link(&of.id),
                     lower: documents::lower(&image.stored.layers[..place]),
                     fs: Arc::clone(fs),
                     tar_split: TarSplit::new(Arc::clone(fs), Arc::clone(&self.make_file)),
-                };
-                layers.insert(number, Arc::new(layer));
-                number
+                })
             });
-            numbers.insert(of.id.clone(), number);
+            shown.layer_numbers.insert(of.id.clone(), number);
         }
     }
 
     /// Updates the sizes of the layers, as far as they are known now.
-    pub fn refresh(&self) {
-        self.change(|_| ());
+    ///
+    /// # Errors
+    /// As [`StoreTree::show`].
+    pub fn refresh(&self) -> io::Result<()> {
+        self.change(|_| ())
     }
 
-    fn change(&self, change: impl FnOnce(&mut Shown)) {
-        let mut place = self.shown.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut shown = Shown::clone(&place);
-        let before = Arc::clone(&shown.lists);
+    fn change(&self, change: impl FnOnce(&mut Shown)) -> io::Result<()> {
+        let _changing = lock(&self.changing);
+        let mut shown = Shown::clone(&self.shown());
+        let (before, numbers) = (Arc::clone(&shown.lists), Arc::clone(&shown.numbers));
         change(&mut shown);
         let images = || shown.images.values().map(Arc::as_ref);
         let size = |id: &str| {
@@ -158,21 +206,35 @@ impl StoreTree {
             layer.fs.decoded_size()
         };
         let texts = [documents::images_json(images()), documents::layers_json(images(), size)];
-        let [images_json, layers_json] = &texts;
-        let has_changed = before.text(List::Images) != images_json || before.text(List::Layers) != layers_json;
-        if has_changed || before.generation == 0 {
-            let generation = before.generation + 1;
-            let locks = [images_json, layers_json].map(|list| documents::lock_text(list, generation));
-            let ([images_json, layers_json], [images_lock, layers_lock]) = (texts, locks);
-            let texts = [images_json, images_lock, layers_json, layers_lock];
-            shown.lists = Arc::new(Lists { generation, changed: now(), texts });
+        let has_changed = [List::Images, List::Layers].map(|list| before.text(list)) != [&texts[0], &texts[1]];
+        if has_changed {
+            let changed = now();
+            shown.lists = Arc::new(Lists::new(later(before.generation, changed), changed, texts));
+        }
+        // Before the kernel hears of it: a process that takes over must not give a number to anything else. Without the
+        // lists it makes new ones, of a later generation.
+        if has_changed || shown.numbers != numbers {
+            match (self.keep)(&shown.remembered()) {
+                Err(error) if shown.numbers != numbers => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot keep the lists of the store for a process that takes over");
+                }
+                Ok(()) => {}
+            }
+        }
+        if has_changed {
             let mut past = lock(&self.past);
             past.insert(before.generation, before);
             while past.len() > PAST_AT_MOST {
                 past.pop_first();
             }
         }
-        *place = Arc::new(shown);
+        self.exchange(shown);
+        Ok(())
+    }
+
+    fn exchange(&self, shown: Shown) {
+        *self.shown.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(shown);
     }
 
     fn shown(&self) -> Arc<Shown> {
@@ -415,6 +477,13 @@ fn node_of(id: NodeId) -> Answer<Node> {
 
 fn no_such(node: Node) -> NoAnswer {
     NoAnswer::Never(FsError::NoSuchNode(node.id().get()))
+}
+
+/// A generation after this one, and after all that another process can have made without keeping them.
+fn later(generation: u64, now: Timestamp) -> u64 {
+    let sixteenths = (now.seconds.unsigned_abs() << 4) | u64::from(now.nanos / (1_000_000_000 / 16));
+    // The bits that a node number has for it.
+    (generation + 1).max(sixteenths & ((1 << 38) - 1))
 }
 
 fn now() -> Timestamp {

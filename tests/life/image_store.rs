@@ -1,7 +1,8 @@
 //! The image store: podman and buildah with images that were never pulled.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use peelfs::fuse::mounts;
@@ -32,12 +33,40 @@ impl<'a> Store<'a> {
         std::fs::write(sandbox.path().join("storage.conf"), storage).unwrap();
         let server = sandbox.peelfs(["store", "serve"]).arg(&at).stderr(Stdio::inherit()).spawn().unwrap();
         let store = Self { sandbox, at, server };
+        store.wait_until_served();
+        store
+    }
+
+    fn serve_again(&mut self) {
+        self.server = self.sandbox.peelfs(["store", "serve"]).arg(&self.at).spawn().unwrap();
+        self.wait_until_served();
+    }
+
+    fn wait_until_served(&self) {
         let begun = Instant::now();
-        while mounts::peelfs_at(&store.at).is_none() {
+        while self.state().is_none() {
             assert!(begun.elapsed() < Duration::from_secs(60), "the store is not served");
             std::thread::yield_now();
         }
-        store
+    }
+
+    /// What `peelfs status` says of it, if a process serves it.
+    fn state(&self) -> Option<Value> {
+        let output = self.sandbox.peelfs(["status", "--json"]).arg(&self.at).output().unwrap();
+        let state: Value = serde_json::from_slice(&output.stdout).ok()?;
+        state["pid"].is_i64().then_some(state)
+    }
+
+    /// Kills the process that serves now; its keeper starts another one.
+    fn kill_server(&self) {
+        let begun = Instant::now();
+        let pid = loop {
+            if let Some(state) = self.state() {
+                break state["pid"].as_i64().unwrap();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no process serves the store");
+        };
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     }
 
     fn peelfs(&self, words: &[&str]) -> Output {
@@ -238,13 +267,8 @@ fn images_come_and_go_while_engines_look() {
     assert_eq!(store.names(), [""; 0]);
     // What is added meanwhile is there when it is served again, and so is what was.
     let output = store.peelfs(&["add", &two, "--name=localhost/later:1"]);
-    assert!(said(&output).contains("the store is not served"), "{}", said(&output));
-    store.server = sandbox.peelfs(["store", "serve"]).arg(&store.at).spawn().unwrap();
-    let begun = Instant::now();
-    while mounts::peelfs_at(&store.at).is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the store is not served");
-        std::thread::yield_now();
-    }
+    assert!(said(&output).contains("is not served; engines see the image once"), "{}", said(&output));
+    store.serve_again();
     assert_eq!(store.names(), ["localhost/a:1", "localhost/later:1"]);
     assert_eq!(store.run(&["a:1"]), "kept");
 }
@@ -281,6 +305,7 @@ fn a_directory_that_is_no_store_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("is neither an empty directory nor a store of peelfs"), "{}", said(&output));
     assert!(mounts::at(&at).is_none());
+    assert!(!sandbox.path().join("other.images").exists(), "nothing is left");
 
     let store = Store::serve(&sandbox);
     let output = sandbox.peelfs(["store", "serve"]).arg(&store.at).output().unwrap();
@@ -289,4 +314,132 @@ fn a_directory_that_is_no_store_is_refused() {
     assert!(!output.status.success(), "{}", said(&output));
     let listed = sandbox.peelfs(["store", "list", "--store"]).arg(&store.at).output().unwrap();
     assert!(listed.status.success() && listed.stdout.is_empty(), "{}", said(&listed));
+}
+
+/// A container that reads a file whenever it is told a name of one.
+struct Reader {
+    podman: Child,
+    said: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Reader {
+    fn start(store: &Store, image: &str) -> Self {
+        let mut podman = store.engine("podman");
+        podman.args(["run", "--rm", "--interactive", "--pull=never", "--network=none"]);
+        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", image]);
+        let script = "cd /files; exec 3<open; echo ready; while read name; do cat $name; done; cat <&3";
+        let mut podman =
+            podman.args(["sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(podman.stdout.take().unwrap()).lines();
+        let mut reader = Self { podman, said };
+        assert_eq!(reader.next(), "ready");
+        reader
+    }
+
+    fn next(&mut self) -> String {
+        self.said.next().expect("the container has ended").unwrap()
+    }
+
+    fn read(&mut self, name: &str) -> String {
+        writeln!(self.podman.stdin.as_mut().unwrap(), "{name}").unwrap();
+        self.next()
+    }
+
+    /// Reads the file that was open all the time.
+    fn end(mut self) -> String {
+        drop(self.podman.stdin.take());
+        let open = self.next();
+        assert!(self.podman.wait().unwrap().success());
+        open
+    }
+}
+
+/// Files that no container has read before, and one that was open all the time, also of an image that was removed meanwhile; and
+/// lists, numbers and answers to commands go on.
+#[test]
+fn containers_read_on_when_the_server_is_killed() {
+    let Some(mut base) = system().filter(|_| !cannot_run()) else { return };
+    base.push(Entry::dir("files"));
+    base.extend(
+        ["open", "0", "1", "2", "3", "4"].map(|name| Entry::file(format!("files/{name}"), format!("{name}\n"))),
+    );
+    let upper = [Entry::file("files/upper", "upper\n"), Entry::file("files/last", "last\n")];
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&base)).layer(LayerBuilder::of(&upper)).build();
+    let other = ImageBuilder::new().layer(LayerBuilder::of(&[Entry::file("only", "2")])).build();
+    let sandbox = Sandbox::new();
+    let [image, other] =
+        [("image", &image), ("other", &other)].map(|(name, image)| layout(&sandbox.path().join(name), image));
+    let store = Store::serve(&sandbox);
+    // Numbers that the next process would give other layers if it counted anew.
+    store.peelfs(&["add", &other, "--name=localhost/gone:1"]);
+    store.peelfs(&["add", &image, "--name=localhost/app:1"]);
+    store.peelfs(&["remove", "localhost/gone:1"]);
+    let mut reader = Reader::start(&store, "localhost/app:1");
+    for name in ["0", "upper"] {
+        store.kill_server();
+        assert_eq!(reader.read(name), name);
+    }
+    // Engines, and commands that come before another process serves.
+    store.kill_server();
+    store.peelfs(&["add", &other, "--name=localhost/other:1"]);
+    assert_eq!(store.names(), ["localhost/app:1", "localhost/other:1"]);
+    store.peelfs(&["remove", "localhost/app:1"]);
+    store.kill_server();
+    assert_eq!(reader.read("1"), "1", "its image was removed");
+    assert_eq!(store.names(), ["localhost/other:1"]);
+    let upgraded = sandbox.peelfs(["upgrade"]).arg(&store.at).output().unwrap();
+    assert!(upgraded.status.success(), "{}", said(&upgraded));
+    assert_eq!(reader.read("last"), "last");
+    store.peelfs(&["add", &image, "--name=localhost/app:1"]);
+    store.kill_server();
+    assert_eq!([reader.read("2"), reader.end()], ["2", "open"]);
+    assert_eq!(store.run(&["localhost/app:1", "cat", "/files/3", "/files/upper"]), "3\nupper");
+    let state = store.state().unwrap();
+    assert_eq!((&state["takeovers"], &state["images"], &state["store"]), (&json!(6), &json!(2), &json!(true)));
+}
+
+/// Killed together with its keeper, the store has no server left; it is a dead mount until it is served again or unmounted.
+#[test]
+fn a_store_without_processes_is_served_again() {
+    let Some(image) = layered(json!({ "Cmd": ["cat", "/data/kept"] })).filter(|_| !cannot_run()) else { return };
+    let sandbox = Sandbox::new();
+    let mut store = Store::serve(&sandbox);
+    store.peelfs(&["add", &layout(&sandbox.path().join("layout"), &image), "--name=localhost/app:1"]);
+    // The keeper first: its server goes on.
+    kill_process(Pid::from_child(&store.server), Signal::KILL).unwrap();
+    store.server.wait().unwrap();
+    assert_eq!(store.run(&["localhost/app:1"]), "kept");
+    let pid = store.state().unwrap()["pid"].as_i64().unwrap();
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    let begun = Instant::now();
+    while store.state().is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "its server does not end");
+    }
+    store.serve_again();
+    assert_eq!(store.run(&["localhost/app:1"]), "kept");
+}
+
+/// Owners of files are mapped by the kernel: no file is copied to change its owner.
+#[test]
+fn containers_in_user_namespaces_copy_nothing() {
+    let Some(image) = layered(json!({ "Cmd": ["stat", "-c", "%u:%g", "/etc/passwd", "/data/new"] })) else { return };
+    if cannot_run() {
+        return;
+    }
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let numbers: Vec<u32> = release.split(['.', '-']).map_while(|number| number.parse().ok()).collect();
+    if numbers < vec![6, 12] {
+        eprintln!("skipped: FUSE mounts with other owners need Linux 6.12");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let store = Store::serve(&sandbox);
+    store.peelfs(&["add", &layout(&sandbox.path().join("layout"), &image), "--name=localhost/app:1"]);
+    let mapped = ["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"];
+    assert_eq!(store.run(&[&mapped[..], &["localhost/app:1"]].concat()), "0:0\n0:0");
+    let read = store.run(&[&mapped[..], &["localhost/app:1", "cat", "/proc/self/uid_map", "/data/kept"]].concat());
+    assert_eq!(read.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536", "kept"]);
+    // A copy would be a layer of the engine's own.
+    let layers = std::fs::read_to_string(sandbox.path().join("root/overlay-layers/layers.json")).unwrap_or_default();
+    assert!(["", "[]"].contains(&layers.trim()), "{layers}");
 }

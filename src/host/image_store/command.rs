@@ -2,18 +2,50 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::records::{Listed, Record, Records};
 use super::server::Told;
-use super::{ImageStoreError, records_of};
-use crate::host::channel::Channel;
+use super::{ImageStoreError, StoreSpec, records_of};
+use crate::fuse::{Target, mounts};
+use crate::host::channel::{Channel, ChannelError};
+use crate::host::cover::{self, Need};
 use crate::host::error::HostError;
 use crate::host::process::{self, Purpose};
 use crate::host::spec::ImageSpec;
-use crate::host::{Progress, background, open};
-use crate::image_store::Stored;
+use crate::host::{Progress, background, keeper, mount_point, open};
+use crate::image_store::{Stored, empty};
 use crate::reference::{Place, Reference};
+
+/// Serves the store until it is unmounted or a signal comes: by another process, which is replaced when it dies.
+///
+/// # Errors
+/// [`HostError`]
+pub fn serve(spec: &StoreSpec, mut progress: Box<dyn Progress>) -> Result<(), HostError> {
+    if !spec.at.exists() && mounts::peelfs_at(&spec.at).is_none() {
+        std::fs::create_dir_all(&spec.at).map_err(ImageStoreError::file(&spec.at))?;
+    }
+    // Records are made only beside what can be a store.
+    if mounts::peelfs_at(&spec.at).is_none() {
+        let at = mount_point::find(&spec.at, progress.as_mut())?;
+        if empty::is_foreign(&at).map_err(ImageStoreError::file(&at))? {
+            return Err(ImageStoreError::Foreign { at }.into());
+        }
+    }
+    let records = Records::open(&spec.at)?;
+    // Held until the end.
+    let _serving = records.serve().map_err(|error| match error {
+        ImageStoreError::Served { at } if mounts::peelfs_at(&at).is_none() => ImageStoreError::InUse { at },
+        error => error,
+    })?;
+    let at = mount_point::find(&spec.at, progress.as_mut())?;
+    if empty::is_foreign(&at).map_err(ImageStoreError::file(&at))? {
+        return Err(ImageStoreError::Foreign { at }.into());
+    }
+    empty::make(&at).map_err(ImageStoreError::file(&at))?;
+    cover::check(&Target::open(&at)?, &spec.at, &[Need::Cache(spec.cache.dir.clone())])?;
+    keeper::keep_in_foreground(spec.clone().into(), progress)
+}
 
 /// The result of adding an image.
 #[derive(Debug)]
@@ -79,12 +111,12 @@ pub fn add(
     };
     let told = write_all()
         .map_err(HostError::from)
-        .and_then(|()| tell(&records, Told::Changed { added: Some(hex.clone()), wait }, progress));
+        .and_then(|()| tell(&records, &Told::Changed { added: Some(hex.clone()), wait }, progress));
     let served = match told {
         Ok(served) => served,
         Err(error) => {
             restore(&records, &before, &hex)?;
-            let _ = tell(&records, Told::Changed { added: None, wait: false }, progress);
+            let _ = tell(&records, &Told::Changed { added: None, wait: false }, progress);
             return Err(error);
         }
     };
@@ -130,7 +162,7 @@ pub fn remove(at: &Path, names: &[String], progress: &mut dyn Progress) -> Resul
         }
         removed.push(record.listed());
     }
-    tell(&records, Told::Changed { added: None, wait: false }, progress)?;
+    tell(&records, &Told::Changed { added: None, wait: false }, progress)?;
     Ok(removed)
 }
 
@@ -164,18 +196,30 @@ pub fn list(at: &Path) -> Result<Vec<Listed>, HostError> {
     Ok(Records::open(at)?.all()?.values().map(Record::listed).collect())
 }
 
-/// Notifies the serving process of changed records; `false` if there is none.
-fn tell(records: &Records, what: Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
-    let Ok(channel) = Channel::connect(&records.socket()) else { return Ok(false) };
+/// Notifies the serving process of changed records; `false` if there is none. If it dies, the next one reads them when it
+/// takes over.
+fn tell(records: &Records, what: &Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let failed = |cause| HostError::Channel { peer: "process that serves the store", cause };
-    let mut ask = || {
-        channel.set_timeout(ANSWERS_WITHIN)?;
-        channel.offer()?;
-        channel.send(&what, None)?;
-        background::outcome(&channel, progress)
-    };
-    ask().map_err(failed)??;
-    Ok(true)
+    let begun = Instant::now();
+    loop {
+        let told = match Channel::connect(&records.socket()) {
+            Ok(channel) => ask(&channel, what, progress),
+            Err(_) => Err(ChannelError::Gone),
+        };
+        match told {
+            Ok(outcome) => return outcome.map(|()| true),
+            Err(ChannelError::Gone) if !records.is_served() => return Ok(false),
+            Err(ChannelError::Gone) if begun.elapsed() < ANSWERS_WITHIN => std::thread::sleep(LOOK),
+            Err(cause) => return Err(failed(cause)),
+        }
+    }
+}
+
+fn ask(channel: &Channel, what: &Told, progress: &mut dyn Progress) -> Result<Result<(), HostError>, ChannelError> {
+    channel.set_timeout(ANSWERS_WITHIN)?;
+    channel.offer()?;
+    channel.send(what, None)?;
+    background::outcome(channel, progress)
 }
 
 /// The default name of an image.
@@ -217,6 +261,8 @@ fn full_name(typed: &str) -> Result<String, ImageStoreError> {
 const SHORTEST_ID: usize = 4;
 /// Time limit for an answer of the serving process.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
+/// How soon a process that takes over is looked for again.
+const LOOK: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

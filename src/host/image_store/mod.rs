@@ -3,17 +3,23 @@
 //! `DIR` is the store: empty on disk, with images while it is served. Beside it, `DIR.images` holds a [record](records)
 //! of each image, from which it is opened again whenever the store is served, without the registry. Commands write
 //! records and notify the serving process over a socket in the same directory.
+//!
+//! That process has a [keeper](super::keeper), which starts another one when it dies. The next one uses the records, those
+//! of removed images included, and the node numbers stored beside them.
 
 mod command;
+mod life;
 mod records;
 mod server;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use command::{Added, add, list, remove};
+pub use command::{Added, add, list, remove, serve};
+
+pub(super) use life::{Handed, PreparedStore, StoreMount};
+pub use life::{SOURCE, StoreHandover};
 pub use records::Listed;
-pub use server::serve;
 
 use super::report::Code;
 use super::spec::CacheSpec;
@@ -53,6 +59,12 @@ pub enum ImageStoreError {
     /// A process serves it already.
     #[error("the store `{}` is already being served", at.display())]
     Served {
+        /// The directory.
+        at: PathBuf,
+    },
+    /// It was unmounted, and is still used.
+    #[error("containers, or other mount namespaces, still use the store `{}` as it was before it was unmounted", at.display())]
+    InUse {
         /// The directory.
         at: PathBuf,
     },
@@ -102,9 +114,12 @@ impl ImageStoreError {
         match self {
             Self::NoImage { .. } => Code::NotFound,
             Self::Name { .. } | Self::Ambiguous { .. } => Code::Usage,
-            Self::File { .. } | Self::Foreign { .. } | Self::Served { .. } | Self::Record { .. } | Self::Documents => {
-                Code::Failure
-            }
+            Self::File { .. }
+            | Self::Foreign { .. }
+            | Self::Served { .. }
+            | Self::InUse { .. }
+            | Self::Record { .. }
+            | Self::Documents => Code::Failure,
         }
     }
 
@@ -115,6 +130,11 @@ impl ImageStoreError {
             Self::Served { at } => {
                 Some(format!("`peelfs store add IMAGE --store {}` adds an image to it", at.display()))
             }
+            Self::InUse { .. } => Some(
+                "it can be served again when they have ended; `podman system migrate` ends what podman keeps of a user, \
+                 and `peelfs upgrade DIR` exchanges the process of a store while containers run"
+                    .to_owned(),
+            ),
             Self::NoImage { .. } => Some("`peelfs store list` lists them".to_owned()),
             Self::Ambiguous { .. } => Some("use a longer prefix".to_owned()),
             Self::Name { .. } => Some("write names like `localhost/app:1`".to_owned()),

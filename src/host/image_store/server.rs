@@ -1,8 +1,8 @@
-//! The process that serves a store.
+//! What the process that serves a store does: opens images, shows them, and answers commands.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{getegid, geteuid};
@@ -10,19 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use super::records::{Record, Records};
 use super::{ImageStoreError, StoreSpec};
-use crate::fuse::{self, MountOptions, Target};
 use crate::host::channel::{AsyncChannel, ChannelError, Listener};
-use crate::host::cover::{self, Need};
 use crate::host::error::HostError;
-use crate::host::process::Ends;
 use crate::host::report::Report;
+use crate::host::status::Health;
 use crate::host::wire::v1::Word;
-use crate::host::{Progress, ending, mount, mount_point, open, subids, wire};
-use crate::image::{
-    self, Eagerness, IndexChoice, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Tree, Trust, Verify,
-};
-use crate::image_store::{IdMap, Image, StoreTree, Stored, empty};
+use crate::host::{mount, open, subids, wire};
+use crate::image::{self, Eagerness, IndexChoice, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Trust, Verify};
+use crate::image_store::{IdMap, Image, StoreTree, Stored};
 use crate::overlay::LayerNo;
+use crate::source::BlobSource as _;
+use crate::source::registry::RegistrySource;
+use crate::sync::lock;
 
 /// A notification to the serving process; [`Word`]s are the answer.
 #[derive(Debug, Deserialize, Serialize)]
@@ -37,93 +36,69 @@ pub(super) enum Told {
     },
 }
 
-/// Serves the store until it is unmounted or a signal arrives.
-///
-/// # Errors
-/// [`HostError`]
-pub fn serve(spec: &StoreSpec, progress: &mut dyn Progress) -> Result<(), HostError> {
-    if !spec.at.exists() {
-        std::fs::create_dir_all(&spec.at).map_err(ImageStoreError::file(&spec.at))?;
-    }
-    let records = Records::open(&spec.at)?;
-    let _serving = records.serve()?;
-    let at = mount_point::find(&spec.at, progress)?;
-    if empty::is_foreign(&at).map_err(ImageStoreError::file(&at))? {
-        return Err(ImageStoreError::Foreign { at }.into());
-    }
-    empty::make(&at).map_err(ImageStoreError::file(&at))?;
-    let target = Target::open(&at)?;
-    cover::check(&target, &spec.at, &[Need::Cache(spec.cache.dir.clone())])?;
-    mount::in_runtime(async {
-        let mut ends = Ends::new()?;
-        let store = Store::new(spec, records)?;
-        store.look().await?;
-        // Left by a process that was killed.
-        let _ = std::fs::remove_file(store.records.socket());
-        let listener = Listener::bind(&store.records.socket()).map_err(HostError::system("listen on a socket"))?;
-        let options = MountOptions {
-            source: "image store".to_owned(),
-            allow_other: spec.allow_other,
-            refuse_own_requests: true,
-            ..MountOptions::default()
-        };
-        let mounted = fuse::mount(Arc::clone(&store.tree) as Arc<dyn Tree>, &target, &options)?;
-        let place = mounted.place();
-        ending::look_after(mounted.disconnect());
-        let listening = tokio::spawn(listen(listener, Arc::clone(&store)));
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!(%error, "no service manager is listening");
-        }
-        tracing::info!(at = %at.display(), "the store is served");
-        let served = mounted.served();
-        tokio::pin!(served);
-        let ended = tokio::select! {
-            ended = &mut served => ended,
-            _ = ends.wait() => {
-                mount::take_away(&place);
-                tokio::select! {
-                    ended = &mut served => ended,
-                    _ = ends.wait() => {
-                        ending::disconnect();
-                        Ok(())
-                    }
-                }
-            }
-        };
-        listening.abort();
-        let _ = std::fs::remove_file(store.records.socket());
-        ended.map_err(HostError::system("serve the store"))
-    })
+/// A store that is being served.
+pub(super) struct Store {
+    spec: StoreSpec,
+    pub(super) records: Records,
+    shared_layers: SharedLayers,
+    pub(super) tree: Arc<StoreTree>,
+    /// Held while what is shown is changed. Layers that were opened and are not shown yet, by their ids.
+    looking: tokio::sync::Mutex<Layers>,
+    /// Registries of images, for what was received from them.
+    registries: Mutex<Vec<Arc<RegistrySource>>>,
 }
 
-/// A store that is being served.
-struct Store {
-    spec: StoreSpec,
-    records: Records,
-    shared_layers: SharedLayers,
-    tree: Arc<StoreTree>,
-    /// Held while the shown images are changed.
-    looking: tokio::sync::Mutex<()>,
-}
+/// Layers by their ids.
+type Layers = BTreeMap<String, Arc<LayerFs>>;
 
 impl Store {
-    fn new(spec: &StoreSpec, records: Records) -> Result<Arc<Self>, HostError> {
-        let shared_layers = open::shared_layers(&spec.cache)?;
+    pub(super) fn new(spec: &StoreSpec, records: Records, shared_layers: &SharedLayers) -> Arc<Self> {
         let (user, group) = (geteuid().as_raw(), getegid().as_raw());
         let files = Arc::clone(shared_layers.store());
         let make_file = Arc::new(move || files.unnamed_file());
-        let tree = StoreTree::new((user, group), id_maps(), make_file);
-        let (spec, tree) = (spec.clone(), Arc::new(tree));
-        Ok(Arc::new(Self { spec, records, shared_layers, tree, looking: tokio::sync::Mutex::default() }))
+        let tree = StoreTree::new((user, group), id_maps(), make_file, records.keep());
+        let (spec, tree, shared_layers) = (spec.clone(), Arc::new(tree), shared_layers.clone());
+        let (looking, registries) = Default::default();
+        Arc::new(Self { spec, records, shared_layers, tree, looking, registries })
     }
 
-    /// Shows the recorded images. An image that cannot be opened is skipped, with a warning.
-    async fn look(self: &Arc<Self>) -> Result<BTreeMap<String, HostError>, HostError> {
-        let _looking = self.looking.lock().await;
+    /// Opens all images, so that they can be shown soon.
+    pub(super) async fn prepare(&self) -> Result<(), HostError> {
+        let mut layers = self.looking.lock().await;
+        self.open_all(self.records.all()?, &mut layers).await;
+        self.open_all(self.records.removed()?, &mut layers).await;
+        Ok(())
+    }
+
+    /// Shows what is recorded. An image that cannot be opened is left out, with a warning.
+    pub(super) async fn look(&self) -> Result<BTreeMap<String, HostError>, HostError> {
+        let mut layers = self.looking.lock().await;
+        let (images, failed) = self.open_all(self.records.all()?, &mut layers).await;
+        let (removed, _) = self.open_all(self.records.removed()?, &mut layers).await;
+        self.tree.show(images, &removed).map_err(ImageStoreError::file(&self.records.numbers()))?;
+        // How large they are is known when they are.
+        for fs in std::mem::take(&mut *layers).into_values() {
+            let tree = Arc::downgrade(&self.tree);
+            tokio::spawn(async move {
+                if fs.all_known().await.is_ok()
+                    && let Some(tree) = tree.upgrade()
+                    && let Err(error) = tree.refresh()
+                {
+                    tracing::warn!(%error, "engines are told a wrong size of a layer");
+                }
+            });
+        }
+        Ok(failed)
+    }
+
+    async fn open_all(
+        &self,
+        records: BTreeMap<String, Record>,
+        opened: &mut Layers,
+    ) -> (Vec<Image>, BTreeMap<String, HostError>) {
         let (mut images, mut failed) = (Vec::new(), BTreeMap::new());
-        let mut opened = BTreeMap::new();
-        for (hex, record) in self.records.all()? {
-            match self.open(&record, &mut opened).await {
+        for (hex, record) in records {
+            match self.open(&record, opened).await {
                 Ok(image) => images.push(image),
                 Err(error) => {
                     let name = record.names.first().map_or(&hex, |name| name);
@@ -132,23 +107,11 @@ impl Store {
                 }
             }
         }
-        self.tree.show(images);
-        // The sizes follow once they are known.
-        for fs in opened.into_values() {
-            let tree = Arc::downgrade(&self.tree);
-            tokio::spawn(async move {
-                if fs.all_known().await.is_ok()
-                    && let Some(tree) = tree.upgrade()
-                {
-                    tree.refresh();
-                }
-            });
-        }
-        Ok(failed)
+        (images, failed)
     }
 
-    /// Opens an image; reuses layers that are shown already, and adds new ones to `opened`.
-    async fn open(&self, record: &Record, opened: &mut BTreeMap<String, Arc<LayerFs>>) -> Result<Image, HostError> {
+    /// Opens an image; its layers that are shown already stay what they are, others come into `opened`.
+    async fn open(&self, record: &Record, opened: &mut Layers) -> Result<Image, HostError> {
         let wrong = |cause| HostError::Channel { peer: "records of the store", cause: ChannelError::Wire(cause) };
         let mut spec = record.image(self.spec.on_outage).map_err(wrong)?;
         spec.cache = self.spec.cache.clone();
@@ -176,6 +139,12 @@ impl Store {
                 // Its layers may be asked for as tars.
                 Trust { verify: Verify::BeforeShowing, index: IndexChoice::default().of_tars() },
             );
+            if let Some(registry) = &image.registry {
+                let mut registries = lock(&self.registries);
+                if !registries.iter().any(|known| Arc::ptr_eq(known, registry)) {
+                    registries.push(Arc::clone(registry));
+                }
+            }
             let whole = Arc::clone(fs.image());
             tokio::spawn(async move { whole.prefetch(Prefetch::Profile).await });
             opened.insert(layer.id.clone(), Arc::clone(&fs));
@@ -225,13 +194,33 @@ impl Store {
                 }
             }
         }
-        self.tree.refresh();
-        Ok(())
+        Ok(self.tree.refresh().map_err(ImageStoreError::file(&self.records.numbers()))?)
+    }
+
+    /// How it is, for `peelfs status`.
+    pub(super) fn health(&self) -> Health {
+        let registries = lock(&self.registries);
+        let stats: Vec<_> = registries.iter().map(|registry| registry.stats()).collect();
+        let outages: Vec<_> = registries.iter().filter_map(|registry| registry.outages()).collect();
+        let (images, layers) = self.tree.shown_layers();
+        Health {
+            images: Some(images),
+            image_bytes: layers.iter().map(|(bytes, _)| bytes).sum(),
+            received_bytes: stats.iter().map(|stats| stats.bytes_received).sum(),
+            requests: stats.iter().map(|stats| stats.requests).sum(),
+            waiting: outages.iter().flat_map(|outages| outages.status()).collect(),
+            refused: outages.iter().find_map(|outages| outages.refusal()),
+            layers: layers.iter().filter_map(|(_, fs)| fs.image().layer_status().pop()).collect(),
+        }
+    }
+
+    pub(super) fn images(&self) -> usize {
+        self.tree.shown_layers().0
     }
 }
 
 /// Answers commands that have changed records.
-async fn listen(listener: Listener, store: Arc<Store>) {
+pub(super) async fn listen(listener: Listener, store: Arc<Store>) {
     loop {
         match listener.accept().await {
             Ok(channel) => {

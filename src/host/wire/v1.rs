@@ -1,9 +1,13 @@
 //! Version 1 of the messages between processes.
 
+mod store;
+
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+pub use store::{StoreHandover, StoreSpec};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +63,28 @@ pub enum Message {
         /// The mount.
         handover: Box<MountHandover>,
     },
-    /// From the server: a message to the requester of a mount.
+    /// As [`Message::TakeOver`], of an image store.
+    TakeOverStore {
+        /// Its number.
+        number: u64,
+        /// The store.
+        handover: Box<StoreHandover>,
+    },
+    /// As [`Message::Mount`], of an image store. A program that knows none refuses it.
+    Store {
+        /// Its number.
+        number: u64,
+        /// What is asked for.
+        spec: Box<StoreSpec>,
+    },
+    /// As [`Message::Serving`], of an image store.
+    ServingStore {
+        /// Its number.
+        number: u64,
+        /// The store.
+        handover: Box<StoreHandover>,
+    },
+    /// From it: what the process that asked for a mount is to be told.
     Tell {
         /// The mount's number.
         number: u64,
@@ -459,13 +484,7 @@ impl Policy {
                 Prefetch::Profile => PrefetchPolicy::Profile,
                 Prefetch::All => PrefetchPolicy::All,
             },
-            on_outage: match on_outage {
-                OnOutage::Block => OutagePolicy::Block,
-                OnOutage::Deadline(time) => {
-                    OutagePolicy::DeadlineMs(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
-                }
-                OnOutage::Offline => OutagePolicy::Offline,
-            },
+            on_outage: on_outage.into(),
             wait,
             passthrough: passthrough == spec::Passthrough::Always,
             passthrough_if_large: passthrough == spec::Passthrough::Auto,
@@ -492,12 +511,46 @@ impl Policy {
                 (false, false) => spec::Passthrough::Never,
             },
         };
-        let on_outage = match on_outage {
-            OutagePolicy::Block => OnOutage::Block,
-            OutagePolicy::DeadlineMs(ms) => OnOutage::Deadline(Duration::from_millis(ms)),
-            OutagePolicy::Offline => OnOutage::Offline,
-        };
-        (policy, on_outage)
+        (policy, on_outage.into())
+    }
+}
+
+impl From<OnOutage> for OutagePolicy {
+    fn from(on_outage: OnOutage) -> Self {
+        match on_outage {
+            OnOutage::Block => Self::Block,
+            OnOutage::Deadline(time) => Self::DeadlineMs(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            OnOutage::Offline => Self::Offline,
+        }
+    }
+}
+
+impl From<OutagePolicy> for OnOutage {
+    fn from(policy: OutagePolicy) -> Self {
+        match policy {
+            OutagePolicy::Block => Self::Block,
+            OutagePolicy::DeadlineMs(ms) => Self::Deadline(Duration::from_millis(ms)),
+            OutagePolicy::Offline => Self::Offline,
+        }
+    }
+}
+
+impl From<&MountPlace> for Place {
+    fn from(place: &MountPlace) -> Self {
+        Self {
+            at: place.at().into(),
+            device: place.device().map(ToOwned::to_owned),
+            id: place.id(),
+            generation: place.generation(),
+        }
+    }
+}
+
+impl TryFrom<Place> for MountPlace {
+    type Error = WireError;
+
+    fn try_from(place: Place) -> Result<Self, WireError> {
+        Ok(Self::new(place.at.try_into()?, place.device, place.id, place.generation))
     }
 }
 
@@ -520,12 +573,7 @@ impl From<&Handover> for MountHandover {
         let Handover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
         Self {
             spec: spec.into(),
-            place: Place {
-                at: place.at().into(),
-                device: place.device().map(ToOwned::to_owned),
-                id: place.id(),
-                generation: place.generation(),
-            },
+            place: place.into(),
             root: root.clone(),
             manifest: manifest.clone(),
             log: log.as_ref().map(WirePath::from),
@@ -544,7 +592,7 @@ impl TryFrom<MountHandover> for Handover {
         let MountHandover { spec, place, root, manifest, log, since, takeovers, ended, awaited } = handover;
         Ok(Self {
             spec: spec.try_into()?,
-            place: MountPlace::new(place.at.try_into()?, place.device, place.id, place.generation),
+            place: place.try_into()?,
             root,
             manifest,
             log: path(log)?,
