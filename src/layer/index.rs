@@ -281,7 +281,7 @@ impl LayerIndex {
     /// The same index with no page in memory. An index keeps every page that is read.
     #[must_use]
     pub fn afresh(&self) -> Self {
-        Self { pages: self.pages.afresh(), footer: self.footer.clone() }
+        Self { pages: self.pages.afresh(), footer: self.footer.clone(), stream_name: self.stream_name.clone() }
     }
 
     /// Bytes of the index held in memory.
