@@ -260,7 +260,7 @@ impl Plan<'_> {
         let is_offline = matches!(error, HostError::Plan(PlanError::Offline { .. }));
         let report = Report::from(error);
         if is_offline && self.args.pull == PullArg::Never {
-            return report.hint("leave out `--pull=never` once, so that it can be fetched");
+            return report.hint("run it once without `--pull=never` to fetch it");
         }
         report
     }

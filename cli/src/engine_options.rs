@@ -4,7 +4,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use peelfs::host::report::Report;
 
-/// What is said of an option that is none, if engines know it.
+/// The message about an unknown option, if engines have it.
 pub(super) fn refusal(error: &clap::Error) -> Option<Report> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -15,7 +15,7 @@ pub(super) fn refusal(error: &clap::Error) -> Option<Report> {
     Some(Report::usage(format!("`peelfs run` does not have `{name}`, which podman and docker have")).hint(instead))
 }
 
-/// Names, and what to do.
+/// Names, and what to do instead.
 const INSTEAD: [(&str, &str); 26] = [
     (
         "-p --publish -P --publish-all --expose",
@@ -42,14 +42,14 @@ const INSTEAD: [(&str, &str); 26] = [
     ("--init", "let the image's command end its children itself, or run an init of the image: `--entrypoint tini`"),
     (
         "--restart --health-cmd --health-interval --health-retries --health-timeout --no-healthcheck",
-        "let a service manager look after it: `systemd-run --unit=NAME -p Restart=always peelfs run …`",
+        "let a service manager restart it: `systemd-run --unit=NAME -p Restart=always peelfs run …`",
     ),
-    ("--volumes-from --volume-driver", "name directories: `-v ./data:/data`, and `--keep DIR` for all that is written"),
+    ("--volumes-from --volume-driver", "use directories: `-v ./data:/data`, and `--keep DIR` for all changes"),
     (
         "--ip --ip6 --mac-address --network-alias --link --dns --dns-search --dns-option --dns-opt --no-hosts --no-resolv",
         "a container has this machine's network and names (`--network host`) or none; `--add-host` adds names, `-v ./resolv.conf:/etc/resolv.conf` other servers",
     ),
-    ("--pod --infra-command", "pods are of podman: let it run the image by `peelfs store add`"),
+    ("--pod --infra-command", "only podman has pods: let it run the image with `peelfs store add`"),
     (
         "--userns --uidmap --gidmap --subuidname --subgidname",
         "run it as another user of this machine: then it has a user namespace",
@@ -60,7 +60,7 @@ const INSTEAD: [(&str, &str); 26] = [
     ),
     (
         "-l --label --label-file --annotation --cidfile --pidfile --log-driver --log-opt",
-        "leave it out: nothing of a container stays when it has ended",
+        "leave it out: containers are always removed when they end",
     ),
     (
         "--stop-signal --stop-timeout --timeout",
@@ -80,12 +80,12 @@ const INSTEAD: [(&str, &str); 26] = [
     ("--cert-dir", "`--ca FILE` names certificates"),
     (
         "-q --quiet --replace --rmi",
-        "leave it out: only errors are told, and containers and images of peelfs are not in the way of others",
+        "leave it out: only errors are printed, and nothing of peelfs conflicts with other containers and images",
     ),
     ("--rootfs", "for a directory without an image, make a bundle with `runc spec`"),
     (
         "--env-host --env-merge --unsetenv --unsetenv-all --http-proxy",
-        "set variables with `-e NAME=VALUE`, or as they are here with `-e NAME` and `-e 'NAME*'`",
+        "set variables with `-e NAME=VALUE`, or take them from this environment with `-e NAME` and `-e 'NAME*'`",
     ),
     ("--secret", "show the file: `-v ./secret:/run/secrets/NAME:ro`"),
 ];

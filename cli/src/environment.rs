@@ -59,12 +59,12 @@ fn set(text: &str, own: impl Iterator<Item = (OsString, OsString)>) -> Result<Ve
     let own = own.filter_map(|(own, value)| Some((own.into_string().ok().filter(|own| is_meant(own))?, value)));
     own.map(|(name, value)| match value.into_string() {
         Ok(value) => Ok((name, value)),
-        Err(_) => Err(Report::usage(format!("the value of `{name}` is not UTF-8, which a runtime cannot be told"))),
+        Err(_) => Err(Report::usage(format!("the value of `{name}` is not UTF-8, as `config.json` must be"))),
     })
     .collect()
 }
 
-/// More than a process can be given, in bytes.
+/// A bound in bytes, above what a process can have.
 const LARGEST: u64 = 4 << 20;
 
 #[cfg(test)]

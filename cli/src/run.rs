@@ -283,7 +283,7 @@ impl Container {
         }
         let directory = &place.path;
         command.arg("--log").arg(directory.join(LOG));
-        // crun would tell the user in JSON, too, where it has let go of the log.
+        // Otherwise crun prints JSON to the user after it has closed the log.
         if !is_crun {
             command.arg("--log-format=json");
         }

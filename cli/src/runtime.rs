@@ -1,4 +1,4 @@
-//! The container runtime: which one there is, and what it says where it cannot start a container.
+//! The container runtime: choice of one, and its errors when it cannot start a container.
 //!
 //! A runtime ends with status 1 both where the program did so and where it could not be started. Only the latter is an error
 //! in the runtime's log.
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use peelfs::host::open;
 use peelfs::host::report::{Code, Report};
 
-/// The container runtime that was asked for, or one that is there.
+/// The requested container runtime, or an installed one.
 pub(super) fn find(typed: Option<&Path>) -> Result<PathBuf, Report> {
     let is_program = |path: &Path| {
         std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
@@ -50,14 +50,14 @@ fn usual() -> [&'static str; 2] {
 pub(super) enum Refusal {
     /// The program is not in the container.
     NotFound,
-    /// It is there, and cannot be run.
+    /// It exists, but cannot be run.
     NotRunnable,
     /// Something else failed.
     Other(String),
 }
 
 impl Refusal {
-    /// What the log of a runtime says; none if the program was started.
+    /// The error in a runtime's log; `None` if the program was started.
     pub(super) fn in_log(log: &str) -> Option<Self> {
         #[derive(Deserialize)]
         struct Line {
@@ -69,7 +69,7 @@ impl Refusal {
             // crun writes its errors alone, as they are.
             Err(_) => (!line.trim().is_empty()).then(|| Self::said(line)),
         });
-        // What was tried next failed by that.
+        // Later errors are consequences.
         failed.min_by_key(|refusal| matches!(refusal, Self::Other(_)))
     }
 
@@ -97,15 +97,15 @@ impl Refusal {
         }
     }
 
-    /// What the user is told, where `runtime` was to run `program`.
+    /// The error message for `runtime` and `program`.
     pub(super) fn report(&self, runtime: &Path, program: &str) -> Report {
         let report = |message| Report::new(Code::Failure, message);
         match self {
             Self::NotFound if program.starts_with('-') => report(format!("the container has no program `{program}`"))
-                .hint("options of `peelfs run` stand before the image"),
+                .hint("options of `peelfs run` come before the image"),
             Self::NotFound if program.contains(char::is_whitespace) => {
                 report(format!("the container has no program `{program}`"))
-                    .hint("write its arguments as words of their own, or run a shell: `sh -c '…'`")
+                    .hint("write its arguments as separate words, or run a shell: `sh -c '…'`")
             }
             Self::NotFound => report(format!("the container has no program `{program}`"))
                 .hint("`peelfs ls IMAGE /bin` shows what is in the image"),

@@ -122,7 +122,7 @@ impl<'a> Known<'a> {
             line("content", format!("{} in files of {}", text::count(layers as u64, "layer"), text::size(bytes)));
         }
         if self.state.is_some_and(|state| state.passthrough) {
-            line("kernel", "reads large files by itself (passthrough)".to_owned());
+            line("kernel", "reads large files directly (passthrough)".to_owned());
         }
         if let Some(why) = self.state.and_then(|state| state.by_fuse.as_ref()) {
             line("kernel", format!("not used: {}", text::printable(why.as_bytes())));
@@ -240,10 +240,10 @@ struct Line<'a> {
     /// Why a process serves it although a kernel mount was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     by_fuse: Option<&'a str>,
-    /// The kernel reads large files by itself.
+    /// The kernel reads large files directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     passthrough: Option<bool>,
-    /// The layers' files that the kernel shows by itself.
+    /// The layers' files in a kernel mount.
     #[serde(skip_serializing_if = "Option::is_none")]
     content_layers: Option<usize>,
     /// Bytes of these.

@@ -1,4 +1,4 @@
-//! `-v`, `--mount` and `--tmpfs`: what a container sees besides its image, in the forms that podman and docker have.
+//! `-v`, `--mount` and `--tmpfs`: mounts of a container, in the syntax of podman and docker.
 
 use peelfs::bundle::{Tmpfs, Volume};
 use peelfs::host::open;
@@ -35,7 +35,7 @@ pub(super) fn mounts(
     let mut places: Vec<&str> = all.iter().map(|mount| mount.destination().trim_end_matches('/')).collect();
     places.sort_unstable();
     if let Some(twice) = places.windows(2).find(|two| two[0] == two[1]) {
-        return Err(Report::usage(format!("two mounts are to be on `{}`", twice[0])).hint("leave one of them out"));
+        return Err(Report::usage(format!("there are two mounts on `{}`", twice[0])).hint("leave one of them out"));
     }
     let (mut binds, mut memory) = (Vec::new(), Vec::new());
     for mount in all {
@@ -56,18 +56,18 @@ fn volume(text: &str) -> Result<Volume, Report> {
         [path] if path.starts_with('/') => {
             let hint =
                 format!("`--tmpfs {path}` makes a directory in memory, `-v ./data:{path}` shows one of this machine");
-            return Err(Report::usage(format!("volume `{text}` says nothing of what is to be there")).hint(hint));
+            return Err(Report::usage(format!("volume `{text}` has no source")).hint(hint));
         }
         _ => {
-            let hint = "name a directory or file here and a path in the container, as in `-v ./data:/data:ro`";
+            let hint = "give a path on this machine and a path in the container, as in `-v ./data:/data:ro`";
             return Err(Report::usage(format!("`{text}` is not a volume")).hint(hint));
         }
     };
     if source.is_empty() {
-        return Err(Report::usage(format!("volume `{text}` names nothing of this machine")));
+        return Err(Report::usage(format!("volume `{text}` has no path on this machine")));
     }
     if !source.contains('/') && !source.starts_with('.') {
-        return Err(Report::usage(format!("`{source}` is a volume by name, which peelfs does not have"))
+        return Err(Report::usage(format!("`{source}` is a named volume, which peelfs does not support"))
             .hint(format!("write `-v ./{source}:{destination}` for the directory of that name")));
     }
     let mut readonly = false;
@@ -75,12 +75,12 @@ fn volume(text: &str) -> Result<Volume, Report> {
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" | "rw" => readonly = option == "ro",
-            // Labels of SELinux, which are not set; and what Docker Desktop is told.
+            // SELinux labels, which are not set, and options of Docker Desktop.
             "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             option if BIND_OPTIONS.contains(&option) => kept.push(option.to_owned()),
             option => {
                 return Err(Report::usage(format!(
-                    "volume `{text}` has an option `{option}` that peelfs does not have"
+                    "volume `{text}` has an option `{option}` that peelfs does not support"
                 ))
                 .hint(format!("there are ro, rw, {}", BIND_OPTIONS.join(", "))));
             }
@@ -98,9 +98,7 @@ fn bind(source: &str, destination: &str, readonly: bool, options: Vec<String>) -
         }
     })?;
     let Some(source) = found.to_str() else {
-        return Err(Report::usage(format!(
-            "the path of volume `{source}` is not UTF-8, which a runtime cannot be told"
-        )));
+        return Err(Report::usage(format!("the path of volume `{source}` is not UTF-8, as `config.json` must be")));
     };
     Ok(Volume { source: source.to_owned(), destination: destination.to_owned(), readonly, options })
 }
@@ -126,15 +124,15 @@ fn mount(text: &str) -> Result<Mount, Report> {
             ("bind-nonrecursive", None | Some("true")) => options.push("bind".to_owned()),
             ("relabel" | "consistency", Some(_)) | ("bind-nonrecursive", Some("false")) => {}
             (option, None) => options.push(option.to_owned()),
-            (key, Some(_)) => return Err(wrong(format!("has a key `{key}` that peelfs does not have"))),
+            (key, Some(_)) => return Err(wrong(format!("has a key `{key}` that peelfs does not support"))),
         }
     }
-    let destination = destination.ok_or_else(|| wrong("does not say where in the container (`dst=`)".to_owned()))?;
+    let destination = destination.ok_or_else(|| wrong("has no path in the container (`dst=`)".to_owned()))?;
     match kind {
         Some("bind") => {
-            let source = source.ok_or_else(|| wrong("does not say what of this machine (`src=`)".to_owned()))?;
+            let source = source.ok_or_else(|| wrong("has no path on this machine (`src=`)".to_owned()))?;
             match options.iter().find(|option| !BIND_OPTIONS.contains(&option.as_str())) {
-                Some(other) => Err(wrong(format!("has an option `{other}` that peelfs does not have"))),
+                Some(other) => Err(wrong(format!("has an option `{other}` that peelfs does not support"))),
                 None => bind(source, destination, readonly, options).map(Mount::Bind),
             }
         }
@@ -142,12 +140,12 @@ fn mount(text: &str) -> Result<Mount, Report> {
             options.extend(readonly.then(|| "ro".to_owned()));
             in_memory(destination, options.iter().map(String::as_str))
                 .map(Mount::Tmpfs)
-                .map_err(|other| wrong(format!("has an option `{other}` that peelfs does not have")))
+                .map_err(|other| wrong(format!("has an option `{other}` that peelfs does not support")))
         }
         Some("image") => Err(wrong("is of another image".to_owned())
-            .hint("mount that with `peelfs mount IMAGE DIR`, and show it by `--mount type=bind,src=DIR,dst=…,ro`")),
-        Some(other) => Err(wrong(format!("is of type `{other}`, which peelfs does not have"))),
-        None => Err(wrong("is one of a volume by name, which peelfs does not have: it has no `type=`".to_owned())),
+            .hint("mount that with `peelfs mount IMAGE DIR`, and mount it with `--mount type=bind,src=DIR,dst=…,ro`")),
+        Some(other) => Err(wrong(format!("is of type `{other}`, which peelfs does not support"))),
+        None => Err(wrong("is a named volume, which peelfs does not support: it has no `type=`".to_owned())),
     }
 }
 
@@ -156,7 +154,7 @@ fn memory(text: &str) -> Result<Tmpfs, Report> {
     let (destination, options) = text.split_once(':').unwrap_or((text, ""));
     let options = options.split(',').filter(|option| !option.is_empty());
     in_memory(destination, options).map_err(|other| {
-        Report::usage(format!("`--tmpfs {text}` has an option `{other}` that peelfs does not have")).hint(format!(
+        Report::usage(format!("`--tmpfs {text}` has an option `{other}` that peelfs does not support")).hint(format!(
             "there are {}, {}=VALUE",
             TMPFS_OPTIONS.join(", "),
             TMPFS_KEYS.join("=VALUE, ")
@@ -180,7 +178,7 @@ fn in_memory<'a>(destination: &str, options: impl Iterator<Item = &'a str>) -> R
         if option.starts_with("mode=") {
             all.retain(|other| *other != "tmpcopyup");
         }
-        // Runtimes know it only where it is wanted.
+        // Runtimes have it only as a positive option.
         if option != "notmpcopyup" {
             all.push(option);
         }
@@ -221,12 +219,12 @@ mod tests {
         let wanted = std::env::current_dir().unwrap().canonicalize().unwrap();
         assert_eq!(volume(".:/data").unwrap().source, wanted.to_str().unwrap());
         for (text, message, hint) in [
-            ("data:/data", "`data` is a volume by name", "write `-v ./data:/data`"),
-            ("/data", "says nothing of what is to be there", "`--tmpfs /data`"),
+            ("data:/data", "`data` is a named volume", "write `-v ./data:/data`"),
+            ("/data", "has no source", "`--tmpfs /data`"),
             ("./missing:/data", "cannot use `./missing` as a volume: No such file", "mkdir -p ./missing"),
-            ("/:/data:U", "an option `U` that peelfs does not have", "there are ro, rw"),
+            ("/:/data:U", "an option `U` that peelfs does not support", "there are ro, rw"),
             ("data", "`data` is not a volume", "as in `-v ./data:/data:ro`"),
-            (":/data", "names nothing of this machine", ""),
+            (":/data", "has no path on this machine", ""),
             ("a:b:c:d", "is not a volume", ""),
         ] {
             let report = volume(text).unwrap_err();
@@ -255,11 +253,11 @@ mod tests {
         };
         assert_eq!(mount("type=tmpfs,dst=/x,tmpfs-size=1m,exec,ro").unwrap(), Mount::Tmpfs(wanted));
         for (text, message) in [
-            ("src=/,dst=/x", "is one of a volume by name"),
+            ("src=/,dst=/x", "is a named volume"),
             ("type=volume,src=a,dst=/x", "is of type `volume`"),
             ("type=image,src=a,dst=/x", "is of another image"),
-            ("type=bind,src=/", "where in the container"),
-            ("type=bind,dst=/x", "what of this machine"),
+            ("type=bind,src=/", "no path in the container"),
+            ("type=bind,dst=/x", "no path on this machine"),
             ("type=bind,src=/,dst=/x,shared", "an option `shared`"),
             ("type=bind,src=/,dst=/x,volume-opt=1", "a key `volume-opt`"),
         ] {
@@ -283,6 +281,6 @@ mod tests {
     #[test]
     fn two_mounts_are_not_on_one_place() {
         let error = mounts(&words(&["/:/x"]), &[], &words(&["/x/"])).unwrap_err();
-        assert_eq!(error.message, "two mounts are to be on `/x`");
+        assert_eq!(error.message, "there are two mounts on `/x`");
     }
 }

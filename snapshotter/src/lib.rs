@@ -167,7 +167,7 @@ fn image_service(options: &Options, root: &Root) -> Result<Option<ImageService>,
     let service = ImageService::new(containerd, Arc::clone(&logins));
     let service = service.map_err(|error| Report::usage(peelfs::image::chain(&error)))?;
     let socket = open(&providers::socket(root.path()), None);
-    // Its place is not the user's to choose.
+    // The user does not choose its path.
     let socket = socket.map_err(|report| report.hint("name a directory with a shorter path with `--root`"))?;
     tokio::spawn(logins.serve(socket));
     Ok(Some(service))

@@ -42,7 +42,7 @@ impl Root {
         let shown = path.display();
         let failed = |what: &str, cause: io::Error| {
             Report::new(Code::Failure, format!("cannot {what} the directory `{shown}`: {cause}"))
-                .hint("name a directory on a disk that can be written to with `--root`")
+                .hint("use a writable directory with `--root`")
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed("make", e))?;
         let path = path.canonicalize().map_err(|e| failed("open", e))?;

@@ -72,7 +72,7 @@ pub struct MountState {
     /// Why a process serves it although a kernel mount was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_fuse: Option<String>,
-    /// The kernel reads large files by itself.
+    /// The kernel reads large files directly.
     #[serde(default)]
     pub passthrough: bool,
     /// It is an image store.

@@ -610,7 +610,7 @@ fn what_cannot_run_is_said_and_leaves_nothing() {
         (&[&reference[..], "true"][..], "user `missing` is not in the image's /etc/passwd"),
         (&["-u", "0", &reference], "the image has no command"),
         (&["-t", &reference, "true"], "stdin is not a terminal"),
-        (&["-v", "nothing:/x", &reference, "true"], "`nothing` is a volume by name"),
+        (&["-v", "nothing:/x", &reference, "true"], "`nothing` is a named volume"),
         (&["-v", "./nothing:/x", &reference, "true"], "cannot use `./nothing` as a volume"),
         (&["-p", "80:80", &reference, "true"], "`peelfs run` does not have `-p`"),
         (&["--no-such-option", &reference, "true"], "unexpected argument '--no-such-option'"),

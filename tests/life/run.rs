@@ -36,8 +36,8 @@ fn a_command_that_cannot_run_is_told_from_one_that_fails() {
         for (command, status, words) in [
             (&["missing"][..], 127, "the container has no program `missing`"),
             (&["/bin/missing"], 127, "the container has no program `/bin/missing`"),
-            (&["-it"], 127, "options of `peelfs run` stand before the image"),
-            (&["ls /bin"], 127, "write its arguments as words of their own"),
+            (&["-it"], 127, "options of `peelfs run` come before the image"),
+            (&["ls /bin"], 127, "write its arguments as separate words"),
             (&["/etc/passwd"], 126, "the container cannot run `/etc/passwd`"),
             (&["/etc"], 126, "the container cannot run `/etc`"),
             // The kernel refuses these when the runtime has let go of the container; engines end with 1 as well.

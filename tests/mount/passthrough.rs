@@ -366,7 +366,7 @@ fn auto_passes_through_images_of_mostly_large_files() {
             assert_eq!(at.state().unwrap()["passthrough"], passed_through);
             if passed_through {
                 let told = sandbox.run([OsStr::new("status"), at.path.as_os_str()]);
-                assert!(said(&told).contains("kernel   reads large files by itself (passthrough)"), "{}", said(&told));
+                assert!(said(&told).contains("kernel   reads large files directly (passthrough)"), "{}", said(&told));
                 assert!(is_passed_through(&at, &file, content(1, LARGE)), "{how}");
             }
             drop(file);
