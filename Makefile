@@ -35,6 +35,9 @@ PROGRAMS_OF_32_BITS := $(if $(filter x86_64,$(shell uname -m)),/usr/lib32/crt1.o
 # Clippy's driver is a compiler: the build of the tests is linted, and nothing is compiled a second time for that.
 LINTED := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings
 
+# Most tests wait for something: more of them than CPUs run at a time.
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+
 test:
 	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
 		docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
