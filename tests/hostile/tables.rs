@@ -214,20 +214,20 @@ fn row_11_annotations_that_name_another_table_are_not_believed() {
     };
     let lies: &[Lie] = &[
         ("not the one that the manifest names", |of| {
-            of["io.github.containers.zstd-chunked.manifest-checksum"] = json!(format!("sha256:{:064}", 1))
+            of["io.github.containers.zstd-chunked.manifest-checksum"] = json!(format!("sha256:{:064}", 1));
         }),
         ("incomplete or malformed", |of| of["io.github.containers.zstd-chunked.manifest-checksum"] = json!("none")),
         ("outside the layer", |of| {
-            of["io.github.containers.zstd-chunked.manifest-position"] = json!("100000000:1:1:1")
+            of["io.github.containers.zstd-chunked.manifest-position"] = json!("100000000:1:1:1");
         }),
         ("outside the layer", |of| {
-            of["io.github.containers.zstd-chunked.manifest-position"] = json!("18446744073709551615:1:1:1")
+            of["io.github.containers.zstd-chunked.manifest-position"] = json!("18446744073709551615:1:1:1");
         }),
         ("outside the layer", |of| of["io.github.containers.zstd-chunked.manifest-position"] = json!("100:0:1:1")),
         ("incomplete or malformed", |of| of["io.github.containers.zstd-chunked.manifest-position"] = json!("1:2:3")),
         ("is of kind 2", |of| of["io.github.containers.zstd-chunked.manifest-position"] = json!("100:2:3:2")),
         ("and the limit is", |of| {
-            of["io.github.containers.zstd-chunked.manifest-position"] = json!("100:2:999999999999:1")
+            of["io.github.containers.zstd-chunked.manifest-position"] = json!("100:2:999999999999:1");
         }),
         ("of two kinds", |of| of["io.containers.zstd-chunked.manifest-position"] = json!("100:2:3:1")),
     ];
