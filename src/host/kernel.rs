@@ -156,7 +156,7 @@ fn is_whole(fs: &ImageFs) -> bool {
 
 /// The files of an image that was mounted before, if they have not been written to since.
 fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
-    let image = store.kernel_image(&chain(layers))?;
+    let image = store.kernel_image(&chain(layers, |_, layer| layer.content().clone()))?;
     let found = |layer: &LayerRef| store.content_found_right(layer.name()).map(|sealed| sealed.file);
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
@@ -167,7 +167,7 @@ async fn files(opened: &Opened, fs: &Arc<ImageFs>) -> Result<Files, HostError> {
     fs.all_known().await?;
     let (store, fs, layers) = (Arc::clone(&opened.store), Arc::clone(fs), opened.plan.layers.clone());
     let made = tokio::task::spawn_blocking(move || {
-        let chain = chain(&layers);
+        let chain = chain(&layers, |number, layer| stream(&fs, number, layer));
         let devices = seal(&fs, &layers)?;
         let image = match store.kernel_image(&chain) {
             Some(image) => image,
@@ -250,10 +250,21 @@ fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
 }
 
 /// The identity of an EROFS image: its layers, and the version of its form.
-fn chain(layers: &[LayerRef]) -> Digest {
+fn chain(layers: &[LayerRef], stream: impl Fn(LayerNo, &LayerRef) -> Digest) -> Digest {
     let mut text = String::from("2\n");
-    for layer in layers {
-        text.push_str(&format!("{} {}\n", layer.blob.digest, layer.content()));
+    for (number, layer) in (0..).map(LayerNo).zip(layers) {
+        text.push_str(&format!("{} {}\n", layer.blob.digest, stream(number, layer)));
     }
     Digest::of(Algorithm::Sha256, text.as_bytes())
+}
+
+/// What the decoded stream of a layer is known by. An image over another stream of the same layer has other offsets, so
+/// it must have another name.
+fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> Digest {
+    match fs.layer(number) {
+        Some(reader) if reader.index().stream_name() != &reader.index().layer().diff_id => {
+            reader.index().stream_name().clone()
+        }
+        _ => layer.content().clone(),
+    }
 }
