@@ -206,6 +206,9 @@ fn help_of_a_command_names_its_options() {
       -h, --help       Print help (see more with '--help')
 
     Image:
+          --index <WHICH>        Which indexes of layers to use besides those that this machine has made
+                                 [env: PEELFS_INDEX] [default: auto] [possible values: auto, own,
+                                 foreign, none]
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is cached; never use the network
@@ -651,7 +654,7 @@ fn a_process_that_is_killed_while_it_spools_leaves_nothing() {
         let open = std::fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap();
         open.flatten()
             .filter_map(|fd| std::fs::read_link(fd.path()).ok())
-            .any(|to| to.to_string_lossy().ends_with(" (deleted)"))
+            .any(|to| to.starts_with(user.dir.path()) && to.to_string_lossy().ends_with(" (deleted)"))
     };
     while !spooled() {
         std::thread::yield_now();

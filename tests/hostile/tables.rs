@@ -123,7 +123,7 @@ const LIES: &[Lie] = &[
     ("attribute that cannot be read", |toc| record(toc, "d/other")["xattrs"] = json!({ "user.a": "%" })),
     ("of an unknown type", |toc| record(toc, "d/large")["chunkType"] = json!("ones")),
     ("said to be zeros, and is not", |toc| record(toc, "d/large")["chunkType"] = json!("zeros")),
-    ("out of all proportion", |toc| {
+    ("out of proportion", |toc| {
         for number in 0..100_000 {
             push(toc, json!({ "type": "dir", "name": format!("{number}/a/b/c/") }));
         }

@@ -79,7 +79,7 @@ fn pull_decides_when_a_registry_is_asked() {
     registry.push("library/image", "1", &first);
     let never = ends("never");
     assert_eq!(never.status.code(), Some(125));
-    assert!(said(&never).contains("hint: leave out `--pull=never` once"), "{}", said(&never));
+    assert!(said(&never).contains("hint: run it once without `--pull=never` to fetch it"), "{}", said(&never));
     assert!(registry.requests().is_empty(), "never asks for nothing");
     assert_eq!(shows("missing"), "1");
     registry.push("library/image", "1", &second);
