@@ -21,7 +21,7 @@ use super::space::{Output, Space};
 use super::xattrs::{Attributes, Shared};
 use super::{EncodeError, Encoded};
 use crate::digest::Digest;
-use crate::image::{FsError, ImageFs, NotNow, Now, steers_overlayfs};
+use crate::image::{FsError, ImageFs, NotNow, Now};
 use crate::layer::Kind;
 use crate::offsets::DecodedOffset;
 use crate::overlay::{self, LayerNo, NodeAttr, NodeId};
@@ -365,7 +365,7 @@ impl<'a> Encoder<'a> {
 
     fn xattrs(&mut self, node: NodeId) -> Result<Attributes, EncodeError> {
         let all = now(self.fs.xattrs(node))?;
-        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..])).filter(|(name, _)| !steers_overlayfs(name));
+        let pairs = all.iter().map(|(name, value)| (&name[..], &value[..]));
         let space = &mut self.space;
         self.shared.attributes(pairs, |entry| {
             let at = space.small(entry.len(), format::XATTR_UNIT, 0)?;

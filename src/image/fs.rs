@@ -4,7 +4,6 @@
 //! *awaited*, which also waits for layers and content. Front ends that must not block use the first form, and pass the
 //! operation to a task if there is no result yet.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock, Weak};
@@ -324,53 +323,6 @@ impl ImageFs {
         Ok(index.symlink_target(entry).map_err(|cause| damaged(number, cause))?.unwrap_or_default().to_vec())
     }
 
-    /// The value of an extended attribute.
-    ///
-    /// # Errors
-    /// [`NotNow`]
-    pub fn xattr(&self, node: NodeId, name: &[u8]) -> Now<Option<Vec<u8>>> {
-        let Some((number, entry)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(None) };
-        let index = self.overlay.index(number).map_err(not_now)?;
-        index.xattr(entry, name).map_err(|cause| damaged(number, cause))
-    }
-
-    /// The names of a node's extended attributes.
-    ///
-    /// # Errors
-    /// [`NotNow`]
-    pub fn xattr_names(&self, node: NodeId) -> Now<Vec<Vec<u8>>> {
-        let Some((number, entry)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(Vec::new()) };
-        let index = self.overlay.index(number).map_err(not_now)?;
-        index.xattr_names(entry).map_err(|cause| damaged(number, cause))
-    }
-
-    /// The names of all extended attributes in any layer; `None` if there are too many to scan. Needs all layers.
-    ///
-    /// # Errors
-    /// [`NotNow`]
-    pub fn all_xattr_names(&self) -> Now<Option<BTreeSet<Vec<u8>>>> {
-        self.xattr_names_in((0..self.overlay.layer_count()).map(LayerNo))
-    }
-
-    /// As [`ImageFs::all_xattr_names`], for some layers.
-    pub(super) fn xattr_names_in(
-        &self,
-        layers: impl Iterator<Item = LayerNo> + Clone,
-    ) -> Now<Option<BTreeSet<Vec<u8>>>> {
-        if let Some(unknown) = layers.clone().find(|number| !self.overlay.knows(*number)) {
-            return Err(NotNow::Needs(unknown));
-        }
-        let (mut all, mut left) = (BTreeSet::new(), XATTRS_LOOKED_AT);
-        for number in layers {
-            let index = self.overlay.index(number).map_err(not_now)?;
-            match index.all_xattr_names(&mut left).map_err(|cause| damaged(number, cause))? {
-                Some(names) => all.extend(names),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(all))
-    }
-
     /// Reads cached bytes of a file into `buf`; fewer bytes than requested only at the end of the file. Calls
     /// `before_wait` before it waits for the disk.
     ///
@@ -677,9 +629,6 @@ impl Drop for ImageFs {
 
 /// Initial window of a seek, in bytes.
 const SEEK_WINDOW: u64 = 4096;
-
-/// Limit for extended attributes scanned for their names, in bytes; most images have fewer than a hundred.
-const XATTRS_LOOKED_AT: u64 = 1 << 20;
 
 pub(super) fn not_now(unknown: Unknown) -> NotNow {
     match unknown {

@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 
 use super::fs::{DirEntry, FsError, ImageFs, NotNow, Now, not_now};
 use super::tree::{Answer, KernelContent, ReadNow, SeekTo, Totals, Tree};
+use super::xattrs::steers_overlayfs;
 use crate::layer::{Contents, Kind, Timestamp};
 use crate::offsets::FileOffset;
 use crate::overlay::{Held, LayerNo, Listed, NodeAttr, NodeId};
@@ -152,7 +153,6 @@ impl LayerFs {
     fn xattr_names_now(&self, node: NodeId) -> Now<Vec<Vec<u8>>> {
         let Held::Like(like) = self.held_as(node)? else { return Ok(Vec::new()) };
         let mut names = self.fs.xattr_names(like)?;
-        names.retain(|name| !steers_overlayfs(name));
         if self.fs.overlay.is_held_opaque(node).map_err(not_now)? {
             names.extend(self.marks.names().iter().map(|name| name.to_vec()));
         }
@@ -170,7 +170,6 @@ impl LayerFs {
             || overlay.described_by(NodeId::ROOT).map_err(not_now)?.is_some_and(|(number, _)| number != top);
         let all = if borrows { self.fs.all_xattr_names()? } else { self.fs.xattr_names_in(std::iter::once(top))? };
         Ok(all.map(|mut names| {
-            names.retain(|name| !steers_overlayfs(name));
             if contents.has(Contents::WHITEOUTS) {
                 names.extend(self.marks.names().iter().map(|name| name.to_vec()));
             }
@@ -204,11 +203,6 @@ impl LayerFs {
     fn seek_now(&self, node: NodeId, at: FileOffset, to: SeekTo) -> Now<Option<FileOffset>> {
         self.fs.seek(self.like(node)?, at, to == SeekTo::Data)
     }
-}
-
-/// Whether an attribute controls overlayfs.
-pub fn steers_overlayfs(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
 impl Tree for LayerFs {

@@ -18,9 +18,9 @@ mod read;
 mod shown;
 mod slot;
 pub mod tree;
-mod under_overlay;
 mod whole;
 mod work;
+mod xattrs;
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layer_failure::LayerFailure;
-pub use layer_fs::{LayerFs, OpaqueMark, steers_overlayfs};
+pub use layer_fs::{LayerFs, OpaqueMark};
 pub use layer_state::LayerProgress;
 pub use layer_tar::{FileInTar, LayerTar};
 pub use layers::{Eagerness, Layers, Limits, Trust, Verify};

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::fs::{FsError, ImageFs};
 use super::layer_fs::LayerFs;
 use super::tree::Tree;
-use super::under_overlay::UnderOverlay;
 
 /// What is shown.
 #[derive(Clone)]
@@ -17,10 +16,10 @@ pub enum Shown {
 }
 
 impl Shown {
-    /// The tree that is shown; it may lie below an overlay, since users stack plain mounts.
+    /// The tree that is shown.
     pub fn tree(&self) -> Arc<dyn Tree> {
         match self {
-            Self::Image(fs) => Arc::new(UnderOverlay(fs.clone())),
+            Self::Image(fs) => fs.clone(),
             Self::Layer(fs) => fs.clone(),
         }
     }

@@ -45,24 +45,4 @@ impl ImageFs {
         }
         Ok(number)
     }
-
-    /// A node's extended attributes, sorted by name.
-    ///
-    /// # Errors
-    /// [`NotNow`](super::NotNow)
-    pub fn xattrs(&self, node: NodeId) -> Now<Vec<(Vec<u8>, Vec<u8>)>> {
-        let Some((number, id)) = self.overlay.described_by(node).map_err(not_now)? else { return Ok(Vec::new()) };
-        let index = self.overlay.index(number).map_err(not_now)?;
-        let unreadable = |cause| damaged(number, cause);
-        if !index.entry(id).map_err(unreadable)?.has_xattrs() {
-            return Ok(Vec::new());
-        }
-        let mut all = Vec::new();
-        for name in index.xattr_names(id).map_err(unreadable)? {
-            if let Some(value) = index.xattr(id, &name).map_err(unreadable)? {
-                all.push((name, value));
-            }
-        }
-        Ok(all)
-    }
 }
