@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -22,7 +24,7 @@ pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
     if let Some(process) = process {
         // Kill the runtime first, so that it creates nothing more; no effect if it has ended.
         let _ = pidfd_send_signal(&process, Signal::KILL);
-        let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)], None);
+        while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(Errno::INTR) {}
     }
     let state = directory.join(STATE);
     if state.join(name).exists() {

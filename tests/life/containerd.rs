@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use support::load::times;
 use support::model::Tree;
-use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+use support::sandbox::{Sandbox, cannot_mount, is_missing, said, uninterrupted};
 use support::walk::{self, Compare};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -120,7 +120,7 @@ impl Node {
         command.env("NOTIFY_SOCKET", &told).stderr(log);
         self.snapshotter = Some(command.spawn().unwrap());
         let mut text = [0; 256];
-        let length = notify.recv(&mut text).unwrap();
+        let length = uninterrupted(|| notify.recv(&mut text)).unwrap();
         assert_eq!(&text[..length], b"READY=1\n");
     }
 

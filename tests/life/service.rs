@@ -17,7 +17,7 @@ use peelfs_loopback::registry::{Catalog, Registry};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, said, uninterrupted};
 
 struct Manager<'a> {
     sandbox: &'a Sandbox,
@@ -71,7 +71,8 @@ impl<'a> Manager<'a> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut text)];
-        let came = rustix::net::recvmsg(&self.socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let mut receive = || rustix::net::recvmsg(&self.socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC);
+        let came = uninterrupted(&mut receive).unwrap();
         let text = String::from_utf8(text[..came.bytes].to_vec()).unwrap();
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).map(str::to_owned);
         for message in control.drain() {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -40,6 +41,20 @@ pub fn is_missing(program: &str) -> bool {
         eprintln!("skipped: needs {program}");
     }
     missing
+}
+
+/// Makes a call that waits with a time limit, and makes it again when a signal to this process breaks it off: the kernel
+/// does not start such a call again (signal(7)).
+///
+/// # Errors
+/// Those of the call.
+pub fn uninterrupted<T, E: Into<io::Error>>(mut call: impl FnMut() -> Result<T, E>) -> io::Result<T> {
+    loop {
+        match call().map_err(Into::into) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// A cache, a runtime directory and mount points.
