@@ -76,8 +76,8 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
     let writable = match (&args.writable, args.ephemeral) {
         (None, false) => None,
         (None, true) => Some(Writable::Memory),
-        (Some(Some(upper)), _) => Some(Writable::Kept(open::absolute(upper))),
-        (Some(None), _) => Some(Writable::Kept(directory.join("upper"))),
+        (Some(Some(upper)), _) => Some(Writable::Directory(open::absolute(upper))),
+        (Some(None), _) => Some(Writable::Directory(directory.join("upper"))),
     };
     let options = BundleOptions {
         version: args.runtime_spec.clone(),

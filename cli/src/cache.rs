@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs, OpeningArgs};
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::content::{self, CheckedLayer, check_layer};
 use peelfs::digest::Digest;
 use peelfs::host::report::{Code, Report};
@@ -44,7 +44,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
 
 /// The existing cache: showing or pruning creates none.
 fn existing(args: &CacheArgs) -> Result<Store, Report> {
-    Ok(Store::open_as_it_is(&meant::cache_dir(&args.cache)?, args.cache.cache_size)?)
+    Ok(Store::open_existing(&specs::cache_dir(&args.cache)?, args.cache.cache_size)?)
 }
 
 /// Fails if the cache is not writable.
@@ -74,7 +74,7 @@ type Done = Result<(), Trouble>;
 
 /// The directory's raw bytes, for scripts.
 fn print_dir(args: &CacheArgs, out: &mut impl Write) -> Done {
-    let dir = meant::cache_dir(&args.cache)?;
+    let dir = specs::cache_dir(&args.cache)?;
     out.write_all(dir.as_os_str().as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(Trouble::Output)
 }
 
@@ -214,7 +214,7 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
                 verifier_dir: None,
                 cache,
             };
-            let image = meant::image(&ImageArgs { reference, opening: OpeningArgs::default(), access })?;
+            let image = specs::image(&ImageArgs { reference, opening: OpeningArgs::default(), access })?;
             let opened = process::runtime(process::Purpose::Reading)?
                 .block_on(open::open_in_cache(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::args::CarryCommand;
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::content::{self, TransferError};
 use peelfs::digest::Digest;
 use peelfs::host::report::{Code, Report};
@@ -18,11 +18,11 @@ pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened =
-                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&meant::image(image)?))?;
+                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&specs::image(image)?))?;
             export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
         }
         CarryCommand::Import { file, cache } => {
-            let store = open::store(&meant::cache(cache)?)?;
+            let store = open::store(&specs::cache(cache)?)?;
             let by = if is_standard(file) {
                 "standard input".to_owned()
             } else {
@@ -44,7 +44,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened =
-                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&meant::image(image)?))?;
+                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&specs::image(image)?))?;
             let image = &opened.plan.manifest.digest;
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {
@@ -64,7 +64,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             export(file, |out| Ok(out.write_all(&text)?))
         }
         CarryCommand::Import { file, cache } => {
-            let store = open::store(&meant::cache(cache)?)?;
+            let store = open::store(&specs::cache(cache)?)?;
             let mut bytes = Vec::new();
             let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
             read.map_err(|error| file_trouble("read", file, &error))?;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
 use super::args::CatArgs;
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::host::report::Report;
 use peelfs::host::{open, process};
 use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
@@ -15,7 +15,7 @@ use peelfs::overlay::Last;
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
         let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let mut out = io::stdout().lock();
         let mut failed = None;

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::args::{ImageArgs, VerifyArg};
 use super::progress::Bar;
-use super::{environment, meant, volumes};
+use super::{environment, specs, volumes};
 use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePolicy};
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
@@ -129,7 +129,7 @@ impl ContainerArgs {
 
     /// The image, with paths that mean the same in any directory.
     pub(super) fn image(&self, args: &ImageArgs) -> Result<ImageSpec, Report> {
-        let mut image = meant::image_elsewhere(args)?;
+        let mut image = specs::image_with_absolute_paths(args)?;
         if self.pull == PullArg::Never {
             image.access.network = image::Network::Offline;
         }
@@ -207,7 +207,7 @@ pub(super) struct Made {
     /// `config.json` as written.
     pub(super) config: Vec<u8>,
     /// The directory that keeps changes.
-    pub(super) kept: Option<writable::Kept>,
+    pub(super) upper_lock: Option<writable::UpperLock>,
 }
 
 impl Plan<'_> {
@@ -229,13 +229,13 @@ impl Plan<'_> {
                 open::open_alone_pulled(&image, self.args.pull()).await.map_err(|error| self.unopened(error))?;
             let configured = Configured::parse(opened.plan.configuration.raw.get())?;
             let manifest = &opened.plan.manifest.digest;
-            let kept = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
+            let upper_lock = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
             // Every process reads the image that this process has resolved.
             let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
             let image = ImageSpec { reference, ..image };
             // As an engine's root file system: protection is set in the container's configuration.
             let kernel = KernelOptions { suid: true, dev: true, allow_other: true, ..KernelOptions::default() };
-            let verify = meant::verify(self.args.verify);
+            let verify = specs::verify(self.args.verify);
             let spec = MountSpec::new(image, &at);
             let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
@@ -251,7 +251,7 @@ impl Plan<'_> {
                 (_, Err(error)) => return Err(error),
                 (Err(error), Ok(())) => Err(error),
             };
-            covered.map(|(program, config)| Made { program, config, kept }).inspect_err(|_| take_away(&at))
+            covered.map(|(program, config)| Made { program, config, upper_lock }).inspect_err(|_| take_away(&at))
         })
     }
 

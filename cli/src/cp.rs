@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::args::CpArgs;
 use super::cat::PIECE;
 use super::tree::{Entry, Owners, Target, TargetError, What};
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
 use peelfs::image::{Eagerness, FsError, SeekTo, Tree, Verify, tree};
@@ -18,7 +18,7 @@ use peelfs::overlay::{Last, NodeAttr, NodeId};
 
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
         let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let from = args.from.as_os_str().as_bytes();
         // Like cp -a: a symlink is copied as such, unless it ends in a slash.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::args::AccessArgs;
-use super::meant;
+use super::specs;
 use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::ImageSpec;
@@ -43,7 +43,7 @@ pub(crate) struct CsiArgs {
 
 pub(super) fn run(args: &CsiArgs) -> Result<(), Report> {
     let CsiArgs { endpoint, node_id, driver_name, kubelet_registration_path, .. } = args;
-    let ImageSpec { access, cache, verifiers, platform, .. } = meant::access_elsewhere(&args.access)?;
+    let ImageSpec { access, cache, verifiers, platform, .. } = specs::access_with_absolute_paths(&args.access)?;
     let registry = open::absolute(&args.plugin_registration_dir);
     peelfs_csi::run(&Options {
         endpoint: endpoint.clone(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::InspectArgs;
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::content::{self, Origin};
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
@@ -19,7 +19,7 @@ use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
     let opened = process::runtime(process::Purpose::Reading)?
-        .block_on(open::open_to_describe(&meant::image_or_layer(&args.image, &args.layer)?))?;
+        .block_on(open::open_to_describe(&specs::image_or_layer(&args.image, &args.layer)?))?;
     let description = describe(&args.image.reference, &opened)?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);

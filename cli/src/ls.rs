@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::LsArgs;
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::host::report::Report;
 use peelfs::host::{open, process};
 use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
@@ -17,7 +17,7 @@ use peelfs::overlay::{Last, NodeAttr};
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&meant::image_or_layer(&args.image, &args.layer)?).await?;
+        let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
         let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
         let mut lister = Lister {
             tree,

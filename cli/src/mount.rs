@@ -2,7 +2,7 @@
 
 use super::args::{HostArgs, HostCommand, KernelArg, MountArgs, PassthroughArg};
 use super::progress::Bar;
-use super::{guard, meant, options};
+use super::{guard, options, specs};
 use peelfs::host::kernel::{self, Outcome};
 use peelfs::host::report::Report;
 use peelfs::host::spec::MountSpec;
@@ -25,7 +25,7 @@ enum Role {
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let kernel = options::apply(&mut args)?;
     let (role, by_kernel) = (role(&args)?, args.kernel);
-    let spec = meant::mount(args, kernel)?;
+    let spec = specs::mount(args, kernel)?;
     // The service manager may have kept the mount: then do not touch its directory yet.
     if let Role::Alone = role {
         let spec = MountSpec { at: peelfs::fuse::mounts::absolute(&spec.at).unwrap_or(spec.at.clone()), ..spec };

@@ -33,13 +33,13 @@ impl Repeats {
         if *event.metadata().level() > Level::WARN {
             return true;
         }
-        let mut said = Said::default();
-        event.record(&mut said);
-        let most = if said.layer.is_empty() { MOST_A_MINUTE } else { 1 };
-        self.admit_at(Instant::now(), event.metadata().callsite(), said, most)
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let most = if fields.layer.is_empty() { MOST_A_MINUTE } else { 1 };
+        self.admit_at(Instant::now(), event.metadata().callsite(), fields, most)
     }
 
-    fn admit_at(&self, now: Instant, place: Identifier, said: Said, most: u32) -> bool {
+    fn admit_at(&self, now: Instant, place: Identifier, fields: Fields, most: u32) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= MOST_KINDS {
             seen.retain(|_, seen| seen.held_back > 0 && now - seen.since < WINDOW);
@@ -47,9 +47,9 @@ impl Repeats {
                 seen.clear();
             }
         }
-        let text = said.message;
+        let text = fields.message;
         let seen =
-            seen.entry((place, said.layer)).or_insert_with(|| Seen { since: now, written: 0, held_back: 0, text });
+            seen.entry((place, fields.layer)).or_insert_with(|| Seen { since: now, written: 0, held_back: 0, text });
         if now - seen.since >= WINDOW {
             (seen.since, seen.written) = (now, 0);
         }
@@ -80,12 +80,12 @@ impl Repeats {
 
 /// The fields of an event that repeats are grouped by.
 #[derive(Default)]
-struct Said {
+struct Fields {
     message: String,
     layer: String,
 }
 
-impl Visit for Said {
+impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let place = match field.name() {
             "message" => &mut self.message,
@@ -154,9 +154,9 @@ mod tests {
     #[test]
     fn one_line_a_layer_and_minute_is_logged_others_are_counted() {
         let (repeats, begun) = (Repeats::default(), Instant::now());
-        let said = |layer: &str| Said { message: "it is damaged".into(), layer: layer.into() };
+        let fields = |layer: &str| Fields { message: "it is damaged".into(), layer: layer.into() };
         let admit = |seconds, layer: &str, most| {
-            let admitted = repeats.admit_at(begun + Duration::from_secs(seconds), place(), said(layer), most);
+            let admitted = repeats.admit_at(begun + Duration::from_secs(seconds), place(), fields(layer), most);
             admitted.then(|| HELD_BACK.take())
         };
         assert_eq!((admit(0, "a", 1), admit(0, "b", 1)), (Some(0), Some(0)));
@@ -175,8 +175,8 @@ mod tests {
     fn kinds_are_bounded() {
         let (repeats, now) = (Repeats::default(), Instant::now());
         for number in 0..3 * MOST_KINDS {
-            let said = Said { message: String::new(), layer: number.to_string() };
-            assert!(repeats.admit_at(now, place(), said, 1));
+            let fields = Fields { message: String::new(), layer: number.to_string() };
+            assert!(repeats.admit_at(now, place(), fields, 1));
         }
         assert!(repeats.0.lock().unwrap_or_else(PoisonError::into_inner).len() <= MOST_KINDS);
     }

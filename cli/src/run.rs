@@ -104,7 +104,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let made = place.make(args, image, options, keep);
     let ended = made.and_then(|made| {
         let ended = container.run(args, &runtime, &place, &name)?;
-        drop(made.kept);
+        drop(made.upper_lock);
         let refused = (ended != 0).then(|| place.refusal()).flatten();
         Ok(refused.map_or(ended, |refusal| {
             failures::print(&refusal.report(&runtime, &made.program));
@@ -183,7 +183,7 @@ impl Place {
         container::make_stubs_directory(&self.path)?;
         let writable = match (args.read_only, keep) {
             (true, _) => None,
-            (false, keep) => Some(Writable::Kept(keep.unwrap_or_else(|| self.path.join(UPPER)))),
+            (false, keep) => Some(Writable::Directory(keep.unwrap_or_else(|| self.path.join(UPPER)))),
         };
         let identity = if self.is_in_user_namespace() { Identity::UserNamespace } else { Identity::Root };
         let options = BundleOptions { identity, ..options };

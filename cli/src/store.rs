@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::args::{CacheDirArgs, ImageArgs};
 use super::progress::Bar;
-use super::{meant, text};
+use super::{specs, text};
 use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
 use peelfs::host::open;
@@ -102,12 +102,12 @@ impl StoreArgs {
 pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
     match &args.command {
         StoreCommand::Serve { store, allow_other, on_outage, cache } => {
-            let (at, cache) = (directory(store.as_ref())?, meant::cache(cache)?);
+            let (at, cache) = (directory(store.as_ref())?, specs::cache(cache)?);
             let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
             Ok(image_store::serve(&spec, Box::new(Bar::new()))?)
         }
         StoreCommand::Add { image, place, name, wait } => {
-            let (at, image) = (directory(place.store.as_ref())?, meant::image_elsewhere(image)?);
+            let (at, image) = (directory(place.store.as_ref())?, specs::image_with_absolute_paths(image)?);
             let added = image_store::add(&at, &image, name, *wait, &mut Bar::new())?;
             for name in added.moved {
                 eprintln!("note: `{name}` was another image's name and names this one now");

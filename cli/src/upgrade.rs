@@ -101,7 +101,7 @@ fn upgrade(state: &MountState) -> Result<(u32, Duration), Report> {
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let slow = || eprintln!("note: waiting for the keeper of `{shown}`, process {}, to answer", keeper.pid);
     host::upgrade::ask(keeper, &program, slow).map_err(|error| match error {
-        HostError::Told(report) => failed(&report.message),
+        HostError::Reported(report) => failed(&report.message),
         error => failed(&format!("its keeper, process {}: {}", keeper.pid, peelfs::image::chain(&error)))
             .hint("it is served as before; unmount it and mount it again to have a keeper"),
     })

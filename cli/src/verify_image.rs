@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 
 use super::args::VerifyImageArgs;
-use super::meant;
+use super::specs;
 use peelfs::host::report::{Code, Report};
-use peelfs::host::signature_policy::{self, Asked, Policy, PolicyError};
+use peelfs::host::signature_policy::{self, Policy, PolicyError, Requirement};
 use peelfs::host::signed::{self, Demand, NotSigned};
 use peelfs::host::{open, process};
 use peelfs::image::{Network, chain};
@@ -43,13 +43,13 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
     let Some(name) = name else {
         return Err(Report::usage("no image is named").hint("`peelfs verify-image IMAGE`, or `-name` and `-digest`"));
     };
-    let mut image = meant::image_reached(&args.access, name)?;
+    let mut image = specs::image_named(&args.access, name)?;
     let demand = match demand(args, &image.reference)? {
-        Asked::Nothing => {
+        Requirement::Nothing => {
             println!("no signature is required for {}", super::text::printable(name.as_bytes()));
             return Ok(());
         }
-        Asked::Signature(demand) => demand,
+        Requirement::Signature(demand) => demand,
     };
     if std::env::var_os("PEELFS_OFFLINE").is_some() {
         image.access.network = Network::Offline;
@@ -69,13 +69,13 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
 }
 
 /// The required signature: from the keys that are given, else from the configuration.
-fn demand(args: &VerifyImageArgs, reference: &Reference) -> Result<Asked, Report> {
+fn demand(args: &VerifyImageArgs, reference: &Reference) -> Result<Requirement, Report> {
     if !args.key.is_empty() {
         let keys = signature_policy::keys(&args.key).map_err(|error| no_policy(&error))?;
-        return Ok(Asked::Signature(Demand { keys, same_repository: args.same_repository }));
+        return Ok(Requirement::Signature(Demand { keys, same_repository: args.same_repository }));
     }
     let file = args.config.as_deref().unwrap_or(signature_policy::DEFAULT_FILE.as_ref());
-    Policy::read(file).and_then(|policy| policy.asked(reference)).map_err(|error| no_policy(&error))
+    Policy::read(file).and_then(|policy| policy.requirement(reference)).map_err(|error| no_policy(&error))
 }
 
 fn no_policy(error: &PolicyError) -> Report {

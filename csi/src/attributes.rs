@@ -33,7 +33,7 @@ pub(crate) struct Attributes {
 
 /// The same, parsed.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct ParsedAttributes {
     pub(crate) reference: Reference,
     pub(crate) platform: Option<Platform>,
     pub(crate) verify: Verify,
@@ -78,7 +78,7 @@ impl Attributes {
             options: flags.to_vec(),
             namespace: value(NAMESPACE),
         };
-        attributes.meant()?;
+        attributes.parsed()?;
         Ok(attributes)
     }
 
@@ -96,7 +96,7 @@ impl Attributes {
     }
 
     /// Their parsed values.
-    pub(crate) fn meant(&self) -> Result<Wanted, NotPossible> {
+    pub(crate) fn parsed(&self) -> Result<ParsedAttributes, NotPossible> {
         let wrong = |key: &str, value: &str, why: &dyn std::fmt::Display| {
             NotPossible(format!("volume attribute `{key}`: `{}`: {why}", value.escape_debug()))
         };
@@ -111,7 +111,7 @@ impl Attributes {
         let platform = self.platform.as_ref().map(|text| text.parse().map_err(|error| wrong("platform", text, &error)));
         let on_outage =
             self.on_outage.as_ref().map(|text| text.parse().map_err(|error| wrong("onOutage", text, &error)));
-        Ok(Wanted {
+        Ok(ParsedAttributes {
             reference,
             platform: platform.transpose()?,
             verify: match self.verify.as_str() {
@@ -225,7 +225,7 @@ mod tests {
         let attributes = parsed(&all, &["ro", "noexec"]).unwrap();
         assert_eq!(attributes.sub_path.as_deref(), Some(Path::new("usr/lib/x")));
         assert_eq!(attributes.namespace.as_deref(), Some("team"));
-        let wanted = attributes.meant().unwrap();
+        let wanted = attributes.parsed().unwrap();
         assert!(wanted.kernel.allow_other && wanted.kernel.noexec && !wanted.kernel.suid && !wanted.kernel.dev);
         assert_eq!((wanted.verify, wanted.prefetch), (Verify::Behind, Prefetch::All));
         assert_eq!(parsed(&[("image", "a"), ("subPath", "/")], &[]).unwrap().sub_path, None);

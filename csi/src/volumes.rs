@@ -212,7 +212,7 @@ impl Volumes {
         make_directory(&own.directory, 0o700)?;
         own.write(record)?;
         own.keep_login(login)?;
-        let wanted = record.attributes.meant()?;
+        let wanted = record.attributes.parsed()?;
         let mut access = self.node.access.clone();
         access.on_outage = wanted.on_outage.unwrap_or(access.on_outage);
         access.authfile = login.map(|_| own.login()).or(access.authfile);

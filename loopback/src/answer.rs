@@ -86,14 +86,14 @@ impl Answer {
         let mut answer = Self::new(200, "application/octet-stream", "").header("Accept-Ranges", "bytes");
         answer.content = content;
         answer.part = 0..size;
-        match request.header("range").map(|text| asked_range(text, size)) {
-            None | Some(Asked::Nonsense) => {}
-            Some(Asked::Part(part)) => {
+        match request.header("range").map(|text| parse_range(text, size)) {
+            None | Some(RangeHeader::Invalid) => {}
+            Some(RangeHeader::Satisfiable(part)) => {
                 answer.status = 206;
                 answer.claimed = Some(part.clone());
                 answer.part = part;
             }
-            Some(Asked::Beyond) => {
+            Some(RangeHeader::Unsatisfiable) => {
                 answer = Self::error(416, "RANGE_INVALID", "the range is beyond the blob")
                     .header("Content-Range", &format!("bytes */{size}"));
             }
@@ -362,24 +362,24 @@ impl Waiting {
     }
 }
 
-enum Asked {
-    Part(Range<u64>),
-    Beyond,
-    Nonsense,
+enum RangeHeader {
+    Satisfiable(Range<u64>),
+    Unsatisfiable,
+    Invalid,
 }
 
 /// Parses a `Range` header for `size` bytes; several ranges are ignored, as RFC 9110 allows.
-fn asked_range(text: &str, size: u64) -> Asked {
+fn parse_range(text: &str, size: u64) -> RangeHeader {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
-        return Asked::Nonsense;
+        return RangeHeader::Invalid;
     };
     let (start, end) = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => (first, last.saturating_add(1).min(size)),
         (Ok(first), Err(_)) if last.is_empty() => (first, size),
         (Err(_), Ok(suffix)) if first.is_empty() => (size.saturating_sub(suffix), size),
-        _ => return Asked::Nonsense,
+        _ => return RangeHeader::Invalid,
     };
-    if start < end { Asked::Part(start..end) } else { Asked::Beyond }
+    if start < end { RangeHeader::Satisfiable(start..end) } else { RangeHeader::Unsatisfiable }
 }
 
 /// The most bytes written at once.
@@ -402,13 +402,16 @@ mod tests {
             ("bytes=0-18446744073709551615", Some(0..10)),
         ];
         for (text, wanted) in table {
-            assert!(matches!(asked_range(text, 10), Asked::Part(part) if Some(&part) == wanted.as_ref()), "{text}");
+            assert!(
+                matches!(parse_range(text, 10), RangeHeader::Satisfiable(part) if Some(&part) == wanted.as_ref()),
+                "{text}"
+            );
         }
         for text in ["bytes=10-", "bytes=10-11", "bytes=-0"] {
-            assert!(matches!(asked_range(text, 10), Asked::Beyond), "{text}");
+            assert!(matches!(parse_range(text, 10), RangeHeader::Unsatisfiable), "{text}");
         }
         for text in ["bytes=", "bytes=-", "bytes=3-2", "bytes=0-1,3-4", "lines=1-2", "bytes=a-b"] {
-            assert!(matches!(asked_range(text, 10), Asked::Nonsense), "{text}");
+            assert!(matches!(parse_range(text, 10), RangeHeader::Invalid), "{text}");
         }
     }
 }

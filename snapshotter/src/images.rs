@@ -238,9 +238,9 @@ impl Images {
     }
 
     /// Disk usage of a layer in the cache: bytes and files.
-    pub(crate) fn kept_of(&self, remote: &Remote) -> (u64, u64) {
+    pub(crate) fn disk_usage(&self, remote: &Remote) -> (u64, u64) {
         let name = peelfs::store::LayerName { blob: &remote.blob, diff_id: &remote.diff_id };
-        self.layers.store().kept_of(name)
+        self.layers.store().disk_usage(name)
     }
 
     fn path(&self, manifest: &Digest) -> PathBuf {

@@ -111,7 +111,7 @@ impl Lowers {
         let begun = Instant::now();
         let mounted = match background::mount_shared(&spec, &mut Silent) {
             // The process of the other images was started with other limits.
-            Err(HostError::Told(report)) if report.code == Code::Usage => {
+            Err(HostError::Reported(report)) if report.code == Code::Usage => {
                 tracing::warn!(why = report.message, "this image gets its own process");
                 background::mount(&spec, background::Keeper::Process, &mut Silent)
             }

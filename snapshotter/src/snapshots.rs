@@ -235,7 +235,7 @@ impl Snapshots {
     pub(crate) fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         let record = self.records.known().get(key)?.clone();
         if let Some(remote) = &record.remote {
-            let (bytes, inodes) = self.images.kept_of(remote);
+            let (bytes, inodes) = self.images.disk_usage(remote);
             return Ok(Usage { bytes, inodes });
         }
         if let Some(usage) = record.usage {

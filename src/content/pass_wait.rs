@@ -79,7 +79,7 @@ impl FirstPass {
             tries = if why == seen { tries + 1 } else { 0 };
             seen.clone_from(&why);
             // Checked every time, as the mount may have come up meanwhile.
-            if tries > STALLED_TRIES && !source.outages().is_some_and(Outages::are_outlasted) {
+            if tries > STALLED_TRIES && !source.outages().is_some_and(Outages::retries_without_limit) {
                 let (what, place) = (format!("blob {}", self.layer.blob.digest), source.name().to_owned());
                 let cause = SourceError::Unreachable { what, place, why, hint: None };
                 return Err(PassError::Source { layer: self.layer.blob.digest.clone(), cause });

@@ -78,7 +78,7 @@ impl MountScope {
     }
 
     /// After a take-over: another process had served the mount for `before`, so reads may no longer count as start-up.
-    pub fn goes_on_after(&self, before: Duration) {
+    pub fn set_prior_age(&self, before: Duration) {
         self.before_ms.store(u64::try_from(before.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

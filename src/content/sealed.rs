@@ -37,7 +37,7 @@ impl OpenLayer {
     /// [`SealError`]
     pub fn seal(&self) -> Result<File, SealError> {
         let name = name_of(&self.index);
-        if let Some(sealed) = self.store.content_found_right(name) {
+        if let Some(sealed) = self.store.verified_content(name) {
             return Ok(sealed.file);
         }
         for _ in 0..TRIES {
@@ -48,7 +48,7 @@ impl OpenLayer {
                 self.content.evict(damaged, self.span(damaged)?.decoded)?;
                 return Err(missing());
             }
-            if self.store.found_right(name, &self.content, &sealed) {
+            if self.store.record_verified(name, &self.content, &sealed) {
                 return Ok(sealed.file);
             }
         }

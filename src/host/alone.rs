@@ -56,7 +56,7 @@ pub fn serve(spec: &MountSpec, progress: Box<dyn Progress>) -> Result<(), HostEr
 pub fn run_in_background() -> Result<(), HostError> {
     process::leave_terminal();
     process::leave_directory();
-    let (spec, channel) = requests::mount_asked("command")?;
+    let (spec, channel) = requests::receive_mount("command")?;
     let log = match &spec.log {
         Some(log) => log.clone(),
         None => status::make_directory()?.join(format!("{}.log", std::process::id())),

@@ -202,7 +202,7 @@ pub(super) fn outcome(channel: &Channel, progress: &mut dyn Progress) -> Result<
             Word::Progress { total, done } => progress.show(total, done),
             Word::Note(note) => progress.note(&note),
             Word::Ready => return Ok(Ok(())),
-            Word::Failed(failure) => return Ok(Err(HostError::Told(failure.into()))),
+            Word::Failed(failure) => return Ok(Err(HostError::Reported(failure.into()))),
         }
     };
     let told = told();

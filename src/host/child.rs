@@ -32,7 +32,7 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) enum Next {
     /// A message, and its connection, if any.
-    Said(Vec<u8>, Option<OwnedFd>),
+    Message(Vec<u8>, Option<OwnedFd>),
     /// It has ended, or hangs.
     End(End),
 }
@@ -117,8 +117,8 @@ impl Server {
         let Self { process, channel, thread, .. } = self;
         tokio::select! {
             biased;
-            said = channel.receive() => match said {
-                Ok(Some((text, connection))) => Ok(Next::Said(text, connection)),
+            message = channel.receive() => match message {
+                Ok(Some((text, connection))) => Ok(Next::Message(text, connection)),
                 Ok(None) | Err(_) => process.wait().await.map(|status| Next::End(End::Ended(status))),
             },
             () = ended(thread) => {

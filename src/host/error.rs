@@ -75,7 +75,7 @@ pub enum HostError {
     Unmount(#[from] UnmountError),
     /// Another process failed with this error.
     #[error("{}", .0.message)]
-    Told(Report),
+    Reported(Report),
     /// The credential file given by the user cannot be read.
     #[error("cannot read the credentials in `{}`", path.display())]
     Authfile {
@@ -240,7 +240,7 @@ impl From<HostError> for Report {
             }
             HostError::Bundle(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
-            HostError::Told(report) => report,
+            HostError::Reported(report) => report,
             HostError::Authfile { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => told(Code::NotFound),
             HostError::NoCacheDirectory { .. } => told(Code::Usage).hint("name a directory with `--cache-dir`"),
             HostError::MountPoint { ref at, .. } => {

@@ -23,11 +23,11 @@ use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
 use super::child::{self, End, Next, Server};
 use super::error::HostError;
 use super::handover::KeeperId;
-use super::kept::{Shown, Wanted};
 use super::process::{self, Ends};
 use super::report::{Code, Report};
-use super::requests::{self, Asked};
+use super::requests::{self, IncomingRequest};
 use super::spec::MountSpec;
+use super::target::{TargetSpec, TargetState};
 use super::wire::v1::{Message, Request, Upgraded, Word};
 use super::wire::{self, WireError, WirePath};
 use super::{Progress, background, status, systemd};
@@ -37,7 +37,7 @@ use crate::fuse::{self, OpenFiles};
 ///
 /// # Errors
 /// [`HostError`], also one reported by the serving process.
-pub fn keep_in_foreground(wanted: Wanted, progress: Box<dyn Progress>) -> Result<(), HostError> {
+pub fn keep_in_foreground(wanted: TargetSpec, progress: Box<dyn Progress>) -> Result<(), HostError> {
     process::small_runtime()?.block_on(async {
         let mut keeper = Keeper::new(None, Service::Foreground)?;
         let ended = keeper.run(wanted, Asker::Here(progress)).await;
@@ -58,7 +58,7 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         let mut keeper = Keeper::new(shared, service)?;
         let channel = AsyncChannel::new(channel).map_err(HostError::system("talk to the command"))?;
         // The sockets exist now: the requesting process may let others connect.
-        let asked = requests::asked(channel).await;
+        let asked = requests::receive_request(channel).await;
         let ended = match asked {
             Ok((Request::Mount(spec), channel)) => match MountSpec::try_from(*spec) {
                 Ok(spec) => keeper.run(spec.into(), Asker::Elsewhere(channel)).await,
@@ -70,7 +70,7 @@ pub fn run(shared: Option<&Path>) -> Result<(), HostError> {
         keeper.clean_up();
         match ended {
             // The command has it, and reports it to the user.
-            Err(HostError::Told(_)) => Ok(()),
+            Err(HostError::Reported(_)) => Ok(()),
             ended => ended,
         }
     })
@@ -96,10 +96,10 @@ enum Asker {
 }
 
 /// A mount that is up.
-struct Kept {
+struct LiveMount {
     /// Its connection, if the kernel supports a take-over.
     connection: Option<OwnedFd>,
-    shown: Shown,
+    shown: TargetState,
 }
 
 struct Keeper {
@@ -108,7 +108,7 @@ struct Keeper {
     id: KeeperId,
     /// The socket for further mounts.
     shared: Option<PathBuf>,
-    requests: mpsc::Receiver<Asked>,
+    requests: mpsc::Receiver<IncomingRequest>,
     ends: Option<Ends>,
     /// When signals asked the serving process to end.
     told_to_end: Vec<Instant>,
@@ -116,7 +116,7 @@ struct Keeper {
     soon_dead: u32,
     log: Option<PathBuf>,
     /// Mounts that are up, by number.
-    mounts: BTreeMap<u64, Kept>,
+    mounts: BTreeMap<u64, LiveMount>,
     /// Requesters of mounts that are not ready yet.
     askers: HashMap<u64, Asker>,
     next: u64,
@@ -127,12 +127,12 @@ struct Keeper {
 
 /// Events of the main loop.
 enum Event {
-    Said(Vec<u8>, Option<OwnedFd>),
+    Message(Vec<u8>, Option<OwnedFd>),
     End(End),
     Signal(Signal),
     /// The serving process was asked twice to end, and has not.
     Overdue,
-    Asked(Box<Asked>),
+    Request(Box<IncomingRequest>),
     /// No mount and no requester is left.
     Idle,
 }
@@ -170,35 +170,35 @@ impl Keeper {
     }
 
     /// Starts a process for the first mount, and keeps its mounts until the last has ended.
-    async fn run(&mut self, wanted: Wanted, asker: Asker) -> Result<(), HostError> {
+    async fn run(&mut self, wanted: TargetSpec, asker: Asker) -> Result<(), HostError> {
         if let Err(error) = self.open_log(&wanted) {
             let report = Report::from(error);
             self.answer(asker, &report).await;
-            return Err(HostError::Told(report));
+            return Err(HostError::Reported(report));
         }
         let mut server = match self.start(&self.program.clone(), 0).await {
             Ok(server) => server,
             Err(why) => {
                 let report = Report::new(Code::Failure, why);
                 self.answer(asker, &report).await;
-                return Err(HostError::Told(report));
+                return Err(HostError::Reported(report));
             }
         };
         self.begin(wanted, asker, &server).await;
         loop {
             match self.event(&mut server).await? {
-                Event::Said(text, connection) => {
+                Event::Message(text, connection) => {
                     self.heard(&text, connection, &server).await;
                     server.notice_threads();
                 }
-                Event::Asked(asked) => server = self.asked(*asked, server).await?,
+                Event::Request(request) => server = self.handle_request(*request, server).await?,
                 // The server ends when this end of the channel is closed.
                 Event::Idle => {
                     tokio::select! {
                         () = server.hang_up() => {}
                         Some(_) = signal(&mut self.ends) => {}
                     }
-                    return self.failure.take().map_or(Ok(()), |failure| Err(HostError::Told(failure)));
+                    return self.failure.take().map_or(Ok(()), |failure| Err(HostError::Reported(failure)));
                 }
                 Event::Signal(signal) => {
                     self.told_to_end.push(Instant::now());
@@ -250,14 +250,14 @@ impl Keeper {
     /// After the serving process has ended by itself.
     fn ended(&mut self, status: ExitStatus) -> Result<(), HostError> {
         match self.failure.take() {
-            Some(failure) => Err(HostError::Told(failure)),
+            Some(failure) => Err(HostError::Reported(failure)),
             None if status.success() => Ok(()),
             None => Err(HostError::BackgroundEnded { status: status.to_string() }),
         }
     }
 
     /// Opens the log of all mounts; none in the foreground.
-    fn open_log(&mut self, wanted: &Wanted) -> Result<(), HostError> {
+    fn open_log(&mut self, wanted: &TargetSpec) -> Result<(), HostError> {
         if self.service == Service::Foreground {
             return Ok(());
         }
@@ -271,7 +271,7 @@ impl Keeper {
     }
 
     /// Requests a mount from the serving process.
-    async fn begin(&mut self, wanted: Wanted, asker: Asker, server: &Server) {
+    async fn begin(&mut self, wanted: TargetSpec, asker: Asker, server: &Server) {
         if let Err(error) = wanted.check_size() {
             return self.answer(asker, &error.into()).await;
         }
@@ -295,7 +295,11 @@ impl Keeper {
     }
 
     /// Handles a request from a socket.
-    async fn asked(&mut self, (request, channel): Asked, server: Server) -> Result<Server, HostError> {
+    async fn handle_request(
+        &mut self,
+        (request, channel): IncomingRequest,
+        server: Server,
+    ) -> Result<Server, HostError> {
         match request {
             Request::Mount(spec) if self.service == Service::Shared => {
                 match MountSpec::try_from(*spec) {
@@ -324,8 +328,10 @@ impl Keeper {
     /// Handles a message of the serving process.
     async fn heard(&mut self, text: &[u8], connection: Option<OwnedFd>, server: &Server) {
         match wire::parse(text) {
-            Ok(Message::Serving { number, handover }) => self.serves(number, Shown::image(*handover), connection),
-            Ok(Message::ServingStore { number, handover }) => self.serves(number, Shown::store(*handover), connection),
+            Ok(Message::Serving { number, handover }) => self.serves(number, TargetState::image(*handover), connection),
+            Ok(Message::ServingStore { number, handover }) => {
+                self.serves(number, TargetState::store(*handover), connection);
+            }
             Ok(Message::Ended { number }) => {
                 drop(self.mounts.remove(&number));
                 self.id.forget(number);
@@ -352,12 +358,12 @@ impl Keeper {
         }
     }
 
-    fn serves(&mut self, number: u64, shown: Result<Shown, WireError>, connection: Option<OwnedFd>) {
+    fn serves(&mut self, number: u64, shown: Result<TargetState, WireError>, connection: Option<OwnedFd>) {
         match shown {
             Ok(shown) => {
-                let before = self.mounts.remove(&number).and_then(|kept| kept.connection);
+                let before = self.mounts.remove(&number).and_then(|mount| mount.connection);
                 let connection = connection.or(before);
-                self.mounts.insert(number, Kept { connection, shown });
+                self.mounts.insert(number, LiveMount { connection, shown });
             }
             Err(error) => tracing::error!(%error, number, "cannot hold a mount's connection"),
         }
@@ -417,12 +423,12 @@ impl Keeper {
             // Messages come before the other events.
             biased;
             next = server.next() => match next.map_err(failed)? {
-                Next::Said(text, connection) => Ok(Event::Said(text, connection)),
+                Next::Message(text, connection) => Ok(Event::Message(text, connection)),
                 Next::End(end) => Ok(Event::End(end)),
             },
             Some(signal) = signal(&mut self.ends) => Ok(Event::Signal(signal)),
             () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Ok(Event::Overdue),
-            Some(asked) = self.requests.recv() => Ok(Event::Asked(Box::new(asked))),
+            Some(request) = self.requests.recv() => Ok(Event::Request(Box::new(request))),
             () = std::future::ready(()), if idle => Ok(Event::Idle),
         }
     }
@@ -440,13 +446,13 @@ impl Keeper {
 
     /// Starts a process and prepares it to take over every mount.
     async fn prepare(&mut self, program: &Path, ended: Option<String>) -> Result<Server, String> {
-        if self.mounts.is_empty() || self.mounts.values().any(|kept| kept.connection.is_none()) {
+        if self.mounts.is_empty() || self.mounts.values().any(|mount| mount.connection.is_none()) {
             return Err("there is no mount yet, or this kernel cannot hand it to another process".into());
         }
         let mut server = self.start(program, self.mounts.len()).await?;
         match timeout(READY_WITHIN, self.hand_over(&server, ended)).await {
             Ok(Ok(())) => {
-                self.mounts.values_mut().for_each(|kept| kept.shown.was_taken_over());
+                self.mounts.values_mut().for_each(|mount| mount.shown.was_taken_over());
                 Ok(server)
             }
             outcome => {
@@ -463,9 +469,9 @@ impl Keeper {
 
     /// Sends all mounts to a new process, and waits until it is ready to take them over.
     async fn hand_over(&mut self, server: &Server, ended: Option<String>) -> Result<(), ChannelError> {
-        for (number, kept) in &self.mounts {
-            let message = kept.shown.to_next(*number, ended.clone());
-            server.channel.deliver(&message, kept.connection.as_ref().map(OwnedFd::as_fd)).await?;
+        for (number, mount) in &self.mounts {
+            let message = mount.shown.to_next(*number, ended.clone());
+            server.channel.deliver(&message, mount.connection.as_ref().map(OwnedFd::as_fd)).await?;
         }
         loop {
             let Some((text, connection)) = server.channel.receive().await? else { return Err(ChannelError::Gone) };
@@ -510,7 +516,7 @@ impl Keeper {
 
     /// Replaces the serving process by one of another program; on failure the old one continues.
     async fn upgrade(&mut self, program: PathBuf, mut server: Server) -> Result<(Server, Upgraded), HostError> {
-        if !self.askers.is_empty() || self.mounts.values().any(|kept| kept.shown.is_awaited()) {
+        if !self.askers.is_empty() || self.mounts.values().any(|mount| mount.shown.is_awaited()) {
             let why = "its process is making a mount that is still waited for; try again".into();
             return Ok((server, Upgraded::Refused { why }));
         }
@@ -533,7 +539,7 @@ impl Keeper {
 
     /// No process can serve the mounts: aborts them, so that readers do not hang.
     fn give_up(&mut self, status: &str) -> Result<(), HostError> {
-        for Kept { connection, shown } in std::mem::take(&mut self.mounts).into_values() {
+        for LiveMount { connection, shown } in std::mem::take(&mut self.mounts).into_values() {
             // A process with hanging threads has the connection as well: closing it here would not end it.
             let place = shown.place();
             let is_alive = connection.as_ref().is_none_or(|connection| fuse::is_alive(connection.as_fd()));

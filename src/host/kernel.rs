@@ -157,7 +157,7 @@ fn is_whole(fs: &ImageFs) -> bool {
 /// The files of an image that was mounted before, if they have not been written to since.
 fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
     let image = store.kernel_image(&chain(layers, |_, layer| layer.content().clone()))?;
-    let found = |layer: &LayerRef| store.content_found_right(layer.name()).map(|sealed| sealed.file);
+    let found = |layer: &LayerRef| store.verified_content(layer.name()).map(|sealed| sealed.file);
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
 

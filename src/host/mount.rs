@@ -14,7 +14,7 @@ use super::open::{self, Opened};
 use super::spec::{self, KernelOptions, MountSpec, Policy};
 use super::status::{self, Health, MountState};
 use super::supervisor::Supervisor;
-use super::writable::Kept;
+use super::writable::UpperLock;
 use super::{ending, failures, mount_point, process, writable};
 use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, Passthrough, Target};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown};
@@ -29,7 +29,7 @@ pub(super) struct Mount {
     programs: Option<Programs>,
     mounted: Mounted,
     /// The directory for changes, until the overlay is mounted and holds it.
-    kept: Option<Kept>,
+    upper_lock: Option<UpperLock>,
     supervisor: Supervisor,
     /// For the supervisor, once.
     connection: Option<OwnedFd>,
@@ -74,12 +74,12 @@ impl Mount {
         let opened = open::open(&spec.image, shared_layers).await?;
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
         let programs = programs_of(&shown);
-        let kept = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
+        let upper_lock = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
         let (spec, mounted) = show(spec, &opened, &shown, &target, &mut supervisor)?;
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(&spec, mounted.place(), &opened, log.map(Path::to_owned));
-        Ok(Self { handover, opened, shown, programs, mounted, kept, supervisor, connection })
+        Ok(Self { handover, opened, shown, programs, mounted, upper_lock, supervisor, connection })
     }
 
     /// The mount point.
@@ -90,7 +90,7 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount that waits for all layers is unmounted if one
     /// of them fails.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, shown, programs, mounted, kept, mut supervisor, connection } = self;
+        let Self { mut handover, opened, shown, programs, mounted, upper_lock, mut supervisor, connection } = self;
         let fs = Arc::clone(shown.image());
         let (place, gone) = (mounted.place(), mounted.gone());
         ending::look_after(mounted.disconnect());
@@ -103,7 +103,7 @@ impl Mount {
         let (shown_fs, registry) = (Arc::clone(&fs), opened.registry.clone());
         let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()));
         let mut known = if handover.awaited { writable::cover_by_another(&handover).await } else { Ok(()) };
-        drop(kept);
+        drop(upper_lock);
         if known.is_ok() && handover.awaited && policy.wait {
             known = all_known(&shown, gone, asker).await;
         }
@@ -116,7 +116,7 @@ impl Mount {
                 // After a take-over this is repeated: the previous process may have died before it.
                 asker.ready().await;
                 failures::log(true);
-                outlast(&opened, handover.spec.image.access.on_outage);
+                set_outage_policy(&opened, handover.spec.image.access.on_outage);
             }
             Err(error) => {
                 if !served.is_finished() {
@@ -157,7 +157,7 @@ impl Prepared {
             return Err((HostError::OtherManifest { reference: opened.reference }, handed));
         }
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
-        shown.image().goes_on_after(handed.handover.age());
+        shown.image().set_prior_age(handed.handover.age());
         let Handed { handover, connection, opens } = handed;
         let programs = programs_of(&shown);
         Ok(Self { handover, connection, opens, opened, shown, programs })
@@ -181,7 +181,7 @@ impl Prepared {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-        Ok(Mount { handover, opened, shown, programs, mounted, kept: None, supervisor, connection: None })
+        Ok(Mount { handover, opened, shown, programs, mounted, upper_lock: None, supervisor, connection: None })
     }
 }
 
@@ -269,9 +269,9 @@ fn start_prefetching(
 }
 
 /// Retries from now on as long as the user has set; before, failures are reported at once.
-fn outlast(opened: &Opened, on_outage: OnOutage) {
+fn set_outage_policy(opened: &Opened, on_outage: OnOutage) {
     if let Some(outages) = opened.source.outages() {
-        outages.outlast(on_outage);
+        outages.retry_without_limit(on_outage);
     }
 }
 

@@ -192,7 +192,7 @@ async fn resolve_by(
 /// # Errors
 /// [`HostError::Store`]
 pub fn shared_layers(cache: &CacheSpec) -> Result<SharedLayers, HostError> {
-    Ok(Arc::new(Store::open_or_do_without(&cache.dir, cache.limit)?).into())
+    Ok(Arc::new(Store::open_best_effort(&cache.dir, cache.limit)?).into())
 }
 
 /// Opens the cache.

@@ -14,10 +14,10 @@ use super::wire;
 use super::wire::v1::{Request, Word};
 
 /// A request, and the channel to its sender.
-pub(super) type Asked = (Request, AsyncChannel);
+pub(super) type IncomingRequest = (Request, AsyncChannel);
 
 /// Forwards requests from a socket. Each connection has its own task, so that a silent one blocks no other.
-pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
+pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<IncomingRequest>) {
     let room = Arc::new(Semaphore::new(PENDING));
     loop {
         let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
@@ -25,8 +25,8 @@ pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
             Ok(channel) => {
                 let requests = requests.clone();
                 tokio::spawn(async move {
-                    match asked(channel).await {
-                        Ok(asked) => drop(requests.send(asked).await),
+                    match receive_request(channel).await {
+                        Ok(request) => drop(requests.send(request).await),
                         Err(error) => {
                             tracing::debug!(%error, "a request cannot be parsed");
                         }
@@ -43,9 +43,9 @@ pub(super) async fn listen(listener: Listener, requests: mpsc::Sender<Asked>) {
 }
 
 /// Reads a request; one that cannot be parsed is refused with the reason.
-pub(super) async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> {
-    channel.accept(ASKED_WITHIN).await?;
-    let received = timeout(ASKED_WITHIN, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
+pub(super) async fn receive_request(channel: AsyncChannel) -> Result<IncomingRequest, ChannelError> {
+    channel.accept(REQUEST_TIMEOUT).await?;
+    let received = timeout(REQUEST_TIMEOUT, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
     let (text, _) = received?.ok_or(ChannelError::Gone)?;
     let understood = if text.len() > LARGEST_REQUEST {
         Err(wire::WireError::TooLarge { size: text.len(), limit: LARGEST_REQUEST })
@@ -63,7 +63,7 @@ pub(super) async fn asked(channel: AsyncChannel) -> Result<Asked, ChannelError> 
 }
 
 /// The mount that this process was started for, from the process at the other end of its stdin, called `peer`.
-pub(super) fn mount_asked(peer: &'static str) -> Result<(MountSpec, Channel), HostError> {
+pub(super) fn receive_mount(peer: &'static str) -> Result<(MountSpec, Channel), HostError> {
     let channel = Channel::of_stdin().map_err(|_| HostError::NotStartedByPeelfs)?;
     let asked = || -> Result<_, ChannelError> {
         channel.accept()?;
@@ -93,13 +93,13 @@ pub(super) async fn last_word(channel: AsyncChannel, word: Word) {
     if !channel.send(&word, None).is_err_and(|error| error.is_full()) {
         return;
     }
-    tokio::spawn(async move { timeout(TOLD_WITHIN, channel.deliver(&word, None)).await });
+    tokio::spawn(async move { timeout(REPLY_TIMEOUT, channel.deliver(&word, None)).await });
 }
 
 /// Time limit for a request to arrive.
-const ASKED_WITHIN: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for sending the final message.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of connections without a request yet; further ones wait.
 pub(super) const PENDING: usize = 64;
 /// Largest request in bytes: the hand-over of the mount must hold it and some more paths.

@@ -18,13 +18,13 @@ use super::channel::{AsyncChannel, Channel, ChannelError};
 use super::error::HostError;
 use super::handover::{Handed, Handover, KeeperId};
 use super::image_store::{self, PreparedStore, StoreHandover, StoreMount, StoreSpec};
-use super::kept::Wanted;
 use super::mount::{self, Asker, Mount, Prepared};
 use super::open;
 use super::process::{self, Ends};
 use super::report::Report;
 use super::spec::{CacheSpec, MountSpec, Passthrough};
-use super::supervisor::{Kept, Supervisor};
+use super::supervisor::{KeeperLink, Supervisor};
+use super::target::TargetSpec;
 use super::wire::v1::{Message, Word};
 use super::wire::{self, WireError};
 use super::{background, ending};
@@ -224,7 +224,7 @@ impl Server {
     }
 
     /// Starts making a mount.
-    fn begin(self: &Arc<Self>, number: u64, wanted: Wanted, table: &mut Table, made: &UnboundedSender<Made>) {
+    fn begin(self: &Arc<Self>, number: u64, wanted: TargetSpec, table: &mut Table, made: &UnboundedSender<Made>) {
         let (server, made) = (Arc::clone(self), made.clone());
         let making = tokio::spawn(async move {
             match server.make(number, &wanted).await {
@@ -236,15 +236,15 @@ impl Server {
         table.making.insert(number, making.abort_handle());
     }
 
-    async fn make(&self, number: u64, wanted: &Wanted) -> Result<Life, HostError> {
+    async fn make(&self, number: u64, wanted: &TargetSpec) -> Result<Life, HostError> {
         let (log, supervisor) = (self.log.as_deref(), self.supervisor(number));
         Ok(match wanted {
-            Wanted::Image(spec) => {
+            TargetSpec::Image(spec) => {
                 self.refuse_conflicts(spec)?;
                 let shared_layers = self.shared_layers(&spec.image.cache)?;
                 Life::Image(Box::new(Mount::make(spec, &shared_layers, log, supervisor).await?))
             }
-            Wanted::Store(spec) => {
+            TargetSpec::Store(spec) => {
                 let shared_layers = self.shared_layers(&spec.cache)?;
                 Life::Store(Box::new(StoreMount::make(spec, &shared_layers, log, supervisor).await?))
             }
@@ -373,7 +373,7 @@ impl Server {
 
     fn supervisor(&self, number: u64) -> Supervisor {
         let (keeper, channel) = (self.keeper.clone(), Arc::clone(&self.channel));
-        Supervisor::Keeper(Kept { keeper, channel, number, shared: self.shared })
+        Supervisor::Keeper(KeeperLink { keeper, channel, number, shared: self.shared })
     }
 
     async fn tell(&self, number: u64, word: Word) {

@@ -51,7 +51,7 @@ struct Rule {
 
 /// The requirement for one image.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub enum Requirement {
     /// Nothing.
     Nothing,
     /// A signature.
@@ -130,18 +130,18 @@ impl Policy {
     ///
     /// # Errors
     /// [`PolicyError::NoRule`]; [`PolicyError::Key`] and others for its keys
-    pub fn asked(&self, image: &Reference) -> Result<Asked, PolicyError> {
+    pub fn requirement(&self, image: &Reference) -> Result<Requirement, PolicyError> {
         let name = scope(image);
         let fitting = self.images.iter().filter(|(scope, _)| covers(scope, &name));
         let Some((_, rule)) = fitting.max_by_key(|(scope, _)| if *scope == ANY { 0 } else { scope.len() }) else {
             return Err(PolicyError::NoRule { path: self.file.clone(), name });
         };
         if rule.accept {
-            return Ok(Asked::Nothing);
+            return Ok(Requirement::Nothing);
         }
         let beside = self.file.parent().unwrap_or(Path::new("."));
         let keys: Vec<_> = rule.keys.iter().map(|key| beside.join(key)).collect();
-        Ok(Asked::Signature(Demand { keys: self::keys(&keys)?, same_repository: rule.same_repository }))
+        Ok(Requirement::Signature(Demand { keys: self::keys(&keys)?, same_repository: rule.same_repository }))
     }
 }
 
@@ -214,10 +214,10 @@ mod tests {
     }
 
     /// The requirement: nothing, a signature, one for the repository, or an error.
-    fn asked(policy: &Policy, image: &str) -> String {
-        match policy.asked(&image.parse().unwrap()) {
-            Ok(Asked::Nothing) => "nothing".to_owned(),
-            Ok(Asked::Signature(demand)) => format!("{} {}", demand.keys.len(), demand.same_repository),
+    fn requirement(policy: &Policy, image: &str) -> String {
+        match policy.requirement(&image.parse().unwrap()) {
+            Ok(Requirement::Nothing) => "nothing".to_owned(),
+            Ok(Requirement::Signature(demand)) => format!("{} {}", demand.keys.len(), demand.same_repository),
             Err(error) => error.to_string(),
         }
     }
@@ -239,10 +239,14 @@ mod tests {
             ("oci:/srv/x:latest", "nothing"),
             ("oci:/srv:latest", "nothing"),
         ] {
-            assert_eq!(asked(&policy, image), wanted, "{image}");
+            assert_eq!(requirement(&policy, image), wanted, "{image}");
         }
         for image in ["r.example:5000/a", "python", "oci:/srvx", "oci-archive:/srv/x"] {
-            assert!(asked(&policy, image).contains("has no rule for"), "{image}: {}", asked(&policy, image));
+            assert!(
+                requirement(&policy, image).contains("has no rule for"),
+                "{image}: {}",
+                requirement(&policy, image)
+            );
         }
     }
 
@@ -260,9 +264,9 @@ mod tests {
             assert!(error.contains(wanted), "{text}: {error}");
         }
         let (_dir, missing) = policy(r#"{ "images": { "*": { "keys": ["other.pub"] } } }"#);
-        assert!(asked(&missing.unwrap(), "python").contains("other.pub"));
+        assert!(requirement(&missing.unwrap(), "python").contains("other.pub"));
         let (dir, own) = policy(r#"{ "images": { "*": { "keys": ["policy"] } } }"#);
-        assert!(asked(&own.unwrap(), "python").starts_with("cannot use the key"));
+        assert!(requirement(&own.unwrap(), "python").starts_with("cannot use the key"));
         use std::os::unix::fs::PermissionsExt as _;
         let path = dir.path().join("policy");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();

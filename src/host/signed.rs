@@ -99,9 +99,8 @@ impl From<SourceError> for NotSigned {
 /// # Errors
 /// [`NotSigned`]
 pub async fn verify(image: &ImageSpec, digest: &Digest, demand: &Demand) -> Result<Statement, NotSigned> {
-    let store = Arc::new(
-        Store::open_or_do_without(&image.cache.dir, image.cache.limit).map_err(|error| Box::new(error.into()))?,
-    );
+    let store =
+        Arc::new(Store::open_best_effort(&image.cache.dir, image.cache.limit).map_err(|error| Box::new(error.into()))?);
     let mut search = Search { image, digest, demand, store, count: 0, first: None };
     if let Some(statement) = search.by_tag().await? {
         return Ok(statement);

@@ -39,7 +39,7 @@ pub enum Writable {
     /// Into memory; discarded with the mount.
     Memory,
     /// Into a directory that is kept.
-    Kept(PathBuf),
+    Directory(PathBuf),
 }
 
 impl MountSpec {

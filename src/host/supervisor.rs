@@ -16,16 +16,16 @@ use crate::image::Documents;
 #[derive(Debug)]
 pub(super) enum Supervisor {
     /// A keeper holds the connection and starts another process.
-    Keeper(Kept),
+    Keeper(KeeperLink),
     /// A service manager does that.
     ServiceManager(ServiceManager),
     /// Nothing: the mount ends with its process.
     None,
 }
 
-/// A mount that a keeper holds.
+/// A mount that a keeper holds, and the channel to that keeper.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeeperLink {
     pub(super) keeper: KeeperId,
     pub(super) channel: Arc<AsyncChannel>,
     /// The mount's number.
@@ -36,9 +36,9 @@ pub(super) struct Kept {
 
 impl Supervisor {
     /// The keeper, if there is one.
-    pub(super) fn keeper(&self) -> Option<&Kept> {
+    pub(super) fn keeper(&self) -> Option<&KeeperLink> {
         match self {
-            Self::Keeper(kept) => Some(kept),
+            Self::Keeper(link) => Some(link),
             Self::ServiceManager(_) | Self::None => None,
         }
     }
@@ -49,7 +49,7 @@ impl Supervisor {
     /// [`io::Error`]
     pub(super) fn opens(&mut self) -> io::Result<Option<File>> {
         match self {
-            Self::Keeper(kept) => handover::create_private(&kept.keeper.opens(kept.number)).map(Some),
+            Self::Keeper(link) => handover::create_private(&link.keeper.opens(link.number)).map(Some),
             Self::ServiceManager(manager) => manager.opens().map(Some),
             Self::None => Ok(None),
         }
@@ -57,17 +57,17 @@ impl Supervisor {
 
     /// Stores an image's documents for the next process.
     pub(super) fn keep_documents(&self, documents: &Documents) {
-        if let Self::Keeper(kept) = self {
-            kept.keeper.keep_documents(kept.number, documents);
+        if let Self::Keeper(link) = self {
+            link.keeper.keep_documents(link.number, documents);
         }
     }
 
     /// Sends the state for a take-over; the first time with the connection, if a take-over is possible.
     pub(super) async fn serving(&mut self, handover: &Handover, connection: Option<BorrowedFd<'_>>) {
         match self {
-            Self::Keeper(kept) => {
-                let message = Message::Serving { number: kept.number, handover: Box::new(handover.into()) };
-                kept.say(&message, connection).await;
+            Self::Keeper(link) => {
+                let message = Message::Serving { number: link.number, handover: Box::new(handover.into()) };
+                link.say(&message, connection).await;
             }
             Self::ServiceManager(manager) => manager.serving(handover, connection),
             Self::None => {}
@@ -76,23 +76,23 @@ impl Supervisor {
 
     /// As [`Supervisor::serving`], of an image store.
     pub(super) async fn serving_store(&self, handover: &StoreHandover, connection: Option<BorrowedFd<'_>>) {
-        if let Self::Keeper(kept) = self {
-            let message = Message::ServingStore { number: kept.number, handover: Box::new(handover.into()) };
-            kept.say(&message, connection).await;
+        if let Self::Keeper(link) = self {
+            let message = Message::ServingStore { number: link.number, handover: Box::new(handover.into()) };
+            link.say(&message, connection).await;
         }
     }
 
     /// The mount has ended.
     pub(super) async fn ended(&mut self) {
         match self {
-            Self::Keeper(kept) => kept.say(&Message::Ended { number: kept.number }, None).await,
+            Self::Keeper(link) => link.say(&Message::Ended { number: link.number }, None).await,
             Self::ServiceManager(manager) => manager.ended(),
             Self::None => {}
         }
     }
 }
 
-impl Kept {
+impl KeeperLink {
     async fn say(&self, message: &Message, connection: Option<BorrowedFd<'_>>) {
         if let Err(error) = self.channel.deliver(message, connection).await {
             tracing::warn!(%error, "the keeper is gone; this mount ends if this process dies");

@@ -30,12 +30,12 @@ pub fn ask(keeper: &KeeperId, program: &Path, slow: impl FnOnce()) -> Result<(u3
         Ok(channel.receive()?.ok_or(ChannelError::Gone)?.0)
     };
     let answer = answer().map_err(failed)?;
-    let refused = |why| Err(HostError::Told(Report::new(Code::Failure, why)));
+    let refused = |why| Err(HostError::Reported(Report::new(Code::Failure, why)));
     match wire::parse(&answer) {
         Ok(Upgraded::Done { pid, pause_us }) => Ok((pid, Duration::from_micros(pause_us))),
         Ok(Upgraded::Refused { why }) => refused(why),
         Err(error) => match wire::parse(&answer) {
-            Ok(Word::Failed(failure)) => Err(HostError::Told(failure.into())),
+            Ok(Word::Failed(failure)) => Err(HostError::Reported(failure.into())),
             _ => Err(failed(error.into())),
         },
     }

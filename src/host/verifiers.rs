@@ -217,12 +217,12 @@ pub fn check_writers(path: &Path) -> Result<(), VerifierError> {
 async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Result<(), VerifierError> {
     let failed = |cause| VerifierError::CannotRun { verifier: verifier.to_owned(), cause };
     let mut group = Group::start(verifier, question).map_err(failed)?;
-    let Ok(said) = tokio::time::timeout(limit, group.talk(&described(question.root))).await else {
+    let Ok(output) = tokio::time::timeout(limit, group.talk(&described(question.root))).await else {
         group.kill();
         let (verifier, name) = (verifier.to_owned(), question.name.to_owned());
         return Err(VerifierError::Late { verifier, name, limit });
     };
-    let Said { status, stdout, stderr } = said.map_err(failed)?;
+    let VerifierOutput { status, stdout, stderr } = output.map_err(failed)?;
     let program = verifier.display();
     if !stderr.is_empty() {
         tracing::debug!(verifier = %program, "{stderr}");
@@ -243,7 +243,7 @@ struct Group {
 }
 
 /// The output of a verifier.
-struct Said {
+struct VerifierOutput {
     status: ExitStatus,
     stdout: String,
     stderr: String,
@@ -262,7 +262,7 @@ impl Group {
     }
 
     /// Writes the descriptor, and waits until it has ended.
-    async fn talk(&mut self, descriptor: &str) -> io::Result<Said> {
+    async fn talk(&mut self, descriptor: &str) -> io::Result<VerifierOutput> {
         let (stdin, stdout, stderr) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
         let write = async {
             if let Some(mut stdin) = stdin {
@@ -274,7 +274,7 @@ impl Group {
         let status = self.child.wait().await?;
         // Its process number may be reused from now on.
         self.leader = None;
-        Ok(Said { status, stdout: stdout?, stderr: stderr? })
+        Ok(VerifierOutput { status, stdout: stdout?, stderr: stderr? })
     }
 
     fn kill(&mut self) {

@@ -96,7 +96,7 @@ pub enum OverlayError {
 
 /// A directory that keeps changes; locked while it is in use.
 #[derive(Debug)]
-pub struct Kept {
+pub struct UpperLock {
     _lock: File,
 }
 
@@ -104,9 +104,9 @@ pub struct Kept {
 ///
 /// # Errors
 /// [`OverlayError`]
-pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result<Option<Kept>, OverlayError> {
+pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result<Option<UpperLock>, OverlayError> {
     match writable {
-        Some(Writable::Kept(directory)) => {
+        Some(Writable::Directory(directory)) => {
             not_below(directory, at)?;
             keep_in(directory, &manifest.to_string()).map(Some)
         }
@@ -115,7 +115,7 @@ pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result
 }
 
 /// Locks `directory` for changes to the image with this manifest; creates it if it is missing.
-fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
+fn keep_in(directory: &Path, manifest: &str) -> Result<UpperLock, OverlayError> {
     std::fs::create_dir_all(directory).map_err(unusable(directory))?;
     let lock = File::open(directory).map_err(unusable(directory))?;
     let in_use = || OverlayError::InUse { path: directory.to_owned() };
@@ -140,7 +140,7 @@ fn keep_in(directory: &Path, manifest: &str) -> Result<Kept, OverlayError> {
         }
         Err(cause) => return Err(unusable(&image)(cause)),
     }
-    Ok(Kept { _lock: lock })
+    Ok(UpperLock { _lock: lock })
 }
 
 /// The directory, which may be missing, must be outside the mount point: the mount hides what is below.
@@ -183,7 +183,7 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
     let status = child.wait().await;
     match word {
         Some(Ok(Word::Ready)) => Ok(()),
-        Some(Ok(Word::Failed(failure))) => Err(HostError::Told(failure.into())),
+        Some(Ok(Word::Failed(failure))) => Err(HostError::Reported(failure.into())),
         _ => Err(HostError::BackgroundEnded { status: status.map_err(failed)?.to_string() }),
     }
 }
@@ -193,7 +193,7 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
 /// # Errors
 /// [`HostError`]
 pub fn run() -> Result<(), HostError> {
-    let (spec, channel) = requests::mount_asked("serving process")?;
+    let (spec, channel) = requests::receive_mount("serving process")?;
     let source = spec.image.reference.to_string();
     let overlay = Overlay { upper: spec.writable.as_ref(), below: None, kernel: spec.kernel, source: &source };
     let word = match cover(&spec.at, &overlay) {
@@ -223,7 +223,7 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
             memory = Some(tmpfs);
             Some(root)
         }
-        Some(Writable::Kept(directory)) => Some(directory.canonicalize().map_err(unusable(directory))?),
+        Some(Writable::Directory(directory)) => Some(directory.canonicalize().map_err(unusable(directory))?),
     };
     if let Some(upper) = &upper {
         make_upper(upper, image.as_fd())?;

@@ -504,8 +504,8 @@ impl ImageFs {
     }
 
     /// After a take-over: the mount is already `before` old, so reads may no longer count as start-up.
-    pub fn goes_on_after(&self, before: Duration) {
-        self.layers.goes_on_after(before);
+    pub fn set_prior_age(&self, before: Duration) {
+        self.layers.set_prior_age(before);
     }
 
     /// [Stores](Self::keep_profiles) the start-up reads as soon as start-up is over: a mount may last for years, and

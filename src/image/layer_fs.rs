@@ -1,6 +1,6 @@
 //! One layer of an image alone, in the form of a lower directory for the kernel's overlayfs.
 //!
-//! [`overlay`](crate::overlay::Held) decides which names it has and what they are. This file makes it a [`Tree`], over
+//! [`overlay`](crate::overlay::LowerNode) decides which names it has and what they are. This file makes it a [`Tree`], over
 //! the same engine as the image: layers below are opened only if the layer depends on them. Attributes of the layer
 //! that control overlayfs are hidden: an image must not decide how it is stacked.
 
@@ -18,7 +18,7 @@ use super::tree::{Answer, KernelContent, ReadNow, SeekTo, Totals, Tree};
 use super::xattrs::steers_overlayfs;
 use crate::layer::{Contents, Kind, Timestamp};
 use crate::offsets::FileOffset;
-use crate::overlay::{Held, LayerNo, Listed, NodeAttr, NodeId};
+use crate::overlay::{LayerNo, Listed, LowerNode, NodeAttr, NodeId};
 
 /// The uppermost layer of an image without the layers above it.
 pub struct LayerFs {
@@ -85,21 +85,21 @@ impl LayerFs {
         self.fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.map(drop)
     }
 
-    fn held_as(&self, node: NodeId) -> Now<Held> {
-        self.fs.overlay.held_as(node).map_err(not_now)
+    fn lower_node(&self, node: NodeId) -> Now<LowerNode> {
+        self.fs.overlay.lower_node(node).map_err(not_now)
     }
 
     /// The image's node with the bytes, target and attributes of `node`.
     fn like(&self, node: NodeId) -> Now<NodeId> {
-        match self.held_as(node)? {
-            Held::Like(like) => Ok(like),
-            Held::Whiteout => Err(NotNow::Never(FsError::NotAFile)),
+        match self.lower_node(node)? {
+            LowerNode::Like(like) => Ok(like),
+            LowerNode::Whiteout => Err(NotNow::Never(FsError::NotAFile)),
         }
     }
 
     fn lookup_now(&self, parent: NodeId, name: &[u8]) -> Now<Option<NodeAttr>> {
         let overlay = &self.fs.overlay;
-        let Some(node) = overlay.held(parent, name).map_err(not_now)? else { return Ok(None) };
+        let Some(node) = overlay.lower_child(parent, name).map_err(not_now)? else { return Ok(None) };
         let attr = self.attr_now(node)?;
         if attr.kind == Kind::Directory {
             overlay.dir(parent).and_then(|dir| overlay.remember(&dir, name, node)).map_err(not_now)?;
@@ -108,19 +108,19 @@ impl LayerFs {
     }
 
     fn attr_now(&self, node: NodeId) -> Now<NodeAttr> {
-        let attr = match self.held_as(node)? {
-            Held::Whiteout => return Ok(NodeAttr::whiteout(node)),
-            Held::Like(like) => NodeAttr { node, ..self.fs.attr(like)? },
+        let attr = match self.lower_node(node)? {
+            LowerNode::Whiteout => return Ok(NodeAttr::whiteout(node)),
+            LowerNode::Like(like) => NodeAttr { node, ..self.fs.attr(like)? },
         };
         match attr.kind {
             Kind::Directory => Ok(attr),
             _ if attr.nlink == 1 => Ok(attr),
-            _ => Ok(NodeAttr { nlink: self.fs.overlay.held_names(node).map_err(not_now)?.max(1), ..attr }),
+            _ => Ok(NodeAttr { nlink: self.fs.overlay.lower_link_count(node).map_err(not_now)?.max(1), ..attr }),
         }
     }
 
     fn node_now(&self, node: NodeId) -> Now<NodeAttr> {
-        if self.fs.overlay.holds(node).map_err(not_now)? {
+        if self.fs.overlay.has_lower(node).map_err(not_now)? {
             self.attr_now(node)
         } else {
             Err(NotNow::Never(FsError::NoSuchNode(node.get())))
@@ -128,8 +128,8 @@ impl LayerFs {
     }
 
     fn require_directory(&self, node: NodeId) -> Now<()> {
-        match self.held_as(node)? {
-            Held::Like(_) if self.attr_now(node)?.kind == Kind::Directory => Ok(()),
+        match self.lower_node(node)? {
+            LowerNode::Like(_) if self.attr_now(node)?.kind == Kind::Directory => Ok(()),
             _ => Err(NotNow::Never(FsError::NotADirectory)),
         }
     }
@@ -141,19 +141,20 @@ impl LayerFs {
 
     fn xattr_now(&self, node: NodeId, name: &[u8]) -> Now<Option<Vec<u8>>> {
         if steers_overlayfs(name) {
-            let opaque = self.marks.names().contains(&name) && self.fs.overlay.is_held_opaque(node).map_err(not_now)?;
+            let opaque =
+                self.marks.names().contains(&name) && self.fs.overlay.is_lower_opaque(node).map_err(not_now)?;
             return Ok(opaque.then(|| b"y".to_vec()));
         }
-        match self.held_as(node)? {
-            Held::Whiteout => Ok(None),
-            Held::Like(like) => self.fs.xattr(like, name),
+        match self.lower_node(node)? {
+            LowerNode::Whiteout => Ok(None),
+            LowerNode::Like(like) => self.fs.xattr(like, name),
         }
     }
 
     fn xattr_names_now(&self, node: NodeId) -> Now<Vec<Vec<u8>>> {
-        let Held::Like(like) = self.held_as(node)? else { return Ok(Vec::new()) };
+        let LowerNode::Like(like) = self.lower_node(node)? else { return Ok(Vec::new()) };
         let mut names = self.fs.xattr_names(like)?;
-        if self.fs.overlay.is_held_opaque(node).map_err(not_now)? {
+        if self.fs.overlay.is_lower_opaque(node).map_err(not_now)? {
             names.extend(self.marks.names().iter().map(|name| name.to_vec()));
         }
         Ok(names)
@@ -185,7 +186,7 @@ impl LayerFs {
     ) -> Now<()> {
         self.require_directory(node)?;
         let mut failed = None;
-        let listed = self.fs.overlay.list_held(node, from, &mut |listed| {
+        let listed = self.fs.overlay.list_lower(node, from, &mut |listed| {
             let kind = if listed.kind == Kind::Whiteout { Kind::CharDevice } else { listed.kind };
             let entry = DirEntry { name: listed.name, node: listed.node, kind, next: listed.next };
             Ok(match each(entry, &listed) {

@@ -206,8 +206,8 @@ impl Layers {
     }
 
     /// After a take-over: another process had served the mount for `before`.
-    pub fn goes_on_after(&self, before: Duration) {
-        self.scope.goes_on_after(before);
+    pub fn set_prior_age(&self, before: Duration) {
+        self.scope.set_prior_age(before);
     }
 
     /// Waits until the mount's start-up is over.

@@ -24,7 +24,7 @@ use crate::layer::{Entry, EntryId, Flags, Kind, is_hidden};
 
 /// The kind of a node in the uppermost layer's lower directory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Held {
+pub enum LowerNode {
     /// The same as this node of the merged tree.
     Like(NodeId),
     /// A whiteout.
@@ -41,13 +41,13 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn held(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
+    pub fn lower_child(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, Unknown> {
         if is_hidden(name) {
             return Ok(None);
         }
         let (top, own, parent) = (self.uppermost(), self.own_dir(dir)?, self.dir(dir)?);
         let layer = self.layer(top)?;
-        let held = self.held_of_layer(&layer, own, &parent, name)?;
+        let held = self.lower_child_of_layer(&layer, own, &parent, name)?;
         if held.is_none() && dir == NodeId::ROOT && self.is_opaque_root(&layer)? {
             return self.find(&self.root_below(), name);
         }
@@ -59,7 +59,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn list_held(
+    pub fn list_lower(
         &self,
         dir: NodeId,
         from: u64,
@@ -75,8 +75,8 @@ impl Overlay {
             if is_hidden(name) {
                 continue;
             }
-            let Some(node) = self.held_under(&layer, &parent, name, id)? else { continue };
-            let (kind, next) = (self.held_kind(node)?, u64::from(at) + 1);
+            let Some(node) = self.lower_child_of_entry(&layer, &parent, name, id)? else { continue };
+            let (kind, next) = (self.lower_kind(node)?, u64::from(at) + 1);
             if !each(Listed { name, node, kind, next })? {
                 return Ok(());
             }
@@ -86,31 +86,33 @@ impl Overlay {
         }
         let count = u64::from(count);
         self.list(&self.root_below(), from.saturating_sub(count), &mut |listed| {
-            if self.held_of_layer(&layer, own, &parent, listed.name)?.is_some() {
+            if self.lower_child_of_layer(&layer, own, &parent, listed.name)?.is_some() {
                 return Ok(true);
             }
             each(Listed { kind: Kind::Whiteout, next: count + listed.next, ..listed })
         })
     }
 
-    /// The kind of a node returned by [`Overlay::held`].
+    /// The kind of a node returned by [`Overlay::lower_child`].
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn held_as(&self, node: NodeId) -> Result<Held, Unknown> {
+    pub fn lower_node(&self, node: NodeId) -> Result<LowerNode, Unknown> {
         if node == NodeId::ROOT {
-            return Ok(Held::Like(node));
+            return Ok(LowerNode::Like(node));
         }
         let (number, id) = self.parse(node)?;
         if number < self.uppermost() {
-            return Ok(Held::Whiteout);
+            return Ok(LowerNode::Whiteout);
         }
         let layer = self.layer(number)?;
         let entry = layer.index.entry(id).map_err(damaged(number))?;
         Ok(match entry.kind() {
-            Kind::LowerLink => layer.lower_links.get(&entry.inode()).map_or(Held::Whiteout, |node| Held::Like(*node)),
-            _ if is_whiteout(&entry) => Held::Whiteout,
-            _ => Held::Like(node),
+            Kind::LowerLink => {
+                layer.lower_links.get(&entry.inode()).map_or(LowerNode::Whiteout, |node| LowerNode::Like(*node))
+            }
+            _ if is_whiteout(&entry) => LowerNode::Whiteout,
+            _ => LowerNode::Like(node),
         })
     }
 
@@ -118,7 +120,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn holds(&self, node: NodeId) -> Result<bool, Unknown> {
+    pub fn has_lower(&self, node: NodeId) -> Result<bool, Unknown> {
         if node == NodeId::ROOT {
             return Ok(true);
         }
@@ -126,7 +128,7 @@ impl Overlay {
         let index = self.index(number)?;
         let entry = index.entry(id).map_err(damaged(number))?;
         if number == self.uppermost() && self.layer(number)?.first_link(&entry) == Some(id) {
-            return Ok(self.held_names(node)? > 0);
+            return Ok(self.lower_link_count(node)? > 0);
         }
         if number == self.uppermost() && !is_whiteout(&entry) && entry.kind() != Kind::LowerLink {
             return self.shows(node);
@@ -139,7 +141,7 @@ impl Overlay {
             parent if number == self.uppermost() => NodeId::new(number, parent),
             _ => return Ok(false),
         };
-        match self.held(parent, index.name(id).map_err(damaged(number))?) {
+        match self.lower_child(parent, index.name(id).map_err(damaged(number))?) {
             Ok(held) => Ok(held == Some(node)),
             Err(Unknown::NoSuchNode(_)) => Ok(false),
             Err(unknown) => Err(unknown),
@@ -150,10 +152,10 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]
-    pub fn held_names(&self, node: NodeId) -> Result<u32, Unknown> {
-        match self.held_as(node)? {
-            Held::Whiteout => Ok(1),
-            Held::Like(like) => {
+    pub fn lower_link_count(&self, node: NodeId) -> Result<u32, Unknown> {
+        match self.lower_node(node)? {
+            LowerNode::Whiteout => Ok(1),
+            LowerNode::Like(like) => {
                 let (number, id) = self.parse(node)?;
                 let layer = self.layer(number)?;
                 let own = [id];
@@ -166,9 +168,9 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Unknown`]; needs the complete layer, since the marker may be its last entry.
-    pub fn is_held_opaque(&self, node: NodeId) -> Result<bool, Unknown> {
+    pub fn is_lower_opaque(&self, node: NodeId) -> Result<bool, Unknown> {
         let top = self.uppermost();
-        if let Held::Whiteout = self.held_as(node)? {
+        if let LowerNode::Whiteout = self.lower_node(node)? {
             return Ok(false);
         }
         let layer = Layer::Whole(self.whole(top)?);
@@ -178,7 +180,7 @@ impl Overlay {
     }
 
     /// The node of the uppermost layer's own entry at `name`; `own` is the entry of the directory.
-    fn held_of_layer(
+    fn lower_child_of_layer(
         &self,
         layer: &Layer<'_>,
         own: EntryId,
@@ -186,14 +188,14 @@ impl Overlay {
         name: &[u8],
     ) -> Result<Option<NodeId>, Unknown> {
         match layer.index.child(own, name).map_err(damaged(self.uppermost()))? {
-            Some(id) => self.held_under(layer, parent, name, id),
+            Some(id) => self.lower_child_of_entry(layer, parent, name, id),
             None if layer.partial => Err(Unknown::Needs(self.uppermost())),
             None => Ok(None),
         }
     }
 
     /// The node of an entry of the uppermost layer that is named `name` in `parent`.
-    fn held_under(
+    fn lower_child_of_entry(
         &self,
         layer: &Layer<'_>,
         parent: &Arc<Dir>,
@@ -223,11 +225,11 @@ impl Overlay {
         Ok(self.find_from(parent, 1, name)?.map(|_| own))
     }
 
-    fn held_kind(&self, node: NodeId) -> Result<Kind, Unknown> {
-        match self.held_as(node)? {
-            Held::Whiteout => Ok(Kind::Whiteout),
-            Held::Like(NodeId::ROOT) => Ok(Kind::Directory),
-            Held::Like(like) => {
+    fn lower_kind(&self, node: NodeId) -> Result<Kind, Unknown> {
+        match self.lower_node(node)? {
+            LowerNode::Whiteout => Ok(Kind::Whiteout),
+            LowerNode::Like(NodeId::ROOT) => Ok(Kind::Directory),
+            LowerNode::Like(like) => {
                 let (number, id) = self.parse(like)?;
                 Ok(self.layer(number)?.index.entry(id).map_err(damaged(number))?.kind())
             }
@@ -271,23 +273,23 @@ fn is_whiteout(entry: &Entry) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::KnownLayer;
-    use super::super::testing::{index, over, told};
+    use super::super::testing::{index, over, settable};
     use super::*;
     use peelfs_loopback::tar::Entry;
 
     fn names(overlay: &Overlay, dir: NodeId) -> Vec<(String, Kind)> {
         let mut names = Vec::new();
         let mut each = |listed: Listed<'_>| {
-            assert_eq!(overlay.held(dir, listed.name).unwrap(), Some(listed.node));
+            assert_eq!(overlay.lower_child(dir, listed.name).unwrap(), Some(listed.node));
             names.push((String::from_utf8(listed.name.to_vec()).unwrap(), listed.kind));
             Ok(true)
         };
-        overlay.list_held(dir, 0, &mut each).unwrap();
+        overlay.list_lower(dir, 0, &mut each).unwrap();
         names
     }
 
     fn held(overlay: &Overlay, path: &str) -> NodeId {
-        path.split('/').fold(NodeId::ROOT, |dir, name| overlay.held(dir, name.as_bytes()).unwrap().unwrap())
+        path.split('/').fold(NodeId::ROOT, |dir, name| overlay.lower_child(dir, name.as_bytes()).unwrap().unwrap())
     }
 
     fn named(names: &[(&str, Kind)]) -> Vec<(String, Kind)> {
@@ -301,7 +303,7 @@ mod tests {
         let (overlay, _) = over(&[index(lower), index(upper)]);
         assert_eq!(names(&overlay, NodeId::ROOT), named(&[("b", Kind::Whiteout), ("d", Kind::Directory)]));
         assert_eq!(names(&overlay, held(&overlay, "d")), named(&[("a", Kind::Whiteout)]));
-        assert_eq!(overlay.held(NodeId::ROOT, b"e").unwrap(), None, "no layer has it");
+        assert_eq!(overlay.lower_child(NodeId::ROOT, b"e").unwrap(), None, "no layer has it");
     }
 
     #[test]
@@ -312,9 +314,9 @@ mod tests {
         let (overlay, _) = over(&[index(lower), index(upper)]);
         let wanted = [("c", Kind::File), ("d", Kind::Directory), ("b", Kind::Whiteout)];
         assert_eq!(names(&overlay, NodeId::ROOT), named(&wanted));
-        assert!(overlay.is_held_opaque(held(&overlay, "d")).unwrap());
-        assert!(!overlay.is_held_opaque(held(&overlay, "d/e")).unwrap());
-        assert_eq!(overlay.held_as(held(&overlay, "b")).unwrap(), Held::Whiteout);
+        assert!(overlay.is_lower_opaque(held(&overlay, "d")).unwrap());
+        assert!(!overlay.is_lower_opaque(held(&overlay, "d/e")).unwrap());
+        assert_eq!(overlay.lower_node(held(&overlay, "b")).unwrap(), LowerNode::Whiteout);
     }
 
     #[test]
@@ -324,25 +326,29 @@ mod tests {
         let (overlay, _) = over(&[index(lower), index(upper)]);
         let (c, d) = (held(&overlay, "c"), held(&overlay, "d"));
         assert_eq!(c, d);
-        assert_eq!(overlay.held_names(c).unwrap(), 2);
-        assert_eq!(overlay.held_as(c).unwrap(), Held::Like(NodeId::new(LayerNo(0), EntryId(1))));
-        assert!(overlay.holds(c).unwrap());
-        assert_eq!(overlay.held_as(held(&overlay, "gone")).unwrap(), Held::Whiteout, "its link hides the lower name");
+        assert_eq!(overlay.lower_link_count(c).unwrap(), 2);
+        assert_eq!(overlay.lower_node(c).unwrap(), LowerNode::Like(NodeId::new(LayerNo(0), EntryId(1))));
+        assert!(overlay.has_lower(c).unwrap());
+        assert_eq!(
+            overlay.lower_node(held(&overlay, "gone")).unwrap(),
+            LowerNode::Whiteout,
+            "its link hides the lower name"
+        );
     }
 
     /// The layer's own entries are shown while the layers below are unknown.
     #[test]
     fn layers_below_are_needed_only_where_they_matter() {
-        let (overlay, layers) = told(2);
+        let (overlay, layers) = settable(2);
         let entries =
             [Entry::dir("."), Entry::dir("d"), Entry::file("d/f", "1"), Entry::whiteout("w"), Entry::opaque("d")];
         layers.set(LayerNo(1), KnownLayer::Whole(index(entries)));
         let d = held(&overlay, "d");
-        assert!(overlay.is_held_opaque(d).unwrap());
+        assert!(overlay.is_lower_opaque(d).unwrap());
         assert_eq!(names(&overlay, d), named(&[("f", Kind::File)]));
-        assert_eq!(overlay.held(NodeId::ROOT, b"absent").unwrap(), None);
-        assert!(matches!(overlay.held(NodeId::ROOT, b"w"), Err(Unknown::Needs(LayerNo(0)))));
+        assert_eq!(overlay.lower_child(NodeId::ROOT, b"absent").unwrap(), None);
+        assert!(matches!(overlay.lower_child(NodeId::ROOT, b"w"), Err(Unknown::Needs(LayerNo(0)))));
         layers.set(LayerNo(0), KnownLayer::Whole(index([Entry::file("w", "1")])));
-        assert_eq!(overlay.held_as(held(&overlay, "w")).unwrap(), Held::Whiteout);
+        assert_eq!(overlay.lower_node(held(&overlay, "w")).unwrap(), LowerNode::Whiteout);
     }
 }

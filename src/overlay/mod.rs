@@ -32,7 +32,7 @@ use lru::LruCache;
 
 pub use dir::Dir;
 pub use list::Listed;
-pub use lower::Held;
+pub use lower::LowerNode;
 pub use node::{LayerNo, NodeAttr, NodeId};
 pub use prepare::MergeError;
 pub use steps::within;
@@ -382,13 +382,13 @@ const LINK_COUNTS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 mod tests {
     use peelfs_loopback::tar::Entry;
 
-    use super::testing::{index, told};
+    use super::testing::{index, settable};
     use super::*;
 
     /// A partial layer is not cached; it is queried again until it is complete.
     #[test]
     fn the_available_part_is_queried_every_time() {
-        let (overlay, layers) = told(2);
+        let (overlay, layers) = settable(2);
         let base = LayerNo(0);
         layers.set(LayerNo(1), KnownLayer::Whole(index([Entry::dir("."), Entry::file("top", "")])));
         let look = |name: &[u8]| overlay.lookup(overlay.root(), name);
@@ -412,7 +412,7 @@ mod tests {
     /// Otherwise a layer that is shown alone would need all layers below.
     #[test]
     fn a_layer_that_needs_none_below_is_prepared_when_it_is_known() {
-        let (overlay, layers) = told(2);
+        let (overlay, layers) = settable(2);
         assert!(!overlay.is_prepared(LayerNo(1)));
         layers.set(LayerNo(1), KnownLayer::Partial(index([Entry::dir("."), Entry::file("f", "")])));
         assert!(!overlay.is_prepared(LayerNo(1)) && !overlay.knows(LayerNo(1)));
@@ -425,7 +425,7 @@ mod tests {
     /// An implied directory may be a symlink below, so its layer is not shown before it is complete.
     #[test]
     fn what_depends_on_lower_layers_is_not_shown_in_part() {
-        let (overlay, layers) = told(1);
+        let (overlay, layers) = settable(1);
         layers.set(LayerNo(0), KnownLayer::Partial(index([Entry::file("d/f", "")])));
         assert!(matches!(overlay.lookup(overlay.root(), b"d"), Err(Unknown::Needs(_))));
         layers.set(LayerNo(0), KnownLayer::Whole(index([Entry::file("d/f", "")])));

@@ -27,31 +27,31 @@ pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex>
 }
 
 /// Layers whose available part is set by a test.
-pub(super) struct Told(pub(super) Mutex<Vec<KnownLayer>>);
+pub(super) struct SettableLayers(pub(super) Mutex<Vec<KnownLayer>>);
 
-impl Told {
+impl SettableLayers {
     pub(super) fn set(&self, layer: LayerNo, known: KnownLayer) {
         lock(&self.0)[usize::from(layer.0)] = known;
     }
 }
 
-impl KnownLayers for Told {
+impl KnownLayers for SettableLayers {
     fn known(&self, layer: LayerNo) -> KnownLayer {
         lock(&self.0)[usize::from(layer.0)].clone()
     }
 }
 
 /// A view of `count` layers whose available part is set by the test.
-pub(super) fn told(count: u16) -> (Overlay, Arc<Told>) {
-    let told = Arc::new(Told(Mutex::new(vec![KnownLayer::Nothing; usize::from(count)])));
-    (Overlay::new(count, Arc::clone(&told) as _), told)
+pub(super) fn settable(count: u16) -> (Overlay, Arc<SettableLayers>) {
+    let settable = Arc::new(SettableLayers(Mutex::new(vec![KnownLayer::Nothing; usize::from(count)])));
+    (Overlay::new(count, Arc::clone(&settable) as _), settable)
 }
 
 /// A view of these complete layers, base first.
 pub(super) fn of(layers: impl IntoIterator<Item = Arc<LayerIndex>>) -> Overlay {
     let known: Vec<_> = layers.into_iter().map(KnownLayer::Whole).collect();
     let count = u16::try_from(known.len()).unwrap();
-    Overlay::new(count, Arc::new(Told(Mutex::new(known))))
+    Overlay::new(count, Arc::new(SettableLayers(Mutex::new(known))))
 }
 
 /// A view of these layers, base first, and the steps to prepare each of them.

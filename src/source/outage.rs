@@ -41,7 +41,7 @@ struct Shared {
     /// The policy of the readers, once it is set.
     policy: watch::Sender<Option<OnOutage>>,
     /// Set once a mount serves readers; until then the source gives up by itself.
-    outlasted: watch::Sender<bool>,
+    unlimited_retries: watch::Sender<bool>,
     waits: watch::Sender<BTreeMap<u64, Wait>>,
     silences: Silences,
     /// Notified when a retry has become more likely to succeed.
@@ -126,7 +126,7 @@ impl Outages {
         Self(Arc::new(Shared {
             clock,
             policy: watch::Sender::default(),
-            outlasted: watch::Sender::default(),
+            unlimited_retries: watch::Sender::default(),
             waits: watch::Sender::default(),
             silences: Silences::default(),
             retry: watch::Sender::default(),
@@ -147,14 +147,14 @@ impl Outages {
     }
 
     /// As [`Outages::wait_as`]; the source then retries passing failures without limit.
-    pub fn outlast(&self, policy: OnOutage) {
+    pub fn retry_without_limit(&self, policy: OnOutage) {
         self.wait_as(policy);
-        self.0.outlasted.send_replace(true);
+        self.0.unlimited_retries.send_replace(true);
     }
 
     /// Whether the source retries without limit.
-    pub fn are_outlasted(&self) -> bool {
-        *self.0.outlasted.borrow()
+    pub fn retries_without_limit(&self) -> bool {
+        *self.0.unlimited_retries.borrow()
     }
 
     /// The policy of the readers, if it is set.
@@ -366,8 +366,8 @@ impl SilenceTimer {
     pub(super) async fn should_retry(&mut self) -> Duration {
         let shared = Arc::clone(&self.shared);
         // A source that gives up by itself keeps to its own number of tries.
-        let outlasted = shared.outlasted.subscribe().wait_for(|outlasted| *outlasted).await.is_ok();
-        debug_assert!(outlasted, "the sender is ours");
+        let retries = shared.unlimited_retries.subscribe().wait_for(|unlimited| *unlimited).await.is_ok();
+        debug_assert!(retries, "the sender is ours");
         let since = self.since(shared.clock.now());
         let patience = SHORTEST_PATIENCE.saturating_mul(1 << self.again.min(16));
         shared.clock.pause(since.saturating_add(patience).saturating_sub(shared.clock.now())).await;
@@ -477,8 +477,8 @@ mod tests {
             _ = &mut told => panic!("no policy is set yet"),
             () = std::future::ready(()) => {}
         }
-        outages.outlast(OnOutage::Deadline(Duration::ZERO));
-        outages.outlast(OnOutage::Block);
+        outages.retry_without_limit(OnOutage::Deadline(Duration::ZERO));
+        outages.retry_without_limit(OnOutage::Block);
         assert!(told.await.to_string().contains("no route (tried 1 time,"));
     }
 
@@ -513,7 +513,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_gives_up_only_on_what_it_waits_for() {
         let outages = Outages::new(Arc::new(MonotonicClock::default()));
-        outages.outlast(OnOutage::Deadline(Duration::from_millis(1)));
+        outages.retry_without_limit(OnOutage::Deadline(Duration::from_millis(1)));
         let [one, other] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
         let failing = outages.failed(None, "blob 1", Some(&one), "no route");
         let failing = outages.failed(Some(failing), "blob 1", Some(&one), "still no route");
@@ -533,7 +533,7 @@ mod tests {
     #[tokio::test]
     async fn a_pass_of_another_process_is_no_outage_while_it_progresses() {
         let outages = Outages::new(Arc::new(MonotonicClock::default()));
-        outages.outlast(OnOutage::Deadline(Duration::ZERO));
+        outages.retry_without_limit(OnOutage::Deadline(Duration::ZERO));
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let waiting = outages.elsewhere(&blob);
         waiting.stalled("process 7 has 5 of 9 bytes");
@@ -565,7 +565,7 @@ mod tests {
     async fn queued_readers_give_up_one_after_another() {
         let seconds = Duration::from_secs;
         let outages = Outages::new(Arc::new(RuntimeClock(tokio::time::Instant::now())));
-        outages.outlast(OnOutage::Deadline(seconds(5)));
+        outages.retry_without_limit(OnOutage::Deadline(seconds(5)));
         let blob = Digest::of(Algorithm::Sha256, b"1");
         let failing = outages.failed(None, "blob 1", Some(&blob), "no route");
         let time_to_give_up = async || {

@@ -25,7 +25,7 @@ pub struct SealedContent {
 
 impl Store {
     /// A layer's content, if all of it was verified and nothing was written since.
-    pub fn content_found_right(&self, layer: LayerName<'_>) -> Option<SealedContent> {
+    pub fn verified_content(&self, layer: LayerName<'_>) -> Option<SealedContent> {
         let path = self.content_paths(layer).data;
         let file = self.files.open_read(&path).ok()?;
         let stamp = Stamp::of(&file).ok()?;
@@ -47,7 +47,7 @@ impl Store {
 
     /// Records for other processes that `sealed`, all content of a layer, was verified; returns whether nothing was
     /// written meanwhile.
-    pub fn found_right(&self, layer: LayerName<'_>, content: &Content, sealed: &SealedContent) -> bool {
+    pub fn record_verified(&self, layer: LayerName<'_>, content: &Content, sealed: &SealedContent) -> bool {
         if Stamp::of(&sealed.file).ok() != Some(sealed.stamp) {
             return false;
         }

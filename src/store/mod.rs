@@ -169,7 +169,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unsafe`]; [`StoreError::Io`] if it cannot be read.
-    pub fn open_as_it_is(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
+    pub fn open_existing(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         match files::check_private_dir(root) {
             Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
             checked => drop(checked?),
@@ -191,7 +191,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unsafe`]
-    pub fn open_or_do_without(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
+    pub fn open_best_effort(root: &Path, limit: Option<u64>) -> Result<Self, StoreError> {
         let store = Self::new(root, limit, None);
         match store.make() {
             Err(error @ StoreError::Io { .. }) => store.cannot_keep("anything", &error),
@@ -386,7 +386,7 @@ impl Store {
     }
 
     /// Disk usage of a layer's index and content: bytes and number of files.
-    pub fn kept_of(&self, layer: LayerName<'_>) -> (u64, u64) {
+    pub fn disk_usage(&self, layer: LayerName<'_>) -> (u64, u64) {
         let ContentPaths { data, map } = self.content_paths(layer);
         let found =
             [self.path(INDEX, layer.blob), data, map].into_iter().filter_map(|path| std::fs::metadata(path).ok());

@@ -128,7 +128,7 @@ impl Bench {
         let dyn_source = Arc::clone(&source) as Arc<dyn BlobSource>;
         let plan =
             image::resolve(&reference, &dyn_source, shared_layers.store(), &Platform::host(), Network::Allowed).await?;
-        source.outages().unwrap().outlast(policy);
+        source.outages().unwrap().retry_without_limit(policy);
         let fs = image::open(
             &plan,
             dyn_source,
@@ -745,7 +745,7 @@ async fn a_wait_that_began_before_the_mount_was_up_follows_the_policy() {
     };
     let freed = async {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        source.outages().unwrap().outlast(OnOutage::Block);
+        source.outages().unwrap().retry_without_limit(OnOutage::Block);
         tokio::time::sleep(Duration::from_secs(600)).await;
     };
     pass.wait_for(&source, freed, || "no progress".to_owned()).await.unwrap();

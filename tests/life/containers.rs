@@ -517,7 +517,7 @@ fn what_a_container_writes_can_be_kept() {
     }
     assert_eq!(std::fs::read(keep.join("diff/etc/new")).unwrap(), b"x\nx\nx\n");
     let manifest = std::fs::read_to_string(keep.join("image")).unwrap().trim().parse().unwrap();
-    let writable = Writable::Kept(keep.clone());
+    let writable = Writable::Directory(keep.clone());
     let held = peelfs::host::writable::take(Some(&writable), &sandbox.path().join("mnt"), &manifest);
     let output = run(&sandbox, runtime, &["--keep", keep.to_str().unwrap(), &reference]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));

@@ -326,7 +326,7 @@ fn reads_of_the_start_of_a_mount_are_kept_when_it_is_over() {
         fs.end();
 
         let fs = shown::open(&MemorySource::new(&image), &store).await.unwrap();
-        fs.goes_on_after(Duration::from_secs(3600));
+        fs.set_prior_age(Duration::from_secs(3600));
         read_one(&fs, 20).await;
         fs.record().await;
         assert_eq!(kept(), recorded, "the mount began long before this process");

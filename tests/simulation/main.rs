@@ -288,7 +288,7 @@ impl World {
         let fs = image::open(&plan, source, shared_layers.clone(), &Limits::default(), eagerness, verify);
         let patience = Duration::from_secs(1 + self.random.below(90) as u64);
         let policy = self.random.pick(&[OnOutage::Offline, OnOutage::Block, OnOutage::Deadline(patience)]);
-        connection.outages().unwrap().outlast(policy);
+        connection.outages().unwrap().retry_without_limit(policy);
         trace!(self, "{at} mounts: {eagerness:?} {verify:?} {policy:?}");
         let tainted = verify == Verify::Behind && self.network.trouble().is_some_and(Trouble::lies);
         let (nodes, tainted) = (vec![None; self.files.len()], Arc::new(AtomicBool::new(tainted)));

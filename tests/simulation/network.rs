@@ -289,7 +289,7 @@ impl Transfer {
         let what = format!("blob {}", self.blob);
         self.failing = Some(self.outages.failed(self.failing.take(), &what, Some(&self.blob), fault));
         let pause = Duration::from_millis((50 << self.tries.min(10)).min(5_000));
-        if self.outages.are_outlasted() {
+        if self.outages.retries_without_limit() {
             self.outages.pause(pause).await;
             return Ok(());
         }

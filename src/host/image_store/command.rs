@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::records::{Listed, Record, Records};
-use super::server::Told;
+use super::server::Notice;
 use super::{ImageStoreError, StoreSpec, records_of};
 use crate::fuse::{Target, mounts};
 use crate::host::channel::{Channel, ChannelError};
@@ -111,12 +111,12 @@ pub fn add(
     };
     let told = write_all()
         .map_err(HostError::from)
-        .and_then(|()| tell(&records, &Told::Changed { added: Some(hex.clone()), wait }, progress));
+        .and_then(|()| tell(&records, &Notice::Changed { added: Some(hex.clone()), wait }, progress));
     let served = match told {
         Ok(served) => served,
         Err(error) => {
             restore(&records, &before, &hex)?;
-            let _ = tell(&records, &Told::Changed { added: None, wait: false }, progress);
+            let _ = tell(&records, &Notice::Changed { added: None, wait: false }, progress);
             return Err(error);
         }
     };
@@ -162,7 +162,7 @@ pub fn remove(at: &Path, names: &[String], progress: &mut dyn Progress) -> Resul
         }
         removed.push(record.listed());
     }
-    tell(&records, &Told::Changed { added: None, wait: false }, progress)?;
+    tell(&records, &Notice::Changed { added: None, wait: false }, progress)?;
     Ok(removed)
 }
 
@@ -198,7 +198,7 @@ pub fn list(at: &Path) -> Result<Vec<Listed>, HostError> {
 
 /// Notifies the serving process of changed records; `false` if there is none. If it dies, the next one reads them when it
 /// takes over.
-fn tell(records: &Records, what: &Told, progress: &mut dyn Progress) -> Result<bool, HostError> {
+fn tell(records: &Records, what: &Notice, progress: &mut dyn Progress) -> Result<bool, HostError> {
     let failed = |cause| HostError::Channel { peer: "process that serves the store", cause };
     let begun = Instant::now();
     loop {
@@ -215,7 +215,7 @@ fn tell(records: &Records, what: &Told, progress: &mut dyn Progress) -> Result<b
     }
 }
 
-fn ask(channel: &Channel, what: &Told, progress: &mut dyn Progress) -> Result<Result<(), HostError>, ChannelError> {
+fn ask(channel: &Channel, what: &Notice, progress: &mut dyn Progress) -> Result<Result<(), HostError>, ChannelError> {
     channel.set_timeout(ANSWERS_WITHIN)?;
     channel.offer()?;
     channel.send(what, None)?;

@@ -98,7 +98,7 @@ impl Record {
 
     /// The reference that was added.
     pub(super) fn image(&self, on_outage: OnOutage) -> Result<spec::ImageSpec, super::super::wire::WireError> {
-        self.image.clone().meant(on_outage)
+        self.image.clone().into_spec(on_outage)
     }
 
     pub(super) fn listed(&self) -> Listed {

@@ -26,7 +26,7 @@ use crate::sync::lock;
 /// A notification to the serving process; [`Word`]s are the answer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Told {
+pub(super) enum Notice {
     /// Records were changed.
     Changed {
         /// The image that was added.
@@ -121,7 +121,7 @@ impl Store {
         }
         let stored = Stored::new(&image.plan, record.names.clone(), &record.added).ok_or(ImageStoreError::Documents)?;
         if let Some(outages) = image.source.outages() {
-            outages.outlast(self.spec.on_outage);
+            outages.retry_without_limit(self.spec.on_outage);
         }
         let mut layers = Vec::new();
         for (number, layer) in (0..).zip(&stored.layers) {
@@ -243,8 +243,8 @@ async fn answer(channel: &AsyncChannel, store: &Arc<Store>) -> Result<(), Channe
     channel.accept(ASKED_WITHIN).await?;
     let received = tokio::time::timeout(ASKED_WITHIN, channel.receive()).await.map_err(|_| ChannelError::Silent)?;
     let (text, _) = received?.ok_or(ChannelError::Gone)?;
-    let word = match wire::parse::<Told>(&text) {
-        Ok(Told::Changed { added, wait }) => match store.changed(added, wait, channel).await {
+    let word = match wire::parse::<Notice>(&text) {
+        Ok(Notice::Changed { added, wait }) => match store.changed(added, wait, channel).await {
             Ok(()) => Word::Ready,
             Err(error) => Word::Failed((&Report::from(error)).into()),
         },

@@ -233,7 +233,8 @@ pub struct MountSpec {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Writable {
     Memory,
-    Kept(WirePath),
+    #[serde(rename = "kept")]
+    Directory(WirePath),
 }
 
 /// An image, and how to reach it.
@@ -346,7 +347,7 @@ impl From<&spec::MountSpec> for MountSpec {
             by_fuse: by_fuse.clone(),
             writable: writable.as_ref().map(|writable| match writable {
                 spec::Writable::Memory => Writable::Memory,
-                spec::Writable::Kept(directory) => Writable::Kept(directory.into()),
+                spec::Writable::Directory(directory) => Writable::Directory(directory.into()),
             }),
         }
     }
@@ -360,11 +361,11 @@ impl TryFrom<MountSpec> for spec::MountSpec {
         let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
         let writable = writable.map(|writable| match writable {
             Writable::Memory => Ok(spec::Writable::Memory),
-            Writable::Kept(directory) => directory.try_into().map(spec::Writable::Kept),
+            Writable::Directory(directory) => directory.try_into().map(spec::Writable::Directory),
         });
-        let (policy, on_outage) = policy.meant();
+        let (policy, on_outage) = policy.into_spec();
         Ok(Self {
-            image: image.meant(on_outage)?,
+            image: image.into_spec(on_outage)?,
             at: at.try_into()?,
             kernel: spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep },
             policy,
@@ -406,7 +407,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
 
 impl ImageSpec {
     /// Parses it, with this policy for outages.
-    pub(in crate::host) fn meant(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
+    pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
         let Self { surroundings, cache_dir, cache_size, verifiers, index, .. } = self;
         let access = spec::Access {
@@ -492,7 +493,7 @@ impl Policy {
     }
 
     /// How to serve a mount, and how to wait for its source.
-    fn meant(self) -> (spec::Policy, OnOutage) {
+    fn into_spec(self) -> (spec::Policy, OnOutage) {
         let Self { verify, prefetch, on_outage, wait, passthrough, passthrough_if_large } = self;
         let policy = spec::Policy {
             verify: match verify {

@@ -328,15 +328,15 @@ impl Authorizer {
             return result;
         }
         let asked = match grant.header {
-            Some(_) => self.asked_anonymously(transport, refused.request).await,
-            None => self.asked_for_a_challenge(transport, &refused.request.url).await,
+            Some(_) => self.probe_anonymously(transport, refused.request).await,
+            None => self.probe_for_challenge(transport, &refused.request.url).await,
         };
         match asked.zip(origin) {
-            Some((Asked::Challenge(offer), origin)) if !ways.iter().any(|(_, way)| *way == offer.challenge) => {
+            Some((Probe::Challenge(offer), origin)) if !ways.iter().any(|(_, way)| *way == offer.challenge) => {
                 let ways = vec![(origin, offer.challenge)];
                 self.log_in(transport, Login { found, ways, other_scope, due: None }).await
             }
-            Some((Asked::Granted, _)) => {
+            Some((Probe::Granted, _)) => {
                 self.install(Grant::default());
                 Ok(Remedy::AskAgain)
             }
@@ -457,18 +457,18 @@ impl Authorizer {
     }
 
     /// Repeats the request without a login.
-    async fn asked_anonymously(&self, transport: &Transport, request: &Outgoing) -> Option<Asked> {
+    async fn probe_anonymously(&self, transport: &Transport, request: &Outgoing) -> Option<Probe> {
         let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
-        asked(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
+        probe(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
     }
 
     /// Asks the registry of `url` for a challenge, at `/v2/`.
-    async fn asked_for_a_challenge(&self, transport: &Transport, url: &Url) -> Option<Asked> {
+    async fn probe_for_challenge(&self, transport: &Transport, url: &Url) -> Option<Probe> {
         let mut url = url.clone();
         url.set_path("/v2/");
         url.set_query(None);
         let request = Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, form: None };
-        asked(transport, &request).await.filter(|asked| matches!(asked, Asked::Challenge(_)))
+        probe(transport, &request).await.filter(|probe| matches!(probe, Probe::Challenge(_)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -520,20 +520,20 @@ enum Order {
 }
 
 /// Response of a registry to a request without a login.
-enum Asked {
+enum Probe {
     Challenge(Offer),
     Granted,
 }
 
-async fn asked(transport: &Transport, request: &Outgoing) -> Option<Asked> {
+async fn probe(transport: &Transport, request: &Outgoing) -> Option<Probe> {
     let limit = transport.deadlines.connect + transport.deadlines.header;
     let reply = transport.answer_within(request, limit).await.ok()?;
     if reply.status().is_success() {
-        return Some(Asked::Granted);
+        return Some(Probe::Granted);
     }
     let own = Origin::of(&reply.url) == Origin::of(&request.url) && reply.status() == StatusCode::UNAUTHORIZED;
     let challenges = reply.headers().get_all(WWW_AUTHENTICATE).iter();
-    challenge::choose(challenges.map(HeaderValue::as_bytes)).filter(|_| own).map(Asked::Challenge)
+    challenge::choose(challenges.map(HeaderValue::as_bytes)).filter(|_| own).map(Probe::Challenge)
 }
 
 /// The challenges to answer, best first: the offered one; but a password is offered in place of a token only after the

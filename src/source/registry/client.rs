@@ -169,7 +169,9 @@ impl Client {
             };
             let grant = match grant {
                 Ok(grant) => grant,
-                Err(error) if self.outlasts(&error) && self.again(tries, ask.subject(), None, &error).await => continue,
+                Err(error) if self.is_retried(&error) && self.again(tries, ask.subject(), None, &error).await => {
+                    continue;
+                }
                 Err(error) => return Err(self.no_grant(error, ask.what)),
             };
             let request = self.request(base, ask, known.clone(), &grant);
@@ -183,7 +185,7 @@ impl Client {
                     continue;
                 }
                 Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
-                    if self.settled.get().is_none() && !self.outages.are_outlasted() =>
+                    if self.settled.get().is_none() && !self.outages.retries_without_limit() =>
                 {
                     // No response ever: fail at once with a clear error instead of retrying for a minute.
                     let connects = !fault.is_silence();
@@ -232,7 +234,8 @@ impl Client {
                     }
                     Ok(Step::Stands) => {}
                     Err(error @ SourceError::Unreachable { .. })
-                        if self.outages.are_outlasted() && self.again(tries, ask.subject(), None, &error).await =>
+                        if self.outages.retries_without_limit()
+                            && self.again(tries, ask.subject(), None, &error).await =>
                     {
                         continue;
                     }
@@ -309,7 +312,7 @@ impl Client {
                     Err(fault) => tracing::debug!("{fault}; a repeated request is in flight"),
                 },
                 () = &mut end, if !ended => {
-                    if !self.outages.are_outlasted() {
+                    if !self.outages.retries_without_limit() {
                         return Err(Fault::silent(&request.url, patience));
                     }
                     ended = true;
@@ -473,13 +476,13 @@ impl Client {
     }
 
     /// Whether a failed login is retried without limit.
-    fn outlasts(&self, error: &AuthError) -> bool {
+    fn is_retried(&self, error: &AuthError) -> bool {
         let passing = match error {
             AuthError::Unreachable(fault) => fault.is_passing(),
             AuthError::Failing { .. } => true,
             _ => false,
         };
-        passing && self.outages.are_outlasted()
+        passing && self.outages.retries_without_limit()
     }
 
     /// What is known about ranges of this blob.

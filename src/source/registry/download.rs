@@ -66,14 +66,14 @@ struct Part {
     left: u64,
     /// Bytes not received yet.
     coming: Arc<AtomicU64>,
-    pieces: mpsc::UnboundedReceiver<Result<Held, SourceError>>,
+    pieces: mpsc::UnboundedReceiver<Result<BudgetedBytes, SourceError>>,
     /// Ends the transfer when the part is dropped.
     transfer: AbortHandle,
     _room: Option<Taken>,
 }
 
 /// A piece in memory, and its share of the memory budget.
-type Held = (Bytes, OwnedSemaphorePermit);
+type BudgetedBytes = (Bytes, OwnedSemaphorePermit);
 
 impl Download {
     /// Requests the first part of `wanted` and returns once the response is valid. It delivers `wanted`, or, with
@@ -227,7 +227,7 @@ async fn pump(
     transfer: impl Future<Output = Result<Transfer, SourceError>>,
     coming: &AtomicU64,
     ahead: u64,
-    to: &mpsc::UnboundedSender<Result<Held, SourceError>>,
+    to: &mpsc::UnboundedSender<Result<BudgetedBytes, SourceError>>,
 ) -> Result<(), SourceError> {
     let ahead = u32::try_from(ahead).expect("parts beside others have a few MiB");
     let free = Arc::new(Semaphore::new(ahead as usize));

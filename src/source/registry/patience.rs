@@ -217,7 +217,7 @@ impl Tries {
         self.note(outages, subject, fault);
         // A pausing request needs no place.
         self.place = None;
-        if !outages.are_outlasted() {
+        if !outages.retries_without_limit() {
             return self.again_after(subject.trouble, asked).await;
         }
         self.failed = self.failed.saturating_add(1);

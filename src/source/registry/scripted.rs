@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 /// A request as received.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct Request {
     pub(super) method: String,
     pub(super) target: String,
     headers: Vec<(String, String)>,
     pub(super) body: String,
 }
 
-impl Asked {
+impl Request {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -29,14 +29,14 @@ impl Asked {
 }
 
 /// The response, byte for byte, and what happens to the connection afterwards.
-pub(super) struct Said {
+pub(super) struct Response {
     bytes: Vec<u8>,
     then: Then,
-    held: Option<Held>,
+    held: Option<Hold>,
 }
 
 /// An offset, and a function that returns when the bytes from there may be sent.
-type Held = (usize, Box<dyn FnOnce() + Send>);
+type Hold = (usize, Box<dyn FnOnce() + Send>);
 
 enum Then {
     Keep,
@@ -48,14 +48,14 @@ enum Then {
     Last(Box<dyn FnOnce() + Send>, Vec<u8>),
 }
 
-impl Said {
+impl Response {
     /// A response with the right Content-Length.
     pub(super) fn new(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
         let length = body.len().to_string();
-        let mut said = Self::head(status, &[headers, &[("Content-Length", &length)]].concat());
-        said.bytes.extend_from_slice(body);
-        said
+        let mut response = Self::head(status, &[headers, &[("Content-Length", &length)]].concat());
+        response.bytes.extend_from_slice(body);
+        response
     }
 
     /// A response with these headers only, without a body yet.
@@ -114,34 +114,34 @@ impl Said {
 /// A listening server; its threads end with the test process.
 pub(super) struct Scripted {
     pub(super) address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Scripted {
     /// Answers every request with what `script` returns.
-    pub(super) fn start(script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    pub(super) fn start(script: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
         Self::start_with(None, script)
     }
 
     /// The same over TLS.
     pub(super) fn start_tls(
         tls: rustls::ServerConfig,
-        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+        script: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
         Self::start_with(Some(Arc::new(tls)), script)
     }
 
     fn start_with(
         tls: Option<Arc<rustls::ServerConfig>>,
-        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+        script: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
         let script = Arc::new(script);
-        let (log, count) = (asked.clone(), connections.clone());
+        let (log, count) = (requests.clone(), connections.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (script, log, tls) = (script.clone(), log.clone(), tls.clone());
@@ -158,15 +158,15 @@ impl Scripted {
                 });
             }
         });
-        Self { address, asked, connections }
+        Self { address, requests, connections }
     }
 
     pub(super) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub(super) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -174,7 +174,11 @@ impl Scripted {
     }
 }
 
-fn serve(stream: impl Read + Write, script: &dyn Fn(&Asked) -> Said, log: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
+fn serve(
+    stream: impl Read + Write,
+    script: &dyn Fn(&Request) -> Response,
+    log: &Mutex<Vec<Request>>,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
@@ -190,20 +194,20 @@ fn serve(stream: impl Read + Write, script: &dyn Fn(&Asked) -> Said, log: &Mutex
             let Some((name, value)) = line.trim_end().split_once(':') else { break };
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        let mut asked = Asked { method, target, headers, body: String::new() };
-        let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut request = Request { method, target, headers, body: String::new() };
+        let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        asked.body = String::from_utf8(body).unwrap();
-        log.lock().unwrap().push(asked.clone());
-        let said = script(&asked);
-        let (first, wait) = said.held.map_or((said.bytes.len(), None), |(first, wait)| (first, Some(wait)));
-        reader.get_mut().write_all(&said.bytes[..first])?;
+        request.body = String::from_utf8(body).unwrap();
+        log.lock().unwrap().push(request.clone());
+        let response = script(&request);
+        let (first, wait) = response.held.map_or((response.bytes.len(), None), |(first, wait)| (first, Some(wait)));
+        reader.get_mut().write_all(&response.bytes[..first])?;
         reader.get_mut().flush()?;
         wait.into_iter().for_each(|wait| wait());
-        reader.get_mut().write_all(&said.bytes[first..])?;
+        reader.get_mut().write_all(&response.bytes[first..])?;
         reader.get_mut().flush()?;
-        match said.then {
+        match response.then {
             Then::Keep => {}
             Then::HangUp => return Ok(()),
             Then::Hang => {

@@ -8,17 +8,17 @@ async fn redirects_carry_no_credentials_and_last_until_they_expire() {
     let served = bytes.clone();
     let expired = Arc::new(AtomicUsize::new(0));
     let old = expired.clone();
-    let storage = Scripted::start(move |asked| {
+    let storage = Scripted::start(move |request| {
         let generation = format!("/store?sig={}", old.load(Ordering::SeqCst));
-        if asked.target == generation { serve(asked, &served) } else { Said::new(403, &[], "expired") }
+        if request.target == generation { serve(request, &served) } else { Response::new(403, &[], "expired") }
     });
     let (location, current) = (storage.url("/store"), expired.clone());
-    let server = Scripted::start(move |asked| match asked.header("authorization") {
+    let server = Scripted::start(move |request| match request.header("authorization") {
         Some(_) => {
             let to = format!("{location}?sig={}", current.load(Ordering::SeqCst));
-            Said::new(307, &[("Location", &to), ("Set-Cookie", "a=b")], "")
+            Response::new(307, &[("Location", &to), ("Set-Cookie", "a=b")], "")
         }
-        None => Said::new(401, &[("WWW-Authenticate", "Basic realm=r")], ""),
+        None => Response::new(401, &[("WWW-Authenticate", "Basic realm=r")], ""),
     });
     let bench = bench(&server, Some(ALICE));
     for range in [0..10, 10..20, 150_000..199_000] {
@@ -26,13 +26,13 @@ async fn redirects_carry_no_credentials_and_last_until_they_expire() {
         assert_eq!(read(&bench, &blob(&bytes), range).await.unwrap(), wanted);
     }
     // 401, redirect; then storage only.
-    assert_eq!((server.asked().len(), storage.asked().len()), (2, 3));
+    assert_eq!((server.requests().len(), storage.requests().len()), (2, 3));
     expired.store(1, Ordering::SeqCst);
     assert_eq!(read(&bench, &blob(&bytes), 20..30).await.unwrap(), bytes[20..30]);
-    assert_eq!((server.asked().len(), storage.asked().len()), (3, 5));
-    for asked in storage.asked() {
+    assert_eq!((server.requests().len(), storage.requests().len()), (3, 5));
+    for request in storage.requests() {
         for name in ["authorization", "cookie", "referer", "proxy-authorization"] {
-            assert_eq!(asked.header(name), None, "{name}");
+            assert_eq!(request.header(name), None, "{name}");
         }
     }
 }
@@ -60,18 +60,18 @@ async fn no_log_at_any_level_holds_a_secret() {
     let guard = tracing::subscriber::set_default(subscriber);
     let bytes = content();
     let served = bytes.clone();
-    let storage = Scripted::start(move |asked| match asked.range() {
-        Some((0, _)) => Said::new(403, &[], "no"),
-        _ => serve(asked, &served),
+    let storage = Scripted::start(move |request| match request.range() {
+        Some((0, _)) => Response::new(403, &[], "no"),
+        _ => serve(request, &served),
     });
     let location = storage.url("/store?signature=sIgNaTuRe");
-    let server = Scripted::start(move |asked| {
-        if asked.target.starts_with("/token") {
-            return Said::new(200, &[], r#"{"token":"tOkEnTeXt"}"#);
+    let server = Scripted::start(move |request| {
+        if request.target.starts_with("/token") {
+            return Response::new(200, &[], r#"{"token":"tOkEnTeXt"}"#);
         }
-        match asked.header("authorization") {
-            Some("Bearer tOkEnTeXt") => Said::new(307, &[("Location", &location)], ""),
-            _ => challenge(asked),
+        match request.header("authorization") {
+            Some("Bearer tOkEnTeXt") => Response::new(307, &[("Location", &location)], ""),
+            _ => challenge(request),
         }
     });
     let bench = bench(&server, Some(ALICE));
@@ -95,13 +95,13 @@ async fn redirects_that_lead_astray_are_refused() {
         ("", "no usable address"),
         ("/v2/team/app/again", "more than 5 redirects"),
     ] {
-        let server = Scripted::start(move |_| Said::new(302, &[("Location", location)], ""));
+        let server = Scripted::start(move |_| Response::new(302, &[("Location", location)], ""));
         let result = read(&bench(&server, None), &blob(&bytes), 0..10).await;
         let Err(SourceError::Protocol { why, .. }) = result else { panic!("{result:?}") };
         assert!(why.contains(words), "{why}");
-        assert!(server.asked().len() <= 6);
+        assert!(server.requests().len() <= 6);
     }
-    let server = Scripted::start(|_| Said::new(302, &[], ""));
+    let server = Scripted::start(|_| Response::new(302, &[], ""));
     let result = read(&bench(&server, None), &blob(&bytes), 0..10).await;
     assert!(matches!(result, Err(SourceError::Protocol { .. })), "{result:?}");
 }
@@ -111,9 +111,9 @@ async fn a_busy_registry_is_asked_again_but_not_for_ever() {
     let left = AtomicUsize::new(3);
     let server = Scripted::start(move |_| {
         match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(3) => Said::new(429, &[("Retry-After", "40")], ""),
-            Ok(_) => Said::new(503, &[], "tired"),
-            Err(_) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+            Ok(3) => Response::new(429, &[("Retry-After", "40")], ""),
+            Ok(_) => Response::new(503, &[], "tired"),
+            Err(_) => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
         }
     });
     let first = bench(&server, None);
@@ -123,7 +123,7 @@ async fn a_busy_registry_is_asked_again_but_not_for_ever() {
     assert_eq!(pauses[0], Duration::from_secs(40));
     assert!(pauses[1..].iter().all(|pause| *pause < Duration::from_secs(1)));
 
-    let server = Scripted::start(|_| Said::new(503, &[], "tired"));
+    let server = Scripted::start(|_| Response::new(503, &[], "tired"));
     let Err(SourceError::Unreachable { why, .. }) = bench(&server, None).source.root().await else { panic!() };
     assert!(why.contains("503") && why.contains("tired") && why.contains("tried 6 times"), "{why}");
 }
@@ -148,12 +148,12 @@ async fn one_that_asks_to_wait_for_too_long_is_not_asked_again() {
     for (status, trouble) in [(429, Outage::TooMany), (503, Outage::Unwell)] {
         for (headers, asks) in &table {
             let said = headers.clone();
-            let server = Scripted::start(move |_| Said::new(status, &said, "enough"));
+            let server = Scripted::start(move |_| Response::new(status, &said, "enough"));
             let bench = bench(&server, None);
             let Err(SourceError::Unreachable { why, hint, .. }) = bench.source.root().await else { panic!() };
             assert_eq!(hint, trouble.hint());
             assert!(why.contains("enough") && asks.is_none_or(|asks| why.contains(asks)), "{headers:?}: {why}");
-            let tries = server.asked().len();
+            let tries = server.requests().len();
             match asks {
                 Some(_) => assert_eq!((tries, bench.clock.pauses()), (1, Vec::new()), "{headers:?}"),
                 None => assert!((2..=6).contains(&tries), "{headers:?}: {tries}"),
@@ -166,15 +166,15 @@ async fn one_that_asks_to_wait_for_too_long_is_not_asked_again() {
 #[tokio::test]
 async fn too_many_requests_are_not_answered_with_more() {
     for path in ["/v2/", "/token"] {
-        let server = Scripted::start(move |asked| match asked.target.starts_with(path) {
-            true => Said::new(429, &[], r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#),
-            false => challenge(asked),
+        let server = Scripted::start(move |request| match request.target.starts_with(path) {
+            true => Response::new(429, &[], r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#),
+            false => challenge(request),
         });
         let bench = bench(&server, None);
         let Err(SourceError::Unreachable { why, hint, .. }) = bench.source.root().await else { panic!("{path}") };
         assert_eq!(hint, Outage::TooMany.hint(), "{why}");
         assert!(why.contains("slow down"), "{why}");
-        let refused = server.asked().iter().filter(|asked| asked.target.starts_with(path)).count();
+        let refused = server.requests().iter().filter(|request| request.target.starts_with(path)).count();
         assert_eq!(refused, 3, "{path}");
         let pauses = bench.clock.pauses();
         assert!(pauses.iter().all(|pause| pause.as_millis() >= 500), "{pauses:?}");
@@ -183,7 +183,7 @@ async fn too_many_requests_are_not_answered_with_more() {
 
 #[tokio::test]
 async fn an_endless_manifest_ends_at_four_mebibytes() {
-    let server = Scripted::start(|_| Said::head(200, &[("Content-Type", OCI)]).then_repeat(&[b' '; 65_536]));
+    let server = Scripted::start(|_| Response::head(200, &[("Content-Type", OCI)]).then_repeat(&[b' '; 65_536]));
     let bench = bench(&server, None);
     let Err(SourceError::Protocol { why, .. }) = bench.source.root().await else { panic!() };
     assert!(why.contains("more than 4194304 bytes"), "{why}");
@@ -192,11 +192,11 @@ async fn an_endless_manifest_ends_at_four_mebibytes() {
 
 #[tokio::test]
 async fn an_endless_token_ends_at_one_mebibyte() {
-    let server = Scripted::start(|asked| {
-        if asked.target.starts_with("/token") {
-            return Said::head(200, &[]).then_repeat(&[b' '; 65_536]);
+    let server = Scripted::start(|request| {
+        if request.target.starts_with("/token") {
+            return Response::head(200, &[]).then_repeat(&[b' '; 65_536]);
         }
-        challenge(asked)
+        challenge(request)
     });
     let bench = bench(&server, None);
     assert!(bench.source.root().await.is_err());
@@ -207,10 +207,10 @@ async fn an_endless_token_ends_at_one_mebibyte() {
 async fn head_describes_without_a_body() {
     let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
     let named = digest.to_string();
-    let server = Scripted::start(move |asked| {
-        assert_eq!(asked.method, "HEAD");
+    let server = Scripted::start(move |request| {
+        assert_eq!(request.method, "HEAD");
         let length = MANIFEST.len().to_string();
-        Said::head(200, &[("Content-Type", OCI), ("Content-Length", &length), ("Docker-Content-Digest", &named)])
+        Response::head(200, &[("Content-Type", OCI), ("Content-Length", &length), ("Docker-Content-Digest", &named)])
     });
     let found = bench(&server, None).source.head().await.unwrap();
     assert_eq!(found, descriptor(MediaType::OciManifest, digest, MANIFEST.len() as u64));
@@ -220,9 +220,9 @@ async fn head_describes_without_a_body() {
 async fn a_registry_that_cannot_head_is_asked_by_get() {
     for status in [404, 405, 400, 200] {
         // 200 without a digest is not enough.
-        let server = Scripted::start(move |asked| match asked.method.as_str() {
-            "HEAD" => Said::head(status, &[("Content-Length", "31"), ("Content-Type", OCI)]),
-            _ => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+        let server = Scripted::start(move |request| match request.method.as_str() {
+            "HEAD" => Response::head(status, &[("Content-Length", "31"), ("Content-Type", OCI)]),
+            _ => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
         });
         let found = bench(&server, None).source.head().await.unwrap();
         assert_eq!(found.digest, Digest::of(Algorithm::Sha256, MANIFEST.as_bytes()), "{status}");
@@ -243,7 +243,7 @@ async fn what_a_manifest_is_must_be_clear() {
         ("text/html", MANIFEST, None),
         ("application/vnd.docker.distribution.manifest.v1+prettyjws", MANIFEST, None),
     ] {
-        let server = Scripted::start(move |_| Said::new(200, &[("Content-Type", content_type)], body));
+        let server = Scripted::start(move |_| Response::new(200, &[("Content-Type", content_type)], body));
         let found = bench(&server, None).source.root().await.ok().map(|(descriptor, _)| descriptor.media_type);
         assert_eq!(found, wanted, "{content_type} {body}");
     }
@@ -252,14 +252,14 @@ async fn what_a_manifest_is_must_be_clear() {
 #[tokio::test]
 async fn schema_1_comes_with_a_hint() {
     let schema1 = "application/vnd.docker.distribution.manifest.v1+json";
-    let server = Scripted::start(move |_| Said::new(200, &[("Content-Type", schema1)], "{}"));
+    let server = Scripted::start(move |_| Response::new(200, &[("Content-Type", schema1)], "{}"));
     let result = bench(&server, None).source.root().await;
     assert!(matches!(result, Err(SourceError::Unsupported { hint: Some(_), .. })), "{result:?}");
 }
 
 #[tokio::test]
 async fn a_manifest_that_contradicts_its_descriptor_is_refused() {
-    let server = Scripted::start(|_| Said::new(200, &[("Content-Type", OCI)], MANIFEST));
+    let server = Scripted::start(|_| Response::new(200, &[("Content-Type", OCI)], MANIFEST));
     let bench = bench(&server, None);
     let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
     let size = MANIFEST.len() as u64;
@@ -278,8 +278,9 @@ async fn a_manifest_that_contradicts_its_descriptor_is_refused() {
 #[tokio::test]
 async fn a_digest_that_does_not_fit_the_document_is_corrupt() {
     let other = Digest::of(Algorithm::Sha256, b"other").to_string();
-    let server =
-        Scripted::start(move |_| Said::new(200, &[("Content-Type", OCI), ("Docker-Content-Digest", &other)], MANIFEST));
+    let server = Scripted::start(move |_| {
+        Response::new(200, &[("Content-Type", OCI), ("Docker-Content-Digest", &other)], MANIFEST)
+    });
     let result = bench(&server, None).source.root().await;
     assert!(matches!(result, Err(SourceError::Corrupt { .. })), "{result:?}");
 }
@@ -287,7 +288,7 @@ async fn a_digest_that_does_not_fit_the_document_is_corrupt() {
 #[tokio::test]
 async fn missing_objects_are_named() {
     let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
-    let server = Scripted::start(move |_| Said::new(404, &[], body));
+    let server = Scripted::start(move |_| Response::new(404, &[], body));
     let error = bench(&server, None).source.root().await.unwrap_err();
     assert_eq!(error.to_string(), format!("manifest `1` not found in {}/team/app", server.address));
     let SourceError::NotFound { said: Some(said), .. } = error else { panic!() };
@@ -300,7 +301,7 @@ async fn a_registry_that_is_not_there_is_one_clear_error_at_once() {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
-    let gone = Scripted::start(|_| Said::head(200, &[]));
+    let gone = Scripted::start(|_| Response::head(200, &[]));
     let mut bench = bench(&gone, None);
     let name = format!("{address}/team/app:1").parse().unwrap();
     let clock = bench.clock.clone();

@@ -66,7 +66,7 @@ impl Keys {
     pub(super) fn registry_saying(
         &self,
         name: &str,
-        script: impl Fn(&Asked) -> Said + Send + Sync + 'static,
+        script: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Scripted {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -89,7 +89,7 @@ impl Keys {
             }
         };
         let config = config.with_single_cert(self.certificates(name), self.secret(name)).unwrap();
-        Scripted::start_tls(config, |_| Said::new(200, &[("Content-Type", OCI)], MANIFEST))
+        Scripted::start_tls(config, |_| Response::new(200, &[("Content-Type", OCI)], MANIFEST))
     }
 
     fn ask(&self, server: &Scripted, ca: &str) -> Asking<'_> {

@@ -4,29 +4,29 @@ use super::*;
 
 /// A registry that hides everything without a login, and accepts alice's password by Basic or for a token.
 fn secretive(status: u16, by_token: bool, pings: bool) -> Scripted {
-    Scripted::start(move |asked| {
-        let host = asked.header("host").unwrap();
+    Scripted::start(move |request| {
+        let host = request.header("host").unwrap();
         let basic = basic_of("alice", "s3cret");
         let challenge = match by_token {
             true => format!(r#"Bearer realm="http://{host}/token",service="reg""#),
             false => r#"Basic realm="r""#.to_owned(),
         };
-        match (asked.target.as_str(), asked.header("authorization")) {
+        match (request.target.as_str(), request.header("authorization")) {
             (token, Some(shown)) if token.starts_with("/token") && shown == basic => {
-                Said::new(200, &[], r#"{"token":"good"}"#)
+                Response::new(200, &[], r#"{"token":"good"}"#)
             }
-            (token, _) if token.starts_with("/token") => Said::new(401, &[], "who are you"),
-            ("/v2/", None) if pings => Said::new(401, &[("WWW-Authenticate", &challenge)], ""),
-            ("/v2/", None) => Said::new(200, &[], "{}"),
-            (_, Some("Bearer good")) if by_token => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-            (_, Some(shown)) if !by_token && shown == basic => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-            (_, _) => Said::new(status, &[], r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such thing"}]}"#),
+            (token, _) if token.starts_with("/token") => Response::new(401, &[], "who are you"),
+            ("/v2/", None) if pings => Response::new(401, &[("WWW-Authenticate", &challenge)], ""),
+            ("/v2/", None) => Response::new(200, &[], "{}"),
+            (_, Some("Bearer good")) if by_token => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+            (_, Some(shown)) if !by_token && shown == basic => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+            (_, _) => Response::new(status, &[], r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such thing"}]}"#),
         }
     })
 }
 
 fn pings(server: &Scripted) -> usize {
-    server.asked().iter().filter(|asked| asked.target == "/v2/").count()
+    server.requests().iter().filter(|request| request.target == "/v2/").count()
 }
 
 #[tokio::test]
@@ -50,12 +50,12 @@ async fn without_a_login_nothing_more_is_asked() {
     let result = bench(&server, None).source.root().await;
     let Err(SourceError::NotFound { said: Some(said), .. }) = result else { panic!("{result:?}") };
     assert_eq!(said, "404 Not Found (NAME_UNKNOWN: no such thing)");
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(server.requests().len(), 1);
     let server = secretive(403, true, true);
     let result = bench(&server, None).source.root().await;
     let Err(SourceError::Denied { tried, .. }) = result else { panic!("{result:?}") };
     assert_eq!(tried, "anonymous, as no credentials were found");
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(server.requests().len(), 1);
 }
 
 /// The registry offers no login: its refusal is final, and the message says why no login was tried.
@@ -73,15 +73,15 @@ async fn an_untried_login_is_reported() {
             assert!(told.contains("login") && told.contains("`alice`") && told.contains("asks for none"), "{told}");
             assert!(!told.contains("no credentials were found"), "{told}");
         }
-        assert_eq!((pings(&server), server.asked().len()), (1, 6), "{status}");
+        assert_eq!((pings(&server), server.requests().len()), (1, 6), "{status}");
     }
 }
 
 #[tokio::test]
 async fn what_a_login_does_not_find_is_not_there() {
-    let server = Scripted::start(|asked| match (asked.target.as_str(), asked.header("authorization")) {
-        ("/v2/", None) => Said::new(401, &[("WWW-Authenticate", "Basic realm=r")], ""),
-        _ => Said::new(404, &[], ""),
+    let server = Scripted::start(|request| match (request.target.as_str(), request.header("authorization")) {
+        ("/v2/", None) => Response::new(401, &[("WWW-Authenticate", "Basic realm=r")], ""),
+        _ => Response::new(404, &[], ""),
     });
     let bench = bench(&server, Some(ALICE));
     for _ in 0..3 {
@@ -107,20 +107,20 @@ async fn what_a_login_does_not_find_is_not_there() {
 async fn a_scope_of_another_name_is_asked_for_beside_our_own() {
     for refusal in [401, 403] {
         for proposed in ["repository:acme/org/app:pull", "repository:acme/org/app:pull,push"] {
-            let server = Scripted::start(move |asked| {
-                let host = asked.header("host").unwrap();
-                if asked.target.starts_with("/token") {
-                    let both = asked.target.contains("scope=repository%3Ateam%2Fapp%3Apull")
-                        && asked.target.contains("scope=repository%3Aacme%2Forg%2Fapp%3Apull");
-                    assert!(!asked.target.contains("push"), "{}", asked.target);
-                    return Said::new(200, &[], if both { r#"{"token":"both"}"# } else { r#"{"token":"own"}"# });
+            let server = Scripted::start(move |request| {
+                let host = request.header("host").unwrap();
+                if request.target.starts_with("/token") {
+                    let both = request.target.contains("scope=repository%3Ateam%2Fapp%3Apull")
+                        && request.target.contains("scope=repository%3Aacme%2Forg%2Fapp%3Apull");
+                    assert!(!request.target.contains("push"), "{}", request.target);
+                    return Response::new(200, &[], if both { r#"{"token":"both"}"# } else { r#"{"token":"own"}"# });
                 }
                 let wants = format!(r#"Bearer realm="http://{host}/token",service="reg",scope="{proposed}""#);
                 let wants = [("WWW-Authenticate", wants.as_str())];
-                match asked.header("authorization") {
-                    Some("Bearer both") => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-                    Some(_) => Said::new(refusal, &wants, ""),
-                    None => Said::new(401, &wants, ""),
+                match request.header("authorization") {
+                    Some("Bearer both") => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+                    Some(_) => Response::new(refusal, &wants, ""),
+                    None => Response::new(401, &wants, ""),
                 }
             });
             let bench = bench(&server, None);
@@ -138,7 +138,7 @@ async fn a_scope_of_another_name_is_asked_for_beside_our_own() {
 async fn a_greedy_scope_is_never_asked_for() {
     let server = token_registry(|_| false);
     assert!(bench(&server, Some(ALICE)).source.root().await.is_err());
-    for asked in tokens_asked(&server) {
-        assert!(!asked.target.contains("other"), "{}", asked.target);
+    for request in tokens_asked(&server) {
+        assert!(!request.target.contains("other"), "{}", request.target);
     }
 }

@@ -10,15 +10,15 @@ async fn a_token_is_fetched_and_kept() {
     assert_eq!(bytes.into_unverified(), MANIFEST);
     assert_eq!(descriptor.digest, Digest::of(Algorithm::Sha256, MANIFEST.as_bytes()));
     bench.source.root().await.unwrap();
-    let asked = server.asked();
-    let targets: Vec<&str> = asked.iter().map(|asked| asked.target.as_str()).collect();
+    let requests = server.requests();
+    let targets: Vec<&str> = requests.iter().map(|request| request.target.as_str()).collect();
     let token = "/token?account=alice&service=reg&scope=repository%3Ateam%2Fapp%3Apull";
     assert_eq!(targets, ["/v2/team/app/manifests/1", token, "/v2/team/app/manifests/1", "/v2/team/app/manifests/1"]);
-    assert_eq!(asked[1].header("authorization"), Some(&*basic_of("alice", "s3cret")));
+    assert_eq!(requests[1].header("authorization"), Some(&*basic_of("alice", "s3cret")));
     for media_type in MediaType::MANIFESTS {
-        assert!(asked[0].header("accept").unwrap().contains(media_type));
+        assert!(requests[0].header("accept").unwrap().contains(media_type));
     }
-    assert!(asked.iter().all(|asked| asked.header("accept-encoding") == Some("identity")));
+    assert!(requests.iter().all(|request| request.header("accept-encoding") == Some("identity")));
     assert_eq!(server.connections(), 1);
 }
 
@@ -41,7 +41,7 @@ async fn a_token_is_renewed_before_it_ends() {
     bench.clock.advance(Duration::from_secs(2));
     bench.source.root().await.unwrap();
     assert_eq!(tokens_asked(&server).len(), 2);
-    let refused = server.asked().iter().filter(|asked| asked.header("authorization").is_none()).count();
+    let refused = server.requests().iter().filter(|request| request.header("authorization").is_none()).count();
     // The first request and the two for tokens; no request was refused for an expired token.
     assert_eq!(refused, 3);
 }
@@ -69,7 +69,7 @@ async fn fifty_readers_renew_once() {
 
 #[tokio::test]
 async fn fifty_readers_share_one_failed_login() {
-    let server = Scripted::start(|_| Said::new(401, &[], r#"{"details":"wrong password"}"#));
+    let server = Scripted::start(|_| Response::new(401, &[], r#"{"details":"wrong password"}"#));
     let bench = bench(&server, Some(ALICE));
     let (authorizer, transport) = (&bench.source.client.authorizer, &bench.source.client.transport);
     let url = Url::parse(&server.url("/v2/team/app/manifests/1")).unwrap();
@@ -86,16 +86,16 @@ async fn fifty_readers_share_one_failed_login() {
     for result in futures_util::future::join_all(readers).await {
         assert!(matches!(result, Err(auth::AuthError::Refused { .. })), "{result:?}");
     }
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[tokio::test]
 async fn a_refused_login_says_who_and_what() {
-    let server = Scripted::start(|asked| {
-        if asked.target.starts_with("/token") {
-            return Said::new(401, &[], r#"{"details":"incorrect username or password"}"#);
+    let server = Scripted::start(|request| {
+        if request.target.starts_with("/token") {
+            return Response::new(401, &[], r#"{"details":"incorrect username or password"}"#);
         }
-        challenge(asked)
+        challenge(request)
     });
     let bench = bench(&server, Some(ALICE));
     let Err(SourceError::Denied { said, tried, .. }) = bench.source.root().await else { panic!() };
@@ -118,19 +118,19 @@ async fn credentials_are_read_again_when_a_fresh_token_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("auth.json");
     let (path, logins) = (file.clone(), AtomicUsize::new(0));
-    let server = Scripted::start(move |asked| {
-        let host = asked.header("host").unwrap();
-        if asked.target.starts_with("/token") {
+    let server = Scripted::start(move |request| {
+        let host = request.header("host").unwrap();
+        if request.target.starts_with("/token") {
             let user = if logins.fetch_add(1, Ordering::SeqCst) == 0 { "old" } else { "new" };
-            assert_eq!(asked.header("authorization").unwrap(), basic_of(user, "p"));
+            assert_eq!(request.header("authorization").unwrap(), basic_of(user, "p"));
             // Meanwhile the user logs in again.
             std::fs::write(&path, format!(r#"{{"auths": {{"{host}": {{"username": "new", "password": "p"}}}}}}"#))
                 .unwrap();
-            return Said::new(200, &[], format!(r#"{{"token":"{user}"}}"#));
+            return Response::new(200, &[], format!(r#"{{"token":"{user}"}}"#));
         }
-        match asked.header("authorization") {
-            Some("Bearer new") => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-            _ => challenge(asked),
+        match request.header("authorization") {
+            Some("Bearer new") => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+            _ => challenge(request),
         }
     });
     let host = server.address;
@@ -141,28 +141,28 @@ async fn credentials_are_read_again_when_a_fresh_token_is_refused() {
 
 #[tokio::test]
 async fn basic_is_answered_with_the_password_itself() {
-    let server = Scripted::start(|asked| match asked.header("authorization") {
-        Some(header) if header == basic_of("alice", "s3cret") => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-        _ => Said::new(401, &[("WWW-Authenticate", r#"Basic realm="r""#)], ""),
+    let server = Scripted::start(|request| match request.header("authorization") {
+        Some(header) if header == basic_of("alice", "s3cret") => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+        _ => Response::new(401, &[("WWW-Authenticate", r#"Basic realm="r""#)], ""),
     });
     bench(&server, Some(ALICE)).source.root().await.unwrap();
     let Err(SourceError::Denied { tried, .. }) = bench(&server, None).source.root().await else { panic!() };
     assert!(tried.starts_with("anonymous"), "{tried}");
     let wrong = ALICE.replace("s3cret", "wrong");
-    let before = server.asked().len();
+    let before = server.requests().len();
     let result = bench(&server, Some(&wrong)).source.root().await;
     assert!(matches!(result, Err(SourceError::Denied { .. })));
-    assert_eq!(server.asked().len() - before, 2);
+    assert_eq!(server.requests().len() - before, 2);
 }
 
 #[tokio::test]
 async fn a_token_server_that_only_knows_post_gets_a_form() {
     for refusal in [400, 404, 405, 501] {
-        let server = Scripted::start(move |asked| match (asked.method.as_str(), asked.header("authorization")) {
-            ("POST", None) => Said::new(200, &[], r#"{"access_token":"t"}"#),
-            (_, _) if asked.target.starts_with("/token") => Said::new(refusal, &[], ""),
-            (_, Some("Bearer t")) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-            _ => challenge(asked),
+        let server = Scripted::start(move |request| match (request.method.as_str(), request.header("authorization")) {
+            ("POST", None) => Response::new(200, &[], r#"{"access_token":"t"}"#),
+            (_, _) if request.target.starts_with("/token") => Response::new(refusal, &[], ""),
+            (_, Some("Bearer t")) => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+            _ => challenge(request),
         });
         bench(&server, Some(ALICE)).source.root().await.unwrap();
         let form = &tokens_asked(&server)[1];
@@ -177,12 +177,12 @@ async fn a_token_server_that_only_knows_post_gets_a_form() {
 
 #[tokio::test]
 async fn an_identity_token_is_a_refresh_token() {
-    let server = Scripted::start(|asked| match asked.header("authorization") {
-        _ if asked.body.starts_with("grant_type=refresh_token&refresh_token=idt&") => {
-            Said::new(200, &[], r#"{"access_token":"t"}"#)
+    let server = Scripted::start(|request| match request.header("authorization") {
+        _ if request.body.starts_with("grant_type=refresh_token&refresh_token=idt&") => {
+            Response::new(200, &[], r#"{"access_token":"t"}"#)
         }
-        Some("Bearer t") => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-        _ => challenge(asked),
+        Some("Bearer t") => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+        _ => challenge(request),
     });
     let auth = r#"{"auths": {"HOST": {"auth": "eDp5", "identitytoken": "idt"}}}"#;
     bench(&server, Some(auth)).source.root().await.unwrap();
@@ -193,21 +193,21 @@ async fn a_token_that_ends_in_the_middle_of_a_blob_is_renewed() {
     let bytes = content();
     let (served, gets) = (bytes.clone(), AtomicUsize::new(0));
     let tokens = AtomicUsize::new(0);
-    let server = Scripted::start(move |asked| {
-        if asked.target.starts_with("/token") {
+    let server = Scripted::start(move |request| {
+        if request.target.starts_with("/token") {
             let number = tokens.fetch_add(1, Ordering::SeqCst) + 1;
-            return Said::new(200, &[], format!(r#"{{"token":"t{number}"}}"#));
+            return Response::new(200, &[], format!(r#"{{"token":"t{number}"}}"#));
         }
-        match (asked.header("authorization"), gets.load(Ordering::SeqCst)) {
+        match (request.header("authorization"), gets.load(Ordering::SeqCst)) {
             (Some("Bearer t1"), 0) => {
                 gets.store(1, Ordering::SeqCst);
-                Said::head(200, &[("Content-Length", "200000")]).and(&served[..70_000]).then_hang_up()
+                Response::head(200, &[("Content-Length", "200000")]).and(&served[..70_000]).then_hang_up()
             }
-            (Some("Bearer t2"), 1) => serve(asked, &served),
-            _ => challenge(asked),
+            (Some("Bearer t2"), 1) => serve(request, &served),
+            _ => challenge(request),
         }
     });
     let bench = bench(&server, None);
     assert_eq!(read(&bench, &blob(&bytes), 0..200_000).await.unwrap(), bytes);
-    assert_eq!(server.asked().last().unwrap().range(), Some((70_000, 199_999)));
+    assert_eq!(server.requests().last().unwrap().range(), Some((70_000, 199_999)));
 }

@@ -18,7 +18,7 @@ use base64::Engine as _;
 
 use super::download::Lanes;
 use super::patience::tests::FakeClock;
-use super::scripted::{Asked, Said, Scripted};
+use super::scripted::{Request, Response, Scripted};
 use super::*;
 use crate::source::Outage;
 use crate::source::outage::{OnOutage, WaitStatus};
@@ -69,13 +69,13 @@ fn content() -> Vec<u8> {
 }
 
 /// A correct response to a request for (a range of) `bytes`.
-fn serve(asked: &Asked, bytes: &[u8]) -> Said {
-    match asked.range() {
+fn serve(request: &Request, bytes: &[u8]) -> Response {
+    match request.range() {
         Some((first, last)) => {
             let range = format!("bytes {first}-{last}/{}", bytes.len());
-            Said::new(206, &[("Content-Range", &range)], &bytes[first..=last])
+            Response::new(206, &[("Content-Range", &range)], &bytes[first..=last])
         }
-        None => Said::new(200, &[], bytes),
+        None => Response::new(200, &[], bytes),
     }
 }
 
@@ -87,25 +87,25 @@ async fn read(bench: &Bench, blob: &Descriptor, range: Range<u64>) -> Result<Vec
 /// A registry that requires a token, and its token server on the same port.
 fn token_registry(accepted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Scripted {
     let issued = AtomicUsize::new(0);
-    Scripted::start(move |asked| {
-        if asked.target.starts_with("/token") {
+    Scripted::start(move |request| {
+        if request.target.starts_with("/token") {
             let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
-            return Said::new(200, &[], format!(r#"{{"token":"t{number}","expires_in":100}}"#));
+            return Response::new(200, &[], format!(r#"{{"token":"t{number}","expires_in":100}}"#));
         }
-        match asked.header("authorization") {
-            Some(header) if accepted(header) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
-            _ => challenge(asked),
+        match request.header("authorization") {
+            Some(header) if accepted(header) => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
+            _ => challenge(request),
         }
     })
 }
 
-fn challenge(asked: &Asked) -> Said {
-    let host = asked.header("host").unwrap();
+fn challenge(request: &Request) -> Response {
+    let host = request.header("host").unwrap();
     let wants =
         format!(r#"Bearer realm="http://{host}/token",service="reg",scope="repository:other/repo:push,delete""#);
-    Said::new(401, &[("WWW-Authenticate", &wants)], r#"{"errors":[{"code":"UNAUTHORIZED","message":"who?"}]}"#)
+    Response::new(401, &[("WWW-Authenticate", &wants)], r#"{"errors":[{"code":"UNAUTHORIZED","message":"who?"}]}"#)
 }
 
-fn tokens_asked(server: &Scripted) -> Vec<Asked> {
-    server.asked().into_iter().filter(|asked| asked.target.starts_with("/token")).collect()
+fn tokens_asked(server: &Scripted) -> Vec<Request> {
+    server.requests().into_iter().filter(|request| request.target.starts_with("/token")).collect()
 }

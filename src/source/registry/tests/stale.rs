@@ -11,27 +11,29 @@ struct Aging {
 }
 
 impl Aging {
-    fn start(refuse: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    fn start(refuse: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
         let (password, first_good) = (Arc::new(Mutex::new("s3cret".to_owned())), Arc::new(AtomicUsize::new(1)));
         let (wanted, good, issued) = (password.clone(), first_good.clone(), AtomicUsize::new(0));
-        let server = Scripted::start(move |asked| {
-            let shown = asked.header("authorization");
-            if asked.target.starts_with("/token") {
+        let server = Scripted::start(move |request| {
+            let shown = request.header("authorization");
+            if request.target.starts_with("/token") {
                 return match shown {
-                    Some(shown) if shown != basic_of("alice", &wanted.lock().unwrap()) => Said::new(401, &[], "wrong"),
+                    Some(shown) if shown != basic_of("alice", &wanted.lock().unwrap()) => {
+                        Response::new(401, &[], "wrong")
+                    }
                     _ => {
                         let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
-                        Said::new(200, &[], format!(r#"{{"token":"{number}","expires_in":86400}}"#))
+                        Response::new(200, &[], format!(r#"{{"token":"{number}","expires_in":86400}}"#))
                     }
                 };
             }
             let number = shown.and_then(|shown| shown.strip_prefix("Bearer ")?.parse::<usize>().ok());
             match (number, shown) {
                 (Some(number), _) if number >= good.load(Ordering::SeqCst) => {
-                    Said::new(200, &[("Content-Type", OCI)], MANIFEST)
+                    Response::new(200, &[("Content-Type", OCI)], MANIFEST)
                 }
-                (None, None) => challenge(asked),
-                _ => refuse(asked),
+                (None, None) => challenge(request),
+                _ => refuse(request),
             }
         });
         Self { password, first_good, server }
@@ -44,13 +46,19 @@ impl Aging {
 }
 
 /// The refusals of an expired token by Harbor, Docker Hub, registries that follow the specification, and ECR.
-fn refusals() -> [fn(&Asked) -> Said; 5] {
+fn refusals() -> [fn(&Request) -> Response; 5] {
     [
-        |_| Said::new(401, &[("WWW-Authenticate", r#"Basic realm="harbor""#)], ""),
-        |_| Said::new(401, &[], ""),
-        |_| Said::new(401, &[("WWW-Authenticate", r#"Bearer error="invalid_token""#)], ""),
+        |_| Response::new(401, &[("WWW-Authenticate", r#"Basic realm="harbor""#)], ""),
+        |_| Response::new(401, &[], ""),
+        |_| Response::new(401, &[("WWW-Authenticate", r#"Bearer error="invalid_token""#)], ""),
         challenge,
-        |_| Said::new(403, &[], r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired."}]}"#),
+        |_| {
+            Response::new(
+                403,
+                &[],
+                r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired."}]}"#,
+            )
+        },
     ]
 }
 
@@ -174,12 +182,12 @@ async fn an_expired_password_is_looked_up_again() {
     for refusal in [401, 403] {
         *password.lock().unwrap() = "old".to_owned();
         let wanted = password.clone();
-        let server = Scripted::start(move |asked| match asked.header("authorization") {
+        let server = Scripted::start(move |request| match request.header("authorization") {
             Some(shown) if shown == basic_of("AWS", &wanted.lock().unwrap()) => {
-                Said::new(200, &[("Content-Type", OCI)], MANIFEST)
+                Response::new(200, &[("Content-Type", OCI)], MANIFEST)
             }
-            Some(_) => Said::new(refusal, &[], r#"{"errors":[{"code":"DENIED","message":"expired"}]}"#),
-            None => Said::new(401, &[("WWW-Authenticate", "Basic realm=\"ecr\"")], ""),
+            Some(_) => Response::new(refusal, &[], r#"{"errors":[{"code":"DENIED","message":"expired"}]}"#),
+            None => Response::new(401, &[("WWW-Authenticate", "Basic realm=\"ecr\"")], ""),
         });
         let home = tempfile::tempdir().unwrap();
         // A helper, as Amazon's.
@@ -200,14 +208,14 @@ async fn an_expired_password_is_looked_up_again() {
         });
         bench.source.root().await.unwrap();
         *password.lock().unwrap() = "new".to_owned();
-        let asked = server.asked().len();
+        let before = server.requests().len();
         for _ in 0..5 {
             let result = bench.source.root().await;
             let Err(SourceError::Denied { said, tried, .. }) = result else { panic!("{result:?}") };
             assert!(said.contains("expired") && tried.contains("`AWS`"), "{said} {tried}");
         }
         // Each read sends one request, and one request asked the registry for a challenge.
-        assert_eq!(server.asked().len() - asked, 6, "{refusal}");
+        assert_eq!(server.requests().len() - before, 6, "{refusal}");
         log_in("new");
         bench.clock.advance(Duration::from_secs(2));
         bench.source.root().await.unwrap();
@@ -220,15 +228,15 @@ async fn a_refusal_of_one_thing_does_not_renew_for_ever() {
     let bytes = content();
     let digest = Digest::of(Algorithm::Sha256, &bytes).to_string();
     let issued = AtomicUsize::new(0);
-    let server = Scripted::start(move |asked| {
-        if asked.target.starts_with("/token") {
+    let server = Scripted::start(move |request| {
+        if request.target.starts_with("/token") {
             let number = issued.fetch_add(1, Ordering::SeqCst);
-            return Said::new(200, &[], format!(r#"{{"token":"{number}","expires_in":86400}}"#));
+            return Response::new(200, &[], format!(r#"{{"token":"{number}","expires_in":86400}}"#));
         }
-        match asked.header("authorization") {
-            None => challenge(asked),
-            Some(_) if asked.target.contains(&digest) => Said::new(403, &[], "blocked by policy"),
-            Some(_) => Said::new(200, &[("Content-Type", OCI)], MANIFEST),
+        match request.header("authorization") {
+            None => challenge(request),
+            Some(_) if request.target.contains(&digest) => Response::new(403, &[], "blocked by policy"),
+            Some(_) => Response::new(200, &[("Content-Type", OCI)], MANIFEST),
         }
     });
     let bench = bench(&server, Some(ALICE));
@@ -250,7 +258,7 @@ async fn a_token_grows_old_while_the_machine_sleeps() {
     bench.clock.suspend(Duration::from_secs(8 * 3600));
     bench.source.root().await.unwrap();
     let shown: Vec<_> =
-        server.asked().iter().filter_map(|asked| asked.header("authorization").map(str::to_owned)).collect();
+        server.requests().iter().filter_map(|request| request.header("authorization").map(str::to_owned)).collect();
     assert_eq!(shown, ["Bearer t1", "Bearer t2"]);
 }
 

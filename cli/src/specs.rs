@@ -30,12 +30,12 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
             PassthroughArg::Never => Passthrough::Never,
         },
     };
-    let image = elsewhere(image_or_layer(&args.image, &args.layer)?)?;
+    let image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
     let writable = match (&args.writable, args.ephemeral) {
         (None, false) => None,
         (None, true) => Some(Writable::Memory),
-        (Some(Some(upper)), _) => Some(Writable::Kept(open::absolute(upper))),
-        (Some(None), _) => Some(Writable::Kept(beside(&args.at))),
+        (Some(Some(upper)), _) => Some(Writable::Directory(open::absolute(upper))),
+        (Some(None), _) => Some(Writable::Directory(beside(&args.at))),
     };
     Ok(MountSpec {
         image,
@@ -56,11 +56,11 @@ pub(super) fn verify(arg: VerifyArg) -> Verify {
 }
 
 /// The image that `args` name, for processes with another working directory.
-pub(super) fn image_elsewhere(args: &ImageArgs) -> Result<ImageSpec, Report> {
-    elsewhere(image(args)?)
+pub(super) fn image_with_absolute_paths(args: &ImageArgs) -> Result<ImageSpec, Report> {
+    with_absolute_paths(image(args)?)
 }
 
-fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
+fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
     let ImageSpec { reference, platform, layer, up_to, access, cache, index, verifiers } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
@@ -71,8 +71,8 @@ fn elsewhere(image: ImageSpec) -> Result<ImageSpec, Report> {
 }
 
 /// How to reach images that are named later.
-pub(super) fn access_elsewhere(access: &AccessArgs) -> Result<ImageSpec, Report> {
-    elsewhere(image_reached(access, "none")?)
+pub(super) fn access_with_absolute_paths(access: &AccessArgs) -> Result<ImageSpec, Report> {
+    with_absolute_paths(image_named(access, "none")?)
 }
 
 /// The default directory for changes of a writable mount.
@@ -107,7 +107,7 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
 }
 
 /// An image of this name, with the access options.
-pub(super) fn image_reached(access: &AccessArgs, name: &str) -> Result<ImageSpec, Report> {
+pub(super) fn image_named(access: &AccessArgs, name: &str) -> Result<ImageSpec, Report> {
     image(&ImageArgs { reference: name.to_owned(), opening: OpeningArgs::default(), access: access.clone() })
 }
 

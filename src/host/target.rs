@@ -13,7 +13,7 @@ use crate::fuse::MountPlace;
 
 /// What a process is to serve.
 #[derive(Clone, Debug)]
-pub enum Wanted {
+pub enum TargetSpec {
     /// A mount of an image.
     Image(Box<MountSpec>),
     /// An image store.
@@ -22,24 +22,24 @@ pub enum Wanted {
 
 /// What a process serves, as another one could take it over.
 #[derive(Clone, Debug)]
-pub(super) enum Shown {
+pub(super) enum TargetState {
     Image(Box<Handover>),
     Store(Box<StoreHandover>),
 }
 
-impl From<MountSpec> for Wanted {
+impl From<MountSpec> for TargetSpec {
     fn from(spec: MountSpec) -> Self {
         Self::Image(Box::new(spec))
     }
 }
 
-impl From<StoreSpec> for Wanted {
+impl From<StoreSpec> for TargetSpec {
     fn from(spec: StoreSpec) -> Self {
         Self::Store(spec)
     }
 }
 
-impl Wanted {
+impl TargetSpec {
     /// Where the log is written, if the user named a file.
     pub(super) fn log(&self) -> Option<&PathBuf> {
         match self {
@@ -66,7 +66,7 @@ impl Wanted {
     }
 }
 
-impl Shown {
+impl TargetState {
     pub(super) fn image(handover: v1::MountHandover) -> Result<Self, WireError> {
         Handover::try_from(handover).map(Box::new).map(Self::Image)
     }
