@@ -17,8 +17,13 @@
 //! names only.
 
 mod apply;
+mod error;
 mod graft;
+mod limits;
 mod path;
+
+pub use error::TreeError;
+pub use limits::Limits;
 
 use std::ops::Range;
 
@@ -28,80 +33,10 @@ use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record};
 use super::extents::{Laying, whole_extent};
 use super::names::{ID_LIMIT, NameTable};
 use super::xattrs::{self, XattrSets};
+use error::{too_long, too_many};
 
-/// Limits for one layer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Limits {
-    /// Entries, including implied directories.
-    pub entries: u32,
-    /// Length of one path, in bytes.
-    pub path: usize,
-    /// Names and link targets together, in bytes.
-    pub names: usize,
-    /// Distinct sets of extended attributes together, in bytes.
-    pub xattrs: usize,
-    /// Data runs of all sparse files together.
-    pub extents: usize,
-    /// Path components walked because of symlinks, in the whole layer.
-    pub link_steps: u64,
-    /// Bytes of entries, names, runs and attributes in an index, see [`Limits::of_blob`].
-    pub index: u64,
-    /// Minimum of `index` for a blob of any size, see [`Limits::of_image`].
-    pub index_at_least: u64,
-}
-
-impl Limits {
-    /// Limits for the layer of a blob of `size` bytes: the size of its index is limited in proportion.
-    ///
-    /// A highly compressible path can create thousands of directories, and a blob of some kilobytes an index of
-    /// gigabytes.
-    #[must_use]
-    pub fn of_blob(self, size: u64) -> Self {
-        let beginning = size.min(BEGINNING);
-        let in_proportion =
-            (beginning * INDEX_PER_FIRST_BYTE).saturating_add((size - beginning).saturating_mul(INDEX_PER_BYTE));
-        Self { index: self.index.min(self.index_at_least.saturating_add(in_proportion)), ..self }
-    }
-
-    /// Limits for the layers of an image with this many: their minimum index sizes are limited in total.
-    #[must_use]
-    pub fn of_image(self, layers: usize) -> Self {
-        let share = SMALL_LAYERS / layers.max(1) as u64;
-        Self { index_at_least: self.index_at_least.min(share.max(SMALL_LAYER)), ..self }
-    }
-}
-
-/// Minimum index size for any layer: twice that of a path of maximum depth.
-const INDEX_AT_LEAST: u64 = 640 << 10;
-/// Total of these minimums for an image, and the minimum per layer: some 900 entries.
-const SMALL_LAYERS: u64 = 64 << 20;
-const SMALL_LAYER: u64 = 64 << 10;
-/// Bytes of index per byte of blob. Tars of only empty files, links or directories reach up to 47 when compressed by
-/// `zstd -19`, and 12 with gzip; one whose files are each in three directories without entries reaches 180. With
-/// contents, a layer has less than 1.
-const INDEX_PER_BYTE: u64 = 64;
-/// The same for the start of a blob, and the length of that start: regular names reach this value in a layer of 100,000
-/// of them, and larger layers vary more.
-const INDEX_PER_FIRST_BYTE: u64 = 256;
-const BEGINNING: u64 = 256 << 10;
 /// Bytes of an entry in an index besides its name: its record and its place among the children.
 const ENTRY_BYTES: u64 = 68;
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            entries: 20_000_000,
-            path: 64 << 10,
-            names: 1 << 30,
-            xattrs: 256 << 20,
-            extents: 8 << 20,
-            link_steps: 50_000_000,
-            index: u64::MAX,
-            index_at_least: INDEX_AT_LEAST,
-        }
-    }
-}
-
 /// Limit for the depth of directories: more than any path that Linux can resolve at once.
 const DEPTH_MAX: usize = 4096;
 /// Limit for a name on Linux, in bytes.
@@ -115,105 +50,6 @@ const WHITEOUT: &[u8] = b".wh.";
 /// Whether a name is never shown: a whiteout, or a private directory of a union file system.
 pub fn is_hidden(name: &[u8]) -> bool {
     name.starts_with(WHITEOUT)
-}
-
-/// Why an entry cannot be added to the tree.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum TreeError {
-    /// A path component is longer than Linux allows.
-    #[error("the name `{}…` has {len} bytes, the limit is {NAME_MAX}", .start.escape_ascii())]
-    NameTooLong {
-        /// Its first bytes.
-        start: Vec<u8>,
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// A path is too long.
-    #[error("a path has {len} bytes, the limit is {limit}")]
-    PathTooLong {
-        /// Its length in bytes.
-        len: usize,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// A symlink's target is empty or too long.
-    #[error("the target of symlink `{}` has {len} bytes, 1 to {TARGET_MAX} are possible", .path.escape_ascii())]
-    TargetLength {
-        /// The symlink.
-        path: Vec<u8>,
-        /// Length of its target in bytes.
-        len: usize,
-    },
-    /// A name has a NUL in it.
-    #[error("the path `{}` contains a NUL byte", .path.escape_ascii())]
-    Nul {
-        /// The path, at most 256 bytes of it.
-        path: Vec<u8>,
-    },
-    /// A path continues below an entry that is not a directory.
-    #[error("`{}` leads through `{}`, which is not a directory", .path.escape_ascii(), .at.escape_ascii())]
-    NotADirectory {
-        /// The path, at most 256 bytes of it.
-        path: Vec<u8>,
-        /// The component.
-        at: Vec<u8>,
-    },
-    /// A path leads through too many symlinks, or all paths together do.
-    #[error("`{}` leads through too many symbolic links", .path.escape_ascii())]
-    TooManyLinks {
-        /// The path, at most 256 bytes of it.
-        path: Vec<u8>,
-    },
-    /// A path is too deep.
-    #[error("`{}` leads more than {DEPTH_MAX} directories down", .path.escape_ascii())]
-    TooDeep {
-        /// The path, at most 256 bytes of it.
-        path: Vec<u8>,
-    },
-    /// A hard link to a directory.
-    #[error("`{}` is a hard link to the directory `{}`", .path.escape_ascii(), .target.escape_ascii())]
-    LinkToDirectory {
-        /// The link, at most 256 bytes of it.
-        path: Vec<u8>,
-        /// Its target, at most 256 bytes of it.
-        target: Vec<u8>,
-    },
-    /// A whiteout without a name, or of `.` or `..`.
-    #[error("the whiteout `{}` names no file", .path.escape_ascii())]
-    Whiteout {
-        /// The whiteout's path, at most 256 bytes of it.
-        path: Vec<u8>,
-    },
-    /// An extended attribute beyond the limits of Linux.
-    #[error("`{}` has an extended attribute with a name of {name} and a value of {value} bytes", .path.escape_ascii())]
-    Xattr {
-        /// The entry, at most 256 bytes of it.
-        path: Vec<u8>,
-        /// Length of the name; 1 to 255 are allowed.
-        name: usize,
-        /// Length of the value; up to 65,536 are allowed.
-        value: usize,
-    },
-    /// The layer is larger than [`Limits`] allow.
-    #[error("the layer has more than {limit} {what}")]
-    TooMany {
-        /// What exceeds the limit.
-        what: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-    /// The index of the layer would be far larger than its blob.
-    #[error("names and directories take more than {limit} bytes, which is out of proportion to the size of the layer")]
-    OutOfProportion {
-        /// The limit.
-        limit: u64,
-    },
-    /// A graft would move a directory into itself.
-    #[error("`{}` cannot be moved below itself", .path.escape_ascii())]
-    GraftIntoItself {
-        /// The path, at most 256 bytes of it.
-        path: Vec<u8>,
-    },
 }
 
 /// The tree of one layer.
@@ -539,14 +375,6 @@ impl LayerTree {
     pub(super) fn restore_runs(&mut self, runs: &[DataExtent]) -> Result<u64, TreeError> {
         self.keep_runs(runs)
     }
-}
-
-fn too_long(name: &[u8]) -> TreeError {
-    TreeError::NameTooLong { start: name[..name.len().min(32)].to_vec(), len: name.len() }
-}
-
-fn too_many(what: &'static str, limit: u64) -> TreeError {
-    TreeError::TooMany { what, limit }
 }
 
 #[cfg(test)]

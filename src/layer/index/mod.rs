@@ -20,23 +20,26 @@
 //! checksum table and the footer, and is verified when the index is opened. So opening takes two small reads, a damaged
 //! index yields an error, and a malicious index with valid checksums is still checked for bounds everywhere.
 
+mod error;
+mod restore;
+
+pub use error::IndexError;
+
 use std::collections::BTreeSet;
-use std::io;
 use std::ops::Range;
 
 use crate::digest::{Algorithm, Digest};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::span::SpanId;
+use error::unread;
 
-use super::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
-use super::extents::{Laying, whole_extent};
-use super::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSIONS};
-use super::names::ID_LIMIT;
-use super::paged::{CHECK, PAGE, Paged, ReadAt};
-use super::proof::{IndexedLayer, Proof, Stream};
-use super::spans::{Span, SpanSource};
-use super::tree::{LayerTree, Limits, TreeError};
-use super::xattrs;
+use crate::layer::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
+use crate::layer::extents::{Laying, whole_extent};
+use crate::layer::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSIONS};
+use crate::layer::paged::{CHECK, PAGE, Paged, ReadAt};
+use crate::layer::proof::{IndexedLayer, Proof, Stream};
+use crate::layer::spans::{Span, SpanSource};
+use crate::layer::xattrs;
 
 /// Features that occur in a layer, so that lookups can be skipped.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -55,91 +58,6 @@ impl Contents {
     /// Whether the layer has all features of `other`.
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
-    }
-}
-
-/// Why an index cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// It cannot be read.
-    #[error("the layer index cannot be read")]
-    Io {
-        /// The system's reason.
-        #[source]
-        cause: io::Error,
-    },
-    /// It is not a layer index, or its end is truncated or damaged.
-    #[error("this is not a complete layer index")]
-    NotAnIndex,
-    /// It was written by another version of peelfs.
-    #[error("the layer index has version {found}, this program reads version {}", VERSIONS.end())]
-    Version {
-        /// The version found.
-        found: u32,
-    },
-    /// It was written by a later version of peelfs, and uses a feature unknown to this version.
-    #[error("the layer index has a kind of {what} that this program does not support")]
-    Kind {
-        /// What is unknown.
-        what: &'static str,
-    },
-    /// A page does not match its checksum.
-    #[error("page {page} of the layer index is damaged")]
-    Damaged {
-        /// Its number, from 0.
-        page: u64,
-    },
-    /// The checksums are valid, but the content is inconsistent.
-    #[error("the layer index is inconsistent: {what}")]
-    Malformed {
-        /// What is inconsistent.
-        what: &'static str,
-    },
-    /// An entry does not exist.
-    #[error("the layer index has no entry {id}")]
-    NoEntry {
-        /// The entry.
-        id: EntryId,
-    },
-    /// A span does not exist, or no span covers an offset.
-    #[error("the layer index has no span for {what}")]
-    NoSpan {
-        /// The span number or decoded offset.
-        what: u64,
-    },
-    /// The index cannot be rewritten with another tree.
-    #[error("the layer index cannot be rewritten")]
-    Rewrite {
-        /// The writer's reason.
-        #[source]
-        cause: super::WriteError,
-    },
-    /// It holds more entries than a tree may.
-    #[error("the layer index cannot be converted to a tree")]
-    Tree {
-        /// The tree's reason.
-        #[source]
-        cause: TreeError,
-    },
-}
-
-impl IndexError {
-    /// Whether the index is sound but written by another version of peelfs.
-    pub fn is_of_another_version(&self) -> bool {
-        matches!(self, Self::Version { .. } | Self::Kind { .. })
-    }
-
-    /// Whether the file was damaged after it was written, as opposed to malformed content.
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Io { .. })
-    }
-}
-
-/// An index that ends early is not an index.
-fn unread(cause: io::Error) -> IndexError {
-    match cause.kind() {
-        io::ErrorKind::UnexpectedEof => IndexError::NotAnIndex,
-        _ => IndexError::Io { cause },
     }
 }
 
@@ -701,83 +619,6 @@ impl LayerIndex {
     }
 }
 
-impl LayerTree {
-    /// The tree of a written index, with the same entry ids.
-    ///
-    /// # Errors
-    /// [`IndexError`] if the index is damaged or not a tree.
-    pub fn from_index(index: &LayerIndex) -> Result<Self, IndexError> {
-        let grown = |cause| IndexError::Tree { cause };
-        let mut tree = Self::new(Limits { entries: ID_LIMIT, names: u32::MAX as usize, ..Limits::default() });
-        let mut sets = vec![0];
-        let limit = tree.limits().xattrs;
-        for number in 1..=index.place(Section::XattrSets).count {
-            let number = u32::try_from(number).map_err(|_| IndexError::Malformed { what: "too many sets" })?;
-            let set = tree.xattrs.intern_raw(&index.xattr_set(number)?, limit);
-            sets.push(set.ok_or(IndexError::Malformed { what: "the attribute sets are too large" })?);
-        }
-        for id in 0..index.len() {
-            let mut record = index.record(EntryId(id))?;
-            let set = sets.get(record.xattrs as usize);
-            record.xattrs = *set.ok_or(IndexError::Malformed { what: "an attribute set does not exist" })?;
-            if record.inode != id {
-                let inode = index.record(EntryId(record.inode))?;
-                if inode.inode != record.inode || inode.kind != record.kind || inode.kind == Kind::Directory {
-                    return Err(IndexError::Malformed { what: "a hard link has no inode" });
-                }
-            }
-            match record.kind {
-                Kind::Symlink | Kind::LowerLink if record.inode == id => {
-                    let target = index.target(EntryId(id), record.kind)?.unwrap_or_default();
-                    (record.a, record.b) = tree.restore_target(target).map_err(grown)?;
-                }
-                Kind::File if record.flags.has(Flags::SPARSE) && record.inode == id => {
-                    let (first, count) = index.extent_run(&record)?;
-                    let runs: Result<Vec<_>, _> = (first..first + count).map(|at| index.run(at, record.a)).collect();
-                    let runs = runs?;
-                    if runs.windows(2).any(|pair| pair[1].file.0 < pair[0].file.0 + pair[0].len) {
-                        return Err(IndexError::Malformed { what: "runs of a sparse file overlap" });
-                    }
-                    record.b = tree.restore_runs(&runs).map_err(grown)?;
-                }
-                Kind::File => index.inside(record.b, record.a)?,
-                Kind::Directory => record.a = 0,
-                _ => {}
-            }
-            if id == 0 {
-                if record.kind != Kind::Directory || record.inode != 0 {
-                    return Err(IndexError::Malformed { what: "the root is not a directory" });
-                }
-                tree.restore_root(record);
-            } else {
-                tree.restore(record, index.name(EntryId(id))?).map_err(grown)?;
-            }
-        }
-        // Each entry has at most one place, so the walk below ends and finds no cycle.
-        let mut placed = vec![false; index.len() as usize];
-        placed[0] = true;
-        let mut directories = vec![EntryId::ROOT];
-        while let Some(directory) = directories.pop() {
-            let (first, count) = index.child_run(directory)?;
-            // A tree lists children newest first.
-            let mut ids: Vec<EntryId> =
-                (first..first + count).map(|at| index.id_at(Section::Children, at)).collect::<Result<_, _>>()?;
-            ids.sort();
-            for id in ids {
-                if std::mem::replace(&mut placed[id.index()], true) || index.record(id)?.parent != directory.0 {
-                    return Err(IndexError::Malformed { what: "an entry has two places" });
-                }
-                tree.restore_child(directory, id);
-                if index.record(id)?.kind == Kind::Directory {
-                    directories.push(id);
-                }
-            }
-        }
-        tree.detach_unplaced(&placed);
-        Ok(tree)
-    }
-}
-
 /// Deeper than any tree after valid grafts.
 const PATH_PARTS: usize = 65_536;
 
@@ -791,6 +632,7 @@ mod tests {
     use super::super::write::{WriteError, write_index};
     use super::*;
     use crate::codec::StartKind;
+    use crate::layer::tree::LayerTree;
     use crate::offsets::BlobOffset;
 
     fn open(bytes: &[u8]) -> Result<LayerIndex, IndexError> {
