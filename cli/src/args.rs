@@ -397,6 +397,17 @@ pub(crate) enum HostCommand {
     },
 }
 
+    /// Unmounts an image store after its other processes were killed
+    StoreGuard {
+        /// The kernel's number of the file system
+        #[arg(long)]
+        device: String,
+        /// The kernel's number of the mount
+        #[arg(long)]
+        id: u64,
+        /// The mount point
+        at: PathBuf,
+    },
 /// `peelfs probe`, for use by peelfs itself
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArgs {

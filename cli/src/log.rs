@@ -37,6 +37,7 @@ pub(crate) fn start(command: &Command) {
             | HostCommand::Alone { in_background }
             | HostCommand::Cover { in_background } => in_background,
             HostCommand::Guard { .. } => true,
+            HostCommand::StoreGuard { .. } => false,
         },
         _ => false,
     };

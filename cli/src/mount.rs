@@ -101,6 +101,7 @@ pub(super) fn host(args: &HostArgs) -> Result<(), Report> {
         HostCommand::Server { .. } => server::run()?,
         HostCommand::Alone { .. } => alone::run_in_background()?,
         HostCommand::Cover { .. } => writable::run()?,
+        HostCommand::StoreGuard { device, id, at } => peelfs::host::guard::run(at, device, *id),
         HostCommand::Guard { runtime, directory, name } => guard::run(runtime, directory, name),
     }
     Ok(())

@@ -41,7 +41,7 @@ pub use wire::is_request;
 pub use attach::Target;
 pub use device::is_alive;
 pub use place::{MountPlace, OpenFiles, UnmountError, unmount, unmount_with_cover};
-pub use session::{Disconnect, MountError, MountOptions, Mounted, claim, mount, take_over};
+pub use session::{Disconnect, MountError, MountOptions, Mounted, claim, claim_path, mount, take_over};
 pub use through::Passthrough;
 
 use crate::image::{Answer, Apart, FsError, NoAnswer, ReadNow, SeekTo, Totals, Tree, briefly};

@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -364,7 +364,15 @@ impl Disconnect {
 /// Works without the lock if the directory cannot be locked, as one that its user may not read, or if another process
 /// holds the lock longer than a mount takes.
 pub fn claim(target: &Target) -> Option<File> {
-    let directory = target.parent().ok()?;
+    claim_in(target.parent().ok()?)
+}
+
+/// As [`claim`], for a mount point that cannot be opened because no process serves the mount on it.
+pub fn claim_path(at: &Path) -> Option<File> {
+    claim_in(File::open(at.parent()?).ok()?)
+}
+
+fn claim_in(directory: File) -> Option<File> {
     let begun = Instant::now();
     loop {
         match directory.try_lock() {

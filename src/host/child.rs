@@ -1,7 +1,7 @@
 //! The serving process, as a child of its keeper.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -49,11 +49,16 @@ pub(super) enum End {
 }
 
 impl Server {
-    /// Starts a process of `program`, agrees on a version, and sends `begin`.
+    /// Starts a process of `program`, agrees on a version, and sends `begin`, with a descriptor for it to hold.
     ///
     /// # Errors
     /// The reason as text.
-    pub(super) async fn start(program: &Path, in_background: bool, begin: &Message) -> Result<Self, String> {
+    pub(super) async fn start(
+        program: &Path,
+        in_background: bool,
+        begin: &Message,
+        held: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, String> {
         let cannot = |error: &dyn std::fmt::Display| format!("cannot start `{}`: {error}", program.display());
         let (own, other) = Channel::pair().map_err(|error| cannot(&error))?;
         let mut command = Command::new(program);
@@ -67,7 +72,7 @@ impl Server {
         let mut server = Self { process, channel, began: Instant::now(), thread: None };
         let begun = async {
             server.channel.offer(READY_WITHIN).await?;
-            server.channel.deliver(begin, None).await
+            server.channel.deliver(begin, held).await
         };
         match begun.await {
             Ok(()) => Ok(server),

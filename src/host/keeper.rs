@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::channel::{AsyncChannel, Channel, ChannelError, Listener};
 use super::child::{self, End, Next, Server};
 use super::error::HostError;
+use super::guard::Guard;
 use super::handover::KeeperId;
 use super::process::{self, Ends};
 use super::report::{Code, Report};
@@ -119,6 +120,8 @@ struct Keeper {
     mounts: BTreeMap<u64, LiveMount>,
     /// Requesters of mounts that are not ready yet.
     askers: HashMap<u64, Asker>,
+    /// Of an image store.
+    guard: Option<Guard>,
     next: u64,
     /// Why the only mount failed.
     failure: Option<Report>,
@@ -163,6 +166,7 @@ impl Keeper {
             log: None,
             mounts: BTreeMap::new(),
             askers: HashMap::new(),
+            guard: None,
             next: 0,
             failure: None,
             has_terminal: true,
@@ -171,6 +175,9 @@ impl Keeper {
 
     /// Starts a process for the first mount, and keeps its mounts until the last has ended.
     async fn run(&mut self, wanted: TargetSpec, asker: Asker) -> Result<(), HostError> {
+        if let TargetSpec::Store(_) = wanted {
+            self.guard = Some(Guard::new().map_err(HostError::system("make a pipe"))?);
+        }
         if let Err(error) = self.open_log(&wanted) {
             let report = Report::from(error);
             self.answer(asker, &report).await;
@@ -361,6 +368,7 @@ impl Keeper {
     fn serves(&mut self, number: u64, shown: Result<TargetState, WireError>, connection: Option<OwnedFd>) {
         match shown {
             Ok(shown) => {
+                self.guard.iter_mut().for_each(|guard| guard.watch(shown.place()));
                 let before = self.mounts.remove(&number).and_then(|mount| mount.connection);
                 let connection = connection.or(before);
                 self.mounts.insert(number, LiveMount { connection, shown });
@@ -441,7 +449,8 @@ impl Keeper {
             log: self.log.as_ref().map(WirePath::from),
             shared: self.service == Service::Shared,
         };
-        Server::start(program, self.service != Service::Foreground, &begin).await
+        let held = self.guard.as_ref().map(Guard::held);
+        Server::start(program, self.service != Service::Foreground, &begin, held).await
     }
 
     /// Starts a process and prepares it to take over every mount.

@@ -10,6 +10,7 @@
 //! | the command | [`background`] sends the request, and waits until the mount is ready | the user |
 //! | the keeper | [`keeper`] holds the connections and starts servers | the command |
 //! | the server | [`server`] has the mounts, each a [`mount`] | the keeper |
+//! | the guard | [`guard`] unmounts an image store whose keeper and server were killed | the keeper |
 //! | none | [`kernel`] mounts | the command |
 //! | all in one | [`alone`], for `--foreground --no-keeper` and service managers | the user, systemd |
 
@@ -21,6 +22,7 @@ pub mod cover;
 mod ending;
 pub mod error;
 pub mod failures;
+pub mod guard;
 pub mod handover;
 pub mod image_store;
 pub mod inherited;

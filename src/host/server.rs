@@ -40,8 +40,8 @@ pub fn run() -> Result<(), HostError> {
     let failed = |cause| HostError::Channel { peer: "keeper", cause };
     channel.accept().map_err(failed)?;
     process::leave_directory();
-    let Some(Message::Begin { keeper, mounts, log, shared }) = next(&channel).map_err(failed)?.map(|(first, _)| first)
-    else {
+    // Held until this process ends, which its guard notices.
+    let Some((Message::Begin { keeper, mounts, log, shared }, _held)) = next(&channel).map_err(failed)? else {
         return Err(HostError::NotStartedByPeelfs);
     };
     let keeper = KeeperId::try_from(keeper).map_err(|error| failed(error.into()))?;

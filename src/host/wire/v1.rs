@@ -27,7 +27,8 @@ use crate::source::registry::Surroundings;
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Message {
-    /// To a new server: its keeper, and how many mounts follow for it to take over.
+    /// To a new server: its keeper, and how many mounts follow for it to take over. For an image store, with a
+    /// descriptor that the server holds as long as it runs; programs that know of none close it.
     Begin {
         /// The keeper.
         keeper: KeeperAddress,
