@@ -122,7 +122,7 @@ impl ContainerArgs {
                 NetworkArg::Host => Network::Host,
                 NetworkArg::None => Network::None,
             },
-            hostname: self.hostname.clone(),
+            hostname: self.hostname.as_deref().map(|name| host_name("host", name)).transpose()?,
             ..BundleOptions::default()
         })
     }
@@ -148,6 +148,17 @@ impl ContainerArgs {
     fn hosts(&self, network: Network) -> Result<String, Report> {
         self.add_host.iter().map(|text| host(text, network)).collect()
     }
+}
+
+/// A name that can be a host name: the kernel takes 64 bytes, and programs expect letters, digits and little else.
+pub(super) fn host_name(whose: &str, name: &str) -> Result<String, Report> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if begins && name.len() <= LONGEST_HOST_NAME && name.bytes().all(is_good) {
+        return Ok(name.to_owned());
+    }
+    let hint = "names have up to 64 letters, digits, `_`, `.` and `-`, and begin with a letter or digit";
+    Err(Report::usage(format!("`{}` is not a {whose} name", name.escape_debug())).hint(hint))
 }
 
 /// `NAME[;NAME…]:ADDRESS`; as a line of `/etc/hosts`.
@@ -367,3 +378,5 @@ pub(super) fn make_stubs_directory(own: &Path) -> Result<PathBuf, HostError> {
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const ROOTFS: &str = "rootfs";
 const STUBS: &str = "stubs";
+/// `__NEW_UTS_LEN` of the kernel.
+const LONGEST_HOST_NAME: usize = 64;

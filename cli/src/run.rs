@@ -8,21 +8,23 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Signal, getrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::low_level::siginfo::Cause;
+use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::args::{AccessArgs, ImageArgs, OpeningArgs};
 use super::container::{self, ContainerArgs, ImageVolume, NetworkArg, Plan, ROOTFS};
 use super::failures;
 use super::guard::STATE;
 use super::namespace::{self, Standing};
-use super::runtime::{self, FAILED, Refusal};
+use super::runtime::{self, FAILED, Refusal, Stderr};
 use peelfs::bundle::{BundleOptions, Identity, Limit};
 use peelfs::host::error::HostError;
 use peelfs::host::report::Report;
@@ -79,7 +81,8 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     }
     let (reference, command) = args.line.split_first().expect("it is required");
     let name = args.name.clone().unwrap_or_else(|| format!("peelfs-{}", std::process::id()));
-    check_name(&name)?;
+    // It is a directory's name as well.
+    let name = container::host_name("container", &name)?;
     let image_volume = if args.read_only { ImageVolume::Tmpfs } else { ImageVolume::Ignore };
     let options = args.container.options(args.network, image_volume)?;
     let own_name = match args.network {
@@ -99,20 +102,31 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let keep = args.keep.as_ref().map(open::absolute);
 
     let place = Place::enter()?;
-    let container = Arc::new(Container::new(Guard::start(&runtime, &place.path, &name)?));
+    let container = Arc::new(Container::new(Guard::start(&runtime, &place.path, &name)?, place.path.join(STARTED)));
     pass_signals_on(&container)?;
     let made = place.make(args, image, options, keep);
-    let ended = made.and_then(|made| {
-        let ended = container.run(args, &runtime, &place, &name)?;
+    let finished = made.and_then(|made| {
+        let finished = container.run(args, &runtime, &place, &name)?;
         drop(made.upper_lock);
-        let refused = (ended != 0).then(|| place.refusal()).flatten();
-        Ok(refused.map_or(ended, |refusal| {
-            failures::print(&refusal.report(&runtime, &made.program));
-            refusal.status()
-        }))
+        let refusal = matches!(finished.ended, Ended::With(1..)).then(|| place.refusal()).flatten();
+        Ok((finished, refusal.map(|refusal| (refusal.report(&runtime, &made.program), refusal.status()))))
     });
+    // Only then nothing of the container holds its stderr.
     container.end();
-    ended
+    let (Finished { ended, stderr }, refusal) = finished?;
+    let kept_back = stderr.end();
+    Ok(match (ended, refusal) {
+        (Ended::By(signal), _) => SIGNALLED + signal.as_raw() as u8,
+        (Ended::With(_), Some((report, status))) => {
+            failures::print(&report);
+            status
+        }
+        (Ended::With(status), None) => {
+            // Its reader may be gone.
+            let _ = std::io::stderr().write_all(&kept_back);
+            status
+        }
+    })
 }
 
 /// This machine's host name, for containers on its network.
@@ -128,17 +142,6 @@ fn limits() -> Vec<Limit> {
         Limit { kind, soft: found.current.unwrap_or(u64::MAX), hard: found.maximum.unwrap_or(u64::MAX) }
     };
     vec![of("RLIMIT_NOFILE", Resource::Nofile), of("RLIMIT_CORE", Resource::Core)]
-}
-
-/// A name must be valid as a directory name and a host name.
-fn check_name(name: &str) -> Result<(), Report> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if first && name.len() <= 64 && name.bytes().all(good) {
-        return Ok(());
-    }
-    let hint = "names have up to 64 letters, digits, `_`, `.` and `-`, and begin with a letter or digit";
-    Err(Report::usage(format!("`{name}` is not a name for a container")).hint(hint))
 }
 
 /// The directory of one container, in a mount namespace of this process and its children.
@@ -254,26 +257,50 @@ impl Guard {
 }
 
 /// A container from its creation to its end.
-struct Container(Mutex<State>);
+struct Container {
+    state: Mutex<State>,
+    /// A file that the runtime makes when the container's program runs.
+    started: PathBuf,
+    /// The last signal that ends a container, set when it arrives; 0 if none has.
+    signal: Arc<AtomicUsize>,
+}
 
 struct State {
     guard: Option<Guard>,
     runtime: Option<rustix::process::Pid>,
     /// The number of ending signals so far.
     ends: u32,
+    /// What the runtime was killed for.
+    killed_for: Option<Signal>,
+}
+
+/// A container whose runtime has ended.
+struct Finished {
+    ended: Ended,
+    stderr: Stderr,
+}
+
+/// How a container ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ended {
+    /// With this exit status of the runtime.
+    With(u8),
+    /// By a signal that came before its program ran, or by SIGKILL after too many.
+    By(Signal),
 }
 
 impl Container {
-    fn new(guard: Guard) -> Self {
-        Self(Mutex::new(State { guard: Some(guard), runtime: None, ends: 0 }))
+    fn new(guard: Guard, started: PathBuf) -> Self {
+        let state = State { guard: Some(guard), runtime: None, ends: 0, killed_for: None };
+        Self { state: Mutex::new(state), started, signal: Arc::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs it, and returns its exit status.
-    fn run(&self, args: &RunArgs, runtime: &Path, place: &Place, name: &str) -> Result<u8, Report> {
+    /// Runs it until the runtime has ended.
+    fn run(&self, args: &RunArgs, runtime: &Path, place: &Place, name: &str) -> Result<Finished, Report> {
         let failed = |what| move |error| Report::from(HostError::system(what)(error));
         let mut command = Command::new(runtime);
         // Other users usually have no control groups of their own; runc detects that.
@@ -287,7 +314,8 @@ impl Container {
         if !is_crun {
             command.arg("--log-format=json");
         }
-        command.arg("--root").arg(directory.join(STATE)).arg("run").arg("--bundle").arg(directory).arg(name);
+        command.arg("--root").arg(directory.join(STATE)).arg("run").arg("--bundle").arg(directory);
+        command.arg("--pid-file").arg(&self.started).arg(name).stderr(Stdio::piped());
         if !args.interactive {
             command.stdin(Stdio::null());
         }
@@ -300,11 +328,21 @@ impl Container {
             }
             process
         };
+        let stderr = process.stderr.take().expect("it is piped");
+        let stderr = Stderr::pass_on(stderr, self.started.clone()).map_err(failed("start a thread"))?;
         let status = process.wait();
-        self.state().runtime = None;
+        let killed_for = {
+            let mut state = self.state();
+            state.runtime = None;
+            state.killed_for
+        };
+        // The terminal sends a signal to both, and the runtime may end first.
+        let before_start = || Signal::from_named_raw(self.signal.load(Ordering::Relaxed) as i32);
+        let killed_for = killed_for.or_else(|| if self.started.exists() { None } else { before_start() });
         let status = status.map_err(failed("wait for the container runtime"))?;
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-        Ok(u8::try_from(code).unwrap_or(FAILED))
+        let code = status.code().unwrap_or_else(|| i32::from(SIGNALLED) + status.signal().unwrap_or_default());
+        let ended = killed_for.map_or_else(|| Ended::With(u8::try_from(code).unwrap_or(FAILED)), Ended::By);
+        Ok(Finished { ended, stderr })
     }
 
     /// Returns when everything of it is removed.
@@ -316,38 +354,68 @@ impl Container {
     }
 
     /// Handles a signal; `from_terminal` if the runtime received it as well.
+    ///
+    /// If the program does not run yet, it ends the container.
     fn signal(&self, signal: Signal, from_terminal: bool) {
+        let ends = ENDING.contains(&signal.as_raw());
         let mut state = self.state();
-        let ends = matches!(signal, Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT);
         state.ends += u32::from(ends);
         match state.runtime {
-            Some(_) if state.ends < ENDS && from_terminal => {}
-            Some(runtime) if state.ends < ENDS => {
+            Some(runtime) if ends && !self.started.exists() => state.kill(runtime, signal),
+            Some(runtime) if state.ends >= ENDS => state.kill(runtime, Signal::KILL),
+            Some(_) if from_terminal || !self.started.exists() => {}
+            Some(runtime) => {
                 // If it has ended, that is noticed soon.
                 let _ = rustix::process::kill_process(runtime, signal);
             }
-            _ if ends => {
-                let signal = if state.runtime.is_some() { Signal::KILL } else { signal };
+            None if ends => {
                 drop(state);
                 self.end();
-                std::process::exit(128 + signal.as_raw());
+                std::process::exit(i32::from(SIGNALLED) + signal.as_raw());
             }
-            _ => {}
+            None => {}
         }
+    }
+
+    /// Whether the runtime runs, and the program does not.
+    fn is_starting(&self) -> bool {
+        self.state().runtime.is_some() && !self.started.exists()
+    }
+}
+
+impl State {
+    /// Kills the runtime; the guard removes what it has made.
+    fn kill(&mut self, runtime: rustix::process::Pid, because: Signal) {
+        self.killed_for.get_or_insert(because);
+        let _ = rustix::process::kill_process(runtime, Signal::KILL);
     }
 }
 
 /// Forwards signals to a container until this process ends.
 fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
     let failed = HostError::system("listen to signals");
+    for signal in ENDING {
+        let seen = Arc::clone(&container.signal);
+        signal_hook::flag::register_usize(signal, seen, signal as usize).map_err(&failed)?;
+    }
     let mut signals = SignalsInfo::<WithOrigin>::new(PASSED_ON).map_err(&failed)?;
     let container = Arc::clone(container);
     let pass_on = move || {
-        for origin in &mut signals {
-            // The terminal sends signals to all its processes, including the runtime.
-            let from_terminal = matches!(origin.cause, Cause::Kernel);
-            if let Some(signal) = Signal::from_named_raw(origin.signal) {
-                container.signal(signal, from_terminal);
+        loop {
+            let mut arrived: Vec<_> = signals.wait().collect();
+            // A runtime that has just started would die of it, in ways of its own. So signals wait until the program runs, but
+            // not for ever, and a second one that ends the container does so at once.
+            let begun = Instant::now();
+            while container.is_starting() && begun.elapsed() < STARTED_WITHIN && count_ending(&arrived) < 2 {
+                std::thread::sleep(LOOK);
+                arrived.extend(signals.pending());
+            }
+            for origin in arrived {
+                // The terminal sends signals to all its processes, including the runtime.
+                let from_terminal = matches!(origin.cause, Cause::Kernel);
+                if let Some(signal) = Signal::from_named_raw(origin.signal) {
+                    container.signal(signal, from_terminal);
+                }
             }
         }
     };
@@ -355,10 +423,23 @@ fn pass_signals_on(container: &Arc<Container>) -> Result<(), Report> {
     Ok(())
 }
 
+fn count_ending(arrived: &[Origin]) -> usize {
+    arrived.iter().filter(|origin| ENDING.contains(&origin.signal)).count()
+}
+
+/// Signals that end a container whose program does not run yet.
+const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+/// The exit status of what a signal has ended is larger by this.
+const SIGNALLED: u8 = 128;
 const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 /// Ending signals after which the container is killed.
 const ENDS: u32 = 3;
+/// How long a signal waits for the program to run.
+const STARTED_WITHIN: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
 const UPPER: &str = "upper";
 const LOG: &str = "runtime.log";
+/// The file with the process number of a container's program.
+const STARTED: &str = "pid";
 /// In the directory of a container; preceded by the process number.
 const EXTENSION: &str = "run";

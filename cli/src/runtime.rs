@@ -3,9 +3,14 @@
 //! A runtime ends with status 1 both where the program did so and where it could not be started. Only the latter is an error
 //! in the runtime's log.
 
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ChildStderr;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
 use peelfs::host::open;
@@ -119,6 +124,64 @@ impl Refusal {
         }
     }
 }
+
+/// The stderr of a runtime, which is that of its container as well, and is passed on.
+///
+/// A runtime that cannot start a program writes why to its log and to stderr. The latter is kept back, as the log is what is
+/// reported: the program writes nothing before it runs, and then `started` exists.
+pub(super) struct Stderr(JoinHandle<Vec<u8>>);
+
+impl Stderr {
+    /// Passes on what comes from now on.
+    ///
+    /// # Errors
+    /// [`io::Error`]
+    pub(super) fn pass_on(from: ChildStderr, started: PathBuf) -> io::Result<Self> {
+        std::thread::Builder::new().name("stderr".into()).spawn(move || relay(from, &started)).map(Self)
+    }
+
+    /// What was kept back, after the runtime has ended.
+    pub(super) fn end(self) -> Vec<u8> {
+        self.0.join().unwrap_or_default()
+    }
+}
+
+fn relay(mut from: ChildStderr, started: &Path) -> Vec<u8> {
+    let (mut kept_back, mut piece) = (Vec::new(), vec![0; PIECE]);
+    let mut is_passed_on = false;
+    loop {
+        if !is_passed_on && !kept_back.is_empty() {
+            let ready = poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&LOOK));
+            if started.exists() || kept_back.len() > LARGEST_MESSAGE {
+                is_passed_on = true;
+                if io::stderr().write_all(&kept_back).is_err() {
+                    return Vec::new();
+                }
+                kept_back.clear();
+            }
+            if ready == Ok(0) {
+                continue;
+            }
+        }
+        let read = match from.read(&mut piece) {
+            Ok(0) => return kept_back,
+            Ok(count) => &piece[..count],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return kept_back,
+        };
+        match is_passed_on {
+            // The container notices that its reader is gone as well.
+            true if io::stderr().write_all(read).is_err() => return Vec::new(),
+            true => {}
+            false => kept_back.extend_from_slice(read),
+        }
+    }
+}
+
+const PIECE: usize = 64 << 10;
+const LARGEST_MESSAGE: usize = 64 << 10;
+/// How soon it is noticed that a program that has written at once does run.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: Duration::from_millis(10).as_nanos() as i64 };
 
 /// The exit status where a container was not started, as of podman and docker.
 pub(super) const FAILED: u8 = 125;

@@ -1,6 +1,6 @@
 //! `-v`, `--mount` and `--tmpfs`: mounts of a container, in the syntax of podman and docker.
 
-use peelfs::bundle::{Tmpfs, Volume};
+use peelfs::bundle::{self, BundleError, Tmpfs, Volume};
 use peelfs::host::open;
 use peelfs::host::report::{Code, Report};
 
@@ -32,7 +32,7 @@ pub(super) fn mounts(
     let tmpfs = tmpfs.iter().map(|text| memory(text).map(Mount::Tmpfs));
     let all: Vec<Mount> =
         volumes.chain(mounts.iter().map(|text| mount(text))).chain(tmpfs).collect::<Result<_, _>>()?;
-    let mut places: Vec<&str> = all.iter().map(|mount| mount.destination().trim_end_matches('/')).collect();
+    let mut places = all.iter().map(|mount| mount_point(mount.destination())).collect::<Result<Vec<_>, _>>()?;
     places.sort_unstable();
     if let Some(twice) = places.windows(2).find(|two| two[0] == two[1]) {
         return Err(Report::usage(format!("there are two mounts on `{}`", twice[0])).hint("leave one of them out"));
@@ -45,6 +45,16 @@ pub(super) fn mounts(
         }
     }
     Ok((binds, memory))
+}
+
+/// The path that a mount is on, in the form in which two can be compared.
+fn mount_point(destination: &str) -> Result<String, Report> {
+    bundle::mount_point(destination).map_err(|error| {
+        let on_root = matches!(error, BundleError::OnRoot { .. });
+        let report = Report::from(error);
+        let hint = "mount on a directory of it; for a container of a directory without an image, make a bundle with `runc spec`";
+        if on_root { report.hint(hint) } else { report }
+    })
 }
 
 /// `SRC:DST[:OPTIONS]`
@@ -280,7 +290,22 @@ mod tests {
 
     #[test]
     fn two_mounts_are_not_on_one_place() {
-        let error = mounts(&words(&["/:/x"]), &[], &words(&["/x/"])).unwrap_err();
+        let error = mounts(&words(&["/:/x"]), &[], &words(&["/x/./"])).unwrap_err();
         assert_eq!(error.message, "there are two mounts on `/x`");
+    }
+
+    #[test]
+    fn nothing_is_mounted_on_the_root() {
+        let none: &[String] = &[];
+        for (volumes, tmpfs, path) in [
+            (&words(&["/:/"])[..], none, "/"),
+            (&words(&["/:/./:ro"]), none, "/./"),
+            (none, &words(&["//:size=1m"])[..], "//"),
+        ] {
+            let error = mounts(volumes, none, tmpfs).unwrap_err();
+            assert_eq!(error.message, format!("cannot mount on `{path}`: it is the container's root file system"));
+        }
+        let error = mounts(none, &words(&["type=bind,src=/,dst=x"]), none).unwrap_err();
+        assert_eq!(error.message, "`x` is not an absolute path in the container");
     }
 }

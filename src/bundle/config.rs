@@ -272,6 +272,17 @@ fn in_container(path: &str) -> Result<String, BundleError> {
     Ok(format!("/{}", names.join("/")))
 }
 
+/// The path to mount on in a container, without what does not change where it leads.
+///
+/// # Errors
+/// [`BundleError::Path`], [`BundleError::OnRoot`]
+pub fn mount_point(typed: &str) -> Result<String, BundleError> {
+    match in_container(typed)? {
+        path if path == "/" => Err(BundleError::OnRoot { path: typed.to_owned() }),
+        path => Ok(path),
+    }
+}
+
 fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, BundleError> {
     let tmpfs = |destination: &str, options: &[&str]| mount(destination, "tmpfs", "tmpfs", options);
     let in_namespace = options.identity == Identity::UserNamespace;
@@ -299,24 +310,21 @@ fn mounts(image: &Configured, options: &BundleOptions) -> Result<Vec<Value>, Bun
     let mut further = BTreeMap::new();
     if options.volumes == VolumePolicy::Tmpfs {
         for path in image.volumes() {
-            let path = in_container(path)?;
+            let path = mount_point(path)?;
             further.insert(path.clone(), tmpfs(&path, &["nosuid", "nodev", "tmpcopyup"]));
         }
     }
     for Tmpfs { destination, options } in &options.tmpfs {
-        let destination = in_container(destination)?;
+        let destination = mount_point(destination)?;
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         further.insert(destination.clone(), tmpfs(&destination, &options));
     }
     for Volume { source, destination, readonly, options } in &options.binds {
-        let destination = in_container(destination)?;
+        let destination = mount_point(destination)?;
         let mut all = vec!["rbind", if *readonly { "ro" } else { "rw" }, "rprivate"];
         // A later one of two that contradict each other wins.
         all.extend(options.iter().map(String::as_str));
         further.insert(destination.clone(), mount(&destination, "bind", source, &all));
-    }
-    if let Some((root, _)) = further.iter().find(|(path, _)| *path == "/") {
-        return Err(BundleError::Path { path: root.clone() });
     }
     let replaced = |mount: &Value| mount["destination"].as_str().is_some_and(|path| further.contains_key(path));
     mounts.retain(|mount| !REPLACEABLE.iter().any(|path| mount["destination"] == **path) || !replaced(mount));

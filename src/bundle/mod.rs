@@ -12,6 +12,7 @@ mod users;
 
 pub use config::{
     BundleOptions, Identity, Limit, Network, Tmpfs, Volume, VolumePolicy, config, destinations, is_known_version,
+    mount_point,
 };
 pub use image::Configured;
 pub use users::{User, resolve_user};
@@ -43,6 +44,12 @@ pub enum BundleError {
     /// A path within the container is relative or leads out of it.
     #[error("`{path}` is not an absolute path in the container")]
     Path {
+        /// As it was written.
+        path: String,
+    },
+    /// A mount would replace the root file system.
+    #[error("cannot mount on `{path}`: it is the container's root file system")]
+    OnRoot {
         /// As it was written.
         path: String,
     },

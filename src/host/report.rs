@@ -254,6 +254,7 @@ impl From<BundleError> for Report {
             BundleError::Variable { .. }
             | BundleError::Zero { .. }
             | BundleError::Path { .. }
+            | BundleError::OnRoot { .. }
             | BundleError::Number { .. } => Self::of(Code::Usage, &error),
         }
     }

@@ -549,10 +549,40 @@ fn signals_are_passed_on_to_the_container() {
             stubborn.signal(Signal::INT);
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Or it is the runtime that ends by one, before it listens to signals.
+        // Two that come before the runtime has noted that the program runs end the container as well, and crun ends by one that
+        // comes before it listens to signals.
         assert!(matches!(stubborn.process.wait().unwrap().code(), Some(137 | 130)));
         assert_nothing_left(&sandbox);
     }
+}
+
+/// A runtime that hangs before the program runs, and what it would end with by a signal.
+#[test]
+fn a_signal_before_the_program_runs_ends_the_container() {
+    let Some(image) = image(json!({ "Cmd": ["true"] })).filter(|_| !cannot_mount()) else { return };
+    let Some(real) = runtimes().into_iter().next() else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    let runtime = sandbox.path().join("runtime");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *delete*) exec {real} \"$@\";; esac\ntrap 'exit 2' INT TERM\necho starts\nread forever < {}\n",
+        sandbox.path().join("never").display()
+    );
+    std::fs::write(&runtime, script).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let made = Command::new("mkfifo").arg(sandbox.path().join("never")).status().unwrap();
+    assert!(made.success());
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut hanging = Running::start(&sandbox, runtime.to_str().unwrap(), &[&reference]);
+        assert_eq!(hanging.line(), "starts");
+        let begun = Instant::now();
+        while hanging.process.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
+            hanging.signal(signal);
+            std::thread::yield_now();
+        }
+        assert_eq!(hanging.process.wait().unwrap().code(), Some(status));
+    }
+    assert_nothing_left(&sandbox);
 }
 
 #[test]
@@ -612,6 +642,9 @@ fn what_cannot_run_is_said_and_leaves_nothing() {
         (&["-t", &reference, "true"], "stdin is not a terminal"),
         (&["-v", "nothing:/x", &reference, "true"], "`nothing` is a named volume"),
         (&["-v", "./nothing:/x", &reference, "true"], "cannot use `./nothing` as a volume"),
+        (&["-v", "/etc:/", &reference, "true"], "cannot mount on `/`: it is the container's root file system"),
+        (&["--hostname", "a b", &reference, "true"], "`a b` is not a host name"),
+        (&["--hostname", &"n".repeat(65), &reference, "true"], "names have up to 64 letters"),
         (&["-p", "80:80", &reference, "true"], "`peelfs run` does not have `-p`"),
         (&["--no-such-option", &reference, "true"], "unexpected argument '--no-such-option'"),
         (&["--platform", "linux/s390x", &reference, "true"], "there is no image for linux/s390x"),

@@ -1,6 +1,8 @@
 //! `peelfs run` beside `podman run`: the same words, the same exit statuses.
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::process::{Output, Stdio};
 
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs_loopback::registry::{Catalog, Registry};
@@ -52,13 +54,45 @@ fn a_command_that_cannot_run_is_told_from_one_that_fails() {
             assert!(said(&output).contains(words), "{runtime} {command:?}: {}", said(&output));
             let is_own = status > 125 && !command.contains(&"sh");
             assert_eq!(said(&output).contains("error: "), is_own, "{runtime} {command:?}: {}", said(&output));
+            if is_own {
+                only_ours(&output);
+            }
         }
         // The runtime itself fails.
         let output = run(&sandbox, runtime, &["--tmpfs", "/x:size=nonsense", &reference, "true"]).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", said(&output));
         assert!(said(&output).contains(&format!("{runtime} cannot start the container")), "{}", said(&output));
+        only_ours(&output);
     }
     assert_nothing_left(&sandbox);
+}
+
+/// What the runtime itself has said of it is not there twice.
+fn only_ours(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let mut lines = said.lines();
+    assert!(lines.next().is_some_and(|line| line.starts_with("error: ")), "{said}");
+    assert!(lines.all(|line| line.starts_with("hint: ")), "{said}");
+}
+
+/// What a container writes to stderr comes when it is written, also a prompt without an end of line.
+#[test]
+fn stderr_of_a_container_is_passed_on_at_once() {
+    let Some(image) = image(json!({ "Env": ["PATH=/bin"] })).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for runtime in runtimes() {
+        let script = "printf 'name? ' >&2; read name; echo $name >&2; exec true 2>&-";
+        let mut process = run(&sandbox, runtime, &["-i", &reference, "sh", "-c", script]);
+        let mut process = process.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut asked, mut stderr) = (vec![0; 6], process.stderr.take().unwrap());
+        stderr.read_exact(&mut asked).unwrap();
+        assert_eq!(asked, b"name? ", "{runtime}");
+        process.stdin.take().unwrap().write_all(b"me\n").unwrap();
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        assert_eq!((process.wait().unwrap().code(), rest.as_str()), (Some(0), "me\n"), "{runtime}");
+    }
 }
 
 /// What podman's four words ask of a registry, counted there.
