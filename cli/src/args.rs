@@ -203,6 +203,14 @@ pub(crate) struct AccessArgs {
     pub cache: CacheDirArgs,
 }
 
+impl AccessArgs {
+    /// Options in use that mean nothing for a local image; none that a variable of the environment may have set.
+    pub(super) fn only_for_registries(&self) -> impl Iterator<Item = &'static str> {
+        let given = [(!self.ca.is_empty(), "--ca"), (self.authfile.is_some(), "--authfile")];
+        given.into_iter().filter_map(|(is_given, option)| is_given.then_some(option))
+    }
+}
+
 /// Where the cache is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CacheDirArgs {
@@ -389,14 +397,6 @@ pub(crate) enum HostCommand {
         /// The container's name
         name: String,
     },
-    /// Mounts an overlay over a mount, and exits
-    Cover {
-        /// Write the time on log lines
-        #[arg(long)]
-        in_background: bool,
-    },
-}
-
     /// Unmounts an image store after its other processes were killed
     StoreGuard {
         /// The kernel's number of the file system
@@ -408,6 +408,14 @@ pub(crate) enum HostCommand {
         /// The mount point
         at: PathBuf,
     },
+    /// Mounts an overlay over a mount, and exits
+    Cover {
+        /// Write the time on log lines
+        #[arg(long)]
+        in_background: bool,
+    },
+}
+
 /// `peelfs probe`, for use by peelfs itself
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArgs {

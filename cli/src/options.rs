@@ -59,6 +59,8 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("passthrough", None) => args.passthrough = PassthroughArg::Always,
             ("passthrough", Some(value)) => args.passthrough = one_of(&name, value)?,
             ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
+            ("writable", upper) => args.writable = Some(upper.map(Into::into)),
+            ("ephemeral", None) => args.ephemeral = true,
             ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
@@ -78,6 +80,12 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
                 );
             }
         }
+    }
+    let exclusive =
+        [("writable", args.writable.is_some()), ("ephemeral", args.ephemeral), ("layer", args.layer.layer.is_some())];
+    let mut given = exclusive.into_iter().filter_map(|(name, is_given)| is_given.then_some(name));
+    if let (Some(one), Some(other)) = (given.next(), given.next()) {
+        return Err(Report::usage(format!("`{one}` and `{other}` exclude each other")).hint("leave out one of them"));
     }
     if kernel.allow_other && kernel.allow_root {
         return Err(Report::usage("`allow_other` and `allow_root` exclude each other").hint("leave out one of them"));
@@ -113,7 +121,7 @@ const WITH_VALUE: [&str; 13] = [
     "index",
     "kernel",
 ];
-const WITHOUT_VALUE: [&str; 13] = [
+const WITHOUT_VALUE: [&str; 14] = [
     "allow_other",
     "allow_root",
     "suid",
@@ -127,6 +135,7 @@ const WITHOUT_VALUE: [&str; 13] = [
     "wait",
     "share",
     "let_cpus_sleep",
+    "ephemeral",
 ];
 const IGNORED: [&str; 30] = [
     "_netdev",
@@ -183,6 +192,18 @@ mod tests {
         assert_eq!(args.image.access.platform.as_deref(), Some("linux/arm64"));
         assert_eq!(args.image.access.cache.cache_size, Some(1 << 30));
         assert!(kernel.allow_other && !kernel.suid && !kernel.dev);
+    }
+
+    #[test]
+    fn changes_are_kept_or_not_as_with_the_long_flags() {
+        let writable = |options: &str| applied(options).map(|(args, _)| (args.writable, args.ephemeral));
+        assert_eq!(writable("rw,writable").unwrap(), (Some(None), false));
+        assert_eq!(writable("writable=/srv/upper").unwrap(), (Some(Some("/srv/upper".into())), false));
+        assert_eq!(writable("nofail,ephemeral").unwrap(), (None, true));
+        for options in ["ephemeral,writable", "layer=1,writable", "ephemeral,layer=2"] {
+            assert!(writable(options).unwrap_err().message.contains("exclude each other"), "{options}");
+        }
+        assert!(writable("ephemeral=yes").unwrap_err().message.contains("takes no value"));
     }
 
     #[test]

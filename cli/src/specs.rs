@@ -89,6 +89,11 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
         eprintln!("note: {note}");
     }
     let access = &args.access;
+    if !matches!(reference.place(), Place::Registry(_)) {
+        for option in access.only_for_registries() {
+            eprintln!("note: `{option}` has no effect: `{reference}` is not in a registry");
+        }
+    }
     Ok(ImageSpec {
         reference,
         platform: access.platform.as_deref().map(str::parse).transpose()?,

@@ -76,9 +76,11 @@ pub enum HostError {
     /// Another process failed with this error.
     #[error("{}", .0.message)]
     Reported(Report),
-    /// The credential file given by the user cannot be read.
-    #[error("cannot read the credentials in `{}`", path.display())]
-    Authfile {
+    /// A file of credentials or certificates that the user has given cannot be read.
+    #[error("cannot read the {what} in `{}`", path.display())]
+    Unreadable {
+        /// What it has.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -241,7 +243,7 @@ impl From<HostError> for Report {
             HostError::Bundle(cause) => cause.into(),
             HostError::Unmount(cause) => cause.into(),
             HostError::Reported(report) => report,
-            HostError::Authfile { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => told(Code::NotFound),
+            HostError::Unreadable { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => told(Code::NotFound),
             HostError::NoCacheDirectory { .. } => told(Code::Usage).hint("name a directory with `--cache-dir`"),
             HostError::MountPoint { ref at, .. } => {
                 told(Code::NotFound).hint(format!("make it with `mkdir -p {}`", at.display()))
@@ -267,7 +269,7 @@ impl From<HostError> for Report {
                 ..
             } => told(Code::Failure).hint("unmount what the older program serves, and mount it again"),
             HostError::NotStartedByPeelfs => told(Code::Usage).hint("mount an image with `peelfs mount`"),
-            HostError::Authfile { .. }
+            HostError::Unreadable { .. }
             | HostError::RunState { .. }
             | HostError::Log { .. }
             | HostError::InterruptedBeforeMount

@@ -84,7 +84,7 @@ async fn open_pulled(image: &ImageSpec, shared_layers: &SharedLayers, pull: Pull
 /// # Errors
 /// [`HostError`]
 pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
-    check_authfile(&image.access)?;
+    check_files(&image.access)?;
     if let Place::Registry(name) = image.reference.place()
         && let Some(digest) = name.digest()
     {
@@ -104,7 +104,7 @@ pub async fn open_in_cache(image: &ImageSpec, shared_layers: &SharedLayers) -> R
 }
 
 async fn resolve(image: &ImageSpec, shared_layers: &SharedLayers, pull: Pull) -> Result<Opened, HostError> {
-    check_authfile(&image.access)?;
+    check_files(&image.access)?;
     resolve_by(image.reference.clone(), image, shared_layers, &Documents::default(), (Fit::Required, pull)).await
 }
 
@@ -130,7 +130,7 @@ pub async fn open_alone_pulled(image: &ImageSpec, pull: Pull) -> Result<Opened, 
 /// # Errors
 /// [`HostError`]
 pub async fn open_to_describe(image: &ImageSpec) -> Result<Opened, HostError> {
-    check_authfile(&image.access)?;
+    check_files(&image.access)?;
     let fit = if image.platform.is_some() { Fit::Lone } else { Fit::Any };
     let shared_layers = shared_layers(&image.cache)?;
     resolve_by(image.reference.clone(), image, &shared_layers, &Documents::default(), (fit, Pull::default())).await
@@ -151,11 +151,14 @@ pub async fn open_again(
     resolve_by(image.reference.clone().pinned(root), image, shared_layers, before, how).await
 }
 
-/// Credentials given by the user must exist, even if the registry requires none.
-fn check_authfile(access: &Access) -> Result<(), HostError> {
-    let Some(path) = &access.authfile else { return Ok(()) };
-    let opened = std::fs::File::open(path);
-    opened.map(drop).map_err(|cause| HostError::Authfile { path: path.clone(), cause })
+/// Files given by the user must exist, even if the image needs none.
+fn check_files(access: &Access) -> Result<(), HostError> {
+    let authfile = access.authfile.iter().map(|path| ("credentials", path));
+    let certificates = access.ca.iter().map(|path| ("certificates", path));
+    authfile.chain(certificates).try_for_each(|(what, path)| {
+        let opened = std::fs::File::open(path);
+        opened.map(drop).map_err(|cause| HostError::Unreadable { what, path: path.clone(), cause })
+    })
 }
 
 async fn resolve_by(

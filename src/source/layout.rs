@@ -49,9 +49,30 @@ impl Files for Tree {
     }
 
     fn no_layout_hint(&self) -> Option<String> {
-        let here = |name: &str| self.path().join(name).symlink_metadata().is_ok();
-        (here("manifest.json") && here("version")).then(|| format!("try `dir:{}`", self.path().display()))
+        let path = self.path();
+        let here = |name: &str| path.join(name).symlink_metadata().is_ok();
+        Some(match below(path) {
+            _ if here("manifest.json") && here("version") => format!("try `dir:{}`", path.display()),
+            _ if here("manifest.json") => {
+                format!(
+                    "if `docker save` wrote it, try `docker-archive:` with the tar that `{}` is from",
+                    path.display()
+                )
+            }
+            Some(below) => format!("try `oci:{}`", below.display()),
+            None => format!(
+                "a layout has `oci-layout`, `index.json` and `blobs`; `skopeo copy docker://NAME oci:{}:TAG` writes one",
+                path.display()
+            ),
+        })
     }
+}
+
+/// The only layout in a directory of this one, if there is one.
+fn below(path: &std::path::Path) -> Option<std::path::PathBuf> {
+    let entries = std::fs::read_dir(path).ok()?.take(LOOKED_AT).flatten();
+    let mut layouts = entries.map(|entry| entry.path()).filter(|path| path.join("oci-layout").is_file());
+    layouts.next().filter(|_| layouts.next().is_none())
 }
 
 struct LayoutBlobs<F>(F);
@@ -209,6 +230,8 @@ fn blob_path(digest: &Digest) -> String {
 
 const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
 const MARKER_LIMIT: u64 = 4096;
+/// Entries of a directory in which a layout is looked for.
+const LOOKED_AT: usize = 256;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -298,7 +321,7 @@ mod tests {
         image @3 not found in oci:TMP:@3 | it has `v1`, `v2`
         manifest sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 not found in oci:TMP@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
         cannot read TMP/no: No such file or directory (os error 2)
-        oci:TMP/EMPTY cannot be used: it has no `oci-layout`, so it is not an image layout
+        oci:TMP/EMPTY cannot be used: it has no `oci-layout`, so it is not an image layout | a layout has `oci-layout`, `index.json` and `blobs`; `skopeo copy docker://NAME oci:TMP/EMPTY:TAG` writes one
         `TMP/EMPTY/file` cannot be used: an image layout is a directory | for a tar of a layout write `oci-archive:TMP/EMPTY/file`
         "#);
     }
@@ -323,8 +346,8 @@ mod tests {
         oci:TMP cannot be used: `index.json`: the document is malformed: EOF while parsing an object at line 1 column 1
         an image not found in oci:TMP | no image in it has a name
         oci:TMP cannot be used: `index.json`: the document is ambiguous: it has both `manifests` and `layers`
-        oci:TMP cannot be used: its `oci-layout` has no version, so it is not an image layout
-        oci:TMP cannot be used: its layout version is `2.0.0\u{1b}`, not 1.0.0, so it is not an image layout
+        oci:TMP cannot be used: its `oci-layout` has no version, so it is not an image layout | a layout has `oci-layout`, `index.json` and `blobs`; `skopeo copy docker://NAME oci:TMP:TAG` writes one
+        oci:TMP cannot be used: its layout version is `2.0.0\u{1b}`, not 1.0.0, so it is not an image layout | a layout has `oci-layout`, `index.json` and `blobs`; `skopeo copy docker://NAME oci:TMP:TAG` writes one
         "#);
     }
 }

@@ -108,6 +108,18 @@ fn mount_takes_both_types_and_answers_a_remount_in_one_line() {
         mount -T "$stage/fstab" "$at"
         cat "$at/d/f"
         umount "$at"
+        echo "$image $at peelfs rw,writable=$stage/upper 0 0" > "$stage/fstab"
+        mount -T "$stage/fstab" "$at"
+        printf ' changed' > "$at/d/f"
+        umount "$at" && umount "$at"
+        mount -T "$stage/fstab" "$at"
+        cat "$at/d/f"
+        umount "$at" && umount "$at"
+        mount -t peelfs "$image" "$at" -o ephemeral
+        printf ' changed' > "$at/d/f"
+        umount "$at"
+        cat "$at/d/f"
+        umount "$at"
         mount -f -t peelfs "$image" "$at"
         mountpoint -q "$at" || echo ' not in a rehearsal'
         "#
@@ -121,7 +133,7 @@ fn mount_takes_both_types_and_answers_a_remount_in_one_line() {
     let remounts: String =
         ["remount", "remount,ro", "remount,rw"].map(|how| format!("-- {how}\n{refused}\n-- exit 2\n")).concat();
     let each = format!("contentfuse.peelfs {image}\n{remounts}");
-    assert_eq!(told, format!("{each}{each}content not in a rehearsal\n"));
+    assert_eq!(told, format!("{each}{each}content changedcontent not in a rehearsal\n"));
 }
 
 /// mount.fuse(8) calls `peelfs IMAGE DIR -o OPTIONS`.
