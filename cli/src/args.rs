@@ -153,6 +153,10 @@ pub(crate) struct OpeningArgs {
         help_heading = "Image"
     )]
     pub index: IndexArg,
+    /// Show the layers as files, one each, also those of an image: each by the name that the manifest gives it, or by its
+    /// digest. Artifacts (ModelPack, ORAS, Docker models, Helm charts) are shown as files without it
+    #[arg(long, help_heading = "Image")]
+    pub artifact: bool,
 }
 
 /// Which indexes of layers are used besides those that this machine has made.
@@ -336,6 +340,10 @@ pub(crate) struct MountArgs {
     /// Serve without a keeper, the process that takes over when the serving process dies; for use under a supervisor
     #[arg(long)]
     pub no_keeper: bool,
+    /// Show an OCI image layout instead of files: `oci-layout`, `index.json` and `blobs/`, read by range and verified, for
+    /// skopeo, umoci and other tools that read layouts
+    #[arg(long, conflicts_with_all = ["artifact", "layer", "writable", "ephemeral"], help_heading = "Image")]
+    pub as_layout: bool,
     /// Make the mount writable, as for chroot and systemd-nspawn: changes are kept in UPPER, by default `DIR.upper`
     /// beside the mount point, and reused by the next such mount (root)
     #[arg(

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::args::CarryCommand;
 use super::{specs, text};
 use peelfs::content::{self, TransferError};
-use peelfs::digest::Digest;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
+use peelfs::image::LayerRef;
 use peelfs::predict::Profile;
+use peelfs::store::LayerName;
 
 pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
     match command {
@@ -48,7 +49,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let image = &opened.plan.manifest.digest;
             let mut known: Vec<Profile> = Vec::new();
             for layer in &opened.plan.layers {
-                let layer = layer.name();
+                let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
                 let profile = content::load_profile(&opened.store, layer);
                 let run = profile.as_ref().and_then(|profile| profile.of(image));
                 let profile = run.map(|run| Profile::new(layer.blob, layer.diff_id, vec![run.clone()]));
@@ -99,11 +100,14 @@ struct Profiles {
 }
 
 /// The layers of an image, each once.
-fn layers(opened: &open::Opened) -> Vec<Digest> {
-    let mut layers = Vec::new();
+fn layers(opened: &open::Opened) -> Vec<LayerRef> {
+    let mut layers: Vec<LayerRef> = Vec::new();
     for layer in &opened.plan.layers {
-        if !layers.contains(&layer.blob.digest) {
-            layers.push(layer.blob.digest.clone());
+        if !layers
+            .iter()
+            .any(|known| known.blob.digest == layer.blob.digest && known.stream_name() == layer.stream_name())
+        {
+            layers.push(layer.clone());
         }
     }
     layers

@@ -11,6 +11,7 @@ use super::{specs, text};
 use peelfs::content::{self, Origin};
 use peelfs::descriptor::Descriptor;
 use peelfs::digest::Digest;
+use peelfs::documents::ArtifactKind;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::process;
 use peelfs::host::report::Report;
@@ -41,6 +42,9 @@ struct Description<'a> {
     offered: Vec<String>,
     config_digest: &'a Digest,
     config: Value,
+    /// The kind of an artifact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact: Option<&'static str>,
     layers: Vec<Layer<'a>>,
     totals: Totals,
 }
@@ -60,6 +64,9 @@ struct Layer<'a> {
     #[serde(flatten)]
     blob: Described<'a>,
     diff_id: &'a Digest,
+    /// The path of the file that the blob is, as the manifest has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
     indexed: bool,
     /// What the manifest says that the layer brings along to be opened by, and what is wrong with that, if anything is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -119,6 +126,7 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened) -> Result<Description<'a>, R
         platform: plan.platform.as_ref().map(ToString::to_string),
         offered: plan.offered.iter().map(ToString::to_string).collect(),
         config_digest: &plan.config.digest,
+        artifact: plan.artifact.map(ArtifactKind::name),
         // JSON that is nested too deep for a tree is printed as text.
         config: serde_json::from_str(raw).unwrap_or_else(|_| raw.into()),
         totals: totals(&layers),
@@ -144,7 +152,9 @@ fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &Hash
         Brought { format: origin.name(), fault }
     };
     let brings = Origin::tables(layer).into_iter().map(brought).collect();
-    Layer { number, blob: described(&layer.blob), diff_id: layer.content(), indexed: known.is_some(), brings, known }
+    let path = layer.file().map(|file| String::from_utf8_lossy(file.path()).into_owned());
+    let (blob, diff_id, indexed) = (described(&layer.blob), layer.content(), known.is_some());
+    Layer { number, blob, diff_id, path, indexed, brings, known }
 }
 
 /// A layer that occurs twice in an image counts twice in the tree, once on disk.

@@ -54,6 +54,8 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("log_file", Some(value)) => args.log_file = Some(value.into()),
             ("insecure", None) => access.insecure = true,
             ("offline", None) => access.offline = true,
+            ("artifact", None) => args.image.opening.artifact = true,
+            ("as_layout", None) => args.as_layout = true,
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = PassthroughArg::Always,
@@ -121,7 +123,9 @@ const WITH_VALUE: [&str; 13] = [
     "index",
     "kernel",
 ];
-const WITHOUT_VALUE: [&str; 14] = [
+const WITHOUT_VALUE: [&str; 16] = [
+    "artifact",
+    "as_layout",
     "allow_other",
     "allow_root",
     "suid",

@@ -10,7 +10,7 @@ use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Passthrough, Policy, Writable};
 use peelfs::host::verifiers;
-use peelfs::image::{IndexChoice, Network, Prefetch, Verify};
+use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
 
@@ -30,7 +30,10 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
             PassthroughArg::Never => Passthrough::Never,
         },
     };
-    let image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
+    let mut image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
+    if args.as_layout {
+        image.view = View::Layout;
+    }
     let writable = match (&args.writable, args.ephemeral) {
         (None, false) => None,
         (None, true) => Some(Writable::Memory),
@@ -61,13 +64,13 @@ pub(super) fn image_with_absolute_paths(args: &ImageArgs) -> Result<ImageSpec, R
 }
 
 fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, up_to, access, cache, index, verifiers } = image;
+    let ImageSpec { reference, platform, layer, up_to, view, access, cache, index, verifiers } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, access, cache, index, verifiers })
+    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, view, access, cache, index, verifiers })
 }
 
 /// How to reach images that are named later.
@@ -99,6 +102,7 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
         platform: access.platform.as_deref().map(str::parse).transpose()?,
         layer: None,
         up_to: None,
+        view: if args.opening.artifact { View::Artifact } else { View::Auto },
         access: self::access(access),
         cache: cache(&access.cache)?,
         index: match args.opening.index {

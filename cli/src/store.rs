@@ -106,6 +106,9 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
             let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
             Ok(image_store::serve(&spec, Box::new(Bar::new()))?)
         }
+        StoreCommand::Add { image, .. } if image.opening.artifact => {
+            Err(Report::usage("engines take images from a store, not artifacts").hint("leave out `--artifact`"))
+        }
         StoreCommand::Add { image, place, name, wait } => {
             let (at, image) = (directory(place.store.as_ref())?, specs::image_with_absolute_paths(image)?);
             let added = image_store::add(&at, &image, name, *wait, &mut Bar::new())?;

@@ -478,6 +478,68 @@ impl ImageBuilder {
     }
 }
 
+/// Collects the layers of an artifact: any blobs with any types.
+#[derive(Clone, Debug)]
+pub struct ArtifactBuilder {
+    manifest: Value,
+    blobs: Vec<Bytes>,
+}
+
+impl ArtifactBuilder {
+    /// An artifact of this type with the empty configuration and no layers (image-spec, manifest.md, "Guidelines for
+    /// Artifact Usage").
+    pub fn new(artifact_type: &str) -> Self {
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::OciManifest.as_str(),
+            "artifactType": artifact_type,
+            "layers": [],
+        });
+        Self { manifest, blobs: Vec::new() }.config("application/vnd.oci.empty.v1+json", "{}")
+    }
+
+    /// Another configuration.
+    #[must_use]
+    pub fn config(mut self, media_type: &str, config: impl Into<Bytes>) -> Self {
+        let config = config.into();
+        self.manifest["config"] = descriptor_json(&descriptor(media_type, &config));
+        self.blobs.push(config);
+        self
+    }
+
+    /// Adds a layer.
+    #[must_use]
+    pub fn layer(mut self, media_type: &str, blob: impl Into<Bytes>, annotations: &[(&str, &str)]) -> Self {
+        let blob = blob.into();
+        let mut layer = descriptor_json(&descriptor(media_type, &blob));
+        for (key, value) in annotations {
+            layer["annotations"][*key] = json!(value);
+        }
+        self.manifest["layers"].as_array_mut().expect("a list of layers").push(layer);
+        self.blobs.push(blob);
+        self
+    }
+
+    /// Adds a file as ORAS does.
+    #[must_use]
+    pub fn file(self, title: &str, content: impl Into<Bytes>) -> Self {
+        self.layer("application/octet-stream", content, &[("org.opencontainers.image.title", title)])
+    }
+
+    /// Changes the manifest's JSON before it is digested.
+    #[must_use]
+    pub fn edit(mut self, edit: impl FnOnce(&mut Value)) -> Self {
+        edit(&mut self.manifest);
+        self
+    }
+
+    /// Computes the manifest.
+    pub fn build(self) -> Image {
+        let image = Image::from_document(MediaType::OciManifest.as_str(), self.manifest.to_string());
+        self.blobs.into_iter().fold(image, Image::with_blob)
+    }
+}
+
 enum Edit {
     Manifest(Box<dyn FnOnce(&mut Value)>),
     Config(Box<dyn FnOnce(&mut Value)>),

@@ -16,7 +16,7 @@ use peelfs::host::report::Report;
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec};
 use peelfs::host::verifiers::{self, Question};
 use peelfs::host::whole_file;
-use peelfs::image::{Documents, Network, SharedLayers};
+use peelfs::image::{Documents, Network, SharedLayers, View};
 use peelfs::offsets::BlobOffset;
 use peelfs::reference::{Place, Reference};
 
@@ -196,7 +196,7 @@ impl Images {
         };
         let cache = self.cache();
         // Verifiers run when an image is pulled; a later mount does not run them again.
-        ImageSpec { access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
+        ImageSpec { view: View::Image, access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
     }
 
     pub(crate) fn cache(&self) -> CacheSpec {

@@ -3,7 +3,7 @@
 use super::open_layer::name_of;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
-use crate::store::{Store, StoreError};
+use crate::store::{IndexName, Store, StoreError};
 
 /// Removes the cached content of a layer; returns the number of bytes freed.
 ///
@@ -16,10 +16,18 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
     if let Some(freed) = store.drop_unused_content(blob) {
         return Ok(freed);
     }
-    let Some(index) = store.index(blob).and_then(|found| LayerIndex::open(found).ok()) else { return Ok(0) };
-    let content = store.content(name_of(&index), index.layer().decoded_size, index.span_count())?;
+    let mut freed = store.drop_passthrough_copies(blob);
+    for name in IndexName::all(blob) {
+        if let Some(index) = store.index(name).and_then(|found| LayerIndex::open(found).ok()) {
+            freed += evict_spans(store, &index)?;
+        }
+    }
+    Ok(freed)
+}
+
+fn evict_spans(store: &Store, index: &LayerIndex) -> Result<u64, StoreError> {
+    let content = store.content(name_of(index), index.layer().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
-    let passthrough_copies = store.drop_passthrough_copies(blob);
     for span in index.spans().iter() {
         // Absent spans too: a process that died during eviction may have left their blocks allocated. Readers detect a
         // damaged index themselves.
@@ -27,5 +35,5 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
             content.evict(span, known.decoded)?;
         }
     }
-    Ok(before.saturating_sub(content.disk_bytes()) + passthrough_copies)
+    Ok(before.saturating_sub(content.disk_bytes()))
 }

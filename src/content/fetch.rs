@@ -450,7 +450,7 @@ impl Fetcher {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
             let from = if all.is_some() { BlobOffset(0) } else { bytes.start };
             tokio::task::spawn_blocking(move || match fetcher.layer.index.stream() {
-                Stream::Tar => fetcher.decode(spans, [&run, &rest], receiver),
+                Stream::Tar | Stream::Blob => fetcher.decode(spans, [&run, &rest], receiver),
                 Stream::Bodies => fetcher.decode_apart(spans, [&run, &rest], from, receiver),
             })
         };

@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
-use crate::store::{Content, Shape, Store, StoreError};
+use crate::store::{Content, IndexName, Shape, Store, StoreError};
 
 /// Result of checking one layer. Damaged parts were removed and will be fetched again.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +39,15 @@ impl CheckedLayer {
 /// [`StoreError::Io`] when the content cannot be opened.
 pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreError> {
     let mut found = CheckedLayer::default();
-    let Some(index) = store.index(blob) else { return Ok(found) };
+    for name in IndexName::all(blob) {
+        check_index(store, blob, name, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// Checks one index of a blob, and the content that it is about.
+fn check_index(store: &Store, blob: &Digest, name: IndexName<'_>, found: &mut CheckedLayer) -> Result<(), StoreError> {
+    let Some(index) = store.index(name) else { return Ok(()) };
     let opened = LayerIndex::open(index).and_then(|index| {
         index.check_all()?;
         if index.layer().blob == *blob { Ok(index) } else { Err(IndexError::NotAnIndex) }
@@ -47,11 +55,11 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     let index = match opened {
         Ok(index) => index,
         // An index of another version is not damaged, and cannot be compared.
-        Err(error) if error.is_of_another_version() => return Ok(found),
+        Err(error) if error.is_of_another_version() => return Ok(()),
         Err(error) => {
-            store.drop_index(blob);
+            store.drop_index(name);
             found.index = Some(error.to_string());
-            return Ok(found);
+            return Ok(());
         }
     };
     let (layer, size, count) = (name_of(&index), index.layer().decoded_size, index.span_count());
@@ -60,7 +68,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
             // Without content there is nothing to compare copies with: revoke their seals, so that processes compare
             // them first.
             store.passthrough_copies(layer).into_iter().for_each(|entry| store.break_seal(layer, entry));
-            return Ok(found);
+            return Ok(());
         }
         Shape::Right => {}
         Shape::Wrong => {
@@ -70,16 +78,16 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     }
     // Opening content of a wrong size replaces it with empty content.
     let content = store.content(layer, size, count)?;
-    match check_spans(&content, &index, &mut found) {
-        Ok(()) => check_passthrough_copies(store, &content, &index, &mut found),
+    match check_spans(&content, &index, found) {
+        Ok(()) => check_passthrough_copies(store, &content, &index, found),
         // An index of another version is not damaged, and cannot be compared.
-        Err(error) if error.is_of_another_version() => return Ok(found),
+        Err(error) if error.is_of_another_version() => return Ok(()),
         Err(error) => {
-            store.drop_index(blob);
+            store.drop_index(name);
             found.index = Some(error.to_string());
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Compares passthrough copies with the spans, which were checked before.

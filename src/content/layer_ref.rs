@@ -1,9 +1,12 @@
 //! The identity of a layer, before its index is known.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::Digest;
-use crate::layer::IndexedLayer;
-use crate::store::LayerName;
+use crate::layer::{LayerIndex, NamedFile, Stream, stream_of_blob};
+use crate::store::IndexName;
 
 /// A layer as verified documents name it.
 #[derive(Clone, Debug)]
@@ -18,10 +21,12 @@ pub struct LayerRef {
 }
 
 /// What a layer's blob holds.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Payload {
     /// A tar with the compression that the media type states.
     Tar(Compression),
+    /// One file, which is the blob; its name and metadata are those that the manifest gives it.
+    File(Arc<NamedFile>),
 }
 
 impl LayerRef {
@@ -30,14 +35,36 @@ impl LayerRef {
         self.diff_id.as_ref().unwrap_or(&self.blob.digest)
     }
 
-    /// The layer's name in the store until its index provides the verified diff_id.
-    pub fn name(&self) -> LayerName<'_> {
-        LayerName { blob: &self.blob.digest, diff_id: self.content() }
+    /// The name and metadata of the file that the blob is, if it is one.
+    pub fn file(&self) -> Option<&Arc<NamedFile>> {
+        match &self.payload {
+            Payload::Tar(_) => None,
+            Payload::File(file) => Some(file),
+        }
     }
 
-    /// Whether an index of `indexed` belongs to this layer.
-    pub fn is(&self, indexed: &IndexedLayer) -> bool {
+    /// The second half of the layer's name in the store until its index provides the verified diff_id; the first is the
+    /// blob's digest.
+    pub fn stream_name(&self) -> Cow<'_, Digest> {
+        match &self.payload {
+            Payload::Tar(_) => Cow::Borrowed(self.content()),
+            Payload::File(_) => Cow::Owned(stream_of_blob(&self.blob.digest)),
+        }
+    }
+
+    /// The name of its index in the store.
+    pub fn index_name(&self) -> IndexName<'_> {
+        match &self.payload {
+            Payload::Tar(_) => (&self.blob.digest).into(),
+            Payload::File(_) => IndexName::of_file(&self.blob.digest),
+        }
+    }
+
+    /// Whether an index belongs to this layer.
+    pub fn is(&self, index: &LayerIndex) -> bool {
+        let indexed = index.layer();
         let same_content = self.diff_id.as_ref().is_none_or(|diff_id| *diff_id == indexed.diff_id);
-        indexed.blob == self.blob.digest && indexed.blob_size == self.blob.size && same_content
+        let same_kind = self.file().is_some() == (index.stream() == Stream::Blob);
+        indexed.blob == self.blob.digest && indexed.blob_size == self.blob.size && same_content && same_kind
     }
 }

@@ -114,7 +114,7 @@ mod tests {
         assert!(again.origin == Origin::Store && again.passed_over.is_empty());
 
         let mut file = Vec::new();
-        export_indexes(&here, std::slice::from_ref(&pass.layer.blob.digest), &mut file).unwrap();
+        export_indexes(&here, std::slice::from_ref(&pass.layer), &mut file).unwrap();
         import_indexes(&there, &mut &file[..], "/indexes/app").unwrap();
         let vouched = opened(&pass, &Origin::ALL, &there).await;
         assert_eq!(vouched.origin, Origin::Vouched(Format::Exported));

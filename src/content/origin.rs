@@ -40,6 +40,9 @@ impl Origin {
 
     /// The tables of contents that the manifest says a layer brings along, and what is wrong with what it says of each.
     pub fn tables(layer: &LayerRef) -> Vec<(Self, Option<PlaceError>)> {
+        if layer.file().is_some() {
+            return Vec::new();
+        }
         let named = |format| match Toc::of(&layer.blob, format) {
             Ok(toc) => toc.map(|_| (Self::Vouched(format), None)),
             Err(why) => Some((Self::Vouched(format), Some(why))),
@@ -207,8 +210,8 @@ pub enum NotStored {
 /// [`NotStored`]; a damaged index is removed.
 pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Result<Opened, NotStored> {
     let blob = &layer.blob.digest;
-    let file = store.index(blob).ok_or(NotStored::Absent)?;
-    let dropper = store.index_dropper(blob, &file);
+    let file = store.index(layer.index_name()).ok_or(NotStored::Absent)?;
+    let dropper = store.index_dropper(layer.index_name(), &file);
     let index = match LayerIndex::open(file) {
         Ok(index) => index,
         Err(error) => {
@@ -216,12 +219,12 @@ pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Resul
                 tracing::debug!(layer = %blob, %error, "the layer will be read again");
             } else {
                 tracing::warn!(layer = %blob, %error, "the cached layer index is damaged; the layer will be read again");
-                store.drop_index(blob);
+                store.drop_index(layer.index_name());
             }
             return Err(NotStored::Unusable(error));
         }
     };
-    if !layer.is(index.layer()) {
+    if !layer.is(&index) {
         let proven = index.layer().diff_id.clone();
         tracing::warn!(layer = %blob, diff_id = %layer.content(), %proven, "the cached layer index proves another diff_id");
         return Err(NotStored::OtherLayer { proven });

@@ -33,8 +33,8 @@ use crate::descriptor::Compression;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tar::WalkError;
 use crate::layer::{
-    IndexedLayer, LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, TarWalker, TreeError, WriteError,
-    write_index,
+    IndexedLayer, LayerIndex, LayerTree, Limits as LayerLimits, Proof, Span, Stream, TarWalker, TreeError, WriteError,
+    tree_of_blob, write_index_of,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
 use crate::source::{BlobSource, SourceError};
@@ -316,12 +316,27 @@ impl FirstPass {
     }
 
     fn compression(&self) -> Compression {
-        let Payload::Tar(compression) = self.layer.payload;
-        compression
+        match &self.layer.payload {
+            Payload::Tar(compression) => *compression,
+            Payload::File(_) => Compression::Stored,
+        }
+    }
+
+    /// The tree before any of the layer was read, and what reads a tar's entries into it. A file is known beforehand.
+    fn begun(&self) -> (LayerTree, Option<TarWalker>) {
+        match self.layer.payload {
+            Payload::Tar(_) => {
+                (LayerTree::new(self.layer_limits.of_blob(self.layer.blob.size)), Some(TarWalker::new()))
+            }
+            Payload::File(_) => (tree_of_blob(self.layer.blob.size), None),
+        }
     }
 
     /// This pass with the compression that the first bytes of the blob show.
     fn sniffed(&self, first: &[u8]) -> Result<Self, CodecError> {
+        if self.layer.file().is_some() {
+            return Ok(self.clone());
+        }
         let compression = compression_of(first, self.compression())?;
         if compression != self.compression() {
             tracing::warn!(
@@ -342,7 +357,11 @@ impl FirstPass {
         empties: &std::sync::mpsc::Receiver<Filled>,
         mut priority: ThreadPriority,
     ) -> Result<Option<CodecError>, Undecoded> {
-        let limits = self.codec_limits.of_blob(self.layer.blob.size);
+        let mut limits = self.codec_limits.of_blob(self.layer.blob.size);
+        if self.layer.file().is_some() {
+            // It decodes to itself, and its size is compared with the manifest's.
+            limits.decoded = u64::MAX;
+        }
         let mut decoder = LayerDecoder::first_pass(self.compression(), limits)?;
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
         let mut failed = None;
@@ -381,9 +400,10 @@ impl FirstPass {
         let algorithm = self.layer.content().algorithm();
         let same = self.compression() == Compression::Stored && self.layer.blob.digest.algorithm() == algorithm;
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
-        let mut walker = TarWalker::new();
-        let mut content = ContentWriter::new(store, self.layer.name());
-        partial.begin(LayerTree::new(self.layer_limits.of_blob(self.layer.blob.size)), content.reader());
+        let (tree, mut walker) = self.begun();
+        let stream_name = self.layer.stream_name();
+        let mut content = ContentWriter::new(store, LayerName { blob: &self.layer.blob.digest, diff_id: &stream_name });
+        partial.begin(tree, content.reader());
         let mut spans = SpanCutter::default();
         let mut windows = PackedWindows::default();
         let mut at = DecodedOffset(0);
@@ -398,7 +418,7 @@ impl FirstPass {
             }
             spans.cut(at, bytes, marks, &mut content);
             content.write(at, bytes);
-            if failed.is_none() {
+            if let (None, Some(walker)) = (&failed, &mut walker) {
                 failed = partial.with_tree(|tree| walker.push(bytes, tree)).and_then(Result::err);
             }
             at = at + bytes.len() as u64;
@@ -409,7 +429,10 @@ impl FirstPass {
         let ended = partial.end(&spans.done).ok_or_else(|| PassError::Ended { layer: self.layer.blob.digest.clone() });
         spans.end(&mut content);
         let tree = match failed {
-            None => walker.finish().map_err(|cause| tar_error(cause.into())).and(ended),
+            None => walker
+                .map_or(Ok(()), |walker| walker.finish().map(drop))
+                .map_err(|cause| tar_error(cause.into()))
+                .and(ended),
             Some(cause) => Err(tar_error(cause)),
         };
         let padding = diff_id.as_ref().and_then(|so_far| missing_padding(so_far, self.layer.diff_id.as_ref()?));
@@ -455,8 +478,9 @@ impl FirstPass {
             diff_id: actual,
             decoded_size: walked.size.0,
         };
+        let stream = if self.layer.file().is_some() { Stream::Blob } else { Stream::Tar };
         let write = |mut out: &mut dyn Write| {
-            write_index(&tree, &spans, &walked.windows.bytes, &layer, &Proof::Built, &mut out)
+            write_index_of(stream, &tree, &spans, &walked.windows.bytes, &layer, &Proof::Built, &mut out)
         };
         let mut content = walked.content;
         let mut kept = self.store_index(store, write);
@@ -465,7 +489,8 @@ impl FirstPass {
             kept = self.store_index(store, write);
         }
         let kept = kept.and_then(|file| {
-            let name = LayerName { blob: &layer.blob, diff_id: &layer.diff_id };
+            let own = LayerRef { diff_id: Some(layer.diff_id.clone()), ..self.layer.clone() };
+            let name = LayerName { blob: &layer.blob, diff_id: &own.stream_name() };
             let publish = |content| store.publish_content(content, name, walked.size.0);
             if let Some(Err(error)) = content.map(publish) {
                 store.cannot_keep("the content of a layer", &error);
@@ -494,7 +519,7 @@ impl FirstPass {
         store: &Store,
         write: impl Fn(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<NewFile, NotStored> {
-        let mut file = store.new_index(&self.layer.blob.digest).map_err(NotStored::Disk)?;
+        let mut file = store.new_index(self.layer.index_name()).map_err(NotStored::Disk)?;
         let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
         match write(&mut out).and_then(|()| Ok(out.flush()?)) {
             Err(WriteError::Io { cause }) => {

@@ -24,6 +24,7 @@ pub struct SharedLayers(Arc<Inner>);
 struct Inner {
     store: Arc<Store>,
     scheduler: Arc<PassScheduler>,
+    /// By the digests of the blob and of its decoded stream.
     layers: Mutex<HashMap<(Digest, Digest), Weak<SharedLayer>>>,
 }
 
@@ -54,7 +55,7 @@ impl SharedLayers {
     /// The shared state of a layer, for as long as a reference to it exists.
     pub fn layer(&self, layer: &LayerRef) -> Arc<SharedLayer> {
         let mut layers = lock(&self.0.layers);
-        let name = (layer.blob.digest.clone(), layer.content().clone());
+        let name = (layer.blob.digest.clone(), layer.stream_name().into_owned());
         if let Some(shared) = layers.get(&name).and_then(Weak::upgrade) {
             return shared;
         }

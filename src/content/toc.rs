@@ -20,6 +20,9 @@ use crate::store::Store;
 /// # Errors
 /// [`NotOpened`]
 pub(super) async fn open_by_toc(pass: &FirstPass, format: Format, means: &Means<'_>) -> Result<Opened, NotOpened> {
+    if pass.layer.file().is_some() {
+        return Err(NotOpened::None);
+    }
     let toc = Toc::of(&pass.layer.blob, format)?.ok_or(NotOpened::None)?;
     let origin = Origin::Vouched(format);
     if let Ok(stored) = open_stored(&pass.layer, &[origin], means.store) {

@@ -7,10 +7,11 @@
 
 use std::io::{self, Read, Write};
 
+use super::layer_ref::LayerRef;
 use crate::digest::Digest;
-use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt};
+use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt, Stream};
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::store::{Store, StoreError};
+use crate::store::{IndexName, Store, StoreError};
 
 /// Why indexes could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +58,15 @@ pub struct Imported {
 ///
 /// # Errors
 /// [`TransferError::Missing`] if the store lacks one of them; [`TransferError::Io`].
-pub fn export_indexes(store: &Store, layers: &[Digest], out: &mut impl Write) -> Result<(), TransferError> {
-    let missing = |layer: &Digest| TransferError::Missing { layer: layer.clone() };
-    let files = layers.iter().map(|layer| store.index(layer).ok_or_else(|| missing(layer)));
+pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) -> Result<(), TransferError> {
+    let missing = |layer: &LayerRef| TransferError::Missing { layer: layer.blob.digest.clone() };
+    let files = layers.iter().map(|layer| store.index(layer.index_name()).ok_or_else(|| missing(layer)));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&u32::try_from(layers.len()).unwrap_or(u32::MAX).to_le_bytes())?;
     for (layer, file) in layers.iter().zip(files) {
-        let name = layer.to_string();
+        let name = layer.blob.digest.to_string();
         out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
         out.write_all(name.as_bytes())?;
         out.write_all(&file.size().to_le_bytes())?;
@@ -108,9 +109,14 @@ pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<I
         }
         let unusable = |cause| TransferError::Index { layer: layer.clone(), cause };
         let index = check(new.file().try_clone()?, &layer).map_err(unusable)?;
-        if store.index(&layer).is_some_and(|known| check(known, &layer).is_ok()) {
+        let name = match index.stream() {
+            Stream::Blob => IndexName::of_file(&layer),
+            Stream::Tar | Stream::Bodies => (&layer).into(),
+        };
+        if store.index(name).is_some_and(|known| check(known, &layer).is_ok()) {
             imported.known += 1;
         } else {
+            store.call_index(&mut new, name);
             let (end_at, end) = index.end_with(Proof::vouched(Format::Exported, by));
             new.cut(end_at)?;
             new.write_all(&end)?;

@@ -3,10 +3,11 @@
 //! Go's decoder takes `Layers`, and even `layerſ`, for `layers`, and the last of two; others take the
 //! first, or only the exact one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{DOCUMENT_LIMIT, DocumentError, shown};
 
@@ -55,6 +56,38 @@ pub(super) const CONFIG: &Shape = &Shape(&[
     ("variant", Leaf),
     ("rootfs", One(&Shape(&[("type", Leaf), ("diff_ids", Leaf)]))),
 ]);
+
+/// `annotations`, each key once: some of them are names of files.
+pub(super) fn annotations<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    struct Annotations;
+
+    impl<'de> Visitor<'de> for Annotations {
+        type Value = Option<BTreeMap<String, String>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of strings")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut all = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, String>()? {
+                if all.contains_key(&key) {
+                    return Err(A::Error::custom(format_args!("the annotation `{}` is there twice", shown(&key))));
+                }
+                all.insert(key, value);
+            }
+            Ok(Some(all))
+        }
+    }
+
+    deserializer.deserialize_any(Annotations)
+}
 
 /// The deciding keys of the outermost object.
 pub(super) fn check_keys(bytes: &[u8], shape: &'static Shape) -> Result<Vec<&'static str>, DocumentError> {

@@ -10,6 +10,7 @@
 //!
 //! Everything here is a pure function of bytes. Fetching and checking digests is the caller's work.
 
+mod artifact;
 mod choose;
 mod keys;
 
@@ -25,7 +26,8 @@ use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::platform::Platform;
 
-pub use choose::{ResolveError, Step, candidates, resolve_step, select};
+pub use artifact::{Artifact, ArtifactKind, FileNote, Part};
+pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, select};
 use keys::check_keys;
 
 /// The largest document that is read, in bytes.
@@ -42,8 +44,10 @@ pub const NESTING_LIMIT: usize = 3;
 pub enum Document {
     /// An image index or Docker manifest list.
     Index(Index),
-    /// An image manifest, OCI or Docker.
+    /// The manifest of an image, OCI or Docker.
     Manifest(Manifest),
+    /// A manifest whose layers are not those of an image.
+    Artifact(Artifact),
 }
 
 /// A list of manifests to choose from (image-spec, image-index.md).
@@ -138,8 +142,31 @@ impl Document {
         let kind = kind(declared, wire.media_type.as_deref())?;
         match kind.unwrap_or(if has("manifests") { MediaType::OciIndex } else { MediaType::OciManifest }) {
             media_type if media_type.is_index() => Index::from_wire(media_type, wire).map(Self::Index),
-            media_type => Manifest::from_wire(media_type, wire).map(Self::Manifest),
+            media_type => Self::of_manifest(media_type, wire),
         }
+    }
+
+    /// A manifest: that of an image if its configuration and all layers are of an image's types.
+    fn of_manifest(media_type: MediaType, wire: WireDocument<'_>) -> Result<Self, DocumentError> {
+        let config = wire.config.ok_or(DocumentError::Missing { key: "config", kind: "a manifest" })?;
+        let config = config.descriptor()?;
+        let layers = wire.layers.unwrap_or_default();
+        at_most("layers", layers.len(), LAYERS_LIMIT)?;
+        let layers = layers.into_iter().map(WireDescriptor::descriptor).collect::<Result<Vec<_>, _>>()?;
+        let annotations = wire.annotations.unwrap_or_default();
+        let unknown = layers.iter().enumerate().find(|(_, layer)| !matches!(layer.media_type, MediaType::Layer(..)));
+        let is_image = is_config(&config.media_type);
+        if is_image && unknown.is_none() {
+            return Ok(Self::Manifest(Manifest { media_type, config, layers, annotations }));
+        }
+        let artifact_type = wire.artifact_type.as_deref().filter(|kind| !kind.is_empty()).map(MediaType::parse);
+        let artifact_type = artifact_type.filter(|kind| !is_config(kind));
+        let no_image = unknown.filter(|_| is_image && artifact_type.is_none()).map(|(number, layer)| {
+            let (digest, media_type) = (layer.digest.clone(), shown(layer.media_type.as_str()));
+            DocumentError::LayerType { number, digest, media_type }
+        });
+        let artifact_type = artifact_type.unwrap_or_else(|| config.media_type.clone());
+        Ok(Self::Artifact(Artifact { media_type, artifact_type, config, layers, annotations, no_image }))
     }
 
     /// The media type that the document turned out to have.
@@ -147,6 +174,7 @@ impl Document {
         match self {
             Self::Index(index) => &index.media_type,
             Self::Manifest(manifest) => &manifest.media_type,
+            Self::Artifact(artifact) => &artifact.media_type,
         }
     }
 }
@@ -176,35 +204,25 @@ impl Index {
 impl IndexEntry {
     /// Whether this could lead to an image: no attestation, no artifact, not marked as unknown.
     pub fn may_be_image(&self) -> bool {
+        self.is_offered() && !self.is_artifact()
+    }
+
+    /// Whether this is said to be an artifact, other than an attestation.
+    pub fn may_be_artifact(&self) -> bool {
+        self.is_offered() && self.is_artifact()
+    }
+
+    fn is_artifact(&self) -> bool {
+        self.artifact_type.as_ref().is_some_and(|kind| !is_config(&MediaType::parse(kind)))
+    }
+
+    /// Whether it is a document that stands for itself.
+    fn is_offered(&self) -> bool {
         let media_type = &self.descriptor.media_type;
         let attestation = self.descriptor.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION);
-        let artifact = self.artifact_type.as_ref().is_some_and(|kind| !is_config(&MediaType::parse(kind)));
         (media_type.is_index() || media_type.is_manifest())
             && !attestation
-            && !artifact
             && !self.platform.as_ref().is_some_and(Platform::is_unknown)
-    }
-}
-
-impl Manifest {
-    fn from_wire(media_type: MediaType, wire: WireDocument<'_>) -> Result<Self, DocumentError> {
-        let config = wire.config.ok_or(DocumentError::Missing { key: "config", kind: "a manifest" })?;
-        let config = config.descriptor()?;
-        if !is_config(&config.media_type) {
-            let artifact_type = wire.artifact_type.as_deref().filter(|kind| !kind.is_empty());
-            let kind = shown(artifact_type.unwrap_or(config.media_type.as_str()));
-            return Err(DocumentError::NotAnImage { kind });
-        }
-        let layers = wire.layers.unwrap_or_default();
-        at_most("layers", layers.len(), LAYERS_LIMIT)?;
-        let layers = layers.into_iter().map(WireDescriptor::descriptor).collect::<Result<Vec<_>, _>>()?;
-        for (number, layer) in layers.iter().enumerate() {
-            if !matches!(layer.media_type, MediaType::Layer(..)) {
-                let (digest, media_type) = (layer.digest.clone(), shown(layer.media_type.as_str()));
-                return Err(DocumentError::LayerType { number, digest, media_type });
-            }
-        }
-        Ok(Self { media_type, config, layers, annotations: wire.annotations.unwrap_or_default() })
     }
 }
 
@@ -228,6 +246,12 @@ impl ImageConfig {
             return Err(DocumentError::LayerCount { diff_ids: diff_ids.len(), layers });
         }
         Ok(Self { platform: wire.platform.platform(), diff_ids, raw })
+    }
+
+    /// The configuration of an artifact, as far as it is JSON: nothing in it says how layers are read.
+    pub fn of_artifact(bytes: &[u8]) -> Self {
+        let raw = serde_json::from_slice(bytes).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        Self { platform: None, diff_ids: Vec::new(), raw }
     }
 
     /// What the image is there to run.
@@ -306,6 +330,7 @@ struct WireDocument<'a> {
     layers: Option<Vec<WireDescriptor<'a>>>,
     #[serde(borrow)]
     manifests: Option<Vec<WireDescriptor<'a>>>,
+    #[serde(default, deserialize_with = "keys::annotations")]
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -318,6 +343,7 @@ struct WireDescriptor<'a> {
     size: u64,
     #[serde(borrow)]
     data: Option<Cow<'a, str>>,
+    #[serde(default, deserialize_with = "keys::annotations")]
     annotations: Option<BTreeMap<String, String>>,
     #[serde(borrow)]
     platform: Option<WirePlatform<'a>>,
@@ -420,7 +446,7 @@ fn kind(declared: Option<&MediaType>, own: Option<&str>) -> Result<Option<MediaT
             return Err(DocumentError::Schema1);
         }
         if !media_type.is_index() && !media_type.is_manifest() {
-            return Err(DocumentError::NotAnImage { kind: shown(media_type.as_str()) });
+            return Err(DocumentError::NoManifest { kind: shown(media_type.as_str()) });
         }
     }
     match (declared, own) {
@@ -508,10 +534,16 @@ pub enum DocumentError {
         /// What it would be with it.
         kind: &'static str,
     },
-    /// It is an artifact: a chart, a signature, a list of packages.
+    /// It is an artifact, where an image is needed.
     #[error("this is not a container image but an artifact of type `{kind}`")]
     NotAnImage {
         /// Its artifact type or media type.
+        kind: String,
+    },
+    /// It calls itself something else than a manifest or an image index.
+    #[error("a document of type `{kind}` is neither a manifest nor an image index")]
+    NoManifest {
+        /// The media type.
         kind: String,
     },
     /// It lists more than is read.
@@ -580,8 +612,13 @@ impl DocumentError {
             Self::LayerType { media_type, .. } if media_type.ends_with("+encrypted") => {
                 Some("decrypt the image first: `skopeo copy --decryption-key KEY …`".to_owned())
             }
-            Self::NotAnImage { .. } => Some("artifacts have no files to mount; `oras pull` fetches them".to_owned()),
-            Self::NoRootfs => Some("this may be an artifact; artifacts have no files to mount".to_owned()),
+            Self::NoManifest { kind } if kind.starts_with("application/vnd.oci.artifact.manifest.") => Some(
+                "the specification has withdrawn this type; push the artifact again with a current client".to_owned(),
+            ),
+            Self::NotAnImage { .. } => Some("`peelfs mount` shows the files of an artifact".to_owned()),
+            Self::LayerType { .. } | Self::NoRootfs => {
+                Some("if this is an artifact, `--artifact` shows its layers as files".to_owned())
+            }
             Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::BothKinds { .. }
@@ -589,10 +626,10 @@ impl DocumentError {
             | Self::MediaTypes { .. }
             | Self::SchemaVersion { .. }
             | Self::Missing { .. }
+            | Self::NoManifest { .. }
             | Self::TooMany { .. }
             | Self::Size { .. }
             | Self::Data { .. }
-            | Self::LayerType { .. }
             | Self::RootfsType { .. }
             | Self::LayerCount { .. } => None,
         }
@@ -637,7 +674,7 @@ mod tests {
     fn parse_index(text: &str) -> Index {
         match parse(text).unwrap() {
             Document::Index(index) => index,
-            Document::Manifest(manifest) => panic!("{manifest:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -761,14 +798,15 @@ mod tests {
             manifest("", &many),
             manifest("", &descriptor(LAYER_TYPE, r#","data":"AAAA""#)),
             manifest("", &descriptor(LAYER_TYPE, r#","data":"!""#)),
-            manifest("", "").replace(CONFIG_TYPE, "application/vnd.cncf.helm.config.v1+json"),
-            manifest(r#""artifactType":"application/vnd.example","#, "")
-                .replace(CONFIG_TYPE, "application/vnd.oci.empty.v1+json"),
+            manifest("", &descriptor(LAYER_TYPE, r#","annotations":{"a":"1","a":"2"}"#)),
             manifest(r#""mediaType":"application/vnd.oci.artifact.manifest.v1+json","#, ""),
         ];
         let mut all = String::new();
         for text in &table {
-            let error = parse(text).unwrap_err();
+            let error = match parse(text) {
+                Ok(Document::Artifact(Artifact { no_image: Some(why), .. })) => why,
+                other => other.unwrap_err(),
+            };
             all.push_str(&format!("{error}\n"));
             if let Some(hint) = error.hint() {
                 all.push_str(&format!("  hint: {hint}\n"));
@@ -789,18 +827,34 @@ mod tests {
         the document is malformed: `sha256:../../../../etc/passwd` is not a usable digest: expected 64 digits, found 22 at line 1 column 124
         the document is malformed: `md5:d41d8cd98f00b204e9800998ecf8427e` is not a usable digest: the algorithm is neither sha256 nor sha512 at line 1 column 131
         layer 0, sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855, is of the unknown type `application/x-\u{1b}[31m`
+          hint: if this is an artifact, `--artifact` shows its layers as files
         layer 0, sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855, is of the unknown type `application/vnd.oci.image.layer.v1.tar+gzip+encrypted`
           hint: decrypt the image first: `skopeo copy --decryption-key KEY …`
         `layers` has 1001 entries; at most 1000 are read
         the inlined data of sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 is not base64 for 7 bytes
         the inlined data of sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 is not base64 for 7 bytes
-        this is not a container image but an artifact of type `application/vnd.cncf.helm.config.v1+json`
-          hint: artifacts have no files to mount; `oras pull` fetches them
-        this is not a container image but an artifact of type `application/vnd.example`
-          hint: artifacts have no files to mount; `oras pull` fetches them
-        this is not a container image but an artifact of type `application/vnd.oci.artifact.manifest.v1+json`
-          hint: artifacts have no files to mount; `oras pull` fetches them
+        the document is malformed: the annotation `a` is there twice at line 1 column 369
+        a document of type `application/vnd.oci.artifact.manifest.v1+json` is neither a manifest nor an image index
+          hint: the specification has withdrawn this type; push the artifact again with a current client
         "#);
+    }
+
+    #[test]
+    fn a_manifest_with_other_types_is_an_artifact() {
+        let of = |text: &str| match parse(text).unwrap() {
+            Document::Artifact(artifact) => (artifact.artifact_type.to_string(), artifact.no_image.is_some()),
+            other => panic!("{other:?}"),
+        };
+        let helm = manifest("", "").replace(CONFIG_TYPE, "application/vnd.cncf.helm.config.v1+json");
+        assert_eq!(of(&helm), ("application/vnd.cncf.helm.config.v1+json".to_owned(), false));
+        let own = r#""artifactType":"application/vnd.example","#;
+        let empty = manifest(own, "").replace(CONFIG_TYPE, "application/vnd.oci.empty.v1+json");
+        assert_eq!(of(&empty), ("application/vnd.example".to_owned(), false));
+        let raw = descriptor("application/x", "");
+        assert_eq!(of(&manifest(own, &raw)), ("application/vnd.example".to_owned(), false));
+        assert_eq!(of(&manifest("", &raw)), (CONFIG_TYPE.to_owned(), true), "an image with an unknown layer");
+        // Its layers are those of an image, whatever it is there for.
+        assert!(matches!(parse(&manifest(own, &descriptor(LAYER_TYPE, ""))).unwrap(), Document::Manifest(_)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::erofs::{self, AttachError, EncodeError, Files, Terms};
 use crate::fuse::{self, MountError, Target, mounts};
 use crate::image::{Eagerness, ImageFs, Prefetch, Verify};
 use crate::overlay::LayerNo;
-use crate::store::{NewFile, Store};
+use crate::store::{LayerName, NewFile, Store};
 
 /// Why the kernel cannot mount an image.
 #[derive(Debug, thiserror::Error)]
@@ -156,8 +156,11 @@ fn is_whole(fs: &ImageFs) -> bool {
 
 /// The files of an image that was mounted before, if they have not been written to since.
 fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
-    let image = store.kernel_image(&chain(layers, |_, layer| layer.content().clone()))?;
-    let found = |layer: &LayerRef| store.verified_content(layer.name()).map(|sealed| sealed.file);
+    let image = store.kernel_image(&chain(layers, |_, layer| layer.stream_name().into_owned()))?;
+    let found = |layer: &LayerRef| {
+        let name = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
+        store.verified_content(name).map(|sealed| sealed.file)
+    };
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
 
@@ -242,7 +245,7 @@ fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
     let mut all: Vec<&LayerRef> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for layer in layers {
-        if seen.insert((&layer.blob.digest, layer.content())) {
+        if seen.insert((&layer.blob.digest, layer.stream_name())) {
             all.push(layer);
         }
     }
@@ -254,6 +257,10 @@ fn chain(layers: &[LayerRef], stream: impl Fn(LayerNo, &LayerRef) -> Digest) -> 
     let mut text = String::from("2\n");
     for (number, layer) in (0..).map(LayerNo).zip(layers) {
         text.push_str(&format!("{} {}\n", layer.blob.digest, stream(number, layer)));
+        // The names of a tar are in its stream.
+        if let Some(file) = layer.file() {
+            text.push_str(&format!("{file}\n"));
+        }
     }
     Digest::of(Algorithm::Sha256, text.as_bytes())
 }
@@ -265,6 +272,6 @@ fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> Digest {
         Some(reader) if reader.index().stream_name() != &reader.index().layer().diff_id => {
             reader.index().stream_name().clone()
         }
-        _ => layer.content().clone(),
+        _ => layer.stream_name().into_owned(),
     }
 }

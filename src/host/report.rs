@@ -144,6 +144,8 @@ impl From<PlanError> for Report {
                 .hint("the image has `data` that does not match its digest; it has to be rebuilt"),
             PlanError::Choice { cause, .. } => told(Code::NotFound).maybe_hint(cause.hint()),
             PlanError::TooLarge { .. } => told(Code::Verification),
+            PlanError::Name { .. } => told(Code::Verification)
+                .hint("`--as-layout` shows the blobs by their digests, whatever they are called"),
             PlanError::Offline { .. } => told(Code::NotFound).hint("run it once without `--offline` to fetch it"),
         }
     }

@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use super::verifiers;
-use crate::image::{IndexChoice, LayerChoice, Network, Prefetch, Verify};
+use crate::image::{IndexChoice, LayerChoice, Network, Prefetch, Verify, View};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
@@ -91,6 +91,8 @@ pub struct ImageSpec {
     pub layer: Option<LayerChoice>,
     /// How many layers to show, from the lowest; all by default.
     pub up_to: Option<NonZeroU16>,
+    /// What of it is shown.
+    pub view: View,
     /// How to reach it.
     pub access: Access,
     /// Where its layers are cached.
@@ -119,6 +121,7 @@ impl ImageSpec {
             platform: None,
             layer: None,
             up_to: None,
+            view: View::default(),
             access,
             cache,
             index: IndexChoice::default(),

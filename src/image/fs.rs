@@ -199,6 +199,10 @@ impl ImageFs {
 
     /// Waits until a layer is available.
     pub(super) async fn know(&self, number: LayerNo) -> Result<(), FsError> {
+        // The names of a file are known before its bytes are, which may not be what is needed.
+        if self.overlay.knows(number) && !self.overlay.is_prepared(number) {
+            return self.prepared(number).await;
+        }
         match self.patiently(number, self.layers.known_or_partial(number)).await? {
             Ok(Waited::Whole) => self.prepared(number).await,
             Ok(Waited::Further) => Ok(()),
@@ -406,6 +410,7 @@ impl ImageFs {
     /// [`NotNow`]
     pub fn passthrough_copy_now(&self, node: NodeId) -> Now<Option<File>> {
         let (number, entry) = self.carrier(node, Kind::File)?;
+        let entry = self.layers.read_by(number, entry);
         Ok(self.layers.known(number).and_then(|content| content.passthrough_copy_now(entry)))
     }
 
@@ -419,6 +424,7 @@ impl ImageFs {
         node: NodeId,
     ) -> Now<Option<impl Future<Output = Option<File>> + Send + 'static>> {
         let (number, entry) = self.carrier(node, Kind::File)?;
+        let entry = self.layers.read_by(number, entry);
         let content = self.layers.known(number).filter(|content| content.could_have_passthrough_copy(entry));
         let Some(content) = content else { return Ok(None) };
         let making = Arc::clone(&self.making);
@@ -597,15 +603,18 @@ impl ImageFs {
     }
 
     fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {
-        let (number, entry) = self.carrier(node, Kind::File)?;
+        let (number, shown) = self.carrier(node, Kind::File)?;
         // Where bytes lie is said by the index that they are read by: another may have taken the place of the one by which
         // the tree is shown.
-        let (index, bytes) = match self.layers.known(number) {
+        let (index, entry, bytes) = match self.layers.known(number) {
             Some(content) if content.layer().is_refuted() => return Err(NotNow::Needs(number)),
-            Some(content) => (Arc::clone(content.index()), DecodedBytes::Layer(content)),
+            Some(content) => {
+                let entry = self.layers.read_by(number, shown);
+                (Arc::clone(content.index()), entry, DecodedBytes::Layer(content))
+            }
             None => {
                 let partial = self.layers.partial(number).ok_or(NotNow::Needs(number))?;
-                (self.overlay.index(number).map_err(not_now)?, DecodedBytes::Partial(partial))
+                (self.overlay.index(number).map_err(not_now)?, shown, DecodedBytes::Partial(partial))
             }
         };
         let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();

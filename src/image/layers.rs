@@ -19,6 +19,7 @@ use crate::content::{
     PartialLayer, PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
 };
 use crate::digest::Digest;
+use crate::layer::{EntryId, LayerIndex, NamedFile};
 use crate::overlay::{KnownLayer, KnownLayers, LayerNo};
 use crate::source::BlobSource;
 use crate::sync::lock;
@@ -74,6 +75,8 @@ pub struct Layers {
     slots: Vec<Arc<Slot>>,
     /// The slot of each layer; layers with the same blob share one.
     slot_of: Vec<usize>,
+    /// The file that each layer is, where it is one: known from the manifest, before anything of the layer is.
+    files: Vec<Option<Arc<LayerIndex>>>,
     source: Arc<dyn BlobSource>,
     shared_layers: SharedLayers,
     /// Tasks, clock and budget of the mount.
@@ -124,8 +127,10 @@ impl Layers {
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         let mut by_blob = HashMap::<(Digest, Digest), usize>::new();
         let mut slot_of = Vec::new();
+        let names = |layer: &LayerRef| Some(Arc::new(layer.file()?.names(&layer.blob.digest, layer.blob.size)));
+        let files = planned.iter().map(names).collect();
         for layer in planned {
-            let key = (layer.blob.digest.clone(), layer.content().clone());
+            let key = (layer.blob.digest.clone(), layer.stream_name().into_owned());
             let slot = *by_blob.entry(key).or_insert_with(|| {
                 let (codec_limits, layer_limits) = (limits.codec, limits.layer);
                 let pass = FirstPass { layer: layer.clone(), codec_limits, layer_limits };
@@ -139,6 +144,7 @@ impl Layers {
             image: image.clone(),
             slots,
             slot_of,
+            files,
             source,
             shared_layers,
             scope: Arc::default(),
@@ -370,6 +376,16 @@ impl Layers {
         error
     }
 
+    /// The names of a layer that is one file.
+    fn file(&self, layer: LayerNo) -> Option<&Arc<LayerIndex>> {
+        self.files[usize::from(layer.0)].as_ref()
+    }
+
+    /// The entry in the layer's own index that a file is read by.
+    pub fn read_by(&self, layer: LayerNo, shown: EntryId) -> EntryId {
+        if self.file(layer).is_some() { NamedFile::ENTRY } else { shown }
+    }
+
     fn slot(&self, layer: LayerNo) -> &Arc<Slot> {
         &self.slots[self.slot_of[usize::from(layer.0)]]
     }
@@ -392,7 +408,8 @@ impl Layers {
     fn revoke(&self, slot: &Slot, entries: u32) {
         let same = |at: &usize| std::ptr::eq(&*self.slots[*at], slot);
         let numbers = (0..).map(LayerNo).zip(&self.slot_of).filter(|(_, at)| same(at));
-        lock(&self.revoked).extend(numbers.map(|(number, _)| (number, entries)));
+        let shown = |number| self.file(number).map_or(entries, |names| names.len());
+        lock(&self.revoked).extend(numbers.map(|(number, _)| (number, shown(number))));
         self.revoking.notify_one();
     }
 
@@ -566,7 +583,10 @@ impl Layers {
 /// The available part of each layer.
 impl KnownLayers for Layers {
     fn known(&self, layer: LayerNo) -> KnownLayer {
-        self.slot(layer).state.borrow().known()
+        match self.file(layer) {
+            Some(names) => KnownLayer::Whole(Arc::clone(names)),
+            None => self.slot(layer).state.borrow().known(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! An image: resolves a reference, opens its layers, and shows them as one file system.
 
 mod apart;
+mod artifact;
 mod chain;
 mod choice;
 pub mod fs;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 pub use crate::content::{IndexChoice, LayerRef, Prefetch, SharedLayers};
 pub use apart::{Apart, briefly};
+pub use artifact::View;
 pub use chain::chain;
 pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};

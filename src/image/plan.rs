@@ -8,10 +8,14 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::artifact::{self, View};
 use crate::content::{LayerRef, Payload};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
-use crate::documents::{self, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step};
+use crate::documents::{
+    self, Artifact, ArtifactKind, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step,
+};
+use crate::layer::NameError;
 use crate::platform::{self, Platform};
 use crate::reference::{Place, Reference};
 use crate::source::{BlobSource, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
@@ -36,6 +40,8 @@ pub struct Plan {
     pub platform: Option<Platform>,
     /// The platforms that the reference offers.
     pub offered: Vec<Platform>,
+    /// Its kind, if it is an artifact, or shown as one.
+    pub artifact: Option<ArtifactKind>,
     /// The documents used.
     pub documents: Documents,
 }
@@ -152,6 +158,19 @@ pub enum PlanError {
         #[source]
         mismatch: Box<Mismatch>,
     },
+    /// A file of an artifact cannot be shown under its name.
+    #[error("{reference} cannot be shown: the name of layer {number}, {digest}, is not usable")]
+    Name {
+        /// The reference.
+        reference: String,
+        /// The layer; the first is 1.
+        number: usize,
+        /// Its digest.
+        digest: Digest,
+        /// Why its name is not usable.
+        #[source]
+        cause: NameError,
+    },
     /// No manifest fits.
     #[error("{reference}: {cause}")]
     Choice {
@@ -211,7 +230,7 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default() };
+    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default(), view: View::default() };
     resolve_again(reference, source, store, wanted, network, &Documents::default()).await
 }
 
@@ -224,6 +243,8 @@ pub struct Wanted<'a> {
     pub fit: Fit,
     /// What a tag names now, or did.
     pub pull: Pull,
+    /// What is shown of it.
+    pub view: View,
 }
 
 /// As [`resolve`], with the documents of an earlier resolution as a fallback, and a choice of what is acceptable.
@@ -234,22 +255,22 @@ pub async fn resolve_again(
     reference: &Reference,
     source: &Arc<dyn BlobSource>,
     store: &Store,
-    Wanted { platform: wanted, fit, pull }: Wanted<'_>,
+    Wanted { platform: wanted, fit, pull, view }: Wanted<'_>,
     network: Network,
     before: &Documents,
 ) -> Result<Plan, PlanError> {
-    let resolver = Resolver { reference, source, store, network, pull, before, documents: Mutex::default() };
+    let resolver = Resolver { reference, source, store, network, pull, view, before, documents: Mutex::default() };
     let (root, bytes) = resolver.root().await?;
     resolver.remember(&root, &bytes);
     let document = resolver.parse(&root, &bytes)?;
     let offered = match &document {
         Document::Index(index) => index.offered(),
-        Document::Manifest(_) => Vec::new(),
+        Document::Manifest(_) | Document::Artifact(_) => Vec::new(),
     };
 
     // Candidates, best first; a stack, as an entry may be an index itself.
     let mut rest = vec![Candidate { descriptor: root.clone(), document: Some(document), platform: None, depth: 0 }];
-    let (mut unfit, mut missing) = (None, None);
+    let (mut unfit, mut missing, mut files) = (None, None, None);
     while let Some(candidate) = rest.pop() {
         let found = match resolver.look_into(candidate, wanted, fit).await {
             // A mirror or an export may lack some entries of an index.
@@ -268,14 +289,33 @@ pub async fn resolve_again(
                 for layer in &manifest.layers {
                     resolver.inlined("a layer", layer)?;
                 }
+                if view == View::Artifact {
+                    let candidate = Candidate { platform, ..candidate };
+                    return resolver.files(root, candidate, Artifact::of_image(manifest), config, offered);
+                }
+                let blobs = [std::slice::from_ref(&manifest.config), &manifest.layers].concat();
                 let plan = assemble(root, candidate.descriptor, manifest, config, platform, offered);
-                return Ok(Plan { documents: resolver.documents.into_inner().unwrap_or_default(), ..plan });
+                return Ok(resolver.finish(plan, blobs));
+            }
+            // Of an index, images come first.
+            Found::Files(found) if found.1.depth > 0 && !rest.is_empty() => {
+                files.get_or_insert(found);
+            }
+            Found::Files(found) => {
+                let (artifact, candidate) = *files.take().unwrap_or(found);
+                let config = resolver.artifact_config(&artifact).await?;
+                return resolver.files(root, candidate, artifact, config, offered);
             }
             Found::Inside(candidates) => rest.extend(candidates.into_iter().rev()),
             Found::Unfit(error) => {
                 unfit.get_or_insert(error);
             }
         }
+    }
+    if let Some(found) = files {
+        let (artifact, candidate) = *found;
+        let config = resolver.artifact_config(&artifact).await?;
+        return resolver.files(root, candidate, artifact, config, offered);
     }
     let no_platform = || documents::ResolveError::NoPlatform { wanted: wanted.clone(), offered };
     let choice = |cause| PlanError::Choice { reference: reference.to_string(), cause: Box::new(cause) };
@@ -286,6 +326,8 @@ pub async fn resolve_again(
 enum Found {
     /// The image.
     Image(Box<(Manifest, ImageConfig, Candidate)>),
+    /// An artifact.
+    Files(Box<(Artifact, Candidate)>),
     /// Its entries, best first.
     Inside(Vec<Candidate>),
     /// Nothing that fits.
@@ -318,8 +360,8 @@ fn assemble(
             LayerRef { blob, diff_id: Some(diff_id.clone()), payload: Payload::Tar(compression) }
         })
         .collect();
-    let (config, documents) = (manifest.config, Documents::default());
-    Plan { root, manifest: descriptor, config, configuration, layers, platform, offered, documents }
+    let (config, documents, artifact) = (manifest.config, Documents::default(), None);
+    Plan { root, manifest: descriptor, config, configuration, layers, platform, offered, artifact, documents }
 }
 
 struct Resolver<'a> {
@@ -328,6 +370,7 @@ struct Resolver<'a> {
     store: &'a Store,
     network: Network,
     pull: Pull,
+    view: View,
     /// The documents of an earlier resolution.
     before: &'a Documents,
     /// The documents used now.
@@ -344,8 +387,8 @@ impl Resolver<'_> {
             }
         };
         let all = match &document {
-            Document::Index(index) if fit == Fit::Any => index.entries.clone(),
-            _ => Vec::new(),
+            Document::Index(index) => Some(index.clone()),
+            _ => None,
         };
         let entries = match documents::resolve_step(document, candidate.depth, wanted) {
             Ok(Step::Arrived(manifest)) => {
@@ -356,14 +399,24 @@ impl Resolver<'_> {
                     _ => Found::Image(Box::new((manifest, config, candidate))),
                 });
             }
+            Ok(Step::Files(artifact)) => return self.artifact(artifact, candidate),
             Ok(Step::Descend(entries)) => entries,
-            Err(error @ documents::ResolveError::NoPlatform { .. }) => {
-                let images: Vec<_> = all.into_iter().filter(IndexEntry::may_be_image).collect();
-                if images.is_empty() {
-                    return Ok(Found::Unfit(error));
+            Err(error @ documents::ResolveError::NoPlatform { .. }) => match all {
+                Some(index) if self.view != View::Image && !index.entries.iter().any(IndexEntry::may_be_image) => {
+                    match documents::lone_artifact(&index, wanted) {
+                        Ok(entry) => vec![entry.clone()],
+                        Err(error) => return Ok(Found::Unfit(error)),
+                    }
                 }
-                images
-            }
+                Some(index) if fit == Fit::Any => {
+                    let images: Vec<_> = index.entries.into_iter().filter(IndexEntry::may_be_image).collect();
+                    if images.is_empty() {
+                        return Ok(Found::Unfit(error));
+                    }
+                    images
+                }
+                _ => return Ok(Found::Unfit(error)),
+            },
             Err(error) => return Ok(Found::Unfit(error)),
         };
         // An image that was resolved before keeps its manifest, even if others were added to the index since.
@@ -376,6 +429,83 @@ impl Resolver<'_> {
             depth: candidate.depth + 1,
         };
         Ok(Found::Inside(entries.into_iter().filter(|entry| !known || before(entry)).map(inside).collect()))
+    }
+
+    /// An artifact where a manifest was looked for.
+    fn artifact(&self, artifact: Artifact, candidate: Candidate) -> Result<Found, PlanError> {
+        let refused = match &artifact.no_image {
+            Some(why) if self.view != View::Artifact => Some(why.clone()),
+            _ if self.view == View::Image => {
+                Some(DocumentError::NotAnImage { kind: artifact.artifact_type.to_string() })
+            }
+            _ => None,
+        };
+        match refused {
+            Some(cause) => Err(self.document_error("the manifest", &candidate.descriptor, cause)),
+            None => Ok(Found::Files(Box::new((artifact, candidate)))),
+        }
+    }
+
+    /// The configuration of an artifact: JSON of a usual size, or nothing that is needed to show it.
+    async fn artifact_config(&self, artifact: &Artifact) -> Result<ImageConfig, PlanError> {
+        let descriptor = &artifact.config;
+        let is_json = descriptor.media_type.as_str().ends_with("json");
+        if !is_json || descriptor.size > CONFIG_LIMIT {
+            return Ok(ImageConfig::of_artifact(b"null"));
+        }
+        if descriptor.size == EMPTY.len() as u64
+            && descriptor.digest == Digest::of(descriptor.digest.algorithm(), EMPTY)
+        {
+            return Ok(ImageConfig::of_artifact(EMPTY));
+        }
+        Ok(ImageConfig::of_artifact(&self.config_text(descriptor).await?))
+    }
+
+    /// The plan of an artifact.
+    fn files(
+        self,
+        root: Descriptor,
+        candidate: Candidate,
+        artifact: Artifact,
+        configuration: ImageConfig,
+        offered: Vec<Platform>,
+    ) -> Result<Plan, PlanError> {
+        for layer in &artifact.layers {
+            self.inlined("a layer", layer)?;
+        }
+        let layers =
+            artifact::layers(&artifact, configuration.raw.get()).map_err(|(number, cause)| PlanError::Name {
+                reference: self.reference.to_string(),
+                number: number + 1,
+                digest: artifact.layers[number].digest.clone(),
+                cause,
+            })?;
+        let blobs = [std::slice::from_ref(&artifact.config), &artifact.layers].concat();
+        let plan = Plan {
+            root,
+            manifest: candidate.descriptor,
+            config: artifact.config.clone(),
+            configuration,
+            layers,
+            platform: candidate.platform,
+            offered,
+            artifact: Some(artifact.kind()),
+            documents: Documents::default(),
+        };
+        Ok(self.finish(plan, blobs))
+    }
+
+    /// A plan with the documents that were used, as the view wants it; `blobs` are what its manifest lists.
+    fn finish(self, plan: Plan, blobs: Vec<Descriptor>) -> Plan {
+        let documents = self.documents.into_inner().unwrap_or_default();
+        let layers = match documents.text(&plan.manifest.digest) {
+            Some(text) if self.view == View::Layout => {
+                let (manifest, platform, name) = (&plan.manifest, plan.platform.as_ref(), &self.reference.canonical());
+                artifact::layout(&artifact::Listed { manifest, text, platform, name }, blobs)
+            }
+            _ => plan.layers,
+        };
+        Plan { layers, documents, ..plan }
     }
 
     /// Warns if the image differs from what was requested.
@@ -477,6 +607,12 @@ impl Resolver<'_> {
 
     async fn config(&self, manifest: &Manifest) -> Result<ImageConfig, PlanError> {
         let descriptor = &manifest.config;
+        let bytes = self.config_text(descriptor).await?;
+        ImageConfig::parse(&bytes, manifest.layers.len())
+            .map_err(|cause| self.document_error("the configuration", descriptor, cause))
+    }
+
+    async fn config_text(&self, descriptor: &Descriptor) -> Result<Bytes, PlanError> {
         self.check_size("configuration", descriptor, CONFIG_LIMIT)?;
         let bytes = match self.at_hand("the configuration", descriptor)? {
             Some(bytes) => bytes,
@@ -488,8 +624,7 @@ impl Resolver<'_> {
             }
         };
         lock(&self.documents).note(descriptor, &bytes);
-        ImageConfig::parse(&bytes, manifest.layers.len())
-            .map_err(|cause| self.document_error("the configuration", descriptor, cause))
+        Ok(bytes)
     }
 
     /// A document that need not be fetched: inlined in its descriptor, or in the store.
@@ -562,3 +697,6 @@ fn described(record: &TagRecord) -> Descriptor {
         annotations: std::collections::BTreeMap::new(),
     }
 }
+
+/// The empty descriptor's content (image-spec, manifest.md).
+const EMPTY: &[u8] = b"{}";

@@ -13,6 +13,7 @@
 mod check;
 mod entry;
 mod extents;
+mod file;
 mod footer;
 pub mod foreign;
 pub mod index;
@@ -33,6 +34,7 @@ mod xattrs;
 
 pub use check::Check;
 pub use entry::{DataExtent, Device, Entry, EntryId, Extent, Flags, Kind, Timestamp};
+pub use file::{NameError, NamedFile, stream_of_blob, tree_of_blob};
 pub use index::{Contents, IndexError, LayerIndex};
 pub use paged::ReadAt;
 pub use pax::Xattr;
@@ -40,4 +42,4 @@ pub use proof::{Format, IndexedLayer, Proof, Stream};
 pub use spans::{Span, SpanSource, WindowAt};
 pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
 pub use tree::{LayerTree, Limits, TreeError, is_hidden};
-pub use write::{WriteError, write_index, write_index_of_bodies};
+pub use write::{WriteError, write_index, write_index_of, write_index_of_bodies};

@@ -66,6 +66,8 @@ pub enum Stream {
     /// The bodies of its files alone, one after the other, each at a multiple of 512. Between two of them lies nothing that
     /// could be read, and each span has an end of its own in the blob.
     Bodies,
+    /// The blob, which is one file. Its name is not in the index.
+    Blob,
 }
 
 impl Stream {
@@ -74,12 +76,13 @@ impl Stream {
         match self {
             Self::Tar => 0,
             Self::Bodies => 1,
+            Self::Blob => 2,
         }
     }
 
     /// `None` for a kind of a later version.
     pub(super) fn from_kind(kind: u8) -> Option<Self> {
-        [Self::Tar, Self::Bodies].into_iter().find(|stream| stream.kind() == kind)
+        [Self::Tar, Self::Bodies, Self::Blob].into_iter().find(|stream| stream.kind() == kind)
     }
 }
 

@@ -45,7 +45,23 @@ pub fn write_index(
     proof: &Proof,
     out: &mut impl Write,
 ) -> Result<(), WriteError> {
-    write(tree, spans, windows, (layer, Stream::Tar), proof, out)
+    write_index_of(Stream::Tar, tree, spans, windows, layer, proof, out)
+}
+
+/// As [`write_index`], of a layer whose decoded stream is `stream`, but no [`Stream::Bodies`].
+///
+/// # Errors
+/// [`WriteError`]; the output is unusable then.
+pub fn write_index_of(
+    stream: Stream,
+    tree: &LayerTree,
+    spans: &[Span],
+    windows: &[u8],
+    layer: &IndexedLayer,
+    proof: &Proof,
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
+    write(tree, spans, windows, (layer, stream), proof, out)
 }
 
 /// As [`write_index`], of a layer whose decoded stream is that of its [bodies](Stream::Bodies); `sources` says for each

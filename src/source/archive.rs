@@ -512,7 +512,7 @@ mod tests {
         docker-archive:TMP/image.tar cannot be used: it has no `manifest.json` | try `oci-archive:TMP/image.tar`
         oci-archive:TMP/image.tar cannot be used: it has no `oci-layout`, so it is not an image layout | try `docker-archive:TMP/image.tar`
         file `no.tar` not found in docker-archive:TMP/image.tar
-        docker-archive:TMP/image.tar cannot be used: configuration: the configuration has no `rootfs`, so it is not one of a container image | this may be an artifact; artifacts have no files to mount
+        docker-archive:TMP/image.tar cannot be used: configuration: the configuration has no `rootfs`, so it is not one of a container image | if this is an artifact, `--artifact` shows its layers as files
         docker-archive:TMP/image.tar cannot be used: its `manifest.json` is malformed: missing field `Config` at line 1 column 3
         file `a` not found in docker-archive:TMP/image.tar
         file `a` not found in docker-archive:TMP/image.tar

@@ -97,7 +97,9 @@ pub(super) fn open_files(
     let bytes = index.read_whole(MANIFEST_LIMIT)?;
     let index = match Document::parse(&bytes, Some(&MediaType::OciIndex)) {
         Ok(Document::Index(index)) => index,
-        Ok(Document::Manifest(_)) => unreachable!("a document declared as an index is read as one or refused"),
+        Ok(Document::Manifest(_) | Document::Artifact(_)) => {
+            unreachable!("a document declared as an index is read as one or refused")
+        }
         Err(error) => return Err(unusable(&name, "`index.json`", &error)),
     };
     let (root, document) = match digest {
@@ -121,7 +123,11 @@ fn choose<'a>(name: &str, index: &'a Index, pick: &Pick) -> Result<Chosen<'a>, S
         Pick::Named(wanted) => {
             (format!("image `{wanted}`"), index.entries.iter().filter(|entry| is_named(entry, wanted)).collect())
         }
-        Pick::Only => ("an image".to_owned(), index.entries.iter().filter(|entry| entry.may_be_image()).collect()),
+        Pick::Only => {
+            let images: Vec<_> = index.entries.iter().filter(|entry| entry.may_be_image()).collect();
+            let artifacts = || index.entries.iter().filter(|entry| entry.may_be_artifact()).collect();
+            ("an image".to_owned(), if images.is_empty() { artifacts() } else { images })
+        }
         Pick::Position(at) => (format!("image @{at}"), index.entries.get(*at).into_iter().collect()),
     };
     let same = found.windows(2).all(|pair| pair[0].descriptor.digest == pair[1].descriptor.digest);

@@ -199,7 +199,7 @@ impl Store {
             freed.bytes += layer.content;
             left -= layer.content;
             if index {
-                self.drop_index(&layer.digest);
+                self.drop_indexes(&layer.digest);
                 freed.bytes += layer.index;
                 freed.indexes += 1;
             }
@@ -229,7 +229,7 @@ impl Store {
     /// Removes the index of a layer, and the rest of its content, unless a process uses it.
     fn drop_unused_index(&self, blob: &Digest) -> bool {
         let Some(_unused) = self.marks.unused(blob) else { return false };
-        self.drop_index(blob);
+        self.drop_indexes(blob);
         self.remove_content(blob);
         true
     }
@@ -261,7 +261,7 @@ impl Store {
         for bucket in [CONTENT, WHOLE] {
             self.files.each(&self.root.join(bucket), &mut |path, found| {
                 if let Some(digest) = digest_of(path)
-                    && !self.path(INDEX, &digest).exists()
+                    && !self.has_index(&digest)
                 {
                     *orphans.entry(digest).or_default() += found.disk_bytes();
                 }
@@ -270,7 +270,7 @@ impl Store {
         for (digest, bytes) in orphans {
             // A pass publishes the content before the index, and holds this lock meanwhile.
             let Some(pass) = self.try_lock_pass(&digest) else { continue };
-            if pass.is_real() && self.index(&digest).is_none() && self.drop_content(&digest) {
+            if pass.is_real() && !self.has_index(&digest) && self.drop_content(&digest) {
                 freed += bytes;
             }
         }

@@ -36,6 +36,33 @@ struct LastOpened {
     failed: AtomicBool,
 }
 
+/// Which index of a blob: one blob can be a layer of an image, and a file of an artifact or of a layout.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexName<'a> {
+    blob: &'a Digest,
+    /// Whether it is that of the blob as one file.
+    is_file: bool,
+}
+
+impl<'a> IndexName<'a> {
+    /// The index of the blob as one file.
+    pub fn of_file(blob: &'a Digest) -> Self {
+        Self { blob, is_file: true }
+    }
+
+    /// All that a blob can have.
+    pub fn all(blob: &'a Digest) -> [Self; 2] {
+        [blob.into(), Self::of_file(blob)]
+    }
+}
+
+impl<'a> From<&'a Digest> for IndexName<'a> {
+    /// The index of the files that the blob holds.
+    fn from(blob: &'a Digest) -> Self {
+        Self { blob, is_file: false }
+    }
+}
+
 impl IndexFile {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
@@ -79,10 +106,11 @@ fn is_lack_of_descriptors(error: &io::Error) -> bool {
 
 impl Store {
     /// The layer index of a blob; in use, and not evicted, while this exists.
-    pub fn index(&self, blob: &Digest) -> Option<IndexFile> {
-        let path = self.path(INDEX, blob);
+    pub fn index<'a>(&self, name: impl Into<IndexName<'a>>) -> Option<IndexFile> {
+        let name = name.into();
+        let path = self.index_path(name);
         // Mark first, so that it is not removed before it is opened.
-        let mark = self.marks.mark(blob);
+        let mark = self.marks.mark(name.blob);
         let (file, found) = self.files.open_found(&path).ok()?;
         let last = LastOpened { identity: Mutex::new(identity(&found)), failed: AtomicBool::new(false) };
         if lock(&self.damaged).contains(&identity(&found)) {
@@ -97,19 +125,39 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn new_index(&self, blob: &Digest) -> Result<NewFile, StoreError> {
-        self.new_file(self.path(INDEX, blob))
+    pub fn new_index<'a>(&self, name: impl Into<IndexName<'a>>) -> Result<NewFile, StoreError> {
+        self.new_file(self.index_path(name.into()))
+    }
+
+    /// Publishes an index that is being written under another name.
+    pub fn call_index(&self, new: &mut NewFile, name: IndexName<'_>) {
+        new.target = self.index_path(name);
     }
 
     /// Removes a damaged layer index.
-    pub fn drop_index(&self, blob: &Digest) {
-        self.files.remove(&self.path(INDEX, blob));
+    pub fn drop_index<'a>(&self, name: impl Into<IndexName<'a>>) {
+        self.files.remove(&self.index_path(name.into()));
+    }
+
+    /// Removes all indexes of a blob.
+    pub fn drop_indexes(&self, blob: &Digest) {
+        IndexName::all(blob).into_iter().for_each(|name| self.drop_index(name));
+    }
+
+    /// Whether there is any index of a blob.
+    pub(super) fn has_index(&self, blob: &Digest) -> bool {
+        IndexName::all(blob).into_iter().any(|name| self.index_path(name).exists())
+    }
+
+    pub(super) fn index_path(&self, name: IndexName<'_>) -> PathBuf {
+        let path = self.path(INDEX, name.blob);
+        if name.is_file { path.with_extension("file") } else { path }
     }
 
     /// A function that drops the layer index read as `file`, even if it cannot be removed; it keeps a replacement, and
     /// an index that could not be opened.
-    pub fn index_dropper(&self, blob: &Digest, file: &IndexFile) -> impl Fn() + Send + Sync + 'static {
-        let (path, last, once) = (self.path(INDEX, blob), Arc::clone(&file.last), Once::new());
+    pub fn index_dropper(&self, name: IndexName<'_>, file: &IndexFile) -> impl Fn() + Send + Sync + use<> + 'static {
+        let (path, last, once) = (self.index_path(name), Arc::clone(&file.last), Once::new());
         let (files, damaged) = (self.files.clone(), Arc::clone(&self.damaged));
         move || {
             if last.failed.load(Ordering::Relaxed) {

@@ -3,6 +3,7 @@
 //! ```text
 //! CACHE/
 //!   index-v2/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
+//!   index-v2/ALG/HEX.file     that of the blob as one file
 //!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
@@ -55,7 +56,7 @@ pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
 pub use files::{Disk, Effect};
 use in_use::Marks;
-pub use index_file::IndexFile;
+pub use index_file::{IndexFile, IndexName};
 pub use kernel_image::SealedContent;
 pub use open_files::descriptor_limit;
 pub use pass_lock::{PassLock, PassNote};
@@ -580,7 +581,7 @@ mod tests {
         let store = Store::open_watched(&dir.path().join("cache"), None, Arc::new(NothingGoes)).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         store.new_index(&digest).unwrap().publish().unwrap();
-        let drop_it = store.index_dropper(&digest, &store.index(&digest).unwrap());
+        let drop_it = store.index_dropper((&digest).into(), &store.index(&digest).unwrap());
         drop_it();
         assert!(store.index(&digest).is_none());
         store.new_index(&digest).unwrap().publish().unwrap();

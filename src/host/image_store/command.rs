@@ -14,6 +14,7 @@ use crate::host::error::HostError;
 use crate::host::process::{self, Purpose};
 use crate::host::spec::ImageSpec;
 use crate::host::{Progress, background, keeper, mount_point, open};
+use crate::image::View;
 use crate::image_store::{Stored, empty};
 use crate::reference::{Place, Reference};
 
@@ -75,6 +76,7 @@ pub fn add(
         names => names.iter().map(|name| full_name(name)).collect::<Result<_, _>>()?,
     };
     let runtime = process::runtime(Purpose::Starting)?;
+    let image = &ImageSpec { view: View::Image, ..image.clone() };
     let opened = runtime.block_on(open::open_alone(image))?;
     runtime.shutdown_background();
     Stored::new(&opened.plan, Vec::new(), "").ok_or(ImageStoreError::Documents)?;

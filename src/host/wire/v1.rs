@@ -18,7 +18,7 @@ use crate::host::handover::{Handover, KeeperId};
 use crate::host::report::{Code, Report};
 use crate::host::spec;
 use crate::host::verifiers::DEFAULT_DIR;
-use crate::image::{IndexChoice, Network, Prefetch, Verify};
+use crate::image::{IndexChoice, Network, Prefetch, Verify, View};
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
@@ -253,6 +253,9 @@ pub struct ImageSpec {
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     up_to: Option<NonZeroU16>,
+    /// Likewise, for what is shown of any reference by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    view: Option<Shown>,
     offline: bool,
     insecure: bool,
     ca: Vec<WirePath>,
@@ -266,6 +269,14 @@ pub struct ImageSpec {
     /// Left out where it is what a process does that does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     index: Option<IndexUse>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Shown {
+    Image,
+    Artifact,
+    Layout,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -379,7 +390,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, layer, up_to, access, cache, index, verifiers } = image;
+        let spec::ImageSpec { reference, platform, layer, up_to, view, access, cache, index, verifiers } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
@@ -388,6 +399,12 @@ impl From<&spec::ImageSpec> for ImageSpec {
             platform: platform.as_ref().map(ToString::to_string),
             layer: layer.as_ref().map(ToString::to_string),
             up_to: *up_to,
+            view: match view {
+                View::Auto => None,
+                View::Image => Some(Shown::Image),
+                View::Artifact => Some(Shown::Artifact),
+                View::Layout => Some(Shown::Layout),
+            },
             offline: *network == Network::Offline,
             insecure: *insecure,
             ca: ca.iter().map(WirePath::from).collect(),
@@ -410,7 +427,7 @@ impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
-        let Self { surroundings, cache_dir, cache_size, verifiers, index, .. } = self;
+        let Self { surroundings, cache_dir, cache_size, verifiers, index, view, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -428,6 +445,12 @@ impl ImageSpec {
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
             layer: layer.map(|layer| value("layer", layer)).transpose()?,
             up_to,
+            view: match view {
+                None => View::Auto,
+                Some(Shown::Image) => View::Image,
+                Some(Shown::Artifact) => View::Artifact,
+                Some(Shown::Layout) => View::Layout,
+            },
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
             index: match index {

@@ -35,6 +35,7 @@ use error::unread;
 
 use crate::layer::entry::{DataExtent, Entry, EntryId, Extent, Flags, Kind, Record, le32, le64};
 use crate::layer::extents::{Laying, whole_extent};
+use crate::layer::file::stream_of_blob;
 use crate::layer::footer::{EXTENT_BYTES, FOOTER, FOOTER_CHECKED, Footer, MAGIC, Place, Section, TAIL, VERSIONS};
 use crate::layer::paged::{CHECK, PAGE, Paged, ReadAt};
 use crate::layer::proof::{IndexedLayer, Proof, Stream};
@@ -65,7 +66,7 @@ impl Contents {
 pub struct LayerIndex {
     pages: Paged,
     footer: Footer,
-    /// What its decoded stream is known by, where that is no tar: a digest of all of the index but for its end.
+    /// What its decoded stream is known by, where that is no tar: for bodies, a digest of all of the index but for its end.
     stream_name: Option<Digest>,
 }
 
@@ -121,7 +122,11 @@ impl LayerIndex {
             return Err(IndexError::NotAnIndex);
         }
         let footer = Footer::from_bytes(raw, name)?;
-        let stream_name = (footer.stream != Stream::Tar).then(|| Digest::of(Algorithm::Sha256, checks));
+        let stream_name = match footer.stream {
+            Stream::Tar => None,
+            Stream::Bodies => Some(Digest::of(Algorithm::Sha256, checks)),
+            Stream::Blob => Some(stream_of_blob(&footer.layer.blob)),
+        };
         let checks = checks.chunks_exact(CHECK).map(|check| check.try_into().expect("exact chunks")).collect();
         Ok(Self { pages: Paged::new(Box::new(source), body, checks), footer, stream_name })
     }
@@ -492,7 +497,7 @@ impl LayerIndex {
     /// # Errors
     /// [`IndexError::NoSpan`], or the index is damaged.
     pub fn source_of(&self, id: SpanId) -> Result<Option<SpanSource>, IndexError> {
-        if self.footer.stream == Stream::Tar {
+        if self.footer.stream != Stream::Bodies {
             return Ok(None);
         }
         let Place { start, count } = self.place(Section::Windows);
@@ -889,7 +894,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let footer = bytes.len() - FOOTER;
-        for (at, value, wanted) in [(472, 4, "proof"), (473, 2, "stream"), (476, 4, "check"), (479, 0x80, "check")] {
+        for (at, value, wanted) in [(472, 4, "proof"), (473, 3, "stream"), (476, 4, "check"), (479, 0x80, "check")] {
             let mut later = bytes.clone();
             later[footer + at] = value;
             resign(&mut later);
