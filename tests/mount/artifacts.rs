@@ -246,3 +246,160 @@ fn a_layout_is_what_skopeo_and_umoci_read() {
         assert!(!unpacking.status.success() || unpacked.join("rootfs").is_dir(), "{}", said(&unpacking));
     }
 }
+
+#[test]
+fn an_imported_index_lets_a_file_be_read_by_range() {
+    let weights = Random::new(7).bytes(4 << 20);
+    let artifact = ArtifactBuilder::new("application/x").file("w", weights.clone()).build();
+    let (registry, here, there) = (registry(&artifact), Sandbox::new(), Sandbox::new());
+    let reference = registry.reference("m", "1");
+    let known = here.path().join("known").display().to_string();
+    assert!(here.run(["cat", &reference, "/w"]).stdout == weights);
+    let exported = here.run(["index", "export", &reference, &known]);
+    assert!(exported.status.success(), "{}", said(&exported));
+    let imported = there.run(["index", "import", &known]);
+    assert!(imported.status.success(), "{}", said(&imported));
+    registry.clear();
+    assert!(there.run(["cat", &reference, "/w"]).stdout == weights);
+    let blobs: Vec<_> = registry.requests().into_iter().filter(|request| request.is_blob()).collect();
+    assert!(blobs.iter().all(|request| request.range().is_some()), "{blobs:?}");
+    let inspected = there.run(["inspect", &reference]);
+    assert!(said(&inspected).contains(&format!("\"vouched_by\": \"{known}\"")), "{}", said(&inspected));
+}
+
+#[test]
+fn the_kernel_mounts_and_reads_files_of_artifacts() {
+    if cannot_mount() {
+        return;
+    }
+    let weights = Random::new(8).bytes((3 << 20) + 77);
+    let named = |path: &str| {
+        let layers = [(path, weights.clone()), ("small", b"small".to_vec()), ("again", weights.clone())];
+        let builder = ArtifactBuilder::new("application/vnd.cncf.model.manifest.v1+json");
+        layers.into_iter().fold(builder, |of, (path, blob)| of.layer(RAW, blob, &[(FILE_PATH, path)])).build()
+    };
+    let catalog = Catalog::new().image("m", "1", &named("one/w")).image("m", "2", &named("two/w"));
+    let (registry, sandbox) = (Registry::start(catalog).unwrap(), Sandbox::new());
+    for (tag, dir) in [("1", "one"), ("2", "two"), ("1", "one")] {
+        let at = sandbox.mount_with(&registry.reference("m", tag), "k", &["--kernel=always", "--allow-other"]);
+        let mut names = ["againf".to_owned(), format!("{dir}/wf"), format!("{dir}d"), "smallf".to_owned()];
+        names.sort();
+        assert_eq!(listed(&at.join("")), names);
+        for path in [&format!("{dir}/w"), "again"] {
+            assert!(std::fs::read(at.join(path)).unwrap() == weights, "{path}");
+        }
+        assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
+        at.unmount();
+        // One of them is cached already, under another name.
+        let at = sandbox.mount_with(&registry.reference("m", tag), "p", &["--passthrough=auto"]);
+        for path in [&format!("{dir}/w"), "again", &format!("{dir}/w")] {
+            assert!(std::fs::read(at.join(path)).unwrap() == weights, "{path}");
+        }
+        assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
+        at.unmount();
+    }
+    let copies = sandbox.bucket("whole-v2").into_iter().filter(|path| path.extension().unwrap() != "seal").count();
+    assert_eq!(copies, 1, "one blob is one file");
+    let checked = sandbox.run(["cache", "verify"]);
+    assert!(checked.status.success(), "{}", said(&checked));
+}
+
+#[test]
+fn a_server_that_dies_is_replaced_and_shows_the_same() {
+    if cannot_mount() {
+        return;
+    }
+    let weights = Random::new(9).bytes(1 << 20);
+    let (registry, sandbox) = (registry(&model(&weights)), Sandbox::new());
+    let reference = registry.reference("m", "1");
+    for (how, path) in [("--prefetch=none", "w/model.safetensors"), ("--as-layout", "index.json")] {
+        let at = sandbox.mount_with(&reference, "m", &[how]);
+        let before = (std::fs::read(at.join(path)).unwrap(), listed(&at.join("")));
+        let server = at.server();
+        at.kill_server();
+        at.until_served_by_another(server);
+        assert_eq!((std::fs::read(at.join(path)).unwrap(), listed(&at.join(""))), before);
+        at.unmount();
+    }
+}
+
+#[test]
+fn artifacts_that_share_a_blob_share_a_process() {
+    if cannot_mount() {
+        return;
+    }
+    let weights = Random::new(10).bytes(1 << 20);
+    let named = |path: &str| ArtifactBuilder::new("application/x").file(path, weights.clone()).build();
+    let catalog = Catalog::new().image("m", "1", &named("a/one")).image("m", "2", &named("two"));
+    let (registry, sandbox) = (Registry::start(catalog).unwrap(), Sandbox::new());
+    let one = sandbox.mount_with(&registry.reference("m", "1"), "one", &["--share"]);
+    let two = sandbox.mount_with(&registry.reference("m", "2"), "two", &["--share"]);
+    assert!(std::fs::read(one.join("a/one")).unwrap() == weights);
+    assert!(std::fs::read(two.join("two")).unwrap() == weights);
+    let blobs = registry.requests().iter().filter(|request| request.is_blob()).count();
+    assert_eq!(blobs, 1, "one pass reads it for both");
+}
+
+#[test]
+fn charts_and_directories_are_unpacked() {
+    let tar = |name: &str| {
+        let layer = LayerBuilder::new().file(&format!("{name}/values.yaml"), "a: 1").file(&format!("{name}/t/x"), "x");
+        layer.packing(Packing::GZIP).build()
+    };
+    let (web, dir) = (tar("web"), tar("dir"));
+    let chart = ArtifactBuilder::new("")
+        .edit(|manifest| drop(manifest.as_object_mut().unwrap().remove("artifactType")))
+        .config("application/vnd.cncf.helm.config.v1+json", r#"{"name":"web","version":"1.2.3"}"#)
+        .layer("application/vnd.cncf.helm.chart.provenance.v1.prov", "signed", &[])
+        .layer("application/vnd.cncf.helm.chart.content.v1.tar+gzip", web.blob.clone(), &[])
+        .build();
+    let unpacked = |digest: &str| {
+        let annotations = [
+            ("org.opencontainers.image.title", "dir"),
+            ("io.deis.oras.content.unpack", "true"),
+            ("io.deis.oras.content.digest", digest),
+        ];
+        let artifact = ArtifactBuilder::new("application/x");
+        artifact.layer("application/vnd.oci.image.layer.v1.tar+gzip", dir.blob.clone(), &annotations).build()
+    };
+    let (right, wrong) = (unpacked(&dir.diff_id.to_string()), unpacked(&web.diff_id.to_string()));
+    let catalog = Catalog::new().image("m", "chart", &chart).image("m", "right", &right).image("m", "wrong", &wrong);
+    let (registry, sandbox) = (Registry::start(catalog).unwrap(), Sandbox::new());
+    let cat = |tag: &str, path: &str| sandbox.run(["cat", &registry.reference("m", tag), path]);
+    assert_eq!(cat("chart", "/web/values.yaml").stdout, b"a: 1");
+    assert_eq!(cat("chart", "/web-1.2.3.tgz.prov").stdout, b"signed");
+    assert_eq!(cat("right", "/dir/values.yaml").stdout, b"a: 1");
+    let refused = cat("wrong", "/dir/values.yaml");
+    assert_eq!(refused.status.code(), Some(5), "{}", said(&refused));
+    let inspected = sandbox.run(["inspect", &registry.reference("m", "chart")]);
+    let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!((&inspected["artifact"], &inspected["config"]["name"]), (&"Helm chart".into(), &"web".into()));
+    assert_eq!(inspected["layers"][0]["path"], "web-1.2.3.tgz.prov");
+}
+
+#[test]
+fn hostile_names_are_refused_with_the_layer_and_what_to_do() {
+    let refused = |titles: &[&str]| {
+        let artifact = titles.iter().fold(ArtifactBuilder::new("application/x"), |of, title| of.file(title, title.as_bytes().to_vec()));
+        let (registry, sandbox) = (registry(&artifact.build()), Sandbox::new());
+        let output = sandbox.run(["ls", "-R", &registry.reference("m", "1")]);
+        (output.status.code(), said(&output).replace(&registry.base_url(), ""))
+    };
+    let long = "n".repeat(300);
+    for (titles, why) in [
+        (&["ok", "a\0b"][..], "contains a NUL byte"),
+        (&[&long], "has 300 bytes, the limit is 255"),
+        (&["a", "a/b"], "leads through `a`, which is not a directory"),
+        (&[".."], "`..` names no file"),
+        (&["d/.wh.x"], "`d/.wh.x` has the name of a whiteout in it"),
+    ] {
+        let (code, said) = refused(titles);
+        assert!(code == Some(5) && said.contains(why) && said.contains("--as-layout"), "{said}");
+        assert!(said.contains(&format!("layer {}", titles.len())), "{said}");
+    }
+    let (code, said) = refused(&["/etc/passwd", "../../up", "twice", "twice"]);
+    assert_eq!(code, Some(0), "{said}");
+    for path in ["passwd", "up", "twice"] {
+        assert!(said.contains(path), "{said}");
+    }
+}
