@@ -153,8 +153,10 @@ pub(crate) struct OpeningArgs {
         help_heading = "Image"
     )]
     pub index: IndexArg,
-    /// Show the layers as files, one each, also those of an image: each by the name that the manifest gives it, or by its
-    /// digest. Artifacts (ModelPack, ORAS, Docker models, Helm charts) are shown as files without it
+    /// Show the layers of an image as files, one each; artifacts are shown as files without it
+    ///
+    /// A file has the name that the manifest gives it, or else its digest. Artifacts are CNCF ModelPack, ORAS files, Docker
+    /// models, Helm charts, and every other manifest whose configuration or layers are not an image's.
     #[arg(long, help_heading = "Image")]
     pub artifact: bool,
 }

@@ -209,6 +209,8 @@ fn help_of_a_command_names_its_options() {
           --index <WHICH>        Which indexes of layers to use besides those that this machine has made
                                  [env: PEELFS_INDEX] [default: auto] [possible values: auto, own,
                                  foreign, none]
+          --artifact             Show the layers of an image as files, one each; artifacts are shown as
+                                 files without it
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is cached; never use the network

@@ -380,7 +380,9 @@ fn charts_and_directories_are_unpacked() {
 #[test]
 fn hostile_names_are_refused_with_the_layer_and_what_to_do() {
     let refused = |titles: &[&str]| {
-        let artifact = titles.iter().fold(ArtifactBuilder::new("application/x"), |of, title| of.file(title, title.as_bytes().to_vec()));
+        let artifact = titles
+            .iter()
+            .fold(ArtifactBuilder::new("application/x"), |of, title| of.file(title, title.as_bytes().to_vec()));
         let (registry, sandbox) = (registry(&artifact.build()), Sandbox::new());
         let output = sandbox.run(["ls", "-R", &registry.reference("m", "1")]);
         (output.status.code(), said(&output).replace(&registry.base_url(), ""))
