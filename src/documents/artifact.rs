@@ -7,7 +7,8 @@
 //!   the prefix `org.cnai.model.`.
 //! - Docker's models (`application/vnd.docker.ai.…`): files, with the same annotations; types with `.tar` are unpacked.
 //! - ORAS: files named by `org.opencontainers.image.title`; a directory is a tar with `io.deis.oras.content.unpack`, and
-//!   `io.deis.oras.content.digest` is the digest of its tar.
+//!   `io.deis.oras.content.digest` is the digest of its tar. Its Python client (oras 0.2) says so by the media type alone, of a
+//!   layer whose title is no name of an archive.
 //! - Helm: the chart is unpacked, as by `helm pull --untar`; its provenance file is named as by `helm pull --prov`.
 //!
 //! A layer of any other type is one file, also if it is a tar: tools label files with types of tars.
@@ -127,6 +128,9 @@ impl Artifact {
             let diff_id = note(UNPACKED_DIGEST).and_then(|digest| digest.parse().ok());
             return Part::Tar { compression: compression_of(media_type).unwrap_or(Compression::Gzip), diff_id };
         }
+        if media_type == ORAS_DIRECTORY && note(TITLE).is_some_and(|title| !title.ends_with("gz")) {
+            return Part::Tar { compression: Compression::Gzip, diff_id: None };
+        }
         let packs_tars = MODEL_PACK.iter().chain([&DOCKER_MODEL, &HELM_CHART]);
         if packs_tars.into_iter().any(|prefix| media_type.starts_with(prefix))
             && let Some(compression) = compression_of(media_type)
@@ -213,6 +217,8 @@ const HELM_PROVENANCE: &str = "application/vnd.cncf.helm.chart.provenance.";
 const UNPACK: &str = "io.deis.oras.content.unpack";
 /// The digest of that tar.
 const UNPACKED_DIGEST: &str = "io.deis.oras.content.digest";
+/// The type that oras-py gives to a directory, and to nothing else by itself.
+const ORAS_DIRECTORY: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const TITLE: &str = "org.opencontainers.image.title";
 const FILE_PATH: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
 const METADATA: [&str; 2] = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
@@ -279,7 +285,9 @@ mod tests {
             ("application/vnd.docker.ai.vllm.config.tar", &[], Some(Compression::Stored)),
             ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", &[], Some(Compression::Gzip)),
             ("application/vnd.oci.image.layer.v1.tar+gzip", &oras, Some(Compression::Gzip)),
-            ("application/vnd.oci.image.layer.v1.tar+gzip", &oras[1..], None),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", &oras[1..], Some(Compression::Gzip)),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", &[("org.opencontainers.image.title", "a.tgz")], None),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", &[], None),
             ("application/vnd.oci.image.layer.v1.tar", &[("org.opencontainers.image.title", "a.bin")], None),
             ("application/vnd.cncf.model.weight.v1.raw", &[], None),
             ("application/x-tar", &[], None),
