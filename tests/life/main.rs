@@ -13,4 +13,5 @@ mod killed;
 mod run;
 mod service;
 mod soak;
+mod store_faults;
 mod takeover;
