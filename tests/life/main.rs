@@ -15,3 +15,4 @@ mod service;
 mod soak;
 mod store_faults;
 mod takeover;
+mod user;
