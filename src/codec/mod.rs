@@ -22,6 +22,7 @@
 //! ```
 
 mod codes;
+mod fast;
 mod gzip;
 mod inflate;
 mod marks;

@@ -114,12 +114,18 @@ impl References {
         let Some(first) = self.used.iter().position(|&word| word != 0) else {
             return Window(Box::default());
         };
-        let mut bytes = self.history[first * 64..].to_vec();
-        for (piece, used) in bytes.chunks_mut(64).zip(&self.used[first..]) {
-            for (i, byte) in piece.iter_mut().enumerate() {
-                if used >> i & 1 == 0 {
-                    *byte = 0;
-                }
+        // Few bytes are used, in runs: the others are zero already.
+        let history = &self.history[first * 64..];
+        let mut bytes = vec![0; history.len()];
+        for (at, &used) in (0..).step_by(64).zip(&self.used[first..]) {
+            let (mut start, mut used) = (at, used);
+            while used != 0 {
+                let skipped = used.trailing_zeros();
+                let run = (used >> skipped).trailing_ones();
+                start += skipped as usize;
+                bytes[start..start + run as usize].copy_from_slice(&history[start..start + run as usize]);
+                start += run as usize;
+                used = used.checked_shr(skipped + run).unwrap_or(0);
             }
         }
         bytes.drain(..self.used[first].trailing_zeros() as usize);
