@@ -41,7 +41,7 @@ pub use self::inflate::{Alphabet, InflateError};
 pub use self::marks::{Mark, StartKind};
 pub use self::output::{Filled, OutputBuffer};
 pub use self::sniff::{MAGIC, compression_of};
-pub use self::window::{Window, WindowError};
+pub use self::window::{Window, WindowError, WindowPacker};
 
 use self::gzip::Gzip;
 use self::marks::FirstPass;

@@ -5,7 +5,7 @@
 //! KiB after the checkpoint can reach across it, and they touch about a tenth of the window. The first pass records
 //! which bytes these are; the others are zeroed and compress to almost nothing.
 
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CCtx};
 
 /// The bytes before a checkpoint; unreferenced bytes are zero.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,13 +22,7 @@ impl Window {
 
     /// The stored form: nothing for an empty window, otherwise one zstd frame.
     pub fn to_bytes(&self) -> Vec<u8> {
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        let mut packed = vec![0; zstd_safe::compress_bound(self.0.len())];
-        let length = zstd_safe::compress(&mut packed[..], &self.0, 3).expect("the bound leaves room");
-        packed.truncate(length);
-        packed
+        WindowPacker::new().pack(self)
     }
 
     /// Parses the output of [`Window::to_bytes`].
@@ -44,6 +38,34 @@ impl Window {
             .map_err(|code| WindowError(zstd_safe::get_error_name(code)))?;
         bytes.truncate(length);
         Ok(Self(bytes.into()))
+    }
+}
+
+/// Makes the stored form of many windows: setting up libzstd takes as long as packing one.
+pub struct WindowPacker(CCtx<'static>);
+
+impl WindowPacker {
+    /// No window yet.
+    pub fn new() -> Self {
+        Self(CCtx::create())
+    }
+
+    /// [`Window::to_bytes`] of this window.
+    pub fn pack(&mut self, window: &Window) -> Vec<u8> {
+        let bytes = window.bytes();
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        let mut packed = vec![0; zstd_safe::compress_bound(bytes.len())];
+        let length = self.0.compress(&mut packed[..], bytes, 3).expect("the bound leaves room");
+        packed.truncate(length);
+        packed
+    }
+}
+
+impl Default for WindowPacker {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -166,9 +188,11 @@ mod tests {
 
     #[test]
     fn windows_survive_being_kept() {
+        let mut packer = WindowPacker::new();
         for bytes in [vec![], vec![0], vec![9; 100], (0..Window::MAX).map(|i| (i * i) as u8).collect()] {
             let window = Window(bytes.into());
             assert_eq!(Window::from_bytes(&window.to_bytes()).unwrap(), window);
+            assert_eq!(packer.pack(&window), window.to_bytes(), "whatever was packed before");
         }
     }
 
