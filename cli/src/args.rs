@@ -342,10 +342,17 @@ pub(crate) struct MountArgs {
     /// Serve without a keeper, the process that takes over when the serving process dies; for use under a supervisor
     #[arg(long)]
     pub no_keeper: bool,
-    /// Show an OCI image layout instead of files: `oci-layout`, `index.json` and `blobs/`, read by range and verified, for
-    /// skopeo, umoci and other tools that read layouts
-    #[arg(long, conflicts_with_all = ["artifact", "layer", "writable", "ephemeral"], help_heading = "Image")]
-    pub as_layout: bool,
+    /// Show an OCI image layout instead of files, for skopeo, umoci and other tools that read layouts; the image is called
+    /// NAME in it, by default as in IMAGE, with nothing left out
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with_all = ["artifact", "layer", "writable", "ephemeral"],
+        help_heading = "Image"
+    )]
+    pub as_layout: Option<Option<String>>,
     /// Make the mount writable, as for chroot and systemd-nspawn: changes are kept in UPPER, by default `DIR.upper`
     /// beside the mount point, and reused by the next such mount (root)
     #[arg(

@@ -238,7 +238,9 @@ impl Plan<'_> {
         runtime.block_on(async {
             let opened =
                 open::open_alone_pulled(&image, self.args.pull()).await.map_err(|error| self.unopened(error))?;
-            let configured = Configured::parse(opened.plan.configuration.raw.get())?;
+            // The configuration of an artifact says nothing of how it runs.
+            let is_image = opened.plan.artifact.is_none();
+            let configured = Configured::parse(if is_image { opened.plan.configuration.raw.get() } else { "{}" })?;
             let manifest = &opened.plan.manifest.digest;
             let upper_lock = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
             // Every process reads the image that this process has resolved.

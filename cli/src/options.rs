@@ -55,7 +55,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("insecure", None) => access.insecure = true,
             ("offline", None) => access.offline = true,
             ("artifact", None) => args.image.opening.artifact = true,
-            ("as_layout", None) => args.as_layout = true,
+            ("as_layout", name) => args.as_layout = Some(name.map(ToOwned::to_owned)),
             ("wait", None) => args.wait = true,
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = PassthroughArg::Always,
@@ -123,9 +123,8 @@ const WITH_VALUE: [&str; 13] = [
     "index",
     "kernel",
 ];
-const WITHOUT_VALUE: [&str; 16] = [
+const WITHOUT_VALUE: [&str; 15] = [
     "artifact",
-    "as_layout",
     "allow_other",
     "allow_root",
     "suid",

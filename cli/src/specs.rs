@@ -31,8 +31,9 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         },
     };
     let mut image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
-    if args.as_layout {
-        image.view = View::Layout;
+    if let Some(name) = args.as_layout {
+        let name = name.unwrap_or_else(|| image.reference.canonical()).into();
+        image.view = View::Layout { name };
     }
     let writable = match (&args.writable, args.ephemeral) {
         (None, false) => None,

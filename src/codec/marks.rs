@@ -2,7 +2,8 @@
 //!
 //! Marks split a layer into spans. Close marks make reads cheap and tables long: one per 256 KiB costs about 2 % of a
 //! gzip layer, nearly all of it windows. The spacing doubles as a layer grows beyond 1 GiB, so that the number of marks
-//! is bounded: about 4,000 for the first GiB and 2,000 for each doubling.
+//! is bounded: about 4,000 for the first GiB and 2,000 for each doubling. Marks of stored bytes have no window and cost 64
+//! bytes, so they stay within 1 MiB: a model of 100 GiB is read by as small pieces as one of 2 GiB.
 
 use super::window::{References, Window};
 use crate::descriptor::Compression;
@@ -56,6 +57,8 @@ impl StartKind {
 
 /// The marks and windows found by a first pass.
 pub(super) struct FirstPass {
+    /// The widest spacing.
+    widest: u64,
     marks: Vec<Mark>,
     windows: Vec<(usize, Window)>,
     /// Number of marks so far, including those taken.
@@ -73,6 +76,7 @@ impl FirstPass {
     pub(super) fn new(kind: StartKind) -> Self {
         let zero = Mark { blob: BlobOffset(0), bit: 0, decoded: DecodedOffset(0), kind };
         Self {
+            widest: if kind == StartKind::Stored { WIDEST_STORED } else { u64::MAX },
             marks: vec![zero],
             windows: Vec::new(),
             count: 1,
@@ -90,7 +94,7 @@ impl FirstPass {
     /// The offset from which a start is useful.
     pub(super) fn next_start(&self) -> DecodedOffset {
         let last = self.last_start.1;
-        last + spacing(last)
+        last + spacing(last).min(self.widest)
     }
 
     /// The offset from which a mark is useful even if it is not a start.
@@ -136,6 +140,8 @@ fn spacing(at: DecodedOffset) -> u64 {
     SPACING << (at.0 >> 30).checked_ilog2().map_or(0, |doublings| doublings + 1)
 }
 
+/// Widest spacing of stored bytes.
+const WIDEST_STORED: u64 = 1 << 20;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
 /// Number of spacings without a start after which a mark is set that is not a start.
@@ -153,6 +159,15 @@ mod tests {
             assert_eq!(spacing(DecodedOffset(at)), kib << 10, "at {at}");
         }
         assert!(spacing(DecodedOffset(u64::MAX)) > 0);
+    }
+
+    #[test]
+    fn stored_bytes_have_marks_within_a_mib() {
+        let mut pass = FirstPass::new(StartKind::Stored);
+        for (at, kib) in [(0, 256), (3 << 30, 1024), (100 << 30, 1024)] {
+            pass.last_start.1 = DecodedOffset(at);
+            assert_eq!(pass.next_start(), DecodedOffset(at + (kib << 10)));
+        }
     }
 
     #[test]

@@ -171,7 +171,7 @@ async fn resolve_by(
     let platform = image.platform.clone().unwrap_or_else(Platform::host);
     let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &image.access, &store).await?;
-    let wanted = Wanted { platform: &platform, fit, pull, view: image.view };
+    let wanted = Wanted { platform: &platform, fit, pull, view: &image.view };
     let mut plan = image::resolve_again(&reference, &source, &store, wanted, image.access.network, before).await?;
     if let Some(count) = image.up_to {
         plan.layers.truncate(usize::from(count.get()));

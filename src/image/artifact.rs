@@ -16,7 +16,7 @@ use crate::layer::{LayerTree, Limits, NameError, NamedFile, Timestamp};
 use crate::platform::Platform;
 
 /// What is shown of a reference.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum View {
     /// The root file system of an image, or the files of an artifact.
     #[default]
@@ -26,7 +26,10 @@ pub enum View {
     /// The layers as files, also those of an image.
     Artifact,
     /// An OCI image layout of what [`View::Auto`] shows.
-    Layout,
+    Layout {
+        /// The name of the image in the layout. It stays when a process takes over a mount by the image's digest.
+        name: Box<str>,
+    },
 }
 
 /// The layers of an artifact, whose configuration is `config`.

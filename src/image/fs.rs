@@ -565,9 +565,11 @@ impl ImageFs {
     pub(super) fn totals_in(&self, layers: impl Iterator<Item = LayerNo>) -> (u64, u64) {
         let mut totals = (0, 0);
         for number in layers {
-            if let Some(content) = self.layers.known(number) {
-                totals.0 += u64::from(content.index().len());
-                totals.1 += content.index().layer().decoded_size;
+            let index = self.layers.file(number).cloned();
+            let index = index.or_else(|| Some(Arc::clone(self.layers.known(number)?.index())));
+            if let Some(index) = index {
+                totals.0 += u64::from(index.len());
+                totals.1 += index.layer().decoded_size;
             }
         }
         totals

@@ -377,7 +377,7 @@ impl Layers {
     }
 
     /// The names of a layer that is one file.
-    fn file(&self, layer: LayerNo) -> Option<&Arc<LayerIndex>> {
+    pub(super) fn file(&self, layer: LayerNo) -> Option<&Arc<LayerIndex>> {
         self.files[usize::from(layer.0)].as_ref()
     }
 

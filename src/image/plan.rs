@@ -230,7 +230,7 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default(), view: View::default() };
+    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default(), view: &View::Auto };
     resolve_again(reference, source, store, wanted, network, &Documents::default()).await
 }
 
@@ -244,7 +244,7 @@ pub struct Wanted<'a> {
     /// What a tag names now, or did.
     pub pull: Pull,
     /// What is shown of it.
-    pub view: View,
+    pub view: &'a View,
 }
 
 /// As [`resolve`], with the documents of an earlier resolution as a fallback, and a choice of what is acceptable.
@@ -289,7 +289,7 @@ pub async fn resolve_again(
                 for layer in &manifest.layers {
                     resolver.inlined("a layer", layer)?;
                 }
-                if view == View::Artifact {
+                if *view == View::Artifact {
                     let candidate = Candidate { platform, ..candidate };
                     return resolver.files(root, candidate, Artifact::of_image(manifest), config, offered);
                 }
@@ -370,7 +370,7 @@ struct Resolver<'a> {
     store: &'a Store,
     network: Network,
     pull: Pull,
-    view: View,
+    view: &'a View,
     /// The documents of an earlier resolution.
     before: &'a Documents,
     /// The documents used now.
@@ -402,7 +402,7 @@ impl Resolver<'_> {
             Ok(Step::Files(artifact)) => return self.artifact(artifact, candidate),
             Ok(Step::Descend(entries)) => entries,
             Err(error @ documents::ResolveError::NoPlatform { .. }) => match all {
-                Some(index) if self.view != View::Image && !index.entries.iter().any(IndexEntry::may_be_image) => {
+                Some(index) if *self.view != View::Image && !index.entries.iter().any(IndexEntry::may_be_image) => {
                     match documents::lone_artifact(&index, wanted) {
                         Ok(entry) => vec![entry.clone()],
                         Err(error) => return Ok(Found::Unfit(error)),
@@ -434,8 +434,8 @@ impl Resolver<'_> {
     /// An artifact where a manifest was looked for.
     fn artifact(&self, artifact: Artifact, candidate: Candidate) -> Result<Found, PlanError> {
         let refused = match &artifact.no_image {
-            Some(why) if self.view != View::Artifact => Some(why.clone()),
-            _ if self.view == View::Image => {
+            Some(why) if *self.view != View::Artifact => Some(why.clone()),
+            _ if *self.view == View::Image => {
                 Some(DocumentError::NotAnImage { kind: artifact.artifact_type.to_string() })
             }
             _ => None,
@@ -498,9 +498,9 @@ impl Resolver<'_> {
     /// A plan with the documents that were used, as the view wants it; `blobs` are what its manifest lists.
     fn finish(self, plan: Plan, blobs: Vec<Descriptor>) -> Plan {
         let documents = self.documents.into_inner().unwrap_or_default();
-        let layers = match documents.text(&plan.manifest.digest) {
-            Some(text) if self.view == View::Layout => {
-                let (manifest, platform, name) = (&plan.manifest, plan.platform.as_ref(), &self.reference.canonical());
+        let layers = match (documents.text(&plan.manifest.digest), self.view) {
+            (Some(text), View::Layout { name }) => {
+                let (manifest, platform) = (&plan.manifest, plan.platform.as_ref());
                 artifact::layout(&artifact::Listed { manifest, text, platform, name }, blobs)
             }
             _ => plan.layers,

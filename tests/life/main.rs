@@ -13,6 +13,4 @@ mod killed;
 mod run;
 mod service;
 mod soak;
-mod store_faults;
 mod takeover;
-mod user;

@@ -117,10 +117,7 @@ pub fn add(
     let served = match told {
         Ok(served) => served,
         Err(error) => {
-            // What went wrong first is the reason, whatever goes wrong after it.
-            if let Err(error) = restore(&records, &before, &hex) {
-                tracing::error!(error = crate::image::chain(&error), "the records of the store are not as before");
-            }
+            restore(&records, &before, &hex)?;
             let _ = tell(&records, &Notice::Changed { added: None, wait: false }, progress);
             return Err(error);
         }
@@ -132,11 +129,7 @@ pub fn add(
 /// Restores the records.
 fn restore(records: &Records, before: &BTreeMap<String, Record>, added: &str) -> Result<(), ImageStoreError> {
     if !before.contains_key(added) {
-        // It may not have been written.
-        match records.remove(added) {
-            Err(ImageStoreError::File { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {}
-            removed => removed?,
-        }
+        records.remove(added)?;
     }
     before.values().try_for_each(|record| records.write(record))
 }

@@ -271,12 +271,12 @@ pub struct ImageSpec {
     index: Option<IndexUse>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Shown {
     Image,
     Artifact,
-    Layout,
+    Layout { name: Box<str> },
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -403,7 +403,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
                 View::Auto => None,
                 View::Image => Some(Shown::Image),
                 View::Artifact => Some(Shown::Artifact),
-                View::Layout => Some(Shown::Layout),
+                View::Layout { name } => Some(Shown::Layout { name: name.clone() }),
             },
             offline: *network == Network::Offline,
             insecure: *insecure,
@@ -449,7 +449,7 @@ impl ImageSpec {
                 None => View::Auto,
                 Some(Shown::Image) => View::Image,
                 Some(Shown::Artifact) => View::Artifact,
-                Some(Shown::Layout) => View::Layout,
+                Some(Shown::Layout { name }) => View::Layout { name },
             },
             access,
             cache: spec::CacheSpec { dir: cache_dir.try_into()?, limit: cache_size },
