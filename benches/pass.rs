@@ -15,7 +15,7 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use futures_util::stream;
-use peelfs::codec::{LayerDecoder, OutputBuffer, Status};
+use peelfs::codec::{LayerDecoder, OutputBuffer, Status, Window, WindowPacker};
 use peelfs::content::{FirstPass, LayerRef, Means, Others, PassScheduler, Payload, ScheduledPass};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
@@ -27,6 +27,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Input comes in pieces of this size, as from the network.
 const PIECE: usize = 64 << 10;
+/// About the decoded bytes between two marks.
+const SPAN: usize = 256 << 10;
 
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -42,6 +44,9 @@ fn main() {
             layer.decoded as f64 / 1e6,
             bound / wall,
         );
+    }
+    for (stage, seconds) in GZIP.stages() {
+        println!("{stage}, alone: {seconds:.3} s of CPU");
     }
     divan::main();
 }
@@ -124,9 +129,62 @@ impl Layer {
         took
     }
 
+    /// CPU seconds of each stage of the pass: the least of three runs.
+    fn stages(&self) -> [(&'static str, f64); 6] {
+        let least = |stage: &dyn Fn()| {
+            let timed = || {
+                let begun = cpu_time();
+                stage();
+                (cpu_time() - begun).as_secs_f64()
+            };
+            (0..3).map(|_| timed()).min_by(f64::total_cmp).expect("there are some")
+        };
+        let windows = self.windows();
+        [
+            ("decoding", least(&|| _ = self.decoded_alone())),
+            ("SHA-256 of the blob", least(&|| _ = Digest::of(Algorithm::Sha256, &self.blob))),
+            ("SHA-256 of the decoded stream", least(&|| _ = Digest::of(Algorithm::Sha256, &TAR))),
+            (
+                "BLAKE3 of spans",
+                least(&|| {
+                    for span in TAR.chunks(SPAN) {
+                        std::hint::black_box(blake3::hash(span));
+                    }
+                }),
+            ),
+            (
+                "packing windows",
+                least(&|| {
+                    let mut packer = WindowPacker::new();
+                    for window in &windows {
+                        std::hint::black_box(packer.pack(window));
+                    }
+                }),
+            ),
+            (
+                "writing",
+                least(&|| {
+                    let file = tempfile::tempfile().expect("a file");
+                    TAR.chunks(OutputBuffer::CAPACITY).for_each(|bytes| (&file).write_all(bytes).expect("room"));
+                }),
+            ),
+        ]
+    }
+
+    fn windows(&self) -> Vec<Window> {
+        let mut windows = Vec::new();
+        self.decode(|decoder| windows.extend(decoder.take_windows().into_iter().map(|(_, window)| window)));
+        windows
+    }
+
     /// Seconds that the decoder takes when nothing else is done.
     fn decoded_alone(&self) -> f64 {
         let begun = Instant::now();
+        self.decode(|decoder| _ = std::hint::black_box((decoder.take_marks(), decoder.take_windows())));
+        begun.elapsed().as_secs_f64()
+    }
+
+    fn decode(&self, mut each: impl FnMut(&mut LayerDecoder)) {
         let limits = peelfs::codec::Limits::default();
         let mut decoder = LayerDecoder::first_pass(self.compression, limits).expect("a decoder");
         let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
@@ -134,10 +192,9 @@ impl Layer {
         for mut piece in self.blob.chunks(PIECE) {
             while decoder.decode(&mut piece, &mut out).expect("a valid layer") == Status::OutputFull {
                 recycled = Some(out.hand_over(recycled.take()));
-                std::hint::black_box((decoder.take_marks(), decoder.take_windows()));
+                each(&mut decoder);
             }
         }
-        begun.elapsed().as_secs_f64()
     }
 }
 

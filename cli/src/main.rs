@@ -30,6 +30,7 @@ mod runtime;
 mod snapshotter;
 mod specs;
 mod status;
+mod storage_conf;
 mod store;
 mod text;
 mod tree;

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::args::{CacheDirArgs, ImageArgs};
 use super::progress::Bar;
-use super::{specs, text};
+use super::{specs, storage_conf, text};
 use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
 use peelfs::host::open;
@@ -119,6 +119,12 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
                 let at = at.display();
                 eprintln!(
                     "note: the store `{at}` is not served; engines see the image once `peelfs store serve {at}` runs"
+                );
+            }
+            if let Some(file) = storage_conf::without(&at) {
+                let (file, at) = (file.display(), at.display());
+                eprintln!(
+                    "note: `{file}` does not name this store; engines use it with `additionalimagestores = [\"{at}\"]` below `[storage.options]`"
                 );
             }
             print_names(&added.image)

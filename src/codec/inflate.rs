@@ -8,9 +8,10 @@
 //! A stream is invalid exactly if zlib rejects it: the tests compare both.
 
 use super::codes::{
-    BASE_SHIFT, DISTANCE_SYMBOLS, DROP, END_OF_BLOCK, EXCEPTIONAL, Incomplete, LITERAL, LITERAL_SYMBOLS, POINTER,
-    Unbuildable, build, extra, look_up, mask, pointed,
+    BASE_SHIFT, DISTANCE_SYMBOLS, DROP, END_OF_BLOCK, EXCEPTIONAL, Incomplete, LITERAL, LITERAL_SYMBOLS, Unbuildable,
+    build, extra, look_up, mask,
 };
+use super::fast::{self, FAST_INPUT, copy_match};
 use super::window::Watch;
 
 /// An inflate stream in progress.
@@ -108,9 +109,9 @@ impl std::fmt::Display for Alphabet {
 
 /// Bits read from the input and not used yet. Bits above `count` are zero, and `count` is below 64.
 #[derive(Default)]
-struct Bits {
-    buf: u64,
-    count: u32,
+pub(super) struct Bits {
+    pub(super) buf: u64,
+    pub(super) count: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,9 +135,9 @@ enum Phase {
     Ended,
 }
 
-struct Tables {
-    literal: [u32; LITERAL_TABLE],
-    distance: [u32; DISTANCE_TABLE],
+pub(super) struct Tables {
+    pub(super) literal: [u32; LITERAL_TABLE],
+    pub(super) distance: [u32; DISTANCE_TABLE],
     code_length: [u32; 1 << CODE_LENGTH_BITS],
     lengths: [u8; 286 + 30],
     code_lengths: [u8; 19],
@@ -166,6 +167,14 @@ impl Inflate {
                 fixed: false,
             }),
         }
+    }
+
+    /// The tables of the fixed codes.
+    #[cfg(test)]
+    pub(super) fn fixed_tables() -> Box<Tables> {
+        let mut inflate = Self::new();
+        inflate.tables.load_fixed();
+        inflate.tables
     }
 
     /// Starts at a block whose first bit is bit `bit` of the next input byte.
@@ -367,7 +376,10 @@ impl Inflate {
         watch: &mut impl Watch,
     ) -> Result<SymbolStop, InflateError> {
         loop {
-            if target.at + 2 < target.until && input.len() >= FAST_INPUT && self.fast_symbols(input, target, watch)? {
+            if target.at + 2 < target.until
+                && input.len() >= FAST_INPUT
+                && fast::symbols(&self.tables, &mut self.bits, input, target, watch)?
+            {
                 return Ok(SymbolStop::EndOfBlock);
             }
             if target.at >= target.until {
@@ -377,132 +389,6 @@ impl Inflate {
                 return Ok(stop);
             }
         }
-    }
-
-    /// Decodes symbols while there is plenty of input; `true` at the end of the block.
-    fn fast_symbols(
-        &mut self,
-        input: &mut &[u8],
-        target: &mut Target<'_>,
-        watch: &mut impl Watch,
-    ) -> Result<bool, InflateError> {
-        let Tables { literal: literals, distance: distances, .. } = &*self.tables;
-        let out = &mut target.bytes[..target.until + OVERRUN];
-        // Two literals and a match begin before `target.until` if the iteration begins two bytes earlier: runs end
-        // where the careful loop would end, so marks do not depend on how the input was split.
-        let (until, floor) = (target.until - 2, target.floor);
-        let mut at = target.at;
-        let mut rest = *input;
-        let mut buf = self.bits.buf;
-        // Only the low byte counts: `count -= entry` then needs no mask.
-        let mut count = self.bits.count;
-
-        macro_rules! refill {
-            () => {
-                let word = rest.first_chunk::<8>().expect("two refills fit in FAST_INPUT");
-                buf |= u64::from_le_bytes(*word) << (count & 63);
-                rest = &rest[7 - ((count >> 3) & 7) as usize..];
-                count |= 56;
-            };
-        }
-        macro_rules! drop_bits {
-            ($entry:expr) => {
-                buf >>= $entry & 63;
-                count = count.wrapping_sub($entry);
-            };
-        }
-
-        let mut ended = false;
-        refill!();
-        let mut entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-        // An iteration begins with at least 56 - 33 bits, refilled below, and the next symbol's entry.
-        loop {
-            if entry & LITERAL != 0 {
-                out[at] = (entry >> BASE_SHIFT) as u8;
-                at += 1;
-                drop_bits!(entry);
-                entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-                if entry & LITERAL != 0 {
-                    out[at] = (entry >> BASE_SHIFT) as u8;
-                    at += 1;
-                    drop_bits!(entry);
-                    entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-                    if entry & LITERAL != 0 {
-                        out[at] = (entry >> BASE_SHIFT) as u8;
-                        at += 1;
-                        drop_bits!(entry);
-                        if at >= until || rest.len() < FAST_INPUT {
-                            break;
-                        }
-                        refill!();
-                        entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-                        continue;
-                    }
-                }
-            }
-            if entry & EXCEPTIONAL != 0 {
-                if entry & POINTER != 0 {
-                    buf >>= LITERAL_BITS;
-                    count = count.wrapping_sub(LITERAL_BITS);
-                    entry = literals[pointed(entry, buf) & (LITERAL_TABLE - 1)];
-                    if entry & LITERAL != 0 {
-                        out[at] = (entry >> BASE_SHIFT) as u8;
-                        at += 1;
-                        drop_bits!(entry);
-                        if at >= until || rest.len() < FAST_INPUT {
-                            break;
-                        }
-                        refill!();
-                        entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-                        continue;
-                    }
-                }
-                if entry & EXCEPTIONAL != 0 {
-                    if entry & END_OF_BLOCK == 0 {
-                        return Err(InflateError::Symbol(Alphabet::Literal));
-                    }
-                    drop_bits!(entry);
-                    ended = true;
-                    break;
-                }
-            }
-            let length = (entry >> BASE_SHIFT) as usize + extra(entry, buf);
-            drop_bits!(entry);
-            refill!();
-
-            let mut entry_d = distances[(buf & mask(DISTANCE_BITS)) as usize];
-            if entry_d & EXCEPTIONAL != 0 {
-                if entry_d & POINTER != 0 {
-                    buf >>= DISTANCE_BITS;
-                    count = count.wrapping_sub(DISTANCE_BITS);
-                    entry_d = distances[pointed(entry_d, buf) & (DISTANCE_TABLE - 1)];
-                }
-                if entry_d & EXCEPTIONAL != 0 {
-                    return Err(InflateError::Symbol(Alphabet::Distance));
-                }
-            }
-            let distance = (entry_d >> BASE_SHIFT) as usize + extra(entry_d, buf);
-            drop_bits!(entry_d);
-            if distance > at - floor {
-                return Err(InflateError::Distance { distance, reach: at - floor });
-            }
-            watch.note(at - distance, length);
-            let done = at + length >= until || rest.len() < FAST_INPUT;
-            if !done {
-                refill!();
-                entry = literals[(buf & mask(LITERAL_BITS)) as usize];
-            }
-            copy_match(out, at, distance, length);
-            at += length;
-            if done {
-                break;
-            }
-        }
-        let count = count & 63;
-        self.bits = Bits { buf: buf & mask(count), count };
-        *input = rest;
-        target.at = at;
-        Ok(ended)
     }
 
     /// Decodes one symbol with the available input; `None` to continue.
@@ -622,57 +508,16 @@ impl Tables {
     }
 }
 
-/// Copies a match word-wise, which may write up to 15 bytes past its end.
-#[inline(always)]
-fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) {
-    // From the match's source to the last byte that a word may touch: one bounds check for all.
-    let region = &mut out[at - distance..at + length + 16];
-    let mut done = 0;
-    if distance >= 16 {
-        loop {
-            let word: [u8; 16] = *region[done..].first_chunk().expect("within the region");
-            *region[done + distance..].first_chunk_mut().expect("within the region") = word;
-            done += 16;
-            if done >= length {
-                return;
-            }
-        }
-    }
-    if distance == 1 {
-        let word = [region[0]; 16];
-        loop {
-            *region[done + 1..].first_chunk_mut().expect("within the region") = word;
-            done += 16;
-            if done >= length {
-                return;
-            }
-        }
-    }
-    // The first `distance` bytes of each word are right, up to its size.
-    let step = distance.min(8);
-    loop {
-        let word: [u8; 8] = *region[done..].first_chunk().expect("within the region");
-        *region[done + distance..].first_chunk_mut().expect("within the region") = word;
-        done += step;
-        if done >= length {
-            return;
-        }
-    }
-}
-
 /// Bytes that a run may write past [`Target::until`]: a match, and its last word.
 pub(super) const OVERRUN: usize = 258 + 16;
 
-/// Two refills: the first takes at most 7 bytes, the second looks at 8.
-const FAST_INPUT: usize = 16;
-
-const LITERAL_BITS: u32 = 11;
-const DISTANCE_BITS: u32 = 8;
+pub(super) const LITERAL_BITS: u32 = 11;
+pub(super) const DISTANCE_BITS: u32 = 8;
 const CODE_LENGTH_BITS: u32 = 7;
 /// At least the worst case for 288 symbols, 11 bits and codes of 15 (2342); a power of two for the mask.
-const LITERAL_TABLE: usize = 4096;
+pub(super) const LITERAL_TABLE: usize = 4096;
 /// At least the worst case for 32 symbols, 8 bits and codes of 15 (402).
-const DISTANCE_TABLE: usize = 512;
+pub(super) const DISTANCE_TABLE: usize = 512;
 
 pub(super) const CODE_LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 

@@ -22,6 +22,7 @@
 //! ```
 
 mod codes;
+mod fast;
 mod gzip;
 mod inflate;
 mod marks;
@@ -40,7 +41,7 @@ pub use self::inflate::{Alphabet, InflateError};
 pub use self::marks::{Mark, StartKind};
 pub use self::output::{Filled, OutputBuffer};
 pub use self::sniff::{MAGIC, compression_of};
-pub use self::window::{Window, WindowError};
+pub use self::window::{Window, WindowError, WindowPacker};
 
 use self::gzip::Gzip;
 use self::marks::FirstPass;

@@ -5,7 +5,7 @@
 //! KiB after the checkpoint can reach across it, and they touch about a tenth of the window. The first pass records
 //! which bytes these are; the others are zeroed and compress to almost nothing.
 
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CCtx};
 
 /// The bytes before a checkpoint; unreferenced bytes are zero.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,13 +22,7 @@ impl Window {
 
     /// The stored form: nothing for an empty window, otherwise one zstd frame.
     pub fn to_bytes(&self) -> Vec<u8> {
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        let mut packed = vec![0; zstd_safe::compress_bound(self.0.len())];
-        let length = zstd_safe::compress(&mut packed[..], &self.0, 3).expect("the bound leaves room");
-        packed.truncate(length);
-        packed
+        WindowPacker::new().pack(self)
     }
 
     /// Parses the output of [`Window::to_bytes`].
@@ -44,6 +38,34 @@ impl Window {
             .map_err(|code| WindowError(zstd_safe::get_error_name(code)))?;
         bytes.truncate(length);
         Ok(Self(bytes.into()))
+    }
+}
+
+/// Makes the stored form of many windows: setting up libzstd takes as long as packing one.
+pub struct WindowPacker(CCtx<'static>);
+
+impl WindowPacker {
+    /// No window yet.
+    pub fn new() -> Self {
+        Self(CCtx::create())
+    }
+
+    /// [`Window::to_bytes`] of this window.
+    pub fn pack(&mut self, window: &Window) -> Vec<u8> {
+        let bytes = window.bytes();
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        let mut packed = vec![0; zstd_safe::compress_bound(bytes.len())];
+        let length = self.0.compress(&mut packed[..], bytes, 3).expect("the bound leaves room");
+        packed.truncate(length);
+        packed
+    }
+}
+
+impl Default for WindowPacker {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -114,12 +136,18 @@ impl References {
         let Some(first) = self.used.iter().position(|&word| word != 0) else {
             return Window(Box::default());
         };
-        let mut bytes = self.history[first * 64..].to_vec();
-        for (piece, used) in bytes.chunks_mut(64).zip(&self.used[first..]) {
-            for (i, byte) in piece.iter_mut().enumerate() {
-                if used >> i & 1 == 0 {
-                    *byte = 0;
-                }
+        // Few bytes are used, in runs: the others are zero already.
+        let history = &self.history[first * 64..];
+        let mut bytes = vec![0; history.len()];
+        for (at, &used) in (0..).step_by(64).zip(&self.used[first..]) {
+            let (mut start, mut used) = (at, used);
+            while used != 0 {
+                let skipped = used.trailing_zeros();
+                let run = (used >> skipped).trailing_ones();
+                start += skipped as usize;
+                bytes[start..start + run as usize].copy_from_slice(&history[start..start + run as usize]);
+                start += run as usize;
+                used = used.checked_shr(skipped + run).unwrap_or(0);
             }
         }
         bytes.drain(..self.used[first].trailing_zeros() as usize);
@@ -160,9 +188,11 @@ mod tests {
 
     #[test]
     fn windows_survive_being_kept() {
+        let mut packer = WindowPacker::new();
         for bytes in [vec![], vec![0], vec![9; 100], (0..Window::MAX).map(|i| (i * i) as u8).collect()] {
             let window = Window(bytes.into());
             assert_eq!(Window::from_bytes(&window.to_bytes()).unwrap(), window);
+            assert_eq!(packer.pack(&window), window.to_bytes(), "whatever was packed before");
         }
     }
 

@@ -27,7 +27,8 @@ use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use crate::codec::{
-    CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, compression_of,
+    CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
+    compression_of,
 };
 use crate::descriptor::Compression;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -405,14 +406,14 @@ impl FirstPass {
         let mut content = ContentWriter::new(store, LayerName { blob: &self.layer.blob.digest, diff_id: &stream_name });
         partial.begin(tree, content.reader());
         let mut spans = SpanCutter::default();
-        let mut windows = PackedWindows::default();
+        let (mut windows, mut packer) = (PackedWindows::default(), WindowPacker::new());
         let mut at = DecodedOffset(0);
         // Reported only after the blob's digest was checked.
         let mut failed = None;
         while let Ok(Decoded { buffer, marks, windows: found }) = buffers.recv() {
             priority.settle();
             let bytes: &[u8] = &buffer;
-            windows.pack(found);
+            windows.pack(found, &mut packer);
             if let Some(diff_id) = &mut diff_id {
                 diff_id.update(bytes);
             }

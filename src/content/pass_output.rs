@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codec::{Mark, Window};
+use crate::codec::{Mark, Window, WindowPacker};
 use crate::layer::{Check, Span, WindowAt};
 use crate::offsets::DecodedOffset;
 use crate::store::{LayerName, NewContent, Store};
@@ -125,9 +125,9 @@ pub(super) struct PackedWindows {
 }
 
 impl PackedWindows {
-    pub(super) fn pack(&mut self, windows: Vec<(usize, Window)>) {
+    pub(super) fn pack(&mut self, windows: Vec<(usize, Window)>, packer: &mut WindowPacker) {
         for (number, window) in windows {
-            let packed = Window::to_bytes(&window);
+            let packed = packer.pack(&window);
             if packed.is_empty() {
                 continue; // no later byte refers back past the checkpoint
             }

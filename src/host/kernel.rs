@@ -275,3 +275,37 @@ fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> Digest {
         _ => layer.stream_name().into_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::content::Payload;
+    use crate::descriptor::{Compression, Descriptor, MediaType};
+
+    #[test]
+    fn images_over_different_streams_of_a_layer_have_two_names() {
+        let of = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let layer = |name: &str| LayerRef {
+            blob: Descriptor {
+                media_type: MediaType::OciManifest,
+                digest: of(name),
+                size: 1,
+                data: None,
+                annotations: BTreeMap::new(),
+            },
+            diff_id: Some(of("the tar")),
+            payload: Payload::Tar(Compression::Gzip),
+        };
+        let layers = [layer("a"), layer("b")];
+        let over_tars = chain(&layers, |_, layer| layer.content().clone());
+        assert_eq!(chain(&layers, |_, _| of("the tar")), over_tars);
+        for opened_by_table in [LayerNo(0), LayerNo(1)] {
+            let stream = |number| of(if number == opened_by_table { "bodies alone" } else { "the tar" });
+            assert_ne!(chain(&layers, |number, _| stream(number)), over_tars);
+        }
+        let swapped = [layer("b"), layer("a")];
+        assert_ne!(chain(&swapped, |_, layer| layer.content().clone()), over_tars);
+    }
+}

@@ -70,7 +70,7 @@ pub(super) fn runtimes() -> Vec<&'static str> {
 }
 
 /// A command in a mount namespace where crun works: it refuses to where control groups of both versions are mounted.
-fn for_crun(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(super) fn for_crun(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("unshare");
     let script = "if [ -d /sys/fs/cgroup/unified ]; then umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(program);
@@ -683,65 +683,5 @@ impl Running {
 
     fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.process), signal);
-    }
-}
-
-/// A user other than root is root of a user namespace, and has other users there if the machine grants it some.
-#[test]
-fn users_run_containers_in_a_user_namespace() {
-    let config = json!({ "Cmd": ["sh", "-c", "id; touch /etc/new; ls /etc/new"], "Env": ["PATH=/bin"] });
-    let Some(image) = image(config).filter(|_| !cannot_mount()) else { return };
-    if ["setpriv", "unshare", "newuidmap"].into_iter().any(|program| {
-        let there = Command::new(program).arg("--version").output().is_ok();
-        if !there {
-            eprintln!("skipped: needs {program}");
-        }
-        !there
-    }) {
-        return;
-    }
-    for runtime in runtimes() {
-        for granted in ["", "65534:300000:65536\n"] {
-            let sandbox = Sandbox::new();
-            let reference = layout(&sandbox, &image);
-            let program = sandbox.path().join("peelfs");
-            std::fs::copy(support::sandbox::program(), &program).unwrap();
-            std::fs::write(sandbox.path().join("granted"), granted).unwrap();
-            for name in ["", "home", "run", "layout"] {
-                let path = sandbox.path().join(name);
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-                std::os::unix::fs::chown(&path, Some(65_534), Some(65_534)).unwrap();
-            }
-            // As on most machines: users may open the device.
-            let script = r#"
-                test -e fuse || mknod -m 666 fuse c 10 229
-                mount --bind fuse /dev/fuse
-                mount --bind granted /etc/subuid && mount --bind granted /etc/subgid
-                exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
-            "#;
-            let run_as = |user: &str| {
-                let mut command = for_crun("sh");
-                command.args(["-ec", script, "sh"]).arg(&program);
-                command.args(["run", "--runtime", runtime, "-u", user, &reference]).current_dir(sandbox.path());
-                let known = sandbox.peelfs([""]);
-                command.env_clear().envs(known.get_envs().map(|(name, value)| (name, value.unwrap_or_default())));
-                command.stdin(Stdio::null()).output().unwrap()
-            };
-            let root = run_as("0");
-            if said(&root).contains("user namespaces: let root allow them") {
-                eprintln!("skipped: users may have no user namespaces here");
-                return;
-            }
-            let is_root = printed(&root).starts_with("uid=0(root) gid=0(root)");
-            assert!(is_root && printed(&root).ends_with("/etc/new"), "{}", said(&root));
-            let app = run_as("1000:1001");
-            if granted.is_empty() {
-                assert_eq!(app.status.code(), Some(125));
-                assert!(said(&app).contains("may not map the container's user 1000:1001"), "{}", said(&app));
-            } else {
-                assert!(said(&app).contains("uid=1000(app) gid=1001(app)"), "{}", said(&app));
-            }
-            assert_nothing_left(&sandbox);
-        }
     }
 }

@@ -16,22 +16,26 @@ use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 use crate::containers::system;
 
 /// A served store with engines that use it; ended when dropped.
-struct Store<'a> {
+pub(super) struct Store<'a> {
     sandbox: &'a Sandbox,
-    at: PathBuf,
+    pub(super) at: PathBuf,
     keeper: Child,
 }
 
 impl<'a> Store<'a> {
     fn serve(sandbox: &'a Sandbox) -> Self {
-        let at = sandbox.path().join("store");
+        Self::serve_at(sandbox, sandbox.path().join("store"), &[])
+    }
+
+    /// A store in another directory, served with further options.
+    pub(super) fn serve_at(sandbox: &'a Sandbox, at: PathBuf, more: &[&str]) -> Self {
         let storage = format!(
             "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/root\"\nrunroot = \"{0}/runroot\"\n[storage.options]\nadditionalimagestores = [\"{1}\"]\n",
             sandbox.path().display(),
             at.display()
         );
         std::fs::write(sandbox.path().join("storage.conf"), storage).unwrap();
-        let keeper = sandbox.peelfs(["store", "serve"]).arg(&at).stderr(Stdio::inherit()).spawn().unwrap();
+        let keeper = sandbox.peelfs(["store", "serve"]).args(more).arg(&at).stderr(Stdio::inherit()).spawn().unwrap();
         let store = Self { sandbox, at, keeper };
         store.wait_until_served();
         store
@@ -102,8 +106,19 @@ impl<'a> Store<'a> {
         }
     }
 
-    fn peelfs(&self, words: &[&str]) -> Output {
-        let output = self.sandbox.peelfs(["store"]).args(words).arg("--store").arg(&self.at).output().unwrap();
+    /// `peelfs store` on it.
+    pub(super) fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.sandbox.peelfs(["store"]);
+        command
+            .args(words)
+            .arg("--store")
+            .arg(&self.at)
+            .env("CONTAINERS_STORAGE_CONF", self.sandbox.path().join("storage.conf"));
+        command
+    }
+
+    pub(super) fn peelfs(&self, words: &[&str]) -> Output {
+        let output = self.command(words).output().unwrap();
         assert!(output.status.success(), "{words:?}: {}", said(&output));
         output
     }
@@ -120,24 +135,32 @@ impl<'a> Store<'a> {
         command
     }
 
-    fn podman(&self, words: &[&str]) -> Output {
+    pub(super) fn podman(&self, words: &[&str]) -> Output {
         self.engine("podman").args(words).output().unwrap()
     }
 
-    fn done(&self, words: &[&str]) -> String {
+    pub(super) fn done(&self, words: &[&str]) -> String {
         let output = self.podman(words);
         assert!(output.status.success(), "podman {words:?}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     /// Runs a container that is gone afterwards.
-    fn run(&self, words: &[&str]) -> String {
+    pub(super) fn run(&self, words: &[&str]) -> String {
         let fixed =
             ["run", "--rm", "--pull=never", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"];
         self.done(&[&fixed, words].concat())
     }
 
-    fn names(&self) -> Vec<String> {
+    /// Names that `peelfs store list` shows.
+    pub(super) fn listed(&self) -> Vec<String> {
+        let output = self.peelfs(&["list"]);
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    }
+
+    /// Names that engines show.
+    pub(super) fn names(&self) -> Vec<String> {
         let images = self.done(&["images", "--format={{.Repository}}:{{.Tag}}"]);
         let mut names: Vec<String> = images.lines().map(str::to_owned).collect();
         names.sort();
@@ -156,7 +179,7 @@ impl Drop for Store<'_> {
     }
 }
 
-fn cannot_run() -> bool {
+pub(super) fn cannot_run() -> bool {
     cannot_mount() || is_missing("podman") || is_missing("runc")
 }
 

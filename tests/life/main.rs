@@ -13,4 +13,6 @@ mod killed;
 mod run;
 mod service;
 mod soak;
+mod store_faults;
 mod takeover;
+mod user;

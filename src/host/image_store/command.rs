@@ -117,7 +117,10 @@ pub fn add(
     let served = match told {
         Ok(served) => served,
         Err(error) => {
-            restore(&records, &before, &hex)?;
+            // What went wrong first is the reason, whatever goes wrong after it.
+            if let Err(error) = restore(&records, &before, &hex) {
+                tracing::error!(error = crate::image::chain(&error), "the records of the store are not as before");
+            }
             let _ = tell(&records, &Notice::Changed { added: None, wait: false }, progress);
             return Err(error);
         }
@@ -129,7 +132,11 @@ pub fn add(
 /// Restores the records.
 fn restore(records: &Records, before: &BTreeMap<String, Record>, added: &str) -> Result<(), ImageStoreError> {
     if !before.contains_key(added) {
-        records.remove(added)?;
+        // It may not have been written.
+        match records.remove(added) {
+            Err(ImageStoreError::File { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
     }
     before.values().try_for_each(|record| records.write(record))
 }
