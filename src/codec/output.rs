@@ -69,8 +69,10 @@ impl OutputBuffer {
 
     /// Hands over the decoded bytes and continues in `recycled`, or in new memory.
     pub fn hand_over(&mut self, recycled: Option<Filled>) -> Filled {
-        let mut next = recycled.map_or_else(Vec::new, |filled| filled.bytes);
-        next.resize(self.bytes.len(), 0);
+        let length = self.bytes.len();
+        // New memory is zeroed by the allocator, which costs nothing where the kernel provides it.
+        let mut next = recycled.map_or_else(|| vec![0; length], |filled| filled.bytes);
+        next.resize(length, 0);
         next[..Window::MAX].copy_from_slice(self.history());
         let filled = Filled { end: self.end, at: self.at, bytes: std::mem::replace(&mut self.bytes, next) };
         self.at = self.end();

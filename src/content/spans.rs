@@ -34,7 +34,7 @@ pub(super) fn check(
     let Some(generation) = content.generation(span) else { return Stored::Absent };
     ROOM.with_borrow_mut(|room| {
         if room.len() < length(known) {
-            room.resize(length(known), 0);
+            *room = vec![0; length(known)];
         }
         let bytes = &mut room[..length(known)];
         let readable = content.read_telling(known.decoded.start, bytes, before_wait).is_ok();

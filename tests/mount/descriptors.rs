@@ -13,9 +13,11 @@ use support::walk::Compare;
 use super::{assert_same, packed, serve, tree_of};
 
 const LAYERS: usize = 600;
+/// Still more than the limit, for commands that run again and again.
+const FEWER: usize = 100;
 
-fn layers() -> Vec<Vec<Entry>> {
-    (0..LAYERS).map(|n| vec![Entry::file(format!("d{}/f{n}", n % 7), content(n))]).collect()
+fn layers(count: usize) -> Vec<Vec<Entry>> {
+    (0..count).map(|n| vec![Entry::file(format!("d{}/f{n}", n % 7), content(n))]).collect()
 }
 
 fn content(number: usize) -> Vec<u8> {
@@ -44,12 +46,12 @@ fn succeeded(output: &Output) {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", said(output));
 }
 
-/// Reads the files of all layers with several readers at the same time.
-fn read_all(at: &Path, readers: usize) {
+/// Reads the files of all `layers` with several readers at the same time.
+fn read_all(at: &Path, layers: usize, readers: usize) {
     std::thread::scope(|scope| {
         for first in 0..readers {
             scope.spawn(move || {
-                for n in (0..LAYERS).map(|n| (n + first * LAYERS / readers) % LAYERS) {
+                for n in (0..layers).map(|n| (n + first * layers / readers) % layers) {
                     let path = at.join(format!("d{}/f{n}", n % 7));
                     let read = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                     assert!(read == content(n), "{}", path.display());
@@ -59,19 +61,19 @@ fn read_all(at: &Path, readers: usize) {
     });
 }
 
-fn registry() -> Option<Registry> {
-    (!cannot_mount() && !is_missing("prlimit")).then(|| serve(&packed(&layers(), &[Packing::GZIP], Family::Oci)))
+fn registry(count: usize) -> Option<Registry> {
+    (!cannot_mount() && !is_missing("prlimit")).then(|| serve(&packed(&layers(count), &[Packing::GZIP], Family::Oci)))
 }
 
 #[test]
 fn six_hundred_layers_are_mounted_with_64_descriptors() {
-    let Some(registry) = registry() else { return };
+    let Some(registry) = registry(LAYERS) else { return };
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     for more in [&[][..], &["--share"], &["--passthrough"]] {
         let at = mount(&sandbox, &reference, "a", more);
-        read_all(&at.path, 4);
-        assert_same("600 layers", &tree_of(&layers()), &at.path, Compare::Exactly);
+        read_all(&at.path, LAYERS, 4);
+        assert_same("600 layers", &tree_of(&layers(LAYERS)), &at.path, Compare::Exactly);
         at.unmount();
         assert_eq!(sandbox.logs(), "", "{more:?}");
     }
@@ -80,11 +82,11 @@ fn six_hundred_layers_are_mounted_with_64_descriptors() {
 /// What is evicted while it is read is fetched again.
 #[test]
 fn eviction_and_few_descriptors_go_together() {
-    let Some(registry) = registry() else { return };
+    let Some(registry) = registry(FEWER) else { return };
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     let done = AtomicBool::new(false);
-    let at = mount(&sandbox, &reference, "a", &["--wait", "--cache-size", "4MiB"]);
+    let at = mount(&sandbox, &reference, "a", &["--wait", "--cache-size", "700KiB"]);
     let pruned = std::thread::scope(|scope| {
         let pruning = scope.spawn(|| {
             let mut pruned = 0;
@@ -92,7 +94,7 @@ fn eviction_and_few_descriptors_go_together() {
                 let all = [
                     &["prune", "--content"][..],
                     &["prune", "--all"],
-                    &["prune", "--to", "1MiB"],
+                    &["prune", "--to", "200KiB"],
                     &["drop", "--content", &reference],
                 ];
                 for what in all {
@@ -102,7 +104,7 @@ fn eviction_and_few_descriptors_go_together() {
             }
             pruned
         });
-        read_all(&at.path, 2);
+        read_all(&at.path, FEWER, 2);
         done.store(true, Ordering::Relaxed);
         pruning.join().unwrap()
     });
@@ -112,13 +114,13 @@ fn eviction_and_few_descriptors_go_together() {
 
 #[test]
 fn commands_read_six_hundred_layers_with_64_descriptors() {
-    let Some(registry) = registry() else { return };
+    let Some(registry) = registry(LAYERS) else { return };
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     // The first reads the layers, and the others what is cached then.
     let copied = sandbox.path().join("copied");
     succeeded(&limited(&sandbox, &["cp", &reference, "/", copied.to_str().unwrap()]).output().unwrap());
-    assert_same("600 layers", &tree_of(&layers()), &copied, Compare::Exactly);
+    assert_same("600 layers", &tree_of(&layers(LAYERS)), &copied, Compare::Exactly);
     let listed = limited(&sandbox, &["ls", "-R", &reference, "/"]).output().unwrap();
     succeeded(&listed);
     let names = String::from_utf8(listed.stdout).unwrap();
