@@ -3,7 +3,7 @@
 //! code runs, and every answer is compared with the model: it is right, or it is an error that the network's troubles
 //! of the moment explain. Damage to the cache explains none. After the troubles, everything works again.
 //!
-//! `PEELFS_SEEDS=N` tries N seeds instead of 50, `PEELFS_STEPS=N` that many operations of each, `PEELFS_SEED=N` only
+//! `PEELFS_SEEDS=N` tries N seeds instead of 25, `PEELFS_STEPS=N` that many operations of each, `PEELFS_SEED=N` only
 //! that one, `PEELFS_TRACE=1` tells what is done. A seed decides which image there is, what is done and what goes
 //! wrong, each step by itself. It does not decide how the threads of a first pass or of a fetch take turns: which
 //! effect on the disk is the one that fails may differ by a few the next time.
@@ -524,7 +524,7 @@ fn every_seed_shows_what_the_model_says_or_why_it_cannot() {
         println!("\n{COUNTED}{}", serde_json::to_string(&counts).unwrap());
         return;
     }
-    let seeds = number("PEELFS_SEEDS").unwrap_or(50);
+    let seeds = number("PEELFS_SEEDS").unwrap_or(25);
     let (next, outcome) = (AtomicU64::new(0), Mutex::new((Counts::default(), Vec::new())));
     let try_one = |seed: u64| {
         let mut command = Command::new(std::env::current_exe().unwrap());
