@@ -15,7 +15,7 @@ pub use config::{
     mount_point,
 };
 pub use image::Configured;
-pub use users::{User, resolve_user};
+pub use users::{User, group_names, resolve_user, user_names};
 
 /// Why no bundle can be made of an image.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

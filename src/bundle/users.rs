@@ -53,6 +53,16 @@ pub fn resolve_user(typed: &str, passwd: &[u8], group: &[u8]) -> Result<User, Bu
     Ok(User { uid, gid, groups: of_member, home: home.filter(|home| home.starts_with('/')) })
 }
 
+/// The users of a passwd(5) file, by number; invalid lines are left out.
+pub fn user_names(passwd: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    accounts(passwd).map(|account| (account.uid, account.name))
+}
+
+/// The groups of a group(5) file, by number; invalid lines are left out.
+pub fn group_names(group: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    groups(group).map(|group| (group.gid, group.name))
+}
+
 fn group_number(typed: &str, group: &[u8]) -> Result<u32, BundleError> {
     if let Some(gid) = number(typed)? {
         return Ok(gid);
@@ -151,6 +161,14 @@ mod tests {
         ] {
             assert_eq!(found(typed), wanted, "{typed}");
         }
+    }
+
+    #[test]
+    fn numbers_have_the_names_of_valid_lines() {
+        let users: Vec<_> = user_names(PASSWD).collect();
+        assert_eq!(users, [(0, &b"root"[..]), (1000, b"app"), (7, b"1app"), (8, b"odd"), (5, b"\xff")]);
+        let groups: Vec<_> = group_names(GROUP).map(|(gid, _)| gid).collect();
+        assert_eq!(groups, [0, 50, 10, 1001, 50]);
     }
 
     #[test]

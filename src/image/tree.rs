@@ -248,23 +248,65 @@ pub async fn walk(tree: &dyn Tree, path: &[u8], last: Last) -> Result<NodeAttr, 
 /// # Errors
 /// [`FsError`]; a missing name is not an error.
 pub async fn reach(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Reached, FsError> {
+    match resolve(tree, path, last).await? {
+        Resolved::Found(mut names) => match names.pop() {
+            Some((_, attr)) => Ok(Reached::Node(attr)),
+            // The root's metadata may come from any layer, so it is asked for only if it is wanted.
+            None => awaited(tree, |tree| tree.attr(NodeId::ROOT)).await.map(Reached::Node),
+        },
+        Resolved::Missing { path, rest } => Ok(Reached::Missing { path, rest }),
+        Resolved::Beyond { .. } => Err(FsError::NotADirectory),
+    }
+}
+
+/// The names from the root to what `path` names, without symlinks on the way; the last name is not followed. What does
+/// not exist (any more) stays as it was named.
+///
+/// # Errors
+/// [`FsError`]
+pub async fn real_path(tree: &dyn Tree, path: &[u8]) -> Result<Vec<Vec<u8>>, FsError> {
+    let (mut names, rest) = match resolve(tree, path, Last::Keep).await? {
+        Resolved::Found(names) => return Ok(names.into_iter().map(|(name, _)| name).collect()),
+        Resolved::Missing { path, rest } | Resolved::Beyond { path, rest } => (path, rest),
+    };
+    for name in rest {
+        if name == b".." {
+            names.pop();
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+enum Resolved {
+    /// The names below the root, with their nodes.
+    Found(Vec<(Vec<u8>, NodeAttr)>),
+    /// As [`Reached::Missing`].
+    Missing { path: Vec<Vec<u8>>, rest: VecDeque<Vec<u8>> },
+    /// A name on the way is not a directory; `rest` begins behind it.
+    Beyond { path: Vec<Vec<u8>>, rest: VecDeque<Vec<u8>> },
+}
+
+async fn resolve(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Resolved, FsError> {
     // The directories on the way, with their names, below the root.
-    let (root, mut above) = (awaited(tree, |tree| tree.attr(NodeId::ROOT)).await?, Vec::<(Vec<u8>, NodeAttr)>::new());
+    let mut above = Vec::<(Vec<u8>, NodeAttr)>::new();
     let mut rest: VecDeque<Vec<u8>> = names(path).collect();
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
-        let here = above.last().map_or(&root, |(_, attr)| attr);
-        if here.kind != Kind::Directory {
-            return Err(FsError::NotADirectory);
+        let here = above.last().map(|(_, attr)| attr);
+        if here.is_some_and(|here| here.kind != Kind::Directory) {
+            rest.push_front(name);
+            return Ok(Resolved::Beyond { path: above.into_iter().map(|(name, _)| name).collect(), rest });
         }
         if name == b".." {
             above.pop();
             continue;
         }
-        let parent = here.node;
+        let parent = here.map_or(NodeId::ROOT, |here| here.node);
         let Some(found) = awaited(tree, |tree| tree.lookup(parent, &name)).await? else {
             let path = above.into_iter().map(|(name, _)| name).chain([name]).collect();
-            return Ok(Reached::Missing { path, rest });
+            return Ok(Resolved::Missing { path, rest });
         };
         if found.kind != Kind::Symlink || (rest.is_empty() && last == Last::Keep) {
             above.push((name, found));
@@ -280,7 +322,7 @@ pub async fn reach(tree: &dyn Tree, path: &[u8], last: Last) -> Result<Reached, 
         }
         names(&target).rev().for_each(|name| rest.push_front(name));
     }
-    Ok(Reached::Node(above.pop().map_or(root, |(_, attr)| attr)))
+    Ok(Resolved::Found(above))
 }
 
 /// The names of a path; skips empty ones and `.`.

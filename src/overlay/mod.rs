@@ -19,7 +19,7 @@ mod node;
 mod prepare;
 mod steps;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod through;
 mod walk;
 

@@ -11,7 +11,7 @@ use crate::sync::lock;
 use peelfs_loopback::tar::{Entry, append_end};
 
 /// The index of a layer with these entries.
-pub(super) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex> {
+pub(crate) fn index(entries: impl IntoIterator<Item = Entry>) -> Arc<LayerIndex> {
     let mut tar = Vec::new();
     entries.into_iter().for_each(|entry| entry.write(&mut tar));
     append_end(&mut tar);
