@@ -11,6 +11,9 @@ use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
 use super::csi::CsiArgs;
+use super::look::args::{
+    CatArgs, DiffArgs, DuArgs, FindArgs, GrepArgs, LayersArgs, LsArgs, StatArgs, SumArgs, TreeArgs, WhichArgs,
+};
 use super::run::RunArgs;
 use super::snapshotter::{CredentialArgs, SnapshotterArgs};
 use super::store::StoreArgs;
@@ -30,6 +33,8 @@ Examples:
   peelfs umount ./python                    and unmount it
   peelfs run -it alpine sh                  run a container from an image
   peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
+  peelfs find alpine / -perm -4000          and find, du, tree, stat, grep, sha256sum
+  peelfs diff app:1.3 app:1.4               what differs between two images
   peelfs cat alpine /etc/os-release         print a file of an image
   peelfs inspect oci:./layout:latest        everything about an image, as JSON
 
@@ -53,8 +58,28 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     /// List a directory of an image, without mounting it
     Ls(LsArgs),
+    /// Find files in an image by name, type, size, mode, owner or time, as find(1) does
+    Find(FindArgs),
+    /// Show how much space the files of an image take, by directory or by layer
+    Du(DuArgs),
+    /// Draw a directory of an image with all that is in it
+    Tree(TreeArgs),
+    /// Show metadata: times, owners, extended attributes, the layer
+    Stat(StatArgs),
     /// Print files of an image
     Cat(CatArgs),
+    /// Search files of an image
+    Grep(GrepArgs),
+    /// Print digests of files, as `sha256sum -c` checks them
+    #[command(name = "sha256sum")]
+    Sha256sum(SumArgs),
+    /// Show what differs between two images
+    Diff(DiffArgs),
+    /// Show what each layer is made by, adds, changes, removes and wastes
+    Layers(LayersArgs),
+    /// Show which layers have had a path, and whose version is shown
+    #[command(alias = "which-layer")]
+    Which(WhichArgs),
     /// Copy files out of an image, with their metadata
     Cp(CpArgs),
     /// Describe an image as one JSON object
@@ -102,6 +127,15 @@ impl Command {
             Self::Bundle(args) => &args.image,
             Self::Run(args) => return args.line.first().map(String::as_str),
             Self::Ls(args) => &args.image,
+            Self::Find(args) => &args.image,
+            Self::Du(args) => &args.image,
+            Self::Tree(args) => &args.image,
+            Self::Stat(args) => &args.image,
+            Self::Grep(args) => &args.image,
+            Self::Sha256sum(args) => &args.image,
+            Self::Diff(args) => &args.image,
+            Self::Layers(args) => &args.image,
+            Self::Which(args) => &args.image,
             Self::Cat(args) => &args.image,
             Self::Cp(args) => &args.image,
             Self::Inspect(args) => &args.image,
@@ -464,43 +498,6 @@ pub(crate) struct UpgradeArgs {
     /// All peelfs mounts of this user
     #[arg(long, conflicts_with = "at")]
     pub all: bool,
-}
-
-/// `peelfs ls`
-#[derive(Debug, clap::Args)]
-pub(crate) struct LsArgs {
-    /// Which image.
-    #[command(flatten)]
-    pub image: ImageArgs,
-    /// Which layer of it.
-    #[command(flatten)]
-    pub layer: LayerArgs,
-    /// Paths in the image
-    #[arg(value_name = "PATH", default_value = "/")]
-    pub paths: Vec<PathBuf>,
-    /// Show modes, owners, sizes and times
-    #[arg(short = 'l', long)]
-    pub long: bool,
-    /// Go into subdirectories
-    #[arg(short = 'R', long)]
-    pub recursive: bool,
-    /// One JSON object a line
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `peelfs cat`
-#[derive(Debug, clap::Args)]
-pub(crate) struct CatArgs {
-    /// Which image.
-    #[command(flatten)]
-    pub image: ImageArgs,
-    /// Which layer of it.
-    #[command(flatten)]
-    pub layer: LayerArgs,
-    /// Files in the image
-    #[arg(value_name = "PATH", required = true)]
-    pub paths: Vec<PathBuf>,
 }
 
 /// `peelfs cp`

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::args::CpArgs;
-use super::cat::PIECE;
+use super::look::cat::PIECE;
+use super::look::open::{cannot, named};
+use super::look::walk::listed;
 use super::tree::{Entry, Owners, Target, TargetError, What};
 use super::{specs, text};
 use peelfs::host::report::{Code, Report};
@@ -23,8 +25,7 @@ pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
         let from = args.from.as_os_str().as_bytes();
         // Like cp -a: a symlink is copied as such, unless it ends in a slash.
         let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
-        let walked = tree::walk(&*tree, from, last).await;
-        let attr = walked.map_err(|error| failed(&args.from, error.into()))?;
+        let attr = named(&*tree, "copy", from, last).await?;
         let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
         let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
         let mut copier = Copier { tree, target, links: HashMap::new(), skipped_devices: 0 };
@@ -128,15 +129,7 @@ impl Copier {
     }
 
     async fn opened(&self, path: &[u8], attr: &NodeAttr) -> Result<Open, Report> {
-        let listed = tree::awaited(&*self.tree, |tree| {
-            let mut listed = Vec::new();
-            tree.list_with_attrs(attr.node, 0, &mut |entry, attr| {
-                listed.push((entry.name.to_vec(), *attr));
-                std::ops::ControlFlow::Continue(())
-            })?;
-            Ok(listed)
-        });
-        let listed = listed.await.map_err(|error| failed(shown(path), error.into()))?;
+        let listed = listed(&*self.tree, attr.node).await.map_err(|error| failed(shown(path), error.into()))?;
         let entry = self.entry(path, attr).await?;
         Ok(Open { path: path.len(), entry, rest: listed.into_iter() })
     }
@@ -243,7 +236,7 @@ impl Copier {
 }
 
 fn failed(path: &Path, cause: Report) -> Report {
-    Report { message: format!("cannot copy `{}`: {}", path.display(), cause.message), ..cause }
+    cannot("copy", path.as_os_str().as_bytes(), cause)
 }
 
 fn unfit(to: &Path, parent: &Path, error: &TargetError) -> Report {

@@ -8,7 +8,6 @@ mod bare;
 mod bundle;
 mod cache;
 mod carry;
-mod cat;
 mod container;
 mod cp;
 mod csi;
@@ -19,7 +18,7 @@ mod failures;
 mod guard;
 mod inspect;
 mod log;
-mod ls;
+mod look;
 mod mount;
 mod namespace;
 mod options;
@@ -58,6 +57,7 @@ fn main() -> ExitCode {
 fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
     let line = verify_image::as_verifier(&line).unwrap_or(line);
+    let line = look::expression::set_apart(line);
     let parsed = Args::try_parse_from(&line).or_else(|error| match bare::with_mount(&line, &error) {
         Some(line) => Args::try_parse_from(line),
         None => Err(error),
@@ -82,6 +82,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     log::start(&args.command);
     let nearby = args.command.image().and_then(nearby);
     let is_run = matches!(args.command, Command::Run(_));
+    let mut found = true;
     let done = match args.command {
         Command::Mount(args) => mount::run(args),
         Command::Run(args) => match run::run(&args) {
@@ -93,8 +94,18 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         Command::Bundle(args) => bundle::run(&args),
         Command::Umount(args) => umount::run(&args),
-        Command::Ls(args) => ls::run(&args),
-        Command::Cat(args) => cat::run(&args),
+        Command::Ls(args) => look::ls::run(&args),
+        Command::Find(args) => look::find::run(&args),
+        Command::Du(args) => look::du::run(&args),
+        Command::Tree(args) => look::tree::run(&args),
+        Command::Stat(args) => look::stat::run(&args),
+        Command::Cat(args) => look::cat::run(&args),
+        Command::Sha256sum(args) => look::sums::run(&args),
+        Command::Layers(args) => look::layers::run(&args),
+        Command::Which(args) => look::which::run(&args),
+        // As diff(1) and grep(1), these two have a result beside success and failure.
+        Command::Diff(args) => look::diff::run(&args).map(|differ| found = !differ),
+        Command::Grep(args) => look::grep::run(&args).map(|any| found = any),
         Command::Cp(args) => cp::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::VerifyImage(args) => verify_image::run(&args),
@@ -117,7 +128,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let Some(nearby) = nearby {
                 eprintln!("note: that was an image of a registry; {}", nearby.hint());
             }
-            ExitCode::SUCCESS
+            if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(report) => {
             let report = match nearby {

@@ -14,6 +14,27 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A size as `ls -h` and `du -h` print it: rounded up, with the letter of a binary unit.
+pub(crate) fn human(bytes: u64) -> String {
+    let mut unit = 0;
+    let mut scale = 1_u128;
+    let bytes = u128::from(bytes);
+    while bytes >= 1024 * scale && unit + 1 < LETTERS.len() {
+        scale <<= 10;
+        unit += 1;
+    }
+    if unit == 0 {
+        return bytes.to_string();
+    }
+    let tenths = (bytes * 10).div_ceil(scale);
+    let (number, unit) = match (tenths < 100, bytes.div_ceil(scale)) {
+        (true, _) => (format!("{}.{}", tenths / 10, tenths % 10), unit),
+        (false, 1024) if unit + 1 < LETTERS.len() => ("1.0".to_owned(), unit + 1),
+        (false, whole) => (whole.to_string(), unit),
+    };
+    format!("{number}{}", LETTERS[unit])
+}
+
 /// A count with its noun, as in `1 layer` and `2 layers`.
 pub(crate) fn count(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
@@ -100,6 +121,7 @@ fn is_direction(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+const LETTERS: [&str; 7] = ["", "K", "M", "G", "T", "P", "E"];
 const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 #[cfg(test)]
@@ -113,6 +135,26 @@ mod tests {
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(5 << 30), "5.0 GiB");
+    }
+
+    /// What `ls -lh` and `numfmt --to=iec` print.
+    #[test]
+    fn human_sizes_are_rounded_up_as_by_ls() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1024, "1.0K"),
+            (1025, "1.1K"),
+            (10_138, "10K"),
+            (10_240, "10K"),
+            (10_241, "11K"),
+            (1_047_553, "1.0M"),
+            (1 << 20, "1.0M"),
+            (1_572_864, "1.5M"),
+            (u64::MAX, "16E"),
+        ] {
+            assert_eq!(human(bytes), text, "{bytes}");
+        }
     }
 
     #[test]

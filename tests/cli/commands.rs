@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Output, Stdio};
 
 use base64::Engine as _;
 use insta::assert_snapshot;
@@ -12,91 +12,10 @@ use peelfs_loopback::auth::Access;
 use peelfs_loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry, Settings};
 use peelfs_loopback::tar::{Entry, Header, append_padded, append_pax};
-use support::sandbox::program;
 
-/// A user with a home, a cache and a working directory of their own.
-struct User {
-    dir: tempfile::TempDir,
-    /// Random parts of the output, and their replacements.
-    hidden: Vec<(String, &'static str)>,
-}
+use crate::user::User;
 
-/// What a command did.
-struct Ran {
-    output: Output,
-    text: String,
-}
-
-impl User {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["home", "work", "run"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let hidden = vec![(dir.path().to_str().unwrap().to_owned(), "$DIR")];
-        Self { dir, hidden }
-    }
-
-    fn at(registry: &Registry) -> Self {
-        let mut user = Self::new();
-        user.hidden.push((registry.addr().to_string(), "registry.test"));
-        user
-    }
-
-    /// A user with a layout of `image` in the working directory.
-    fn with_layout(image: &Image) -> Self {
-        let user = Self::new();
-        image.write_layout(&user.path("layout"), "1").unwrap();
-        user
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("work").join(name)
-    }
-
-    fn command(&self, line: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        let home = self.dir.path().join("home");
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &home);
-        command.env("XDG_RUNTIME_DIR", self.dir.path().join("run")).env("PEELFS_CACHE_DIR", home.join("cache"));
-        command.current_dir(self.dir.path().join("work")).stdin(Stdio::null()).args(line);
-        command
-    }
-
-    fn run(&self, line: &[&str]) -> Ran {
-        let output = self.command(line).output().unwrap();
-        let shown = |bytes: &[u8]| {
-            let mut text = String::from_utf8_lossy(bytes).into_owned();
-            for (random, shown) in &self.hidden {
-                text = text.replace(random, shown);
-            }
-            text
-        };
-        let mut text = shown(&output.stdout);
-        let talk = shown(&output.stderr);
-        if !talk.is_empty() {
-            text.push_str("--- stderr\n");
-            text.push_str(&talk);
-        }
-        if !output.status.success() {
-            text.push_str(&format!("--- exit {}\n", output.status.code().unwrap()));
-        }
-        Ran { output, text }
-    }
-
-    /// The output of a command that must succeed.
-    fn prints(&self, line: &[&str]) -> String {
-        let ran = self.run(line);
-        assert!(ran.output.status.success() && ran.output.stderr.is_empty(), "{line:?}: {}", ran.text);
-        String::from_utf8(ran.output.stdout).unwrap()
-    }
-
-    fn json(&self, line: &[&str]) -> serde_json::Value {
-        serde_json::from_str(&self.prints(line)).unwrap()
-    }
-}
-
-fn small() -> Image {
+pub(super) fn small() -> Image {
     let base = LayerBuilder::new()
         .dir("etc")
         .file("etc/motd", "hello\n")
@@ -153,7 +72,16 @@ fn help_fits_on_a_screen() {
       bundle        Make an OCI runtime bundle from an image, for runc and crun
       umount        Unmount what peelfs mounted
       ls            List a directory of an image, without mounting it
+      find          Find files in an image by name, type, size, mode, owner or time, as find(1) does
+      du            Show how much space the files of an image take, by directory or by layer
+      tree          Draw a directory of an image with all that is in it
+      stat          Show metadata: times, owners, extended attributes, the layer
       cat           Print files of an image
+      grep          Search files of an image
+      sha256sum     Print digests of files, as `sha256sum -c` checks them
+      diff          Show what differs between two images
+      layers        Show what each layer is made by, adds, changes, removes and wastes
+      which         Show which layers have had a path, and whose version is shown
       cp            Copy files out of an image, with their metadata
       inspect       Describe an image as one JSON object
       verify-image  Check whether an image is signed; also a verifier for containerd and peelfs
@@ -176,6 +104,8 @@ fn help_fits_on_a_screen() {
       peelfs umount ./python                    and unmount it
       peelfs run -it alpine sh                  run a container from an image
       peelfs ls -l python:3.12-slim /usr/bin    look into an image without mounting it
+      peelfs find alpine / -perm -4000          and find, du, tree, stat, grep, sha256sum
+      peelfs diff app:1.3 app:1.4               what differs between two images
       peelfs cat alpine /etc/os-release         print a file of an image
       peelfs inspect oci:./layout:latest        everything about an image, as JSON
 
@@ -189,21 +119,18 @@ fn help_fits_on_a_screen() {
 #[test]
 fn help_of_a_command_names_its_options() {
     let user = User::new();
-    assert_snapshot!(user.prints(&["ls", "-h"]), @r#"
-    List a directory of an image, without mounting it
+    assert_snapshot!(user.prints(&["cat", "-h"]), @r#"
+    Print files of an image
 
-    Usage: peelfs ls [OPTIONS] <IMAGE> [PATH]...
+    Usage: peelfs cat [OPTIONS] <IMAGE> <PATH>...
 
     Arguments:
       <IMAGE>    The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE,
                  docker-archive:FILE, dir:DIR
-      [PATH]...  Paths in the image [default: /]
+      <PATH>...  Files in the image
 
     Options:
-      -l, --long       Show modes, owners, sizes and times
-      -R, --recursive  Go into subdirectories
-          --json       One JSON object a line
-      -h, --help       Print help (see more with '--help')
+      -h, --help  Print help (see more with '--help')
 
     Image:
           --index <WHICH>        Which indexes of layers to use besides those that this machine has made
@@ -259,9 +186,9 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     --- stderr
     error: unexpected argument '--colour' found
 
-      tip: to pass '--colour' as a value, use '-- --colour'
+      tip: a similar argument exists: '--color'
 
-    Usage: peelfs ls [OPTIONS] <IMAGE> [PATH]...
+    Usage: peelfs ls --color[=<WHEN>] <IMAGE> [PATH]...
 
     For more information, try '--help'.
     --- exit 2
@@ -445,14 +372,14 @@ fn listings_look_like_those_of_ls() {
     lrwxrwxrwx 1 0  0 14 2023-11-14 22:13:20 mtab -> ../proc/mounts
     -rwSr----- 1 0 42  7 2023-11-14 22:13:20 shadow
     "#);
-    assert_snapshot!(user.prints(&["ls", "-R", "oci:layout:1"]), @r#"
+    assert_snapshot!(user.prints(&["ls", "-R", "oci:layout:1"]).replace('\x1b', "<ESC>"), @r#"
     /:
     bin
     dev
     etc
 
     /bin:
-    \u{1b}[31mred
+    <ESC>[31mred
     motd
 
     /dev:
@@ -464,9 +391,9 @@ fn listings_look_like_those_of_ls() {
     shadow
     "#);
     assert_snapshot!(user.prints(&["ls", "--json", "oci:layout:1", "/etc"]), @r#"
-    {"path":"/etc/motd","type":"file","mode":"0644","uid":0,"gid":0,"size":6,"mtime":1700000000,"mtime_ns":0,"nlink":2,"inode":4294967298}
-    {"path":"/etc/mtab","type":"symlink","mode":"0777","uid":0,"gid":0,"size":14,"mtime":1700000000,"mtime_ns":0,"nlink":1,"inode":4294967301,"target":"../proc/mounts"}
-    {"path":"/etc/shadow","type":"file","mode":"4640","uid":0,"gid":42,"size":7,"mtime":1700000000,"mtime_ns":123456789,"nlink":1,"inode":4294967300}
+    {"path":"/etc/motd","type":"file","mode":"0644","uid":0,"gid":0,"size":6,"mtime":1700000000,"mtime_ns":0,"nlink":2,"inode":5}
+    {"path":"/etc/mtab","type":"symlink","mode":"0777","uid":0,"gid":0,"size":14,"mtime":1700000000,"mtime_ns":0,"nlink":1,"inode":11,"target":"../proc/mounts"}
+    {"path":"/etc/shadow","type":"file","mode":"4640","uid":0,"gid":42,"size":7,"mtime":1700000000,"mtime_ns":123456789,"nlink":1,"inode":9}
     "#);
 }
 

@@ -5,3 +5,5 @@
 mod clock;
 mod commands;
 mod interrupt;
+mod look;
+mod user;

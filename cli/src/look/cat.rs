@@ -1,60 +1,45 @@
 //! `peelfs cat`: prints files of an image; once the layer is indexed, fetches only the spans that hold them.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
+use super::Stop;
 use super::args::CatArgs;
-use super::{specs, text};
+use super::open::{self, Looked, cannot, require_file};
+use crate::failures::Failures;
 use peelfs::host::report::Report;
-use peelfs::host::{open, process};
-use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
-use peelfs::layer::Kind;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 
-pub(super) fn run(args: &CatArgs) -> Result<(), Report> {
-    process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
-        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
-        let mut out = io::stdout().lock();
-        let mut failed = None;
-        for path in &args.paths {
-            match print(&tree, path.as_os_str().as_bytes(), &mut out).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return text::output_ended(&error),
-                Err(error) => {
-                    let report = Report::from(error);
-                    let message = format!("cannot print `{}`: {}", path.display(), report.message);
-                    failed = failed.or(Some(Report { message, ..report }));
-                }
+pub(crate) fn run(args: &CatArgs) -> Result<(), Report> {
+    open::run(&args.image, &args.layer, async |looked| {
+        let mut failures = Failures::default();
+        let mut out = std::io::stdout().lock();
+        for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
+            match print(&looked, path, &mut out).await {
+                Ok(()) => {}
+                Err(Stop::Failed(report)) => failures.add(report),
+                Err(stop) => return Err(stop),
             }
         }
-        match out.flush() {
-            Ok(()) => failed.map_or(Ok(()), Err),
-            Err(error) => text::output_ended(&error),
-        }
+        out.flush()?;
+        Ok(failures.outcome()?)
     })
 }
 
-/// Prints one file; the inner result is the output's.
-async fn print(tree: &Arc<dyn Tree>, path: &[u8], out: &mut io::StdoutLock<'_>) -> Result<io::Result<()>, FsError> {
-    let attr = tree::walk(&**tree, path, Last::Follow).await?;
-    match attr.kind {
-        Kind::File => {}
-        Kind::Directory => return Err(FsError::IsADirectory),
-        _ => return Err(FsError::NotAFile),
-    }
+async fn print(looked: &Looked, path: &[u8], out: &mut std::io::StdoutLock<'_>) -> Result<(), Stop> {
+    let attr = looked.named("print", path, Last::Follow).await?;
+    let failed = |error: peelfs::image::FsError| cannot("print", path, error.into());
+    require_file(&attr).map_err(failed)?;
     let mut at = FileOffset(0);
     while at.0 < attr.size {
-        let piece = Arc::clone(tree).read(attr.node, at, PIECE).await?;
-        if let Err(error) = out.write_all(&piece) {
-            return Ok(Err(error));
-        }
+        let piece = Arc::clone(&looked.tree).read(attr.node, at, PIECE).await.map_err(failed)?;
+        out.write_all(&piece)?;
         at = at + piece.len() as u64;
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 /// Bytes per read; enough for neighbouring spans to share a request.
-pub(super) const PIECE: usize = 4 << 20;
+pub(crate) const PIECE: usize = 4 << 20;

@@ -1,67 +1,67 @@
 //! `peelfs ls`: lists an image without mounting it. Reads only the layers that it needs.
 
-use std::io::{self, BufWriter, Write};
-use std::ops::ControlFlow;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
-use serde::Serialize;
+use lscolors::{Indicator, LsColors};
 
-use super::args::LsArgs;
-use super::{specs, text};
+use super::Stop;
+use super::args::{ColorArg, LsArgs};
+use super::open::{self, Looked, cannot};
+use super::out::{JsonNode, Out};
+use super::owners::Owners;
+use super::walk::{listed, target};
+use crate::failures::Failures;
+use crate::text;
 use peelfs::host::report::Report;
-use peelfs::host::{open, process};
-use peelfs::image::{Eagerness, FsError, Tree, Verify, tree};
+use peelfs::image::{FsError, Tree};
 use peelfs::layer::Kind;
 use peelfs::overlay::{Last, NodeAttr};
 
-pub(super) fn run(args: &LsArgs) -> Result<(), Report> {
-    process::runtime(process::Purpose::Reading)?.block_on(async {
-        let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
-        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
-        let mut lister = Lister {
-            tree,
-            args,
-            out: BufWriter::new(io::stdout().lock()),
-            headings: args.recursive || args.paths.len() > 1,
-            printed: false,
-        };
-        let mut failed = None;
-        let mut note = |path: &[u8], error: FsError| {
-            let report = Report::from(error);
-            let message = format!("cannot list `{}`: {}", text::printable(path), report.message);
-            failed.get_or_insert(Report { message, ..report });
-        };
-        // Like ls(1): files first, in one table.
-        let (mut files, mut dirs) = (Vec::new(), Vec::new());
-        for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
-            match lister.named(path).await {
-                Ok(line) if line.attr.kind == Kind::Directory => dirs.push(line),
-                Ok(line) => files.push(line),
-                Err(error) => note(path, error),
-            }
+pub(crate) fn run(args: &LsArgs) -> Result<(), Report> {
+    open::run(&args.image, &args.layer, async |looked| list(args, looked).await)
+}
+
+async fn list(args: &LsArgs, looked: Looked) -> Result<(), Stop> {
+    let out = Out::new();
+    let long = args.long || args.numeric;
+    let named = long && !args.numeric && !args.json;
+    let mut lister = Lister {
+        tree: Arc::clone(&looked.tree),
+        args,
+        long,
+        owners: if named { Owners::of(&looked.tree).await } else { Owners::default() },
+        colors: colors(args.color, out.is_terminal()),
+        out,
+        headings: args.recursive || args.paths.len() > 1,
+        printed: false,
+    };
+    let mut failures = Failures::default();
+    // Like ls(1): files first, in one table.
+    let (mut files, mut dirs) = (Vec::new(), Vec::new());
+    for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
+        match lister.named(&looked, path).await {
+            Ok(line) if line.attr.kind == Kind::Directory && !args.directory => dirs.push(line),
+            Ok(line) => files.push(line),
+            Err(report) => failures.add(report),
         }
-        if let Err(error) = lister.files(&files) {
-            return text::output_ended(&error);
-        }
-        for dir in dirs {
-            match lister.directory(&dir.name, dir.attr).await {
-                Ok(()) => {}
-                Err(Trouble::Output(error)) => return text::output_ended(&error),
-                Err(Trouble::Image(error)) => note(&dir.name, error),
-            }
-        }
-        match lister.out.flush() {
-            Ok(()) => failed.map_or(Ok(()), Err),
-            Err(error) => super::text::output_ended(&error),
-        }
-    })
+    }
+    lister.files(&files)?;
+    for dir in dirs {
+        lister.directory(&dir.name, dir.attr, &mut failures).await?;
+    }
+    lister.out.flush()?;
+    Ok(failures.outcome()?)
 }
 
 struct Lister<'a> {
     tree: Arc<dyn Tree>,
     args: &'a LsArgs,
-    out: BufWriter<io::StdoutLock<'static>>,
+    long: bool,
+    owners: Owners,
+    colors: Option<LsColors>,
+    out: Out,
     headings: bool,
     printed: bool,
 }
@@ -73,30 +73,13 @@ struct Line {
     target: Option<Vec<u8>>,
 }
 
-enum Trouble {
-    Image(FsError),
-    Output(io::Error),
-}
-
-impl From<FsError> for Trouble {
-    fn from(error: FsError) -> Self {
-        Self::Image(error)
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
 impl Lister<'_> {
     /// Lists a path that the user named.
-    async fn named(&self, path: &[u8]) -> Result<Line, FsError> {
+    async fn named(&self, looked: &Looked, path: &[u8]) -> Result<Line, Report> {
         // Like ls(1): follows a symlink to a directory, except in the long form.
-        let last = if self.args.long && !path.ends_with(b"/") { Last::Keep } else { Last::Follow };
-        let attr = tree::walk(&*self.tree, path, last).await?;
-        self.line(path.to_vec(), attr).await
+        let keep = (self.long || self.args.directory) && !path.ends_with(b"/");
+        let attr = looked.named("list", path, if keep { Last::Keep } else { Last::Follow }).await?;
+        self.line(path.to_vec(), attr).await.map_err(|error| cannot("list", path, error.into()))
     }
 
     fn files(&mut self, lines: &[Line]) -> io::Result<()> {
@@ -105,35 +88,35 @@ impl Lister<'_> {
     }
 
     /// Lists a directory and, if recursive, its subdirectories.
-    async fn directory(&mut self, path: &[u8], attr: NodeAttr) -> Result<(), Trouble> {
+    async fn directory(&mut self, path: &[u8], attr: NodeAttr, failures: &mut Failures) -> io::Result<()> {
         let mut rest = vec![(path.to_vec(), attr)];
         while let Some((path, attr)) = rest.pop() {
-            let lines = self.lines(&attr).await?;
+            let lines = match self.lines(&attr).await {
+                Ok(lines) => lines,
+                Err(error) => {
+                    failures.add(cannot("list", &path, error.into()));
+                    continue;
+                }
+            };
             if self.headings && !self.args.json {
                 if std::mem::replace(&mut self.printed, true) {
                     writeln!(self.out)?;
                 }
-                writeln!(self.out, "{}:", text::printable(&path))?;
+                self.out.name(&path)?;
+                writeln!(self.out, ":")?;
             }
             self.print(&path, &lines)?;
             if self.args.recursive {
                 let inside = lines.into_iter().rev().filter(|line| line.attr.kind == Kind::Directory);
                 rest.extend(inside.map(|line| (joined(&path, &line.name), line.attr)));
             }
+            self.tree.forget(attr.node);
         }
         Ok(())
     }
 
     async fn lines(&self, dir: &NodeAttr) -> Result<Vec<Line>, FsError> {
-        let listed = tree::awaited(&*self.tree, |tree| {
-            let mut listed = Vec::new();
-            tree.list_with_attrs(dir.node, 0, &mut |entry, attr| {
-                listed.push((entry.name.to_vec(), *attr));
-                ControlFlow::Continue(())
-            })?;
-            Ok(listed)
-        })
-        .await?;
+        let listed = listed(&*self.tree, dir.node).await?;
         let mut lines = Vec::with_capacity(listed.len());
         for (name, attr) in listed {
             lines.push(self.line(name, attr).await?);
@@ -142,40 +125,79 @@ impl Lister<'_> {
     }
 
     async fn line(&self, name: Vec<u8>, attr: NodeAttr) -> Result<Line, FsError> {
-        let target = match attr.kind {
-            Kind::Symlink => Some(tree::awaited(&*self.tree, |tree| tree.symlink_target(attr.node)).await?),
-            _ => None,
-        };
+        let target = if self.long || self.args.json { target(&*self.tree, &attr).await? } else { None };
         Ok(Line { name, attr, target })
     }
 
     fn print(&mut self, dir: &[u8], lines: &[Line]) -> io::Result<()> {
-        if self.args.json {
-            for line in lines {
-                serde_json::to_writer(&mut self.out, &json(dir, line)).map_err(io::Error::from)?;
-                writeln!(self.out)?;
+        let widths = if self.long && !self.args.json { self.widths(lines) } else { Widths::default() };
+        for line in lines {
+            if self.args.json {
+                let path = if line.name.contains(&b'/') { line.name.clone() } else { joined(dir, &line.name) };
+                self.out.json(&JsonNode::new(&*self.tree, &path, &line.attr, line.target.as_deref()))?;
+                continue;
             }
-        } else if self.args.long {
-            let widths = Widths::of(lines);
-            for line in lines {
-                writeln!(self.out, "{}", long(line, &widths))?;
+            if self.long {
+                let before = self.before_name(&line.attr, &widths);
+                self.out.write_all(before.as_bytes())?;
             }
-        } else {
-            for line in lines {
-                writeln!(self.out, "{}", text::printable(&line.name))?;
+            self.name(line)?;
+            if let Some(target) = &line.target {
+                self.out.write_all(b" -> ")?;
+                self.out.name(target)?;
             }
+            writeln!(self.out)?;
         }
         Ok(())
     }
+
+    fn name(&mut self, line: &Line) -> io::Result<()> {
+        let style = self.colors.as_ref().and_then(|colors| style(colors, line));
+        let Some(style) = style else { return self.out.name(&line.name) };
+        let style = style.to_nu_ansi_term_style();
+        write!(self.out, "{}", style.prefix())?;
+        self.out.name(&line.name)?;
+        write!(self.out, "{}", style.suffix())
+    }
+
+    /// A line of `ls -l` up to the name, with times in UTC.
+    fn before_name(&self, attr: &NodeAttr, widths: &Widths) -> String {
+        format!(
+            "{} {:>links$} {} {} {:>size$} {} ",
+            text::mode(attr.kind, attr.mode),
+            attr.nlink,
+            column(&self.owners.user(attr.uid), self.owners.knows_user(attr.uid), widths.owner),
+            column(&self.owners.group(attr.gid), self.owners.knows_group(attr.gid), widths.group),
+            self.size(attr),
+            text::time(attr.mtime),
+            links = widths.links,
+            size = widths.size,
+        )
+    }
+
+    fn size(&self, attr: &NodeAttr) -> String {
+        match attr.kind {
+            Kind::CharDevice | Kind::BlockDevice => format!("{}, {}", attr.device.0, attr.device.1),
+            _ if self.args.human_readable => text::human(attr.size),
+            _ => attr.size.to_string(),
+        }
+    }
+
+    fn widths(&self, lines: &[Line]) -> Widths {
+        let mut widths = Widths::default();
+        for Line { attr, .. } in lines {
+            widths.links = widths.links.max(attr.nlink.to_string().len());
+            widths.owner = widths.owner.max(self.owners.user(attr.uid).chars().count());
+            widths.group = widths.group.max(self.owners.group(attr.gid).chars().count());
+            widths.size = widths.size.max(self.size(attr).len());
+        }
+        widths
+    }
 }
 
-fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = dir.to_vec();
-    if !path.ends_with(b"/") {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
+/// Like ls(1): names to the left, numbers to the right.
+fn column(owner: &str, is_name: bool, width: usize) -> String {
+    if is_name { format!("{owner:<width$}") } else { format!("{owner:>width$}") }
 }
 
 /// Widths of the columns.
@@ -187,91 +209,46 @@ struct Widths {
     size: usize,
 }
 
-impl Widths {
-    fn of(lines: &[Line]) -> Self {
-        let mut widths = Self::default();
-        for line in lines {
-            let attr = &line.attr;
-            widths.links = widths.links.max(attr.nlink.to_string().len());
-            widths.owner = widths.owner.max(attr.uid.to_string().len());
-            widths.group = widths.group.max(attr.gid.to_string().len());
-            widths.size = widths.size.max(size(attr).len());
+fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = dir.to_vec();
+    if !path.ends_with(b"/") {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The colours of `LS_COLORS` (dir_colors(5)), unless there are to be none.
+fn colors(wanted: ColorArg, terminal: bool) -> Option<LsColors> {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let colored = match wanted {
+        ColorArg::Always => true,
+        ColorArg::Auto => terminal && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+        ColorArg::Never => false,
+    };
+    colored.then(|| LsColors::from_env().unwrap_or_default())
+}
+
+fn style(colors: &LsColors, line: &Line) -> Option<lscolors::Style> {
+    let mode = line.attr.mode;
+    let indicator = match line.attr.kind {
+        Kind::Directory => match (mode & 0o1000 != 0, mode & 0o002 != 0) {
+            (true, true) => Indicator::StickyAndOtherWritable,
+            (true, false) => Indicator::Sticky,
+            (false, true) => Indicator::OtherWritable,
+            (false, false) => Indicator::Directory,
+        },
+        Kind::Symlink => Indicator::SymbolicLink,
+        Kind::CharDevice => Indicator::CharacterDevice,
+        Kind::BlockDevice => Indicator::BlockDevice,
+        Kind::Fifo => Indicator::FIFO,
+        _ if mode & 0o4000 != 0 => Indicator::Setuid,
+        _ if mode & 0o2000 != 0 => Indicator::Setgid,
+        _ if mode & 0o111 != 0 => Indicator::ExecutableFile,
+        _ => {
+            let name = String::from_utf8_lossy(&line.name);
+            return colors.style_for_str(&name).copied();
         }
-        widths
-    }
-}
-
-/// One line of `ls -ln`, in UTC; user names are not resolved, as they depend on the image.
-fn long(line: &Line, widths: &Widths) -> String {
-    let attr = &line.attr;
-    let mut text = format!(
-        "{} {:>links$} {:>owner$} {:>group$} {:>size$} {} {}",
-        text::mode(attr.kind, attr.mode),
-        attr.nlink,
-        attr.uid,
-        attr.gid,
-        size(attr),
-        text::time(attr.mtime),
-        text::printable(&line.name),
-        links = widths.links,
-        owner = widths.owner,
-        group = widths.group,
-        size = widths.size,
-    );
-    if let Some(target) = &line.target {
-        text.push_str(" -> ");
-        text.push_str(&text::printable(target));
-    }
-    text
-}
-
-fn size(attr: &NodeAttr) -> String {
-    match attr.kind {
-        Kind::CharDevice | Kind::BlockDevice => format!("{}, {}", attr.device.0, attr.device.1),
-        _ => attr.size.to_string(),
-    }
-}
-
-/// One line of `--json`.
-#[derive(Serialize)]
-struct JsonLine {
-    path: String,
-    /// The path's bytes in hexadecimal, if it is not UTF-8.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path_hex: Option<String>,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    mode: String,
-    uid: u32,
-    gid: u32,
-    size: u64,
-    mtime: i64,
-    mtime_ns: u32,
-    nlink: u32,
-    inode: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<[u32; 2]>,
-}
-
-fn json(dir: &[u8], line: &Line) -> JsonLine {
-    let attr = &line.attr;
-    let path = if line.name.contains(&b'/') { line.name.clone() } else { joined(dir, &line.name) };
-    let is_device = matches!(attr.kind, Kind::CharDevice | Kind::BlockDevice);
-    JsonLine {
-        path_hex: std::str::from_utf8(&path).is_err().then(|| text::hex(&path)),
-        path: String::from_utf8_lossy(&path).into_owned(),
-        kind: text::kind(attr.kind),
-        mode: format!("{:04o}", attr.mode),
-        uid: attr.uid,
-        gid: attr.gid,
-        size: attr.size,
-        mtime: attr.mtime,
-        mtime_ns: attr.mtime_ns,
-        nlink: attr.nlink,
-        inode: attr.node.get(),
-        target: line.target.as_ref().map(|target| String::from_utf8_lossy(target).into_owned()),
-        device: is_device.then_some([attr.device.0, attr.device.1]),
-    }
+    };
+    colors.style_for_indicator(indicator).copied()
 }

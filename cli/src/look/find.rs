@@ -1,0 +1,156 @@
+//! `peelfs find`: prints the paths of an image that match an expression, in the order and form of find(1).
+
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+use super::Stop;
+use super::args::FindArgs;
+use super::expression::{Candidate, Expression, Facts, Print};
+use super::open::{self, Looked, cannot};
+use super::out::{JsonNode, Out};
+use super::owners::Owners;
+use super::walk::{Step, Walk, is_empty, target};
+use crate::failures::Failures;
+use crate::text;
+use peelfs::host::report::Report;
+use peelfs::layer::Kind;
+use peelfs::overlay::{Last, NodeAttr};
+
+pub(crate) fn run(args: &FindArgs) -> Result<(), Report> {
+    let expression = Expression::parse(&args.expression)?;
+    open::run(&args.image, &args.layer, async |looked| find(args, &expression, looked).await)
+}
+
+async fn find(args: &FindArgs, expression: &Expression, looked: Looked) -> Result<(), Stop> {
+    let mut newer = Vec::new();
+    for path in &expression.newer {
+        let attr = looked.named("compare with", path, Last::Keep).await?;
+        newer.push((attr.mtime, attr.mtime_ns));
+    }
+    let facts = Facts {
+        owners: if expression.needs_owners { Owners::of(&looked.tree).await } else { Owners::default() },
+        newer,
+        now: jiff::Timestamp::now().as_second(),
+    };
+    let mut search = Search { args, expression, facts, looked, out: Out::new(), failures: Failures::default() };
+    for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
+        match search.looked.named("search", path, Last::Keep).await {
+            Ok(start) => {
+                if search.below(path, start).await? == Goes::Ended {
+                    break;
+                }
+            }
+            Err(report) => search.failures.add(report),
+        }
+    }
+    search.out.flush()?;
+    Ok(search.failures.outcome()?)
+}
+
+struct Search<'a> {
+    args: &'a FindArgs,
+    expression: &'a Expression,
+    facts: Facts,
+    looked: Looked,
+    out: Out,
+    failures: Failures,
+}
+
+#[derive(Eq, PartialEq)]
+enum Goes {
+    On,
+    Ended,
+}
+
+impl Search<'_> {
+    async fn below(&mut self, path: &[u8], start: NodeAttr) -> Result<Goes, Stop> {
+        let mut walk = Walk::new(&self.looked.tree, path, start);
+        loop {
+            let attr = match walk.next().await {
+                Ok(Some(Step::Node(attr))) => attr,
+                Ok(Some(Step::Leave)) => continue,
+                Ok(None) => return Ok(Goes::On),
+                Err(error) => {
+                    self.failures.add(cannot("list", walk.path(), error.into()));
+                    continue;
+                }
+            };
+            if walk.depth() >= self.expression.max_depth {
+                walk.skip();
+            }
+            if walk.depth() < self.expression.min_depth {
+                continue;
+            }
+            match self.node(&walk, &attr).await {
+                Ok(asked) => {
+                    if asked.prune {
+                        walk.skip();
+                    }
+                    if asked.quit {
+                        return Ok(Goes::Ended);
+                    }
+                }
+                Err(Stop::Failed(report)) => self.failures.add(report),
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    async fn node(&mut self, walk: &Walk, attr: &NodeAttr) -> Result<super::expression::Verdict, Stop> {
+        let tree = &*self.looked.tree;
+        let failed = |error: peelfs::image::FsError| cannot("look at", walk.path(), error.into());
+        let wants_target = self.expression.needs_target || self.args.json;
+        let target = if wants_target { target(tree, attr).await.map_err(failed)? } else { None };
+        let empty_dir = self.expression.needs_empty
+            && attr.kind == Kind::Directory
+            && is_empty(tree, attr).await.map_err(failed)?;
+        let candidate = Candidate { path: walk.path(), name: walk.name(), attr, target: target.as_deref(), empty_dir };
+        let verdict = self.expression.ask(&candidate, &self.facts);
+        for print in &verdict.prints {
+            self.print(*print, walk.path(), attr, target.as_deref())?;
+        }
+        Ok(verdict)
+    }
+
+    fn print(&mut self, print: Print, path: &[u8], attr: &NodeAttr, target: Option<&[u8]>) -> std::io::Result<()> {
+        if self.args.json {
+            return self.out.json(&JsonNode::new(&*self.looked.tree, path, attr, target));
+        }
+        match print {
+            Print::Line => self.out.line("", path),
+            Print::Zero => {
+                self.out.write_all(path)?;
+                self.out.write_all(b"\0")
+            }
+            Print::Long => {
+                let before = self.long(attr);
+                self.out.write_all(before.as_bytes())?;
+                self.out.name(path)?;
+                if let Some(target) = target {
+                    self.out.write_all(b" -> ")?;
+                    self.out.name(target)?;
+                }
+                self.out.write_all(b"\n")
+            }
+        }
+    }
+
+    /// A line of `find -ls` up to the path, with times in UTC.
+    fn long(&self, attr: &NodeAttr) -> String {
+        let owners = &self.facts.owners;
+        let size = match attr.kind {
+            Kind::CharDevice | Kind::BlockDevice => format!("{:>3}, {:>3}", attr.device.0, attr.device.1),
+            _ => attr.size.to_string(),
+        };
+        format!(
+            "{:>9} {:>6} {} {:>3} {:<8} {:<8} {size:>8} {} ",
+            self.looked.tree.inode(attr.node),
+            attr.blocks.div_ceil(2),
+            text::mode(attr.kind, attr.mode),
+            attr.nlink,
+            owners.user(attr.uid),
+            owners.group(attr.gid),
+            text::time(attr.mtime),
+        )
+    }
+}
