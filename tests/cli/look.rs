@@ -10,7 +10,7 @@ use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, program};
 
 use crate::user::User;
 
@@ -218,9 +218,7 @@ fn listings_name_owners_as_the_image_does() {
     drwxrwxrwt 1 root root 4096 2023-11-14 22:13:20 tmp
     brw-rw---- 1 root root 8, 0 2023-11-14 22:13:20 dev/sda
     "#);
-    assert_snapshot!(user.prints(&["find", NAME, "/home", "-nouser", "-ls"]).trim_start(), @r#"
-    21      1 -rw-r--r--   1 4242     4343            1 2023-11-14 22:13:20 /home/app/nobody's
-    "#);
+    assert_snapshot!(user.prints(&["find", NAME, "/home", "-nouser", "-ls"]).trim_start(), @"21      1 -rw-r--r--   1 4242     4343            1 2023-11-14 22:13:20 /home/app/nobody's");
 }
 
 #[test]
@@ -235,6 +233,52 @@ fn names_are_raw_in_pipes_and_colored_on_request() {
     };
     assert_eq!(command("--color"), "\x1b[1;31msu\x1b[0m\n\x1b[1;31msu-too\x1b[0m\nwall\n");
     assert_eq!(command("--color=auto"), "su\nsu-too\nwall\n");
+}
+
+/// What a person sees; a name could steer the terminal.
+#[test]
+fn names_are_escaped_on_a_terminal() {
+    if is_missing("script") {
+        return;
+    }
+    let user = User::with_layout(&image());
+    let own = user.command(&[]);
+    for (line, shown) in [("ls", "\\u{1b}[31mred"), ("find", "usr/caf\\xe9 \\n"), ("tree", "caf\\xe9 \\n")] {
+        let line = format!("'{}' {line} {NAME} usr", program().display());
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env_clear().current_dir(own.get_current_dir().unwrap());
+        script.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("SHELL", "/bin/sh");
+        let output = script.env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(shown) && !text.contains("\x1b[31m"), "{line}: {text:?}");
+    }
+}
+
+/// Metadata is in the layer's index; only names of owners are in files of the image.
+#[test]
+fn looking_reads_no_file() {
+    let registry = Registry::start(Catalog::new().image("app", "1", &image())).unwrap();
+    let user = User::at(&registry);
+    let name = registry.reference("app", "1");
+    for line in [&["ls", "-R", &name][..], &["cache", "prune", "--content"]] {
+        assert!(user.run(line).output.status.success(), "{line:?}");
+    }
+    registry.clear();
+    for line in
+        [&["find", &name, "-size", "+1", "-newer", "/etc/shadow"][..], &["du", "-a", &name], &["ls", "-nR", &name]]
+    {
+        assert!(user.run(line).output.status.success(), "{line:?}");
+    }
+    for line in [
+        &["stat", "-c", "%s %u", &name, "/etc"][..],
+        &["tree", &name],
+        &["layers", &name],
+        &["which", "--json", &name, "/etc"],
+    ] {
+        assert!(user.run(line).output.status.success(), "{line:?}");
+    }
+    let asked: Vec<_> = registry.requests().into_iter().filter(|request| request.is_blob()).collect();
+    assert!(asked.is_empty(), "{asked:?}");
 }
 
 #[test]
@@ -453,8 +497,19 @@ fn grep_prints_what_grep_prints() {
         let talk = |output: &[u8]| String::from_utf8_lossy(output).replace("peelfs grep:", "grep:");
         assert_eq!(talk(&own.output.stderr), talk(&theirs.stderr), "{line}");
     }
-    assert_snapshot!(user.run(&["grep", "root", NAME, "etc", "etc/passwd"]).text, @"");
-    assert_snapshot!(user.run(&["grep", "(", NAME]).text, @"");
+    assert_snapshot!(user.run(&["grep", "root", NAME, "etc", "etc/passwd"]).text, @r#"
+    etc/passwd:root:x:0:0:root:/root:/bin/sh
+    --- stderr
+    error: cannot search `etc`: is a directory
+    hint: `-r` searches what is in it
+    --- exit 2
+    "#);
+    assert_snapshot!(user.run(&["grep", "(", NAME]).text, @r#"
+    --- stderr
+    error: `(` is not a pattern: unclosed group
+    hint: patterns are those of ripgrep; `-F` searches for the text as it is
+    --- exit 2
+    "#);
     assert_eq!(user.run(&["grep", "no such text", NAME]).output.status.code(), Some(1));
 }
 

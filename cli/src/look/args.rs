@@ -220,6 +220,14 @@ pub(crate) struct StatArgs {
     pub json: bool,
 }
 
+impl StatArgs {
+    /// Whether names of users or groups are printed, for which files of the image are read.
+    pub(crate) fn needs_owners(&self) -> bool {
+        let names = |format: &OsString| format.as_encoded_bytes().windows(2).any(|pair| matches!(pair, b"%U" | b"%G"));
+        self.format.as_ref().is_none_or(names)
+    }
+}
+
 /// `peelfs sha256sum`
 #[derive(Debug, clap::Args)]
 pub(crate) struct SumArgs {

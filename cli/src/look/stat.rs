@@ -25,7 +25,7 @@ pub(crate) fn run(args: &StatArgs) -> Result<(), Report> {
 }
 
 async fn stat(args: &StatArgs, looked: Looked) -> Result<(), Stop> {
-    let owners = Owners::of(&looked.tree).await;
+    let owners = if args.needs_owners() { Owners::of(&looked.tree).await } else { Owners::default() };
     let (mut out, mut failures) = (Out::new(), Failures::default());
     for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
         let last = if args.dereference || path.ends_with(b"/") { Last::Follow } else { Last::Keep };
