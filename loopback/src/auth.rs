@@ -199,7 +199,7 @@ impl TokenService {
         };
         let mut state = self.state();
         let grant = state.live.get_mut(token).ok_or(Some("invalid_token"))?;
-        let allowed = |name| grant.scopes.iter().any(|scope| scope_allows(scope, name));
+        let allowed = |name| grant.scopes.iter().any(|scope| scope_allows(scope, name, needed(request)));
         if !repository.is_none_or(allowed) {
             return Err(Some("insufficient_scope"));
         }
@@ -244,7 +244,8 @@ impl Access {
                 let service = tokens.state().rules.service.clone();
                 let mut challenge = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
                 if let Some(name) = repository {
-                    challenge.push_str(&format!(",scope=\"repository:{name}:pull\""));
+                    let rights = if needed(request) == "push" { "pull,push" } else { "pull" };
+                    challenge.push_str(&format!(",scope=\"repository:{name}:{rights}\""));
                 }
                 if let Some(error) = error {
                     challenge.push_str(&format!(",error=\"{error}\""));
@@ -333,12 +334,17 @@ fn basic(request: &Request) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Whether `repository:NAME:ACTIONS` allows pulling from `name`; the name may hold colons of a port.
-fn scope_allows(scope: &str, name: &str) -> bool {
+/// What a request has to be allowed to do.
+fn needed(request: &Request) -> &'static str {
+    if matches!(request.method.as_str(), "GET" | "HEAD") { "pull" } else { "push" }
+}
+
+/// Whether `repository:NAME:ACTIONS` allows `needed` for `name`; the name may hold colons of a port.
+fn scope_allows(scope: &str, name: &str, needed: &str) -> bool {
     let Some((resource, actions)) = scope.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':')) else {
         return false;
     };
-    resource == name && actions.split(',').any(|action| action == "pull" || action == "*")
+    resource == name && actions.split(',').any(|action| action == needed || action == "*")
 }
 
 #[cfg(test)]

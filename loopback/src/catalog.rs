@@ -12,11 +12,15 @@ use serde_json::{Value, json};
 
 use super::image::{Image, REF_NAME};
 use peelfs::descriptor::MediaType;
-use peelfs::digest::Digest;
+use peelfs::digest::{Algorithm, Digest};
 
 /// Repositories by name. Cloning is cheap enough to serve the same images twice.
 #[derive(Clone, Debug, Default)]
-pub struct Catalog(BTreeMap<String, Repository>, bool);
+pub struct Catalog {
+    repositories: BTreeMap<String, Repository>,
+    lists_referrers: bool,
+    takes_pushes: bool,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Repository {
@@ -44,7 +48,7 @@ impl Catalog {
     /// # Errors
     /// If `index.json` or a document that it leads to cannot be read or is no JSON.
     pub fn layout(mut self, name: &str, dir: &Path) -> io::Result<Self> {
-        let repository = self.0.entry(name.to_owned()).or_default();
+        let repository = self.repositories.entry(name.to_owned()).or_default();
         repository.layouts.push(dir.to_owned());
         let index: Value = serde_json::from_slice(&std::fs::read(dir.join("index.json"))?)?;
         let mut pending = Vec::new();
@@ -69,7 +73,7 @@ impl Catalog {
 
     /// Adds an image or moves its tag.
     pub(super) fn push(&mut self, name: &str, tag: &str, image: &Image) {
-        let repository = self.0.entry(name.to_owned()).or_default();
+        let repository = self.repositories.entry(name.to_owned()).or_default();
         repository.tags.insert(tag.to_owned(), image.root().digest.clone());
         for (digest, media_type, bytes) in image.documents() {
             repository.documents.insert(digest.clone(), (media_type.clone(), bytes.clone()));
@@ -80,19 +84,54 @@ impl Catalog {
     /// The same, of which the registry also lists what refers to a manifest; docker-registry does not.
     #[must_use]
     pub fn listing_referrers(mut self) -> Self {
-        self.1 = true;
+        self.lists_referrers = true;
         self
+    }
+
+    /// The same, to which clients may push.
+    #[must_use]
+    pub fn taking_pushes(mut self) -> Self {
+        self.takes_pushes = true;
+        self
+    }
+
+    pub(super) fn takes_pushes(&self) -> bool {
+        self.takes_pushes
+    }
+
+    pub(super) fn lists_referrers(&self) -> bool {
+        self.lists_referrers
+    }
+
+    /// Stores a blob.
+    pub(super) fn put_blob(&mut self, name: &str, digest: &Digest, bytes: Bytes) {
+        self.repositories.entry(name.to_owned()).or_default().blobs.insert(digest.clone(), bytes);
+    }
+
+    /// Stores a document under its digest, and under a tag if `reference` is one.
+    pub fn put_document(&mut self, name: &str, reference: &str, media_type: MediaType, bytes: Bytes) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let repository = self.repositories.entry(name.to_owned()).or_default();
+        repository.documents.insert(digest.clone(), (media_type, bytes));
+        if reference.parse::<Digest>().is_err() {
+            repository.tags.insert(reference.to_owned(), digest.clone());
+        }
+        digest
     }
 
     /// The documents whose subject is this one, as an image index; `None` where they are not listed.
     pub(super) fn referrers(&self, name: &str, subject: &str) -> Option<Value> {
-        let repository = self.0.get(name).filter(|_| self.1)?;
+        let none = Repository::default();
+        let repository = self.repositories.get(name).unwrap_or(&none);
+        if !self.lists_referrers {
+            return None;
+        }
         let referring = repository.documents.iter().filter_map(|(digest, (media_type, bytes))| {
             let document: Value = serde_json::from_slice(bytes).ok()?;
             (document["subject"]["digest"] == subject).then(|| {
                 json!({
                     "mediaType": media_type.as_str(), "digest": digest.to_string(), "size": bytes.len(),
-                    "artifactType": document["artifactType"],
+                    "artifactType": document["artifactType"], "annotations": document["annotations"],
                 })
             })
         });
@@ -102,17 +141,17 @@ impl Catalog {
 
     /// The names of all repositories.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.repositories.keys().map(String::as_str)
     }
 
     /// The tags of a repository in order.
     pub fn tags(&self, name: &str) -> Option<Vec<&str>> {
-        Some(self.0.get(name)?.tags.keys().map(String::as_str).collect())
+        Some(self.repositories.get(name)?.tags.keys().map(String::as_str).collect())
     }
 
     /// A document by tag or digest.
     pub(super) fn document(&self, name: &str, reference: &str) -> Option<(Digest, MediaType, Bytes)> {
-        let repository = self.0.get(name)?;
+        let repository = self.repositories.get(name)?;
         let digest = match reference.parse() {
             Ok(digest) => digest,
             Err(_) => repository.tags.get(reference)?.clone(),
@@ -123,7 +162,7 @@ impl Catalog {
 
     /// A blob by digest, opened.
     pub(super) fn blob(&self, name: &str, digest: &Digest) -> Option<Content> {
-        let repository = self.0.get(name)?;
+        let repository = self.repositories.get(name)?;
         if let Some(bytes) = repository.blobs.get(digest) {
             return Some(Content::Memory(bytes.clone()));
         }

@@ -15,7 +15,7 @@ pub struct Request {
     pub query: String,
     /// Header names as sent and their values, in order.
     pub headers: Vec<(String, String)>,
-    /// The body; only token requests have one.
+    /// The body.
     pub body: Vec<u8>,
 }
 
@@ -141,7 +141,7 @@ fn invalid(why: &'static str) -> io::Error {
 /// The longest head of a request, in bytes.
 const HEAD_LIMIT: u64 = 256 << 10;
 /// The longest body of a request, in bytes.
-const BODY_LIMIT: u64 = 1 << 20;
+const BODY_LIMIT: u64 = 256 << 20;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

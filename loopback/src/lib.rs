@@ -25,6 +25,7 @@ pub mod chunked;
 pub mod faults;
 mod http;
 pub mod image;
+mod push;
 pub mod registry;
 pub mod sample;
 pub mod tar;

@@ -30,6 +30,9 @@ struct Args {
     /// Sends blobs at so many bytes per second and connection
     #[arg(long)]
     pace: Option<u64>,
+    /// Takes pushes, and lists referrers
+    #[arg(long)]
+    push: bool,
     /// Answers range requests with the whole blob
     #[arg(long)]
     ignore_ranges: bool,
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         }
         None => Catalog::new().image(&args.name, "latest", &Sample::build().image),
     };
+    let catalog = if args.push { catalog.taking_pushes().listing_referrers() } else { catalog };
     let tags: Vec<String> = catalog.tags(&args.name).unwrap_or_default().iter().map(|tag| (*tag).to_owned()).collect();
     let access = match args.tokens {
         true => Access::Bearer { tokens: TokenService::new(TokenRules::default()), realm: Realm::Here },

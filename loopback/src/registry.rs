@@ -1,8 +1,8 @@
 //! The registry: routes, threads, and the handle a test holds.
 //!
 //! It answers what docker-registry answers to a client that pulls (distribution-spec, "Pull"): version
-//! check, manifests by tag and digest, blobs with one range, tags. It is as strict as docker-registry
-//! about `Accept`. Everything it is asked is written down.
+//! check, manifests by tag and digest, blobs with one range, tags; and, where that is allowed, to one that
+//! pushes. It is as strict as docker-registry about `Accept`. Everything it is asked is written down.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader};
@@ -12,14 +12,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::json;
 
 use super::answer::{After, Answer, Waiting};
 use super::auth::{Access, Realm, TokenService};
 pub use super::catalog::Catalog;
+use super::catalog::Content;
 use super::faults::Faults;
 use super::http::Request;
 use super::image::Image;
+use super::push;
 use peelfs::descriptor::MediaType;
 use peelfs::digest::Digest;
 
@@ -145,6 +148,34 @@ impl Registry {
         self.shared.catalog.write().unwrap_or_else(PoisonError::into_inner).push(name, tag, image);
     }
 
+    /// Adds a blob.
+    pub fn put_blob(&self, name: &str, bytes: Bytes) -> Digest {
+        let digest = Digest::of(peelfs::digest::Algorithm::Sha256, &bytes);
+        self.shared.catalog.write().unwrap_or_else(PoisonError::into_inner).put_blob(name, &digest, bytes);
+        digest
+    }
+
+    /// Adds a document under its digest, and moves a tag to it if `reference` is one.
+    pub fn put_document(&self, name: &str, reference: &str, media_type: MediaType, bytes: Bytes) -> Digest {
+        let mut catalog = self.shared.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        catalog.put_document(name, reference, media_type, bytes)
+    }
+
+    /// A blob that was pushed or is part of an image in memory.
+    pub fn blob(&self, name: &str, digest: &Digest) -> Option<Bytes> {
+        let catalog = self.shared.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        match catalog.blob(name, digest)? {
+            Content::Memory(bytes) => Some(bytes),
+            Content::File { .. } => None,
+        }
+    }
+
+    /// A document by tag or digest.
+    pub fn document(&self, name: &str, reference: &str) -> Option<Bytes> {
+        let catalog = self.shared.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        catalog.document(name, reference).map(|(_, _, bytes)| bytes)
+    }
+
     /// Changes the access rules from now on.
     pub fn set_access(&self, access: Access) {
         *self.shared.access.write().unwrap_or_else(PoisonError::into_inner) = access;
@@ -252,7 +283,7 @@ impl Shared {
             return refusal.into();
         }
         if request.method != "GET" && request.method != "HEAD" {
-            return Answer::error(405, "UNSUPPORTED", "this registry is for reading");
+            return push::answer(request, route, &self.catalog);
         }
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         match route {
@@ -283,7 +314,7 @@ impl Shared {
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Route<'a> {
+pub(super) enum Route<'a> {
     Version,
     Tags { name: &'a str },
     Manifest { name: &'a str, reference: &'a str },

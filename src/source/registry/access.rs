@@ -11,7 +11,7 @@ use reqwest::header::{HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, StatusCode, Url};
 
 use super::HUB_SERVER;
-use super::auth::{AuthError, Authorizer, Grant, Refused, Remedy};
+use super::auth::{AuthError, Authorizer, Grant, Refused, Remedy, Rights};
 use super::challenge::{self, Challenge, Offer, is_repository};
 use super::client::{Ask, Client, Thing};
 use super::credentials::{Keyring, Surroundings};
@@ -29,6 +29,7 @@ const MOST_ELSEWHERE: usize = 16;
 pub(super) struct Logins {
     pub(super) authfile: Option<PathBuf>,
     pub(super) surroundings: Surroundings,
+    pub(super) rights: Rights,
     pub(super) verify: Verify,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) deadlines: Deadlines,
@@ -39,7 +40,7 @@ impl Logins {
     pub(super) fn authorizer(&self, host: String, repository: &str) -> Authorizer {
         let (authfile, helper) = (self.authfile.clone(), self.deadlines.helper);
         let keyring = Keyring::new(host, repository.to_owned(), authfile, &self.surroundings, helper);
-        Authorizer::new(keyring, repository, self.verify, self.clock.clone(), self.deadlines.clone())
+        Authorizer::new(keyring, (repository, self.rights), self.verify, self.clock.clone(), self.deadlines.clone())
     }
 }
 
@@ -136,7 +137,7 @@ impl Client {
             return Err(self.denied(reply, ask.what, said, tried.to_owned()));
         }
         let (url, headers) = (reply.url.clone(), shown.request.headers.clone());
-        let request = Outgoing { method: Method::GET, url, headers, authorization: None, form: None };
+        let request = Outgoing { method: Method::GET, url, headers, authorization: None, body: None };
         let (status, logins) = (reply.status(), shown.logins);
         let refused = Refused { request: &request, status, offer: Some(offer), logins };
         let nothing = Grant::default();

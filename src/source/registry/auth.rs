@@ -41,6 +41,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Authorizer {
     keyring: Keyring,
     /// `repository:NAME:pull`.
+    pull: String,
+    /// The same, or with `push` where that is needed.
     scope: String,
     verify: Verify,
     clock: Arc<dyn Clock>,
@@ -48,6 +50,16 @@ pub(super) struct Authorizer {
     state: Mutex<State>,
     /// Held by the task that renews; the others wait for its result.
     flight: tokio::sync::Mutex<()>,
+}
+
+/// What requests need to be allowed to do.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Rights {
+    /// Read.
+    #[default]
+    Pull,
+    /// Read and write.
+    Push,
 }
 
 /// What requests carry at present.
@@ -147,14 +159,20 @@ pub(super) fn tried(found: Option<&Found>) -> String {
 impl Authorizer {
     pub(super) fn new(
         keyring: Keyring,
-        repository: &str,
+        (repository, rights): (&str, Rights),
         verify: Verify,
         clock: Arc<dyn Clock>,
         deadlines: Deadlines,
     ) -> Self {
+        let pull = format!("repository:{repository}:pull");
+        let scope = match rights {
+            Rights::Pull => pull.clone(),
+            Rights::Push => format!("{pull},push"),
+        };
         Self {
             keyring,
-            scope: format!("repository:{repository}:pull"),
+            pull,
+            scope,
             verify,
             clock,
             deadlines,
@@ -312,7 +330,7 @@ impl Authorizer {
         let origin = Origin::of(&refused.request.url);
         let offered = refused.offer.zip(origin.clone());
         let offers_nothing = offered.is_none();
-        let offered_scope = offered.as_ref().and_then(|(offer, _)| offer.scope_beside(&self.scope));
+        let offered_scope = offered.as_ref().and_then(|(offer, _)| offer.scope_beside(&self.pull));
         let other_scope = grant.other_scope().map(|scope| (scope, Order::First));
         let other_scope = other_scope.or(offered_scope.map(|scope| (scope, Order::Last)));
         let ways = ways_in(offered.map(|(offer, origin)| (origin, offer.challenge)), remembered);
@@ -327,9 +345,10 @@ impl Authorizer {
         if !may_help || (grant.header.is_none() && found.is_none()) || !self.may_ask() {
             return result;
         }
+        let reads = matches!(refused.request.method, Method::GET | Method::HEAD);
         let asked = match grant.header {
-            Some(_) => self.probe_anonymously(transport, refused.request).await,
-            None => self.probe_for_challenge(transport, &refused.request.url).await,
+            Some(_) if reads => self.probe_anonymously(transport, refused.request).await,
+            _ => self.probe_for_challenge(transport, &refused.request.url).await,
         };
         match asked.zip(origin) {
             Some((Probe::Challenge(offer), origin)) if !ways.iter().any(|(_, way)| *way == offer.challenge) => {
@@ -459,7 +478,7 @@ impl Authorizer {
     /// Repeats the request without a login.
     async fn probe_anonymously(&self, transport: &Transport, request: &Outgoing) -> Option<Probe> {
         let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
-        probe(transport, &Outgoing { method, url, headers, authorization: None, form: None }).await
+        probe(transport, &Outgoing { method, url, headers, authorization: None, body: None }).await
     }
 
     /// Asks the registry of `url` for a challenge, at `/v2/`.
@@ -467,7 +486,7 @@ impl Authorizer {
         let mut url = url.clone();
         url.set_path("/v2/");
         url.set_query(None);
-        let request = Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, form: None };
+        let request = Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None };
         probe(transport, &request).await.filter(|probe| matches!(probe, Probe::Challenge(_)))
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
@@ -20,7 +21,7 @@ use super::access::{Logins, Shown, Step};
 use super::auth::{AuthError, Authorizer, Grant};
 use super::blob::place;
 use super::download::{Cut, Lanes};
-use super::http::{Fault, Outgoing, Reply, Transport};
+use super::http::{Body, Content, Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
 use super::patience::{Clock, Deadlines, Subject, Tries};
 use super::ranges::{self, Placement, RangeFault};
@@ -88,10 +89,26 @@ pub(super) struct Ask<'a> {
 pub(super) enum Thing<'a> {
     /// By tag or digest.
     Manifest(&'a str),
-    /// Referrers of this manifest.
-    Referrers(&'a Digest),
+    /// A page of the manifests that refer to one.
+    Referrers(Listing<'a>),
     /// Bytes of a blob.
     Blob(Wanted<'a>),
+    /// A place to upload a blob to.
+    NewUpload,
+    /// The upload of a blob, all of it, to such a place.
+    Upload { url: &'a Url, content: &'a Content },
+    /// A manifest to store, by tag or digest.
+    NewManifest { reference: &'a str, media_type: &'a str, bytes: &'a Bytes },
+}
+
+/// A page of referrers.
+#[derive(Clone, Copy)]
+pub(super) struct Listing<'a> {
+    pub(super) of: &'a Digest,
+    /// Only artifacts of this type; a registry may ignore it.
+    pub(super) kind: Option<&'a str>,
+    /// The query that the page before named, in place of the others.
+    pub(super) next: Option<&'a str>,
 }
 
 /// Bytes of a blob.
@@ -133,7 +150,7 @@ impl Ask<'_> {
     fn subject(&self) -> Subject<'_> {
         let blob = match &self.thing {
             Thing::Blob(wanted) => Some(wanted.digest),
-            Thing::Manifest(_) | Thing::Referrers(_) => None,
+            _ => None,
         };
         Subject { what: self.what, blob, trouble: Outage::Away }
     }
@@ -142,7 +159,7 @@ impl Ask<'_> {
     fn fits(&self, reply: &Reply) -> bool {
         match &self.thing {
             Thing::Blob(wanted) => wanted.place(reply).is_ok(),
-            Thing::Manifest(_) | Thing::Referrers(_) => true,
+            _ => true,
         }
     }
 }
@@ -338,15 +355,35 @@ impl Client {
 
     fn request(&self, base: &Url, ask: &Ask<'_>, known: Option<Url>, grant: &Grant) -> Outgoing {
         let mut headers = HeaderMap::new();
+        let (mut query, mut body) = (None, None);
+        let mut authorization = grant.header.clone();
         let path = match &ask.thing {
             Thing::Manifest(reference) => {
                 let accept = MediaType::MANIFESTS.join(", ");
                 headers.insert(ACCEPT, HeaderValue::try_from(accept).expect("media types are plain text"));
                 format!("/v2/{}/manifests/{reference}", self.repository)
             }
-            Thing::Referrers(of) => {
+            Thing::Referrers(Listing { of, kind, next }) => {
                 headers.insert(ACCEPT, HeaderValue::from_static(MediaType::MANIFESTS[0]));
+                let kind = kind.map(|kind| format!("artifactType={kind}"));
+                query = next.map(str::to_owned).or(kind);
                 format!("/v2/{}/referrers/{of}", self.repository)
+            }
+            Thing::NewUpload => {
+                body = Some(Body::octets(&Content::Memory(Bytes::new())));
+                format!("/v2/{}/blobs/uploads/", self.repository)
+            }
+            Thing::Upload { url, content } => {
+                let url = (*url).clone();
+                // Storage that the registry hands uploads to gets no login.
+                authorization = authorization.filter(|_| Origin::of(&url) == Origin::of(base));
+                let body = Some(Body::octets(content));
+                return Outgoing { method: ask.method.clone(), url, headers, authorization, body };
+            }
+            Thing::NewManifest { reference, media_type, bytes } => {
+                let media_type = HeaderValue::try_from(*media_type).expect("media types are plain text");
+                body = Some(Body { media_type, content: Content::Memory((*bytes).clone()) });
+                format!("/v2/{}/manifests/{reference}", self.repository)
             }
             Thing::Blob(Wanted { digest, bytes, whole, .. }) => {
                 if !whole {
@@ -356,14 +393,14 @@ impl Client {
                 format!("/v2/{}/blobs/{digest}", self.repository)
             }
         };
-        let authorization = grant.header.clone();
         let url = known.unwrap_or_else(|| {
             let mut url = base.clone();
             url.set_path(&path);
+            url.set_query(query.as_deref());
             url
         });
         debug_assert!(!headers.contains_key(AUTHORIZATION));
-        Outgoing { method: ask.method.clone(), url, headers, authorization, form: None }
+        Outgoing { method: ask.method.clone(), url, headers, authorization, body }
     }
 
     pub(super) fn no_grant(&self, error: AuthError, what: &str) -> SourceError {

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue,
+    LOCATION, RETRY_AFTER,
 };
 use reqwest::{Client, Method, StatusCode, Url};
 
@@ -40,6 +43,8 @@ const PROBED_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 /// Time for a server's machine to acknowledge sent data.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// Bytes of a file that are sent at a time.
+const PIECE: usize = 256 << 10;
 /// Limit for the headers of a response.
 const HEADER_LIMIT: u32 = 64 << 10;
 
@@ -85,8 +90,64 @@ pub(super) struct Outgoing {
     pub(super) headers: HeaderMap,
     /// Sent to `url`'s origin only.
     pub(super) authorization: Option<HeaderValue>,
-    /// A form, for POST.
-    pub(super) form: Option<String>,
+    /// What is sent along, for POST and PUT.
+    pub(super) body: Option<Body>,
+}
+
+/// The body of a request, with its Content-Type.
+#[derive(Clone, Debug)]
+pub(super) struct Body {
+    pub(super) media_type: HeaderValue,
+    pub(super) content: Content,
+}
+
+/// Bytes to send.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// In memory.
+    Memory(Bytes),
+    /// The first `size` bytes of a file; they must not change while they are sent.
+    File {
+        /// The file.
+        file: Arc<File>,
+        /// How many bytes.
+        size: u64,
+    },
+}
+
+impl Content {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File { size, .. } => *size,
+        }
+    }
+
+    fn body(&self) -> reqwest::Body {
+        let (file, size) = match self {
+            Self::Memory(bytes) => return bytes.clone().into(),
+            Self::File { file, size } => (Arc::clone(file), *size),
+        };
+        let pieces = (0..size).step_by(PIECE).map(move |at| {
+            let mut piece = vec![0; PIECE.min((size - at) as usize)];
+            file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
+        });
+        reqwest::Body::wrap_stream(futures_util::stream::iter(pieces))
+    }
+}
+
+impl Body {
+    /// A form of a token request.
+    pub(super) fn form(text: String) -> Self {
+        let media_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+        Self { media_type, content: Content::Memory(text.into()) }
+    }
+
+    /// A blob.
+    pub(super) fn octets(content: &Content) -> Self {
+        Self { media_type: HeaderValue::from_static("application/octet-stream"), content: content.clone() }
+    }
 }
 
 /// Why there is no (complete) response.
@@ -222,8 +283,9 @@ impl Transport {
             value.set_sensitive(true);
             builder = builder.header(AUTHORIZATION, value);
         }
-        if let Some(form) = &request.form {
-            builder = builder.header("content-type", "application/x-www-form-urlencoded").body(form.clone());
+        if let Some(Body { media_type, content }) = &request.body {
+            builder = builder.header(CONTENT_TYPE, media_type).header(CONTENT_LENGTH, content.size());
+            builder = builder.body(content.body());
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();

@@ -16,6 +16,8 @@
 //! | `encoding` | documents compressed in transit |
 //! | `ranges`, `blob` | which bytes a response carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
+//! | `referrers` | which manifests refer to one |
+//! | `push` | storing blobs and manifests |
 
 mod access;
 mod auth;
@@ -29,7 +31,9 @@ mod http;
 mod login_file;
 mod origin;
 mod patience;
+mod push;
 mod ranges;
+mod referrers;
 mod refusals;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -70,8 +74,12 @@ use crate::offsets::BlobOffset;
 use crate::reference::{DOCKER_HUB, RegistryName};
 use crate::trust::{Mismatch, Untrusted};
 
+pub use self::auth::Rights;
 pub use self::credentials::{Secret, Surroundings};
+pub use self::http::Content;
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
+pub use self::push::{PushError, Stored};
+pub use self::referrers::Referrers;
 
 /// The server of Docker Hub.
 const HUB_SERVER: &str = "registry-1.docker.io";
@@ -99,6 +107,8 @@ pub struct RegistryOptions {
     pub deadlines: Deadlines,
     /// `User-Agent`.
     pub user_agent: String,
+    /// Whether it is also written to.
+    pub rights: Rights,
     /// Limit for concurrent long transfers; twice as many short ones may run beside them.
     pub connections: usize,
     /// The clock.
@@ -119,6 +129,7 @@ impl RegistryOptions {
             surroundings,
             deadlines: Deadlines::default(),
             user_agent: concat!("peelfs/", env!("CARGO_PKG_VERSION")).to_owned(),
+            rights: Rights::Pull,
             connections: 8,
             clock: Arc::new(MonotonicClock::default()),
         }
@@ -176,6 +187,7 @@ impl RegistrySource {
         let logins = Logins {
             authfile: options.authfile,
             surroundings: options.surroundings,
+            rights: options.rights,
             verify,
             clock: clock.clone(),
             deadlines: deadlines.clone(),
@@ -304,24 +316,6 @@ impl RegistrySource {
             return Err(self.client.protocol(&what, why));
         }
         Ok(Untrusted::new(body))
-    }
-
-    /// Manifests that name `of` as their `subject`, as an image index, first page only (distribution-spec, "Listing
-    /// Referrers"); `None` if the registry does not support it.
-    ///
-    /// # Errors
-    /// [`SourceError`]
-    pub async fn referrers(&self, of: &Digest) -> Result<Option<Untrusted<Bytes>>, SourceError> {
-        let what = format!("the referrers of {of}");
-        let listed = self.document(Thing::Referrers(of), &what, MANIFEST_LIMIT, |_, body| encoding::is_plain(body));
-        match listed.await {
-            Ok((reply, body)) if known_type(&reply).is_some_and(|kind| kind.is_index()) => {
-                Ok(Some(Untrusted::new(body)))
-            }
-            // Registries without this endpoint answer with a page or with any refusal.
-            Ok(_) | Err(SourceError::NotFound { .. } | SourceError::Protocol { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     async fn fetch_config(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {

@@ -13,7 +13,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use super::auth::{AuthError, tried};
 use super::credentials::{Credential, Found, Secret};
-use super::http::{Outgoing, Transport, shown};
+use super::http::{Body, Outgoing, Transport, shown};
 use super::origin::{Origin, Reach};
 use super::patience::{Clock, Deadlines, Tries};
 use super::refusals::Attempt;
@@ -157,7 +157,7 @@ fn ways(
                 query.append_pair("scope", scope);
             }
         }
-        Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization, form: None }
+        Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization, body: None }
     };
     let post = |fields: &[(&str, &str)]| {
         let mut form = realm.clone();
@@ -168,9 +168,9 @@ fn ways(
             query.append_pair("service", service.unwrap_or_default());
             query.append_pair("scope", &scopes.join(" ")).append_pair("client_id", CLIENT_ID);
         }
-        let form = form.query().map(str::to_owned);
+        let body = form.query().map(|form| Body::form(form.to_owned()));
         let url = realm.clone();
-        Outgoing { method: Method::POST, url, headers: HeaderMap::new(), authorization: None, form }
+        Outgoing { method: Method::POST, url, headers: HeaderMap::new(), authorization: None, body }
     };
     Ok(match found.map(|found| &found.credential) {
         None | Some(Credential::Registry { .. }) => vec![get(None, None)],
