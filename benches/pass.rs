@@ -114,7 +114,7 @@ impl Layer {
         let (partial, others) = (None, Others::Wait);
         let (source, store, progress, schedule) = (&source, &store, &progress, &schedule);
         runtime
-            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others }))
+            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others, pushed: None }))
             .expect("the layer is good");
         dir
     }

@@ -1,8 +1,11 @@
 //! Seeds of fuzzing: small valid inputs for every target, always the same.
 
+use std::collections::BTreeMap;
+
 use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
-use peelfs::descriptor::Compression;
+use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
+use peelfs::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
 use peelfs_loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
@@ -21,10 +24,25 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "wire" => REQUESTS.iter().map(|(opcode, body)| request(*opcode, body)).collect(),
+        "pushed" => pushed(),
         "toc" => tables(),
         "estargz" => vec![stargz()],
         unknown => panic!("there is no target `{unknown}`"),
     }
+}
+
+/// The manifest of pushed indexes, and a list that names it.
+fn pushed() -> Vec<Vec<u8>> {
+    let of = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+    let blob = |name| PushedBlob { digest: of(name), size: 9, decoded: 90 };
+    let index = PushedIndex { layer: of("layer"), version: 2, blob: blob("index") };
+    let artifact = IndexArtifact { layers: vec![index], profiles: Some(blob("profiles")) };
+    let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
+    let subject = Descriptor { media_type, digest: of("image"), size: 5, data: None, annotations };
+    let created = "2026-01-01T00:00:00Z";
+    let manifest = artifact.manifest(&subject, created);
+    let entry = IndexArtifact::entry(&manifest, created);
+    vec![manifest, format!(r#"{{"manifests":[{entry},{entry}]}}"#).into_bytes()]
 }
 
 /// Tables of contents, as zstd:chunked and eStargz have them.

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
-use peelfs::descriptor::{Compression, MediaType};
+use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::documents::{Document, ImageConfig, resolve_step};
+use peelfs::documents::{Document, ImageConfig, IndexArtifact, resolve_step};
 use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
@@ -25,12 +25,13 @@ use peelfs::span::SpanId;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("tar", tar),
     ("index", index),
     ("gzip", gzip),
     ("zstd", zstd),
     ("documents", documents),
+    ("pushed", pushed),
     ("reference", reference),
     ("platform", platform),
     ("wire", wire),
@@ -59,6 +60,20 @@ pub fn tar(data: &[u8]) {
         (Err(one), Err(other)) => assert_eq!(one, other, "how a tar is cut decides what is wrong with it"),
         (one, other) => panic!("how a tar is cut decides whether it is good: {:?} {:?}", one.err(), other.err()),
     }
+}
+
+/// The manifest of pushed indexes, and a list of referrers: what is read is within bounds, and is the same when it is written
+/// and read again.
+pub fn pushed(data: &[u8]) {
+    let found = IndexArtifact::candidates([data, data]);
+    assert!(found.len() <= 8);
+    let subject = Digest::of(Algorithm::Sha256, b"image");
+    let Ok(artifact) = IndexArtifact::parse(data, &subject) else { return };
+    assert!(artifact.layers.len() <= 1001);
+    let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
+    let subject = Descriptor { media_type, digest: subject, size: 5, data: None, annotations };
+    let written = artifact.manifest(&subject, "2026-01-01T00:00:00Z");
+    assert_eq!(IndexArtifact::parse(&written, &subject.digest).as_ref(), Ok(&artifact));
 }
 
 /// An index with right checksums and any content answers every question, if only with an error.

@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use peelfs::digest::Digest;
 use peelfs::host::size;
+use peelfs::host::spec::{IndexFrom, repository};
 use peelfs::image::LayerChoice;
+use peelfs::reference::RegistryName;
 use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
@@ -88,7 +90,7 @@ pub(crate) enum Command {
     VerifyImage(VerifyImageArgs),
     /// Show, verify and prune the cache
     Cache(CacheArgs),
-    /// Export and import the layer indexes of an image
+    /// Share the layer indexes of an image: push them to a registry, export and import them
     Index(IndexArgs),
     /// Export and import the start-up profiles of an image: what its runs read first
     Profile(ProfileArgs),
@@ -174,7 +176,7 @@ pub(crate) struct ImageArgs {
 }
 
 /// How layers are opened.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct OpeningArgs {
     /// Which indexes of layers to use besides those that this machine has made
     #[arg(
@@ -193,6 +195,10 @@ pub(crate) struct OpeningArgs {
     /// models, Helm charts, and every other manifest whose configuration or layers are not an image's.
     #[arg(long, help_heading = "Image")]
     pub artifact: bool,
+    /// Where this machine has no index of a layer, use the one that `peelfs index push` has put into REPO, or, for
+    /// `referrers`, into the image's own repository; whoever can write there is trusted for names and attributes
+    #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true, help_heading = "Image")]
+    pub index_from: Option<IndexFrom>,
 }
 
 /// Which indexes of layers are used besides those that this machine has made.
@@ -532,6 +538,9 @@ pub(crate) struct InspectArgs {
     /// Which layer of it.
     #[command(flatten)]
     pub layer: LayerArgs,
+    /// Also say for each layer what its index may come from, which of that is used, and why not the others
+    #[arg(long)]
+    pub explain: bool,
 }
 
 /// `peelfs verify-image`
@@ -630,7 +639,28 @@ pub(crate) enum CacheCommand {
 pub(crate) struct IndexArgs {
     /// What to do
     #[command(subcommand)]
-    pub command: CarryCommand,
+    pub command: IndexCommand,
+}
+
+/// `peelfs index`: its commands.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "a process makes one")]
+pub(crate) enum IndexCommand {
+    /// Push what this machine knows of an image to a registry, for `--index-from` on other machines
+    ///
+    /// The indexes of its layers and the start-up profiles of its runs become an artifact that refers to the image. Layers
+    /// that this machine has not indexed are read first.
+    Push {
+        /// Which image.
+        #[command(flatten)]
+        image: ImageArgs,
+        /// The repository to push to [default: the image's own]
+        #[arg(long, value_name = "REPO", value_parser = repository)]
+        to: Option<RegistryName>,
+    },
+    /// Commands that `peelfs profile` has, too.
+    #[command(flatten)]
+    Carry(CarryCommand),
 }
 
 /// `peelfs profile`
@@ -674,6 +704,9 @@ pub(crate) struct StatusArgs {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// Also say for each layer what its index may come from, which of that is used, and why not the others
+    #[arg(long)]
+    pub explain: bool,
 }
 
 /// `peelfs completions`

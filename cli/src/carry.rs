@@ -4,23 +4,58 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use super::args::CarryCommand;
+use super::args::{CarryCommand, ImageArgs, IndexCommand};
 use super::{specs, text};
-use peelfs::content::{self, TransferError};
+use peelfs::content::{self, Profiles, TransferError};
+use peelfs::host::push::{self, Pushed};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
 use peelfs::image::LayerRef;
-use peelfs::predict::Profile;
-use peelfs::store::LayerName;
+use peelfs::reference::RegistryName;
 
-pub(super) fn index(command: &CarryCommand) -> Result<(), Report> {
+pub(super) fn index(command: &IndexCommand) -> Result<(), Report> {
+    match command {
+        IndexCommand::Push { image, to } => push(image, to.as_ref()),
+        IndexCommand::Carry(command) => index_file(command),
+    }
+}
+
+/// Pushes what this machine knows of an image to a registry.
+fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
+    let tell = |line| eprintln!("note: {line}");
+    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&specs::image(image)?, to, tell))?;
+    let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
+    note_left_out(left_out);
+    let (indexes, profiles) =
+        (text::count(layers as u64, "layer"), if pushed.profiles { ", and its profiles" } else { "" });
+    if pushed.was_there {
+        return say(&format!("{place} has the indexes of {indexes}{profiles} already: {artifact}"));
+    }
+    let share = 100.0 * index_bytes as f64 / layer_bytes.max(1) as f64;
+    let (sent, sent_bytes, index_bytes) =
+        (text::count(sent as u64, "blob"), text::size(sent_bytes), text::size(index_bytes));
+    say(&format!("pushed the indexes of {indexes}{profiles} to {place}: {artifact}"))?;
+    say(&format!("{index_bytes}, {share:.2} % of its layers; {sent} sent, {sent_bytes}"))
+}
+
+/// Notes that layers have tables of contents, which are not carried.
+fn note_left_out(layers: usize) {
+    if layers > 0 {
+        let layers = text::count(layers as u64, "layer");
+        eprintln!("note: {layers} left out: other machines read the tables of contents that layers bring along");
+    }
+}
+
+fn index_file(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened =
                 process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&specs::image(image)?))?;
-            export(file, |out| content::export_indexes(&opened.store, &layers(&opened), out))
+            export(file, |out| {
+                let left_out = content::export_indexes(&opened.store, &layers(&opened), out)?;
+                note_left_out(left_out);
+                Ok(())
+            })
         }
         CarryCommand::Import { file, cache } => {
             let store = open::store(&specs::cache(cache)?)?;
@@ -47,35 +82,21 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             let opened =
                 process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&specs::image(image)?))?;
             let image = &opened.plan.manifest.digest;
-            let mut known: Vec<Profile> = Vec::new();
-            for layer in &opened.plan.layers {
-                let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
-                let profile = content::load_profile(&opened.store, layer);
-                let run = profile.as_ref().and_then(|profile| profile.of(image));
-                let profile = run.map(|run| Profile::new(layer.blob, layer.diff_id, vec![run.clone()]));
-                known.extend(profile.filter(|profile| !known.contains(profile)));
-            }
-            if known.is_empty() {
+            let known = Profiles::of(&opened.store, image, &opened.plan.layers);
+            if known.layers.is_empty() {
                 let message = format!("no run of {} has been recorded", opened.reference);
                 return Err(Report::new(Code::NotFound, message)
                     .hint("mount it, run its program and unmount it: that records what was read"));
             }
-            let text =
-                serde_json::to_vec(&Profiles { peelfs_profiles: VERSION, layers: known }).expect("digests and numbers");
-            export(file, |out| Ok(out.write_all(&text)?))
+            export(file, |out| Ok(out.write_all(&known.to_text())?))
         }
         CarryCommand::Import { file, cache } => {
             let store = open::store(&specs::cache(cache)?)?;
             let mut bytes = Vec::new();
-            let read = open_file(file)?.take(PROFILES_LIMIT).read_to_end(&mut bytes);
+            let read = open_file(file)?.take(Profiles::LIMIT).read_to_end(&mut bytes);
             read.map_err(|error| file_trouble("read", file, &error))?;
-            let refused = |why: String| Report::new(Code::Verification, format!("`{}` holds {why}", file.display()));
-            let no_profiles = |error| refused(format!("no profiles of peelfs: {error}"));
-            let Version { peelfs_profiles } = serde_json::from_slice(&bytes).map_err(no_profiles)?;
-            if peelfs_profiles != VERSION {
-                return Err(refused("profiles of another version".to_owned()));
-            }
-            let profiles: Profiles = serde_json::from_slice(&bytes).map_err(no_profiles)?;
+            let profiles = Profiles::parse(&bytes)
+                .map_err(|why| Report::new(Code::Verification, format!("`{}` holds {why}", file.display())))?;
             let count = text::count(profiles.layers.len() as u64, "layer");
             for profile in profiles.layers {
                 content::keep_profile(&store, profile)?;
@@ -83,20 +104,6 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             say(&format!("imported the profiles of {count}"))
         }
     }
-}
-
-/// The version field, which exported profiles of all versions have.
-#[derive(Deserialize)]
-struct Version {
-    peelfs_profiles: u32,
-}
-
-/// A file of exported profiles.
-#[derive(Deserialize, Serialize)]
-struct Profiles {
-    /// The version.
-    peelfs_profiles: u32,
-    layers: Vec<Profile>,
 }
 
 /// The layers of an image, each once.
@@ -170,8 +177,3 @@ fn file_trouble(doing: &str, path: &Path, error: &io::Error) -> Report {
 fn say(line: &str) -> Result<(), Report> {
     writeln!(io::stdout(), "{line}").or_else(|error| text::output_ended(&error))
 }
-
-/// The version of exported profiles.
-const VERSION: u32 = 2;
-/// A bound in bytes; profiles are smaller.
-const PROFILES_LIMIT: u64 = 64 << 20;

@@ -6,7 +6,7 @@ use super::args::AccessArgs;
 use super::specs;
 use peelfs::host::open;
 use peelfs::host::report::Report;
-use peelfs::host::spec::ImageSpec;
+use peelfs::host::spec::{ImageSpec, IndexFrom};
 use peelfs_csi::{DRIVER, Node, Options, REGISTRY};
 
 /// `peelfs csi`
@@ -36,6 +36,10 @@ pub(crate) struct CsiArgs {
     /// Run the processes that serve mounts in this control group, so that they outlive the plugin's pod
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// Use the indexes of layers that `peelfs index push` has put into REPO, or, for `referrers`, into each image's own
+    /// repository; whoever can write there is trusted for names and attributes
+    #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true)]
+    pub index_from: Option<IndexFrom>,
     /// How to reach images.
     #[command(flatten)]
     pub access: AccessArgs,
@@ -55,6 +59,7 @@ pub(super) fn run(args: &CsiArgs) -> Result<(), Report> {
             cache,
             verifiers,
             platform,
+            index_from: args.index_from.clone(),
             separate_namespaces: args.separate_namespaces,
             cgroup: args.cgroup.as_ref().map(open::absolute),
             state: open::absolute(&args.state_dir),

@@ -15,13 +15,16 @@ use peelfs::documents::ArtifactKind;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::process;
 use peelfs::host::report::Report;
-use peelfs::image::LayerRef;
+use peelfs::image::{Considered, LayerRef};
+use peelfs::layer::Format;
 use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
-    let opened = process::runtime(process::Purpose::Reading)?
-        .block_on(open::open_to_describe(&specs::image_or_layer(&args.image, &args.layer)?))?;
-    let description = describe(&args.image.reference, &opened)?;
+    let runtime = process::runtime(process::Purpose::Reading)?;
+    let opened = runtime.block_on(open::open_to_describe(&specs::image_or_layer(&args.image, &args.layer)?))?;
+    let found = if args.explain { runtime.block_on(pushed(&opened)) } else { HashMap::new() };
+    let explained = args.explain.then_some(&found);
+    let description = describe(&args.image.reference, &opened, explained)?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);
     match written.and_then(|()| writeln!(out)).and_then(|()| out.flush()) {
@@ -71,6 +74,9 @@ struct Layer<'a> {
     /// What the manifest says that the layer brings along to be opened by, and what is wrong with that, if anything is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     brings: Vec<Brought>,
+    /// With `--explain`: what the index may come from, in the order in which that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origins: Option<Vec<Considered>>,
     #[serde(flatten)]
     known: Option<Known>,
 }
@@ -109,13 +115,28 @@ struct Totals {
     content_bytes_on_disk: u64,
 }
 
-fn describe<'a>(typed: &'a str, opened: &'a Opened) -> Result<Description<'a>, Report> {
+/// What is known of pushed indexes, by layer; empty if none may be used.
+type PushedOf = HashMap<Digest, String>;
+
+/// Looks for pushed indexes of layers that have no index here.
+async fn pushed(opened: &Opened) -> PushedOf {
+    let Some(pushed) = &opened.pushed else { return HashMap::new() };
+    let mut found = HashMap::new();
+    for layer in &opened.plan.layers {
+        let told = pushed.look(layer).await;
+        found.insert(layer.blob.digest.clone(), told);
+    }
+    found
+}
+
+fn describe<'a>(typed: &'a str, opened: &'a Opened, explained: Option<&PushedOf>) -> Result<Description<'a>, Report> {
     let plan = &opened.plan;
     let used: HashMap<Digest, LayerUsage> =
         opened.store.usage()?.layers.into_iter().map(|layer| (layer.digest.clone(), layer)).collect();
     let asked_for = |number: usize| opened.layer.is_none_or(|layer| usize::from(layer.0) == number);
     let layers = plan.layers.iter().enumerate().filter(|(number, _)| asked_for(*number));
-    let layers: Vec<Layer<'_>> = layers.map(|(number, layer)| of_layer(number + 1, layer, opened, &used)).collect();
+    let layers: Vec<Layer<'_>> =
+        layers.map(|(number, layer)| of_layer(number + 1, layer, opened, &used, explained)).collect();
     let raw = plan.configuration.raw.get();
     Ok(Description {
         schema: SCHEMA,
@@ -138,8 +159,20 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
     Described { digest: &descriptor.digest, media_type: descriptor.media_type.as_str(), size: descriptor.size }
 }
 
-fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &HashMap<Digest, LayerUsage>) -> Layer<'a> {
-    let found = content::open_stored(layer, opened.index.origins(), &opened.store);
+fn of_layer<'a>(
+    number: usize,
+    layer: &'a LayerRef,
+    opened: &Opened,
+    used: &HashMap<Digest, LayerUsage>,
+    explained: Option<&PushedOf>,
+) -> Layer<'a> {
+    let found = content::open_stored(layer, opened.origins(), &opened.store);
+    let origins = explained.map(|pushed| {
+        let used = found.as_ref().ok().map(|found| found.origin);
+        let told = pushed.get(&layer.blob.digest).filter(|_| used != Some(PUSHED));
+        let told = told.map(|told| (PUSHED, told.clone())).into_iter().collect();
+        content::explain(layer, used, opened.origins(), &told)
+    });
     let known = found.ok().map(|content::Opened { index, origin, .. }| Known {
         entries: index.len(),
         decoded_size: index.layer().decoded_size,
@@ -154,7 +187,7 @@ fn of_layer<'a>(number: usize, layer: &'a LayerRef, opened: &Opened, used: &Hash
     let brings = Origin::tables(layer).into_iter().map(brought).collect();
     let path = layer.file().map(|file| String::from_utf8_lossy(file.path()).into_owned());
     let (blob, diff_id, indexed) = (described(&layer.blob), layer.content(), known.is_some());
-    Layer { number, blob, diff_id, path, indexed, brings, known }
+    Layer { number, blob, diff_id, path, indexed, brings, origins, known }
 }
 
 /// A layer that occurs twice in an image counts twice in the tree, once on disk.
@@ -179,3 +212,4 @@ fn totals(layers: &[Layer<'_>]) -> Totals {
 }
 
 const SCHEMA: u32 = 1;
+const PUSHED: Origin = Origin::Vouched(Format::Pushed);

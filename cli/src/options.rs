@@ -9,7 +9,7 @@ use super::args::{MountArgs, PassthroughArg};
 
 use peelfs::host::report::Report;
 use peelfs::host::size;
-use peelfs::host::spec::KernelOptions;
+use peelfs::host::spec::{IndexFrom, KernelOptions};
 
 /// Applies the options to `args` and returns the kernel's options.
 pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
@@ -67,6 +67,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             ("index", Some(value)) => args.image.opening.index = one_of(&name, value)?,
+            ("index_from", Some(value)) => args.image.opening.index_from = Some(index_from(value)?),
             ("kernel", Some(value)) => args.kernel = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
@@ -95,6 +96,10 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
     Ok(kernel)
 }
 
+fn index_from(value: &str) -> Result<IndexFrom, Report> {
+    value.parse().map_err(|error| Report::usage(format!("mount option `index_from`: {error}")))
+}
+
 fn one_of<T: ValueEnum>(option: &str, value: &str) -> Result<T, Report> {
     T::from_str(value, false).map_err(|_| {
         let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
@@ -108,7 +113,7 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 13] = [
+const WITH_VALUE: [&str; 14] = [
     "platform",
     "layer",
     "cache_dir",
@@ -121,6 +126,7 @@ const WITH_VALUE: [&str; 13] = [
     "verify",
     "prefetch",
     "index",
+    "index_from",
     "kernel",
 ];
 const WITHOUT_VALUE: [&str; 15] = [

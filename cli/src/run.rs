@@ -98,7 +98,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
         ..options
     };
     let (reference, access) = (reference.clone(), args.access.clone());
-    let image = args.container.image(&ImageArgs { reference, opening: args.opening, access })?;
+    let image = args.container.image(&ImageArgs { reference, opening: args.opening.clone(), access })?;
     let keep = args.keep.as_ref().map(open::absolute);
 
     let place = Place::enter()?;

@@ -65,13 +65,14 @@ pub(super) fn image_with_absolute_paths(args: &ImageArgs) -> Result<ImageSpec, R
 }
 
 fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, up_to, view, access, cache, index, verifiers } = image;
+    let ImageSpec { reference, platform, layer, up_to, view, access, cache, index, index_from, verifiers } = image;
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
         ..access
     };
-    Ok(ImageSpec { reference: absolute(reference)?, platform, layer, up_to, view, access, cache, index, verifiers })
+    let reference = absolute(reference)?;
+    Ok(ImageSpec { reference, platform, layer, up_to, view, access, cache, index, index_from, verifiers })
 }
 
 /// How to reach images that are named later.
@@ -112,6 +113,7 @@ pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
             IndexArg::Foreign => IndexChoice::Foreign,
             IndexArg::None => IndexChoice::None,
         },
+        index_from: args.opening.index_from.clone(),
         verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
 }

@@ -12,7 +12,7 @@ use peelfs::fuse::mounts;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
 use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
-use peelfs::image::{LayerProgress, LayerStatus, NotUsed};
+use peelfs::image::{Considered, LayerProgress, LayerStatus, NotUsed};
 use peelfs::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
@@ -25,7 +25,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     let (states, by_kernel) = (status::all(&directory), status::kernel_mounts(&directory));
     let mut out = io::stdout().lock();
     for (number, mount) in mounted.iter().enumerate() {
-        let known = Known::of(mount, &states, &by_kernel);
+        let known = Known { explain: args.explain, ..Known::of(mount, &states, &by_kernel) };
         let written = if args.json {
             serde_json::to_writer(&mut out, &known.line()).map_err(io::Error::from).and_then(|()| writeln!(out))
         } else {
@@ -54,6 +54,8 @@ struct Known<'a> {
     answer: Answer,
     state: Option<&'a MountState>,
     health: Option<Health>,
+    /// Whether all origins of layers are told.
+    explain: bool,
 }
 
 impl<'a> Known<'a> {
@@ -71,6 +73,7 @@ impl<'a> Known<'a> {
             answer,
             state,
             health,
+            explain: false,
         }
     }
 
@@ -139,7 +142,18 @@ impl<'a> Known<'a> {
             for (by, count) in vouchers(&health.layers) {
                 line("vouched", format!("{count} of {} by {}", health.layers.len(), text::printable(by.as_bytes())));
             }
-            for (number, layer) in health.layers.iter().enumerate() {
+            for (number, layer) in health.layers.iter().enumerate().filter(|_| self.explain) {
+                let digest = text::printable(layer.digest.to_string().as_bytes());
+                line("layer", format!("{} of {}, {digest}", number + 1, health.layers.len()));
+                for Considered { origin, why_not } in &layer.origins {
+                    let told = match why_not {
+                        None => format!("used: {origin}"),
+                        Some(why) => format!("not used: {origin}: {why}"),
+                    };
+                    line("", text::printable(told.as_bytes()));
+                }
+            }
+            for (number, layer) in health.layers.iter().enumerate().filter(|_| !self.explain) {
                 for other in &layer.not_used {
                     let NotUsed { origin, why } = other;
                     let told = format!("{origin} of layer {} of {}: {why}", number + 1, health.layers.len());

@@ -22,7 +22,7 @@ use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
-use peelfs::host::spec::{Access, CacheSpec, ImageSpec, MountSpec, Passthrough, Policy};
+use peelfs::host::spec::{Access, CacheSpec, ImageSpec, IndexFrom, MountSpec, Passthrough, Policy};
 use peelfs::host::{Silent, mount_point, probe, status, whole_file};
 use peelfs::platform::Platform;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub struct Node {
     pub verifiers: PathBuf,
     /// The platform for volumes that name none; by default the machine's.
     pub platform: Option<Platform>,
+    /// Where indexes of layers are looked for that others have pushed.
+    pub index_from: Option<IndexFrom>,
     /// One cache per namespace below `cache`, so that pods of different namespaces share no layers.
     pub separate_namespaces: bool,
     /// The control group in which the processes that serve mounts run.
@@ -224,6 +226,7 @@ impl Volumes {
             platform: wanted.platform.or_else(|| self.node.platform.clone()),
             access,
             verifiers: self.node.verifiers.clone(),
+            index_from: self.node.index_from.clone(),
             ..ImageSpec::new(wanted.reference, &cache.dir)
         };
         let image = ImageSpec { cache, ..image };

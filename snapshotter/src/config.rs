@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use peelfs::host::report::{Code, Report};
 use peelfs::host::size;
-use peelfs::host::spec::CacheSpec;
+use peelfs::host::spec::{CacheSpec, IndexFrom};
 use peelfs::source::outage::OnOutage;
 use serde::{Deserialize, Deserializer};
 
@@ -40,6 +40,9 @@ pub(crate) struct Config {
     pub(crate) verify_behind: bool,
     /// The directory of verifiers, which must allow images before they are mounted; `None` runs none.
     pub(crate) verifier_dir: Option<PathBuf>,
+    /// The repository whose pushed indexes of layers are used: `"referrers"` for the image's own.
+    #[serde(deserialize_with = "index_from")]
+    pub(crate) index_from: Option<IndexFrom>,
     /// Time limit in seconds for resolving an image at its registry; after it, the image is pulled and unpacked.
     pub(crate) resolve_within: u64,
     /// Whether pulls of Kubernetes bring logins; set on the command line.
@@ -61,6 +64,7 @@ impl Default for Config {
             kernel: true,
             verify_behind: false,
             verifier_dir: None,
+            index_from: None,
             resolve_within: 20,
             learns_logins: false,
         }
@@ -130,6 +134,10 @@ fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display
     String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
 }
 
+fn index_from<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IndexFrom>, D::Error> {
+    parsed(from).map(Some)
+}
+
 /// Bytes, as a number or with a unit.
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
@@ -162,6 +170,7 @@ mod tests {
             read("cache-size = \"20GiB\"\ninsecure = [\"reg:5000\"]\non-outage = \"block\"\nkernel = false\n").unwrap();
         assert_eq!((config.cache_size, config.kernel, config.lazy), (Some(20 << 30), false, true));
         assert_eq!((config.insecure, config.on_outage), (vec!["reg:5000".to_owned()], OnOutage::Block));
+        assert_eq!(read("index-from = \"referrers\"").unwrap().index_from, Some(IndexFrom::Referrers));
         assert_eq!(read("cache-size = 1000000").unwrap().cache_size, Some(1_000_000));
         assert_eq!(read("cache-size = \"1.5k\"").unwrap().cache_size, Some(1536));
         assert_eq!(read("").unwrap().cache(Path::new("/r")).dir, Path::new("/r/cache"));
@@ -177,6 +186,7 @@ mod tests {
             ("cache-dir = \"here\"", "`here` is not an absolute path"),
             ("ca = [\"/nonexistent.pem\"]", "`/nonexistent.pem` cannot be used: No such file"),
             ("verifier-dir = \"/nonexistent\"", "`/nonexistent` cannot be used: No such file"),
+            ("index-from = \"reg/app:1\"", "has a tag or a digest"),
             ("= 3", "line 1"),
         ] {
             let report = read(text).unwrap_err();

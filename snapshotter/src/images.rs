@@ -196,7 +196,9 @@ impl Images {
         };
         let cache = self.cache();
         // Verifiers run when an image is pulled; a later mount does not run them again.
-        ImageSpec { view: View::Image, access, cache, verifiers: PathBuf::new(), ..ImageSpec::new(reference, "") }
+        let index_from = self.config.index_from.clone();
+        let (view, verifiers) = (View::Image, PathBuf::new());
+        ImageSpec { view, access, cache, index_from, verifiers, ..ImageSpec::new(reference, "") }
     }
 
     pub(crate) fn cache(&self) -> CacheSpec {

@@ -11,6 +11,7 @@
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
+//! | `pushed` | indexes that other machines have pushed to a registry |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
@@ -21,6 +22,7 @@ mod budget;
 mod demand;
 mod error;
 mod evict_content;
+mod explain;
 mod fetch;
 pub mod fsck;
 mod in_flight;
@@ -29,6 +31,7 @@ mod layer_ref;
 mod open_layer;
 pub mod opening;
 mod origin;
+mod pack;
 mod partial;
 pub mod pass;
 mod pass_output;
@@ -38,6 +41,7 @@ mod passthrough_copy;
 mod peek;
 mod prefetch;
 mod profiles;
+mod pushed;
 mod reader;
 mod schedule;
 mod scope;
@@ -50,17 +54,20 @@ mod transfer;
 pub use budget::Prefetch;
 pub use error::ReadError;
 pub use evict_content::evict_content;
+pub use explain::{Considered, explain};
 pub use fsck::{CheckedLayer, check_layer};
 pub use layer_ref::{LayerRef, Payload};
 pub use open_layer::{ContentStats, OpenLayer};
 pub use opening::{Opened, Origin};
-pub use origin::{IndexChoice, NotOpened, NotStored, PassedOver, open_stored};
+pub use origin::{FromRegistry, IndexChoice, NotOpened, NotStored, PassedOver, open_stored};
+pub use pack::{PackedIndex, pack, pack_index};
 pub use partial::{Closed, PartialLayer, ShownSpan};
 pub use pass::{FirstPass, Means, Others, PassError, PassProgress};
 pub use pass_schedule::{PassScheduler, ScheduledPass, passes_at_once};
 pub use passthrough_copy::PassthroughCopyError;
 pub use prefetch::{keep_profiles, prefetch};
-pub use profiles::{keep_profile, load_profile};
+pub use profiles::{Profiles, keep_profile, load_profile};
+pub use pushed::{PushedError, PushedIndexes};
 pub use reader::{LayerReader, Local, Missing};
 pub use scope::MountScope;
 pub use sealed::SealError;

@@ -20,11 +20,11 @@ use super::error::ReadError;
 use super::in_flight::InFlight;
 use super::spans::{self, Stored};
 use crate::digest::Digest;
-use crate::layer::{EntryId, IndexError, LayerIndex, Proof, Span};
+use crate::layer::{EntryId, IndexError, LayerIndex, Proof, Span, Stream};
 use crate::offsets::DecodedOffset;
 use crate::predict::Layout as _;
 use crate::span::{SpanId, SpanRange};
-use crate::store::{Content, Generation, LayerName, Stamp, Store, StoreError};
+use crate::store::{Content, Generation, IndexName, LayerName, Stamp, Store, StoreError};
 
 /// The state of a layer with a known index, shared by the mounts of a process.
 pub struct OpenLayer {
@@ -115,7 +115,7 @@ impl OpenLayer {
         }
     }
 
-    /// Whether a table of contents, of which the index was made, has turned out to be wrong about the layer.
+    /// Whether the index, made elsewhere or of a table of contents, has turned out to be wrong about the layer.
     pub fn is_refuted(&self) -> bool {
         self.refuted().is_some()
     }
@@ -125,22 +125,24 @@ impl OpenLayer {
         self.refuted.get().map(|why| &**why)
     }
 
-    /// The layer's bytes are not those that the index says, for a reason `why`. If it was made of a table of contents, it is
-    /// not used any more, and `true` returned.
+    /// The layer's bytes are not those that the index says, for a reason `why`. If it was made elsewhere, or of a table of
+    /// contents, it is not used any more, and `true` returned.
     pub(super) fn refute(&self, why: &ReadError) -> bool {
         let Proof::Vouched { format, .. } = self.index.proof() else { return false };
-        if !format.is_in_layer() {
-            return false;
-        }
         if self.refuted.set(format!("it is wrong about the layer: {why}").into()).is_ok() {
             let (layer, format, error) = (self.blob(), format.name(), why as &dyn std::error::Error);
-            tracing::error!(
-                target: "peelfs::failure", %layer, format, error,
-                "a table of contents is wrong about its layer; all of the layer is read instead"
+            // The reader gets its bytes, so nothing else reports it.
+            tracing::warn!(
+                %layer, format, error,
+                "an index that was not made here is wrong about its layer; all of the layer is read instead"
             );
-            let stored = self.store.index(layer).and_then(|file| LayerIndex::open(file).ok());
+            let name = match self.index.stream() {
+                Stream::Blob => IndexName::of_file(layer),
+                Stream::Tar | Stream::Bodies => layer.into(),
+            };
+            let stored = self.store.index(name).and_then(|file| LayerIndex::open(file).ok());
             if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
-                self.store.drop_index(layer);
+                self.store.drop_index(name);
             }
         }
         true

@@ -34,6 +34,10 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
             Origin::Vouched(format @ (Format::ZstdChunked | Format::EStargz)) => {
                 open_by_toc(pass, *format, means).await
             }
+            Origin::Vouched(Format::Pushed) => match means.pushed {
+                Some(pushed) => pushed.open(pass, means).await,
+                None => open_stored(&pass.layer, &[*origin], means.store).map_err(NotOpened::from),
+            },
             Origin::FirstPass => break,
         };
         let why = match opened {
@@ -41,11 +45,9 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
             Err(NotOpened::None) => continue,
             Err(why) => why,
         };
-        if let Origin::Vouched(format) = origin
-            && format.is_in_layer()
-        {
-            let (layer, format, error) = (&pass.layer.blob.digest, format.name(), &why as &dyn std::error::Error);
-            tracing::warn!(%layer, format, error, "a table of contents is not used; the layer is opened otherwise");
+        if origin.is_fetched() && !why.is_absence() {
+            let (layer, origin, error) = (&pass.layer.blob.digest, origin.name(), &why as &dyn std::error::Error);
+            tracing::warn!(%layer, origin, error, "an index is not used; the layer is opened otherwise");
         }
         passed_over.push(PassedOver { origin: *origin, why });
     }
@@ -98,7 +100,7 @@ mod tests {
         let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::new(OfflineSource::new("app".to_owned()))));
         let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
         let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::Wait);
-        open(pass, origins, &Means { source, store, progress, schedule, partial, others }).await.unwrap()
+        open(pass, origins, &Means { source, store, progress, schedule, partial, others, pushed: None }).await.unwrap()
     }
 
     #[tokio::test]

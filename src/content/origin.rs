@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
+use super::pushed::PushedError;
 use crate::digest::Digest;
 use crate::layer::foreign::{PlaceError, Toc, TocError};
 use crate::layer::{Format, IndexError, LayerIndex, Proof, WriteError};
@@ -22,11 +23,12 @@ pub enum Origin {
 
 impl Origin {
     /// All origins, cheapest first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Store,
         Self::Vouched(Format::Exported),
         Self::Vouched(Format::ZstdChunked),
         Self::Vouched(Format::EStargz),
+        Self::Vouched(Format::Pushed),
         Self::FirstPass,
     ];
 
@@ -35,6 +37,14 @@ impl Origin {
         match self {
             Self::Store | Self::FirstPass => "own index",
             Self::Vouched(format) => format.name(),
+        }
+    }
+
+    /// The same, where an index that was there differs from one that was made.
+    pub fn long_name(self) -> &'static str {
+        match self {
+            Self::FirstPass => "a first pass",
+            Self::Store | Self::Vouched(_) => self.name(),
         }
     }
 
@@ -58,6 +68,11 @@ impl Origin {
     /// Whether the layer brings it along.
     pub fn is_toc(self) -> bool {
         matches!(self, Self::Vouched(format) if format.is_in_layer())
+    }
+
+    /// Whether it is fetched for the layer, by some requests.
+    pub fn is_fetched(self) -> bool {
+        self.is_toc() || self == Self::Vouched(Format::Pushed)
     }
 
     /// The origin of a stored index with this proof.
@@ -96,18 +111,33 @@ impl IndexChoice {
     }
 
     /// Where an index may come from, in the order in which it is asked for.
-    pub fn origins(self) -> &'static [Origin] {
+    pub fn origins(self, pushed: FromRegistry) -> &'static [Origin] {
         const STORE: Origin = Origin::Store;
         const EXPORTED: Origin = Origin::Vouched(Format::Exported);
+        const PUSHED: Origin = Origin::Vouched(Format::Pushed);
         const ZSTD_CHUNKED: Origin = Origin::Vouched(Format::ZstdChunked);
         const ESTARGZ: Origin = Origin::Vouched(Format::EStargz);
-        match self {
-            Self::Auto => &Origin::ALL,
-            Self::Own => &[STORE, EXPORTED, Origin::FirstPass],
-            Self::Foreign => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, Origin::FirstPass],
-            Self::None => &[STORE, Origin::FirstPass],
+        const PASS: Origin = Origin::FirstPass;
+        match (self, pushed) {
+            (Self::Auto, FromRegistry::Named) => &Origin::ALL,
+            (Self::Auto, FromRegistry::Never) => &[STORE, EXPORTED, ZSTD_CHUNKED, ESTARGZ, PASS],
+            (Self::Own, FromRegistry::Named) => &[STORE, EXPORTED, PUSHED, PASS],
+            (Self::Own, FromRegistry::Never) => &[STORE, EXPORTED, PASS],
+            (Self::Foreign, FromRegistry::Named) => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, PUSHED, PASS],
+            (Self::Foreign, FromRegistry::Never) => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, PASS],
+            (Self::None, _) => &[STORE, PASS],
         }
     }
+}
+
+/// Whether indexes that others have pushed to a registry may be used.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum FromRegistry {
+    /// No.
+    #[default]
+    Never,
+    /// Those in the repository that the user has named.
+    Named,
 }
 
 /// An opened layer.
@@ -157,9 +187,23 @@ pub enum NotOpened {
     /// The index that was made of it cannot be used.
     #[error("the index that was made of the table of contents cannot be used")]
     Unusable(#[source] IndexError),
+    /// No pushed index of it can be used.
+    #[error(transparent)]
+    Pushed(#[from] PushedError),
     /// The process is ending.
     #[error("the process is ending")]
     Ended,
+}
+
+impl NotOpened {
+    /// Whether there is nothing of this origin.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::None | Self::Stored(NotStored::Absent | NotStored::OtherOrigin { .. }) => true,
+            Self::Pushed(PushedError::None { unusable, .. }) => unusable.is_empty(),
+            _ => false,
+        }
+    }
 }
 
 /// Who vouches for a table of contents: the author of the manifest, which has its digest.

@@ -26,6 +26,7 @@ use super::partial::PartialLayer;
 use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
+use super::pushed::PushedIndexes;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
     compression_of,
@@ -71,6 +72,8 @@ pub struct Means<'a> {
     pub partial: Option<&'a Arc<PartialLayer>>,
     /// Whether to wait for other processes that read the layer.
     pub others: Others,
+    /// Indexes of the image's layers in a registry.
+    pub pushed: Option<&'a PushedIndexes>,
 }
 
 /// Whether to wait for other processes that make the same pass.

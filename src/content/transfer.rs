@@ -22,6 +22,9 @@ pub enum TransferError {
         /// The layer.
         layer: Digest,
     },
+    /// All layers were opened by tables of contents.
+    #[error("every layer was opened by the table of contents that it brings along, and no such index is carried")]
+    TablesOnly,
     /// The file could not be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -54,19 +57,32 @@ pub struct Imported {
     pub known: u32,
 }
 
-/// Writes the indexes of some layers.
+/// Writes the indexes of some layers; returns how many were left out, as they were made of tables of contents, which other
+/// machines read themselves.
 ///
 /// # Errors
-/// [`TransferError::Missing`] if the store lacks one of them; [`TransferError::Io`].
-pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) -> Result<(), TransferError> {
-    let missing = |layer: &LayerRef| TransferError::Missing { layer: layer.blob.digest.clone() };
-    let files = layers.iter().map(|layer| store.index(layer.index_name()).ok_or_else(|| missing(layer)));
-    let files = files.collect::<Result<Vec<_>, _>>()?;
+/// [`TransferError::Missing`] if the store lacks one of them; [`TransferError::TablesOnly`] if all are left out;
+/// [`TransferError::Index`], [`TransferError::Io`].
+pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) -> Result<usize, TransferError> {
+    let mut files = Vec::new();
+    for layer in layers {
+        let digest = &layer.blob.digest;
+        let missing = || TransferError::Missing { layer: digest.clone() };
+        let unusable = |cause| TransferError::Index { layer: digest.clone(), cause };
+        let index = LayerIndex::open(store.index(layer.index_name()).ok_or_else(missing)?).map_err(unusable)?;
+        if index.stream() != Stream::Bodies {
+            files.push((digest, store.index(layer.index_name()).ok_or_else(missing)?));
+        }
+    }
+    if files.is_empty() && !layers.is_empty() {
+        return Err(TransferError::TablesOnly);
+    }
+    let left_out = layers.len() - files.len();
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
-    out.write_all(&u32::try_from(layers.len()).unwrap_or(u32::MAX).to_le_bytes())?;
-    for (layer, file) in layers.iter().zip(files) {
-        let name = layer.blob.digest.to_string();
+    out.write_all(&u32::try_from(files.len()).unwrap_or(u32::MAX).to_le_bytes())?;
+    for (layer, file) in files {
+        let name = layer.to_string();
         out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
         out.write_all(name.as_bytes())?;
         out.write_all(&file.size().to_le_bytes())?;
@@ -77,7 +93,7 @@ pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) 
             out.write_all(piece)?;
         }
     }
-    Ok(())
+    Ok(left_out)
 }
 
 /// Reads exported indexes, for which `by` vouches, into the store. Before an index is published, its pages and spans
@@ -108,12 +124,12 @@ pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<I
             return Err(TransferError::NotAnExport { why: "it is cut short" });
         }
         let unusable = |cause| TransferError::Index { layer: layer.clone(), cause };
-        let index = check(new.file().try_clone()?, &layer).map_err(unusable)?;
+        let index = checked(new.file().try_clone()?, &layer).map_err(unusable)?;
         let name = match index.stream() {
             Stream::Blob => IndexName::of_file(&layer),
             Stream::Tar | Stream::Bodies => (&layer).into(),
         };
-        if store.index(name).is_some_and(|known| check(known, &layer).is_ok()) {
+        if store.index(name).is_some_and(|known| checked(known, &layer).is_ok()) {
             imported.known += 1;
         } else {
             store.call_index(&mut new, name);
@@ -137,12 +153,22 @@ fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {
     })
 }
 
-/// Checks that all pages are sound, the layer is the expected one, and the spans are contiguous.
-fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, IndexError> {
+/// Opens and checks an index, which must be of the layer with this blob.
+fn checked(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, IndexError> {
     let index = LayerIndex::open(file)?;
-    index.check_all()?;
     if index.layer().blob != *layer {
         return Err(IndexError::Malformed { what: "the index is of another layer" });
+    }
+    check(&index)?;
+    Ok(index)
+}
+
+/// Checks an index that was made elsewhere: all pages are sound, it was not made of a table of contents, and the spans are
+/// contiguous.
+pub(super) fn check(index: &LayerIndex) -> Result<(), IndexError> {
+    index.check_all()?;
+    if index.stream() == Stream::Bodies {
+        return Err(IndexError::Malformed { what: "it was made of a table of contents, which is not for others" });
     }
     let (mut decoded, mut blob) = (DecodedOffset(0), BlobOffset(0));
     for number in index.spans().iter() {
@@ -155,7 +181,7 @@ fn check(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, Inde
     if decoded.0 != index.layer().decoded_size {
         return Err(IndexError::Malformed { what: "the spans do not end with the layer" });
     }
-    Ok(index)
+    Ok(())
 }
 
 /// Bytes of an index copied at a time.

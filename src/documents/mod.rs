@@ -12,6 +12,7 @@
 
 mod artifact;
 mod choose;
+mod index_artifact;
 mod keys;
 
 use std::borrow::Cow;
@@ -28,6 +29,7 @@ use crate::platform::Platform;
 
 pub use artifact::{Artifact, ArtifactKind, FileNote, Part};
 pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, select};
+pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex};
 use keys::check_keys;
 
 /// The largest document that is read, in bytes.

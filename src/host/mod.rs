@@ -34,6 +34,7 @@ pub mod open;
 pub mod piped;
 pub mod probe;
 pub mod process;
+pub mod push;
 pub mod report;
 mod requests;
 mod room;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::error::HostError;
 use super::process;
-use super::spec::{Access, CacheSpec, ImageSpec};
+use super::spec::{Access, CacheSpec, ImageSpec, IndexFrom};
 use super::verifiers::{self, Question};
+use crate::content::{Origin, PushedIndexes};
 use crate::digest::Digest;
 use crate::image::{
     self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, Pull, SharedLayers, Shown, Trust,
@@ -14,12 +15,12 @@ use crate::image::{
 };
 use crate::overlay::LayerNo;
 use crate::platform::Platform;
-use crate::reference::{Place, Reference};
-use crate::source::BlobSource;
+use crate::reference::{Place, Reference, RegistryName};
 use crate::source::local::LocalSource;
 use crate::source::offline::OfflineSource;
-use crate::source::registry::{RegistryOptions, RegistrySource};
+use crate::source::registry::{RegistryOptions, RegistrySource, Rights};
 use crate::source::spool::Spool;
+use crate::source::{BlobSource, SourceError};
 use crate::store::Store;
 
 /// An image that has been resolved, with what is needed to read it.
@@ -33,6 +34,8 @@ pub struct Opened {
     shared_layers: SharedLayers,
     /// Which indexes of its layers may be used.
     pub index: IndexChoice,
+    /// Those that others have pushed, if they may be used.
+    pub pushed: Option<Arc<PushedIndexes>>,
     /// The cache.
     pub store: Arc<Store>,
     /// The source of its bytes.
@@ -47,14 +50,24 @@ impl Opened {
         let Some(layer) = self.layer else { return Shown::Image(self.files(eagerness, verify)) };
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
         let (layer, limits) = ((layer, process::opaque_mark()), Limits::default());
-        let trust = Trust { verify, index: self.index };
+        let trust = self.trust(verify);
         Shown::Layer(image::open_layer(&self.plan, layer, source, shared_layers, &limits, eagerness, trust))
+    }
+
+    /// Where an index of its layers may come from, in the order in which it is asked for.
+    pub fn origins(&self) -> &'static [Origin] {
+        self.trust(Verify::BeforeShowing).origins()
+    }
+
+    /// What is believed of its layers.
+    pub fn trust(&self, verify: Verify) -> Trust {
+        Trust { verify, index: self.index, pushed: self.pushed.clone() }
     }
 
     /// The whole image as a file system. Must be called within a tokio runtime.
     pub fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
-        let trust = Trust { verify, index: self.index };
+        let trust = self.trust(verify);
         image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, trust)
     }
 }
@@ -178,12 +191,14 @@ async fn resolve_by(
     }
     let layer = image.layer.as_ref().map(|layer| plan.layer(layer)).transpose();
     let layer = layer.map_err(|cause| HostError::Layer { reference: reference.to_string(), cause: Box::new(cause) })?;
+    let pushed = pushed(image, &plan, registry.as_ref())?;
     Ok(Opened {
         reference,
         plan,
         layer,
         shared_layers: shared_layers.clone(),
         index: image.index,
+        pushed,
         store,
         source,
         registry,
@@ -239,17 +254,55 @@ pub(super) async fn source(reference: &Reference, access: &Access, store: &Arc<S
     if access.network == Network::Offline {
         return Ok((Arc::new(OfflineSource::new(reference.to_string())), None));
     }
+    let registry = Arc::new(registry(name, &reference.to_string(), access, Rights::Pull)?);
+    if let Some(outages) = registry.outages() {
+        outages.wait_as(access.on_outage);
+    }
+    Ok((Arc::clone(&registry) as Arc<dyn BlobSource>, Some(registry)))
+}
+
+/// A registry, whose user called it `typed`.
+pub(super) fn registry(
+    name: &RegistryName,
+    typed: &str,
+    access: &Access,
+    rights: Rights,
+) -> Result<RegistrySource, SourceError> {
     let defaults = RegistryOptions::new(access.surroundings.clone());
     let options = RegistryOptions {
         insecure: access.insecure,
         ca: access.ca.clone(),
         authfile: access.authfile.clone(),
         deadlines: defaults.deadlines.clone().waiting_as(access.on_outage),
+        rights,
         ..defaults
     };
-    let registry = Arc::new(RegistrySource::new(name.clone(), reference.to_string(), options)?);
-    if let Some(outages) = registry.outages() {
-        outages.wait_as(access.on_outage);
-    }
-    Ok((Arc::clone(&registry) as Arc<dyn BlobSource>, Some(registry)))
+    RegistrySource::new(name.clone(), typed.to_owned(), options)
+}
+
+/// The indexes of the image that others have pushed to the repository which the user trusts.
+fn pushed(
+    image: &ImageSpec,
+    plan: &Plan,
+    own: Option<&Arc<RegistrySource>>,
+) -> Result<Option<Arc<PushedIndexes>>, HostError> {
+    let own_name = match image.reference.place() {
+        Place::Registry(name) => Some(name),
+        _ => None,
+    };
+    let Some(name) = image.index_from.as_ref().and_then(|from| match from {
+        IndexFrom::Referrers => own_name,
+        IndexFrom::Repository(name) => Some(name),
+    }) else {
+        return Ok(None);
+    };
+    let place = format!("{}/{}", name.authority(), name.repository());
+    let is_own =
+        own_name.is_some_and(|own| (own.authority(), own.repository()) == (name.authority(), name.repository()));
+    let source = match own.filter(|_| is_own) {
+        Some(own) => Some(Arc::clone(own)),
+        None if image.access.network == Network::Offline => None,
+        None => Some(Arc::new(registry(name, &place, &image.access, Rights::Pull)?)),
+    };
+    Ok(Some(Arc::new(PushedIndexes::new(source, &place, &plan.manifest.digest, &plan.layers))))
 }

@@ -119,6 +119,8 @@ impl From<TransferError> for Report {
             TransferError::Missing { .. } => {
                 Self::of(Code::NotFound, &error).hint("read every layer once, as with `peelfs mount --wait`")
             }
+            TransferError::TablesOnly => Self::of(Code::Failure, &error)
+                .hint("other machines read these tables, too; `--index none` makes an index that can be carried"),
             TransferError::NotAnExport { .. } | TransferError::Index { .. } => Self::of(Code::Verification, &error),
             TransferError::Io(_) => Self::of(Code::Failure, &error),
         }
@@ -128,6 +130,19 @@ impl From<TransferError> for Report {
 impl From<SourceError> for Report {
     fn from(error: SourceError) -> Self {
         source(&error)
+    }
+}
+
+impl Report {
+    /// As its conversion, of an error that is part of another one.
+    pub(super) fn from_source(error: &SourceError) -> Self {
+        source(error)
+    }
+}
+
+impl From<PassError> for Report {
+    fn from(error: PassError) -> Self {
+        layer(&error.into())
     }
 }
 

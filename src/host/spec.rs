@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::verifiers;
 use crate::image::{IndexChoice, LayerChoice, Network, Prefetch, Verify, View};
 use crate::platform::Platform;
-use crate::reference::Reference;
+use crate::reference::{Reference, ReferenceError, RegistryName};
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
 
@@ -99,6 +99,8 @@ pub struct ImageSpec {
     pub cache: CacheSpec,
     /// Which indexes of its layers may be used.
     pub index: IndexChoice,
+    /// Where indexes are looked for that others have pushed; they are used only if this is said.
+    pub index_from: Option<IndexFrom>,
     /// The directory of [`verifiers`](super::verifiers), which all have to allow the image; empty for none.
     pub verifiers: PathBuf,
 }
@@ -125,10 +127,70 @@ impl ImageSpec {
             access,
             cache,
             index: IndexChoice::default(),
+            index_from: None,
             verifiers: verifiers::DEFAULT_DIR.into(),
         }
     }
 }
+
+/// The repository whose pushed indexes are trusted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum IndexFrom {
+    /// The image's own.
+    Referrers,
+    /// This one.
+    Repository(RegistryName),
+}
+
+/// Why a text names no repository.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// It is not a reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// It names an image in it.
+    #[error("`{text}` has a tag or a digest; name the repository alone")]
+    TooMuch {
+        /// As it was typed.
+        text: String,
+    },
+}
+
+/// A repository of a registry, without tag or digest, as in `docker://registry.example/team/indexes`; the transport may be
+/// left out.
+///
+/// # Errors
+/// [`RepositoryError`]
+pub fn repository(text: &str) -> Result<RegistryName, RepositoryError> {
+    let plain = text.strip_prefix("docker://").unwrap_or(text);
+    let name: RegistryName = plain.parse()?;
+    let last = plain.rsplit('/').next().unwrap_or_default();
+    let has_port = !plain.contains('/');
+    if name.digest().is_some() || (last.contains(':') && !has_port) {
+        return Err(RepositoryError::TooMuch { text: text.to_owned() });
+    }
+    Ok(name)
+}
+
+impl std::str::FromStr for IndexFrom {
+    type Err = RepositoryError;
+
+    fn from_str(text: &str) -> Result<Self, RepositoryError> {
+        if text == REFERRERS { Ok(Self::Referrers) } else { repository(text).map(Self::Repository) }
+    }
+}
+
+impl std::fmt::Display for IndexFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Referrers => f.write_str(REFERRERS),
+            Self::Repository(name) => write!(f, "{}/{}", name.authority(), name.repository()),
+        }
+    }
+}
+
+/// Stands for the image's own repository.
+const REFERRERS: &str = "referrers";
 
 /// How to reach a registry.
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
 use super::slot::{LayerStatus, Slot};
 use crate::content::{
-    self, FirstPass, IndexChoice, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others,
-    PartialLayer, PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
+    self, FirstPass, FromRegistry, IndexChoice, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin,
+    Others, PartialLayer, PassError, PassProgress, Prefetch, PushedIndexes, ReadError, SharedLayers, opening,
 };
 use crate::digest::Digest;
 use crate::layer::{EntryId, LayerIndex, NamedFile};
@@ -45,17 +45,27 @@ pub enum Verify {
 }
 
 /// What is believed of layers, and when it is shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Trust {
     /// When files may be shown.
     pub verify: Verify,
     /// Which indexes may be used.
     pub index: IndexChoice,
+    /// Where indexes are that others have pushed, if such may be used.
+    pub pushed: Option<Arc<PushedIndexes>>,
 }
 
 impl From<Verify> for Trust {
     fn from(verify: Verify) -> Self {
-        Self { verify, index: IndexChoice::default() }
+        Self { verify, index: IndexChoice::default(), pushed: None }
+    }
+}
+
+impl Trust {
+    /// Where an index may come from, in the order in which it is asked for.
+    pub fn origins(&self) -> &'static [Origin] {
+        let pushed = if self.pushed.is_some() { FromRegistry::Named } else { FromRegistry::Never };
+        self.index.origins(pushed)
     }
 }
 
@@ -184,7 +194,7 @@ impl Layers {
     }
 
     /// Fetches ahead of readers, as `policy` says, in the layers that are known now, and in those that are then opened by
-    /// a table of contents; what is read first is cached by its pass.
+    /// an index that is fetched; what is read first is cached by its pass.
     pub async fn prefetch(&self, policy: Prefetch) {
         self.scope.set_prefetch(policy);
         let is_unknown = |slot: &&Arc<Slot>| self.is_shown(slot) && slot.state.borrow().reader().is_none();
@@ -199,7 +209,7 @@ impl Layers {
                 Ok(LayerState::Ready(reader)) => Arc::clone(reader),
                 _ => return,
             };
-            if Origin::of(reader.index()).is_some_and(Origin::is_toc) {
+            if Origin::of(reader.index()).is_some_and(Origin::is_fetched) {
                 content::prefetch(&self.image, vec![reader], policy).await;
             }
         });
@@ -336,7 +346,7 @@ impl Layers {
             let progress = slot.state.borrow().progress();
             self.is_shown(slot) || matches!(progress, LayerProgress::Reading | LayerProgress::Failed)
         };
-        slots.filter(matter).map(|slot| slot.status(self.trust.index)).collect()
+        slots.filter(matter).map(|slot| slot.status(&self.trust)).collect()
     }
 
     /// Bytes of blobs to be read by first passes, and bytes read so far.
@@ -392,7 +402,7 @@ impl Layers {
 
     /// The open layer in this process or in the store.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
-        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, self.trust.index.origins())
+        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, self.trust.origins())
     }
 
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> Outcome {
@@ -486,12 +496,12 @@ impl Layers {
     /// Opens a layer that is not open in this process.
     async fn make(&self, slot: &Slot, others: Others, progress: &Arc<PassProgress>) -> Outcome {
         if self.trust.verify == Verify::BeforeShowing {
-            let made = self.open_twice(slot, self.trust.index.origins(), others, progress).await;
+            let made = self.open_twice(slot, self.trust.origins(), others, progress).await;
             return self.opened(slot, made, progress);
         }
         let showing = Arc::<Showing>::default();
         slot.state.send_replace(LayerState::Showing(Arc::clone(&showing)));
-        let made = self.open_once(slot, self.trust.index.origins(), others, progress, Some(&showing.partial)).await;
+        let made = self.open_once(slot, self.trust.origins(), others, progress, Some(&showing.partial)).await;
         // Shown bytes cannot be withdrawn, so there is no silent second try.
         let corrupt = made.as_ref().is_err_and(PassError::is_corruption);
         if made.is_err() {
@@ -514,7 +524,7 @@ impl Layers {
         slot.refuted(&before);
         let origin = Origin::of(before.index()).filter(|_| !refuted);
         // The stored index is the damaged one.
-        let origins = [origin.filter(|origin| origin.is_toc()), Some(Origin::FirstPass)];
+        let origins = [origin.filter(|origin| origin.is_fetched()), Some(Origin::FirstPass)];
         let origins: Vec<_> = origins.into_iter().flatten().collect();
         let index = match self.open_twice(slot, &origins, others, progress).await {
             Ok(Opened { index, .. }) => index,
@@ -540,8 +550,8 @@ impl Layers {
 
     fn opened(&self, slot: &Slot, made: Result<Opened, PassError>, progress: &PassProgress) -> Outcome {
         match made {
-            Ok(Opened { index, passed_over, .. }) => {
-                slot.passed_over(&passed_over);
+            Ok(Opened { index, origin, passed_over }) => {
+                slot.opened_by(origin, &passed_over);
                 self.content(slot, slot.shared.made(index, self.shared_layers.store()))
             }
             Err(why) => {
@@ -576,7 +586,8 @@ impl Layers {
         partial: Option<&Arc<PartialLayer>>,
     ) -> Result<Opened, PassError> {
         let (source, store, schedule) = (&self.source, self.shared_layers.store(), &slot.shared.schedule);
-        opening::open(&slot.pass, origins, &Means { source, store, progress, schedule, partial, others }).await
+        let pushed = self.trust.pushed.as_deref();
+        opening::open(&slot.pass, origins, &Means { source, store, progress, schedule, partial, others, pushed }).await
     }
 }
 

@@ -27,7 +27,7 @@ mod xattrs;
 
 use std::sync::Arc;
 
-pub use crate::content::{IndexChoice, LayerRef, Prefetch, SharedLayers};
+pub use crate::content::{Considered, IndexChoice, LayerRef, Prefetch, SharedLayers};
 pub use apart::{Apart, briefly};
 pub use artifact::View;
 pub use chain::chain;

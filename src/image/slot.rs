@@ -11,11 +11,13 @@ use tokio::time::Instant;
 use super::chain::chain;
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState};
+use super::layers::Trust;
 use crate::content::{
-    ContentStats, FirstPass, IndexChoice, LayerReader, Origin, PassError, PassProgress, PassedOver, SharedLayer,
-    SharedLayers, ShownSpan,
+    Considered, ContentStats, FirstPass, LayerReader, Origin, PassError, PassProgress, PassedOver, SharedLayer,
+    SharedLayers, ShownSpan, explain,
 };
 use crate::digest::Digest;
+use crate::layer::Format;
 use crate::sync::lock;
 
 /// One layer of a mount.
@@ -34,8 +36,12 @@ pub(super) struct Past {
     failures: u32,
     /// Number of rebuilt indexes.
     mended: u32,
-    /// Tables of contents that were tried in vain, and why.
+    /// Origins that were asked in vain, and why.
     passed_over: HashMap<Origin, String>,
+    /// Those of them that had something.
+    unusable: HashSet<Origin>,
+    /// What has opened it.
+    opened: Option<Origin>,
     /// Spans shown by passes that failed later.
     pub(super) shown: HashSet<ShownSpan>,
 }
@@ -55,6 +61,9 @@ pub struct LayerStatus {
     /// What it brings along to be opened by, and why that is not used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_used: Vec<NotUsed>,
+    /// All origins that its index may have, and why each is not used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<Considered>,
     /// Who vouches for its index, if it was not built on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
@@ -89,21 +98,25 @@ impl Slot {
         (!self.shared.schedule.is_urgent(), rank)
     }
 
-    /// Takes note of tables of contents that were tried in vain.
-    pub(super) fn passed_over(&self, over: &[PassedOver]) {
-        let tables = over.iter().filter(|over| over.origin.is_toc());
-        lock(&self.past).passed_over.extend(tables.map(|over| (over.origin, chain(&over.why))));
+    /// Takes note of what it was opened by, and of what was asked in vain.
+    pub(super) fn opened_by(&self, origin: Origin, over: &[PassedOver]) {
+        let mut past = lock(&self.past);
+        past.opened = Some(origin);
+        past.passed_over.extend(over.iter().map(|over| (over.origin, chain(&over.why))));
+        past.unusable.extend(over.iter().filter(|over| !over.why.is_absence()).map(|over| over.origin));
     }
 
     /// The table of contents that it was opened by is wrong.
     pub(super) fn refuted(&self, content: &LayerReader) {
         if let (Some(origin), Some(why)) = (Origin::of(content.index()), content.layer().refuted()) {
-            lock(&self.past).passed_over.insert(origin, why.to_owned());
+            let mut past = lock(&self.past);
+            past.passed_over.insert(origin, why.to_owned());
+            past.unusable.insert(origin);
         }
     }
 
-    /// The tables of contents that it brings along and that are not used, where those of `may` may be.
-    fn not_used(&self, content: &LayerReader, may: IndexChoice) -> Vec<NotUsed> {
+    /// The indexes that it brings along, or that are elsewhere, and that are not used, where those of `trust` may be.
+    fn not_used(&self, content: &LayerReader, trust: &Trust) -> Vec<NotUsed> {
         let used = Origin::of(content.index());
         let past = lock(&self.past);
         let others = Origin::tables(&self.pass.layer).into_iter().filter(|(origin, _)| Some(*origin) != used);
@@ -111,24 +124,41 @@ impl Slot {
             let why = match (past.passed_over.get(&origin), fault) {
                 (Some(why), _) => why.clone(),
                 (None, Some(fault)) => fault.to_string(),
-                (None, None) if !may.origins().contains(&origin) => {
+                (None, None) if !trust.origins().contains(&origin) => {
                     "indexes of this kind are not to be used".to_owned()
                 }
                 (None, None) => "there is an index already".to_owned(),
             };
             NotUsed { origin: origin.name().to_owned(), why }
         });
-        others.collect()
+        let elsewhere = [Format::Exported, Format::Pushed].map(Origin::Vouched);
+        let elsewhere = elsewhere.into_iter().filter(|origin| past.unusable.contains(origin) && Some(*origin) != used);
+        let elsewhere = elsewhere.filter_map(|origin| {
+            Some(NotUsed { origin: origin.name().to_owned(), why: past.passed_over.get(&origin)?.clone() })
+        });
+        others.chain(elsewhere).collect()
     }
 
-    pub(super) fn status(&self, may: IndexChoice) -> LayerStatus {
+    /// All origins that the layer's index may have.
+    fn origins(&self, content: &LayerReader, trust: &Trust) -> Vec<Considered> {
+        let past = lock(&self.past);
+        // An index that a pass of this mount has made is in the cache now.
+        let used = Origin::of(content.index()).map(|origin| match (origin, past.opened) {
+            (Origin::Store, Some(Origin::FirstPass)) => Origin::FirstPass,
+            (origin, _) => origin,
+        });
+        explain(&self.pass.layer, used, trust.origins(), &past.passed_over)
+    }
+
+    pub(super) fn status(&self, trust: &Trust) -> LayerStatus {
         let state = self.state.borrow();
-        let (mut origin, mut not_used) = (None, Vec::new());
+        let (mut origin, mut not_used, mut origins) = (None, Vec::new(), Vec::new());
         let (reads, vouched_by, error) = match &*state {
             LayerState::Ready(content) => {
                 let error = content.last_error().as_ref().map(|why| chain(why));
                 origin = Origin::of(content.index()).map(|origin| origin.name().to_owned());
-                not_used = self.not_used(content, may);
+                not_used = self.not_used(content, trust);
+                origins = self.origins(content, trust);
                 (content.stats(), content.index().proof().vouched_by().map(ToOwned::to_owned), error)
             }
             LayerState::Failed(failed) => (ContentStats::default(), None, Some(chain(&failed.why))),
@@ -140,6 +170,7 @@ impl Slot {
             state: state.progress(),
             origin,
             not_used,
+            origins,
             vouched_by,
             received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,

@@ -113,13 +113,17 @@ impl Footer {
         [name, &raw, hasher.finalize().as_bytes()].concat()
     }
 
+    /// The version that it is written with.
+    pub(super) fn version(&self) -> u32 {
+        let is_plain = self.proof == Proof::Built && self.checks == 0 && self.stream == Stream::Tar;
+        if is_plain { *VERSIONS.start() } else { *VERSIONS.end() }
+    }
+
     /// The bytes of the footer without its checksum.
     fn to_bytes(&self) -> [u8; FOOTER_CHECKED] {
         let mut out = [0; FOOTER_CHECKED];
-        let is_plain = self.proof == Proof::Built && self.checks == 0 && self.stream == Stream::Tar;
-        let version = if is_plain { VERSIONS.start() } else { VERSIONS.end() };
         out[0..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&version.to_le_bytes());
+        out[8..12].copy_from_slice(&self.version().to_le_bytes());
         out[12..16].copy_from_slice(&self.contents.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.body.to_le_bytes());
         out[24..32].copy_from_slice(&self.layer.blob_size.to_le_bytes());

@@ -36,6 +36,8 @@ pub enum Proof {
 pub enum Format {
     /// Another machine's own index, imported by the user.
     Exported,
+    /// The same, found in a registry that the user named.
+    Pushed,
     /// The table of contents of zstd:chunked, which the layer ends with.
     ZstdChunked,
     /// That of eStargz.
@@ -47,6 +49,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Self::Exported => "an exported index",
+            Self::Pushed => "a pushed index",
             Self::ZstdChunked => "zstd:chunked",
             Self::EStargz => "eStargz",
         }
@@ -54,7 +57,7 @@ impl Format {
 
     /// Whether it comes with the layer itself, and the image's manifest says what it must be.
     pub fn is_in_layer(self) -> bool {
-        self != Self::Exported
+        !matches!(self, Self::Exported | Self::Pushed)
     }
 }
 
@@ -111,6 +114,7 @@ impl Proof {
             Self::Vouched { format: Format::Exported, .. } => 1,
             Self::Vouched { format: Format::ZstdChunked, .. } => 2,
             Self::Vouched { format: Format::EStargz, .. } => 3,
+            Self::Vouched { format: Format::Pushed, .. } => 6,
             Self::Unproven => 255,
         }
     }
@@ -122,6 +126,7 @@ impl Proof {
             1 => Some(Self::Vouched { format: Format::Exported, by: by.into() }),
             2 => Some(Self::Vouched { format: Format::ZstdChunked, by: by.into() }),
             3 => Some(Self::Vouched { format: Format::EStargz, by: by.into() }),
+            6 => Some(Self::Vouched { format: Format::Pushed, by: by.into() }),
             255 => Some(Self::Unproven),
             _ => None,
         }

@@ -8,6 +8,7 @@ mod forged;
 mod layers;
 mod machine;
 mod network;
+mod pushed;
 mod signatures;
 mod tables;
 mod verification;

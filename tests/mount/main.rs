@@ -19,6 +19,7 @@ mod lower;
 mod mount8;
 mod passthrough;
 mod place;
+mod pushed;
 mod share;
 mod tables;
 mod user;

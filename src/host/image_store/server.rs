@@ -137,7 +137,7 @@ impl Store {
                 &Limits::default(),
                 Eagerness::Background,
                 // Its layers may be asked for as tars.
-                Trust { verify: Verify::BeforeShowing, index: IndexChoice::default().of_tars() },
+                Trust { index: IndexChoice::default().of_tars(), ..image.trust(Verify::BeforeShowing) },
             );
             if let Some(registry) = &image.registry {
                 let mut registries = lock(&self.registries);

@@ -269,6 +269,9 @@ pub struct ImageSpec {
     /// Left out where it is what a process does that does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     index: Option<IndexUse>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index_from: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -390,7 +393,8 @@ impl TryFrom<MountSpec> for spec::MountSpec {
 
 impl From<&spec::ImageSpec> for ImageSpec {
     fn from(image: &spec::ImageSpec) -> Self {
-        let spec::ImageSpec { reference, platform, layer, up_to, view, access, cache, index, verifiers } = image;
+        let spec::ImageSpec { reference, platform, layer, up_to, view, access, cache, .. } = image;
+        let spec::ImageSpec { index, index_from, verifiers, .. } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
         Self {
@@ -419,6 +423,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
                 IndexChoice::Foreign => Some(IndexUse::Foreign),
                 IndexChoice::None => Some(IndexUse::None),
             },
+            index_from: index_from.as_ref().map(ToString::to_string),
         }
     }
 }
@@ -427,7 +432,7 @@ impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
-        let Self { surroundings, cache_dir, cache_size, verifiers, index, view, .. } = self;
+        let Self { surroundings, cache_dir, cache_size, verifiers, index, index_from, view, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -459,6 +464,7 @@ impl ImageSpec {
                 Some(IndexUse::Foreign) => IndexChoice::Foreign,
                 Some(IndexUse::None) => IndexChoice::None,
             },
+            index_from: index_from.map(|from| value("index_from", from)).transpose()?,
             verifiers: path(verifiers)?.unwrap_or_else(|| DEFAULT_DIR.into()),
         })
     }

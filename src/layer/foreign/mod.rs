@@ -43,7 +43,7 @@ impl Toc {
         match format {
             Format::ZstdChunked => Ok(zstd_chunked::toc_of(layer)?.map(Self::ZstdChunked)),
             Format::EStargz => Ok(estargz::toc_of(layer)?.map(Self::EStargz)),
-            Format::Exported => Ok(None),
+            Format::Exported | Format::Pushed => Ok(None),
         }
     }
 

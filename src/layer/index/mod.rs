@@ -181,6 +181,16 @@ impl LayerIndex {
         self.stream_name.as_ref().unwrap_or(&self.footer.layer.diff_id)
     }
 
+    /// The version of its format, as it is written.
+    pub fn version(&self) -> u32 {
+        self.footer.version()
+    }
+
+    /// Whether an index of this version can be read.
+    pub fn reads(version: u32) -> bool {
+        VERSIONS.contains(&version)
+    }
+
     /// Why the index is trusted.
     pub fn proof(&self) -> &Proof {
         &self.footer.proof

@@ -1,0 +1,405 @@
+//! Indexes that other machines have pushed to a registry: found beside the image, fetched, and put into the store.
+//!
+//! What a machine has learnt in a first pass is valid for all of them, so an artifact holds the indexes of an image's
+//! layers ([`IndexArtifact`]). It is looked for once for each image, when the first layer needs it. Nothing proves that
+//! the names and digests in such an index belong to the layer: whoever can write to the repository vouches for them, so
+//! it is used only where the user has named the repository. All else is checked, here and when bytes are fetched: an
+//! index that cannot be used, or contradicts the layer, is given up, and the layer is opened otherwise.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+
+use super::layer_ref::LayerRef;
+use super::origin::{NotOpened, Opened, Origin, open_stored};
+use super::pass::{FirstPass, Means};
+use super::profiles::{Profiles, keep_profile, load_profile};
+use super::transfer;
+use crate::digest::{Digest, Hasher};
+use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
+use crate::layer::{Format, IndexError, LayerIndex, Proof};
+use crate::offsets::BlobOffset;
+use crate::source::registry::RegistrySource;
+use crate::source::{BlobSource, MANIFEST_LIMIT, SourceError};
+use crate::store::{NewFile, Store, StoreError};
+
+/// The pushed indexes of one image.
+pub struct PushedIndexes {
+    /// Where they are looked for; `None` without a network.
+    registry: Option<Arc<RegistrySource>>,
+    /// The image's manifest.
+    image: Digest,
+    /// Registry and repository.
+    place: Box<str>,
+    /// The layers that are looked for.
+    layers: Vec<Digest>,
+    found: OnceCell<Result<Found, Arc<PushedError>>>,
+    profiles: OnceCell<()>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+struct Found {
+    indexes: HashMap<Digest, PushedIndex>,
+    profiles: Option<PushedBlob>,
+    /// Artifacts that cannot be used.
+    unusable: Vec<String>,
+}
+
+/// Why a pushed index is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum PushedError {
+    /// There is none.
+    #[error("{place} has no index of this layer{}", told(unusable))]
+    None {
+        /// Registry and repository.
+        place: String,
+        /// Why artifacts of the image cannot be used.
+        unusable: Vec<String>,
+    },
+    /// It cannot be looked for or fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The registry takes too long.
+    #[error("{place} gave no answer within {seconds} s")]
+    Late {
+        /// Registry and repository.
+        place: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// It could not be looked for, as an earlier layer has found.
+    #[error("it cannot be looked for: {why}")]
+    NotFound {
+        /// Why.
+        why: Arc<PushedError>,
+    },
+    /// The blob is not what the artifact's manifest says.
+    #[error("blob {blob} is not what its digest says")]
+    Corrupt {
+        /// The blob.
+        blob: Digest,
+    },
+    /// It says to be larger than an index of this layer may be.
+    #[error("it has {decoded} bytes, and an index of this layer may have {limit}")]
+    TooLarge {
+        /// Its decoded size.
+        decoded: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It cannot be decompressed to its size.
+    #[error("it cannot be decompressed: {why}")]
+    Decode {
+        /// Why.
+        why: String,
+    },
+    /// It cannot be used.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// It is of another layer.
+    #[error("it is the index of blob {blob} with diff_id {diff_id}")]
+    OtherLayer {
+        /// The blob.
+        blob: Digest,
+        /// The decoded stream.
+        diff_id: Digest,
+    },
+    /// It cannot be cached.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn told(unusable: &[String]) -> String {
+    if unusable.is_empty() { String::new() } else { format!(" that can be used: {}", unusable.join("; ")) }
+}
+
+impl PushedIndexes {
+    /// Those of the image with the manifest `image` and these layers, in `place`, the repository of `registry`.
+    pub fn new<'a>(
+        registry: Option<Arc<RegistrySource>>,
+        place: &str,
+        image: &Digest,
+        layers: impl IntoIterator<Item = &'a LayerRef>,
+    ) -> Self {
+        let layers = layers.into_iter().map(|layer| layer.blob.digest.clone()).collect();
+        Self {
+            registry,
+            image: image.clone(),
+            place: place.into(),
+            layers,
+            found: OnceCell::new(),
+            profiles: OnceCell::new(),
+        }
+    }
+
+    /// Opens the layer of `pass` by its pushed index.
+    ///
+    /// # Errors
+    /// [`NotOpened`]
+    pub(super) async fn open(&self, pass: &FirstPass, means: &Means<'_>) -> Result<Opened, NotOpened> {
+        let origin = Origin::Vouched(Format::Pushed);
+        if let Ok(stored) = open_stored(&pass.layer, &[origin], means.store) {
+            return Ok(stored);
+        }
+        let Some(registry) = &self.registry else { return Err(NotOpened::None) };
+        let found = self.found(registry).await.map_err(|why| PushedError::NotFound { why })?;
+        let layer = &pass.layer.blob.digest;
+        let Some(pushed) = found.indexes.get(layer) else {
+            let (place, unusable) = (self.place.to_string(), found.unusable.clone());
+            return Err(PushedError::None { place, unusable }.into());
+        };
+        let profiles = self.profiles.get_or_init(|| async {
+            if let Some(blob) = &found.profiles
+                && let Err(error) = self.take_profiles(registry, blob, means.store).await
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(place = &*self.place, error, "pushed profiles are not used");
+            }
+        });
+        let (index, _) = tokio::join!(self.index(registry, pushed, pass, means.store), profiles);
+        Ok(Opened { index: index?, origin, passed_over: Vec::new() })
+    }
+
+    /// Looks for the index of a layer, and says what there is, for `--explain`.
+    pub async fn look(&self, layer: &LayerRef) -> String {
+        let Some(registry) = &self.registry else { return "nothing is looked for offline".to_owned() };
+        match self.found(registry).await {
+            Err(why) => PushedError::NotFound { why }.to_string(),
+            Ok(found) => match found.indexes.get(&layer.blob.digest) {
+                Some(index) => format!("{} has one of {} bytes; it is not needed yet", self.place, index.blob.size),
+                None => {
+                    PushedError::None { place: self.place.to_string(), unusable: found.unusable.clone() }.to_string()
+                }
+            },
+        }
+    }
+
+    async fn found(&self, registry: &RegistrySource) -> Result<&Found, Arc<PushedError>> {
+        let find = || async {
+            let limit = tokio::time::timeout(FIND_LIMIT, self.find(registry));
+            let late = |_| PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
+            limit.await.map_err(late).and_then(|found| found).map_err(Arc::new)
+        };
+        self.found.get_or_init(find).await.as_ref().map_err(Arc::clone)
+    }
+
+    /// Looks at the artifacts of the image, the newest first, until each layer has an index.
+    async fn find(&self, registry: &RegistrySource) -> Result<Found, PushedError> {
+        let pages = registry.artifacts(&self.image, crate::documents::INDEX_ARTIFACT).await?.into_pages();
+        let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
+        let mut found = Found::default();
+        for candidate in IndexArtifact::candidates(pages.iter().map(|page| &**page)) {
+            let artifact = match self.artifact(registry, &candidate).await {
+                Ok(artifact) => artifact,
+                Err(why) => {
+                    tracing::warn!(place = &*self.place, artifact = %candidate.digest, why, "a pushed index is not used");
+                    found.unusable.push(why);
+                    continue;
+                }
+            };
+            for index in artifact.layers {
+                if LayerIndex::reads(index.version) {
+                    found.indexes.entry(index.layer.clone()).or_insert(index);
+                } else {
+                    let PushedIndex { layer, version, .. } = index;
+                    found.unusable.push(format!("the index of layer {layer} has version {version}"));
+                }
+            }
+            if found.profiles.is_none() {
+                found.profiles = artifact.profiles;
+            }
+            if self.layers.iter().all(|layer| found.indexes.contains_key(layer)) {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn artifact(
+        &self,
+        registry: &RegistrySource,
+        candidate: &crate::descriptor::Descriptor,
+    ) -> Result<IndexArtifact, String> {
+        if candidate.size > MANIFEST_LIMIT {
+            return Err(format!("{} has {} bytes", candidate.digest, candidate.size));
+        }
+        let bytes = registry.manifest(candidate).await.map_err(|error| error.to_string())?;
+        let bytes = bytes.verify(&candidate.digest, candidate.size).map_err(|error| error.to_string())?;
+        IndexArtifact::parse(&bytes, &self.image).map_err(|error| format!("{}: {error}", candidate.digest))
+    }
+
+    /// Fetches an index, and puts it into the store; without room, into memory.
+    async fn index(
+        &self,
+        registry: &RegistrySource,
+        pushed: &PushedIndex,
+        pass: &FirstPass,
+        store: &Arc<Store>,
+    ) -> Result<Arc<LayerIndex>, PushedError> {
+        let limit = INDEX_AT_LEAST.saturating_add(pass.layer.blob.size.saturating_mul(INDEX_PER_BYTE));
+        let file = match store.new_index(pass.layer.index_name()) {
+            Ok(file) => Sink::File(file),
+            Err(error) => {
+                store.cannot_keep("the index of a layer", &error);
+                Sink::Memory(Vec::new())
+            }
+        };
+        let sink = self.decoded(registry, &pushed.blob, limit, file).await?;
+        let (layer, store) = (pass.layer.clone(), Arc::clone(store));
+        let proof = Proof::vouched(Format::Pushed, &self.place);
+        let taken = tokio::task::spawn_blocking(move || take(sink, &layer, proof, &store));
+        taken.await.map_err(|_| PushedError::Decode { why: "the process is ending".to_owned() })?
+    }
+
+    async fn take_profiles(
+        &self,
+        registry: &RegistrySource,
+        blob: &PushedBlob,
+        store: &Store,
+    ) -> Result<(), PushedError> {
+        let sink = self.decoded(registry, blob, Profiles::LIMIT, Sink::Memory(Vec::new())).await?;
+        let Sink::Memory(text) = sink else { return Ok(()) };
+        let profiles = Profiles::parse(&text).map_err(|why| PushedError::Decode { why: format!("it holds {why}") })?;
+        for profile in profiles.layers {
+            let name =
+                profile.diff_id.as_ref().map(|diff_id| crate::store::LayerName { blob: &profile.layer, diff_id });
+            let is_of_image = self.layers.contains(&profile.layer)
+                && profile.runs.len() == 1
+                && profile.runs.iter().all(|run| run.image == self.image);
+            let known = name.and_then(|name| load_profile(store, name));
+            // What this machine's runs have read is a better guess.
+            if is_of_image && known.is_none_or(|known| known.runs.iter().all(|run| run.image != self.image)) {
+                keep_profile(store, profile)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches a blob into `sink`, decompressed.
+    async fn decoded(
+        &self,
+        registry: &RegistrySource,
+        blob: &PushedBlob,
+        limit: u64,
+        sink: Sink,
+    ) -> Result<Sink, PushedError> {
+        if blob.decoded > limit || blob.size > blob.decoded.saturating_add(FRAME) {
+            return Err(PushedError::TooLarge { decoded: blob.decoded.max(blob.size), limit });
+        }
+        let seconds = FETCH_LIMIT.as_secs().saturating_add(blob.size / LEAST_RATE);
+        let fetched = tokio::time::timeout(Duration::from_secs(seconds), fetch(registry, blob, sink));
+        fetched.await.map_err(|_| PushedError::Late { place: self.place.to_string(), seconds })?
+    }
+}
+
+impl std::fmt::Debug for PushedIndexes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { image, place, found, .. } = self;
+        f.debug_struct("PushedIndexes").field("place", place).field("image", image).field("found", found).finish()
+    }
+}
+
+async fn fetch(registry: &RegistrySource, blob: &PushedBlob, sink: Sink) -> Result<Sink, PushedError> {
+    let descriptor = blob.descriptor();
+    let decode = |error: io::Error| PushedError::Decode { why: error.to_string() };
+    let mut decoder = zstd::stream::write::Decoder::new(Bounded { sink, left: blob.decoded }).map_err(decode)?;
+    decoder.window_log_max(WINDOW_LOG).map_err(decode)?;
+    let mut hasher = Hasher::new(blob.digest.algorithm());
+    let mut stream = registry.stream(&descriptor, BlobOffset(0)..BlobOffset(blob.size)).await?;
+    while let Some(piece) = stream.next().await {
+        // What it decodes to is not used before the digest is known to be right.
+        let piece = piece?.into_unverified();
+        hasher.update(&piece);
+        decoder.write_all(&piece).map_err(decode)?;
+    }
+    if hasher.finish() != blob.digest {
+        return Err(PushedError::Corrupt { blob: blob.digest.clone() });
+    }
+    decoder.flush().map_err(decode)?;
+    let Bounded { sink, left } = decoder.into_inner();
+    match left {
+        0 => Ok(sink),
+        left => Err(PushedError::Decode { why: format!("{left} of {} bytes are missing", blob.decoded) }),
+    }
+}
+
+/// Checks an index, and publishes it.
+fn take(sink: Sink, layer: &LayerRef, proof: Proof, store: &Store) -> Result<Arc<LayerIndex>, PushedError> {
+    let mut file = match sink {
+        Sink::File(file) => file,
+        Sink::Memory(mut bytes) => {
+            let index = checked(bytes.clone(), layer)?;
+            let (end_at, end) = index.end_with(proof);
+            bytes.truncate(end_at as usize);
+            bytes.extend(end);
+            return Ok(Arc::new(LayerIndex::open(bytes)?));
+        }
+    };
+    let opened = file.file().try_clone().map_err(|cause| IndexError::Io { cause })?;
+    let (end_at, end) = checked(opened, layer)?.end_with(proof);
+    file.cut(end_at)?;
+    file.write_all(&end)?;
+    file.publish()?;
+    match open_stored(layer, &[Origin::Vouched(Format::Pushed)], store) {
+        Ok(stored) => Ok(stored.index),
+        Err(why) => Err(PushedError::Decode { why: why.to_string() }),
+    }
+}
+
+fn checked(index: impl crate::layer::ReadAt + 'static, layer: &LayerRef) -> Result<LayerIndex, PushedError> {
+    let index = LayerIndex::open(index)?;
+    if !layer.is(&index) {
+        let indexed = index.layer();
+        return Err(PushedError::OtherLayer { blob: indexed.blob.clone(), diff_id: indexed.diff_id.clone() });
+    }
+    transfer::check(&index)?;
+    Ok(index)
+}
+
+/// Where a blob is written to.
+#[derive(Debug)]
+enum Sink {
+    File(NewFile),
+    Memory(Vec<u8>),
+}
+
+/// A sink that takes so many bytes and no more.
+struct Bounded {
+    sink: Sink,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len() as u64;
+        self.left = self.left.checked_sub(length).ok_or_else(|| io::Error::other("it is longer than it should be"))?;
+        match &mut self.sink {
+            Sink::File(file) => Write::write_all(file, bytes)?,
+            Sink::Memory(all) => all.extend_from_slice(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Time limit for finding what there is: a first pass does as well.
+const FIND_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for fetching, besides that for its bytes.
+const FETCH_LIMIT: Duration = Duration::from_secs(20);
+/// A transfer at this rate, in bytes a second, is within the limit.
+const LEAST_RATE: u64 = 64 << 10;
+/// Limit for a decoded index: so many bytes, and so many for each byte of the blob. A layer of large files has 0.02 for each, one
+/// of small files less than 1.
+const INDEX_AT_LEAST: u64 = 64 << 20;
+const INDEX_PER_BYTE: u64 = 2;
+/// Bytes that a frame of zstd may have above its content.
+const FRAME: u64 = 64 << 10;
+/// The largest window of a frame: 8 MiB.
+const WINDOW_LOG: u32 = 23;

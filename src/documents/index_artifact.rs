@@ -1,0 +1,361 @@
+//! The artifact in which indexes of an image's layers are pushed to a registry.
+//!
+//! An image manifest whose `subject` is the image (image-spec, manifest.md, "Guidelines for Artifact Usage"): a layer of
+//! it for each index, and one for start-up profiles. Anyone with write access to a repository can put one there, so
+//! nothing in it is more than a claim: blobs are what their digests say, and what they hold is checked by others.
+//! `docs/formats.md` has the fields.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::LAYERS_LIMIT;
+use crate::descriptor::{Descriptor, MediaType};
+use crate::digest::{Algorithm, Digest};
+
+/// `artifactType`.
+pub const INDEX_ARTIFACT: &str = "application/vnd.peelfs.index.v1";
+/// Media type of the index of a layer.
+const LAYER_INDEX: &str = "application/vnd.peelfs.layer-index.v2+zstd";
+/// Media type of profiles.
+const PROFILES: &str = "application/vnd.peelfs.profiles.v2+zstd";
+/// The empty configuration (image-spec, manifest.md, "Guidance for an Empty Descriptor").
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// Annotation of an index: the blob of its layer.
+const LAYER: &str = "example.peelfs.layer";
+/// Annotation of an index: the version of its format.
+const VERSION: &str = "example.peelfs.index.version";
+/// Annotation of a compressed blob: its decoded size in bytes.
+const SIZE: &str = "example.peelfs.size";
+const CREATED: &str = "org.opencontainers.image.created";
+/// Artifacts of one image that are looked at.
+const CANDIDATES: usize = 8;
+/// Entries of a list that are looked at.
+const ENTRIES: usize = 10_000;
+
+/// An artifact with indexes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IndexArtifact {
+    /// The indexes, each of another layer.
+    pub layers: Vec<PushedIndex>,
+    /// The profiles of the image's runs.
+    pub profiles: Option<PushedBlob>,
+}
+
+/// The index of a layer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PushedIndex {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// The version of its format.
+    pub version: u32,
+    /// The index.
+    pub blob: PushedBlob,
+}
+
+/// A blob that is compressed with zstd.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PushedBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its decoded size in bytes.
+    pub decoded: u64,
+}
+
+/// Why a document is not a usable artifact with indexes.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ArtifactError {
+    /// It cannot be parsed.
+    #[error("it is not an image manifest: {why}")]
+    NotAManifest {
+        /// Why.
+        why: String,
+    },
+    /// It is of another type.
+    #[error("it is an artifact of type `{}`", kind.escape_debug())]
+    OtherType {
+        /// Its type.
+        kind: String,
+    },
+    /// It refers to another image.
+    #[error("its subject is {}", subject.as_ref().map_or_else(|| "missing".to_owned(), Digest::to_string))]
+    OtherSubject {
+        /// Its subject.
+        subject: Option<Digest>,
+    },
+    /// A layer of it is not described as it must be.
+    #[error("blob {blob} is not described by `{annotation}`")]
+    Annotation {
+        /// The blob.
+        blob: Digest,
+        /// The annotation that is missing or wrong.
+        annotation: &'static str,
+    },
+    /// It has more layers than an image.
+    #[error("it has {count} layers; at most {LAYERS_LIMIT} are read")]
+    TooMany {
+        /// How many it has.
+        count: usize,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    subject: Option<Subject>,
+    layers: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    digest: Digest,
+}
+
+/// A descriptor.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    manifests: Vec<Value>,
+}
+
+impl Entry {
+    fn number<T: std::str::FromStr>(&self, annotation: &'static str) -> Result<T, ArtifactError> {
+        let number = self.annotations.get(annotation).and_then(|text| text.parse().ok());
+        number.ok_or_else(|| ArtifactError::Annotation { blob: self.digest.clone(), annotation })
+    }
+
+    fn blob(&self) -> Result<PushedBlob, ArtifactError> {
+        Ok(PushedBlob { digest: self.digest.clone(), size: self.size, decoded: self.number(SIZE)? })
+    }
+}
+
+impl PushedBlob {
+    /// Its descriptor.
+    pub fn descriptor(&self) -> Descriptor {
+        let media_type = MediaType::parse("application/octet-stream");
+        let (digest, size) = (self.digest.clone(), self.size);
+        Descriptor { media_type, digest, size, data: None, annotations: BTreeMap::new() }
+    }
+
+    fn json(&self, media_type: &str, mut annotations: BTreeMap<&str, String>) -> Value {
+        annotations.insert(SIZE, self.decoded.to_string());
+        let digest = self.digest.to_string();
+        json!({ "mediaType": media_type, "digest": digest, "size": self.size, "annotations": annotations })
+    }
+}
+
+impl IndexArtifact {
+    /// Reads the manifest of an artifact for `subject`. Layers of other media types are left out, and of several indexes
+    /// of one layer the first counts.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]
+    pub fn parse(bytes: &[u8], subject: &Digest) -> Result<Self, ArtifactError> {
+        let manifest: Manifest =
+            serde_json::from_slice(bytes).map_err(|error| ArtifactError::NotAManifest { why: error.to_string() })?;
+        if manifest.artifact_type.as_deref() != Some(INDEX_ARTIFACT) {
+            return Err(ArtifactError::OtherType { kind: manifest.artifact_type.unwrap_or_default() });
+        }
+        let found = manifest.subject.map(|subject| subject.digest);
+        if found.as_ref() != Some(subject) {
+            return Err(ArtifactError::OtherSubject { subject: found });
+        }
+        if manifest.layers.len() > LAYERS_LIMIT + 1 {
+            return Err(ArtifactError::TooMany { count: manifest.layers.len() });
+        }
+        let mut artifact = Self { layers: Vec::new(), profiles: None };
+        let mut seen = BTreeSet::new();
+        for entry in &manifest.layers {
+            match &*entry.media_type {
+                LAYER_INDEX => {
+                    let layer: Digest = entry.number(LAYER)?;
+                    let index = PushedIndex { layer, version: entry.number(VERSION)?, blob: entry.blob()? };
+                    if seen.insert(index.layer.to_string()) {
+                        artifact.layers.push(index);
+                    }
+                }
+                PROFILES if artifact.profiles.is_none() => artifact.profiles = Some(entry.blob()?),
+                _ => {}
+            }
+        }
+        Ok(artifact)
+    }
+
+    /// Its manifest, for `subject`; `created` is a time of RFC 3339.
+    pub fn manifest(&self, subject: &Descriptor, created: &str) -> Vec<u8> {
+        let index = |index: &PushedIndex| {
+            let (layer, version) = (index.layer.to_string(), index.version.to_string());
+            index.blob.json(LAYER_INDEX, BTreeMap::from([(LAYER, layer), (VERSION, version)]))
+        };
+        let mut layers: Vec<Value> = self.layers.iter().map(index).collect();
+        layers.extend(self.profiles.iter().map(|profiles| profiles.json(PROFILES, BTreeMap::new())));
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::OciManifest.as_str(),
+            "artifactType": INDEX_ARTIFACT,
+            "config": {
+                "mediaType": EMPTY, "digest": Self::config().0.to_string(), "size": Self::config().1.len(), "data": "e30=",
+            },
+            "layers": layers,
+            "subject": {
+                "mediaType": subject.media_type.as_str(), "digest": subject.digest.to_string(), "size": subject.size,
+            },
+            "annotations": Self::annotations(created),
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    /// The configuration of all artifacts.
+    pub fn config() -> (Digest, &'static [u8]) {
+        const CONFIG: &[u8] = b"{}";
+        (Digest::of(Algorithm::Sha256, CONFIG), CONFIG)
+    }
+
+    /// The entry of a list for its `manifest`.
+    pub fn entry(manifest: &[u8], created: &str) -> Value {
+        json!({
+            "mediaType": MediaType::OciManifest.as_str(),
+            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
+            "size": manifest.len(),
+            "artifactType": INDEX_ARTIFACT,
+            "annotations": Self::annotations(created),
+        })
+    }
+
+    fn annotations(created: &str) -> Value {
+        json!({ CREATED: created })
+    }
+
+    /// The manifests of artifacts with indexes in the `pages` of a list of referrers, the newest first; of a long list,
+    /// only some. What is not readable is left out.
+    pub fn candidates<'a>(pages: impl IntoIterator<Item = &'a [u8]>) -> Vec<Descriptor> {
+        let pages = pages.into_iter().filter_map(|page| serde_json::from_slice::<List>(page).ok());
+        let entries = pages.flat_map(|page| page.manifests).take(ENTRIES);
+        let entries = entries.filter_map(|entry| serde_json::from_value::<Entry>(entry).ok());
+        let ours = entries.filter(|entry| {
+            entry.artifact_type.as_deref() == Some(INDEX_ARTIFACT) && MediaType::parse(&entry.media_type).is_manifest()
+        });
+        let created = |entry: &Entry| entry.annotations.get(CREATED)?.parse::<jiff::Timestamp>().ok();
+        let mut found: Vec<_> = ours.map(|entry| (created(&entry), entry.digest.to_string(), entry)).collect();
+        found.sort_unstable_by(|(at, digest, _), (other_at, other, _)| (other_at, other).cmp(&(at, digest)));
+        found.dedup_by(|(_, one, _), (_, other, _)| one == other);
+        let found = found.into_iter().take(CANDIDATES).map(|(_, _, entry)| Descriptor {
+            media_type: MediaType::parse(&entry.media_type),
+            digest: entry.digest,
+            size: entry.size,
+            data: None,
+            annotations: entry.annotations,
+        });
+        found.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, text.as_bytes())
+    }
+
+    fn subject() -> Descriptor {
+        let (media_type, digest) = (MediaType::OciManifest, digest("image"));
+        Descriptor { media_type, digest, size: 5, data: None, annotations: BTreeMap::new() }
+    }
+
+    fn artifact() -> IndexArtifact {
+        let blob = |name: &str| PushedBlob { digest: digest(name), size: 10, decoded: 100 };
+        let index = |name: &str| PushedIndex { layer: digest(name), version: 2, blob: blob(&format!("{name} index")) };
+        IndexArtifact { layers: vec![index("one"), index("two")], profiles: Some(blob("profiles")) }
+    }
+
+    fn changed(change: impl FnOnce(&mut Value)) -> Result<IndexArtifact, ArtifactError> {
+        let mut manifest: Value =
+            serde_json::from_slice(&artifact().manifest(&subject(), "2026-01-02T03:04:05Z")).unwrap();
+        change(&mut manifest);
+        IndexArtifact::parse(manifest.to_string().as_bytes(), &subject().digest)
+    }
+
+    #[test]
+    fn an_artifact_is_read_as_it_was_written() {
+        assert_eq!(changed(|_| {}), Ok(artifact()));
+        let with_more = changed(|manifest| {
+            let mut other = manifest["layers"][0].clone();
+            other["mediaType"] = "application/vnd.other".into();
+            let again = manifest["layers"][0].clone();
+            manifest["layers"].as_array_mut().unwrap().extend([other, again]);
+        });
+        assert_eq!(with_more, Ok(artifact()), "what is unknown, or there twice, is left out");
+    }
+
+    #[test]
+    fn an_artifact_of_another_image_or_kind_is_not_used() {
+        assert!(matches!(
+            changed(|manifest| manifest["subject"]["digest"] = digest("other").to_string().into()),
+            Err(ArtifactError::OtherSubject { subject: Some(_) })
+        ));
+        assert!(matches!(
+            changed(|manifest| drop(manifest.as_object_mut().unwrap().remove("subject"))),
+            Err(ArtifactError::OtherSubject { subject: None })
+        ));
+        assert!(matches!(
+            changed(|manifest| manifest["artifactType"] = "application/x".into()),
+            Err(ArtifactError::OtherType { .. })
+        ));
+        for (annotation, value) in [(LAYER, "sha256:0"), (VERSION, "two"), (SIZE, "-1"), (SIZE, "99999999999999999999")]
+        {
+            let wrong = changed(|manifest| manifest["layers"][0]["annotations"][annotation] = value.into());
+            assert!(matches!(wrong, Err(ArtifactError::Annotation { .. })), "{annotation} {value}");
+        }
+        let many = changed(|manifest| {
+            manifest["layers"] = vec![manifest["layers"][0].clone(); LAYERS_LIMIT + 2].into();
+        });
+        assert_eq!(many, Err(ArtifactError::TooMany { count: LAYERS_LIMIT + 2 }));
+        assert!(IndexArtifact::parse(b"[]", &subject().digest).is_err());
+    }
+
+    #[test]
+    fn the_newest_artifacts_come_first_in_one_order() {
+        let entry = |name: &str, created: &str| IndexArtifact::entry(name.as_bytes(), created);
+        let entries = [
+            entry("old", "2026-01-01T00:00:00Z"),
+            entry("new", "2026-01-02T00:00:00+02:00"),
+            entry("newer", "2026-01-02T00:00:00+01:00"),
+            entry("timeless", "yesterday"),
+        ];
+        let of = |order: &[usize]| {
+            let page = json!({ "manifests": order.iter().map(|at| entries[*at].clone()).collect::<Vec<_>>() });
+            let page = page.to_string();
+            let found = IndexArtifact::candidates([page.as_bytes(), page.as_bytes(), b"no list"]);
+            found.into_iter().map(|found| found.digest).collect::<Vec<_>>()
+        };
+        let wanted = ["newer", "new", "old", "timeless"].map(digest);
+        assert_eq!(of(&[0, 1, 2, 3]), wanted);
+        assert_eq!(of(&[3, 2, 1, 0]), wanted);
+        let many: Vec<_> = (0..100).map(|n| entry(&n.to_string(), "2026-01-01T00:00:00Z")).collect();
+        let others = json!({ "manifests": [1, { "digest": "x" }, { "mediaType": "a", "digest": digest("a").to_string(), "size": 1 }] });
+        assert_eq!(
+            IndexArtifact::candidates([&*json!({ "manifests": many }).to_string().into_bytes()]).len(),
+            CANDIDATES
+        );
+        assert!(IndexArtifact::candidates([&*others.to_string().into_bytes()]).is_empty());
+    }
+}

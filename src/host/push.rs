@@ -1,0 +1,250 @@
+//! `peelfs index push`: what this machine has learnt of an image, as an artifact that refers to it.
+//!
+//! Only indexes that a first pass of this machine has made are pushed: they were derived from bytes with the right digest.
+//! One that was imported or found in a registry would get another voucher without another proof, so such a layer is read
+//! first, as one without an index is. Layers that bring a table of contents along are left out: every machine has it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::HostError;
+use super::open::{self, Opened};
+use super::report::{Code, Report};
+use super::spec::ImageSpec;
+use crate::content::{
+    self, FirstPass, LayerRef, Means, Origin, Others, PackedIndex, PassError, PassScheduler, Profiles, ScheduledPass,
+    TransferError, opening, pack_index,
+};
+use crate::digest::Digest;
+use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob};
+use crate::image::{Limits, Network};
+use crate::reference::{Place, RegistryName};
+use crate::source::BlobSource;
+use crate::source::inlined::Inlined;
+use crate::source::registry::{Content, PushError, RegistrySource, Rights, Stored};
+
+/// What was pushed.
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    /// Registry and repository.
+    pub place: String,
+    /// The artifact's manifest.
+    pub artifact: Digest,
+    /// Whether the registry had the artifact with the same indexes and profiles.
+    pub was_there: bool,
+    /// Layers with an index.
+    pub layers: usize,
+    /// Layers that bring a table of contents along, and are left out.
+    pub left_out: usize,
+    /// Indexes that were sent; the registry had the others.
+    pub sent: usize,
+    /// Bytes of blobs that were sent.
+    pub sent_bytes: u64,
+    /// Compressed bytes of all indexes.
+    pub index_bytes: u64,
+    /// Bytes of their layers.
+    pub layer_bytes: u64,
+    /// Whether it holds start-up profiles.
+    pub profiles: bool,
+}
+
+/// Why nothing was pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexPushError {
+    /// The image cannot be used.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The network must not be used.
+    #[error("nothing can be pushed offline")]
+    Offline,
+    /// The image is not in a registry, and no repository was named.
+    #[error("{reference} is not in a registry")]
+    NoRegistry {
+        /// The image.
+        reference: String,
+    },
+    /// All layers bring a table of contents along.
+    #[error("every layer of {reference} brings a table of contents along")]
+    NothingToPush {
+        /// The image.
+        reference: String,
+    },
+    /// A layer could not be read.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// An index cannot be packed.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The registry does not take it.
+    #[error("cannot push to {place}")]
+    Push {
+        /// Registry and repository.
+        place: String,
+        /// Why.
+        #[source]
+        cause: PushError,
+    },
+}
+
+impl From<IndexPushError> for Report {
+    fn from(error: IndexPushError) -> Self {
+        let told = |code| Self::of(code, &error);
+        let elsewhere = "name a repository that you may write to with `--to REGISTRY/REPOSITORY`";
+        match error {
+            IndexPushError::Host(cause) => cause.into(),
+            IndexPushError::Offline => told(Code::Usage).hint("leave out `--offline`"),
+            IndexPushError::NoRegistry { .. } => told(Code::Usage).hint(elsewhere),
+            IndexPushError::NothingToPush { .. } => {
+                told(Code::Failure).hint("other machines read these tables, too; nothing needs to be pushed")
+            }
+            IndexPushError::Pass(cause) => cause.into(),
+            IndexPushError::Transfer(cause) => cause.into(),
+            IndexPushError::Push { cause: PushError::Refused { .. }, .. } => told(Code::Failure).hint(elsewhere),
+            IndexPushError::Push { cause: PushError::List { .. }, .. } => told(Code::Failure).hint(elsewhere),
+            IndexPushError::Push { cause: PushError::Source(ref cause), .. } => {
+                let Self { code, hint, .. } = Self::from_source(cause);
+                let hint = match (code, hint) {
+                    (Code::Authentication, Some(hint)) => Some(format!("{hint}; or {elsewhere}")),
+                    (_, hint) => hint,
+                };
+                Self { hint, ..told(code) }
+            }
+        }
+    }
+}
+
+/// Pushes the indexes and the profiles of an image to its repository, or to `to`. `tell` is told what takes long.
+///
+/// # Errors
+/// [`IndexPushError`]; blobs that were stored before remain.
+pub async fn push(
+    image: &ImageSpec,
+    to: Option<&RegistryName>,
+    tell: impl Fn(String),
+) -> Result<Pushed, IndexPushError> {
+    if image.access.network == Network::Offline {
+        return Err(IndexPushError::Offline);
+    }
+    let opened = open::open_alone(image).await?;
+    let name = match (to, image.reference.place()) {
+        (Some(to), _) => to,
+        (None, Place::Registry(name)) => name,
+        (None, _) => return Err(IndexPushError::NoRegistry { reference: opened.reference.to_string() }),
+    };
+    let place = format!("{}/{}", name.authority(), name.repository());
+    let registry = Arc::new(open::registry(name, &place, &image.access, Rights::Push).map_err(HostError::from)?);
+    let layers = to_push(&opened);
+    let count = opened.plan.layers.len();
+    let left_out =
+        opened.plan.layers.iter().filter(|layer| !layers.iter().any(|(_, one)| one.blob.digest == layer.blob.digest));
+    let left_out = left_out.count();
+    if layers.is_empty() {
+        return Err(IndexPushError::NothingToPush { reference: opened.reference.to_string() });
+    }
+    let push = |cause| IndexPushError::Push { place: place.clone(), cause };
+    let (config, empty) = IndexArtifact::config();
+    // Before anything takes long: whether it may be written to at all.
+    registry.push_blob(&config, &Content::Memory(Bytes::from_static(empty))).await.map_err(push)?;
+    let mut pushed = Pushed {
+        place: place.clone(),
+        artifact: config,
+        was_there: false,
+        layers: layers.len(),
+        left_out,
+        sent: 0,
+        sent_bytes: 0,
+        index_bytes: 0,
+        layer_bytes: layers.iter().map(|(_, layer)| layer.blob.size).sum(),
+        profiles: false,
+    };
+    let mut artifact = IndexArtifact { layers: Vec::new(), profiles: None };
+    for (number, layer) in &layers {
+        if content::open_stored(layer, &[Origin::Store], &opened.store).is_err() {
+            tell(format!("layer {number} of {count} has no index of this machine: reading all of it"));
+            make(&opened, layer).await?;
+        }
+        let PackedIndex { index, file } = packed(&opened, layer).await?;
+        let content = Content::File { file, size: index.blob.size };
+        pushed.index_bytes += index.blob.size;
+        if registry.push_blob(&index.blob.digest, &content).await.map_err(push)? == Stored::New {
+            pushed.sent += 1;
+            pushed.sent_bytes += index.blob.size;
+        }
+        artifact.layers.push(index);
+    }
+    let (image, layers) = (&opened.plan.manifest, layers.iter().map(|(_, layer)| *layer));
+    let mut profiles = Profiles::of(&opened.store, &image.digest, layers);
+    profiles.layers.retain(|profile| profile.runs.iter().all(|run| run.image == image.digest));
+    if !profiles.layers.is_empty() {
+        let (blob, bytes) = content::pack(&profiles.to_text()).map_err(TransferError::from)?;
+        if registry.push_blob(&blob.digest, &Content::Memory(bytes.into())).await.map_err(push)? == Stored::New {
+            pushed.sent_bytes += blob.size;
+        }
+        artifact.profiles = Some(blob);
+        pushed.profiles = true;
+    }
+    match existing(&registry, &image.digest, &artifact).await.map_err(|cause| push(cause.into()))? {
+        Some(existing) => (pushed.artifact, pushed.was_there) = (existing, true),
+        None => {
+            let created = jiff::Timestamp::now().to_string();
+            let manifest = Bytes::from(artifact.manifest(image, &created));
+            let entry = IndexArtifact::entry(&manifest, &created);
+            pushed.artifact = registry.push_referrer(&image.digest, &manifest, &entry).await.map_err(push)?;
+        }
+    }
+    Ok(pushed)
+}
+
+/// The layers to push, each once, with their numbers.
+fn to_push(opened: &Opened) -> Vec<(usize, &LayerRef)> {
+    let mut layers: Vec<(usize, &LayerRef)> = Vec::new();
+    for (number, layer) in opened.plan.layers.iter().enumerate() {
+        let brings_table = Origin::tables(layer).iter().any(|(_, fault)| fault.is_none());
+        let is_known = layers.iter().any(|(_, known)| known.blob.digest == layer.blob.digest);
+        let has_own = || content::open_stored(layer, &[Origin::Store], &opened.store).is_ok();
+        if !is_known && (!brings_table || has_own()) {
+            layers.push((number + 1, layer));
+        }
+    }
+    layers
+}
+
+/// Makes a first pass.
+async fn make(opened: &Opened, layer: &LayerRef) -> Result<(), PassError> {
+    let limits = Limits::default();
+    let layer_limits = limits.layer.of_image(opened.plan.layers.len());
+    let pass = FirstPass { layer: layer.clone(), codec_limits: limits.codec, layer_limits };
+    let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::clone(&opened.source)));
+    let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
+    let (source, store, progress, schedule) = (&source, &opened.store, &progress, &schedule);
+    let means = Means { source, store, progress, schedule, partial: None, others: Others::Wait, pushed: None };
+    opening::open(&pass, &[Origin::Store, Origin::FirstPass], &means).await.map(drop)
+}
+
+/// Compresses the index of a layer, on another thread.
+async fn packed(opened: &Opened, layer: &LayerRef) -> Result<PackedIndex, IndexPushError> {
+    let (store, layer) = (Arc::clone(&opened.store), layer.clone());
+    let packed = tokio::task::spawn_blocking(move || pack_index(&store, &layer)).await;
+    Ok(packed.map_err(|error| TransferError::Io(std::io::Error::other(error)))??)
+}
+
+/// The newest artifact, if it holds the same.
+async fn existing(
+    registry: &RegistrySource,
+    image: &Digest,
+    artifact: &IndexArtifact,
+) -> Result<Option<Digest>, crate::source::SourceError> {
+    let pages = registry.artifacts(image, INDEX_ARTIFACT).await?.into_pages();
+    let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
+    let Some(newest) = IndexArtifact::candidates(pages.iter().map(|page| &**page)).into_iter().next() else {
+        return Ok(None);
+    };
+    let Ok(bytes) = registry.manifest(&newest).await else { return Ok(None) };
+    let Ok(bytes) = bytes.verify(&newest.digest, newest.size) else { return Ok(None) };
+    let same = IndexArtifact::parse(&bytes, image).is_ok_and(|known| {
+        let blobs = |of: &IndexArtifact| of.layers.iter().map(|index| index.blob.clone()).collect::<Vec<PushedBlob>>();
+        blobs(&known) == blobs(artifact) && known.profiles == artifact.profiles
+    });
+    Ok(same.then_some(newest.digest))
+}

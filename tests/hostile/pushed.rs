@@ -1,0 +1,276 @@
+//! Row 11 once more: pushed indexes that lie. Whoever can write to the repository has put them there; what is shown is what the
+//! layer has, in the end by a first pass, or an error.
+
+use peelfs::codec::StartKind;
+use peelfs::descriptor::MediaType;
+use peelfs::digest::Digest;
+use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, write_index};
+use peelfs::offsets::{BlobOffset, DecodedOffset};
+use peelfs_loopback::faults::{Fault, Rule, Target};
+use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
+use peelfs_loopback::registry::{Catalog, Registry};
+use serde_json::{Value, json};
+
+use super::{bounded, tried};
+use support::sandbox::{Sandbox, said};
+
+const NAME: &str = "team/app";
+
+fn layer(text: &str) -> LayerBuilder {
+    LayerBuilder::new().file("f", text.to_owned()).packing(Packing::Stored)
+}
+
+fn image(text: &str) -> Image {
+    ImageBuilder::new().layer(layer(text)).build()
+}
+
+/// A registry with an image and what a machine has pushed of it.
+struct Served {
+    registry: Registry,
+    image: Image,
+    artifact: Value,
+}
+
+impl Served {
+    fn new() -> Self {
+        let image = image("right");
+        let registry =
+            Registry::start(Catalog::new().image(NAME, "1", &image).listing_referrers().taking_pushes()).unwrap();
+        let sandbox = Sandbox::new();
+        let pushed = sandbox.run(["index", "push", &registry.reference(NAME, "1")]);
+        assert!(pushed.status.success(), "{}", said(&pushed));
+        let told = String::from_utf8(pushed.stdout).unwrap();
+        let digest = told.lines().next().unwrap().rsplit(": ").next().unwrap().to_owned();
+        let artifact = serde_json::from_slice(&registry.document(NAME, &digest).unwrap()).unwrap();
+        Self { registry, image, artifact }
+    }
+
+    /// The same registry afresh, with an artifact that was changed.
+    fn with(&self, change: impl FnOnce(&mut Value, &Registry)) -> Registry {
+        let catalog = Catalog::new().image(NAME, "1", &self.image).listing_referrers().taking_pushes();
+        let registry = Registry::start(catalog).unwrap();
+        registry.put_blob(NAME, self.index());
+        let mut artifact = self.artifact.clone();
+        change(&mut artifact, &registry);
+        put(&registry, &artifact);
+        registry
+    }
+
+    /// The compressed index.
+    fn index(&self) -> bytes::Bytes {
+        let digest: Digest = self.artifact["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+        self.registry.blob(NAME, &digest).unwrap()
+    }
+
+    fn layer(&self) -> &Layer {
+        &self.image.layers()[0]
+    }
+}
+
+fn put(registry: &Registry, artifact: &Value) -> Digest {
+    let bytes = artifact.to_string().into();
+    let digest = Digest::of(peelfs::digest::Algorithm::Sha256, artifact.to_string().as_bytes());
+    registry.put_document(NAME, &digest.to_string(), MediaType::OciManifest, bytes)
+}
+
+/// Describes `index` as the index of the only layer, compressed.
+fn replace(artifact: &mut Value, registry: &Registry, index: &[u8]) {
+    let packed = zstd::encode_all(index, 3).unwrap();
+    artifact["layers"][0]["size"] = packed.len().into();
+    artifact["layers"][0]["annotations"]["example.peelfs.size"] = index.len().to_string().into();
+    artifact["layers"][0]["digest"] = registry.put_blob(NAME, packed.into()).to_string().into();
+}
+
+/// What a clean machine shows of the file, and what it says.
+fn shown(registry: &Registry) -> (Option<i32>, Vec<u8>, String) {
+    let sandbox = Sandbox::new();
+    let args = ["cat", &registry.reference(NAME, "1"), "/f", "--index-from", "referrers"];
+    let output = bounded(&sandbox, args).output().unwrap();
+    assert!(sandbox.bucket("tmp").is_empty(), "nothing is left over");
+    (output.status.code(), output.stdout.clone(), said(&output))
+}
+
+/// The right byte by a first pass, and a line that says why.
+fn falls_back(registry: &Registry, why: &str) {
+    let (code, out, told) = shown(registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{why}: {told}");
+    assert!(told.contains(why), "{why}: {told}");
+}
+
+#[test]
+fn row_11_a_pushed_index_that_cannot_be_right_is_passed_over() {
+    let served = Served::new();
+    let good = zstd::decode_all(&served.index()[..]).unwrap();
+    let (code, out, told) = shown(&served.registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    assert!(!told.contains("WARN"), "{told}");
+
+    // Of another layer.
+    let other = image("other");
+    let elsewhere =
+        Registry::start(Catalog::new().image(NAME, "1", &other).listing_referrers().taking_pushes()).unwrap();
+    let sandbox = Sandbox::new();
+    sandbox.run(["ls", &elsewhere.reference(NAME, "1")]);
+    let file = sandbox.bucket("index-v2").pop().unwrap();
+    let foreign = std::fs::read(file).unwrap();
+    falls_back(&served.with(|artifact, registry| replace(artifact, registry, &foreign)), "it is the index of blob");
+    let with = |index: Vec<u8>| served.with(|artifact, registry| replace(artifact, registry, &index));
+    // Flipped bits, and cut short.
+    for at in [0, 70, good.len() / 2, good.len() - 600, good.len() - 10] {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1;
+        falls_back(&with(flipped), "an index is not used");
+    }
+    for end in [0, 100, good.len() - 1] {
+        falls_back(&with(good[..end].to_vec()), "this is not a complete layer index");
+    }
+    // The blob is not what the artifact says, in one way or another.
+    let changed = |change: &dyn Fn(&mut Value)| served.with(|artifact, _| change(&mut artifact["layers"][0]));
+    falls_back(
+        &changed(&|layer| layer["annotations"]["example.peelfs.size"] = "9000000000".into()),
+        "an index of this layer may have",
+    );
+    falls_back(&changed(&|layer| layer["size"] = 9_000_000_000u64.into()), "an index of this layer may have");
+    let longer = (good.len() + 1).to_string();
+    falls_back(&changed(&|layer| layer["annotations"]["example.peelfs.size"] = longer.clone().into()), "1 of ");
+    let shorter = (good.len() - 1).to_string();
+    falls_back(
+        &changed(&|layer| layer["annotations"]["example.peelfs.size"] = shorter.clone().into()),
+        "longer than it should be",
+    );
+    falls_back(&changed(&|layer| layer["annotations"]["example.peelfs.index.version"] = "1".into()), "has version 1");
+    falls_back(&changed(&|layer| layer["annotations"]["example.peelfs.layer"] = "x".into()), "is not described by");
+    let absent = format!("sha256:{}", "0".repeat(64));
+    falls_back(&changed(&|layer| layer["digest"] = absent.clone().into()), "not found");
+    // Bytes that change on the way, and a bomb: some KiB that are 64 MiB.
+    let registry = served.with(|_, _| {});
+    let digest = served.artifact["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+    registry.faults().add(Rule::new(Target::Blob(digest), Fault::FlipBit { at: 9, bit: 1 }));
+    falls_back(&registry, "an index is not used");
+    let bomb = vec![0; 64 << 20];
+    falls_back(&with(bomb), "an index is not used");
+    let noise = served.with(|artifact, registry| {
+        artifact["layers"][0]["digest"] = registry.put_blob(NAME, vec![7; 100].into()).to_string().into();
+        artifact["layers"][0]["size"] = 100.into();
+    });
+    falls_back(&noise, "it cannot be decompressed");
+    tried(11, 22);
+}
+
+#[test]
+fn row_11_a_list_of_referrers_is_read_in_part() {
+    let served = Served::new();
+    // Of another image, of another kind, and a document that is none.
+    for (why, change) in [
+        (
+            "its subject is sha256:",
+            &(|artifact: &mut Value| {
+                // The registry lists it all the same.
+                artifact["subject"]["digest"] = format!("sha256:{}", "0".repeat(64)).into();
+            }) as &dyn Fn(&mut Value),
+        ),
+        ("it is an artifact of type `x`", &|artifact| artifact["artifactType"] = "x".into()),
+        ("it is not an image manifest", &|artifact| artifact["layers"] = 1.into()),
+    ] {
+        let catalog = Catalog::new().image(NAME, "1", &served.image).taking_pushes();
+        let registry = Registry::start(catalog).unwrap();
+        let mut artifact = served.artifact.clone();
+        change(&mut artifact);
+        let digest = put(&registry, &artifact);
+        list(&registry, &served, &[entry(&digest, artifact.to_string().len(), "2026-01-01T00:00:00Z")]);
+        falls_back(&registry, why);
+    }
+    // Thousands of entries: the newest few are looked at, and one of them is right.
+    let registry = Registry::start(Catalog::new().image(NAME, "1", &served.image).taking_pushes()).unwrap();
+    registry.put_blob(NAME, served.index());
+    let right = put(&registry, &served.artifact);
+    let absent = |n: usize| format!("sha256:{n:064}").parse::<Digest>().unwrap();
+    let mut entries: Vec<_> = (0..5000).map(|n| entry(&absent(n), 700, "2026-01-01T00:00:00Z")).collect();
+    list(&registry, &served, &entries);
+    falls_back(&registry, "not found");
+    let asked = registry.requests().iter().filter(|asked| asked.is_manifest()).count();
+    assert!(asked < 20, "{asked} manifests");
+    entries.push(entry(&right, served.artifact.to_string().len(), "2026-01-02T00:00:00Z"));
+    list(&registry, &served, &entries);
+    registry.clear();
+    let (code, out, told) = shown(&registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    let asked = registry.requests().into_iter().filter(|asked| asked.is_manifest() && asked.request.method == "GET");
+    assert!(asked.count() <= 4, "the newest is right, and no other is looked at");
+    // Pages that lead to each other.
+    let registry = served.with(|artifact, _| artifact["layers"] = json!([]));
+    let link = format!("</v2/{NAME}/referrers/{}?last=1>; rel=\"next\"", served.image.root().digest);
+    let listing = || Target::matching(|request| request.path.contains("/referrers/"));
+    registry
+        .faults()
+        .add(Rule::new(listing(), Fault::Header("Link".to_owned(), link.replace("=1", "=2"))).skip(1).times(1));
+    registry.faults().add(Rule::new(listing(), Fault::Header("Link".to_owned(), link)).skip(2));
+    let (code, out, told) = shown(&registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    let pages = registry.requests().iter().filter(|asked| asked.request.path.contains("/referrers/")).count();
+    assert!(pages <= 8, "{pages} pages");
+    // A list without an end.
+    let registry = served.with(|_, _| {});
+    registry.faults().add(Rule::new(listing(), Fault::Endless));
+    let (code, out, told) = shown(&registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    tried(11, 6);
+}
+
+fn entry(digest: &Digest, size: usize, created: &str) -> Value {
+    json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": size,
+        "artifactType": "application/vnd.peelfs.index.v1", "annotations": { "org.opencontainers.image.created": created },
+    })
+}
+
+/// Writes the list under the tag of a registry that keeps none itself.
+fn list(registry: &Registry, served: &Served, entries: &[Value]) {
+    let index = json!({ "schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": entries });
+    let tag = format!("sha256-{}", served.image.root().digest.hex());
+    registry.put_document(NAME, &tag, MediaType::OciIndex, index.to_string().into());
+}
+
+/// An index of `layer` with the tree of `instead`, and digests of its spans of `digested`; all checksums hold.
+fn forged(layer: &Layer, instead: &Layer, digested: &[u8]) -> Vec<u8> {
+    let (mut tree, mut walker) = (LayerTree::new(peelfs::layer::Limits::default()), TarWalker::new());
+    walker.push(&instead.tar, &mut tree).unwrap();
+    walker.finish().unwrap();
+    let decoded_size = layer.tar.len() as u64;
+    let span = Span {
+        decoded: DecodedOffset(0)..DecodedOffset(decoded_size),
+        blob: BlobOffset(0),
+        bit: 0,
+        kind: StartKind::Stored,
+        check: Check::blake3(digested),
+        window: None,
+    };
+    let (blob, diff_id) = (layer.digest.clone(), layer.diff_id.clone());
+    let of = IndexedLayer { blob, blob_size: layer.blob.len() as u64, diff_id, decoded_size };
+    let mut index = Vec::new();
+    write_index(&tree, &[span], &[], &of, &Proof::Built, &mut index).unwrap();
+    index
+}
+
+#[test]
+fn row_11_a_pushed_index_that_contradicts_the_layer_is_given_up() {
+    let served = Served::new();
+    let (layer, other) = (served.layer(), image("wrong"));
+    // Right names, and wrong digests: the layer is read, and the same is shown.
+    let lie = forged(layer, layer, b"something else");
+    let registry = served.with(|artifact, registry| replace(artifact, registry, &lie));
+    falls_back(&registry, "is wrong about its layer");
+    // Digests of other bytes than the layer has: never these bytes.
+    let other = &other.layers()[0];
+    let lie = forged(layer, other, &other.tar);
+    let registry = served.with(|artifact, registry| replace(artifact, registry, &lie));
+    let (code, out, told) = shown(&registry);
+    assert!(out.is_empty() || out == b"right", "{code:?} {told}");
+    assert!(told.contains("is wrong about its layer"), "{told}");
+    // What was fetched by a lie is nothing to a mount that does not trust it.
+    let sandbox = Sandbox::new();
+    sandbox.run(["cat", &registry.reference(NAME, "1"), "/f", "--index-from", "referrers"]);
+    let plain = sandbox.run(["cat", &registry.reference(NAME, "1"), "/f"]);
+    assert_eq!(plain.stdout, b"right", "{}", said(&plain));
+    tried(11, 3);
+}
