@@ -90,7 +90,7 @@ pub(crate) enum Command {
     VerifyImage(VerifyImageArgs),
     /// Show, verify and prune the cache
     Cache(CacheArgs),
-    /// Share the layer indexes of an image: push them to a registry, export and import them
+    /// Push, export and import the layer indexes of an image
     Index(IndexArgs),
     /// Export and import the start-up profiles of an image: what its runs read first
     Profile(ProfileArgs),
@@ -196,7 +196,7 @@ pub(crate) struct OpeningArgs {
     #[arg(long, help_heading = "Image")]
     pub artifact: bool,
     /// Where this machine has no index of a layer, use the one that `peelfs index push` has put into REPO, or, for
-    /// `referrers`, into the image's own repository; whoever can write there is trusted for names and attributes
+    /// `referrers`, into the image's own repository; its writers are trusted for names and attributes
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true, help_heading = "Image")]
     pub index_from: Option<IndexFrom>,
 }

@@ -37,7 +37,7 @@ pub(crate) struct CsiArgs {
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// Use the indexes of layers that `peelfs index push` has put into REPO, or, for `referrers`, into each image's own
-    /// repository; whoever can write there is trusted for names and attributes
+    /// repository; its writers are trusted for names and attributes
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true)]
     pub index_from: Option<IndexFrom>,
     /// How to reach images.

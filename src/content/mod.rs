@@ -11,7 +11,7 @@
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
-//! | `pushed` | indexes that other machines have pushed to a registry |
+//! | `pushed`, `pushed_error` | indexes that other machines have pushed to a registry |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
@@ -42,6 +42,7 @@ mod peek;
 mod prefetch;
 mod profiles;
 mod pushed;
+mod pushed_error;
 mod reader;
 mod schedule;
 mod scope;
@@ -67,7 +68,8 @@ pub use pass_schedule::{PassScheduler, ScheduledPass, passes_at_once};
 pub use passthrough_copy::PassthroughCopyError;
 pub use prefetch::{keep_profiles, prefetch};
 pub use profiles::{Profiles, keep_profile, load_profile};
-pub use pushed::{PushedError, PushedIndexes};
+pub use pushed::PushedIndexes;
+pub use pushed_error::PushedError;
 pub use reader::{LayerReader, Local, Missing};
 pub use scope::MountScope;
 pub use sealed::SealError;

@@ -35,7 +35,7 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
                 open_by_toc(pass, *format, means).await
             }
             Origin::Vouched(Format::Pushed) => match means.pushed {
-                Some(pushed) => pushed.open(pass, means).await,
+                Some(pushed) => pushed.open(&pass.layer, means.store).await,
                 None => open_stored(&pass.layer, &[*origin], means.store).map_err(NotOpened::from),
             },
             Origin::FirstPass => break,

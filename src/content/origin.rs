@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
-use super::pushed::PushedError;
+use super::pushed_error::PushedError;
 use crate::digest::Digest;
 use crate::layer::foreign::{PlaceError, Toc, TocError};
 use crate::layer::{Format, IndexError, LayerIndex, Proof, WriteError};

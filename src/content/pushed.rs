@@ -2,7 +2,7 @@
 //!
 //! What a machine has learnt in a first pass is valid for all of them, so an artifact holds the indexes of an image's
 //! layers ([`IndexArtifact`]). It is looked for once for each image, when the first layer needs it. Nothing proves that
-//! the names and digests in such an index belong to the layer: whoever can write to the repository vouches for them, so
+//! the names and digests in such an index belong to the layer: those who can write to the repository vouch for them, so
 //! it is used only where the user has named the repository. All else is checked, here and when bytes are fetched: an
 //! index that cannot be used, or contradicts the layer, is given up, and the layer is opened otherwise.
 
@@ -15,16 +15,16 @@ use tokio::sync::OnceCell;
 
 use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
-use super::pass::{FirstPass, Means};
 use super::profiles::{Profiles, keep_profile, load_profile};
+use super::pushed_error::PushedError;
 use super::transfer;
 use crate::digest::{Digest, Hasher};
 use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use crate::layer::{Format, IndexError, LayerIndex, Proof};
 use crate::offsets::BlobOffset;
 use crate::source::registry::RegistrySource;
-use crate::source::{BlobSource, MANIFEST_LIMIT, SourceError};
-use crate::store::{NewFile, Store, StoreError};
+use crate::source::{BlobSource, MANIFEST_LIMIT};
+use crate::store::{NewFile, Store};
 
 /// The pushed indexes of one image.
 pub struct PushedIndexes {
@@ -49,74 +49,6 @@ struct Found {
     unusable: Vec<String>,
 }
 
-/// Why a pushed index is not used.
-#[derive(Debug, thiserror::Error)]
-pub enum PushedError {
-    /// There is none.
-    #[error("{place} has no index of this layer{}", told(unusable))]
-    None {
-        /// Registry and repository.
-        place: String,
-        /// Why artifacts of the image cannot be used.
-        unusable: Vec<String>,
-    },
-    /// It cannot be looked for or fetched.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The registry takes too long.
-    #[error("{place} gave no answer within {seconds} s")]
-    Late {
-        /// Registry and repository.
-        place: String,
-        /// The limit.
-        seconds: u64,
-    },
-    /// It could not be looked for, as an earlier layer has found.
-    #[error("it cannot be looked for: {why}")]
-    NotFound {
-        /// Why.
-        why: Arc<PushedError>,
-    },
-    /// The blob is not what the artifact's manifest says.
-    #[error("blob {blob} is not what its digest says")]
-    Corrupt {
-        /// The blob.
-        blob: Digest,
-    },
-    /// It says to be larger than an index of this layer may be.
-    #[error("it has {decoded} bytes, and an index of this layer may have {limit}")]
-    TooLarge {
-        /// Its decoded size.
-        decoded: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// It cannot be decompressed to its size.
-    #[error("it cannot be decompressed: {why}")]
-    Decode {
-        /// Why.
-        why: String,
-    },
-    /// It cannot be used.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// It is of another layer.
-    #[error("it is the index of blob {blob} with diff_id {diff_id}")]
-    OtherLayer {
-        /// The blob.
-        blob: Digest,
-        /// The decoded stream.
-        diff_id: Digest,
-    },
-    /// It cannot be cached.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn told(unusable: &[String]) -> String {
-    if unusable.is_empty() { String::new() } else { format!(" that can be used: {}", unusable.join("; ")) }
-}
-
 impl PushedIndexes {
     /// Those of the image with the manifest `image` and these layers, in `place`, the repository of `registry`.
     pub fn new<'a>(
@@ -136,31 +68,30 @@ impl PushedIndexes {
         }
     }
 
-    /// Opens the layer of `pass` by its pushed index.
+    /// Opens a layer by its pushed index.
     ///
     /// # Errors
     /// [`NotOpened`]
-    pub(super) async fn open(&self, pass: &FirstPass, means: &Means<'_>) -> Result<Opened, NotOpened> {
+    pub(super) async fn open(&self, layer: &LayerRef, store: &Arc<Store>) -> Result<Opened, NotOpened> {
         let origin = Origin::Vouched(Format::Pushed);
-        if let Ok(stored) = open_stored(&pass.layer, &[origin], means.store) {
+        if let Ok(stored) = open_stored(layer, &[origin], store) {
             return Ok(stored);
         }
         let Some(registry) = &self.registry else { return Err(NotOpened::None) };
         let found = self.found(registry).await.map_err(|why| PushedError::NotFound { why })?;
-        let layer = &pass.layer.blob.digest;
-        let Some(pushed) = found.indexes.get(layer) else {
+        let Some(pushed) = found.indexes.get(&layer.blob.digest) else {
             let (place, unusable) = (self.place.to_string(), found.unusable.clone());
             return Err(PushedError::None { place, unusable }.into());
         };
         let profiles = self.profiles.get_or_init(|| async {
             if let Some(blob) = &found.profiles
-                && let Err(error) = self.take_profiles(registry, blob, means.store).await
+                && let Err(error) = self.take_profiles(registry, blob, store).await
             {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(place = &*self.place, error, "pushed profiles are not used");
             }
         });
-        let (index, _) = tokio::join!(self.index(registry, pushed, pass, means.store), profiles);
+        let (index, _) = tokio::join!(self.index(registry, pushed, layer, store), profiles);
         Ok(Opened { index: index?, origin, passed_over: Vec::new() })
     }
 
@@ -237,11 +168,11 @@ impl PushedIndexes {
         &self,
         registry: &RegistrySource,
         pushed: &PushedIndex,
-        pass: &FirstPass,
+        layer: &LayerRef,
         store: &Arc<Store>,
     ) -> Result<Arc<LayerIndex>, PushedError> {
-        let limit = INDEX_AT_LEAST.saturating_add(pass.layer.blob.size.saturating_mul(INDEX_PER_BYTE));
-        let file = match store.new_index(pass.layer.index_name()) {
+        let limit = INDEX_AT_LEAST.saturating_add(layer.blob.size.saturating_mul(INDEX_PER_BYTE));
+        let file = match store.new_index(layer.index_name()) {
             Ok(file) => Sink::File(file),
             Err(error) => {
                 store.cannot_keep("the index of a layer", &error);
@@ -249,7 +180,7 @@ impl PushedIndexes {
             }
         };
         let sink = self.decoded(registry, &pushed.blob, limit, file).await?;
-        let (layer, store) = (pass.layer.clone(), Arc::clone(store));
+        let (layer, store) = (layer.clone(), Arc::clone(store));
         let proof = Proof::vouched(Format::Pushed, &self.place);
         let taken = tokio::task::spawn_blocking(move || take(sink, &layer, proof, &store));
         taken.await.map_err(|_| PushedError::Decode { why: "the process is ending".to_owned() })?

@@ -1,6 +1,6 @@
 //! Versions of a path: what each layer of an image has at it, and what that does to the layers below.
 //!
-//! The merged tree has one version of each path, the uppermost. Whoever asks what an image is made of needs the others as
+//! The merged tree has one version of each path, the uppermost. What an image is made of is told by the others as
 //! well: which layer brought a file, which one changed or removed it, and how many bytes nothing shows any more. This
 //! reads the layers' indexes only, never the bytes of a file.
 

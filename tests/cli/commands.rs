@@ -86,7 +86,7 @@ fn help_fits_on_a_screen() {
       inspect       Describe an image as one JSON object
       verify-image  Check whether an image is signed; also a verifier for containerd and peelfs
       cache         Show, verify and prune the cache
-      index         Export and import the layer indexes of an image
+      index         Push, export and import the layer indexes of an image
       profile       Export and import the start-up profiles of an image: what its runs read first
       store         Show images to podman, buildah and CRI-O without pulling them
       status        Show mounts and their progress
@@ -138,6 +138,10 @@ fn help_of_a_command_names_its_options() {
                                  foreign, none]
           --artifact             Show the layers of an image as files, one each; artifacts are shown as
                                  files without it
+          --index-from <REPO>    Where this machine has no index of a layer, use the one that `peelfs
+                                 index push` has put into REPO, or, for `referrers`, into the image's
+                                 own repository; whoever can write there is trusted for names and
+                                 attributes [env: PEELFS_INDEX_FROM]
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is cached; never use the network

@@ -29,7 +29,7 @@ pub(super) fn image() -> Image {
         .dir("home")
         .entry(Entry::dir("home/app").mode(0o750).owner(1000, 1001))
         .entry(Entry::file("home/app/big", vec![b'x'; 70_000]).owner(1000, 1001).mode(0o600))
-        .entry(Entry::file("home/app/nobody's", "1").owner(4242, 4343))
+        .entry(Entry::file("home/app/owner's", "1").owner(4242, 4343))
         .dir("usr")
         .dir("usr/bin")
         .entry(Entry::file("usr/bin/su", "#!/bin/sh\n").mode(0o4755))
@@ -208,17 +208,17 @@ fn listings_name_owners_as_the_image_does() {
 
     home/app:
     -rw------- 1 app  app  70000 2023-11-14 22:13:20 big
-    -rw-r--r-- 1 4242 4343     1 2023-11-14 22:13:20 nobody's
+    -rw-r--r-- 1 4242 4343     1 2023-11-14 22:13:20 owner's
     "#);
     assert_snapshot!(user.prints(&["ls", "-nh", NAME, "home/app"]), @r#"
     -rw------- 1 1000 1001 69K 2023-11-14 22:13:20 big
-    -rw-r--r-- 1 4242 4343   1 2023-11-14 22:13:20 nobody's
+    -rw-r--r-- 1 4242 4343   1 2023-11-14 22:13:20 owner's
     "#);
     assert_snapshot!(user.prints(&["ls", "-ld", NAME, "tmp", "dev/sda"]), @r#"
     drwxrwxrwt 1 root root 4096 2023-11-14 22:13:20 tmp
     brw-rw---- 1 root root 8, 0 2023-11-14 22:13:20 dev/sda
     "#);
-    assert_snapshot!(user.prints(&["find", NAME, "/home", "-nouser", "-ls"]).trim_start(), @"21      1 -rw-r--r--   1 4242     4343            1 2023-11-14 22:13:20 /home/app/nobody's");
+    assert_snapshot!(user.prints(&["find", NAME, "/home", "-nouser", "-ls"]).trim_start(), @"21      1 -rw-r--r--   1 4242     4343            1 2023-11-14 22:13:20 /home/app/owner's");
 }
 
 #[test]
@@ -520,7 +520,7 @@ fn trees_are_drawn_as_by_tree() {
     home
     └── app
         ├── big
-        └── nobody's
+        └── owner's
     etc
     ├── group
     ├── mtab -> ../proc/mounts

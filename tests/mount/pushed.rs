@@ -120,7 +120,7 @@ fn a_pushed_index_costs_few_requests_and_bytes() {
         used.map(|used| used["origin"].as_str().unwrap().to_owned())
     };
     assert_eq!(used(origins).as_deref(), Some("a pushed index"));
-    // Without it, nobody vouches.
+    // Without it, nothing vouches.
     let explained = json(&there, &["inspect", "--explain", &reference]);
     assert_eq!((used(&explained["layers"][0]["origins"]), &explained["layers"][0]["indexed"]), (None, &false.into()));
     done(&there, &["ls", &reference]);

@@ -547,7 +547,8 @@ fn glob(pattern: &[u8]) -> String {
 fn bracket(pattern: &[u8]) -> Option<(String, &[u8])> {
     let negated = matches!(pattern.first(), Some(b'!' | b'^'));
     let body = &pattern[usize::from(negated)..];
-    let mut end = 1;
+    // A bracket that comes first is one of the set.
+    let mut end = usize::from(body.first() == Some(&b']'));
     while *body.get(end)? != b']' {
         // `[:alpha:]` has a bracket of its own.
         if body[end..].starts_with(b"[:") {
@@ -575,7 +576,8 @@ fn bracket(pattern: &[u8]) -> Option<(String, &[u8])> {
             '\\' => out.extend(
                 chars.next().map(|char| format!(r"\x{{{:x}}}", u32::from(char))).iter().flat_map(|text| text.chars()),
             ),
-            '-' => out.push('-'),
+            // Between two characters it is a range; two of them would be an operator of regular expressions.
+            '-' if !out.ends_with(['[', '^', '-']) && chars.peek().is_some_and(|next| *next != '-') => out.push('-'),
             char if char.is_alphanumeric() => out.push(char),
             char => out.push_str(&format!(r"\x{{{:x}}}", u32::from(char))),
         }
@@ -707,6 +709,9 @@ mod tests {
             (b"[!a]", &[b"b", b"\xc3\xa4"], &[b"a"]),
             (b"[]x]", &[b"]", b"x"], &[b"a"]),
             (b"[[:digit:]-]", &[b"1", b"-"], &[b"a"]),
+            (b"[[:alpha:][:digit:]]x", &[b"ax", b"1x"], &[b"-x", b":x"]),
+            (b"[--0]", &[b"-", b"0"], &[b"x"]),
+            (b"[a&&b]", &[b"&", b"a", b"b"], &[b"c"]),
             (b"a[", &[b"a["], &[b"a"]),
             (b"\\*", &[b"*"], &[b"a"]),
             (b"a{b,c}", &[b"a{b,c}"], &[b"ab"]),

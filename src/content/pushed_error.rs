@@ -1,0 +1,76 @@
+//! Why a pushed index is not used.
+
+use std::sync::Arc;
+
+use crate::digest::Digest;
+use crate::layer::IndexError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// Why a pushed index is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum PushedError {
+    /// There is none.
+    #[error("{place} has no index of this layer{}", told(unusable))]
+    None {
+        /// Registry and repository.
+        place: String,
+        /// Why artifacts of the image cannot be used.
+        unusable: Vec<String>,
+    },
+    /// It cannot be looked for or fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The registry takes too long.
+    #[error("{place} gave no answer within {seconds} s")]
+    Late {
+        /// Registry and repository.
+        place: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// It could not be looked for, as an earlier layer has found.
+    #[error("it cannot be looked for: {why}")]
+    NotFound {
+        /// Why.
+        why: Arc<PushedError>,
+    },
+    /// The blob is not what the artifact's manifest says.
+    #[error("blob {blob} is not what its digest says")]
+    Corrupt {
+        /// The blob.
+        blob: Digest,
+    },
+    /// It says to be larger than an index of this layer may be.
+    #[error("it has {decoded} bytes, and an index of this layer may have {limit}")]
+    TooLarge {
+        /// Its decoded size.
+        decoded: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It cannot be decompressed to its size.
+    #[error("it cannot be decompressed: {why}")]
+    Decode {
+        /// Why.
+        why: String,
+    },
+    /// It cannot be used.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// It is of another layer.
+    #[error("it is the index of blob {blob} with diff_id {diff_id}")]
+    OtherLayer {
+        /// The blob.
+        blob: Digest,
+        /// The decoded stream.
+        diff_id: Digest,
+    },
+    /// It cannot be cached.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn told(unusable: &[String]) -> String {
+    if unusable.is_empty() { String::new() } else { format!(" that can be used: {}", unusable.join("; ")) }
+}
