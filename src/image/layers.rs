@@ -14,9 +14,10 @@ use tokio::sync::Notify;
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
 use super::slot::{LayerStatus, Slot};
+use super::trust::{Trust, Verify};
 use crate::content::{
-    self, FirstPass, FromRegistry, IndexChoice, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin,
-    Others, PartialLayer, PassError, PassProgress, Prefetch, PushedIndexes, ReadError, SharedLayers, opening,
+    self, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others, PartialLayer,
+    PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
 };
 use crate::digest::Digest;
 use crate::layer::{EntryId, LayerIndex, NamedFile};
@@ -33,40 +34,6 @@ pub enum Eagerness {
     Uppermost,
     /// Never.
     OnDemand,
-}
-
-/// When a layer's files may be shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verify {
-    /// Once the whole layer is verified.
-    BeforeShowing,
-    /// While it is read; if it fails verification, all later reads fail.
-    Behind,
-}
-
-/// What is believed of layers, and when it is shown.
-#[derive(Clone, Debug)]
-pub struct Trust {
-    /// When files may be shown.
-    pub verify: Verify,
-    /// Which indexes may be used.
-    pub index: IndexChoice,
-    /// Where indexes are that others have pushed, if such may be used.
-    pub pushed: Option<Arc<PushedIndexes>>,
-}
-
-impl From<Verify> for Trust {
-    fn from(verify: Verify) -> Self {
-        Self { verify, index: IndexChoice::default(), pushed: None }
-    }
-}
-
-impl Trust {
-    /// Where an index may come from, in the order in which it is asked for.
-    pub fn origins(&self) -> &'static [Origin] {
-        let pushed = if self.pushed.is_some() { FromRegistry::Named } else { FromRegistry::Never };
-        self.index.origins(pushed)
-    }
 }
 
 /// Limits of first passes.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::chain::chain;
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState};
-use super::layers::Trust;
+use super::trust::Trust;
 use crate::content::{
     Considered, ContentStats, FirstPass, LayerReader, Origin, PassError, PassProgress, PassedOver, SharedLayer,
     SharedLayers, ShownSpan, explain,

@@ -140,8 +140,8 @@ fn help_of_a_command_names_its_options() {
                                  files without it
           --index-from <REPO>    Where this machine has no index of a layer, use the one that `peelfs
                                  index push` has put into REPO, or, for `referrers`, into the image's
-                                 own repository; whoever can write there is trusted for names and
-                                 attributes [env: PEELFS_INDEX_FROM]
+                                 own repository; its writers are trusted for names and attributes [env:
+                                 PEELFS_INDEX_FROM]
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is cached; never use the network

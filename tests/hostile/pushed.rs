@@ -1,4 +1,4 @@
-//! Row 11 once more: pushed indexes that lie. Whoever can write to the repository has put them there; what is shown is what the
+//! Row 11 once more: pushed indexes that lie. They were put there by those who can write to the repository; what is shown is what the
 //! layer has, in the end by a first pass, or an error.
 
 use peelfs::codec::StartKind;

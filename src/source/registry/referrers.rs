@@ -2,7 +2,7 @@
 //!
 //! Registries list them at an endpoint of its own, in pages (distribution-spec, "Listing Referrers"). Where there is no
 //! such endpoint, clients keep the list themselves, in an image index under a tag that is made of the digest ("Referrers
-//! Tag Schema"). Whoever may push decides what a list holds, so only a part of a long one is read.
+//! Tag Schema"). Those who may push decide what a list holds, so only a part of a long one is read.
 
 use bytes::Bytes;
 use reqwest::{Method, StatusCode};
