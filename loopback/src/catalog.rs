@@ -129,10 +129,15 @@ impl Catalog {
         let referring = repository.documents.iter().filter_map(|(digest, (media_type, bytes))| {
             let document: Value = serde_json::from_slice(bytes).ok()?;
             (document["subject"]["digest"] == subject).then(|| {
-                json!({
+                let mut entry = json!({
                     "mediaType": media_type.as_str(), "digest": digest.to_string(), "size": bytes.len(),
-                    "artifactType": document["artifactType"], "annotations": document["annotations"],
-                })
+                });
+                for field in ["artifactType", "annotations"] {
+                    if let Some(value) = document.get(field) {
+                        entry[field] = value.clone();
+                    }
+                }
+                entry
             })
         });
         let manifests: Vec<_> = referring.collect();
