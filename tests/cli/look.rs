@@ -10,7 +10,7 @@ use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, program};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, on_terminal};
 
 use crate::user::User;
 
@@ -244,11 +244,7 @@ fn names_are_escaped_on_a_terminal() {
     let user = User::with_layout(&image());
     let own = user.command(&[]);
     for (line, shown) in [("ls", "\\u{1b}[31mred"), ("find", "usr/caf\\xe9 \\n"), ("tree", "caf\\xe9 \\n")] {
-        let line = format!("'{}' {line} {NAME} usr", program().display());
-        let mut script = Command::new("script");
-        script.args(["-qec", &line, "/dev/null"]).env_clear().current_dir(own.get_current_dir().unwrap());
-        script.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("SHELL", "/bin/sh");
-        let output = script.env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap();
+        let output = on_terminal(&own, &format!("{line} {NAME} usr"));
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains(shown) && !text.contains("\x1b[31m"), "{line}: {text:?}");
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, cho
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,7 +27,7 @@ use serde_json::json;
 use super::layers::open_up;
 use super::{NAME, bounded, image, lines, open, runtime, served, tried};
 use support::random::Random;
-use support::sandbox::{Sandbox, cannot_mount, content_file, is_missing, program, said};
+use support::sandbox::{Sandbox, cannot_mount, content_file, is_missing, on_terminal, said};
 use support::shown::MemorySource;
 
 pub(super) fn is_root() -> bool {
@@ -442,15 +442,6 @@ fn row_24_secrets_are_seen_nowhere() {
     tried(24, inputs);
 }
 
-/// What a person sees of a command with such arguments.
-fn on_terminal(sandbox: &Sandbox, line: &str) -> Output {
-    let plain = sandbox.peelfs([""; 0]);
-    let mut script = Command::new("script");
-    script.args(["-qec", &format!("'{}' {line}", program().display()), "/dev/null"]).env_clear();
-    script.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    script.env("SHELL", "/bin/sh").env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap()
-}
-
 #[test]
 fn row_25_nothing_steers_a_terminal() {
     let escape = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}";
@@ -466,7 +457,7 @@ fn row_25_nothing_steers_a_terminal() {
     // Names go into pipes as they are.
     for line in ["ls", "ls -lR", "find", "tree"] {
         if !is_missing("script") {
-            outputs.push(on_terminal(&sandbox, &format!("{line} {reference}")));
+            outputs.push(on_terminal(&sandbox.peelfs([""; 0]), &format!("{line} {reference}")));
         }
     }
     for args in [vec!["ls", "--json", &reference], vec!["inspect", &reference], vec!["cat", &reference, "/l"]] {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,6 +55,15 @@ pub fn uninterrupted<T, E: Into<io::Error>>(mut call: impl FnMut() -> Result<T, 
             result => return result,
         }
     }
+}
+
+/// What a person sees of a line of arguments of the program, in the environment and directory of `plain`; by script(1).
+pub fn on_terminal(plain: &Command, line: &str) -> Output {
+    let mut script = Command::new("script");
+    script.args(["-qec", &format!("'{}' {line}", program().display()), "/dev/null"]).env_clear();
+    script.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    plain.get_current_dir().map(|directory| script.current_dir(directory));
+    script.env("SHELL", "/bin/sh").env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap()
 }
 
 /// A cache, a runtime directory and mount points.
