@@ -18,7 +18,8 @@ use peelfs::digest::{Algorithm, Digest};
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     repositories: BTreeMap<String, Repository>,
-    lists_referrers: bool,
+    /// How many referrers there are on a page; 0 if they are not listed.
+    referrers_a_page: usize,
     takes_pushes: bool,
 }
 
@@ -83,8 +84,14 @@ impl Catalog {
 
     /// The same, of which the registry also lists what refers to a manifest; docker-registry does not.
     #[must_use]
-    pub fn listing_referrers(mut self) -> Self {
-        self.lists_referrers = true;
+    pub fn listing_referrers(self) -> Self {
+        self.listing_referrers_by(usize::MAX)
+    }
+
+    /// The same, in pages of so many.
+    #[must_use]
+    pub fn listing_referrers_by(mut self, page: usize) -> Self {
+        self.referrers_a_page = page;
         self
     }
 
@@ -100,7 +107,7 @@ impl Catalog {
     }
 
     pub(super) fn lists_referrers(&self) -> bool {
-        self.lists_referrers
+        self.referrers_a_page > 0
     }
 
     /// Stores a blob.
@@ -119,11 +126,12 @@ impl Catalog {
         digest
     }
 
-    /// The documents whose subject is this one, as an image index; `None` where they are not listed.
-    pub(super) fn referrers(&self, name: &str, subject: &str) -> Option<Value> {
+    /// A page of the documents whose subject is this one, as an image index, and whether there are more; `None` where
+    /// they are not listed.
+    pub(super) fn referrers(&self, name: &str, subject: &str, page: usize) -> Option<(Value, bool)> {
         let none = Repository::default();
         let repository = self.repositories.get(name).unwrap_or(&none);
-        if !self.lists_referrers {
+        if self.referrers_a_page == 0 {
             return None;
         }
         let referring = repository.documents.iter().filter_map(|(digest, (media_type, bytes))| {
@@ -140,8 +148,10 @@ impl Catalog {
                 entry
             })
         });
-        let manifests: Vec<_> = referring.collect();
-        Some(json!({ "schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": manifests }))
+        let mut rest = referring.skip(page.saturating_mul(self.referrers_a_page));
+        let manifests: Vec<_> = rest.by_ref().take(self.referrers_a_page).collect();
+        let index = json!({ "schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": manifests });
+        Some((index, rest.next().is_some()))
     }
 
     /// The names of all repositories.

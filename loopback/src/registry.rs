@@ -301,10 +301,17 @@ impl Shared {
                     Answer::new(200, media_type.as_str(), bytes).header("Docker-Content-Digest", &digest.to_string())
                 }
             },
-            Route::Referrers { name, subject } => match catalog.referrers(name, subject) {
-                Some(index) => Answer::new(200, MediaType::OciIndex.as_str(), index.to_string()),
-                None => Answer::error(404, "NOT_FOUND", "there is nothing at this path"),
-            },
+            Route::Referrers { name, subject } => {
+                let page = request.query.strip_prefix("page=").and_then(|page| page.parse().ok()).unwrap_or(0);
+                match catalog.referrers(name, subject, page) {
+                    Some((index, more)) => {
+                        let answer = Answer::new(200, MediaType::OciIndex.as_str(), index.to_string());
+                        let next = || format!("<{}?page={}>; rel=\"next\"", request.path, page + 1);
+                        if more { answer.header("Link", &next()) } else { answer }
+                    }
+                    None => Answer::error(404, "NOT_FOUND", "there is nothing at this path"),
+                }
+            }
             Route::Blob { name, digest } => match digest.parse().ok().and_then(|d| catalog.blob(name, &d)) {
                 None => Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
                 Some(content) => Answer::blob(request, content).header("Docker-Content-Digest", digest),

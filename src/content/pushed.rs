@@ -120,7 +120,7 @@ impl PushedIndexes {
 
     /// Looks at the artifacts of the image, the newest first, until each layer has an index.
     async fn find(&self, registry: &RegistrySource) -> Result<Found, PushedError> {
-        let pages = registry.artifacts(&self.image, crate::documents::INDEX_ARTIFACT).await?.into_pages();
+        let pages = registry.referrers(&self.image, Some(crate::documents::INDEX_ARTIFACT)).await?.into_pages();
         let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
         let mut found = Found::default();
         for candidate in IndexArtifact::candidates(pages.iter().map(|page| &**page)) {

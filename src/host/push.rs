@@ -235,7 +235,7 @@ async fn existing(
     image: &Digest,
     artifact: &IndexArtifact,
 ) -> Result<Option<Digest>, crate::source::SourceError> {
-    let pages = registry.artifacts(image, INDEX_ARTIFACT).await?.into_pages();
+    let pages = registry.referrers(image, Some(INDEX_ARTIFACT)).await?.into_pages();
     let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
     let Some(newest) = IndexArtifact::candidates(pages.iter().map(|page| &**page)).into_iter().next() else {
         return Ok(None);

@@ -18,6 +18,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::image::Network;
 use crate::reference::{Place, Reference, RegistryName};
 use crate::signature::{self, PublicKey, SignatureError, Statement};
+use crate::source::registry::{Referrers, referrers_tag};
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, TagRecord};
 use crate::trust::Untrusted;
@@ -174,7 +175,8 @@ type Found = Result<Option<Statement>, NotSigned>;
 impl Search<'_> {
     /// In the manifest with the tag `ALGORITHM-HEX.sig`.
     async fn by_tag(&mut self) -> Found {
-        let Some((reference, (source, _))) = self.beside(".sig").await? else { return Ok(None) };
+        let tag = format!("{}-{}.sig", self.digest.algorithm().name(), self.digest.hex());
+        let Some((reference, (source, _))) = self.beside(&tag).await? else { return Ok(None) };
         let asked = source.root().await.map(Document::from);
         let Some(bytes) = self.remembered(&reference, asked)? else { return Ok(None) };
         self.manifest(&*source, &bytes).await
@@ -182,15 +184,19 @@ impl Search<'_> {
 
     /// In manifests whose subject is the image.
     async fn by_subject(&mut self) -> Found {
-        let Some((reference, (source, registry))) = self.beside("").await? else { return Ok(None) };
-        let listed = match registry {
-            Some(registry) => registry.referrers(self.digest).await,
-            None => Ok(None),
+        let Some((reference, (source, registry))) = self.beside(&referrers_tag(self.digest)).await? else {
+            return Ok(None);
         };
-        let asked = match listed {
-            Ok(Some(listed)) => Ok(Document::from(listed)),
-            Ok(None) => source.root().await.map(Document::from),
-            Err(error) => Err(error),
+        let asked = match registry {
+            Some(registry) => match registry.referrers(self.digest, None).await {
+                Ok(Referrers::Listed(pages)) => match one_list(pages) {
+                    Ok(list) => Ok(Document(None, list)),
+                    Err(error) => return Ok(self.wrong(unreadable(error))),
+                },
+                Ok(Referrers::Tagged(list)) => list.map(Document::from).ok_or_else(|| absent(&reference)),
+                Err(error) => Err(error),
+            },
+            None => source.root().await.map(Document::from),
         };
         let Some(listed) = self.remembered(&reference, asked)? else { return Ok(None) };
         // Neither the list nor its items prove anything before a signature is verified.
@@ -212,9 +218,8 @@ impl Search<'_> {
     }
 
     /// What the registry has under a tag that belongs to the image (cosign, distribution specification).
-    async fn beside(&self, suffix: &str) -> Result<Option<(Reference, Sources)>, NotSigned> {
-        let tag = format!("{}-{}{suffix}", self.digest.algorithm().name(), self.digest.hex());
-        let Some(reference) = beside(&self.image.reference, &tag) else { return Ok(None) };
+    async fn beside(&self, tag: &str) -> Result<Option<(Reference, Sources)>, NotSigned> {
+        let Some(reference) = beside(&self.image.reference, tag) else { return Ok(None) };
         match open::source(&reference, &self.image.access, &self.store).await {
             Ok(sources) => Ok(Some((reference, sources))),
             Err(HostError::Source(SourceError::NotFound { .. })) => Ok(None),
@@ -366,6 +371,25 @@ impl From<Untrusted<Bytes>> for Document {
     fn from(bytes: Untrusted<Bytes>) -> Self {
         Self(None, bytes.into_unverified())
     }
+}
+
+/// The image index of all pages.
+fn one_list(pages: Vec<Untrusted<Bytes>>) -> Result<Bytes, serde_json::Error> {
+    let mut list = serde_json::json!({ "schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str() });
+    let mut manifests = Vec::new();
+    for page in pages {
+        let mut page: serde_json::Value = serde_json::from_slice(&page.into_unverified())?;
+        if let Some(serde_json::Value::Array(more)) = page.get_mut("manifests").map(serde_json::Value::take) {
+            manifests.extend(more);
+        }
+    }
+    list["manifests"] = manifests.into();
+    Ok(list.to_string().into())
+}
+
+fn absent(reference: &Reference) -> SourceError {
+    let (what, place) = ("a list of referrers".to_owned(), reference.canonical());
+    SourceError::NotFound { what, place, said: None, hint: None }
 }
 
 fn unreadable(why: impl ToString) -> Wrong {

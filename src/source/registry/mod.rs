@@ -79,7 +79,7 @@ pub use self::credentials::{Secret, Surroundings};
 pub use self::http::Content;
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
 pub use self::push::{PushError, Stored};
-pub use self::referrers::Referrers;
+pub use self::referrers::{Referrers, tag as referrers_tag};
 
 /// The server of Docker Hub.
 const HUB_SERVER: &str = "registry-1.docker.io";

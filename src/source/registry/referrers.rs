@@ -35,31 +35,22 @@ impl Referrers {
     }
 }
 
-/// The tag under which the referrers of `of` are listed in registries that do not list them themselves.
-pub(super) fn tag(of: &Digest) -> String {
+/// The tag under which the referrers of `of` are listed where there is no endpoint that lists them.
+pub fn tag(of: &Digest) -> String {
     // The specification shortens what is longer: a tag has at most 128 characters.
     format!("{}-{}", of.algorithm().name(), &of.hex()[..64])
 }
 
 impl RegistrySource {
-    /// The first page of the manifests that name `of` as their `subject`, as an image index; `None` if the registry does
-    /// not list them.
+    /// The artifacts that refer to `of`: of type `kind`, or of all types. A registry may list others as well.
     ///
     /// # Errors
     /// [`SourceError`]
-    pub async fn referrers(&self, of: &Digest) -> Result<Option<Untrusted<Bytes>>, SourceError> {
-        Ok(self.page(Listing { of, kind: None, next: None }).await?.map(|(page, _)| page))
-    }
-
-    /// The artifacts of type `kind` that refer to `of`; a registry may list others as well.
-    ///
-    /// # Errors
-    /// [`SourceError`]
-    pub async fn artifacts(&self, of: &Digest, kind: &str) -> Result<Referrers, SourceError> {
+    pub async fn referrers(&self, of: &Digest, kind: Option<&str>) -> Result<Referrers, SourceError> {
         let mut pages = Vec::new();
         let mut next = None::<String>;
         while pages.len() < MAX_PAGES {
-            let listing = Listing { of, kind: Some(kind), next: next.as_deref() };
+            let listing = Listing { of, kind, next: next.as_deref() };
             let Some((page, following)) = self.page(listing).await? else { break };
             pages.push(page);
             match following {
