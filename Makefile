@@ -38,14 +38,22 @@ LINTED := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings
 # Most tests wait for something: more of them than CPUs run at a time.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
+# What tests run: the real engines and tools.
+TEST_TOOLS := umoci:umoci skopeo:skopeo openssl:openssl \
+	docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
+	restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox \
+	containerd:containerd ctr-remote:stargz-snapshotter podman:podman buildah:buildah $(PROGRAMS_OF_32_BITS)
+
+# The tools are installed while the tests are built.
 test:
-	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy umoci:umoci skopeo:skopeo openssl:openssl \
-		docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
-		restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox \
-		containerd:containerd ctr-remote:stargz-snapshotter podman:podman buildah:buildah $(PROGRAMS_OF_32_BITS)
+	@scripts/need.sh cc:gcc make:make fusermount3:fuse3 rust rustfmt clippy
 	$(CARGO) fmt --all --check
-	$(LINTED) $(CARGO) test --locked --workspace --all-targets --no-run
-	$(LINTED) $(CARGO) test --locked --workspace
+	@scripts/both.sh \
+		'$(LINTED) $(CARGO) test --locked --workspace --all-targets --no-run' \
+		'scripts/need.sh $(TEST_TOOLS)'
+	@scripts/both.sh \
+		"$(LINTED) $(CARGO) test --locked --workspace --test '[hms]*' && $(LINTED) $(CARGO) test --locked --workspace --doc" \
+		"$(LINTED) $(CARGO) test --locked --workspace --lib --bins --examples --test '[!hms]*'"
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := tar index gzip zstd documents reference platform wire toc estargz
