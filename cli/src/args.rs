@@ -13,6 +13,7 @@ use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
 use super::csi::CsiArgs;
+use super::doctor::DoctorArgs;
 use super::look::args::{
     CatArgs, DiffArgs, DuArgs, FindArgs, GrepArgs, LayersArgs, LsArgs, StatArgs, SumArgs, TreeArgs, WhichArgs,
 };
@@ -104,6 +105,8 @@ pub(crate) enum Command {
     Snapshotter(SnapshotterArgs),
     /// Serve Kubernetes as a CSI plugin: volumes that show images
     Csi(CsiArgs),
+    /// Check what works on this machine, and say how to get what does not
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(CompletionsArgs),
@@ -142,6 +145,7 @@ impl Command {
             Self::Cp(args) => &args.image,
             Self::Inspect(args) => &args.image,
             Self::Store(args) => args.image()?,
+            Self::Doctor(args) => return args.reference.as_deref(),
             _ => return None,
         };
         Some(&image.reference)
@@ -454,6 +458,8 @@ pub(crate) enum HostCommand {
         /// The container's name
         name: String,
     },
+    /// Enters the namespaces of a container, tells what works there, and exits
+    Namespace,
     /// Unmounts an image store after its other processes were killed
     StoreGuard {
         /// The kernel's number of the file system

@@ -37,7 +37,7 @@ pub(crate) fn start(command: &Command) {
             | HostCommand::Alone { in_background }
             | HostCommand::Cover { in_background } => in_background,
             HostCommand::Guard { .. } => true,
-            HostCommand::StoreGuard { .. } => false,
+            HostCommand::StoreGuard { .. } | HostCommand::Namespace => false,
         },
         _ => false,
     };

@@ -11,6 +11,7 @@ mod carry;
 mod container;
 mod cp;
 mod csi;
+mod doctor;
 mod engine_options;
 mod environment;
 mod extras;
@@ -118,6 +119,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Csi(args) => csi::run(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),
         Command::CredentialProvider(args) => snapshotter::credentials(&args),
+        // Nor is a machine that cannot mount a failure of the command.
+        Command::Doctor(args) => doctor::run(&args).map(|works| found = works),
         Command::Completions(args) => extras::completions(&args),
         Command::Man(args) => extras::man(&args),
         Command::Probe(args) => return host::probe::run(&args.at),

@@ -2,7 +2,7 @@
 
 use super::args::{HostArgs, HostCommand, KernelArg, MountArgs, PassthroughArg};
 use super::progress::Bar;
-use super::{guard, options, specs};
+use super::{guard, namespace, options, specs};
 use peelfs::host::kernel::{self, Outcome};
 use peelfs::host::report::Report;
 use peelfs::host::spec::MountSpec;
@@ -102,6 +102,7 @@ pub(super) fn host(args: &HostArgs) -> Result<(), Report> {
         HostCommand::Alone { .. } => alone::run_in_background()?,
         HostCommand::Cover { .. } => writable::run()?,
         HostCommand::StoreGuard { device, id, at } => peelfs::host::guard::run(at, device, *id),
+        HostCommand::Namespace => namespace::try_out()?,
         HostCommand::Guard { runtime, directory, name } => guard::run(runtime, directory, name),
     }
     Ok(())

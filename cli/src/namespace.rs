@@ -1,18 +1,22 @@
 //! The namespaces of `peelfs run`: a mount namespace, and for users other than root a user namespace.
 
+use std::ffi::CString;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sched::CloneFlags;
-use rustix::mount::MountPropagationFlags;
+use rustix::fs::Mode;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use serde::{Deserialize, Serialize};
 
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::subids;
 
 /// The privileges of this process in its namespaces.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Standing {
     /// Root of the machine, or of the user namespace that it was started in.
     Root,
@@ -67,6 +71,36 @@ fn failed(cause: std::io::Error) -> Report {
         return report;
     }
     report.hint("users other than root need user namespaces: let root allow them (`sysctl user.max_user_namespaces`, on Debian `kernel.unprivileged_userns_clone`), or run it")
+}
+
+/// What a process found that entered namespaces.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Trial {
+    pub(super) standing: Standing,
+    /// Why no overlay can be mounted there.
+    pub(super) overlay: Option<String>,
+}
+
+/// `peelfs host namespace`: enters namespaces, mounts an overlay there, and prints the [`Trial`]. All that it mounts is gone
+/// with it.
+pub(super) fn try_out() -> Result<(), Report> {
+    let standing = enter()?;
+    let trial = Trial { standing, overlay: try_overlay().err().map(|errno| errno.to_string()) };
+    println!("{}", serde_json::to_string(&trial).expect("plain data"));
+    Ok(())
+}
+
+/// Mounts a tmpfs over the temporary directory, and an overlay of directories in it.
+fn try_overlay() -> Result<(), rustix::io::Errno> {
+    let at = std::env::temp_dir();
+    rustix::mount::mount("peelfs", &at, "tmpfs", MountFlags::empty(), Some(c"mode=0700"))?;
+    for name in ["lower", "upper", "work", "all"] {
+        rustix::fs::mkdir(at.join(name), Mode::RWXU)?;
+    }
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| at.join(name).display().to_string());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work},userxattr");
+    let options = CString::new(options).map_err(|_| rustix::io::Errno::INVAL)?;
+    rustix::mount::mount("peelfs", at.join("all"), "overlay", MountFlags::empty(), Some(options.as_c_str()))
 }
 
 /// A process that stays outside and maps the namespace's users with newuidmap and newgidmap.

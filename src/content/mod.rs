@@ -56,7 +56,7 @@ pub use budget::Prefetch;
 pub use error::ReadError;
 pub use evict_content::evict_content;
 pub use explain::{Considered, explain};
-pub use fsck::{CheckedLayer, check_layer};
+pub use fsck::{CheckedLayer, check_layer, glance_at_layer};
 pub use layer_ref::{LayerRef, Payload};
 pub use open_layer::{ContentStats, OpenLayer};
 pub use opening::{Opened, Origin};

@@ -162,8 +162,10 @@ fn source_of(reference: &str) -> String {
     if is_path && source.split('/').all(fits) { source } else { format!("{SOURCE}image") }
 }
 
+/// The name of the file system of `file`, if the kernel does not mount EROFS from files of it.
+///
 /// EROFS needs the operation `read_folio` of the file system. These lack it.
-fn file_system_without_read_folio(file: &File) -> Option<&'static str> {
+pub fn file_system_without_read_folio(file: &File) -> Option<&'static str> {
     /// `OVERLAYFS_SUPER_MAGIC`, `TMPFS_MAGIC`
     const OVERLAY: u64 = 0x794c_7630;
     const TMPFS: u64 = 0x0102_1994;

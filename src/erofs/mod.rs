@@ -21,7 +21,7 @@ use std::io;
 use crate::image::{FsError, ImageFs};
 use crate::overlay::LayerNo;
 
-pub use attach::{AttachError, Files, Terms, attach, is_possible};
+pub use attach::{AttachError, Files, Terms, attach, file_system_without_read_folio, is_possible};
 pub use space::Output;
 
 /// The result.

@@ -4,7 +4,7 @@
 //! resolved again at the end, and the owner of a parent directory could have put a symlink in its place. So the
 //! directory is opened once, and that directory is mounted on, wherever its path leads by then.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
@@ -176,10 +176,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 /// # Errors
 /// [`io::ErrorKind::NotFound`] if both are missing.
 pub(super) fn helper(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
-    let named = std::env::var_os("FUSERMOUNT_PATH");
-    let usual = ["fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3", "fusermount", "/bin/fusermount"];
-    let programs = named.map_or_else(|| usual.map(Into::into).to_vec(), |named| vec![named]);
-    for program in programs {
+    for program in helpers() {
         let mut command = Command::new(program);
         command.stderr(Stdio::piped());
         prepare(&mut command);
@@ -189,6 +186,26 @@ pub(super) fn helper(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed"))
+}
+
+/// The helper that mounts and unmounts for users other than root, if it is installed.
+pub fn installed_helper() -> Option<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let found = |program: OsString| {
+        let program = PathBuf::from(program);
+        let places = match program.components().count() {
+            1 => std::env::split_paths(&search).map(|directory| directory.join(&program)).collect(),
+            _ => vec![program],
+        };
+        places.into_iter().find(|place| place.is_file())
+    };
+    helpers().into_iter().find_map(found)
+}
+
+/// The programs that may be the helper, preferred first.
+fn helpers() -> Vec<OsString> {
+    let usual = ["fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3", "fusermount", "/bin/fusermount"];
+    std::env::var_os("FUSERMOUNT_PATH").map_or_else(|| usual.map(Into::into).to_vec(), |named| vec![named])
 }
 
 /// Waits for the helper; returns its output as one line if it failed.

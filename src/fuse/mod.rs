@@ -23,6 +23,7 @@ mod serve;
 mod session;
 mod standby;
 mod through;
+mod trial;
 mod wire;
 mod xattrs;
 
@@ -38,11 +39,12 @@ use zerocopy::IntoBytes as _;
 #[doc(hidden)]
 pub use wire::is_request;
 
-pub use attach::Target;
+pub use attach::{Target, installed_helper};
 pub use device::is_alive;
 pub use place::{MountPlace, OpenFiles, UnmountError, unmount, unmount_with_cover};
 pub use session::{Disconnect, MountError, MountOptions, Mounted, claim, claim_path, mount, take_over};
 pub use through::Passthrough;
+pub use trial::{Offers, try_mount};
 
 use crate::image::{Answer, Apart, FsError, NoAnswer, ReadNow, SeekTo, Totals, Tree, briefly};
 use crate::offsets::FileOffset;

@@ -4,7 +4,7 @@
 //! an eighth of the limit, as an index saves the download of its layer; then spans of layers in use, whose indexes
 //! stay. Reading a layer's content marks it as used (the map's modification time).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -280,21 +280,27 @@ impl Store {
     /// As [`Store::tidy`], and removes buckets of other versions.
     fn sweep(&self) -> Result<Freed, StoreError> {
         let mut freed = Freed { bytes: self.tidy()?, ..Freed::default() };
-        for (path, _) in self.files.list(&self.root)? {
-            let Some(name) = path.file_name() else { continue };
-            let known = [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, TAG, PROFILE, LOCK, TMP]
-                .iter()
-                .any(|bucket| *name == **bucket);
-            let bucket = name.to_str().and_then(|name| name.split_once("-v")).is_some_and(|(kind, version)| {
-                ["index", "content", "whole", "erofs", "document", "tag", "profile", "lock"].contains(&kind)
-                    && version.parse::<u32>().is_ok()
-            });
-            if !known && bucket {
-                self.files.each(&path, &mut |_, found| freed.bytes += found.disk_bytes())?;
-                self.files.remove_dir(&path)?;
-            }
+        for path in self.other_formats()? {
+            self.files.each(&path, &mut |_, found| freed.bytes += found.disk_bytes())?;
+            self.files.remove_dir(&path)?;
         }
         Ok(freed)
+    }
+
+    /// The buckets that are of other releases, whose formats have other numbers.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the directory cannot be read.
+    pub fn other_formats(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let own = [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, TAG, PROFILE, LOCK];
+        let kinds = own.map(|bucket| bucket.split("-v").next().unwrap_or_default());
+        let is_other = |path: &Path| {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+            let parts = name.split_once("-v");
+            !own.contains(&name)
+                && parts.is_some_and(|(kind, version)| kinds.contains(&kind) && version.parse::<u32>().is_ok())
+        };
+        Ok(self.files.list(&self.root)?.into_iter().map(|(path, _)| path).filter(|path| is_other(path)).collect())
     }
 
     /// Removes the content of a layer, unless a process uses it.

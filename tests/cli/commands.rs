@@ -93,6 +93,7 @@ fn help_fits_on_a_screen() {
       upgrade       Let this version of peelfs serve existing mounts, without unmounting
       snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
       csi           Serve Kubernetes as a CSI plugin: volumes that show images
+      doctor        Check what works on this machine, and say how to get what does not
       help          Print this message or the help of the given subcommand(s)
 
     Options:

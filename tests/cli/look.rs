@@ -861,7 +861,7 @@ fn json_has_the_documented_fields() {
 }
 
 /// The names of all fields, those of objects in lists and objects with a path.
-fn collect(above: &str, value: &serde_json::Value, fields: &mut BTreeSet<String>) {
+pub(super) fn collect(above: &str, value: &serde_json::Value, fields: &mut BTreeSet<String>) {
     match value {
         serde_json::Value::Object(object) => {
             for (name, value) in object {
@@ -876,7 +876,7 @@ fn collect(above: &str, value: &serde_json::Value, fields: &mut BTreeSet<String>
 }
 
 /// The first column of the tables below each heading of docs/json.md; `NODE` stands for the fields of a node.
-fn documented_fields() -> BTreeMap<String, BTreeSet<String>> {
+pub(super) fn documented_fields() -> BTreeMap<String, BTreeSet<String>> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/json.md")).unwrap();
     let mut sections = BTreeMap::<String, BTreeSet<String>>::new();
     let mut section = String::new();

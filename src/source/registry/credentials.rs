@@ -183,6 +183,16 @@ impl Keyring {
         Self { files, host, repository, path: around.path.clone(), helper_limit, told }
     }
 
+    /// The files, whether their form is the legacy one, and whether the user has named them.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&Path, bool, bool)> {
+        self.files.iter().map(|file| (file.path.as_path(), file.legacy, file.named != Named::No))
+    }
+
+    /// The program of a helper, if it is installed.
+    pub(super) fn installed(&self, helper: &str) -> Option<PathBuf> {
+        self.program(helper).ok()
+    }
+
     /// The host of these credentials, as users write it.
     pub(super) fn host(&self) -> &str {
         &self.host

@@ -19,6 +19,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, Method, StatusCode, Url};
 
+use super::contact::LastLimit;
 use super::encoding;
 use super::origin::{self, Forbidden, MAX_REDIRECTS, Origin, Reach};
 use super::patience::Deadlines;
@@ -59,7 +60,7 @@ pub(super) struct Transport {
     pub(super) clients: Mutex<HashMap<ClientKind, Client>>,
 }
 
-/// Counts of requests and bytes.
+/// Counts of requests and bytes, and the limit that was told.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) requests: AtomicU64,
@@ -67,6 +68,7 @@ pub(super) struct Counters {
     pub(super) retries: AtomicU64,
     pub(super) resumptions: AtomicU64,
     pub(super) renewals: AtomicU64,
+    pub(super) limit: LastLimit,
 }
 
 /// Groups of connections that may share a pool.
@@ -290,6 +292,9 @@ impl Transport {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let answer = builder.send().await.map_err(|error| fault(error, host.clone(), &self.deadlines));
+        if let Ok(response) = &answer {
+            self.counters.limit.note(response.headers());
+        }
         match answer {
             Ok(response) => Ok(Reply {
                 response,

@@ -18,12 +18,14 @@
 //! | `download` | how many connections a large blob needs |
 //! | `referrers` | which manifests refer to one |
 //! | `push` | storing blobs and manifests |
+//! | `contact`, `survey` | what is told of registries and login files, for `peelfs doctor` |
 
 mod access;
 mod auth;
 mod blob;
 mod challenge;
 mod client;
+mod contact;
 mod credentials;
 mod download;
 mod encoding;
@@ -38,6 +40,7 @@ mod refusals;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod scripted;
+mod survey;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -75,11 +78,13 @@ use crate::reference::{DOCKER_HUB, RegistryName};
 use crate::trust::{Mismatch, Untrusted};
 
 pub use self::auth::Rights;
+pub use self::contact::{Contact, RateLimit};
 pub use self::credentials::{Secret, Surroundings};
 pub use self::http::Content;
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
 pub use self::push::{PushError, Stored};
 pub use self::referrers::{Referrers, tag as referrers_tag};
+pub use self::survey::{SurveyedFile, SurveyedLogins};
 
 /// The server of Docker Hub.
 const HUB_SERVER: &str = "registry-1.docker.io";

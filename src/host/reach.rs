@@ -1,0 +1,99 @@
+//! Asks the source of an image step by step, as a mount would: for a report of what works and what does not.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::error::HostError;
+use super::open;
+use super::spec::ImageSpec;
+use crate::descriptor::Descriptor;
+use crate::image::Network;
+use crate::offsets::BlobOffset;
+use crate::reference::Place;
+use crate::source::registry::{Contact, RegistrySource, Rights};
+use crate::source::{BlobSource as _, SourceError};
+
+/// How far an image can be reached.
+#[derive(Debug)]
+pub struct Reached {
+    /// The answers of its registry; `None` for an image that is not in one, or must not be asked for.
+    pub registry: Option<ReachedRegistry>,
+    /// What a mount would show: how many layers, of how many bytes.
+    pub image: Result<(usize, u64), HostError>,
+}
+
+/// How far a registry can be reached.
+#[derive(Debug)]
+pub struct ReachedRegistry {
+    /// Its name, with its port if it has one.
+    pub host: String,
+    /// The addresses of its host; `None` if a proxy is asked, which resolves it.
+    pub addresses: Option<io::Result<Vec<IpAddr>>>,
+    /// What it says that the reference names now.
+    pub manifest: Result<Descriptor, SourceError>,
+    /// How it was reached.
+    pub contact: Contact,
+    /// Whether it serves ranges of blobs; `None` if that was not asked.
+    pub ranges: Option<Result<bool, SourceError>>,
+}
+
+/// Asks for the image: its registry's address, its manifest, and a few bytes in the middle of its largest layer. Needs a
+/// tokio runtime.
+///
+/// # Errors
+/// [`HostError`] if the registry cannot be asked at all, as with invalid certificates.
+pub async fn reach(image: &ImageSpec) -> Result<Reached, HostError> {
+    let is_offline = image.access.network == Network::Offline;
+    let name = match image.reference.place() {
+        Place::Registry(name) if !is_offline => name,
+        _ => return Ok(Reached { registry: None, image: described(image).await.map(|layers| size(&layers)) }),
+    };
+    let source = open::registry(name, &image.reference.to_string(), &image.access, Rights::Pull)?;
+    let addresses = if is_proxied() { None } else { Some(source.addresses().await) };
+    let manifest = source.head().await;
+    // Of a registry that is away, the cache may know the image.
+    let described = described(image).await;
+    let largest = described.as_ref().ok().and_then(|layers| layers.iter().max_by_key(|layer| layer.size));
+    let ranges = match largest.filter(|layer| manifest.is_ok() && layer.data.is_none() && layer.size > LEAST) {
+        Some(layer) => Some(serves_ranges(&source, layer).await),
+        None => None,
+    };
+    let contact = source.contact().await;
+    let registry = ReachedRegistry { host: name.authority(), addresses, manifest, contact, ranges };
+    Ok(Reached { registry: Some(registry), image: described.map(|layers| size(&layers)) })
+}
+
+/// The blobs of the image's layers.
+async fn described(image: &ImageSpec) -> Result<Vec<Descriptor>, HostError> {
+    let opened = open::open_to_describe(image).await?;
+    Ok(opened.plan.layers.into_iter().map(|layer| layer.blob).collect())
+}
+
+fn size(layers: &[Descriptor]) -> (usize, u64) {
+    (layers.len(), layers.iter().map(|layer| layer.size).sum())
+}
+
+/// Asks for bytes in the middle of a blob. A registry that answers with all of it is not listened to.
+async fn serves_ranges(source: &RegistrySource, blob: &Descriptor) -> Result<bool, SourceError> {
+    let middle = blob.size / 2;
+    let wanted = BlobOffset(middle)..BlobOffset((middle + ASKED).min(blob.size));
+    let (comes, mut bytes) = source.stream_or_whole(blob, wanted.clone()).await?;
+    if comes != wanted {
+        return Ok(false);
+    }
+    while let Some(piece) = bytes.next().await {
+        piece?;
+    }
+    Ok(true)
+}
+
+/// Whether the environment names a proxy for HTTPS.
+fn is_proxied() -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(is_set)
+}
+
+/// Bytes that are asked for.
+const ASKED: u64 = 16;
+/// A blob so small has no middle worth asking for, in bytes.
+const LEAST: u64 = 64;
