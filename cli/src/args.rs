@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
 
 use peelfs::digest::Digest;
 use peelfs::host::size;
@@ -12,6 +13,7 @@ use peelfs::reference::RegistryName;
 use peelfs::source::outage::OnOutage;
 
 use super::bundle::BundleArgs;
+use super::complete;
 use super::csi::CsiArgs;
 use super::doctor::DoctorArgs;
 use super::look::args::{
@@ -20,6 +22,7 @@ use super::look::args::{
 use super::run::RunArgs;
 use super::snapshotter::{CredentialArgs, SnapshotterArgs};
 use super::store::StoreArgs;
+use super::version::VersionArgs;
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -107,6 +110,8 @@ pub(crate) enum Command {
     Csi(CsiArgs),
     /// Check what works on this machine, and say how to get what does not
     Doctor(DoctorArgs),
+    /// Print the version, of which commit it is, and how it was built
+    Version(VersionArgs),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(CompletionsArgs),
@@ -491,7 +496,7 @@ pub(crate) struct ProbeArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct UmountArgs {
     /// Mount points
-    #[arg(value_name = "DIR", required_unless_present = "all")]
+    #[arg(value_name = "DIR", required_unless_present = "all", add = ArgValueCompleter::new(complete::mount_points))]
     pub at: Vec<PathBuf>,
     /// Detach now, even if files are open; they stay readable until closed
     #[arg(short, long)]
@@ -505,7 +510,7 @@ pub(crate) struct UmountArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpgradeArgs {
     /// Mount points
-    #[arg(value_name = "DIR", required_unless_present = "all")]
+    #[arg(value_name = "DIR", required_unless_present = "all", add = ArgValueCompleter::new(complete::mount_points))]
     pub at: Vec<PathBuf>,
     /// All peelfs mounts of this user
     #[arg(long, conflicts_with = "at")]
@@ -705,7 +710,7 @@ pub(crate) enum CarryCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
     /// Mount points; all peelfs mounts when none is given
-    #[arg(value_name = "DIR")]
+    #[arg(value_name = "DIR", add = ArgValueCompleter::new(complete::mount_points))]
     pub at: Vec<PathBuf>,
     /// One JSON object a line
     #[arg(long)]

@@ -1,20 +1,9 @@
-//! Completion scripts and manual pages, generated from the grammar.
-
-use std::io::Write as _;
+//! Manual pages, generated from the grammar.
 
 use clap::CommandFactory as _;
 
-use super::args::{Args, CompletionsArgs, ManArgs};
-use super::text;
+use super::args::{Args, ManArgs};
 use peelfs::host::report::{Code, Report};
-
-/// Prints a completion script.
-pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Report> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Args::command(), "peelfs", &mut script);
-    let mut out = std::io::stdout().lock();
-    out.write_all(&script).and_then(|()| out.flush()).or_else(|error| text::output_ended(&error))
-}
 
 /// Writes `peelfs.1` and a page for each command.
 pub(super) fn man(args: &ManArgs) -> Result<(), Report> {

@@ -8,6 +8,7 @@ mod bare;
 mod bundle;
 mod cache;
 mod carry;
+mod complete;
 mod container;
 mod cp;
 mod csi;
@@ -37,6 +38,7 @@ mod tree;
 mod umount;
 mod upgrade;
 mod verify_image;
+mod version;
 mod volumes;
 
 use std::ffi::OsString;
@@ -51,6 +53,7 @@ use peelfs::reference::{Place, Reference};
 use peelfs::source::nearby::Nearby;
 
 fn main() -> ExitCode {
+    complete::answer();
     run(std::env::args_os())
 }
 
@@ -121,7 +124,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CredentialProvider(args) => snapshotter::credentials(&args),
         // Nor is a machine that cannot mount a failure of the command.
         Command::Doctor(args) => doctor::run(&args).map(|works| found = works),
-        Command::Completions(args) => extras::completions(&args),
+        Command::Completions(args) => complete::script(&args),
+        Command::Version(args) => version::run(&args),
         Command::Man(args) => extras::man(&args),
         Command::Probe(args) => return host::probe::run(&args.at),
         Command::Host(args) => mount::host(&args),

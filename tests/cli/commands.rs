@@ -94,6 +94,7 @@ fn help_fits_on_a_screen() {
       snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
       csi           Serve Kubernetes as a CSI plugin: volumes that show images
       doctor        Check what works on this machine, and say how to get what does not
+      version       Print the version, of which commit it is, and how it was built
       help          Print this message or the help of the given subcommand(s)
 
     Options:
@@ -868,9 +869,8 @@ fn status_of_nothing_is_nothing_on_stdout() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_made() {
+fn manual_pages_are_made() {
     let user = User::new();
-    assert!(user.prints(&["completions", "bash"]).contains("_peelfs()"));
     user.prints(&["man", "pages"]);
     let mut pages: Vec<_> =
         std::fs::read_dir(user.path("pages")).unwrap().map(|page| page.unwrap().file_name()).collect();

@@ -4,6 +4,7 @@
 
 mod clock;
 mod commands;
+mod complete;
 mod doctor;
 mod interrupt;
 mod look;
