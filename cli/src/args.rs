@@ -184,9 +184,12 @@ pub(crate) struct ImageArgs {
     pub access: AccessArgs,
 }
 
-/// How layers are opened.
+/// How layers are opened, and whether that is shown.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct OpeningArgs {
+    /// Show no progress; `grep` and `diff` print nothing at all, and the exit code tells
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Which indexes of layers to use besides those that this machine has made
     #[arg(
         long,
@@ -613,7 +616,11 @@ pub(crate) enum CacheCommand {
         json: bool,
     },
     /// Check everything in it; damaged parts are removed and fetched again
-    Verify,
+    Verify {
+        /// Show no progress
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Evict the content of an image's layers, even while mounted; later reads fetch it again
     Drop {
         /// Evict content, keep indexes
@@ -700,6 +707,9 @@ pub(crate) enum CarryCommand {
         /// The file to read; `-` is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Show no progress
+        #[arg(short, long)]
+        quiet: bool,
         /// Where the cache is.
         #[command(flatten)]
         cache: CacheDirArgs,

@@ -99,6 +99,7 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         own: &own,
         writable,
         stubs: &LATER,
+        quiet: args.image.opening.quiet.into(),
     };
     let runtime = process::runtime(process::Purpose::Starting)?;
     let done = plan.make(&runtime);

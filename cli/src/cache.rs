@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs, OpeningArgs};
+use super::progress::{Meter, Quiet};
 use super::{specs, text};
 use peelfs::content::{self, CheckedLayer, check_layer};
 use peelfs::digest::Digest;
@@ -22,7 +23,7 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
     let done = match args.command.clone().unwrap_or(CacheCommand::Show { json: false }) {
         CacheCommand::Dir => print_dir(args, &mut out),
         CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
-        CacheCommand::Verify => verify(&existing(args)?, &mut out),
+        CacheCommand::Verify { quiet } => verify(&existing(args)?, quiet.into(), &mut out),
         CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
@@ -143,18 +144,22 @@ fn table(store: &Store, usage: &Usage) -> String {
     format!("{shown}{total}\n")
 }
 
-fn verify(store: &Store, out: &mut impl Write) -> Done {
+fn verify(store: &Store, quiet: Quiet, out: &mut impl Write) -> Done {
+    let meter = Meter::start("verifying", quiet);
     let usage = store.usage()?;
     let documents = store.check_documents()?;
     let mut damaged = documents.damaged.clone();
     damaged.extend(store.check_kernel_images()?.damaged);
     let (mut spans, mut bytes) = (0u64, 0u64);
+    meter.begin("verifying", Some(usage.layer_bytes()));
     for layer in &usage.layers {
         let checked = check_layer(store, &layer.digest)?;
+        meter.add(layer.index + layer.content);
         spans += u64::from(checked.spans);
         bytes += checked.bytes;
         damaged.extend(damage(&layer.digest, &checked));
     }
+    drop(meter);
     let stays = can_be_changed(store).err();
     let removed = if stays.is_none() { ", removed" } else { "" };
     for what in &damaged {

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use super::args::{CarryCommand, ImageArgs, IndexCommand};
+use super::progress::{Counted, Meter, above};
 use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
-use peelfs::host::push::{self, Pushed};
+use peelfs::host::push::{self, Pushed, Step};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
 use peelfs::image::LayerRef;
@@ -22,8 +24,17 @@ pub(super) fn index(command: &IndexCommand) -> Result<(), Report> {
 
 /// Pushes what this machine knows of an image to a registry.
 fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
-    let tell = |line| eprintln!("note: {line}");
+    let meter = Meter::start("pushing indexes", image.opening.quiet.into());
+    let tell = |step| match step {
+        Step::Reading { number, count, size, progress } => {
+            above(|| eprintln!("note: layer {number} of {count} has no index of this machine: reading all of it"));
+            meter.begin("reading layers", Some(size));
+            meter.follow(move || progress.received.load(Ordering::Relaxed));
+        }
+        Step::Sending { size } => meter.begin("pushing indexes", Some(size)),
+    };
     let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&specs::image(image)?, to, tell))?;
+    drop(meter);
     let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
     note_left_out(left_out);
     let (indexes, profiles) =
@@ -57,15 +68,21 @@ fn index_file(command: &CarryCommand) -> Result<(), Report> {
                 Ok(())
             })
         }
-        CarryCommand::Import { file, cache } => {
+        CarryCommand::Import { file, quiet, cache } => {
             let store = open::store(&specs::cache(cache)?)?;
             let by = if is_standard(file) {
                 "standard input".to_owned()
             } else {
                 open::absolute(file).display().to_string()
             };
-            let mut indexes = BufReader::new(open_file(file)?);
-            let imported = content::import_indexes(&store, &mut indexes, &by).map_err(|error| {
+            let meter = Meter::start("importing indexes", (*quiet).into());
+            let size = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file).map(|found| found.len());
+            meter.begin("importing indexes", size);
+            let mut indexes = BufReader::new(Counted(open_file(file)?, &meter));
+            let imported = content::import_indexes(&store, &mut indexes, &by);
+            drop(indexes);
+            drop(meter);
+            let imported = imported.map_err(|error| {
                 let report = Report::from(error);
                 Report { message: format!("cannot import `{}`: {}", file.display(), report.message), ..report }
             })?;
@@ -90,7 +107,7 @@ pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
             }
             export(file, |out| Ok(out.write_all(&known.to_text())?))
         }
-        CarryCommand::Import { file, cache } => {
+        CarryCommand::Import { file, quiet: _, cache } => {
             let store = open::store(&specs::cache(cache)?)?;
             let mut bytes = Vec::new();
             let read = open_file(file)?.take(Profiles::LIMIT).read_to_end(&mut bytes);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::args::{ImageArgs, VerifyArg};
-use super::progress::Bar;
+use super::progress::{Bar, Quiet};
 use super::{environment, specs, volumes};
 use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePolicy};
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
@@ -209,6 +209,8 @@ pub(super) struct Plan<'a> {
     pub(super) writable: Option<Writable>,
     /// Files that mounts added later need.
     pub(super) stubs: &'a [&'a str],
+    /// Whether the progress of first passes is shown.
+    pub(super) quiet: Quiet,
 }
 
 /// What was made for a container, held for its life.
@@ -252,8 +254,9 @@ impl Plan<'_> {
             let spec = MountSpec::new(image, &at);
             let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
+            let quiet = self.quiet;
             let mounting = tokio::task::spawn_blocking(move || {
-                let mut bar = Bar::new();
+                let mut bar = Bar::new(quiet);
                 background::mount(&spec, Keeper::Process, &mut bar)
             });
             let fs = opened.files(Eagerness::OnDemand, verify);

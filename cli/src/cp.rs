@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::args::CpArgs;
 use super::look::cat::PIECE;
 use super::look::open::{cannot, named};
-use super::look::walk::listed;
+use super::look::walk::{listed, size_of_all};
+use super::progress::Meter;
 use super::tree::{Entry, Owners, Target, TargetError, What};
 use super::{specs, text};
 use peelfs::host::report::{Code, Report};
@@ -21,16 +22,21 @@ use peelfs::overlay::{Last, NodeAttr, NodeId};
 pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
         let opened = open::open_alone(&specs::image_or_layer(&args.image, &args.layer)?).await?;
-        let tree = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing).tree();
+        let shown = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing);
+        let (tree, meter) = (shown.tree(), Meter::start("copying", args.image.opening.quiet.into()));
+        meter.watch(shown.image());
+        meter.total_will_be(size_of_all(&tree, std::slice::from_ref(&args.from)));
         let from = args.from.as_os_str().as_bytes();
         // Like cp -a: a symlink is copied as such, unless it ends in a slash.
         let last = if from.ends_with(b"/") { Last::Follow } else { Last::Keep };
         let attr = named(&*tree, "copy", from, last).await?;
         let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
         let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
-        let mut copier = Copier { tree, target, links: HashMap::new(), skipped_devices: 0 };
+        let mut copier = Copier { tree, target, meter, links: HashMap::new(), skipped_devices: 0 };
         copier.tree(from, name, attr).await?;
-        copier.report_skipped();
+        // No bar is over its notes.
+        drop(copier.meter);
+        report_skipped(&copier.target, copier.skipped_devices);
         Ok(())
     })
 }
@@ -68,6 +74,7 @@ fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Ve
 struct Copier {
     tree: Arc<dyn Tree>,
     target: Target,
+    meter: Meter,
     /// Where the first name of an inode with several was copied to.
     links: HashMap<NodeId, Vec<Vec<u8>>>,
     skipped_devices: u64,
@@ -175,7 +182,7 @@ impl Copier {
     /// Writes a file's bytes; holes stay holes.
     async fn fill(&self, path: &[u8], attr: &NodeAttr, new: &mut super::tree::NewFile) -> Result<(), Report> {
         let unreadable = |error: FsError| failed(shown(path), error.into());
-        let mut at = FileOffset(0);
+        let (mut at, mut copied) = (FileOffset(0), 0);
         while let Some(start) = self.seek(attr, at, SeekTo::Data).await.map_err(unreadable)? {
             let end = self.seek(attr, start, SeekTo::Hole).await.map_err(unreadable)?;
             let end = end.map_or(attr.size, |end| end.0);
@@ -184,9 +191,13 @@ impl Copier {
                 let length = usize::try_from(end - at.0).unwrap_or(PIECE).min(PIECE);
                 let piece = Arc::clone(&self.tree).read(attr.node, at, length).await.map_err(unreadable)?;
                 new.write(at.0, &piece).map_err(|error| self.target_failed(path, &error))?;
+                self.meter.add(piece.len() as u64);
+                copied += piece.len() as u64;
                 at = at + piece.len() as u64;
             }
         }
+        // Its holes need no copying.
+        self.meter.add(attr.size.saturating_sub(copied));
         Ok(())
     }
 
@@ -221,17 +232,17 @@ impl Copier {
             _ => report,
         }
     }
+}
 
-    fn report_skipped(&self) {
-        let skipped = self.target.skipped();
-        let notes = [
-            (self.skipped_devices, "", "device", ", which only root can create"),
-            (skipped.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
-            (skipped.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
-        ];
-        for (count, before, what, why) in notes.into_iter().filter(|(count, ..)| *count > 0) {
-            eprintln!("note: skipped {before}{}{why}", text::count(count, what));
-        }
+fn report_skipped(target: &Target, devices: u64) {
+    let skipped = target.skipped();
+    let notes = [
+        (devices, "", "device", ", which only root can create"),
+        (skipped.xattrs, "", "extended attribute", ", which this user or file system cannot set"),
+        (skipped.set_ids, "the set-id bits of ", "file", ", as the copy has another owner"),
+    ];
+    for (count, before, what, why) in notes.into_iter().filter(|(count, ..)| *count > 0) {
+        eprintln!("note: skipped {before}{}{why}", text::count(count, what));
     }
 }
 

@@ -78,10 +78,7 @@ const INSTEAD: [(&str, &str); 26] = [
         "log in with `podman login` or `docker login`, or name a login file with `--authfile`",
     ),
     ("--cert-dir", "`--ca FILE` names certificates"),
-    (
-        "-q --quiet --replace --rmi",
-        "leave it out: only errors are printed, and nothing of peelfs conflicts with other containers and images",
-    ),
+    ("--replace --rmi", "leave it out: nothing of peelfs conflicts with other containers and images"),
     ("--rootfs", "for a directory without an image, make a bundle with `runc spec`"),
     (
         "--env-host --env-merge --unsetenv --unsetenv-all --http-proxy",

@@ -1,14 +1,16 @@
 //! Printing of failures.
 
-use super::text;
+use super::{progress, text};
 use peelfs::host::report::{Code, Report};
 
 /// Prints a failure to stderr: one line, and its hint.
 pub(super) fn print(report: &Report) {
-    eprintln!("error: {}", text::printable(report.message.as_bytes()));
-    if let Some(hint) = &report.hint {
-        eprintln!("hint: {}", text::printable(hint.as_bytes()));
-    }
+    progress::above(|| {
+        eprintln!("error: {}", text::printable(report.message.as_bytes()));
+        if let Some(hint) = &report.hint {
+            eprintln!("hint: {}", text::printable(hint.as_bytes()));
+        }
+    });
 }
 
 /// Collects the failures of a batch; the first one decides the exit code.

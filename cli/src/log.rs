@@ -14,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 use super::args::{Command, HostCommand};
+use super::progress;
 use super::repeats::{Counted, Repeats};
 use peelfs::host::{background, failures};
 
@@ -51,7 +52,7 @@ pub(crate) fn start(command: &Command) {
         use std::io::IsTerminal as _;
         let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let log = fmt::layer().with_ansi(colours).event_format(Counted(format.with_ansi(colours).without_time()));
-        log.with_writer(io::stderr).boxed()
+        log.with_writer(|| Terminal).boxed()
     };
     let level = asked_for.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     // Fails only if a log was started before, as in tests that run several commands.
@@ -79,6 +80,19 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for Wanted {
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         REPEATS.admit(event)
+    }
+}
+
+/// The terminal of a command, above the bar that shows its progress.
+struct Terminal;
+
+impl Write for Terminal {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        progress::above(|| io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 

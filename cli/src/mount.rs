@@ -1,7 +1,7 @@
 //! `peelfs mount`, and the processes behind it.
 
 use super::args::{HostArgs, HostCommand, KernelArg, MountArgs, PassthroughArg};
-use super::progress::Bar;
+use super::progress::{Bar, Quiet};
 use super::{guard, namespace, options, specs};
 use peelfs::host::kernel::{self, Outcome};
 use peelfs::host::report::Report;
@@ -24,14 +24,15 @@ enum Role {
 
 pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
     let kernel = options::apply(&mut args)?;
+    let quiet = Quiet::from(args.image.opening.quiet);
     let (role, by_kernel) = (role(&args)?, args.kernel);
     let spec = specs::mount(args, kernel)?;
     // The service manager may have kept the mount: then do not touch its directory yet.
     if let Role::Alone = role {
         let spec = MountSpec { at: peelfs::fuse::mounts::absolute(&spec.at).unwrap_or(spec.at.clone()), ..spec };
-        return Ok(alone::serve(&spec, Box::new(Bar::new()))?);
+        return Ok(alone::serve(&spec, Box::new(Bar::new(quiet)))?);
     }
-    let mut bar = Bar::new();
+    let mut bar = Bar::new(quiet);
     let typed = spec.at.clone();
     let spec = MountSpec { at: mount_point::find(&typed, &mut bar)?, ..spec };
     // Fails before another process is started; the mounting process checks again.

@@ -1,50 +1,269 @@
-//! The progress bar of a first pass; shown only on a terminal, after a short delay.
+//! Progress on a terminal: a bar for what takes longer than a moment. Elsewhere, and with `--quiet`, nothing is shown.
+//!
+//! One bar is shown at a time, by a thread of its own: a command that waits or computes need not draw. What a command
+//! prints meanwhile is printed [above](above) it.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use peelfs::host::Progress;
+use peelfs::image::ImageFs;
 
-/// A bar that appears after a delay.
-pub(super) struct Bar {
+/// Whether progress is wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Quiet {
+    /// It is shown on a terminal.
+    No,
+    /// It is not shown.
+    Yes,
+}
+
+impl From<bool> for Quiet {
+    fn from(quiet: bool) -> Self {
+        if quiet { Self::Yes } else { Self::No }
+    }
+}
+
+impl Quiet {
+    fn is_shown(self) -> bool {
+        self == Self::No && io::stderr().is_terminal()
+    }
+}
+
+/// The progress of a mount, whose process tells how far it is.
+pub(crate) struct Bar {
     began: Instant,
     wanted: bool,
-    bar: Option<ProgressBar>,
 }
 
 impl Bar {
-    /// A bar on stderr; hidden unless that is a terminal.
-    pub(super) fn new() -> Self {
-        Self { began: Instant::now(), wanted: std::io::stderr().is_terminal(), bar: None }
+    pub(crate) fn new(quiet: Quiet) -> Self {
+        Self { began: Instant::now(), wanted: quiet.is_shown() }
     }
 }
 
 impl Progress for Bar {
     fn show(&mut self, total: u64, done: u64) {
-        if !self.wanted || total == 0 || (self.bar.is_none() && self.began.elapsed() < PATIENCE) {
-            return;
+        if self.wanted && total > 0 && self.began.elapsed() >= PATIENCE {
+            draw(READING, done, Some(total));
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template(TEMPLATE).expect("the template is a constant");
-            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style)
-        });
-        bar.set_length(total);
-        bar.set_position(done);
     }
 
     fn note(&mut self, note: &str) {
-        eprintln!("note: {}", super::text::printable(note.as_bytes()));
+        above(|| eprintln!("note: {}", super::text::printable(note.as_bytes())));
     }
 
     fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
+        hide();
+    }
+}
+
+/// The progress of this process, in bytes. The bar disappears when it is dropped.
+pub(crate) struct Meter {
+    counts: Arc<Counts>,
+    drawing: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+/// What is counted.
+#[derive(Default)]
+struct Counts {
+    done: AtomicU64,
+    /// 0 if it is not known.
+    total: AtomicU64,
+    what: Mutex<&'static str>,
+    /// Counts what is done in place of `done`.
+    followed: Mutex<Option<Box<dyn Fn() -> u64 + Send>>>,
+    /// Layers of these are read before anything else can go on.
+    images: Mutex<Vec<Arc<ImageFs>>>,
+}
+
+impl Meter {
+    /// `what` is done, as in `copying`.
+    pub(crate) fn start(what: &'static str, quiet: Quiet) -> Self {
+        let counts = Arc::new(Counts { what: Mutex::new(what), ..Counts::default() });
+        let drawing = quiet.is_shown().then(|| {
+            let (counts, (ended, end)) = (Arc::clone(&counts), mpsc::channel());
+            let began = Instant::now();
+            let draw = move || {
+                while let Err(mpsc::RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
+                    if began.elapsed() >= PATIENCE {
+                        counts.draw();
+                    }
+                }
+                hide();
+            };
+            let thread = std::thread::Builder::new().name("progress".into()).spawn(draw);
+            thread.ok().map(|thread| (ended, thread))
+        });
+        Self { counts, drawing: drawing.flatten() }
+    }
+
+    /// Whether it is shown, so that it is worth finding out how much there is to do.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.drawing.is_some()
+    }
+
+    /// Layers of `image` that are read are shown first.
+    pub(crate) fn watch(&self, image: &Arc<ImageFs>) {
+        if self.is_shown() {
+            lock(&self.counts.images).push(Arc::clone(image));
+        }
+    }
+
+    /// Something else is done from now on.
+    pub(crate) fn begin(&self, what: &'static str, total: Option<u64>) {
+        *lock(&self.counts.what) = what;
+        *lock(&self.counts.followed) = None;
+        self.counts.done.store(0, Ordering::Relaxed);
+        self.counts.total.store(total.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// So many bytes are done.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.counts.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// From now on, `done` tells the bytes that are done.
+    pub(crate) fn follow(&self, done: impl Fn() -> u64 + Send + 'static) {
+        *lock(&self.counts.followed) = Some(Box::new(done));
+    }
+
+    /// Finds out how much there is to do, unless that is done sooner.
+    pub(crate) fn total_will_be(&self, total: impl Future<Output = Option<u64>> + Send + 'static) {
+        if self.is_shown() {
+            let counts = Arc::clone(&self.counts);
+            tokio::spawn(async move {
+                tokio::time::sleep(PATIENCE).await;
+                if let Some(total) = total.await {
+                    counts.total.store(total, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some((ended, thread)) = self.drawing.take() {
+            drop(ended);
+            // It has nothing to return, and hides the bar even if it panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Counts {
+    fn draw(&self) {
+        let (mut total, mut done) = (0, 0);
+        for image in lock(&self.images).iter() {
+            let (all, read) = image.progress();
+            (total, done) = (total + all, done + read);
+        }
+        if done < total {
+            return draw(READING, done, Some(total));
+        }
+        let followed = lock(&self.followed).as_ref().map(|done| done());
+        let done = followed.unwrap_or_else(|| self.done.load(Ordering::Relaxed));
+        let total = self.total.load(Ordering::Relaxed);
+        if done > 0 || total > 0 {
+            draw(*lock(&self.what), done, (total > 0).then_some(total.max(done)));
+        } else {
+            hide();
+        }
+    }
+}
+
+/// Bytes that pass are counted.
+pub(crate) struct Counted<'a, T>(pub(crate) T, pub(crate) &'a Meter);
+
+impl<T: Read> Read for Counted<'_, T> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf).inspect(|read| self.1.add(*read as u64))
+    }
+}
+
+/// Prints to the terminal, above the bar.
+pub(crate) fn above<T>(print: impl FnOnce() -> T) -> T {
+    match &mut *lock(&SCREEN) {
+        Screen { shown: Some((_, bar)), .. } => bar.suspend(print),
+        Screen { shown: None, .. } => print(),
+    }
+}
+
+/// Writes to the terminal, above the bar. While its last line is not complete, there is no bar.
+pub(crate) fn write_above(out: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    let mut screen = lock(&SCREEN);
+    screen.hide();
+    let written = out.write(bytes).and_then(|written| out.flush().map(|()| written))?;
+    if let Some(last) = bytes[..written].last() {
+        screen.in_line = *last != b'\n';
+    }
+    Ok(written)
+}
+
+/// What the terminal shows of this process.
+struct Screen {
+    shown: Option<(Kind, ProgressBar)>,
+    /// The cursor is behind output, where no bar can be.
+    in_line: bool,
+}
+
+/// What a bar is about; another one begins anew.
+type Kind = (&'static str, bool);
+
+impl Screen {
+    fn hide(&mut self) {
+        if let Some((_, bar)) = self.shown.take() {
             bar.finish_and_clear();
         }
     }
 }
 
-const TEMPLATE: &str = "reading layers {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+fn draw(what: &'static str, done: u64, total: Option<u64>) {
+    let mut screen = lock(&SCREEN);
+    if screen.in_line {
+        return;
+    }
+    let kind = (what, total.is_some());
+    if screen.shown.as_ref().is_none_or(|(shown, _)| *shown != kind) {
+        screen.hide();
+        let template = if total.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL };
+        let style = ProgressStyle::with_template(template).expect("the template is a constant");
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
+        bar.set_message(what);
+        bar.set_position(done);
+        // What was done before it was shown took an unknown time.
+        bar.reset_eta();
+        screen.shown = Some((kind, bar));
+    }
+    if let Some((_, bar)) = &screen.shown {
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+        bar.tick();
+    }
+}
+
+fn hide() {
+    lock(&SCREEN).hide();
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+static SCREEN: Mutex<Screen> = Mutex::new(Screen { shown: None, in_line: false });
+
+const READING: &str = "reading layers";
+const WITH_TOTAL: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+const WITHOUT_TOTAL: &str = "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}";
 /// Delay before the bar appears.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// How often it is drawn.
+const TICK: Duration = Duration::from_millis(100);

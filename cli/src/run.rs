@@ -200,6 +200,7 @@ impl Place {
             own: &self.path,
             writable,
             stubs: &[],
+            quiet: args.opening.quiet.into(),
         };
         let runtime = process::runtime_of_parent()?;
         let made = plan.make(&runtime);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::args::{CacheDirArgs, ImageArgs};
-use super::progress::Bar;
+use super::progress::{Bar, Quiet};
 use super::{specs, storage_conf, text};
 use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
@@ -104,14 +104,14 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
         StoreCommand::Serve { store, allow_other, on_outage, cache } => {
             let (at, cache) = (directory(store.as_ref())?, specs::cache(cache)?);
             let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
-            Ok(image_store::serve(&spec, Box::new(Bar::new()))?)
+            Ok(image_store::serve(&spec, Box::new(Bar::new(Quiet::No)))?)
         }
         StoreCommand::Add { image, .. } if image.opening.artifact => {
             Err(Report::usage("engines take images from a store, not artifacts").hint("leave out `--artifact`"))
         }
         StoreCommand::Add { image, place, name, wait } => {
-            let (at, image) = (directory(place.store.as_ref())?, specs::image_with_absolute_paths(image)?);
-            let added = image_store::add(&at, &image, name, *wait, &mut Bar::new())?;
+            let (at, spec) = (directory(place.store.as_ref())?, specs::image_with_absolute_paths(image)?);
+            let added = image_store::add(&at, &spec, name, *wait, &mut Bar::new(image.opening.quiet.into()))?;
             for name in added.moved {
                 eprintln!("note: `{name}` was another image's name and names this one now");
             }
@@ -131,7 +131,7 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
         }
         StoreCommand::Remove { images, place } => {
             let at = directory(place.store.as_ref())?;
-            image_store::remove(&at, images, &mut Bar::new())?;
+            image_store::remove(&at, images, &mut Bar::new(Quiet::No))?;
             Ok(())
         }
         StoreCommand::List { place, json } => {

@@ -13,8 +13,8 @@ use super::open::{self, Opened};
 use super::report::{Code, Report};
 use super::spec::ImageSpec;
 use crate::content::{
-    self, FirstPass, LayerRef, Means, Origin, Others, PackedIndex, PassError, PassScheduler, Profiles, ScheduledPass,
-    TransferError, opening, pack_index,
+    self, FirstPass, LayerRef, Means, Origin, Others, PackedIndex, PassError, PassProgress, PassScheduler, Profiles,
+    ScheduledPass, TransferError, opening, pack_index,
 };
 use crate::digest::Digest;
 use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob};
@@ -47,6 +47,27 @@ pub struct Pushed {
     pub layer_bytes: u64,
     /// Whether it holds start-up profiles.
     pub profiles: bool,
+}
+
+/// What takes long in a push.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A layer without an index of this machine is read.
+    Reading {
+        /// Its number; the lowest is 1.
+        number: usize,
+        /// How many there are.
+        count: usize,
+        /// Bytes of its blob.
+        size: u64,
+        /// How far it is.
+        progress: Arc<PassProgress>,
+    },
+    /// An index is sent.
+    Sending {
+        /// Its bytes.
+        size: u64,
+    },
 }
 
 /// Why nothing was pushed.
@@ -114,15 +135,11 @@ impl From<IndexPushError> for Report {
     }
 }
 
-/// Pushes the indexes and the profiles of an image to its repository, or to `to`. `tell` is told what takes long.
+/// Pushes the indexes and the profiles of an image to its repository, or to `to`. `tell` is told what begins.
 ///
 /// # Errors
 /// [`IndexPushError`]; blobs that were stored before remain.
-pub async fn push(
-    image: &ImageSpec,
-    to: Option<&RegistryName>,
-    tell: impl Fn(String),
-) -> Result<Pushed, IndexPushError> {
+pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(Step)) -> Result<Pushed, IndexPushError> {
     if image.access.network == Network::Offline {
         return Err(IndexPushError::Offline);
     }
@@ -161,10 +178,13 @@ pub async fn push(
     let mut artifact = IndexArtifact { layers: Vec::new(), profiles: None };
     for (number, layer) in &layers {
         if content::open_stored(layer, &[Origin::Store], &opened.store).is_err() {
-            tell(format!("layer {number} of {count} has no index of this machine: reading all of it"));
-            make(&opened, layer).await?;
+            let progress = Arc::<PassProgress>::default();
+            let size = layer.blob.size;
+            tell(Step::Reading { number: *number, count, size, progress: Arc::clone(&progress) });
+            make(&opened, layer, &progress).await?;
         }
         let PackedIndex { index, file } = packed(&opened, layer).await?;
+        tell(Step::Sending { size: index.blob.size });
         let content = Content::File { file, size: index.blob.size };
         pushed.index_bytes += index.blob.size;
         if registry.push_blob(&index.blob.digest, &content).await.map_err(push)? == Stored::New {
@@ -211,13 +231,13 @@ fn to_push(opened: &Opened) -> Vec<(usize, &LayerRef)> {
 }
 
 /// Makes a first pass.
-async fn make(opened: &Opened, layer: &LayerRef) -> Result<(), PassError> {
+async fn make(opened: &Opened, layer: &LayerRef, progress: &Arc<PassProgress>) -> Result<(), PassError> {
     let limits = Limits::default();
     let layer_limits = limits.layer.of_image(opened.plan.layers.len());
     let pass = FirstPass { layer: layer.clone(), codec_limits: limits.codec, layer_limits };
     let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::clone(&opened.source)));
-    let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
-    let (source, store, progress, schedule) = (&source, &opened.store, &progress, &schedule);
+    let schedule = ScheduledPass::new(&PassScheduler::new());
+    let (source, store, schedule) = (&source, &opened.store, &schedule);
     let means = Means { source, store, progress, schedule, partial: None, others: Others::Wait, pushed: None };
     opening::open(&pass, &[Origin::Store, Origin::FirstPass], &means).await.map(drop)
 }

@@ -132,7 +132,8 @@ fn help_of_a_command_names_its_options() {
       <PATH>...  Files in the image
 
     Options:
-      -h, --help  Print help (see more with '--help')
+      -q, --quiet  Show no progress; `grep` and `diff` print nothing at all, and the exit code tells
+      -h, --help   Print help (see more with '--help')
 
     Image:
           --index <WHICH>        Which indexes of layers to use besides those that this machine has made

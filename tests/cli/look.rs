@@ -756,6 +756,13 @@ fn differences_are_the_same_with_and_without_shared_layers() {
     apart(&images[1], "c");
     let shared = user.run(&["diff", "oci:a:1", "oci:b:1"]).text;
     assert_eq!(user.run(&["diff", "oci:a:1", "oci:c:1"]).text, shared);
+    for (line, wanted) in [
+        (&["diff", "-q", "oci:a:1", "oci:b:1"][..], "--- exit 1\n"),
+        (&["diff", "--quiet", "--stat", "oci:a:1", "oci:b:1"], "--- exit 1\n"),
+        (&["diff", "-q", "oci:a:1", "oci:a:1"], ""),
+    ] {
+        assert_eq!(user.run(line).text, wanted, "{line:?}");
+    }
     let back = user.run(&["diff", "oci:c:1", "oci:a:1"]).text;
     assert_eq!(back, user.run(&["diff", "oci:b:1", "oci:a:1"]).text);
 }

@@ -8,4 +8,5 @@ mod complete;
 mod doctor;
 mod interrupt;
 mod look;
+mod progress;
 mod user;

@@ -303,9 +303,6 @@ pub(crate) struct GrepArgs {
     /// No names of files before lines
     #[arg(short = 'h', long, overrides_with = "with_filename")]
     pub no_filename: bool,
-    /// Print nothing; the exit code tells
-    #[arg(short = 'q', long)]
-    pub quiet: bool,
     /// Search binary files as text
     #[arg(short = 'a', long)]
     pub text: bool,

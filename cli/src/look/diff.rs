@@ -17,6 +17,7 @@ use super::open::{Looked, cannot, named};
 use super::out::{JsonNode, Out, json_name};
 use super::walk::{Step, Walk, listed, target};
 use crate::args::ImageArgs;
+use crate::progress::Meter;
 use crate::{specs, text};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
@@ -36,8 +37,9 @@ pub(crate) fn run(args: &DiffArgs) -> Result<bool, Report> {
         let after = specs::image(&after)?;
         // Layers that both have are open once.
         let shared_layers = open::shared_layers(&before.cache)?;
-        let before = Looked::of(open::open(&before, &shared_layers).await?);
-        let after = Looked::of(open::open(&after, &shared_layers).await?);
+        let meter = Arc::new(Meter::start("comparing files", args.image.opening.quiet.into()));
+        let before = Looked::of(open::open(&before, &shared_layers).await?, &meter);
+        let after = Looked::of(open::open(&after, &shared_layers).await?, &meter);
         compare(args, [before, after]).await
     });
     compared.map_err(|report| match report.code {
@@ -53,8 +55,15 @@ async fn compare(args: &DiffArgs, images: [Looked; 2]) -> Result<bool, Report> {
     let first = LayerNo(u16::try_from(shared).expect("a manifest has at most 1000 layers"));
     let [before, after] = &images;
     let sides = [Side::of(before, first).await?, Side::of(after, first).await?];
-    let mut comparison =
-        Comparison { args, shared: first, sides, out: Out::new(), counts: Counts::default(), path: Vec::new() };
+    let mut comparison = Comparison {
+        args,
+        shared: first,
+        sides,
+        meter: &before.meter,
+        out: Out::new(),
+        counts: Counts::default(),
+        path: Vec::new(),
+    };
     let compared = match all_shared {
         true => Ok(()),
         false => comparison.start(args.path.as_os_str().as_bytes()).await,
@@ -120,6 +129,8 @@ struct Comparison<'a> {
     /// The number of layers that both have at the bottom.
     shared: LayerNo,
     sides: [Side<'a>; 2],
+    /// Shows what is read of both.
+    meter: &'a Meter,
     out: Out,
     counts: Counts,
     path: Vec<u8>,
@@ -381,6 +392,7 @@ impl Comparison<'_> {
         while at.0 < before.size {
             let read = |side: &Side<'_>, node: &NodeAttr| Arc::clone(side.tree).read(node.node, at, PIECE);
             let (own, other) = tokio::try_join!(read(a, before), read(b, after))?;
+            self.meter.add((own.len() + other.len()) as u64);
             if own != other {
                 return Ok(false);
             }
@@ -396,6 +408,9 @@ impl Comparison<'_> {
         nodes: [Option<&NodeAttr>; 2],
         aspects: &[Aspect],
     ) -> Result<(), Stop> {
+        if self.args.image.opening.quiet {
+            return Err(Stop::Enough);
+        }
         if self.args.json {
             let mut sides = [None, None];
             for ((side, node), shown) in self.sides.iter().zip(nodes).zip(&mut sides) {
@@ -435,7 +450,7 @@ impl Comparison<'_> {
 
     fn end(&mut self) -> std::io::Result<()> {
         let counts = &self.counts;
-        if self.args.stat && !self.args.json {
+        if self.args.stat && !self.args.json && !self.args.image.opening.quiet {
             writeln!(
                 self.out,
                 "{} changed, {} added ({}), {} deleted ({})",

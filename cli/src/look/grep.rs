@@ -15,8 +15,9 @@ use super::Stop;
 use super::args::GrepArgs;
 use super::open::{self, Looked, cannot, require_file};
 use super::out::{Out, json_name};
-use super::walk::{Step, Walk};
+use super::walk::{Step, Walk, size_of_all};
 use crate::failures::Failures;
+use crate::progress::{self, Meter};
 use peelfs::host::report::{Code, Report};
 use peelfs::image::{FsError, Tree};
 use peelfs::layer::Kind;
@@ -59,10 +60,11 @@ async fn search(args: &GrepArgs, matcher: RegexMatcher, looked: Looked, found: &
         .line_number(true)
         .heap_limit(Some(LONGEST_LINE))
         .build();
-    let (out, failures) = (Out::new(), Failures::default());
-    let mut grep = Grep { args, matcher, searcher, named: false, out, failures, found };
+    let (out, failures, meter) = (Out::new(), Failures::default(), Arc::clone(&looked.meter));
+    let mut grep = Grep { args, matcher, searcher, meter, named: false, out, failures, found };
     let root = [std::path::PathBuf::from("/")];
     let paths = if args.paths.is_empty() { &root[..] } else { &args.paths };
+    looked.meter.total_will_be(size_of_all(&looked.tree, paths));
     for path in paths.iter().map(|path| path.as_os_str().as_bytes()) {
         let start = match looked.named("search", path, Last::Follow).await {
             Ok(start) => start,
@@ -84,7 +86,7 @@ async fn search(args: &GrepArgs, matcher: RegexMatcher, looked: Looked, found: &
                 // Like `grep -r`: symlinks and devices are left out.
                 Ok(Some(Step::Node(attr))) if attr.kind == Kind::File => {
                     grep.file(&looked.tree, walk.path(), &attr)?;
-                    if args.quiet && *grep.found {
+                    if args.image.opening.quiet && *grep.found {
                         return Ok(());
                     }
                 }
@@ -102,6 +104,7 @@ struct Grep<'a> {
     args: &'a GrepArgs,
     matcher: RegexMatcher,
     searcher: Searcher,
+    meter: Arc<Meter>,
     /// Whether lines begin with the file's name.
     named: bool,
     out: Out,
@@ -117,10 +120,13 @@ impl Grep<'_> {
             self.failures.add(if is_dir { report.hint("`-r` searches what is in it") } else { report });
             return Ok(());
         }
-        let file = File { tree: Arc::clone(tree), node: attr.node, at: 0, size: attr.size };
+        let mut file = File { tree: Arc::clone(tree), node: attr.node, at: 0, size: attr.size, meter: &self.meter };
         let mut lines = Lines { args: self.args, named: self.named, out: &mut self.out, path, count: 0, binary: false };
         // The search reads as programs do, and waits for the network.
-        let searched = tokio::task::block_in_place(|| self.searcher.search_reader(&self.matcher, file, &mut lines));
+        let searched =
+            tokio::task::block_in_place(|| self.searcher.search_reader(&self.matcher, &mut file, &mut lines));
+        // A search may end sooner.
+        self.meter.add(file.size - file.at);
         let count = lines.count;
         *self.found |= count > 0;
         match searched {
@@ -135,7 +141,7 @@ impl Grep<'_> {
 
     /// What is printed for a file as a whole.
     fn summary(&mut self, path: &[u8], count: u64) -> io::Result<()> {
-        if self.args.quiet {
+        if self.args.image.opening.quiet {
             return Ok(());
         }
         if self.args.files_with_matches && count > 0 {
@@ -220,7 +226,7 @@ impl Sink for Lines<'_> {
     fn matched(&mut self, _: &Searcher, found: &SinkMatch<'_>) -> Result<bool, Trouble> {
         for (number, line) in (found.line_number().unwrap_or_default()..).zip(found.lines()) {
             self.count += 1;
-            if self.args.quiet || self.args.files_with_matches {
+            if self.args.image.opening.quiet || self.args.files_with_matches {
                 return Ok(false);
             }
             if self.args.count {
@@ -240,23 +246,25 @@ impl Sink for Lines<'_> {
     }
 
     fn finish(&mut self, _: &Searcher, _: &SinkFinish) -> Result<(), Trouble> {
-        let silent = self.args.quiet || self.args.files_with_matches || self.args.count || self.args.json;
+        let silent = self.args.image.opening.quiet || self.args.files_with_matches || self.args.count || self.args.json;
         if self.binary && self.count > 0 && !silent {
-            eprintln!("peelfs grep: {}: binary file matches", crate::text::printable(self.path));
+            let path = crate::text::printable(self.path);
+            progress::above(|| eprintln!("peelfs grep: {path}: binary file matches"));
         }
         Ok(())
     }
 }
 
 /// A file of an image as a program reads one.
-struct File {
+struct File<'a> {
     tree: Arc<dyn Tree>,
     node: NodeId,
     at: u64,
     size: u64,
+    meter: &'a Meter,
 }
 
-impl Read for File {
+impl Read for File<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.at >= self.size || buf.is_empty() {
             return Ok(0);
@@ -265,6 +273,7 @@ impl Read for File {
         let bytes = Handle::current().block_on(read).map_err(io::Error::other)?;
         buf[..bytes.len()].copy_from_slice(&bytes);
         self.at += bytes.len() as u64;
+        self.meter.add(bytes.len() as u64);
         Ok(bytes.len())
     }
 }

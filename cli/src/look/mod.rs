@@ -33,6 +33,8 @@ pub(super) enum Stop {
     Failed(Report),
     /// The output cannot be written.
     Output(io::Error),
+    /// The result is known.
+    Enough,
 }
 
 impl From<FsError> for Stop {
@@ -59,6 +61,7 @@ impl Stop {
         match self {
             Self::Failed(report) => Err(report),
             Self::Output(error) => text::output_ended(&error),
+            Self::Enough => Ok(()),
         }
     }
 }

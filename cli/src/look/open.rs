@@ -16,6 +16,7 @@ use peelfs::overlay::{Last, NodeAttr, NodeId};
 
 use super::Stop;
 use crate::args::{ImageArgs, LayerArgs};
+use crate::progress::Meter;
 use crate::specs;
 
 /// An image that is looked into: nothing of it is read that no question needs.
@@ -26,6 +27,8 @@ pub(crate) struct Looked {
     pub(crate) shown: Shown,
     /// The same as a tree.
     pub(crate) tree: Arc<dyn Tree>,
+    /// Shows what is read of it.
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// Opens the image that `image` names, or one layer of it, and runs `look` on it.
@@ -35,17 +38,18 @@ pub(crate) fn run(
     look: impl AsyncFnOnce(Looked) -> Result<(), Stop>,
 ) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
-        let looked = Looked::of(open::open_alone(&specs::image_or_layer(image, layer)?).await?);
-        look(looked).await.or_else(Stop::outcome)
+        let opened = open::open_alone(&specs::image_or_layer(image, layer)?).await?;
+        let meter = Meter::start("reading files", image.opening.quiet.into());
+        look(Looked::of(opened, &Arc::new(meter))).await.or_else(Stop::outcome)
     })
 }
 
 impl Looked {
     /// Must be called within a tokio runtime.
-    pub(crate) fn of(opened: Opened) -> Self {
+    pub(crate) fn of(opened: Opened, meter: &Arc<Meter>) -> Self {
         let shown = opened.shown(Eagerness::OnDemand, Verify::BeforeShowing);
-        let tree = shown.tree();
-        Self { opened, shown, tree }
+        meter.watch(shown.image());
+        Self { tree: shown.tree(), opened, shown, meter: Arc::clone(meter) }
     }
 
     /// The node of a path that the user named. `doing` is what was to be done with it, as in `list`.

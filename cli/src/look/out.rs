@@ -10,19 +10,43 @@ use peelfs::layer::Kind;
 use peelfs::overlay::NodeAttr;
 use serde::Serialize;
 
-use crate::text;
+use crate::{progress, text};
 
 /// Standard output.
 pub(crate) struct Out {
-    to: BufWriter<StdoutLock<'static>>,
+    to: BufWriter<Stdout>,
     terminal: bool,
+}
+
+/// Standard output; on a terminal, above the bar that shows progress.
+pub(crate) struct Stdout {
+    lock: StdoutLock<'static>,
+    terminal: bool,
+}
+
+impl Stdout {
+    pub(crate) fn new() -> Self {
+        let stdout = io::stdout();
+        let terminal = stdout.is_terminal();
+        Self { lock: stdout.lock(), terminal }
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.terminal { progress::write_above(&mut self.lock, bytes) } else { self.lock.write(bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock.flush()
+    }
 }
 
 impl Out {
     pub(crate) fn new() -> Self {
-        let stdout = io::stdout();
-        let terminal = stdout.is_terminal();
-        Self { to: BufWriter::with_capacity(BUFFER, stdout.lock()), terminal }
+        let stdout = Stdout::new();
+        let terminal = stdout.terminal;
+        Self { to: BufWriter::with_capacity(BUFFER, stdout), terminal }
     }
 
     /// Whether a person looks at it.

@@ -12,11 +12,11 @@ use super::args::SumArgs;
 use super::cat::PIECE;
 use super::open::{self, Looked, cannot, require_file};
 use super::out::{Out, json_name};
-use super::walk::{Step, Walk};
+use super::walk::{Step, Walk, size_of_all};
 use crate::failures::Failures;
 use crate::text;
 use peelfs::host::report::Report;
-use peelfs::image::{FsError, Tree};
+use peelfs::image::FsError;
 use peelfs::layer::Kind;
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, NodeAttr};
@@ -27,6 +27,7 @@ pub(crate) fn run(args: &SumArgs) -> Result<(), Report> {
 
 async fn sums(args: &SumArgs, looked: Looked) -> Result<(), Stop> {
     let (mut out, mut failures) = (Out::new(), Failures::default());
+    looked.meter.total_will_be(size_of_all(&looked.tree, &args.paths));
     for path in args.paths.iter().map(|path| path.as_os_str().as_bytes()) {
         let start = match looked.named("read", path, Last::Follow).await {
             Ok(start) => start,
@@ -74,7 +75,7 @@ async fn one(
     failures: &mut Failures,
 ) -> std::io::Result<()> {
     let digest = match require_file(attr) {
-        Ok(()) => digest(&looked.tree, attr).await,
+        Ok(()) => digest(looked, attr).await,
         Err(error) => Err(error),
     };
     let sum = match digest {
@@ -112,13 +113,14 @@ async fn one(
 }
 
 /// The digest of a file; the next piece is fetched while one is hashed.
-async fn digest(tree: &Arc<dyn Tree>, attr: &NodeAttr) -> Result<Vec<u8>, FsError> {
-    let read = |at: u64| tokio::spawn(Arc::clone(tree).read(attr.node, FileOffset(at), PIECE));
+async fn digest(looked: &Looked, attr: &NodeAttr) -> Result<Vec<u8>, FsError> {
+    let read = |at: u64| tokio::spawn(Arc::clone(&looked.tree).read(attr.node, FileOffset(at), PIECE));
     let mut hasher = Sha256::new();
     let (mut at, mut next) = (0, (attr.size > 0).then(|| read(0)));
     while let Some(piece) = next.take() {
         let piece = piece.await.map_err(|_| FsError::Ended)??;
         at += piece.len() as u64;
+        looked.meter.add(piece.len() as u64);
         if at < attr.size && !piece.is_empty() {
             next = Some(read(at));
         }

@@ -3,13 +3,15 @@
 //! At most [`BATCH`] names of each directory on the way are in memory, so a walk needs the same memory for an image of
 //! ten files and of ten million.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use peelfs::image::{FsError, Tree, tree};
 use peelfs::layer::Kind;
-use peelfs::overlay::{NodeAttr, NodeId};
+use peelfs::overlay::{Last, NodeAttr, NodeId};
 
 /// A walk. [`Walk::path`] is the path of the latest step.
 pub(crate) struct Walk {
@@ -36,6 +38,27 @@ enum Next {
     Enter(NodeAttr),
     /// The next name of the innermost directory.
     Name,
+}
+
+/// The bytes of all files at `paths` and below them, an inode once; `None` if they cannot all be listed.
+pub(crate) fn size_of_all(tree: &Arc<dyn Tree>, paths: &[PathBuf]) -> impl Future<Output = Option<u64>> + Send + use<> {
+    let (tree, paths) = (Arc::clone(tree), paths.to_vec());
+    async move {
+        let (mut total, mut seen) = (0, HashSet::new());
+        for path in &paths {
+            let path = path.as_os_str().as_bytes();
+            let mut walk = Walk::new(&tree, path, tree::walk(&*tree, path, Last::Follow).await.ok()?);
+            while let Some(step) = walk.next().await.ok()? {
+                if let Step::Node(attr) = step
+                    && attr.kind == Kind::File
+                    && (attr.nlink < 2 || seen.insert(attr.node))
+                {
+                    total += attr.size;
+                }
+            }
+        }
+        Some(total)
+    }
 }
 
 /// A directory that the walk is in.

@@ -57,13 +57,19 @@ pub fn uninterrupted<T, E: Into<io::Error>>(mut call: impl FnMut() -> Result<T, 
     }
 }
 
-/// What a person sees of a line of arguments of the program, in the environment and directory of `plain`; by script(1).
+/// What a person sees of a line of arguments of the program, in the environment and directory of `plain`.
 pub fn on_terminal(plain: &Command, line: &str) -> Output {
+    terminal(plain, line).output().unwrap()
+}
+
+/// A terminal with the program on it, which prints what a person sees; by script(1).
+pub fn terminal(plain: &Command, line: &str) -> Command {
     let mut script = Command::new("script");
     script.args(["-qec", &format!("'{}' {line}", program().display()), "/dev/null"]).env_clear();
     script.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     plain.get_current_dir().map(|directory| script.current_dir(directory));
-    script.env("SHELL", "/bin/sh").env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap()
+    script.env("SHELL", "/bin/sh").env("TERM", "xterm").env("NO_COLOR", "1").stdin(Stdio::null());
+    script
 }
 
 /// A cache, a runtime directory and mount points.
