@@ -585,6 +585,19 @@ fn layers_tell_what_they_add_and_waste() {
     let json = user.json(&["layers", "--json", NAME]);
     assert_eq!(json["totals"]["wasted_bytes"], 250_002);
     assert_eq!(json["wasted"].as_array().unwrap().len(), 4);
+    for (limits, code) in [
+        (&["--min-efficiency=0", "--max-waste=1M"][..], 0),
+        (&["--min-efficiency", "0.1%"], 1),
+        (&["--max-waste", "250001", "--json"], 1),
+        (&["--min-efficiency", "101"], 2),
+    ] {
+        let ran = user.run(&[&["layers", NAME], limits].concat());
+        assert_eq!(ran.output.status.code(), Some(code), "{limits:?}: {}", ran.text);
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&user.run(&["layers", "--max-waste=100k", NAME]).output.stderr),
+        "error: the image wastes 244.1 KiB; at most 100.0 KiB is asked for\nhint: `--waste` lists the files\n"
+    );
     assert_eq!(json["layers"][2]["created_by"], "RUN chmod 700 /app &&     rm /app/big && echo v2 > /app/small");
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use crate::args::{ImageArgs, LayerArgs};
+use peelfs::host::size;
 
 /// `--color`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
@@ -357,12 +358,25 @@ pub(crate) struct LayersArgs {
     /// List the N largest files that a higher layer replaces or removes, too
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20")]
     pub waste: Option<usize>,
+    /// Fail if less than this share of the bytes is needed, as in `95` or `95%`
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub min_efficiency: Option<f64>,
+    /// Fail if more than this is wasted, as in `20M`
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub max_waste: Option<u64>,
     /// Show whole commands
     #[arg(long)]
     pub no_trunc: bool,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// A share in percent.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let known = number.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    known.ok_or_else(|| "expected a number from 0 to 100, as in `95`".to_owned())
 }
 
 /// `peelfs which`

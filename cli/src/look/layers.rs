@@ -14,7 +14,7 @@ use super::out::{Out, json_name};
 use crate::args::LayerArgs;
 use crate::text;
 use peelfs::digest::Digest;
-use peelfs::host::report::Report;
+use peelfs::host::report::{Code, Report};
 use peelfs::image::{LayerIndexes, LayerSummary, Waste};
 use peelfs::overlay::LayerNo;
 
@@ -33,7 +33,26 @@ async fn describe(args: &LayersArgs, looked: Looked) -> Result<(), Stop> {
     } else {
         described.print(args, &mut out)?;
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    Ok(described.totals.judge(args)?)
+}
+
+impl Totals {
+    /// # Errors
+    /// The limit that the image does not keep.
+    fn judge(&self, args: &LayersArgs) -> Result<(), Report> {
+        let (efficiency, hint) = (self.efficiency * 100.0, "`--waste` lists the files");
+        if let Some(least) = args.min_efficiency.filter(|least| efficiency < *least) {
+            let message = format!("the efficiency of the image is {efficiency:.1} %; at least {least} % is asked for");
+            return Err(Report::new(Code::Failure, message).hint(hint));
+        }
+        if let Some(most) = args.max_waste.filter(|most| self.wasted_bytes > *most) {
+            let (wasted, most) = (text::size(self.wasted_bytes), text::size(most));
+            let message = format!("the image wastes {wasted}; at most {most} is asked for");
+            return Err(Report::new(Code::Failure, message).hint(hint));
+        }
+        Ok(())
+    }
 }
 
 /// Size, path, the layer that has it and the one that replaces or removes it; the first of equal size by path.
