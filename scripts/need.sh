@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes sure that tools are there, installing what is missing with apt: need.sh TOOL:PACKAGE... [rust] [rustfmt] [clippy]
+# Makes sure that tools are there, installing what is missing with apt, or with cargo what Debian lacks:
+# need.sh TOOL:PACKAGE... [rust] [rustfmt] [clippy] [cargo-deb]
 # A tool is a command, or the path of a file.
 # Says nothing when nothing is missing. Without apt, or without the right to use it, says what to install.
 set -eu
@@ -48,10 +49,12 @@ rust_is_new_enough() {
 missing=
 rust=
 components=
+crates=
 for need in "$@"; do
     case $need in
         rust) rust=yes ;;
         rustfmt | clippy) components="$components $need" ;;
+        cargo-deb) have "$need" || crates="$crates $need" ;;
         *) have "${need%%:*}" || missing="$missing ${need#*:}" ;;
     esac
 done
@@ -74,4 +77,9 @@ for component in $components; do
     cargo "$tool" --version >/dev/null 2>&1 && continue
     command -v rustup >/dev/null || fail "\`cargo $tool\` is missing" "$hint"
     rustup component add "$component" >&2
+done
+for crate in $crates; do
+    echo "building $crate" >&2
+    # Without its own compressor: it takes xz.
+    cargo install --quiet --locked --no-default-features --version '^3' "$crate" >&2 || fail "cargo could not install $crate" "see above"
 done

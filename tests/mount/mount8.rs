@@ -18,11 +18,13 @@ fn in_namespace(sandbox: &Sandbox, script: &str, words: &[&str]) -> Output {
 /// Installs below a directory of its own; returns that.
 fn install(sandbox: &Sandbox, prefix: &str) -> std::path::PathBuf {
     let (built, stage) = (sandbox.path().join("built"), sandbox.path().join("stage"));
-    for name in ["release", "man"] {
+    for name in ["release", "man", "completions"] {
         std::fs::create_dir_all(built.join(name)).unwrap();
     }
     std::fs::copy(support::sandbox::program(), built.join("release/peelfs")).unwrap();
-    std::fs::write(built.join("man/peelfs.1"), "").unwrap();
+    for name in ["man/peelfs.1", "completions/bash", "completions/zsh", "completions/fish"] {
+        std::fs::write(built.join(name), "").unwrap();
+    }
     make("install", &built, &stage, prefix);
     stage
 }
@@ -55,9 +57,14 @@ fn helpers_are_installed_where_mount_looks_and_uninstalled() {
     let stage = install(&sandbox, "/opt/peelfs");
     let wanted = [
         "opt/peelfs/bin/peelfs",
+        "opt/peelfs/lib/systemd/system/peelfs-snapshotter.service",
+        "opt/peelfs/lib/systemd/system/peelfs-snapshotter.socket",
         "opt/peelfs/sbin/mount.fuse.peelfs",
         "opt/peelfs/sbin/mount.peelfs",
+        "opt/peelfs/share/bash-completion/completions/peelfs",
+        "opt/peelfs/share/fish/vendor_completions.d/peelfs.fish",
         "opt/peelfs/share/man/man1/peelfs.1",
+        "opt/peelfs/share/zsh/site-functions/_peelfs",
         "sbin/mount.fuse.peelfs",
         "sbin/mount.peelfs",
     ];
