@@ -84,9 +84,12 @@ fn a_machine_that_mounts_is_found_well() {
     found.expect("a mount", "ok", "made");
     found.expect("threads and memory", "ok", "enough");
     // Nothing is left of the trial, and no cache was made.
-    let left: Vec<_> = std::fs::read_dir(sandbox.path().join("run/peelfs")).unwrap().collect();
-    assert!(left.is_empty() && !sandbox.cache().exists(), "{left:?}");
+    assert!(!sandbox.path().join("run/peelfs").exists() && !sandbox.cache().exists());
     assert!(!peelfs::fuse::mounts::all().iter().any(|mount| mount.path.starts_with(sandbox.path())));
+    // Nor where all directories have yet to be made.
+    let mut command = sandbox.peelfs(["doctor", "--json"]);
+    let found = Found::of(&command.env_remove("XDG_RUNTIME_DIR").env_remove("PEELFS_CACHE_DIR").output().unwrap());
+    assert!(found.status == Some(0) && !sandbox.path().join("home/.cache").exists(), "{:#}", found.json);
 }
 
 /// Two runs, which have all fields together.
@@ -130,6 +133,7 @@ fn limits_that_are_too_low_are_told() {
     let found = limited("-v 90000");
     assert_eq!(found.status, Some(1), "{:#}", found.json);
     found.expect("threads and memory", "broken", "address space");
+    found.expect("a mount", "broken", "not tried");
     // A soft limit is raised where it is needed.
     let found = limited("-Sn 64");
     found.expect("threads and memory", "ok", "");

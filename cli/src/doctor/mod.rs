@@ -16,7 +16,7 @@ mod users;
 
 use super::args::{AccessArgs, CacheDirArgs};
 use super::specs;
-use check::Section;
+use check::{Check, Section};
 use peelfs::host::report::Report;
 use show::Shown;
 
@@ -39,10 +39,15 @@ pub(super) fn run(args: &DoctorArgs) -> Result<bool, Report> {
     // A reference that is none is an error of the command line.
     let image = args.reference.as_deref().map(|reference| specs::image_named(&args.access, reference)).transpose()?;
     let mut shown = Shown::new(args.json);
-    let tried = mounting::Tried::of(&args.access.cache);
+    let limits = limits::checks();
+    // A process that lacks memory for a mount could die in the middle of one, and leave it behind.
+    let tried = match limits.iter().any(Check::prevents_mounts) {
+        true => mounting::Tried::not("not tried, as the limits of this process are too low"),
+        false => mounting::Tried::of(&args.access.cache),
+    };
     shown.section(Section { title: "Mounts", checks: mounting::checks(&tried) })?;
     shown.section(Section { title: "Kernel", checks: kernel::checks(tried.offers()) })?;
-    shown.section(Section { title: "Limits", checks: limits::checks() })?;
+    shown.section(Section { title: "Limits", checks: limits })?;
     shown.section(Section { title: "Users", checks: users::checks() })?;
     shown.section(Section { title: "Cache", checks: cache::checks(&args.access.cache) })?;
     shown.section(Section { title: "Logins", checks: credentials::checks(args.access.authfile.as_deref()) })?;

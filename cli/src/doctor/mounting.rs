@@ -10,7 +10,7 @@ use super::check::Check;
 use super::tools::install;
 use crate::args::CacheDirArgs;
 use peelfs::fuse::{self, MountError, Offers, Target};
-use peelfs::host::report::Report;
+use peelfs::host::report::{Code, Report};
 use peelfs::host::status;
 use peelfs::store::Store;
 
@@ -18,6 +18,11 @@ use peelfs::store::Store;
 pub(super) struct Tried(Result<Offers, Report>);
 
 impl Tried {
+    /// Not tried.
+    pub(super) fn not(why: &str) -> Self {
+        Self(Err(Report::new(Code::Failure, why)))
+    }
+
     /// Mounts in the directory where sockets and logs of mounts are.
     pub(super) fn of(cache: &CacheDirArgs) -> Self {
         Self(try_mount(cache))
@@ -30,7 +35,16 @@ impl Tried {
 }
 
 fn try_mount(cache: &CacheDirArgs) -> Result<Offers, Report> {
-    let at = status::make_directory()?.join(format!("doctor-{}", std::process::id()));
+    let missing: Vec<PathBuf> =
+        status::directory()?.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
+    let tried = try_mount_in(&status::make_directory()?, cache);
+    // What is used by now stays.
+    missing.iter().for_each(|path| drop(std::fs::remove_dir(path)));
+    tried
+}
+
+fn try_mount_in(directory: &Path, cache: &CacheDirArgs) -> Result<Offers, Report> {
+    let at = directory.join(format!("doctor-{}", std::process::id()));
     let failed = |cause| Report::from(MountError::NoDirectory { at: at.clone(), cause });
     std::fs::DirBuilder::new().mode(0o700).create(&at).map_err(failed)?;
     let trial = cache_dir(cache).ok().and_then(|cache| trial_file(&cache));
@@ -59,17 +73,18 @@ pub(super) fn checks(tried: &Tried) -> Vec<Check> {
         Err(report) => Check::failed("a mount", report.clone()).costs("nothing can be mounted"),
     };
     let helper = fuse::installed_helper();
-    vec![mount.needed(), device(helper.is_some()), helper_check(helper), others()]
+    vec![mount.needed(), device(tried.0.is_ok()), helper_check(helper), others()]
 }
 
-fn device(has_helper: bool) -> Check {
+fn device(mounts: bool) -> Check {
     let check = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Check::missing(DEVICE, "there is no such device")
             .costs("nothing can be mounted")
             .remedy("load it with `modprobe fuse`; in a container, add `--device /dev/fuse`"),
-        io::ErrorKind::PermissionDenied if has_helper => {
-            Check::ok(DEVICE, "only root may open it; fusermount3 does so for other users")
-        }
+        _ if mounts => Check::ok(DEVICE, "fusermount3 opens it for this user"),
+        io::ErrorKind::PermissionDenied => Check::broken(DEVICE, "this user may not open it")
+            .costs("nothing can be mounted")
+            .remedy(format!("as root, `chmod 666 {DEVICE}`, as a rule of the package fuse3 does where udev runs")),
         _ => Check::broken(DEVICE, error)
             .costs("nothing can be mounted")
             .remedy("is the FUSE module loaded (`modprobe fuse`), and may this user and container use it?"),
