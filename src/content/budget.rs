@@ -1,11 +1,13 @@
 //! The budget of one mount: how many bytes may be in flight ahead of its readers.
 //!
-//! Sequential readahead gets 8 MiB of blobs. Speculation gets 1 MiB, so that demand never waits for more than that on
-//! the link. Profile replay and background fill share 2 MiB. Demand is not limited. Speculation that waits for its
-//! budget is not in flight: a reader that needs its spans fetches them at once.
+//! Sequential readahead gets 8 MiB of blobs, the rest of large files that are read here and there 4 MiB. Speculation gets
+//! 1 MiB, so that demand never waits for more than that on the link. Profile replay and background fill share 2 MiB.
+//! Demand is not limited. Speculation that waits for its budget is not in flight: a reader that needs its spans fetches
+//! them at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 
@@ -32,6 +34,8 @@ pub(super) struct Budget {
     waiting: watch::Sender<u32>,
     /// KiB of blobs that sequential readahead may have in flight.
     ahead: Arc<Semaphore>,
+    /// KiB of blobs that may be in flight of the rest of large files.
+    rest: Arc<Semaphore>,
     /// KiB of blobs that replay and background fill may have in flight.
     background: Arc<Semaphore>,
     /// KiB of blobs that speculation may have in flight.
@@ -39,6 +43,9 @@ pub(super) struct Budget {
     /// Held by the low-priority request that is queued.
     low: Mutex<()>,
 }
+
+/// Watches for reads that wait for the source, on behalf of fetches that no reader waits for.
+pub(super) struct Quiet(watch::Receiver<u32>);
 
 /// A read that waits for the source; dropped when the wait ends.
 pub(super) struct Waiting<'a>(&'a Budget);
@@ -50,6 +57,7 @@ impl Budget {
             prefetch: AtomicU8::new(Prefetch::None as u8),
             waiting: watch::Sender::new(0),
             ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
+            rest: Arc::new(Semaphore::new(REST_KIB)),
             background: Arc::new(Semaphore::new(BACKGROUND_KIB)),
             speculative: Arc::new(Semaphore::new(SPECULATIVE_KIB)),
             low: Mutex::default(),
@@ -78,15 +86,21 @@ impl Budget {
         *self.waiting.borrow() > 0
     }
 
-    /// Waits until no read waits.
-    pub(super) async fn idle(&self) {
-        // The sender is a field of `self`, so the wait cannot fail.
-        let _ = self.waiting.subscribe().wait_for(|count| *count == 0).await;
+    /// Watches from now on whether reads wait.
+    pub(super) fn quiet(&self) -> Quiet {
+        let mut waiting = self.waiting.subscribe();
+        waiting.mark_changed();
+        Quiet(waiting)
     }
 
     /// Budget for `bytes` of readahead, if available now.
     pub(super) fn ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.ahead).try_acquire_many_owned(in_kib(bytes, AHEAD_KIB)).ok()
+    }
+
+    /// Budget for `bytes` of the rest of a large file, if available now.
+    pub(super) fn rest(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.rest).try_acquire_many_owned(in_kib(bytes, REST_KIB)).ok()
     }
 
     /// Waits for budget for `bytes` of background fetches.
@@ -107,6 +121,23 @@ impl Budget {
     }
 }
 
+impl Quiet {
+    /// Whether any read has waited since the last call. If so, returns when none has waited for [`PAUSE`]: one read of a
+    /// program usually follows another, and each would wait behind what was begun between them.
+    pub(super) async fn disturbed(&mut self) -> bool {
+        // Fails only when the mount has ended, as its tasks do.
+        if !self.0.has_changed().unwrap_or(false) {
+            return false;
+        }
+        loop {
+            let ended = self.0.wait_for(|count| *count == 0).await.is_err();
+            if ended || tokio::time::timeout(PAUSE, self.0.changed()).await.is_err() {
+                return true;
+            }
+        }
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.send_modify(|count| *count -= 1);
@@ -118,8 +149,12 @@ pub(super) fn in_kib(bytes: u64, most: usize) -> u32 {
     u32::try_from((bytes >> 10).clamp(1, most as u64)).expect("budgets are far smaller")
 }
 
+/// A program that computes for longer between two reads that wait is not one that reads in a row. A few round trips.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Twice the widest window of one reader.
 const AHEAD_KIB: usize = 8 << 10;
+/// Twice what streams may have on the link, so that it does not idle while a reader waits for one answer.
+const REST_KIB: usize = 4 << 10;
 /// A few times what a link holds (200 Mbit/s and 20 ms, or 50 Mbit/s and 80 ms: 0.5 MiB), so that it never idles;
 /// and a read that comes in between waits behind no more than this.
 const BACKGROUND_KIB: usize = 2 << 10;
@@ -134,6 +169,33 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn background_fetches_begin_once_reads_have_paused() {
+        let (budget, begun) = (Budget::new(), tokio::time::Instant::now());
+        let mut quiet = budget.quiet();
+        assert!(quiet.disturbed().await && begun.elapsed() >= PAUSE, "the first read may come with the mount");
+        assert!(!quiet.disturbed().await, "no read has waited since");
+        let waiting = budget.wait();
+        assert!(quiet.disturbed().now_or_never().is_none());
+        drop(waiting);
+        let (begun, mut reads) = (tokio::time::Instant::now(), 0);
+        let reader = async {
+            loop {
+                tokio::time::sleep(PAUSE / 2).await;
+                drop(budget.wait());
+                reads += 1;
+                if reads == 10 {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        tokio::select! {
+            disturbed = quiet.disturbed() => assert!(disturbed),
+            () = reader => {}
+        }
+        assert!(begun.elapsed() >= 6 * PAUSE, "ten reads in a row, and a pause");
+    }
 
     #[tokio::test]
     async fn high_priority_waits_behind_one_low_priority_at_most() {

@@ -82,15 +82,6 @@ pub(super) enum Join {
     Own,
 }
 
-/// Whether a request may be stopped for readers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Preempt {
-    /// Runs to its end.
-    Never,
-    /// Stops after the current piece when a read waits for another span.
-    ForReaders,
-}
-
 /// The response to a request.
 struct Incoming<'a> {
     /// The spans that arrive, in order.
@@ -220,13 +211,14 @@ impl Fetcher {
         Ok(request)
     }
 
-    /// Fetches the missing `spans` for no particular reader; `false` if some could not be fetched.
-    pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange, preempt: Preempt) -> bool {
+    /// Fetches the missing `spans` for no particular reader; `false` if some could not be fetched. The requests run to
+    /// their end even if readers come to wait: what is on the link would be asked for again.
+    pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange) -> bool {
         let nothing = SpanRange::none_at(spans.start);
         let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any) else { return false };
         let mut good = true;
         for run in runs {
-            good &= self.request(&Arc::new(run), preempt, None).await;
+            good &= self.request(&Arc::new(run), None).await;
         }
         good
     }
@@ -369,21 +361,16 @@ impl Fetcher {
         };
         tokio::select! {
             biased;
-            _ = self.request(run, Preempt::Never, on_link) => {}
+            _ = self.request(run, on_link) => {}
             () = deserted => {}
         }
     }
 
     /// Fetches one run of neighbouring spans; retries a corrupt run once. Releases the link budget as bytes arrive.
-    async fn request(
-        self: &Arc<Self>,
-        run: &Arc<SpanRun>,
-        preempt: Preempt,
-        mut on_link: Option<OwnedSemaphorePermit>,
-    ) -> bool {
-        let mut result = self.stream_and_decode(run, preempt, &mut on_link).await;
+    async fn request(self: &Arc<Self>, run: &Arc<SpanRun>, mut on_link: Option<OwnedSemaphorePermit>) -> bool {
+        let mut result = self.stream_and_decode(run, &mut on_link).await;
         if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
-            result = self.stream_and_decode(run, preempt, &mut on_link).await;
+            result = self.stream_and_decode(run, &mut on_link).await;
         }
         drop(on_link);
         let Err(mut error) = result else { return true };
@@ -423,7 +410,6 @@ impl Fetcher {
     async fn stream_and_decode(
         self: &Arc<Self>,
         run: &Arc<SpanRun>,
-        preempt: Preempt,
         on_link: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<(), ReadError> {
         let source_error = |cause: SourceError| {
@@ -464,13 +450,6 @@ impl Fetcher {
             }
             if sender.send(piece).await.is_err() {
                 break; // the decoder has all it needs, or has failed
-            }
-            if preempt == Preempt::ForReaders
-                && all.is_none()
-                && self.scope.budget().has_waiting_reads()
-                && !self.give_up(run, |waiting| waiting == 0).is_empty()
-            {
-                return Ok(()); // the decoder stores the complete spans and ends
             }
         }
         drop(sender);
@@ -651,7 +630,7 @@ impl Fetcher {
 
     /// Removes a span from those in flight and delivers it to the readers that wait for it.
     fn complete(&self, Fetching { span, outcome, .. }: &Fetching, bytes: Bytes) {
-        self.layer.in_flight.lock().remove_if_reported_by(*span, self.scope.id(), outcome);
+        self.layer.in_flight.remove_if_reported_by(*span, self.scope.id(), outcome);
         // Without a waiting reader the span is only stored; free its memory before the run ends.
         let waited_for = outcome.receiver_count() > 0;
         outcome.send_replace(Some(Ok(if waited_for { bytes } else { Bytes::new() })));

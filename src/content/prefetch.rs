@@ -4,9 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 
-use super::budget::{BACKGROUND, Prefetch};
+use super::budget::{BACKGROUND, Prefetch, Quiet};
 use super::error::ReadError;
-use super::fetch::Preempt;
 use super::open_layer::name_of;
 use super::origin::Origin;
 use super::profiles::{keep_profile, load_profile};
@@ -14,7 +13,7 @@ use super::reader::LayerReader;
 use crate::digest::Digest;
 use crate::layer::Format;
 use crate::layer::foreign::estargz;
-use crate::predict::{Pace, Priority, Profile, Replay};
+use crate::predict::{Layout as _, Pace, Priority, Profile, Replay};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
@@ -85,7 +84,7 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
                 }
             }
             requests.spawn(async move {
-                let good = fetcher.in_background(spans, Preempt::Never).await;
+                let good = fetcher.in_background(spans).await;
                 drop(room);
                 good
             });
@@ -110,14 +109,15 @@ async fn prioritized(reader: &Arc<LayerReader>) {
 /// Fetches all missing spans while no reader waits, base layer first, until all are cached or the source or the cache
 /// fails.
 async fn fill(layers: &[Arc<LayerReader>]) {
-    let pace = Arc::new(Mutex::new(Pace::new(BACKGROUND)));
+    let Some(scope) = layers.first().map(|layer| &layer.fetcher.scope) else { return };
+    let (pace, mut quiet) = (Arc::new(Mutex::new(Pace::new(BACKGROUND))), scope.budget().quiet());
     for layer in layers {
         loop {
             let missing = missing(layer);
-            if missing == 0 || !sweep(layer, &pace).await {
+            if missing == 0 || !sweep(layer, &pace, &mut quiet).await {
                 break;
             }
-            // Spans given up for readers are still missing and tried again; without progress, stop.
+            // Spans evicted meanwhile are missing again; without progress, stop.
             if layer.layer.is_crowded() || self::missing(layer) >= missing {
                 return;
             }
@@ -125,8 +125,9 @@ async fn fill(layers: &[Arc<LayerReader>]) {
     }
 }
 
-/// Passes once over a layer's missing spans; `false` if the source has failed.
-async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>) -> bool {
+/// Passes once over a layer's missing spans; `false` if the source has failed. Begins no request while readers wait, and
+/// little at first after that ([`Pace`]).
+async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>, quiet: &mut Quiet) -> bool {
     let (layer, budget) = (&reader.layer, reader.fetcher.scope.budget());
     let all = layer.index.spans();
     let is_absent = |span: SpanId| layer.content.generation(span).is_none();
@@ -140,17 +141,22 @@ async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>) -> bool {
         let mut run = SpanRange::one(at);
         let (window, request) = lock(pace).sizes();
         let fits = |end: SpanId| layer.blob_bytes(SpanRange::new(at, end)).is_ok_and(|bytes| bytes <= request);
-        while run.end < all.end && is_absent(run.end) && fits(run.end.next()) {
+        let continues = |span: SpanId| layer.index.starts_anew(span).is_ok_and(|anew| !anew);
+        // What decodes only from an earlier start would have that fetched twice.
+        while run.end < all.end && is_absent(run.end) && (fits(run.end.next()) || continues(run.end)) {
             run.end = run.end.next();
         }
         let Ok(bytes) = layer.blob_bytes(run) else { return false };
         // Scales the request's share of the budget to its share of the window.
         let room = budget.background(bytes.saturating_mul(BACKGROUND / window)).await;
-        budget.idle().await;
+        if quiet.disturbed().await {
+            lock(pace).disturbed(reader.fetcher.scope.age());
+            continue;
+        }
         let (fetcher, pace) = (Arc::clone(&reader.fetcher), Arc::clone(pace));
         requests.spawn(async move {
             let begun = fetcher.scope.age();
-            let good = fetcher.in_background(run, Preempt::ForReaders).await;
+            let good = fetcher.in_background(run).await;
             if good && !fetcher.scope.budget().has_waiting_reads() {
                 lock(&pace).ended(begun, fetcher.scope.age());
             }

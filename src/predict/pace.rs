@@ -30,6 +30,11 @@ impl Pace {
         (self.window, self.window / REQUESTS)
     }
 
+    /// Records that reads have waited until `now`: begins with the smallest window again.
+    pub fn disturbed(&mut self, now: Duration) {
+        (self.window, self.changed) = (NARROWEST, Some(now));
+    }
+
     /// Records a request that began at `begun` and ended at `now`.
     pub fn ended(&mut self, begun: Duration, now: Duration) {
         let took = now.saturating_sub(begun);
@@ -79,6 +84,19 @@ mod tests {
             settled.extend((step >= 20).then_some(pace.window));
         }
         (*settled.iter().min().unwrap_or(&0), *settled.iter().max().unwrap_or(&0))
+    }
+
+    #[test]
+    fn a_fill_begins_small_after_each_read_that_waited() {
+        let (mut pace, ms) = (Pace::new(WIDEST), Duration::from_millis);
+        (0..20).for_each(|round| pace.ended(ms(round * 30), ms(round * 30 + 30)));
+        assert_eq!(pace.sizes().0, WIDEST);
+        pace.disturbed(ms(1000));
+        assert_eq!(pace.sizes().0, NARROWEST);
+        pace.ended(ms(990), ms(1020));
+        assert_eq!(pace.sizes().0, NARROWEST, "it began before");
+        pace.ended(ms(1000), ms(1030));
+        assert_eq!(pace.sizes().0, 2 * NARROWEST);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 )]
 
 pub mod doomed;
+pub mod link;
 pub mod load;
 pub mod model;
 pub mod random;

@@ -21,6 +21,7 @@ use peelfs::trust::Untrusted;
 use peelfs_loopback::image::Image;
 use peelfs_loopback::tar::Mtime;
 
+use super::link::Link;
 use super::model::{Node, NodeKind, Seen, join};
 use super::random::Random;
 
@@ -33,11 +34,21 @@ pub struct MemorySource {
     asked: Mutex<Vec<(Digest, Range<u64>)>>,
     flipped: Mutex<Option<(Digest, u64, u8)>>,
     hangs: AtomicBool,
+    link: Option<Link>,
 }
 
 impl MemorySource {
     pub fn new(image: &Image) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of(image))
+    }
+
+    /// As [`MemorySource::new`], with this link before it.
+    pub fn over(link: Link, image: &Image) -> Arc<Self> {
+        Arc::new(Self { link: Some(link), ..Self::of(image) })
+    }
+
+    fn of(image: &Image) -> Self {
+        Self {
             root: image.root().clone(),
             documents: image.documents().map(|(digest, _, bytes)| (digest.clone(), bytes.clone())).collect(),
             blobs: image.blobs().map(|(digest, bytes)| (digest.clone(), bytes.clone())).collect(),
@@ -45,7 +56,8 @@ impl MemorySource {
             asked: Mutex::default(),
             flipped: Mutex::default(),
             hangs: AtomicBool::new(false),
-        })
+            link: None,
+        }
     }
 
     /// From now on one bit of one blob is wrong: `(blob, byte, bit)`.
@@ -101,6 +113,9 @@ impl BlobSource for MemorySource {
             self.asked.lock().unwrap().push((blob.digest.clone(), range.start.0..range.end.0));
             if self.hangs.load(Ordering::Relaxed) && self.layers.contains(&blob.digest) {
                 return std::future::pending().await;
+            }
+            if let Some(link) = &self.link {
+                link.carry(range.end - range.start).await;
             }
             let mut bytes = bytes.slice(range.start.0 as usize..range.end.0 as usize);
             let flipped = self.flipped.lock().unwrap().clone();
