@@ -196,7 +196,9 @@ impl Gzip {
         }
         let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
         let mark = |kind| Mark { blob: BlobOffset(bits / 8), bit: (bits % 8) as u8, decoded, kind };
-        if stop == Stop::Block && pass.start_wanted(decoded) {
+        let is_behind_stored = self.inflate.ended_stored() >= LONG_STORED;
+        let is_wanted = pass.start_wanted(decoded) || is_behind_stored && pass.start_wanted_behind_stored(decoded);
+        if stop == Stop::Block && is_wanted {
             pass.offer(mark(StartKind::Checkpoint));
             // Empty blocks move the mark, but not its window.
             if self.watched != Some(decoded) {
@@ -323,6 +325,8 @@ fn crc32(crc: u32, byte: u8) -> u32 {
     !crc
 }
 
+/// A stored block of at least this many bytes is one of data that cannot be compressed.
+const LONG_STORED: u16 = 8 << 10;
 const MAGIC_1: u8 = 0x1f;
 const MAGIC_2: u8 = 0x8b;
 const DEFLATE: u8 = 8;

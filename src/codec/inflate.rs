@@ -19,6 +19,8 @@ pub(super) struct Inflate {
     bits: Bits,
     phase: Phase,
     last_block: bool,
+    /// Length of the current block, or the last one, if that is stored; else 0.
+    stored_length: u16,
     tables: Box<Tables>,
 }
 
@@ -155,6 +157,7 @@ impl Inflate {
             bits: Bits::default(),
             phase: Phase::Begin { drop: 0 },
             last_block: false,
+            stored_length: 0,
             tables: Box::new(Tables {
                 literal: [0; LITERAL_TABLE],
                 distance: [0; DISTANCE_TABLE],
@@ -182,6 +185,11 @@ impl Inflate {
         debug_assert!(bit < 8);
         self.phase = Phase::Begin { drop: u32::from(bit) };
         self.last_block = false;
+    }
+
+    /// Length of the block that has ended last, if it was stored; else 0.
+    pub(super) fn ended_stored(&self) -> u16 {
+        self.stored_length
     }
 
     /// Number of bits taken from the input and not used yet.
@@ -216,6 +224,7 @@ impl Inflate {
                     }
                     self.bits.take(drop);
                     self.last_block = self.bits.take(1) == 1;
+                    self.stored_length = 0;
                     self.phase = match self.bits.take(2) {
                         0 => {
                             self.bits.take(self.bits.count & 7);
@@ -237,6 +246,7 @@ impl Inflate {
                     if length != !self.bits.take(16) & 0xffff {
                         return Err(InflateError::StoredLength);
                     }
+                    self.stored_length = length as u16;
                     self.phase = Phase::Stored { left: length as usize };
                 }
                 Phase::Stored { left } => {

@@ -2,8 +2,11 @@
 //!
 //! Marks split a layer into spans. Close marks make reads cheap and tables long: one per 256 KiB costs about 2 % of a
 //! gzip layer, nearly all of it windows. The spacing doubles as a layer grows beyond 1 GiB, so that the number of marks
-//! is bounded: about 4,000 for the first GiB and 2,000 for each doubling. Marks of stored bytes have no window and cost 64
-//! bytes, so they stay within 1 MiB: a model of 100 GiB is read by as small pieces as one of 2 GiB.
+//! is bounded: about 4,000 for the first GiB and 2,000 for each doubling.
+//!
+//! Marks of stored bytes have no window and cost 64 bytes. Who looks up a row in a data file needs no 256 KiB, so in
+//! uncompressed layers they are sixteen times as close, and within 1 MiB; and in gzip layers, blocks of data that could
+//! not be compressed begin with one every 32 KiB, the least distance of two windows.
 
 use super::window::{References, Window};
 use crate::descriptor::Compression;
@@ -57,8 +60,7 @@ impl StartKind {
 
 /// The marks and windows found by a first pass.
 pub(super) struct FirstPass {
-    /// The widest spacing.
-    widest: u64,
+    is_stored: bool,
     marks: Vec<Mark>,
     windows: Vec<(usize, Window)>,
     /// Number of marks so far, including those taken.
@@ -76,7 +78,7 @@ impl FirstPass {
     pub(super) fn new(kind: StartKind) -> Self {
         let zero = Mark { blob: BlobOffset(0), bit: 0, decoded: DecodedOffset(0), kind };
         Self {
-            widest: if kind == StartKind::Stored { WIDEST_STORED } else { u64::MAX },
+            is_stored: kind == StartKind::Stored,
             marks: vec![zero],
             windows: Vec::new(),
             count: 1,
@@ -94,7 +96,13 @@ impl FirstPass {
     /// The offset from which a start is useful.
     pub(super) fn next_start(&self) -> DecodedOffset {
         let last = self.last_start.1;
-        last + spacing(last).min(self.widest)
+        last + if self.is_stored { (spacing(last) / CLOSER_STORED).min(WIDEST_STORED) } else { spacing(last) }
+    }
+
+    /// Whether a start at `at` is useful, behind a deflate block of bytes that could not be compressed.
+    pub(super) fn start_wanted_behind_stored(&self, at: DecodedOffset) -> bool {
+        let last = self.last_start.1;
+        at >= last + (spacing(last) / CLOSER_STORED).clamp(Window::MAX as u64, WIDEST_STORED)
     }
 
     /// The offset from which a mark is useful even if it is not a start.
@@ -140,8 +148,9 @@ fn spacing(at: DecodedOffset) -> u64 {
     SPACING << (at.0 >> 30).checked_ilog2().map_or(0, |doublings| doublings + 1)
 }
 
-/// Widest spacing of stored bytes.
+/// Widest spacing of stored bytes, and how much closer their marks are.
 const WIDEST_STORED: u64 = 1 << 20;
+const CLOSER_STORED: u64 = 16;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
 /// Number of spacings without a start after which a mark is set that is not a start.
@@ -162,11 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn stored_bytes_have_marks_within_a_mib() {
+    fn stored_bytes_have_close_marks() {
         let mut pass = FirstPass::new(StartKind::Stored);
-        for (at, kib) in [(0, 256), (3 << 30, 1024), (100 << 30, 1024)] {
+        for (at, kib, in_gzip) in [(0, 16, 32), (3 << 30, 64, 64), (100 << 30, 1024, 1024)] {
             pass.last_start.1 = DecodedOffset(at);
             assert_eq!(pass.next_start(), DecodedOffset(at + (kib << 10)));
+            assert!(pass.start_wanted_behind_stored(DecodedOffset(at + (in_gzip << 10))));
+            assert!(!pass.start_wanted_behind_stored(DecodedOffset(at + (in_gzip << 10) - 1)));
         }
     }
 
