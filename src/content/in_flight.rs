@@ -42,6 +42,14 @@ impl InFlight {
         Locked(table)
     }
 
+    /// As [`Locked::remove`], but only if `sender` reports the outcome: another request may have begun since.
+    pub(super) fn remove_if_reported_by(&self, span: SpanId, mount: MountId, sender: &watch::Sender<Outcome>) {
+        let mut table = lock(&self.0);
+        if table.get(&(span, mount)).is_some_and(|outcome| outcome.same_channel(&sender.subscribe())) {
+            table.remove(&(span, mount));
+        }
+    }
+
     /// Whether any mount of this process fetches the span.
     pub(super) fn has(&self, span: SpanId) -> bool {
         of(&lock(&self.0), span).any(is_live)
@@ -77,13 +85,6 @@ impl Locked<'_> {
     /// Removes the fetch of the span by `mount`.
     pub(super) fn remove(&mut self, span: SpanId, mount: MountId) {
         self.0.remove(&(span, mount));
-    }
-
-    /// As [`Locked::remove`], but only if `sender` reports the outcome: another request may have begun since.
-    pub(super) fn remove_if_reported_by(&mut self, span: SpanId, mount: MountId, sender: &watch::Sender<Outcome>) {
-        if self.0.get(&(span, mount)).is_some_and(|outcome| outcome.same_channel(&sender.subscribe())) {
-            self.0.remove(&(span, mount));
-        }
     }
 }
 

@@ -143,7 +143,7 @@ impl LayerReader {
         for run in &runs {
             let mut along = None;
             if !self.scheduler.is_expected(*run) {
-                along = self.scheduler.missed(*run);
+                along = self.scheduler.missed(&piece, *run);
                 unexpected.push(*run);
             }
             arriving.extend(self.fetcher.start(*run, along, Join::Any)?);

@@ -104,13 +104,14 @@ impl Scheduler {
     fn predict_read(&self, piece: &Piece, found: Found) -> Vec<Suggestion> {
         let mut first = self.record(piece.spans);
         first.retain(|span| !self.demand.is_in_profile(*span));
-        self.predict(Event::Read { piece, found, first: &first })
+        let speculation = if self.fetcher.layer.is_crowded() { Speculation::Off } else { self.speculation() };
+        self.predict(Event::Read { piece, found, first: &first, speculation })
     }
 
-    /// Reports that a reader starts to wait for `run`; returns what to fetch along with it.
-    pub(super) fn missed(&self, run: SpanRange) -> Option<Along> {
-        let suggestion = self.predict(Event::Missed { run, speculation: self.speculation() }).pop()?;
-        let along = self.room_ahead(suggestion.spans);
+    /// Reports that a reader starts to wait for `run` of a piece; returns what to fetch along with it.
+    pub(super) fn missed(&self, piece: &Piece, run: SpanRange) -> Option<Along> {
+        let suggestion = self.predict(Event::Missed { piece, run, speculation: self.speculation() }).pop()?;
+        let along = self.room_for(&suggestion);
         if along.is_none() {
             lock(&self.readahead).declined(&suggestion);
         }
@@ -145,8 +146,9 @@ impl Scheduler {
         if self.fetcher.scope.start().is_none() {
             return;
         }
-        let end = piece.spans.end.forward(NEAR).min(SpanId(layer.index.span_count()));
-        if layer.content.has_all(SpanRange::new(start.back(NEAR), end)) {
+        let near = NEAR * layer.index.region();
+        let end = piece.spans.end.forward(near).min(SpanId(layer.index.span_count()));
+        if layer.content.has_all(SpanRange::new(start.back(near), end)) {
             return self.all_near.store(start.0, Ordering::Relaxed);
         }
         let suggestions = self.siblings_of(piece);
@@ -171,7 +173,7 @@ impl Scheduler {
         for suggestion in suggestions {
             match suggestion.urgency {
                 Urgency::Window | Urgency::Along => self.run_window(&suggestion),
-                Urgency::Stream(id) => self.run_stream(suggestion, id),
+                Urgency::Stream(id) | Urgency::Rest(id) => self.run_stream(suggestion, id),
                 Urgency::Speculation(priority) => speculative.push((suggestion.spans, priority)),
             }
         }
@@ -186,7 +188,7 @@ impl Scheduler {
     }
 
     fn run_window(&self, suggestion: &Suggestion) {
-        let Some(along) = self.room_ahead(suggestion.spans) else {
+        let Some(along) = self.room_for(suggestion) else {
             return lock(&self.readahead).declined(suggestion);
         };
         if let Err(error) = self.fetcher.start_ahead(along) {
@@ -195,11 +197,12 @@ impl Scheduler {
     }
 
     fn run_stream(&self, mut suggestion: Suggestion, id: StreamId) {
-        let mut along = self.room_ahead(suggestion.spans);
+        let mut along = self.room_for(&suggestion);
         if along.is_none() {
             // Requests of other readers may leave room for one request.
             let request = self.fetcher.layer.index.within(suggestion.spans.start, suggestion.spans.count(), REQUEST);
-            along = request.ok().filter(|request| !request.is_empty()).and_then(|request| self.room_ahead(request));
+            let request = request.ok().filter(|request| !request.is_empty());
+            along = request.and_then(|spans| self.room_for(&Suggestion { spans, ..suggestion }));
             suggestion.spans.start = along.as_ref().map_or(suggestion.spans.start, |along| along.spans.end);
             lock(&self.readahead).declined(&suggestion);
         }
@@ -211,9 +214,15 @@ impl Scheduler {
         });
     }
 
-    fn room_ahead(&self, spans: SpanRange) -> Option<Along> {
+    /// Budget for what is fetched before it is read, if available now.
+    fn room_for(&self, suggestion: &Suggestion) -> Option<Along> {
+        let (spans, budget) = (suggestion.spans, self.fetcher.scope.budget());
         let bytes = self.fetcher.layer.blob_bytes(spans).ok()?;
-        Some(Along { spans, room: self.fetcher.scope.budget().ahead(bytes)? })
+        let room = match suggestion.urgency {
+            Urgency::Rest(_) => budget.rest(bytes),
+            _ => budget.ahead(bytes),
+        };
+        Some(Along { spans, room: room? })
     }
 
     /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
@@ -306,5 +315,5 @@ const PIECE: u64 = 512 << 10;
 /// count as demand.
 const SHORTEST_LOOK: Duration = Duration::from_millis(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
-/// If no span within this distance is missing, siblings are not searched.
+/// If no ordinary span within this distance is missing, siblings are not searched.
 const NEAR: u32 = 32;

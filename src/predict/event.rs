@@ -18,9 +18,13 @@ pub enum Event<'a> {
         found: Found,
         /// In order.
         first: &'a [SpanId],
+        /// Whether the rest of its file may be fetched speculatively.
+        speculation: Speculation,
     },
     /// A reader starts to wait for `run`, which is neither in flight nor covered by a profile.
     Missed {
+        /// What the reader reads.
+        piece: &'a Piece,
         /// The missing spans of the piece.
         run: SpanRange,
         /// Whether neighbours may be fetched speculatively.
@@ -122,6 +126,8 @@ pub enum Urgency {
     Window,
     /// The next spans of a reader of a large file, after earlier suggestions for the same stream.
     Stream(StreamId),
+    /// More of a large file of which much was read here and there, after earlier suggestions for the same file.
+    Rest(StreamId),
     /// Speculation.
     Speculation(Priority),
 }

@@ -16,6 +16,10 @@ pub trait Layout {
     /// The index is damaged.
     fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError>;
 
+    /// How many spans hold about [`REGION`] decoded bytes; at least 1. What is counted in spans below means such regions: a
+    /// layer that decodes in smaller pieces is read the same.
+    fn region(&self) -> u32;
+
     /// Whether a span can be decoded without the previous one.
     ///
     /// # Errors
@@ -53,6 +57,11 @@ impl Layout for LayerIndex {
         Ok(range.end.0.saturating_sub(range.start.0))
     }
 
+    fn region(&self) -> u32 {
+        let in_regions = self.layer().decoded_size.div_ceil(REGION).max(1);
+        u32::try_from(u64::from(self.span_count()) / in_regions).unwrap_or(u32::MAX).max(1)
+    }
+
     fn starts_anew(&self, span: SpanId) -> Result<bool, IndexError> {
         Ok(self.span(span)?.kind != StartKind::Continued)
     }
@@ -67,6 +76,9 @@ impl Layout for LayerIndex {
 /// transfers.
 pub const REQUEST: u64 = 768 << 10;
 
+/// Decoded bytes of an ordinary span, as a first pass over a compressed layer makes it.
+pub(super) const REGION: u64 = 256 << 10;
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -76,6 +88,8 @@ pub(crate) mod testing {
         pub(crate) spans: u32,
         /// Bytes per span, in the blob and decoded.
         pub(crate) bytes: u64,
+        /// Spans of a region.
+        pub(crate) region: u32,
     }
 
     impl Layout for Even {
@@ -85,6 +99,10 @@ pub(crate) mod testing {
 
         fn blob_bytes(&self, spans: SpanRange) -> Result<u64, IndexError> {
             Ok(u64::from(spans.count()) * self.bytes)
+        }
+
+        fn region(&self) -> u32 {
+            self.region
         }
 
         fn starts_anew(&self, _: SpanId) -> Result<bool, IndexError> {

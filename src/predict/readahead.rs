@@ -9,11 +9,14 @@
 //!   as large as those of `cat` and `cp`, or if it has waited for four of the kernel's largest reads in a row. The next
 //!   6 MiB of the blob are then suggested, in order.
 //! - *Neighbours.* A random read also fetches up to five following spans (at most 512 KiB), about what the link carries
-//!   in the saved round trip; the two preceding spans are fetched after the reader was answered. Spans covered by a
-//!   profile are left to the profile.
+//!   in the saved round trip; the two preceding spans are fetched after the reader was answered. In a large file, that
+//!   ends while nothing reads them ([`Coverage`]). Spans covered by a profile are left to the profile.
+//!
+//! Numbers of spans are those of ordinary spans; of smaller ones, more are meant ([`Layout::region`]).
 //!
 //! This module only does bookkeeping with span numbers.
 
+use super::coverage::Coverage;
 use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Suggestion, Urgency};
 use super::layout::{Layout, REQUEST};
 use crate::layer::IndexError;
@@ -24,6 +27,7 @@ use crate::span::{SpanId, SpanRange};
 pub struct ReadAhead {
     windows: Recent<Window, READERS>,
     streams: Recent<Stream, STREAMS>,
+    coverage: Coverage,
     /// Number of streams so far.
     begun: u64,
 }
@@ -75,7 +79,7 @@ impl ReadAhead {
     /// The index is damaged.
     pub fn on(&mut self, event: Event<'_>, layout: &impl Layout) -> Result<Vec<Suggestion>, IndexError> {
         match event {
-            Event::Read { piece, found, first } => {
+            Event::Read { piece, found, first, speculation } => {
                 let mut suggestions = Vec::new();
                 for span in first {
                     suggestions.extend(self.follow(*span, layout)?);
@@ -83,15 +87,24 @@ impl ReadAhead {
                 if piece.may_be_streamed() {
                     suggestions.extend(self.stream(piece, found, layout)?);
                 }
+                if speculation == Speculation::Allowed && !first.is_empty() {
+                    suggestions.extend(self.coverage.read(piece, first, &mut self.begun, layout)?);
+                }
                 Ok(suggestions)
             }
-            Event::Missed { run, speculation } => Ok(self.missed(run, speculation, layout)?.into_iter().collect()),
+            Event::Missed { piece, run, speculation } => {
+                Ok(self.missed(piece, run, speculation, layout)?.into_iter().collect())
+            }
             Event::Answered { piece, run, speculation } => {
                 // A large piece belongs to a large file; what lies before that is unrelated.
                 if speculation == Speculation::Off || piece.length() >= STREAMED {
                     return Ok(Vec::new());
                 }
                 let spans = near_before(run.start, layout)?;
+                if layout.blob_bytes(spans)? > self.coverage.allowance(piece, layout)? {
+                    return Ok(Vec::new());
+                }
+                self.coverage.guessed(piece, spans, layout)?;
                 Ok(Vec::from_iter(
                     (!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Speculation(Priority::Low) }),
                 ))
@@ -104,6 +117,7 @@ impl ReadAhead {
         let SpanRange { start, end } = suggestion.spans;
         match suggestion.urgency {
             Urgency::Window | Urgency::Along => {
+                self.coverage.withdraw(suggestion.spans);
                 if let Some(reader) = self.windows.take(|reader| reader.next == end) {
                     let size = if suggestion.urgency == Urgency::Window { reader.size / 2 } else { 0 };
                     self.windows.put(Window { next: start, size });
@@ -114,6 +128,7 @@ impl ReadAhead {
                     self.streams.put(Stream { next: stream.next.min(start), ..stream });
                 }
             }
+            Urgency::Rest(id) => self.coverage.declined(id, start),
             Urgency::Speculation(_) => {}
         }
     }
@@ -121,12 +136,13 @@ impl ReadAhead {
     /// The next window, once the reader of `span` has reached the end of the last one, or, after a long sequential run,
     /// its second half.
     fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
+        let region = layout.region();
         let close = |reader: &Window| {
-            let early = if reader.size < LONG { reader.size.min(1) } else { reader.size / 2 };
+            let early = if reader.size < LONG * region { reader.size.min(region) } else { reader.size / 2 };
             reader.next > span && reader.next.0 - span.0 <= early
         };
         let Some(reader) = self.windows.take(close) else { return Ok(None) };
-        let spans = layout.within(reader.next, wider(reader.size), WINDOW_BYTES)?;
+        let spans = layout.within(reader.next, wider(reader.size, region), WINDOW_BYTES)?;
         self.windows.put(Window { next: spans.end, size: spans.count() });
         Ok((!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Window }))
     }
@@ -134,17 +150,31 @@ impl ReadAhead {
     /// What to fetch along with `run`: the window of its reader, or some neighbours.
     fn missed(
         &mut self,
+        piece: &Piece,
         run: SpanRange,
         speculation: Speculation,
         layout: &impl Layout,
     ) -> Result<Option<Suggestion>, IndexError> {
-        let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER } else { 0 };
-        let near = |reader: &Window| (run.start.back(SKIPPED)..=run.start).contains(&reader.next);
-        let window = self.windows.take(near).map_or(neighbours, |reader| reader.size.max(neighbours).max(1));
-        let bytes = if window > NEAR_AFTER { WINDOW_BYTES } else { NEAR_BYTES };
+        let region = layout.region();
+        let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER * region } else { 0 };
+        let near = |reader: &Window| (run.start.back(SKIPPED * region)..=run.start).contains(&reader.next);
+        let reader = self.windows.take(near);
+        let window = reader.map_or(neighbours, |reader| reader.size.max(neighbours).max(region));
+        let is_guess = window <= NEAR_AFTER * region;
+        let bytes = match is_guess {
+            true => NEAR_BYTES.min(self.coverage.allowance(piece, layout)?),
+            false => WINDOW_BYTES,
+        };
         let mut spans = layout.within(run.end, window, bytes)?;
+        if reader.is_some_and(|reader| reader.next == run.start) {
+            // It continues, if slowly.
+            spans.end = spans.end.max(layout.within(run.end, region, NEAR_BYTES)?.end);
+        }
         if layout.blob_bytes(spans)? == 0 {
             spans.end = spans.start;
+        }
+        if is_guess && speculation == Speculation::Allowed {
+            self.coverage.guessed(piece, spans, layout)?;
         }
         self.windows.put(Window { next: spans.end, size: spans.count() });
         Ok((!spans.is_empty()).then_some(Suggestion { spans, urgency: Urgency::Along }))
@@ -153,7 +183,7 @@ impl ReadAhead {
     /// What follows in the file of `piece`, if the piece is one of many large ones in a row, or of growing ones, or the
     /// first one of a copy. A row begins with a missing piece.
     fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
-        let stream = match (self.stream_of(piece), found) {
+        let stream = match (self.stream_of(piece, layout), found) {
             (Some(stream), _) => stream.continued(piece, found),
             (None, Found::Missing) => {
                 self.begun += 1;
@@ -188,9 +218,9 @@ impl ReadAhead {
 
     /// Removes and returns the stream of `piece`. Two pieces may share a span, small pieces are not reported, and the
     /// kernel sends two reads at once.
-    fn stream_of(&mut self, piece: &Piece) -> Option<Stream> {
-        let start = piece.spans.start;
-        let near = start.back(UNSEEN)..=start.forward(UNSEEN);
+    fn stream_of(&mut self, piece: &Piece, layout: &impl Layout) -> Option<Stream> {
+        let (start, unseen) = (piece.spans.start, UNSEEN * layout.region());
+        let near = start.back(unseen)..=start.forward(unseen);
         self.streams
             .take(|stream| stream.piece.file_end() == piece.file_end() && near.contains(&stream.piece.spans.end))
     }
@@ -235,7 +265,7 @@ impl<T, const N: usize> Default for Recent<T, N> {
 /// The neighbours before `span`; empty if decoding them starts further away.
 fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexError> {
     let mut near = SpanRange::none_at(span);
-    for before in SpanRange::new(span.back(NEAR_BEFORE), span).iter().rev() {
+    for before in SpanRange::new(span.back(NEAR_BEFORE * layout.region()), span).iter().rev() {
         let wider = SpanRange::new(before, span);
         if !layout.starts_anew(near.start)? || !layout.starts_anew(before)? || layout.blob_bytes(wider)? > NEAR_BYTES {
             break;
@@ -246,9 +276,9 @@ fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexErr
 }
 
 /// The window after one that was read to its end.
-fn wider(window: u32) -> u32 {
-    let more = if window < LONG { (window / 2).max(1) } else { window };
-    (window + more).min(WIDEST)
+fn wider(window: u32, region: u32) -> u32 {
+    let more = if window < LONG * region { (window / 2).max(region) } else { window };
+    (window + more).min(WIDEST * region)
 }
 
 /// Limit for streams per layer.
@@ -293,9 +323,9 @@ mod tests {
     use crate::predict::layout::testing::Even;
 
     /// A layer of spans so small that only their number limits windows.
-    const SMALL: Even = Even { spans: 10_000, bytes: 1 << 10 };
+    const SMALL: Even = Even { spans: 10_000, bytes: 1 << 10, region: 1 };
     /// Spans as large as those of a first pass.
-    const USUAL: Even = Even { spans: 20_000, bytes: 256 << 10 };
+    const USUAL: Even = Even { spans: 20_000, bytes: 256 << 10, region: 1 };
 
     fn spans(start: u32, end: u32) -> SpanRange {
         SpanRange::new(SpanId(start), SpanId(end))
@@ -306,14 +336,24 @@ mod tests {
     }
 
     fn missed(ahead: &mut ReadAhead, start: u32, speculation: Speculation) -> Vec<Suggestion> {
-        ahead.on(Event::Missed { run: spans(start, start + 1), speculation }, &SMALL).unwrap()
+        let run = spans(start, start + 1);
+        ahead.on(Event::Missed { piece: &small_piece(run), run, speculation }, &SMALL).unwrap()
+    }
+
+    /// A read of one byte of a small file.
+    fn small_piece(spans: SpanRange) -> Piece {
+        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
+        Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans, place }
+    }
+
+    /// The event of a read of which these spans are read for the first time.
+    fn read<'a>(piece: &'a Piece, found: Found, first: &'a [SpanId]) -> Event<'a> {
+        Event::Read { piece, found, first, speculation: Speculation::Off }
     }
 
     /// One span is read for the first time.
     fn touched(ahead: &mut ReadAhead, span: u32) -> Vec<Suggestion> {
-        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
-        let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(span, span + 1), place };
-        ahead.on(Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(span)] }, &SMALL).unwrap()
+        ahead.on(read(&small_piece(spans(span, span + 1)), Found::Cached, &[SpanId(span)]), &SMALL).unwrap()
     }
 
     #[test]
@@ -335,14 +375,18 @@ mod tests {
     fn a_window_is_bounded_by_bytes_and_by_the_layer() {
         let mut ahead = ReadAhead::default();
         ahead.windows.put(Window { next: SpanId(100), size: 64 });
-        let first = [SpanId(99)];
-        let place = PlaceInFile { entry: EntryId(1), before: 0, behind: 0 };
-        let piece = Piece { bytes: DecodedOffset(0)..DecodedOffset(1), spans: spans(99, 100), place };
-        let read = Event::Read { piece: &piece, found: Found::Cached, first: &first };
-        assert_eq!(ahead.on(read, &USUAL).unwrap(), [suggestion(100, 116, Urgency::Window)], "4 MiB");
+        let piece = small_piece(spans(99, 100));
+        assert_eq!(
+            ahead.on(read(&piece, Found::Cached, &[SpanId(99)]), &USUAL).unwrap(),
+            [suggestion(100, 116, Urgency::Window)],
+            "4 MiB"
+        );
         let short = Even { spans: 117, ..USUAL };
-        let read = Event::Read { piece: &piece, found: Found::Cached, first: &[SpanId(115)] };
-        assert_eq!(ahead.on(read, &short).unwrap(), [suggestion(116, 117, Urgency::Window)], "the layer ends");
+        assert_eq!(
+            ahead.on(read(&piece, Found::Cached, &[SpanId(115)]), &short).unwrap(),
+            [suggestion(116, 117, Urgency::Window)],
+            "the layer ends"
+        );
     }
 
     #[test]
@@ -407,7 +451,7 @@ mod tests {
 
     /// The first span suggested after this piece, if any.
     fn streamed(ahead: &mut ReadAhead, piece: &Piece, found: Found) -> Option<u32> {
-        let suggestions = ahead.on(Event::Read { piece, found, first: &[] }, &USUAL).unwrap();
+        let suggestions = ahead.on(read(piece, found, &[]), &USUAL).unwrap();
         assert!(suggestions.len() <= 1);
         suggestions.first().map(|suggestion| suggestion.spans.start.0)
     }
@@ -441,8 +485,7 @@ mod tests {
             Piece { place: PlaceInFile { behind: (30 - u64::from(end)) << 18, ..place }, ..piece }
         };
         assert_eq!(streamed(&mut ahead, &last(10, 12), Found::Missing), None);
-        let suggestions =
-            ahead.on(Event::Read { piece: &last(12, 16), found: Found::Missing, first: &[] }, &USUAL).unwrap();
+        let suggestions = ahead.on(read(&last(12, 16), Found::Missing, &[]), &USUAL).unwrap();
         assert_eq!(suggestions.iter().map(|suggestion| suggestion.spans).collect::<Vec<_>>(), [spans(16, 30)]);
         assert_eq!(streamed(&mut ahead, &last(16, 18), Found::Missing), None, "all of it is asked for");
         let mut ahead = ReadAhead::default();
@@ -456,8 +499,7 @@ mod tests {
     fn what_a_stream_was_denied_it_wishes_for_again() {
         let mut ahead = ReadAhead::default();
         assert_eq!(waited(&mut ahead, 10, 12), None);
-        let read = Event::Read { piece: &piece(12, 16), found: Found::Missing, first: &[] };
-        let suggestions = ahead.on(read, &USUAL).unwrap();
+        let suggestions = ahead.on(read(&piece(12, 16), Found::Missing, &[]), &USUAL).unwrap();
         let rest = Suggestion { spans: SpanRange::new(SpanId(19), suggestions[0].spans.end), ..suggestions[0] };
         ahead.declined(&rest);
         assert_eq!(waited(&mut ahead, 16, 19), Some(19));
@@ -518,6 +560,46 @@ mod tests {
         assert_eq!(waited(&mut ahead, 12, 16), Some(16));
         assert_eq!(streamed(&mut ahead, &other, Found::Missing), None);
         assert_eq!(waited(&mut ahead, 16, 20), Some(40));
+    }
+
+    #[test]
+    fn smaller_spans_are_read_ahead_by_as_many_bytes() {
+        let fine = Even { spans: 200_000, bytes: 16 << 10, region: 16 };
+        let sizes = [USUAL, fine].map(|layout| {
+            let mut ahead = ReadAhead::default();
+            let first = spans(100 * layout.region, 101 * layout.region);
+            let event = Event::Missed { piece: &small_piece(first), run: first, speculation: Speculation::Allowed };
+            let mut found = ahead.on(event, &layout).unwrap();
+            let mut sizes = Vec::new();
+            while let Some(suggestion) = found.pop() {
+                sizes.push(u64::from(suggestion.spans.count()) * layout.bytes);
+                let last = suggestion.spans.end.back(1);
+                found = ahead.on(read(&small_piece(SpanRange::one(last)), Found::Cached, &[last]), &layout).unwrap();
+                if sizes.len() == 8 {
+                    break;
+                }
+            }
+            sizes
+        });
+        assert!(
+            sizes[0].iter().zip(&sizes[1]).all(|(usual, fine)| usual <= fine && fine * 3 <= usual * 4),
+            "{sizes:?}"
+        );
+        assert_eq!(sizes.map(|mut sizes| sizes.pop()), [Some(WINDOW_BYTES); 2]);
+    }
+
+    #[test]
+    fn neighbours_in_a_large_file_have_to_be_read_now_and_then() {
+        let mut ahead = ReadAhead::default();
+        let missed = |ahead: &mut ReadAhead, start: u32| {
+            let piece = Piece { bytes: piece(start, start + 1).bytes, ..piece(start, start + 1) };
+            let event = Event::Missed { piece: &piece, run: piece.spans, speculation: Speculation::Allowed };
+            ahead.on(event, &USUAL).unwrap().iter().map(|suggestion| suggestion.spans.count()).sum::<u32>()
+        };
+        let guessed: u32 = (0..50).map(|read| missed(&mut ahead, 100 * read)).sum();
+        assert!(guessed <= 4, "{guessed} spans that nothing reads");
+        assert_eq!(missed(&mut ahead, 10_000), 0);
+        assert_eq!(missed(&mut ahead, 10_001), 1, "a reader in order");
     }
 
     #[test]

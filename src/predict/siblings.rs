@@ -98,6 +98,7 @@ impl Group {
         is_missing: impl Fn(SpanId) -> bool,
     ) -> Result<Vec<(SpanId, u64)>, IndexError> {
         let mut chosen: Vec<(SpanId, u64)> = Vec::new();
+        let at_once = AT_ONCE * index.region() as usize;
         // Entry numbers follow tar order.
         let mut others = [0; 2];
         for step in 1..=FURTHEST {
@@ -117,7 +118,7 @@ impl Group {
                         continue;
                     }
                     let bytes = index.blob_bytes(SpanRange::one(span))?;
-                    if bytes > allowance || chosen.len() == AT_ONCE {
+                    if bytes > allowance || chosen.len() >= at_once {
                         return Ok(chosen);
                     }
                     allowance -= bytes;
@@ -162,7 +163,7 @@ const MOST_FILES: usize = 1 << 14;
 const FURTHEST: u32 = 256;
 /// This many consecutive entries of other groups mark the end of the directory.
 const OTHERS: u32 = 32;
-/// Limit for spans fetched for one file.
+/// Limit for spans fetched for one file, if they are ordinary ones.
 const AT_ONCE: usize = 8;
 
 #[cfg(test)]

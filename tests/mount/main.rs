@@ -7,6 +7,7 @@
 mod artifacts;
 mod behind;
 mod cold;
+mod data;
 mod descriptors;
 mod ends;
 mod handles;
