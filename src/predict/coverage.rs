@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(until_rest(0..FILE), None, "all of it");
         assert_eq!(until_rest((0..FILE).step_by(3)), None, "a column");
         assert_eq!(until_rest((0..FILE).rev().step_by(3)), None, "backwards");
-        assert_eq!(until_rest((0..FILE / 3).map(|read| read * 3 ^ 1)), None, "two threads");
+        assert_eq!(until_rest((0..FILE / 3).map(|read| (read * 3) ^ 1)), None, "two threads");
         assert_eq!(until_rest((FILE - 3..FILE).chain((0..FILE - 3).step_by(2))), None, "the tail first");
     }
 
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn guesses_that_nothing_reads_come_to_an_end() {
         let (mut coverage, mut guessed) = (Coverage::default(), 0);
-        let mut around = |coverage: &mut Coverage, span: u32| {
+        let around = |coverage: &mut Coverage, span: u32| {
             let piece = piece(span);
             let allowed = coverage.allowance(&piece, &USUAL).unwrap();
             let spans = USUAL.within(piece.spans.end, 5, allowed.min(512 << 10)).unwrap();
