@@ -27,6 +27,9 @@ pub(super) fn script(args: &CompletionsArgs) -> Result<(), Report> {
     shell
         .write_registration(VARIABLE, NAME, NAME, NAME, &mut script)
         .map_err(|error| Report::new(Code::Failure, error))?;
+    if args.shell == Shell::Zsh {
+        script.extend_from_slice(AT_ONCE);
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(&script).and_then(|()| out.flush()).or_else(|error| text::output_ended(&error))
 }
@@ -64,6 +67,8 @@ fn as_typed(path: &Path, here: &Path, typed: &OsStr) -> PathBuf {
     }
 }
 
+/// zsh loads the file `_peelfs` when it first completes a line, as a function of that name, which has to complete the line.
+const AT_ONCE: &[u8] = b"[[ $funcstack[1] != _peelfs ]] || _clap_dynamic_completer_peelfs \"$@\"\n";
 /// Set by the shell to its name when it asks.
 const VARIABLE: &str = "PEELFS_COMPLETE";
 const NAME: &str = "peelfs";

@@ -79,14 +79,25 @@ fn mount_points_are_completed() {
     drop((a, b));
 }
 
+/// In an interactive zsh, which loads the script at the first TAB.
 #[test]
-fn the_script_for_zsh_is_one() {
+fn zsh_completes_at_the_first_try() {
     if is_missing("zsh") {
         return;
     }
     let sandbox = Sandbox::new();
-    let output = shell(&sandbox, "zsh", sandbox.path(), "peelfs completions zsh > script && zsh -n script");
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", said(&output));
+    let line = r#"
+        mkdir functions && peelfs completions zsh > functions/_peelfs && zsh -n functions/_peelfs || exit
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "fpath=($PWD/functions \$fpath); autoload -Uz compinit; compinit -D -u; PS1='re''ady> '"
+        zpty -r shell shown '*ready> *'
+        zpty -n -w shell $'peelfs umou\t'
+        zpty -r shell shown '*umount *'
+        zpty -d shell
+        print -r -- $shown"#;
+    let output = shell(&sandbox, "zsh", sandbox.path(), line);
+    assert!(output.status.success() && said(&output).contains("umount "), "{}", said(&output));
 }
 
 #[test]

@@ -13,10 +13,10 @@ pub(super) fn checks(image: &ImageSpec) -> Vec<Check> {
         runtime.shutdown_background();
         reached
     });
-    let reference = image.reference.to_string();
+    let (reference, is_insecure) = (image.reference.to_string(), image.access.insecure);
     match reached {
         Ok(Reached { registry, image }) => {
-            let mut checks: Vec<_> = registry.map_or_else(Vec::new, registry_checks);
+            let mut checks: Vec<_> = registry.map_or_else(Vec::new, |registry| registry_checks(registry, is_insecure));
             checks.push(match image {
                 Ok((layers, bytes)) => {
                     Check::ok(reference, format!("{}, {}", text::count(layers as u64, "layer"), text::size(bytes)))
@@ -29,7 +29,7 @@ pub(super) fn checks(image: &ImageSpec) -> Vec<Check> {
     }
 }
 
-fn registry_checks(registry: ReachedRegistry) -> Vec<Check> {
+fn registry_checks(registry: ReachedRegistry, is_insecure: bool) -> Vec<Check> {
     let ReachedRegistry { host, addresses, manifest, contact, ranges } = registry;
     let mut checks = Vec::new();
     checks.push(match addresses {
@@ -43,8 +43,12 @@ fn registry_checks(registry: ReachedRegistry) -> Vec<Check> {
             .remedy("check the name, /etc/resolv.conf and the network"),
     });
     if let Some(address) = contact.address {
-        let plain = if address.starts_with("http:") { ", without TLS" } else { ", TLS verified or allowed by you" };
-        checks.push(Check::ok("connection", format!("{address}{plain}")));
+        let how = match (address.starts_with("http:"), is_insecure) {
+            (true, _) => "without TLS",
+            (false, true) => "TLS without verification (`--insecure`)",
+            (false, false) => "its certificate is trusted",
+        };
+        checks.push(Check::ok("connection", format!("{address}, {how}")));
     }
     match manifest {
         Ok(found) => {
