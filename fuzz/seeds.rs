@@ -1,6 +1,7 @@
 //! Seeds of fuzzing: small valid inputs for every target, always the same.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
@@ -19,7 +20,12 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "tar" => tars().into_iter().map(|tar| [&[101], tar.as_slice()].concat()).collect(),
         "index" => indexes().iter().map(|index| [unsealed_index(index).as_slice(), &[1]].concat()).collect(),
         "gzip" => blobs([Packing::GZIP, Packing::Gzip { level: 1, member: Some(9000) }]),
-        "zstd" => blobs([Packing::ZSTD, Packing::Zstd { level: 1, frame: Some(9000), skippable: true }]),
+        "zstd" => [
+            blobs([Packing::ZSTD, Packing::Zstd { level: 1, frame: Some(9000), skippable: true }]),
+            [1, 3, 19].map(frame_of_blocks).into(),
+        ]
+        .concat(),
+        "checkpoint" => checkpoints(),
         "documents" => documents(),
         "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
@@ -29,6 +35,41 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "estargz" => vec![stargz()],
         unknown => panic!("there is no target `{unknown}`"),
     }
+}
+
+/// A zstd frame of many small blocks.
+fn frame_of_blocks(level: i32) -> Vec<u8> {
+    let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), level).expect("there is memory");
+    encoder.include_checksum(true).expect("a frame may have one");
+    let mut number = 1_u32;
+    for block in 0..30 {
+        let words = (0..60).flat_map(|_| {
+            number = number.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+            ["blob ", "digest ", "layer of ", "an ", "index\n", "\0\0\0\0\0"][(number >> 16) as usize % 6].bytes()
+        });
+        let bytes: Vec<u8> = if block % 7 == 3 { vec![b'x'; 500] } else { words.collect() };
+        encoder.write_all(&bytes).and_then(|()| encoder.flush()).expect("writes to memory");
+    }
+    encoder.finish().expect("writes to memory")
+}
+
+/// Checkpoints in such frames, and the blocks that follow them.
+fn checkpoints() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for level in [1, 3, 19] {
+        let blob = frame_of_blocks(level);
+        let limits = Limits { zstd_spacing: 300, ..Limits::default() };
+        let mut decoder = LayerDecoder::first_pass(Compression::Zstd, limits).expect("there is memory");
+        let mut out = OutputBuffer::new(1 << 20);
+        decoder.decode(&mut &blob[..], &mut out).expect("it was just written");
+        let marks = decoder.take_marks();
+        for (number, window) in decoder.take_windows() {
+            let checkpoint = ::zstd::bulk::decompress(&window.to_bytes(), 1 << 20).expect("it was just packed");
+            let length = u16::try_from(checkpoint.len()).expect("its frame is short").to_le_bytes();
+            all.push([&length[..], &checkpoint, &blob[marks[number].blob.0 as usize..]].concat());
+        }
+    }
+    all
 }
 
 /// The manifest of pushed indexes, and a list that names it.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
-use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window};
+use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, StartKind, Status, Window};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, IndexArtifact, resolve_step};
@@ -25,11 +25,12 @@ use peelfs::span::SpanId;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("tar", tar),
     ("index", index),
     ("gzip", gzip),
     ("zstd", zstd),
+    ("checkpoint", checkpoint),
     ("documents", documents),
     ("pushed", pushed),
     ("reference", reference),
@@ -111,7 +112,8 @@ pub fn index(data: &[u8]) {
     }
     for id in (0..=index.span_count()).take(ASKED).map(SpanId) {
         if let Ok(Some(window)) = index.window(id) {
-            let _ = Window::from_bytes(&window);
+            let kind = index.span(id).expect("it has a window").kind;
+            let _ = Window::from_bytes(kind, &window);
         }
         if let Ok(span) = index.span(id) {
             let length = span.decoded.end - span.decoded.start;
@@ -146,6 +148,24 @@ pub fn zstd(data: &[u8]) {
         && let Some(ours) = &ours
     {
         assert!(*ours == theirs, "libzstd decodes this to something else");
+    }
+}
+
+/// From any checkpoint inside a zstd frame, any blocks decode to bytes or to an error.
+///
+/// Two bytes say how long the checkpoint is, which is packed here; the blocks follow it.
+pub fn checkpoint(data: &[u8]) {
+    let Some((length, rest)) = data.split_first_chunk::<2>() else { return };
+    let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+    let (checkpoint, mut blocks) = rest.split_at(length);
+    let packed = ::zstd::bulk::compress(checkpoint, 1).expect("there is memory");
+    let Ok(window) = Window::from_bytes(StartKind::Block, &packed) else { return };
+    assert!(Window::from_bytes(StartKind::Block, &window.to_bytes()).as_ref() == Ok(&window), "it is stored as it is");
+    let mark = Mark { blob: BlobOffset(9), bit: 0, decoded: DecodedOffset(9), kind: StartKind::Block };
+    let Ok(mut decoder) = LayerDecoder::resume(Compression::Zstd, CODEC_LIMITS, &mark, Some(&window)) else { return };
+    let mut out = OutputBuffer::new(64 << 10);
+    while decoder.decode(&mut blocks, &mut out) == Ok(Status::OutputFull) {
+        out.discard();
     }
 }
 
@@ -389,14 +409,25 @@ fn decode(compression: Compression, blob: &[u8]) -> Option<Vec<u8>> {
         marks.extend(decoder.take_marks());
         windows.extend(decoder.take_windows());
     })?;
+    decoder.finish().ok()?;
+    // Of a frame that the recorder gave up, blocks are no starts.
+    let followed =
+        marks.iter().enumerate().all(|(number, mark)| mark.kind != StartKind::Block || windows.contains_key(&number));
     for (number, mark) in marks.iter().enumerate().filter(|(_, mark)| mark.kind.is_start()) {
-        let Mark { blob: from, decoded, .. } = *mark;
+        let Mark { blob: from, decoded, kind, .. } = *mark;
+        if kind == StartKind::Block && !followed {
+            continue;
+        }
+        // From a block on, only what is before the next one can be decoded.
+        let end = marks[number + 1..].iter().find(|next| kind == StartKind::Block && next.kind == kind);
+        let (blob_end, end) =
+            end.map_or((blob.len(), whole.len()), |end| (end.blob.0 as usize, end.decoded.0 as usize));
         let kept = windows.get(&number).map(|window: &Window| window.to_bytes()).unwrap_or_default();
-        let window = Window::from_bytes(&kept).expect("it was just packed");
+        let window = Window::from_bytes(kind, &kept).expect("it was just packed");
         let mut decoder = LayerDecoder::resume(compression, CodecLimits::of_known(u64::MAX), mark, Some(&window))
             .expect("the mark is a start");
-        let rest = run(&mut decoder, &blob[from.0 as usize..], |_| {}).expect("it was decoded once");
-        assert!(rest == whole[decoded.0 as usize..], "from {mark:?} on, other bytes come");
+        let rest = run(&mut decoder, &blob[from.0 as usize..blob_end], |_| {}).expect("it was decoded once");
+        assert!(rest == whole[decoded.0 as usize..end], "from {mark:?} on, other bytes come");
     }
     Some(whole)
 }
@@ -416,7 +447,6 @@ fn run(decoder: &mut LayerDecoder, blob: &[u8], mut each: impl FnMut(&mut LayerD
             }
         }
     }
-    decoder.finish().ok()?;
     each(decoder);
     Some(all)
 }
@@ -433,8 +463,13 @@ const LIMITS: Limits = Limits {
     index_at_least: 64 << 20,
 };
 const DECODED_LIMIT: u64 = 8 << 20;
-const CODEC_LIMITS: CodecLimits =
-    CodecLimits { decoded: DECODED_LIMIT, zstd_window_log: 23, zstd_ratio: 2000, ratio_free: 1 << 20 };
+const CODEC_LIMITS: CodecLimits = CodecLimits {
+    decoded: DECODED_LIMIT,
+    zstd_window_log: 23,
+    zstd_ratio: 2000,
+    ratio_free: 1 << 20,
+    zstd_spacing: 64,
+};
 /// So many of each kind of thing in an index are asked about.
 const ASKED: usize = 500;
 

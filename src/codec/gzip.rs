@@ -8,8 +8,9 @@
 //! start was decoded, for a clear error.
 
 use super::inflate::{Inflate, Stop};
-use super::marks::{FirstPass, Mark, StartKind};
+use super::marks::{FirstPass, Mark};
 use super::output::OutputBuffer;
+use super::start::StartKind;
 use super::window::{References, Unwatched, Watched, Window};
 use super::{CodecError, Feed, Status};
 use crate::offsets::{BlobOffset, DecodedOffset};
@@ -191,7 +192,7 @@ impl Gzip {
         if let (Some(mark), Some(references)) = (self.watched, &self.references)
             && (decoded - mark >= Window::MAX as u64 || stop == Stop::Stream)
         {
-            pass.window_complete(references, mark);
+            pass.window_complete(mark, || references.window());
             self.watched = None;
         }
         let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());

@@ -8,8 +8,8 @@
 //! uncompressed layers they are sixteen times as close, and within 1 MiB; and in gzip layers, blocks of data that could
 //! not be compressed begin with one every 32 KiB, the least distance of two windows.
 
-use super::window::{References, Window};
-use crate::descriptor::Compression;
+use super::start::StartKind;
+use super::window::Window;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
 /// A place in a layer; the bytes up to the next mark are one span.
@@ -26,47 +26,21 @@ pub struct Mark {
     pub kind: StartKind,
 }
 
-/// Whether and how decoding can start at a mark.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum StartKind {
-    /// Stored bytes.
-    Stored,
-    /// At a gzip member's header.
-    Member,
-    /// At a deflate block, with the mark's [`Window`].
-    Checkpoint,
-    /// At a zstd frame's header.
-    Frame,
-    /// Not a start: decode from the nearest start before it.
-    Continued,
-}
-
-impl StartKind {
-    /// The compression of a layer with such a mark; `None` for [`StartKind::Continued`].
-    pub fn compression(self) -> Option<Compression> {
-        match self {
-            Self::Stored => Some(Compression::Stored),
-            Self::Member | Self::Checkpoint => Some(Compression::Gzip),
-            Self::Frame => Some(Compression::Zstd),
-            Self::Continued => None,
-        }
-    }
-
-    /// Whether decoding can start at a mark of this kind.
-    pub fn is_start(self) -> bool {
-        self != Self::Continued
-    }
-}
-
 /// The marks and windows found by a first pass.
 pub(super) struct FirstPass {
     is_stored: bool,
+    /// Bytes of the blob between two starts within a zstd frame, if windows are small.
+    blocks: u64,
+    /// Bytes of the windows of all blocks so far.
+    windows_of_blocks: u64,
     marks: Vec<Mark>,
     windows: Vec<(usize, Window)>,
     /// Number of marks so far, including those taken.
     count: usize,
     /// Number and offset of the last mark that is a start.
     last_start: (usize, DecodedOffset),
+    /// Its offset in the blob.
+    last_blob: BlobOffset,
     /// Offset of the last mark of any kind, including an offered one.
     last: DecodedOffset,
     /// A mark at the end of the decoded bytes; it takes effect if bytes follow, so that no span is empty.
@@ -75,14 +49,17 @@ pub(super) struct FirstPass {
 
 impl FirstPass {
     /// A pass whose first mark is the start of the layer.
-    pub(super) fn new(kind: StartKind) -> Self {
+    pub(super) fn new(kind: StartKind, blocks: u64) -> Self {
         let zero = Mark { blob: BlobOffset(0), bit: 0, decoded: DecodedOffset(0), kind };
         Self {
             is_stored: kind == StartKind::Stored,
+            blocks,
+            windows_of_blocks: 0,
             marks: vec![zero],
             windows: Vec::new(),
             count: 1,
             last_start: (0, zero.decoded),
+            last_blob: zero.blob,
             last: zero.decoded,
             offered: None,
         }
@@ -110,10 +87,38 @@ impl FirstPass {
         self.last + CONTINUED * spacing(self.last)
     }
 
+    /// Whether a start at this block of a zstd frame is useful, if its window has as many bytes as the last one has so
+    /// far. A window costs about a third of its bytes, and has the more of them the closer starts are.
+    pub(super) fn block_wanted(&self, at: DecodedOffset, blob: BlobOffset, window: u64) -> bool {
+        let (last, coded) = (self.last_start.1, blob - self.last_blob);
+        let (decoded, scale) = (at - last, spacing(last) / SPACING);
+        let is_cheap = window.saturating_mul(WINDOW_SHARE) <= decoded;
+        let spacing = self.blocks.saturating_mul(scale);
+        let is_far = coded >= spacing.saturating_mul(BLOCKS_MOST) || decoded >= BLOCKS_DECODED * scale;
+        // A few bytes can copy all of a large window, which is more than they are worth.
+        let is_within = self.windows_of_blocks + window <= blob.0 / 2 + WINDOWS_FREE;
+        is_within && (is_far || (coded >= spacing && is_cheap))
+    }
+
+    /// Counts the bytes of a block's window.
+    pub(super) fn count_window(&mut self, window: u64) {
+        self.windows_of_blocks += window;
+    }
+
+    /// As [`FirstPass::next_continued`], within a zstd frame that has starts of its own.
+    pub(super) fn next_continued_block(&self) -> DecodedOffset {
+        self.last + BLOCKS_CONTINUED
+    }
+
     /// Offers a mark at the end of the decoded bytes; replaces an earlier offer there.
     pub(super) fn offer(&mut self, mark: Mark) {
         self.last = mark.decoded;
         self.offered = Some(mark);
+    }
+
+    /// Drops an offer of this kind that has not taken effect.
+    pub(super) fn withdraw(&mut self, kind: StartKind) {
+        self.offered.take_if(|mark| mark.kind == kind);
     }
 
     /// Records that everything before `end` is decoded.
@@ -121,6 +126,7 @@ impl FirstPass {
         if let Some(mark) = self.offered.take_if(|mark| mark.decoded < end) {
             if mark.kind.is_start() {
                 self.last_start = (self.count, mark.decoded);
+                self.last_blob = mark.blob;
             }
             self.marks.push(mark);
             self.count += 1;
@@ -128,9 +134,9 @@ impl FirstPass {
     }
 
     /// Keeps the window of the last start, unless its mark was dropped.
-    pub(super) fn window_complete(&mut self, references: &References, mark: DecodedOffset) {
-        if mark == self.last_start.1 {
-            self.windows.push((self.last_start.0, references.window()));
+    pub(super) fn window_complete(&mut self, mark: DecodedOffset, window: impl FnOnce() -> Window) {
+        if mark == self.last_start.1 && self.last_start.0 > 0 {
+            self.windows.push((self.last_start.0, window()));
         }
     }
 
@@ -153,6 +159,16 @@ const WIDEST_STORED: u64 = 1 << 20;
 const CLOSER_STORED: u64 = 16;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
+/// Spacings between two starts within a zstd frame, if windows are large.
+const BLOCKS_MOST: u64 = 6;
+/// Decoded bytes per byte of a small window.
+const WINDOW_SHARE: u64 = 16;
+/// Decoded bytes between two starts within a zstd frame: what a reader waits for.
+const BLOCKS_DECODED: u64 = 64 << 20;
+/// Bytes of windows of blocks beyond half the bytes of their blob.
+const WINDOWS_FREE: u64 = 1 << 20;
+/// Decoded bytes without a mark within a zstd frame.
+const BLOCKS_CONTINUED: u64 = 8 << 20;
 /// Number of spacings without a start after which a mark is set that is not a start.
 const CONTINUED: u64 = 4;
 
@@ -172,7 +188,7 @@ mod tests {
 
     #[test]
     fn stored_bytes_have_close_marks() {
-        let mut pass = FirstPass::new(StartKind::Stored);
+        let mut pass = FirstPass::new(StartKind::Stored, 1);
         for (at, kib, in_gzip) in [(0, 16, 32), (3 << 30, 64, 64), (100 << 30, 1024, 1024)] {
             pass.last_start.1 = DecodedOffset(at);
             assert_eq!(pass.next_start(), DecodedOffset(at + (kib << 10)));
@@ -183,7 +199,7 @@ mod tests {
 
     #[test]
     fn an_offer_becomes_a_mark_when_bytes_follow_it() {
-        let mut pass = FirstPass::new(StartKind::Stored);
+        let mut pass = FirstPass::new(StartKind::Stored, 1);
         assert_eq!(pass.take_marks().len(), 1);
         let mark = |blob| Mark { blob: BlobOffset(blob), bit: 0, decoded: pass.next_start(), kind: StartKind::Stored };
         let (early, late) = (mark(10), mark(20));

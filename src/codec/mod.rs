@@ -23,6 +23,7 @@
 
 mod codes;
 mod fast;
+mod frame;
 mod gzip;
 mod inflate;
 mod marks;
@@ -30,6 +31,7 @@ mod output;
 #[cfg(test)]
 mod samples;
 mod sniff;
+mod start;
 mod stored;
 mod window;
 mod zstd;
@@ -38,9 +40,10 @@ use crate::descriptor::Compression;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
 pub use self::inflate::{Alphabet, InflateError};
-pub use self::marks::{Mark, StartKind};
+pub use self::marks::Mark;
 pub use self::output::{Filled, OutputBuffer};
 pub use self::sniff::{MAGIC, compression_of};
+pub use self::start::StartKind;
 pub use self::window::{Window, WindowError, WindowPacker};
 
 use self::gzip::Gzip;
@@ -72,6 +75,9 @@ pub struct Limits {
     pub zstd_ratio: u64,
     /// Decoded bytes to which `zstd_ratio` does not apply: sparse files compress extremely well.
     pub ratio_free: u64,
+    /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most six times that, unless they
+    /// decode to very much.
+    pub zstd_spacing: u64,
 }
 
 /// Why [`LayerDecoder::decode`] returned.
@@ -245,7 +251,7 @@ impl LayerDecoder {
         Ok(Self {
             format,
             limits,
-            first_pass: Some(FirstPass::new(kind)),
+            first_pass: Some(FirstPass::new(kind, limits.zstd_spacing)),
             window: Some(Box::default()),
             blob: BlobOffset(0),
             decoded: DecodedOffset(0),
@@ -275,10 +281,14 @@ impl LayerDecoder {
             (Compression::Stored, StartKind::Stored) => Format::Stored,
             (Compression::Gzip, StartKind::Member) => Format::Gzip(Box::new(Gzip::at_member(start.decoded))),
             (Compression::Gzip, StartKind::Checkpoint) => {
-                before = window.ok_or_else(no_start)?.bytes();
+                before = window.and_then(Window::of_deflate).ok_or_else(no_start)?;
                 Format::Gzip(Box::new(Gzip::at_checkpoint(start.decoded, start.bit, before.len())))
             }
             (Compression::Zstd, StartKind::Frame) => Format::Zstd(Box::new(Zstd::new(&limits)?)),
+            (Compression::Zstd, StartKind::Block) => {
+                let checkpoint = window.and_then(Window::of_zstd).ok_or_else(no_start)?;
+                Format::Zstd(Box::new(Zstd::at_checkpoint(&limits, checkpoint, start.blob)?))
+            }
             _ => return Err(no_start()),
         };
         Ok(Self {
@@ -404,9 +414,9 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 64 GiB, windows of 256 MiB, and a ratio of 2000 beyond 1 GiB.
+    /// 64 GiB, windows of 256 MiB, a ratio of 2000 beyond 1 GiB, and a start for each 256 KiB.
     fn default() -> Self {
-        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30 }
+        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30, zstd_spacing: 256 << 10 }
     }
 }
 
@@ -453,6 +463,18 @@ mod tests {
         decoder: &mut LayerDecoder,
         blob: &[u8],
         capacity: usize,
+        piece: impl FnMut() -> usize,
+    ) -> Result<Decoded, CodecError> {
+        let all = push_part(decoder, blob, capacity, piece)?;
+        decoder.finish()?;
+        Ok(all)
+    }
+
+    /// As [`push`], of a blob that may go on.
+    fn push_part(
+        decoder: &mut LayerDecoder,
+        blob: &[u8],
+        capacity: usize,
         mut piece: impl FnMut() -> usize,
     ) -> Result<Decoded, CodecError> {
         let mut out = OutputBuffer::new(capacity);
@@ -486,7 +508,6 @@ mod tests {
             }
             rest = later;
             if rest.is_empty() {
-                decoder.finish()?;
                 all.data.extend_from_slice(out.decoded());
                 return Ok(all);
             }
@@ -505,30 +526,37 @@ mod tests {
         assert!(pass.marks.windows(2).all(|pair| {
             pair[0].decoded < pair[1].decoded && (pair[0].blob, pair[0].bit) <= (pair[1].blob, pair[1].bit)
         }));
-        let checkpoints = pass.marks.iter().enumerate().filter(|(_, mark)| mark.kind == StartKind::Checkpoint);
-        assert!(checkpoints.map(|(number, _)| number).eq(pass.windows.iter().map(|(number, _)| *number)));
+        let has_window = |mark: &Mark| matches!(mark.kind, StartKind::Checkpoint | StartKind::Block);
+        let with_window = pass.marks.iter().enumerate().filter(|(_, mark)| has_window(mark));
+        assert!(with_window.map(|(number, _)| number).eq(pass.windows.iter().map(|(number, _)| *number)));
         for (number, mark) in pass.marks.iter().enumerate() {
             if !mark.kind.is_start() {
                 assert!(LayerDecoder::resume(compression, Limits::default(), mark, None).is_err());
                 continue;
             }
             let window = pass.windows.iter().find(|(n, _)| *n == number).map(|(_, w)| w.to_bytes());
-            let window = window.map(|bytes| Window::from_bytes(&bytes).unwrap());
-            let mut decoder = LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
+            let window = window.map(|bytes| Window::from_bytes(mark.kind, &bytes).unwrap());
+            let decoder = || LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
             let (from, at) = (mark.blob.0 as usize, mark.decoded.0 as usize);
+            // From a block on, only what is before the next one can be decoded.
+            let is_next_block = |next: &&Mark| mark.kind == StartKind::Block && next.kind == StartKind::Block;
+            let last = pass.marks[number + 1..].iter().find(is_next_block);
             // The bytes before a later mark are decoded from the bytes before it in the blob.
             let next = pass.marks.get(number + 1 + random.below(3));
+            let next = last.into_iter().chain(next).min_by_key(|mark| mark.decoded);
             let blob_end = next.map_or(blob.len(), |next| next.blob.0 as usize + usize::from(next.bit > 0));
             let end = next.map_or(pass.data.len(), |next| next.decoded.0 as usize);
             let mut out = OutputBuffer::new(pass.data.len() - at + 1);
-            assert_ne!(decoder.decode(&mut &blob[from..blob_end], &mut out), Ok(Status::OutputFull));
+            assert_ne!(decoder().decode(&mut &blob[from..blob_end], &mut out), Ok(Status::OutputFull));
             assert!(out.decoded().len() >= end - at, "{mark:?} to {next:?}");
             assert!(pass.data[at..].starts_with(out.decoded()), "{mark:?}");
 
-            let mut decoder = LayerDecoder::resume(compression, Limits::default(), mark, window.as_ref()).unwrap();
             if pass.data.len() - at <= check {
-                let rest = push(&mut decoder, &blob[from..], 70_000, || 1 + random.below(50_000)).unwrap();
-                assert!(rest.data == pass.data[at..], "{mark:?}");
+                let (blob_end, end) =
+                    last.map_or((blob.len(), pass.data.len()), |last| (last.blob.0 as usize, last.decoded.0 as usize));
+                let rest =
+                    push_part(&mut decoder(), &blob[from..blob_end], 70_000, || 1 + random.below(50_000)).unwrap();
+                assert!(rest.data == pass.data[at..end], "{mark:?}");
                 assert_eq!((rest.marks.len(), rest.windows.len()), (0, 0));
             }
         }
@@ -701,8 +729,83 @@ mod tests {
         let pass = first_pass(Compression::Zstd, &blob).unwrap();
         assert!(pass.data == data);
         let kinds = |kind| pass.marks.iter().filter(|mark| mark.kind == kind).count();
-        assert!(kinds(StartKind::Frame) > 1 && kinds(StartKind::Continued) > 1);
+        assert!(kinds(StartKind::Frame) > 1 && kinds(StartKind::Block) > 1);
         resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
+    }
+
+    /// Limits with many starts in a frame.
+    const DENSE: Limits = Limits {
+        decoded: 64 << 30,
+        zstd_window_log: 28,
+        zstd_ratio: u64::MAX,
+        ratio_free: 1 << 30,
+        zstd_spacing: 5000,
+    };
+
+    fn dense_pass(blob: &[u8], random: &mut Random) -> Decoded {
+        let mut decoder = LayerDecoder::first_pass(Compression::Zstd, DENSE).unwrap();
+        let largest = 1 << (8 + random.below(12));
+        push(&mut decoder, blob, 1 + random.magnitude(20), || 1 + random.below(largest)).unwrap()
+    }
+
+    fn blocks_of(pass: &Decoded) -> usize {
+        pass.marks.iter().filter(|mark| mark.kind == StartKind::Block).count()
+    }
+
+    #[test]
+    fn blocks_of_one_frame_are_starts_whatever_the_level() {
+        let mut random = Random::new(31);
+        for level in (-5..=22).filter(|level| *level != 0) {
+            for kind in [Kind::Mixed, KINDS[random.below(3)]] {
+                let data = sample(kind, 300_000 + random.below(300_000), &mut random);
+                let blob = zstd(&data, level);
+                let pass = dense_pass(&blob, &mut random);
+                assert!(pass.data == data);
+                assert!(blocks_of(&pass) > 0, "{level} {kind:?}: {:?}", pass.marks);
+                resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
+            }
+        }
+    }
+
+    /// Blocks of all sizes, since the writer flushes anywhere; long windows; checksums; one frame after the other.
+    #[test]
+    fn blocks_of_all_sizes_are_starts_in_frames_of_all_kinds() {
+        let mut random = Random::new(32);
+        for round in 0..20 {
+            let (mut blob, mut data) = (Vec::new(), Vec::new());
+            for _ in 0..1 + random.below(4) {
+                let mut encoder =
+                    ::zstd::stream::write::Encoder::new(&mut blob, [-3, 1, 3, 7, 12, 19][random.below(6)]).unwrap();
+                encoder.include_checksum(random.below(2) == 0).unwrap();
+                if random.below(2) == 0 {
+                    encoder.window_log(10 + random.below(18) as u32).unwrap();
+                    encoder.long_distance_matching(random.below(2) == 0).unwrap();
+                }
+                for _ in 0..random.below(30) {
+                    let (kind, length) = (KINDS[random.below(4)], random.magnitude(18));
+                    let again = data.len().min(length);
+                    let from = random.below(data.len() - again + 1);
+                    let piece = match random.below(3) {
+                        0 => data[from..from + again].to_vec(),
+                        _ => sample(kind, length, &mut random),
+                    };
+                    encoder.write_all(&piece).unwrap();
+                    data.extend(piece);
+                    if random.below(2) == 0 {
+                        encoder.flush().unwrap();
+                    }
+                }
+                encoder.finish().unwrap();
+                if random.below(3) == 0 {
+                    blob.extend(0x184d_2a50_u32.to_le_bytes());
+                    blob.extend(3_u32.to_le_bytes());
+                    blob.extend(b"toc");
+                }
+            }
+            let pass = dense_pass(&blob, &mut random);
+            assert!(pass.data == data, "{round}");
+            resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Stored layers: a plain tar is its own decoded stream, and decoding can start at any byte.
 
-use super::marks::{FirstPass, Mark, StartKind};
+use super::marks::{FirstPass, Mark};
 use super::output::OutputBuffer;
+use super::start::StartKind;
 use super::{Feed, Status};
 
 /// Copies until the input is used up or the output is full.

@@ -5,19 +5,48 @@
 //! KiB after the checkpoint can reach across it, and they touch about a tenth of the window. The first pass records
 //! which bytes these are; the others are zeroed and compress to almost nothing.
 
+use std::borrow::Cow;
+
 use zstd::zstd_safe::{self, CCtx};
 
-/// The bytes before a checkpoint; unreferenced bytes are zero.
+use super::frame::Checkpoint;
+use super::start::StartKind;
+
+/// What decoding from the middle of a stream needs of what is before.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Window(Box<[u8]>);
+pub struct Window(Form);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Form {
+    /// The bytes before a deflate block; unreferenced bytes are zero.
+    Deflate(Box<[u8]>),
+    /// The bytes before a zstd block that are referenced, and the state of its frame.
+    Zstd(Box<Checkpoint>),
+}
 
 impl Window {
     /// Maximum distance of a deflate match, in bytes.
     pub const MAX: usize = 32 << 10;
 
-    /// The bytes that end at the checkpoint; at most [`Window::MAX`].
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
+    /// A window of a zstd block.
+    pub(super) fn of_block(checkpoint: Checkpoint) -> Self {
+        Self(Form::Zstd(Box::new(checkpoint)))
+    }
+
+    /// The bytes that end at the checkpoint in a deflate stream; at most [`Window::MAX`].
+    pub(super) fn of_deflate(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Form::Deflate(bytes) => Some(bytes),
+            Form::Zstd(_) => None,
+        }
+    }
+
+    /// The checkpoint in a zstd frame.
+    pub(super) fn of_zstd(&self) -> Option<&Checkpoint> {
+        match &self.0 {
+            Form::Deflate(_) => None,
+            Form::Zstd(checkpoint) => Some(checkpoint),
+        }
     }
 
     /// The stored form: nothing for an empty window, otherwise one zstd frame.
@@ -25,19 +54,29 @@ impl Window {
         WindowPacker::new().pack(self)
     }
 
-    /// Parses the output of [`Window::to_bytes`].
+    /// Parses the output of [`Window::to_bytes`] for a mark of this kind.
     ///
     /// # Errors
-    /// [`WindowError`] for anything but a zstd frame of at most [`Window::MAX`] bytes.
-    pub fn from_bytes(packed: &[u8]) -> Result<Self, WindowError> {
-        if packed.is_empty() {
-            return Ok(Self(Box::default()));
+    /// [`WindowError`] for anything but a zstd frame of at most [`Window::MAX`] bytes, or, of a zstd block, of a checkpoint.
+    pub fn from_bytes(kind: StartKind, packed: &[u8]) -> Result<Self, WindowError> {
+        let unpack = |most: usize| {
+            let mut bytes = vec![0; most];
+            let length = zstd_safe::decompress(&mut bytes[..], packed)
+                .map_err(|code| WindowError(zstd_safe::get_error_name(code)))?;
+            bytes.truncate(length);
+            Ok(bytes)
+        };
+        if kind == StartKind::Block {
+            // A frame says how long it is; memory is reserved only for what can come of it.
+            let said = zstd_safe::get_frame_content_size(packed).ok().flatten().unwrap_or(0);
+            let most = said.min(MOST_OF_BLOCK) as usize;
+            let checkpoint = Checkpoint::from_bytes(&unpack(most)?).ok_or(WindowError("no checkpoint"))?;
+            return Ok(Self::of_block(checkpoint));
         }
-        let mut bytes = vec![0; Self::MAX];
-        let length = zstd_safe::decompress(&mut bytes[..], packed)
-            .map_err(|code| WindowError(zstd_safe::get_error_name(code)))?;
-        bytes.truncate(length);
-        Ok(Self(bytes.into()))
+        if packed.is_empty() {
+            return Ok(Self(Form::Deflate(Box::default())));
+        }
+        Ok(Self(Form::Deflate(unpack(Self::MAX)?.into())))
     }
 }
 
@@ -52,12 +91,13 @@ impl WindowPacker {
 
     /// [`Window::to_bytes`] of this window.
     pub fn pack(&mut self, window: &Window) -> Vec<u8> {
-        let bytes = window.bytes();
-        if bytes.is_empty() {
-            return Vec::new();
-        }
+        let (bytes, level) = match &window.0 {
+            Form::Deflate(bytes) if bytes.is_empty() => return Vec::new(),
+            Form::Deflate(bytes) => (Cow::Borrowed(&bytes[..]), 3),
+            Form::Zstd(checkpoint) => (Cow::Owned(checkpoint.to_bytes()), LEVEL_OF_BLOCK),
+        };
         let mut packed = vec![0; zstd_safe::compress_bound(bytes.len())];
-        let length = self.0.compress(&mut packed[..], bytes, 3).expect("the bound leaves room");
+        let length = self.0.compress(&mut packed[..], &bytes, level).expect("the bound leaves room");
         packed.truncate(length);
         packed
     }
@@ -68,6 +108,11 @@ impl Default for WindowPacker {
         Self::new()
     }
 }
+
+/// The most bytes of a zstd block's checkpoint: 64 MiB before it, two numbers for each run of them, and tables.
+const MOST_OF_BLOCK: u64 = 256 << 20;
+/// Windows of zstd blocks are many, and a higher level makes them hardly smaller.
+const LEVEL_OF_BLOCK: i32 = 1;
 
 /// A stored window that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -134,7 +179,7 @@ impl References {
     /// The window, from its first used byte on.
     pub(super) fn window(&self) -> Window {
         let Some(first) = self.used.iter().position(|&word| word != 0) else {
-            return Window(Box::default());
+            return Window(Form::Deflate(Box::default()));
         };
         // Few bytes are used, in runs: the others are zero already.
         let history = &self.history[first * 64..];
@@ -151,7 +196,7 @@ impl References {
             }
         }
         bytes.drain(..self.used[first].trailing_zeros() as usize);
-        Window(bytes.into())
+        Window(Form::Deflate(bytes.into()))
     }
 }
 
@@ -173,7 +218,7 @@ mod tests {
         let mut expected = vec![0; 200];
         expected[..70].fill(7);
         expected[198..].fill(7);
-        assert_eq!(references.window().bytes(), expected);
+        assert_eq!(references.window().of_deflate().unwrap(), expected);
     }
 
     #[test]
@@ -181,29 +226,29 @@ mod tests {
         let mut references = References::new();
         references.begin(&[7; Window::MAX]);
         references.note(0, 258);
-        assert_eq!(references.window().bytes().len(), Window::MAX);
+        assert_eq!(references.window().of_deflate().unwrap().len(), Window::MAX);
         references.begin(&[7; Window::MAX]);
-        assert_eq!(references.window().bytes(), b"", "nothing is left of the mark before");
+        assert_eq!(references.window().of_deflate().unwrap(), b"", "nothing is left of the mark before");
     }
 
     #[test]
     fn windows_survive_being_kept() {
         let mut packer = WindowPacker::new();
         for bytes in [vec![], vec![0], vec![9; 100], (0..Window::MAX).map(|i| (i * i) as u8).collect()] {
-            let window = Window(bytes.into());
-            assert_eq!(Window::from_bytes(&window.to_bytes()).unwrap(), window);
+            let window = Window(Form::Deflate(bytes.into()));
+            assert_eq!(Window::from_bytes(StartKind::Checkpoint, &window.to_bytes()).unwrap(), window);
             assert_eq!(packer.pack(&window), window.to_bytes(), "whatever was packed before");
         }
     }
 
     #[test]
     fn kept_windows_that_are_damaged_or_too_long_are_refused() {
-        assert!(Window::from_bytes(b"no window").is_err());
-        let long = Window(vec![1; Window::MAX + 1].into());
-        assert!(Window::from_bytes(&long.to_bytes()).is_err());
-        let packed = Window(vec![9; 100].into()).to_bytes();
+        assert!(Window::from_bytes(StartKind::Checkpoint, b"no window").is_err());
+        let long = Window(Form::Deflate(vec![1; Window::MAX + 1].into()));
+        assert!(Window::from_bytes(StartKind::Checkpoint, &long.to_bytes()).is_err());
+        let packed = Window(Form::Deflate(vec![9; 100].into())).to_bytes();
         for cut in 1..packed.len() {
-            assert!(Window::from_bytes(&packed[..cut]).is_err());
+            assert!(Window::from_bytes(StartKind::Checkpoint, &packed[..cut]).is_err());
         }
     }
 }

@@ -1,16 +1,21 @@
 //! Zstd (RFC 8878): libzstd decodes the frames, this module parses their structure.
 //!
-//! Decoding can start only at a frame: no library exposes the state inside one. So frames are starts, and marks inside
-//! a long frame only split it into spans of a useful size. To find frames and blocks, their headers are parsed here, a
-//! few bytes each, before libzstd gets them. That also limits the window, and so memory: if a frame asks for more,
-//! libzstd gets its header with the limit instead. Most such frames are shorter than their window.
+//! To find frames and blocks, their headers are parsed here, a few bytes each, before libzstd gets them. That also limits
+//! the window, and so memory: if a frame asks for more, libzstd gets its header with the limit instead. Most such frames
+//! are shorter than their window.
+//!
+//! Frames are starts. So are blocks inside a long frame, by what a [`Recorder`] notes of the blocks beside libzstd. Should
+//! it not understand one, which libzstd does, the frame gets marks that only split it into spans of a useful size.
 
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-use super::marks::{FirstPass, Mark, StartKind};
+use super::frame::{self, Checkpoint, Recorder, Resumed, Unreadable};
+use super::marks::{FirstPass, Mark};
 use super::output::OutputBuffer;
+use super::start::StartKind;
+use super::window::Window;
 use super::{CodecError, Feed, Limits, SMALLEST_WINDOW_LOG, Status};
-use crate::offsets::BlobOffset;
+use crate::offsets::{BlobOffset, DecodedOffset};
 
 /// A zstd layer being decoded.
 pub(super) struct Zstd {
@@ -36,6 +41,24 @@ pub(super) struct Zstd {
     narrowed: Option<CodecError>,
     /// The current frame, if its window exceeds the limit.
     narrow: Option<CodecError>,
+    /// Follows the current frame of a first pass, as long as it understands its blocks.
+    recorder: Option<Recorder>,
+    /// Decodes the current frame in the place of libzstd, from a checkpoint on.
+    resumed: Option<Box<Resumed>>,
+    block: BlockSoFar,
+}
+
+/// What there is of the current block.
+#[derive(Default)]
+struct BlockSoFar {
+    /// Its bytes, if they come in pieces.
+    bytes: Vec<u8>,
+    /// Where its output begins.
+    at: DecodedOffset,
+    /// Whether all of it was seen.
+    seen: bool,
+    /// The length of its output, as far as that is known.
+    decoded: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,8 +72,17 @@ enum Part {
     BlockHeader,
     Block {
         last: bool,
+        kind: BlockKind,
+        size: u32,
     },
     Checksum,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum BlockKind {
+    Raw,
+    Repeated,
+    Compressed,
 }
 
 impl Zstd {
@@ -75,7 +107,20 @@ impl Zstd {
             any: false,
             narrowed: None,
             narrow: None,
+            recorder: None,
+            resumed: None,
+            block: BlockSoFar::default(),
         })
+    }
+
+    /// A decoder before the header of a block inside a frame.
+    pub(super) fn at_checkpoint(limits: &Limits, checkpoint: &Checkpoint, at: BlobOffset) -> Result<Self, CodecError> {
+        let window = 1_u64.checked_shl(limits.zstd_window_log).unwrap_or(u64::MAX);
+        let resumed = Resumed::new(checkpoint, window).map_err(|Unreadable(reason)| CodecError::Zstd { at, reason })?;
+        let mut zstd = Self::new(limits)?;
+        (zstd.part, zstd.left, zstd.part_at) = (Part::BlockHeader, 3, at);
+        (zstd.any, zstd.checksum, zstd.resumed) = (true, checkpoint.has_checksum(), Some(Box::new(resumed)));
+        Ok(zstd)
     }
 
     /// See [`LayerDecoder::narrowed`](super::LayerDecoder::narrowed).
@@ -102,11 +147,25 @@ impl Zstd {
                 if out.is_full() {
                     return Ok(Status::OutputFull);
                 }
-                self.feed_libzstd(&mut &[][..], out)?;
-                self.flush = out.is_full();
+                if let Some(resumed) = &mut self.resumed {
+                    let taken = resumed.take(out.room());
+                    out.fill(taken);
+                    self.flush = !resumed.is_taken();
+                } else {
+                    self.feed_libzstd(&mut &[][..], out)?;
+                    self.flush = out.is_full();
+                }
                 continue;
             }
             if self.left == 0 {
+                if let (Part::Block { kind, size, .. }, Some(resumed), false) =
+                    (self.part, &mut self.resumed, self.block.seen)
+                {
+                    resume_block(resumed, kind, size, &self.block.bytes)
+                        .map_err(|Unreadable(reason)| CodecError::Zstd { at: self.part_at, reason })?;
+                    (self.block.seen, self.flush) = (true, true);
+                    continue;
+                }
                 self.part_ended(feed, out, pass.as_deref_mut())?;
                 continue;
             }
@@ -117,14 +176,25 @@ impl Zstd {
             let taken = match self.part {
                 // Whether libzstd gets the part is decided once the whole header is there.
                 Part::Magic | Part::SkippableSize | Part::Skippable | Part::Descriptor | Part::FrameHeader => now.len(),
+                Part::Block { .. } if self.resumed.is_some() => {
+                    self.block.bytes.extend_from_slice(now);
+                    now.len()
+                }
+                Part::Checksum if self.resumed.is_some() => now.len(),
+                Part::BlockHeader if self.resumed.is_some() => now.len(),
                 _ => {
                     if out.is_full() {
                         return Ok(Status::OutputFull);
                     }
+                    self.record(now);
                     let mut rest = now;
                     self.feed_libzstd(&mut rest, out)?;
                     self.flush = out.is_full();
-                    now.len() - rest.len()
+                    let taken = now.len() - rest.len();
+                    if self.recorder.is_some() && !self.block.seen {
+                        self.block.bytes.extend_from_slice(&now[..taken]);
+                    }
+                    taken
                 }
             };
             if let Some(head) = self.head.get_mut(self.have..) {
@@ -174,31 +244,40 @@ impl Zstd {
                 for mut header in [&FRAME.to_le_bytes()[..], &head] {
                     self.feed_libzstd(&mut header, out)?;
                 }
+                if pass.is_some() {
+                    self.recorder =
+                        Some(Recorder::new(self.window().min(1_u64 << self.window_log.min(31)), self.checksum));
+                }
                 (Part::BlockHeader, 3)
             }
             Part::BlockHeader => {
                 let last = head[0] & 1 != 0;
                 let size = u64::from(word & 0xff_ffff) >> 3;
-                let length = match head[0] >> 1 & 3 {
-                    0 | 2 => size,
-                    1 => 1,
+                let (kind, length) = match head[0] >> 1 & 3 {
+                    0 => (BlockKind::Raw, size),
+                    1 => (BlockKind::Repeated, 1),
+                    2 => (BlockKind::Compressed, size),
                     _ => return Err(CodecError::Zstd { at, reason: "reserved block type" }),
                 };
-                (Part::Block { last }, length)
+                let decoded = (kind != BlockKind::Compressed).then_some(size);
+                let bytes = std::mem::take(&mut self.block.bytes);
+                self.block = BlockSoFar { bytes, at: out.end(), seen: false, decoded };
+                self.block.bytes.clear();
+                (Part::Block { last, kind, size: size as u32 }, length)
             }
-            Part::Block { last: true } if self.checksum => (Part::Checksum, 4),
-            Part::Block { last: true } | Part::Checksum => {
-                if self.expects != 0 {
+            Part::Block { last: true, .. } if self.checksum => {
+                self.block_ended(true, at, out, pass);
+                (Part::Checksum, 4)
+            }
+            Part::Block { last: true, .. } | Part::Checksum => {
+                if self.resumed.take().is_none() && self.expects != 0 {
                     return Err(CodecError::Zstd { at, reason: "the frame does not end with its last block" });
                 }
+                self.block_ended(true, at, out, pass);
                 (Part::Magic, 4)
             }
-            Part::Block { last: false } => {
-                if let Some(pass) = pass
-                    && out.end() >= pass.next_continued()
-                {
-                    pass.offer(Mark { blob: at, bit: 0, decoded: out.end(), kind: StartKind::Continued });
-                }
+            Part::Block { last: false, .. } => {
+                self.block_ended(false, at, out, pass);
                 (Part::BlockHeader, 3)
             }
         };
@@ -210,6 +289,68 @@ impl Zstd {
         self.part_at = at;
         self.left = left;
         Ok(())
+    }
+
+    /// Has the recorder read a block before libzstd gets the last bytes of it, `now`.
+    fn record(&mut self, now: &[u8]) {
+        let Part::Block { kind: BlockKind::Compressed, .. } = self.part else { return };
+        let Some(recorder) = self.recorder.as_mut().filter(|_| !self.block.seen && now.len() as u64 == self.left)
+        else {
+            return;
+        };
+        let mut block = now;
+        if !self.block.bytes.is_empty() {
+            self.block.bytes.extend_from_slice(now);
+            block = &self.block.bytes;
+        }
+        match recorder.read(block, self.block.at) {
+            Ok(decoded) => self.block.decoded = decoded,
+            Err(why) => self.give_up_recording(why),
+        }
+        self.block.seen = true;
+    }
+
+    fn give_up_recording(&mut self, _why: Unreadable) {
+        self.recorder = None;
+    }
+
+    /// Makes marks at the end of a block, at `at` of the blob.
+    fn block_ended(&mut self, last: bool, at: BlobOffset, out: &OutputBuffer, pass: Option<&mut FirstPass>) {
+        let Some(pass) = pass else { return };
+        let end = out.end();
+        if self.recorder.is_some() && self.block.decoded.is_some_and(|decoded| decoded != end - self.block.at) {
+            self.give_up_recording(Unreadable("a block of another length"));
+        }
+        let Some(recorder) = &mut self.recorder else {
+            if !last && end >= pass.next_continued() {
+                pass.offer(Mark { blob: at, bit: 0, decoded: end, kind: StartKind::Continued });
+            }
+            return;
+        };
+        let collected = recorder.collected();
+        if collected > LARGEST_WINDOW {
+            self.give_up_recording(Unreadable("too many bytes before a checkpoint"));
+            return;
+        }
+        let wanted = !last && pass.block_wanted(end, at, collected);
+        if (last || wanted)
+            && let Some((mark, checkpoint)) = recorder.end()
+        {
+            pass.count_window(collected);
+            pass.window_complete(mark, || Window::of_block(checkpoint));
+        }
+        if last {
+            // What follows is not of this frame.
+            pass.withdraw(StartKind::Block);
+            self.recorder = None;
+        } else if wanted {
+            match recorder.begin(end) {
+                Ok(()) => pass.offer(Mark { blob: at, bit: 0, decoded: end, kind: StartKind::Block }),
+                Err(why) => self.give_up_recording(why),
+            }
+        } else if end >= pass.next_continued_block() {
+            pass.offer(Mark { blob: at, bit: 0, decoded: end, kind: StartKind::Continued });
+        }
     }
 
     /// The header in `head`, with its window reduced to the limit.
@@ -263,7 +404,29 @@ impl Zstd {
         if taken > 0 {
             self.expects = expects;
         }
+        if let Some(recorder) = &mut self.recorder
+            && let Err(why) = recorder.collect(out.start(), out.decoded())
+        {
+            self.give_up_recording(why);
+        }
         Ok(())
+    }
+}
+
+/// Decodes a block from its bytes; one that is repeated has one.
+fn resume_block(resumed: &mut Resumed, kind: BlockKind, size: u32, bytes: &[u8]) -> Result<(), Unreadable> {
+    match (kind, bytes) {
+        _ if size as usize > frame::BLOCK => Err(Unreadable("a block of too many bytes")),
+        (BlockKind::Raw, _) => {
+            resumed.raw(bytes);
+            Ok(())
+        }
+        (BlockKind::Repeated, [byte, ..]) => {
+            resumed.repeated(*byte, size as usize);
+            Ok(())
+        }
+        (BlockKind::Repeated, []) => Err(Unreadable("a block that is cut short")),
+        (BlockKind::Compressed, _) => resumed.compressed(bytes),
     }
 }
 
@@ -281,6 +444,8 @@ fn content_size_length(descriptor: u8) -> usize {
     }
 }
 
+/// The most bytes before a checkpoint that are kept.
+const LARGEST_WINDOW: u64 = 64 << 20;
 const FRAME: u32 = 0xfd2f_b528;
 const SKIPPABLE_FIRST: u32 = 0x184d_2a50;
 const SKIPPABLE_LAST: u32 = 0x184d_2a5f;

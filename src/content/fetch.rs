@@ -536,6 +536,7 @@ impl Fetcher {
     ) -> Result<(), ReadError> {
         let codec_error = |cause: CodecError| self.codec_error(cause);
         let (mut decoder, mut known) = self.decoder_for(spans, codec_error)?;
+        let mut anew = self.next_block(spans, &known)?;
         let mut out = OutputBuffer::new(OUTPUT);
         let (mut at, last) = (spans.start, spans.end.back(1));
         let mut bytes = Vec::with_capacity(spans::length(&known));
@@ -545,7 +546,10 @@ impl Fetcher {
             let piece = piece.unwrap_or_default();
             let mut input: &[u8] = &piece;
             loop {
-                let status = decoder.decode(&mut input, &mut out).map_err(codec_error)?;
+                let before = anew.map_or(u64::MAX, |(_, blob)| blob.0.saturating_sub(decoder.blob_offset().0));
+                let (mut now, later) = input.split_at(before.min(input.len() as u64) as usize);
+                let status = decoder.decode(&mut now, &mut out).map_err(codec_error)?;
+                input = &input[input.len() - later.len() - now.len()..];
                 let mut decoded = out.decoded();
                 while !decoded.is_empty() {
                     let room = spans::length(&known) - bytes.len();
@@ -563,8 +567,16 @@ impl Fetcher {
                     }
                 }
                 out.discard();
-                if status != Status::OutputFull {
-                    break;
+                if status == Status::OutputFull {
+                    continue;
+                }
+                match anew {
+                    Some((span, blob)) if decoder.blob_offset() == blob && at == span => {
+                        let rest = SpanRange::new(span, spans.end);
+                        (decoder, known) = self.decoder_for(rest, codec_error)?;
+                        anew = self.next_block(rest, &known)?;
+                    }
+                    _ => break,
                 }
             }
             if ended {
@@ -572,6 +584,21 @@ impl Fetcher {
                 return Err(self.ended());
             }
         }
+    }
+
+    /// Where decoding of `spans`, which begins at `first`, must begin anew: from a block of a zstd frame on, only what comes
+    /// before the next such block can be decoded.
+    fn next_block(&self, spans: SpanRange, first: &Span) -> Result<Option<(SpanId, BlobOffset)>, ReadError> {
+        if first.kind != StartKind::Block {
+            return Ok(None);
+        }
+        for next in SpanRange::new(spans.start.next(), spans.end).iter() {
+            let span = self.layer.span(next)?;
+            if span.kind == StartKind::Block {
+                return Ok(Some((next, span.blob)));
+            }
+        }
+        Ok(None)
     }
 
     /// A decoder positioned at the first of `spans`, and that span.
@@ -584,7 +611,7 @@ impl Fetcher {
         let begin = self.layer.span(spans.start)?;
         let end = self.layer.span(spans.end.back(1))?.decoded.end;
         let window = self.layer.index.window(spans.start).map_err(index_error)?.unwrap_or_default();
-        let window = Window::from_bytes(&window)
+        let window = Window::from_bytes(begin.kind, &window)
             .map_err(|_| index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
         let mark = Mark { blob: begin.blob, bit: begin.bit, decoded: begin.decoded.start, kind: begin.kind };
         // The actual compression, not the declared one.

@@ -128,14 +128,14 @@ impl PackedWindows {
     pub(super) fn pack(&mut self, windows: Vec<(usize, Window)>, packer: &mut WindowPacker) {
         for (number, window) in windows {
             let packed = packer.pack(&window);
-            if packed.is_empty() {
-                continue; // no later byte refers back past the checkpoint
+            if packed.is_empty() || !WindowAt::fits(self.bytes.len(), packed.len()) {
+                continue; // no later byte refers back past the checkpoint, or decoding cannot begin there
             }
             self.places.push((
                 number,
                 WindowAt {
                     start: self.bytes.len() as u64,
-                    len: u16::try_from(packed.len()).expect("a packed window is hardly larger than 32 KiB"),
+                    len: u32::try_from(packed.len()).expect("windows have limits of some MiB"),
                 },
             ));
             self.bytes.extend_from_slice(&packed);

@@ -82,12 +82,14 @@ pub(super) struct Footer {
     pub(super) layer: IndexedLayer,
     pub(super) stream: Stream,
     pub(super) proof: Proof,
-    /// The kinds of checks of spans besides BLAKE3, one bit each.
+    /// The kinds of checks of spans besides BLAKE3, one bit each; and [`Footer::BLOCKS`].
     pub(super) checks: u32,
 }
 
 impl Footer {
     const DIGEST_BYTES: usize = 136;
+    /// Beside the kinds of checks: some spans begin at blocks of zstd frames.
+    pub(super) const BLOCKS: u32 = 1 << 31;
 
     pub(super) fn pages(&self) -> u64 {
         self.body.div_ceil(PAGE as u64)
@@ -150,7 +152,7 @@ impl Footer {
     pub(super) fn from_bytes(raw: &[u8], name: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
         let checks = le32(raw, 476);
-        if checks & !Check::KNOWN != 0 {
+        if checks & !(Check::KNOWN | Self::BLOCKS) != 0 {
             return Err(IndexError::Kind { what: "check" });
         }
         if name.len() > Proof::BY {

@@ -20,11 +20,18 @@ fn nibble_of_kind(kind: StartKind) -> u8 {
         StartKind::Checkpoint => 2,
         StartKind::Frame => 3,
         StartKind::Continued => 4,
+        StartKind::Block => 5,
     }
 }
 
-const KINDS: [StartKind; 5] =
-    [StartKind::Stored, StartKind::Member, StartKind::Checkpoint, StartKind::Frame, StartKind::Continued];
+const KINDS: [StartKind; 6] = [
+    StartKind::Stored,
+    StartKind::Member,
+    StartKind::Checkpoint,
+    StartKind::Frame,
+    StartKind::Continued,
+    StartKind::Block,
+];
 
 /// The smallest piece of a layer that can be fetched, decoded and verified alone.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,15 +53,42 @@ pub struct Span {
 /// Place of a stored window in the windows section.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct WindowAt {
-    /// First byte; at most [`WindowAt::MAX_START`].
+    /// First byte.
     pub start: u64,
     /// Length in bytes, not 0.
-    pub len: u16,
+    pub len: u32,
 }
 
 impl WindowAt {
-    /// The largest start the disk form can hold (40 bits).
-    pub const MAX_START: u64 = (1 << 40) - 1;
+    /// Whether a window of any kind can have this place.
+    pub fn fits(start: usize, len: usize) -> bool {
+        start as u64 >> 32 == 0 && len < 1 << 24
+    }
+
+    /// The disk form: seven bytes, of which the start has so many. Windows of zstd blocks are long, and few.
+    fn start_bytes(kind: StartKind) -> usize {
+        if kind == StartKind::Block { 4 } else { 5 }
+    }
+
+    /// `None` if it does not fit.
+    fn to_bytes(self, kind: StartKind) -> Option<[u8; 7]> {
+        let split = Self::start_bytes(kind);
+        let (start, len) = (self.start.to_le_bytes(), self.len.to_le_bytes());
+        let fits = self.len != 0 && start[split..] == [0; 8][split..] && u64::from(self.len) >> (8 * (7 - split)) == 0;
+        let mut out = [0; 7];
+        out[..split].copy_from_slice(&start[..split]);
+        out[split..].copy_from_slice(&len[..7 - split]);
+        fits.then_some(out)
+    }
+
+    fn from_bytes(kind: StartKind, raw: [u8; 7]) -> Option<Self> {
+        let split = Self::start_bytes(kind);
+        let (mut start, mut len) = ([0; 8], [0; 4]);
+        start[..split].copy_from_slice(&raw[..split]);
+        len[..7 - split].copy_from_slice(&raw[split..]);
+        let (start, len) = (u64::from_le_bytes(start), u32::from_le_bytes(len));
+        (len > 0).then_some(Self { start, len })
+    }
 }
 
 /// What a span that stands alone is decoded from, beside where that begins ([`Stream::Bodies`](super::Stream)).
@@ -90,9 +124,11 @@ impl Span {
 
     /// `None` if a value does not fit the disk format.
     pub(super) fn to_bytes(&self) -> Option<[u8; Self::BYTES]> {
-        let window = self.window.unwrap_or(WindowAt { start: 0, len: 0 });
-        let fits = window.start <= WindowAt::MAX_START && self.blob.0 <= MAX_BLOB && self.bit <= 7;
-        if !fits || (self.window.is_some() && window.len == 0) {
+        let window = match self.window {
+            Some(window) => window.to_bytes(self.kind)?,
+            None => [0; 7],
+        };
+        if self.blob.0 > MAX_BLOB || self.bit > 7 {
             return None;
         }
         let mut out = [0; Self::BYTES];
@@ -100,8 +136,7 @@ impl Span {
         out[8..16].copy_from_slice(&self.decoded.end.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.blob.0.to_le_bytes());
         out[23] = self.check.kind();
-        out[24..29].copy_from_slice(&window.start.to_le_bytes()[..5]);
-        out[29..31].copy_from_slice(&window.len.to_le_bytes());
+        out[24..31].copy_from_slice(&window);
         out[31] = nibble_of_kind(self.kind) | self.bit << 4;
         out[32..64].copy_from_slice(self.check.bytes());
         Some(out)
@@ -110,9 +145,7 @@ impl Span {
     /// `None` if a kind or the bit is unknown or the range is reversed.
     pub(super) fn from_bytes(raw: &[u8; Self::BYTES]) -> Option<Self> {
         let decoded = DecodedOffset(le64(raw, 0))..DecodedOffset(le64(raw, 8));
-        let start = le64(raw, 24) & WindowAt::MAX_START;
-        let len = u16::from_le_bytes([raw[29], raw[30]]);
-        let bit = raw[31] >> 4;
+        let (bit, kind) = (raw[31] >> 4, kind_of_nibble(raw[31] & 15)?);
         if decoded.end < decoded.start || bit > 7 {
             return None;
         }
@@ -120,9 +153,9 @@ impl Span {
             decoded,
             blob: BlobOffset(le64(raw, 16) & MAX_BLOB),
             bit,
-            kind: kind_of_nibble(raw[31] & 15)?,
+            kind,
             check: Check::from_kind(raw[23], raw[32..64].try_into().expect("32 bytes were cut"))?,
-            window: (len > 0).then_some(WindowAt { start, len }),
+            window: WindowAt::from_bytes(kind, raw[24..31].try_into().expect("seven bytes were cut")),
         })
     }
 }
@@ -137,16 +170,18 @@ mod tests {
 
     #[test]
     fn span_survives_its_disk_form() {
-        for kind in
-            [StartKind::Stored, StartKind::Member, StartKind::Checkpoint, StartKind::Frame, StartKind::Continued]
-        {
+        for kind in KINDS {
+            let window = match kind {
+                StartKind::Block => WindowAt { start: (1 << 32) - 1, len: (1 << 24) - 1 },
+                _ => WindowAt { start: (1 << 40) - 1, len: 65_535 },
+            };
             let span = Span {
                 decoded: DecodedOffset(5)..DecodedOffset(u64::MAX),
                 blob: BlobOffset(MAX_BLOB),
                 bit: 7,
                 kind,
                 check: Check::Sha256([9; 32]),
-                window: Some(WindowAt { start: WindowAt::MAX_START, len: 65_535 }),
+                window: Some(window),
             };
             assert_eq!(Span::from_bytes(&span.to_bytes().unwrap()), Some(span));
         }
@@ -163,6 +198,10 @@ mod tests {
             window: Some(WindowAt { start: 1 << 40, len: 1 }),
         };
         assert_eq!(span.to_bytes(), None);
+        let long = Some(WindowAt { start: 0, len: 1 << 16 });
+        assert_eq!(Span { window: long, ..span.clone() }.to_bytes(), None);
+        assert!(Span { window: long, kind: StartKind::Block, ..span.clone() }.to_bytes().is_some());
+        assert_eq!(Span { window: Some(WindowAt { start: 0, len: 0 }), ..span.clone() }.to_bytes(), None);
         assert_eq!(Span { bit: 8, window: None, ..span.clone() }.to_bytes(), None);
         assert_eq!(Span { blob: BlobOffset(1 << 56), window: None, ..span }.to_bytes(), None);
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use crate::codec::StartKind;
 use crate::offsets::DecodedOffset;
 
 use super::entry::{EntryId, Flags, Kind, Record};
@@ -142,7 +143,10 @@ fn write(
     body.align()?;
     body.put(windows)?;
     let (layer, proof) = (layer.clone(), proof.clone());
-    let checks = spans.iter().fold(0, |kinds, span| kinds | 1 << span.check.kind()) & !1;
+    let mut checks = spans.iter().fold(0, |kinds, span| kinds | 1 << span.check.kind()) & !1;
+    if spans.iter().any(|span| span.kind == StartKind::Block) {
+        checks |= Footer::BLOCKS;
+    }
     body.finish(Footer { contents, body: layout.end, places: layout.places, layer, stream, proof, checks })
 }
 

@@ -37,6 +37,11 @@ fn zstd_decodes_alike_from_everywhere() {
 }
 
 #[test]
+fn any_checkpoint_in_a_frame_decodes_or_fails() {
+    run("checkpoint", 6000);
+}
+
+#[test]
 fn documents_are_read_or_refused() {
     run("documents", 6000);
 }

@@ -1,6 +1,7 @@
 //! Layers that are indexed but not cached: the requests of reads, counted at the registry.
 //! Most tests need root and `/dev/fuse`, and print why they skip.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +174,63 @@ fn an_index_file_that_is_not_whole_is_refused() {
     }
     let absent = there.run(["index", "export", &reference, text(&file)]);
     assert_eq!(absent.status.code(), Some(3), "{}", said(&absent));
+}
+
+/// Files of half a MiB, as compressible as programs: words, and copies of what stands nearby.
+fn of_words() -> LayerBuilder {
+    let mut random = Random::new(6);
+    let words: Vec<Vec<u8>> =
+        (0..4000).map(|_| (0..3 + random.below(9)).map(|_| b"etaoinshrdlucmfw"[random.below(16)]).collect()).collect();
+    let mut text: Vec<u8> = Vec::new();
+    while text.len() < 16 << 20 {
+        if random.below(8) == 0 && text.len() > 1 << 20 {
+            let from = text.len() - 1 - random.below(1 << 20);
+            text.extend_from_within(from..text.len().min(from + random.below(400)));
+        } else if random.below(3) == 0 {
+            text.extend((0..random.below(24)).map(|_| random.below(256) as u8));
+        } else {
+            text.extend_from_slice(&words[random.below(words.len())]);
+        }
+    }
+    let files = text.chunks(512 << 10).enumerate();
+    files.fold(LayerBuilder::new(), |layer, (n, bytes)| layer.file(&format!("{n}"), bytes.to_vec()))
+}
+
+/// One frame, as most writers of zstd make it: libzstd decodes it from its beginning only.
+#[test]
+fn a_zstd_frame_is_read_from_its_middle() {
+    if cannot_mount() {
+        return;
+    }
+    for level in [3, 19] {
+        let image = ImageBuilder::new()
+            .layer(of_words().packing(Packing::Zstd { level, frame: None, skippable: false }))
+            .build();
+        let (registry, reference) = serve(&image);
+        let sandbox = Sandbox::new();
+        let at = mount(&sandbox, &reference, &["--wait", "--prefetch", "none"]);
+        let names: Vec<String> = (0..24).map(|n| n.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let wanted = read(&at, &names);
+        at.unmount();
+        let whole = image.layers()[0].blob.len() as u64;
+        for name in ["12", "23"] {
+            run(&sandbox, &["cache", "drop", "--content", &reference]);
+            registry.clear();
+            let at = mount(&sandbox, &reference, &["--prefetch", "none"]);
+            let file = std::fs::File::open(at.join(name)).unwrap();
+            let mut bytes = [0; 4096];
+            file.read_exact_at(&mut bytes, 300_000).unwrap();
+            let number: usize = name.parse().unwrap();
+            assert!(bytes == wanted[number][300_000..][..4096], "{level}");
+            drop(file);
+            let fetched = registry.blob_bytes();
+            assert!(fetched > 0 && fetched <= 5 << 19 && fetched * 3 < whole, "{level}: {fetched} of {whole}");
+            // From there on, and before it.
+            assert!(read(&at, &names) == wanted, "{level}");
+            at.unmount();
+        }
+    }
 }
 
 /// A file of half a MiB compresses to a little less than half.
