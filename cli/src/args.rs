@@ -1,13 +1,15 @@
 //! The grammar of the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 
 use peelfs::digest::Digest;
-use peelfs::host::size;
 use peelfs::host::spec::{IndexFrom, repository};
+use peelfs::host::{http, size};
 use peelfs::image::LayerChoice;
 use peelfs::reference::RegistryName;
 use peelfs::source::outage::OnOutage;
@@ -391,6 +393,9 @@ pub(crate) struct MountArgs {
     /// to stderr
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// Serve Prometheus metrics of this mount at http://ADDR/metrics; a port alone is one of loopback
+    #[arg(long, value_name = "ADDR", value_parser = http::parse_address)]
+    pub metrics: Option<SocketAddr>,
     /// Serve without a keeper, the process that takes over when the serving process dies; for use under a supervisor
     #[arg(long)]
     pub no_keeper: bool,
@@ -728,6 +733,21 @@ pub(crate) struct StatusArgs {
     /// Also say for each layer what its index may come from, which of that is used, and why not the others
     #[arg(long)]
     pub explain: bool,
+    /// Also say what was fetched and why, by layer and file, and which processes wait for what
+    #[arg(long)]
+    pub activity: bool,
+    /// Show it again every SECONDS, one second by default, until it is interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = interval)]
+    pub watch: Option<Duration>,
+    /// Print Prometheus metrics
+    #[arg(long, conflicts_with_all = ["json", "explain", "activity", "watch"])]
+    pub metrics: bool,
+}
+
+/// An interval in seconds.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
 }
 
 /// `peelfs completions`

@@ -1,12 +1,13 @@
 //! `peelfs csi`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::args::AccessArgs;
 use super::specs;
-use peelfs::host::open;
 use peelfs::host::report::Report;
 use peelfs::host::spec::{ImageSpec, IndexFrom};
+use peelfs::host::{http, open};
 use peelfs_csi::{DRIVER, Node, Options, REGISTRY};
 
 /// `peelfs csi`
@@ -40,6 +41,9 @@ pub(crate) struct CsiArgs {
     /// repository; its writers are trusted for names and attributes
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true)]
     pub index_from: Option<IndexFrom>,
+    /// Serve Prometheus metrics of all mounts of this user at http://ADDR/metrics; a port alone is one of loopback
+    #[arg(long, value_name = "ADDR", value_parser = http::parse_address)]
+    pub metrics: Option<SocketAddr>,
     /// How to reach images.
     #[command(flatten)]
     pub access: AccessArgs,
@@ -53,6 +57,7 @@ pub(super) fn run(args: &CsiArgs) -> Result<(), Report> {
         endpoint: endpoint.clone(),
         node_id: node_id.clone(),
         driver: driver_name.clone(),
+        metrics: args.metrics,
         registration: kubelet_registration_path.as_ref().map(|path| (open::absolute(path), registry)),
         node: Node {
             access,

@@ -3,6 +3,7 @@
 //! Data goes to stdout, messages to stderr. A failure is one line that names what failed, an optional hint, and an exit
 //! code (see [`Code`]).
 
+mod activity;
 mod args;
 mod bare;
 mod bundle;

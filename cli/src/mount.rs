@@ -46,6 +46,8 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
         KernelArg::Auto if piped.is_some() || matches!(role, Role::Keeper | Role::Alone) => {}
         // A kernel mount would show attributes that control an overlay.
         KernelArg::Auto if spec.writable.is_some() => {}
+        // It has no process to serve metrics.
+        KernelArg::Auto if spec.metrics.is_some() => {}
         KernelArg::Auto => match kernel::mount_if_whole(&spec)? {
             Outcome::Mounted => return Ok(()),
             Outcome::Not(why) => spec.by_fuse = Some(peelfs::image::chain(&why)),
@@ -82,6 +84,10 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
     }
     if args.kernel == KernelArg::Always && (args.writable.is_some() || args.ephemeral) {
         return Err(Report::usage("a kernel mount cannot be written to").hint("leave out `--kernel=always`"));
+    }
+    if args.kernel == KernelArg::Always && args.metrics.is_some() {
+        return Err(Report::usage("a kernel mount has no process that could serve metrics")
+            .hint("leave out `--metrics` or `--kernel=always`"));
     }
     if args.foreground && args.log_file.is_some() {
         return Err(Report::usage("a mount in the foreground writes its log to stderr")

@@ -1,9 +1,10 @@
 //! `peelfs snapshotter`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use peelfs::host::open;
 use peelfs::host::report::Report;
+use peelfs::host::{http, open};
 use peelfs_snapshotter::Options;
 
 /// `peelfs snapshotter`
@@ -21,6 +22,9 @@ pub(crate) struct SnapshotterArgs {
     /// Serve Kubernetes' image service as well, passed on to containerd at SOCKET: its pulls bring logins
     #[arg(long, value_name = "SOCKET")]
     pub image_service: Option<PathBuf>,
+    /// Serve Prometheus metrics of all mounts of this user at http://ADDR/metrics; a port alone is one of loopback
+    #[arg(long, value_name = "ADDR", value_parser = http::parse_address)]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A credential helper of docker, for the processes that serve images of containerd.
@@ -37,11 +41,12 @@ pub(super) fn credentials(args: &CredentialArgs) -> Result<(), Report> {
 }
 
 pub(super) fn run(args: &SnapshotterArgs) -> Result<(), Report> {
-    let SnapshotterArgs { address, root, config, image_service } = args;
+    let SnapshotterArgs { address, root, config, image_service, metrics } = args;
     peelfs_snapshotter::run(&Options {
         address: open::absolute(address),
         root: open::absolute(root),
         config: config.as_ref().map(open::absolute),
         image_service: image_service.as_ref().map(open::absolute),
+        metrics: *metrics,
     })
 }

@@ -49,6 +49,7 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         log: args.log_file.map(open::absolute),
         by_fuse: None,
         writable,
+        metrics: args.metrics,
     })
 }
 

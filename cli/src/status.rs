@@ -1,14 +1,17 @@
 //! `peelfs status`: mounts and their progress.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::activity::{self, JsonActivity};
 use super::args::StatusArgs;
 use super::{text, umount};
-use peelfs::fuse::mounts;
+use peelfs::fuse::mounts::{self, MountPoint};
+use peelfs::host::activity::Activity;
+use peelfs::host::ask;
 use peelfs::host::probe::{self, Answer};
 use peelfs::host::report::Report;
 use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
@@ -16,16 +19,61 @@ use peelfs::image::{Considered, LayerProgress, LayerStatus, NotUsed};
 use peelfs::source::outage::WaitStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
+    if args.metrics {
+        return metrics(args);
+    }
+    let Some(interval) = args.watch else { return show(args).map(drop) };
+    let clears = !args.json && io::stdout().is_terminal();
+    loop {
+        if clears {
+            // Home, and clear what is below.
+            print!("\x1b[H\x1b[J");
+        }
+        if !show(args)? {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+    }
+}
+
+/// The metrics of some mounts.
+fn metrics(args: &StatusArgs) -> Result<(), Report> {
+    let mounted = mounted(args)?;
+    let mut states = status::all(&status::directory()?);
+    states.retain(|state| mounted.iter().any(|mount| state.is_of(mount)));
+    let mut known = Vec::new();
+    for (state, activity) in ask::all(states, 0) {
+        match activity {
+            Ok(activity) => known.push((state, activity)),
+            Err(error) => eprintln!("note: no metrics of `{}`: {}", state.at.display(), peelfs::image::chain(&error)),
+        }
+    }
+    let mut out = io::stdout().lock();
+    let written = out.write_all(peelfs::host::metrics::text(known).as_bytes()).and_then(|()| out.flush());
+    written.or_else(|error| text::output_ended(&error))
+}
+
+/// The mounts that are asked about.
+fn mounted(args: &StatusArgs) -> Result<Vec<MountPoint>, Report> {
     let mut mounted: Vec<_> = mounts::all().into_iter().filter(mounts::MountPoint::is_peelfs).collect();
     if !args.at.is_empty() {
         let wanted = args.at.iter().map(|typed| umount::target(typed)).collect::<Result<Vec<_>, _>>()?;
         mounted.retain(|mount| wanted.iter().any(|wanted| wanted.id == mount.id));
     }
+    Ok(mounted)
+}
+
+/// Prints once; `false` if the output is closed.
+fn show(args: &StatusArgs) -> Result<bool, Report> {
+    let mounted = mounted(args)?;
     let directory = status::directory()?;
     let (states, by_kernel) = (status::all(&directory), status::kernel_mounts(&directory));
     let mut out = io::stdout().lock();
     for (number, mount) in mounted.iter().enumerate() {
-        let known = Known { explain: args.explain, ..Known::of(mount, &states, &by_kernel) };
+        let mut known = Known { explain: args.explain, ..Known::of(mount, &states, &by_kernel) };
+        if args.activity {
+            known.ask();
+        }
         let written = if args.json {
             serde_json::to_writer(&mut out, &known.line()).map_err(io::Error::from).and_then(|()| writeln!(out))
         } else {
@@ -33,13 +81,16 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
             write!(out, "{gap}{}", known.text())
         };
         if let Err(error) = written {
-            return text::output_ended(&error);
+            return text::output_ended(&error).map(|()| false);
         }
     }
     if mounted.is_empty() && !args.json {
         eprintln!("note: peelfs has nothing mounted");
     }
-    out.flush().or_else(|error| text::output_ended(&error))
+    match out.flush() {
+        Ok(()) => Ok(true),
+        Err(error) => text::output_ended(&error).map(|()| false),
+    }
 }
 
 /// What is known of one mount.
@@ -54,6 +105,7 @@ struct Known<'a> {
     answer: Answer,
     state: Option<&'a MountState>,
     health: Option<Health>,
+    activity: Option<Activity>,
     /// Whether all origins of layers are told.
     explain: bool,
 }
@@ -73,7 +125,17 @@ impl<'a> Known<'a> {
             answer,
             state,
             health,
+            activity: None,
             explain: false,
+        }
+    }
+
+    /// Asks what it has fetched, and who waits.
+    fn ask(&mut self) {
+        match self.state.filter(|_| self.health.is_some()).map(|state| state.activity(FILES)) {
+            Some(Ok(activity)) => self.activity = Some(activity),
+            Some(Err(error)) => eprintln!("note: `{}`: {}", self.at.display(), peelfs::image::chain(&error)),
+            None => {}
         }
     }
 
@@ -184,6 +246,12 @@ impl<'a> Known<'a> {
                 }
             }
         }
+        if let Some(activity) = &self.activity {
+            activity::lines(activity).into_iter().for_each(|(what, value)| line(what, value));
+        }
+        if let Some(address) = self.state.and_then(|state| state.metrics) {
+            line("metrics", format!("http://{address}/metrics"));
+        }
         if let Some(log) = self.state.and_then(|state| state.log.as_ref()) {
             line("log", text::printable(std::os::unix::ffi::OsStrExt::as_bytes(log.as_os_str())));
         }
@@ -224,6 +292,8 @@ impl<'a> Known<'a> {
             log: self.state.and_then(|state| state.log.as_ref()).map(|log| log.to_string_lossy().into_owned()),
             cache: cache.map(|cache| cache.to_string_lossy().into_owned()),
             health: self.health.as_ref(),
+            metrics: self.state.and_then(|state| state.metrics),
+            activity: self.activity.as_ref().map(JsonActivity::from),
         }
     }
 }
@@ -283,9 +353,17 @@ struct Line<'a> {
     log: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<String>,
+    /// Where its metrics are, over HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<std::net::SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activity: Option<JsonActivity<'a>>,
     #[serde(flatten)]
     health: Option<&'a Health>,
 }
+
+/// How many files are told of a mount.
+const FILES: u32 = 100;
 
 /// What the kernel shows as the source of an image store.
 const STORE: &str = peelfs::host::image_store::SOURCE;

@@ -1,6 +1,7 @@
 //! `peelfs store`: images for podman, buildah and CRI-O.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -10,8 +11,8 @@ use super::progress::{Bar, Quiet};
 use super::{specs, storage_conf, text};
 use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
-use peelfs::host::open;
 use peelfs::host::report::Report;
+use peelfs::host::{http, open};
 use peelfs::source::outage::OnOutage;
 
 /// `peelfs store`
@@ -48,6 +49,9 @@ pub(crate) enum StoreCommand {
         /// How long reads wait for a registry that does not answer, as for `peelfs mount`
         #[arg(long, value_name = "POLICY", default_value = "deadline=60")]
         on_outage: OnOutage,
+        /// Serve Prometheus metrics of the store at http://ADDR/metrics; a port alone is one of loopback
+        #[arg(long, value_name = "ADDR", value_parser = http::parse_address)]
+        metrics: Option<SocketAddr>,
         /// Where layers are cached.
         #[command(flatten)]
         cache: CacheDirArgs,
@@ -101,9 +105,10 @@ impl StoreArgs {
 
 pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
     match &args.command {
-        StoreCommand::Serve { store, allow_other, on_outage, cache } => {
+        StoreCommand::Serve { store, allow_other, on_outage, metrics, cache } => {
             let (at, cache) = (directory(store.as_ref())?, specs::cache(cache)?);
-            let spec = StoreSpec { at, cache, on_outage: *on_outage, allow_other: *allow_other };
+            let (on_outage, allow_other, metrics) = (*on_outage, *allow_other, *metrics);
+            let spec = StoreSpec { at, cache, on_outage, allow_other, metrics };
             Ok(image_store::serve(&spec, Box::new(Bar::new(Quiet::No)))?)
         }
         StoreCommand::Add { image, .. } if image.opening.artifact => {

@@ -35,9 +35,11 @@ pub mod generated {
     }
 }
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use peelfs::host::endpoint::Endpoint;
 use peelfs::host::error::HostError;
 use peelfs::host::process;
 use peelfs::host::report::{Code, Report};
@@ -71,6 +73,8 @@ pub struct Options {
     pub driver: String,
     /// Where the kubelet finds the socket, and the directory of its plugins; without it nothing is registered.
     pub registration: Option<(PathBuf, PathBuf)>,
+    /// Where metrics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
     /// Settings for all volumes.
     pub node: Node,
 }
@@ -129,6 +133,7 @@ fn socket(path: &std::path::Path) -> Result<Socket, Report> {
 
 async fn serve(options: &Options) -> Result<(), Report> {
     let own = socket(&path_of(&options.endpoint)?)?;
+    let _metrics = Endpoint::of_all(options.metrics).await?;
     let volumes = Arc::new(Volumes::new(options.node.clone()));
     let plugin = Plugin { driver: options.driver.clone(), node_id: options.node_id.clone(), volumes };
     let services =

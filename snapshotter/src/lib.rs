@@ -48,10 +48,12 @@ pub mod proto {
     }
 }
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use peelfs::host::endpoint::Endpoint;
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{inherited, process};
@@ -78,6 +80,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// containerd's socket, to which Kubernetes' image service is passed on; it is not served without.
     pub image_service: Option<PathBuf>,
+    /// Where metrics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 pub use providers::answer as answer_for_credentials;
@@ -128,6 +132,7 @@ async fn look_at_images(snapshots: Arc<Snapshots>) {
 
 async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<(), Report> {
     let inherited = inherited::take().map_err(HostError::system("take the service manager's socket"))?;
+    let _metrics = Endpoint::of_all(options.metrics).await?;
     let socket = open(&options.address, inherited.into_values().next())?;
     let images = Arc::new(Images::new(root.path(), Arc::clone(&config))?);
     let lowers = Arc::new(Lowers::new(root.path(), Arc::clone(&config), Arc::clone(&images)));

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
+use super::activity::{Cause, LayerActivity, Reason};
 use super::budget::in_kib;
 use super::error::ReadError;
 use super::in_flight::{Arrival, Locked, Outcome};
@@ -36,6 +37,8 @@ pub(super) struct Fetcher {
     pub(super) scope: Arc<MountScope>,
     blob: Descriptor,
     source: Arc<dyn BlobSource>,
+    /// What this mount fetches of the layer.
+    pub(super) activity: Arc<LayerActivity>,
     /// Held by the request that receives the whole blob, if the source ignores ranges.
     taking_all: Semaphore,
     /// The error of the last failed read, if no span has arrived since.
@@ -48,6 +51,7 @@ pub(super) type SpanRun = Vec<Fetching>;
 /// A span in flight.
 pub(super) struct Fetching {
     span: SpanId,
+    cause: Cause,
     outcome: watch::Sender<Outcome>,
     /// Released after `outcome` is set; `None` if another process has the span in flight, too.
     claim: Option<Claim>,
@@ -127,7 +131,8 @@ impl Fetcher {
         source: Arc<dyn BlobSource>,
         scope: Arc<MountScope>,
     ) -> Self {
-        Self { layer, scope, blob, source, taking_all: Semaphore::new(1), last_error: Mutex::default() }
+        let activity = scope.activity().layer(&blob.digest);
+        Self { layer, scope, blob, source, activity, taking_all: Semaphore::new(1), last_error: Mutex::default() }
     }
 
     /// The error of the last failed read, if the source has delivered nothing since.
@@ -148,15 +153,16 @@ impl Fetcher {
     }
 
     /// Starts fetching `wanted`, which a reader waits for, and the missing spans of `along`, which follows it. Returns
-    /// an arrival for each span of `wanted` that is fetched.
+    /// an arrival for each span of `wanted` that is fetched. `cause` is that of `along`.
     pub(super) fn start(
         self: &Arc<Self>,
         wanted: SpanRange,
         along: Option<Along>,
         join: Join,
+        cause: Cause,
     ) -> Result<Vec<(SpanId, Arrival)>, ReadError> {
         let end = along.as_ref().map_or(wanted.end, |along| along.spans.end);
-        let Reserved { runs, elsewhere, arrivals } = self.reserve(wanted, end, join)?;
+        let Reserved { runs, elsewhere, arrivals } = self.reserve(wanted, end, join, cause)?;
         self.follow_all(elsewhere);
         let room = along.map(|along| Arc::new(along.room));
         for run in runs {
@@ -166,14 +172,14 @@ impl Fetcher {
     }
 
     /// Starts fetching the missing spans of `along`, which no reader waits for yet.
-    pub(super) fn start_ahead(self: &Arc<Self>, along: Along) -> Result<(), ReadError> {
-        self.start(SpanRange::none_at(along.spans.start), Some(along), Join::Any).map(drop)
+    pub(super) fn start_ahead(self: &Arc<Self>, along: Along, cause: Cause) -> Result<(), ReadError> {
+        self.start(SpanRange::none_at(along.spans.start), Some(along), Join::Any, cause).map(drop)
     }
 
     /// Fetches the missing spans of `along` for a sequential reader, a few requests at a time as `on_link` allows, so
     /// that the first request does not share the link with all later ones. Spans not requested yet are not in flight: a
     /// reader that needs them earlier fetches them at once.
-    pub(super) async fn in_order<F>(self: &Arc<Self>, along: Along, on_link: impl Fn(u64) -> F)
+    pub(super) async fn in_order<F>(self: &Arc<Self>, along: Along, cause: Cause, on_link: impl Fn(u64) -> F)
     where
         F: Future<Output = OwnedSemaphorePermit>,
     {
@@ -183,10 +189,8 @@ impl Fetcher {
             let Ok(request) = self.request_from(from, spans.end) else { return };
             let Ok(bytes) = self.layer.blob_bytes(request) else { return };
             let mut on_link = on_link(bytes).await;
-            let Ok(Reserved { runs, elsewhere, .. }) = self.reserve(SpanRange::none_at(from), request.end, Join::Any)
-            else {
-                return;
-            };
+            let reserved = self.reserve(SpanRange::none_at(from), request.end, Join::Any, cause);
+            let Ok(Reserved { runs, elsewhere, .. }) = reserved else { return };
             self.follow_all(elsewhere);
             let of_room = room.split(in_kib(bytes, room.num_permits().max(1)) as usize).map(Arc::new);
             for run in runs {
@@ -213,9 +217,9 @@ impl Fetcher {
 
     /// Fetches the missing `spans` for no particular reader; `false` if some could not be fetched. The requests run to
     /// their end even if readers come to wait: what is on the link would be asked for again.
-    pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange) -> bool {
+    pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange, cause: Cause) -> bool {
         let nothing = SpanRange::none_at(spans.start);
-        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any) else { return false };
+        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any, cause) else { return false };
         let mut good = true;
         for run in runs {
             good &= self.request(&Arc::new(run), None).await;
@@ -224,16 +228,22 @@ impl Fetcher {
     }
 
     /// As [`Fetcher::in_background`], for speculation: gives up while the source is failing.
-    pub(super) async fn on_speculation(self: &Arc<Self>, spans: SpanRange) {
+    pub(super) async fn on_speculation(self: &Arc<Self>, spans: SpanRange, cause: Cause) {
         let nothing = SpanRange::none_at(spans.start);
-        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any) else { return };
+        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any, cause) else { return };
         for run in runs {
             self.request_while_demanded(&Arc::new(run), None).await;
         }
     }
 
-    /// Reserves `wanted`, and the missing spans from there up to `end`, split into runs.
-    fn reserve(self: &Arc<Self>, wanted: SpanRange, end: SpanId, join: Join) -> Result<Reserved, ReadError> {
+    /// Reserves `wanted`, and for `cause` the missing spans from there up to `end`, split into runs.
+    fn reserve(
+        self: &Arc<Self>,
+        wanted: SpanRange,
+        end: SpanId,
+        join: Join,
+        cause: Cause,
+    ) -> Result<Reserved, ReadError> {
         let around = SpanRange::new(wanted.end, end);
         let cached = self.layer.content.generations(around);
         let absent = around.iter().zip(cached).filter(|(_, cached)| cached.is_none()).map(|(span, _)| span);
@@ -245,8 +255,11 @@ impl Fetcher {
         let mut in_flight = self.layer.in_flight.lock();
         for (span, known) in todo {
             let is_wanted = wanted.contains(span);
-            let join = if is_wanted { join } else { Join::Any };
-            let (fetching, arrival) = match self.reserve_one(&mut in_flight, span, is_wanted, join, patience) {
+            let (join, cause) = match is_wanted {
+                true => (join, Cause { reason: Reason::Demand, ..cause }),
+                false => (Join::Any, cause),
+            };
+            let (fetching, arrival) = match self.reserve_one(&mut in_flight, (span, cause), is_wanted, join, patience) {
                 Reservation::Nothing => continue,
                 Reservation::Joined(arrival) => (None, arrival),
                 Reservation::New(fetching, arrival) => (Some(fetching), arrival),
@@ -277,7 +290,7 @@ impl Fetcher {
     fn reserve_one(
         &self,
         in_flight: &mut Locked<'_>,
-        span: SpanId,
+        (span, cause): (SpanId, Cause),
         is_wanted: bool,
         join: Join,
         patience: Instant,
@@ -299,7 +312,7 @@ impl Fetcher {
         }
         let (outcome, arrival) = in_flight.insert(span, self.scope.id());
         let claim = claimed.then(|| Claim { layer: Arc::clone(&self.layer), span });
-        Reservation::New(Fetching { span, outcome, claim }, arrival)
+        Reservation::New(Fetching { span, cause, outcome, claim }, arrival)
     }
 
     /// Starts waiting for spans that other processes fetch.
@@ -465,9 +478,7 @@ impl Fetcher {
         spans: SpanRange,
         range: Range<BlobOffset>,
     ) -> Result<Requested<'_>, SourceError> {
-        let fetched = |bytes: &Range<BlobOffset>| {
-            self.layer.counters.fetched_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
-        };
+        let fetched = |bytes: &Range<BlobOffset>| self.note(run, bytes.end - bytes.start);
         let alone = Incoming { spans, rest: SpanRun::new(), all: None };
         if !self.layer.has_room_for_all() {
             fetched(&range);
@@ -487,9 +498,17 @@ impl Fetcher {
         tracing::debug!(layer = %self.blob.digest, "the source ignores ranges; receiving the whole blob");
         let spans = SpanRange::new(SpanId(0), SpanId(self.layer.index.span_count()));
         // Spans that cannot be reserved are stored all the same.
-        let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any).unwrap_or_default();
-        let rest = rest.runs.into_iter().flatten().collect();
+        let rest = self.reserve(SpanRange::none_at(spans.start), spans.end, Join::Any, run[0].cause);
+        let rest = rest.unwrap_or_default().runs.into_iter().flatten().collect();
         Ok(Requested::Receiving(Incoming { spans, rest, all: Some(all) }, stream))
+    }
+
+    /// Takes note of a request for a run, of `bytes` of the blob.
+    fn note(&self, run: &SpanRun, bytes: u64) {
+        self.layer.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let of_span = |span| self.layer.blob_bytes(SpanRange::one(span)).unwrap_or(0);
+        let parts: Vec<_> = run.iter().map(|known| (known.cause, known.span, of_span(known.span))).collect();
+        self.activity.fetches(bytes, &parts);
     }
 
     /// Waits for the spans of a run while another request receives the whole blob; `false` if that request ended

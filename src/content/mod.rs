@@ -6,6 +6,7 @@
 //! | [`pass`], `pass_output`, `pass_schedule`, `partial` | the first pass: reads a new layer once, end to end |
 //! | `shared`, `open_layer`, `spans` | state of a layer shared by all mounts of a process: cached and verified spans |
 //! | `scope`, `budget` | state of one mount: tasks, a clock, and limits on prefetch |
+//! | `activity` | what a mount has fetched, why, and how long its readers waited |
 //! | `fetch`, `apart`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
@@ -15,6 +16,7 @@
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
+mod activity;
 mod apart;
 mod beat;
 mod block_sums;
@@ -52,6 +54,7 @@ mod spans;
 mod toc;
 mod transfer;
 
+pub use activity::{Activity, ByReason, Cause, FileActivity, LayerActivity, LayerCounts, Reason};
 pub use budget::Prefetch;
 pub use error::ReadError;
 pub use evict_content::evict_content;

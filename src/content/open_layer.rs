@@ -171,6 +171,11 @@ impl OpenLayer {
         }
     }
 
+    /// Bytes of the decoded stream in the cache.
+    pub fn cached_bytes(&self) -> u64 {
+        self.content.disk_bytes()
+    }
+
     /// Whether the presence map has all of `bytes`.
     pub fn has(&self, bytes: Range<DecodedOffset>) -> bool {
         bytes.is_empty() || self.index.spans_of(bytes).is_ok_and(|spans| self.content.has_all(spans))

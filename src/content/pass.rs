@@ -90,6 +90,8 @@ pub enum Others {
 pub struct PassProgress {
     /// Blob bytes received.
     pub received: AtomicU64,
+    /// Those that this process has received, in failed passes, too.
+    pub own: AtomicU64,
 }
 
 /// Why a layer could not be indexed.
@@ -265,6 +267,7 @@ impl FirstPass {
                 let Some(piece) = piece else { break };
                 let piece = piece?.into_unverified();
                 lease.progressed();
+                progress.own.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 let before = progress.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 let received = before + piece.len() as u64;
                 if before / NOTED != received / NOTED || noted.elapsed() >= NOTED_EVERY {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 
+use super::activity::{Cause, Reason};
 use super::budget::{BACKGROUND, Prefetch, Quiet};
 use super::error::ReadError;
 use super::open_layer::name_of;
@@ -84,7 +85,7 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
                 }
             }
             requests.spawn(async move {
-                let good = fetcher.in_background(spans).await;
+                let good = fetcher.in_background(spans, Cause::spans(Reason::Profile)).await;
                 drop(room);
                 good
             });
@@ -101,7 +102,7 @@ async fn prioritized(reader: &Arc<LayerReader>) {
         return;
     }
     match estargz::prioritized(&layer.index) {
-        Ok(spans) => reader.scheduler.speculate_on(spans, Priority::High).await,
+        Ok(spans) => reader.scheduler.speculate_on(spans, Priority::High, Cause::spans(Reason::Profile)).await,
         Err(error) => tracing::debug!(%error, "cannot look for a landmark"),
     }
 }
@@ -156,7 +157,7 @@ async fn sweep(reader: &LayerReader, pace: &Arc<Mutex<Pace>>, quiet: &mut Quiet)
         let (fetcher, pace) = (Arc::clone(&reader.fetcher), Arc::clone(pace));
         requests.spawn(async move {
             let begun = fetcher.scope.age();
-            let good = fetcher.in_background(run).await;
+            let good = fetcher.in_background(run, Cause::spans(Reason::Fill)).await;
             if good && !fetcher.scope.budget().has_waiting_reads() {
                 lock(&pace).ended(begun, fetcher.scope.age());
             }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::activity::Cause;
 use super::error::ReadError;
 use super::fetch::{Fetcher, Join};
 use super::in_flight::Arrival;
@@ -123,6 +124,7 @@ impl LayerReader {
         match found {
             Cached::Missing(runs) => Ok(Local::Missing(Missing { piece, runs })),
             Cached::Bytes => {
+                self.fetcher.activity.read(buf.len());
                 self.scheduler.read(&piece);
                 Ok(Local::Read)
             }
@@ -136,7 +138,19 @@ impl LayerReader {
     /// # Errors
     /// [`ReadError`]
     pub async fn read_missing(&self, missing: Missing, buf: &mut [u8]) -> Result<(), ReadError> {
+        let activity = &self.fetcher.activity;
+        activity.read(buf.len());
+        let _recorded = activity.waits(missing.piece.place.entry);
+        let read = self.fetch_missing(missing, buf).await;
+        if read.is_err() {
+            activity.failed();
+        }
+        read
+    }
+
+    async fn fetch_missing(&self, missing: Missing, buf: &mut [u8]) -> Result<(), ReadError> {
         let Missing { piece, runs } = missing;
+        let cause = Cause::ahead(piece.place.entry);
         let _waiting = self.fetcher.scope.budget().wait();
         let later = self.scheduler.read_missing(&piece);
         let (mut arriving, mut unexpected) = (HashMap::new(), Vec::new());
@@ -146,9 +160,9 @@ impl LayerReader {
                 along = self.scheduler.missed(&piece, *run);
                 unexpected.push(*run);
             }
-            arriving.extend(self.fetcher.start(*run, along, Join::Any)?);
+            arriving.extend(self.fetcher.start(*run, along, Join::Any, cause)?);
         }
-        self.scheduler.run(later);
+        self.scheduler.run(later, cause);
         if piece.place.before == 0 {
             self.scheduler.opened(&piece);
         }
@@ -164,7 +178,7 @@ impl LayerReader {
     async fn read_anew(&self, piece: &Piece, spans: Vec<SpanId>, buf: &mut [u8]) -> Result<(), ReadError> {
         let mut arriving = HashMap::new();
         for run in SpanRange::join(spans.iter().copied()) {
-            arriving.extend(self.fetcher.start(run, None, Join::Own)?);
+            arriving.extend(self.fetcher.start(run, None, Join::Own, Cause::ahead(piece.place.entry))?);
         }
         let unread = self.collect(piece, spans.into_iter(), arriving, buf).await?;
         if unread.is_empty() { Ok(()) } else { Err(self.fetcher.ended()) }
@@ -259,8 +273,8 @@ impl LayerReader {
 
     /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
     /// are cached or the fetch has failed.
-    pub async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
-        self.scheduler.speculate(bytes, priority).await;
+    pub async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority, cause: Cause) {
+        self.scheduler.speculate(bytes, priority, cause).await;
     }
 
     /// The reads of `image` so far, as a run for its profile; see [`Demand::run`](super::demand::Demand::run).

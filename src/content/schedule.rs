@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::activity::{Cause, Reason};
 use super::budget::in_kib;
 use super::demand::Demand;
 use super::fetch::{Along, Fetcher};
@@ -76,7 +77,7 @@ impl Scheduler {
         if piece.place.before == 0 {
             self.opened(piece);
         }
-        self.run(suggestions);
+        self.run(suggestions, Cause::ahead(piece.place.entry));
     }
 
     /// Reports a piece with missing spans. Starts the reader's own window, and returns the other requests for
@@ -87,7 +88,7 @@ impl Scheduler {
             .predict_read(piece, Found::Missing)
             .into_iter()
             .partition(|suggestion| suggestion.urgency == Urgency::Window);
-        self.run(now);
+        self.run(now, Cause::ahead(piece.place.entry));
         later
     }
 
@@ -120,7 +121,8 @@ impl Scheduler {
 
     /// Reports that a reader that missed `run` has it now.
     pub(super) fn answered(&self, piece: &Piece, run: SpanRange) {
-        self.run(self.predict(Event::Answered { piece, run, speculation: self.speculation() }));
+        let suggestions = self.predict(Event::Answered { piece, run, speculation: self.speculation() });
+        self.run(suggestions, Cause::ahead(piece.place.entry));
     }
 
     /// Whether all of `run` is in flight, or will be.
@@ -152,7 +154,7 @@ impl Scheduler {
             return self.all_near.store(start.0, Ordering::Relaxed);
         }
         let suggestions = self.siblings_of(piece);
-        self.run(suggestions.unwrap_or_else(|error| dropped(&error)));
+        self.run(suggestions.unwrap_or_else(|error| dropped(&error)), Cause::spans(Reason::Siblings));
     }
 
     fn siblings_of(&self, piece: &Piece) -> Result<Vec<Suggestion>, IndexError> {
@@ -168,12 +170,12 @@ impl Scheduler {
     }
 
     /// Runs the requests of predictors in order; speculative ones one after another.
-    pub(super) fn run(&self, suggestions: Vec<Suggestion>) {
+    pub(super) fn run(&self, suggestions: Vec<Suggestion>, cause: Cause) {
         let mut speculative = Vec::new();
         for suggestion in suggestions {
             match suggestion.urgency {
-                Urgency::Window | Urgency::Along => self.run_window(&suggestion),
-                Urgency::Stream(id) | Urgency::Rest(id) => self.run_stream(suggestion, id),
+                Urgency::Window | Urgency::Along => self.run_window(&suggestion, cause),
+                Urgency::Stream(id) | Urgency::Rest(id) => self.run_stream(suggestion, id, cause),
                 Urgency::Speculation(priority) => speculative.push((suggestion.spans, priority)),
             }
         }
@@ -181,22 +183,22 @@ impl Scheduler {
             let fetcher = Arc::clone(&self.fetcher);
             self.fetcher.scope.spawn(async move {
                 for (spans, priority) in speculative {
-                    speculate(&fetcher, spans, priority).await;
+                    speculate(&fetcher, spans, priority, cause).await;
                 }
             });
         }
     }
 
-    fn run_window(&self, suggestion: &Suggestion) {
+    fn run_window(&self, suggestion: &Suggestion, cause: Cause) {
         let Some(along) = self.room_for(suggestion) else {
             return lock(&self.readahead).declined(suggestion);
         };
-        if let Err(error) = self.fetcher.start_ahead(along) {
+        if let Err(error) = self.fetcher.start_ahead(along, cause) {
             tracing::debug!(%error, "cannot read ahead");
         }
     }
 
-    fn run_stream(&self, mut suggestion: Suggestion, id: StreamId) {
+    fn run_stream(&self, mut suggestion: Suggestion, id: StreamId, cause: Cause) {
         let mut along = self.room_for(&suggestion);
         if along.is_none() {
             // Requests of other readers may leave room for one request.
@@ -210,7 +212,7 @@ impl Scheduler {
         let (fetcher, streams, queue) = (Arc::clone(&self.fetcher), Arc::clone(&self.streams), self.streams.queue(id));
         self.fetcher.scope.spawn(async move {
             let _turn = queue.lock().await;
-            fetcher.in_order(along, |bytes| streams.on_link(bytes)).await;
+            fetcher.in_order(along, cause, |bytes| streams.on_link(bytes)).await;
         });
     }
 
@@ -227,20 +229,20 @@ impl Scheduler {
 
     /// Fetches the missing part of some decoded bytes speculatively, once the budget allows it; returns when the bytes
     /// are cached or the fetch has failed.
-    pub(super) async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority) {
+    pub(super) async fn speculate(&self, bytes: Range<DecodedOffset>, priority: Priority, cause: Cause) {
         if bytes.is_empty() {
             return;
         }
         match self.fetcher.layer.spans_of(bytes) {
-            Ok(spans) => self.speculate_on(spans, priority).await,
+            Ok(spans) => self.speculate_on(spans, priority, cause).await,
             Err(error) => tracing::debug!(%error, "cannot speculate"),
         }
     }
 
     /// As [`Scheduler::speculate`], on spans.
-    pub(super) async fn speculate_on(&self, spans: SpanRange, priority: Priority) {
+    pub(super) async fn speculate_on(&self, spans: SpanRange, priority: Priority, cause: Cause) {
         if self.may_speculate() {
-            speculate(&self.fetcher, spans, priority).await;
+            speculate(&self.fetcher, spans, priority, cause).await;
         }
     }
 
@@ -271,7 +273,7 @@ impl Streams {
     }
 }
 
-async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority) {
+async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority, cause: Cause) {
     let layer = &fetcher.layer;
     let mut requests = JoinSet::new();
     let mut at = spans.start;
@@ -285,7 +287,7 @@ async fn speculate(fetcher: &Arc<Fetcher>, spans: SpanRange, priority: Priority)
         let room = fetcher.scope.budget().speculative(bytes, priority).await;
         let fetcher = Arc::clone(fetcher);
         requests.spawn(async move {
-            fetcher.on_speculation(request).await;
+            fetcher.on_speculation(request, cause).await;
             drop(room);
         });
         at = request.end;

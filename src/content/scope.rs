@@ -1,4 +1,4 @@
-//! The scope of one mount: its tasks, its clock, and its budget.
+//! The scope of one mount: its tasks, its clock, its budget, and its activity.
 //!
 //! Mounts of one process share their layers; work done for one mount belongs to its scope and ends with it.
 
@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::budget::{Budget, Prefetch};
 
 /// State shared by the layers of one mount.
@@ -21,6 +22,7 @@ pub struct MountScope {
     /// The age of the mount in milliseconds when this process took it over.
     before_ms: AtomicU64,
     budget: Budget,
+    activity: Activity,
 }
 
 /// Identifies a mount within the process; never reused.
@@ -48,6 +50,7 @@ impl MountScope {
             begun: Instant::now(),
             before_ms: AtomicU64::new(0),
             budget: Budget::new(),
+            activity: Activity::new(),
         }
     }
 
@@ -57,6 +60,11 @@ impl MountScope {
 
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// What the mount fetches, and how long its readers wait.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// Runs `task` until it or the mount ends. The threads that serve the kernel's requests have no runtime of their

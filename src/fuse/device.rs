@@ -3,22 +3,32 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
+use super::asked::Asked;
 use super::wire::{InvalidInode, OutHeader};
 
 /// A connection to the kernel after negotiation.
 #[derive(Debug)]
-pub(super) struct Device(OwnedFd);
+pub(super) struct Device {
+    connection: OwnedFd,
+    /// Requests that were answered with EIO.
+    failed: AtomicU64,
+}
 
 impl Device {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { connection: fd, failed: AtomicU64::new(0) }
+    }
+
+    /// How many requests were answered with EIO.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Waits for the next request; `None` once the file system is unmounted.
@@ -27,7 +37,7 @@ impl Device {
     /// Errors after which the connection cannot be used.
     pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Errno> {
         loop {
-            match rustix::io::read(&self.0, &mut *room) {
+            match rustix::io::read(&self.connection, &mut *room) {
                 Ok(length) => return Ok(Some(length)),
                 // ENOENT: the request was cancelled while it was read.
                 Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
@@ -44,14 +54,14 @@ impl Device {
 
     /// Whether another request is pending, or arrives within `time`.
     pub(super) fn has_more_within(&self, time: Duration) -> bool {
-        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        let mut polled = [PollFd::new(&self.connection, PollFlags::IN)];
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
         matches!(rustix::event::poll(&mut polled, Some(&time)), Ok(1)) && polled[0].revents().contains(PollFlags::IN)
     }
 
     /// Whether the kernel still has a file system for this connection.
     pub(super) fn is_alive(&self) -> bool {
-        is_alive(self.0.as_fd())
+        is_alive(self.connection.as_fd())
     }
 
     /// Makes the kernel drop a file's cached pages and attributes (`FUSE_NOTIFY_INVAL_INODE`). Waits for pending reads
@@ -62,7 +72,7 @@ impl Device {
         let len = (size_of::<OutHeader>() + size_of::<InvalidInode>()) as u32;
         let notification = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
         let parts = [IoSlice::new(notification.as_bytes()), IoSlice::new(all.as_bytes())];
-        match rustix::io::writev(&self.0, &parts) {
+        match rustix::io::writev(&self.connection, &parts) {
             // ENOENT: the kernel has nothing cached; ENODEV: it is unmounted.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
             Err(errno) => tracing::error!(%errno, node, "the kernel may keep stale data of a file"),
@@ -74,7 +84,7 @@ impl Device {
     pub(super) fn resend(&self) -> Result<(), Errno> {
         const NOTIFY_RESEND: i32 = 7;
         let notification = OutHeader { len: size_of::<OutHeader>() as u32, error: NOTIFY_RESEND, unique: 0 };
-        rustix::io::write(&self.0, notification.as_bytes()).map(drop)
+        rustix::io::write(&self.connection, notification.as_bytes()).map(drop)
     }
 }
 
@@ -87,7 +97,7 @@ pub fn is_alive(connection: BorrowedFd<'_>) -> bool {
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.connection.as_fd()
     }
 }
 
@@ -97,19 +107,31 @@ impl AsFd for Device {
 pub(super) struct Reply {
     device: Arc<Device>,
     unique: u64,
+    asked: Asked,
     /// For a pending reply: set when the requesting process is interrupted.
     interrupted: Option<Arc<AtomicBool>>,
     sent: bool,
 }
 
 impl Reply {
-    pub(super) fn new(device: &Arc<Device>, unique: u64) -> Self {
-        Self { device: Arc::clone(device), unique, interrupted: None, sent: false }
+    pub(super) fn new(device: &Arc<Device>, unique: u64, asked: Asked) -> Self {
+        Self { device: Arc::clone(device), unique, asked, interrupted: None, sent: false }
     }
 
     /// The kernel's number of the request.
     pub(super) fn unique(&self) -> u64 {
         self.unique
+    }
+
+    /// Who asks for what.
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    /// It is about this name.
+    pub(super) fn for_name(mut self, name: &Arc<[u8]>) -> Self {
+        self.asked.for_name(name);
+        self
     }
 
     /// To be set when the reply is cancelled by a signal: the answer is then EINTR.
@@ -131,6 +153,9 @@ impl Reply {
 
     fn send(&mut self, error: i32, payload: &[u8]) {
         self.sent = true;
+        if error == -Errno::IO.raw_os_error() {
+            self.device.failed.fetch_add(1, Ordering::Relaxed);
+        }
         let len = (size_of::<OutHeader>() + payload.len()) as u32;
         let header = OutHeader { len, error, unique: self.unique };
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(payload)];

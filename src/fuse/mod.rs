@@ -9,6 +9,7 @@
 //! fetched, the reply is handed to a task, which a signal to the requesting process can cancel: a slow registry neither
 //! delays a cached read nor blocks any reader for ever.
 
+mod asked;
 mod attach;
 mod backing;
 mod device;
@@ -18,6 +19,7 @@ pub(crate) mod fs_context;
 pub mod mounts;
 mod nodes;
 mod own;
+mod pending;
 mod place;
 mod serve;
 mod session;
@@ -41,6 +43,7 @@ pub use wire::is_request;
 
 pub use attach::{Target, installed_helper};
 pub use device::is_alive;
+pub use pending::{PendingRequest, RequestCounts, Requests, WAIT_BOUNDS};
 pub use place::{MountPlace, OpenFiles, UnmountError, unmount, unmount_with_cover};
 pub use session::{Disconnect, MountError, MountOptions, Mounted, claim, claim_path, mount, take_over};
 pub use through::Passthrough;
@@ -51,7 +54,8 @@ use crate::offsets::FileOffset;
 use crate::overlay::NodeId;
 use device::Reply;
 use nodes::View;
-use serve::{Handler, Threads, Waiting};
+use pending::Waiting;
+use serve::{Handler, Threads};
 use through::Through;
 use wire::{Listing, Opened, Operation, Request};
 use xattrs::Attributes;
@@ -195,7 +199,8 @@ impl Handler for Adapter {
         match request.operation {
             Operation::Lookup { name } if name.len() > NAME_MAX => reply.error(Errno::NAMETOOLONG),
             Operation::Lookup { name } => {
-                let (name, view) = (name.to_vec(), self.view);
+                let (name, view): (Arc<[u8]>, _) = (name.into(), self.view);
+                let reply = reply.for_name(&name);
                 let lookup = move |tree: &dyn Tree| nodes::lookup(tree, view, node, &name);
                 self.answer(reply, lookup, |reply, entry| reply.bytes(entry.as_bytes()));
             }

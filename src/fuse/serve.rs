@@ -4,7 +4,6 @@
 //! pending requests can be interrupted, another process's connection can be taken over, and threads are scheduled so
 //! that a request wakes one that ran just now.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
+use super::asked::Asked;
 use super::device::{Device, Reply};
 use super::eager::Eager;
 use super::own;
@@ -111,17 +111,17 @@ fn dispatch(bytes: &[u8], device: &Arc<Device>, handler: &dyn Handler, threads: 
         Err(malformed) => {
             tracing::error!(?malformed, "the kernel sent a request that cannot be parsed");
             // The answer of a dropped reply is EIO.
-            drop(malformed.unique.map(|unique| Reply::new(device, unique)));
+            drop(malformed.unique.map(|unique| Reply::new(device, unique, Asked::default())));
             return;
         }
     };
     if threads.refuse_own && own::is_of_this_process(request.thread, &request.operation) {
-        return Reply::new(device, request.unique).error(Errno::DEADLK);
+        return Reply::new(device, request.unique, Asked::default()).error(Errno::DEADLK);
     }
     let handled = catch_unwind(AssertUnwindSafe(|| match request.operation {
         Operation::Forget | Operation::BatchForget { .. } => handler.forget(&request),
         Operation::Interrupt { unique } => handler.interrupt(unique),
-        _ => handler.handle(&request, Reply::new(device, request.unique), threads),
+        _ => handler.handle(&request, Reply::new(device, request.unique, Asked::of(&request)), threads),
     }));
     if handled.is_err() {
         tracing::error!(operation = ?request.operation, node = request.node, "answering a request panicked");
@@ -305,65 +305,3 @@ impl Threads {
 const SPARE_THREADS: usize = 6;
 /// A thread that is not called for this long ends.
 const UNCALLED_FOR: Duration = Duration::from_secs(10);
-
-/// Requests pending in tasks, by the kernel's number, with a way to cancel them.
-#[derive(Default)]
-pub(super) struct Waiting(Mutex<WaitingRequests>);
-
-#[derive(Default)]
-struct WaitingRequests {
-    tasks: HashMap<u64, (Arc<AtomicBool>, tokio::task::AbortHandle)>,
-    /// Numbers of interrupted requests that are not pending (yet): another thread may read the interrupt first. Numbers
-    /// are not reused, so old ones do no harm.
-    early: VecDeque<u64>,
-}
-
-impl Waiting {
-    /// Runs `answer`, which owns `reply`'s request, as a task until it is done or interrupted.
-    pub(super) fn wait(
-        self: &Arc<Self>,
-        tasks: &tokio::runtime::Handle,
-        mut reply: Reply,
-        answer: impl FnOnce(Reply) -> futures_util::future::BoxFuture<'static, ()>,
-    ) {
-        let (unique, interrupted) = (reply.unique(), reply.interrupted());
-        let mut waiting = lock(&self.0);
-        if waiting.early.contains(&unique) {
-            interrupted.store(true, Ordering::Release);
-            return; // and the reply says so
-        }
-        let (answer, all) = (answer(reply), Arc::clone(self));
-        let task = tasks.spawn(async move {
-            answer.await;
-            lock(&all.0).tasks.remove(&unique);
-        });
-        waiting.tasks.insert(unique, (interrupted, task.abort_handle()));
-    }
-
-    /// Cancels all pending requests: the mount is gone.
-    pub(super) fn end(&self) {
-        for (_, (_, task)) in lock(&self.0).tasks.drain() {
-            task.abort();
-        }
-    }
-
-    pub(super) fn interrupt(&self, unique: u64) {
-        let mut waiting = lock(&self.0);
-        match waiting.tasks.remove(&unique) {
-            Some((interrupted, task)) => {
-                interrupted.store(true, Ordering::Release);
-                drop(waiting);
-                task.abort();
-            }
-            None => {
-                if waiting.early.len() == EARLY_INTERRUPTS {
-                    waiting.early.pop_front();
-                }
-                waiting.early.push_back(unique);
-            }
-        }
-    }
-}
-
-/// Limit of early interrupts that are remembered.
-const EARLY_INTERRUPTS: usize = 1024;

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::attach::{self, Attached, Target};
 use super::device::Device;
 use super::nodes::View;
+use super::pending::Requests;
 use super::place::MountPlace;
 use super::serve::{Handler, Service};
 use super::through::{self, Passthrough, Through};
@@ -301,6 +302,12 @@ impl Mounted {
     pub fn disconnect(&self) -> Disconnect {
         let received = self.service.received();
         Disconnect { place: self.place.clone(), device: Arc::downgrade(&self.device), received }
+    }
+
+    /// Its requests, for status.
+    pub fn requests(&self) -> Requests {
+        let (waiting, received) = (Arc::clone(&self.adapter.waiting), self.service.received());
+        Requests { waiting, received, device: Arc::downgrade(&self.device) }
     }
 
     /// Whether it is unmounted and its last file closed.

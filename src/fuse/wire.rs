@@ -112,6 +112,36 @@ pub(super) enum Operation<'a> {
     Other(u32),
 }
 
+impl Operation<'_> {
+    /// Its name, for status.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Lookup { .. } => "lookup",
+            Self::GetAttr => "getattr",
+            Self::ReadLink => "readlink",
+            Self::Open => "open",
+            Self::Read { .. } => "read",
+            Self::ReadDir { .. } | Self::ReadDirPlus { .. } => "readdir",
+            Self::GetXattr { .. } => "getxattr",
+            Self::ListXattr { .. } => "listxattr",
+            Self::Seek { .. } => "lseek",
+            Self::StatFs => "statfs",
+            // They are answered at once.
+            Self::Forget
+            | Self::BatchForget { .. }
+            | Self::OpenDir
+            | Self::Release
+            | Self::ReleaseDir
+            | Self::Flush
+            | Self::Access { .. }
+            | Self::Ioctl
+            | Self::Interrupt { .. }
+            | Self::Destroy
+            | Self::Other(_) => "other",
+        }
+    }
+}
+
 /// Bytes that are not a request. `unique` is set if an answer can be sent.
 #[derive(Debug, PartialEq)]
 pub(super) struct Malformed {

@@ -1,6 +1,7 @@
 //! Errors of the mount service.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::channel::ChannelError;
@@ -153,6 +154,15 @@ pub enum HostError {
         /// The long flag, without its hyphens.
         option: &'static str,
     },
+    /// Metrics cannot be served there.
+    #[error("cannot serve metrics at {address}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// The process for shared mounts ended several times before it answered.
     #[error("the process that serves shared mounts ended early")]
     SharedEnded,
@@ -255,6 +265,9 @@ impl From<HostError> for Report {
             HostError::OtherManifest { .. } => told(Code::Verification),
             HostError::Conflict { option } => {
                 told(Code::Usage).hint(format!("leave out `--{option}`, or mount without `--share`"))
+            }
+            HostError::Metrics { .. } => {
+                told(Code::Failure).hint("name another port with `--metrics`, or 0 for one that is free")
             }
             HostError::Layer { .. } => {
                 told(Code::NotFound).hint("`peelfs inspect` lists the layers with their numbers")

@@ -14,21 +14,26 @@
 //! | none | [`kernel`] mounts | the command |
 //! | all in one | [`alone`], for `--foreground --no-keeper` and service managers | the user, systemd |
 
+pub mod activity;
 pub mod alone;
+pub mod ask;
 pub mod background;
 pub mod channel;
 mod child;
 pub mod control_group;
 pub mod cover;
 mod ending;
+pub mod endpoint;
 pub mod error;
 pub mod failures;
 pub mod guard;
 pub mod handover;
+pub mod http;
 pub mod image_store;
 pub mod inherited;
 pub mod keeper;
 pub mod kernel;
+pub mod metrics;
 mod mount;
 pub mod mount_point;
 pub mod open;

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::activity::{Activity, Tell};
+use super::endpoint::{self, Endpoint};
 use super::error::HostError;
 use super::handover::{Handed, Handover};
 use super::open::{self, Opened};
@@ -30,6 +32,8 @@ pub(super) struct Mount {
     mounted: Mounted,
     /// The directory for changes, until the overlay is mounted and holds it.
     upper_lock: Option<UpperLock>,
+    /// Where its metrics are; after a take-over it is made later.
+    endpoint: Option<Endpoint>,
     supervisor: Supervisor,
     /// For the supervisor, once.
     connection: Option<OwnedFd>,
@@ -71,6 +75,7 @@ impl Mount {
     ) -> Result<Self, HostError> {
         // Hold it now: until the image is open, its path may come to lead elsewhere.
         let target = mount_point::hold(spec, &spec.at)?;
+        let endpoint = endpoint::bind(spec.metrics).await?;
         let opened = open::open(&spec.image, shared_layers).await?;
         let shown = opened.shown(Eagerness::Background, spec.policy.verify);
         let programs = programs_of(&shown);
@@ -79,7 +84,7 @@ impl Mount {
         supervisor.keep_documents(&opened.plan.documents);
         let connection = mounted.connection().and_then(|connection| connection.try_clone_to_owned().ok());
         let handover = Handover::of(&spec, mounted.place(), &opened, log.map(Path::to_owned));
-        Ok(Self { handover, opened, shown, programs, mounted, upper_lock, supervisor, connection })
+        Ok(Self { handover, opened, shown, programs, mounted, upper_lock, endpoint, supervisor, connection })
     }
 
     /// The mount point.
@@ -90,18 +95,24 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount that waits for all layers is unmounted if one
     /// of them fails.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, shown, programs, mounted, upper_lock, mut supervisor, connection } = self;
+        let Self { mut handover, opened, shown, programs, mounted, upper_lock, endpoint, mut supervisor, connection } =
+            self;
         let fs = Arc::clone(shown.image());
-        let (place, gone) = (mounted.place(), mounted.gone());
+        let (place, gone, requests) = (mounted.place(), mounted.gone(), mounted.requests());
         ending::look_after(mounted.disconnect());
         let policy = handover.spec.policy;
         let served = tokio::spawn(mounted.served());
         let prefetching = start_prefetching(&policy, &opened.plan, &fs, programs);
         supervisor.serving(&handover, connection.as_ref().map(OwnedFd::as_fd)).await;
         drop(connection);
-        let state = MountState::of(&handover, &opened, &supervisor);
+        let endpoint = endpoint::or_again(endpoint, handover.spec.metrics).await;
+        let mut state = MountState::of(&handover, &opened, &supervisor);
+        state.metrics = endpoint.as_ref().map(Endpoint::address);
         let (shown_fs, registry) = (Arc::clone(&fs), opened.registry.clone());
-        let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()));
+        let (told_fs, told_registry) = (Arc::clone(&fs), opened.registry.clone());
+        let tell: Tell = Arc::new(move |files| Activity::of(&told_fs, told_registry.as_deref(), &requests, files));
+        endpoint.iter().for_each(|endpoint| endpoint.tells_of(state.clone(), Arc::clone(&tell)));
+        let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()), tell);
         let mut known = if handover.awaited { writable::cover_by_another(&handover).await } else { Ok(()) };
         drop(upper_lock);
         if known.is_ok() && handover.awaited && policy.wait {
@@ -133,7 +144,7 @@ impl Mount {
         supervisor.ended().await;
         prefetching.abort();
         fs.keep_profiles();
-        drop((fs, shown, opened, published));
+        drop((fs, shown, opened, published, endpoint));
     }
 }
 
@@ -181,7 +192,17 @@ impl Prepared {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this mount died; this one takes over");
         }
-        Ok(Mount { handover, opened, shown, programs, mounted, upper_lock: None, supervisor, connection: None })
+        Ok(Mount {
+            handover,
+            opened,
+            shown,
+            programs,
+            mounted,
+            upper_lock: None,
+            endpoint: None,
+            supervisor,
+            connection: None,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! environment. Front ends build it from their arguments; processes exchange a separate type ([`wire`](super::wire)),
 //! so that a field added here cannot change what an older process understands.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub struct MountSpec {
     pub by_fuse: Option<String>,
     /// Where an overlay puts changes, if it is writable.
     pub writable: Option<Writable>,
+    /// Where the serving process tells its metrics over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where changes to an image go.
@@ -59,6 +62,7 @@ impl MountSpec {
             log: None,
             by_fuse: None,
             writable: None,
+            metrics: None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::activity::{self, Activity, ActivityError, Tell};
 use super::channel;
 use super::error::HostError;
 use super::handover::{self, Handover, KeeperId};
@@ -78,6 +81,12 @@ pub struct MountState {
     /// It is an image store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub store: bool,
+    /// Where its metrics are, over HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
+    /// The socket for questions, of the versioned wire.
+    #[serde(default)]
+    questions: Option<PathBuf>,
     /// The socket for status requests.
     socket: PathBuf,
 }
@@ -138,6 +147,9 @@ pub struct Health {
 pub struct Published {
     file: PathBuf,
     socket: PathBuf,
+    questions: PathBuf,
+    /// What answers at the sockets.
+    answering: Vec<AbortHandle>,
     /// A log that no other mount writes to.
     log: Option<PathBuf>,
 }
@@ -202,8 +214,12 @@ pub fn make_directory() -> Result<PathBuf, HostError> {
 }
 
 /// Publishes a mount, and answers status requests, until dropped. The mount works without: failures are only logged.
-pub(super) fn publish(state: MountState, health: impl Fn() -> Health + Send + Sync + 'static) -> Option<Published> {
-    let published = try_publish(state, Arc::new(health));
+pub(super) fn publish(
+    state: MountState,
+    health: impl Fn() -> Health + Send + Sync + 'static,
+    tell: Tell,
+) -> Option<Published> {
+    let published = try_publish(state, Arc::new(health), tell);
     published
         .map_err(|error| {
             tracing::warn!(error = crate::image::chain(&error), "cannot publish this mount for `peelfs status`");
@@ -211,22 +227,31 @@ pub(super) fn publish(state: MountState, health: impl Fn() -> Health + Send + Sy
         .ok()
 }
 
-fn try_publish(mut state: MountState, health: Arc<dyn Fn() -> Health + Send + Sync>) -> Result<Published, HostError> {
+fn try_publish(
+    mut state: MountState,
+    health: Arc<dyn Fn() -> Health + Send + Sync>,
+    tell: Tell,
+) -> Result<Published, HostError> {
     let directory = make_directory()?;
     let failed = |path: &Path, cause| HostError::RunState { path: path.to_owned(), cause };
     let name = format!("{}-{}", state.pid, serial());
-    let published = Published {
+    let mut published = Published {
         file: directory.join(format!("{name}.json")),
         socket: directory.join(format!("{name}.sock")),
+        questions: directory.join(format!("{name}.ask")),
+        answering: Vec::new(),
         log: state.log.clone().filter(|_| !state.shared),
     };
     state.socket.clone_from(&published.socket);
+    state.questions = Some(published.questions.clone());
     // Left by a process with the same number that was killed.
     let _ = std::fs::remove_file(&published.socket);
     let listener = UnixListener::bind(&published.socket).map_err(|e| failed(&published.socket, e))?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(&published.socket, private).map_err(|e| failed(&published.socket, e))?;
-    tokio::spawn(answer(listener, health));
+    published.answering.push(tokio::spawn(answer(listener, health)).abort_handle());
+    let answering = activity::listen(&published.questions, tell).map_err(|e| failed(&published.questions, e))?;
+    published.answering.push(answering);
     let text = serde_json::to_vec(&state).expect("plain data");
     let written = handover::create_private(&published.file).and_then(|mut file| file.write_all(&text));
     written.map_err(|e| failed(&published.file, e))?;
@@ -281,6 +306,8 @@ impl MountState {
             by_fuse: handover.spec.by_fuse.clone(),
             passthrough: handover.spec.policy.passthrough == Passthrough::Always,
             store: false,
+            metrics: None,
+            questions: None,
             socket: PathBuf::new(),
         }
     }
@@ -304,6 +331,8 @@ impl MountState {
             by_fuse: None,
             passthrough: false,
             store: true,
+            metrics: None,
+            questions: None,
             socket: PathBuf::new(),
         }
     }
@@ -311,6 +340,14 @@ impl MountState {
     /// Whether it describes this mount.
     pub fn is_of(&self, mount: &MountPoint) -> bool {
         self.device.as_ref().map_or_else(|| self.at == mount.path, |device| *device == mount.device)
+    }
+
+    /// What it has fetched and who waits; `files` is how many files are told at most. Blocks for a short time.
+    ///
+    /// # Errors
+    /// [`ActivityError`]
+    pub fn activity(&self, files: u32) -> Result<Activity, ActivityError> {
+        Activity::ask(self.questions.as_deref(), files)
     }
 
     /// Whether its process is stopped, as by Ctrl-Z.
@@ -361,7 +398,13 @@ pub fn all(directory: &Path) -> Vec<MountState> {
             Ok(state) if is_running(state.pid) => states.push(state),
             // Until it is gone, its file tells which process keeps a mount busy.
             Ok(state) if process::hangs(state.pid) => {}
-            _ => drop(Published { socket: path.with_extension("sock"), file: path, log: None }),
+            _ => drop(Published {
+                socket: path.with_extension("sock"),
+                questions: path.with_extension("ask"),
+                file: path,
+                answering: Vec::new(),
+                log: None,
+            }),
         }
     }
     states.sort_by_key(|state| state.since);
@@ -459,9 +502,11 @@ fn remove_old_log(log: &Path) {
 
 impl Drop for Published {
     fn drop(&mut self) {
+        self.answering.iter().for_each(AbortHandle::abort);
         // Leftovers are also removed by the next scan of the directory.
         let _ = std::fs::remove_file(&self.file);
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(&self.questions);
         self.log.iter().for_each(|log| remove_empty_log(log));
     }
 }

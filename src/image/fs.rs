@@ -28,7 +28,7 @@ use crate::predict::PlaceInFile;
 pub struct ImageFs {
     pub(super) overlay: Arc<Overlay>,
     pub(super) work: Work,
-    layers: Arc<Layers>,
+    pub(super) layers: Arc<Layers>,
     size: u64,
     identity: Identity,
     /// Held while a copy is made, see [`ImageFs::make_passthrough_copy`].

@@ -4,7 +4,7 @@
 //! Layers that a reader waits for go first, even if other passes are already running ([`content::PassScheduler`]). A
 //! damaged index is rebuilt by another pass; the parts of it in memory are served meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
-use super::slot::{LayerStatus, Slot};
+use super::slot::{LayerStatus, Slot, SlotActivity};
 use super::trust::{Trust, Verify};
 use crate::content::{
     self, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others, PartialLayer,
@@ -451,13 +451,26 @@ impl Layers {
             Some(_) => (Others::Wait, Arc::clone(&shared.progress)),
             None => (Others::Bypass, Arc::default()),
         };
-        match mending {
+        slot.passing(&progress);
+        let outcome = match mending {
             Some(before) => self.mend(slot, before, others, &progress).await,
             None => match self.shared(slot) {
                 Some(open) => self.content(slot, open), // another mount has made the pass meanwhile
                 None => self.make(slot, others, &progress).await,
             },
-        }
+        };
+        slot.has_passed();
+        outcome
+    }
+
+    /// What the mount has fetched of each layer, base first. Layers that are neither shown nor needed are left out.
+    pub(super) fn activity(&self) -> Vec<SlotActivity> {
+        let numbered = (0..).map(LayerNo).zip(&self.slot_of);
+        let mut seen = HashSet::new();
+        let first = numbered.filter(|(_, slot)| seen.insert(**slot)).map(|(number, slot)| (number, &self.slots[*slot]));
+        let matters =
+            first.filter(|(_, slot)| self.is_shown(slot) || slot.state.borrow().progress() != LayerProgress::Waiting);
+        matters.map(|(number, slot)| slot.activity(number, self.scope.activity())).collect()
     }
 
     /// Opens a layer that is not open in this process.

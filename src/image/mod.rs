@@ -1,5 +1,6 @@
 //! An image: resolves a reference, opens its layers, and shows them as one file system.
 
+mod activity;
 mod apart;
 mod artifact;
 mod chain;
@@ -10,6 +11,7 @@ mod image_tree;
 mod large;
 mod layer_failure;
 mod layer_fs;
+mod layer_report;
 mod layer_state;
 mod layer_tar;
 pub mod layers;
@@ -29,6 +31,7 @@ mod xattrs;
 use std::sync::Arc;
 
 pub use crate::content::{Considered, IndexChoice, LayerRef, Prefetch, SharedLayers};
+pub use activity::{FileReport, ImageActivity};
 pub use apart::{Apart, briefly};
 pub use artifact::View;
 pub use chain::chain;
@@ -37,6 +40,7 @@ pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};
 pub use identity::Identity;
 pub use layer_failure::LayerFailure;
 pub use layer_fs::{LayerFs, OpaqueMark};
+pub use layer_report::LayerReport;
 pub use layer_state::LayerProgress;
 pub use layer_tar::{FileInTar, LayerTar};
 pub use layers::{Eagerness, Layers, Limits};

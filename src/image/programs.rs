@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 
 use super::apart::briefly;
 use super::fs::{ImageFs, NotNow, Now, ReadObserver};
-use crate::content::LayerReader;
+use crate::content::{Cause, LayerReader, Reason};
 use crate::documents::Command;
-use crate::layer::Kind;
+use crate::layer::{EntryId, Kind};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::overlay::{Last, NodeAttr, NodeId};
 use crate::predict::Priority;
@@ -98,6 +98,7 @@ struct Looks {
 /// A file stored contiguously in a layer.
 struct File {
     content: Arc<LayerReader>,
+    entry: EntryId,
     bytes: Range<DecodedOffset>,
     /// Its directory; ends with a slash.
     directory: Vec<u8>,
@@ -220,7 +221,7 @@ impl Looks {
         let mut directory = content.index().path(entry).map_err(unusable)?;
         directory.truncate(directory.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1));
         directory.insert(0, b'/');
-        Ok(Some(File { bytes: data..data + known.size(), content, directory }))
+        Ok(Some(File { bytes: data..data + known.size(), content, entry, directory }))
     }
 }
 
@@ -235,14 +236,18 @@ impl File {
         (self.bytes.start + part.start.min(self.length())).min(end)..end
     }
 
+    fn cause(&self) -> Cause {
+        Cause::of(Reason::Program, self.entry)
+    }
+
     async fn speculate(&self, part: Range<u64>, priority: Priority) {
-        self.content.speculate(self.place(part), priority).await;
+        self.content.speculate(self.place(part), priority, self.cause()).await;
     }
 
     /// A part of the file, fetched if necessary; `None` on failure.
     async fn part(&self, part: Range<u64>) -> Option<Vec<u8>> {
         let place = self.place(part);
-        self.content.speculate(place.clone(), Priority::High).await;
+        self.content.speculate(place.clone(), Priority::High, self.cause()).await;
         let mut bytes = vec![0; usize::try_from(place.end - place.start).ok()?];
         self.content.peek(place.start, &mut bytes).ok()?.then_some(bytes)
     }

@@ -10,14 +10,16 @@ use tokio::time::Instant;
 
 use super::chain::chain;
 use super::layer_failure::LayerFailure;
+use super::layer_report::LayerReport;
 use super::layer_state::{Failed, LayerProgress, LayerState};
 use super::trust::Trust;
 use crate::content::{
-    Considered, ContentStats, FirstPass, LayerReader, Origin, PassError, PassProgress, PassedOver, SharedLayer,
-    SharedLayers, ShownSpan, explain,
+    Activity, Considered, ContentStats, FileActivity, FirstPass, LayerReader, Origin, PassError, PassProgress,
+    PassedOver, Reason, SharedLayer, SharedLayers, ShownSpan, explain,
 };
 use crate::digest::Digest;
-use crate::layer::Format;
+use crate::layer::{EntryId, Format};
+use crate::overlay::LayerNo;
 use crate::sync::lock;
 
 /// One layer of a mount.
@@ -42,8 +44,27 @@ pub(super) struct Past {
     unusable: HashSet<Origin>,
     /// What has opened it.
     opened: Option<Origin>,
+    /// What this mount has received in passes, and is receiving.
+    passed: Passed,
     /// Spans shown by passes that failed later.
     pub(super) shown: HashSet<ShownSpan>,
+}
+
+/// Bytes that a mount has received in passes over a layer.
+#[derive(Default)]
+struct Passed {
+    bytes: u64,
+    /// The progress of the pass that it makes at present, and its bytes before that.
+    making: Option<(Arc<PassProgress>, u64)>,
+}
+
+/// What status shows of the activity in a layer.
+pub(super) struct SlotActivity {
+    pub(super) report: LayerReport,
+    pub(super) files: HashMap<EntryId, FileActivity>,
+    pub(super) reader: Option<Arc<LayerReader>>,
+    /// If the layer is one file.
+    pub(super) name: Option<Box<[u8]>>,
 }
 
 /// The state of a layer, for status.
@@ -178,6 +199,41 @@ impl Slot {
         }
     }
 
+    /// This mount begins a pass, or whatever opens the layer.
+    pub(super) fn passing(&self, progress: &Arc<PassProgress>) {
+        let own = progress.own.load(Ordering::Relaxed);
+        lock(&self.past).passed.making = Some((Arc::clone(progress), own));
+    }
+
+    /// It has ended.
+    pub(super) fn has_passed(&self) {
+        let passed = &mut lock(&self.past).passed;
+        passed.bytes = passed.so_far();
+        passed.making = None;
+    }
+
+    /// What this mount has fetched of the layer, the `number`th of the image.
+    pub(super) fn activity(&self, number: LayerNo, of_mount: &Activity) -> SlotActivity {
+        let (reader, state) = { (self.state.borrow().reader().cloned(), self.state.borrow().progress()) };
+        let blob = &self.pass.layer.blob;
+        let activity = of_mount.layer(&blob.digest);
+        let mut counts = activity.counts();
+        counts.bytes[Reason::FirstPass as usize] += lock(&self.past).passed.so_far();
+        let report = LayerReport {
+            number,
+            digest: blob.digest.clone(),
+            size: blob.size,
+            state,
+            decoded_size: reader.as_ref().map(|reader| reader.index().layer().decoded_size),
+            cached_bytes: reader.as_ref().map_or(0, |reader| reader.layer().cached_bytes()),
+            counts,
+            stats: reader.as_ref().map_or_else(ContentStats::default, |reader| reader.stats()),
+        };
+        let files = reader.as_ref().map(|reader| activity.files(reader.index())).unwrap_or_default();
+        let name = self.pass.layer.file().map(|file| file.path().into());
+        SlotActivity { report, files, reader, name }
+    }
+
     /// Counts another rebuilt index; returns whether there were too many.
     pub(super) fn is_mended_too_often(&self) -> bool {
         let mut past = lock(&self.past);
@@ -215,6 +271,13 @@ impl Slot {
         let times = past.failures;
         past.failures += 1;
         LayerState::Failed(Failed { why, at: Instant::now(), times, still })
+    }
+}
+
+impl Passed {
+    fn so_far(&self) -> u64 {
+        let making = self.making.as_ref();
+        self.bytes + making.map_or(0, |(progress, before)| progress.own.load(Ordering::Relaxed) - before)
     }
 }
 

@@ -139,6 +139,14 @@ impl StoreTree {
         (shown.images.len(), layers.map(|layer| (layer.of.blob_size, Arc::clone(&layer.fs))).collect())
     }
 
+    /// The path of a file in its layer, from the root, without a leading slash; `None` for other nodes.
+    pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
+        match Node::of(node)? {
+            Node::Inside(number, node) => self.shown().layers.get(&number)?.fs.image().path_of(node),
+            _ => None,
+        }
+    }
+
     /// Replaces the shown images. Images that stay keep their node numbers; containers that use removed ones keep their
     /// files, also of those `removed` while another process showed the store.
     ///

@@ -10,6 +10,7 @@
 //!
 //! Nothing here opens files or waits; indexes are read through [`ReadAt`].
 
+mod at;
 mod check;
 mod entry;
 mod extents;

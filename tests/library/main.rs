@@ -6,5 +6,6 @@
 mod embedding;
 mod fuzz_corpus;
 mod layers;
+mod metrics;
 mod property;
 mod reference_model;

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+mod activity;
 mod artifacts;
 mod behind;
 mod cold;

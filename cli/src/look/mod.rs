@@ -12,7 +12,7 @@ mod history;
 pub(super) mod layers;
 pub(super) mod ls;
 pub(super) mod open;
-mod out;
+pub(crate) mod out;
 mod owners;
 pub(super) mod stat;
 pub(super) mod sums;

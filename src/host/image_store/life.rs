@@ -8,7 +8,9 @@ use super::records::{Lock, Records};
 use super::server::{self, Store};
 use super::{ImageStoreError, StoreSpec};
 use crate::fuse::{self, MountOptions, MountPlace, Mounted, Target};
+use crate::host::activity::Tell;
 use crate::host::channel::Listener;
+use crate::host::endpoint::{self, Endpoint};
 use crate::host::error::HostError;
 use crate::host::handover::now;
 use crate::host::mount::Asker;
@@ -60,6 +62,8 @@ pub(in crate::host) struct StoreMount {
     supervisor: Supervisor,
     /// For the supervisor, once.
     connection: Option<OwnedFd>,
+    /// Where its metrics are; after a take-over it is made later.
+    endpoint: Option<Endpoint>,
     serving: Lock,
 }
 
@@ -82,6 +86,7 @@ impl StoreMount {
     ) -> Result<Self, HostError> {
         let records = Records::open(&spec.at)?;
         let serving = records.join()?;
+        let endpoint = endpoint::bind(spec.metrics).await?;
         let at = mount_point::find(&spec.at, &mut Silent)?;
         empty::make(&at).map_err(ImageStoreError::file(&at))?;
         let target = Target::open(&at)?;
@@ -113,7 +118,7 @@ impl StoreMount {
             ended: None,
             awaited: true,
         };
-        Ok(Self { handover, store, mounted, listener, supervisor, connection, serving })
+        Ok(Self { handover, store, mounted, listener, supervisor, connection, endpoint, serving })
     }
 
     /// Where it is mounted.
@@ -123,16 +128,20 @@ impl StoreMount {
 
     /// Serves until it is unmounted and its last file is closed.
     pub(in crate::host) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, store, mounted, listener, mut supervisor, connection, serving } = self;
-        let place = mounted.place();
+        let Self { mut handover, store, mounted, listener, mut supervisor, connection, endpoint, serving } = self;
+        let (place, requests) = (mounted.place(), mounted.requests());
         ending::look_after(mounted.disconnect());
         let served = tokio::spawn(mounted.served());
         supervisor.serving_store(&handover, connection.as_ref().map(OwnedFd::as_fd)).await;
         drop(connection);
         let listening = tokio::spawn(server::listen(listener, Arc::clone(&store)));
-        let state = MountState::of_store(&handover, &supervisor);
-        let health = Arc::clone(&store);
-        let published = status::publish(state, move || health.health());
+        let endpoint = endpoint::or_again(endpoint, handover.spec.metrics).await;
+        let mut state = MountState::of_store(&handover, &supervisor);
+        state.metrics = endpoint.as_ref().map(Endpoint::address);
+        let (health, told) = (Arc::clone(&store), Arc::clone(&store));
+        let tell: Tell = Arc::new(move |files| told.activity(&requests, files));
+        endpoint.iter().for_each(|endpoint| endpoint.tells_of(state.clone(), Arc::clone(&tell)));
+        let published = status::publish(state, move || health.health(), tell);
         if handover.awaited {
             handover.awaited = false;
             supervisor.serving_store(&handover, None).await;
@@ -148,7 +157,7 @@ impl StoreMount {
         listening.abort();
         let _ = std::fs::remove_file(store.records.socket());
         supervisor.ended().await;
-        drop((published, serving));
+        drop((published, endpoint, serving));
     }
 }
 
@@ -186,7 +195,7 @@ impl PreparedStore {
             let (at, takeovers) = (handover.place.at().display(), handover.takeovers);
             tracing::warn!(how, takeovers, %at, "the process that served this store died; this one takes over");
         }
-        Ok(StoreMount { handover, store, mounted, listener, supervisor, connection: None, serving })
+        Ok(StoreMount { handover, store, mounted, listener, supervisor, connection: None, endpoint: None, serving })
     }
 }
 

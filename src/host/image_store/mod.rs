@@ -13,6 +13,7 @@ mod records;
 mod server;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use command::{Added, add, list, remove, serve};
@@ -36,6 +37,8 @@ pub struct StoreSpec {
     pub on_outage: OnOutage,
     /// Other users' engines may use it.
     pub allow_other: bool,
+    /// Where the serving process tells its metrics over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Why a store cannot be used.

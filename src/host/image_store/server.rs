@@ -10,13 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use super::records::{Record, Records};
 use super::{ImageStoreError, StoreSpec};
+use crate::fuse::Requests;
+use crate::host::activity::{self, Activity};
 use crate::host::channel::{AsyncChannel, ChannelError, Listener};
 use crate::host::error::HostError;
 use crate::host::report::Report;
 use crate::host::status::Health;
 use crate::host::wire::v1::Word;
+use crate::host::wire::v1::activity::MountActivity;
 use crate::host::{mount, open, subids, wire};
-use crate::image::{self, Eagerness, IndexChoice, LayerFs, Limits, OpaqueMark, Prefetch, SharedLayers, Trust, Verify};
+use crate::image::{
+    self, Eagerness, FileReport, ImageActivity, IndexChoice, LayerFs, LayerReport, Limits, OpaqueMark, Prefetch,
+    SharedLayers, Trust, Verify,
+};
 use crate::image_store::{IdMap, Image, StoreTree, Stored};
 use crate::overlay::LayerNo;
 use crate::source::BlobSource as _;
@@ -212,6 +218,27 @@ impl Store {
             refused: outages.iter().find_map(|outages| outages.refusal()),
             layers: layers.iter().filter_map(|(_, fs)| fs.image().layer_status().pop()).collect(),
         }
+    }
+
+    /// What it has fetched, and who waits.
+    pub(super) fn activity(&self, requests: &Requests, files: u32) -> Activity {
+        let (images, layers) = self.tree.shown_layers();
+        let mut seen = ImageActivity::default();
+        for (number, (_, fs)) in (0..).map(LayerNo).zip(&layers) {
+            // Those below it have an entry of their own.
+            let of_layer = fs.image().activity();
+            let Some(layer) = of_layer.layers.last().cloned() else { continue };
+            let own = of_layer.files.into_iter().filter(|file| file.layer == layer.number);
+            seen.files.extend(own.map(|file| FileReport { layer: number, ..file }));
+            seen.layers.push(LayerReport { number, ..layer });
+        }
+        let registries = lock(&self.registries).clone();
+        let mount = MountActivity {
+            images: Some(images as u64),
+            image_bytes: layers.iter().map(|(bytes, _)| bytes).sum(),
+            ..activity::mount(registries.iter().map(|registry| &**registry), requests)
+        };
+        Activity::new(mount, seen, files).waiting_for(requests, |node| self.tree.path_of(node))
     }
 
     pub(super) fn images(&self) -> usize {

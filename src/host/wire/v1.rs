@@ -1,7 +1,9 @@
 //! Version 1 of the messages between processes.
 
+pub mod activity;
 mod store;
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -228,6 +230,9 @@ pub struct MountSpec {
     by_fuse: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     writable: Option<Writable>,
+    /// Programs that cannot tell any refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -351,7 +356,7 @@ enum OutagePolicy {
 
 impl From<&spec::MountSpec> for MountSpec {
     fn from(spec: &spec::MountSpec) -> Self {
-        let spec::MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
+        let spec::MountSpec { image, at, kernel, policy, log, by_fuse, writable, metrics } = spec;
         let spec::KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = *kernel;
         Self {
             image: image.into(),
@@ -360,6 +365,7 @@ impl From<&spec::MountSpec> for MountSpec {
             policy: Policy::of(*policy, image.access.on_outage),
             log: log.as_ref().map(WirePath::from),
             by_fuse: by_fuse.clone(),
+            metrics: *metrics,
             writable: writable.as_ref().map(|writable| match writable {
                 spec::Writable::Memory => Writable::Memory,
                 spec::Writable::Directory(directory) => Writable::Directory(directory.into()),
@@ -372,7 +378,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
     type Error = WireError;
 
     fn try_from(spec: MountSpec) -> Result<Self, WireError> {
-        let MountSpec { image, at, kernel, policy, log, by_fuse, writable } = spec;
+        let MountSpec { image, at, kernel, policy, log, by_fuse, writable, metrics } = spec;
         let KernelOptions { allow_other, allow_root, suid, dev, noexec, let_cpus_sleep } = kernel;
         let writable = writable.map(|writable| match writable {
             Writable::Memory => Ok(spec::Writable::Memory),
@@ -387,6 +393,7 @@ impl TryFrom<MountSpec> for spec::MountSpec {
             log: path(log)?,
             by_fuse,
             writable: writable.transpose()?,
+            metrics,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Image stores: what is asked for, and how another process takes one over.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::{WireError, WirePath};
@@ -16,6 +18,9 @@ pub struct StoreSpec {
     cache_size: Option<u64>,
     on_outage: OutagePolicy,
     allow_other: bool,
+    /// Programs that cannot tell any refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
 /// What another process needs to take a store over, besides its connection and what lies beside the store.
@@ -33,13 +38,14 @@ pub struct StoreHandover {
 
 impl From<&image_store::StoreSpec> for StoreSpec {
     fn from(spec: &image_store::StoreSpec) -> Self {
-        let image_store::StoreSpec { at, cache, on_outage, allow_other } = spec;
+        let image_store::StoreSpec { at, cache, on_outage, allow_other, metrics } = spec;
         Self {
             at: at.into(),
             cache_dir: (&cache.dir).into(),
             cache_size: cache.limit,
             on_outage: (*on_outage).into(),
             allow_other: *allow_other,
+            metrics: *metrics,
         }
     }
 }
@@ -48,9 +54,9 @@ impl TryFrom<StoreSpec> for image_store::StoreSpec {
     type Error = WireError;
 
     fn try_from(spec: StoreSpec) -> Result<Self, WireError> {
-        let StoreSpec { at, cache_dir, cache_size, on_outage, allow_other } = spec;
+        let StoreSpec { at, cache_dir, cache_size, on_outage, allow_other, metrics } = spec;
         let cache = CacheSpec { dir: cache_dir.try_into()?, limit: cache_size };
-        Ok(Self { at: at.try_into()?, cache, on_outage: on_outage.into(), allow_other })
+        Ok(Self { at: at.try_into()?, cache, on_outage: on_outage.into(), allow_other, metrics })
     }
 }
 
