@@ -13,6 +13,7 @@ use peelfs::host::{http, size};
 use peelfs::image::LayerChoice;
 use peelfs::reference::RegistryName;
 use peelfs::source::outage::OnOutage;
+use peelfs::source::registry::mirrors::{MirrorError, Mirrors, NamedMirror};
 
 use super::bundle::BundleArgs;
 use super::complete;
@@ -247,6 +248,25 @@ pub(crate) struct AccessArgs {
     /// Read credentials from this file instead of those of podman and docker
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub authfile: Option<PathBuf>,
+    /// Ask a mirror before the registry: [REGISTRY=]HOST[:PORT] or [REGISTRY=]URL, of any registry if none is named; can be
+    /// repeated. `none` also keeps files of mirrors from being read
+    ///
+    /// Without it, mirrors are those of containerd's hosts.toml, or else of podman's registries.conf. A mirror is passed over
+    /// for the next, and in the end for the registry, if it fails, lacks something or sends wrong bytes. It gets the login
+    /// for its own host.
+    #[arg(
+        long,
+        value_name = "MIRROR",
+        env = "PEELFS_MIRROR",
+        value_delimiter = ',',
+        hide_env_values = true,
+        help_heading = "Registry"
+    )]
+    pub mirror: Vec<MirrorArg>,
+    /// Read hosts.toml files of mirrors from this directory, as in DIR/docker.io/hosts.toml
+    /// [default: /etc/containerd/certs.d and /etc/docker/certs.d]
+    #[arg(long, value_name = "DIR", env = "PEELFS_HOSTS_DIR", hide_env_values = true, help_heading = "Registry")]
+    pub hosts_dir: Option<PathBuf>,
     /// Run the verifiers in this directory to decide whether the image may be used, as containerd does
     /// [default: /etc/peelfs/verifiers]
     #[arg(long, value_name = "DIR", env = "PEELFS_VERIFIER_DIR", hide_env_values = true, help_heading = "Image")]
@@ -263,7 +283,34 @@ pub(crate) struct AccessArgs {
     pub cache: CacheDirArgs,
 }
 
+/// `--mirror`
+#[derive(Clone, Debug)]
+pub(crate) enum MirrorArg {
+    /// No file is read.
+    None,
+    /// This one.
+    Named(NamedMirror),
+}
+
+impl std::str::FromStr for MirrorArg {
+    type Err = MirrorError;
+
+    fn from_str(text: &str) -> Result<Self, MirrorError> {
+        if text == "none" { Ok(Self::None) } else { text.parse().map(Self::Named) }
+    }
+}
+
 impl AccessArgs {
+    /// Which mirrors are asked.
+    pub(super) fn mirrors(&self) -> Mirrors {
+        let named = self.mirror.iter().filter_map(|mirror| match mirror {
+            MirrorArg::None => None,
+            MirrorArg::Named(mirror) => Some(mirror.clone()),
+        });
+        let no_files = self.mirror.iter().any(|mirror| matches!(mirror, MirrorArg::None));
+        Mirrors { named: named.collect(), hosts_dir: self.hosts_dir.clone(), no_files }
+    }
+
     /// Options in use that mean nothing for a local image; none that a variable of the environment may have set.
     pub(super) fn only_for_registries(&self) -> impl Iterator<Item = &'static str> {
         let given = [(!self.ca.is_empty(), "--ca"), (self.authfile.is_some(), "--authfile")];

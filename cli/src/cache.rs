@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::io::Errno;
 use serde_json::json;
 
-use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs, OpeningArgs};
+use super::args::{AccessArgs, CacheArgs, CacheCommand, ImageArgs, MirrorArg, OpeningArgs};
 use super::progress::{Meter, Quiet};
 use super::{specs, text};
 use peelfs::content::{self, CheckedLayer, check_layer};
@@ -215,6 +215,8 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
                 insecure: false,
                 ca: Vec::new(),
                 authfile: None,
+                mirror: vec![MirrorArg::None],
+                hosts_dir: None,
                 on_outage: OnOutage::default(),
                 verifier_dir: None,
                 cache,

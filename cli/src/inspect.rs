@@ -17,6 +17,7 @@ use peelfs::host::process;
 use peelfs::host::report::Report;
 use peelfs::image::{Considered, LayerRef};
 use peelfs::layer::Format;
+use peelfs::source::registry::{HostStatus, RegistrySource};
 use peelfs::store::LayerUsage;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
@@ -50,6 +51,12 @@ struct Description<'a> {
     artifact: Option<&'static str>,
     layers: Vec<Layer<'a>>,
     totals: Totals,
+    /// With `--explain`: which servers are asked for what the cache lacks, in order; the registry itself is the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hosts: Option<Vec<HostStatus>>,
+    /// With `--explain`: the file or option that names mirrors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirrors_named_by: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -138,6 +145,7 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened, explained: Option<&PushedOf>
     let layers: Vec<Layer<'_>> =
         layers.map(|(number, layer)| of_layer(number + 1, layer, opened, &used, explained)).collect();
     let raw = plan.configuration.raw.get();
+    let registry = opened.registry.as_deref().filter(|_| explained.is_some());
     Ok(Description {
         schema: SCHEMA,
         reference: typed,
@@ -152,6 +160,8 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened, explained: Option<&PushedOf>
         config: serde_json::from_str(raw).unwrap_or_else(|_| raw.into()),
         totals: totals(&layers),
         layers,
+        hosts: registry.map(RegistrySource::hosts),
+        mirrors_named_by: registry.and_then(RegistrySource::mirrors_named_by),
     })
 }
 

@@ -5,7 +5,7 @@
 
 use clap::ValueEnum;
 
-use super::args::{MountArgs, PassthroughArg};
+use super::args::{MirrorArg, MountArgs, PassthroughArg};
 
 use peelfs::host::report::Report;
 use peelfs::host::size;
@@ -50,6 +50,8 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             }
             ("authfile", Some(value)) => access.authfile = Some(value.into()),
             ("ca", Some(value)) => access.ca.push(value.into()),
+            ("mirror", Some(value)) => access.mirror.push(mirror(value)?),
+            ("hosts_dir", Some(value)) => access.hosts_dir = Some(value.into()),
             ("verifier_dir", Some(value)) => access.verifier_dir = Some(value.into()),
             ("log_file", Some(value)) => args.log_file = Some(value.into()),
             ("insecure", None) => access.insecure = true,
@@ -96,6 +98,10 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
     Ok(kernel)
 }
 
+fn mirror(value: &str) -> Result<MirrorArg, Report> {
+    value.parse().map_err(|error| Report::usage(format!("mount option `mirror`: {error}")))
+}
+
 fn index_from(value: &str) -> Result<IndexFrom, Report> {
     value.parse().map_err(|error| Report::usage(format!("mount option `index_from`: {error}")))
 }
@@ -113,7 +119,9 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 14] = [
+const WITH_VALUE: [&str; 16] = [
+    "mirror",
+    "hosts_dir",
     "platform",
     "layer",
     "cache_dir",

@@ -13,6 +13,7 @@ use peelfs::host::verifiers;
 use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
 use peelfs::reference::{Place, Reference};
 use peelfs::source::registry::Surroundings;
+use peelfs::source::registry::mirrors::Mirrors;
 
 /// The mount that `args` request; its mount point stays as typed.
 pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec, Report> {
@@ -70,6 +71,7 @@ fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
     let access = Access {
         ca: access.ca.iter().map(open::absolute).collect(),
         authfile: access.authfile.as_ref().map(open::absolute),
+        mirrors: Mirrors { hosts_dir: access.mirrors.hosts_dir.as_ref().map(open::absolute), ..access.mirrors },
         ..access
     };
     let reference = absolute(reference)?;
@@ -146,6 +148,7 @@ fn access(args: &AccessArgs) -> Access {
         insecure: args.insecure,
         ca: args.ca.clone(),
         authfile: args.authfile.clone(),
+        mirrors: args.mirrors(),
         on_outage: args.on_outage,
         surroundings: Surroundings::of_process(),
     }

@@ -17,6 +17,7 @@ use peelfs::host::report::Report;
 use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
 use peelfs::image::{Considered, LayerProgress, LayerStatus, NotUsed};
 use peelfs::source::outage::WaitStatus;
+use peelfs::source::registry::HostStatus;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     if args.metrics {
@@ -214,6 +215,9 @@ impl<'a> Known<'a> {
                     };
                     line("", text::printable(told.as_bytes()));
                 }
+                if let Some(host) = &layer.served_by {
+                    line("", text::printable(format!("sent by: {host}").as_bytes()));
+                }
             }
             for (number, layer) in health.layers.iter().enumerate().filter(|_| !self.explain) {
                 for other in &layer.not_used {
@@ -230,6 +234,13 @@ impl<'a> Known<'a> {
                 _ => "of",
             };
             line("fetched", format!("{received} {of} {size}, in {}", text::count(health.requests, "request")));
+            for host in &health.hosts {
+                let HostStatus { host, mirror, received_bytes, passed_over } = host;
+                let role = if *mirror { "mirror" } else { "registry" };
+                let why = passed_over.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+                let told = format!("{} from {role} {host}{why}", text::size(*received_bytes));
+                line("", text::printable(told.as_bytes()));
+            }
             for wait in &health.waiting {
                 let WaitStatus { what, seconds, tries, last_error } = wait;
                 let tried = text::count((*tries).into(), "time");

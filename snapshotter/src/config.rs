@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) providers: Vec<Provider>,
     /// Further trusted certificates.
     pub(crate) ca: Vec<PathBuf>,
+    /// The directory of `hosts.toml` files, in place of containerd's and Docker's.
+    pub(crate) hosts_dir: Option<PathBuf>,
     /// Registries, as HOST or HOST:PORT, that use plain HTTP or unverified TLS.
     pub(crate) insecure: Vec<String>,
     /// How long reads wait for a registry that does not answer.
@@ -58,6 +60,7 @@ impl Default for Config {
             authfile: None,
             providers: Vec::new(),
             ca: Vec::new(),
+            hosts_dir: None,
             insecure: Vec::new(),
             on_outage: OnOutage::default(),
             lazy: true,
@@ -101,7 +104,8 @@ impl Config {
     /// Checks that named files exist: otherwise images would be unpacked, or used without verification.
     fn check_paths(&self) -> Result<(), (&Path, String)> {
         let commands = self.providers.iter().map(|provider| &provider.command);
-        let needed = self.authfile.iter().chain(&self.verifier_dir).chain(&self.ca).chain(commands);
+        let needed =
+            self.authfile.iter().chain(&self.verifier_dir).chain(&self.hosts_dir).chain(&self.ca).chain(commands);
         for path in self.cache_dir.iter().chain(needed.clone()) {
             if !path.is_absolute() {
                 return Err((path, "is not an absolute path".to_owned()));

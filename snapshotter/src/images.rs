@@ -19,6 +19,7 @@ use peelfs::host::whole_file;
 use peelfs::image::{Documents, Network, SharedLayers, View};
 use peelfs::offsets::BlobOffset;
 use peelfs::reference::{Place, Reference};
+use peelfs::source::registry::mirrors::Mirrors;
 
 use crate::config::Config;
 use crate::labels::{self, Wanted};
@@ -191,6 +192,7 @@ impl Images {
             insecure,
             ca: self.config.ca.clone(),
             authfile: self.config.authfile.clone(),
+            mirrors: Mirrors { hosts_dir: self.config.hosts_dir.clone(), ..Mirrors::default() },
             on_outage: self.config.on_outage,
             surroundings: providers::surroundings(&self.root, &self.config),
         };

@@ -26,7 +26,7 @@ use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, Span, Stream};
 use crate::offsets::BlobOffset;
 use crate::predict::{Layout as _, REQUEST};
-use crate::source::{BlobSource, ByteStream, SourceError};
+use crate::source::{BlobSource, ByteStream, SentBy, SourceError};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 use crate::trust::Untrusted;
@@ -379,12 +379,17 @@ impl Fetcher {
         }
     }
 
-    /// Fetches one run of neighbouring spans; retries a corrupt run once. Releases the link budget as bytes arrive.
+    /// Fetches one run of neighbouring spans; retries a corrupt run once, and as long as there are other hosts to ask.
+    /// Releases the link budget as bytes arrive.
     async fn request(self: &Arc<Self>, run: &Arc<SpanRun>, mut on_link: Option<OwnedSemaphorePermit>) -> bool {
-        let mut result = self.stream_and_decode(run, &mut on_link).await;
-        if matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. })) {
-            result = self.stream_and_decode(run, &mut on_link).await;
-        }
+        let (mut senders, mut retried) = (SentBy::default(), false);
+        let result = loop {
+            let result = self.stream_and_decode(run, &mut on_link, &mut senders).await;
+            let corrupt = matches!(result, Err(ReadError::Corrupt { .. } | ReadError::Codec { .. }));
+            if !corrupt || (!senders.pass_over() && std::mem::replace(&mut retried, true)) {
+                break result;
+            }
+        };
         drop(on_link);
         let Err(mut error) = result else { return true };
         if matches!(error, ReadError::Corrupt { .. } | ReadError::Codec { .. }) && self.layer.refute(&error) {
@@ -424,6 +429,7 @@ impl Fetcher {
         self: &Arc<Self>,
         run: &Arc<SpanRun>,
         on_link: &mut Option<OwnedSemaphorePermit>,
+        senders: &mut SentBy,
     ) -> Result<(), ReadError> {
         let source_error = |cause: SourceError| {
             let (layer, cause) = (self.blob.digest.clone(), Arc::new(cause));
@@ -444,6 +450,7 @@ impl Fetcher {
                 return Ok(());
             }
         };
+        *senders = stream.senders();
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let decoding = {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));

@@ -39,7 +39,7 @@ use crate::layer::{
     tree_of_blob, write_index_of,
 };
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::source::{BlobSource, SourceError};
+use crate::source::{BlobSource, SentBy, SourceError};
 use crate::store::{LayerName, NewContent, NewFile, PassLock, Store, StoreError};
 use crate::trust::Untrusted;
 
@@ -183,6 +183,12 @@ impl PassError {
         matches!(self, Self::Source { .. } | Self::Index { .. } | Self::Ended { .. })
     }
 
+    /// Whether other bytes than the right ones may explain it.
+    fn may_be_of_sender(&self) -> bool {
+        // A format that peelfs does not read is known before the digest is.
+        matches!(self, Self::Blob { .. } | Self::Codec { cause: CodecError::Foreign { .. }, .. })
+    }
+
     /// Whether the source sent other bytes than those requested.
     pub fn is_corruption(&self) -> bool {
         matches!(self, Self::Blob { .. } | Self::DiffId { .. })
@@ -205,9 +211,15 @@ impl FirstPass {
                 return Ok(index);
             }
             let _beating = Beating::begin(Arc::clone(&lock));
-            match self.make(means, &lock).await? {
-                Some(index) => return Ok(index),
-                None => {
+            let mut senders = SentBy::default();
+            match self.make(means, &lock, &mut senders).await {
+                Ok(Some(index)) => return Ok(index),
+                // Another host may have the right bytes. What was shown of them cannot be withdrawn.
+                Err(why) if means.partial.is_none() && why.may_be_of_sender() && senders.pass_over() => {
+                    means.progress.received.store(0, Ordering::Relaxed);
+                }
+                Err(why) => return Err(why),
+                Ok(None) => {
                     tracing::info!(layer = %self.layer.blob.digest, "the stalled process makes progress again; waiting for it");
                 }
             }
@@ -215,7 +227,12 @@ impl FirstPass {
     }
 
     /// Makes the pass; `None` if a process that stalled before has caught up.
-    async fn make(&self, means: &Means<'_>, lock: &PassLock) -> Result<Option<Arc<LayerIndex>>, PassError> {
+    async fn make(
+        &self,
+        means: &Means<'_>,
+        lock: &PassLock,
+        senders: &mut SentBy,
+    ) -> Result<Option<Arc<LayerIndex>>, PassError> {
         let Means { source, store, progress, schedule, partial, .. } = *means;
         let layer = || self.layer.blob.digest.clone();
         let ended = |_| PassError::Ended { layer: layer() };
@@ -230,6 +247,7 @@ impl FirstPass {
             blob = begun => blob.map_err(failed)?,
             () = &mut overtaken => return Ok(None),
         };
+        *senders = blob.senders();
         let pass = self.sniffed(&blob.first).map_err(|cause| PassError::Codec { layer: layer(), cause })?;
         let (to_decoder, encoded) = mpsc::channel(PIECES_AHEAD);
         let (to_hasher, hashed) = mpsc::channel(PIECES_AHEAD);

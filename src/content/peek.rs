@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::MAGIC;
-use crate::source::{ByteStream, SourceError};
+use crate::source::{ByteStream, SentBy, SourceError};
 use crate::trust::Untrusted;
 
 /// A blob's stream, with the bytes received so far.
 pub(super) struct Peeked {
     /// `None` after the end of the stream.
     stream: Option<ByteStream>,
+    senders: SentBy,
     /// The first [`MAGIC`] bytes, or fewer if the blob is shorter.
     pub(super) first: Bytes,
     /// The pieces received while reading them.
@@ -21,7 +22,8 @@ pub(super) struct Peeked {
 impl Peeked {
     /// Waits for the first bytes of `stream`.
     pub(super) async fn new(stream: ByteStream) -> Result<Self, SourceError> {
-        let mut blob = Self { stream: Some(stream), first: Bytes::new(), pieces: VecDeque::new() };
+        let senders = stream.senders();
+        let mut blob = Self { stream: Some(stream), senders, first: Bytes::new(), pieces: VecDeque::new() };
         let mut first = BytesMut::new();
         while first.len() < MAGIC {
             let Some(piece) = blob.more().await else { break };
@@ -30,6 +32,11 @@ impl Peeked {
             blob.pieces.push_back(piece);
         }
         Ok(Self { first: first.freeze(), ..blob })
+    }
+
+    /// The hosts that have sent it so far.
+    pub(super) fn senders(&self) -> SentBy {
+        self.senders.clone()
     }
 
     /// The next piece, from the beginning of the blob; `None` after the last.

@@ -172,14 +172,19 @@ impl PushedIndexes {
         store: &Arc<Store>,
     ) -> Result<Arc<LayerIndex>, PushedError> {
         let limit = INDEX_AT_LEAST.saturating_add(layer.blob.size.saturating_mul(INDEX_PER_BYTE));
-        let file = match store.new_index(layer.index_name()) {
-            Ok(file) => Sink::File(file),
-            Err(error) => {
-                store.cannot_keep("the index of a layer", &error);
-                Sink::Memory(Vec::new())
+        let sink = loop {
+            let file = match store.new_index(layer.index_name()) {
+                Ok(file) => Sink::File(file),
+                Err(error) => {
+                    store.cannot_keep("the index of a layer", &error);
+                    Sink::Memory(Vec::new())
+                }
+            };
+            match self.decoded(registry, &pushed.blob, limit, file).await {
+                Err(PushedError::Corrupt { others: true, .. }) => {}
+                decoded => break decoded?,
             }
         };
-        let sink = self.decoded(registry, &pushed.blob, limit, file).await?;
         let (layer, store) = (layer.clone(), Arc::clone(store));
         let proof = Proof::vouched(Format::Pushed, &self.place);
         let taken = tokio::task::spawn_blocking(move || take(sink, &layer, proof, &store));
@@ -241,14 +246,20 @@ async fn fetch(registry: &RegistrySource, blob: &PushedBlob, sink: Sink) -> Resu
     decoder.window_log_max(WINDOW_LOG).map_err(decode)?;
     let mut hasher = Hasher::new(blob.digest.algorithm());
     let mut stream = registry.stream(&descriptor, BlobOffset(0)..BlobOffset(blob.size)).await?;
+    let senders = stream.senders();
+    // Of several hosts, another may have the right bytes.
+    let wrong = |error: io::Error| match senders.pass_over() {
+        true => PushedError::Corrupt { blob: blob.digest.clone(), others: true },
+        false => decode(error),
+    };
     while let Some(piece) = stream.next().await {
         // What it decodes to is not used before the digest is known to be right.
         let piece = piece?.into_unverified();
         hasher.update(&piece);
-        decoder.write_all(&piece).map_err(decode)?;
+        decoder.write_all(&piece).map_err(wrong)?;
     }
     if hasher.finish() != blob.digest {
-        return Err(PushedError::Corrupt { blob: blob.digest.clone() });
+        return Err(PushedError::Corrupt { blob: blob.digest.clone(), others: senders.pass_over() });
     }
     decoder.flush().map_err(decode)?;
     let Bounded { sink, left } = decoder.into_inner();

@@ -40,6 +40,8 @@ pub enum PushedError {
     Corrupt {
         /// The blob.
         blob: Digest,
+        /// Whether another host may have the right one.
+        others: bool,
     },
     /// It says to be larger than an index of this layer may be.
     #[error("it has {decoded} bytes, and an index of this layer may have {limit}")]

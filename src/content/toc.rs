@@ -13,6 +13,7 @@ use super::pass::{FirstPass, Means};
 use crate::layer::foreign::{Bounds, ForeignLayer, Toc, TocError};
 use crate::layer::{Format, IndexedLayer, LayerIndex, Proof, write_index_of_bodies};
 use crate::offsets::BlobOffset;
+use crate::source::{SentBy, SourceError};
 use crate::store::Store;
 
 /// Opens the layer of `pass` by its table of contents.
@@ -28,7 +29,46 @@ pub(super) async fn open_by_toc(pass: &FirstPass, format: Format, means: &Means<
     if let Ok(stored) = open_stored(&pass.layer, &[origin], means.store) {
         return Ok(stored);
     }
-    let (place, bytes) = fetch(pass, &toc, means).await?;
+    loop {
+        let mut senders = Vec::new();
+        match fetch_and_make(pass, format, toc.clone(), means, &mut senders).await {
+            Ok(index) => return Ok(Opened { index, origin, passed_over: Vec::new() }),
+            // Of several hosts, another may have the right one.
+            Err(NotMade::Unproven(why)) => {
+                let others = senders.iter().filter(|senders: &&SentBy| senders.pass_over()).count();
+                if others == 0 {
+                    return Err(why);
+                }
+            }
+            Err(NotMade::Proven(why)) => return Err(why),
+        }
+    }
+}
+
+/// Why no index was made of a table.
+enum NotMade {
+    /// What came may not be the table that the manifest names.
+    Unproven(NotOpened),
+    Proven(NotOpened),
+}
+
+impl From<TocError> for NotMade {
+    fn from(error: TocError) -> Self {
+        match error {
+            TocError::Other { .. } | TocError::Unusable { .. } => Self::Unproven(error.into()),
+            _ => Self::Proven(error.into()),
+        }
+    }
+}
+
+async fn fetch_and_make(
+    pass: &FirstPass,
+    format: Format,
+    toc: Toc,
+    means: &Means<'_>,
+    senders: &mut Vec<SentBy>,
+) -> Result<Arc<LayerIndex>, NotMade> {
+    let (place, bytes) = fetch(pass, &toc, means, senders).await?;
     let (pass, store) = (pass.clone(), Arc::clone(means.store));
     let made = tokio::task::spawn_blocking(move || {
         let bounds =
@@ -37,32 +77,42 @@ pub(super) async fn open_by_toc(pass: &FirstPass, format: Format, means: &Means<
             Toc::ZstdChunked(toc) => toc.read(&bytes, bounds),
             Toc::EStargz(toc) => toc.read(&place, &bytes, bounds),
         }?;
-        make(&pass, format, &toc, read, &store)
+        make(&pass, format, &toc, read, &store).map_err(NotMade::Proven)
     });
-    let index = made.await.map_err(|_| NotOpened::Ended)??;
-    Ok(Opened { index, origin, passed_over: Vec::new() })
+    made.await.map_err(|_| NotMade::Proven(NotOpened::Ended))?
 }
 
 /// The table's bytes, unverified, and where in the blob they are.
-async fn fetch(pass: &FirstPass, toc: &Toc, means: &Means<'_>) -> Result<(Range<BlobOffset>, Vec<u8>), NotOpened> {
+async fn fetch(
+    pass: &FirstPass,
+    toc: &Toc,
+    means: &Means<'_>,
+    senders: &mut Vec<SentBy>,
+) -> Result<(Range<BlobOffset>, Vec<u8>), NotMade> {
     let toc = match toc {
         Toc::ZstdChunked(toc) => {
             let place = toc.at..toc.at + toc.length;
-            let bytes = range(pass, place.clone(), means).await?;
+            let bytes = range(pass, place.clone(), means, senders).await?;
             return Ok((place, bytes));
         }
         Toc::EStargz(toc) => toc,
     };
     let tail_at = toc.tail();
-    let tail = range(pass, tail_at.clone(), means).await?;
-    let place = toc.place(&tail)?;
+    let tail = range(pass, tail_at.clone(), means, senders).await?;
+    // Nothing says yet that the tail is right.
+    let unproven = |error: TocError| NotMade::Unproven(error.into());
+    let place = toc.place(&tail).map_err(unproven)?;
     let behind = (tail_at.end - place.end) as usize;
     let bytes = match place.start.0.checked_sub(tail_at.start.0) {
         Some(at) => tail[at as usize..tail.len() - behind].to_vec(),
         // Its place may lie before what was fetched, or it may all lie there.
         None => {
-            let first = range(pass, place.start..tail_at.start.min(place.end), means).await?;
-            let rest = tail.len().checked_sub(behind).ok_or(TocError::Unusable { what: "it is cut short" })?;
+            let first = range(pass, place.start..tail_at.start.min(place.end), means, senders).await?;
+            let rest = tail
+                .len()
+                .checked_sub(behind)
+                .ok_or(TocError::Unusable { what: "it is cut short" })
+                .map_err(unproven)?;
             [&first[..], &tail[..rest]].concat()
         }
     };
@@ -70,14 +120,21 @@ async fn fetch(pass: &FirstPass, toc: &Toc, means: &Means<'_>) -> Result<(Range<
 }
 
 /// Some bytes of the blob, from a source that has them by themselves.
-async fn range(pass: &FirstPass, range: Range<BlobOffset>, means: &Means<'_>) -> Result<Vec<u8>, NotOpened> {
-    let (comes, mut stream) = means.source.stream_or_whole(&pass.layer.blob, range.clone()).await?;
+async fn range(
+    pass: &FirstPass,
+    range: Range<BlobOffset>,
+    means: &Means<'_>,
+    senders: &mut Vec<SentBy>,
+) -> Result<Vec<u8>, NotMade> {
+    let failed = |error: SourceError| NotMade::Proven(error.into());
+    let (comes, mut stream) = means.source.stream_or_whole(&pass.layer.blob, range.clone()).await.map_err(failed)?;
     if comes != range {
-        return Err(NotOpened::NoRanges);
+        return Err(NotMade::Proven(NotOpened::NoRanges));
     }
+    senders.push(stream.senders());
     let mut bytes = Vec::new();
     while let Some(piece) = stream.next().await {
-        bytes.extend_from_slice(&piece?.into_unverified());
+        bytes.extend_from_slice(&piece.map_err(failed)?.into_unverified());
     }
     Ok(bytes)
 }

@@ -42,6 +42,8 @@ pub enum Need {
     Logins(PathBuf),
     /// Trusted certificates.
     Certificates(PathBuf),
+    /// What names mirrors.
+    Mirrors(PathBuf),
     /// A need of another mount, and its mount point.
     OfMount(Box<Need>, PathBuf),
 }
@@ -84,7 +86,7 @@ impl Covers {
             Need::Runtime(_) => ", or set XDG_RUNTIME_DIR to another one",
             Need::Log(_) => ", or name a log elsewhere with `--log-file`",
             Need::Logins(_) => ", or name a file elsewhere with `--authfile`",
-            Need::Layout(_) | Need::Archive(_) | Need::Certificates(_) | Need::OfMount(..) => "",
+            Need::Layout(_) | Need::Archive(_) | Need::Certificates(_) | Need::Mirrors(_) | Need::OfMount(..) => "",
         };
         format!("mount on another directory{other}")
     }
@@ -104,6 +106,8 @@ impl Need {
             needs.extend(access.surroundings.login_files(access.authfile.as_deref()).into_iter().map(Self::Logins));
             let certs = RegistryOptions::new(access.surroundings.clone()).certs_dirs;
             needs.extend(access.ca.iter().cloned().chain(certs).map(Self::Certificates));
+            let mirrors = access.mirrors.hosts_dir.iter().chain(&access.surroundings.registries_conf);
+            needs.extend(mirrors.cloned().map(Self::Mirrors));
         }
         needs.extend(runtime.iter().flat_map(|runtime| of_other_mounts(runtime, &spec.at)));
         needs
@@ -148,7 +152,8 @@ impl Need {
             | Self::Runtime(path)
             | Self::Log(path)
             | Self::Logins(path)
-            | Self::Certificates(path) => path,
+            | Self::Certificates(path)
+            | Self::Mirrors(path) => path,
             Self::OfMount(need, _) => need.path(),
         }
     }
@@ -165,6 +170,7 @@ impl fmt::Display for Need {
             Self::Log(_) => write!(f, "its log `{path}`"),
             Self::Logins(_) => write!(f, "`{path}`, a login file"),
             Self::Certificates(_) => write!(f, "`{path}`, a certificate directory"),
+            Self::Mirrors(_) => write!(f, "`{path}`, which names mirrors"),
             Self::OfMount(need, at) => write!(f, "{need}, of the mount on `{}`", at.display()),
         }
     }

@@ -273,6 +273,7 @@ pub(super) fn registry(
         insecure: access.insecure,
         ca: access.ca.clone(),
         authfile: access.authfile.clone(),
+        mirrors: access.mirrors.clone(),
         deadlines: defaults.deadlines.clone().waiting_as(access.on_outage),
         rights,
         ..defaults

@@ -14,6 +14,7 @@ use crate::platform::Platform;
 use crate::reference::{Reference, ReferenceError, RegistryName};
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
+use crate::source::registry::mirrors::Mirrors;
 
 /// One mount.
 #[derive(Clone, Debug)]
@@ -118,6 +119,7 @@ impl ImageSpec {
             insecure: false,
             ca: Vec::new(),
             authfile: None,
+            mirrors: Mirrors::default(),
             on_outage: OnOutage::default(),
             surroundings: Surroundings::of_process(),
         };
@@ -207,6 +209,8 @@ pub struct Access {
     pub ca: Vec<PathBuf>,
     /// The credential file given by the user.
     pub authfile: Option<PathBuf>,
+    /// Which mirrors are asked before the registry.
+    pub mirrors: Mirrors,
     /// How long to wait for a registry that does not answer.
     pub on_outage: OnOutage,
     /// Where to look for credentials and certificates otherwise.

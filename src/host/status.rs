@@ -35,7 +35,7 @@ use crate::fuse::mounts::{self, MountPoint};
 use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
-use crate::source::registry::RegistrySource;
+use crate::source::registry::{HostStatus, RegistrySource};
 
 /// The process that serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -135,6 +135,9 @@ pub struct Health {
     pub received_bytes: u64,
     /// Requests made to the registry since the mount began.
     pub requests: u64,
+    /// The mirrors of the registry, and the registry itself as the last; empty if there are no mirrors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostStatus>,
     /// Requests to the registry that keep failing, the longest first.
     pub waiting: Vec<WaitStatus>,
     /// Its last refusal, unless a request has succeeded since.
@@ -521,6 +524,7 @@ impl Health {
             image_bytes: fs.size(),
             received_bytes: stats.bytes_received,
             requests: stats.requests,
+            hosts: registry.map(RegistrySource::hosts).filter(|hosts| hosts.len() > 1).unwrap_or_default(),
             waiting: outages.map(Outages::status).unwrap_or_default(),
             refused: outages.and_then(Outages::refusal),
             layers: fs.layer_status(),

@@ -313,7 +313,13 @@ impl Layers {
             let progress = slot.state.borrow().progress();
             self.is_shown(slot) || matches!(progress, LayerProgress::Reading | LayerProgress::Failed)
         };
-        slots.filter(matter).map(|slot| slot.status(&self.trust)).collect()
+        slots
+            .filter(matter)
+            .map(|slot| {
+                let served_by = self.source.served_by(&slot.pass.layer.blob.digest);
+                LayerStatus { served_by, ..slot.status(&self.trust) }
+            })
+            .collect()
     }
 
     /// Bytes of blobs to be read by first passes, and bytes read so far.

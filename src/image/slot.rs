@@ -88,6 +88,9 @@ pub struct LayerStatus {
     /// Who vouches for its index, if it was not built on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
+    /// Which host has sent bytes of it last, where there are mirrors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
     /// Blob bytes that the first pass has received.
     pub received: u64,
     /// Counters of reads after the pass.
@@ -193,6 +196,7 @@ impl Slot {
             not_used,
             origins,
             vouched_by,
+            served_by: None,
             received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,
             error,

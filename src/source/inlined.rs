@@ -12,6 +12,7 @@ use futures_util::stream;
 use super::outage::Outages;
 use super::{BlobSource, BoxFuture, ByteStream, SourceError, blob_name};
 use crate::descriptor::Descriptor;
+use crate::digest::Digest;
 use crate::offsets::BlobOffset;
 use crate::trust::Untrusted;
 
@@ -44,6 +45,10 @@ impl BlobSource for Inlined {
 
     fn outages(&self) -> Option<&Outages> {
         self.0.outages()
+    }
+
+    fn served_by(&self, blob: &Digest) -> Option<String> {
+        self.0.served_by(blob)
     }
 
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {

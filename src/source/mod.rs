@@ -21,6 +21,7 @@ mod tree;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -45,6 +46,11 @@ pub trait BlobSource: Send + Sync {
 
     /// The failures that the source retries at present; `None` for a source that is never unreachable.
     fn outages(&self) -> Option<&outage::Outages> {
+        None
+    }
+
+    /// Which host has sent a blob last, where several are asked.
+    fn served_by(&self, _blob: &Digest) -> Option<String> {
         None
     }
 
@@ -106,17 +112,49 @@ pub trait BlobSource: Send + Sync {
 }
 
 /// Blob bytes in flight: exactly the requested range, or an error.
-pub struct ByteStream(Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>);
+pub struct ByteStream {
+    bytes: Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>,
+    sent_by: SentBy,
+}
+
+/// What a source that asks several hosts knows of a stream.
+pub trait PassOver: Send + Sync {
+    /// The bytes were wrong: those hosts that have sent them, and that others stand in for, are not asked for this blob
+    /// again. Returns whether there are such: then another request may bring the right bytes.
+    fn pass_over(&self) -> bool;
+}
+
+/// The hosts that have sent the bytes of a stream.
+#[derive(Clone, Default)]
+pub struct SentBy(Option<Arc<dyn PassOver>>);
+
+impl SentBy {
+    /// As [`PassOver::pass_over`]; `false` for a source without several hosts.
+    pub fn pass_over(&self) -> bool {
+        self.0.as_ref().is_some_and(|senders| senders.pass_over())
+    }
+}
 
 impl ByteStream {
     /// Wraps a stream that yields exactly the requested bytes, or ends in an error.
     pub fn new(stream: impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static) -> Self {
-        Self(Box::pin(stream))
+        Self { bytes: Box::pin(stream), sent_by: SentBy::default() }
+    }
+
+    /// The same, from hosts that others stand in for.
+    #[must_use]
+    pub fn sent_by(self, hosts: Arc<dyn PassOver>) -> Self {
+        Self { sent_by: SentBy(Some(hosts)), ..self }
+    }
+
+    /// Those that have sent the bytes so far.
+    pub fn senders(&self) -> SentBy {
+        self.sent_by.clone()
     }
 
     /// The next piece; `None` after the last.
     pub async fn next(&mut self) -> Option<Result<Untrusted<Bytes>, SourceError>> {
-        Some(self.0.next().await?.map(Untrusted::new))
+        Some(self.bytes.next().await?.map(Untrusted::new))
     }
 }
 

@@ -160,6 +160,12 @@ fn help_of_a_command_names_its_options() {
                                 permission) [env: PEELFS_INSECURE]
           --ca <FILE>           Also trust the certificates in this PEM file
           --authfile <FILE>     Read credentials from this file instead of those of podman and docker
+          --mirror <MIRROR>     Ask a mirror before the registry: [REGISTRY=]HOST[:PORT] or
+                                [REGISTRY=]URL, of any registry if none is named; can be repeated.
+                                `none` also keeps files of mirrors from being read [env: PEELFS_MIRROR]
+          --hosts-dir <DIR>     Read hosts.toml files of mirrors from this directory, as in
+                                DIR/docker.io/hosts.toml [default: /etc/containerd/certs.d and
+                                /etc/docker/certs.d] [env: PEELFS_HOSTS_DIR]
           --on-outage <POLICY>  How long to wait for a registry that does not answer:
                                 `deadline=SECONDS`, `block` or `offline` [default: deadline=60]
 

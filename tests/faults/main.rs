@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod full_disk;
+mod mirrors;
 mod outage;
 mod registry;

@@ -1,4 +1,4 @@
-//! Rows 17 to 20 and 26 to 29: redirects, realms and credentials.
+//! Rows 17 to 20, 26 to 29 and 34: redirects, realms, credentials and mirrors.
 
 use std::time::Duration;
 
@@ -351,4 +351,53 @@ fn row_29_a_remote_registry_redirects_to_no_local_address() {
         assert!(inside.requests().is_empty());
     }
     tried(29, locations.len() + 2);
+}
+
+/// What comes is the image of the registry, and the mirror learns no login of it.
+#[test]
+fn row_34_a_mirror_cannot_change_an_image() {
+    let image = small();
+    let other = ImageBuilder::new().layer(LayerBuilder::new().file("other", "y".repeat(5_000))).build();
+    let blob = |image: &Image| image.layers()[0].blob.clone();
+    let header = |name: &str, value: &str| Fault::Header(name.to_owned(), value.to_owned());
+    let faults = [
+        Fault::OtherBytes(blob(&other)),
+        Fault::OtherBytes(blob(&image).slice(1..)),
+        Fault::OtherBytes("BZh91AY".into()),
+        Fault::FlipBit { at: 20, bit: 0 },
+        Fault::ShiftContentRange(3),
+        Fault::ShiftBody(7),
+        Fault::NoContentRange,
+        Fault::ContentLength(5),
+        Fault::Truncate { after: 10 },
+        Fault::Endless,
+        Fault::Gzip,
+        header("Content-Type", "text/html"),
+        header("Docker-Content-Digest", &format!("sha256:{}", "0".repeat(64))),
+        Fault::redirect("http://169.254.169.254"),
+        Fault::status(206),
+        Fault::status(401),
+    ];
+    let mut inputs = 0;
+    for fault in faults {
+        for target in [Target::Manifests, Target::Blobs] {
+            // Its tags are not to be believed.
+            let (mirror, registry) = (served(&image), served(&image));
+            mirror.faults().add(Rule::new(target.clone(), fault.clone()));
+            registry.set_access(basic());
+            let (sandbox, authfile) = logged_in(&[&registry.addr().to_string()]);
+            let hosts = sandbox.path().join("certs.d");
+            std::fs::create_dir_all(hosts.join(registry.addr().to_string())).unwrap();
+            let text = format!("[host.'{}']\ncapabilities = ['pull']\n", mirror.base_url());
+            std::fs::write(hosts.join(registry.addr().to_string()).join("hosts.toml"), text).unwrap();
+            let hosts = format!("--hosts-dir={}", hosts.display());
+            let line = ["cat", &registry.reference(NAME, "1"), "f", "--authfile", &authfile, &hosts];
+            let output = sandbox.run(line);
+            let is_right = output.stdout == "x".repeat(5_000).as_bytes();
+            assert!(is_right, "{fault:?} {target:?}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && !saw_credentials(&mirror), "{fault:?}: {}", said(&output));
+            inputs += 1;
+        }
+    }
+    tried(34, inputs);
 }

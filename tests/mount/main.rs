@@ -206,6 +206,31 @@ fn a_mount_of_docker_registry_shows_what_umoci_unpacks() {
     mounted.unmount();
 }
 
+/// It fetches what it is asked for from the registry, and keeps it.
+#[test]
+fn docker_registry_as_a_pull_through_cache_is_a_mirror() {
+    if cannot_mount() || is_missing("docker-registry") {
+        return;
+    }
+    let image = packed(&everything(), &[Packing::GZIP], Family::Oci);
+    let registry = Registry::start(Catalog::default().image("library/image", "1", &image)).unwrap();
+    let sandbox = Sandbox::new();
+    let proxy = format!("proxy: {{remoteurl: '{}'}}\n", registry.base_url());
+    let served = DockerRegistry::start_with(&sandbox.path().join("registry"), &proxy);
+    let hosts = sandbox.path().join("certs.d").join(registry.addr().to_string());
+    std::fs::create_dir_all(&hosts).unwrap();
+    std::fs::write(hosts.join("hosts.toml"), format!("[host.'http://{}']\ncapabilities = ['pull']", served.address))
+        .unwrap();
+    let option = format!("--hosts-dir={}", sandbox.path().join("certs.d").display());
+    let mounted = sandbox.mount_with(&registry.reference("library/image", "1"), "a", &[&option]);
+    assert_same("the model", &tree_of(&everything()), &mounted.path, Compare::Exactly);
+    let status = sandbox.peelfs(["status", "--json"]).arg(&mounted.path).output().unwrap();
+    mounted.unmount();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let bytes = |number: usize| status["hosts"][number]["received_bytes"].as_u64().unwrap();
+    assert!(bytes(0) > 0 && bytes(1) == 0, "{status}");
+}
+
 /// Debian's docker-registry on a free port, with storage of its own.
 struct DockerRegistry {
     child: Child,
@@ -214,10 +239,15 @@ struct DockerRegistry {
 
 impl DockerRegistry {
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "")
+    }
+
+    /// With further lines of configuration.
+    fn start_with(dir: &Path, more: &str) -> Self {
         std::fs::create_dir(dir).unwrap();
         let config = format!(
             "version: 0.1\nlog: {{level: info, formatter: json}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n{more}",
             dir.display()
         );
         std::fs::write(dir.join("config.yml"), config).unwrap();

@@ -214,6 +214,8 @@ impl Store {
             image_bytes: layers.iter().map(|(bytes, _)| bytes).sum(),
             received_bytes: stats.iter().map(|stats| stats.bytes_received).sum(),
             requests: stats.iter().map(|stats| stats.requests).sum(),
+            // Each image has its own.
+            hosts: Vec::new(),
             waiting: outages.iter().flat_map(|outages| outages.status()).collect(),
             refused: outages.iter().find_map(|outages| outages.refusal()),
             layers: layers.iter().filter_map(|(_, fs)| fs.image().layer_status().pop()).collect(),

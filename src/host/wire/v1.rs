@@ -24,6 +24,7 @@ use crate::image::{IndexChoice, Network, Prefetch, Verify, View};
 use crate::reference::Reference;
 use crate::source::outage::OnOutage;
 use crate::source::registry::Surroundings;
+use crate::source::registry::mirrors::Mirrors;
 
 /// Between a keeper and its server; some messages carry the connection to the kernel.
 #[derive(Debug, Deserialize, Serialize)]
@@ -265,6 +266,9 @@ pub struct ImageSpec {
     insecure: bool,
     ca: Vec<WirePath>,
     authfile: Option<WirePath>,
+    /// Left out where files alone name mirrors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mirrors: Option<MirrorUse>,
     surroundings: Environment,
     cache_dir: WirePath,
     cache_size: Option<u64>,
@@ -277,6 +281,14 @@ pub struct ImageSpec {
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     index_from: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct MirrorUse {
+    named: Vec<String>,
+    hosts_dir: Option<WirePath>,
+    no_files: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -303,6 +315,8 @@ struct Environment {
     xdg_config_home: Option<WirePath>,
     docker_config: Option<WirePath>,
     registry_auth_file: Option<WirePath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registries_conf: Option<WirePath>,
     path: Option<WirePath>,
     uid: Option<u32>,
 }
@@ -403,7 +417,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
         let spec::ImageSpec { reference, platform, layer, up_to, view, access, cache, .. } = image;
         let spec::ImageSpec { index, index_from, verifiers, .. } = image;
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
-        let spec::Access { network, insecure, ca, authfile, on_outage: _, surroundings } = access;
+        let spec::Access { network, insecure, ca, authfile, mirrors, on_outage: _, surroundings } = access;
         Self {
             reference: reference.to_string(),
             pin: reference.pin().cloned(),
@@ -420,6 +434,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
             insecure: *insecure,
             ca: ca.iter().map(WirePath::from).collect(),
             authfile: authfile.as_ref().map(WirePath::from),
+            mirrors: MirrorUse::of(mirrors),
             surroundings: surroundings.into(),
             cache_dir: (&cache.dir).into(),
             cache_size: cache.limit,
@@ -439,12 +454,13 @@ impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
-        let Self { surroundings, cache_dir, cache_size, verifiers, index, index_from, view, .. } = self;
+        let Self { mirrors, surroundings, cache_dir, cache_size, verifiers, index, index_from, view, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
             ca: ca.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             authfile: path(authfile)?,
+            mirrors: mirrors.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             on_outage,
             surroundings: surroundings.try_into()?,
         };
@@ -477,9 +493,32 @@ impl ImageSpec {
     }
 }
 
+impl MirrorUse {
+    fn of(mirrors: &Mirrors) -> Option<Self> {
+        let Mirrors { named, hosts_dir, no_files } = mirrors;
+        (*mirrors != Mirrors::default()).then(|| Self {
+            named: named.iter().map(ToString::to_string).collect(),
+            hosts_dir: hosts_dir.as_ref().map(WirePath::from),
+            no_files: *no_files,
+        })
+    }
+}
+
+impl TryFrom<MirrorUse> for Mirrors {
+    type Error = WireError;
+
+    fn try_from(of: MirrorUse) -> Result<Self, WireError> {
+        let MirrorUse { named, hosts_dir, no_files } = of;
+        let named = named.into_iter().map(|mirror| value("mirror", mirror)).collect::<Result<_, _>>()?;
+        Ok(Self { named, hosts_dir: path(hosts_dir)?, no_files })
+    }
+}
+
 impl From<&Surroundings> for Environment {
     fn from(of: &Surroundings) -> Self {
-        let Surroundings { home, xdg_runtime_dir, xdg_config_home, docker_config, registry_auth_file, path, uid } = of;
+        let Surroundings { home, xdg_runtime_dir, xdg_config_home, docker_config, registry_auth_file, .. } = of;
+        // Short names were looked up, for which the cache directory is needed, before a request is made.
+        let Surroundings { registries_conf, path, uid, xdg_cache_home: _, .. } = of;
         let wire = |path: &Option<PathBuf>| path.as_ref().map(WirePath::from);
         Self {
             home: wire(home),
@@ -487,6 +526,7 @@ impl From<&Surroundings> for Environment {
             xdg_config_home: wire(xdg_config_home),
             docker_config: wire(docker_config),
             registry_auth_file: wire(registry_auth_file),
+            registries_conf: wire(registries_conf),
             path: path.as_ref().map(|path| WirePath::from(Path::new(path))),
             uid: *uid,
         }
@@ -503,6 +543,8 @@ impl TryFrom<Environment> for Surroundings {
             xdg_config_home: path(of.xdg_config_home)?,
             docker_config: path(of.docker_config)?,
             registry_auth_file: path(of.registry_auth_file)?,
+            registries_conf: path(of.registries_conf)?,
+            xdg_cache_home: None,
             path: path(of.path)?.map(Into::into),
             uid: of.uid,
         })

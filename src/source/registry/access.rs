@@ -137,7 +137,8 @@ impl Client {
             return Err(self.denied(reply, ask.what, said, tried.to_owned()));
         }
         let (url, headers) = (reply.url.clone(), shown.request.headers.clone());
-        let request = Outgoing { method: Method::GET, url, headers, authorization: None, body: None };
+        let own = reqwest::header::HeaderMap::new();
+        let request = Outgoing { method: Method::GET, url, headers, own, authorization: None, body: None };
         let (status, logins) = (reply.status(), shown.logins);
         let refused = Refused { request: &request, status, offer: Some(offer), logins };
         let nothing = Grant::default();

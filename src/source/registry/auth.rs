@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Method, StatusCode};
 
 use super::challenge::{self, Challenge, Offer};
 use super::credentials::{Credential, Found, Keyring};
@@ -36,6 +36,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const FORBIDDEN_AGAIN: Duration = Duration::from_secs(5);
 /// A registry that gave no challenge on request is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Where the API of a registry begins.
+const ROOT: &str = "/v2/";
 
 /// Answers challenges for one repository.
 pub(super) struct Authorizer {
@@ -348,7 +351,7 @@ impl Authorizer {
         let reads = matches!(refused.request.method, Method::GET | Method::HEAD);
         let asked = match grant.header {
             Some(_) if reads => self.probe_anonymously(transport, refused.request).await,
-            _ => self.probe_for_challenge(transport, &refused.request.url).await,
+            _ => self.probe_for_challenge(transport, refused.request).await,
         };
         match asked.zip(origin) {
             Some((Probe::Challenge(offer), origin)) if !ways.iter().any(|(_, way)| *way == offer.challenge) => {
@@ -478,15 +481,18 @@ impl Authorizer {
     /// Repeats the request without a login.
     async fn probe_anonymously(&self, transport: &Transport, request: &Outgoing) -> Option<Probe> {
         let (method, url, headers) = (request.method.clone(), request.url.clone(), request.headers.clone());
-        probe(transport, &Outgoing { method, url, headers, authorization: None, body: None }).await
+        let own = request.own.clone();
+        probe(transport, &Outgoing { method, url, headers, own, authorization: None, body: None }).await
     }
 
-    /// Asks the registry of `url` for a challenge, at `/v2/`.
-    async fn probe_for_challenge(&self, transport: &Transport, url: &Url) -> Option<Probe> {
-        let mut url = url.clone();
-        url.set_path("/v2/");
+    /// Asks the registry that got `request` for a challenge, at `/v2/`.
+    async fn probe_for_challenge(&self, transport: &Transport, request: &Outgoing) -> Option<Probe> {
+        let mut url = request.url.clone();
+        let path = url.path().find(ROOT).map_or(ROOT, |at| &url.path()[..at + ROOT.len()]).to_owned();
+        url.set_path(&path);
         url.set_query(None);
-        let request = Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization: None, body: None };
+        let (headers, own) = (HeaderMap::new(), request.own.clone());
+        let request = Outgoing { method: Method::GET, url, headers, own, authorization: None, body: None };
         probe(transport, &request).await.filter(|probe| matches!(probe, Probe::Challenge(_)))
     }
 

@@ -13,9 +13,11 @@ use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::circuit::Failure;
 use super::client::{Ask, Client, Ranges, Thing, Wanted};
+use super::hosts::{Need, Senders};
 use super::http::{Fault, Reply};
-use super::patience::{Subject, Tries};
+use super::patience::{Subject, Tries, Turn};
 use super::ranges::{Placement, RangeFault};
 use super::token::is_busy;
 use crate::digest::Digest;
@@ -30,6 +32,10 @@ pub(super) const SHORT: u64 = 1 << 20;
 /// A transfer of a range of a blob.
 pub(super) struct Transfer {
     client: Arc<Client>,
+    /// Who may be asked, and who has sent what.
+    senders: Arc<Senders>,
+    /// The host of the current body.
+    at: usize,
     digest: Digest,
     size: u64,
     what: String,
@@ -56,23 +62,24 @@ impl Transfer {
     /// As [`Transfer::start`], once its queue has a free place.
     pub(super) async fn queued(
         client: Arc<Client>,
-        digest: Digest,
+        senders: Arc<Senders>,
         size: u64,
         wanted: Range<u64>,
     ) -> Result<Self, SourceError> {
         let queue = Arc::clone(if wanted.end - wanted.start <= SHORT { &client.short } else { &client.long });
-        Self::start(client, digest, size, wanted, Some(queue)).await
+        Self::start(client, senders, size, wanted, Some(queue)).await
     }
 
     /// Requests the bytes `wanted` (not empty, within the blob) and returns once the first response is valid. With a
     /// queue it waits for a place there.
     pub(super) async fn start(
         client: Arc<Client>,
-        digest: Digest,
+        senders: Arc<Senders>,
         size: u64,
         wanted: Range<u64>,
         queue: Option<Arc<Semaphore>>,
     ) -> Result<Self, SourceError> {
+        let digest = senders.blob().clone();
         let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
         // A blob that is failing at present joins the queue of retries.
         tries.place = match &queue {
@@ -84,6 +91,8 @@ impl Transfer {
         let what = crate::source::blob_name(&digest);
         let mut transfer = Self {
             client,
+            senders,
+            at: 0,
             digest,
             size,
             what,
@@ -161,14 +170,21 @@ impl Transfer {
                         timer.end(chunk.len() as u64);
                         timer.begin();
                     });
-                    let piece = self.cut_out(chunk, &mut body.placement)?;
+                    let piece = match self.cut_out(chunk, &mut body.placement) {
+                        Ok(piece) => piece,
+                        // The next is asked for the rest.
+                        Err(error) if self.senders.hosts().leave(self.at, &self.digest, &error) => continue,
+                        Err(error) => return Err(error),
+                    };
                     self.body = (body.placement.take > 0).then_some(body);
                     if !piece.is_empty() {
                         self.wanted.start += piece.len() as u64;
                         self.progress += piece.len() as u64;
+                        self.senders.received(self.at, piece.len() as u64);
                         // A server that sends a few bytes and hangs up does not count as recovered.
                         let enough = self.progress >= PROGRESS || self.wanted.is_empty();
                         if enough {
+                            self.senders.hosts().succeeded(self.at);
                             let was_in_trouble = self.tries.went_well();
                             self.client.outages.retry_soon();
                             if was_in_trouble {
@@ -216,12 +232,35 @@ impl Transfer {
         Ok(wanted)
     }
 
+    /// Asks the hosts in turn until one has an answer that fits.
     async fn open(&mut self) -> Result<Body, SourceError> {
+        let senders = Arc::clone(&self.senders);
+        let mut round = senders.hosts().round(Need::Pull(senders.blob()));
+        loop {
+            let Some((number, host)) = round.next(&mut self.tries) else {
+                let again = round.again(&self.what, &mut self.tries).await;
+                round = again.inspect_err(|error| self.note(error))?;
+                continue;
+            };
+            match self.open_at(&host.client).await {
+                Ok(body) => {
+                    self.tries.turn = Turn::Alone;
+                    self.at = number;
+                    self.senders.add(number);
+                    return Ok(body);
+                }
+                Err(error) => round.failed(error, &mut self.tries).inspect_err(|error| self.note(error))?,
+            }
+        }
+    }
+
+    async fn open_at(&mut self, client: &Arc<Client>) -> Result<Body, SourceError> {
+        let alone = self.tries.turn == Turn::Alone;
         // Request the whole blob if the refusal may have been about the range.
         let mut trial = false;
         loop {
             let all = self.wanted == (0..self.size);
-            let known = self.client.ranges_of(&self.digest);
+            let known = client.ranges_of(&self.digest);
             let whole = all || self.whole_only || trial || known == Some(Ranges::Refused);
             let doubtful = !whole && known.is_none() && !self.tried_whole;
             let overcomes = match (trial, doubtful) {
@@ -231,13 +270,13 @@ impl Transfer {
             };
             let wanted = || Wanted { digest: &self.digest, size: self.size, bytes: &self.wanted, whole };
             let ask = Ask { method: Method::GET, thing: Thing::Blob(wanted()), what: &self.what, overcomes };
-            let mut reply = self.client.ask(&ask, &mut self.tries).await.inspect_err(|error| self.note(error))?;
+            let mut reply = client.ask(&ask, &mut self.tries).await?;
             if reply.status().is_success() {
                 self.client.outages.refused(None);
             }
             match wanted().place(&reply) {
                 Ok(placement) => {
-                    self.note_ranges(&placement, whole, &mut reply);
+                    self.note_ranges(client, &placement, whole, &mut reply);
                     return Ok(Body { reply, placement });
                 }
                 Err(RangeFault::Status(status)) if doubtful && may_be_about_ranges(status) => {
@@ -247,38 +286,40 @@ impl Transfer {
                 // The range was not the cause: the server is unavailable.
                 Err(RangeFault::Status(status)) if trial && is_busy(status) => trial = false,
                 Err(RangeFault::Status(_)) => {
-                    let error = self.client.refusal(&mut reply, &self.what).await;
-                    self.note(&error);
-                    return Err(error);
+                    return Err(client.refusal(&mut reply, &self.what).await);
                 }
                 Err(fault) if fault.is_about_ranges() && !whole => {
                     tracing::warn!(
                         "{} sent an invalid response to a range request: {fault}; requesting the whole blob",
                         reply.host
                     );
+                    if !alone {
+                        // Others may do better.
+                        return Err(client.protocol(&self.what, fault.to_string()));
+                    }
                     self.whole_only = true;
                 }
                 Err(fault) => {
                     let label =
                         reply.foreign_encoding().map(|label| format!(", and is labelled as encoded: `{label}`"));
                     let why = format!("{fault}{}", label.unwrap_or_default());
-                    return Err(self.client.protocol(&self.what, why));
+                    return Err(client.protocol(&self.what, why));
                 }
             }
         }
     }
 
     /// Records what a response says about ranges, unless the whole blob was wanted.
-    fn note_ranges(&self, placement: &Placement, asked_whole: bool, reply: &mut Reply) {
+    fn note_ranges(&self, client: &Client, placement: &Placement, asked_whole: bool, reply: &mut Reply) {
         if placement.ranged {
-            return self.client.note_ranges(&self.digest, Ranges::Served);
+            return client.note_ranges(&self.digest, Ranges::Served);
         }
         if self.wanted == (0..self.size) {
             return;
         }
         if asked_whole {
-            self.client.note_ranges(&self.digest, Ranges::Refused);
-        } else if !self.client.unranged.swap(true, Ordering::Relaxed) {
+            client.note_ranges(&self.digest, Ranges::Refused);
+        } else if !client.unranged.swap(true, Ordering::Relaxed) {
             tracing::debug!(host = reply.host, "the server ignores ranges");
         }
         // Cutting this body short would make it start over, so be patient with it.
@@ -294,6 +335,8 @@ impl Transfer {
 
     /// Counts a body that ended early, and waits before the next try.
     async fn set_back(&mut self, fault: &(dyn Display + Sync), trouble: Outage) -> Result<(), SourceError> {
+        let failure = if trouble == Outage::Silent { Failure::Slow } else { Failure::Quick };
+        self.senders.hosts().broke(self.at, failure, &fault.to_string());
         // The time limit starts with the first failure, not while a slow reader consumed data.
         if self.progress >= PROGRESS || self.tries.failed() == 0 {
             self.tries.renewed(&self.client.deadlines);

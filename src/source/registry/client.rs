@@ -23,7 +23,7 @@ use super::blob::place;
 use super::download::{Cut, Lanes};
 use super::http::{Body, Content, Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
-use super::patience::{Clock, Deadlines, Subject, Tries};
+use super::patience::{Clock, Deadlines, Subject, Tries, Turn};
 use super::ranges::{self, Placement, RangeFault};
 use super::token::{is_busy, trouble};
 use crate::descriptor::MediaType;
@@ -51,9 +51,17 @@ pub(super) struct Client {
     /// Candidate addresses of the registry, preferred first; the first response settles it.
     pub(super) bases: Vec<Url>,
     pub(super) settled: OnceLock<Url>,
+    /// The path before the name of the repository.
+    pub(super) root: String,
     pub(super) repository: String,
+    /// The tag or digest of the image.
+    pub(super) reference: String,
     /// The registry, for messages.
     pub(super) host: String,
+    /// The registry that it stands for.
+    pub(super) namespace: Option<String>,
+    /// Headers for it alone.
+    pub(super) headers: HeaderMap,
     /// Redirect targets of blobs: a redirect costs a round trip, and is the same for all ranges until its signature
     /// expires.
     pub(super) locations: Mutex<HashMap<Digest, Url>>,
@@ -87,6 +95,8 @@ pub(super) struct Ask<'a> {
 /// The object of a request.
 #[derive(Clone, Copy)]
 pub(super) enum Thing<'a> {
+    /// What the image's name refers to.
+    Root,
     /// By tag or digest.
     Manifest(&'a str),
     /// A page of the manifests that refer to one.
@@ -202,7 +212,8 @@ impl Client {
                     continue;
                 }
                 Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
-                    if self.settled.get().is_none() && !self.outages.retries_without_limit() =>
+                    if self.settled.get().is_none()
+                        && (tries.turn != Turn::Alone || !self.outages.retries_without_limit()) =>
                 {
                     // No response ever: fail at once with a clear error instead of retrying for a minute.
                     let connects = !fault.is_silence();
@@ -210,6 +221,7 @@ impl Client {
                         Some(next) => base = next,
                         None => {
                             let fault = first_fault.unwrap_or(fault);
+                            tries.left = Some((fault.outage(), None));
                             return Err(self.cannot_reach(ask.what, &fault, fault.to_string()));
                         }
                     }
@@ -329,13 +341,16 @@ impl Client {
                     Err(fault) => tracing::debug!("{fault}; a repeated request is in flight"),
                 },
                 () = &mut end, if !ended => {
-                    if !self.outages.retries_without_limit() {
+                    if tries.turn != Turn::Alone || !self.outages.retries_without_limit() {
                         return Err(Fault::silent(&request.url, patience));
                     }
                     ended = true;
                 }
                 () = &mut late, if waits_on.is_none() => {
                     let silent = Fault::silent(&request.url, late_after);
+                    if tries.turn == Turn::Mirror {
+                        return Err(silent);
+                    }
                     // Other late requests are retried from time to time, so that not all connections wait.
                     let Ok(permit) = self.late.try_acquire() else { return Err(silent) };
                     if self.outages.policy() == Some(OnOutage::Offline) {
@@ -357,50 +372,62 @@ impl Client {
         let mut headers = HeaderMap::new();
         let (mut query, mut body) = (None, None);
         let mut authorization = grant.header.clone();
+        let (root, repository) = (&self.root, &self.repository);
         let path = match &ask.thing {
-            Thing::Manifest(reference) => {
+            Thing::Root | Thing::Manifest(_) => {
                 let accept = MediaType::MANIFESTS.join(", ");
                 headers.insert(ACCEPT, HeaderValue::try_from(accept).expect("media types are plain text"));
-                format!("/v2/{}/manifests/{reference}", self.repository)
+                let reference = if let Thing::Manifest(reference) = &ask.thing { reference } else { &*self.reference };
+                format!("{root}/{repository}/manifests/{reference}")
             }
             Thing::Referrers(Listing { of, kind, next }) => {
                 headers.insert(ACCEPT, HeaderValue::from_static(MediaType::MANIFESTS[0]));
                 let kind = kind.map(|kind| format!("artifactType={kind}"));
                 query = next.map(str::to_owned).or(kind);
-                format!("/v2/{}/referrers/{of}", self.repository)
+                format!("{root}/{repository}/referrers/{of}")
             }
             Thing::NewUpload => {
                 body = Some(Body::octets(&Content::Memory(Bytes::new())));
-                format!("/v2/{}/blobs/uploads/", self.repository)
+                format!("{root}/{repository}/blobs/uploads/")
             }
             Thing::Upload { url, content } => {
                 let url = (*url).clone();
                 // Storage that the registry hands uploads to gets no login.
                 authorization = authorization.filter(|_| Origin::of(&url) == Origin::of(base));
                 let body = Some(Body::octets(content));
-                return Outgoing { method: ask.method.clone(), url, headers, authorization, body };
+                let own = self.own_headers(&url, base);
+                return Outgoing { method: ask.method.clone(), url, headers, own, authorization, body };
             }
             Thing::NewManifest { reference, media_type, bytes } => {
                 let media_type = HeaderValue::try_from(*media_type).expect("media types are plain text");
                 body = Some(Body { media_type, content: Content::Memory((*bytes).clone()) });
-                format!("/v2/{}/manifests/{reference}", self.repository)
+                format!("{root}/{repository}/manifests/{reference}")
             }
             Thing::Blob(Wanted { digest, bytes, whole, .. }) => {
                 if !whole {
                     let range = format!("bytes={}-{}", bytes.start, bytes.end - 1);
                     headers.insert(RANGE, HeaderValue::try_from(range).expect("numbers are plain text"));
                 }
-                format!("/v2/{}/blobs/{digest}", self.repository)
+                format!("{root}/{repository}/blobs/{digest}")
             }
         };
         let url = known.unwrap_or_else(|| {
             let mut url = base.clone();
             url.set_path(&path);
             url.set_query(query.as_deref());
+            if let Some(namespace) = &self.namespace {
+                url.query_pairs_mut().append_pair("ns", namespace);
+            }
             url
         });
         debug_assert!(!headers.contains_key(AUTHORIZATION));
-        Outgoing { method: ask.method.clone(), url, headers, authorization, body }
+        let own = self.own_headers(&url, base);
+        Outgoing { method: ask.method.clone(), url, headers, own, authorization, body }
+    }
+
+    /// The headers for `url` that are for the server at `base` alone.
+    fn own_headers(&self, url: &Url, base: &Url) -> HeaderMap {
+        if Origin::of(url) == Origin::of(base) { self.headers.clone() } else { HeaderMap::new() }
     }
 
     pub(super) fn no_grant(&self, error: AuthError, what: &str) -> SourceError {
@@ -489,8 +516,7 @@ impl Client {
         outage: Outage,
         tries: &Tries,
     ) -> SourceError {
-        let times = if tries.failed() == 1 { "time" } else { "times" };
-        self.away(what, format!("{fault} (tried {} {times})", tries.failed()), outage)
+        self.away(what, format!("{fault}{}", tries.told()), outage)
     }
 
     /// Counts and logs a failed try, and waits before the next; `false` if there is none.

@@ -86,8 +86,12 @@ pub struct Surroundings {
     pub xdg_config_home: Option<PathBuf>,
     /// `DOCKER_CONFIG`, a directory.
     pub docker_config: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`.
+    pub xdg_cache_home: Option<PathBuf>,
     /// `REGISTRY_AUTH_FILE`.
     pub registry_auth_file: Option<PathBuf>,
+    /// `CONTAINERS_REGISTRIES_CONF`.
+    pub registries_conf: Option<PathBuf>,
     /// `PATH`, searched for credential helpers.
     pub path: Option<OsString>,
     /// The user id: without `XDG_RUNTIME_DIR`, podman uses `/run/containers/UID`.
@@ -103,7 +107,9 @@ impl Surroundings {
             xdg_runtime_dir: path("XDG_RUNTIME_DIR"),
             xdg_config_home: path("XDG_CONFIG_HOME"),
             docker_config: path("DOCKER_CONFIG"),
+            xdg_cache_home: path("XDG_CACHE_HOME"),
             registry_auth_file: path("REGISTRY_AUTH_FILE"),
+            registries_conf: path("CONTAINERS_REGISTRIES_CONF"),
             path: std::env::var_os("PATH"),
             uid: Some(rustix::process::getuid().as_raw()),
         }
@@ -119,6 +125,11 @@ impl Surroundings {
     /// `$XDG_CONFIG_HOME`, else `~/.config`.
     pub(super) fn config_home(&self) -> Option<PathBuf> {
         self.xdg_config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")))
+    }
+
+    /// `$XDG_CACHE_HOME`, else `~/.cache`.
+    pub(super) fn cache_home(&self) -> Option<PathBuf> {
+        self.xdg_cache_home.clone().or_else(|| Some(self.home.as_ref()?.join(".cache")))
     }
 }
 
@@ -397,6 +408,8 @@ mod tests {
                 xdg_config_home: at("config"),
                 docker_config: None,
                 registry_auth_file: None,
+                xdg_cache_home: None,
+                registries_conf: None,
                 path: Some(dir.path().join("bin").into()),
                 uid: None,
             };

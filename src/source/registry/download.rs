@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 
 use super::blob::Transfer;
 use super::client::Client;
-use crate::digest::Digest;
+use super::hosts::Senders;
 use crate::source::{Outage, SourceError};
 use crate::sync::lock;
 
@@ -47,7 +47,7 @@ impl Default for Cut {
 /// A large range in flight.
 pub(super) struct Download {
     client: Arc<Client>,
-    digest: Digest,
+    senders: Arc<Senders>,
     size: u64,
     /// Parts in flight, in order; the first one is being delivered.
     parts: VecDeque<Part>,
@@ -80,7 +80,7 @@ impl Download {
     /// `all`, everything that the server sends.
     pub(super) async fn start(
         client: Arc<Client>,
-        digest: Digest,
+        senders: Arc<Senders>,
         size: u64,
         mut wanted: Range<u64>,
         all: bool,
@@ -93,7 +93,7 @@ impl Download {
         };
         let mut first = wanted.start..wanted.start + length;
         let connection = Taken::connection(&client);
-        let mut transfer = Transfer::start(client.clone(), digest.clone(), size, first.clone(), None).await?;
+        let mut transfer = Transfer::start(client.clone(), Arc::clone(&senders), size, first.clone(), None).await?;
         if !transfer.is_ranged() && all {
             transfer.receive_whole();
             (first, wanted) = (0..size, 0..size);
@@ -103,7 +103,7 @@ impl Download {
         }
         let rest = VecDeque::from_iter((first.end < wanted.end).then_some(first.end..wanted.end));
         let parts = VecDeque::new();
-        let mut download = Self { client, digest, size, parts, rest, number, _counted: counted, _permit: permit };
+        let mut download = Self { client, senders, size, parts, rest, number, _counted: counted, _permit: permit };
         download.add(first, connection, None, std::future::ready(Ok(transfer)));
         Ok((wanted, download))
     }
@@ -126,7 +126,7 @@ impl Download {
                     self.parts.pop_front();
                 }
                 None => {
-                    let what = crate::source::blob_name(&self.digest);
+                    let what = crate::source::blob_name(self.senders.blob());
                     return Err(self.client.away(&what, "its transfer was ended".to_owned(), Outage::Away));
                 }
             }
@@ -158,7 +158,7 @@ impl Download {
     }
 
     fn is_unranged(&self) -> bool {
-        self.client.unranged.load(Ordering::Relaxed)
+        self.senders.hosts().preferred(self.senders.blob()).unranged.load(Ordering::Relaxed)
     }
 
     /// Leaves most of a long first part to other connections, once one has added throughput.
@@ -192,7 +192,8 @@ impl Download {
         if rest.is_empty() {
             self.rest.pop_front();
         }
-        let transfer = Transfer::start(self.client.clone(), self.digest.clone(), self.size, range.clone(), None);
+        let senders = Arc::clone(&self.senders);
+        let transfer = Transfer::start(self.client.clone(), senders, self.size, range.clone(), None);
         self.add(range, connection, room, transfer);
     }
 

@@ -54,6 +54,10 @@ pub(super) struct Transport {
     pub(super) verify: Verify,
     pub(super) ca: Vec<PathBuf>,
     pub(super) certs_dirs: Vec<PathBuf>,
+    /// Client certificates and keys for one origin, beside those in `certs.d`.
+    pub(super) identities: Option<(Origin, Vec<(PathBuf, PathBuf)>)>,
+    /// The proxy, in place of those of the environment.
+    pub(super) proxy: Option<Url>,
     pub(super) user_agent: String,
     pub(super) deadlines: Deadlines,
     pub(super) counters: Arc<Counters>,
@@ -90,7 +94,9 @@ pub(super) struct Outgoing {
     pub(super) url: Url,
     /// Sent to every hop.
     pub(super) headers: HeaderMap,
-    /// Sent to `url`'s origin only.
+    /// Sent to `url`'s origin only, as is the authorization.
+    pub(super) own: HeaderMap,
+    /// Sent to `url`'s origin only; in place of one among `own`.
     pub(super) authorization: Option<HeaderValue>,
     /// What is sent along, for POST and PUT.
     pub(super) body: Option<Body>,
@@ -247,9 +253,9 @@ impl Transport {
     async fn send(&self, request: &Outgoing) -> Result<Reply, Fault> {
         let follows = matches!(request.method, Method::GET | Method::HEAD);
         let mut url = request.url.clone();
-        let mut authorization = request.authorization.clone();
+        let mut is_own = true;
         for hop in 0..=MAX_REDIRECTS {
-            let reply = self.exchange(request, url.clone(), authorization.clone(), hop > 0).await?;
+            let reply = self.exchange(request, url.clone(), is_own, hop > 0).await?;
             if !follows || !is_redirect(reply.status()) {
                 return Ok(reply);
             }
@@ -258,33 +264,31 @@ impl Transport {
             // A header is bytes; a Location that is not text is invalid.
             let location = std::str::from_utf8(location.as_bytes()).unwrap_or_default();
             let next = origin::follow(&url, location, self.verify).map_err(|why| Fault::Redirect { host, why })?;
-            if Origin::of(&next) != Origin::of(&url) {
-                authorization = None;
-            }
+            is_own &= Origin::of(&next) == Origin::of(&url);
             url = next;
         }
         let host = Origin::of(&url).map(|origin| origin.to_string()).unwrap_or_default();
         Err(Fault::RedirectLoop { host })
     }
 
-    async fn exchange(
-        &self,
-        request: &Outgoing,
-        url: Url,
-        authorization: Option<HeaderValue>,
-        redirected: bool,
-    ) -> Result<Reply, Fault> {
+    async fn exchange(&self, request: &Outgoing, url: Url, is_own: bool, redirected: bool) -> Result<Reply, Fault> {
         let Some(origin) = Origin::of(&url) else {
             let host = url.host_str().unwrap_or_default().to_owned();
             return Err(Fault::Redirect { host, why: Forbidden::Scheme });
         };
         let host = origin.to_string();
         let mut builder = self.client(&origin)?.request(request.method.clone(), url.clone());
-        builder = builder.headers(request.headers.clone()).header(ACCEPT_ENCODING, "identity");
-        if let Some(mut value) = authorization {
-            value.set_sensitive(true);
-            builder = builder.header(AUTHORIZATION, value);
+        let mut headers = request.headers.clone();
+        if is_own {
+            // Those that are the same for every hop are needed as they are.
+            let missing = request.own.iter().filter(|(name, _)| !request.headers.contains_key(*name));
+            headers.extend(missing.map(|(name, value)| (name.clone(), value.clone())));
+            if let Some(mut value) = request.authorization.clone() {
+                value.set_sensitive(true);
+                headers.insert(AUTHORIZATION, value);
+            }
         }
+        builder = builder.headers(headers).header(ACCEPT_ENCODING, "identity");
         if let Some(Body { media_type, content }) = &request.body {
             builder = builder.header(CONTENT_TYPE, media_type).header(CONTENT_LENGTH, content.size());
             builder = builder.body(content.body());
@@ -347,7 +351,11 @@ impl Transport {
         if origin.port() == 443 {
             names.push(origin.host().to_owned());
         }
-        HostCertificates::find(&self.certs_dirs, &names)
+        let found = HostCertificates::find(&self.certs_dirs, &names)?;
+        Ok(match &self.identities {
+            Some((of, pairs)) if of == origin => Some(found.unwrap_or_default().with(pairs)),
+            _ => found,
+        })
     }
 
     fn build(&self, tls: rustls::ClientConfig, direct: bool) -> Result<Client, Fault> {
@@ -369,7 +377,10 @@ impl Transport {
             .http2_max_header_list_size(HEADER_LIMIT)
             .http2_keep_alive_interval(Duration::from_secs(15))
             .http2_keep_alive_timeout(Duration::from_secs(10));
-        if direct {
+        let unusable = |error: reqwest::Error| Fault::Connect { host: "the proxy".to_owned(), why: innermost(&error) };
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(unusable)?);
+        } else if direct {
             builder = builder.no_proxy();
         }
         builder.build().map_err(|error| Fault::Connect { host: "any host".to_owned(), why: innermost(&error) })

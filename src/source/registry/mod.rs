@@ -12,7 +12,10 @@
 //! | `patience` | time limits and retries |
 //! | `challenge`, `login_file`, `credentials`, `refusals`, `token`, `auth` | logins |
 //! | `access` | handling of refusals |
-//! | `client` | from a request to its final response |
+//! | `mirrors` | which servers are asked, by options and files |
+//! | `hosts`, `circuit` | asking them in turn, and which are not asked as they have failed |
+//! | `endpoint` | a client for each server |
+//! | `client` | from a request to one server to its final response |
 //! | `encoding` | documents compressed in transit |
 //! | `ranges`, `blob` | which bytes a response carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
@@ -24,13 +27,17 @@ mod access;
 mod auth;
 mod blob;
 mod challenge;
+mod circuit;
 mod client;
 mod contact;
 mod credentials;
 mod download;
 mod encoding;
+mod endpoint;
+mod hosts;
 mod http;
 mod login_file;
+pub mod mirrors;
 mod origin;
 mod patience;
 mod push;
@@ -57,29 +64,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::header::CONTENT_LENGTH;
-use reqwest::{Method, StatusCode, Url};
-use tokio::sync::Semaphore;
+use reqwest::{Method, StatusCode};
 
-use self::access::Logins;
 use self::blob::Transfer;
 use self::client::{Ask, Client, Ranges, Thing, Wanted};
-use self::download::{Cut, Download};
-use self::http::{Counters, Fault, Reply, Transport};
-use self::origin::{Origin, Reach};
+use self::download::Download;
+use self::endpoint::{Role, client};
+use self::hosts::{Host, Hosts, Need, Senders};
+use self::http::{Counters, Fault, Reply};
+use self::mirrors::{Mirrors, Route};
+use self::origin::Origin;
 use self::patience::{Subject, Tries};
 use self::ranges::decimal;
-use self::tls::Verify;
 use super::outage::Outages;
 use super::{BlobSource, BoxFuture, ByteStream, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
 use crate::offsets::BlobOffset;
-use crate::reference::{DOCKER_HUB, RegistryName};
+use crate::reference::RegistryName;
 use crate::trust::{Mismatch, Untrusted};
 
 pub use self::auth::Rights;
+pub use self::circuit::Circuits;
 pub use self::contact::{Contact, RateLimit};
 pub use self::credentials::{Secret, Surroundings};
+pub use self::hosts::HostStatus;
 pub use self::http::Content;
 pub use self::patience::{Clock, Deadlines, MonotonicClock};
 pub use self::push::{PushError, Stored};
@@ -92,9 +101,6 @@ const HUB_SERVER: &str = "registry-1.docker.io";
 /// Time limit for resolving a tag.
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Failed transfers that may retry at the same time.
-const RETRYING: usize = 2;
-
 /// How to reach a registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
@@ -106,6 +112,10 @@ pub struct RegistryOptions {
     pub authfile: Option<PathBuf>,
     /// Directories searched for `HOST:PORT/*.crt` and so on; the first match wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// Mirrors, and where others are looked for.
+    pub mirrors: Mirrors,
+    /// Which of them have failed.
+    pub circuits: Circuits,
     /// Where the user's files are.
     pub surroundings: Surroundings,
     /// Time limits.
@@ -131,6 +141,8 @@ impl RegistryOptions {
             ca: Vec::new(),
             authfile: None,
             certs_dirs: certs_dirs.collect(),
+            mirrors: Mirrors::default(),
+            circuits: Circuits::of_process(),
             surroundings,
             deadlines: Deadlines::default(),
             user_agent: concat!("peelfs/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -158,7 +170,10 @@ pub struct SourceStats {
 
 /// One image in a registry.
 pub struct RegistrySource {
+    /// Of the registry itself.
     client: Arc<Client>,
+    /// All that are asked.
+    hosts: Arc<Hosts>,
     name: RegistryName,
     typed: String,
     counters: Arc<Counters>,
@@ -171,57 +186,34 @@ impl RegistrySource {
     /// # Errors
     /// [`SourceError::Unsupported`] for an invalid host, or unusable certificates.
     pub fn new(name: RegistryName, typed: String, options: RegistryOptions) -> Result<Self, SourceError> {
-        let unusable = |why: String| SourceError::Unsupported { place: typed.clone(), why, hint: None };
-        let verify = if options.insecure { Verify::No } else { Verify::Yes };
-        let counters = Arc::new(Counters::default());
-        let transport = Transport {
-            verify,
-            ca: options.ca,
-            certs_dirs: options.certs_dirs,
-            user_agent: options.user_agent,
-            deadlines: options.deadlines.clone(),
-            counters: counters.clone(),
-            clients: std::sync::Mutex::default(),
-        };
-        let host = name.authority();
-        let bases = bases(&name, &transport).map_err(|error| unusable(error.to_string()))?;
-        if bases.is_empty() {
-            return Err(unusable(format!("`{}` is not a host", host.escape_debug())));
+        let mut route = Route::find(&name, &options.mirrors, &options.surroundings)?;
+        if options.rights == Rights::Push {
+            // What is pushed has one place.
+            route = route.for_pushes(&name);
         }
-        let (clock, deadlines) = (options.clock, options.deadlines);
-        let logins = Logins {
-            authfile: options.authfile,
-            surroundings: options.surroundings,
-            rights: options.rights,
-            verify,
-            clock: clock.clone(),
-            deadlines: deadlines.clone(),
-        };
-        let authorizer = logins.authorizer(host.clone(), name.repository());
-        let outages = Outages::new(clock.clone());
-        let client = Client {
-            transport,
-            authorizer: Arc::new(authorizer),
-            elsewhere: std::sync::Mutex::default(),
-            logins,
-            clock,
-            deadlines,
-            bases,
-            settled: std::sync::OnceLock::new(),
-            repository: name.repository().to_owned(),
-            host,
-            locations: std::sync::Mutex::default(),
-            unranged: std::sync::atomic::AtomicBool::new(false),
-            ranges: std::sync::Mutex::default(),
-            long: Arc::new(Semaphore::new(options.connections.max(1))),
-            short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
-            cut: Cut::default(),
-            lanes: std::sync::Mutex::default(),
-            retrying: Arc::new(Semaphore::new(RETRYING)),
-            late: Semaphore::new(client::MAX_LATE),
-            outages,
-        };
-        Ok(Self { client: Arc::new(client), name, typed, counters })
+        let counters = Arc::new(Counters::default());
+        let outages = Outages::new(options.clock.clone());
+        let mut hosts = Vec::new();
+        for endpoint in route.mirrors {
+            let abilities = endpoint.abilities;
+            let client = client(endpoint, Role::Mirror, &typed, &options, (&counters, &outages))?;
+            let circuit = Origin::of(&client.bases[0]).map(|origin| options.circuits.of(&origin));
+            hosts.push(Host::new(Arc::new(client), abilities, circuit));
+        }
+        let abilities = route.own.abilities;
+        let client = Arc::new(client(route.own, Role::Own, &typed, &options, (&counters, &outages))?);
+        hosts.push(Host::new(Arc::clone(&client), abilities, None));
+        Ok(Self { client, hosts: Arc::new(Hosts::new(hosts, route.by)), name, typed, counters })
+    }
+
+    /// The servers that are asked, in order, and what they have sent; the registry itself is the last.
+    pub fn hosts(&self) -> Vec<HostStatus> {
+        self.hosts.status()
+    }
+
+    /// What names its mirrors: a file, or an option.
+    pub fn mirrors_named_by(&self) -> Option<&str> {
+        self.hosts.named_by()
     }
 
     /// Counters so far.
@@ -236,41 +228,64 @@ impl RegistrySource {
         }
     }
 
-    /// `false` once a range request was answered with a whole blob: a small range then costs everything before it, and
-    /// one stream from the start is cheaper.
-    pub fn serves_ranges(&self) -> bool {
-        !self.client.unranged.load(Ordering::Relaxed)
+    /// `false` once a range request for this blob, or for another, was answered with a whole blob: a small range then costs
+    /// everything before it, and one stream from the start is cheaper.
+    fn serves_ranges(&self, blob: &Digest) -> bool {
+        let client = self.hosts.preferred(blob);
+        !client.unranged.load(Ordering::Relaxed) && client.ranges_of(blob) != Some(Ranges::Refused)
     }
 
     async fn head_by_head(&self) -> Result<Option<Descriptor>, SourceError> {
-        let reference = self.name.manifest_name();
-        let what = manifest_name(&reference);
+        let what = manifest_name(&self.name.manifest_name());
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
-        let thing = Thing::Manifest(&reference);
-        let ask = Ask { method: Method::HEAD, thing, what: &what, overcomes: u32::MAX };
         // The caller may have a fallback, such as a cached answer, so the time limit is short.
-        let reply = self.client.ask(&ask, &mut self.tries().within(HEAD_PATIENCE)).await?;
+        let mut tries = self.tries().within(HEAD_PATIENCE);
+        let mut round = self.hosts.round(self.need_of_root());
+        let mut unusable = false;
+        loop {
+            let Some((number, host)) = round.next(&mut tries) else {
+                if unusable {
+                    return Ok(None);
+                }
+                round = round.again(&what, &mut tries).await?;
+                continue;
+            };
+            let ask = Ask { method: Method::HEAD, thing: Thing::Root, what: &what, overcomes: u32::MAX };
+            match host.client.ask(&ask, &mut tries).await {
+                Ok(reply) => match self.described(&reply) {
+                    Some(descriptor) => {
+                        self.hosts.succeeded(number);
+                        return Ok(Some(descriptor));
+                    }
+                    // It may not support HEAD; if it does, only GET returns the reason.
+                    None if self.hosts.is_alone() => return Ok(None),
+                    None => unusable = true,
+                },
+                Err(error) => round.failed(error, &mut tries)?,
+            }
+        }
+    }
+
+    /// What a response to HEAD says of the manifest.
+    fn described(&self, reply: &Reply) -> Option<Descriptor> {
         if reply.status() != StatusCode::OK {
-            // The registry may not support HEAD; if it does, only GET returns the reason.
-            return Ok(None);
+            return None;
         }
         // With an encoding, the length is not that of the document.
         let length = reply.header(CONTENT_LENGTH.as_str()).filter(|_| reply.foreign_encoding().is_none());
-        let length = length.and_then(decimal);
-        let Some(size) = length.filter(|size| (1..=MANIFEST_LIMIT).contains(size)) else { return Ok(None) };
-        let Some(media_type) = known_type(&reply) else { return Ok(None) };
-        let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        let digest = match (self.name.digest(), served) {
-            (Some(named), Some(served)) if served == *named => served,
-            (None, Some(served)) => served,
-            (_, _) => return Ok(None),
-        };
-        Ok(Some(descriptor(media_type, digest, size)))
+        let size = length.and_then(decimal).filter(|size| (1..=MANIFEST_LIMIT).contains(size))?;
+        let media_type = known_type(reply)?;
+        let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok())?;
+        let is_named = self.name.digest().is_none_or(|named| *named == served);
+        is_named.then(|| descriptor(media_type, served, size))
+    }
+
+    fn need_of_root(&self) -> Need<'_> {
+        self.name.digest().map_or(Need::Resolve, Need::Pull)
     }
 
     async fn fetch_root(&self) -> Result<(Descriptor, Untrusted<Bytes>), SourceError> {
-        let reference = self.name.manifest_name();
-        let what = manifest_name(&reference);
+        let what = manifest_name(&self.name.manifest_name());
         // The digest of the reference and the one that the registry declares must both match.
         let served = |reply: &Reply| reply.header("docker-content-digest")?.parse::<Digest>().ok();
         let right = |reply: &Reply, body: &[u8]| {
@@ -281,24 +296,15 @@ impl RegistrySource {
             }
             expected.all(|expected| Digest::of(expected.algorithm(), body) == *expected)
         };
-        let (reply, body) = self.document(Thing::Manifest(&reference), &what, MANIFEST_LIMIT, right).await?;
-        let media_type = self.kind(&reply, &body)?;
-        for expected in self.name.digest().into_iter().chain(&served(&reply)) {
-            self.compare(&what, expected, &body)?;
-        }
-        let digest = self.name.digest().cloned().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
-        Ok((descriptor(media_type, digest, body.len() as u64), Untrusted::new(body)))
-    }
-
-    fn compare(&self, what: &str, expected: &Digest, body: &Bytes) -> Result<(), SourceError> {
-        let actual = Digest::of(expected.algorithm(), body);
-        if actual == *expected {
-            return Ok(());
-        }
-        let size = body.len() as u64;
-        let expected = expected.clone();
-        let mismatch = Box::new(Mismatch { expected, expected_size: size, actual, actual_size: size });
-        Err(SourceError::Corrupt { what: what.to_owned(), place: self.client.host.clone(), mismatch })
+        let check = |client: &Client, reply: Reply, body: Bytes| {
+            let media_type = kind(client, &reply, &body)?;
+            for expected in self.name.digest().into_iter().chain(&served(&reply)) {
+                compare(client, &what, expected, &body)?;
+            }
+            let digest = self.name.digest().cloned().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
+            Ok((descriptor(media_type, digest, body.len() as u64), Untrusted::new(body)))
+        };
+        self.document(Thing::Root, (&what, self.need_of_root()), MANIFEST_LIMIT, right, check).await
     }
 
     async fn fetch_manifest(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
@@ -309,18 +315,22 @@ impl RegistrySource {
             return Err(SourceError::Unsupported { place: self.client.place(), why, hint: None });
         }
         let right = |_: &Reply, body: &[u8]| is_described(wanted, body);
-        let (reply, body) = self.document(Thing::Manifest(&reference), &what, wanted.size, right).await?;
-        if body.len() as u64 != wanted.size {
-            let why = format!("expected {} bytes, got {}", wanted.size, body.len());
-            return Err(self.client.protocol(&what, why));
-        }
-        let served = self.kind(&reply, &body)?;
-        if (served.is_index(), served.is_manifest()) != (wanted.media_type.is_index(), wanted.media_type.is_manifest())
-        {
-            let why = format!("it is served as `{served}`, but its descriptor says `{}`", wanted.media_type);
-            return Err(self.client.protocol(&what, why));
-        }
-        Ok(Untrusted::new(body))
+        let check = |client: &Client, reply: Reply, body: Bytes| {
+            if body.len() as u64 != wanted.size {
+                let why = format!("expected {} bytes, got {}", wanted.size, body.len());
+                return Err(client.protocol(&what, why));
+            }
+            let served = kind(client, &reply, &body)?;
+            let wanted_type = &wanted.media_type;
+            if (served.is_index(), served.is_manifest()) != (wanted_type.is_index(), wanted_type.is_manifest()) {
+                let why = format!("it is served as `{served}`, but its descriptor says `{wanted_type}`");
+                return Err(client.protocol(&what, why));
+            }
+            self.compare_of_several(client, &what, &wanted.digest, &body)?;
+            Ok(Untrusted::new(body))
+        };
+        let need = Need::Pull(&wanted.digest);
+        self.document(Thing::Manifest(&reference), (&what, need), wanted.size, right, check).await
     }
 
     async fn fetch_config(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
@@ -332,10 +342,58 @@ impl RegistrySource {
         let (digest, bytes) = (&wanted.digest, 0..wanted.size);
         let thing = Thing::Blob(Wanted { digest, size: wanted.size, bytes: &bytes, whole: true });
         let right = |_: &Reply, body: &[u8]| is_described(wanted, body);
-        let (_, body) = self.document(thing, &what, wanted.size, right).await?;
-        Ok(Untrusted::new(body))
+        let check = |client: &Client, _: Reply, body: Bytes| {
+            self.compare_of_several(client, &what, digest, &body)?;
+            Ok(Untrusted::new(body))
+        };
+        self.document(thing, (&what, Need::Pull(digest)), wanted.size, right, check).await
     }
 
+    /// Where several hosts are asked, a document with the wrong digest is a reason to ask the next; the caller compares it
+    /// in any case.
+    fn compare_of_several(&self, of: &Client, what: &str, wanted: &Digest, body: &Bytes) -> Result<(), SourceError> {
+        if self.hosts.is_alone() { Ok(()) } else { compare(of, what, wanted, body) }
+    }
+
+    /// A document of at most `limit` bytes, decoded if that makes it `right`, from the first host whose answer passes
+    /// `check`.
+    async fn document<T>(
+        &self,
+        thing: Thing<'_>,
+        (what, need): (&str, Need<'_>),
+        limit: u64,
+        right: impl Fn(&Reply, &[u8]) -> bool,
+        check: impl Fn(&Client, Reply, Bytes) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
+        let mut tries = self.tries();
+        let mut round = self.hosts.round(need);
+        loop {
+            let Some((number, host)) = round.next(&mut tries) else {
+                round = round.again(what, &mut tries).await?;
+                continue;
+            };
+            let got = host.client.document(thing, what, limit, &right, &mut tries).await;
+            let size = got.as_ref().map_or(0, |(_, body)| body.len() as u64);
+            match got.and_then(|(reply, body)| check(&host.client, reply, body)) {
+                Ok(checked) => {
+                    self.hosts.succeeded(number);
+                    if let Need::Pull(digest) = need {
+                        self.hosts.received(number, digest, size);
+                    }
+                    return Ok(checked);
+                }
+                Err(error) => round.failed(error, &mut tries)?,
+            }
+        }
+    }
+
+    fn tries(&self) -> Tries {
+        Tries::new(self.client.clock.clone(), &self.client.deadlines)
+    }
+}
+
+impl Client {
     /// A document of at most `limit` bytes, decoded if that makes it `right`; a truncated one is fetched again.
     async fn document(
         &self,
@@ -343,79 +401,83 @@ impl RegistrySource {
         what: &str,
         limit: u64,
         right: impl Fn(&Reply, &[u8]) -> bool,
+        tries: &mut Tries,
     ) -> Result<(Reply, Bytes), SourceError> {
-        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
-        let client = &self.client;
-        let mut tries = self.tries();
         let ask = Ask { method: Method::GET, thing, what, overcomes: u32::MAX };
         let limit = usize::try_from(limit).expect("documents are limited to a few MiB");
         loop {
-            let mut reply = client.ask(&ask, &mut tries).await?;
+            let mut reply = self.ask(&ask, tries).await?;
             if reply.status() != StatusCode::OK {
-                return Err(client.refusal(&mut reply, what).await);
+                return Err(self.refusal(&mut reply, what).await);
             }
             let label = reply.foreign_encoding();
             match reply.body(if label.is_some() { limit + encoding::OVERHEAD } else { limit }).await {
                 Ok(body) => {
                     let body = encoding::document(body, label.as_deref(), limit, |body| right(&reply, body));
-                    return body.map(|body| (reply, body)).map_err(|why| client.protocol(what, why));
+                    return body.map(|body| (reply, body)).map_err(|why| self.protocol(what, why));
                 }
                 Err(Fault::TooLong { .. }) => {
-                    return Err(client.protocol(what, format!("it has more than {limit} bytes")));
+                    return Err(self.protocol(what, format!("it has more than {limit} bytes")));
                 }
                 Err(fault)
-                    if client
-                        .again(&mut tries, Subject { what, blob: None, trouble: fault.outage() }, None, &fault)
-                        .await => {}
-                Err(fault) => return Err(client.gave_up(what, &fault, fault.outage(), &tries)),
+                    if self.again(tries, Subject { what, blob: None, trouble: fault.outage() }, None, &fault).await => {
+                }
+                Err(fault) => return Err(self.gave_up(what, &fault, fault.outage(), tries)),
             }
         }
     }
+}
 
-    /// Index or manifest: by Content-Type, or, if that is generic, by the document itself.
-    fn kind(&self, reply: &Reply, body: &[u8]) -> Result<MediaType, SourceError> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Outline {
-            #[serde(default)]
-            schema_version: u64,
-            #[serde(default)]
-            media_type: Option<String>,
-            #[serde(default)]
-            manifests: Option<serde::de::IgnoredAny>,
-            #[serde(default)]
-            layers: Option<serde::de::IgnoredAny>,
-        }
-        let served = MediaType::parse(reply.header("content-type").unwrap_or_default());
-        let schema1 = || SourceError::Unsupported {
-            place: self.client.place(),
-            why: "the image is in Docker's schema 1 format, which names no file system to mount".to_owned(),
-            hint: Some("push the image again with a current tool".to_owned()),
-        };
-        match &served {
-            MediaType::DockerSchema1 => return Err(schema1()),
-            known if known.is_index() || known.is_manifest() => return Ok(served),
-            MediaType::Other(generic) if GENERIC.contains(&&**generic) => {}
-            other => {
-                let why = format!("it answered with `{}`, which is not an image manifest", http::shown(other.as_str()));
-                return Err(self.client.protocol("the image", why));
-            }
-        }
-        let outline: Outline = serde_json::from_slice(body)
-            .map_err(|_| self.client.protocol("the image", "its response is not a manifest".to_owned()))?;
-        if outline.schema_version == 1 {
-            return Err(schema1());
-        }
-        match (outline.media_type.as_deref().map(MediaType::parse), outline.manifests, outline.layers) {
-            (Some(said), ..) if said.is_index() || said.is_manifest() => Ok(said),
-            (None, Some(_), None) => Ok(MediaType::OciIndex),
-            (None, None, Some(_)) => Ok(MediaType::OciManifest),
-            _ => Err(self.client.protocol("the image", "it is neither an image index nor a manifest".to_owned())),
+fn compare(client: &Client, what: &str, expected: &Digest, body: &Bytes) -> Result<(), SourceError> {
+    let actual = Digest::of(expected.algorithm(), body);
+    if actual == *expected {
+        return Ok(());
+    }
+    let size = body.len() as u64;
+    let expected = expected.clone();
+    let mismatch = Box::new(Mismatch { expected, expected_size: size, actual, actual_size: size });
+    Err(SourceError::Corrupt { what: what.to_owned(), place: client.host.clone(), mismatch })
+}
+
+/// Index or manifest: by Content-Type, or, if that is generic, by the document itself.
+fn kind(client: &Client, reply: &Reply, body: &[u8]) -> Result<MediaType, SourceError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Outline {
+        #[serde(default)]
+        schema_version: u64,
+        #[serde(default)]
+        media_type: Option<String>,
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        layers: Option<serde::de::IgnoredAny>,
+    }
+    let served = MediaType::parse(reply.header("content-type").unwrap_or_default());
+    let schema1 = || SourceError::Unsupported {
+        place: client.place(),
+        why: "the image is in Docker's schema 1 format, which names no file system to mount".to_owned(),
+        hint: Some("push the image again with a current tool".to_owned()),
+    };
+    match &served {
+        MediaType::DockerSchema1 => return Err(schema1()),
+        known if known.is_index() || known.is_manifest() => return Ok(served),
+        MediaType::Other(generic) if GENERIC.contains(&&**generic) => {}
+        other => {
+            let why = format!("it answered with `{}`, which is not an image manifest", http::shown(other.as_str()));
+            return Err(client.protocol("the image", why));
         }
     }
-
-    fn tries(&self) -> Tries {
-        Tries::new(self.client.clock.clone(), &self.client.deadlines)
+    let outline: Outline = serde_json::from_slice(body)
+        .map_err(|_| client.protocol("the image", "its response is not a manifest".to_owned()))?;
+    if outline.schema_version == 1 {
+        return Err(schema1());
+    }
+    match (outline.media_type.as_deref().map(MediaType::parse), outline.manifests, outline.layers) {
+        (Some(said), ..) if said.is_index() || said.is_manifest() => Ok(said),
+        (None, Some(_), None) => Ok(MediaType::OciIndex),
+        (None, None, Some(_)) => Ok(MediaType::OciManifest),
+        _ => Err(client.protocol("the image", "it is neither an image index nor a manifest".to_owned())),
     }
 }
 
@@ -429,6 +491,10 @@ impl BlobSource for RegistrySource {
 
     fn outages(&self) -> Option<&Outages> {
         Some(&self.client.outages)
+    }
+
+    fn served_by(&self, blob: &Digest) -> Option<String> {
+        self.hosts.served_by(blob).map(str::to_owned)
     }
 
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
@@ -487,12 +553,14 @@ impl RegistrySource {
         }
         let (client, digest, wanted) = (self.client.clone(), blob.digest.clone(), range.start.0..range.end.0);
         let large = wanted.end - wanted.start > 2 * client.cut.alone;
-        let ranged = self.serves_ranges() && client.ranges_of(&digest) != Some(Ranges::Refused);
+        let ranged = self.serves_ranges(&digest);
+        let senders = Arc::new(Senders::new(Arc::clone(&self.hosts), digest));
+        let sent_by = Arc::clone(&senders);
         let (comes, coming) = if large && ranged {
-            let (comes, download) = Download::start(client, digest, blob.size, wanted, all).await?;
+            let (comes, download) = Download::start(client, senders, blob.size, wanted, all).await?;
             (comes, InFlight::InParts(download))
         } else {
-            let mut transfer = Transfer::queued(client, digest, blob.size, wanted).await?;
+            let mut transfer = Transfer::queued(client, senders, blob.size, wanted).await?;
             if all && !transfer.is_ranged() {
                 transfer.receive_whole();
             }
@@ -506,7 +574,7 @@ impl RegistrySource {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Ok((BlobOffset(comes.start)..BlobOffset(comes.end), ByteStream::new(stream)))
+        Ok((BlobOffset(comes.start)..BlobOffset(comes.end), ByteStream::new(stream).sent_by(sent_by)))
     }
 }
 
@@ -541,22 +609,4 @@ fn known_type(reply: &Reply) -> Option<MediaType> {
 
 fn manifest_name(reference: &str) -> String {
     format!("manifest `{reference}`")
-}
-
-/// The candidate addresses of the registry, preferred first.
-///
-/// Plain HTTP is used only for this machine, unless the user asked for less security; certificates given for a registry
-/// on this machine imply TLS.
-fn bases(name: &RegistryName, transport: &Transport) -> Result<Vec<Url>, tls::TlsError> {
-    let written = name.authority();
-    let host = if written == DOCKER_HUB { HUB_SERVER } else { &written };
-    let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/")).ok();
-    let (Some(https), Some(http)) = (parse("https"), parse("http")) else { return Ok(Vec::new()) };
-    let Some(origin) = Origin::of(&https) else { return Ok(Vec::new()) };
-    if transport.verify == Verify::No {
-        return Ok(vec![https, http]);
-    }
-    let certified = !transport.ca.is_empty() || transport.certificates_for(&origin)?.is_some();
-    let plain = origin.reach() == Reach::Loopback && !certified && name.port() != Some(443);
-    Ok(vec![if plain { http } else { https }])
 }

@@ -130,6 +130,21 @@ pub(super) struct Tries {
     failing: Option<Failing>,
     /// Measures the silence; `None` if no reader waits.
     pub(super) timer: Option<SilenceTimer>,
+    /// Whether others are asked when this one fails.
+    pub(super) turn: Turn,
+    /// Why the last one was left, and the time that it asked to wait, where others are asked.
+    pub(super) left: Option<(Outage, Option<Duration>)>,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Turn {
+    /// The registry, which has no mirrors: a request is repeated until there is an answer.
+    Alone,
+    /// A mirror: others are asked instead of waiting for it.
+    Mirror,
+    /// The registry, after its mirrors: they are asked again before it is.
+    Last,
 }
 
 /// What is tried, for status output.
@@ -145,7 +160,8 @@ impl Tries {
     pub(super) fn new(clock: Arc<dyn Clock>, deadlines: &Deadlines) -> Self {
         let (patience, cap) = (deadlines.patience, deadlines.retry_after);
         let end = clock.now().saturating_add(patience);
-        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, timer: None }
+        let (turn, left) = (Turn::Alone, None);
+        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, timer: None, turn, left }
     }
 
     /// The same with at most this `patience`.
@@ -153,6 +169,16 @@ impl Tries {
     pub(super) fn within(self, patience: Duration) -> Self {
         let patience = patience.min(self.patience);
         Self { patience, end: self.end.min(self.clock.now().saturating_add(patience)), ..self }
+    }
+
+    /// How often it was tried, as messages end.
+    pub(super) fn told(&self) -> String {
+        match self.failed {
+            // Others were asked instead.
+            0 => String::new(),
+            1 => " (tried 1 time)".to_owned(),
+            times => format!(" (tried {times} times)"),
+        }
     }
 
     /// How long the source may still be silent; forever while it retries without limit.
@@ -214,6 +240,10 @@ impl Tries {
         asked: Option<Duration>,
         fault: &str,
     ) -> bool {
+        if self.turn != Turn::Alone {
+            self.left = Some((subject.trouble, asked));
+            return false;
+        }
         self.note(outages, subject, fault);
         // A pausing request needs no place.
         self.place = None;

@@ -68,7 +68,10 @@ impl RegistrySource {
     /// The document under a tag, if there is one.
     pub(super) async fn tagged(&self, tag: &str) -> Result<Option<Untrusted<Bytes>>, SourceError> {
         let plain = |_: &Reply, body: &[u8]| encoding::is_plain(body);
-        match self.document(Thing::Manifest(tag), &manifest_name(tag), MANIFEST_LIMIT, plain).await {
+        let mut tries = self.tries();
+        let thing = Thing::Manifest(tag);
+        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
+        match self.client.document(thing, &manifest_name(tag), MANIFEST_LIMIT, plain, &mut tries).await {
             Ok((_, body)) => Ok(Some(Untrusted::new(body))),
             Err(SourceError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -79,7 +82,10 @@ impl RegistrySource {
     async fn page(&self, listing: Listing<'_>) -> Result<Option<(Untrusted<Bytes>, Option<String>)>, SourceError> {
         let what = format!("the referrers of {}", listing.of);
         let plain = |_: &Reply, body: &[u8]| encoding::is_plain(body);
-        match self.document(Thing::Referrers(listing), &what, MANIFEST_LIMIT, plain).await {
+        let mut tries = self.tries();
+        let thing = Thing::Referrers(listing);
+        let _permit = self.client.short.acquire().await.expect("the queues are never closed");
+        match self.client.document(thing, &what, MANIFEST_LIMIT, plain, &mut tries).await {
             Ok((reply, body)) if known_type(&reply).is_some_and(|kind| kind.is_index()) => {
                 let next = reply.header("link").and_then(|link| next_query(link, reply.url.path()));
                 Ok(Some((Untrusted::new(body), next)))

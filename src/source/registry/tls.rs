@@ -69,6 +69,20 @@ impl HostCertificates {
     }
 }
 
+impl HostCertificates {
+    /// The same with further client certificates and keys.
+    pub(super) fn with(mut self, pairs: &[(PathBuf, PathBuf)]) -> Self {
+        self.clients.extend_from_slice(pairs);
+        self
+    }
+}
+
+/// Reads the files, so that what is wrong with them is known before they are needed.
+pub(super) fn check(ca: &[PathBuf], clients: &[(PathBuf, PathBuf)]) -> Result<(), TlsError> {
+    ca.iter().try_for_each(|path| certificates(path).map(drop))?;
+    clients.iter().try_for_each(|(chain, key)| client(chain, key).map(drop))
+}
+
 fn list(directory: &Path) -> Result<Vec<PathBuf>, TlsError> {
     let read = |error: std::io::Error| TlsError::Read { path: directory.display().to_string(), why: error.to_string() };
     let mut files = Vec::new();

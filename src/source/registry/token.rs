@@ -157,7 +157,14 @@ fn ways(
                 query.append_pair("scope", scope);
             }
         }
-        Outgoing { method: Method::GET, url, headers: HeaderMap::new(), authorization, body: None }
+        Outgoing {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            own: HeaderMap::new(),
+            authorization,
+            body: None,
+        }
     };
     let post = |fields: &[(&str, &str)]| {
         let mut form = realm.clone();
@@ -170,7 +177,14 @@ fn ways(
         }
         let body = form.query().map(|form| Body::form(form.to_owned()));
         let url = realm.clone();
-        Outgoing { method: Method::POST, url, headers: HeaderMap::new(), authorization: None, body }
+        Outgoing {
+            method: Method::POST,
+            url,
+            headers: HeaderMap::new(),
+            own: HeaderMap::new(),
+            authorization: None,
+            body,
+        }
     };
     Ok(match found.map(|found| &found.credential) {
         None | Some(Credential::Registry { .. }) => vec![get(None, None)],

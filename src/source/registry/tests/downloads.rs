@@ -1,15 +1,19 @@
 //! Large blobs in parts, over several connections.
 
 use super::*;
+use crate::source::registry::mirrors::Abilities;
 
 /// As [`bench`], with ranges beyond 40,000 bytes split, and `lanes` extra connections.
 fn cutting(server: &Scripted, lanes: u32) -> Bench {
     let mut bench = bench(server, None);
     let source = Arc::get_mut(&mut bench.source).unwrap();
+    source.hosts = Arc::new(Hosts::new(Vec::new(), None));
     let client = Arc::get_mut(&mut source.client).unwrap();
     client.cut = Cut { alone: 20_000, beside: 7_000, near: 3_000 };
     client.lanes = Mutex::new(Lanes::default());
     client.lanes.lock().unwrap().allow(lanes);
+    let host = Host::new(Arc::clone(&source.client), Abilities::ALL, None);
+    source.hosts = Arc::new(Hosts::new(vec![host], None));
     bench
 }
 

@@ -74,7 +74,8 @@ async fn fifty_readers_share_one_failed_login() {
     let (authorizer, transport) = (&bench.source.client.authorizer, &bench.source.client.transport);
     let url = Url::parse(&server.url("/v2/team/app/manifests/1")).unwrap();
     let headers = reqwest::header::HeaderMap::new();
-    let request = http::Outgoing { method: Method::GET, url, headers, authorization: None, body: None };
+    let request =
+        http::Outgoing { method: Method::GET, url, headers, own: Default::default(), authorization: None, body: None };
     let offered = format!("Bearer realm={}", server.url("/token"));
     let nothing = authorizer.grant(transport).await.unwrap();
     // Joined on one thread: each one waits before the first response is handled.

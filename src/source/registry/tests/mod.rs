@@ -7,6 +7,7 @@ mod downloads;
 mod elsewhere;
 mod hidden;
 mod logins;
+mod mirrors;
 mod stale;
 
 use std::net::SocketAddr;
@@ -15,8 +16,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use base64::Engine as _;
+use reqwest::Url;
 
-use super::download::Lanes;
+use super::download::{Cut, Lanes};
 use super::patience::tests::FakeClock;
 use super::scripted::{Request, Response, Scripted};
 use super::*;

@@ -1,0 +1,311 @@
+//! Mirrors: who is asked, what for, and what follows from their answers.
+
+use super::*;
+use crate::source::registry::mirrors::Mirrors;
+
+type Script = fn(&Request) -> Response;
+
+/// A source for `own`, with mirrors that are named on the command line.
+fn mirrored(mirrors: &[SocketAddr], own: SocketAddr, change: impl FnOnce(&mut RegistryOptions)) -> Bench {
+    let home = tempfile::tempdir().unwrap();
+    let clock = Arc::new(FakeClock::default());
+    let mut options = options(&home, &clock);
+    options.mirrors.named = mirrors.iter().map(|mirror| mirror.to_string().parse().unwrap()).collect();
+    change(&mut options);
+    let name = format!("{own}/team/app:1").parse().unwrap();
+    Bench { source: Arc::new(RegistrySource::new(name, "it".to_owned(), options).unwrap()), clock, _home: home }
+}
+
+/// A source for `own`, whose mirrors stand in this `hosts.toml`.
+fn configured(hosts_toml: &str, own: SocketAddr) -> Bench {
+    mirrored(&[], own, |options| {
+        let root = options.mirrors.hosts_dir.clone().unwrap();
+        let directory = root.join(own.to_string());
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("hosts.toml"), hosts_toml).unwrap();
+    })
+}
+
+/// Options without anything of this machine.
+fn options(home: &tempfile::TempDir, clock: &Arc<FakeClock>) -> RegistryOptions {
+    let [authfile, conf] = ["auth.json", "registries.conf"].map(|name| home.path().join(name));
+    std::fs::write(&conf, "").unwrap();
+    let around = Surroundings {
+        registry_auth_file: Some(authfile),
+        registries_conf: Some(conf),
+        xdg_config_home: Some(home.path().join("config")),
+        ..Surroundings::default()
+    };
+    let mirrors = Mirrors { hosts_dir: Some(home.path().join("certs.d")), ..Mirrors::default() };
+    let circuits = Circuits::new(clock.clone());
+    let defaults = RegistryOptions::new(around);
+    RegistryOptions { clock: clock.clone(), certs_dirs: Vec::new(), mirrors, circuits, ..defaults }
+}
+
+/// A registry with the manifest and a blob.
+fn complete() -> Scripted {
+    Scripted::start(|request| {
+        if request.target.contains("/manifests/") {
+            let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes()).to_string();
+            let length = MANIFEST.len().to_string();
+            let labels = [("Content-Type", OCI), ("Docker-Content-Digest", &*digest), ("Content-Length", &*length)];
+            let head = Response::head(200, &labels);
+            return if request.method == "HEAD" { head } else { head.and(MANIFEST.as_bytes()) };
+        }
+        serve(request, &content())
+    })
+}
+
+/// An address at which nothing listens.
+fn nowhere() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+async fn manifest(bench: &Bench) -> Result<(), SourceError> {
+    bench.source.root().await.map(|(root, _)| assert_eq!(root.size, MANIFEST.len() as u64))
+}
+
+#[tokio::test]
+async fn a_mirror_is_asked_first_and_told_which_registry_is_meant() {
+    let (mirror, own) = (complete(), complete());
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    manifest(&bench).await.unwrap();
+    let whole = content();
+    assert_eq!(read(&bench, &blob(&whole), 5..10).await.unwrap(), whole[5..10]);
+    assert_eq!(read(&bench, &blob(&whole), 0..200_000).await.unwrap(), whole);
+    assert_eq!(own.requests().len(), 0);
+    let ns = format!("?ns={}", own.address.to_string().replace(':', "%3A"));
+    assert!(mirror.requests().iter().all(|request| request.target.ends_with(&ns)), "{:?}", mirror.requests());
+    let hosts = bench.source.hosts();
+    assert_eq!((hosts[0].host.clone(), hosts[0].mirror), (mirror.address.to_string(), true));
+    assert_eq!((hosts[0].received_bytes, hosts[1].received_bytes), (200_005, 0));
+    assert_eq!(bench.source.served_by(&blob(&whole).digest), Some(mirror.address.to_string()));
+}
+
+/// The reader never waits: there is another host to ask.
+#[tokio::test]
+async fn whatever_is_wrong_with_a_mirror_the_next_is_asked_at_once() {
+    let other = r#"{"schemaVersion":2,"layers":[],"annotations":{}}"#;
+    let wrong: [(&str, Script); 8] = [
+        ("lacks it", |_| Response::new(404, &[], "")),
+        ("is broken", |_| Response::new(500, &[], "oops")),
+        ("is busy", |_| Response::new(429, &[("Retry-After", "3600")], "")),
+        ("denies", |_| Response::new(403, &[], "")),
+        ("wants a login", |_| Response::new(401, &[("WWW-Authenticate", "Basic realm=\"m\"")], "")),
+        ("hangs up", |_| Response::nothing().then_hang_up()),
+        ("sends a page", |_| Response::new(200, &[("Content-Type", "text/html")], "<html>")),
+        ("redirects in circles", |request| Response::new(307, &[("Location", &request.target)], "")),
+    ];
+    for (what, script) in wrong {
+        let (mirror, own) = (Scripted::start(script), complete());
+        let bench = mirrored(&[mirror.address], own.address, |_| {});
+        assert_eq!(bench.source.head().await.unwrap().size, MANIFEST.len() as u64, "a mirror that {what}");
+        manifest(&bench).await.unwrap_or_else(|error| panic!("a mirror that {what}: {error}"));
+        let read = read(&bench, &blob(&content()), 7..300).await;
+        assert_eq!(read.unwrap_or_else(|error| panic!("a mirror that {what}: {error}")), content()[7..300]);
+        assert_eq!(bench.clock.pauses(), [], "a mirror that {what}");
+        assert!(!mirror.requests().is_empty());
+    }
+    // Documents that are named by digest are compared before they are taken.
+    let mirror = Scripted::start(move |_| Response::new(200, &[("Content-Type", OCI)], other));
+    let own = complete();
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
+    let wanted = descriptor(MediaType::OciManifest, digest, MANIFEST.len() as u64);
+    let got = bench.source.manifest(&wanted).await.unwrap().into_unverified();
+    assert_eq!(got, MANIFEST);
+}
+
+#[tokio::test]
+async fn a_mirror_that_fails_is_not_asked_for_a_while() {
+    let (down, own) = (nowhere(), complete());
+    let bench = mirrored(&[down], own.address, |_| {});
+    for _ in 0..5 {
+        read(&bench, &blob(&content()), 0..9).await.unwrap();
+    }
+    let passed_over = || bench.source.hosts()[0].passed_over.clone();
+    assert!(passed_over().unwrap().starts_with("not asked for 15 s: cannot reach"), "{:?}", passed_over());
+    // It is a matter of the process, whichever image and layer is asked for.
+    let again = mirrored(&[down], own.address, |_| {});
+    assert!(again.source.hosts()[0].passed_over.is_none(), "another process");
+    bench.clock.advance(Duration::from_secs(15));
+    read(&bench, &blob(&content()), 0..9).await.unwrap();
+    assert!(passed_over().unwrap().starts_with("not asked for 30 s"), "{:?}", passed_over());
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_back_is_asked_again() {
+    let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_up = up.clone();
+    let mirror = Scripted::start(move |request| match is_up.load(Ordering::SeqCst) {
+        true => serve(request, &content()),
+        false => Response::new(503, &[], ""),
+    });
+    let own = complete();
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    for _ in 0..5 {
+        read(&bench, &blob(&content()), 0..9).await.unwrap();
+    }
+    assert_eq!(mirror.requests().len(), 3);
+    up.store(true, Ordering::SeqCst);
+    bench.clock.advance(Duration::from_secs(15));
+    for _ in 0..5 {
+        read(&bench, &blob(&content()), 0..9).await.unwrap();
+    }
+    assert_eq!((mirror.requests().len(), own.requests().len()), (8, 5));
+    assert!(bench.source.hosts()[0].passed_over.is_none());
+}
+
+#[tokio::test]
+async fn a_blob_that_a_mirror_lacks_is_asked_of_it_a_minute_later() {
+    let mirror = Scripted::start(|_| Response::new(404, &[], ""));
+    let own = complete();
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    for _ in 0..4 {
+        read(&bench, &blob(&content()), 0..9).await.unwrap();
+    }
+    assert_eq!((mirror.requests().len(), own.requests().len()), (1, 4));
+    bench.clock.advance(Duration::from_secs(60));
+    read(&bench, &blob(&content()), 0..9).await.unwrap();
+    assert_eq!(mirror.requests().len(), 2);
+    assert!(bench.source.hosts()[0].passed_over.is_none(), "it works, and may have others");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_continued_by_the_next() {
+    let mirror = Scripted::start(|request| {
+        let (first, last) = request.range().unwrap_or((0, 199_999));
+        let range = format!("bytes {first}-{last}/200000");
+        let length = (last + 1 - first).to_string();
+        let part = &content()[first..(first + 30_000).min(last + 1)];
+        Response::head(206, &[("Content-Range", &range), ("Content-Length", &length)]).and(part).then_hang_up()
+    });
+    let own = complete();
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    assert_eq!(read(&bench, &blob(&content()), 10..200_000).await.unwrap(), content()[10..]);
+    assert_eq!(mirror.requests().len(), 3, "then it is not asked");
+    assert_eq!(own.requests()[0].range(), Some((90_010, 199_999)));
+    let hosts = bench.source.hosts();
+    assert_eq!((hosts[0].received_bytes, hosts[1].received_bytes), (90_000, 109_990));
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_asked_of_the_next() {
+    let lying = |flip: u8| {
+        Scripted::start(move |request| serve(request, &content().iter().map(|b| b ^ flip).collect::<Vec<_>>()))
+    };
+    let (first, second, own) = (lying(1), lying(2), complete());
+    let bench = mirrored(&[first.address, second.address], own.address, |_| {});
+    let blob = blob(&content());
+    let stream = || async {
+        let mut stream = bench.source.stream(&blob, BlobOffset(0)..BlobOffset(1)).await.unwrap();
+        let byte = stream.next().await.unwrap().unwrap().into_unverified()[0];
+        (byte ^ content()[0], stream.senders().pass_over())
+    };
+    assert_eq!(stream().await, (1, true));
+    assert_eq!(stream().await, (2, true));
+    assert_eq!(stream().await, (0, false), "of the registry itself nothing stands in");
+    assert_eq!(stream().await.0, 0);
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
+    bench.clock.advance(Duration::from_secs(600));
+    assert_eq!(stream().await.0, 1, "it may have been mended");
+}
+
+#[tokio::test]
+async fn a_login_goes_to_its_own_host_alone() {
+    let guarded = |user: &'static str| {
+        Scripted::start(move |request| match request.header("authorization") {
+            Some(header) if header == basic_of(user, "pw") => serve(request, &content()),
+            _ => Response::new(401, &[("WWW-Authenticate", "Basic realm=\"m\"")], ""),
+        })
+    };
+    let (mirror, own) = (guarded("m"), guarded("o"));
+    for (of_mirror, of_own) in [(false, true), (true, false), (true, true)] {
+        let bench = mirrored(&[mirror.address], own.address, |options| {
+            let login =
+                |host: SocketAddr, user: &str| format!(r#""{host}": {{"username": "{user}", "password": "pw"}}"#);
+            let logins = [of_mirror.then(|| login(mirror.address, "m")), of_own.then(|| login(own.address, "o"))];
+            let logins = logins.into_iter().flatten().collect::<Vec<_>>().join(",");
+            let file = options.surroundings.registry_auth_file.clone().unwrap();
+            std::fs::write(file, format!(r#"{{"auths": {{{logins}}}}}"#)).unwrap();
+        });
+        assert_eq!(read(&bench, &blob(&content()), 1..4).await.unwrap(), content()[1..4]);
+    }
+    let sent = |server: &Scripted| {
+        let requests = server.requests();
+        let mut sent: Vec<_> = requests.iter().filter_map(|r| r.header("authorization").map(str::to_owned)).collect();
+        sent.dedup();
+        sent
+    };
+    assert_eq!((sent(&mirror), sent(&own)), (vec![basic_of("m", "pw")], vec![basic_of("o", "pw")]));
+}
+
+#[tokio::test]
+async fn only_mirrors_that_may_resolve_tags_are_asked_for_them() {
+    let (mirror, own) = (complete(), complete());
+    let text = format!("[host.'http://{}']\ncapabilities = ['pull']", mirror.address);
+    let bench = configured(&text, own.address);
+    bench.source.head().await.unwrap();
+    manifest(&bench).await.unwrap();
+    assert_eq!((mirror.requests().len(), own.requests().len()), (0, 2));
+    read(&bench, &blob(&content()), 1..4).await.unwrap();
+    assert_eq!((mirror.requests().len(), own.requests().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn headers_of_a_host_stay_with_it() {
+    let storage = Scripted::start(|request| serve(request, &content()));
+    let elsewhere = storage.url("/blob");
+    let mirror = Scripted::start(move |_| Response::new(307, &[("Location", &elsewhere)], ""));
+    let own = complete();
+    let text =
+        format!("[host.'http://{}/sub'.header]\nX-Peer = ['a', 'b']\nAuthorization = 'Basic abc'\n", mirror.address);
+    let bench = configured(&text, own.address);
+    for _ in 0..2 {
+        read(&bench, &blob(&content()), 1..4).await.unwrap();
+    }
+    let asked = &mirror.requests()[0];
+    assert!(asked.target.starts_with("/sub/v2/team/app/blobs/sha256:"), "{}", asked.target);
+    assert_eq!((asked.header("x-peer"), asked.header("authorization")), (Some("a"), Some("Basic abc")));
+    assert_eq!(storage.requests().len(), 2);
+    assert!(storage.requests().iter().all(|r| r.header("x-peer").or(r.header("authorization")).is_none()));
+}
+
+/// An air gap: there is no registry, and there is no need of one.
+#[tokio::test]
+async fn a_registry_that_is_away_does_not_matter() {
+    let mirror = complete();
+    let bench = mirrored(&[mirror.address], nowhere(), |_| {});
+    bench.source.head().await.unwrap();
+    manifest(&bench).await.unwrap();
+    assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content());
+}
+
+#[tokio::test]
+async fn when_all_are_away_the_error_names_each() {
+    let bench = mirrored(&[nowhere()], nowhere(), |_| {});
+    let error = manifest(&bench).await.unwrap_err().to_string();
+    assert!(error.contains("; mirror 127.0.0.1:") && error.matches("cannot reach").count() == 2, "{error}");
+    assert_eq!(bench.clock.pauses(), []);
+    let lacking = || Scripted::start(|_| Response::new(404, &[], ""));
+    let (mirror, own) = (lacking(), lacking());
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    match manifest(&bench).await {
+        Err(SourceError::NotFound { said: Some(said), .. }) => assert!(said.contains("it does not have it"), "{said}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// As a mount does, it waits until one of them is back, whichever that is.
+#[tokio::test]
+async fn a_mount_waits_for_whichever_is_back_first() {
+    let asked = AtomicUsize::new(0);
+    let mirror = Scripted::start(move |request| match asked.fetch_add(1, Ordering::SeqCst) {
+        0..6 => Response::new(503, &[], ""),
+        _ => serve(request, &content()),
+    });
+    let bench = mirrored(&[mirror.address], nowhere(), |_| {});
+    bench.source.outages().unwrap().retry_without_limit(OnOutage::Block);
+    assert_eq!(read(&bench, &blob(&content()), 3..9).await.unwrap(), content()[3..9]);
+    assert!(!bench.clock.pauses().is_empty());
+}
