@@ -8,6 +8,7 @@ clean=
 deb=$(realpath "$1")
 [ "$(id -u)" = 0 ] || { echo 'skipped: only root may make a chroot' >&2; exit 0; }
 if [ -z "${DEB_CHECK_WORK:-}" ]; then
+    unshare --mount --pid --fork true 2> /dev/null || { echo 'skipped: cannot enter namespaces' >&2; exit 0; }
     # Mounts of this script end with it.
     DEB_CHECK_WORK=$(mktemp -d) && export DEB_CHECK_WORK
     trap 'rm -rf --one-file-system "$DEB_CHECK_WORK"' EXIT
