@@ -160,7 +160,7 @@ const CLOSER_STORED: u64 = 16;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
 /// Spacings between two starts within a zstd frame, if windows are large.
-const BLOCKS_MOST: u64 = 6;
+const BLOCKS_MOST: u64 = 16;
 /// Decoded bytes per byte of a small window.
 const WINDOW_SHARE: u64 = 16;
 /// Decoded bytes between two starts within a zstd frame: what a reader waits for.

@@ -75,7 +75,7 @@ pub struct Limits {
     pub zstd_ratio: u64,
     /// Decoded bytes to which `zstd_ratio` does not apply: sparse files compress extremely well.
     pub ratio_free: u64,
-    /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most six times that, unless they
+    /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most 16 times that, unless they
     /// decode to very much.
     pub zstd_spacing: u64,
 }
@@ -414,9 +414,9 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 64 GiB, windows of 256 MiB, a ratio of 2000 beyond 1 GiB, and a start for each 256 KiB.
+    /// 64 GiB, windows of 256 MiB, a ratio of 2000 beyond 1 GiB, and a start each 96 KiB of a zstd frame.
     fn default() -> Self {
-        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30, zstd_spacing: 256 << 10 }
+        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30, zstd_spacing: 96 << 10 }
     }
 }
 

@@ -425,6 +425,8 @@ fn resume_block(resumed: &mut Resumed, kind: BlockKind, size: u32, bytes: &[u8])
             resumed.repeated(*byte, size as usize);
             Ok(())
         }
+        // As libzstd has it.
+        (BlockKind::Compressed, []) => Ok(()),
         (BlockKind::Repeated, []) => Err(Unreadable("a block that is cut short")),
         (BlockKind::Compressed, _) => resumed.compressed(bytes),
     }

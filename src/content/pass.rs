@@ -28,8 +28,8 @@ use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use super::pushed::PushedIndexes;
 use crate::codec::{
-    CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, StartKind, Status, Window,
-    WindowPacker, compression_of,
+    CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
+    compression_of,
 };
 use crate::descriptor::Compression;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -491,13 +491,7 @@ impl FirstPass {
             return Ok(index);
         }
         let mut spans = walked.spans;
-        for (number, place) in walked.windows.places {
-            // A mark at the very end of the stream begins no span.
-            if let Some(span) = spans.get_mut(number) {
-                span.window = Some(place);
-            }
-        }
-        decode_from_frames_only(&mut spans);
+        walked.windows.assign(&mut spans);
         let layer = IndexedLayer {
             blob: self.layer.blob.digest.clone(),
             blob_size: self.layer.blob.size,
@@ -629,17 +623,6 @@ fn hash(
         size += piece.len() as u64;
     }
     (hasher.finish(), size)
-}
-
-/// Makes all blocks of zstd frames that have windows no starts if one of them has none, because the decoder could not follow
-/// the frame: what lies behind that one can be decoded from the frame's beginning only.
-fn decode_from_frames_only(spans: &mut [Span]) {
-    let is_block = |span: &&mut Span| span.kind == StartKind::Block;
-    if spans.iter().any(|span| span.kind == StartKind::Block && span.window.is_none()) {
-        for span in spans.iter_mut().filter(is_block) {
-            (span.kind, span.window) = (StartKind::Continued, None);
-        }
-    }
 }
 
 /// Passes a full buffer on and takes an empty one.

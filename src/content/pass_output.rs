@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codec::{Mark, Window, WindowPacker};
+use crate::codec::{Mark, StartKind, Window, WindowPacker};
 use crate::layer::{Check, Span, WindowAt};
 use crate::offsets::DecodedOffset;
 use crate::store::{LayerName, NewContent, Store};
@@ -141,7 +141,55 @@ impl PackedWindows {
             self.bytes.extend_from_slice(&packed);
         }
     }
+
+    /// Tells each span its window.
+    pub(super) fn assign(&self, spans: &mut [Span]) {
+        for (number, place) in &self.places {
+            // A mark at the very end of the stream begins no span.
+            if let Some(span) = spans.get_mut(*number) {
+                span.window = Some(*place);
+            }
+        }
+        // Where the decoder could not follow a zstd frame, or a window is too large, a block has none. What lies behind it can
+        // be decoded from the frame's beginning only, so no block is a start.
+        let is_block = |span: &Span| span.kind == StartKind::Block;
+        if spans.iter().any(|span| is_block(span) && span.window.is_none()) {
+            for span in spans.iter_mut().filter(|span| is_block(span)) {
+                (span.kind, span.window) = (StartKind::Continued, None);
+            }
+        }
+    }
 }
 
 /// Bytes written between two checks of the cache's limit; less if the limit is small.
 const ROOM_CHECK: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offsets::BlobOffset;
+
+    #[test]
+    fn a_block_without_a_window_makes_all_blocks_continued() {
+        let span = |kind| Span {
+            decoded: DecodedOffset(0)..DecodedOffset(1),
+            blob: BlobOffset(0),
+            bit: 0,
+            kind,
+            check: Check::blake3(b""),
+            window: None,
+        };
+        let of = |places: &[usize]| {
+            let place = |number: &usize| (*number, WindowAt { start: 0, len: 1 });
+            let windows = PackedWindows { bytes: vec![0], places: places.iter().map(place).collect() };
+            let mut spans = [StartKind::Frame, StartKind::Block, StartKind::Continued, StartKind::Block].map(span);
+            windows.assign(&mut spans);
+            spans.map(|span| (span.kind, span.window.is_some()))
+        };
+        let continued = (StartKind::Continued, false);
+        let with = (StartKind::Block, true);
+        assert_eq!(of(&[1, 3]), [(StartKind::Frame, false), with, continued, with]);
+        assert_eq!(of(&[1]), [(StartKind::Frame, false), continued, continued, continued]);
+        assert_eq!(of(&[3]), of(&[]), "what lies before is decoded from the frame as well");
+    }
+}

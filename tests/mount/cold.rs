@@ -182,7 +182,7 @@ fn of_words() -> LayerBuilder {
     let words: Vec<Vec<u8>> =
         (0..4000).map(|_| (0..3 + random.below(9)).map(|_| b"etaoinshrdlucmfw"[random.below(16)]).collect()).collect();
     let mut text: Vec<u8> = Vec::new();
-    while text.len() < 16 << 20 {
+    while text.len() < 12 << 20 {
         if random.below(8) == 0 && text.len() > 1 << 20 {
             let from = text.len() - 1 - random.below(1 << 20);
             text.extend_from_within(from..text.len().min(from + random.below(400)));
