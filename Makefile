@@ -45,6 +45,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 TEST_TOOLS := umoci:umoci skopeo:skopeo openssl:openssl \
 	docker-registry:docker-registry getfattr:attr mkfs.ext4:e2fsprogs python3:python3 faketime:faketime cpio:cpio git:git \
 	restic:restic borg:borgbackup mkfs.erofs:erofs-utils runc:runc crun:crun busybox:busybox \
+		chromium:chromium chromedriver:chromium-driver \
 	containerd:containerd ctr-remote:stargz-snapshotter podman:podman buildah:buildah fish:fish zsh:zsh \
 	cargo-deb xz:xz-utils $(PROGRAMS_OF_32_BITS)
 

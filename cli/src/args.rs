@@ -25,7 +25,9 @@ use super::look::args::{
 use super::run::RunArgs;
 use super::snapshotter::{CredentialArgs, SnapshotterArgs};
 use super::store::StoreArgs;
+use super::top::TopArgs;
 use super::version::VersionArgs;
+use super::web::WebArgs;
 
 /// Mounts any OCI image as a directory, lazily and verified.
 #[derive(Debug, Parser)]
@@ -105,6 +107,10 @@ pub(crate) enum Command {
     Store(StoreArgs),
     /// Show mounts and their progress
     Status(StatusArgs),
+    /// Watch what mounts fetch and why, and which programs wait
+    Top(TopArgs),
+    /// Serve a web page with the same, and a picture of each image, its layers and what was fetched
+    Web(WebArgs),
     /// Let this version of peelfs serve existing mounts, without unmounting
     Upgrade(UpgradeArgs),
     /// Serve containerd as a snapshotter that mounts images instead of unpacking them

@@ -54,7 +54,9 @@ pub(crate) fn start(command: &Command) {
         let log = fmt::layer().with_ansi(colours).event_format(Counted(format.with_ansi(colours).without_time()));
         log.with_writer(|| Terminal).boxed()
     };
-    let level = asked_for.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    // A line of the log would stand in the middle of the screen.
+    let default = if matches!(command, Command::Top(_)) { "off" } else { DEFAULT };
+    let level = asked_for.unwrap_or_else(|_| EnvFilter::new(default));
     // Fails only if a log was started before, as in tests that run several commands.
     let _ = tracing_subscriber::registry().with(level).with(log.with_filter(wanted)).try_init();
 }

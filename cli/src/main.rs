@@ -35,12 +35,15 @@ mod status;
 mod storage_conf;
 mod store;
 mod text;
+mod top;
 mod tree;
 mod umount;
 mod upgrade;
 mod verify_image;
 mod version;
 mod volumes;
+mod watch;
+mod web;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -118,6 +121,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Index(args) => carry::index(&args.command),
         Command::Profile(args) => carry::profile(&args.command),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Web(args) => web::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Csi(args) => csi::run(&args),

@@ -9,4 +9,5 @@ mod doctor;
 mod interrupt;
 mod look;
 mod progress;
+mod top;
 mod user;

@@ -25,6 +25,7 @@ mod pushed;
 mod share;
 mod tables;
 mod user;
+mod web;
 mod xattrs;
 
 use std::collections::BTreeMap;
