@@ -128,7 +128,7 @@ impl ReadAhead {
                     self.streams.put(Stream { next: stream.next.min(start), ..stream });
                 }
             }
-            Urgency::Rest(id) => self.coverage.declined(id, start),
+            Urgency::Rest(id) => self.coverage.declined(id, suggestion.spans),
             Urgency::Speculation(_) => {}
         }
     }
@@ -162,7 +162,8 @@ impl ReadAhead {
         let window = reader.map_or(neighbours, |reader| reader.size.max(neighbours).max(region));
         let is_guess = window <= NEAR_AFTER * region;
         let bytes = match is_guess {
-            true => NEAR_BYTES.min(self.coverage.allowance(piece, layout)?),
+            // Not all at once: what the first ones bring says what others are worth.
+            true => NEAR_BYTES.min(self.coverage.allowance(piece, layout)? / 2),
             false => WINDOW_BYTES,
         };
         let mut spans = layout.within(run.end, window, bytes)?;
@@ -597,7 +598,7 @@ mod tests {
             ahead.on(event, &USUAL).unwrap().iter().map(|suggestion| suggestion.spans.count()).sum::<u32>()
         };
         let guessed: u32 = (0..50).map(|read| missed(&mut ahead, 100 * read)).sum();
-        assert!(guessed <= 4, "{guessed} spans that nothing reads");
+        assert!((1..=4).contains(&guessed), "{guessed} spans that nothing reads");
         assert_eq!(missed(&mut ahead, 10_000), 0);
         assert_eq!(missed(&mut ahead, 10_001), 1, "a reader in order");
     }

@@ -125,7 +125,16 @@ fn all_of_a_file_in_any_order_comes_at_nearly_line_rate() {
     let blob = image.layers()[0].blob.len() as u64;
     // Newest first, in many rounds, as git walks through a pack.
     let rounds = (0..6).flat_map(|round| (0..40).map(move |step| ((239 - step * 6 - round) * SPAN, 4096))).collect();
-    for (what, pieces) in [("samples", shuffled(size)), ("mapped pages", jumps(size, 2 * SPAN)), ("rounds", rounds)] {
+    // Backwards, here and there in what it has reached.
+    let mut reached = Random::new(4);
+    let mut walk: Pieces =
+        (0..8000).map(|read| ((255 - reached.below((read * 2 + 20).min(256)) as u64) * SPAN, 4096)).collect();
+    let mut seen = std::collections::HashSet::new();
+    walk.retain(|(at, _)| seen.insert(*at));
+    assert!(walk.len() > 250);
+    for (what, pieces) in
+        [("samples", shuffled(size)), ("mapped pages", jumps(size, 2 * SPAN)), ("rounds", rounds), ("a walk", walk)]
+    {
         let found = read(&image, Prefetch::Profile, &pieces);
         let times = found.took.as_secs_f64() / line(blob).as_secs_f64();
         assert!(times <= 1.3, "{what}: {times:.2} times the line, {} requests", found.requests);
