@@ -132,12 +132,15 @@ fn all_of_a_file_in_any_order_comes_at_nearly_line_rate() {
     let mut seen = std::collections::HashSet::new();
     walk.retain(|(at, _)| seen.insert(*at));
     assert!(walk.len() > 250);
-    for (what, pieces) in
-        [("samples", shuffled(size)), ("mapped pages", jumps(size, 2 * SPAN)), ("rounds", rounds), ("a walk", walk)]
-    {
+    for (what, pieces, most) in [
+        ("samples", shuffled(size), 1.3),
+        ("mapped pages", jumps(size, 2 * SPAN), 1.3),
+        ("rounds", rounds, 1.3),
+        ("a walk", walk, 1.4),
+    ] {
         let found = read(&image, Prefetch::Profile, &pieces);
         let times = found.took.as_secs_f64() / line(blob).as_secs_f64();
-        assert!(times <= 1.3, "{what}: {times:.2} times the line, {} requests", found.requests);
+        assert!(times <= most, "{what}: {times:.2} times the line, {} requests", found.requests);
         assert!(found.bytes * 100 <= blob * 102, "{what}: {} of {blob} bytes", found.bytes);
     }
 }
