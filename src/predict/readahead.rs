@@ -159,7 +159,9 @@ impl ReadAhead {
         let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER * region } else { 0 };
         let near = |reader: &Window| (run.start.back(SKIPPED * region)..=run.start).contains(&reader.next);
         let reader = self.windows.take(near);
-        let window = reader.map_or(neighbours, |reader| reader.size.max(neighbours).max(region));
+        let continues = reader.is_some_and(|reader| reader.next == run.start);
+        let least = if continues { region } else { 1 };
+        let window = reader.map_or(neighbours, |reader| reader.size.max(neighbours).max(least));
         let is_guess = window <= NEAR_AFTER * region;
         let bytes = match is_guess {
             // Not all at once: what the first ones bring says what others are worth.
@@ -167,8 +169,8 @@ impl ReadAhead {
             false => WINDOW_BYTES,
         };
         let mut spans = layout.within(run.end, window, bytes)?;
-        if reader.is_some_and(|reader| reader.next == run.start) {
-            // It continues, if slowly.
+        if continues {
+            // If slowly, where guesses bring nothing.
             spans.end = spans.end.max(layout.within(run.end, region, NEAR_BYTES)?.end);
         }
         if layout.blob_bytes(spans)? == 0 {
