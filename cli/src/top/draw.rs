@@ -216,7 +216,7 @@ fn mount_row(mount: &Mount) -> Row<'static> {
         Ok(activity) => activity,
         Err(_) => {
             let unknown = if mount.state.is_some() { "unknown" } else { "no process" };
-            let none = || Cell::default();
+            let none = || Cell::from("");
             return Row::new([
                 at.into(),
                 image.into(),

@@ -13,6 +13,8 @@ use std::time::Duration;
 use clap_complete::engine::ArgValueCompleter;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{Clear, ClearType};
 use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -86,7 +88,7 @@ fn watch(terminal: &mut DefaultTerminal, view: &mut View, looks: &Looks, ended: 
                     match (key.code, control) {
                         (KeyCode::Char('c'), true) => return Ok(()),
                         (KeyCode::Char('z'), true) => suspend(terminal)?,
-                        (KeyCode::Char('l'), true) => terminal.clear()?,
+                        (KeyCode::Char('l'), true) => draw_anew(terminal)?,
                         (code, _) => match view.press(code) {
                             Action::Quit => return Ok(()),
                             Action::Look => looks.soon(),
@@ -111,7 +113,14 @@ fn suspend(terminal: &mut DefaultTerminal) -> io::Result<()> {
     ratatui::try_restore()?;
     kill_process(getpid(), Signal::TSTP)?;
     *terminal = ratatui::try_init()?;
-    terminal.clear()
+    Ok(())
+}
+
+/// Draws all of the screen the next time. Does not ask the terminal for its cursor, which not every one tells.
+fn draw_anew(terminal: &mut DefaultTerminal) -> io::Result<()> {
+    execute!(io::stdout(), Clear(ClearType::All))?;
+    terminal.swap_buffers();
+    Ok(())
 }
 
 /// A thread that asks the mounts, so that one that does not answer delays no key.
