@@ -9,27 +9,33 @@ use std::str::FromStr;
 
 use sha2::Digest as _;
 
-/// A digest algorithm that peelfs can compute (image-spec, descriptor.md, "Registered algorithms").
+/// A digest algorithm that peelfs can compute (image-spec after 1.1, descriptor.md, "Registered algorithms").
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Algorithm {
     /// SHA-256, 64 hexadecimal digits.
     Sha256,
     /// SHA-512, 128 hexadecimal digits.
     Sha512,
+    /// BLAKE3 with 32 bytes of output, 64 hexadecimal digits.
+    Blake3,
 }
 
 impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sha256, Self::Sha512, Self::Blake3];
+
     /// The name that stands before the colon.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
             Self::Sha512 => "sha512",
+            Self::Blake3 => "blake3",
         }
     }
 
     fn hex_len(self) -> usize {
         match self {
-            Self::Sha256 => 64,
+            Self::Sha256 | Self::Blake3 => 64,
             Self::Sha512 => 128,
         }
     }
@@ -97,11 +103,8 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let bad = |why| DigestError { text: text.chars().take(160).collect(), why };
         let (name, hex) = text.split_once(':').ok_or_else(|| bad(Why::NoColon))?;
-        let algorithm = match name {
-            "sha256" => Algorithm::Sha256,
-            "sha512" => Algorithm::Sha512,
-            _ => return Err(bad(Why::Algorithm)),
-        };
+        let algorithm = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name);
+        let algorithm = algorithm.ok_or_else(|| bad(Why::Algorithm))?;
         if hex.len() != algorithm.hex_len() {
             return Err(bad(Why::Length { wanted: algorithm.hex_len(), got: hex.len() }));
         }
@@ -137,7 +140,7 @@ pub struct DigestError {
 enum Why {
     #[error("there is no `:` between algorithm and digits")]
     NoColon,
-    #[error("the algorithm is neither sha256 nor sha512")]
+    #[error("the algorithm is none of sha256, sha512 and blake3")]
     Algorithm,
     #[error("expected {wanted} digits, found {got}")]
     Length { wanted: usize, got: usize },
@@ -153,6 +156,7 @@ pub struct Hasher(State);
 enum State {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
+    Blake3(Box<blake3::Hasher>),
 }
 
 impl Hasher {
@@ -161,6 +165,7 @@ impl Hasher {
         Self(match algorithm {
             Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
             Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
+            Algorithm::Blake3 => State::Blake3(Box::default()),
         })
     }
 
@@ -169,6 +174,9 @@ impl Hasher {
         match &mut self.0 {
             State::Sha256(state) => state.update(bytes),
             State::Sha512(state) => state.update(bytes),
+            State::Blake3(state) => {
+                state.update(bytes);
+            }
         }
     }
 
@@ -177,6 +185,7 @@ impl Hasher {
         match self.0 {
             State::Sha256(state) => Digest::from_raw(Algorithm::Sha256, &state.finalize()),
             State::Sha512(state) => Digest::from_raw(Algorithm::Sha512, &state.finalize()),
+            State::Blake3(state) => Digest::from_raw(Algorithm::Blake3, state.finalize().as_bytes()),
         }
     }
 }
@@ -191,12 +200,16 @@ mod tests {
     fn digest_of_nothing_is_the_known_one() {
         assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
         assert_eq!(Digest::of(Algorithm::Sha512, b"").hex().len(), 128);
+        let blake3 = "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(Digest::of(Algorithm::Blake3, b"").to_string(), blake3);
     }
 
     #[test]
     fn parse_accepts_what_it_prints() {
-        let digest = Digest::of(Algorithm::Sha512, b"x");
-        assert_eq!(digest.to_string().parse(), Ok(digest));
+        for algorithm in Algorithm::ALL {
+            let digest = Digest::of(algorithm, b"x");
+            assert_eq!(digest.to_string().parse(), Ok(digest));
+        }
     }
 
     #[test]

@@ -97,6 +97,19 @@ impl Reference {
         digest.filter(|_| typed.is_ok_and(|typed| typed != self.place))
     }
 
+    /// The name as it was typed, without tag and digest, if no registry and no transport was typed before it.
+    pub fn short_name(&self) -> Option<&str> {
+        let Place::Registry(name) = &self.place else { return None };
+        let typed = self.typed.split('@').next().unwrap_or_default();
+        let (first, has_more) = typed.split_once('/').map_or((typed, false), |(first, _)| (first, true));
+        let names_host = has_more && (first == "localhost" || first.contains(['.', ':']));
+        if name.host() != DOCKER_HUB || names_host {
+            return None;
+        }
+        let tag = typed.rfind(':').filter(|at| !typed[*at..].contains('/'));
+        Some(&typed[..tag.unwrap_or(typed.len())])
+    }
+
     /// What the user should be told about how the reference was understood.
     pub fn notes(&self) -> Vec<String> {
         match &self.place {
@@ -630,6 +643,25 @@ mod tests {
 
     const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+    #[test]
+    fn a_short_name_has_neither_registry_nor_transport() {
+        let pinned = format!("team/app:1@{D}");
+        for (typed, wanted) in [
+            ("python", Some("python")),
+            ("python:3.12", Some("python")),
+            (&*pinned, Some("team/app")),
+            ("team/app/sub:v1", Some("team/app/sub")),
+            ("docker.io/python", None),
+            ("docker://python", None),
+            ("localhost/python", None),
+            ("r.example/a:1", None),
+            ("r:5000/a", None),
+            ("oci:dir", None),
+        ] {
+            assert_eq!(typed.parse::<Reference>().unwrap().short_name(), wanted, "{typed}");
+        }
+    }
+
     fn canonical(text: &str) -> String {
         text.parse::<Reference>().unwrap().canonical()
     }
@@ -781,7 +813,7 @@ mod tests {
         `e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855` is not an image reference: it looks like a digest, but no repository stands before it
           hint: write the repository before it: `NAME@sha256:…`
         `python@sha256:aaaa` is not an image reference: `sha256:aaaa` is not a usable digest: expected 64 digits, found 4
-        `python@md5:d41d8cd98f00b204e9800998ecf8427e` is not an image reference: `md5:d41d8cd98f00b204e9800998ecf8427e` is not a usable digest: the algorithm is neither sha256 nor sha512
+        `python@md5:d41d8cd98f00b204e9800998ecf8427e` is not an image reference: `md5:d41d8cd98f00b204e9800998ecf8427e` is not a usable digest: the algorithm is none of sha256, sha512 and blake3
         `python:` is not an image reference: there is no tag after the colon
           hint: write `NAME:TAG`, or leave the colon out for `latest`
         `python:-x` is not an image reference: a tag is made of letters, digits, `_`, `.` and `-`, and starts with none of the last two

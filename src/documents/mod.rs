@@ -692,6 +692,33 @@ mod tests {
         assert_eq!(parse_index(&index(&["linux/amd64"])).media_type, MediaType::OciIndex);
     }
 
+    /// Other forms of the same image, as converters list them beside it.
+    #[test]
+    fn entries_of_other_image_formats_are_passed_over() {
+        let entry = |more: &str, platform: &str| {
+            let platform = format!(r#"{more},"platform":{{"os":"linux","architecture":"amd64"{platform}}}"#);
+            descriptor(MediaType::MANIFESTS[0], &platform)
+        };
+        let nydus = r#","artifactType":"application/vnd.nydus.image.manifest.v1+json""#;
+        let soci = r#","artifactType":"application/vnd.amazon.soci.index.v2+json""#;
+        let plain = entry(r#","annotations":{"plain":"yes"}"#, "");
+        for other in [
+            entry(nydus, r#","os.features":["nydus.remoteimage.v1"]"#),
+            entry("", r#","os.features":["nydus.remoteimage.v1"]"#),
+            entry("", r#","os.features":["erofs"]"#),
+            entry(soci, ""),
+        ] {
+            for entries in [[&other, &plain], [&plain, &other]] {
+                let text = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, entries[0], entries[1]);
+                let index = parse_index(&text);
+                let found = candidates(&index, &wanted("linux/amd64"));
+                let found: Vec<_> = found.iter().map(|entry| &entry.descriptor.annotations).collect();
+                assert_eq!(found.len(), 1, "{text}");
+                assert!(found[0].contains_key("plain"), "{text}");
+            }
+        }
+    }
+
     #[test]
     fn docker_documents_are_read_like_their_oci_twins() {
         let docker = format!(
@@ -827,7 +854,7 @@ mod tests {
         the document is malformed: invalid type: floating point `1e+20`, expected u64 at line 1 column 194
         the document is malformed: missing field `size` at line 1 column 167
         the document is malformed: `sha256:../../../../etc/passwd` is not a usable digest: expected 64 digits, found 22 at line 1 column 124
-        the document is malformed: `md5:d41d8cd98f00b204e9800998ecf8427e` is not a usable digest: the algorithm is neither sha256 nor sha512 at line 1 column 131
+        the document is malformed: `md5:d41d8cd98f00b204e9800998ecf8427e` is not a usable digest: the algorithm is none of sha256, sha512 and blake3 at line 1 column 131
         layer 0, sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855, is of the unknown type `application/x-\u{1b}[31m`
           hint: if this is an artifact, `--artifact` shows its layers as files
         layer 0, sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855, is of the unknown type `application/vnd.oci.image.layer.v1.tar+gzip+encrypted`

@@ -121,7 +121,8 @@ impl Need {
             Place::Layout(name) => {
                 let layout = name.reading(exists).path;
                 // Each of these may be a symlink.
-                let parts = ["index.json", "blobs", "blobs/sha256", "blobs/sha512"].map(|part| layout.join(part));
+                let parts = ["index.json", "blobs", "blobs/sha256", "blobs/sha512", "blobs/blake3"];
+                let parts = parts.map(|part| layout.join(part));
                 let parts = parts.into_iter().filter(|part| exists(part));
                 std::iter::once(layout.clone()).chain(parts).map(Self::Layout).collect()
             }

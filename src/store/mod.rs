@@ -217,7 +217,7 @@ impl Store {
     fn make(&self) -> Result<(), StoreError> {
         self.files.make_private_dir()?;
         for bucket in [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, PROFILE, LOCK] {
-            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for algorithm in Algorithm::ALL {
                 self.files.make_dir(&self.root.join(bucket).join(algorithm.name()))?;
             }
         }

@@ -143,7 +143,7 @@ fn row_15_only_exact_digests_become_paths_and_addresses() {
         "md5:aa".to_owned(),
         format!("sha1:{}", &hex[..40]),
         format!("sha384:{}", "a".repeat(96)),
-        format!("blake3:{hex}"),
+        format!("blake2b:{hex}"),
         format!("sha256+b64:{hex}"),
         "sha256:../../../../../../etc/passwd".to_owned(),
         format!("../sha256:{hex}"),
