@@ -7,7 +7,9 @@ use super::args::{
     VerifyArg,
 };
 use peelfs::host::open;
+use peelfs::host::process;
 use peelfs::host::report::Report;
+use peelfs::host::short_name::{self, Meaning};
 use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Passthrough, Policy, Writable};
 use peelfs::host::verifiers;
 use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
@@ -92,6 +94,42 @@ fn beside(at: &Path) -> PathBuf {
 
 /// The image that `args` name, with paths as typed. Prints a note if the user may have meant something else.
 pub(super) fn image(args: &ImageArgs) -> Result<ImageSpec, Report> {
+    let image = image_as_written(args)?;
+    let reference = full_name(&image)?;
+    Ok(ImageSpec { reference: reference.unwrap_or(image.reference.clone()), ..image })
+}
+
+/// What a name without a registry stands for, if it is anything else than on Docker Hub.
+fn full_name(image: &ImageSpec) -> Result<Option<Reference>, Report> {
+    let (references, file, ask) = match short_name::meaning(image)? {
+        Meaning::AsWritten => return Ok(None),
+        Meaning::Elsewhere { references, file, ask } => (references, file, ask),
+    };
+    let typed = &image.reference;
+    let found = match &references[..] {
+        [only] => only.clone(),
+        // What a registry has cannot be asked.
+        [first, ..] if image.access.network == Network::Offline => first.clone(),
+        several if ask => {
+            let names: Vec<_> = several.iter().map(|reference| format!("`{reference}`")).collect();
+            let why = format!("`{typed}` may be any of {}, by `{}`", names.join(", "), file.display());
+            return Err(Report::usage(why).hint("write one of them in full"));
+        }
+        // Some commands are within a runtime already.
+        several => std::thread::scope(|scope| {
+            let looking = scope.spawn(|| -> Result<Reference, Report> {
+                Ok(process::runtime(process::Purpose::Reading)?.block_on(short_name::first(several, image))?)
+            });
+            looking.join().expect("looking for an image does not panic")
+        })?,
+    };
+    if found.canonical() != typed.canonical() {
+        eprintln!("note: `{typed}` stands for `{found}`, by `{}`", file.display());
+    }
+    Ok(Some(found))
+}
+
+fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
     let reference: Reference = args.reference.parse()?;
     for note in reference.notes() {
         eprintln!("note: {note}");

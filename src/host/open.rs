@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::HostError;
+use super::nearest_tag;
 use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec, IndexFrom};
 use super::verifiers::{self, Question};
 use crate::content::{Origin, PushedIndexes};
 use crate::digest::Digest;
 use crate::image::{
-    self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, Pull, SharedLayers, Shown, Trust,
-    Verify, Wanted,
+    self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, PlanError, Pull, SharedLayers, Shown,
+    Trust, Verify, Wanted,
 };
 use crate::overlay::LayerNo;
 use crate::platform::Platform;
@@ -185,7 +186,13 @@ async fn resolve_by(
     let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &image.access, &store).await?;
     let wanted = Wanted { platform: &platform, fit, pull, view: &image.view };
-    let mut plan = image::resolve_again(&reference, &source, &store, wanted, image.access.network, before).await?;
+    let plan = image::resolve_again(&reference, &source, &store, wanted, image.access.network, before).await;
+    let mut plan = match plan {
+        Err(PlanError::Source(missing @ SourceError::NotFound { .. })) => {
+            return Err(with_nearest_tag(missing, &reference, registry.as_deref()).await.into());
+        }
+        plan => plan?,
+    };
     if let Some(count) = image.up_to {
         plan.layers.truncate(usize::from(count.get()));
     }
@@ -203,6 +210,23 @@ async fn resolve_by(
         source,
         registry,
     })
+}
+
+/// The error for an image that is not found, with the nearest tag as a hint if its tag is what is missing.
+async fn with_nearest_tag(
+    missing: SourceError,
+    reference: &Reference,
+    registry: Option<&RegistrySource>,
+) -> SourceError {
+    match (missing, reference.place(), registry) {
+        (SourceError::NotFound { what, place, said, hint }, Place::Registry(name), Some(registry))
+            if what.starts_with("manifest ") =>
+        {
+            let nearest = nearest_tag::hint(name, registry).await.map(Into::into);
+            SourceError::NotFound { what, place, said, hint: nearest.or(hint) }
+        }
+        (missing, ..) => missing,
+    }
 }
 
 /// The open layers of a process that shows images; if the cache is not writable, it works without one.

@@ -335,7 +335,7 @@ fn source(error: &SourceError) -> Report {
                 Some(said) => Report { message: format!("{}: {said}", report.message), ..report },
                 None => report,
             }
-            .maybe_hint(*hint)
+            .maybe_hint(hint.as_ref())
         }
         SourceError::Denied { place, tried, .. } => {
             let report = told(Code::Authentication);

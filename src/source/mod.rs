@@ -174,7 +174,7 @@ pub enum SourceError {
         /// What the source said, if anything.
         said: Option<String>,
         /// What the user can do, if anything.
-        hint: Option<&'static str>,
+        hint: Option<Box<str>>,
     },
     /// The source requires credentials, or other ones.
     #[error("{place} denied access to {what}: {said}")]

@@ -22,7 +22,7 @@ impl OfflineSource {
     }
 
     fn missing(what: String) -> SourceError {
-        let hint = Some("leave out `--offline`, so that it can be fetched");
+        let hint = Some("leave out `--offline`, so that it can be fetched".into());
         SourceError::NotFound { what, place: "the cache".to_owned(), said: None, hint }
     }
 }

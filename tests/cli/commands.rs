@@ -209,7 +209,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     assert_snapshot!(run(&["ls", &other]), @r#"
     --- stderr
     error: manifest `2` not found in registry.test/library/app: 404 Not Found (MANIFEST_UNKNOWN: manifest unknown)
-    hint: check the spelling; a private repository also looks like this to those who are not logged in
+    hint: the only tag of registry.test/library/app is `1`
     --- exit 3
     "#);
     assert_snapshot!(run(&["ls", "--platform", "linux/riscv64", &image]), @r#"

@@ -8,6 +8,7 @@ mod complete;
 mod doctor;
 mod interrupt;
 mod look;
+mod names;
 mod progress;
 mod top;
 mod user;

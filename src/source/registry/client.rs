@@ -25,6 +25,7 @@ use super::http::{Body, Content, Fault, Outgoing, Reply, Transport};
 use super::origin::Origin;
 use super::patience::{Clock, Deadlines, Subject, Tries, Turn};
 use super::ranges::{self, Placement, RangeFault};
+use super::tags;
 use super::token::{is_busy, trouble};
 use crate::descriptor::MediaType;
 use crate::digest::Digest;
@@ -101,6 +102,8 @@ pub(super) enum Thing<'a> {
     Manifest(&'a str),
     /// A page of the manifests that refer to one.
     Referrers(Listing<'a>),
+    /// A page of the tags; the query that the page before named, if there was one.
+    Tags { next: Option<&'a str> },
     /// Bytes of a blob.
     Blob(Wanted<'a>),
     /// A place to upload a blob to.
@@ -386,6 +389,10 @@ impl Client {
                 query = next.map(str::to_owned).or(kind);
                 format!("{root}/{repository}/referrers/{of}")
             }
+            Thing::Tags { next } => {
+                query = Some(next.unwrap_or(tags::PAGE).to_owned());
+                format!("{root}/{repository}/tags/list")
+            }
             Thing::NewUpload => {
                 body = Some(Body::octets(&Content::Memory(Bytes::new())));
                 format!("{root}/{repository}/blobs/uploads/")
@@ -473,7 +480,7 @@ impl Client {
                     }
                 };
                 let said = asked.map_or(said.clone(), |asked| format!("{said}; {asked}"));
-                SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint) }
+                SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint.into()) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let tried = self.authorizer.told(&self.authorizer.present()).await;

@@ -20,6 +20,7 @@
 //! | `ranges`, `blob` | which bytes a response carries, and how to get the rest |
 //! | `download` | how many connections a large blob needs |
 //! | `referrers` | which manifests refer to one |
+//! | `tags` | which tags there are |
 //! | `push` | storing blobs and manifests |
 //! | `contact`, `survey` | what is told of registries and login files, for `peelfs doctor` |
 
@@ -48,6 +49,7 @@ mod refusals;
 #[allow(clippy::unwrap_used)]
 mod scripted;
 mod survey;
+mod tags;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -110,7 +110,7 @@ impl RegistrySource {
 }
 
 /// The query of the next page (RFC 8288), if it is one of the same list.
-fn next_query(link: &str, path: &str) -> Option<String> {
+pub(super) fn next_query(link: &str, path: &str) -> Option<String> {
     let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
     let is_next = parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
         name.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"').eq_ignore_ascii_case("next")

@@ -371,7 +371,7 @@ fn without_login(address: &str) -> String {
 }
 
 /// The error for a file that cannot be used.
-pub(super) fn unusable(error: &ConfigError) -> SourceError {
+pub fn unusable(error: &ConfigError) -> SourceError {
     let hint = Some("correct it, or use no such file with `--mirror none`".to_owned());
     let line = error.line.map(|line| format!(", line {line},")).unwrap_or_default();
     SourceError::Unsupported { place: format!("`{}`{line}", error.path.display()), why: error.why.clone(), hint }
