@@ -224,7 +224,7 @@ impl Transfer {
             // For a whole blob, more bytes may follow the wanted range; otherwise none may.
             if placement.ranged || self.wanted.end == self.size {
                 let why = "its body is longer than the blob or range".to_owned();
-                return Err(self.client.protocol(&self.what, why));
+                return Err(self.senders.hosts().client(self.at).protocol(&self.what, why));
             }
             wanted.truncate(usize::try_from(placement.take).expect("less than the chunk's length"));
         }

@@ -4,6 +4,10 @@
 //! asked; after a pause one request tries it again. A process has one breaker for a server, whichever mounts and layers
 //! ask it.
 //!
+//! Bytes are found to be wrong only after they were delivered, so what a server delivers beside them does not count against
+//! that: as many blobs of which it sent wrong bytes within ten minutes open its breaker, and then earlier requests do not
+//! close it.
+//!
 //! ```text
 //!             failures in a row                 pause is over
 //!     Closed ------------------> Open --------------------------> Trying
@@ -26,6 +30,8 @@ const FAILURES: u32 = 3;
 /// The first pause; each further one is twice as long.
 const SHORTEST: Duration = Duration::from_secs(15);
 const LONGEST: Duration = Duration::from_secs(600);
+/// For how long wrong bytes are remembered.
+const REMEMBERED: Duration = Duration::from_secs(600);
 /// After this time the outcome of a trial is not awaited: its reader may have given up.
 const TRIAL: Duration = Duration::from_secs(60);
 
@@ -33,14 +39,21 @@ const TRIAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Circuits {
     clock: Arc<dyn Clock>,
-    known: Arc<Mutex<HashMap<Origin, Arc<Mutex<State>>>>>,
+    known: Arc<Mutex<HashMap<Origin, Arc<Mutex<Breaker>>>>>,
 }
 
 /// The breaker of one server.
 #[derive(Debug)]
 pub(super) struct Circuit {
     clock: Arc<dyn Clock>,
-    state: Arc<Mutex<State>>,
+    breaker: Arc<Mutex<Breaker>>,
+}
+
+#[derive(Debug, Default)]
+struct Breaker {
+    state: State,
+    /// Blobs of which it has sent wrong bytes, and when it did so last.
+    wrong: (u32, Duration),
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +70,8 @@ pub(super) enum Failure {
     Quick,
     /// After a time limit.
     Slow,
+    /// It has delivered wrong bytes of a blob.
+    Wrong,
 }
 
 impl Circuits {
@@ -73,8 +88,8 @@ impl Circuits {
 
     /// The breaker of `server`.
     pub(super) fn of(&self, server: &Origin) -> Circuit {
-        let state = Arc::clone(lock(&self.known).entry(server.clone()).or_default());
-        Circuit { clock: Arc::clone(&self.clock), state }
+        let breaker = Arc::clone(lock(&self.known).entry(server.clone()).or_default());
+        Circuit { clock: Arc::clone(&self.clock), breaker }
     }
 }
 
@@ -84,11 +99,22 @@ impl Default for State {
     }
 }
 
+impl Breaker {
+    /// Forgets wrong bytes of long ago.
+    fn at(&mut self, now: Duration) -> &mut Self {
+        if now >= self.wrong.1 + REMEMBERED {
+            self.wrong.0 = 0;
+        }
+        self
+    }
+}
+
 impl Circuit {
     /// Whether the server may be asked now. After a pause, the first caller tries it.
     pub(super) fn admits(&self) -> bool {
-        let (mut state, now) = (lock(&self.state), self.clock.now());
-        let due = match &*state {
+        let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
+        let state = &mut breaker.state;
+        let due = match state {
             State::Closed { .. } => return true,
             State::Open { until, .. } => now >= *until,
             State::Trying { since, .. } => now >= *since + TRIAL,
@@ -101,15 +127,29 @@ impl Circuit {
 
     /// The server has delivered something.
     pub(super) fn succeeded(&self) {
-        *lock(&self.state) = State::default();
+        let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
+        let breaker = breaker.at(now);
+        // What it delivers may be wrong as well.
+        let is_open = matches!(breaker.state, State::Open { .. });
+        if !is_open || breaker.wrong.0 < FAILURES {
+            breaker.state = State::default();
+        }
     }
 
     /// A request has failed; for how long the server is not asked now, if that is new.
     pub(super) fn failed(&self, failure: Failure, why: &str) -> Option<Duration> {
-        let (mut state, now) = (lock(&self.state), self.clock.now());
-        let pause = match &mut *state {
+        let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
+        let Breaker { state, wrong } = breaker.at(now);
+        if failure == Failure::Wrong {
+            *wrong = (wrong.0.saturating_add(1), now);
+        }
+        let pause = match state {
             State::Closed { failures } => {
-                *failures = if failure == Failure::Slow { FAILURES } else { *failures + 1 };
+                *failures = match failure {
+                    Failure::Slow => FAILURES,
+                    Failure::Quick => *failures + 1,
+                    Failure::Wrong => (*failures + 1).max(wrong.0),
+                };
                 (*failures >= FAILURES).then_some(SHORTEST)?
             }
             State::Trying { pause, .. } => (*pause * 2).min(LONGEST),
@@ -122,7 +162,7 @@ impl Circuit {
 
     /// Why the server is not asked, and for how long.
     pub(super) fn open(&self) -> Option<(String, Duration)> {
-        match &*lock(&self.state) {
+        match &lock(&self.breaker).state {
             State::Closed { .. } => None,
             State::Open { until, why, .. } => Some((why.clone(), until.saturating_sub(self.clock.now()))),
             State::Trying { why, .. } => Some((why.clone(), Duration::ZERO)),
@@ -192,6 +232,28 @@ mod tests {
         assert!(circuit.admits(), "the one before it was given up");
         circuit.succeeded();
         assert!(circuit.admits() && circuit.admits());
+    }
+
+    /// They are found to be wrong only after they were delivered.
+    #[test]
+    fn wrong_bytes_of_three_blobs_open_it_whatever_is_delivered() {
+        let (clock, circuits) = circuits();
+        let circuit = circuits.of(&origin("https://m.example"));
+        let wrong = || {
+            circuit.succeeded();
+            circuit.failed(Failure::Wrong, "wrong")
+        };
+        assert_eq!((wrong(), wrong(), wrong()), (None, None, Some(SHORTEST)));
+        circuit.succeeded();
+        assert!(!circuit.admits(), "an earlier request");
+        clock.advance(SHORTEST);
+        assert!(circuit.admits());
+        circuit.succeeded();
+        assert!(circuit.admits() && circuit.open().is_none());
+        assert_eq!(wrong(), Some(SHORTEST), "it still sends them");
+        clock.advance(REMEMBERED);
+        circuit.succeeded();
+        assert_eq!((wrong(), wrong()), (None, None));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! pause, as for a registry alone. So an image can be read while any of them has it.
 //!
 //! What a mirror sends is verified like everything else. A mirror that lacks a blob, or has sent wrong bytes of it, is not
-//! asked for that blob for a while; one that fails is not asked for anything (see `circuit`).
+//! asked for that blob for a while; one that fails, or sends wrong bytes of several, is not asked for anything (see `circuit`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -139,6 +139,11 @@ impl Hosts {
         }
     }
 
+    /// The client for a host.
+    pub(super) fn client(&self, number: usize) -> &Client {
+        &self.hosts[number].client
+    }
+
     /// A host has delivered what was asked for.
     pub(super) fn succeeded(&self, number: usize) {
         if let Some(circuit) = &self.hosts[number].circuit {
@@ -157,9 +162,11 @@ impl Hosts {
     /// Leaves a mirror that has begun to send what it must not; `false` if it is the registry itself.
     pub(super) fn leave(&self, number: usize, blob: &Digest, why: &SourceError) -> bool {
         let is_mirror = !self.is_own(number);
-        if is_mirror {
+        // Another part of the blob may have said so already.
+        if is_mirror && !self.is_passed_over(number, blob) {
             tracing::warn!("the mirror {} is passed over: {why}", self.hosts[number].client.host);
             self.pass_over(number, blob, WRONG);
+            self.broke(number, Failure::Wrong, &brief(why));
         }
         is_mirror
     }
@@ -278,6 +285,9 @@ impl<'a> Round<'a> {
                 _ => {
                     tracing::warn!("the mirror {} is passed over: {error}", client.host);
                     digest.into_iter().for_each(|digest| self.hosts.pass_over(number, digest, WRONG));
+                    if matches!(error, SourceError::Protocol { .. }) {
+                        self.hosts.broke(number, Failure::Quick, &brief(&error));
+                    }
                 }
             }
         }
@@ -401,6 +411,7 @@ impl PassOver for Senders {
                 let host = &self.hosts.hosts[number].client.host;
                 tracing::warn!("the mirror {host} sent wrong bytes of blob {}; asking the next", self.blob);
                 self.hosts.pass_over(number, &self.blob, WRONG);
+                self.hosts.broke(number, Failure::Wrong, "it sent wrong bytes");
             }
             others = true;
         }

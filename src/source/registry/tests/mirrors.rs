@@ -211,6 +211,50 @@ async fn wrong_bytes_are_asked_of_the_next() {
     assert_eq!(stream().await.0, 1, "it may have been mended");
 }
 
+/// Each blob is another, as it is not asked for one of which it has sent wrong bytes.
+#[tokio::test]
+async fn a_mirror_that_sends_nonsense_is_not_asked_for_a_while() {
+    let wrong: [(&str, Script); 3] = [
+        ("a page", |_| Response::new(200, &[("Content-Type", "text/html")], "<html>")),
+        ("redirects in circles", |request| Response::new(307, &[("Location", &request.target)], "")),
+        ("more than the blob", |request| Response::head(200, &[]).and(&content()).and(request.target.as_bytes())),
+    ];
+    for (what, script) in wrong {
+        let (mirror, own) = (Scripted::start(script), complete());
+        let bench = mirrored(&[mirror.address], own.address, |_| {});
+        let mut asked = Vec::new();
+        for number in 0..5 {
+            let digest = Digest::of(Algorithm::Sha256, &[number]);
+            let wanted = Descriptor { digest, ..blob(&content()) };
+            assert_eq!(read(&bench, &wanted, 0..200_000).await.unwrap(), content(), "{what}");
+            asked.push(mirror.requests().len());
+        }
+        assert!(asked[0] < asked[1] && asked[1] < asked[2] && asked[2] == asked[4], "{what}: {asked:?}");
+        let passed_over = bench.source.hosts()[0].passed_over.clone().unwrap();
+        assert!(passed_over.starts_with("not asked for 15 s: "), "{what}: {passed_over}");
+        bench.clock.advance(Duration::from_secs(15));
+        let wanted = Descriptor { digest: Digest::of(Algorithm::Sha256, b"other"), ..blob(&content()) };
+        read(&bench, &wanted, 0..9).await.unwrap();
+        assert!(mirror.requests().len() > asked[4], "{what}: it is tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_sends_wrong_bytes_is_not_asked_for_a_while() {
+    let (mirror, own) = (complete(), complete());
+    let bench = mirrored(&[mirror.address], own.address, |_| {});
+    for number in 0..5 {
+        let digest = Digest::of(Algorithm::Sha256, &[number]);
+        let wanted = Descriptor { digest, ..blob(&content()) };
+        let mut stream = bench.source.stream(&wanted, BlobOffset(0)..BlobOffset(1)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        assert_eq!(stream.senders().pass_over(), number < 3);
+    }
+    assert_eq!((mirror.requests().len(), own.requests().len()), (3, 2));
+    let passed_over = bench.source.hosts()[0].passed_over.clone().unwrap();
+    assert_eq!(passed_over, "not asked for 15 s: it sent wrong bytes");
+}
+
 #[tokio::test]
 async fn a_login_goes_to_its_own_host_alone() {
     let guarded = |user: &'static str| {
