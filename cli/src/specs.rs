@@ -1,5 +1,6 @@
 //! Turns arguments into requests: everything parsed and checked once, every path absolute.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::args::{
@@ -139,6 +140,8 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
         for option in access.only_for_registries() {
             eprintln!("note: `{option}` has no effect: `{reference}` is not in a registry");
         }
+    } else if !access.offline {
+        check_hosts_dir(&access.mirrors())?;
     }
     Ok(ImageSpec {
         reference,
@@ -157,6 +160,19 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
         index_from: args.opening.index_from.clone(),
         verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
+}
+
+/// A directory that is named must exist; what it says of mirrors would be missed otherwise.
+fn check_hosts_dir(mirrors: &Mirrors) -> Result<(), Report> {
+    let Some(dir) = mirrors.hosts_dir.as_ref().filter(|_| !mirrors.no_files) else { return Ok(()) };
+    let why = match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "it is not a directory".to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => "there is no such directory".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Report::usage(format!("hosts.toml files cannot be read from `{}`: {why}", dir.display()))
+        .hint("correct `--hosts-dir` or PEELFS_HOSTS_DIR, or read no such files with `--mirror none`"))
 }
 
 /// An image of this name, with the access options.

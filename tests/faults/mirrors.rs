@@ -194,6 +194,86 @@ fn a_file_that_cannot_be_used_is_one_error_with_its_line() {
     assert!(said(&output).contains("`ftp://m` is not a mirror"), "{}", said(&output));
 }
 
+/// A pipe without a writer would be waited for.
+#[test]
+fn what_is_not_a_file_or_directory_is_one_error() {
+    let (served, sandbox) = (Served::new(), Sandbox::new());
+    let hosts = sandbox.path().join("certs.d");
+    let directory = hosts.join(served.own.addr().to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    let [pipe, file, none] = ["pipe", "file", "none"].map(|name| sandbox.path().join(name));
+    std::fs::write(&file, "").unwrap();
+    for pipe in [&pipe, &directory.join("hosts.toml")] {
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    }
+    for (variable, path, wanted) in [
+        ("PEELFS_HOSTS_DIR", &none, "there is no such directory"),
+        ("PEELFS_HOSTS_DIR", &file, "it is not a directory"),
+        ("PEELFS_HOSTS_DIR", &hosts, "/hosts.toml` cannot be used: it is not a regular file"),
+        ("CONTAINERS_REGISTRIES_CONF", &pipe, "/pipe` cannot be used: it is not a regular file"),
+    ] {
+        let list = |more: &[&str]| {
+            sandbox.peelfs(["ls", &served.reference()]).args(more).env(variable, path).output().unwrap()
+        };
+        let told = said(&list(&[]));
+        assert!(told.contains(wanted) && told.contains(path.to_str().unwrap()), "{told}");
+        assert_eq!(told.matches("error: ").count(), 1, "{told}");
+        assert_eq!(served.own.requests().len(), 0);
+        let unread = list(&["--mirror=none"]);
+        assert!(unread.status.success(), "{}", said(&unread));
+        served.own.clear();
+    }
+    let null = sandbox.peelfs(["ls", &served.reference()]).env("CONTAINERS_REGISTRIES_CONF", "/dev/null").output();
+    assert!(null.unwrap().status.success(), "it says nothing");
+}
+
+#[test]
+fn a_missing_certificate_is_named_with_the_file_and_line() {
+    let (served, sandbox) = (Served::new(), Sandbox::new());
+    let hosts = sandbox.path().join("certs.d");
+    let directory = hosts.join(served.own.addr().to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("hosts.toml");
+    for field in ["ca", "client"] {
+        std::fs::write(&file, format!("[host.'https://m.example']\n{field} = 'none.pem'\n")).unwrap();
+        let output = sandbox.peelfs(["ls", &served.reference()]).env("PEELFS_HOSTS_DIR", &hosts).output().unwrap();
+        let told = said(&output);
+        let wanted = format!("`{}`, line 2, cannot be used: cannot read ", file.display());
+        assert!(!output.status.success() && told.contains(&wanted) && told.contains("/none.pem: No such"), "{told}");
+    }
+}
+
+#[test]
+fn a_mirror_that_is_no_host_is_one_error() {
+    let (served, sandbox) = (Served::new(), Sandbox::new());
+    for (mirror, wanted) in [
+        ("..", "`..` is not a mirror: what stands there for the host is neither a name nor an address"),
+        ("127.0.0.1:99999", "`127.0.0.1:99999` is not a mirror: its port is not a number from 1 to 65535"),
+        ("m\x1bx", "`m\\u{1b}x` is not a mirror: there is a space, a control character"),
+    ] {
+        let told = said(&sandbox.run(["ls", &served.reference(), "--mirror", mirror]));
+        assert!(told.contains(wanted) && told.matches("error: ").count() == 1, "{told}");
+        assert!(!told.contains('\x1b'), "{told:?}");
+    }
+}
+
+/// A body without an end is left at the end of the blob, and the warning names the host that sends it.
+#[test]
+fn an_endless_body_is_told_of_the_mirror() {
+    let (served, sandbox) = (Served::new(), Sandbox::new());
+    served.mirror.faults().add(Rule::new(served.layer(), Fault::Endless));
+    let output = sandbox.run(["cat", &served.reference(), "large", &served.option()]);
+    assert!(output.status.success() && output.stdout == served.content, "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned() + &sandbox.logs();
+    let mirror = served.mirror.addr();
+    let passed_over: Vec<_> = told.lines().filter(|line| line.contains("is passed over: ")).collect();
+    assert!(!passed_over.is_empty(), "{told}");
+    assert!(
+        passed_over.iter().all(|line| line.contains(&format!("is passed over: {mirror} sent an invalid"))),
+        "{told}"
+    );
+}
+
 #[test]
 fn inspect_says_who_is_asked() {
     let (served, sandbox) = (Served::new(), Sandbox::new());

@@ -12,7 +12,7 @@ use super::download::Cut;
 use super::http::{Counters, Transport};
 use super::mirrors::{Connection, Endpoint};
 use super::origin::Origin;
-use super::tls::{self, Verify};
+use super::tls::Verify;
 use crate::source::SourceError;
 use crate::source::outage::Outages;
 
@@ -37,7 +37,6 @@ pub(super) fn client(
     let unusable = |why: String| SourceError::Unsupported { place: typed.to_owned(), why, hint: None };
     let Endpoint { place, repository, reference, namespace, connection, abilities: _ } = endpoint;
     let Connection { insecure, ca, clients, headers, dial_timeout, proxy } = connection;
-    tls::check(&ca, &clients).map_err(|error| unusable(error.to_string()))?;
     let insecure = insecure || options.insecure;
     let verify = if insecure { Verify::No } else { Verify::Yes };
     let mut deadlines = options.deadlines.clone();

@@ -1,7 +1,8 @@
 //! Configuration files in TOML, and the lines at which their values are.
 
-use std::fs::File;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -34,7 +35,12 @@ impl Text {
     pub(super) fn read(path: &Path) -> Result<Option<Self>, ConfigError> {
         let error = |why: String| ConfigError { path: path.to_owned(), line: None, why };
         let mut text = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text));
+        let read = is_readable(path).and_then(|()| {
+            // What has become a pipe since then is not waited for.
+            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+            file.take(LARGEST + 1).read_to_end(&mut text)
+        });
         match read {
             Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
@@ -74,6 +80,19 @@ impl Text {
     fn line(&self, at: usize) -> usize {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+/// Whether a file can be read without waiting: a regular one, or `/dev/null`, which says nothing.
+///
+/// # Errors
+/// If it is of another kind or cannot be looked at.
+pub(super) fn is_readable(path: &Path) -> io::Result<()> {
+    let found = std::fs::metadata(path)?;
+    let is_null = |found: &Metadata| found.file_type().is_char_device() && found.rdev() == rustix::fs::makedev(1, 3);
+    match found.is_file() || is_null(&found) {
+        true => Ok(()),
+        false => Err(io::Error::other("it is not a regular file")),
     }
 }
 
@@ -225,7 +244,13 @@ mod tests {
     fn a_file_that_is_not_there_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Text::read(&dir.path().join("none")).unwrap().is_none());
-        assert!(Text::read(dir.path()).is_err(), "a directory is no file");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for other in [dir.path(), &fifo, Path::new("/dev/zero")] {
+            let error = Text::read(other).unwrap_err().to_string();
+            assert!(error.ends_with("`: it is not a regular file"), "{error}");
+        }
+        assert!(Text::read(Path::new("/dev/null")).unwrap().is_some());
         std::fs::write(dir.path().join("f"), [0xff]).unwrap();
         let error = Text::read(&dir.path().join("f")).unwrap_err().to_string();
         assert!(error.ends_with("/f`: it is not UTF-8"), "{error}");

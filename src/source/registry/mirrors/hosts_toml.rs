@@ -4,13 +4,15 @@
 //! the file. Its hosts are asked in their order, then `server`, which is the registry itself if it is not named.
 
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::file::{ConfigError, Table, Text, Value};
+use super::file::{self, ConfigError, Table, Text, Value};
 use super::{Abilities, Connection, Place, Scheme, without_login};
+use crate::source::registry::tls;
 
 /// The name of the file.
 const FILE: &str = "hosts.toml";
@@ -35,7 +37,12 @@ pub(super) struct Host {
     pub(super) place: Option<Place>,
     pub(super) abilities: Abilities,
     pub(super) connection: Connection,
+    /// The lines at which its `ca` are, and its `client`.
+    lines: (Vec<usize>, Vec<usize>),
 }
+
+/// A client certificate and its key.
+type Pair = (PathBuf, PathBuf);
 
 /// Whether a registry without a directory of its own has `_default`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,7 +82,33 @@ fn names(registry: &str) -> Vec<String> {
 /// Reads a file; `None` if there is none, or an empty one.
 fn read(path: &Path) -> Result<Option<HostsToml>, ConfigError> {
     let text = Text::read(path)?;
-    text.map(|text| parse(&text)).transpose().map(Option::flatten)
+    let found = text.map(|text| parse(&text)).transpose()?.flatten();
+    if let Some(HostsToml { hosts, server, .. }) = &found {
+        hosts.iter().chain([server]).try_for_each(|host| host.check(path))?;
+    }
+    Ok(found)
+}
+
+impl Host {
+    /// Reads the certificates that the file at `path` names, so that what is wrong with them is known before they are needed.
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let Connection { ca, clients, .. } = &self.connection;
+        let fault = |line: usize, why: String| ConfigError { path: path.to_owned(), line: Some(line), why };
+        let files = |line: usize, files: &[&PathBuf]| {
+            // A pipe would be waited for.
+            let unreadable = |file: &Path, error| fault(line, format!("cannot read {}: {error}", file.display()));
+            files.iter().try_for_each(|file| file::is_readable(file).map_err(|error| unreadable(file, error)))
+        };
+        for (ca, line) in ca.iter().zip(&self.lines.0) {
+            files(*line, &[ca])?;
+            tls::check(slice::from_ref(ca), &[]).map_err(|error| fault(*line, error.to_string()))?;
+        }
+        for (pair, line) in clients.iter().zip(&self.lines.1) {
+            files(*line, &[&pair.0, &pair.1])?;
+            tls::check(&[], slice::from_ref(pair)).map_err(|error| fault(*line, error.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 fn parse(text: &Text) -> Result<Option<HostsToml>, ConfigError> {
@@ -123,10 +156,11 @@ pub(super) enum Api {
 
 fn host(place: Option<Place>, table: Table<'_>, directory: &Path) -> Result<Host, ConfigError> {
     let path = |path: &str| directory.join(path);
-    let ca = table.texts("ca")?.unwrap_or_default().into_iter().map(|(file, _)| path(file)).collect();
+    let (ca, ca_lines) =
+        table.texts("ca")?.unwrap_or_default().into_iter().map(|(file, at)| (path(file), at.line())).unzip();
     let mut place = place;
     let insecure = table.flag("skip_verify")?;
-    let clients = clients(table, directory)?;
+    let (clients, client_lines) = clients(table, directory)?.into_iter().unzip();
     let connection = Connection {
         insecure: insecure.unwrap_or(false),
         ca,
@@ -144,7 +178,7 @@ fn host(place: Option<Place>, table: Table<'_>, directory: &Path) -> Result<Host
     {
         place.scheme = Scheme::Either;
     }
-    Ok(Host { place, abilities: abilities(table)?, connection })
+    Ok(Host { place, abilities: abilities(table)?, connection, lines: (ca_lines, client_lines) })
 }
 
 fn abilities(table: Table<'_>) -> Result<Abilities, ConfigError> {
@@ -169,20 +203,20 @@ fn abilities(table: Table<'_>) -> Result<Abilities, ConfigError> {
     Ok(abilities)
 }
 
-/// Pairs of a certificate and its key, which may be in one file.
-fn clients(table: Table<'_>, directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>, ConfigError> {
+/// Client certificates with their keys, which may be in the same file, and the lines of both.
+fn clients(table: Table<'_>, directory: &Path) -> Result<Vec<(Pair, usize)>, ConfigError> {
     let Some(value) = table.get("client") else { return Ok(Vec::new()) };
     let items = value.items().unwrap_or_else(|| vec![value]);
     let pair = |item: Value<'_>| {
         let Some(pair) = item.items() else {
             let file = directory.join(item.text()?);
-            return Ok((file.clone(), file));
+            return Ok(((file.clone(), file), item.line()));
         };
         match pair[..] {
             [certificate, key] => {
                 let certificate = directory.join(certificate.text()?);
                 let key = Some(key.text()?).filter(|key| !key.is_empty()).map(|key| directory.join(key));
-                Ok((certificate.clone(), key.unwrap_or(certificate)))
+                Ok(((certificate.clone(), key.unwrap_or(certificate)), item.line()))
             }
             _ => Err(item.error("`client` needs pairs of a certificate and its key")),
         }
@@ -346,6 +380,30 @@ server = "https://registry-1.docker.io"
         ] {
             let error = parsed(text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("`/certs.d/r.example/hosts.toml`, {wanted}")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("r.example")).unwrap();
+        std::fs::write(path("r.example/bad.pem"), "no certificate").unwrap();
+        let fifo = path("r.example/fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for (text, line, wanted) in [
+            ("[host.'https://m.example']\nca = 'none.pem'", 2, "none.pem: No such file"),
+            ("ca = [\n'bad.pem']\n", 2, "bad.pem holds no certificate"),
+            ("[host.m]\n\nclient = 'none.pem'", 3, "none.pem: No such file"),
+            ("[host.m]\nclient = [['bad.pem', '']]", 2, "bad.pem holds no certificate"),
+            ("[host.m]\nclient = [['bad.pem', 'none.key']]", 2, "none.key: No such file"),
+            ("[host.m]\nca = 'fifo'", 2, "fifo: it is not a regular file"),
+        ] {
+            std::fs::write(path("r.example/hosts.toml"), text).unwrap();
+            let error = find(&[dir.path().to_owned()], "r.example", Fallback::None).unwrap_err().to_string();
+            let file = path("r.example/hosts.toml");
+            assert!(error.starts_with(&format!("`{}`, line {line}: ", file.display())), "{error}");
+            assert!(error.contains(wanted), "{error}");
         }
     }
 

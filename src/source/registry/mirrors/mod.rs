@@ -7,8 +7,8 @@
 //! 2. `hosts.toml` of containerd, in `--hosts-dir`, else `/etc/containerd/certs.d` and `/etc/docker/certs.d`
 //! 3. `registries.conf` of podman
 //!
-//! Whatever decides, an image that `registries.conf` blocks is refused. An entry for all registries (`_default`) is not
-//! one for a registry on this machine.
+//! Whatever decides, an image that `registries.conf` blocks is refused, unless no file is read. An entry for all registries
+//! (`_default`) is not one for a registry on this machine.
 //!
 //! | file | contents |
 //! |---|---|
@@ -40,6 +40,9 @@ pub use self::registries_conf::{Files, RegistriesConf, ShortNames};
 
 /// The directories of `hosts.toml` files that containerd and Docker use.
 const HOSTS_DIRS: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+
+/// Why an address without a host cannot be used.
+const NO_HOST: &str = "what stands there for the host is neither a name nor an address";
 
 /// Which mirrors the user names, and where others are looked for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -160,8 +163,18 @@ impl Place {
         if !has_scheme && written.contains("://") {
             return Err("its address begins with neither http:// nor https://");
         }
+        // Parsers of URLs leave some of these out and take others for a slash.
+        if written.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
+            return Err("there is a space, a control character or a backslash in it");
+        }
+        let rest = written.split_once("://").map_or(written, |(_, rest)| rest);
+        let server = rest.split(['/', '?', '#']).next().filter(|server| !server.is_empty()).ok_or("it has no host")?;
+        let port = server.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains([']', '@']));
+        if port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..))) {
+            return Err("its port is not a number from 1 to 65535");
+        }
         let url = if has_scheme { written.to_owned() } else { format!("https://{written}") };
-        let url = Url::parse(&url).map_err(|_| "it has no host")?;
+        let url = Url::parse(&url).map_err(|_| NO_HOST)?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err("a login does not belong in it");
         }
@@ -169,6 +182,14 @@ impl Place {
             return Err("it has more than a host, a port and a path");
         }
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or("it has no host")?;
+        let is_host = match url.domain() {
+            Some(name) => is_host_name(name),
+            // `5000` would be an address, too.
+            None => server.starts_with(host) || host.starts_with('['),
+        };
+        if !is_host {
+            return Err(NO_HOST);
+        }
         let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let scheme = match url.scheme() {
             "http" => Scheme::Http,
@@ -283,7 +304,7 @@ impl Endpoint {
     }
 
     fn host(name: &RegistryName, host: Host) -> Self {
-        let Host { place, abilities, connection } = host;
+        let Host { place, abilities, connection, .. } = host;
         let at = place.map_or_else(|| Self::own(name), |place| Self::at(name, place));
         Self { abilities, connection, ..at }
     }
@@ -359,6 +380,18 @@ impl Route {
         let own = endpoint(&entry.location, PullFrom::All)?;
         Ok(Self { mirrors, own, by: Some(entry.file.display().to_string()) })
     }
+}
+
+/// Whether a name may be that of a host: labels of letters, digits, `-` and `_`.
+fn is_host_name(name: &str) -> bool {
+    let is_inner = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 254 && name.strip_suffix('.').unwrap_or(name).split('.').all(is_label)
 }
 
 /// An address as it may be shown: a login in it is left out.
@@ -514,9 +547,22 @@ mod tests {
     #[test]
     fn mirrors_are_named_with_or_without_their_registry() {
         let parsed = |typed: &str| typed.parse::<NamedMirror>();
-        for typed in ["m.example", "https://m.example/x/", "docker.io=m.example:5000", "r:5000=http://[::1]:80"] {
+        for typed in [
+            "m",
+            "m.example.",
+            "127.0.0.1",
+            "http://10.0.0.1:5000/x",
+            "m_1.example:443",
+            "m.example",
+            "https://m.example/x/",
+            "docker.io=m.example:5000",
+            "r:5000=http://[::1]:80",
+        ] {
             assert_eq!(parsed(typed).unwrap().to_string(), typed);
         }
+        assert!(parsed("m.example\\x").unwrap_err().why.contains("a backslash"));
+        let error = parsed("m.exa\n\u{1b}mple").unwrap_err().to_string();
+        assert!(error.starts_with("`m.exa\\n\\u{1b}mple` is not a mirror: there is a space, a control"), "{error}");
         for (typed, why) in [
             ("", "it has no host"),
             ("=m.example", "what stands before `=` is not a registry"),
@@ -525,6 +571,17 @@ mod tests {
             ("ftp://m.example", "neither http:// nor https://"),
             ("http://u:p@m.example", "a login does not belong in it"),
             ("https://m.example/?x", "more than a host, a port and a path"),
+            ("..", "neither a name nor an address"),
+            ("https://a..b/x", "neither a name nor an address"),
+            ("%2e%2e", "neither a name nor an address"),
+            ("-m.example", "neither a name nor an address"),
+            ("5000", "neither a name nor an address"),
+            ("300.1.1.1", "neither a name nor an address"),
+            ("m.exam*ple", "neither a name nor an address"),
+            ("127.0.0.1:99999", "its port is not a number from 1 to 65535"),
+            ("127.0.0.1:0", "its port is not a number from 1 to 65535"),
+            ("m.example:x", "its port is not a number from 1 to 65535"),
+            (" m.example", "a space, a control character or a backslash"),
         ] {
             let error = parsed(typed).unwrap_err().to_string();
             let shown = typed.replace("u:p@", "…@");
