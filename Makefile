@@ -56,9 +56,7 @@ test:
 	@scripts/both.sh \
 		'$(LINTED) $(CARGO) test --locked --workspace --all-targets --no-run' \
 		'scripts/need.sh $(TEST_TOOLS)'
-	@scripts/both.sh \
-		"$(LINTED) $(CARGO) test --locked --workspace --test '[hms]*' && $(LINTED) $(CARGO) test --locked --workspace --doc" \
-		"$(LINTED) $(CARGO) test --locked --workspace --lib --bins --examples --test '[!hms]*'"
+	$(LINTED) $(CARGO) test --locked --workspace
 	@$(MAKE) --no-print-directory package-check
 
 # The package, of the program that the tests have built, installed on this machine and purged again, without a trace.

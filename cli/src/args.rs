@@ -109,7 +109,7 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Watch what mounts fetch and why, and which programs wait
     Top(TopArgs),
-    /// Serve a web page with the same, and a picture of each image, its layers and what was fetched
+    /// Serve a web page with the same, and a map of each image and what was fetched of it
     Web(WebArgs),
     /// Let this version of peelfs serve existing mounts, without unmounting
     Upgrade(UpgradeArgs),

@@ -42,17 +42,29 @@ pub(super) struct Fetcher {
     /// Held by the request that receives the whole blob, if the source ignores ranges.
     taking_all: Semaphore,
     /// The error of the last failed read, if no span has arrived since.
-    last_error: Mutex<Option<ReadError>>,
+    last_error: Mutex<Failure>,
 }
 
 /// Neighbouring spans of one request.
 pub(super) type SpanRun = Vec<Fetching>;
+
+/// The last failure of a read.
+#[derive(Default)]
+struct Failure {
+    /// Counted from 1.
+    number: u64,
+    /// `None` once something has arrived that was requested after it, or anything, if the source was not reachable.
+    error: Option<ReadError>,
+    is_outage: bool,
+}
 
 /// A span in flight.
 pub(super) struct Fetching {
     span: SpanId,
     cause: Cause,
     outcome: watch::Sender<Outcome>,
+    /// Failures before it was requested.
+    failures: u64,
     /// Released after `outcome` is set; `None` if another process has the span in flight, too.
     claim: Option<Claim>,
 }
@@ -135,17 +147,27 @@ impl Fetcher {
         Self { layer, scope, blob, source, activity, taking_all: Semaphore::new(1), last_error: Mutex::default() }
     }
 
-    /// The error of the last failed read, if the source has delivered nothing since.
+    /// The error of the last failed read, if nothing has arrived since that disproves it.
     pub(super) fn last_error(&self) -> Option<ReadError> {
-        lock(&self.last_error).clone()
+        lock(&self.last_error).error.clone()
     }
 
-    pub(super) fn set_error(&self, why: &ReadError) {
-        *lock(&self.last_error) = Some(why.clone());
+    /// Notes that the source is not reachable.
+    pub(super) fn set_outage(&self, why: &ReadError) {
+        self.note_failure(why, true);
     }
 
-    fn clear_error(&self) {
-        *lock(&self.last_error) = None;
+    fn note_failure(&self, why: &ReadError, is_outage: bool) {
+        let mut last = lock(&self.last_error);
+        *last = Failure { number: last.number + 1, error: Some(why.clone()), is_outage };
+    }
+
+    /// Ends the failures before `arrived` was requested. Other spans of a failed read arrive after it, and prove nothing.
+    fn clear_error(&self, arrived: &Fetching) {
+        let mut last = lock(&self.last_error);
+        if last.is_outage || last.number <= arrived.failures {
+            last.error = None;
+        }
     }
 
     pub(super) fn ended(&self) -> ReadError {
@@ -312,7 +334,8 @@ impl Fetcher {
         }
         let (outcome, arrival) = in_flight.insert(span, self.scope.id());
         let claim = claimed.then(|| Claim { layer: Arc::clone(&self.layer), span });
-        Reservation::New(Fetching { span, cause, outcome, claim }, arrival)
+        let failures = lock(&self.last_error).number;
+        Reservation::New(Fetching { span, cause, outcome, failures, claim }, arrival)
     }
 
     /// Starts waiting for spans that other processes fetch.
@@ -334,7 +357,7 @@ impl Fetcher {
             if layer.content.generation(span).is_some()
                 && let Some(bytes) = layer.cached_span(span)
             {
-                self.clear_error();
+                self.clear_error(&fetching);
                 return self.complete(&fetching, bytes);
             }
             if fetching.claim.is_some() || begun.elapsed() > PATIENCE {
@@ -399,7 +422,7 @@ impl Fetcher {
         let why = &error as &dyn std::error::Error;
         if open.iter().any(|outcome| outcome.receiver_count() > 0) {
             tracing::error!(target: "peelfs::failure", layer = %self.blob.digest, error = why, "a span cannot be fetched");
-            self.set_error(&error);
+            self.note_failure(&error, false);
         } else {
             tracing::warn!(layer = %self.blob.digest, error = why, "spans that no reader waits for cannot be fetched");
         }
@@ -670,11 +693,11 @@ impl Fetcher {
             });
         }
         self.layer.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
-        self.clear_error();
         // Store first, then deliver: a reader that has the span finds it cached.
         self.layer.keep(span, known, &bytes);
         let of_run = |run: &'_ SpanRun| run.binary_search_by_key(&span, |fetching| fetching.span).ok();
         let found = runs.into_iter().find_map(|run| Some(&run[of_run(run)?]));
+        found.inspect(|fetching| self.clear_error(fetching));
         if let Some(fetching) = found.filter(|fetching| fetching.outcome.borrow().is_none()) {
             self.complete(fetching, bytes);
         }

@@ -87,9 +87,9 @@ impl LayerReader {
         self.fetcher.last_error()
     }
 
-    /// Records an error that a reader received.
-    pub fn set_error(&self, why: &ReadError) {
-        self.fetcher.set_error(why);
+    /// Records that the source is not reachable, as a reader was told.
+    pub fn set_outage(&self, why: &ReadError) {
+        self.fetcher.set_outage(why);
     }
 
     /// Counters of reads so far.

@@ -354,7 +354,7 @@ impl Layers {
         let cause = Arc::new(outages.timed_out(digest, self.source.name()).await);
         let error = ReadError::Source { layer: digest.clone(), cause };
         if let Some(content) = self.known(layer) {
-            content.set_error(&error);
+            content.set_outage(&error);
         }
         error
     }

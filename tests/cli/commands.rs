@@ -90,6 +90,8 @@ fn help_fits_on_a_screen() {
       profile       Export and import the start-up profiles of an image: what its runs read first
       store         Show images to podman, buildah and CRI-O without pulling them
       status        Show mounts and their progress
+      top           Watch what mounts fetch and why, and which programs wait
+      web           Serve a web page with the same, and a map of each image and what was fetched of it
       upgrade       Let this version of peelfs serve existing mounts, without unmounting
       snapshotter   Serve containerd as a snapshotter that mounts images instead of unpacking them
       csi           Serve Kubernetes as a CSI plugin: volumes that show images

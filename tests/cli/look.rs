@@ -590,6 +590,7 @@ fn layers_tell_what_they_add_and_waste() {
         (&["--min-efficiency", "0.1%"], 1),
         (&["--max-waste", "250001", "--json"], 1),
         (&["--min-efficiency", "101"], 2),
+        (&["--min-efficiency", "0.95"], 2),
     ] {
         let ran = user.run(&[&["layers", NAME], limits].concat());
         assert_eq!(ran.output.status.code(), Some(code), "{limits:?}: {}", ran.text);

@@ -107,7 +107,7 @@ fn a_pushed_index_costs_few_requests_and_bytes() {
     // The config, the list, the artifact and an index for each layer, beside what a known index costs.
     assert!(pushed.0 <= known.0 + 6, "{known:?} {pushed:?}");
     let index = pushed.1 - known.1;
-    assert!(index * 50 <= size, "{index} bytes of indexes for layers of {size}\n{}", pushed.2);
+    assert!(index * 40 <= size, "{index} bytes of indexes for layers of {size}\n{}", pushed.2);
     // What has been fetched is used again, where that is asked for.
     registry.clear();
     done(&there, &["ls", "-lR", &reference, "--index-from", "referrers"]);

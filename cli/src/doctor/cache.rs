@@ -36,10 +36,10 @@ pub(super) fn checks(args: &CacheDirArgs) -> Vec<Check> {
 }
 
 fn unusable(dir: &Path, error: StoreError) -> Check {
-    let is_unsafe = matches!(error, StoreError::Unsafe { .. });
+    let others_may_write = matches!(error, StoreError::Unsafe { .. });
     let check = Check::failed(NAME, Report::from(error)).costs("nothing can be mounted").needed();
     let shown = dir.display();
-    match is_unsafe {
+    match others_may_write {
         true => check.remedy(format!("`chmod go-w {shown}` if it is yours, or choose another one with `--cache-dir`")),
         false => check,
     }

@@ -376,7 +376,13 @@ pub(crate) struct LayersArgs {
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     let known = number.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
-    known.ok_or_else(|| "expected a number from 0 to 100, as in `95`".to_owned())
+    // A ratio, as other tools have it, would be a limit that every image keeps.
+    let is_ratio = number == text && known.is_some_and(|percent: f64| percent > 0.0 && percent <= 1.0);
+    match known.filter(|_| !is_ratio) {
+        Some(percent) => Ok(percent),
+        None if is_ratio => Err(format!("expected percent, as in `95`; write `{text}%` if it is meant so")),
+        None => Err("expected a number from 0 to 100, as in `95`".to_owned()),
+    }
 }
 
 /// `peelfs which`
