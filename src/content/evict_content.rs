@@ -1,14 +1,18 @@
 //! Evicts all content of a layer and keeps its index, also while mounts show the layer.
 
+use std::ops::Range;
+
 use super::open_layer::name_of;
 use crate::digest::Digest;
-use crate::layer::LayerIndex;
+use crate::layer::{LayerIndex, Span};
+use crate::offsets::DecodedOffset;
+use crate::span::SpanRange;
 use crate::store::{IndexName, Store, StoreError};
 
 /// Removes the cached content of a layer; returns the number of bytes freed.
 ///
-/// A process that shows the layer fetches the spans again on its next read: spans are evicted one by one under the lock
-/// that guards filling them.
+/// A process that shows the layer fetches the spans again on its next read: spans are evicted, some at a time, under the
+/// lock that guards filling them.
 ///
 /// # Errors
 /// [`StoreError::Io`]
@@ -28,12 +32,28 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
 fn evict_spans(store: &Store, index: &LayerIndex) -> Result<u64, StoreError> {
     let content = store.content(name_of(index), index.layer().decoded_size, index.span_count())?;
     let before = content.disk_bytes();
+    // Neighbours go together, with the pages that they share.
+    let mut run = None::<(SpanRange, Range<DecodedOffset>)>;
     for span in index.spans().iter() {
         // Absent spans too: a process that died during eviction may have left their blocks allocated. Readers detect a
         // damaged index themselves.
-        if let Ok(known) = index.span(span) {
-            content.evict(span, known.decoded)?;
+        let Ok(Span { decoded, .. }) = index.span(span) else { continue };
+        match &mut run {
+            Some((spans, bytes)) if spans.end == span && bytes.end == decoded.start && spans.count() < TOGETHER => {
+                (spans.end, bytes.end) = (span.next(), decoded.end);
+            }
+            _ => {
+                if let Some((spans, bytes)) = run.replace((SpanRange::one(span), decoded)) {
+                    content.evict(spans, bytes)?;
+                }
+            }
         }
+    }
+    if let Some((spans, bytes)) = run {
+        content.evict(spans, bytes)?;
     }
     Ok(before.saturating_sub(content.disk_bytes()))
 }
+
+/// Spans that are evicted at once; those who fill spans wait for as long.
+const TOGETHER: u32 = 256;

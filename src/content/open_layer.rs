@@ -348,7 +348,7 @@ impl OpenLayer {
             }
             // A block that also holds the end of another span stays.
             let taken = self.content.disk_bytes();
-            match self.content.evict(span, known.decoded) {
+            match self.content.evict(SpanRange::one(span), known.decoded) {
                 Ok(()) => freed += taken.saturating_sub(self.content.disk_bytes()),
                 Err(error) => return tracing::warn!(%error, "cannot make room in the cache"),
             }

@@ -7,7 +7,7 @@ use super::error::ReadError;
 use super::open_layer::{OpenLayer, name_of};
 use super::spans;
 use crate::layer::Span;
-use crate::span::SpanId;
+use crate::span::{SpanId, SpanRange};
 use crate::store::{SealedContent, StoreError};
 
 /// Why the content of a layer cannot be handed to the kernel.
@@ -45,7 +45,7 @@ impl OpenLayer {
             let sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
             if let Some(damaged) = self.find_damaged(&sealed)? {
                 tracing::warn!(layer = %self.blob(), span = %damaged, "a cached span was damaged; it will be fetched again");
-                self.content.evict(damaged, self.span(damaged)?.decoded)?;
+                self.content.evict(SpanRange::one(damaged), self.span(damaged)?.decoded)?;
                 return Err(missing());
             }
             if self.store.record_verified(name, &self.content, &sealed) {

@@ -56,7 +56,7 @@ pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u
     if intact {
         return Stored::Intact;
     }
-    if let Err(error) = content.evict(span, known.decoded.clone()) {
+    if let Err(error) = content.evict(SpanRange::one(span), known.decoded.clone()) {
         tracing::warn!(%error, "cannot remove a damaged span from the cache");
     }
     Stored::Damaged

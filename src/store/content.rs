@@ -312,12 +312,13 @@ impl Content {
         self.mark(&opened, span, Generation::after(before).get())
     }
 
-    /// Evicts a span: first in the map, then on disk. [Sealed](Content::seal) content is unlinked as a whole instead;
-    /// open files of it, such as the kernel's, stay readable.
+    /// Evicts spans, which hold these bytes: first in the map, then on disk, where pages that other spans share stay.
+    /// [Sealed](Content::seal) content is unlinked as a whole instead; open files of it, such as the kernel's, stay
+    /// readable.
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn evict(&self, span: SpanId, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
+    pub fn evict(&self, spans: SpanRange, decoded: Range<DecodedOffset>) -> Result<(), StoreError> {
         let opened = self.open()?;
         let changing = self.lock(&opened)?;
         if is_sealed(&opened.data) {
@@ -328,7 +329,9 @@ impl Content {
             self.opened.close();
             return Ok(());
         }
-        self.mark(&opened, span, self.byte(span) & !PRESENT)?;
+        for span in spans.iter() {
+            self.mark(&opened, span, self.byte(span) & !PRESENT)?;
+        }
         let length = decoded.end - decoded.start;
         let punched = opened.files.punch_hole(&opened.data, &self.paths.data, decoded.start.0, length);
         punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
@@ -599,7 +602,7 @@ mod tests {
         let mut buf = [0; 5];
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(&buf, b"hello");
-        content.evict(SpanId(1), DecodedOffset(40)..DecodedOffset(45)).unwrap();
+        content.evict(SpanRange::one(SpanId(1)), DecodedOffset(40)..DecodedOffset(45)).unwrap();
         assert_eq!(content.generation(SpanId(1)), None);
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(buf, [0; 5]);
@@ -622,7 +625,7 @@ mod tests {
         std::fs::remove_file(dir.path().join("c.map")).unwrap();
         let other = content(&dir);
         other.fill(SpanId(0), DecodedOffset(0), b"other").unwrap();
-        other.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(5)).unwrap();
+        other.evict(SpanRange::one(SpanId(0)), DecodedOffset(0)..DecodedOffset(5)).unwrap();
         let mut buf = [0; 5];
         reader.read(DecodedOffset(0), &mut buf).unwrap();
         assert!(reader.still(spans(0, 1), |_| generation.get()) && &buf == b"hello");
@@ -683,7 +686,7 @@ mod tests {
         }
         let sealed = one.seal().unwrap().unwrap();
         assert!(matches!(other.fill(SpanId(0), DecodedOffset(0), &[8; 30]), Err(StoreError::Sealed { .. })));
-        other.evict(SpanId(1), DecodedOffset(30)..DecodedOffset(60)).unwrap();
+        other.evict(SpanRange::one(SpanId(1)), DecodedOffset(30)..DecodedOffset(60)).unwrap();
         assert!(!one.data_path().exists());
         let mut bytes = [0; 30];
         sealed.read_exact_at(&mut bytes, 30).unwrap();
@@ -692,7 +695,7 @@ mod tests {
         assert!(other.generation(SpanId(1)).is_none(), "and what has evicted it does not");
         let anew = content(&dir);
         assert!(anew.generation(SpanId(1)).is_none() && anew.fill(SpanId(1), DecodedOffset(30), &[9; 30]).is_ok());
-        one.evict(SpanId(0), DecodedOffset(0)..DecodedOffset(30)).unwrap();
+        one.evict(SpanRange::one(SpanId(0)), DecodedOffset(0)..DecodedOffset(30)).unwrap();
         assert!(anew.data_path().exists(), "what has taken its place stays");
         assert!(one.generation(SpanId(1)).is_some() && one.generation(SpanId(0)).is_none(), "and is what is read");
     }
