@@ -595,7 +595,7 @@ mod tests {
     fn neighbours_in_a_large_file_have_to_be_read_now_and_then() {
         let mut ahead = ReadAhead::default();
         let missed = |ahead: &mut ReadAhead, start: u32| {
-            let piece = Piece { bytes: piece(start, start + 1).bytes, ..piece(start, start + 1) };
+            let piece = piece(start, start + 1);
             let event = Event::Missed { piece: &piece, run: piece.spans, speculation: Speculation::Allowed };
             ahead.on(event, &USUAL).unwrap().iter().map(|suggestion| suggestion.spans.count()).sum::<u32>()
         };

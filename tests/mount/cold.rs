@@ -182,7 +182,7 @@ fn of_words() -> LayerBuilder {
     let words: Vec<Vec<u8>> =
         (0..4000).map(|_| (0..3 + random.below(9)).map(|_| b"etaoinshrdlucmfw"[random.below(16)]).collect()).collect();
     let mut text: Vec<u8> = Vec::new();
-    while text.len() < 12 << 20 {
+    while text.len() < 16 << 20 {
         if random.below(8) == 0 && text.len() > 1 << 20 {
             let from = text.len() - 1 - random.below(1 << 20);
             text.extend_from_within(from..text.len().min(from + random.below(400)));
@@ -225,7 +225,7 @@ fn a_zstd_frame_is_read_from_its_middle() {
             assert!(bytes == wanted[number][300_000..][..4096], "{level}");
             drop(file);
             let fetched = registry.blob_bytes();
-            assert!(fetched > 0 && fetched <= 5 << 19 && fetched * 2 < whole, "{level}: {fetched} of {whole}");
+            assert!(fetched > 0 && fetched <= 5 << 19 && fetched * 3 < whole, "{level}: {fetched} of {whole}");
             // From there on, and before it.
             assert!(read(&at, &names) == wanted, "{level}");
             at.unmount();
