@@ -12,6 +12,8 @@
 
 mod artifact;
 mod choose;
+mod config;
+mod error;
 mod index_artifact;
 mod keys;
 
@@ -21,7 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
@@ -29,6 +30,8 @@ use crate::platform::Platform;
 
 pub use artifact::{Artifact, ArtifactKind, FileNote, Part};
 pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, select};
+pub use config::{Command, ImageConfig};
+pub use error::DocumentError;
 pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex};
 use keys::check_keys;
 
@@ -87,28 +90,6 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
     /// `annotations` of the manifest itself.
     pub annotations: BTreeMap<String, String>,
-}
-
-/// What a manifest's configuration says (image-spec, config.md).
-#[derive(Clone, Debug)]
-pub struct ImageConfig {
-    /// What the image runs on; none if the configuration leaves it open.
-    pub platform: Option<Platform>,
-    /// The digests of the uncompressed layers, base first; as many as the manifest has layers.
-    pub diff_ids: Vec<Digest>,
-    /// The whole document as it was written.
-    pub raw: Box<RawValue>,
-}
-
-/// What an image is there to run (image-spec, config.md, `Entrypoint` and `Cmd`).
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Command {
-    /// The program, and the one that it may be there to start.
-    pub programs: Vec<String>,
-    /// Directories in which programs are looked for.
-    pub path: Vec<String>,
-    /// The directory in which it runs.
-    pub directory: String,
 }
 
 impl Document {
@@ -228,94 +209,7 @@ impl IndexEntry {
     }
 }
 
-impl ImageConfig {
-    /// Reads the configuration of a manifest with `layers` layers.
-    ///
-    /// # Errors
-    /// [`DocumentError`]; in particular if there is no diff_id for each layer.
-    pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, DocumentError> {
-        check_keys(bytes, keys::CONFIG)?;
-        let wire: WireConfig = read(bytes)?;
-        let raw: Box<RawValue> = read(bytes)?;
-        let rootfs = wire.rootfs.ok_or(DocumentError::NoRootfs)?;
-        match rootfs.kind.as_deref() {
-            Some("layers") => {}
-            Some(kind) => return Err(DocumentError::RootfsType { kind: shown(kind) }),
-            None => return Err(DocumentError::NoRootfs),
-        }
-        let diff_ids = rootfs.diff_ids.unwrap_or_default();
-        if diff_ids.len() != layers {
-            return Err(DocumentError::LayerCount { diff_ids: diff_ids.len(), layers });
-        }
-        Ok(Self { platform: wire.platform.platform(), diff_ids, raw })
-    }
-
-    /// The configuration of an artifact, as far as it is JSON: nothing in it says how layers are read.
-    pub fn of_artifact(bytes: &[u8]) -> Self {
-        let raw = serde_json::from_slice(bytes).unwrap_or_else(|_| RawValue::NULL.to_owned());
-        Self { platform: None, diff_ids: Vec::new(), raw }
-    }
-
-    /// What the image is there to run.
-    pub fn command(&self) -> Command {
-        // A runtime will say what is wrong with it.
-        let wire: WireCommand = serde_json::from_str(self.raw.get()).unwrap_or_default();
-        let WireProcess { entrypoint, command, environment, directory } = wire.config.unwrap_or_default();
-        let first = |words: Option<Vec<String>>| words.and_then(|words| words.into_iter().next());
-        let programs = [first(entrypoint), first(command)].into_iter().flatten().collect();
-        let path =
-            environment.unwrap_or_default().into_iter().find_map(|text| text.strip_prefix("PATH=").map(str::to_owned));
-        let path = path.as_deref().unwrap_or(USUAL_PATH).split(':').map(str::to_owned).collect();
-        Command { programs, path, directory: directory.unwrap_or_default() }
-    }
-
-    /// Whether the image runs on `wanted`, as far as its configuration tells.
-    ///
-    /// # Errors
-    /// [`ResolveError::NoPlatform`] with the one platform there is.
-    pub fn require(&self, wanted: &Platform) -> Result<(), ResolveError> {
-        match &self.platform {
-            Some(platform) if !wanted.runs(platform) => {
-                Err(ResolveError::NoPlatform { wanted: wanted.clone(), offered: vec![platform.clone()] })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Command {
-    /// Where a program may be, most likely first.
-    pub fn paths_of<'a>(&'a self, program: &'a str) -> impl Iterator<Item = String> + 'a {
-        let named = program.contains('/').then(|| match program.starts_with('/') {
-            true => program.to_owned(),
-            false => format!("{}/{program}", self.directory),
-        });
-        let searched = self.path.iter().filter(|_| !program.contains('/'));
-        named.into_iter().chain(searched.map(move |directory| format!("{directory}/{program}")))
-    }
-}
-
-/// Where programs are if an image does not say so.
-const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 // ---- the wire ----
-
-#[derive(Default, Deserialize)]
-struct WireCommand {
-    config: Option<WireProcess>,
-}
-
-#[derive(Default, Deserialize)]
-struct WireProcess {
-    #[serde(rename = "Entrypoint")]
-    entrypoint: Option<Vec<String>>,
-    #[serde(rename = "Cmd")]
-    command: Option<Vec<String>>,
-    #[serde(rename = "Env")]
-    environment: Option<Vec<String>>,
-    #[serde(rename = "WorkingDir")]
-    directory: Option<String>,
-}
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
@@ -400,42 +294,6 @@ impl WirePlatform<'_> {
     }
 }
 
-struct WireConfig<'a> {
-    platform: WirePlatform<'a>,
-    rootfs: Option<WireRootfs<'a>>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for WireConfig<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(expecting = "an object")]
-        struct Flat<'a> {
-            #[serde(borrow)]
-            architecture: Option<Cow<'a, str>>,
-            #[serde(borrow)]
-            os: Option<Cow<'a, str>>,
-            #[serde(borrow)]
-            variant: Option<Cow<'a, str>>,
-            #[serde(borrow, rename = "os.version")]
-            os_version: Option<Cow<'a, str>>,
-            #[serde(rename = "os.features")]
-            os_features: Option<Vec<String>>,
-            #[serde(borrow)]
-            rootfs: Option<WireRootfs<'a>>,
-        }
-        let Flat { architecture, os, variant, os_version, os_features, rootfs } = Flat::deserialize(deserializer)?;
-        Ok(Self { platform: WirePlatform { architecture, os, variant, os_version, os_features }, rootfs })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(expecting = "an object")]
-struct WireRootfs<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    diff_ids: Option<Vec<Digest>>,
-}
-
 fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DocumentError> {
     serde_json::from_slice(bytes).map_err(|cause| DocumentError::Malformed { why: shown(&cause.to_string()) })
 }
@@ -483,160 +341,6 @@ fn shown(text: &str) -> String {
 
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 const ATTESTATION: &str = "attestation-manifest";
-
-/// Why a document cannot be used.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum DocumentError {
-    /// It has more than [`DOCUMENT_LIMIT`] bytes.
-    #[error("the document has {size} bytes; at most {DOCUMENT_LIMIT} are read")]
-    TooLarge {
-        /// Its size in bytes.
-        size: usize,
-    },
-    /// It is not JSON, or not of the shape the specification gives.
-    #[error("the document is malformed: {why}")]
-    Malformed {
-        /// What is wrong, and where.
-        why: String,
-    },
-    /// It is an image index and a manifest at once.
-    #[error("the document is ambiguous: it has both `manifests` and `{key}`")]
-    BothKinds {
-        /// The manifest's key.
-        key: &'static str,
-    },
-    /// It can be read in two ways.
-    #[error("the document is ambiguous: {why}")]
-    Ambiguous {
-        /// What makes it so.
-        why: String,
-    },
-    /// It was served as one kind and calls itself the other.
-    #[error("the document is ambiguous: it came as `{declared}` and calls itself `{own}`")]
-    MediaTypes {
-        /// The Content-Type, or the media type of the descriptor that led here.
-        declared: String,
-        /// Its own `mediaType`.
-        own: String,
-    },
-    /// It is a Docker schema 1 manifest.
-    #[error("the manifest has Docker's old schema 1, which names no verifiable layers")]
-    Schema1,
-    /// `schemaVersion` is not 2.
-    #[error("`schemaVersion` must be 2, and is {}", found.map_or("missing".to_owned(), |found| found.to_string()))]
-    SchemaVersion {
-        /// What stands there.
-        found: Option<u64>,
-    },
-    /// A key that makes the document what it is.
-    #[error("the document has no `{key}`, so it is not {kind}")]
-    Missing {
-        /// The key.
-        key: &'static str,
-        /// What it would be with it.
-        kind: &'static str,
-    },
-    /// It is an artifact, where an image is needed.
-    #[error("this is not a container image but an artifact of type `{kind}`")]
-    NotAnImage {
-        /// Its artifact type or media type.
-        kind: String,
-    },
-    /// It calls itself something else than a manifest or an image index.
-    #[error("a document of type `{kind}` is neither a manifest nor an image index")]
-    NoManifest {
-        /// The media type.
-        kind: String,
-    },
-    /// It lists more than is read.
-    #[error("`{key}` has {count} entries; at most {limit} are read")]
-    TooMany {
-        /// The list.
-        key: &'static str,
-        /// Its length.
-        count: usize,
-        /// The greatest length.
-        limit: usize,
-    },
-    /// A size that no file has.
-    #[error("the size of {digest} is {size} bytes, more than any file can have")]
-    Size {
-        /// What is that large.
-        digest: Digest,
-        /// The size in bytes.
-        size: u64,
-    },
-    /// Inlined content that is not what its descriptor says.
-    #[error("the inlined data of {digest} is not base64 for {size} bytes")]
-    Data {
-        /// The descriptor's digest.
-        digest: Digest,
-        /// The descriptor's size in bytes.
-        size: u64,
-    },
-    /// A layer that is not a tar, or that is encrypted.
-    #[error("layer {number}, {digest}, is of the unknown type `{media_type}`")]
-    LayerType {
-        /// Its position, 0 = base.
-        number: usize,
-        /// Its digest.
-        digest: Digest,
-        /// Its media type.
-        media_type: String,
-    },
-    /// A configuration without a root file system.
-    #[error("the configuration has no `rootfs`, so it is not one of a container image")]
-    NoRootfs,
-    /// A root file system that is not made of layers.
-    #[error("the configuration's `rootfs` is of type `{kind}`; only `layers` is known")]
-    RootfsType {
-        /// Its type.
-        kind: String,
-    },
-    /// Manifest and configuration disagree.
-    #[error("the configuration has {diff_ids} diff_ids for the {layers} layers of the manifest")]
-    LayerCount {
-        /// How many diff_ids the configuration has.
-        diff_ids: usize,
-        /// How many layers the manifest has.
-        layers: usize,
-    },
-}
-
-impl DocumentError {
-    /// What the user can do about it, if anything.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Schema1 => Some(
-                "push the image again with a client from 2016 or later, or copy it with `skopeo copy --format oci`"
-                    .to_owned(),
-            ),
-            Self::LayerType { media_type, .. } if media_type.ends_with("+encrypted") => {
-                Some("decrypt the image first: `skopeo copy --decryption-key KEY …`".to_owned())
-            }
-            Self::NoManifest { kind } if kind.starts_with("application/vnd.oci.artifact.manifest.") => Some(
-                "the specification has withdrawn this type; push the artifact again with a current client".to_owned(),
-            ),
-            Self::NotAnImage { .. } => Some("`peelfs mount` shows the files of an artifact".to_owned()),
-            Self::LayerType { .. } | Self::NoRootfs => {
-                Some("if this is an artifact, `--artifact` shows its layers as files".to_owned())
-            }
-            Self::TooLarge { .. }
-            | Self::Malformed { .. }
-            | Self::BothKinds { .. }
-            | Self::Ambiguous { .. }
-            | Self::MediaTypes { .. }
-            | Self::SchemaVersion { .. }
-            | Self::Missing { .. }
-            | Self::NoManifest { .. }
-            | Self::TooMany { .. }
-            | Self::Size { .. }
-            | Self::Data { .. }
-            | Self::RootfsType { .. }
-            | Self::LayerCount { .. } => None,
-        }
-    }
-}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -964,60 +668,6 @@ mod tests {
         assert_eq!(resolve_step(nested, NESTING_LIMIT, &wanted), Err(ResolveError::TooDeep));
         let image = parse(&manifest("", "")).unwrap();
         assert!(matches!(resolve_step(image, NESTING_LIMIT, &wanted), Ok(Step::Arrived(_))));
-    }
-
-    fn config(rootfs: &str) -> String {
-        format!(r#"{{"os":"linux","architecture":"amd64","config":{{"Cmd":["sh"]}}{rootfs}}}"#)
-    }
-
-    #[test]
-    fn a_configuration_has_one_diff_id_for_each_layer() {
-        let text = config(&format!(r#","rootfs":{{"type":"layers","diff_ids":["{D}"]}}"#));
-        let read = ImageConfig::parse(text.as_bytes(), 1).unwrap();
-        assert_eq!(read.platform, Some(wanted("linux/amd64")));
-        assert_eq!(read.diff_ids.len(), 1);
-        assert_eq!(read.raw.get(), text);
-        assert!(read.require(&wanted("linux/amd64/v2")).is_ok());
-        assert!(read.require(&wanted("linux/arm64")).is_err());
-        assert!(matches!(
-            ImageConfig::parse(text.as_bytes(), 2),
-            Err(DocumentError::LayerCount { diff_ids: 1, layers: 2 })
-        ));
-    }
-
-    #[test]
-    fn a_configuration_says_what_is_to_be_run_and_where_that_may_be() {
-        let of = |process: &str| {
-            let text = format!(r#"{{"config":{process},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#);
-            ImageConfig::parse(text.as_bytes(), 0).unwrap().command()
-        };
-        let command =
-            of(r#"{"Entrypoint":["./start","-v"],"Cmd":["sh"],"Env":["A=b","PATH=/x:/y"],"WorkingDir":"/srv"}"#);
-        assert_eq!(command.programs, ["./start", "sh"]);
-        assert!(command.paths_of("sh").eq(["/x/sh", "/y/sh"]));
-        assert!(command.paths_of("./start").eq(["/srv/./start"]));
-        assert!(command.paths_of("/bin/sh").eq(["/bin/sh"]));
-        assert_eq!(of(r#"{"Entrypoint":[],"Cmd":["sh"]}"#).programs, ["sh"]);
-        for nothing in ["null", "{}", r#"{"Cmd":7}"#] {
-            assert!(of(nothing).programs.is_empty(), "{nothing}");
-        }
-    }
-
-    #[test]
-    fn an_image_of_no_layers_is_an_image() {
-        for diff_ids in ["[]", "null"] {
-            let text = config(&format!(r#","rootfs":{{"type":"layers","diff_ids":{diff_ids}}}"#));
-            assert_eq!(ImageConfig::parse(text.as_bytes(), 0).unwrap().diff_ids, []);
-        }
-    }
-
-    #[test]
-    fn a_configuration_without_layers_of_its_own_is_refused() {
-        for rootfs in
-            ["", r#","rootfs":null"#, r#","rootfs":{}"#, r#","rootfs":{"type":"layers+base"}"#, r#","RootFS":{}"#]
-        {
-            assert!(ImageConfig::parse(config(rootfs).as_bytes(), 0).is_err(), "{rootfs}");
-        }
     }
 
     proptest::proptest! {
