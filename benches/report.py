@@ -180,6 +180,29 @@ def containers():
     yield Claim("containerd, 20 containers, memory of the server", "peelfs", "value", None, "<= 64")
 
 
+def formats():
+    for image in ("python", "node"):
+        prepared = f"prepared, {image}, {LINKS[1]}"
+        for form in ("peelfs-estargz", "peelfs-chunked"):
+            yield Claim(prepared, form, "time", "podman", "<= 0.35")
+            yield Claim(f"{prepared}, received", form, "value")
+            yield Claim(f"listing, {image}, of the layers' bytes", form, "value", None, "<= 3")
+            yield Claim(f"one file, {image}, requests", form, "value", None, "<= 2")
+            yield Claim(f"one file, {image}, received", form, "value")
+        pushed = f"pushed index, {image}, {LINKS[1]}"
+        yield Claim(f"pushed index, {image}, of the layers' bytes", "peelfs", "value", None, "<= 1.2")
+        yield Claim(pushed, "peelfs-pushed", "time", "peelfs-known", "<= 1.1")
+        yield Claim(f"{pushed}, with a profile, received", "peelfs-pushed", "share", "peelfs-demand", "<= 1.1")
+    for level in ("peelfs-zstd-3", "peelfs-zstd-19"):
+        yield Claim("frames, python, index of the decoded bytes", level, "value", None, "<= 5")
+        yield Claim("frames, python, 4 KiB in the middle, received", level, "value", None, "<= 2.5")
+        yield Claim(f"frames, python, {LINKS[1]}", level, "time", "peelfs-gzip", "<= 1.25")
+    artifact = f"artifact of 2 GiB, {LINKS[0]}"
+    yield Claim(f"{artifact}, first 8 KiB, requests", "peelfs", "value", None, "<= 3")
+    yield Claim(artifact, "peelfs", "speed", "line", ">= 0.95")
+    yield Claim("artifact of 2 GiB, again", "peelfs", "speed", "ext4", ">= 0.95")
+
+
 # Heading, chart, claims.
 PARTS = [
     ("Never seen", "never.svg", [claim for link in LINKS for claim in never(link)]),
@@ -191,6 +214,7 @@ PARTS = [
     ("Growth", "growth.svg", list(growth())),
     ("Memory and index", None, list(memory())),
     ("Containers", None, list(containers())),
+    ("Prepared images, indexes, artifacts", None, list(formats())),
 ]
 
 

@@ -38,7 +38,8 @@ measure_native() {
   native[$1]=$(printf '%s\n' "${times[@]}" | sort -g | sed -n "$(((${#times[@]} + 1) / 2))p")
 }
 
-# measure_start IMAGE SUBJECT LINK CASE [OPTION...]: time and bytes until its command has run, from what is in $dir
+# measure_start IMAGE SUBJECT LINK CASE [OPTION...]: time and bytes until its command has run, from what is in $dir;
+# of the reference $at, if that is set, instead of IMAGE:latest
 measure_start() {
   local image=$1 subject=$2 spec=$3 what=$4 root=$dir/mnt
   shift 4
@@ -61,7 +62,7 @@ bring_and_start() {
   shift 2
   case $subject in
     peelfs-behind) mount_peelfs "$link/$image:latest" --verify=behind ;;
-    peelfs*) mount_peelfs "$link/$image:latest" "$@" ;;
+    peelfs*) mount_peelfs "$link/${at:-$image:latest}" "$@" ;;
     podman)
       pull_podman "$link/$image:latest"
       root=$(podman_here image mount "$link/$image:latest")
