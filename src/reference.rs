@@ -11,6 +11,8 @@
 //! | `oci-archive:FILE[:NAME \| :@POSITION][@DIGEST]` | a tar of such a layout |
 //! | `docker-archive:FILE[:NAME[:TAG] \| :@POSITION]` | what `docker save` writes |
 //! | `dir:DIR` | what `skopeo copy … dir:DIR` writes |
+//! | `containers-storage:[[DRIVER@]ROOT]NAME` | an [image of podman, buildah or CRI-O](EngineName) |
+//! | `docker-daemon:NAME` | an [image of Docker](EngineName) |
 //!
 //! The first component of a registry reference is a host if it has a `.` or a `:`, or is `localhost`.
 //! The tag is `latest` if there is neither tag nor digest; with both, the digest decides.
@@ -19,12 +21,17 @@
 //! that does not look at the disk cannot tell `oci-archive:a:b:c` apart, so it keeps all
 //! [readings](LocalName::readings); the source takes the one with the longest path that exists.
 
+mod engine;
+
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::digest::{Digest, DigestError};
+
+pub(crate) use self::engine::is_store_option;
+pub use self::engine::{EngineName, StorageName, StoreAt};
 
 /// The longest reference that is read, in bytes; the longest path Linux opens.
 pub const REFERENCE_LIMIT: usize = 4096;
@@ -55,6 +62,10 @@ pub enum Place {
     DockerArchive(LocalName),
     /// A directory as `skopeo copy` writes it to `dir:`.
     Directory(PathBuf),
+    /// The storage of podman, buildah and CRI-O.
+    ContainersStorage(Box<StorageName>),
+    /// Docker.
+    DockerDaemon(Box<EngineName>),
 }
 
 impl Reference {
@@ -69,9 +80,29 @@ impl Reference {
     pub fn canonical(&self) -> String {
         match &self.place {
             Place::Registry(name) => name.to_string(),
-            Place::Layout(_) | Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => {
-                self.typed.to_string()
-            }
+            Place::Layout(_)
+            | Place::OciArchive(_)
+            | Place::DockerArchive(_)
+            | Place::Directory(_)
+            | Place::ContainersStorage(_)
+            | Place::DockerDaemon(_) => self.typed.to_string(),
+        }
+    }
+
+    /// The same image, seen from any directory; `absolute` makes a path absolute.
+    #[must_use]
+    pub fn absolute(self, absolute: impl Fn(&Path) -> PathBuf) -> Self {
+        let pin = self.pin().cloned();
+        let typed = match (&self.place, self.typed.split_once(':')) {
+            (Place::Registry(_) | Place::DockerDaemon(_), _) | (_, None) => return self,
+            (Place::ContainersStorage(_), _) => engine::with_absolute_root(&self.typed, absolute),
+            (_, Some((transport, path))) => format!("{transport}:{}", absolute(Path::new(path)).display()),
+        };
+        match (typed.parse::<Self>(), pin) {
+            (Ok(same), Some(pin)) => same.pinned(&pin),
+            (Ok(same), None) => same,
+            // It has become too long.
+            (Err(_), _) => self,
         }
     }
 
@@ -82,6 +113,8 @@ impl Reference {
         match &mut self.place {
             Place::Registry(RegistryName { tag, digest: pin, .. }) => (*tag, *pin) = (None, Some(digest.clone())),
             Place::Layout(LocalName { digest: pin, .. }) => *pin = Some(digest.clone()),
+            Place::ContainersStorage(name) => name.image.digest = Some(digest.clone()),
+            Place::DockerDaemon(name) => name.digest = Some(digest.clone()),
             Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => {}
         }
         self
@@ -92,6 +125,8 @@ impl Reference {
         let typed = place(&self.typed);
         let digest = match &self.place {
             Place::Registry(RegistryName { digest, .. }) | Place::Layout(LocalName { digest, .. }) => digest.as_ref(),
+            Place::ContainersStorage(name) => name.image.digest(),
+            Place::DockerDaemon(name) => name.digest(),
             Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => None,
         };
         digest.filter(|_| typed.is_ok_and(|typed| typed != self.place))
@@ -120,7 +155,9 @@ impl Reference {
             | Place::Layout(_)
             | Place::OciArchive(_)
             | Place::DockerArchive(_)
-            | Place::Directory(_) => Vec::new(),
+            | Place::Directory(_)
+            | Place::ContainersStorage(_)
+            | Place::DockerDaemon(_) => Vec::new(),
         }
     }
 }
@@ -384,7 +421,9 @@ fn place(typed: &str) -> Result<Place, Why> {
                     return Ok(Place::Registry(RegistryName::parse(name)?));
                 }
             }
-            "containers-storage" | "docker-daemon" | "ostree" | "sif" | "atomic" | "tarball" => {
+            "containers-storage" => return Ok(Place::ContainersStorage(Box::new(StorageName::parse(rest)?))),
+            "docker-daemon" => return Ok(Place::DockerDaemon(Box::new(EngineName::parse(rest)?))),
+            "ostree" | "sif" | "atomic" | "tarball" => {
                 return Err(Why::Storage { transport: transport.to_owned(), rest: rest.to_owned() });
             }
             "http" | "https" if rest.starts_with("//") => {
@@ -420,8 +459,9 @@ fn split_login(typed: &str) -> Option<(&str, &str)> {
     Some((&typed[..begin], &typed[begin + end + 1..]))
 }
 
-/// How references begin that name files.
-const LOCAL: &[&str] = &["oci:", "oci-archive:", "docker-archive:", "dir:", "/", ".", "~"];
+/// How references begin that name what is on this machine.
+const LOCAL: &[&str] =
+    &["oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:", "docker-daemon:", "/", ".", "~"];
 
 fn check_path(transport: &'static str, path: &str) -> Result<(), Why> {
     if path.is_empty() || path.starts_with(':') {
@@ -583,6 +623,14 @@ enum Why {
     Tag,
     #[error("it looks like a digest, but no repository stands before it")]
     LoneDigest,
+    #[error("the storage in brackets has no end")]
+    Bracket,
+    #[error("the storage is not named by a path")]
+    StorePath { path: String },
+    #[error("a storage driver has a name of letters and digits")]
+    Driver,
+    #[error("an id is made of 3 to 64 of the digits 0-9 and a-f")]
+    Id,
     #[error(transparent)]
     Digest(DigestError),
 }
@@ -611,9 +659,11 @@ impl ReferenceError {
                     "say what it is: `oci:{path}`, `oci-archive:{path}`, `docker-archive:{path}` or `dir:{path}`"
                 ))
             }
-            Why::Transport { .. } => {
-                Some("the transports are docker://, oci:, oci-archive:, docker-archive: and dir:".to_owned())
-            }
+            Why::Transport { .. } => Some(
+                "the transports are docker://, oci:, oci-archive:, docker-archive:, dir:, containers-storage: and \
+                     docker-daemon:"
+                    .to_owned(),
+            ),
             Why::Storage { transport, rest } => Some(format!(
                 "copy it first: `skopeo copy {transport}:{} oci-archive:image.tar`, then use `oci-archive:image.tar`",
                 rest.escape_debug()
@@ -621,6 +671,9 @@ impl ReferenceError {
             Why::NoPath { transport } => Some(format!("write `{transport}:PATH`")),
             Why::Slashes { transport, rest } => Some(format!("did you mean `{transport}:{}`?", rest.escape_debug())),
             Why::UpperCase { lower } => Some(format!("did you mean `{lower}`?")),
+            Why::Bracket | Why::StorePath { .. } | Why::Driver => {
+                Some("write `containers-storage:[overlay@/path/to/storage]NAME`".to_owned())
+            }
             Why::NoTag => Some("write `NAME:TAG`, or leave the colon out for `latest`".to_owned()),
             Why::LoneDigest => Some("write the repository before it: `NAME@sha256:…`".to_owned()),
             Why::TooLong
@@ -631,6 +684,7 @@ impl ReferenceError {
             | Why::Repository
             | Why::TagTooLong
             | Why::Tag
+            | Why::Id
             | Why::Digest(_) => None,
         }
     }
@@ -782,7 +836,13 @@ mod tests {
             "oci::x",
             "dir:",
             "docker-archive://image.tar",
-            "containers-storage:localhost/x",
+            "containers-storage:",
+            "containers-storage:[overlay@/s]",
+            "containers-storage:[overlay@/s",
+            "containers-storage:[overlay]x",
+            "containers-storage:x@y",
+            "docker-daemon:X",
+            "ostree:x",
             "a\u{1b}[31m",
             "naïve",
             "http://joe:s3cret@registry.example:5000/x",
@@ -837,7 +897,7 @@ mod tests {
         `https://registry.example/x` is not an image reference: it is a URL
           hint: leave the scheme out: `registry.example/x`
         `ftp://x` is not an image reference: there is no transport `ftp`
-          hint: the transports are docker://, oci:, oci-archive:, docker-archive: and dir:
+          hint: the transports are docker://, oci:, oci-archive:, docker-archive:, dir:, containers-storage: and docker-daemon:
         `oci:` is not an image reference: there is no path after `oci:`
           hint: write `oci:PATH`
         `oci::x` is not an image reference: there is no path after `oci:`
@@ -846,8 +906,19 @@ mod tests {
           hint: write `dir:PATH`
         `docker-archive://image.tar` is not an image reference: two slashes after `docker-archive:` are not part of a path
           hint: did you mean `docker-archive:image.tar`?
-        `containers-storage:localhost/x` is not an image reference: the transport `containers-storage` is not supported
-          hint: copy it first: `skopeo copy containers-storage:localhost/x oci-archive:image.tar`, then use `oci-archive:image.tar`
+        `containers-storage:` is not an image reference: there is no repository name
+          hint: name an image, as in `debian:12`
+        `containers-storage:[overlay@/s]` is not an image reference: there is no repository name
+          hint: name an image, as in `debian:12`
+        `containers-storage:[overlay@/s` is not an image reference: the storage in brackets has no end
+          hint: write `containers-storage:[overlay@/path/to/storage]NAME`
+        `containers-storage:[overlay]x` is not an image reference: the storage is not named by a path
+          hint: write `containers-storage:[overlay@/path/to/storage]NAME`
+        `containers-storage:x@y` is not an image reference: an id is made of 3 to 64 of the digits 0-9 and a-f
+        `docker-daemon:X` is not an image reference: repository names are lower case
+          hint: did you mean `x`?
+        `ostree:x` is not an image reference: the transport `ostree` is not supported
+          hint: copy it first: `skopeo copy ostree:x oci-archive:image.tar`, then use `oci-archive:image.tar`
         `a\u{1b}[31m` is not an image reference: it contains a control character
         `naïve` is not an image reference: a repository name is made of a-z and 0-9, with `/`, `.`, `_`, `__` or `-` between them
         `http://…@registry.example:5000/x` is not an image reference: a login does not belong in it

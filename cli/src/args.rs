@@ -50,7 +50,8 @@ Examples:
   peelfs inspect oci:./layout:latest        everything about an image, as JSON
 
 Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
-oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR.
+oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR,
+containers-storage:NAME (of podman, buildah, CRI-O), docker-daemon:NAME.
 
 Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.";
 
@@ -182,7 +183,8 @@ pub(crate) struct LayerArgs {
 /// Which image, and how to reach it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ImageArgs {
-    /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR
+    /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR,
+    /// containers-storage:NAME, docker-daemon:NAME
     #[arg(value_name = "IMAGE")]
     pub reference: String,
     /// How its layers are opened.

@@ -49,6 +49,9 @@ struct Description<'a> {
     /// The kind of an artifact.
     #[serde(skip_serializing_if = "Option::is_none")]
     artifact: Option<&'static str>,
+    /// Where an engine has the image unpacked, if its layers are rebuilt from files there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebuilt_from: Option<RebuiltFrom<'a>>,
     layers: Vec<Layer<'a>>,
     totals: Totals,
     /// With `--explain`: which servers are asked for what the cache lacks, in order; the registry itself is the last.
@@ -65,6 +68,15 @@ struct Described<'a> {
     #[serde(rename = "mediaType")]
     media_type: &'a str,
     size: u64,
+}
+
+/// An image whose manifest was written by peelfs: the engine's own names blobs that exist no longer.
+#[derive(Serialize)]
+struct RebuiltFrom<'a> {
+    store: String,
+    image: &'a str,
+    /// The digest of the engine's manifest.
+    manifest: Option<&'a Digest>,
 }
 
 #[derive(Serialize)]
@@ -158,6 +170,11 @@ fn describe<'a>(typed: &'a str, opened: &'a Opened, explained: Option<&PushedOf>
         artifact: plan.artifact.map(ArtifactKind::name),
         // JSON that is nested too deep for a tree is printed as text.
         config: serde_json::from_str(raw).unwrap_or_else(|_| raw.into()),
+        rebuilt_from: opened.source.rebuilt_from().map(|rebuilt| RebuiltFrom {
+            store: rebuilt.store.display().to_string(),
+            image: &rebuilt.image,
+            manifest: rebuilt.manifest.as_ref(),
+        }),
         totals: totals(&layers),
         layers,
         hosts: registry.map(RegistrySource::hosts),

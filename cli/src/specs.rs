@@ -77,7 +77,7 @@ fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
         mirrors: Mirrors { hosts_dir: access.mirrors.hosts_dir.as_ref().map(open::absolute), ..access.mirrors },
         ..access
     };
-    let reference = absolute(reference)?;
+    let reference = reference.absolute(|path| open::absolute(path));
     Ok(ImageSpec { reference, platform, layer, up_to, view, access, cache, index, index_from, verifiers })
 }
 
@@ -183,17 +183,6 @@ pub(super) fn image_named(access: &AccessArgs, name: &str) -> Result<ImageSpec, 
 /// As [`image`], with an optional layer.
 pub(super) fn image_or_layer(args: &ImageArgs, layer: &LayerArgs) -> Result<ImageSpec, Report> {
     Ok(ImageSpec { layer: layer.layer.clone(), ..image(args)? })
-}
-
-/// The reference, with an absolute path.
-fn absolute(reference: Reference) -> Result<Reference, Report> {
-    let typed = reference.to_string();
-    match typed.split_once(':') {
-        Some((transport, path)) if !matches!(reference.place(), Place::Registry(_)) => {
-            Ok(format!("{transport}:{}", open::absolute(path).display()).parse()?)
-        }
-        _ => Ok(reference),
-    }
 }
 
 fn access(args: &AccessArgs) -> Access {

@@ -25,7 +25,7 @@ struct Version {
     profile: &'static str,
     /// Whether the program needs no shared library.
     r#static: bool,
-    features: [&'static str; 9],
+    features: [&'static str; 11],
     kernel: [KernelFeature; 5],
 }
 
@@ -73,8 +73,19 @@ impl Version {
 }
 
 /// Transports of images, compressions and indexes of layers, and services.
-const FEATURES: [&str; 9] =
-    ["registry", "oci", "docker-archive", "gzip", "zstd", "zstd:chunked", "estargz", "snapshotter", "csi"];
+const FEATURES: [&str; 11] = [
+    "registry",
+    "oci",
+    "docker-archive",
+    "containers-storage",
+    "docker-daemon",
+    "gzip",
+    "zstd",
+    "zstd:chunked",
+    "estargz",
+    "snapshotter",
+    "csi",
+];
 
 const KERNEL: [KernelFeature; 5] = [
     KernelFeature { name: "overlayfs in user namespaces", since: "5.11", r#for: "run, for users other than root" },

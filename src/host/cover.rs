@@ -23,6 +23,7 @@ use crate::fuse::mounts::MountPoint;
 use crate::fuse::{Target, mounts};
 use crate::image::Network;
 use crate::reference::{Place, Reference};
+use crate::source::local::LocalSource;
 use crate::source::registry::RegistryOptions;
 
 /// What a server needs while its mount exists.
@@ -118,6 +119,9 @@ impl Need {
         let exists = |path: &Path| path.exists();
         match reference.place() {
             Place::Registry(_) => Vec::new(),
+            Place::ContainersStorage(_) | Place::DockerDaemon(_) => {
+                LocalSource::storages(reference).into_iter().map(Self::Layout).collect()
+            }
             Place::Layout(name) => {
                 let layout = name.reading(exists).path;
                 // Each of these may be a symlink.

@@ -1,4 +1,4 @@
-//! An archive from a pipe: mounts need it after the pipe is closed.
+//! An archive from a pipe, or from the Docker daemon: mounts need it after the pipe is closed.
 //!
 //! It is copied into an unnamed file, whose descriptor the processes behind the mount inherit: it is deleted with the
 //! last of them, however they end.
@@ -12,8 +12,10 @@ use rustix::io::FdFlags;
 
 use super::error::HostError;
 use super::open;
+use super::process;
 use super::spec::{ImageSpec, MountSpec};
 use crate::reference::{Place, Reference};
+use crate::source::local::LocalSource;
 
 /// `spec`, with an archive that can be read more than once; hold the returned file until the serving processes have
 /// started.
@@ -21,18 +23,33 @@ use crate::reference::{Place, Reference};
 /// # Errors
 /// [`HostError`] if the archive cannot be copied.
 pub fn hold(spec: MountSpec) -> Result<(MountSpec, Option<File>), HostError> {
-    let Some(path) = archive(&spec.image.reference) else { return Ok((spec, None)) };
-    let spool = open::spool(&Arc::new(open::store(&spec.image.cache)?));
-    let file = match spool.pipe(&path)? {
-        Some(file) => file,
-        // Another process has other descriptors.
-        None if is_descriptor(&path) => File::open(&path).map_err(HostError::system("read the archive"))?,
-        None => return Ok((spec, None)),
+    let spool = || Ok::<_, HostError>(open::spool(&Arc::new(open::store(&spec.image.cache)?)));
+    let reference = &spec.image.reference;
+    let (file, of) = match (reference.place(), archive(reference)) {
+        (Place::DockerDaemon(_), _) => {
+            let runtime = process::runtime(process::Purpose::Reading)?;
+            match runtime.block_on(LocalSource::sent(reference, &spool()?))? {
+                Some(file) => (file, None),
+                None => return Ok((spec, None)),
+            }
+        }
+        (_, Some(path)) => match spool()?.pipe(&path)? {
+            Some(file) => (file, Some(path)),
+            // Another process has other descriptors.
+            None if is_descriptor(&path) => {
+                (File::open(&path).map_err(HostError::system("read the archive"))?, Some(path))
+            }
+            None => return Ok((spec, None)),
+        },
+        _ => return Ok((spec, None)),
     };
     let inherited = rustix::io::fcntl_setfd(&file, FdFlags::empty());
     inherited.map_err(|errno| HostError::system("pass the archive on")(errno.into()))?;
-    let typed = spec.image.reference.to_string();
-    let held = typed.replacen(&path.display().to_string(), &format!("/proc/self/fd/{}", file.as_raw_fd()), 1);
+    let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let held = match of {
+        Some(path) => reference.to_string().replacen(&path.display().to_string(), &held, 1),
+        None => format!("docker-archive:{held}"),
+    };
     let reference = held.parse().expect("a path in place of a path is a reference");
     Ok((MountSpec { image: ImageSpec { reference, ..spec.image }, ..spec }, Some(file)))
 }

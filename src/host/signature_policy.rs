@@ -182,7 +182,12 @@ fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
 fn scope(image: &Reference) -> String {
     match image.place() {
         Place::Registry(name) => format!("{}/{}", name.authority(), name.repository()),
-        Place::Layout(_) | Place::OciArchive(_) | Place::DockerArchive(_) | Place::Directory(_) => image.canonical(),
+        Place::Layout(_)
+        | Place::OciArchive(_)
+        | Place::DockerArchive(_)
+        | Place::Directory(_)
+        | Place::ContainersStorage(_)
+        | Place::DockerDaemon(_) => image.canonical(),
     }
 }
 

@@ -413,7 +413,9 @@ fn beside(reference: &Reference, tag: &str) -> Option<Reference> {
             let path = local.reading(|path| path.symlink_metadata().is_ok()).path;
             format!("oci-archive:{}:{tag}", path.display())
         }
-        Place::DockerArchive(_) | Place::Directory(_) => return None,
+        Place::DockerArchive(_) | Place::Directory(_) | Place::ContainersStorage(_) | Place::DockerDaemon(_) => {
+            return None;
+        }
     };
     typed.parse().ok()
 }

@@ -21,6 +21,7 @@ use tokio::sync::OnceCell;
 
 use crate::image::{Answer, FileInTar, FsError, LayerFs, LayerTar, NoAnswer};
 use crate::offsets::FileOffset;
+use crate::source::tar_split::{Crc64, FILE, SEGMENT};
 
 /// Makes an unnamed file, deleted with this process.
 pub type MakeFile = Arc<dyn Fn() -> io::Result<File> + Send + Sync>;
@@ -162,42 +163,6 @@ impl<W: Write> Writer<io::BufWriter<W>> {
     }
 }
 
-/// CRC-64 of ISO 3309, as in the Go package `hash/crc64`.
-struct Crc64(u64);
-
-impl Crc64 {
-    fn new() -> Self {
-        Self(!0)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = TABLE[usize::from(self.0 as u8 ^ byte)] ^ (self.0 >> 8);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        !self.0
-    }
-}
-
-const TABLE: [u64; 256] = {
-    let (mut table, mut at) = ([0; 256], 0);
-    while at < 256 {
-        let (mut value, mut bit) = (at as u64, 0);
-        while bit < 8 {
-            value = if value & 1 == 1 { (value >> 1) ^ POLYNOMIAL } else { value >> 1 };
-            bit += 1;
-        }
-        table[at] = value;
-        at += 1;
-    }
-    table
-};
-
-const POLYNOMIAL: u64 = 0xd800_0000_0000_0000;
-const FILE: u8 = 1;
-const SEGMENT: u8 = 2;
 /// Bytes per read.
 const PIECE: u64 = 1 << 20;
 
@@ -207,22 +172,6 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
-
-    /// The values are those of the golden table of Go's `hash/crc64`.
-    #[test]
-    fn sums_are_those_of_go() {
-        for (text, wanted) in [
-            ("", 0),
-            ("a", 0x3420_0000_0000_0000),
-            ("ab", 0x36c4_2000_0000_0000),
-            ("abc", 0x3776_c420_0000_0000),
-            ("abcd", 0x3367_76c4_2000_0000_u64),
-        ] {
-            let mut sum = Crc64::new();
-            sum.add(text.as_bytes());
-            assert_eq!(sum.finish(), wanted, "{text}");
-        }
-    }
 
     #[test]
     fn lines_are_those_of_tar_split() {

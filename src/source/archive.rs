@@ -45,7 +45,14 @@ impl Files for TarFile {
 /// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    let tar = TarFile::read(spool.archive(&reading.path)?)?;
+    open_saved(name, &TarFile::read(spool.archive(&reading.path)?)?, &reading.pick)
+}
+
+/// Opens a tar that `docker save` wrote.
+///
+/// # Errors
+/// [`SourceError`] if it lacks the image that `pick` names.
+pub(super) fn open_saved(name: String, tar: &TarFile, pick: &Pick) -> Result<LocalSource, SourceError> {
     let Some(list) = tar.find("manifest.json") else {
         let hint = tar.has("oci-layout").then(|| format!("try `oci-archive:{}`", tar.path()));
         return Err(SourceError::Unsupported { place: name, why: "it has no `manifest.json`".to_owned(), hint });
@@ -59,9 +66,9 @@ pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Res
             hint: None,
         }
     })?;
-    let image = choose(&name, &images, &reading.pick)?;
+    let image = choose(&name, &images, pick)?;
     let mut blobs = HashMap::new();
-    let manifest = manifest_of(&name, &tar, image, &mut blobs)?;
+    let manifest = manifest_of(&name, tar, image, &mut blobs)?;
     let root = descriptor(MediaType::OciManifest, Digest::of(Algorithm::Sha256, &manifest), manifest.len() as u64);
     Ok(LocalSource::new(name, root, Some(manifest), DockerBlobs(blobs)))
 }

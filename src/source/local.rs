@@ -1,7 +1,7 @@
 //! Local sources: images in files on this machine, read in place.
 //!
-//! Layouts, archives and directories differ only in how a digest maps to a piece of a file. That mapping is `Blobs`;
-//! everything that reads is shared here.
+//! Layouts, archives, directories and the stores of engines differ only in how a digest maps to a piece of a file, or to a
+//! tar that is rebuilt. That mapping is `Blobs`; everything that reads is shared here.
 //!
 //! A path may be a FIFO or a device, which would block or worse. So files are opened without blocking and only regular
 //! files are read; a pipe that the user named is spooled. A file shorter than its descriptor says, or truncated while
@@ -11,13 +11,20 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::docker::{self, DockerAt};
+use super::rebuilt::{InOrder, RebuiltTar};
 use super::spool::Spool;
-use super::{BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, SourceError, archive, blob_name, directory, layout};
+use super::storage::Around;
+use super::{
+    BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, Rebuilt, SourceError, archive, blob_name, directory, layout,
+    storage,
+};
 use crate::descriptor::Descriptor;
 use crate::documents::DocumentError;
 use crate::offsets::BlobOffset;
@@ -30,6 +37,7 @@ pub struct LocalSource {
     root: Descriptor,
     root_document: Option<Bytes>,
     blobs: Arc<dyn Blobs>,
+    rebuilt: Option<Rebuilt>,
 }
 
 impl LocalSource {
@@ -42,23 +50,59 @@ impl LocalSource {
         if let Place::Registry(_) = reference.place() {
             return None;
         }
+        if let Place::DockerDaemon(wanted) = reference.place() {
+            let found = docker::find(wanted, &DockerAt::of_process(), spool).await;
+            let (name, spool) = (reference.to_string(), spool.clone());
+            return Some(match found {
+                Ok(found) => blocking(move || found.into_source(name, &spool)).await,
+                Err(error) => Err(error),
+            });
+        }
         let (reference, spool) = (reference.clone(), spool.clone());
         let open = move || {
             let name = reference.to_string();
             match reference.place() {
-                Place::Registry(_) => unreachable!("registries were sorted out above"),
+                Place::Registry(_) | Place::DockerDaemon(_) => unreachable!("these were sorted out above"),
                 Place::Layout(local) => layout::open(name, local),
                 Place::OciArchive(local) => archive::open_oci(name, local, &spool),
                 Place::DockerArchive(local) => archive::open_docker(name, local, &spool),
                 Place::Directory(path) => directory::open(name, path),
+                Place::ContainersStorage(wanted) => storage::open(name, wanted, &Around::of_process(), &spool),
             }
         };
         Some(blocking(open).await)
     }
 
+    /// The directories in which an engine's image is looked for.
+    pub fn storages(reference: &Reference) -> Vec<PathBuf> {
+        match reference.place() {
+            Place::ContainersStorage(wanted) => Around::of_process().directories(wanted.store.as_ref()),
+            Place::DockerDaemon(_) => DockerAt::of_process().directories(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the Docker daemon sends, if `reference` names an image of Docker that cannot be read in place: such an image is
+    /// sent only once.
+    ///
+    /// # Errors
+    /// [`SourceError`] if Docker does not have the image.
+    pub async fn sent(reference: &Reference, spool: &Spool) -> Result<Option<File>, SourceError> {
+        let Place::DockerDaemon(wanted) = reference.place() else { return Ok(None) };
+        match docker::find(wanted, &DockerAt::of_process(), spool).await? {
+            docker::Found::Unpacked(_) => Ok(None),
+            docker::Found::Sent(piece) => Ok(piece.into_file()),
+        }
+    }
+
     /// An image whose root document is `root`: `document`, or else a blob.
     pub(super) fn new(name: String, root: Descriptor, document: Option<Bytes>, blobs: impl Blobs + 'static) -> Self {
-        Self { name, root, root_document: document, blobs: Arc::new(blobs) }
+        Self { name, root, root_document: document, blobs: Arc::new(blobs), rebuilt: None }
+    }
+
+    /// The same, where layers are rebuilt.
+    pub(super) fn rebuilt(self, of: Rebuilt) -> Self {
+        Self { rebuilt: Some(of), ..self }
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
@@ -100,6 +144,10 @@ impl BlobSource for LocalSource {
         &self.name
     }
 
+    fn rebuilt_from(&self) -> Option<&Rebuilt> {
+        self.rebuilt.as_ref()
+    }
+
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
         Box::pin(async { Ok(self.root.clone()) })
     }
@@ -133,13 +181,20 @@ pub(super) trait Blobs: Send + Sync {
     fn open(&self, blob: &Descriptor) -> Result<Option<Piece>, SourceError>;
 }
 
-/// A regular file or a part of one.
+/// A regular file or a part of one; or a tar that is rebuilt.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
-    file: Arc<File>,
+    bytes: Stored,
     path: Arc<str>,
     start: u64,
     len: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Stored {
+    File(Arc<File>),
+    Memory(Bytes),
+    Rebuilt(Arc<RebuiltTar>),
 }
 
 impl Piece {
@@ -150,7 +205,25 @@ impl Piece {
         if !metadata.is_file() {
             return Err(failed(io::Error::other("not a regular file")));
         }
-        Ok(Self { file: Arc::new(file), path: shown.into(), start: 0, len: metadata.len() })
+        Ok(Self { bytes: Stored::File(Arc::new(file)), path: shown.into(), start: 0, len: metadata.len() })
+    }
+
+    /// The file itself.
+    fn into_file(self) -> Option<File> {
+        match self.bytes {
+            Stored::File(file) => Arc::into_inner(file),
+            Stored::Memory(_) | Stored::Rebuilt(_) => None,
+        }
+    }
+
+    /// Bytes in memory.
+    pub(super) fn bytes(bytes: &Bytes, shown: &str) -> Self {
+        Self { bytes: Stored::Memory(bytes.clone()), path: shown.into(), start: 0, len: bytes.len() as u64 }
+    }
+
+    /// All of a tar.
+    pub(super) fn rebuilt(tar: Arc<RebuiltTar>) -> Self {
+        Self { path: tar.shown().into(), start: 0, len: tar.size(), bytes: Stored::Rebuilt(tar) }
     }
 
     /// The `len` bytes from `start`; `None` if they are out of range.
@@ -170,10 +243,15 @@ impl Piece {
     /// Fills `buffer` from offset `at`.
     pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let within = at.checked_add(buffer.len() as u64).is_some_and(|end| end <= self.len);
-        let read = if within {
-            self.file.read_exact_at(buffer, self.start + at)
-        } else {
-            Err(io::ErrorKind::UnexpectedEof.into())
+        let read = match &self.bytes {
+            _ if !within => Err(io::ErrorKind::UnexpectedEof.into()),
+            Stored::File(file) => file.read_exact_at(buffer, self.start + at),
+            Stored::Memory(bytes) => {
+                let at = usize::try_from(self.start + at).expect("within the bytes");
+                buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+                Ok(())
+            }
+            Stored::Rebuilt(tar) => return tar.read_at(self.start + at, buffer),
         };
         read.map_err(|cause| SourceError::Io { path: self.path.to_string(), cause })
     }
@@ -196,6 +274,10 @@ impl Piece {
 
     /// The bytes of `range`, read one buffer ahead.
     fn stream(self, range: Range<BlobOffset>) -> ByteStream {
+        if let Stored::Rebuilt(tar) = &self.bytes {
+            let from = InOrder::new(Arc::clone(tar), self.start + range.start.0);
+            return in_order(from, range.end.0 - range.start.0);
+        }
         let offsets = (range.start.0..range.end.0).step_by(READ_BYTES);
         let reads = stream::iter(offsets).map(move |at| {
             let piece = self.clone();
@@ -210,6 +292,23 @@ impl Piece {
     }
 }
 
+/// The next `len` bytes of a rebuilt tar.
+fn in_order(from: InOrder, len: u64) -> ByteStream {
+    ByteStream::new(stream::try_unfold((from, len), |(mut from, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let len = left.min(READ_BYTES as u64);
+        let read = move || {
+            let mut buffer = vec![0; usize::try_from(len).expect("at most READ_BYTES")];
+            from.read(&mut buffer)?;
+            Ok((Bytes::from(buffer), from))
+        };
+        let (bytes, from) = blocking(read).await?;
+        Ok(Some((bytes, (from, left - len))))
+    }))
+}
+
 /// Sequential reader of a piece.
 struct Reading {
     piece: Piece,
@@ -219,14 +318,19 @@ struct Reading {
 impl io::Read for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.piece.len - self.at).unwrap_or(usize::MAX).min(buffer.len());
-        let got = self.piece.file.read_at(&mut buffer[..most], self.piece.start + self.at)?;
+        let got = match &self.piece.bytes {
+            Stored::File(file) => file.read_at(&mut buffer[..most], self.piece.start + self.at)?,
+            Stored::Memory(_) | Stored::Rebuilt(_) => {
+                self.piece.read_at(self.at, &mut buffer[..most]).map(|()| most).map_err(io::Error::other)?
+            }
+        };
         self.at += got as u64;
         Ok(got)
     }
 }
 
 /// Runs work that blocks on the disk in a thread that may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
 ) -> Result<T, SourceError> {
     match tokio::task::spawn_blocking(work).await {

@@ -6,20 +6,26 @@
 
 mod archive;
 mod directory;
+mod docker;
 pub mod inlined;
 mod layout;
 pub mod local;
 pub mod nearby;
 pub mod offline;
 pub mod outage;
+mod rebuilt;
 pub mod registry;
 mod silence;
 pub mod spool;
+mod storage;
+pub(crate) mod tar_split;
 mod tarfile;
 mod tree;
+mod unpacked;
 
 use std::future::Future;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -51,6 +57,11 @@ pub trait BlobSource: Send + Sync {
 
     /// Which host has sent a blob last, where several are asked.
     fn served_by(&self, _blob: &Digest) -> Option<String> {
+        None
+    }
+
+    /// Where the image is unpacked, if its layers are rebuilt from files.
+    fn rebuilt_from(&self) -> Option<&Rebuilt> {
         None
     }
 
@@ -109,6 +120,17 @@ pub trait BlobSource: Send + Sync {
             Ok(Untrusted::new(all.freeze()))
         })
     }
+}
+
+/// An image that an engine has unpacked. Its manifest was written by peelfs, and names layers by their diff_ids.
+#[derive(Clone, Debug)]
+pub struct Rebuilt {
+    /// The directory of the engine's storage.
+    pub store: PathBuf,
+    /// The image's id in it.
+    pub image: String,
+    /// The digest of the manifest that the engine has pulled or made, if it keeps that.
+    pub manifest: Option<Digest>,
 }
 
 /// Blob bytes in flight: exactly the requested range, or an error.

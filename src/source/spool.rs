@@ -67,6 +67,16 @@ impl Spool {
         }
     }
 
+    /// A copy of an archive that comes from elsewhere.
+    pub(super) fn copy_of(&self, shown: &str, from: impl Read) -> Result<File, SourceError> {
+        self.copy(shown, from, None)
+    }
+
+    /// An unnamed file in the cache.
+    pub(super) fn unnamed(&self) -> Result<File, SourceError> {
+        (self.file)().map_err(|cause| SourceError::Io { path: "the cache".to_owned(), cause })
+    }
+
     /// Copies the content of a pipe.
     fn stream(&self, shown: &str, mut stream: File) -> Result<File, SourceError> {
         let mut magic = Vec::new();
@@ -78,7 +88,7 @@ impl Spool {
 
     /// Copies an archive, decompressed.
     fn copy(&self, shown: &str, from: impl Read, format: Option<Format>) -> Result<File, SourceError> {
-        let into = (self.file)().map_err(|cause| SourceError::Io { path: "the cache".to_owned(), cause })?;
+        let into = self.unnamed()?;
         let taken = AtomicU64::new(0);
         let mut counted = Counted { from, taken: &taken };
         let copied = match format {

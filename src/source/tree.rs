@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -16,6 +16,7 @@ use super::SourceError;
 use super::local::Piece;
 
 /// An open directory.
+#[derive(Debug)]
 pub(super) struct Tree {
     dir: OwnedFd,
     path: PathBuf,
@@ -83,6 +84,41 @@ impl Tree {
         let open = || rustix::fs::openat2(self.dir.as_fd(), path, READ, Mode::empty(), resolve);
         // Retry: a path component was renamed.
         (0..TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
+    }
+
+    /// Opens a file as a process would whose root directory this is: links on the way lead to what is in it. The file
+    /// itself is not a link.
+    ///
+    /// # Errors
+    /// [`Errno`]
+    pub(super) fn open_in_root(&self, path: &Path) -> rustix::io::Result<File> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = READ | OFlags::NOFOLLOW;
+        let open = || rustix::fs::openat2(self.dir.as_fd(), path, flags, Mode::empty(), resolve);
+        let mut opened = (0..TRIES).map(|_| open());
+        match opened.find(|opened| !matches!(opened, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN)) {
+            // Old kernels and some sandboxes return these.
+            Err(Errno::NOSYS | Errno::PERM) => self.open_by_components(path),
+            opened => opened.map(File::from),
+        }
+    }
+
+    /// Opens a file whose path has no links and no `..`.
+    fn open_by_components(&self, path: &Path) -> rustix::io::Result<File> {
+        let (mut dir, mut last) = (self.dir.try_clone().map_err(|error| errno(&error))?, None);
+        for component in path.components() {
+            let name = match component {
+                Component::Normal(name) => name,
+                Component::RootDir | Component::CurDir => continue,
+                Component::ParentDir | Component::Prefix(_) => return Err(Errno::XDEV),
+            };
+            if let Some(parent) = last.replace(name) {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                dir = rustix::fs::openat(&dir, parent, flags, Mode::empty())?;
+            }
+        }
+        let name = last.ok_or(Errno::ISDIR)?;
+        rustix::fs::openat(&dir, name, READ | OFlags::NOFOLLOW, Mode::empty()).map(File::from)
     }
 
     /// Opens a file that is not a link.
@@ -166,5 +202,42 @@ mod tests {
         }
         assert!(found("d/itself").contains("cannot read"));
         assert!(Tree::open(&root.join("none")).is_err());
+    }
+
+    #[test]
+    fn a_path_in_a_root_does_not_leave_it() {
+        use std::io::Read as _;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/b/file"), "inside").unwrap();
+        std::fs::write(root.join("secret"), "inside").unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        for (target, link) in [("a/b", "to"), ("/a/b", "absolute"), ("../..", "a/up"), ("../secret", "file")] {
+            symlink(target, root.join(link)).unwrap();
+        }
+        let tree = Tree::open(&root).unwrap();
+        let read = |opened: rustix::io::Result<File>| {
+            opened.map(|mut file| {
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                text
+            })
+        };
+        let inside = Ok("inside".to_owned());
+        for path in ["a/b/file", "/a/b/file", "./a/b/file", "to/file", "absolute/file", "../secret", "a/up/secret"] {
+            assert_eq!(read(tree.open_in_root(Path::new(path))), inside, "{path}");
+        }
+        assert_eq!(read(tree.open_in_root(Path::new("file"))), Err(Errno::LOOP));
+        for (path, wanted) in [
+            ("a/b/file", inside.clone()),
+            ("/./a/b/file", inside),
+            ("to/file", Err(Errno::NOTDIR)),
+            ("../secret", Err(Errno::XDEV)),
+            ("file", Err(Errno::LOOP)),
+            ("/", Err(Errno::ISDIR)),
+        ] {
+            assert_eq!(read(tree.open_by_components(Path::new(path))), wanted, "{path}");
+        }
     }
 }

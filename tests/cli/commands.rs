@@ -114,7 +114,8 @@ fn help_fits_on_a_screen() {
       peelfs inspect oci:./layout:latest        everything about an image, as JSON
 
     Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
-    oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR.
+    oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR,
+    containers-storage:NAME (of podman, buildah, CRI-O), docker-daemon:NAME.
 
     Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.
     "#);
@@ -130,7 +131,7 @@ fn help_of_a_command_names_its_options() {
 
     Arguments:
       <IMAGE>    The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE,
-                 docker-archive:FILE, dir:DIR
+                 docker-archive:FILE, dir:DIR, containers-storage:NAME, docker-daemon:NAME
       <PATH>...  Files in the image
 
     Options:

@@ -11,6 +11,7 @@ mod cold;
 mod data;
 mod descriptors;
 mod ends;
+mod engines;
 mod handles;
 mod identity;
 mod kernel;
