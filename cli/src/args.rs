@@ -51,7 +51,7 @@ Examples:
 
 Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
 oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR,
-containers-storage:NAME (of podman, buildah, CRI-O), docker-daemon:NAME.
+containers-storage:NAME (podman, buildah, CRI-O), docker-daemon:NAME, - (a piped archive).
 
 Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.";
 

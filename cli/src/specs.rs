@@ -131,7 +131,11 @@ fn full_name(image: &ImageSpec) -> Result<Option<Reference>, Report> {
 }
 
 fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
-    let reference: Reference = args.reference.parse()?;
+    let reference: Reference = match args.reference.as_str() {
+        // Which kind of archive it is, is seen when it is read.
+        "-" => PIPE.parse()?,
+        typed => typed.parse()?,
+    };
     for note in reference.notes() {
         eprintln!("note: {note}");
     }
@@ -161,6 +165,9 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
         verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
 }
+
+/// The archive in standard input.
+const PIPE: &str = "docker-archive:/dev/stdin";
 
 /// A directory that is named must exist; what it says of mirrors would be missed otherwise.
 fn check_hosts_dir(mirrors: &Mirrors) -> Result<(), Report> {

@@ -7,6 +7,7 @@
 //! Both are verified when the layer is read. Only a compressed layer whose path has no digest is hashed here.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -45,7 +46,17 @@ impl Files for TarFile {
 /// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    open_saved(name, &TarFile::read(spool.archive(&reading.path)?)?, &reading.pick)
+    let tar = TarFile::read(spool.archive(&reading.path)?)?;
+    // A pipe cannot be read again by another name.
+    if is_piped(&reading.path) && !tar.has("manifest.json") && tar.has("oci-layout") {
+        return open_files(name, &reading.pick, None, tar);
+    }
+    open_saved(name, &tar, &reading.pick)
+}
+
+/// Whether this is a descriptor of the process, behind which a pipe is or was.
+fn is_piped(path: &Path) -> bool {
+    path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd")
 }
 
 /// Opens a tar that `docker save` wrote.
@@ -247,7 +258,7 @@ impl Blobs for DockerBlobs {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::super::BlobSource;
     use super::super::local::made::{Layout, config, layers, open, told};

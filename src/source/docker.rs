@@ -81,7 +81,7 @@ impl DockerAt {
             Some((host, None)) => Err(SourceError::Unsupported {
                 place: format!("DOCKER_HOST, `{}`,", host.escape_debug()),
                 why: "only daemons with a Unix socket are asked".to_owned(),
-                hint: Some("pipe the image: `docker save NAME | peelfs … docker-archive:/dev/stdin`".to_owned()),
+                hint: Some("pipe the image: `docker save NAME | peelfs … -`".to_owned()),
             }),
         }
     }
@@ -413,8 +413,8 @@ impl Read for BodyReader {
 
 /// Drivers whose layers are directories.
 const DRIVERS: [&str; 4] = ["overlay2", "fuse-overlayfs", "vfs", "btrfs"];
-const NO_DAEMON: &str = "start Docker, name its socket with DOCKER_HOST, or pipe the image: `docker save NAME | peelfs … \
-                         docker-archive:/dev/stdin`";
+const NO_DAEMON: &str =
+    "start Docker, name its socket with DOCKER_HOST, or pipe the image: `docker save NAME | peelfs … -`";
 const LIST_LIMIT: u64 = 64 << 20;
 const WORD_LIMIT: u64 = 4096;
 const SAID_LIMIT: usize = 64 << 10;

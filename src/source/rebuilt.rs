@@ -219,8 +219,8 @@ impl RebuiltTar {
                 place: format!("`{path}`"),
                 why: "this user must not read it".to_owned(),
                 hint: Some(
-                    "it belongs to another user id of the engine: `podman unshare peelfs …` reads it, or `podman save NAME \
-                     | peelfs … docker-archive:/dev/stdin`"
+                    "it belongs to another user id of the engine: `podman unshare peelfs …` reads it, or `podman save NAME | \
+                     peelfs … -`"
                         .to_owned(),
                 ),
             },

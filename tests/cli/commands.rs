@@ -115,7 +115,7 @@ fn help_fits_on_a_screen() {
 
     Images are named as podman, docker and skopeo name them: NAME[:TAG][@DIGEST], docker://NAME,
     oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR,
-    containers-storage:NAME (of podman, buildah, CRI-O), docker-daemon:NAME.
+    containers-storage:NAME (podman, buildah, CRI-O), docker-daemon:NAME, - (a piped archive).
 
     Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 authentication, 5 verification, 6 network.
     "#);
@@ -577,6 +577,8 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     let gzip = encoder.finish().unwrap();
     for bytes in [&tar, &gzip, &zstd::bulk::compress(&tar, 3).unwrap()] {
         let output = piped(&user, &["cat", "oci-archive:/dev/stdin:1", "etc/motd"], bytes);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hello\n"[..]), "{output:?}");
+        let output = piped(&user, &["cat", "-", "etc/motd"], bytes);
         assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hello\n"[..]), "{output:?}");
         std::fs::write(user.path("image.tar.x"), bytes).unwrap();
         assert_eq!(user.prints(&["cat", "oci-archive:image.tar.x:1", "etc/motd"]), "hello\n");

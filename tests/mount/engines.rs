@@ -556,12 +556,12 @@ fn the_docker_daemon_is_asked_for_what_is_not_readable() {
         return;
     }
     let sandbox = Sandbox::new();
-    let (layout, saved) = (sandbox.path().join("layout"), sandbox.path().join("saved.tar"));
+    let (layout, archive) = (sandbox.path().join("layout"), sandbox.path().join("saved.tar"));
     small().write_layout(&layout, "1").unwrap();
     run(Command::new("skopeo")
         .args(["--insecure-policy", "copy", "-q", &format!("oci:{}:1", layout.display())])
-        .arg(format!("docker-archive:{}:app:1", saved.display())));
-    let saved = std::fs::read(saved).unwrap();
+        .arg(format!("docker-archive:{}:app:1", archive.display())));
+    let saved = std::fs::read(&archive).unwrap();
     let socket = sandbox.path().join("docker.sock");
     daemon(&socket, move |path| match path {
         "/images/docker.io/library/app:1/get" => (200, saved.clone()),
@@ -570,6 +570,10 @@ fn the_docker_daemon_is_asked_for_what_is_not_readable() {
         _ => (404, br#"{"message":"No such image"}"#.to_vec()),
     });
     let host = format!("unix://{}", socket.display());
+    // The same through a pipe.
+    let mut piped = sandbox.peelfs(["cat", "-", "/data"]);
+    let output = piped.stdin(std::fs::File::open(&archive).unwrap()).output().unwrap();
+    assert_eq!(output.stdout, b"content\n", "{}", said(&output));
     let ask = |line: &[&str]| sandbox.peelfs(line).env("DOCKER_HOST", &host).output().unwrap();
     let read = ask(&["cat", "docker-daemon:app:1", "/data", "/etc/motd"]);
     assert_eq!(read.stdout, b"content\nabove\n", "{}", said(&read));
