@@ -81,7 +81,14 @@ fn find_prints_what_find_prints() {
     }
     let (user, sandbox) = (User::with_layout(&image()), Sandbox::new());
     let mount = mounted(&sandbox, &user);
-    let quoted: [&[&str]; 5] = [
+    let times = "%t|%c|%a|%T@|%T+|%TY-%Tm-%Td %TH:%TM:%TS|%Ta %TA %Tb %TB %Th|%Tc|%TD|%TF|%Te|%Tj|%Tk|%Tl|%TI|%Tp|%Tr|%TR|\
+                 %Ts|%TT|%TX|%Tx|%Tu|%TU|%TV|%Tw|%TW|%Ty|%Tz|%TZ|%Tg|%TG|%A@|%C@\\n";
+    let quoted: [&[&str]; 10] = [
+        &["-printf", "%p|%f|%h|%H|%P|%d|%s|%k|%b|%m|%#m|%M|%U|%G|%y|%Y|%l|%n|%i\\n"],
+        &["-printf", "[%10f|%-10f|%.2f|%05d|%+d|%.3d|%+05d|%-5d|%06s]\\t%%\\061\\101\\\\\\n"],
+        &["-printf", times],
+        &["-printf", "%P\\n\\c%p"],
+        &["-type", "d", "-printf", "a\\n", "-o", "-printf", "b\\n"],
         &["-name", "*'s"],
         &["(", "-name", "s*", "-o", "-name", "m*", ")", "!", "-name", "*-too"],
         &["-newermt", "2023-11-14 22:13:21"],

@@ -93,11 +93,13 @@ Expressions, with one hyphen or two, are those of find(1):
   -user, -group NAME; -uid, -gid [+-]N; -nouser, -nogroup
   -links [+-]N, -empty, -executable, -true, -false
   -maxdepth N, -mindepth N, -prune, -quit, -print, -print0, -ls
+  -printf FORMAT                       GNU's without %D, %F, %S and %Z; times in UTC
   ! or -not, -a, -o, ( )
 
 Examples:
   peelfs find alpine / -name '*.so*' -type f
   peelfs find alpine / -perm -4000 -ls
+  peelfs find alpine /usr -type f -printf '%s %P\\n'
   peelfs find alpine /etc -type f -print0 | xargs -0 peelfs cat alpine";
 
 /// `peelfs du`

@@ -1,117 +1,22 @@
 //! The expressions of `find`, as find(1) has them: tests, `!`, `-a`, `-o`, parentheses, `-prune` and what to print.
 //!
-//! They are written behind the paths with one hyphen, as everywhere; two hyphens do as well. Since the grammar of
-//! options has no such words, they are set apart before options are parsed.
+//! They are written behind the paths with one hyphen, as everywhere; two hyphens do as well.
+
+mod values;
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
 
+use self::values::{Compared, Perm, compiled, glob, perm, size, time, types};
+pub(crate) use self::words::set_apart;
 use super::owners::Owners;
+use super::printf::Format;
 use peelfs::host::report::Report;
 use peelfs::layer::Kind;
 use peelfs::overlay::NodeAttr;
-
-/// Moves the expression of a `peelfs find` behind `--`; other command lines stay as they are.
-pub(crate) fn set_apart(line: Vec<OsString>) -> Vec<OsString> {
-    if line.get(1).is_none_or(|word| word != "find") || line.iter().any(|word| word == "--") {
-        return line;
-    }
-    let (mut kept, mut expression) = (Vec::new(), Vec::new());
-    let mut words = line.into_iter();
-    while let Some(word) = words.next() {
-        match argument_of(&word) {
-            Some(Takes::Value(Some(joined))) => {
-                let (name, value) = joined;
-                expression.extend([name, value]);
-            }
-            Some(takes) => {
-                expression.push(word);
-                if matches!(takes, Takes::Value(None)) {
-                    expression.extend(words.next());
-                }
-            }
-            None => kept.push(word),
-        }
-    }
-    if !expression.is_empty() {
-        kept.push("--".into());
-        kept.extend(expression);
-    }
-    kept
-}
-
-enum Takes {
-    Nothing,
-    /// An argument; in the same word, as in `--name=x`.
-    Value(Option<(OsString, OsString)>),
-}
-
-/// What a word of an expression takes; `None` for other words.
-fn argument_of(word: &OsStr) -> Option<Takes> {
-    let text = word.to_str()?;
-    if matches!(text, "(" | ")" | "!" | ",") {
-        return Some(Takes::Nothing);
-    }
-    let name = text.strip_prefix("--").or(text.strip_prefix('-'))?;
-    if WITHOUT_VALUE.contains(&name) {
-        return Some(Takes::Nothing);
-    }
-    if WITH_VALUE.contains(&name) {
-        return Some(Takes::Value(None));
-    }
-    let (name, value) = text.strip_prefix("--")?.split_once('=')?;
-    WITH_VALUE.contains(&name).then(|| Takes::Value(Some((format!("-{name}").into(), value.into()))))
-}
-
-const WITHOUT_VALUE: [&str; 19] = [
-    "print",
-    "print0",
-    "ls",
-    "prune",
-    "quit",
-    "empty",
-    "true",
-    "false",
-    "nouser",
-    "nogroup",
-    "not",
-    "a",
-    "and",
-    "o",
-    "or",
-    "executable",
-    "delete",
-    "exec",
-    "ok",
-];
-const WITH_VALUE: [&str; 24] = [
-    "name",
-    "iname",
-    "path",
-    "ipath",
-    "wholename",
-    "iwholename",
-    "lname",
-    "ilname",
-    "regex",
-    "iregex",
-    "type",
-    "size",
-    "perm",
-    "newer",
-    "newermt",
-    "mtime",
-    "mmin",
-    "user",
-    "group",
-    "uid",
-    "gid",
-    "links",
-    "maxdepth",
-    "mindepth",
-];
 
 /// A parsed expression.
 #[derive(Debug)]
@@ -127,8 +32,12 @@ pub(crate) struct Expression {
     pub(crate) needs_empty: bool,
     /// Whether a test needs the image's names of users and groups.
     pub(crate) needs_owners: bool,
+    /// Whether it must be known what symlinks lead to.
+    pub(crate) needs_followed: bool,
     /// The paths of the image whose times are compared.
     pub(crate) newer: Vec<Vec<u8>>,
+    /// Formats in which matches are printed.
+    pub(crate) formats: Vec<Format>,
 }
 
 #[derive(Debug)]
@@ -172,35 +81,8 @@ pub(crate) enum Print {
     Zero,
     /// With metadata, as `ls -dils`.
     Long,
-}
-
-/// `N`, `+N` (more) or `-N` (less).
-#[derive(Clone, Copy, Debug)]
-struct Compared(std::cmp::Ordering, u64);
-
-impl Compared {
-    fn parse(text: &str) -> Option<Self> {
-        use std::cmp::Ordering::{Equal, Greater, Less};
-        let (order, digits) = match text.as_bytes().first()? {
-            b'+' => (Greater, &text[1..]),
-            b'-' => (Less, &text[1..]),
-            _ => (Equal, text),
-        };
-        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        is_number.then(|| digits.parse().ok().map(|number| Self(order, number)))?
-    }
-
-    fn fits(self, value: i128) -> bool {
-        value.cmp(&i128::from(self.1)) == self.0
-    }
-}
-
-/// `-perm`
-#[derive(Clone, Copy, Debug)]
-enum Perm {
-    Exactly(u16),
-    AllOf(u16),
-    AnyOf(u16),
+    /// By the format of this number in [`Expression::formats`].
+    Format(usize),
 }
 
 /// What an expression is asked about.
@@ -251,7 +133,9 @@ impl Expression {
                 needs_target: false,
                 needs_empty: false,
                 needs_owners: false,
+                needs_followed: false,
                 newer: Vec::new(),
+                formats: Vec::new(),
             },
         };
         let mut root = if words.is_empty() { Node::Always(true) } else { parser.any()? };
@@ -452,6 +336,17 @@ impl<'a> Parser<'a> {
             "print" => self.print(Print::Line),
             "print0" => self.print(Print::Zero),
             "ls" => self.print(Print::Long),
+            "printf" => {
+                let text = self.value(name)?;
+                let format = Format::parse(text.as_bytes()).map_err(|why| unusable(name, text, &why))?;
+                let needs = &mut self.expression;
+                needs.needs_owners |= format.needs_owners();
+                needs.needs_target |= format.needs_target();
+                needs.needs_followed |= format.needs_followed();
+                needs.formats.push(format);
+                let number = needs.formats.len() - 1;
+                self.print(Print::Format(number))
+            }
             "exec" | "ok" | "delete" => {
                 return Err(Report::usage(format!("find of an image has no `{}`", word.display()))
                     .hint("pipe its output into a program, as in `peelfs find IMAGE / -print0 | xargs -0 …`"));
@@ -504,189 +399,8 @@ fn unusable(name: &str, pattern: &OsStr, why: &str) -> Report {
     Report::usage(format!("`-{name} {}`: {why}", pattern.display()))
 }
 
-fn compiled(pattern: &str, name: &str) -> Result<Regex, String> {
-    let compiled = RegexBuilder::new(pattern).case_insensitive(name.starts_with('i')).size_limit(PATTERN).build();
-    compiled.map_err(|error| error.to_string().lines().last().unwrap_or_default().trim().to_owned())
-}
-
-/// A pattern of fnmatch(3) as a regular expression of bytes: `*` and `?` also match a slash and a leading dot.
-fn glob(pattern: &[u8]) -> String {
-    let mut out = String::from("^");
-    let mut rest = pattern;
-    while let [first, after @ ..] = rest {
-        rest = after;
-        match first {
-            b'*' => out.push_str("(?s-u:.*)"),
-            b'?' => out.push_str(r"(?:(?s:.)|(?-u:[\x80-\xff]))"),
-            b'[' => match bracket(rest) {
-                Some((set, after)) => {
-                    out.push_str(&set);
-                    rest = after;
-                }
-                None => out.push_str(r"\["),
-            },
-            b'\\' if !rest.is_empty() => {
-                literal(&mut out, &rest[..1]);
-                rest = &rest[1..];
-            }
-            byte if byte.is_ascii() => literal(&mut out, &[*byte]),
-            _ => {
-                // A character of several bytes stays one, for patterns that ignore case.
-                let length = 1 + rest.iter().take_while(|byte| **byte & 0xc0 == 0x80).count();
-                let all = &[&[*first], &rest[..length - 1]].concat();
-                literal(&mut out, all);
-                rest = &rest[length - 1..];
-            }
-        }
-    }
-    out.push('$');
-    out
-}
-
-/// A bracket expression behind its `[`, and the rest of the pattern.
-fn bracket(pattern: &[u8]) -> Option<(String, &[u8])> {
-    let negated = matches!(pattern.first(), Some(b'!' | b'^'));
-    let body = &pattern[usize::from(negated)..];
-    // A bracket that comes first is one of the set.
-    let mut end = usize::from(body.first() == Some(&b']'));
-    while *body.get(end)? != b']' {
-        // `[:alpha:]` has a bracket of its own.
-        if body[end..].starts_with(b"[:") {
-            end += body[end..].windows(2).position(|pair| pair == b":]")? + 1;
-        } else if body[end] == b'\\' {
-            end += 1;
-        }
-        end += 1;
-    }
-    let text = std::str::from_utf8(&body[..end]).ok()?;
-    let mut out = String::from(if negated { "[^" } else { "[" });
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '[' if chars.peek() == Some(&':') => {
-                out.push('[');
-                while let Some(char) = chars.next() {
-                    out.push(char);
-                    if char == ':' && chars.peek() == Some(&']') {
-                        out.extend(chars.next());
-                        break;
-                    }
-                }
-            }
-            '\\' => out.extend(
-                chars.next().map(|char| format!(r"\x{{{:x}}}", u32::from(char))).iter().flat_map(|text| text.chars()),
-            ),
-            // Between two characters it is a range; two of them would be an operator of regular expressions.
-            '-' if !out.ends_with(['[', '^', '-']) && chars.peek().is_some_and(|next| *next != '-') => out.push('-'),
-            char if char.is_alphanumeric() => out.push(char),
-            char => out.push_str(&format!(r"\x{{{:x}}}", u32::from(char))),
-        }
-    }
-    out.push(']');
-    Some((out, &body[end + 1..]))
-}
-
-fn literal(out: &mut String, bytes: &[u8]) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => out.push_str(&regex::escape(text)),
-        Err(_) => bytes.iter().for_each(|byte| out.push_str(&format!(r"(?-u:\x{byte:02x})"))),
-    }
-}
-
-fn types(text: &str) -> Option<Vec<Kind>> {
-    text.split(',')
-        .map(|letter| {
-            Some(match letter {
-                "f" => Kind::File,
-                "d" => Kind::Directory,
-                "l" => Kind::Symlink,
-                "p" => Kind::Fifo,
-                "c" => Kind::CharDevice,
-                "b" => Kind::BlockDevice,
-                _ => return None,
-            })
-        })
-        .collect()
-}
-
-/// A size and its unit in bytes; sizes are rounded up to units.
-fn size(text: &str) -> Option<(Compared, u64)> {
-    let (number, unit) = match text.chars().last()? {
-        'c' => (&text[..text.len() - 1], 1),
-        'w' => (&text[..text.len() - 1], 2),
-        'b' => (&text[..text.len() - 1], 512),
-        'k' | 'K' => (&text[..text.len() - 1], 1 << 10),
-        'M' => (&text[..text.len() - 1], 1 << 20),
-        'G' => (&text[..text.len() - 1], 1 << 30),
-        _ => (text, 512),
-    };
-    Some((Compared::parse(number)?, unit))
-}
-
-fn perm(text: &str) -> Option<Perm> {
-    let (of, mode): (fn(u16) -> Perm, _) = match text.as_bytes().first()? {
-        b'-' => (Perm::AllOf, &text[1..]),
-        b'/' => (Perm::AnyOf, &text[1..]),
-        _ => (Perm::Exactly, text),
-    };
-    let is_octal = !mode.is_empty() && mode.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-    let mode =
-        if is_octal { u16::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777)? } else { symbolic(mode)? };
-    Some(of(mode))
-}
-
-/// A mode as in chmod(1), applied to 0.
-fn symbolic(text: &str) -> Option<u16> {
-    let mut mode = 0;
-    for clause in text.split(',') {
-        let at = clause.find(['+', '=', '-'])?;
-        let (who, what) = (&clause[..at], &clause[at + 1..]);
-        let all = who.is_empty() || who.contains('a');
-        if !who.chars().all(|char| "ugoa".contains(char)) {
-            return None;
-        }
-        let (user, group, other) = (all || who.contains('u'), all || who.contains('g'), all || who.contains('o'));
-        let mut bits = 0;
-        for char in what.chars() {
-            let three = match char {
-                'r' => 0o444,
-                'w' => 0o222,
-                'x' => 0o111,
-                's' => {
-                    bits |= (u16::from(user) * 0o4000) | (u16::from(group) * 0o2000);
-                    0
-                }
-                't' => {
-                    bits |= 0o1000;
-                    0
-                }
-                _ => return None,
-            };
-            let of = (u16::from(user) * 0o700) | (u16::from(group) * 0o070) | (u16::from(other) * 0o007);
-            bits |= three & of;
-        }
-        if clause.as_bytes()[at] == b'-' { mode &= !bits } else { mode |= bits }
-    }
-    Some(mode)
-}
-
-/// A time in UTC, in seconds since 1970.
-fn time(text: &str) -> Option<i64> {
-    if let Some(seconds) = text.strip_prefix('@') {
-        return seconds.parse().ok();
-    }
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Some(time.as_second());
-    }
-    let civil = text.parse::<jiff::civil::DateTime>().ok()?;
-    Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
-}
-
 /// Limit of nested parentheses and negations.
 const NESTING: usize = 200;
-/// Limit of a compiled pattern, in bytes.
-const PATTERN: usize = 4 << 20;
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -694,48 +408,6 @@ mod tests {
 
     fn words(line: &str) -> Vec<OsString> {
         line.split_whitespace().map(OsString::from).collect()
-    }
-
-    fn matches(pattern: &[u8], name: &[u8]) -> bool {
-        compiled(&glob(pattern), "name").unwrap().is_match(name)
-    }
-
-    #[test]
-    fn patterns_match_as_by_fnmatch() {
-        for (pattern, yes, no) in [
-            (&b"*.so"[..], &[&b"a.so"[..], b".so", b"x/y.so", b"\xff.so"][..], &[&b"a.so.1"[..], b"so"][..]),
-            (b"?", &[b"a", b"\xc3\xa4", b"\xff", b"\n"], &[b"", b"ab"]),
-            (b"[a-c]x", &[b"ax", b"cx"], &[b"dx", b"x"]),
-            (b"[!a]", &[b"b", b"\xc3\xa4"], &[b"a"]),
-            (b"[]x]", &[b"]", b"x"], &[b"a"]),
-            (b"[[:digit:]-]", &[b"1", b"-"], &[b"a"]),
-            (b"[[:alpha:][:digit:]]x", &[b"ax", b"1x"], &[b"-x", b":x"]),
-            (b"[--0]", &[b"-", b"0"], &[b"x"]),
-            (b"[a&&b]", &[b"&", b"a", b"b"], &[b"c"]),
-            (b"a[", &[b"a["], &[b"a"]),
-            (b"\\*", &[b"*"], &[b"a"]),
-            (b"a{b,c}", &[b"a{b,c}"], &[b"ab"]),
-            (b"caf\xe9", &[b"caf\xe9"], &[b"caf\xc3\xa9"]),
-            (b"a.b+(c)|^$", &[b"a.b+(c)|^$"], &[b"axb"]),
-            (b"", &[b""], &[b"a"]),
-        ] {
-            for name in yes {
-                assert!(matches(pattern, name), "{} {}", pattern.escape_ascii(), name.escape_ascii());
-            }
-            for name in no {
-                assert!(!matches(pattern, name), "{} {}", pattern.escape_ascii(), name.escape_ascii());
-            }
-        }
-    }
-
-    #[test]
-    fn an_expression_is_set_apart_from_options() {
-        let set = |line: &str| set_apart(words(line)).join(OsStr::new(" ")).into_string().unwrap();
-        assert_eq!(set("peelfs find i / -name x --json"), "peelfs find i / --json -- -name x");
-        assert_eq!(set("peelfs find i --type=f ! -name --offline"), "peelfs find i -- -type f ! -name --offline");
-        assert_eq!(set("peelfs find i --offline"), "peelfs find i --offline");
-        assert_eq!(set("peelfs find i -- -name x"), "peelfs find i -- -name x");
-        assert_eq!(set("peelfs ls i -name"), "peelfs ls i -name");
     }
 
     #[test]
@@ -756,19 +428,5 @@ mod tests {
         }
         let deep = vec![OsString::from("!"); 100_000];
         assert!(Expression::parse(&deep).unwrap_err().message.contains("200 levels"));
-    }
-
-    #[test]
-    fn modes_and_times_are_read_as_by_find() {
-        assert!(matches!(perm("-u+s"), Some(Perm::AllOf(0o4000))));
-        assert!(matches!(perm("/222"), Some(Perm::AnyOf(0o222))));
-        assert!(matches!(perm("u=rw,go=r"), Some(Perm::Exactly(0o644))));
-        assert!(matches!(perm("a+t"), Some(Perm::Exactly(0o1000))));
-        assert!(perm("10000").is_none() && perm("").is_none() && perm("z+x").is_none());
-        assert_eq!(time("1970-01-02"), Some(86_400));
-        assert_eq!(time("1970-01-01 00:01"), Some(60));
-        assert_eq!(time("1970-01-01T01:00:00+01:00"), Some(0));
-        assert_eq!(time("@7"), Some(7));
-        assert_eq!(time("yesterday"), None);
     }
 }

@@ -9,10 +9,13 @@ use super::expression::{Candidate, Expression, Facts, Print};
 use super::open::{self, Looked, cannot};
 use super::out::{JsonNode, Out};
 use super::owners::Owners;
+use super::printf::{Followed, Subject};
 use super::walk::{Step, Walk, is_empty, target};
 use crate::failures::Failures;
 use crate::text;
 use peelfs::host::report::Report;
+use peelfs::image::tree::{self, Reached};
+use peelfs::image::{FsError, Tree};
 use peelfs::layer::Kind;
 use peelfs::overlay::{Last, NodeAttr};
 
@@ -98,7 +101,7 @@ impl Search<'_> {
 
     async fn node(&mut self, walk: &Walk, attr: &NodeAttr) -> Result<super::expression::Verdict, Stop> {
         let tree = &*self.looked.tree;
-        let failed = |error: peelfs::image::FsError| cannot("look at", walk.path(), error.into());
+        let failed = |error: FsError| cannot("look at", walk.path(), error.into());
         let wants_target = self.expression.needs_target || self.args.json;
         let target = if wants_target { target(tree, attr).await.map_err(failed)? } else { None };
         let empty_dir = self.expression.needs_empty
@@ -106,13 +109,27 @@ impl Search<'_> {
             && is_empty(tree, attr).await.map_err(failed)?;
         let candidate = Candidate { path: walk.path(), name: walk.name(), attr, target: target.as_deref(), empty_dir };
         let verdict = self.expression.ask(&candidate, &self.facts);
+        let followed = match attr.kind {
+            Kind::Symlink if self.expression.needs_followed && !verdict.prints.is_empty() => {
+                followed(tree, walk.path()).await.map_err(failed)?
+            }
+            kind => Followed::To(kind),
+        };
         for print in &verdict.prints {
-            self.print(*print, walk.path(), attr, target.as_deref())?;
+            self.print(*print, walk, attr, target.as_deref(), followed)?;
         }
         Ok(verdict)
     }
 
-    fn print(&mut self, print: Print, path: &[u8], attr: &NodeAttr, target: Option<&[u8]>) -> std::io::Result<()> {
+    fn print(
+        &mut self,
+        print: Print,
+        walk: &Walk,
+        attr: &NodeAttr,
+        target: Option<&[u8]>,
+        followed: Followed,
+    ) -> std::io::Result<()> {
+        let path = walk.path();
         if self.args.json {
             return self.out.json(&JsonNode::new(&*self.looked.tree, path, attr, target));
         }
@@ -121,6 +138,21 @@ impl Search<'_> {
             Print::Zero => {
                 self.out.write_all(path)?;
                 self.out.write_all(b"\0")
+            }
+            Print::Format(number) => {
+                let changed = self.looked.tree.changed(attr);
+                let subject = Subject {
+                    path,
+                    start: walk.start(),
+                    depth: walk.depth(),
+                    attr,
+                    inode: self.looked.tree.inode(attr.node),
+                    changed: (changed.seconds, changed.nanos),
+                    target,
+                    followed,
+                    owners: &self.facts.owners,
+                };
+                self.expression.formats[number].print(&subject, &mut self.out)
             }
             Print::Long => {
                 let before = self.long(attr);
@@ -152,5 +184,15 @@ impl Search<'_> {
             owners.group(attr.gid),
             text::time(attr.mtime),
         )
+    }
+}
+
+/// Where a path leads that ends in a symlink.
+async fn followed(tree: &dyn Tree, path: &[u8]) -> Result<Followed, FsError> {
+    match tree::reach(tree, path, Last::Follow).await {
+        Ok(Reached::Node(attr)) => Ok(Followed::To(attr.kind)),
+        Ok(Reached::Missing { .. }) | Err(FsError::NotADirectory) => Ok(Followed::Nothing),
+        Err(FsError::Loop) => Ok(Followed::Loop),
+        Err(error) => Err(error),
     }
 }

@@ -14,6 +14,7 @@ pub(super) mod ls;
 pub(super) mod open;
 pub(crate) mod out;
 mod owners;
+mod printf;
 pub(super) mod stat;
 pub(super) mod sums;
 pub(super) mod tree;

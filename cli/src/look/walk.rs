@@ -17,6 +17,8 @@ use peelfs::overlay::{Last, NodeAttr, NodeId};
 pub(crate) struct Walk {
     tree: Arc<dyn Tree>,
     path: Vec<u8>,
+    /// Bytes of the path from which it started.
+    start: usize,
     /// Where the last name begins in `path`.
     name: usize,
     levels: Vec<Level>,
@@ -77,13 +79,18 @@ impl Walk {
     pub(crate) fn new(tree: &Arc<dyn Tree>, path: &[u8], start: NodeAttr) -> Self {
         let trimmed = path.len() - path.iter().rev().take_while(|byte| **byte == b'/').count();
         let name = path[..trimmed].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        let path = path.to_vec();
-        Self { tree: Arc::clone(tree), path, name, levels: Vec::new(), next: Next::Start(start) }
+        let (path, begin) = (path.to_vec(), path.len());
+        Self { tree: Arc::clone(tree), path, start: begin, name, levels: Vec::new(), next: Next::Start(start) }
     }
 
     /// The path of the latest step: the start as it was named, names joined by `/`.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
+    }
+
+    /// The path from which it started, as it was named.
+    pub(crate) fn start(&self) -> &[u8] {
+        &self.path[..self.start.min(self.path.len())]
     }
 
     /// The last name of [`Walk::path`]; as `find` has it, a start keeps its slashes.
