@@ -71,3 +71,50 @@ fn alerts_and_dashboard_use_metrics_that_exist() {
     let dashboard: serde_json::Value = serde_json::from_str(&file("deploy/metrics/dashboard.json")).unwrap();
     assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 8));
 }
+
+/// Each alert fires for what it is about, and for nothing else here.
+#[test]
+fn prometheus_fires_the_alerts() {
+    if std::process::Command::new("promtool").arg("--version").output().is_err() {
+        eprintln!("skipped: needs promtool");
+        return;
+    }
+    // Values a minute apart.
+    let table = [
+        ("PeelfsReadsFail", r#"peelfs_failed_requests_total{mount="/m"}"#, "0+1x30"),
+        ("PeelfsReadersWait", r#"peelfs_longest_wait_seconds{mount="/m"}"#, "11+60x30"),
+        ("PeelfsRegistryFails", r#"peelfs_registry_failing_seconds{mount="/m"}"#, "61+60x30"),
+        ("PeelfsSlowReads", r#"peelfs_request_wait_seconds_bucket{mount="/m",le="8"}"#, "0+9x30"),
+        ("PeelfsLayerFailed", r#"peelfs_layers{mount="/m",state="failed"}"#, "1x30"),
+        ("PeelfsCacheDamaged", r#"peelfs_damaged_spans_total{mount="/m"}"#, "0+1x30"),
+        ("PeelfsCacheFull", r#"peelfs_unkept_spans_total{mount="/m"}"#, "0+1x30"),
+    ];
+    let alerts = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/metrics/alerts.yml");
+    let text = file("deploy/metrics/alerts.yml");
+    let named: BTreeSet<_> = text.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert_eq!(named, table.iter().map(|(name, ..)| *name).collect());
+
+    let mut tests = format!("rule_files: [{alerts}]\nevaluation_interval: 1m\ntests:\n");
+    for (name, series, values) in table {
+        tests += "  - interval: 1m\n    input_series:\n";
+        let mut all = vec![(series.to_owned(), values)];
+        if series.contains("le=") {
+            all.push((series.replace("le=\"8\"", "le=\"+Inf\""), values));
+            all.push((series.replace("le=\"8\"", "le=\"1\""), "0x30"));
+        }
+        for (series, values) in all {
+            tests += &format!("      - series: '{series}'\n        values: '{values}'\n");
+        }
+        tests += "    promql_expr_test:\n      - expr: count by (alertname) (ALERTS{alertstate=\"firing\"})\n";
+        tests += "        eval_time: 20m\n        exp_samples:\n";
+        tests += &format!("          - labels: '{{alertname=\"{name}\"}}'\n            value: 1\n");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tests.yml");
+    std::fs::write(&path, tests).unwrap();
+    for line in [["check", "rules", alerts], ["test", "rules", path.to_str().unwrap()]] {
+        let output = std::process::Command::new("promtool").args(line).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&said));
+    }
+}

@@ -62,7 +62,7 @@ impl<'a> Store<'a> {
     }
 
     /// The process that serves now.
-    fn server(&self) -> Pid {
+    pub(super) fn server(&self) -> Pid {
         let begun = Instant::now();
         loop {
             if let Some(state) = self.state() {
@@ -73,7 +73,7 @@ impl<'a> Store<'a> {
     }
 
     /// Kills it; its keeper starts another one.
-    fn kill_server(&self) {
+    pub(super) fn kill_server(&self) {
         kill_process(self.server(), Signal::KILL).unwrap();
     }
 

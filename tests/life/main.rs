@@ -10,6 +10,7 @@ mod csi;
 mod damaged_cache;
 mod image_store;
 mod killed;
+mod metrics;
 mod run;
 mod service;
 mod soak;
