@@ -106,7 +106,7 @@ impl Layer {
         };
         let (diff_id, payload) = (Some(self.diff_id.clone()), Payload::Tar(self.compression));
         let pass = FirstPass {
-            layer: LayerRef { blob, diff_id, payload },
+            layer: LayerRef { blob, diff_id, payload, soci: None },
             codec_limits: peelfs::codec::Limits::default(),
             layer_limits: peelfs::layer::Limits::default(),
         };
@@ -114,7 +114,7 @@ impl Layer {
         let (partial, others) = (None, Others::Wait);
         let (source, store, progress, schedule) = (&source, &store, &progress, &schedule);
         runtime
-            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others, pushed: None }))
+            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others, pushed: None, soci: None }))
             .expect("the layer is good");
         dir
     }

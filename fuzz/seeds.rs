@@ -9,6 +9,7 @@ use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
 use peelfs_loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
+use peelfs_loopback::soci::{Soci, SociBuilder};
 use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
 
 use super::targets::unsealed_index;
@@ -33,6 +34,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "pushed" => pushed(),
         "toc" => tables(),
         "estargz" => vec![stargz()],
+        "ztoc" => ztocs(),
         unknown => panic!("there is no target `{unknown}`"),
     }
 }
@@ -122,6 +124,29 @@ fn stargz() -> Vec<u8> {
     ];
     // The byte in front says what the table must hash to: the first bytes.
     [&[json.len() as u8][..], &blob, &footer.concat()].concat()
+}
+
+/// zTOCs of a small layer: with two places to start from, with the first one left out, and of a plain tar.
+fn ztocs() -> Vec<Vec<u8>> {
+    let builder = || {
+        SociBuilder::of([
+            Entry::dir("d").mode(0o1777),
+            Entry::file("d/f", "content of a file\n".repeat(40)).xattr("user.a", "b").mtime(5, 250_000_000),
+            Entry::hard_link("d/h", "d/f"),
+            Entry::symlink("d/s", "f"),
+            Entry::char_device("null", 1, 3),
+            Entry::fifo("p"),
+        ])
+    };
+    let two = builder().spans_of(1000).build();
+    let mut left_out = builder().spans_of(100_000).build();
+    left_out.ztoc.checkpoints.clear();
+    let stored = builder().spans_of(1000).build_stored();
+    let seed = |how: u8, soci: &Soci| {
+        let size = u32::try_from(soci.layer.blob.len()).expect("it is small").to_le_bytes();
+        [&[how][..], &size, &soci.ztoc.to_bytes()].concat()
+    };
+    vec![seed(0, &left_out), seed(1, &stored), seed(0, &two)]
 }
 
 fn tars() -> Vec<Vec<u8>> {

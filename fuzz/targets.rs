@@ -10,8 +10,8 @@ use std::io::Read as _;
 use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, StartKind, Status, Window};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::documents::{Document, ImageConfig, IndexArtifact, resolve_step};
-use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, zstd_chunked};
+use peelfs::documents::{Document, ImageConfig, IndexArtifact, SociIndex, SociPrefetch, resolve_step};
+use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, soci, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
     write_index_of_bodies,
@@ -25,7 +25,7 @@ use peelfs::span::SpanId;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("tar", tar),
     ("index", index),
     ("gzip", gzip),
@@ -38,6 +38,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("wire", wire),
     ("toc", toc),
     ("estargz", estargz),
+    ("ztoc", ztoc),
 ];
 
 /// A tar becomes a tree or an error, the same however it is cut; the tree's index says what the tree says.
@@ -69,6 +70,7 @@ pub fn pushed(data: &[u8]) {
     let found = IndexArtifact::candidates([data, data]);
     assert!(found.len() <= 8);
     let subject = Digest::of(Algorithm::Sha256, b"image");
+    let _ = (SociIndex::parse(data, None), SociIndex::parse(data, Some(&subject)), SociPrefetch::parse(data));
     let Ok(artifact) = IndexArtifact::parse(data, &subject) else { return };
     assert!(artifact.layers.len() <= 1001);
     let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
@@ -313,6 +315,38 @@ pub fn estargz(data: &[u8]) {
     }
 }
 
+/// A zTOC becomes tree and spans or an error; the index of both says the same, and spans follow one another to the end.
+///
+/// The first byte says how the layer is compressed, and four bytes how long it is.
+pub fn ztoc(data: &[u8]) {
+    let Some((&[how, ref size @ ..], ztoc)) = data.split_first_chunk::<5>() else { return };
+    let compression = if how & 1 == 1 { Compression::Stored } else { Compression::Gzip };
+    let size = u64::from(u32::from_le_bytes(*size));
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
+    let blob = Descriptor { media_type, digest: digest.clone(), size, data: None, annotations };
+    let Ok(read) = soci::parse(ztoc, &blob, compression, BOUNDS) else { return };
+    let of = IndexedLayer { blob: digest.clone(), blob_size: size, diff_id: digest, decoded_size: read.decoded_size };
+    let mut file = Vec::new();
+    write_index(&read.tree, &read.spans, &read.windows, &of, &Proof::Built, &mut file)
+        .expect("a zTOC is held to limits");
+    let index = LayerIndex::open(file).expect("it was just written");
+    index.check_all().expect("it was just written");
+    same(&read.tree, &index);
+    let (mut blob_end, mut decoded_end) = (BlobOffset(0), DecodedOffset(0));
+    for id in index.spans().iter() {
+        let (span, range) = (index.span(id).expect("it was just written"), index.blob_range(id, id));
+        let range = range.expect("spans lie within the layer");
+        assert!(range.start < range.end && range.end.0 <= size, "{range:?}");
+        assert!(range.start.0 + 1 >= blob_end.0 && span.decoded.start == decoded_end, "{span:?}");
+        let window = index.window(id).expect("it was just written").unwrap_or_default();
+        Window::from_bytes(span.kind, &window).expect("it was just packed");
+        (blob_end, decoded_end) = (range.end, span.decoded.end);
+    }
+    assert_eq!(decoded_end.0, read.decoded_size);
+    files_have_spans(&index);
+}
+
 /// The index of a layer that was read from its table says what the table says.
 fn usable(layer: &ForeignLayer, blob_size: u64) {
     let ForeignLayer { tree, spans, sources, decoded_size } = layer;
@@ -332,6 +366,10 @@ fn usable(layer: &ForeignLayer, blob_size: u64) {
         assert!(range.start >= end || skip > 0, "spans overlap");
         end = range.end;
     }
+    files_have_spans(&index);
+}
+
+fn files_have_spans(index: &LayerIndex) {
     for id in (0..index.len()).map(EntryId) {
         let entry = index.entry(id).expect("it was just written");
         for extent in index.extents(id, FileOffset(0)..FileOffset(entry.size())).expect("it was just written") {

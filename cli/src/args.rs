@@ -218,8 +218,8 @@ pub(crate) struct OpeningArgs {
     /// models, Helm charts, and every other manifest whose configuration or layers are not an image's.
     #[arg(long, help_heading = "Image")]
     pub artifact: bool,
-    /// Where this machine has no index of a layer, use the one that `peelfs index push` has put into REPO, or, for
-    /// `referrers`, into the image's own repository; its writers are trusted for names and attributes
+    /// Where this machine has no index of a layer, use the one that `peelfs index push` or SOCI has put into REPO, or, for
+    /// `referrers`, into the image's own repository; its writers are trusted for names, attributes and content
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true, help_heading = "Image")]
     pub index_from: Option<IndexFrom>,
 }
@@ -227,10 +227,11 @@ pub(crate) struct OpeningArgs {
 /// Which indexes of layers are used besides those that this machine has made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum IndexArg {
-    /// Imported ones, and the tables of contents of layers that bring one along (zstd:chunked, eStargz)
+    /// Imported ones, tables of contents of layers that bring one along (zstd:chunked, eStargz), and those that the manifest
+    /// binds (SOCI)
     #[default]
     Auto,
-    /// Imported ones: a layer with a table of contents is read whole, as any other
+    /// Those of peelfs: a layer with a table of contents is read whole, as any other
     Own,
     /// As `auto`, with tables of contents before all others
     Foreign,
@@ -350,6 +351,9 @@ pub(crate) enum VerifyArg {
     /// Only after the whole layer has been verified
     #[default]
     Strict,
+    /// As `strict`; and layers without an index are shown by one that the image's repository has of them, whose writers are
+    /// trusted for names, attributes and content (`--index-from referrers`)
+    Vouched,
     /// While the layer is downloaded; if it then fails verification, all of it returns errors
     Behind,
 }

@@ -135,14 +135,14 @@ struct Totals {
 }
 
 /// What is known of pushed indexes, by layer; empty if none may be used.
-type PushedOf = HashMap<Digest, String>;
+type PushedOf = HashMap<Digest, [(Origin, String); 2]>;
 
 /// Looks for pushed indexes of layers that have no index here.
 async fn pushed(opened: &Opened) -> PushedOf {
     let Some(pushed) = &opened.pushed else { return HashMap::new() };
     let mut found = HashMap::new();
     for layer in &opened.plan.layers {
-        let told = pushed.look(layer).await;
+        let told = [(PUSHED, pushed.look(layer).await), (SOCI_V1, pushed.look_for_ztoc(layer).await)];
         found.insert(layer.blob.digest.clone(), told);
     }
     found
@@ -196,8 +196,8 @@ fn of_layer<'a>(
     let found = content::open_stored(layer, opened.origins(), &opened.store);
     let origins = explained.map(|pushed| {
         let used = found.as_ref().ok().map(|found| found.origin);
-        let told = pushed.get(&layer.blob.digest).filter(|_| used != Some(PUSHED));
-        let told = told.map(|told| (PUSHED, told.clone())).into_iter().collect();
+        let told = pushed.get(&layer.blob.digest).into_iter().flatten();
+        let told = told.filter(|(origin, _)| used != Some(*origin)).cloned().collect();
         content::explain(layer, used, opened.origins(), &told)
     });
     let known = found.ok().map(|content::Opened { index, origin, .. }| Known {
@@ -240,3 +240,4 @@ fn totals(layers: &[Layer<'_>]) -> Totals {
 
 const SCHEMA: u32 = 1;
 const PUSHED: Origin = Origin::Vouched(Format::Pushed);
+const SOCI_V1: Origin = Origin::Vouched(Format::SociReferrer);

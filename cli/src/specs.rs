@@ -11,7 +11,9 @@ use peelfs::host::open;
 use peelfs::host::process;
 use peelfs::host::report::Report;
 use peelfs::host::short_name::{self, Meaning};
-use peelfs::host::spec::{Access, CacheSpec, ImageSpec, KernelOptions, MountSpec, Passthrough, Policy, Writable};
+use peelfs::host::spec::{
+    Access, CacheSpec, ImageSpec, IndexFrom, KernelOptions, MountSpec, Passthrough, Policy, Writable,
+};
 use peelfs::host::verifiers;
 use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
 use peelfs::reference::{Place, Reference};
@@ -35,6 +37,7 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
         },
     };
     let mut image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
+    image.index_from = index_from(args.verify, image.index_from);
     if let Some(name) = args.as_layout {
         let name = name.unwrap_or_else(|| image.reference.canonical()).into();
         image.view = View::Layout { name };
@@ -59,9 +62,15 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
 
 pub(super) fn verify(arg: VerifyArg) -> Verify {
     match arg {
-        VerifyArg::Strict => Verify::BeforeShowing,
+        VerifyArg::Strict | VerifyArg::Vouched => Verify::BeforeShowing,
         VerifyArg::Behind => Verify::Behind,
     }
+}
+
+/// Where indexes are looked for that others have pushed, if `arg` has them looked for.
+pub(super) fn index_from(arg: VerifyArg, named: Option<IndexFrom>) -> Option<IndexFrom> {
+    let own = (arg == VerifyArg::Vouched).then_some(IndexFrom::Referrers);
+    named.or(own)
 }
 
 /// The image that `args` name, for processes with another working directory.

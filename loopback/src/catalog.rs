@@ -145,6 +145,10 @@ impl Catalog {
                         entry[field] = value.clone();
                     }
                 }
+                // distribution-spec, "Listing Referrers"
+                if entry["artifactType"].is_null() {
+                    entry["artifactType"] = document["config"]["mediaType"].clone();
+                }
                 entry
             })
         });

@@ -101,14 +101,7 @@ impl ChunkedBuilder {
             "io.github.containers.zstd-chunked.manifest-checksum": Digest::of(Algorithm::Sha256, &packed),
             "io.github.containers.zstd-chunked.manifest-position": format!("{at}:{}:{}:1", packed.len(), json.len()),
         });
-        let layer = Layer {
-            diff_id: Digest::of(Algorithm::Sha256, &tar),
-            digest: Digest::of(Algorithm::Sha256, &blob),
-            tar: tar.into(),
-            blob: blob.into(),
-            packing: Packing::ZSTD,
-            media_type: None,
-        };
+        let layer = Layer::of(tar, blob, Packing::ZSTD);
         Chunked { layer, annotations }
     }
 }

@@ -111,6 +111,15 @@ pub struct Layer {
     pub(crate) media_type: Option<String>,
 }
 
+impl Layer {
+    /// A layer whose `blob` decodes to `tar`; `packing` says how for its media type.
+    pub fn of(tar: impl Into<Bytes>, blob: impl Into<Bytes>, packing: Packing) -> Self {
+        let (tar, blob) = (tar.into(), blob.into());
+        let [diff_id, digest] = [&tar, &blob].map(|bytes| Digest::of(Algorithm::Sha256, bytes));
+        Self { tar, blob, diff_id, digest, packing, media_type: None }
+    }
+}
+
 /// Collects what a layer holds, in the order in which it will stand in the archive.
 #[derive(Clone, Debug)]
 pub struct LayerBuilder {

@@ -13,6 +13,7 @@
 //! | [`tar`] | writing tar archives, good ones and odd ones |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
 //! | [`chunked`] | layers with a table of contents (zstd:chunked), good ones and odd ones |
+//! | [`soci`] | layers and zTOCs that describe them, good ones and odd ones |
 //! | [`sample`] | the image of the demo |
 //!
 //! Nothing here is used by a mount; the reading side shares no code with it beyond the ground floor, so
@@ -28,6 +29,7 @@ pub mod image;
 mod push;
 pub mod registry;
 pub mod sample;
+pub mod soci;
 pub mod tar;
 
 pub use http::Request;

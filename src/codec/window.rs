@@ -28,13 +28,19 @@ impl Window {
     /// Maximum distance of a deflate match, in bytes.
     pub const MAX: usize = 32 << 10;
 
+    /// The window of a deflate block with these bytes before it, however many of them it refers to; `None` for more than
+    /// [`Window::MAX`].
+    pub fn of_history(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() <= Self::MAX).then(|| Self(Form::Deflate(bytes.into())))
+    }
+
     /// A window of a zstd block.
     pub(super) fn of_block(checkpoint: Checkpoint) -> Self {
         Self(Form::Zstd(Box::new(checkpoint)))
     }
 
     /// The bytes that end at the checkpoint in a deflate stream; at most [`Window::MAX`].
-    pub(super) fn of_deflate(&self) -> Option<&[u8]> {
+    pub fn of_deflate(&self) -> Option<&[u8]> {
         match &self.0 {
             Form::Deflate(bytes) => Some(bytes),
             Form::Zstd(_) => None,

@@ -24,7 +24,7 @@ impl Fetcher {
         from: BlobOffset,
         pieces: mpsc::Receiver<Untrusted<Bytes>>,
     ) -> Result<(), ReadError> {
-        let mut input = Input { pieces, piece: Bytes::new(), at: from };
+        let mut input = Input::new(pieces, from);
         let mut out = OutputBuffer::new(OUTPUT);
         let index_error = |cause| self.layer.index_error(cause);
         let (mut encoded, mut at) = (Vec::new(), BlobOffset(0)..BlobOffset(0));
@@ -76,23 +76,28 @@ fn decode(known: &Span, skip: u64, encoded: &[u8], out: &mut OutputBuffer) -> Re
 }
 
 /// Bytes of the blob, in order.
-struct Input {
+pub(super) struct Input {
     pieces: mpsc::Receiver<Untrusted<Bytes>>,
     piece: Bytes,
     /// Where `piece` begins.
-    at: BlobOffset,
+    pub(super) at: BlobOffset,
 }
 
 impl Input {
+    /// Those that come, beginning at `at`.
+    pub(super) fn new(pieces: mpsc::Receiver<Untrusted<Bytes>>, at: BlobOffset) -> Self {
+        Self { pieces, piece: Bytes::new(), at }
+    }
+
     /// `None` where the bytes end before.
-    fn skip_to(&mut self, to: BlobOffset) -> Option<()> {
+    pub(super) fn skip_to(&mut self, to: BlobOffset) -> Option<()> {
         while self.at < to {
             self.next(to)?;
         }
         Some(())
     }
 
-    fn take_to(&mut self, to: BlobOffset, into: &mut Vec<u8>) -> Option<()> {
+    pub(super) fn take_to(&mut self, to: BlobOffset, into: &mut Vec<u8>) -> Option<()> {
         while self.at < to {
             into.extend_from_slice(&self.next(to)?);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::open_layer::name_of;
+use super::open_layer::{map_of, name_of};
 use crate::digest::Digest;
 use crate::layer::{LayerIndex, Span};
 use crate::offsets::DecodedOffset;
@@ -30,7 +30,7 @@ pub fn evict_content(store: &Store, blob: &Digest) -> Result<u64, StoreError> {
 }
 
 fn evict_spans(store: &Store, index: &LayerIndex) -> Result<u64, StoreError> {
-    let content = store.content(name_of(index), index.layer().decoded_size, index.span_count())?;
+    let content = store.content(name_of(index), index.layer().decoded_size, map_of(index))?;
     let before = content.disk_bytes();
     // Neighbours go together, with the pages that they share.
     let mut run = None::<(SpanRange, Range<DecodedOffset>)>;

@@ -28,6 +28,7 @@ pub fn explain(
     failed: &HashMap<Origin, String>,
 ) -> Vec<Considered> {
     let place = |origin: &Origin| asked.iter().position(|asked| asked == origin);
+    let by_referrer = |origin: &Origin| matches!(origin, Origin::Vouched(Format::Pushed | Format::SociReferrer));
     let why_not = |origin: Origin| {
         if let Some(why) = failed.get(&origin) {
             return why.clone();
@@ -39,8 +40,11 @@ pub fn explain(
                 Ok(Some(_)) => {}
             }
         }
+        if origin == Origin::Vouched(Format::Soci) && layer.soci.is_none() {
+            return "the manifest names no SOCI index".to_owned();
+        }
         match (place(&origin), used) {
-            (None, _) if origin == Origin::Vouched(Format::Pushed) => {
+            (None, _) if by_referrer(&origin) && !asked.iter().any(by_referrer) => {
                 "no repository is named with `--index-from`".to_owned()
             }
             (None, _) => "`--index` leaves it out".to_owned(),
@@ -80,7 +84,7 @@ mod tests {
             data: None,
             annotations: BTreeMap::new(),
         };
-        let layer = LayerRef { blob, diff_id: None, payload: Payload::Tar(Compression::Gzip) };
+        let layer = LayerRef { blob, diff_id: None, payload: Payload::Tar(Compression::Gzip), soci: None };
         let told = |used, choice: IndexChoice, pushed, failed: &[(Origin, &str)]| {
             let failed = failed.iter().map(|(origin, why)| (*origin, (*why).to_owned())).collect();
             let all = explain(&layer, used, choice.origins(pushed), &failed);
@@ -98,8 +102,10 @@ mod tests {
                 "an exported index: own index comes before it",
                 "zstd:chunked: the manifest names no such table",
                 "eStargz: the manifest names no such table",
+                "SOCI: the manifest names no SOCI index",
                 "a first pass: own index comes before it",
                 "a pushed index: no repository is named with `--index-from`",
+                "SOCI v1: no repository is named with `--index-from`",
             ]
         );
         assert_eq!(
@@ -111,6 +117,8 @@ mod tests {
                 "a first pass: ",
                 "zstd:chunked: the manifest names no such table",
                 "eStargz: the manifest names no such table",
+                "SOCI: the manifest names no SOCI index",
+                "SOCI v1: `--index` leaves it out",
             ]
         );
         assert_eq!(told(None, IndexChoice::None, FromRegistry::Never, &[])[0], "own index: not asked yet");

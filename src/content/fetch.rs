@@ -21,7 +21,7 @@ use super::in_flight::{Arrival, Locked, Outcome};
 use super::open_layer::OpenLayer;
 use super::scope::MountScope;
 use super::spans;
-use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status, Window};
+use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status};
 use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, Span, Stream};
 use crate::offsets::BlobOffset;
@@ -479,6 +479,7 @@ impl Fetcher {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
             let from = if all.is_some() { BlobOffset(0) } else { bytes.start };
             tokio::task::spawn_blocking(move || match fetcher.layer.index.stream() {
+                _ if fetcher.layer.index.checks_blob() => fetcher.decode_compared(spans, [&run, &rest], from, receiver),
                 Stream::Tar | Stream::Blob => fetcher.decode(spans, [&run, &rest], receiver),
                 Stream::Bodies => fetcher.decode_apart(spans, [&run, &rest], from, receiver),
             })
@@ -651,17 +652,13 @@ impl Fetcher {
     }
 
     /// A decoder positioned at the first of `spans`, and that span.
-    fn decoder_for(
+    pub(super) fn decoder_for(
         &self,
         spans: SpanRange,
         codec_error: impl Fn(CodecError) -> ReadError,
     ) -> Result<(LayerDecoder, Span), ReadError> {
-        let index_error = |cause: IndexError| self.layer.index_error(cause);
-        let begin = self.layer.span(spans.start)?;
+        let (begin, window) = self.layer.start_of(spans.start)?;
         let end = self.layer.span(spans.end.back(1))?.decoded.end;
-        let window = self.layer.index.window(spans.start).map_err(index_error)?.unwrap_or_default();
-        let window = Window::from_bytes(begin.kind, &window)
-            .map_err(|_| index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
         let mark = Mark { blob: begin.blob, bit: begin.bit, decoded: begin.decoded.start, kind: begin.kind };
         // The actual compression, not the declared one.
         let compression = begin.kind.compression().unwrap_or(Compression::Stored);
@@ -675,7 +672,22 @@ impl Fetcher {
         ReadError::Codec { layer: self.blob.digest.clone(), cause: Arc::new(cause) }
     }
 
-    /// Checks a decoded span, stores it, and delivers it to the readers that wait for it.
+    /// Compares a span's bytes, decoded or of the blob, with its digest.
+    pub(super) fn compare(&self, span: SpanId, known: &Span, bytes: &[u8]) -> Result<(), ReadError> {
+        let actual = known.check.of_same_kind(bytes);
+        if actual == known.check {
+            return Ok(());
+        }
+        Err(ReadError::Corrupt {
+            layer: self.blob.digest.clone(),
+            span,
+            expected: known.check.to_string().into(),
+            actual: actual.to_string().into(),
+        })
+    }
+
+    /// Checks a decoded span, whose digest is of these bytes or was compared before, stores it, and delivers it to the
+    /// readers that wait for it.
     pub(super) fn arrived(
         &self,
         span: SpanId,
@@ -683,14 +695,8 @@ impl Fetcher {
         bytes: Bytes,
         runs: [&SpanRun; 2],
     ) -> Result<(), ReadError> {
-        let actual = known.check.of_same_kind(&bytes);
-        if actual != known.check {
-            return Err(ReadError::Corrupt {
-                layer: self.blob.digest.clone(),
-                span,
-                expected: known.check.to_string().into(),
-                actual: actual.to_string().into(),
-            });
+        if !known.check.is_of_blob() {
+            self.compare(span, known, &bytes)?;
         }
         self.layer.counters.fetched_spans.fetch_add(1, Ordering::Relaxed);
         // Store first, then deliver: a reader that has the span finds it cached.

@@ -1,6 +1,6 @@
 //! Checks a layer in the store from end to end, without a source.
 
-use super::open_layer::name_of;
+use super::open_layer::{map_of, name_of};
 use super::passthrough_copy::{self, Compared};
 use super::spans::{self, Stored};
 use crate::digest::Digest;
@@ -55,7 +55,7 @@ pub fn glance_at_layer(store: &Store, blob: &Digest) -> Option<String> {
             Err(error) if error.is_of_another_version() => return None,
             Err(error) => return Some(error.to_string()),
         };
-        let shape = store.content_shape(name_of(&index), index.layer().decoded_size, index.span_count());
+        let shape = store.content_shape(name_of(&index), index.layer().decoded_size, map_of(&index));
         (shape == Shape::Wrong).then(|| "its content does not match its index".to_owned())
     })
 }
@@ -77,8 +77,8 @@ fn check_index(store: &Store, blob: &Digest, name: IndexName<'_>, found: &mut Ch
             return Ok(());
         }
     };
-    let (layer, size, count) = (name_of(&index), index.layer().decoded_size, index.span_count());
-    match store.content_shape(layer, size, count) {
+    let (layer, size, map) = (name_of(&index), index.layer().decoded_size, map_of(&index));
+    match store.content_shape(layer, size, map) {
         Shape::Absent => {
             // Without content there is nothing to compare copies with: revoke their seals, so that processes compare
             // them first.
@@ -92,7 +92,7 @@ fn check_index(store: &Store, blob: &Digest, name: IndexName<'_>, found: &mut Ch
         }
     }
     // Opening content of a wrong size replaces it with empty content.
-    let content = store.content(layer, size, count)?;
+    let content = store.content(layer, size, map)?;
     match check_spans(&content, &index, found) {
         Ok(()) => check_passthrough_copies(store, &content, &index, found),
         // An index of another version is not damaged, and cannot be compared.

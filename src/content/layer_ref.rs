@@ -18,6 +18,8 @@ pub struct LayerRef {
     pub diff_id: Option<Digest>,
     /// What the blob holds.
     pub payload: Payload,
+    /// The SOCI index that the image's manifest binds.
+    pub soci: Option<Digest>,
 }
 
 /// What a layer's blob holds.
@@ -33,6 +35,14 @@ impl LayerRef {
     /// The name of the decoded content: the diff_id, or the blob's digest if there is no diff_id.
     pub fn content(&self) -> &Digest {
         self.diff_id.as_ref().unwrap_or(&self.blob.digest)
+    }
+
+    /// How it is compressed, says its media type; `None` if it is one file.
+    pub fn compression(&self) -> Option<Compression> {
+        match &self.payload {
+            Payload::Tar(compression) => Some(*compression),
+            Payload::File(_) => None,
+        }
     }
 
     /// The name and metadata of the file that the blob is, if it is one.

@@ -7,12 +7,13 @@
 //! | `shared`, `open_layer`, `spans` | state of a layer shared by all mounts of a process: cached and verified spans |
 //! | `scope`, `budget` | state of one mount: tasks, a clock, and limits on prefetch |
 //! | `activity` | what a mount has fetched, why, and how long its readers waited |
-//! | `fetch`, `apart`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
+//! | `fetch`, `apart`, `compared`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
 //! | `pushed`, `pushed_error` | indexes that other machines have pushed to a registry |
+//! | `soci`, `soci_referrers`, `soci_error` | zTOCs: indexes that SOCI has made of a layer |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
@@ -21,6 +22,7 @@ mod apart;
 mod beat;
 mod block_sums;
 mod budget;
+mod compared;
 mod demand;
 mod error;
 mod evict_content;
@@ -50,6 +52,9 @@ mod schedule;
 mod scope;
 mod sealed;
 mod shared;
+mod soci;
+mod soci_error;
+mod soci_referrers;
 mod spans;
 mod toc;
 mod transfer;
@@ -77,4 +82,6 @@ pub use reader::{LayerReader, Local, Missing};
 pub use scope::MountScope;
 pub use sealed::SealError;
 pub use shared::{SharedLayer, SharedLayers};
+pub use soci::BoundSoci;
+pub use soci_error::{NoIndex, SociError};
 pub use transfer::{Imported, TransferError, export_indexes, import_indexes};

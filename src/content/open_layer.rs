@@ -19,12 +19,13 @@ use super::block_sums::{self, BLOCK, BlockSums};
 use super::error::ReadError;
 use super::in_flight::InFlight;
 use super::spans::{self, Stored};
+use crate::codec::Window;
 use crate::digest::Digest;
 use crate::layer::{EntryId, IndexError, LayerIndex, Proof, Span, Stream};
 use crate::offsets::DecodedOffset;
 use crate::predict::Layout as _;
 use crate::span::{SpanId, SpanRange};
-use crate::store::{Content, Generation, IndexName, LayerName, Stamp, Store, StoreError};
+use crate::store::{Content, Generation, IndexName, LayerName, MapSize, Stamp, Store, StoreError};
 
 /// The state of a layer with a known index, shared by the mounts of a process.
 pub struct OpenLayer {
@@ -101,7 +102,7 @@ impl OpenLayer {
     /// The state that `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
         let spans = index.span_count();
-        let content = store.content_on_demand(name_of(&index), index.layer().decoded_size, spans);
+        let content = store.content_on_demand(name_of(&index), index.layer().decoded_size, map_of(&index));
         Self {
             index,
             content,
@@ -193,6 +194,15 @@ impl OpenLayer {
 
     pub(super) fn span(&self, span: SpanId) -> Result<Span, ReadError> {
         self.index.span(span).map_err(|cause| self.index_error(cause))
+    }
+
+    /// A span and its window.
+    pub(super) fn start_of(&self, span: SpanId) -> Result<(Span, Window), ReadError> {
+        let known = self.span(span)?;
+        let window = self.index.window(span).map_err(|cause| self.index_error(cause))?.unwrap_or_default();
+        let window = Window::from_bytes(known.kind, &window)
+            .map_err(|_| self.index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
+        Ok((known, window))
     }
 
     /// Number of blob bytes that hold some spans.
@@ -477,6 +487,18 @@ impl Look<'_> {
 pub(super) fn name_of(index: &LayerIndex) -> LayerName<'_> {
     let layer = index.layer();
     LayerName { blob: &layer.blob, diff_id: index.stream_name() }
+}
+
+/// The layer's name for profiles, which hold offsets in its decoded stream.
+pub(super) fn profile_name_of(index: &LayerIndex) -> LayerName<'_> {
+    let layer = index.layer();
+    let diff_id = if index.stream() == Stream::Tar { &layer.diff_id } else { index.stream_name() };
+    LayerName { blob: &layer.blob, diff_id }
+}
+
+/// What the store's map of the layer's content has.
+pub(super) fn map_of(index: &LayerIndex) -> MapSize {
+    MapSize { spans: index.span_count(), digests: index.checks_blob() }
 }
 
 /// Comparing more bytes than this takes longer than waking another thread to receive requests.

@@ -15,8 +15,10 @@
 use super::origin::{NotOpened, PassedOver, open_stored};
 pub use super::origin::{Opened, Origin};
 use super::pass::{FirstPass, Means, PassError};
+use super::soci::WantedLayer;
 use super::toc::open_by_toc;
 use crate::layer::Format;
+use crate::layer::foreign::Bounds;
 
 /// Opens the layer of `pass` from the first of `origins` that has it. The first pass can open every layer, so it is the
 /// fallback even when `origins` does not name it.
@@ -24,6 +26,8 @@ use crate::layer::Format;
 /// # Errors
 /// [`PassError`]; nothing of the layer is cached then.
 pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Result<Opened, PassError> {
+    let bounds = Bounds { tree: pass.layer_limits.of_blob(pass.layer.blob.size), decoded: pass.codec_limits.decoded };
+    let wanted = WantedLayer { layer: &pass.layer, bounds, store: means.store };
     let mut passed_over = Vec::new();
     for origin in origins {
         let opened = match origin {
@@ -34,6 +38,14 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
             Origin::Vouched(format @ (Format::ZstdChunked | Format::EStargz)) => {
                 open_by_toc(pass, *format, means).await
             }
+            Origin::Vouched(Format::Soci) => match means.soci {
+                Some(soci) => soci.open(&wanted, means.source).await,
+                None => Err(NotOpened::None),
+            },
+            Origin::Vouched(Format::SociReferrer) => match means.pushed {
+                Some(pushed) => pushed.open_by_ztoc(&wanted).await,
+                None => open_stored(&pass.layer, &[*origin], means.store).map_err(NotOpened::from),
+            },
             Origin::Vouched(Format::Pushed) => match means.pushed {
                 Some(pushed) => pushed.open(&pass.layer, means.store).await,
                 None => open_stored(&pass.layer, &[*origin], means.store).map_err(NotOpened::from),
@@ -88,7 +100,7 @@ mod tests {
             annotations: Default::default(),
         };
         let (diff_id, payload) = (known.then(|| of(&layer.tar)), Payload::Tar(Compression::Gzip));
-        let layer = LayerRef { blob, diff_id, payload };
+        let layer = LayerRef { blob, diff_id, payload, soci: None };
         FirstPass { layer, codec_limits: Default::default(), layer_limits: Default::default() }
     }
 
@@ -100,7 +112,9 @@ mod tests {
         let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::new(OfflineSource::new("app".to_owned()))));
         let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
         let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::Wait);
-        open(pass, origins, &Means { source, store, progress, schedule, partial, others, pushed: None }).await.unwrap()
+        open(pass, origins, &Means { source, store, progress, schedule, partial, others, pushed: None, soci: None })
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -111,8 +125,8 @@ mod tests {
         assert_eq!((made.origin, made.index.proof()), (Origin::FirstPass, &Proof::Built));
         let tried: Vec<_> = made.passed_over.iter().map(|over| over.origin).collect();
         // Of tables of contents the manifest says nothing.
-        let [exported, pushed] = [Format::Exported, Format::Pushed].map(Origin::Vouched);
-        assert_eq!(tried, [Origin::Store, exported, pushed]);
+        let [exported, pushed, soci] = [Format::Exported, Format::Pushed, Format::SociReferrer].map(Origin::Vouched);
+        assert_eq!(tried, [Origin::Store, exported, pushed, soci]);
         assert!(made.passed_over.iter().all(|over| matches!(over.why, NotOpened::Stored(NotStored::Absent))));
         let again = opened(&pass, &Origin::ALL, &here).await;
         assert!(again.origin == Origin::Store && again.passed_over.is_empty());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
 use super::pushed_error::PushedError;
+use super::soci_error::{NoIndex, SociError};
 use crate::digest::Digest;
 use crate::layer::foreign::{PlaceError, Toc, TocError};
 use crate::layer::{Format, IndexError, LayerIndex, Proof, WriteError};
@@ -23,12 +24,14 @@ pub enum Origin {
 
 impl Origin {
     /// All origins, cheapest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Store,
         Self::Vouched(Format::Exported),
         Self::Vouched(Format::ZstdChunked),
         Self::Vouched(Format::EStargz),
+        Self::Vouched(Format::Soci),
         Self::Vouched(Format::Pushed),
+        Self::Vouched(Format::SociReferrer),
         Self::FirstPass,
     ];
 
@@ -72,7 +75,7 @@ impl Origin {
 
     /// Whether it is fetched for the layer, by some requests.
     pub fn is_fetched(self) -> bool {
-        self.is_toc() || self == Self::Vouched(Format::Pushed)
+        self.is_toc() || matches!(self, Self::Vouched(Format::Pushed | Format::Soci | Format::SociReferrer))
     }
 
     /// The origin of a stored index with this proof.
@@ -89,10 +92,10 @@ impl Origin {
 /// Which indexes of layers may be used that this machine has not made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum IndexChoice {
-    /// All: those that were imported, and tables of contents that layers bring along where this machine has no index.
+    /// All: those that were imported, and tables of contents of other makers where this machine has no index.
     #[default]
     Auto,
-    /// Those of peelfs alone.
+    /// Those of peelfs alone: no tables of contents of other makers.
     Own,
     /// As `Auto`, and a table of contents also where this machine has an index.
     Foreign,
@@ -117,14 +120,18 @@ impl IndexChoice {
         const PUSHED: Origin = Origin::Vouched(Format::Pushed);
         const ZSTD_CHUNKED: Origin = Origin::Vouched(Format::ZstdChunked);
         const ESTARGZ: Origin = Origin::Vouched(Format::EStargz);
+        const SOCI: Origin = Origin::Vouched(Format::Soci);
+        const SOCI_V1: Origin = Origin::Vouched(Format::SociReferrer);
         const PASS: Origin = Origin::FirstPass;
         match (self, pushed) {
             (Self::Auto, FromRegistry::Named) => &Origin::ALL,
-            (Self::Auto, FromRegistry::Never) => &[STORE, EXPORTED, ZSTD_CHUNKED, ESTARGZ, PASS],
+            (Self::Auto, FromRegistry::Never) => &[STORE, EXPORTED, ZSTD_CHUNKED, ESTARGZ, SOCI, PASS],
             (Self::Own, FromRegistry::Named) => &[STORE, EXPORTED, PUSHED, PASS],
             (Self::Own, FromRegistry::Never) => &[STORE, EXPORTED, PASS],
-            (Self::Foreign, FromRegistry::Named) => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, PUSHED, PASS],
-            (Self::Foreign, FromRegistry::Never) => &[ZSTD_CHUNKED, ESTARGZ, STORE, EXPORTED, PASS],
+            (Self::Foreign, FromRegistry::Named) => {
+                &[ZSTD_CHUNKED, ESTARGZ, SOCI, SOCI_V1, STORE, EXPORTED, PUSHED, PASS]
+            }
+            (Self::Foreign, FromRegistry::Never) => &[ZSTD_CHUNKED, ESTARGZ, SOCI, STORE, EXPORTED, PASS],
             (Self::None, _) => &[STORE, PASS],
         }
     }
@@ -187,6 +194,9 @@ pub enum NotOpened {
     /// The index that was made of it cannot be used.
     #[error("the index that was made of the table of contents cannot be used")]
     Unusable(#[source] IndexError),
+    /// No zTOC of SOCI can be used.
+    #[error(transparent)]
+    Soci(#[from] SociError),
     /// No pushed index of it can be used.
     #[error(transparent)]
     Pushed(#[from] PushedError),
@@ -201,6 +211,10 @@ impl NotOpened {
         match self {
             Self::None | Self::Stored(NotStored::Absent | NotStored::OtherOrigin { .. }) => true,
             Self::Pushed(PushedError::None { unusable, .. }) => unusable.is_empty(),
+            Self::Soci(SociError::NoZtoc) => true,
+            Self::Soci(SociError::Index(why)) => {
+                matches!(&**why, NoIndex::None { unusable, .. } if unusable.is_empty())
+            }
             _ => false,
         }
     }
@@ -211,6 +225,11 @@ pub(super) fn voucher(toc: &Toc) -> String {
     format!("annotation {}", toc.digest())
 }
 
+/// Who vouches for zTOCs: the author of the manifest, which has the digest of the `index` that names them.
+pub(super) fn bound(index: &Digest) -> String {
+    format!("bound {index}")
+}
+
 /// Whether what vouches for an index vouches for it as that of this very layer. The same blob may be in two images, of
 /// which only one's manifest names the table that the index was made of.
 fn is_vouched_for(layer: &LayerRef, proof: &Proof) -> bool {
@@ -218,6 +237,7 @@ fn is_vouched_for(layer: &LayerRef, proof: &Proof) -> bool {
         Proof::Vouched { format, by } if format.is_in_layer() => {
             matches!(Toc::of(&layer.blob, *format), Ok(Some(toc)) if voucher(&toc) == **by)
         }
+        Proof::Vouched { format: Format::Soci, by } => layer.soci.as_ref().is_some_and(|index| bound(index) == **by),
         Proof::Vouched { .. } | Proof::Built | Proof::Unproven => true,
     }
 }

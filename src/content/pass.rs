@@ -27,6 +27,7 @@ use super::pass_output::{ContentWriter, PackedWindows, SpanCutter};
 use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use super::pushed::PushedIndexes;
+use super::soci::BoundSoci;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
     compression_of,
@@ -74,6 +75,8 @@ pub struct Means<'a> {
     pub others: Others,
     /// Indexes of the image's layers in a registry.
     pub pushed: Option<&'a PushedIndexes>,
+    /// The SOCI index that the image's manifest binds.
+    pub soci: Option<&'a BoundSoci>,
 }
 
 /// Whether to wait for other processes that make the same pass.

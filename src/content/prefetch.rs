@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::activity::{Cause, Reason};
 use super::budget::{BACKGROUND, Prefetch, Quiet};
 use super::error::ReadError;
-use super::open_layer::name_of;
+use super::open_layer::profile_name_of;
 use super::origin::Origin;
 use super::profiles::{keep_profile, load_profile};
 use super::reader::LayerReader;
@@ -40,7 +40,7 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
 /// Stores the start-up reads of `image` for its next mount.
 pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
     for reader in layers {
-        let (name, store) = (name_of(reader.index()), &reader.layer.store);
+        let (name, store) = (profile_name_of(reader.index()), &reader.layer.store);
         let known = load_profile(store, name).map_or(Vec::new(), |profile| profile.runs);
         // A run that adds nothing still becomes the most recent one.
         let is_first = known.first().is_some_and(|run| run.image == *image);
@@ -62,7 +62,7 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
     let mut uses = Vec::new();
     for (number, reader) in layers.iter().enumerate() {
         let layer = &reader.layer;
-        let Some(profile) = load_profile(&layer.store, name_of(reader.index())) else { continue };
+        let Some(profile) = load_profile(&layer.store, profile_name_of(reader.index())) else { continue };
         let Some(run) = profile.of(image) else { continue };
         let spans = run.spans(reader.index()).map_err(|cause| layer.index_error(cause))?;
         reader.scheduler.demand.mark_in_profile(spans.iter().map(|(_, span)| *span));

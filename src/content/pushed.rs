@@ -17,6 +17,8 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
+use super::soci::WantedLayer;
+use super::soci_referrers::SociReferrers;
 use super::transfer;
 use crate::digest::{Digest, Hasher};
 use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
@@ -38,6 +40,8 @@ pub struct PushedIndexes {
     layers: Vec<Digest>,
     found: OnceCell<Result<Found, Arc<PushedError>>>,
     profiles: OnceCell<()>,
+    /// A SOCI index in the same place.
+    soci: Option<SociReferrers>,
 }
 
 /// What was found.
@@ -57,6 +61,7 @@ impl PushedIndexes {
         image: &Digest,
         layers: impl IntoIterator<Item = &'a LayerRef>,
     ) -> Self {
+        let soci = registry.as_ref().map(|registry| SociReferrers::new(Arc::clone(registry), place, image));
         let layers = layers.into_iter().map(|layer| layer.blob.digest.clone()).collect();
         Self {
             registry,
@@ -65,6 +70,26 @@ impl PushedIndexes {
             layers,
             found: OnceCell::new(),
             profiles: OnceCell::new(),
+            soci,
+        }
+    }
+
+    /// Opens a layer by a zTOC in the same place.
+    ///
+    /// # Errors
+    /// [`NotOpened`]
+    pub(super) async fn open_by_ztoc(&self, wanted: &WantedLayer<'_>) -> Result<Opened, NotOpened> {
+        match &self.soci {
+            Some(soci) => soci.open(wanted).await,
+            None => Ok(open_stored(wanted.layer, &[Origin::Vouched(Format::SociReferrer)], wanted.store)?),
+        }
+    }
+
+    /// Looks for a zTOC of a layer, and says what there is, for `--explain`.
+    pub async fn look_for_ztoc(&self, layer: &LayerRef) -> String {
+        match &self.soci {
+            Some(soci) => soci.look(&layer.blob.digest).await,
+            None => NOT_OFFLINE.to_owned(),
         }
     }
 
@@ -97,7 +122,7 @@ impl PushedIndexes {
 
     /// Looks for the index of a layer, and says what there is, for `--explain`.
     pub async fn look(&self, layer: &LayerRef) -> String {
-        let Some(registry) = &self.registry else { return "nothing is looked for offline".to_owned() };
+        let Some(registry) = &self.registry else { return NOT_OFFLINE.to_owned() };
         match self.found(registry).await {
             Err(why) => PushedError::NotFound { why }.to_string(),
             Ok(found) => match found.indexes.get(&layer.blob.digest) {
@@ -331,6 +356,8 @@ impl Write for Bounded {
     }
 }
 
+/// Why nothing is looked for.
+const NOT_OFFLINE: &str = "nothing is looked for offline";
 /// Time limit for finding what there is: a first pass does as well.
 const FIND_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit for fetching, besides that for its bytes.

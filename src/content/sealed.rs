@@ -67,7 +67,8 @@ impl OpenLayer {
                 if span >= self.index.spans().end {
                     break;
                 }
-                let found = self.span(span).map(|known| (!compare(sealed, &known, &mut bytes)).then_some(span));
+                let found =
+                    self.span(span).map(|known| (!self.compare(sealed, (span, &known), &mut bytes)).then_some(span));
                 if !matches!(found, Ok(None)) {
                     stopped.store(true, Ordering::Relaxed);
                     return found;
@@ -90,13 +91,13 @@ impl OpenLayer {
             found
         })
     }
-}
 
-fn compare(sealed: &SealedContent, known: &Span, bytes: &mut Vec<u8>) -> bool {
-    use std::os::unix::fs::FileExt as _;
-    bytes.resize(spans::length(known), 0);
-    let read = sealed.file.read_exact_at(bytes, known.decoded.start.0);
-    read.is_ok() && known.check.holds(bytes)
+    fn compare(&self, sealed: &SealedContent, (span, known): (SpanId, &Span), bytes: &mut Vec<u8>) -> bool {
+        use std::os::unix::fs::FileExt as _;
+        bytes.resize(spans::length(known), 0);
+        let read = sealed.file.read_exact_at(bytes, known.decoded.start.0);
+        read.is_ok() && spans::holds(&self.content, span, known, bytes)
+    }
 }
 
 /// Bytes of content for each thread that compares.

@@ -46,10 +46,19 @@ pub(super) fn check(
     })
 }
 
+/// Whether a present span's decoded bytes are what its digest says, or, where that is of the blob's bytes, what they were
+/// when that was compared.
+pub(super) fn holds(content: &Content, span: SpanId, known: &Span, decoded: &[u8]) -> bool {
+    match known.check.is_of_blob() {
+        true => content.is_as_filled(span, decoded),
+        false => known.check.holds(decoded),
+    }
+}
+
 /// Compares the bytes read from a span, which had `generation` before the read, with its digest. Removes a damaged
 /// span.
 pub(super) fn judge(content: &Content, span: SpanId, known: &Span, generation: u8, bytes: &[u8]) -> Stored {
-    let intact = bytes.len() == length(known) && known.check.holds(bytes);
+    let intact = bytes.len() == length(known) && holds(content, span, known, bytes);
     if !content.still(SpanRange::one(span), |_| generation) {
         return Stored::Changing;
     }

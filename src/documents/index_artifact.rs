@@ -74,6 +74,12 @@ pub enum ArtifactError {
         /// Why.
         why: String,
     },
+    /// It is no list of what to fetch first, or of another version.
+    #[error("it is not a list of what to fetch first: {why}")]
+    NotAPrefetchList {
+        /// Why.
+        why: String,
+    },
     /// It is of another type.
     #[error("it is an artifact of type `{}`", kind.escape_debug())]
     OtherType {
@@ -243,28 +249,33 @@ impl IndexArtifact {
         json!({ CREATED: created })
     }
 
-    /// The manifests of artifacts with indexes in the `pages` of a list of referrers, the newest first; of a long list,
-    /// only some. What is not readable is left out.
+    /// The manifests of artifacts with indexes in the `pages` of a list of referrers, as [`referrers`] has them.
     pub fn candidates<'a>(pages: impl IntoIterator<Item = &'a [u8]>) -> Vec<Descriptor> {
-        let pages = pages.into_iter().filter_map(|page| serde_json::from_slice::<List>(page).ok());
-        let entries = pages.flat_map(|page| page.manifests).take(ENTRIES);
-        let entries = entries.filter_map(|entry| serde_json::from_value::<Entry>(entry).ok());
-        let ours = entries.filter(|entry| {
-            entry.artifact_type.as_deref() == Some(INDEX_ARTIFACT) && MediaType::parse(&entry.media_type).is_manifest()
-        });
-        let created = |entry: &Entry| entry.annotations.get(CREATED)?.parse::<jiff::Timestamp>().ok();
-        let mut found: Vec<_> = ours.map(|entry| (created(&entry), entry.digest.to_string(), entry)).collect();
-        found.sort_unstable_by(|(at, digest, _), (other_at, other, _)| (other_at, other).cmp(&(at, digest)));
-        found.dedup_by(|(_, one, _), (_, other, _)| one == other);
-        let found = found.into_iter().take(CANDIDATES).map(|(_, _, entry)| Descriptor {
-            media_type: MediaType::parse(&entry.media_type),
-            digest: entry.digest,
-            size: entry.size,
-            data: None,
-            annotations: entry.annotations,
-        });
-        found.collect()
+        referrers(pages, INDEX_ARTIFACT)
     }
+}
+
+/// The manifests of artifacts of type `kind` in the `pages` of a list of referrers, the newest first; of a long list, only
+/// some. What is not readable is left out.
+pub fn referrers<'a>(pages: impl IntoIterator<Item = &'a [u8]>, kind: &str) -> Vec<Descriptor> {
+    let pages = pages.into_iter().filter_map(|page| serde_json::from_slice::<List>(page).ok());
+    let entries = pages.flat_map(|page| page.manifests).take(ENTRIES);
+    let entries = entries.filter_map(|entry| serde_json::from_value::<Entry>(entry).ok());
+    let ours = entries.filter(|entry| {
+        entry.artifact_type.as_deref() == Some(kind) && MediaType::parse(&entry.media_type).is_manifest()
+    });
+    let created = |entry: &Entry| entry.annotations.get(CREATED)?.parse::<jiff::Timestamp>().ok();
+    let mut found: Vec<_> = ours.map(|entry| (created(&entry), entry.digest.to_string(), entry)).collect();
+    found.sort_unstable_by(|(at, digest, _), (other_at, other, _)| (other_at, other).cmp(&(at, digest)));
+    found.dedup_by(|(_, one, _), (_, other, _)| one == other);
+    let found = found.into_iter().take(CANDIDATES).map(|(_, _, entry)| Descriptor {
+        media_type: MediaType::parse(&entry.media_type),
+        digest: entry.digest,
+        size: entry.size,
+        data: None,
+        annotations: entry.annotations,
+    });
+    found.collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod config;
 mod error;
 mod index_artifact;
 mod keys;
+mod soci;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,8 +33,9 @@ pub use artifact::{Artifact, ArtifactKind, FileNote, Part};
 pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, select};
 pub use config::{Command, ImageConfig};
 pub use error::DocumentError;
-pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex};
+pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, referrers};
 use keys::check_keys;
+pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SociIndex, SociPrefetch};
 
 /// The largest document that is read, in bytes.
 pub const DOCUMENT_LIMIT: usize = 4 << 20;

@@ -297,6 +297,7 @@ mod tests {
             },
             diff_id: Some(of("the tar")),
             payload: Payload::Tar(Compression::Gzip),
+            soci: None,
         };
         let layers = [layer("a"), layer("b")];
         let over_tars = chain(&layers, |_, layer| layer.content().clone());

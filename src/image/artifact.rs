@@ -46,7 +46,7 @@ pub(super) fn layers(artifact: &Artifact, config: &str) -> Result<Vec<LayerRef>,
                 (Some(blob.digest.clone()), Payload::File(Arc::new(file)))
             }
         };
-        Ok(LayerRef { blob: blob.clone(), diff_id, payload })
+        Ok(LayerRef { blob: blob.clone(), diff_id, payload, soci: None })
     };
     artifact.layers.iter().enumerate().map(layer).collect()
 }
@@ -101,7 +101,7 @@ pub(super) fn layout(listed: &Listed<'_>, blobs: Vec<Descriptor>) -> Vec<LayerRe
         let mut names = LayerTree::new(Limits::default());
         let file = NamedFile::new(path.as_bytes(), (0o644, 0, 0), Timestamp::default(), &mut names);
         let payload = Payload::File(Arc::new(file.expect("a path of a layout")));
-        LayerRef { diff_id: Some(blob.digest.clone()), blob, payload }
+        LayerRef { diff_id: Some(blob.digest.clone()), blob, payload, soci: None }
     };
     files.into_iter().map(layer).collect()
 }

@@ -16,8 +16,8 @@ use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
 use super::slot::{LayerStatus, Slot, SlotActivity};
 use super::trust::{Trust, Verify};
 use crate::content::{
-    self, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others, PartialLayer,
-    PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
+    self, BoundSoci, FirstPass, LayerReader, LayerRef, Means, MountScope, OpenLayer, Opened, Origin, Others,
+    PartialLayer, PassError, PassProgress, Prefetch, ReadError, SharedLayers, opening,
 };
 use crate::digest::Digest;
 use crate::layer::{EntryId, LayerIndex, NamedFile};
@@ -62,6 +62,8 @@ pub struct Layers {
     at_once: usize,
     eagerness: Eagerness,
     trust: Trust,
+    /// The SOCI index that the manifest binds.
+    soci: Option<BoundSoci>,
     /// Layers that failed verification after they were shown, with the number of entries that may have been shown.
     revoked: Mutex<Vec<(LayerNo, u32)>>,
     revoking: Notify,
@@ -129,6 +131,7 @@ impl Layers {
             at_once: (cores + 1).min(content::passes_at_once()),
             eagerness,
             trust,
+            soci: BoundSoci::of(image, planned),
             revoked: Mutex::default(),
             revoking: Notify::new(),
         });
@@ -573,7 +576,9 @@ impl Layers {
     ) -> Result<Opened, PassError> {
         let (source, store, schedule) = (&self.source, self.shared_layers.store(), &slot.shared.schedule);
         let pushed = self.trust.pushed.as_deref();
-        opening::open(&slot.pass, origins, &Means { source, store, progress, schedule, partial, others, pushed }).await
+        let soci = self.soci.as_ref();
+        let means = Means { source, store, progress, schedule, partial, others, pushed, soci };
+        opening::open(&slot.pass, origins, &means).await
     }
 }
 

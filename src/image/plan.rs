@@ -13,7 +13,7 @@ use crate::content::{LayerRef, Payload};
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::documents::{
-    self, Artifact, ArtifactKind, Document, DocumentError, ImageConfig, IndexEntry, Manifest, Step,
+    self, Artifact, ArtifactKind, Document, DocumentError, ImageConfig, IndexEntry, Manifest, SOCI_INDEX, Step,
 };
 use crate::layer::NameError;
 use crate::platform::{self, Platform};
@@ -349,6 +349,7 @@ fn assemble(
     platform: Option<Platform>,
     offered: Vec<Platform>,
 ) -> Plan {
+    let soci = soci_index(&manifest);
     let layers = manifest
         .layers
         .into_iter()
@@ -357,11 +358,17 @@ fn assemble(
             let MediaType::Layer(compression, _) = blob.media_type else {
                 unreachable!("a parsed manifest has layers of known types only");
             };
-            LayerRef { blob, diff_id: Some(diff_id.clone()), payload: Payload::Tar(compression) }
+            LayerRef { blob, diff_id: Some(diff_id.clone()), payload: Payload::Tar(compression), soci: soci.clone() }
         })
         .collect();
     let (config, documents, artifact) = (manifest.config, Documents::default(), None);
     Plan { root, manifest: descriptor, config, configuration, layers, platform, offered, artifact, documents }
+}
+
+/// The SOCI index that a manifest binds.
+fn soci_index(manifest: &Manifest) -> Option<Digest> {
+    let text = manifest.annotations.get(SOCI_INDEX)?;
+    text.parse().inspect_err(|error| tracing::warn!(%error, "the manifest's `{SOCI_INDEX}` is not used")).ok()
 }
 
 struct Resolver<'a> {

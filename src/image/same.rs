@@ -64,7 +64,8 @@ fn pieces(
     let mut id = index.span_at(at)?;
     while at < end {
         let span = index.span(id)?;
-        if span.decoded.start != at || span.decoded.end > end {
+        // A digest of the blob's bytes says nothing of those of a file.
+        if span.decoded.start != at || span.decoded.end > end || span.check.is_of_blob() {
             return Ok(None);
         }
         at = span.decoded.end;

@@ -155,7 +155,7 @@ impl Slot {
             };
             NotUsed { origin: origin.name().to_owned(), why }
         });
-        let elsewhere = [Format::Exported, Format::Pushed].map(Origin::Vouched);
+        let elsewhere = [Format::Exported, Format::Soci, Format::Pushed, Format::SociReferrer].map(Origin::Vouched);
         let elsewhere = elsewhere.into_iter().filter(|origin| past.unusable.contains(origin) && Some(*origin) != used);
         let elsewhere = elsewhere.filter_map(|origin| {
             Some(NotUsed { origin: origin.name().to_owned(), why: past.passed_over.get(&origin)?.clone() })
@@ -309,7 +309,7 @@ mod tests {
             annotations: BTreeMap::new(),
         };
         let (diff_id, payload) = (Some(Digest::of(Algorithm::Sha256, b"tar")), Payload::Tar(Compression::Stored));
-        let layer = LayerRef { blob, diff_id, payload };
+        let layer = LayerRef { blob, diff_id, payload, soci: None };
         FirstPass { layer, codec_limits: Default::default(), layer_limits: Default::default() }
     }
 

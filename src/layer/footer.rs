@@ -91,6 +91,11 @@ impl Footer {
     /// Beside the kinds of checks: some spans begin at blocks of zstd frames.
     pub(super) const BLOCKS: u32 = 1 << 31;
 
+    /// Whether its spans have digests of the blob's bytes.
+    pub(super) fn checks_blob(&self) -> bool {
+        self.checks & Check::OF_BLOB != 0
+    }
+
     pub(super) fn pages(&self) -> u64 {
         self.body.div_ceil(PAGE as u64)
     }

@@ -42,6 +42,10 @@ pub enum Format {
     ZstdChunked,
     /// That of eStargz.
     EStargz,
+    /// A zTOC of SOCI, named by the index that the image's manifest binds.
+    Soci,
+    /// The same, named by an index that refers to the manifest, in a registry that the user named.
+    SociReferrer,
 }
 
 impl Format {
@@ -52,12 +56,14 @@ impl Format {
             Self::Pushed => "a pushed index",
             Self::ZstdChunked => "zstd:chunked",
             Self::EStargz => "eStargz",
+            Self::Soci => "SOCI",
+            Self::SociReferrer => "SOCI v1",
         }
     }
 
     /// Whether it comes with the layer itself, and the image's manifest says what it must be.
     pub fn is_in_layer(self) -> bool {
-        !matches!(self, Self::Exported | Self::Pushed)
+        matches!(self, Self::ZstdChunked | Self::EStargz)
     }
 }
 
@@ -114,6 +120,8 @@ impl Proof {
             Self::Vouched { format: Format::Exported, .. } => 1,
             Self::Vouched { format: Format::ZstdChunked, .. } => 2,
             Self::Vouched { format: Format::EStargz, .. } => 3,
+            Self::Vouched { format: Format::Soci, .. } => 4,
+            Self::Vouched { format: Format::SociReferrer, .. } => 5,
             Self::Vouched { format: Format::Pushed, .. } => 6,
             Self::Unproven => 255,
         }
@@ -126,6 +134,8 @@ impl Proof {
             1 => Some(Self::Vouched { format: Format::Exported, by: by.into() }),
             2 => Some(Self::Vouched { format: Format::ZstdChunked, by: by.into() }),
             3 => Some(Self::Vouched { format: Format::EStargz, by: by.into() }),
+            4 => Some(Self::Vouched { format: Format::Soci, by: by.into() }),
+            5 => Some(Self::Vouched { format: Format::SociReferrer, by: by.into() }),
             6 => Some(Self::Vouched { format: Format::Pushed, by: by.into() }),
             255 => Some(Self::Unproven),
             _ => None,

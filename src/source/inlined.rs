@@ -66,6 +66,10 @@ impl BlobSource for Inlined {
         }
     }
 
+    fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        self.0.manifest_by_digest(digest)
+    }
+
     fn config<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         match &descriptor.data {
             Some(data) => Box::pin(std::future::ready(Ok(Untrusted::new(data.clone())))),

@@ -25,7 +25,8 @@ use super::{
     BlobSource, BoxFuture, ByteStream, MANIFEST_LIMIT, Rebuilt, SourceError, archive, blob_name, directory, layout,
     storage,
 };
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, MediaType};
+use crate::digest::Digest;
 use crate::documents::DocumentError;
 use crate::offsets::BlobOffset;
 use crate::reference::{Place, Reference};
@@ -119,18 +120,20 @@ impl LocalSource {
         blocking(move || piece.read_whole(MANIFEST_LIMIT)).await.map(Untrusted::new)
     }
 
-    /// The piece of a file that holds this blob, if its size matches.
-    async fn piece(&self, blob: &Descriptor) -> Result<Piece, SourceError> {
+    async fn piece_of_any_size(&self, blob: &Descriptor) -> Result<Piece, SourceError> {
         let (blobs, wanted) = (Arc::clone(&self.blobs), blob.clone());
         let piece = blocking(move || blobs.open(&wanted)).await?;
-        let Some(piece) = piece else {
-            return Err(SourceError::NotFound {
-                what: blob_name(&blob.digest),
-                place: self.name.clone(),
-                said: None,
-                hint: None,
-            });
-        };
+        piece.ok_or_else(|| SourceError::NotFound {
+            what: blob_name(&blob.digest),
+            place: self.name.clone(),
+            said: None,
+            hint: None,
+        })
+    }
+
+    /// The piece of a file that holds this blob, if its size matches.
+    async fn piece(&self, blob: &Descriptor) -> Result<Piece, SourceError> {
+        let piece = self.piece_of_any_size(blob).await?;
         if piece.len != blob.size {
             let (what, place) = (blob_name(&blob.digest), self.name.clone());
             return Err(SourceError::WrongSize { what, place, expected: blob.size, actual: piece.len });
@@ -158,6 +161,13 @@ impl BlobSource for LocalSource {
 
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         Box::pin(self.document(descriptor))
+    }
+
+    fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        Box::pin(async move {
+            let piece = self.piece_of_any_size(&layout::descriptor(MediaType::OciManifest, digest.clone(), 0)).await?;
+            blocking(move || piece.read_whole(MANIFEST_LIMIT)).await.map(Untrusted::new)
+        })
     }
 
     fn stream<'a>(

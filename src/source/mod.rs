@@ -81,6 +81,12 @@ pub trait BlobSource: Send + Sync {
     /// The source compares the Content-Type with the descriptor's media type and refuses another kind of document.
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>>;
 
+    /// A manifest whose size is not known; at most [`MANIFEST_LIMIT`] bytes.
+    fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        let (what, place) = (format!("manifest {digest}"), self.name().to_owned());
+        Box::pin(std::future::ready(Err(SourceError::NotFound { what, place, said: None, hint: None })))
+    }
+
     /// An image configuration, by descriptor; at most [`CONFIG_LIMIT`] bytes.
     fn config<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         self.read_at(descriptor, BlobOffset(0)..BlobOffset(descriptor.size))

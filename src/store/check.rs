@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use super::{ContentPaths, DOCUMENT, LayerName, Store, StoreError, TAG, TagRecord, evict};
+use super::{ContentPaths, DOCUMENT, LayerName, MapSize, Store, StoreError, TAG, TagRecord, evict};
 use crate::digest::Digest;
 
 /// Result of a check.
@@ -64,12 +64,12 @@ impl Store {
     }
 
     /// Whether the content of a layer has the size that its index states.
-    pub fn content_shape(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Shape {
+    pub fn content_shape(&self, layer: LayerName<'_>, decoded_size: u64, map_size: MapSize) -> Shape {
         let ContentPaths { data, map } = self.content_paths(layer);
         let size = |path: PathBuf| self.files.look(&path).ok().map(|found| found.length());
         match (size(data), size(map)) {
             (None, None) => Shape::Absent,
-            (Some(data), Some(map)) if data == decoded_size && map == u64::from(spans) => Shape::Right,
+            (Some(data), Some(map)) if data == decoded_size && map == map_size.length() => Shape::Right,
             _ => Shape::Wrong,
         }
     }

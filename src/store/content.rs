@@ -54,6 +54,30 @@ impl Generation {
     }
 }
 
+/// What a map has for each of so many spans.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapSize {
+    /// How many spans.
+    pub spans: u32,
+    /// Whether digests of their decoded bytes lie behind the bytes that say what is present: of spans whose index has
+    /// digests of the blob's bytes, which are at hand on arrival only.
+    pub digests: bool,
+}
+
+impl MapSize {
+    /// Bytes of the file.
+    pub(super) fn length(self) -> u64 {
+        let spans = u64::from(self.spans);
+        if self.digests { spans * (1 + DIGEST as u64) } else { spans }
+    }
+}
+
+impl From<u32> for MapSize {
+    fn from(spans: u32) -> Self {
+        Self { spans, digests: false }
+    }
+}
+
 /// A layer's content, for reading and filling.
 #[derive(Debug)]
 pub struct Content {
@@ -64,7 +88,7 @@ pub struct Content {
     noted: AtomicBool,
     paths: ContentPaths,
     decoded_size: u64,
-    spans: u32,
+    map: MapSize,
     /// Taken with the map's file lock, which excludes other processes; this one excludes other threads.
     changing: Mutex<()>,
 }
@@ -113,9 +137,9 @@ pub struct NewContent {
 
 impl Content {
     /// The content at `paths`, not opened yet.
-    pub(super) fn new(files: Files, paths: ContentPaths, decoded_size: u64, spans: u32) -> Self {
+    pub(super) fn new(files: Files, paths: ContentPaths, decoded_size: u64, map: MapSize) -> Self {
         let opened = files.pool.place();
-        Self { files, opened, noted: AtomicBool::new(true), paths, decoded_size, spans, changing: Mutex::new(()) }
+        Self { files, opened, noted: AtomicBool::new(true), paths, decoded_size, map, changing: Mutex::new(()) }
     }
 
     /// Marks the layer as used when it is first opened.
@@ -168,14 +192,14 @@ impl Content {
         files.remove(data);
         let data_file = files.open_write(data)?;
         files.set_len(&data_file, data, self.decoded_size).map_err(StoreError::io("extend", data))?;
-        files.set_len(&map_file, map, self.spans.into()).map_err(StoreError::io("extend", map))?;
+        files.set_len(&map_file, map, self.map.length()).map_err(StoreError::io("extend", map))?;
         Ok(Opened { files, data: data_file, map: map_file, in_memory })
     }
 
     /// Whether the files have the sizes of this layer's content.
     fn fits(&self, opened: &Opened) -> Result<bool, StoreError> {
         let size = |file: &File| Ok(file.metadata().map_err(StoreError::io("read", &self.paths.data))?.len());
-        Ok(size(&opened.map)? == u64::from(self.spans) && size(&opened.data)? == self.decoded_size)
+        Ok(size(&opened.map)? == self.map.length() && size(&opened.data)? == self.decoded_size)
     }
 
     fn open_memory(&self) -> Result<Opened, StoreError> {
@@ -189,7 +213,7 @@ impl Content {
         if !self.files.pool.has_room_for(Opened::COUNT) {
             return Err(failed(Errno::EMFILE.into()));
         }
-        let (data, map) = (file(self.decoded_size).map_err(failed)?, file(self.spans.into()).map_err(failed)?);
+        let (data, map) = (file(self.decoded_size).map_err(failed)?, file(self.map.length()).map_err(failed)?);
         Ok(Opened { files: self.files.unwatched(), data, map, in_memory: true })
     }
 
@@ -309,7 +333,25 @@ impl Content {
         self.mark(&opened, span, before & !PRESENT)?;
         let written = opened.files.write_all_at(&opened.data, &self.paths.data, verified, at.0);
         written.map_err(StoreError::io("write", &self.paths.data))?;
+        if let Some(at) = self.digest_at(span) {
+            let digest = blake3::hash(verified);
+            let noted = opened.files.write_all_at(&opened.map, &self.paths.data, digest.as_bytes(), at);
+            noted.map_err(StoreError::io("write the presence map of", &self.paths.data))?;
+        }
         self.mark(&opened, span, Generation::after(before).get())
+    }
+
+    /// Whether these are the bytes that a present span was filled with, as far as the map has digests.
+    pub fn is_as_filled(&self, span: SpanId, decoded: &[u8]) -> bool {
+        let (Some(at), Ok(opened)) = (self.digest_at(span), self.open()) else { return false };
+        let mut noted = [0; DIGEST];
+        opened.map.read_exact_at(&mut noted, at).is_ok() && blake3::hash(decoded) == blake3::Hash::from_bytes(noted)
+    }
+
+    /// Where the map has the digest of a span's decoded bytes.
+    fn digest_at(&self, span: SpanId) -> Option<u64> {
+        let (spans, number) = (u64::from(self.map.spans), u64::from(span.0));
+        (self.map.digests && number < spans).then(|| spans + number * DIGEST as u64)
     }
 
     /// Evicts spans, which hold these bytes: first in the map, then on disk, where pages that other spans share stay.
@@ -347,7 +389,7 @@ impl Content {
         let opened = self.open()?;
         let _changing = self.lock(&opened)?;
         let Opened { data, in_memory, .. } = &*opened;
-        if *in_memory || !self.has_all(SpanRange::first(self.spans)) {
+        if *in_memory || !self.has_all(SpanRange::first(self.map.spans)) {
             return Ok(None);
         }
         if !is_sealed(data) {
@@ -414,7 +456,7 @@ impl Content {
 
     /// The number of spans, present or not.
     pub fn spans(&self) -> u32 {
-        self.spans
+        self.map.spans
     }
 
     /// Disk usage of the content, in bytes.
@@ -570,6 +612,8 @@ impl Drop for Changing<'_> {
 }
 
 const PRESENT: u8 = 0x80;
+/// Bytes of a digest in a map, BLAKE3.
+const DIGEST: usize = 32;
 /// Limit for a map replaced between opening and locking.
 const OTHERS_IN_PLACE: usize = 1000;
 /// Limit for a layer kept in memory because the disk is full, in bytes: enough for sequential readers.
@@ -582,7 +626,7 @@ mod tests {
 
     fn content(dir: &tempfile::TempDir) -> Content {
         let paths = ContentPaths { data: dir.path().join("c.data"), map: dir.path().join("c.map") };
-        Content::new(Files::new(dir.path(), None), paths, 100, 3).opened().unwrap()
+        Content::new(Files::new(dir.path(), None), paths, 100, 3.into()).opened().unwrap()
     }
 
     fn spans(start: u32, end: u32) -> SpanRange {
@@ -606,6 +650,23 @@ mod tests {
         assert_eq!(content.generation(SpanId(1)), None);
         content.read(DecodedOffset(40), &mut buf).unwrap();
         assert_eq!(buf, [0; 5]);
+    }
+
+    #[test]
+    fn a_map_with_digests_knows_what_spans_were_filled_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ContentPaths { data: dir.path().join("c.data"), map: dir.path().join("c.map") };
+        let open = |map: MapSize| Content::new(Files::new(dir.path(), None), paths.clone(), 100, map).opened().unwrap();
+        let noted = MapSize { spans: 3, digests: true };
+        let content = open(noted);
+        assert!(!content.is_as_filled(SpanId(1), b"hello"), "it is absent");
+        content.fill(SpanId(1), DecodedOffset(40), b"hello").unwrap();
+        let again = open(noted);
+        assert!(again.is_as_filled(SpanId(1), b"hello") && !again.is_as_filled(SpanId(1), b"hellO"));
+        assert!(!again.is_as_filled(SpanId(2), b"") && !again.is_as_filled(SpanId(3), b"hello"));
+        assert!(again.generation(SpanId(1)).is_some() && again.generation(SpanId(0)).is_none());
+        let without = open(3.into());
+        assert!(without.generation(SpanId(1)).is_none() && !without.is_as_filled(SpanId(1), b"hello"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, Shape};
 use content::ContentPaths;
-pub use content::{Content, Generation, NewContent};
+pub use content::{Content, Generation, MapSize, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
 pub use files::{Disk, Effect};
@@ -287,6 +287,12 @@ impl Store {
         }
     }
 
+    /// A cached document whose size is not known, of at most `limit` bytes.
+    pub fn document_by_digest(&self, digest: &Digest, limit: u64) -> Option<Bytes> {
+        let size = self.files.read_small(&self.path(DOCUMENT, digest), limit).ok()?.len() as u64;
+        self.document(digest, size).filter(|_| size <= limit)
+    }
+
     /// Stores a verified document.
     ///
     /// # Errors
@@ -335,13 +341,18 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]
-    pub fn content(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Result<Content, StoreError> {
-        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).opened()
+    pub fn content(
+        &self,
+        layer: LayerName<'_>,
+        decoded_size: u64,
+        map: impl Into<MapSize>,
+    ) -> Result<Content, StoreError> {
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, map.into()).opened()
     }
 
     /// As [`Store::content`], opened on first use, which also marks the layer as used.
-    pub fn content_on_demand(&self, layer: LayerName<'_>, decoded_size: u64, spans: u32) -> Content {
-        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, spans).opened_on_demand()
+    pub fn content_on_demand(&self, layer: LayerName<'_>, decoded_size: u64, map: MapSize) -> Content {
+        Content::new(self.files.clone(), self.content_paths(layer), decoded_size, map).opened_on_demand()
     }
 
     /// Starts writing a layer's whole content, for a first pass.

@@ -145,9 +145,9 @@ fn help_of_a_command_names_its_options() {
           --artifact             Show the layers of an image as files, one each; artifacts are shown as
                                  files without it
           --index-from <REPO>    Where this machine has no index of a layer, use the one that `peelfs
-                                 index push` has put into REPO, or, for `referrers`, into the image's
-                                 own repository; its writers are trusted for names and attributes [env:
-                                 PEELFS_INDEX_FROM]
+                                 index push` or SOCI has put into REPO, or, for `referrers`, into the
+                                 image's own repository; its writers are trusted for names, attributes
+                                 and content [env: PEELFS_INDEX_FROM]
           --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
                                  PEELFS_PLATFORM]
           --offline              Use only what is cached; never use the network

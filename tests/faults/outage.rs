@@ -748,6 +748,7 @@ async fn a_wait_that_began_before_the_mount_was_up_follows_the_policy() {
             blob: built::descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer.blob),
             diff_id: Some(layer.diff_id.clone()),
             payload: Payload::Tar(Compression::Gzip),
+            soci: None,
         },
         codec_limits: Limits::default().codec,
         layer_limits: Limits::default().layer,

@@ -10,6 +10,7 @@ mod machine;
 mod network;
 mod pushed;
 mod signatures;
+mod soci;
 mod tables;
 mod verification;
 

@@ -45,7 +45,7 @@ fn image(chunked: Chunked) -> Image {
 }
 
 /// What an image shows when all of it is read, or the one error; and what status says of its layer.
-fn seen(source: &Arc<MemorySource>, store: &Arc<Store>) -> (Result<Vec<String>, String>, LayerStatus) {
+pub(super) fn seen(source: &Arc<MemorySource>, store: &Arc<Store>) -> (Result<Vec<String>, String>, LayerStatus) {
     let source = Arc::clone(source) as Arc<dyn BlobSource>;
     runtime().block_on(async {
         let fs = open(&source, store, &Limits::default(), Verify::BeforeShowing).await.unwrap();
@@ -64,7 +64,7 @@ fn seen(source: &Arc<MemorySource>, store: &Arc<Store>) -> (Result<Vec<String>, 
     })
 }
 
-fn store() -> (tempfile::TempDir, Arc<Store>) {
+pub(super) fn store() -> (tempfile::TempDir, Arc<Store>) {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     (dir, store)

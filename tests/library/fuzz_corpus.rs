@@ -72,6 +72,11 @@ fn ends_of_stargz_layers_are_read_or_refused() {
 }
 
 #[test]
+fn ztocs_become_trees_or_errors() {
+    run("ztoc", 3000);
+}
+
+#[test]
 fn every_target_has_seeds_and_a_program() {
     for (name, _) in TARGETS {
         assert!(!seeds::of(name).is_empty(), "{name} has no seeds");

@@ -9,3 +9,4 @@ mod layers;
 mod metrics;
 mod property;
 mod reference_model;
+mod soci;

@@ -24,6 +24,7 @@ mod passthrough;
 mod place;
 mod pushed;
 mod share;
+mod soci;
 mod tables;
 mod user;
 mod web;

@@ -114,7 +114,7 @@ fn a_pushed_index_costs_few_requests_and_bytes() {
     assert!(registry.requests().iter().all(|asked| !asked.is_blob()), "{:?}", registry.requests());
     let explained = json(&there, &["inspect", "--explain", "--index-from", "referrers", &reference]);
     let origins = &explained["layers"][0]["origins"];
-    assert_eq!(origins.as_array().unwrap().len(), 6, "{origins}");
+    assert_eq!(origins.as_array().unwrap().len(), 8, "{origins}");
     let used = |origins: &Value| {
         let used = origins.as_array().unwrap().iter().find(|one| one["why_not"].is_null());
         used.map(|used| used["origin"].as_str().unwrap().to_owned())

@@ -14,7 +14,7 @@ use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 use support::walk::{self, Compare};
 
 /// Layers with all that a table can say and a tar can, too: names that are text, none twice, no links out of a layer.
-fn layers() -> Vec<Vec<Entry>> {
+pub(super) fn layers() -> Vec<Vec<Entry>> {
     let mut layers = everything();
     for layer in &mut layers {
         let twice = |entry: &Entry| matches!(&entry.kind, EntryKind::File(content) if content == "first");

@@ -16,6 +16,7 @@
 mod bodies;
 pub mod estargz;
 mod record;
+pub mod soci;
 pub mod zstd_chunked;
 
 use super::entry::EntryId;
@@ -43,7 +44,7 @@ impl Toc {
         match format {
             Format::ZstdChunked => Ok(zstd_chunked::toc_of(layer)?.map(Self::ZstdChunked)),
             Format::EStargz => Ok(estargz::toc_of(layer)?.map(Self::EStargz)),
-            Format::Exported | Format::Pushed => Ok(None),
+            Format::Exported | Format::Pushed | Format::Soci | Format::SociReferrer => Ok(None),
         }
     }
 
@@ -107,6 +108,9 @@ pub enum TocError {
     /// It is not what such a table is.
     #[error("the table of contents is none")]
     Json(#[source] serde_json::Error),
+    /// It is no flatbuffer, or none of a zTOC.
+    #[error("the zTOC is none")]
+    Buffer(#[source] Box<flatbuffers::InvalidFlatbuffer>),
     /// It is of a version that nothing is known of.
     #[error("the table of contents has version {0}")]
     Version(i64),
@@ -139,10 +143,15 @@ pub enum TocError {
 
 /// Checks what a tar may say and a table need not.
 fn is_plain(tree: &LayerTree) -> Result<(), TocError> {
-    let contradiction = |id, what| TocError::Contradiction { name: tree.path(id), what };
     if let Some(id) = tree.lower_links().next() {
-        return Err(contradiction(id, "it is a hard link to nothing"));
+        return Err(TocError::Contradiction { name: tree.path(id), what: "it is a hard link to nothing" });
     }
+    has_no_name_twice(tree)
+}
+
+/// Checks that no entry was replaced by a later one.
+fn has_no_name_twice(tree: &LayerTree) -> Result<(), TocError> {
+    let contradiction = |id, what| TocError::Contradiction { name: tree.path(id), what };
     let replaced = (1..tree.len()).map(EntryId).find(|id| tree.entry(*id).is(super::entry::Flags::DETACHED));
     replaced.map_or(Ok(()), |id| Err(contradiction(id, "there are two entries of this name")))
 }

@@ -62,7 +62,8 @@ impl Contents {
 pub struct LayerIndex {
     pages: Paged,
     footer: Footer,
-    /// What its decoded stream is known by, where that is no tar: for bodies, a digest of all of the index but for its end.
+    /// What its decoded stream is known by, where that is not proven to be the tar: a digest of all of the index but for its
+    /// end, or of the blob.
     stream_name: Option<Digest>,
 }
 
@@ -119,6 +120,8 @@ impl LayerIndex {
         }
         let footer = Footer::from_bytes(raw, name)?;
         let stream_name = match footer.stream {
+            // Nothing proves that it is the tar, so it is none other's content.
+            Stream::Tar if footer.checks_blob() => Some(Digest::of(Algorithm::Sha256, checks)),
             Stream::Tar => None,
             Stream::Bodies => Some(Digest::of(Algorithm::Sha256, checks)),
             Stream::Blob => Some(stream_of_blob(&footer.layer.blob)),
@@ -171,10 +174,15 @@ impl LayerIndex {
         self.footer.stream
     }
 
-    /// What its decoded stream is known by: the diff_id if it is the tar. A stream of bodies is another one for each
-    /// index that cuts it otherwise.
+    /// What its decoded stream is known by: the diff_id if it is proven to be the tar. A stream of bodies, or one whose spans
+    /// have digests of the blob's bytes, is another one for each index that cuts it otherwise.
     pub fn stream_name(&self) -> &Digest {
         self.stream_name.as_ref().unwrap_or(&self.footer.layer.diff_id)
+    }
+
+    /// Whether its spans have digests of the blob's bytes, and none of what they decode to.
+    pub fn checks_blob(&self) -> bool {
+        self.footer.checks_blob()
     }
 
     /// The version of its format, as it is written.
@@ -570,7 +578,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let footer = bytes.len() - FOOTER;
-        for (at, value, wanted) in [(472, 4, "proof"), (473, 3, "stream"), (476, 4, "check"), (479, 0x40, "check")] {
+        for (at, value, wanted) in [(472, 7, "proof"), (473, 3, "stream"), (476, 8, "check"), (479, 0x40, "check")] {
             let mut later = bytes.clone();
             later[footer + at] = value;
             resign(&mut later);
@@ -580,7 +588,7 @@ mod tests {
         // A span with a check that the footer does not declare.
         let mut hostile = bytes.clone();
         let spans_at = le64(&bytes[footer..], 40 + 16 * Section::Spans as usize) as usize;
-        hostile[spans_at + 23] = 2;
+        hostile[spans_at + 23] = 3;
         resign(&mut hostile);
         assert!(matches!(open(&hostile).unwrap().span(SpanId(0)), Err(IndexError::Malformed { .. })));
     }

@@ -335,6 +335,17 @@ impl RegistrySource {
         self.document(Thing::Manifest(&reference), (&what, need), wanted.size, right, check).await
     }
 
+    async fn fetch_manifest_by_digest(&self, digest: &Digest) -> Result<Untrusted<Bytes>, SourceError> {
+        let reference = digest.to_string();
+        let what = manifest_name(&reference);
+        let right = |_: &Reply, body: &[u8]| Digest::of(digest.algorithm(), body) == *digest;
+        let check = |client: &Client, _: Reply, body: Bytes| {
+            self.compare_of_several(client, &what, digest, &body)?;
+            Ok(Untrusted::new(body))
+        };
+        self.document(Thing::Manifest(&reference), (&what, Need::Pull(digest)), MANIFEST_LIMIT, right, check).await
+    }
+
     async fn fetch_config(&self, wanted: &Descriptor) -> Result<Untrusted<Bytes>, SourceError> {
         let what = super::blob_name(&wanted.digest);
         if wanted.size > CONFIG_LIMIT {
@@ -514,6 +525,10 @@ impl BlobSource for RegistrySource {
 
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         Box::pin(self.fetch_manifest(descriptor))
+    }
+
+    fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        Box::pin(self.fetch_manifest_by_digest(digest))
     }
 
     fn config<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {

@@ -42,6 +42,22 @@ impl MemorySource {
         Arc::new(Self::of(image))
     }
 
+    /// The same, with other bytes under the digest of a blob.
+    pub fn with_blob_under(self: &Arc<Self>, digest: &Digest, bytes: Vec<u8>) -> Self {
+        let mut blobs = self.blobs.clone();
+        blobs.insert(digest.clone(), bytes.into());
+        Self {
+            root: self.root.clone(),
+            documents: self.documents.clone(),
+            blobs,
+            layers: self.layers.clone(),
+            asked: Mutex::default(),
+            flipped: Mutex::default(),
+            hangs: AtomicBool::new(false),
+            link: None,
+        }
+    }
+
     /// As [`MemorySource::new`], with this link before it.
     pub fn over(link: Link, image: &Image) -> Arc<Self> {
         Arc::new(Self { link: Some(link), ..Self::of(image) })
@@ -101,6 +117,11 @@ impl BlobSource for MemorySource {
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         let found = self.documents.get(&descriptor.digest).cloned();
         Box::pin(async move { found.map(Untrusted::new).ok_or_else(|| self.missing(&descriptor.digest)) })
+    }
+
+    fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
+        let found = self.documents.get(digest).cloned();
+        Box::pin(async move { found.map(Untrusted::new).ok_or_else(|| self.missing(digest)) })
     }
 
     fn stream<'a>(
