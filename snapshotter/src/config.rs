@@ -114,6 +114,10 @@ impl Config {
         for path in needed {
             std::fs::metadata(path).map_err(|cause| (path.as_path(), format!("cannot be used: {cause}")))?;
         }
+        for path in self.hosts_dir.iter().chain(&self.verifier_dir) {
+            let read = std::fs::read_dir(path);
+            read.map_err(|cause| (path.as_path(), format!("cannot be read as a directory: {cause}")))?;
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::platform::Platform;
 use crate::reference::{Place, Reference, RegistryName};
 use crate::source::local::LocalSource;
 use crate::source::offline::OfflineSource;
-use crate::source::registry::{RegistryOptions, RegistrySource, Rights};
+use crate::source::registry::{Notes, RegistryOptions, RegistrySource, Rights};
 use crate::source::spool::Spool;
 use crate::source::{BlobSource, SourceError};
 use crate::store::Store;
@@ -278,7 +278,8 @@ pub(super) async fn source(reference: &Reference, access: &Access, store: &Arc<S
     if access.network == Network::Offline {
         return Ok((Arc::new(OfflineSource::new(reference.to_string())), None));
     }
-    let registry = Arc::new(registry(name, &reference.to_string(), access, Rights::Pull)?);
+    let registry = registry_noting(name, &reference.to_string(), access, (Rights::Pull, Some(store)))?;
+    let registry = Arc::new(registry);
     if let Some(outages) = registry.outages() {
         outages.wait_as(access.on_outage);
     }
@@ -292,8 +293,23 @@ pub(super) fn registry(
     access: &Access,
     rights: Rights,
 ) -> Result<RegistrySource, SourceError> {
+    registry_noting(name, typed, access, (rights, None))
+}
+
+/// The same, with notes in the cache of mirrors that are slow.
+fn registry_noting(
+    name: &RegistryName,
+    typed: &str,
+    access: &Access,
+    (rights, store): (Rights, Option<&Arc<Store>>),
+) -> Result<RegistrySource, SourceError> {
     let defaults = RegistryOptions::new(access.surroundings.clone());
+    let circuits = defaults.circuits.clone();
     let options = RegistryOptions {
+        circuits: match store {
+            Some(store) => circuits.noted(Arc::new(MirrorNotes(Arc::clone(store)))),
+            None => circuits,
+        },
         insecure: access.insecure,
         ca: access.ca.clone(),
         authfile: access.authfile.clone(),
@@ -303,6 +319,22 @@ pub(super) fn registry(
         ..defaults
     };
     RegistrySource::new(name.clone(), typed.to_owned(), options)
+}
+
+/// Notes of mirrors, in the cache.
+#[derive(Debug)]
+struct MirrorNotes(Arc<Store>);
+
+impl Notes for MirrorNotes {
+    fn read(&self, server: &str) -> Option<Vec<u8>> {
+        self.0.mirror_note(server)
+    }
+
+    fn write(&self, server: &str, note: Option<&[u8]>) {
+        if let Err(error) = self.0.keep_mirror_note(server, note) {
+            tracing::debug!(%error, "other processes are not told of a slow mirror");
+        }
+    }
 }
 
 /// The indexes of the image that others have pushed to the repository which the user trusts.

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use super::content::{ContentPaths, MapInPlace};
 use super::files::Found;
 use super::seal::seal_of;
-use super::{CONTENT, DOCUMENT, EROFS, INDEX, LOCK, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
+use super::{CONTENT, DOCUMENT, EROFS, INDEX, LOCK, MIRROR, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
 use crate::digest::Digest;
 
 /// Disk usage of the store.
@@ -102,7 +102,7 @@ impl Store {
                 layer.used = layer.used.max(found.modified());
             })?;
         }
-        for bucket in [DOCUMENT, TAG, PROFILE] {
+        for bucket in [DOCUMENT, TAG, MIRROR, PROFILE] {
             self.files.each(&self.root.join(bucket), &mut |_, found| usage.documents += found.disk_bytes())?;
         }
         self.files.each(&self.root.join(EROFS), &mut |_, found| usage.images += found.disk_bytes())?;
@@ -216,7 +216,7 @@ impl Store {
         if keep == Keep::Nothing {
             // A process that takes over a mount needs its documents; the layers in use do not tell which.
             let documents = if freed.held == 0 { &[DOCUMENT, TAG][..] } else { &[] };
-            for bucket in documents.iter().chain(&[PROFILE]) {
+            for bucket in documents.iter().chain(&[PROFILE, MIRROR]) {
                 self.files.each(&self.root.join(bucket), &mut |path, found| {
                     freed.bytes += found.disk_bytes();
                     self.files.remove(path);
@@ -292,7 +292,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] if the directory cannot be read.
     pub fn other_formats(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let own = [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, TAG, PROFILE, LOCK];
+        let own = [INDEX, CONTENT, WHOLE, EROFS, DOCUMENT, TAG, MIRROR, PROFILE, LOCK];
         let kinds = own.map(|bucket| bucket.split("-v").next().unwrap_or_default());
         let is_other = |path: &Path| {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };

@@ -8,6 +8,7 @@
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
 //!   tag-v1/SHA256-OF-NAME     the last known target of a tag (JSON)
+//!   mirror-v1/SHA256-OF-NAME  until when a mirror that was slow is not asked (JSON)
 //!   profile-v2/ALG/HEX        the start-up reads of images in a layer (JSON)
 //!   whole-v2/ALG/HEX.DIFF.ENTRY   a copy of a large file, which the kernel reads directly (`mount --passthrough`)
 //!   erofs-v1/ALG/HEX          an EROFS image for the kernel, named by the chain of its layers
@@ -222,6 +223,7 @@ impl Store {
             }
         }
         self.files.make_dir(&self.root.join(TAG))?;
+        self.files.make_dir(&self.root.join(MIRROR))?;
         self.files.make_dir(&self.root.join(TMP))
     }
 
@@ -312,6 +314,16 @@ impl Store {
         (record.reference == reference && (media_type.is_index() || media_type.is_manifest())).then_some(record)
     }
 
+    /// Some of the tags whose targets are known, at most `most`.
+    pub fn tags(&self, most: usize) -> Vec<TagRecord> {
+        let Ok(files) = std::fs::read_dir(self.root.join(TAG)) else { return Vec::new() };
+        let read = |path: PathBuf| {
+            let bytes = self.files.read_small(&path, 64 << 10).ok()?;
+            serde_json::from_slice::<TagRecord>(&bytes).ok()
+        };
+        files.filter_map(|file| read(file.ok()?.path())).take(most).collect()
+    }
+
     /// Stores the target of a tag.
     ///
     /// # Errors
@@ -319,6 +331,26 @@ impl Store {
     pub fn keep_tag(&self, record: &TagRecord) -> Result<(), StoreError> {
         let mut new = self.new_file(self.tag_path(&record.reference))?;
         new.write_all(&serde_json::to_vec(record).expect("a tag record is plain strings and a number"))?;
+        new.publish()
+    }
+
+    /// What a process has noted of a mirror; not to be trusted.
+    pub fn mirror_note(&self, server: &str) -> Option<Vec<u8>> {
+        self.files.read_small(&self.mirror_path(server), 4 << 10).ok()
+    }
+
+    /// Notes something of a mirror for other processes, or removes the note.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn keep_mirror_note(&self, server: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
+        let path = self.mirror_path(server);
+        let Some(note) = note else {
+            self.files.remove(&path);
+            return Ok(());
+        };
+        let mut new = self.new_file(path)?;
+        new.write_all(note)?;
         new.publish()
     }
 
@@ -403,6 +435,10 @@ impl Store {
         let found =
             [self.path(INDEX, layer.blob), data, map].into_iter().filter_map(|path| std::fs::metadata(path).ok());
         found.fold((0, 0), |(bytes, files), found| (bytes + 512 * found.blocks(), files + 1))
+    }
+
+    fn mirror_path(&self, server: &str) -> PathBuf {
+        self.root.join(MIRROR).join(Digest::of(Algorithm::Sha256, server.as_bytes()).hex())
     }
 
     fn path(&self, bucket: &str, digest: &Digest) -> PathBuf {
@@ -522,6 +558,7 @@ const CONTENT: &str = "content-v2";
 const WHOLE: &str = "whole-v2";
 const DOCUMENT: &str = "document-v1";
 const TAG: &str = "tag-v1";
+const MIRROR: &str = "mirror-v1";
 const PROFILE: &str = "profile-v2";
 const LOCK: &str = "lock-v1";
 const EROFS: &str = "erofs-v1";

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::{Method, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,10 +19,11 @@ use super::hosts::{Need, Senders};
 use super::http::{Fault, Reply};
 use super::patience::{Subject, Tries, Turn};
 use super::ranges::{Placement, RangeFault};
+use super::rival::{Overtaken, Reading, Rival};
 use super::token::is_busy;
 use crate::digest::Digest;
 use crate::source::outage::SilenceTimer;
-use crate::source::{Outage, SourceError};
+use crate::source::{BoxFuture, Outage, SourceError};
 
 /// After this many bytes a try counts as a success, and the count of failures restarts.
 const PROGRESS: u64 = 64 << 10;
@@ -51,6 +52,13 @@ pub(super) struct Transfer {
     tried_whole: bool,
     /// The queue of the transfer; `None` for a part of a transfer that has its place.
     queue: Option<Arc<Semaphore>>,
+    /// The first host that is asked: those before it are slow.
+    from: usize,
+    /// It is part of a comparison, and asks each host once.
+    compares: bool,
+    rival: Rival,
+    /// Bytes of the next host, when a mirror was too slow.
+    ready: Option<Bytes>,
 }
 
 struct Body {
@@ -79,6 +87,39 @@ impl Transfer {
         wanted: Range<u64>,
         queue: Option<Arc<Semaphore>>,
     ) -> Result<Self, SourceError> {
+        let mut transfer = Self::new(client, senders, size, wanted, queue).await;
+        transfer.time(SilenceTimer::begin);
+        transfer.body = transfer.open().await?;
+        transfer.time(|timer| timer.end(0));
+        Ok(transfer)
+    }
+
+    /// The bytes `wanted` of one of the hosts from the number `from` on, and its number.
+    pub(super) fn beside(
+        client: Arc<Client>,
+        senders: Arc<Senders>,
+        size: u64,
+        wanted: Range<u64>,
+        from: usize,
+    ) -> BoxFuture<'static, Result<(usize, Bytes), SourceError>> {
+        Box::pin(async move {
+            let mut bytes = BytesMut::new();
+            let mut transfer = Self::new(client, senders, size, wanted, None).await;
+            (transfer.from, transfer.compares) = (from, true);
+            while let Some(piece) = transfer.next().await? {
+                bytes.extend_from_slice(&piece);
+            }
+            Ok((transfer.at, bytes.freeze()))
+        })
+    }
+
+    async fn new(
+        client: Arc<Client>,
+        senders: Arc<Senders>,
+        size: u64,
+        wanted: Range<u64>,
+        queue: Option<Arc<Semaphore>>,
+    ) -> Self {
         let digest = senders.blob().clone();
         let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
         // A blob that is failing at present joins the queue of retries.
@@ -89,7 +130,7 @@ impl Transfer {
         };
         tries.timer = Some(client.outages.time_silence(&digest));
         let what = crate::source::blob_name(&digest);
-        let mut transfer = Self {
+        Self {
             client,
             senders,
             at: 0,
@@ -103,11 +144,11 @@ impl Transfer {
             whole_only: false,
             tried_whole: false,
             queue,
-        };
-        transfer.time(SilenceTimer::begin);
-        transfer.body = Some(transfer.open().await?);
-        transfer.time(|timer| timer.end(0));
-        Ok(transfer)
+            from: 0,
+            compares: false,
+            rival: Rival::default(),
+            ready: None,
+        }
     }
 
     /// Whether the server served the range.
@@ -150,24 +191,39 @@ impl Transfer {
         self.time(SilenceTimer::begin);
         let next = self.awaited().await;
         self.time(|timer| timer.end(0));
+        self.rival.pause();
         next
     }
 
     async fn awaited(&mut self) -> Result<Option<Bytes>, SourceError> {
         while !self.wanted.is_empty() {
+            if let Some(piece) = self.ready.take() {
+                self.advanced(piece.len() as u64).await;
+                return Ok(Some(piece));
+            }
             let mut body = match self.body.take() {
                 Some(body) => body,
-                None => self.open().await?,
+                None => match self.open().await? {
+                    Some(body) => body,
+                    None => continue,
+                },
             };
+            let reading = self.reading();
             let chunk = tokio::select! {
                 biased;
                 chunk = body.reply.chunk() => chunk,
                 after = self.tries.should_retry() => Err(Fault::Abandoned { host: body.reply.host.clone(), after }),
+                overtaken = self.rival.overtaken(reading) => {
+                    self.overtaken(overtaken);
+                    continue;
+                }
             };
             match chunk {
                 Ok(Some(chunk)) => {
+                    let length = chunk.len() as u64;
+                    self.rival.received(length);
                     self.time(|timer| {
-                        timer.end(chunk.len() as u64);
+                        timer.end(length);
                         timer.begin();
                     });
                     let piece = match self.cut_out(chunk, &mut body.placement) {
@@ -178,22 +234,8 @@ impl Transfer {
                     };
                     self.body = (body.placement.take > 0).then_some(body);
                     if !piece.is_empty() {
-                        self.wanted.start += piece.len() as u64;
-                        self.progress += piece.len() as u64;
                         self.senders.received(self.at, piece.len() as u64);
-                        // A server that sends a few bytes and hangs up does not count as recovered.
-                        let enough = self.progress >= PROGRESS || self.wanted.is_empty();
-                        if enough {
-                            self.senders.hosts().succeeded(self.at);
-                            let was_in_trouble = self.tries.went_well();
-                            self.client.outages.retry_soon();
-                            if was_in_trouble {
-                                self.tries.place = match &self.queue {
-                                    Some(queue) => Some(place(queue).await),
-                                    None => None,
-                                };
-                            }
-                        }
+                        self.advanced(piece.len() as u64).await;
                         if self.body.is_none() && !self.wanted.is_empty() {
                             // The server served less than the range and said so.
                             self.set_back(&"its answer covers less than the range", Outage::Away).await?;
@@ -215,6 +257,45 @@ impl Transfer {
         Ok(None)
     }
 
+    fn reading(&self) -> Reading {
+        let (client, senders) = (Arc::clone(&self.client), Arc::clone(&self.senders));
+        Reading { client, senders, size: self.size, wanted: self.wanted.clone() }
+    }
+
+    /// The mirror that is read from is left; the rest is asked of those after it.
+    fn overtaken(&mut self, overtaken: Overtaken) {
+        self.from = self.at + 1;
+        if let Overtaken::By(mut piece) = overtaken {
+            let skipped = usize::try_from(self.wanted.start - piece.at).expect("it covers what is wanted next");
+            let length = piece.bytes.len() as u64;
+            self.time(|timer| {
+                timer.end(length);
+                timer.begin();
+            });
+            self.at = piece.host;
+            self.ready = Some(piece.bytes.split_off(skipped));
+        }
+    }
+
+    /// Takes note of bytes that are delivered.
+    async fn advanced(&mut self, bytes: u64) {
+        self.wanted.start += bytes;
+        self.progress += bytes;
+        // A server that sends a few bytes and hangs up does not count as recovered.
+        if self.progress < PROGRESS && !self.wanted.is_empty() {
+            return;
+        }
+        self.senders.hosts().succeeded(self.at);
+        let was_in_trouble = self.tries.went_well();
+        self.client.outages.retry_soon();
+        if was_in_trouble {
+            self.tries.place = match &self.queue {
+                Some(queue) => Some(place(queue).await),
+                None => None,
+            };
+        }
+    }
+
     /// The wanted part of a piece of the body.
     fn cut_out(&self, mut chunk: Bytes, placement: &mut Placement) -> Result<Bytes, SourceError> {
         let skipped = placement.skip.min(chunk.len() as u64);
@@ -232,22 +313,51 @@ impl Transfer {
         Ok(wanted)
     }
 
-    /// Asks the hosts in turn until one has an answer that fits.
-    async fn open(&mut self) -> Result<Body, SourceError> {
+    /// Asks the hosts in turn until one has an answer that fits; `None` if bytes are ready instead.
+    async fn open(&mut self) -> Result<Option<Body>, SourceError> {
         let senders = Arc::clone(&self.senders);
-        let mut round = senders.hosts().round(Need::Pull(senders.blob()));
+        let (hosts, need) = (senders.hosts(), Need::Pull(senders.blob()));
+        let mut round = hosts.round_from(need, self.from);
         loop {
             let Some((number, host)) = round.next(&mut self.tries) else {
+                if self.compares {
+                    return Err(round.error(&self.what));
+                }
+                if std::mem::take(&mut self.from) > 0 {
+                    // A slow one is better than none.
+                    round = hosts.round(need);
+                    continue;
+                }
                 let again = round.again(&self.what, &mut self.tries).await;
                 round = again.inspect_err(|error| self.note(error))?;
                 continue;
             };
-            match self.open_at(&host.client).await {
+            let mut rival = Rival::of((!self.compares && !hosts.is_own(number)).then_some(number));
+            let reading = self.reading();
+            let opened = tokio::select! {
+                biased;
+                opened = self.open_at(&host.client) => opened,
+                overtaken = rival.overtaken(reading) => match overtaken {
+                    Overtaken::By(_) => {
+                        self.tries.turn = Turn::Alone;
+                        self.at = number;
+                        self.overtaken(overtaken);
+                        return Ok(None);
+                    }
+                    Overtaken::Known => {
+                        let why = format!("{} is slower than the next", host.client.host);
+                        Err(host.client.away(&self.what, why, Outage::Silent))
+                    }
+                },
+            };
+            match opened {
                 Ok(body) => {
+                    rival.pause();
+                    self.rival = rival;
                     self.tries.turn = Turn::Alone;
                     self.at = number;
                     self.senders.add(number);
-                    return Ok(body);
+                    return Ok(Some(body));
                 }
                 Err(error) => round.failed(error, &mut self.tries).inspect_err(|error| self.note(error))?,
             }
@@ -343,8 +453,9 @@ impl Transfer {
         }
         self.progress = 0;
         let subject = Subject { what: &self.what, blob: Some(&self.digest), trouble };
-        if !self.client.again(&mut self.tries, subject, None, fault).await {
-            return Err(self.client.gave_up(&self.what, fault, trouble, &self.tries));
+        if self.compares || !self.client.again(&mut self.tries, subject, None, fault).await {
+            let asked = self.senders.hosts().client(self.at);
+            return Err(asked.gave_up(&self.what, fault, trouble, &self.tries));
         }
         self.client.transport.counters.resumptions.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -2,11 +2,11 @@
 //!
 //! Each request to a mirror that is away costs its reader a time limit. So after some failures in a row a mirror is not
 //! asked; after a pause one request tries it again. A process has one breaker for a server, whichever mounts and layers
-//! ask it.
+//! ask it. What took a time limit is also noted for other processes, so that not every command pays for it.
 //!
 //! Bytes are found to be wrong only after they were delivered, so what a server delivers beside them does not count against
 //! that: as many blobs of which it sent wrong bytes within ten minutes open its breaker, and then earlier requests do not
-//! close it.
+//! close it. Neither do they where another server was far faster (see `rival`), as a slow one delivers, too.
 //!
 //! ```text
 //!             failures in a row                 pause is over
@@ -19,7 +19,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
 use super::patience::{Clock, MonotonicClock};
@@ -30,8 +32,12 @@ const FAILURES: u32 = 3;
 /// The first pause; each further one is twice as long.
 const SHORTEST: Duration = Duration::from_secs(15);
 const LONGEST: Duration = Duration::from_secs(600);
-/// For how long wrong bytes are remembered.
+/// For how long wrong bytes are remembered, and that it was too slow.
 const REMEMBERED: Duration = Duration::from_secs(600);
+/// After a server was compared with another, the time until it is compared again; each further one is twice as long.
+const COMPARED: Duration = Duration::from_secs(60);
+/// For how long a process that starts does not ask a server that another one has found slow.
+const NOTED: Duration = Duration::from_secs(60);
 /// After this time the outcome of a trial is not awaited: its reader may have given up.
 const TRIAL: Duration = Duration::from_secs(60);
 
@@ -40,6 +46,26 @@ const TRIAL: Duration = Duration::from_secs(60);
 pub struct Circuits {
     clock: Arc<dyn Clock>,
     known: Arc<Mutex<HashMap<Origin, Arc<Mutex<Breaker>>>>>,
+    notes: Option<Arc<dyn Notes>>,
+}
+
+/// Where processes find notes of each other. They are not trusted, and none is needed.
+pub trait Notes: std::fmt::Debug + Send + Sync {
+    /// The note of a server.
+    fn read(&self, server: &str) -> Option<Vec<u8>>;
+
+    /// Replaces it, or removes it.
+    fn write(&self, server: &str, note: Option<&[u8]>);
+}
+
+/// A note: a server takes up a time limit.
+#[derive(Debug, Deserialize, Serialize)]
+struct Note {
+    /// Until when it is not asked, in seconds of Unix time.
+    until: u64,
+    /// For how long it was not, in seconds.
+    pause: u64,
+    why: String,
 }
 
 /// The breaker of one server.
@@ -47,6 +73,8 @@ pub struct Circuits {
 pub(super) struct Circuit {
     clock: Arc<dyn Clock>,
     breaker: Arc<Mutex<Breaker>>,
+    /// By the name of the server.
+    notes: Option<(Arc<dyn Notes>, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -54,13 +82,29 @@ struct Breaker {
     state: State,
     /// Blobs of which it has sent wrong bytes, and when it did so last.
     wrong: (u32, Duration),
+    /// The pause that followed when it was too slow, and when that was.
+    slow: Option<(Duration, Duration)>,
+    /// When it may be compared again, and the time after that one.
+    comparison: (Duration, Duration),
 }
 
 #[derive(Clone, Debug)]
 enum State {
-    Closed { failures: u32 },
-    Open { until: Duration, pause: Duration, why: String },
-    Trying { since: Duration, pause: Duration, why: String },
+    Closed {
+        failures: u32,
+    },
+    /// `holds` whatever earlier requests deliver.
+    Open {
+        until: Duration,
+        pause: Duration,
+        why: String,
+        holds: bool,
+    },
+    Trying {
+        since: Duration,
+        pause: Duration,
+        why: String,
+    },
 }
 
 /// How a request has failed.
@@ -72,12 +116,20 @@ pub(super) enum Failure {
     Slow,
     /// It has delivered wrong bytes of a blob.
     Wrong,
+    /// Another server was far faster.
+    Outrun,
 }
 
 impl Circuits {
     /// Those of a process, or of a test.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, known: Arc::default() }
+        Self { clock, known: Arc::default(), notes: None }
+    }
+
+    /// The same, with notes of other processes and for them.
+    #[must_use]
+    pub fn noted(self, notes: Arc<dyn Notes>) -> Self {
+        Self { notes: Some(notes), ..self }
     }
 
     /// Those of this process.
@@ -88,8 +140,17 @@ impl Circuits {
 
     /// The breaker of `server`.
     pub(super) fn of(&self, server: &Origin) -> Circuit {
-        let breaker = Arc::clone(lock(&self.known).entry(server.clone()).or_default());
-        Circuit { clock: Arc::clone(&self.clock), breaker }
+        let notes = self.notes.clone().map(|notes| {
+            let scheme = if server.is_tls() { "https" } else { "http" };
+            (notes, format!("{scheme}://{}", server.host_and_port()))
+        });
+        let noted = || {
+            let text = notes.as_ref().and_then(|(notes, name)| notes.read(name));
+            let note = text.and_then(|text| serde_json::from_slice(&text).ok());
+            Arc::new(Mutex::new(note.map_or_else(Breaker::default, |note| Breaker::noted(note, self.clock.now()))))
+        };
+        let breaker = Arc::clone(lock(&self.known).entry(server.clone()).or_insert_with(noted));
+        Circuit { clock: Arc::clone(&self.clock), breaker, notes }
     }
 }
 
@@ -100,6 +161,20 @@ impl Default for State {
 }
 
 impl Breaker {
+    /// As another process has left it.
+    fn noted(Note { until, pause, why }: Note, now: Duration) -> Self {
+        let (wall, pause) = (unix_time(), Duration::from_secs(pause).clamp(SHORTEST, LONGEST));
+        let left = Duration::from_secs(until.saturating_sub(wall)).min(pause).min(NOTED);
+        let since = Duration::from_secs(wall.saturating_sub(until));
+        if left.is_zero() {
+            let slow = (since < REMEMBERED).then(|| (pause, now.saturating_sub(since)));
+            return Self { slow, ..Self::default() };
+        }
+        let why = super::http::shown(&why);
+        let state = State::Open { until: now + left, pause, why, holds: true };
+        Self { state, slow: Some((pause, now)), ..Self::default() }
+    }
+
     /// Forgets wrong bytes of long ago.
     fn at(&mut self, now: Duration) -> &mut Self {
         if now >= self.wrong.1 + REMEMBERED {
@@ -129,35 +204,65 @@ impl Circuit {
     pub(super) fn succeeded(&self) {
         let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
         let breaker = breaker.at(now);
-        // What it delivers may be wrong as well.
-        let is_open = matches!(breaker.state, State::Open { .. });
-        if !is_open || breaker.wrong.0 < FAILURES {
-            breaker.state = State::default();
+        // What it delivers may be wrong as well, or come slowly.
+        if matches!(breaker.state, State::Open { holds: true, .. }) {
+            return;
         }
+        let before = std::mem::take(&mut breaker.state);
+        if let (State::Open { .. } | State::Trying { .. }, Some((notes, name))) = (before, &self.notes) {
+            notes.write(name, None);
+        }
+    }
+
+    /// Whether the server may be compared with another now; then it is not for a while, unless it fails.
+    pub(super) fn may_be_compared(&self) -> bool {
+        let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
+        let (from, pause) = breaker.comparison;
+        let may = now >= from;
+        if may {
+            let pause = pause.max(COMPARED);
+            breaker.comparison = (now + pause, (pause * 2).min(LONGEST));
+        }
+        may
     }
 
     /// A request has failed; for how long the server is not asked now, if that is new.
     pub(super) fn failed(&self, failure: Failure, why: &str) -> Option<Duration> {
         let (mut breaker, now) = (lock(&self.breaker), self.clock.now());
-        let Breaker { state, wrong } = breaker.at(now);
+        let Breaker { state, wrong, slow, comparison } = breaker.at(now);
         if failure == Failure::Wrong {
             *wrong = (wrong.0.saturating_add(1), now);
         }
         let pause = match state {
             State::Closed { failures } => {
                 *failures = match failure {
-                    Failure::Slow => FAILURES,
+                    Failure::Slow | Failure::Outrun => FAILURES,
                     Failure::Quick => *failures + 1,
                     Failure::Wrong => (*failures + 1).max(wrong.0),
                 };
-                (*failures >= FAILURES).then_some(SHORTEST)?
+                let again = slow.filter(|(_, since)| failure == Failure::Outrun && now < *since + REMEMBERED);
+                let pause = again.map_or(SHORTEST, |(pause, _)| (pause * 2).min(LONGEST));
+                (*failures >= FAILURES).then_some(pause)?
             }
             State::Trying { pause, .. } => (*pause * 2).min(LONGEST),
             // Asked as there was no other.
             State::Open { .. } => return None,
         };
-        *state = State::Open { until: now + pause, pause, why: why.to_owned() };
+        if failure == Failure::Outrun {
+            (*slow, *comparison) = (Some((pause, now)), Default::default());
+        }
+        let holds = failure == Failure::Outrun || wrong.0 >= FAILURES;
+        *state = State::Open { until: now + pause, pause, why: why.to_owned(), holds };
+        if let (Failure::Slow | Failure::Outrun, Some((notes, name))) = (failure, &self.notes) {
+            let note = Note { until: unix_time() + pause.as_secs(), pause: pause.as_secs(), why: why.to_owned() };
+            notes.write(name, Some(&serde_json::to_vec(&note).expect("numbers and text")));
+        }
         Some(pause)
+    }
+
+    /// Whether the server is not asked, and was not tried again yet.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(lock(&self.breaker).state, State::Open { .. })
     }
 
     /// Why the server is not asked, and for how long.
@@ -168,6 +273,10 @@ impl Circuit {
             State::Trying { why, .. } => Some((why.clone(), Duration::ZERO)),
         }
     }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]
@@ -254,6 +363,102 @@ mod tests {
         clock.advance(REMEMBERED);
         circuit.succeeded();
         assert_eq!((wrong(), wrong()), (None, None));
+    }
+
+    #[test]
+    fn what_a_slow_server_delivers_does_not_close_it() {
+        let (clock, circuits) = circuits();
+        let circuit = circuits.of(&origin("https://m.example"));
+        let mut pauses = Vec::new();
+        for _ in 0..3 {
+            pauses.push(circuit.failed(Failure::Outrun, "slow").unwrap().as_secs());
+            circuit.succeeded();
+            assert!(!circuit.admits(), "an earlier request");
+            clock.advance(circuit.open().unwrap().1);
+            assert!(circuit.admits());
+            // It is small.
+            circuit.succeeded();
+            assert!(circuit.admits() && circuit.open().is_none());
+        }
+        assert_eq!(pauses, [15, 30, 60]);
+        clock.advance(REMEMBERED);
+        assert_eq!(circuit.failed(Failure::Outrun, "slow"), Some(SHORTEST));
+    }
+
+    #[test]
+    fn a_server_is_compared_less_and_less_often() {
+        let (clock, circuits) = circuits();
+        let circuit = circuits.of(&origin("https://m.example"));
+        for seconds in [60, 120, 240, 480, 600, 600] {
+            assert!(circuit.may_be_compared() && !circuit.may_be_compared());
+            clock.advance(Duration::from_secs(seconds - 1));
+            assert!(!circuit.may_be_compared());
+            clock.advance(Duration::from_secs(1));
+        }
+        circuit.failed(Failure::Outrun, "slow");
+        assert!(circuit.may_be_compared(), "when it is tried again");
+    }
+
+    #[derive(Debug, Default)]
+    struct InMemory(Mutex<HashMap<String, Vec<u8>>>);
+
+    impl Notes for InMemory {
+        fn read(&self, server: &str) -> Option<Vec<u8>> {
+            lock(&self.0).get(server).cloned()
+        }
+
+        fn write(&self, server: &str, note: Option<&[u8]>) {
+            match note {
+                Some(note) => drop(lock(&self.0).insert(server.to_owned(), note.to_vec())),
+                None => drop(lock(&self.0).remove(server)),
+            }
+        }
+    }
+
+    #[test]
+    fn another_process_does_not_ask_a_slow_server_either() {
+        let (notes, server) = (Arc::new(InMemory::default()), origin("https://m.example"));
+        let process = || {
+            let (clock, circuits) = circuits();
+            (clock, circuits.noted(notes.clone()).of(&server))
+        };
+        let (clock, first) = process();
+        for _ in 0..3 {
+            first.failed(Failure::Quick, "refused");
+        }
+        assert!(process().1.admits(), "what fails at once costs nothing");
+        clock.advance(SHORTEST);
+        assert!(first.admits());
+        first.failed(Failure::Outrun, "slow");
+        let (_, second) = process();
+        assert!(!second.admits());
+        let (why, left) = second.open().unwrap();
+        assert!(why == "slow" && left <= 2 * SHORTEST, "{left:?}");
+        clock.advance(2 * SHORTEST);
+        assert!(first.admits());
+        first.succeeded();
+        assert!(process().1.admits());
+    }
+
+    #[test]
+    fn notes_are_not_trusted() {
+        let notes = Arc::new(InMemory::default());
+        for text in ["", "{}", r#"{"until":18446744073709551615,"pause":18446744073709551615,"why":"x\u001b"}"#] {
+            notes.write("https://m.example:443", Some(text.as_bytes()));
+            let (clock, circuits) = circuits();
+            let circuit = circuits.noted(notes.clone()).of(&origin("https://m.example"));
+            if let Some((why, left)) = circuit.open() {
+                assert!(!why.contains('\u{1b}') && left <= NOTED, "{why} {left:?}");
+            }
+            clock.advance(NOTED);
+            assert!(circuit.admits(), "{text}");
+        }
+        let long_ago = format!(r#"{{"until":{},"pause":30,"why":""}}"#, unix_time() - 100);
+        notes.write("https://m.example:443", Some(long_ago.as_bytes()));
+        let (_, circuits) = circuits();
+        let circuit = circuits.noted(notes).of(&origin("https://m.example"));
+        assert!(circuit.admits());
+        assert_eq!(circuit.failed(Failure::Outrun, "slow"), Some(4 * SHORTEST), "again, and not for the first time");
     }
 
     #[test]

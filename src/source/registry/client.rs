@@ -51,6 +51,8 @@ pub(super) struct Client {
     pub(super) deadlines: Deadlines,
     /// Candidate addresses of the registry, preferred first; the first response settles it.
     pub(super) bases: Vec<Url>,
+    /// The same address with TLS, for a registry on this machine, which is asked without it first.
+    pub(super) twin: Option<Url>,
     pub(super) settled: OnceLock<Url>,
     /// The path before the name of the repository.
     pub(super) root: String,
@@ -186,6 +188,8 @@ impl Client {
         let mut candidates = self.bases.iter();
         let mut base = self.settled.get().or_else(|| candidates.next()).expect("there is a base");
         let mut first_fault = None;
+        let mut twin = self.twin.as_ref().filter(|_| self.settled.get().is_none());
+        let mut is_twin = false;
         let mut shortcut = Shortcut::Take;
         // Another registry, to which this one redirects.
         let mut elsewhere: Option<Url> = None;
@@ -212,6 +216,18 @@ impl Client {
                     self.forget(&ask.thing);
                     elsewhere = None;
                     shortcut = Shortcut::Avoid;
+                    continue;
+                }
+                Err(fault)
+                    if fault.is_garbled()
+                        && let Some(with_tls) = twin.take() =>
+                {
+                    (base, is_twin) = (with_tls, true);
+                    continue;
+                }
+                // It does not speak TLS either.
+                Err(Fault::Connect { .. } | Fault::Broken { .. }) if is_twin && self.settled.get().is_none() => {
+                    (base, is_twin) = (&self.bases[0], false);
                     continue;
                 }
                 Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
@@ -248,6 +264,14 @@ impl Client {
                 }
                 Err(fault) => return Err(self.protocol(ask.what, fault.to_string())),
             };
+            // So servers that speak TLS answer to plain HTTP.
+            if reply.status() == StatusCode::BAD_REQUEST
+                && !matches!(ask.thing, Thing::Blob(_))
+                && let Some(with_tls) = twin.take()
+            {
+                (base, is_twin) = (with_tls, true);
+                continue;
+            }
             // The host that answered the first request is the registry.
             self.settled.get_or_init(|| base.clone());
             let status = reply.status();

@@ -2,12 +2,18 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use reqwest::header::HeaderMap;
 
 use super::RegistrySource;
+use super::client::{Ask, Client, Thing};
 use super::origin::Origin;
+use super::patience::{Tries, Turn};
+use crate::digest::Digest;
+use crate::source::{Outage, SourceError};
 
 /// How a registry is reached.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +35,17 @@ pub struct RateLimit {
     pub remaining: u64,
     /// Length of the window in seconds, if it is told.
     pub seconds: Option<u64>,
+}
+
+/// What a mirror has answered.
+#[derive(Debug)]
+pub struct MirrorAnswer {
+    /// `HOST[:PORT]`.
+    pub host: String,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it cannot be used for the image, if it cannot.
+    pub answer: Result<(), SourceError>,
 }
 
 impl RateLimit {
@@ -75,6 +92,34 @@ impl RegistrySource {
         let mut addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.map(|address| address.ip()).collect();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    /// Asks all mirrors at once for the manifest `digest`, or for what the tag names if it is not known, for at most
+    /// `limit`.
+    pub async fn try_mirrors(&self, digest: Option<&Digest>, limit: Duration) -> Vec<MirrorAnswer> {
+        let digest = digest.map(ToString::to_string);
+        let what = "the image's manifest";
+        let ask = |client: Arc<Client>| {
+            let digest = digest.as_deref();
+            async move {
+                let begun = Instant::now();
+                let thing = digest.map_or(Thing::Root, Thing::Manifest);
+                let ask = Ask { method: Method::HEAD, thing, what, overcomes: 0 };
+                let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
+                tries.turn = Turn::Mirror;
+                let answer = match tokio::time::timeout(limit, client.ask(&ask, &mut tries)).await {
+                    Ok(Ok(reply)) if reply.status().is_success() => Ok(()),
+                    Ok(Ok(mut reply)) => Err(client.refusal(&mut reply, what).await),
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => {
+                        let why = format!("it gave no answer within {} s", limit.as_secs_f32());
+                        Err(client.away(what, why, Outage::Silent))
+                    }
+                };
+                MirrorAnswer { host: client.host.clone(), took: begun.elapsed(), answer }
+            }
+        };
+        futures_util::future::join_all(self.hosts.mirrors().map(ask)).await
     }
 
     /// How the registry was reached so far.

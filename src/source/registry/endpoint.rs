@@ -40,9 +40,12 @@ pub(super) fn client(
     let insecure = insecure || options.insecure;
     let verify = if insecure { Verify::No } else { Verify::Yes };
     let mut deadlines = options.deadlines.clone();
-    deadlines.connect = dial_timeout.unwrap_or(deadlines.connect);
     if role == Role::Mirror {
         // Others are asked instead of waiting for it.
+        deadlines.connect = deadlines.connect.min(deadlines.mirror);
+    }
+    deadlines.connect = dial_timeout.unwrap_or(deadlines.connect);
+    if role == Role::Mirror {
         deadlines.patience = deadlines.late();
     }
     let is_certified = !options.ca.is_empty() || !ca.is_empty() || !clients.is_empty();
@@ -75,6 +78,7 @@ pub(super) fn client(
     let Some(origin) = bases.first().and_then(Origin::of) else {
         return Err(unusable(format!("`{}` is not a host", place.authority.escape_debug())));
     };
+    let twin = place.twin(&bases);
     transport.identities = (!clients.is_empty()).then_some((origin, clients));
     let logins = Logins {
         authfile: options.authfile.clone(),
@@ -93,6 +97,7 @@ pub(super) fn client(
         clock: options.clock.clone(),
         deadlines,
         bases,
+        twin,
         settled: std::sync::OnceLock::new(),
         root: place.root.clone(),
         repository,

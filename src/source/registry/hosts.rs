@@ -2,7 +2,8 @@
 //!
 //! Mirrors come first, in the order in which they are configured, then the registry itself. Each is asked once; whatever is
 //! wrong with its answer, the next one is asked at once, and the reader does not wait. Only when all have failed is there a
-//! pause, as for a registry alone. So an image can be read while any of them has it.
+//! pause, as for a registry alone. So an image can be read while any of them has it. A mirror that is slow is compared with
+//! the next (see `rival`).
 //!
 //! What a mirror sends is verified like everything else. A mirror that lacks a blob, or has sent wrong bytes of it, is not
 //! asked for that blob for a while; one that fails, or sends wrong bytes of several, is not asked for anything (see `circuit`).
@@ -90,6 +91,13 @@ impl Host {
     pub(super) fn new(client: Arc<Client>, abilities: Abilities, circuit: Option<Circuit>) -> Self {
         Self { client, abilities, circuit, received: AtomicU64::new(0) }
     }
+
+    fn serves(&self, need: Need<'_>) -> bool {
+        match need {
+            Need::Resolve => self.abilities.resolve,
+            Need::Pull(_) => self.abilities.pull,
+        }
+    }
 }
 
 impl Hosts {
@@ -108,9 +116,39 @@ impl Hosts {
         self.by.as_deref()
     }
 
+    /// The clients for the mirrors, in order.
+    pub(super) fn mirrors(&self) -> impl Iterator<Item = Arc<Client>> {
+        self.hosts[..self.hosts.len() - 1].iter().map(|host| Arc::clone(&host.client))
+    }
+
     /// Starts asking for something.
     pub(super) fn round<'a>(&'a self, need: Need<'a>) -> Round<'a> {
-        Round { hosts: self, need, next: 0, spare: Vec::new(), asked: None, failures: Vec::new() }
+        self.round_from(need, 0)
+    }
+
+    /// The same without the hosts before `first`.
+    pub(super) fn round_from<'a>(&'a self, need: Need<'a>, first: usize) -> Round<'a> {
+        Round { hosts: self, need, next: first, spare: Vec::new(), asked: None, failures: Vec::new() }
+    }
+
+    /// Whether another host would be asked after the mirror `number`.
+    pub(super) fn has_next(&self, number: usize, need: Need<'_>) -> bool {
+        let is_asked = |(number, host): (usize, &Host)| {
+            host.serves(need)
+                && host.circuit.as_ref().is_none_or(|circuit| circuit.open().is_none())
+                && !self.is_left_out(number, need)
+        };
+        self.hosts.iter().enumerate().skip(number + 1).any(is_asked)
+    }
+
+    /// Whether a mirror has failed, and is not asked.
+    pub(super) fn is_open(&self, number: usize) -> bool {
+        self.hosts[number].circuit.as_ref().is_some_and(Circuit::is_open)
+    }
+
+    /// As [`Circuit::may_be_compared`]; `false` for the registry itself.
+    pub(super) fn may_be_compared(&self, number: usize) -> bool {
+        self.hosts[number].circuit.as_ref().is_some_and(Circuit::may_be_compared)
     }
 
     /// The host that would be asked for a blob first.
@@ -191,7 +229,7 @@ impl Hosts {
         self.hosts.iter().enumerate().map(status).collect()
     }
 
-    fn is_own(&self, number: usize) -> bool {
+    pub(super) fn is_own(&self, number: usize) -> bool {
         number + 1 == self.hosts.len()
     }
 
@@ -202,6 +240,14 @@ impl Hosts {
     fn is_passed_over(&self, number: usize, digest: &Digest) -> bool {
         let until = lock(&self.passed_over).get(&(number, digest.clone())).copied();
         until.is_some_and(|until| self.now() < until)
+    }
+
+    /// Whether a mirror is passed over for what is needed.
+    fn is_left_out(&self, number: usize, need: Need<'_>) -> bool {
+        match need {
+            Need::Pull(digest) => !self.is_own(number) && self.is_passed_over(number, digest),
+            Need::Resolve => false,
+        }
     }
 
     fn pass_over(&self, number: usize, digest: &Digest, time: Duration) {
@@ -233,17 +279,11 @@ impl<'a> Round<'a> {
         while self.next < self.hosts.hosts.len() {
             let number = self.next;
             self.next += 1;
-            let Host { abilities, circuit, .. } = &self.hosts.hosts[number];
-            let (able, digest) = match self.need {
-                Need::Resolve => (abilities.resolve, None),
-                Need::Pull(digest) => (abilities.pull, Some(digest)),
-            };
-            let is_passed_over =
-                || !self.hosts.is_own(number) && digest.is_some_and(|digest| self.hosts.is_passed_over(number, digest));
-            if !able || is_passed_over() {
+            let host = &self.hosts.hosts[number];
+            if !host.serves(self.need) || self.hosts.is_left_out(number, self.need) {
                 continue;
             }
-            if circuit.as_ref().is_none_or(Circuit::admits) {
+            if host.circuit.as_ref().is_none_or(Circuit::admits) {
                 return Some(number);
             }
             self.spare.push(number);
@@ -328,7 +368,7 @@ impl<'a> Round<'a> {
     }
 
     /// The error of the registry itself, with what its mirrors have answered; that of the last mirror if it was not asked.
-    fn error(mut self, what: &str) -> SourceError {
+    pub(super) fn error(mut self, what: &str) -> SourceError {
         let own = self.failures.iter().position(|(number, _)| self.hosts.is_own(*number));
         let main = own.unwrap_or(self.failures.len().saturating_sub(1));
         if self.failures.is_empty() {

@@ -203,6 +203,11 @@ impl Fault {
         matches!(self, Self::Silent { .. } | Self::Stalled { .. } | Self::Abandoned { .. })
     }
 
+    /// Whether the answer is not HTTP, as that of a server which expects TLS.
+    pub(super) fn is_garbled(&self) -> bool {
+        matches!(self, Self::Broken { why, .. } if why.starts_with("invalid HTTP"))
+    }
+
     /// Whether the same request may succeed later.
     pub(super) fn is_passing(&self) -> bool {
         match self {

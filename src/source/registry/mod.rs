@@ -14,6 +14,7 @@
 //! | `access` | handling of refusals |
 //! | `mirrors` | which servers are asked, by options and files |
 //! | `hosts`, `circuit` | asking them in turn, and which are not asked as they have failed |
+//! | `rival` | leaving those that are slow |
 //! | `endpoint` | a client for each server |
 //! | `client` | from a request to one server to its final response |
 //! | `encoding` | documents compressed in transit |
@@ -45,6 +46,7 @@ mod push;
 mod ranges;
 mod referrers;
 mod refusals;
+mod rival;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod scripted;
@@ -78,6 +80,7 @@ use self::mirrors::{Mirrors, Route};
 use self::origin::Origin;
 use self::patience::{Subject, Tries};
 use self::ranges::decimal;
+use self::rival::Question;
 use super::outage::Outages;
 use super::{BlobSource, BoxFuture, ByteStream, CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Descriptor, MediaType};
@@ -87,8 +90,8 @@ use crate::reference::RegistryName;
 use crate::trust::{Mismatch, Untrusted};
 
 pub use self::auth::Rights;
-pub use self::circuit::Circuits;
-pub use self::contact::{Contact, RateLimit};
+pub use self::circuit::{Circuits, Notes};
+pub use self::contact::{Contact, MirrorAnswer, RateLimit};
 pub use self::credentials::{Secret, Surroundings};
 pub use self::hosts::HostStatus;
 pub use self::http::Content;
@@ -242,30 +245,9 @@ impl RegistrySource {
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
         // The caller may have a fallback, such as a cached answer, so the time limit is short.
         let mut tries = self.tries().within(HEAD_PATIENCE);
-        let mut round = self.hosts.round(self.need_of_root());
-        let mut unusable = false;
-        loop {
-            let Some((number, host)) = round.next(&mut tries) else {
-                if unusable {
-                    return Ok(None);
-                }
-                round = round.again(&what, &mut tries).await?;
-                continue;
-            };
-            let ask = Ask { method: Method::HEAD, thing: Thing::Root, what: &what, overcomes: u32::MAX };
-            match host.client.ask(&ask, &mut tries).await {
-                Ok(reply) => match self.described(&reply) {
-                    Some(descriptor) => {
-                        self.hosts.succeeded(number);
-                        return Ok(Some(descriptor));
-                    }
-                    // It may not support HEAD; if it does, only GET returns the reason.
-                    None if self.hosts.is_alone() => return Ok(None),
-                    None => unusable = true,
-                },
-                Err(error) => round.failed(error, &mut tries)?,
-            }
-        }
+        let question = HeadOfRoot { source: self, what: &what };
+        let answer = self.hosts.ask(&question, (&what, self.need_of_root()), &mut tries).await?;
+        Ok(answer.map(|(_, descriptor)| descriptor))
     }
 
     /// What a response to HEAD says of the manifest.
@@ -370,39 +352,79 @@ impl RegistrySource {
 
     /// A document of at most `limit` bytes, decoded if that makes it `right`, from the first host whose answer passes
     /// `check`.
-    async fn document<T>(
+    async fn document<T: Send>(
         &self,
         thing: Thing<'_>,
         (what, need): (&str, Need<'_>),
         limit: u64,
-        right: impl Fn(&Reply, &[u8]) -> bool,
-        check: impl Fn(&Client, Reply, Bytes) -> Result<T, SourceError>,
+        right: impl Fn(&Reply, &[u8]) -> bool + Sync,
+        check: impl Fn(&Client, Reply, Bytes) -> Result<T, SourceError> + Sync,
     ) -> Result<T, SourceError> {
         let _permit = self.client.short.acquire().await.expect("the queues are never closed");
-        let mut tries = self.tries();
-        let mut round = self.hosts.round(need);
-        loop {
-            let Some((number, host)) = round.next(&mut tries) else {
-                round = round.again(what, &mut tries).await?;
-                continue;
-            };
-            let got = host.client.document(thing, what, limit, &right, &mut tries).await;
-            let size = got.as_ref().map_or(0, |(_, body)| body.len() as u64);
-            match got.and_then(|(reply, body)| check(&host.client, reply, body)) {
-                Ok(checked) => {
-                    self.hosts.succeeded(number);
-                    if let Need::Pull(digest) = need {
-                        self.hosts.received(number, digest, size);
-                    }
-                    return Ok(checked);
-                }
-                Err(error) => round.failed(error, &mut tries)?,
-            }
+        let question = Document { thing, what, limit, right, check };
+        let answer = self.hosts.ask(&question, (what, need), &mut self.tries()).await?;
+        let (number, (checked, size)) = answer.expect("every document says something");
+        if let Need::Pull(digest) = need {
+            self.hosts.received(number, digest, size);
         }
+        Ok(checked)
     }
 
     fn tries(&self) -> Tries {
         Tries::new(self.client.clock.clone(), &self.client.deadlines)
+    }
+}
+
+/// What HEAD says of the manifest that the image's name refers to.
+struct HeadOfRoot<'s> {
+    source: &'s RegistrySource,
+    what: &'s str,
+}
+
+impl Question for HeadOfRoot<'_> {
+    type Answer = Descriptor;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a Client,
+        tries: &'a mut Tries,
+    ) -> BoxFuture<'a, Result<Option<Descriptor>, SourceError>> {
+        Box::pin(async move {
+            let ask = Ask { method: Method::HEAD, thing: Thing::Root, what: self.what, overcomes: u32::MAX };
+            // It may not support HEAD; if it does, only GET returns the reason.
+            Ok(self.source.described(&client.ask(&ask, tries).await?))
+        })
+    }
+}
+
+/// See [`RegistrySource::document`].
+struct Document<'s, R, C> {
+    thing: Thing<'s>,
+    what: &'s str,
+    limit: u64,
+    right: R,
+    check: C,
+}
+
+impl<T, R, C> Question for Document<'_, R, C>
+where
+    T: Send,
+    R: Fn(&Reply, &[u8]) -> bool + Sync,
+    C: Fn(&Client, Reply, Bytes) -> Result<T, SourceError> + Sync,
+{
+    /// With the size of the document.
+    type Answer = (T, u64);
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a Client,
+        tries: &'a mut Tries,
+    ) -> BoxFuture<'a, Result<Option<(T, u64)>, SourceError>> {
+        Box::pin(async move {
+            let (reply, body) = client.document(self.thing, self.what, self.limit, &self.right, tries).await?;
+            let size = body.len() as u64;
+            Ok(Some(((self.check)(client, reply, body)?, size)))
+        })
     }
 }
 

@@ -71,6 +71,9 @@ pub struct Deadlines {
     pub retry_after: Duration,
     /// For one request with all its retries, and for a late response.
     pub patience: Duration,
+    /// From a request to a mirror to its response; then the next server is asked as well, and the first response counts.
+    /// Also the limit for establishing a connection to it, and the time over which its throughput is measured.
+    pub mirror: Duration,
     /// For a credential helper.
     pub helper: Duration,
 }
@@ -84,6 +87,7 @@ impl Default for Deadlines {
             least_progress: 20 << 10,
             retry_after: Duration::from_secs(10),
             patience: Duration::from_secs(60),
+            mirror: Duration::from_secs(3),
             helper: Duration::from_secs(10),
         }
     }
@@ -169,6 +173,14 @@ impl Tries {
     pub(super) fn within(self, patience: Duration) -> Self {
         let patience = patience.min(self.patience);
         Self { patience, end: self.end.min(self.clock.now().saturating_add(patience)), ..self }
+    }
+
+    /// Those of a request that is made at the same time, of the next server.
+    pub(super) fn beside(&self) -> Self {
+        let Self { clock, cap, patience, end, .. } = self;
+        let (clock, failed, turn) = (Arc::clone(clock), 0, Turn::Alone);
+        let (cap, patience, end) = (*cap, *patience, *end);
+        Self { clock, cap, patience, end, failed, place: None, failing: None, timer: None, turn, left: None }
     }
 
     /// How often it was tried, as messages end.

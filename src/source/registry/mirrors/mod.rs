@@ -236,6 +236,12 @@ impl Place {
         }
     }
 
+    /// Where it may speak TLS, if it is asked without at first, as its scheme is a guess.
+    pub(super) fn twin(&self, bases: &[Url]) -> Option<Url> {
+        let is_guess = self.scheme == Scheme::Guess && bases.iter().all(|base| base.scheme() == "http");
+        is_guess.then(|| Url::parse(&format!("https://{}/", self.authority)).ok()).flatten()
+    }
+
     /// As credentials for it are named.
     pub(super) fn login_host(&self) -> String {
         if self.authority == HUB_SERVER { DOCKER_HUB.to_owned() } else { self.authority.clone() }

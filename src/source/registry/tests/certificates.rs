@@ -134,6 +134,25 @@ fn told(result: Result<(), SourceError>) -> (String, Option<&'static str>) {
     }
 }
 
+/// As docker does; podman needs no hint, as it always asks with TLS.
+#[tokio::test]
+async fn a_registry_of_this_machine_is_asked_with_tls_if_it_has_it() {
+    let Some(keys) = Keys::new() else { return };
+    keys.own("server", P256, &format!("-addext {SAN}"));
+    let server = keys.registry("server", None);
+    let asked = |options: &mut RegistryOptions| options.certs_dirs.clear();
+    let (why, hint) = told(keys.ask(&server, "").with("127.0.0.1", asked).await);
+    assert!(why.contains("certificate"), "{why}");
+    assert!(hint.unwrap().contains("--ca"), "{hint:?}");
+    assert_eq!(server.requests().len(), 0, "nothing was sent that it can read");
+    // Without TLS, an answer of this kind is what it is.
+    let plain = Scripted::start(|_| Response::new(400, &[], "no"));
+    match keys.ask(&plain, "").with("127.0.0.1", asked).await {
+        Err(SourceError::Protocol { why, .. }) => assert!(why.contains("400"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// As the documentation of registries and of Docker recommends; the file is both certificate and root.
 #[tokio::test]
 async fn a_trusted_certificate_is_accepted_as_itself() {

@@ -353,3 +353,146 @@ async fn a_mount_waits_for_whichever_is_back_first() {
     assert_eq!(read(&bench, &blob(&content()), 3..9).await.unwrap(), content()[3..9]);
     assert!(!bench.clock.pauses().is_empty());
 }
+
+/// A source that looks for a faster host after this time; another one is far faster if it takes a third of it.
+fn impatient(mirror: &Scripted, own: &Scripted, millis: u64) -> Bench {
+    mirrored(&[mirror.address], own.address, |options| options.deadlines.mirror = Duration::from_millis(millis))
+}
+
+/// A response that begins and does not go on.
+fn stuck(request: &Request) -> Response {
+    let (first, last) = request.range().unwrap_or((0, 199_999));
+    let range = format!("bytes {first}-{last}/200000");
+    let length = (last + 1 - first).to_string();
+    let part = &content()[first..last.min(first + 1000)];
+    Response::head(206, &[("Content-Range", &range), ("Content-Length", &length)]).and(part).then_hang()
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_slow_is_left_for_the_next() {
+    let (mirror, own) = (Scripted::start(stuck), complete());
+    let bench = impatient(&mirror, &own, 800);
+    for _ in 0..3 {
+        assert_eq!(read(&bench, &blob(&content()), 10..200_000).await.unwrap(), content()[10..]);
+    }
+    assert_eq!(mirror.requests().len(), 1);
+    let asked: Vec<_> = own.requests().iter().filter_map(Request::range).collect();
+    assert_eq!(asked[..2], [(1010, 1009 + (16 << 10)), (1010 + (16 << 10), 199_999)]);
+    assert_eq!(asked.len(), 4);
+    let hosts = bench.source.hosts();
+    let told = hosts[0].passed_over.clone().unwrap();
+    let wanted = format!("and {} sent 16384 bytes in ", own.address);
+    assert!(told.starts_with("not asked for 15 s: it is slow: 1000 bytes in ") && told.contains(&wanted), "{told}");
+    assert_eq!((hosts[0].received_bytes, hosts[1].received_bytes), (1000, 3 * 199_990 - 1000));
+}
+
+#[tokio::test]
+async fn a_mirror_that_does_not_answer_is_not_waited_for() {
+    for what in ["a tag", "a manifest", "a blob"] {
+        let (mirror, own) = (Scripted::start(|_| Response::nothing().then_hang()), complete());
+        let bench = impatient(&mirror, &own, 800);
+        for _ in 0..3 {
+            match what {
+                "a tag" => drop(bench.source.head().await.unwrap()),
+                "a manifest" => manifest(&bench).await.unwrap(),
+                _ => assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content()),
+            }
+        }
+        assert_eq!(mirror.requests().len(), 1, "{what}");
+        let told = bench.source.hosts()[0].passed_over.clone().unwrap();
+        assert!(told.starts_with("not asked for 15 s: it "), "{what}: {told}");
+        assert_eq!(bench.clock.pauses(), []);
+    }
+}
+
+/// A response that goes on when `own` was asked, too.
+fn slow_until_compared(compared: std::sync::mpsc::Receiver<()>, begins: bool) -> Scripted {
+    let compared = Arc::new(Mutex::new(compared));
+    Scripted::start(move |request| {
+        let compared = compared.clone();
+        // Once: later requests are answered at once.
+        serve(request, &content()).held(begins, move || {
+            let _ = compared.lock().unwrap().recv();
+        })
+    })
+}
+
+/// On a slow link, or with a registry that is away.
+#[tokio::test]
+async fn a_slow_mirror_is_kept_when_the_next_is_no_faster() {
+    for hangs_up in [false, true] {
+        for begins in [false, true] {
+            let (told, compared) = std::sync::mpsc::sync_channel(1);
+            let told = Mutex::new(Some(told));
+            let own = Scripted::start(move |_| {
+                let nothing = Response::nothing();
+                told.lock().unwrap().take();
+                if hangs_up { nothing.then_hang_up() } else { nothing.then_hang() }
+            });
+            let mirror = slow_until_compared(compared, begins);
+            let bench = impatient(&mirror, &own, 20);
+            for _ in 0..3 {
+                assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content());
+            }
+            assert_eq!((mirror.requests().len(), own.requests().len()), (3, 1), "it is compared once");
+            assert!(bench.source.hosts()[0].passed_over.is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_of_a_mirror_counts_if_it_comes_first() {
+    let (told, compared) = std::sync::mpsc::sync_channel::<()>(1);
+    let told = Mutex::new(Some(told));
+    let own = Scripted::start(move |_| {
+        told.lock().unwrap().take();
+        Response::nothing().then_hang()
+    });
+    let compared = Mutex::new(compared);
+    let mirror = Scripted::start(move |_| {
+        let _ = compared.lock().unwrap().recv();
+        Response::new(200, &[("Content-Type", OCI)], MANIFEST)
+    });
+    let bench = impatient(&mirror, &own, 20);
+    manifest(&bench).await.unwrap();
+    assert_eq!((mirror.requests().len(), own.requests().len()), (1, 1));
+    assert!(bench.source.hosts()[0].passed_over.is_none());
+}
+
+/// As where the connection could not be made.
+#[tokio::test]
+async fn a_mirror_that_fails_while_the_next_is_asked_is_left() {
+    let (told, compared) = std::sync::mpsc::sync_channel::<()>(1);
+    let told = Mutex::new(Some(told));
+    let own = Scripted::start(move |_| {
+        told.lock().unwrap().take();
+        Response::new(200, &[("Content-Type", OCI)], MANIFEST)
+    });
+    let compared = Mutex::new(compared);
+    let mirror = Scripted::start(move |_| {
+        let _ = compared.lock().unwrap().recv();
+        Response::nothing().then_hang_up()
+    });
+    let bench = impatient(&mirror, &own, 20);
+    for _ in 0..3 {
+        manifest(&bench).await.unwrap();
+    }
+    assert_eq!((mirror.requests().len(), own.requests().len()), (1, 3));
+    assert!(bench.source.hosts()[0].passed_over.is_some());
+}
+
+#[tokio::test]
+async fn an_error_names_the_mirror_whose_body_broke() {
+    let mirror = Scripted::start(|request| {
+        let (first, _) = request.range().unwrap_or_default();
+        let range = format!("bytes {first}-199999/200000");
+        let length = (200_000 - first).to_string();
+        let labels = [("Content-Range", &*range), ("Content-Length", &*length)];
+        Response::head(206, &labels).and(&content()[first..=first]).then_hang_up()
+    });
+    let bench = mirrored(&[mirror.address], nowhere(), |_| {});
+    let Err(SourceError::Unreachable { place, .. }) = read(&bench, &blob(&content()), 0..200_000).await else {
+        panic!("it is away")
+    };
+    assert_eq!(place, mirror.address.to_string());
+}
