@@ -1,14 +1,15 @@
 //! A small HTTP server for what a process shows of itself: metrics, and the page of `peelfs web`.
 //!
-//! It answers GET and HEAD, reads no bodies, and holds few connections. A web page of another site that a user has open
-//! must not get at it: on loopback, a request is refused unless its `Host` is an address or name of loopback, since a name
-//! of that site may have been made to lead there (DNS rebinding).
+//! It answers GET and HEAD, reads no bodies, and holds few connections; those that send nothing make room for others. A web
+//! page of another site that a user has open must not get at it: on loopback, a request is refused unless its `Host` is an
+//! address or name of loopback, since a name of that site may have been made to lead there (DNS rebinding).
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,8 +19,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+
+use crate::sync::lock;
 
 pub use hyper::http::request::Parts;
 pub use hyper::{StatusCode, header};
@@ -83,9 +85,8 @@ pub fn not_found() -> Response {
 }
 
 async fn serve(listener: TcpListener, own: SocketAddr, handler: Handler) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open = Connections::default();
     loop {
-        let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -94,17 +95,68 @@ async fn serve(listener: TcpListener, own: SocketAddr, handler: Handler) {
                 continue;
             }
         };
-        let handler = Arc::clone(&handler);
-        tokio::spawn(async move {
-            let answer = service_fn(move |request| answer(request, own, Arc::clone(&handler)));
+        open.make_room().await;
+        let (handler, state) = (Arc::clone(&handler), Arc::new(Mutex::new(State::New)));
+        let of = Arc::clone(&state);
+        let serving = tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let (handler, of) = (Arc::clone(&handler), Arc::clone(&of));
+                async move {
+                    *lock(&of) = State::Busy;
+                    let answer = answer(request, own, handler).await;
+                    *lock(&of) = State::Answered(Instant::now());
+                    answer
+                }
+            });
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES);
             let served = http.serve_connection(TokioIo::new(stream), answer);
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIVES, served).await {
                 tracing::debug!(%error, "a connection has failed");
             }
-            drop(room);
         });
+        open.0.push_back((state, serving.abort_handle()));
+    }
+}
+
+/// Open connections, the oldest first. They end when this is dropped.
+#[derive(Default)]
+struct Connections(VecDeque<(Arc<Mutex<State>>, AbortHandle)>);
+
+/// What a connection does.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// It has sent no request yet.
+    New,
+    /// Its request is being answered.
+    Busy,
+    /// It was answered; the response may still be on its way.
+    Answered(Instant),
+}
+
+impl Connections {
+    /// Makes room for one more. Those that keep connections open and send nothing must not keep others out.
+    async fn make_room(&mut self) {
+        loop {
+            self.0.retain(|(_, serving)| !serving.is_finished());
+            if self.0.len() < CONNECTIONS {
+                return;
+            }
+            let states: Vec<State> = self.0.iter().map(|(state, _)| *lock(state)).collect();
+            let is_new = |state: &State| matches!(state, State::New);
+            let is_idle = |state: &State| matches!(state, State::Answered(at) if at.elapsed() >= SENT_WITHIN);
+            let idle = states.iter().position(is_new).or_else(|| states.iter().position(is_idle));
+            match idle.and_then(|at| self.0.remove(at)) {
+                Some((_, serving)) => serving.abort(),
+                None => tokio::time::sleep(BREATH).await,
+            }
+        }
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(_, serving)| serving.abort());
     }
 }
 
@@ -145,7 +197,7 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write `PORT`, for loopback, or `ADDRESS:PORT`, as in `127.0.0.1:9464`".to_owned())
 }
 
-/// Limit of connections; further ones wait.
+/// Limit of connections; a further one takes the place of the oldest that has sent no request, or has nothing to do.
 const CONNECTIONS: usize = 32;
 /// Time limit for the head of a request.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
@@ -153,12 +205,49 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const HEAD_BYTES: usize = 16 << 10;
 /// Time limit for a connection; clients open another one.
 const CONNECTION_LIVES: Duration = Duration::from_secs(600);
+/// After this time, a response has been sent, and its connection is idle.
+const SENT_WITHIN: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::io::{Read as _, Write as _};
+
     use super::*;
+
+    /// As curl does it, on a connection of its own.
+    fn get(address: SocketAddr) -> String {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn connections_that_send_nothing_make_room_for_others() {
+        let handler: Handler = Arc::new(|_| plain(StatusCode::OK, "here"));
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), handler).await.unwrap();
+        let address = server.address();
+        let asked = tokio::task::spawn_blocking(move || {
+            let half_open = |number: usize| {
+                let mut stream = std::net::TcpStream::connect(address).unwrap();
+                if number.is_multiple_of(2) {
+                    stream.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
+                }
+                stream
+            };
+            let open: Vec<_> = (0..4 * CONNECTIONS).map(half_open).collect();
+            let begun = Instant::now();
+            let answers = [(); 3].map(|()| get(address));
+            drop(open);
+            (answers, begun.elapsed())
+        });
+        let (answers, took) = asked.await.unwrap();
+        assert!(answers.iter().all(|answer| answer.ends_with("here\n")), "{answers:?}");
+        assert!(took < HEAD_WITHIN, "{took:?}");
+    }
 
     #[test]
     fn only_names_of_loopback_are_taken_for_it() {
