@@ -102,7 +102,7 @@ pub(crate) enum Command {
     Cache(CacheArgs),
     /// Push, export and import the layer indexes of an image
     Index(IndexArgs),
-    /// Export and import the start-up profiles of an image: what its runs read first
+    /// Export, import and forget what runs of an image read first: its start-up profiles
     Profile(ProfileArgs),
     /// Show images to podman, buildah and CRI-O without pulling them
     Store(StoreArgs),
@@ -750,7 +750,22 @@ pub(crate) enum IndexCommand {
 pub(crate) struct ProfileArgs {
     /// What to do
     #[command(subcommand)]
-    pub command: CarryCommand,
+    pub command: ProfileCommand,
+}
+
+/// `peelfs profile`: its commands.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "a process makes one")]
+pub(crate) enum ProfileCommand {
+    /// Remove what the runs of an image have read from the cache
+    Forget {
+        /// Which image.
+        #[command(flatten)]
+        image: ImageArgs,
+    },
+    /// Commands that `peelfs index` has, too.
+    #[command(flatten)]
+    Carry(CarryCommand),
 }
 
 /// Commands that `peelfs index` and `peelfs profile` share.

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::args::{CarryCommand, ImageArgs, IndexCommand};
+use super::args::{CarryCommand, ImageArgs, IndexCommand, ProfileCommand};
 use super::progress::{Counted, Meter, above};
 use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
@@ -93,7 +93,26 @@ fn index_file(command: &CarryCommand) -> Result<(), Report> {
     }
 }
 
-pub(super) fn profile(command: &CarryCommand) -> Result<(), Report> {
+pub(super) fn profile(command: &ProfileCommand) -> Result<(), Report> {
+    match command {
+        ProfileCommand::Forget { image } => forget(image),
+        ProfileCommand::Carry(command) => profile_file(command),
+    }
+}
+
+/// Removes the runs of an image.
+fn forget(image: &ImageArgs) -> Result<(), Report> {
+    let image = specs::image(image)?;
+    let runtime = process::runtime(process::Purpose::Reading)?;
+    let opened = runtime.block_on(open::open_in_cache(&image, &open::shared_layers(&image.cache)?))?;
+    let forgotten = content::forget_profiles(&opened.store, &opened.plan.manifest.digest, &opened.plan.layers)?;
+    match forgotten {
+        0 => say(&format!("no run of {} has been recorded", opened.reference)),
+        layers => say(&format!("forgot the profiles of {}", text::count(layers as u64, "layer"))),
+    }
+}
+
+fn profile_file(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
             let opened =

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::layer::{IndexError, LayerIndex};
-use crate::predict::ProfileRun;
+use crate::offsets::DecodedOffset;
+use crate::predict::{Lesson, ProfileRun};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
@@ -19,13 +20,15 @@ pub(super) struct Demand {
     /// mount.
     first: Mutex<Vec<(u32, SpanId)>>,
     has_profile: AtomicBool,
+    /// What this mount has not read is counted once.
+    aged: AtomicBool,
 }
 
 impl Demand {
     /// No demand yet, for a layer of `spans` spans.
     pub(super) fn new(spans: u32) -> Self {
         let marks = (0..spans).map(|_| AtomicU8::new(0)).collect();
-        Self { marks, first: Mutex::default(), has_profile: AtomicBool::new(false) }
+        Self { marks, first: Mutex::default(), has_profile: AtomicBool::new(false), aged: AtomicBool::new(false) }
     }
 
     /// Records spans as read and returns those that are new. `start` returns the age of the mount if it is still
@@ -62,26 +65,36 @@ impl Demand {
         self.has_profile.load(Ordering::Relaxed)
     }
 
-    /// The start-up reads so far as a run of `image`, appended to the `known` run. `None` if there are none, or, with
-    /// `only_new`, none that `known` lacks.
+    /// When spans were first read during start-up, in milliseconds since the mount.
+    pub(super) fn times(&self) -> Vec<u32> {
+        lock(&self.first).iter().map(|(at, _)| *at).collect()
+    }
+
+    /// The `lesson` of the start-up reads so far, added to the `known` run of `image`. `None` if there are none, or, with
+    /// `only_new`, none that change it.
     pub(super) fn run(
         &self,
         index: &LayerIndex,
         image: &Digest,
         known: Option<ProfileRun>,
-        only_new: bool,
+        (lesson, only_new): (Lesson, bool),
     ) -> Result<Option<ProfileRun>, IndexError> {
-        let mut run = known.unwrap_or_else(|| ProfileRun { image: image.clone(), wanted: Vec::new() });
-        let before = run.wanted.len();
+        let mut run = known.clone().unwrap_or_else(|| ProfileRun::new(image.clone(), Vec::new()));
+        let mut first = lock(&self.first).clone();
+        first.retain(|(at, _)| lesson.covers(*at));
+        let read: HashSet<SpanId> = first.iter().map(|(_, span)| *span).collect();
+        if lesson.ages && !self.aged.swap(true, Ordering::Relaxed) {
+            run.age(|offset| index.span_at(DecodedOffset(offset)).is_ok_and(|span| read.contains(&span)));
+        }
         let told: HashSet<SpanId> = run.spans(index)?.into_iter().map(|(_, span)| span).collect();
-        let first = lock(&self.first).clone();
         let some = !first.is_empty() && !only_new;
         for (at, span) in first {
             if !told.contains(&span) {
                 run.wanted.push((at, index.span(span)?.decoded.start.0));
             }
         }
-        Ok((some || run.wanted.len() > before).then_some(run))
+        let is_changed = known.map_or(!run.wanted.is_empty(), |known| known != run);
+        Ok((some || is_changed).then_some(run))
     }
 }
 

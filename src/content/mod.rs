@@ -75,7 +75,7 @@ pub use pass::{FirstPass, Means, Others, PassError, PassProgress};
 pub use pass_schedule::{PassScheduler, ScheduledPass, passes_at_once};
 pub use passthrough_copy::PassthroughCopyError;
 pub use prefetch::{keep_profiles, prefetch};
-pub use profiles::{Profiles, keep_profile, load_profile};
+pub use profiles::{Profiles, forget_profiles, keep_profile, load_profile};
 pub use pushed::PushedIndexes;
 pub use pushed_error::PushedError;
 pub use reader::{LayerReader, Local, Missing};

@@ -14,7 +14,7 @@ use super::reader::LayerReader;
 use crate::digest::Digest;
 use crate::layer::Format;
 use crate::layer::foreign::estargz;
-use crate::predict::{Layout as _, Pace, Priority, Profile, Replay};
+use crate::predict::{Layout as _, Lesson, Pace, Priority, Profile, ProfileRun, Replay};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
@@ -39,13 +39,21 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
 
 /// Stores the start-up reads of `image` for its next mount.
 pub fn keep_profiles(image: &Digest, layers: &[Arc<LayerReader>]) {
-    for reader in layers {
+    let known_of = |reader: &LayerReader| {
         let (name, store) = (profile_name_of(reader.index()), &reader.layer.store);
-        let known = load_profile(store, name).map_or(Vec::new(), |profile| profile.runs);
+        load_profile(store, name).map_or(Vec::new(), |profile| profile.runs)
+    };
+    let mut all: Vec<_> = layers.iter().map(|reader| (reader, known_of(reader))).collect();
+    let own = |runs: &[ProfileRun]| runs.iter().find(|run| run.image == *image).map_or(0, |run| run.wanted.len());
+    let known = all.iter().map(|(_, runs)| own(runs)).sum();
+    let spans = all.iter().map(|(reader, _)| reader.index().span_count() as usize).sum();
+    let lesson = Lesson::of(all.iter().flat_map(|(reader, _)| reader.times()).collect(), spans, known);
+    for (reader, known) in all.drain(..) {
+        let (name, store) = (profile_name_of(reader.index()), &reader.layer.store);
         // A run that adds nothing still becomes the most recent one.
         let is_first = known.first().is_some_and(|run| run.image == *image);
         let known = known.into_iter().find(|run| run.image == *image);
-        match reader.run(image, known, is_first) {
+        match reader.run(image, known, (lesson, is_first)) {
             Ok(None) => {}
             Ok(Some(run)) => {
                 if let Err(error) = keep_profile(store, Profile::new(name.blob, name.diff_id, vec![run])) {

@@ -23,6 +23,27 @@ pub fn keep_profile(store: &Store, profile: Profile) -> Result<(), StoreError> {
     store.keep_profile(&layer, &profile.and_known(known).into_text(PROFILE_LIMIT))
 }
 
+/// Removes the runs of the image with the manifest `image` from the profiles of its layers; returns how many there were.
+///
+/// # Errors
+/// [`StoreError::Io`]
+pub fn forget_profiles<'a>(
+    store: &Store,
+    image: &Digest,
+    layers: impl IntoIterator<Item = &'a LayerRef>,
+) -> Result<usize, StoreError> {
+    let mut forgotten = 0;
+    for layer in layers {
+        let layer = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
+        let Some(mut profile) = load_profile(store, layer) else { continue };
+        if profile.forget(image) {
+            forgotten += 1;
+            store.keep_profile(layer.blob, &profile.into_text(PROFILE_LIMIT))?;
+        }
+    }
+    Ok(forgotten)
+}
+
 /// The profiles of an image's layers, as they are carried to other machines.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Profiles {

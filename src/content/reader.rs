@@ -20,7 +20,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::offsets::DecodedOffset;
-use crate::predict::{Piece, PlaceInFile, Priority, ProfileRun};
+use crate::predict::{Lesson, Piece, PlaceInFile, Priority, ProfileRun};
 use crate::source::BlobSource;
 use crate::span::{SpanId, SpanRange};
 
@@ -277,14 +277,19 @@ impl LayerReader {
         self.scheduler.speculate(bytes, priority, cause).await;
     }
 
+    /// When spans were first read during start-up, in milliseconds since the mount.
+    pub(super) fn times(&self) -> Vec<u32> {
+        self.scheduler.demand.times()
+    }
+
     /// The reads of `image` so far, as a run for its profile; see [`Demand::run`](super::demand::Demand::run).
     pub(super) fn run(
         &self,
         image: &Digest,
         known: Option<ProfileRun>,
-        only_new: bool,
+        lesson: (Lesson, bool),
     ) -> Result<Option<ProfileRun>, ReadError> {
-        let run = self.scheduler.demand.run(self.index(), image, known, only_new);
+        let run = self.scheduler.demand.run(self.index(), image, known, lesson);
         run.map_err(|cause| self.layer.index_error(cause))
     }
 }

@@ -165,7 +165,7 @@ impl Maker<'_> {
         let ranges = ranges.iter().map(|(first, last)| *first..=(*last).min(index.span_count().saturating_sub(1)));
         let spans = ranges.flatten().take(index.span_count() as usize).map(SpanId);
         let wanted = spans.filter_map(|span| index.span(span).ok()).map(|span| (0, span.decoded.start.0)).collect();
-        let profile = Profile::new(name.blob, name.diff_id, vec![ProfileRun { image, wanted }]);
+        let profile = Profile::new(name.blob, name.diff_id, vec![ProfileRun::new(image, wanted)]);
         if let Err(error) = keep_profile(store, profile) {
             store.cannot_keep("a profile", &error);
         }

@@ -31,7 +31,7 @@ pub mod siblings;
 pub use event::{Event, Found, Piece, PlaceInFile, Priority, Speculation, StreamId, Suggestion, Urgency};
 pub use layout::{Layout, REQUEST};
 pub use pace::Pace;
-pub use profile::{Profile, ProfileRun};
+pub use profile::{Lesson, Profile, ProfileRun};
 pub use readahead::ReadAhead;
 pub use replay::Replay;
 pub use siblings::{Group, Siblings};

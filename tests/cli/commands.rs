@@ -87,7 +87,7 @@ fn help_fits_on_a_screen() {
       verify-image  Check whether an image is signed; also a verifier for containerd and peelfs
       cache         Show, verify and prune the cache
       index         Push, export and import the layer indexes of an image
-      profile       Export and import the start-up profiles of an image: what its runs read first
+      profile       Export, import and forget what runs of an image read first: its start-up profiles
       store         Show images to podman, buildah and CRI-O without pulling them
       status        Show mounts and their progress
       top           Watch what mounts fetch and why, and which programs wait

@@ -283,6 +283,23 @@ fn a_profile_is_replayed_before_the_first_read() {
 }
 
 #[test]
+fn a_profile_is_forgotten_on_request() {
+    if cannot_mount() {
+        return;
+    }
+    let (_registry, reference) = serve(&image(Packing::GZIP));
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &reference, &["--wait"]);
+    read(&at, &["17"]);
+    at.unmount();
+    assert_eq!(run(&sandbox, &["profile", "forget", &reference]), "forgot the profiles of 1 layer\n");
+    let none = format!("no run of {reference} has been recorded");
+    assert_eq!(run(&sandbox, &["profile", "forget", &reference]), format!("{none}\n"));
+    let exported = sandbox.run(["profile", "export", &reference, "-"]);
+    assert!(!exported.status.success() && said(&exported).contains(&none), "{}", said(&exported));
+}
+
+#[test]
 fn images_that_share_a_layer_have_profiles_of_their_own() {
     if cannot_mount() {
         return;
@@ -422,7 +439,7 @@ fn what_an_ended_mount_was_to_fetch_others_fetch_at_once() {
     let store = || Arc::new(Store::open(&dir.path().join("cache"), None).unwrap());
     drop(learnt(&image, &dir.path().join("cache")));
     let wanted = (0..48).map(|quarter| (0, quarter * (256 << 10))).collect();
-    let run = ProfileRun { image: image.root().digest.clone(), wanted };
+    let run = ProfileRun::new(image.root().digest.clone(), wanted);
     keep_profile(&store(), profile_of(&image, run)).unwrap();
     runtime().block_on(async {
         let silent = MemorySource::new(&image);
@@ -723,7 +740,7 @@ fn where_a_profile_speaks_no_program_is_looked_at() {
         ImageBuilder::new().layer(LayerBuilder::new().file("tool", program(&[])).packing(Packing::GZIP)).build();
     let dir = tempfile::tempdir().unwrap();
     let store = learnt(&image, dir.path());
-    let run = ProfileRun { image: image.root().digest.clone(), wanted: vec![(0, 0)] };
+    let run = ProfileRun::new(image.root().digest.clone(), vec![(0, 0)]);
     keep_profile(&store, profile_of(&image, run)).unwrap();
     runtime().block_on(async {
         let source = MemorySource::new(&image);
