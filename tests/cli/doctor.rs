@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
 use peelfs_loopback::auth::Access;
-use peelfs_loopback::faults::{Fault, Rule, Target};
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs_loopback::registry::{Catalog, Registry, Settings};
 use serde_json::Value;
 use support::random::Random;
@@ -162,6 +162,14 @@ fn a_cache_that_others_may_write_to_is_told() {
 }
 
 #[test]
+fn a_cache_where_no_files_can_be_is_told() {
+    let found = doctor(&Sandbox::new(), &["--cache-dir", "/proc/x"]);
+    found.expect("directory", "broken", "/proc/x cannot be made: /proc is of type proc, where no files can be");
+    assert!(found.check("directory")["remedy"].as_str().unwrap().contains("--cache-dir"));
+    assert!(found.all("room").is_empty());
+}
+
+#[test]
 fn damage_and_old_formats_of_a_cache_are_told() {
     let registry = Registry::start(Catalog::new().image("library/app", "1", &small())).unwrap();
     let sandbox = Sandbox::new();
@@ -259,6 +267,52 @@ fn a_registry_is_asked_step_by_step() {
     let found = doctor(&Sandbox::new(), &[&registry.reference("library/app", "1")]);
     found.expect("manifest", "broken", "podman login");
     assert_eq!(found.status, Some(1), "{:#}", found.json);
+}
+
+#[test]
+fn a_wrong_tag_is_the_fault_of_the_reference() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = Registry::start(Catalog::new().image("library/app", "1.0", &small())).unwrap();
+    let image = registry.reference("library/app", "1.00");
+    let sandbox = Sandbox::new();
+    let found = doctor(&sandbox, &[&image]);
+    found.expect(&image, "broken", "did you mean");
+    found.expect("manifest", "missing", "did you mean");
+    assert_eq!((found.status, &found.json["mounts"]), (Some(1), &Value::Bool(false)));
+    let told = said(&sandbox.run(["doctor", &image]));
+    assert!(told.contains(&format!("mounts work here, but `{image}` cannot be mounted; ")), "{told}");
+}
+
+#[test]
+fn each_mirror_is_asked_and_told() {
+    let [own, good, empty] = [(); 3].map(|()| Registry::start(Catalog::new()).unwrap());
+    own.push("library/app", "1", &small());
+    good.push("library/app", "1", &small());
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mirrors = format!("--mirror={},{},{away}", good.addr(), empty.addr());
+    let found = doctor(&Sandbox::new(), &[&mirrors, &own.reference("library/app", "1")]);
+    found.expect("mirrors", "ok", "3 mirrors, by --mirror");
+    found.expect(&format!("mirror {}", good.addr()), "ok", "answered within 0.");
+    found.expect(&format!("mirror {}", empty.addr()), "missing", "does not have the image");
+    found.expect(&format!("mirror {away}"), "broken", "connection refused");
+    assert_eq!(found.status, Some(i32::from(cannot_mount())), "{:#}", found.json);
+}
+
+#[test]
+fn a_registry_that_never_answers_is_given_up_in_seconds() {
+    let registry = Registry::start(Catalog::new().image("library/app", "1", &small())).unwrap();
+    let image = registry.reference("library/app", "1");
+    let gate = Gate::new();
+    registry.faults().add(Rule::new(Target::Any, Fault::Hang(gate.clone())));
+    let begun = std::time::Instant::now();
+    let found = doctor(&Sandbox::new(), &[&image]);
+    let took = begun.elapsed().as_secs();
+    gate.open();
+    found.expect("manifest", "broken", "within 6 s");
+    found.expect(&image, "broken", "within 6 s");
+    assert!(took < 25, "{took} s");
 }
 
 #[test]

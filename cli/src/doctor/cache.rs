@@ -27,6 +27,11 @@ pub(super) fn checks(args: &CacheDirArgs) -> Vec<Check> {
     };
     // What it would be made in.
     let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if let Some(kind) = kind_of(there).filter(|kind| NO_FILES.contains(&&**kind)) {
+        let found =
+            format!("{} cannot be made: {} is of type {kind}, where no files can be", dir.display(), there.display());
+        return vec![unwritable(found)];
+    }
     let mut checks = vec![writable(&dir, there)];
     checks.extend(file_system(there));
     checks.extend(room(there, args.cache_size));
@@ -50,17 +55,26 @@ fn writable(dir: &Path, there: &Path) -> Check {
     match rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) if there == dir => Check::ok(NAME, format!("{shown}, writable")),
         Ok(()) => Check::ok(NAME, format!("{shown}, made when it is needed")),
-        Err(errno) => Check::broken(NAME, format!("{shown} cannot be written to: {errno}"))
-            .costs("nothing is cached: each mount reads its layers again")
-            .remedy("choose another one with `--cache-dir`"),
+        Err(errno) => unwritable(format!("{shown} cannot be written to: {errno}")),
     }
+}
+
+fn unwritable(found: String) -> Check {
+    Check::broken(NAME, found)
+        .costs("nothing is cached: each mount reads its layers again")
+        .remedy("choose another one with `--cache-dir`")
+}
+
+/// The type of the file system at `there`.
+fn kind_of(there: &Path) -> Option<String> {
+    let real = there.canonicalize().ok()?;
+    let mounted = mounts::all().into_iter().rev().filter(|mount| real.starts_with(&mount.path));
+    Some(mounted.max_by_key(|mount| mount.path.components().count())?.kind.to_string())
 }
 
 fn file_system(there: &Path) -> Option<Check> {
     let name = "file system";
-    let real = there.canonicalize().ok()?;
-    let mounted = mounts::all().into_iter().rev().filter(|mount| real.starts_with(&mount.path));
-    let kind = mounted.max_by_key(|mount| mount.path.components().count())?.kind;
+    let kind = kind_of(there)?;
     let opened = File::open(there).ok();
     let costs = match (&*kind, opened.as_ref().and_then(erofs::file_system_without_read_folio)) {
         ("tmpfs", _) => "the cache is gone after a restart and takes memory, and `--kernel` does not work",
@@ -128,6 +142,21 @@ fn damage(store: &Store) -> Check {
 }
 
 const NAME: &str = "directory";
+/// File systems of the kernel's own.
+const NO_FILES: [&str; 12] = [
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "devpts",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "bpf",
+    "mqueue",
+    "configfs",
+    "pstore",
+];
 /// In bytes; a small image.
 const LEAST_ROOM: u64 = 1 << 30;
 const LEAST_INODES: u64 = 1000;

@@ -4,8 +4,10 @@ use super::check::Check;
 use crate::text;
 use peelfs::host::process::{self, Purpose};
 use peelfs::host::reach::{self, Reached, ReachedRegistry};
-use peelfs::host::report::Report;
+use peelfs::host::report::{Code, Report};
 use peelfs::host::spec::ImageSpec;
+use peelfs::source::SourceError;
+use peelfs::source::registry::MirrorAnswer;
 
 pub(super) fn checks(image: &ImageSpec) -> Vec<Check> {
     let reached = process::runtime(Purpose::Reading).and_then(|runtime| {
@@ -16,21 +18,22 @@ pub(super) fn checks(image: &ImageSpec) -> Vec<Check> {
     let (reference, is_insecure) = (image.reference.to_string(), image.access.insecure);
     match reached {
         Ok(Reached { registry, image }) => {
-            let mut checks: Vec<_> = registry.map_or_else(Vec::new, |registry| registry_checks(registry, is_insecure));
-            checks.push(match image {
+            let image = match image {
                 Ok((layers, bytes)) => {
                     Check::ok(reference, format!("{}, {}", text::count(layers as u64, "layer"), text::size(bytes)))
                 }
                 Err(error) => Check::failed(reference, error.into()).costs("it cannot be mounted").needed(),
-            });
+            };
+            let mut checks = registry.map_or_else(Vec::new, |registry| registry_checks(registry, &image, is_insecure));
+            checks.push(image);
             checks
         }
         Err(error) => vec![Check::failed(reference, error.into()).costs("it cannot be mounted").needed()],
     }
 }
 
-fn registry_checks(registry: ReachedRegistry, is_insecure: bool) -> Vec<Check> {
-    let ReachedRegistry { host, addresses, manifest, contact, ranges } = registry;
+fn registry_checks(registry: ReachedRegistry, image: &Check, is_insecure: bool) -> Vec<Check> {
+    let ReachedRegistry { host, addresses, manifest, contact, ranges, mirrors_by, mirrors } = registry;
     let mut checks = Vec::new();
     checks.push(match addresses {
         None => Check::ok("name", format!("{host} is resolved by the proxy")),
@@ -55,10 +58,20 @@ fn registry_checks(registry: ReachedRegistry, is_insecure: bool) -> Vec<Check> {
             checks.push(Check::ok("login", contact.login));
             checks.push(Check::ok("manifest", format!("{} ({})", found.digest, found.media_type)));
         }
+        // The registry works; the nearest tag is told with the image.
+        Err(SourceError::NotFound { what, place, .. }) => checks.push(Check {
+            remedy: image.remedy.clone(),
+            ..Check::missing("manifest", format!("{what} not found in {place}"))
+                .costs("what the reference names does not exist")
+        }),
         Err(error) => {
             let report = Report::from(error);
             checks.push(Check::failed("manifest", report).costs("the registry does not say what the reference names"));
         }
+    }
+    if let Some(by) = mirrors_by.filter(|_| !mirrors.is_empty()) {
+        checks.push(Check::ok("mirrors", format!("{}, by {by}", text::count(mirrors.len() as u64, "mirror"))));
+        checks.extend(mirrors.into_iter().map(mirror));
     }
     checks.extend(ranges.map(|ranges| {
         match ranges {
@@ -80,4 +93,28 @@ fn registry_checks(registry: ReachedRegistry, is_insecure: bool) -> Vec<Check> {
         }
     }));
     checks
+}
+
+/// What a mirror is good for, and what it costs.
+fn mirror(asked: MirrorAnswer) -> Check {
+    let MirrorAnswer { host, took, answer } = asked;
+    let name = format!("mirror {host}");
+    let took = format!("{:.2} s", took.as_secs_f64());
+    let report = match answer {
+        Ok(()) => return Check::ok(name, format!("it has the image, and answered within {took}")),
+        Err(SourceError::NotFound { .. }) => {
+            return Check::missing(name, format!("it does not have the image, and said so within {took}"))
+                .costs("a request for each layer, once a minute; the next host is asked then");
+        }
+        Err(error) => Report::from(error),
+    };
+    let (costs, remedy) = match report.code {
+        Code::Network => (
+            "each command waits up to 3 s for it once before it asks the next host",
+            "start it, or remove it from the mirrors",
+        ),
+        _ => ("a request for each layer; the next host is asked then", "see its log, or remove it from the mirrors"),
+    };
+    let check = Check::failed(name, report).costs(costs);
+    if check.remedy.is_some() { check } else { check.remedy(remedy) }
 }

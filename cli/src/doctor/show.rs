@@ -67,7 +67,11 @@ impl Shown {
 
     /// Prints the result. Returns whether mounts work.
     pub(super) fn end(mut self) -> Result<bool, Report> {
-        let mounts = !self.all.iter().any(|listed| listed.check.prevents_mounts());
+        let prevents = |listed: &&Listed| listed.check.prevents_mounts();
+        let mounts = !self.all.iter().any(|listed| prevents(&listed));
+        // Of this machine's own, none may be what prevents the mount of an image.
+        let machine = !self.all.iter().filter(|listed| listed.section != IMAGE).any(|listed| prevents(&listed));
+        let image = self.all.iter().find(prevents).map(|listed| text::printable(listed.check.name.as_bytes()));
         let count = |state| self.all.iter().filter(|listed| listed.check.state == state).count() as u64;
         let (missing, broken) = (count(State::Missing), count(State::Broken));
         let shown = if self.json {
@@ -75,7 +79,11 @@ impl Shown {
             let json = Json { schema: 1, version: env!("CARGO_PKG_VERSION"), mounts, checks };
             serde_json::to_string(&json).expect("plain data") + "\n"
         } else {
-            let works = if mounts { "mounts work here" } else { "mounts do not work here" };
+            let works = match image.filter(|_| machine) {
+                Some(image) => format!("mounts work here, but `{image}` cannot be mounted"),
+                None if mounts => "mounts work here".to_owned(),
+                None => "mounts do not work here".to_owned(),
+            };
             format!("\n{works}; {broken} broken, {missing} missing\n")
         };
         self.print(&shown)?;
@@ -126,6 +134,8 @@ impl Shown {
     }
 }
 
+/// The section of the named image.
+const IMAGE: &str = "image";
 /// Columns of a terminal that does not say.
 const WIDTH: usize = 80;
 /// A narrower terminal is none.
