@@ -185,7 +185,7 @@ pub(crate) struct LayerArgs {
 pub(crate) struct ImageArgs {
     /// The image: NAME[:TAG][@DIGEST], docker://NAME, oci:DIR, oci-archive:FILE, docker-archive:FILE, dir:DIR,
     /// containers-storage:NAME, docker-daemon:NAME
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(complete::images))]
     pub reference: String,
     /// How its layers are opened.
     #[command(flatten)]
@@ -249,7 +249,13 @@ pub(crate) struct AccessArgs {
     #[arg(long, help_heading = "Image")]
     pub offline: bool,
     /// Allow plain HTTP and unverified TLS (loopback registries need no permission)
-    #[arg(long, env = "PEELFS_INSECURE", hide_env_values = true, help_heading = "Registry")]
+    #[arg(
+        long,
+        env = "PEELFS_INSECURE",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        hide_env_values = true,
+        help_heading = "Registry"
+    )]
     pub insecure: bool,
     /// Also trust the certificates in this PEM file
     #[arg(long, value_name = "FILE", help_heading = "Registry")]

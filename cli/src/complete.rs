@@ -12,7 +12,9 @@ use clap_complete::{CompletionCandidate, Shell};
 use super::args::{Args, CompletionsArgs};
 use super::text;
 use peelfs::fuse::mounts;
+use peelfs::host::open;
 use peelfs::host::report::{Code, Report};
+use peelfs::store::Store;
 
 /// Answers a shell, and ends the process, if it was started to complete a line.
 pub(super) fn answer() {
@@ -56,6 +58,28 @@ pub(super) fn mount_points(typed: &OsStr) -> Vec<CompletionCandidate> {
     });
     named.collect()
 }
+
+/// Images that were used before and begin with what was typed, as the cache of this user knows them.
+pub(super) fn images(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let named = std::env::var_os("PEELFS_CACHE_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let Some(dir) = named.or_else(|| open::default_cache_dir().ok()) else { return Vec::new() };
+    let Ok(store) = Store::open_existing(&dir, None) else { return Vec::new() };
+    let names = store.tags(MOST).into_iter().map(|tag| tag.reference);
+    // Digests are pasted.
+    let mut names: Vec<String> = names.filter(|name| !name.contains('@')).collect();
+    names.sort();
+    // Names of Docker Hub are rarely typed in full.
+    let short = |name: &str| name.strip_prefix("docker.io/").map(|name| name.trim_start_matches("library/").to_owned());
+    let fits = |name: String| match short(&name) {
+        Some(short) if short.starts_with(typed) => Some(short),
+        _ => name.starts_with(typed).then_some(name),
+    };
+    names.into_iter().filter_map(fits).map(|name| CompletionCandidate::new(text::printable(name.as_bytes()))).collect()
+}
+
+/// Names that are offered.
+const MOST: usize = 1000;
 
 /// A path as it is typed: absolute, relative to `here`, or so with `./`.
 fn as_typed(path: &Path, here: &Path, typed: &OsStr) -> PathBuf {

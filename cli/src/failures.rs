@@ -30,6 +30,11 @@ impl Failures {
         }
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// The result of the batch.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ mod top;
 mod tree;
 mod umount;
 mod upgrade;
+mod variables;
 mod verify_image;
 mod version;
 mod volumes;
@@ -48,9 +49,7 @@ mod web;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use args::{Args, Command};
+use args::Command;
 use peelfs::host;
 use peelfs::host::report::{Code, Report};
 use peelfs::reference::{Place, Reference};
@@ -66,8 +65,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
     let line = verify_image::as_verifier(&line).unwrap_or(line);
     let line = look::expression::set_apart(line);
-    let parsed = Args::try_parse_from(&line).or_else(|error| match bare::with_mount(&line, &error) {
-        Some(line) => Args::try_parse_from(line),
+    let parsed = variables::parse(&line).or_else(|error| match bare::with_mount(&line, &error) {
+        Some(line) => variables::parse(&line),
         None => Err(error),
     });
     let args = match parsed {
@@ -77,7 +76,12 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             let is_run = line.get(1).is_some_and(|word| word == "run");
             match engine_options::refusal(&error) {
                 Some(report) if is_run => failures::print(&report),
-                _ => drop(error.print()),
+                _ => {
+                    drop(error.print());
+                    if let Some(variable) = variables::named_by(&error, &line) {
+                        eprintln!("hint: the value is that of the variable `{variable}`");
+                    }
+                }
             }
             return match error.use_stderr() {
                 // Other exit codes belong to the container.

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use super::args::{MirrorArg, MountArgs, PassthroughArg};
 
+use peelfs::host::http;
 use peelfs::host::report::Report;
 use peelfs::host::size;
 use peelfs::host::spec::{IndexFrom, KernelOptions};
@@ -59,6 +60,10 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("artifact", None) => args.image.opening.artifact = true,
             ("as_layout", name) => args.as_layout = Some(name.map(ToOwned::to_owned)),
             ("wait", None) => args.wait = true,
+            ("quiet", None) => args.image.opening.quiet = true,
+            ("foreground", None) => args.foreground = true,
+            ("no_keeper", None) => args.no_keeper = true,
+            ("metrics", Some(value)) => args.metrics = Some(metrics(value)?),
             ("share", None) => args.share = true,
             ("passthrough", None) => args.passthrough = PassthroughArg::Always,
             ("passthrough", Some(value)) => args.passthrough = one_of(&name, value)?,
@@ -86,16 +91,35 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             }
         }
     }
-    let exclusive =
-        [("writable", args.writable.is_some()), ("ephemeral", args.ephemeral), ("layer", args.layer.layer.is_some())];
-    let mut given = exclusive.into_iter().filter_map(|(name, is_given)| is_given.then_some(name));
-    if let (Some(one), Some(other)) = (given.next(), given.next()) {
-        return Err(Report::usage(format!("`{one}` and `{other}` exclude each other")).hint("leave out one of them"));
-    }
-    if kernel.allow_other && kernel.allow_root {
-        return Err(Report::usage("`allow_other` and `allow_root` exclude each other").hint("leave out one of them"));
-    }
+    exclusive(args, &kernel)?;
     Ok(kernel)
+}
+
+/// Options that exclude each other, by whichever way they were given.
+fn exclusive(args: &MountArgs, kernel: &KernelOptions) -> Result<(), Report> {
+    let artifact = args.image.opening.artifact;
+    let (layout, layer) = (args.as_layout.is_some(), args.layer.layer.is_some());
+    let (writable, share) = (args.writable.is_some(), ("share", args.share));
+    let groups = [
+        &[("writable", writable), ("ephemeral", args.ephemeral), ("layer", layer), ("as_layout", layout)][..],
+        &[("as_layout", layout), ("artifact", artifact)],
+        &[("allow_other", kernel.allow_other), ("allow_root", kernel.allow_root)],
+        &[share, ("foreground", args.foreground)],
+        &[share, ("no_keeper", args.no_keeper)],
+    ];
+    for group in groups {
+        let mut given = group.iter().filter_map(|(name, is_given)| is_given.then_some(name));
+        if let (Some(one), Some(other)) = (given.next(), given.next()) {
+            return Err(
+                Report::usage(format!("`{one}` and `{other}` exclude each other")).hint("leave out one of them")
+            );
+        }
+    }
+    Ok(())
+}
+
+fn metrics(value: &str) -> Result<std::net::SocketAddr, Report> {
+    http::parse_address(value).map_err(|error| Report::usage(format!("mount option `metrics`: {error}")))
 }
 
 fn mirror(value: &str) -> Result<MirrorArg, Report> {
@@ -119,7 +143,8 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 16] = [
+const WITH_VALUE: [&str; 17] = [
+    "metrics",
     "mirror",
     "hosts_dir",
     "platform",
@@ -137,7 +162,10 @@ const WITH_VALUE: [&str; 16] = [
     "index_from",
     "kernel",
 ];
-const WITHOUT_VALUE: [&str; 15] = [
+const WITHOUT_VALUE: [&str; 18] = [
+    "quiet",
+    "foreground",
+    "no_keeper",
     "artifact",
     "allow_other",
     "allow_root",
@@ -209,6 +237,36 @@ mod tests {
         assert_eq!(args.image.access.platform.as_deref(), Some("linux/arm64"));
         assert_eq!(args.image.access.cache.cache_size, Some(1 << 30));
         assert!(kernel.allow_other && !kernel.suid && !kernel.dev);
+    }
+
+    /// A line of fstab has no other way to say it.
+    #[test]
+    fn every_long_flag_of_mount_is_an_option() {
+        let command = <Args as clap::CommandFactory>::command();
+        let mount = command.find_subcommand("mount").unwrap();
+        let mut seen = 0;
+        for arg in mount.get_arguments().chain(command.get_arguments()) {
+            let Some(flag) = arg.get_long().filter(|flag| !["help", "version"].contains(flag)) else { continue };
+            seen += 1;
+            let takes_value = arg.get_action().takes_values();
+            let option = if takes_value { format!("{flag}=x") } else { flag.to_owned() };
+            if let Err(report) = applied(&option) {
+                let is_known = ["unknown mount", "takes no value"].iter().all(|text| !report.message.contains(text));
+                assert!(is_known, "`-o {option}`: {}", report.message);
+            }
+        }
+        assert!(seen > 25, "{seen}");
+    }
+
+    #[test]
+    fn what_only_some_front_ends_need_is_an_option_too() {
+        let (args, _) = applied("quiet,foreground,no-keeper,metrics=9100").unwrap();
+        assert!(args.image.opening.quiet && args.foreground && args.no_keeper);
+        assert_eq!(args.metrics.unwrap().to_string(), "127.0.0.1:9100");
+        assert!(applied("metrics=x").unwrap_err().message.starts_with("mount option `metrics`: "));
+        for options in ["share,foreground", "share,no_keeper", "as_layout,writable", "as_layout,artifact"] {
+            assert!(applied(options).unwrap_err().message.contains("exclude each other"), "{options}");
+        }
     }
 
     #[test]

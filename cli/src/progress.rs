@@ -3,13 +3,14 @@
 //! One bar is shown at a time, by a thread of its own: a command that waits or computes need not draw. What a command
 //! prints meanwhile is printed [above](above) it.
 
+use std::fmt;
 use std::io::{self, IsTerminal as _, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use peelfs::host::Progress;
 use peelfs::image::ImageFs;
@@ -232,13 +233,27 @@ fn draw(what: &'static str, done: u64, total: Option<u64>) {
     let kind = (what, total.is_some());
     if screen.shown.as_ref().is_none_or(|(shown, _)| *shown != kind) {
         screen.hide();
-        let template = if total.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL };
+        let narrow = rustix::termios::tcgetwinsize(io::stderr()).is_ok_and(|size| (1..NARROW).contains(&size.ws_col));
+        let template = match (total.is_some(), narrow) {
+            (true, false) => WITH_TOTAL,
+            (false, false) => WITHOUT_TOTAL,
+            (true, true) => NARROW_WITH_TOTAL,
+            (false, true) => NARROW_WITHOUT_TOTAL,
+        };
         let style = ProgressStyle::with_template(template).expect("the template is a constant");
+        let pace = Pace { began: Instant::now(), done };
+        let style = style
+            .with_key("rate", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let rate = pace.rate(state.pos(), Instant::now());
+                // What cannot be written to is not shown.
+                let _ = rate.map_or(Ok(()), |rate| write!(out, "{}/s", BinaryBytes(rate as u64)));
+            })
+            .with_key("left", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let left = state.len().and_then(|all| pace.left(state.pos(), all, Instant::now()));
+                let _ = left.map_or(Ok(()), |left| write!(out, "{:#}", HumanDuration(left)));
+            });
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
         bar.set_message(what);
-        bar.set_position(done);
-        // What was done before it was shown took an unknown time.
-        bar.reset_eta();
         screen.shown = Some((kind, bar));
     }
     if let Some((_, bar)) = &screen.shown {
@@ -247,6 +262,27 @@ fn draw(what: &'static str, done: u64, total: Option<u64>) {
         }
         bar.set_position(done);
         bar.tick();
+    }
+}
+
+/// How fast it goes since it is shown: what was done before took an unknown time.
+#[derive(Clone, Copy)]
+struct Pace {
+    began: Instant,
+    done: u64,
+}
+
+impl Pace {
+    /// Bytes per second; `None` before there is something to tell it from.
+    fn rate(&self, done: u64, now: Instant) -> Option<f64> {
+        let (took, done) = (now.saturating_duration_since(self.began), done.saturating_sub(self.done));
+        (took >= MEASURED).then(|| done as f64 / took.as_secs_f64())
+    }
+
+    fn left(&self, done: u64, all: u64, now: Instant) -> Option<Duration> {
+        let rate = self.rate(done, now).filter(|rate| *rate > 0.0)?;
+        let seconds = all.saturating_sub(done) as f64 / rate;
+        Duration::try_from_secs_f64(seconds.ceil()).ok()
     }
 }
 
@@ -261,9 +297,34 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 static SCREEN: Mutex<Screen> = Mutex::new(Screen { shown: None, in_line: false });
 
 const READING: &str = "reading layers";
-const WITH_TOTAL: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-const WITHOUT_TOTAL: &str = "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}";
+const WITH_TOTAL: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {rate} {left}";
+const WITHOUT_TOTAL: &str = "{msg} {spinner} {binary_bytes} {rate}";
+const NARROW_WITH_TOTAL: &str = "{wide_msg} {percent}%";
+const NARROW_WITHOUT_TOTAL: &str = "{wide_msg} {binary_bytes}";
+/// Terminals with fewer columns have no room for a bar.
+const NARROW: u16 = 72;
+/// A rate is told from this time on.
+const MEASURED: Duration = Duration::from_millis(500);
 /// Delay before the bar appears.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// How often it is drawn.
 const TICK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_what_was_done_since_it_is_shown() {
+        let began = Instant::now();
+        let pace = Pace { began, done: 1 << 30 };
+        let after = |millis| began + Duration::from_millis(millis);
+        assert_eq!((pace.rate(1 << 30, after(5000)), pace.left(1 << 30, 1 << 31, after(5000))), (Some(0.0), None));
+        assert_eq!(pace.rate((1 << 30) + 4096, after(100)), None, "too early");
+        assert_eq!(pace.rate((1 << 30) + 4096, after(2000)), Some(2048.0));
+        let left = pace.left((1 << 30) + 4096, (1 << 30) + 4096 + 20480, after(2000));
+        assert_eq!(left, Some(Duration::from_secs(10)));
+        // It would be longer than can be told.
+        assert_eq!(pace.left((1 << 30) + 1, u64::MAX, after(600_000)), None);
+    }
+}

@@ -13,6 +13,8 @@ use peelfs_loopback::image::{Image, ImageBuilder, IndexBuilder, LayerBuilder, Pa
 use peelfs_loopback::registry::{Catalog, Registry, Settings};
 use peelfs_loopback::tar::{Entry, Header, append_padded, append_pax};
 
+use support::sandbox::{Sandbox, said};
+
 use crate::user::User;
 
 pub(super) fn small() -> Image {
@@ -1078,5 +1080,31 @@ fn devices_are_copied_by_root_and_refused_to_others() {
         assert_eq!(found.rdev(), rustix::fs::makedev(1, 3));
     } else {
         assert!(ran.text.contains("only root can create devices"), "{}", ran.text);
+    }
+}
+
+#[test]
+fn empty_variables_are_not_set_and_errors_name_others() {
+    let (sandbox, directory) = (Sandbox::new(), tempfile::tempdir().unwrap());
+    let layout = directory.path().join("layout");
+    small().write_layout(&layout, "1").unwrap();
+    let list = |name: &str, value: &str| {
+        let reference = format!("oci:{}:1", layout.display());
+        let output = sandbox.peelfs(["ls", &reference]).env(name, value).output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    for name in
+        ["CACHE_SIZE", "PLATFORM", "INSECURE", "MIRROR", "HOSTS_DIR", "INDEX", "INDEX_FROM", "VERIFIER_DIR", "LOG"]
+    {
+        let (status, told) = list(&format!("PEELFS_{name}"), "");
+        assert_eq!(status, Some(0), "{name}: {told}");
+    }
+    for value in ["0", "false", "no", "off", "1", "true", "yes"] {
+        assert_eq!(list("PEELFS_INSECURE", value).0, Some(0), "{value}");
+    }
+    for (name, value) in [("PEELFS_INSECURE", "maybe"), ("PEELFS_CACHE_SIZE", "much"), ("PEELFS_INDEX", "some")] {
+        let (status, told) = list(name, value);
+        assert_eq!(status, Some(2), "{told}");
+        assert!(told.contains(&format!("hint: the value is that of the variable `{name}`")), "{told}");
     }
 }

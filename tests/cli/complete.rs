@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use peelfs_loopback::registry::{Catalog, Registry};
 use support::sandbox::{Sandbox, cannot_mount, is_missing, program, said};
 
 use crate::commands::small;
@@ -47,6 +48,20 @@ fn commands_and_options_are_completed() {
     assert_eq!(in_bash(&sandbox, here, &["peelfs", "mount", "--kernel", "al"]), ["always"]);
     std::fs::create_dir(here.join("directory")).unwrap();
     assert_eq!(in_bash(&sandbox, here, &["peelfs", "mount", "alpine", "dire"]), ["directory/"]);
+}
+
+#[test]
+fn images_that_were_used_are_completed() {
+    let registry = Registry::start(Catalog::new().image("library/app", "1", &small())).unwrap();
+    let (sandbox, reference) = (Sandbox::new(), registry.reference("library/app", "1"));
+    assert!(sandbox.run(["ls", &reference]).status.success());
+    let here = sandbox.path();
+    for words in [&["peelfs", "mount", "127.0"][..], &["peelfs", "ls", "-l", "127.0"], &["peelfs", "doctor", "127"]] {
+        assert_eq!(in_bash(&sandbox, here, words), [&*reference], "{words:?}");
+    }
+    assert_eq!(in_bash(&sandbox, here, &["peelfs", "profile", "fo"]), ["forget"]);
+    std::fs::write(here.join("ca.pem"), "").unwrap();
+    assert_eq!(in_bash(&sandbox, here, &["peelfs", "ls", "--ca", "ca."]), ["ca.pem"]);
 }
 
 #[test]

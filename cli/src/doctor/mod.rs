@@ -14,8 +14,10 @@ mod show;
 mod tools;
 mod users;
 
+use clap_complete::engine::ArgValueCompleter;
+
 use super::args::{AccessArgs, CacheDirArgs};
-use super::specs;
+use super::{complete, specs};
 use check::{Check, Section};
 use peelfs::host::report::Report;
 use show::Shown;
@@ -24,7 +26,7 @@ use show::Shown;
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {
     /// An image to be reached, too: its registry, the login, ranges of its layers
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(complete::images))]
     pub reference: Option<String>,
     /// One JSON object
     #[arg(long)]

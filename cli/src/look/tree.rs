@@ -32,11 +32,9 @@ async fn draw(args: &TreeArgs, looked: Looked) -> Result<(), Stop> {
     if !args.json {
         let (dirs, files) = drawing.counts;
         let dirs = if dirs == 1 { "1 directory".to_owned() } else { format!("{dirs} directories") };
-        writeln!(
-            drawing.out,
-            "\n{dirs}{}",
-            if args.dirs { String::new() } else { format!(", {}", text::count(files, "file")) }
-        )?;
+        let files = if args.dirs { String::new() } else { format!(", {}", text::count(files, "file")) };
+        let rest = if drawing.failures.is_empty() { "" } else { "; not all could be listed" };
+        writeln!(drawing.out, "\n{dirs}{files}{rest}")?;
     }
     drawing.out.flush()?;
     Ok(drawing.failures.outcome()?)
