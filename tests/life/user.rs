@@ -3,7 +3,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 
-use peelfs_loopback::image::Image;
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::tar::Entry;
 use serde_json::json;
 use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
 
@@ -150,4 +151,33 @@ fn podman_of_a_user_runs_from_the_user_s_store() {
         "{}",
         said(&output)
     );
+}
+
+/// A user's own storage: files of other ids of the user's containers are read as podman's own programs read them.
+#[test]
+fn a_storage_of_a_user_is_read_as_podman_reads_it() {
+    if cannot_be_another_user() || is_missing("podman") {
+        return;
+    }
+    let layer = [
+        Entry::file("own", "mine").mode(0o600),
+        Entry::file("other", "theirs").mode(0o600).owner(33, 33),
+        Entry::file("all", "ours").owner(33, 33),
+    ];
+    let image = ImageBuilder::new().layer(LayerBuilder::of(&layer)).build();
+    let sandbox = Sandbox::new();
+    let user = User::new(&sandbox, &image, GRANTED);
+    let script = r#"
+        podman --events-backend=none --cgroup-manager=cgroupfs pull -q oci:layout:1 > home/id || exit 7
+        id=$(cat home/id)
+        "$1" cat "containers-storage:$id" /other && exit 8
+        podman unshare "$1" cat "containers-storage:$id" /own /other /all
+    "#;
+    let output = user.run(&["sh", "-c", script, "sh", &user.program()]);
+    if output.status.code() == Some(7) {
+        eprintln!("skipped: podman of a user does not work here: {}", said(&output));
+        return;
+    }
+    assert_eq!(printed(&output), "minetheirsours", "{}", said(&output));
+    assert!(said(&output).contains("this user must not read it\nhint: "), "{}", said(&output));
 }
