@@ -42,6 +42,12 @@ fn metrics(args: &StatusArgs) -> Result<(), Report> {
     let mounted = mounted(args)?;
     let mut states = status::all(&status::directory()?);
     states.retain(|state| mounted.iter().any(|mount| state.is_of(mount)));
+    for mount in &mounted {
+        if !states.iter().any(|state| state.is_of(mount)) {
+            let why = if mount.is_shown_by_kernel() { "the kernel shows it alone" } else { "its process is gone" };
+            eprintln!("note: no metrics of `{}`: {why}", mount.path.display());
+        }
+    }
     let mut known = Vec::new();
     for (state, activity) in ask::all(states, 0) {
         match activity {

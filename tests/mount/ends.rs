@@ -233,3 +233,36 @@ fn umount_says_that_the_process_of_a_busy_mount_is_stopped() {
     at.unmount();
     assert!(!mounts::all().iter().any(|mount| mount.path == at.path));
 }
+
+#[test]
+fn metrics_say_which_mount_has_no_process() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let reference = registry.reference("library/image", "1");
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
+    at.signal(Signal::KILL);
+    wait_for(|| std::fs::metadata(&at.path).is_err());
+    let output = sandbox.peelfs(["status", "--metrics"]).arg(&at.path).output().unwrap();
+    let told = said(&output);
+    at.unmount();
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("note: no metrics of ").count(), 1, "{told}");
+}
+
+#[test]
+fn a_warning_before_a_mount_is_in_the_background_is_no_log_line() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = serve(&small());
+    let sandbox = Sandbox::new();
+    let at = sandbox.mount_point("a");
+    let output = at.try_mount(&registry.reference("library/image", "1"), &["--cache-dir", "/proc/x"]);
+    let told = said(&output);
+    assert!(output.status.success(), "{told}");
+    at.unmount();
+    assert!(told.contains("warning: the cache `/proc/x` cannot keep anything") && !told.contains("WARN"), "{told}");
+}
