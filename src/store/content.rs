@@ -375,6 +375,9 @@ impl Content {
             self.mark(&opened, span, self.byte(span) & !PRESENT)?;
         }
         let length = decoded.end - decoded.start;
+        if length == 0 {
+            return Ok(());
+        }
         let punched = opened.files.punch_hole(&opened.data, &self.paths.data, decoded.start.0, length);
         punched.map_err(StoreError::io("punch a hole in", &self.paths.data))
     }

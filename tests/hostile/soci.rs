@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use peelfs::digest::{Algorithm, Digest};
-use peelfs_loopback::image::{Image, ImageBuilder};
+use peelfs::store::Keep;
+use peelfs_loopback::image::{Image, ImageBuilder, Layer, Packing};
 use peelfs_loopback::soci::{self, Checkpoint, File, Soci, SociBuilder};
 use peelfs_loopback::tar::Entry;
 
@@ -318,6 +319,41 @@ fn row_11_members_end_within_spans() {
         assert_eq!(seen(&MemorySource::new(&image(&first)), &store).0.as_ref(), Ok(&right), "{span} {member}");
     }
     tried(11, 12);
+}
+
+/// Compressors end with an empty block, which may be a place to start from, behind what the tar is said to have.
+#[test]
+fn row_11_the_last_span_may_be_empty() {
+    let right = shown_by_a_pass();
+    for less in [0, 512] {
+        let mut soci = soci();
+        // A stored block without a byte, and the last one.
+        let member = soci.layer.blob.len() - 8;
+        let last = soci.ztoc.checkpoints.len() - 1;
+        let (start, tar) = (soci.ztoc.checkpoints[last].whole as usize, soci.layer.tar.clone());
+        let from = soci.ztoc.checkpoints[last].decoded as usize;
+        let mut deflate = flate2::Compress::new(flate2::Compression::default(), false);
+        deflate.set_dictionary(&tar[from - 32_000.min(from)..from]).unwrap();
+        let mut rest = Vec::with_capacity(tar.len());
+        deflate.compress_vec(&tar[from..], &mut rest, flate2::FlushCompress::Sync).unwrap();
+        let place = start + rest.len();
+        let blob = [&soci.layer.blob[..start], &rest, &[1, 0, 0, 0xff, 0xff], &soci.layer.blob[member..]].concat();
+        let window = [vec![0; 32 << 10], tar.to_vec()].concat();
+        let window = window[window.len() - (32 << 10)..].to_vec();
+        soci.ztoc.checkpoints.push(Checkpoint { whole: place as i64, decoded: tar.len() as i64, bits: 0, window });
+        (soci.ztoc.have, soci.ztoc.last_span) = (last as i32 + 2, last as i32 + 1);
+        soci.ztoc.compressed = blob.len() as i64;
+        soci.ztoc.uncompressed -= less;
+        soci.ztoc.digest(&blob);
+        soci.layer = Layer::of(tar, blob, Packing::GZIP);
+        let (_dir, store) = store();
+        let source = MemorySource::new(&image(&soci));
+        let (shown, status) = seen(&source, &store);
+        assert_eq!((shown.as_ref(), status.origin.as_deref()), (Ok(&right), Some(SOCI)), "{status:?}");
+        assert!(store.prune(Keep::Indexes).is_ok());
+        assert_eq!(seen(&source, &store).0.as_ref(), Ok(&right));
+    }
+    tried(11, 2);
 }
 
 #[test]

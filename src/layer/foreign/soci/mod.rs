@@ -61,13 +61,14 @@ pub fn parse(bytes: &[u8], blob: &Descriptor, compression: Compression, bounds: 
         return Err(unusable("its layer has no bytes, or more than a layer may have"));
     }
     let info = ztoc.compression_info().ok_or(unusable("it does not say how its layer is compressed"))?;
-    let (spans, windows) = match (info.compression_algorithm().unwrap_or(GZIP), compression) {
+    let (spans, windows, decoded_size) = match (info.compression_algorithm().unwrap_or(GZIP), compression) {
         (GZIP, Compression::Gzip) => gzip_spans(&info, blob.size, decoded_size)?,
-        (UNCOMPRESSED, Compression::Stored) if decoded_size <= blob.size => (tar_spans(&info, blob.size)?, Vec::new()),
+        // What lies behind the last entry need not be described.
+        (UNCOMPRESSED, Compression::Stored) if decoded_size <= blob.size => {
+            (tar_spans(&info, blob.size)?, Vec::new(), blob.size)
+        }
         _ => return Err(unusable("it is of a layer that is compressed otherwise")),
     };
-    // What lies behind the last entry need not be described.
-    let decoded_size = if compression == Compression::Stored { blob.size } else { decoded_size };
     let tree = tree(&ztoc, decoded_size, bounds)?;
     Ok(SociLayer { tree, spans, windows, decoded_size })
 }
@@ -164,19 +165,23 @@ fn xattrs(entry: &FileMetadata<'_>) -> Result<Vec<Xattr>, TocError> {
     Ok(found)
 }
 
-/// The spans of a gzip layer and their windows.
-fn gzip_spans(info: &CompressionInfo<'_>, blob: u64, decoded: u64) -> Result<(Vec<Span>, Vec<u8>), TocError> {
+/// The spans of a gzip layer, their windows, and where the last one ends.
+///
+/// `decoded` is where the tar ends, which may be before a block that still is one to start from: the last span is empty then.
+fn gzip_spans(info: &CompressionInfo<'_>, blob: u64, decoded: u64) -> Result<(Vec<Span>, Vec<u8>, u64), TocError> {
     let unusable = |what| TocError::Unusable { what };
     let bytes = info.checkpoints().ok_or(unusable("its checkpoints are malformed"))?.bytes();
     let places = checkpoints::of_gzip(bytes)?;
     let digests = digests(info, places.len())?;
+    let decoded = places.last().map_or(decoded, |last| decoded.max(last.decoded));
     let (mut spans, mut windows, mut packer) = (Vec::with_capacity(places.len()), Vec::new(), WindowPacker::new());
     for (number, (place, check)) in places.iter().zip(digests).enumerate() {
         let (end, blob_end) = match places.get(number + 1) {
             Some(next) => (next.decoded, next.whole),
             None => (decoded, blob),
         };
-        let length = end.checked_sub(place.decoded).filter(|length| *length > 0 && end <= decoded);
+        let is_last = number > 0 && number + 1 == places.len();
+        let length = end.checked_sub(place.decoded).filter(|length| (*length > 0 || is_last) && end <= decoded);
         let begins = if place.bits == 0 { Some(place.whole) } else { place.whole.checked_sub(1) };
         let encoded = begins.and_then(|begins| blob_end.checked_sub(begins)).filter(|_| blob_end <= blob);
         let (Some(length), Some(begins), Some(encoded)) = (length, begins, encoded.filter(|_| place.whole < blob_end))
@@ -201,7 +206,7 @@ fn gzip_spans(info: &CompressionInfo<'_>, blob: u64, decoded: u64) -> Result<(Ve
             window: (at.len > 0).then_some(at),
         });
     }
-    Ok((spans, windows))
+    Ok((spans, windows, decoded))
 }
 
 /// The spans of a plain tar, whose bytes are those of the blob.
