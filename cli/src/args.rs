@@ -745,10 +745,26 @@ pub(crate) enum IndexCommand {
         /// The repository to push to [default: the image's own]
         #[arg(long, value_name = "REPO", value_parser = repository)]
         to: Option<RegistryName>,
+        /// What to push: indexes of peelfs, or a SOCI index of version 1, for machines with soci-snapshotter, too
+        #[arg(long = "as", value_enum, default_value_t, value_name = "FORMAT")]
+        format: PushedFormat,
+        /// With `--as soci`: leave out layers that are smaller, as `soci create` does
+        #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::parse)]
+        min_layer_size: u64,
     },
     /// Commands that `peelfs profile` has, too.
     #[command(flatten)]
     Carry(CarryCommand),
+}
+
+/// What `peelfs index push` pushes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum PushedFormat {
+    /// Indexes and profiles, as peelfs has them
+    #[default]
+    Peelfs,
+    /// zTOCs of gzip layers, and an index that refers to the image
+    Soci,
 }
 
 /// `peelfs profile`

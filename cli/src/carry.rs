@@ -5,7 +5,7 @@ use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::args::{CarryCommand, ImageArgs, IndexCommand, ProfileCommand};
+use super::args::{CarryCommand, ImageArgs, IndexCommand, ProfileCommand, PushedFormat};
 use super::progress::{Counted, Meter, above};
 use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
@@ -17,7 +17,10 @@ use peelfs::reference::RegistryName;
 
 pub(super) fn index(command: &IndexCommand) -> Result<(), Report> {
     match command {
-        IndexCommand::Push { image, to } => push(image, to.as_ref()),
+        IndexCommand::Push { image, to, format: PushedFormat::Peelfs, .. } => push(image, to.as_ref()),
+        IndexCommand::Push { image, to, format: PushedFormat::Soci, min_layer_size } => {
+            push_soci(image, to.as_ref(), *min_layer_size)
+        }
         IndexCommand::Carry(command) => index_file(command),
     }
 }
@@ -31,6 +34,7 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
             meter.begin("reading layers", Some(size));
             meter.follow(move || progress.received.load(Ordering::Relaxed));
         }
+        Step::Describing { .. } => {}
         Step::Sending { size } => meter.begin("pushing indexes", Some(size)),
     };
     let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&specs::image(image)?, to, tell))?;
@@ -46,6 +50,31 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
     let (sent, sent_bytes, index_bytes) =
         (text::count(sent as u64, "blob"), text::size(sent_bytes), text::size(index_bytes));
     say(&format!("pushed the indexes of {indexes}{profiles} to {place}: {artifact}"))?;
+    say(&format!("{index_bytes}, {share:.2} % of its layers; {sent} sent, {sent_bytes}"))
+}
+
+/// Pushes a SOCI index of an image.
+fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, least: u64) -> Result<(), Report> {
+    let meter = Meter::start("pushing a SOCI index", image.opening.quiet.into());
+    let tell = |step| match step {
+        Step::Describing { size, progress, .. } | Step::Reading { size, progress, .. } => {
+            meter.begin("reading layers", Some(size));
+            meter.follow(move || progress.received.load(Ordering::Relaxed));
+        }
+        Step::Sending { size } => meter.begin("pushing zTOCs", Some(size)),
+    };
+    let image = specs::image(image)?;
+    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push_soci(&image, to, least, tell))?;
+    drop(meter);
+    let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
+    if left_out > 0 {
+        let layers = text::count(left_out as u64, "layer");
+        eprintln!("note: {layers} left out: small, no gzip, or with what a zTOC cannot describe");
+    }
+    let share = 100.0 * index_bytes as f64 / layer_bytes.max(1) as f64;
+    let (sent, sent_bytes, index_bytes) =
+        (text::count(sent as u64, "blob"), text::size(sent_bytes), text::size(index_bytes));
+    say(&format!("pushed the SOCI index of {} to {place}: {artifact}", text::count(layers as u64, "layer")))?;
     say(&format!("{index_bytes}, {share:.2} % of its layers; {sent} sent, {sent_bytes}"))
 }
 

@@ -26,6 +26,37 @@ pub(super) struct Gzip {
     /// The checkpoint whose window is being recorded.
     watched: Option<DecodedOffset>,
     references: Option<References>,
+    /// The starts that are noted, if they are.
+    log: Option<BlockLog>,
+}
+
+/// A place where decoding can start, with all that is before it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BlockStart {
+    /// The place, a checkpoint.
+    pub mark: Mark,
+    /// The bytes before it, at most [`Window::MAX`].
+    pub history: Box<[u8]>,
+}
+
+/// Notes starts as zran does (zlib, examples/zran.c): the first block of the layer, and then each that begins more than
+/// `spacing` decoded bytes behind the last one noted.
+struct BlockLog {
+    spacing: u64,
+    last: Option<DecodedOffset>,
+    found: Vec<BlockStart>,
+}
+
+impl BlockLog {
+    fn block(&mut self, blob: BlobOffset, bit: u8, out: &OutputBuffer) {
+        let decoded = out.end();
+        if self.last.is_none_or(|last| decoded - last > self.spacing) {
+            let known = decoded.0.min(Window::MAX as u64) as usize;
+            let history = out.history()[Window::MAX - known..].into();
+            self.found.push(BlockStart { mark: Mark { blob, bit, decoded, kind: StartKind::Checkpoint }, history });
+            self.last = Some(decoded);
+        }
+    }
 }
 
 enum Phase {
@@ -59,7 +90,18 @@ impl Gzip {
             whole_member: true,
             watched: None,
             references: None,
+            log: None,
         }
+    }
+
+    /// A decoder that notes starts more than `spacing` decoded bytes apart.
+    pub(super) fn logging(spacing: u64) -> Self {
+        Self { log: Some(BlockLog { spacing, last: None, found: Vec::new() }), ..Self::new() }
+    }
+
+    /// The starts that were noted since the last call.
+    pub(super) fn take_starts(&mut self) -> Vec<BlockStart> {
+        self.log.as_mut().map_or_else(Vec::new, |log| std::mem::take(&mut log.found))
     }
 
     /// A decoder before the header of a member whose output begins at `at`.
@@ -96,6 +138,9 @@ impl Gzip {
                     if header.push(byte, at)? {
                         self.inflate.begin_at_bit(0);
                         self.phase = Phase::Body;
+                        if let Some(log) = &mut self.log {
+                            log.block(at + 1, 0, out);
+                        }
                     }
                 }
                 Phase::Body => match self.body(feed, out, pass.as_deref_mut())? {
@@ -181,6 +226,10 @@ impl Gzip {
         .map_err(|source| CodecError::Inflate { at: self.at(feed), source })?;
         if let Some(pass) = pass {
             self.note(stop, feed, out, pass);
+        }
+        if let Some(log) = self.log.as_mut().filter(|_| stop == Stop::Block) {
+            let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
+            log.block(BlobOffset(bits / 8), (bits % 8) as u8, out);
         }
         Ok(stop)
     }

@@ -39,6 +39,7 @@ mod zstd;
 use crate::descriptor::Compression;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
+pub use self::gzip::BlockStart;
 pub use self::inflate::{Alphabet, InflateError};
 pub use self::marks::Mark;
 pub use self::output::{Filled, OutputBuffer};
@@ -257,6 +258,28 @@ impl LayerDecoder {
             decoded: DecodedOffset(0),
             failed: None,
         })
+    }
+
+    /// Decodes a gzip layer from its start, and notes where blocks begin: the first one, and then each that does so more than
+    /// `spacing` decoded bytes behind the last one noted ([`LayerDecoder::take_starts`]).
+    pub fn noting_blocks(limits: Limits, spacing: u64) -> Self {
+        Self {
+            format: Format::Gzip(Box::new(Gzip::logging(spacing))),
+            limits,
+            first_pass: None,
+            window: Some(Box::default()),
+            blob: BlobOffset(0),
+            decoded: DecodedOffset(0),
+            failed: None,
+        }
+    }
+
+    /// The starts that were noted since the last call; any later one lies behind the input so far, but for eight bytes.
+    pub fn take_starts(&mut self) -> Vec<BlockStart> {
+        match &mut self.format {
+            Format::Gzip(gzip) => gzip.take_starts(),
+            Format::Stored | Format::Zstd(_) => Vec::new(),
+        }
     }
 
     /// Decodes from a mark, through all members or frames that follow; the input begins with the byte at `start.blob`.

@@ -13,7 +13,7 @@
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
 //! | `pushed`, `pushed_error` | indexes that other machines have pushed to a registry |
-//! | `soci`, `soci_referrers`, `soci_error` | zTOCs: indexes that SOCI has made of a layer |
+//! | `soci`, `soci_referrers`, `soci_error`, `ztoc` | zTOCs: indexes that SOCI has made of a layer, and making them for it |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
 
@@ -58,6 +58,7 @@ mod soci_referrers;
 mod spans;
 mod toc;
 mod transfer;
+mod ztoc;
 
 pub use activity::{Activity, ByReason, Cause, FileActivity, LayerActivity, LayerCounts, Reason};
 pub use budget::Prefetch;
@@ -85,3 +86,4 @@ pub use shared::{SharedLayer, SharedLayers};
 pub use soci::BoundSoci;
 pub use soci_error::{NoIndex, SociError};
 pub use transfer::{Imported, TransferError, export_indexes, import_indexes};
+pub use ztoc::{ZtocError, make_ztoc};

@@ -35,7 +35,7 @@ pub use config::{Command, ImageConfig};
 pub use error::DocumentError;
 pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, referrers};
 use keys::check_keys;
-pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SociIndex, SociPrefetch};
+pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SPACING as SOCI_SPACING, SociIndex, SociPrefetch};
 
 /// The largest document that is read, in bytes.
 pub const DOCUMENT_LIMIT: usize = 4 << 20;

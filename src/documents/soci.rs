@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::LAYERS_LIMIT;
-use super::index_artifact::ArtifactError;
+use super::index_artifact::{ArtifactError, IndexArtifact};
 use crate::descriptor::{Descriptor, MediaType};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 
 /// The annotation of an image's manifest with the digest of its index.
 pub const SOCI_INDEX: &str = "com.amazon.soci.index-digest";
@@ -23,6 +24,13 @@ pub const SOCI_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 /// Annotation of a zTOC: the blob of its layer.
 const LAYER: &str = "com.amazon.soci.image-layer-digest";
+/// Annotations of a zTOC: the media type of its layer, and how long its spans should be.
+const LAYER_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
+const SPAN_SIZE: &str = "com.amazon.soci.span-size";
+/// Annotation of an index: who has made it.
+const TOOL: &str = "com.amazon.soci.build-tool-identifier";
+/// Decoded bytes of a span, or some more, in zTOCs that are written.
+pub const SPACING: u64 = 4 << 20;
 /// The version of [`Prefetch`].
 const PREFETCH_VERSION: &str = "1.0";
 /// The most ranges of spans of one layer that are read.
@@ -90,6 +98,41 @@ impl SociIndex {
         Ok(index)
     }
 
+    /// The manifest of an index of version 1 for `subject`, which has these zTOCs: each with its layer.
+    pub fn manifest(subject: &Descriptor, ztocs: &[(&Descriptor, Descriptor)]) -> Vec<u8> {
+        let described = |of: &Descriptor| json!({ "mediaType": of.media_type.as_str(), "digest": of.digest.to_string(), "size": of.size });
+        let layers = ztocs.iter().map(|(layer, ztoc)| {
+            let mut entry = described(ztoc);
+            entry["annotations"] = json!({
+                LAYER: layer.digest.to_string(),
+                LAYER_TYPE: layer.media_type.as_str(),
+                SPAN_SIZE: SPACING.to_string(),
+            });
+            entry
+        });
+        let (config, bytes) = IndexArtifact::config();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::OciManifest.as_str(),
+            "config": { "mediaType": SOCI_V1, "digest": config.to_string(), "size": bytes.len() },
+            "layers": layers.collect::<Vec<_>>(),
+            "subject": described(subject),
+            "annotations": { TOOL: "peelfs" },
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    /// The entry of a list for its `manifest`.
+    pub fn entry(manifest: &[u8]) -> Value {
+        json!({
+            "mediaType": MediaType::OciManifest.as_str(),
+            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
+            "size": manifest.len(),
+            "artifactType": SOCI_V1,
+            "annotations": { TOOL: "peelfs" },
+        })
+    }
+
     /// The zTOC of the layer with this blob.
     pub fn ztoc(&self, layer: &Digest) -> Option<&Descriptor> {
         self.ztocs.get(&layer.to_string())
@@ -139,10 +182,7 @@ impl SociPrefetch {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde_json::{Value, json};
-
     use super::*;
-    use crate::digest::Algorithm;
 
     fn digest(text: &str) -> Digest {
         Digest::of(Algorithm::Sha256, text.as_bytes())

@@ -4,6 +4,7 @@
 //! One that was imported or found in a registry would get another voucher without another proof, so such a layer is read
 //! first, as one without an index is. Layers that bring a table of contents along are left out: every machine has it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,10 +15,11 @@ use super::report::{Code, Report};
 use super::spec::ImageSpec;
 use crate::content::{
     self, FirstPass, LayerRef, Means, Origin, Others, PackedIndex, PassError, PassProgress, PassScheduler, Profiles,
-    ScheduledPass, TransferError, opening, pack_index,
+    ScheduledPass, TransferError, ZtocError, opening, pack_index,
 };
-use crate::digest::Digest;
-use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob};
+use crate::descriptor::{Compression, Descriptor, MediaType};
+use crate::digest::{Algorithm, Digest};
+use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob, SociIndex};
 use crate::image::{Limits, Network};
 use crate::reference::{Place, RegistryName};
 use crate::source::BlobSource;
@@ -63,6 +65,17 @@ pub enum Step {
         /// How far it is.
         progress: Arc<PassProgress>,
     },
+    /// A layer is read for its zTOC.
+    Describing {
+        /// Its number; the lowest is 1.
+        number: usize,
+        /// How many there are.
+        count: usize,
+        /// Bytes of its blob.
+        size: u64,
+        /// How far it is.
+        progress: Arc<PassProgress>,
+    },
     /// An index is sent.
     Sending {
         /// Its bytes.
@@ -91,6 +104,17 @@ pub enum IndexPushError {
         /// The image.
         reference: String,
     },
+    /// No layer can have a zTOC.
+    #[error("{reference} has no gzip layer of {least} bytes or more that a zTOC can describe")]
+    NoZtocs {
+        /// The image.
+        reference: String,
+        /// The least size of a layer.
+        least: u64,
+    },
+    /// A layer could not be described.
+    #[error(transparent)]
+    Ztoc(ZtocError),
     /// A layer could not be read.
     #[error(transparent)]
     Pass(#[from] PassError),
@@ -108,6 +132,15 @@ pub enum IndexPushError {
     },
 }
 
+impl From<ZtocError> for IndexPushError {
+    fn from(error: ZtocError) -> Self {
+        match error {
+            ZtocError::Pass(cause) => cause.into(),
+            error => Self::Ztoc(error),
+        }
+    }
+}
+
 impl From<IndexPushError> for Report {
     fn from(error: IndexPushError) -> Self {
         let told = |code| Self::of(code, &error);
@@ -119,6 +152,10 @@ impl From<IndexPushError> for Report {
             IndexPushError::NothingToPush { .. } => {
                 told(Code::Failure).hint("other machines read these tables, too; nothing needs to be pushed")
             }
+            IndexPushError::NoZtocs { .. } => {
+                told(Code::Failure).hint("say what the smallest may be with `--min-layer-size SIZE`")
+            }
+            IndexPushError::Ztoc(_) => told(Code::Verification),
             IndexPushError::Pass(cause) => cause.into(),
             IndexPushError::Transfer(cause) => cause.into(),
             IndexPushError::Push { cause: PushError::Refused { .. }, .. } => told(Code::Failure).hint(elsewhere),
@@ -140,17 +177,7 @@ impl From<IndexPushError> for Report {
 /// # Errors
 /// [`IndexPushError`]; blobs that were stored before remain.
 pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(Step)) -> Result<Pushed, IndexPushError> {
-    if image.access.network == Network::Offline {
-        return Err(IndexPushError::Offline);
-    }
-    let opened = open::open_alone(image).await?;
-    let name = match (to, image.reference.place()) {
-        (Some(to), _) => to,
-        (None, Place::Registry(name)) => name,
-        (None, _) => return Err(IndexPushError::NoRegistry { reference: opened.reference.to_string() }),
-    };
-    let place = format!("{}/{}", name.authority(), name.repository());
-    let registry = Arc::new(open::registry(name, &place, &image.access, Rights::Push).map_err(HostError::from)?);
+    let Target { opened, registry, mut pushed } = target(image, to).await?;
     let layers = to_push(&opened);
     let count = opened.plan.layers.len();
     let left_out =
@@ -159,22 +186,10 @@ pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(St
     if layers.is_empty() {
         return Err(IndexPushError::NothingToPush { reference: opened.reference.to_string() });
     }
+    let place = pushed.place.clone();
     let push = |cause| IndexPushError::Push { place: place.clone(), cause };
-    let (config, empty) = IndexArtifact::config();
-    // Before anything takes long: whether it may be written to at all.
-    registry.push_blob(&config, &Content::Memory(Bytes::from_static(empty))).await.map_err(push)?;
-    let mut pushed = Pushed {
-        place: place.clone(),
-        artifact: config,
-        was_there: false,
-        layers: layers.len(),
-        left_out,
-        sent: 0,
-        sent_bytes: 0,
-        index_bytes: 0,
-        layer_bytes: layers.iter().map(|(_, layer)| layer.blob.size).sum(),
-        profiles: false,
-    };
+    (pushed.layers, pushed.left_out) = (layers.len(), left_out);
+    pushed.layer_bytes = layers.iter().map(|(_, layer)| layer.blob.size).sum();
     let mut artifact = IndexArtifact { layers: Vec::new(), profiles: None };
     for (number, layer) in &layers {
         if content::open_stored(layer, &[Origin::Store], &opened.store).is_err() {
@@ -214,6 +229,103 @@ pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(St
         }
     }
     Ok(pushed)
+}
+
+/// Pushes zTOCs of an image's gzip layers of `least` bytes and more, and a SOCI index of version 1 that refers to the image, to
+/// its repository, or to `to`. `tell` is told what begins.
+///
+/// # Errors
+/// [`IndexPushError`]; blobs that were stored before remain.
+pub async fn push_soci(
+    image: &ImageSpec,
+    to: Option<&RegistryName>,
+    least: u64,
+    tell: impl Fn(Step),
+) -> Result<Pushed, IndexPushError> {
+    let Target { opened, registry, mut pushed } = target(image, to).await?;
+    let place = pushed.place.clone();
+    let push = |cause| IndexPushError::Push { place: place.clone(), cause };
+    let count = opened.plan.layers.len();
+    let mut ztocs: Vec<(&Descriptor, Descriptor)> = Vec::new();
+    for (number, layer) in opened.plan.layers.iter().enumerate() {
+        if ztocs.iter().any(|(known, _)| known.digest == layer.blob.digest) {
+            continue;
+        }
+        if layer.compression() != Some(Compression::Gzip) || layer.blob.size < least {
+            pushed.left_out += 1;
+            continue;
+        }
+        let (progress, size) = (Arc::<PassProgress>::default(), layer.blob.size);
+        tell(Step::Describing { number: number + 1, count, size, progress: Arc::clone(&progress) });
+        let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::clone(&opened.source)));
+        let ztoc = match content::make_ztoc(layer, &source, Limits::default().codec, &progress).await {
+            Ok(ztoc) => Bytes::from(ztoc),
+            Err(ZtocError::None(why)) => {
+                tracing::warn!(layer = %layer.blob.digest, %why, "a layer gets no zTOC");
+                pushed.left_out += 1;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let digest = Digest::of(Algorithm::Sha256, &ztoc);
+        let (media_type, annotations) = (MediaType::parse("application/octet-stream"), BTreeMap::new());
+        let described =
+            Descriptor { media_type, digest: digest.clone(), size: ztoc.len() as u64, data: None, annotations };
+        tell(Step::Sending { size: described.size });
+        (pushed.layers, pushed.layer_bytes) = (pushed.layers + 1, pushed.layer_bytes + size);
+        pushed.index_bytes += described.size;
+        if registry.push_blob(&digest, &Content::Memory(ztoc)).await.map_err(push)? == Stored::New {
+            (pushed.sent, pushed.sent_bytes) = (pushed.sent + 1, pushed.sent_bytes + described.size);
+        }
+        ztocs.push((&layer.blob, described));
+    }
+    if ztocs.is_empty() {
+        return Err(IndexPushError::NoZtocs { reference: opened.reference.to_string(), least });
+    }
+    let image = &opened.plan.manifest;
+    let manifest = Bytes::from(SociIndex::manifest(image, &ztocs));
+    let entry = SociIndex::entry(&manifest);
+    pushed.artifact = registry.push_referrer(&image.digest, &manifest, &entry).await.map_err(push)?;
+    Ok(pushed)
+}
+
+/// An image, and where to push what is known of it.
+struct Target {
+    opened: Opened,
+    registry: Arc<RegistrySource>,
+    /// Nothing yet.
+    pushed: Pushed,
+}
+
+/// Opens the image, and sees whether the repository may be written to at all, before anything takes long.
+async fn target(image: &ImageSpec, to: Option<&RegistryName>) -> Result<Target, IndexPushError> {
+    if image.access.network == Network::Offline {
+        return Err(IndexPushError::Offline);
+    }
+    let opened = open::open_alone(image).await?;
+    let name = match (to, image.reference.place()) {
+        (Some(to), _) => to,
+        (None, Place::Registry(name)) => name,
+        (None, _) => return Err(IndexPushError::NoRegistry { reference: opened.reference.to_string() }),
+    };
+    let place = format!("{}/{}", name.authority(), name.repository());
+    let registry = Arc::new(open::registry(name, &place, &image.access, Rights::Push).map_err(HostError::from)?);
+    let (config, empty) = IndexArtifact::config();
+    let stored = registry.push_blob(&config, &Content::Memory(Bytes::from_static(empty))).await;
+    stored.map_err(|cause| IndexPushError::Push { place: place.clone(), cause })?;
+    let pushed = Pushed {
+        place,
+        artifact: config,
+        was_there: false,
+        layers: 0,
+        left_out: 0,
+        sent: 0,
+        sent_bytes: 0,
+        index_bytes: 0,
+        layer_bytes: 0,
+        profiles: false,
+    };
+    Ok(Target { opened, registry, pushed })
 }
 
 /// The layers to push, each once, with their numbers.

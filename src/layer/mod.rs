@@ -41,6 +41,6 @@ pub use paged::ReadAt;
 pub use pax::Xattr;
 pub use proof::{Format, IndexedLayer, Proof, Stream};
 pub use spans::{Span, SpanSource, WindowAt};
-pub use tar::{TarEntry, TarKind, TarSink, TarSummary, TarWalker};
+pub use tar::{TarEntry, TarError, TarKind, TarSink, TarSummary, TarWalker, WalkError};
 pub use tree::{LayerTree, Limits, TreeError, is_hidden};
 pub use write::{WriteError, write_index, write_index_of, write_index_of_bodies};

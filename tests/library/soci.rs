@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use peelfs::codec::{BlockStart, LayerDecoder, Limits, OutputBuffer, Status};
 use peelfs::store::Store;
 use peelfs_loopback::image::{Image, ImageBuilder, Layer, Packing};
 use peelfs_loopback::soci::{self, SociBuilder};
@@ -90,4 +91,44 @@ fn random_indexed_images_look_as_the_model_says() {
         by_ztoc += origins(&image).iter().filter(|origin| *origin == "SOCI").count();
     }
     assert!(by_ztoc > 0, "some layers are opened by their zTOCs");
+}
+
+/// Bit for bit, and byte for byte before them.
+#[test]
+fn blocks_are_noted_where_soci_snapshotter_notes_them() {
+    for name in ["one", "members"] {
+        let (blob, ztoc) = (file(&format!("{name}.tar.gz")), zstd::decode_all(&file(&format!("{name}.ztoc.zst"))[..]));
+        let ztoc = ztoc.unwrap();
+        let spacing = 9_000_i64.to_le_bytes();
+        let at = ztoc.windows(8).position(|bytes| bytes == spacing).unwrap();
+        let have = i32::from_le_bytes(ztoc[at - 4..at].try_into().unwrap()) as usize;
+        let theirs: Vec<&[u8]> = ztoc[at + 8..].chunks(17 + (32 << 10)).take(have).collect();
+        for piece in [usize::MAX, 1000, 1] {
+            let mut decoder = LayerDecoder::noting_blocks(Limits::default(), 9_000);
+            let (mut out, mut starts) = (OutputBuffer::new(10_000), Vec::new());
+            for mut input in blob.chunks(piece.min(blob.len())) {
+                loop {
+                    let status = decoder.decode(&mut input, &mut out).unwrap();
+                    starts.extend(decoder.take_starts());
+                    out.discard();
+                    if status != Status::OutputFull {
+                        break;
+                    }
+                }
+            }
+            decoder.finish().unwrap();
+            let ours: Vec<Vec<u8>> = starts.iter().map(packed).collect();
+            assert!(ours.iter().map(Vec::as_slice).eq(theirs.iter().copied()), "{name}, pieces of {piece}");
+        }
+    }
+}
+
+/// As `gzip_zinfo.c` packs it.
+fn packed(start: &BlockStart) -> Vec<u8> {
+    let (whole, bits) = match start.mark.bit {
+        0 => (start.mark.blob.0, 0),
+        bit => (start.mark.blob.0 + 1, 8 - bit),
+    };
+    let before = vec![0; (32 << 10) - start.history.len()];
+    [&whole.to_le_bytes()[..], &start.mark.decoded.0.to_le_bytes(), &[bits], &before, &start.history].concat()
 }

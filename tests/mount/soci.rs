@@ -216,3 +216,33 @@ fn layers_without_a_ztoc_get_a_first_pass() {
     assert_eq!(std::fs::read(mounted.path.join("small")).unwrap(), b"small");
     mounted.unmount();
 }
+
+#[test]
+fn a_soci_index_is_pushed_and_used_by_another_machine() {
+    if cannot_mount() {
+        return;
+    }
+    let mut entries = layers();
+    entries[0].push(Entry::file("spans", text(8, 11 << 20)));
+    let packings = [Packing::GZIP, Packing::Gzip { level: 1, member: Some(300_000) }, Packing::ZSTD];
+    let image = super::packed(&entries, &packings, peelfs_loopback::image::Family::Oci);
+    let catalog = Catalog::new().image("team/app", "1", &image).listing_referrers().taking_pushes();
+    let registry = Registry::start(catalog).unwrap();
+    let reference = registry.reference("team/app", "1");
+    let (here, there) = (Sandbox::new(), Sandbox::new());
+    let refused = here.run(["index", "push", "--as", "soci", "--min-layer-size", "1GiB", &reference]);
+    assert!(said(&refused).contains("--min-layer-size"), "{}", said(&refused));
+    let pushed = here.run(["index", "push", "--as", "soci", "--min-layer-size", "1", &reference]);
+    assert!(pushed.status.success(), "{}", said(&pushed));
+    let told = String::from_utf8(pushed.stdout).unwrap();
+    assert!(told.starts_with("pushed the SOCI index of 2 layers to "), "{told}");
+
+    let digest = told.lines().next().unwrap().rsplit(": ").next().unwrap();
+    let index: Value = serde_json::from_slice(&registry.document("team/app", digest).unwrap()).unwrap();
+    assert_eq!(index["config"]["mediaType"], soci::V1);
+    assert_eq!(index["subject"]["digest"], image.root().digest.to_string());
+    let mounted = there.mount_with(&reference, "a", &["--verify", "vouched", "--prefetch", "none"]);
+    assert_same("the model", &tree_of(&entries), &mounted.path, Compare::Exactly);
+    assert_eq!(of_layers(&status(&there, &mounted, &[]), "origin"), ["SOCI v1", "SOCI v1", "own index"]);
+    mounted.unmount();
+}

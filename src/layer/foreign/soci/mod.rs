@@ -10,8 +10,11 @@
 
 mod buffer;
 mod checkpoints;
+mod write;
 
 use std::ops::Range;
+
+pub use self::write::{NoZtoc, ZtocSpans, ZtocWriter};
 
 use self::buffer::{CompressionInfo, FileMetadata, Ztoc, root};
 use super::{Bounds, LARGEST_TOC, TocError, has_no_name_twice};
