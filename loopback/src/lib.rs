@@ -12,7 +12,7 @@
 //! | [`auth`] | passwords, tokens and the tickets of redirect targets |
 //! | [`tar`] | writing tar archives, good ones and odd ones |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
-//! | [`chunked`] | layers with a table of contents (zstd:chunked), good ones and odd ones |
+//! | [`chunked`] | layers with a table of contents (zstd:chunked, eStargz), good ones and odd ones |
 //! | [`soci`] | layers and zTOCs that describe them, good ones and odd ones |
 //! | [`sample`] | the image of the demo |
 //!

@@ -34,21 +34,29 @@ impl Fetcher {
             let skip = index.source_of(span).map_err(index_error)?.map_or(0, |source| source.skip);
             // Small files may be decoded from the same bytes.
             if range != at {
+                encoded.clear();
                 if range.start < input.at {
                     let cause = IndexError::Malformed { what: "spans do not follow one another in the blob" };
                     return Err(index_error(cause));
                 }
-                // What comes is what is asked for, so the memory is that of a span of this blob.
-                encoded.clear();
                 input.skip_to(range.start).ok_or_else(|| self.ended())?;
-                input.take_to(range.end, &mut encoded).ok_or_else(|| self.ended())?;
                 at = range;
             }
+            // A table may say that few bytes are decoded from very many of the blob.
+            let most = most_encoded(skip + spans::length(&known) as u64);
+            let end = BlobOffset(at.start.0.saturating_add(most)).min(at.end);
+            input.take_to(end, &mut encoded).ok_or_else(|| self.ended())?;
             let decoded = decode(&known, skip, &encoded, &mut out).map_err(|cause| self.codec_error(cause))?;
             self.arrived(span, &known, decoded.into(), runs)?;
         }
         Ok(())
     }
+}
+
+/// The most bytes that any encoder makes of so many, with room for headers and for what it adds to bytes that it cannot
+/// compress.
+fn most_encoded(decoded: u64) -> u64 {
+    decoded + decoded / 64 + (64 << 10)
 }
 
 /// What a span's bytes decode to, as far as it goes, without the first `skip`.

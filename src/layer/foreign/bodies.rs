@@ -102,6 +102,11 @@ impl Bodies {
             return Err(contradiction("its owner is out of range"));
         };
         let mode = (record.mode & 0o7777) as u16;
+        // Only the root has none, which is a directory.
+        let has_name = record.name.split('/').any(|part| !matches!(part, "" | "."));
+        if !has_name && record.kind != "dir" {
+            return Err(contradiction("it has no name"));
+        }
         if record.kind == "reg" {
             let mut file = File {
                 path: name.to_vec(),
@@ -175,8 +180,12 @@ impl Bodies {
             // Pieces of small files may be decoded from one place; then the next one does not say where this one ends.
             let end = next.map_or(file.blob_end, |next| if next.blob == piece.blob { 0 } else { next.blob });
             self.take_blob(piece, size, end).map_err(contradiction)?;
+            if end > 0 {
+                // Those before it in the same member end with it.
+                self.end_last(BlobOffset(end));
+            }
             if !self.is_hole(piece, size).map_err(contradiction)? {
-                if size > Span::MAX {
+                if size > LARGEST_PIECE {
                     return Err(contradiction("it has a piece that is too large to be read at once"));
                 }
                 let follows = runs.last().is_some_and(|run| run.file.0 + run.len == done);
@@ -227,7 +236,7 @@ impl Bodies {
             self.end_last(BlobOffset(start));
         }
         let stated = if end == 0 { start.saturating_add(1) } else { end };
-        if stated <= start || stated > self.pieces_end.0 || piece.skip > Span::MAX {
+        if stated <= start || stated > self.pieces_end.0 || piece.skip > LARGEST_PIECE {
             return Err("a piece of it lies outside the layer's data");
         }
         self.blob = stated;
@@ -320,6 +329,9 @@ fn contradiction(name: &[u8], what: &'static str) -> TocError {
     TocError::Contradiction { name: name[..name.len().min(256)].to_vec(), what }
 }
 
+/// The longest piece, and what may be decoded before one, in bytes: readers hold a piece in memory. Tools write pieces of 4 MiB
+/// at most, older ones each file in one.
+const LARGEST_PIECE: u64 = 64 << 20;
 /// Files begin at a multiple of this, as in a tar.
 const BLOCK: u64 = 512;
 const SECOND: i128 = 1_000_000_000;
