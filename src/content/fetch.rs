@@ -249,6 +249,22 @@ impl Fetcher {
         good
     }
 
+    /// As [`Fetcher::in_background`], by one request where all of `spans` is missing.
+    pub(super) async fn at_once(self: &Arc<Self>, spans: SpanRange, cause: Cause) {
+        let nothing = SpanRange::none_at(spans.start);
+        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any, cause) else { return };
+        let mut joined = Vec::<SpanRun>::new();
+        for run in runs {
+            match joined.last_mut() {
+                Some(last) if range_of(last).end == range_of(&run).start => last.extend(run),
+                _ => joined.push(run),
+            }
+        }
+        for run in joined {
+            self.request(&Arc::new(run), None).await;
+        }
+    }
+
     /// As [`Fetcher::in_background`], for speculation: gives up while the source is failing.
     pub(super) async fn on_speculation(self: &Arc<Self>, spans: SpanRange, cause: Cause) {
         let nothing = SpanRange::none_at(spans.start);

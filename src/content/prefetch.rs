@@ -12,9 +12,9 @@ use super::origin::Origin;
 use super::profiles::{keep_profile, load_profile};
 use super::reader::LayerReader;
 use crate::digest::Digest;
-use crate::layer::Format;
+use crate::layer::IndexError;
 use crate::layer::foreign::estargz;
-use crate::predict::{Layout as _, Lesson, Pace, Priority, Profile, ProfileRun, Replay};
+use crate::predict::{Layout as _, Lesson, Pace, Profile, ProfileRun, Replay};
 use crate::span::{SpanId, SpanRange};
 use crate::sync::lock;
 
@@ -103,15 +103,24 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
     Ok(())
 }
 
-/// Fetches what the maker of a layer has put before a landmark, where no profile knows better.
+/// Fetches what the maker of a layer has put before a landmark, where no profile knows better: in the order of the blob, by
+/// as few requests as there can be.
 async fn prioritized(reader: &Arc<LayerReader>) {
     let layer = &reader.layer;
-    if Origin::of(&layer.index) != Some(Origin::Vouched(Format::EStargz)) || reader.scheduler.demand.has_profile() {
+    let has_landmarks = Origin::of(&layer.index).is_some_and(Origin::is_toc);
+    if !has_landmarks || reader.scheduler.demand.has_profile() {
         return;
     }
-    match estargz::prioritized(&layer.index) {
-        Ok(spans) => reader.scheduler.speculate_on(spans, Priority::High, Cause::spans(Reason::Profile)).await,
-        Err(error) => tracing::debug!(%error, "cannot look for a landmark"),
+    let fetch = async || {
+        let spans = estargz::prioritized(&layer.index)?;
+        if spans.count() > 0 {
+            let _room = reader.fetcher.scope.budget().background(layer.index.blob_bytes(spans)?).await;
+            reader.fetcher.at_once(spans, Cause::spans(Reason::Profile)).await;
+        }
+        Ok::<_, IndexError>(())
+    };
+    if let Err(error) = fetch().await {
+        tracing::debug!(%error, "cannot look for a landmark");
     }
 }
 

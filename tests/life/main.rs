@@ -11,6 +11,7 @@ mod damaged_cache;
 mod image_store;
 mod killed;
 mod metrics;
+mod prepared;
 mod run;
 mod service;
 mod soak;
