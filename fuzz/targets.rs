@@ -309,7 +309,11 @@ pub fn estargz(data: &[u8]) {
     let table = blob.get(..usize::from(cut)).unwrap_or_default();
     let toc = stargz::Toc { digest: Digest::of(Algorithm::Sha256, table), blob_size: blob.len() as u64 };
     let Ok(place) = toc.place(blob) else { return };
-    let members = &blob[place.start.0 as usize..place.end.0 as usize];
+    let members = match &place {
+        stargz::Place::Here(range) => &blob[range.start.0 as usize..range.end.0 as usize],
+        // Wherever it is.
+        stargz::Place::Elsewhere => blob,
+    };
     if let Ok(layer) = toc.read(&place, members, BOUNDS) {
         usable(&layer, blob.len() as u64);
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use super::origin::{NotOpened, Opened, Origin, open_stored, voucher};
 use super::pass::{FirstPass, Means};
+use crate::documents::Document;
+use crate::layer::foreign::estargz::{self, Place};
 use crate::layer::foreign::{Bounds, ForeignLayer, Toc, TocError};
 use crate::layer::{Format, IndexedLayer, LayerIndex, Proof, write_index_of_bodies};
 use crate::offsets::BlobOffset;
@@ -82,18 +84,18 @@ async fn fetch_and_make(
     made.await.map_err(|_| NotMade::Proven(NotOpened::Ended))?
 }
 
-/// The table's bytes, unverified, and where in the blob they are.
+/// The table's bytes, unverified, and where they are.
 async fn fetch(
     pass: &FirstPass,
     toc: &Toc,
     means: &Means<'_>,
     senders: &mut Vec<SentBy>,
-) -> Result<(Range<BlobOffset>, Vec<u8>), NotMade> {
+) -> Result<(Place, Vec<u8>), NotMade> {
     let toc = match toc {
         Toc::ZstdChunked(toc) => {
-            let place = toc.at..toc.at + toc.length;
+            let place = toc.packed.range();
             let bytes = range(pass, place.clone(), means, senders).await?;
-            return Ok((place, bytes));
+            return Ok((Place::Here(place), bytes));
         }
         Toc::EStargz(toc) => toc,
     };
@@ -101,7 +103,10 @@ async fn fetch(
     let tail = range(pass, tail_at.clone(), means, senders).await?;
     // Nothing says yet that the tail is right.
     let unproven = |error: TocError| NotMade::Unproven(error.into());
-    let place = toc.place(&tail).map_err(unproven)?;
+    let place = match toc.place(&tail).map_err(unproven)? {
+        Place::Here(place) => place,
+        Place::Elsewhere => return Ok((Place::Elsewhere, elsewhere(pass, means).await.map_err(NotMade::Unproven)?)),
+    };
     let behind = (tail_at.end - place.end) as usize;
     let bytes = match place.start.0.checked_sub(tail_at.start.0) {
         Some(at) => tail[at as usize..tail.len() - behind].to_vec(),
@@ -116,7 +121,22 @@ async fn fetch(
             [&first[..], &tail[..rest]].concat()
         }
     };
-    Ok((place, bytes))
+    Ok((Place::Here(place), bytes))
+}
+
+/// The bytes of a table that is a layer of another image, unverified.
+async fn elsewhere(pass: &FirstPass, means: &Means<'_>) -> Result<Vec<u8>, NotOpened> {
+    let unusable = |what| NotOpened::Toc(TocError::Unusable { what });
+    let document = means.source.beside(estargz::TOC_IMAGE).await?;
+    let document = document.ok_or(unusable("it is in an image of its own, which is not there"))?.into_unverified();
+    let layers = match Document::parse(&document, None) {
+        Ok(Document::Manifest(image)) => image.layers,
+        Ok(Document::Artifact(artifact)) => artifact.layers,
+        Ok(Document::Index(_)) | Err(_) => return Err(unusable("it is in an image of its own, which is none")),
+    };
+    let toc = estargz::toc_among(&layers, &pass.layer.blob.digest)?;
+    let bytes = means.source.read_at(toc, BlobOffset(0)..BlobOffset(toc.size)).await?;
+    Ok(bytes.into_unverified().to_vec())
 }
 
 /// Some bytes of the blob, from a source that has them by themselves.

@@ -77,6 +77,10 @@ impl BlobSource for Inlined {
         }
     }
 
+    fn beside<'a>(&'a self, suffix: &'a str) -> BoxFuture<'a, Result<Option<Untrusted<Bytes>>, SourceError>> {
+        self.0.beside(suffix)
+    }
+
     fn stream<'a>(
         &'a self,
         blob: &'a Descriptor,

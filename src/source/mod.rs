@@ -92,6 +92,12 @@ pub trait BlobSource: Send + Sync {
         self.read_at(descriptor, BlobOffset(0)..BlobOffset(descriptor.size))
     }
 
+    /// The document under the reference's tag with `suffix` behind it, in the same repository, whose blobs this source
+    /// has; `None` where there is none. Nothing says what it must hash to.
+    fn beside<'a>(&'a self, _suffix: &'a str) -> BoxFuture<'a, Result<Option<Untrusted<Bytes>>, SourceError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// The bytes `range` of a blob, in order: exactly the length of the range, or an error.
     ///
     /// A truncated body is resumed inside; callers see an error only when the source has given up.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use peelfs_loopback::image::{Family, Packing};
+use peelfs_loopback::chunked::{Chunked, ChunkedBuilder, TocFormat, toc_image};
+use peelfs_loopback::image::{Family, Image, ImageBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::{Entry, EntryKind};
 use serde_json::Value;
@@ -102,4 +103,126 @@ fn what_no_table_can_say_is_read_from_the_tar() {
     let told = String::from_utf8(sandbox.run(["status", mounted.path.to_str().unwrap()]).stdout).unwrap();
     assert!(told.contains("not used zstd:chunked of layer 1 of 3: "), "{told}");
     mounted.unmount();
+}
+
+fn image_of(layers: Vec<Chunked>) -> Image {
+    let annotations: Vec<_> = layers.iter().map(|layer| layer.annotations.clone()).collect();
+    let image = layers.into_iter().fold(ImageBuilder::new(), |image, layer| image.layer(layer.layer));
+    let edit = move |manifest: &mut Value| {
+        for (layer, annotations) in annotations.into_iter().enumerate() {
+            manifest["layers"][layer]["annotations"] = annotations;
+        }
+    };
+    image.edit_manifest(edit).build()
+}
+
+/// The ranges of blobs that were asked for, each from and up to.
+fn ranges(registry: &Registry) -> Vec<(u64, u64)> {
+    let requests = registry.requests();
+    let ranges = requests.iter().filter(|request| request.is_blob()).filter_map(|request| {
+        let (from, to) = request.range()?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((from.parse().ok()?, to.parse::<u64>().ok()? + 1))
+    });
+    ranges.collect()
+}
+
+/// What the maker of a layer has put before the landmark is fetched when the image is mounted, by one request, and nothing
+/// behind it.
+#[test]
+fn files_before_the_landmark_come_first_by_one_request() {
+    if cannot_mount() {
+        return;
+    }
+    let mut random = Random::new(4);
+    let mut entries = vec![Entry::dir("usr")];
+    for number in 0..12 {
+        entries.push(Entry::file(format!("usr/first{number}"), random.bytes(150_000)));
+    }
+    entries.push(Entry::file(".prefetch.landmark", vec![0x0f]));
+    for number in 0..30 {
+        entries.push(Entry::file(format!("usr/then{number}"), random.bytes(100_000)));
+    }
+    for format in [TocFormat::EStargz, TocFormat::StargzZstd] {
+        let (sent, place) = std::sync::mpsc::channel();
+        let builder = ChunkedBuilder::of(entries.clone()).format(format).edit_toc(move |toc| {
+            let offset = |name: &str| {
+                let records = toc["entries"].as_array().unwrap();
+                records.iter().find(|record| record["name"] == name).unwrap()["offset"].as_u64().unwrap()
+            };
+            sent.send((offset("usr/first0"), offset(".prefetch.landmark"))).unwrap();
+        });
+        let image = image_of(vec![builder.build()]);
+        let landmark: (u64, u64) = place.recv().unwrap();
+        let registry = Registry::start(Catalog::new().image("app", "1", &image)).unwrap();
+        let sandbox = Sandbox::new();
+        let mounted = sandbox.mount(&registry.reference("app", "1"), "a");
+        assert!(registry.wait_until(|requests| {
+            requests.iter().any(|request| {
+                request.range().is_some_and(|range| range.starts_with(&format!("bytes={}-", landmark.0)))
+            })
+        }));
+        let size = image.layers()[0].blob.len() as u64;
+        let asked: Vec<_> = ranges(&registry).into_iter().filter(|(_, to)| *to < size - 100).collect();
+        assert_eq!(asked, [landmark], "{format:?}");
+        for number in 0..12 {
+            assert_eq!(std::fs::read(mounted.join(&format!("usr/first{number}"))).unwrap().len(), 150_000);
+        }
+        let asked: Vec<_> = ranges(&registry).into_iter().filter(|(from, _)| *from < landmark.1).collect();
+        assert_eq!(asked, [landmark], "{format:?}: what came first is not fetched again");
+        mounted.unmount();
+
+        let cache = sandbox.path().join("none");
+        let none = ["--prefetch", "none", "--cache-dir", cache.to_str().unwrap()];
+        registry.clear();
+        let mounted = sandbox.mount_with(&registry.reference("app", "1"), "none", &none);
+        std::fs::read(mounted.join("usr/then29")).unwrap();
+        let asked = ranges(&registry);
+        assert!(asked.iter().all(|(from, _)| *from >= landmark.1), "{format:?}: {asked:?} before {landmark:?}");
+        mounted.unmount();
+    }
+}
+
+/// `--estargz-external-toc`: the tables are layers of another image of the repository.
+#[test]
+fn tables_of_an_image_of_their_own_are_found_by_its_tag() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, mut layers) = (Sandbox::new(), layers());
+    // Tables of stargz-snapshotter have whole seconds.
+    layers.iter_mut().flatten().for_each(|entry| entry.mtime.nanos = 0);
+    let of = |layer: &Vec<Entry>| ChunkedBuilder::of(layer.clone()).format(TocFormat::EStargz).toc_elsewhere().build();
+    let chunked: Vec<_> = layers.iter().map(of).collect();
+    let tables = toc_image(chunked.iter().map(|layer| (&layer.layer.digest, layer.elsewhere.as_ref().unwrap())));
+    let image = image_of(chunked);
+    let tags = Catalog::new().image("app", "1", &image).image("app", "1-esgztoc", &tables);
+    let tags = tags.image("app", "2", &image).image("app", "3", &image).image("app", "3-esgztoc", &image);
+    let registry = Registry::start(tags).unwrap();
+    let wanted = tree_of(&layers);
+    for (tag, origin, why) in
+        [("1", "eStargz", ""), ("2", "own index", "which is not there"), ("3", "own index", "has none of this layer")]
+    {
+        let cache = sandbox.path().join(tag);
+        let cache = ["--cache-dir", cache.to_str().unwrap()];
+        let mounted = sandbox.mount_with(&registry.reference("app", tag), tag, &cache);
+        assert_same(tag, &wanted, &mounted.path, Compare::Exactly);
+        let state = status(&sandbox, &mounted);
+        assert_eq!(origins(&state), [origin; 3], "{tag}");
+        let told = state["layers"][0]["not_used"][0]["why"].as_str().unwrap_or_default();
+        assert!(told.contains(why), "{tag}: {told}");
+        mounted.unmount();
+    }
+    // Another table than the manifest names, and one that is nothing.
+    let first = &image.layers()[0];
+    let other = ChunkedBuilder::of([Entry::file("other", "")]).format(TocFormat::EStargz).toc_elsewhere().build();
+    for (number, table) in [other.elsewhere.unwrap(), bytes::Bytes::from_static(b"nothing")].iter().enumerate() {
+        registry.push("app", "2-esgztoc", &toc_image([(&first.digest, table)]));
+        let name = format!("wrong{number}");
+        let cache = sandbox.path().join(&name);
+        let cache = ["--cache-dir", cache.to_str().unwrap()];
+        let mounted = sandbox.mount_with(&registry.reference("app", "2"), &name, &cache);
+        assert_same(&name, &wanted, &mounted.path, Compare::Exactly);
+        assert_eq!(origins(&status(&sandbox, &mounted)), ["own index"; 3], "{name}");
+        mounted.unmount();
+    }
 }

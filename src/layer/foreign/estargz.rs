@@ -2,7 +2,9 @@
 //! the last file of the tar and in members of its own, a table of contents.
 //!
 //! A member holds a piece and what follows it in the tar up to the next one. The blob's last bytes, an empty member, say
-//! where the table's member begins; the digest of the table's JSON is an annotation of the layer in the manifest.
+//! where the table's member begins; the digest of the table's JSON is an annotation of the layer in the manifest. Where they
+//! say that it is elsewhere (`--estargz-external-toc`), the table is a layer of another image, whose tag ends with
+//! [`TOC_IMAGE`]; that layer has an annotation with the digest of the layer that it is of.
 //!
 //! Landmarks (`.prefetch.landmark`, `.no.prefetch.landmark`) and the table itself (`stargz.index.json`) are files of the
 //! tar, and shown like any others, as every tool shows them that unpacks the layer.
@@ -26,6 +28,10 @@ use crate::span::{SpanId, SpanRange};
 
 /// The annotation with the digest of the table's JSON.
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// The annotation of a table that is a layer of another image: the layer that it is of.
+const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
+/// How the tag of that image ends.
+pub const TOC_IMAGE: &str = "-esgztoc";
 /// The table's name in the tar.
 const TOC_NAME: &[u8] = b"stargz.index.json";
 /// What comes before this file is read when a container starts, says who made the layer.
@@ -59,6 +65,29 @@ pub fn toc_of(layer: &Descriptor) -> Result<Option<Toc>, PlaceError> {
     Ok(Some(Toc { digest, blob_size: layer.size }))
 }
 
+/// Where a table is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// In members of the layer.
+    Here(Range<BlobOffset>),
+    /// In another image.
+    Elsewhere,
+}
+
+/// The table of `blob`, among the layers of an image of tables.
+///
+/// # Errors
+/// [`PlaceError::TooLarge`], or there is none.
+pub fn toc_among<'a>(layers: &'a [Descriptor], blob: &Digest) -> Result<&'a Descriptor, TocError> {
+    let of_blob = |layer: &&Descriptor| layer.annotations.get(TOC_OF).is_some_and(|of| *of == blob.to_string());
+    let found = layers.iter().find(of_blob);
+    let found = found.ok_or(TocError::Unusable { what: "the image that has the tables has none of this layer" })?;
+    if found.size > LARGEST_TOC {
+        return Err(PlaceError::TooLarge(found.size).into());
+    }
+    Ok(found)
+}
+
 impl Toc {
     /// Which of the blob's last bytes to look at first: where the table begins, and likely all of it.
     pub fn tail(&self) -> Range<BlobOffset> {
@@ -66,11 +95,11 @@ impl Toc {
         BlobOffset(self.blob_size - guess)..BlobOffset(self.blob_size)
     }
 
-    /// Where the members of the table lie, says the end of the blob.
+    /// Where the table is, says the end of the blob.
     ///
     /// # Errors
     /// [`TocError`]
-    pub fn place(&self, tail: &[u8]) -> Result<Range<BlobOffset>, TocError> {
+    pub fn place(&self, tail: &[u8]) -> Result<Place, TocError> {
         let unusable = |what| TocError::Unusable { what };
         let found = FOOTERS.iter().find_map(|(length, extra)| {
             let footer = tail.get(tail.len().checked_sub(*length)?..)?;
@@ -79,12 +108,12 @@ impl Toc {
             rest.starts_with(b"STARGZ").then_some((*length, offset))
         });
         let Some((length, offset)) = found else {
-            let external = tail.windows(EXTERNAL.len()).any(|bytes| bytes == EXTERNAL);
-            return Err(unusable(if external {
-                "it is not in the layer"
-            } else {
-                "the layer does not end with its place"
-            }));
+            let footer = tail.len().checked_sub(EXTERNAL_FOOTER).map(|at| &tail[at..]);
+            let footer = footer.and_then(|footer| footer.strip_prefix(&GZIP[..]));
+            return match footer.is_some_and(|footer| footer.starts_with(EXTERNAL)) {
+                true => Ok(Place::Elsewhere),
+                false => Err(unusable("the layer does not end with its place")),
+            };
         };
         let offset = std::str::from_utf8(offset).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let (start, end) = (offset.unwrap_or(u64::MAX), self.blob_size - length as u64);
@@ -94,14 +123,14 @@ impl Toc {
         if end - start > LARGEST_TOC {
             return Err(unusable("it is larger than any that is written"));
         }
-        Ok(BlobOffset(start)..BlobOffset(end))
+        Ok(Place::Here(BlobOffset(start)..BlobOffset(end)))
     }
 
-    /// What the table says, whose members lie at `place` of the blob and have these bytes.
+    /// What the table says, which is at `place` and whose members have these bytes.
     ///
     /// # Errors
     /// [`TocError`]
-    pub fn read(&self, place: &Range<BlobOffset>, bytes: &[u8], bounds: Bounds) -> Result<ForeignLayer, TocError> {
+    pub fn read(&self, place: &Place, bytes: &[u8], bounds: Bounds) -> Result<ForeignLayer, TocError> {
         let tar = decode(bytes).map_err(|_| TocError::Unusable { what: "it does not decode" })?;
         let mut found = Found::default();
         let walked = TarWalker::new().push(&tar, &mut found);
@@ -114,7 +143,13 @@ impl Toc {
         if expected != actual {
             return Err(TocError::Other { expected, actual });
         }
-        parse(json, Some(&own), place, bounds)
+        match place {
+            Place::Here(place) => parse(json, Some(&own), place, bounds),
+            Place::Elsewhere => {
+                let end = BlobOffset(self.blob_size.saturating_sub(EXTERNAL_FOOTER as u64));
+                parse(json, None, &(end..end), bounds)
+            }
+        }
     }
 }
 
@@ -208,8 +243,9 @@ const FOOTER: usize = 51;
 const GZIP: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff];
 /// How long the end is, and with what its extra field begins: today's has a subfield `SG`, that of stargz none.
 const FOOTERS: [(usize, &[u8]); 2] = [(FOOTER, &[26, 0, b'S', b'G', 22, 0]), (47, &[22, 0])];
-/// What stands in the end of a layer whose table is elsewhere.
-const EXTERNAL: &[u8] = b"STARGZEXTERNALTOC";
+/// The extra field at the end of a layer whose table is elsewhere, and how long that end is.
+const EXTERNAL: &[u8] = b"\x15\0SG\x11\0STARGZEXTERNALTOC";
+const EXTERNAL_FOOTER: usize = 46;
 /// A table takes about so much of its layer.
 const TAIL_SHARE: u64 = 64;
 const SHORTEST_TAIL: u64 = 64 << 10;

@@ -51,7 +51,7 @@ impl Toc {
     /// What the manifest says that it hashes to.
     pub fn digest(&self) -> &Digest {
         match self {
-            Self::ZstdChunked(toc) => &toc.digest,
+            Self::ZstdChunked(toc) => &toc.packed.digest,
             Self::EStargz(toc) => &toc.digest,
         }
     }
@@ -131,6 +131,9 @@ pub enum TocError {
         actual: Digest,
     },
     /// It is more than a layer may have, or means something else than it says.
+    /// What says where something lies is malformed.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("the table of contents cannot be used: {what}")]
     Unusable {
         /// What is wrong.

@@ -8,6 +8,8 @@
 //! the blob begins. The tar-split data are not read either: they would give the bytes of headers,
 //! which no reader of files needs.
 
+use std::ops::Range;
+
 use super::bodies::Bodies;
 use super::{Bounds, ForeignLayer, LARGEST_TOC, PlaceError, TocError, record};
 use crate::codec::{CodecError, LayerDecoder, Limits, OutputBuffer, StartKind, Status};
@@ -25,6 +27,13 @@ const ANNOTATIONS: [[&str; 2]; 2] = [
 /// A table of contents, as a manifest names it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Toc {
+    /// Its bytes in the blob.
+    pub packed: Packed,
+}
+
+/// A frame of the blob by itself, with its digest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Packed {
     /// Its first byte in the blob.
     pub at: BlobOffset,
     /// How many bytes it has there.
@@ -59,7 +68,7 @@ pub fn toc_of(layer: &Descriptor) -> Result<Option<Toc>, PlaceError> {
     }
     match [length, decoded].into_iter().find(|size| *size > LARGEST_TOC) {
         Some(size) => Err(PlaceError::TooLarge(size)),
-        None => Ok(Some(Toc { at: BlobOffset(at), length, decoded, digest })),
+        None => Ok(Some(Toc { packed: Packed { at: BlobOffset(at), length, decoded, digest } })),
     }
 }
 
@@ -69,13 +78,27 @@ impl Toc {
     /// # Errors
     /// [`TocError`]
     pub fn read(&self, bytes: &[u8], bounds: Bounds) -> Result<ForeignLayer, TocError> {
+        let json = self.packed.unpack(bytes)?;
+        parse(&json, BlobOffset(self.packed.at.0 - SKIPPABLE_HEADER), bounds)
+    }
+}
+
+impl Packed {
+    /// Where it is in the blob.
+    pub fn range(&self) -> Range<BlobOffset> {
+        self.at..self.at + self.length
+    }
+
+    /// What it decodes to, if these are its bytes.
+    ///
+    /// # Errors
+    /// [`TocError::Other`], [`TocError::Unusable`]
+    pub fn unpack(&self, bytes: &[u8]) -> Result<Vec<u8>, TocError> {
         let (expected, actual) = (self.digest.clone(), Digest::of(self.digest.algorithm(), bytes));
         if expected != actual {
             return Err(TocError::Other { expected, actual });
         }
-        let json =
-            self.decode(bytes).map_err(|_| TocError::Unusable { what: "it does not decode to what it should" })?;
-        parse(&json, BlobOffset(self.at.0 - SKIPPABLE_HEADER), bounds)
+        self.decode(bytes).map_err(|_| TocError::Unusable { what: "it does not decode to what it should" })
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Vec<u8>, Undecoded> {

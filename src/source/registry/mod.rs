@@ -557,6 +557,15 @@ impl BlobSource for RegistrySource {
         Box::pin(self.fetch_config(descriptor))
     }
 
+    fn beside<'a>(&'a self, suffix: &'a str) -> BoxFuture<'a, Result<Option<Untrusted<Bytes>>, SourceError>> {
+        Box::pin(async move {
+            match self.name.tag() {
+                Some(tag) => self.tagged(&format!("{tag}{suffix}")).await,
+                None => Ok(None),
+            }
+        })
+    }
+
     fn stream<'a>(
         &'a self,
         blob: &'a Descriptor,
