@@ -107,7 +107,8 @@ fn tables() -> Vec<Vec<u8>> {
         file(&format!(r#""offset":150,"innerOffset":512,"chunkDigest":"{digest}""#)).replace("d/f", "d/g"),
     ];
     let table = |records: &[String]| format!(r#"{{"version":1,"entries":[{},{rest}]}}"#, records.join(","));
-    vec![[b"1", table(&chunked).as_bytes()].concat(), [b"0", table(&stargz).as_bytes()].concat()]
+    let split = br#"3{"type":2,"payload":"YWI=","position":0}{"type":1,"name":"a","size":5,"position":1}"#;
+    vec![[b"1", table(&chunked).as_bytes()].concat(), [b"0", table(&stargz).as_bytes()].concat(), split.to_vec()]
 }
 
 /// An eStargz layer with nothing but its table.

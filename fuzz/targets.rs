@@ -11,7 +11,7 @@ use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Sta
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, IndexArtifact, SociIndex, SociPrefetch, resolve_step};
-use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, soci, zstd_chunked};
+use peelfs::layer::foreign::{Bounds, ForeignLayer, TocError, estargz as stargz, soci, tar_split, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
     write_index_of_bodies,
@@ -289,11 +289,15 @@ pub fn unsealed_index(file: &[u8]) -> Vec<u8> {
 /// The JSON of a table of contents becomes tree and spans or an error; the index of both says the same, and no span lies
 /// outside the layer or in another.
 ///
-/// The first byte says of which format the rest is.
+/// The first byte says of which format the rest is; or it is tar-split data, which are read or not.
 pub fn toc(data: &[u8]) {
     let Some((&how, json)) = data.split_first() else { return };
     let place = BlobOffset(TOC_AT)..BlobOffset(TOC_AT + 100);
-    let read = match how & 1 {
+    let read = match how & 3 {
+        3 => {
+            let _ = tar_split::read(json, |_| Ok::<_, TocError>(()));
+            return;
+        }
         1 => zstd_chunked::parse(json, place.start, BOUNDS),
         _ => stargz::parse(json, None, &place, BOUNDS),
     };

@@ -322,6 +322,7 @@ fn vouchers(layers: &[LayerStatus]) -> BTreeMap<String, usize> {
         let Some(by) = &layer.vouched_by else { continue };
         // Each layer has a digest of its own there.
         let by = match (&layer.origin, by.starts_with("annotation ")) {
+            (Some(origin), true) if layer.confirmed => format!("the manifest ({origin}), confirmed by the tar"),
             (Some(origin), true) => format!("the manifest ({origin})"),
             _ => by.clone(),
         };

@@ -684,6 +684,10 @@ impl Fetcher {
         Ok((decoder.map_err(codec_error)?, begin))
     }
 
+    pub(super) fn source(&self) -> &Arc<dyn BlobSource> {
+        &self.source
+    }
+
     pub(super) fn codec_error(&self, cause: CodecError) -> ReadError {
         ReadError::Codec { layer: self.blob.digest.clone(), cause: Arc::new(cause) }
     }

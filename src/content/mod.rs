@@ -10,6 +10,7 @@
 //! | `fetch`, `apart`, `compared`, `in_flight` | requests each missing span once and delivers it to all readers that wait |
 //! | `reader` | a read: one look at the store, then cached bytes, or requests and a wait |
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
+//! | `confirm` | compares a table of contents with the tar, once all of its files are cached |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
 //! | `pushed`, `pushed_error` | indexes that other machines have pushed to a registry |
@@ -23,6 +24,7 @@ mod beat;
 mod block_sums;
 mod budget;
 mod compared;
+mod confirm;
 mod demand;
 mod error;
 mod evict_content;

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
@@ -42,6 +42,8 @@ pub struct OpenLayer {
     pub(super) passthrough_copies: Mutex<HashMap<EntryId, Stamp>>,
     /// The layer's bytes are not those that its table of contents says.
     refuted: OnceLock<Box<str>>,
+    /// The layer's tar is what its index says.
+    confirmed: AtomicBool,
 }
 
 /// Counters of a layer's reads.
@@ -101,7 +103,7 @@ pub(super) enum Cached {
 impl OpenLayer {
     /// The state that `store` has of the layer with this index.
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
-        let spans = index.span_count();
+        let (spans, confirmed) = (index.span_count(), index.proof().is_confirmed());
         let content = store.content_on_demand(name_of(&index), index.layer().decoded_size, map_of(&index));
         Self {
             index,
@@ -113,6 +115,7 @@ impl OpenLayer {
             evict_cursor: AtomicU32::new(0),
             passthrough_copies: Mutex::default(),
             refuted: OnceLock::new(),
+            confirmed: AtomicBool::new(confirmed),
         }
     }
 
@@ -128,10 +131,10 @@ impl OpenLayer {
 
     /// The layer's bytes are not those that the index says, for a reason `why`. If it was made elsewhere, or of a table of
     /// contents, it is not used any more, and `true` returned.
-    pub(super) fn refute(&self, why: &ReadError) -> bool {
+    pub(super) fn refute(&self, why: &(dyn std::error::Error + 'static)) -> bool {
         let Proof::Vouched { format, .. } = self.index.proof() else { return false };
         if self.refuted.set(format!("it is wrong about the layer: {why}").into()).is_ok() {
-            let (layer, format, error) = (self.blob(), format.name(), why as &dyn std::error::Error);
+            let (layer, format, error) = (self.blob(), format.name(), why);
             // The reader gets its bytes, so nothing else reports it.
             tracing::warn!(
                 %layer, format, error,
@@ -147,6 +150,16 @@ impl OpenLayer {
             }
         }
         true
+    }
+
+    /// Whether the layer's tar was compared with the index: in a first pass, or since.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// The layer's tar is what its index says.
+    pub(super) fn set_confirmed(&self) {
+        self.confirmed.store(true, Ordering::Relaxed);
     }
 
     /// The layer's own index.

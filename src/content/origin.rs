@@ -234,10 +234,12 @@ pub(super) fn bound(index: &Digest) -> String {
 /// which only one's manifest names the table that the index was made of.
 fn is_vouched_for(layer: &LayerRef, proof: &Proof) -> bool {
     match proof {
-        Proof::Vouched { format, by } if format.is_in_layer() => {
+        Proof::Vouched { format, by, .. } if format.is_in_layer() => {
             matches!(Toc::of(&layer.blob, *format), Ok(Some(toc)) if voucher(&toc) == **by)
         }
-        Proof::Vouched { format: Format::Soci, by } => layer.soci.as_ref().is_some_and(|index| bound(index) == **by),
+        Proof::Vouched { format: Format::Soci, by, .. } => {
+            layer.soci.as_ref().is_some_and(|index| bound(index) == **by)
+        }
         Proof::Vouched { .. } | Proof::Built | Proof::Unproven => true,
     }
 }

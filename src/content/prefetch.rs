@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 
 use super::activity::{Cause, Reason};
 use super::budget::{BACKGROUND, Prefetch, Quiet};
+use super::confirm::confirm;
 use super::error::ReadError;
 use super::open_layer::profile_name_of;
 use super::origin::Origin;
@@ -34,6 +35,9 @@ pub async fn prefetch(image: &Digest, layers: Vec<Arc<LayerReader>>, policy: Pre
     }
     if policy == Prefetch::All {
         fill(&layers).await;
+        for layer in layers.iter().filter(|layer| missing(layer) == 0) {
+            confirm(layer).await;
+        }
     }
 }
 

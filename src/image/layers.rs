@@ -165,7 +165,7 @@ impl Layers {
 
     /// Fetches ahead of readers, as `policy` says, in the layers that are known now, and in those that are then opened by
     /// an index that is fetched; what is read first is cached by its pass.
-    pub async fn prefetch(&self, policy: Prefetch) {
+    pub async fn prefetch(self: &Arc<Self>, policy: Prefetch) {
         self.scope.set_prefetch(policy);
         let is_unknown = |slot: &&Arc<Slot>| self.is_shown(slot) && slot.state.borrow().reader().is_none();
         let unknown: Vec<_> = self.slots.iter().filter(is_unknown).collect();
@@ -184,6 +184,13 @@ impl Layers {
             }
         });
         futures_util::future::join_all(opened).await;
+        // What turned out to be wrong about its layer is shown no longer than it takes to know better.
+        for slot in &self.slots {
+            let is_refuted = slot.state.borrow().reader().is_some_and(|reader| reader.layer().is_refuted());
+            if is_refuted {
+                self.need(slot);
+            }
+        }
     }
 
     /// Ends the tasks of these layers.

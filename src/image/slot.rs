@@ -18,7 +18,7 @@ use crate::content::{
     PassedOver, Reason, SharedLayer, SharedLayers, ShownSpan, explain,
 };
 use crate::digest::Digest;
-use crate::layer::{EntryId, Format};
+use crate::layer::{EntryId, Format, Proof};
 use crate::overlay::LayerNo;
 use crate::sync::lock;
 
@@ -88,6 +88,9 @@ pub struct LayerStatus {
     /// Who vouches for its index, if it was not built on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
+    /// Whether the layer's tar was compared with an index that was not built on this machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confirmed: bool,
     /// Which host has sent bytes of it last, where there are mirrors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<String>,
@@ -176,13 +179,14 @@ impl Slot {
 
     pub(super) fn status(&self, trust: &Trust) -> LayerStatus {
         let state = self.state.borrow();
-        let (mut origin, mut not_used, mut origins) = (None, Vec::new(), Vec::new());
+        let (mut origin, mut not_used, mut origins, mut confirmed) = (None, Vec::new(), Vec::new(), false);
         let (reads, vouched_by, error) = match &*state {
             LayerState::Ready(content) => {
                 let error = content.last_error().as_ref().map(|why| chain(why));
                 origin = Origin::of(content.index()).map(|origin| origin.name().to_owned());
                 not_used = self.not_used(content, trust);
                 origins = self.origins(content, trust);
+                confirmed = *content.index().proof() != Proof::Built && content.layer().is_confirmed();
                 (content.stats(), content.index().proof().vouched_by().map(ToOwned::to_owned), error)
             }
             LayerState::Failed(failed) => (ContentStats::default(), None, Some(chain(&failed.why))),
@@ -196,6 +200,7 @@ impl Slot {
             not_used,
             origins,
             vouched_by,
+            confirmed,
             served_by: None,
             received: self.shared.progress.received.load(Ordering::Relaxed),
             reads,

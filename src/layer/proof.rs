@@ -26,6 +26,8 @@ pub enum Proof {
         format: Format,
         /// The maker, for messages: a file, a digest; at most [`Proof::BY`] bytes.
         by: Box<str>,
+        /// The layer's tar was compared with it since, and has the diff_id.
+        confirmed: bool,
     },
     /// For a layer that is still being read: only in memory, never stored.
     Unproven,
@@ -102,7 +104,22 @@ impl Proof {
     /// The proof of an index made by `by`, truncated to [`Proof::BY`] bytes.
     pub fn vouched(format: Format, by: &str) -> Self {
         let fits = by.char_indices().map(|(at, char)| at + char.len_utf8()).take_while(|end| *end <= Self::BY);
-        Self::Vouched { format, by: by[..fits.last().unwrap_or(0)].into() }
+        Self::Vouched { format, by: by[..fits.last().unwrap_or(0)].into(), confirmed: false }
+    }
+
+    /// Whether the layer's tar was compared with the index, here or by a machine that is trusted.
+    pub fn is_confirmed(&self) -> bool {
+        matches!(self, Self::Built | Self::Vouched { confirmed: true, .. })
+    }
+
+    /// The proof of this index once it is confirmed; `None` where that is not told of an index.
+    pub fn confirmed(&self) -> Option<Self> {
+        match self {
+            Self::Vouched { format: format @ Format::ZstdChunked, by, .. } => {
+                Some(Self::Vouched { format: *format, by: by.clone(), confirmed: true })
+            }
+            Self::Vouched { .. } | Self::Built | Self::Unproven => None,
+        }
     }
 
     /// The maker, if the index was not built on this machine.
@@ -118,7 +135,13 @@ impl Proof {
         match self {
             Self::Built => 0,
             Self::Vouched { format: Format::Exported, .. } => 1,
-            Self::Vouched { format: Format::ZstdChunked, .. } => 2,
+            Self::Vouched { format: Format::ZstdChunked, confirmed, .. } => {
+                if *confirmed {
+                    7
+                } else {
+                    2
+                }
+            }
             Self::Vouched { format: Format::EStargz, .. } => 3,
             Self::Vouched { format: Format::Soci, .. } => 4,
             Self::Vouched { format: Format::SociReferrer, .. } => 5,
@@ -129,14 +152,16 @@ impl Proof {
 
     /// The proof of this kind and name; `None` for a kind of a later version.
     pub(super) fn from_kind(kind: u8, by: &str) -> Option<Self> {
+        let vouched = |format| Some(Self::Vouched { format, by: by.into(), confirmed: false });
         match kind {
             0 => Some(Self::Built),
-            1 => Some(Self::Vouched { format: Format::Exported, by: by.into() }),
-            2 => Some(Self::Vouched { format: Format::ZstdChunked, by: by.into() }),
-            3 => Some(Self::Vouched { format: Format::EStargz, by: by.into() }),
-            4 => Some(Self::Vouched { format: Format::Soci, by: by.into() }),
-            5 => Some(Self::Vouched { format: Format::SociReferrer, by: by.into() }),
-            6 => Some(Self::Vouched { format: Format::Pushed, by: by.into() }),
+            1 => vouched(Format::Exported),
+            2 => vouched(Format::ZstdChunked),
+            3 => vouched(Format::EStargz),
+            4 => vouched(Format::Soci),
+            5 => vouched(Format::SociReferrer),
+            6 => vouched(Format::Pushed),
+            7 => vouched(Format::ZstdChunked)?.confirmed(),
             255 => Some(Self::Unproven),
             _ => None,
         }

@@ -11,30 +11,32 @@ impl LayerIndex {
     /// # Errors
     /// One of the two is damaged.
     pub fn shows_the_same(&self, other: &Self) -> Result<bool, IndexError> {
-        if self.len() != other.len() {
-            return Ok(false);
-        }
-        for id in (0..self.len()).map(EntryId) {
+        Ok(self.first_difference(other)?.is_none())
+    }
+
+    /// The first entry that is not the same in `other`, or that one of the two does not have.
+    ///
+    /// # Errors
+    /// One of the two is damaged.
+    pub fn first_difference(&self, other: &Self) -> Result<Option<EntryId>, IndexError> {
+        for id in (0..self.len().min(other.len())).map(EntryId) {
             let (one, two) = (self.entry(id)?, other.entry(id)?);
             let same = shown(&one.record) == shown(&two.record)
                 && same_time(one.mtime(), two.mtime())
                 && self.name(id)? == other.name(id)?
                 && self.symlink_target(id)? == other.symlink_target(id)?
                 && self.link_target(id)? == other.link_target(id)?;
-            if !same {
-                return Ok(false);
-            }
             let names = self.xattr_names(id)?;
-            if names != other.xattr_names(id)? {
-                return Ok(false);
+            if !same || names != other.xattr_names(id)? {
+                return Ok(Some(id));
             }
             for name in names {
                 if self.xattr(id, &name)? != other.xattr(id, &name)? {
-                    return Ok(false);
+                    return Ok(Some(id));
                 }
             }
         }
-        Ok(true)
+        Ok((self.len() != other.len()).then(|| EntryId(self.len().min(other.len()))))
     }
 }
 

@@ -124,6 +124,9 @@ fn annotation<'a>(of: &'a mut Value, end: &str) -> &'a mut Value {
     named.unwrap().1
 }
 
+/// A change, by name.
+type Named<T> = (&'static str, fn(&mut T));
+
 /// Changes the numbers of `manifest-position`: offset, length, length when decoded, kind.
 fn edit_position(annotations: &mut Value, edit: fn(&mut [u64; 4])) {
     let position = annotation(annotations, ".manifest-position");
@@ -592,14 +595,16 @@ fn row_11_a_table_of_contents_that_lies_is_not_used() {
 #[test]
 fn row_11_names_of_another_layer_are_not_shown_on() {
     const NO_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
-    let lies: &[(&str, fn(&mut Value))] = &[
+    let lies: &[Named<Value>] = &[
         ("a name", |toc| record(toc, "d/empty")["name"] = json!("d/full")),
         ("an owner", |toc| record(toc, "d/empty")["uid"] = json!(1)),
         ("an entry more", |toc| push(toc, json!({ "type": "dir", "name": "more/" }))),
-        ("an entry less", |toc| toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/null")),
+        ("an entry less", |toc| {
+            toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/null");
+        }),
         ("a whiteout more", |toc| push(toc, json!({ "type": "reg", "name": "d/.wh..wh..opq" }))),
         ("a whiteout less", |toc| {
-            toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/.wh.gone")
+            toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/.wh.gone");
         }),
         ("an attribute", |toc| record(toc, "d/other")["xattrs"] = json!({ "user.a": "Yw==" })),
         ("a larger size", |toc| record(toc, "d/text")["size"] = json!(7)),
@@ -726,6 +731,94 @@ fn row_11_a_table_counts_only_where_the_manifest_names_it() {
         assert!(shown.unwrap().iter().any(|line| line == "d/empty="));
     }
     tried(11, 3);
+}
+
+/// With tar-split data, a table is compared with the tar once all of its files are cached.
+#[test]
+fn row_11_a_table_is_confirmed_by_the_tar_of_tar_split() {
+    let right = right(TocFormat::ZstdChunked);
+    let (_dir, store) = store();
+    let source = MemorySource::new(&image(chunked(TocFormat::ZstdChunked).tar_split(|_| ()).build()));
+    let (shown, status) = seen(&source, &store);
+    assert_eq!((shown.as_ref(), status.confirmed), (Ok(&right), false), "nothing was prefetched");
+    let (shown, status) = seen_with(Prefetch::All, &source, &store);
+    assert_eq!((shown.as_ref(), status.confirmed), (Ok(&right), true));
+    assert_eq!(status.origin.as_deref(), Some("zstd:chunked"));
+    // That is kept, and is not tried again.
+    source.take_asked();
+    let (shown, status) = seen_with(Prefetch::All, &source, &store);
+    assert_eq!((shown.as_ref(), status.confirmed, source.asked()), (Ok(&right), true, 0));
+    // Without such data, it is not known.
+    let (_dir, store) = self::store();
+    let source = MemorySource::new(&image(chunked(TocFormat::ZstdChunked).build()));
+    let (shown, status) = seen_with(Prefetch::All, &source, &store);
+    assert_eq!((shown.as_ref(), status.confirmed, &status.not_used[..]), (Ok(&right), false, &[][..]));
+}
+
+#[test]
+fn row_11_a_table_that_the_tar_contradicts_is_not_used() {
+    let right = right(TocFormat::ZstdChunked);
+    let lie = |edit: fn(&mut Value), split: fn(&mut String)| {
+        MemorySource::new(&image(chunked(TocFormat::ZstdChunked).edit_toc(edit).tar_split(split).build()))
+    };
+    // The table lacks, adds or changes names that the tar has: what was shown was wrong.
+    let tables: [fn(&mut Value); 5] = [
+        |toc| {
+            toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/null");
+        },
+        |toc| {
+            toc["entries"].as_array_mut().unwrap().retain(|record| record["name"] != "d/empty");
+        },
+        |toc| push(toc, json!({ "type": "dir", "name": "more/" })),
+        |toc| record(toc, "d/empty")["uid"] = json!(1),
+        |toc| record(toc, "d/null")["name"] = json!("d/nil"),
+    ];
+    for (number, table) in tables.into_iter().enumerate() {
+        let (_dir, store) = store();
+        let source = lie(table, |_| ());
+        let why = seen_with(Prefetch::All, &source, &store).0.expect_err("it was refuted");
+        assert!(why.contains("mount the image again"), "table {number}: {why}");
+        let (shown, status) = seen(&source, &store);
+        assert_eq!((shown.as_ref(), status.origin.as_deref()), (Ok(&right), Some("own index")), "table {number}");
+    }
+    // tar-split data that make another tar.
+    let splits: [Named<String>; 4] = [
+        ("has the digest", |split| split.push_str("{\"type\":2,\"payload\":\"AAAA\"}")),
+        ("make is none", |split| *split = split.replacen("\"payload\":\"Z", "\"payload\":\"b", 1)),
+        ("another size", |split| *split = split.replacen("\"size\":6", "\"size\":5", 1)),
+        ("other entries", |split| split.insert_str(0, "{\"type\":1,\"size\":5}")),
+    ];
+    for (told, split) in splits {
+        let (_dir, store) = store();
+        let (shown, status) = seen_with(Prefetch::All, &lie(|_| (), split), &store);
+        assert_eq!((shown.as_ref(), status.origin.as_deref()), (Ok(&right), Some("own index")), "{told}");
+        assert!(status.not_used[0].why.contains(told), "{told}: {}", status.not_used[0].why);
+    }
+    // Such that make none say nothing.
+    let malformed: [fn(&mut String); 3] =
+        [|split| split.push('{'), |split| split.push_str("{\"type\":7}"), |split| *split = "[".repeat(1_000_000)];
+    for (number, split) in malformed.into_iter().enumerate() {
+        let (_dir, store) = store();
+        let (shown, status) = seen_with(Prefetch::All, &lie(|_| (), split), &store);
+        assert_eq!((shown.as_ref(), status.confirmed), (Ok(&right), false), "malformed {number}");
+        assert_eq!(status.origin.as_deref(), Some("zstd:chunked"), "malformed {number}");
+    }
+    // Nor do such whose place is not said, or that are others than the table says.
+    let annotations: [fn(&mut Value); 4] = [
+        |of| drop(of.as_object_mut().unwrap().remove("io.github.containers.zstd-chunked.tarsplit-position")),
+        |of| *annotation(of, "tarsplit-position") = json!("1:2"),
+        |of| *annotation(of, "tarsplit-position") = json!("1:18446744073709551615:3"),
+        |of| *annotation(of, "tarsplit-position") = json!("1:2:3"),
+    ];
+    for (number, edit) in annotations.into_iter().enumerate() {
+        let (_dir, store) = store();
+        let mut layer = chunked(TocFormat::ZstdChunked).tar_split(|_| ()).build();
+        edit(&mut layer.annotations);
+        let (shown, status) = seen_with(Prefetch::All, &MemorySource::new(&image(layer)), &store);
+        assert_eq!((shown.as_ref(), status.confirmed), (Ok(&right), false), "annotation {number}");
+        assert_eq!(status.origin.as_deref(), Some("zstd:chunked"), "annotation {number}");
+    }
+    tried(11, tables.len() + splits.len() + malformed.len() + annotations.len());
 }
 
 /// Bits that are wrong on the way are no lie of the table: the piece is asked for again, or the layer read.

@@ -17,6 +17,7 @@ mod bodies;
 pub mod estargz;
 mod record;
 pub mod soci;
+pub mod tar_split;
 pub mod zstd_chunked;
 
 use super::entry::EntryId;
@@ -130,10 +131,10 @@ pub enum TocError {
         /// That of what came.
         actual: Digest,
     },
-    /// It is more than a layer may have, or means something else than it says.
     /// What says where something lies is malformed.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// It is more than a layer may have, or means something else than it says.
     #[error("the table of contents cannot be used: {what}")]
     Unusable {
         /// What is wrong.
