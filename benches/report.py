@@ -198,7 +198,7 @@ def formats():
         yield Claim("frames, python, 4 KiB in the middle, received", level, "value", None, "<= 2.5")
         yield Claim(f"frames, python, {LINKS[1]}", level, "time", "peelfs-gzip", "<= 1.25")
     artifact = f"artifact of 2 GiB, {LINKS[0]}"
-    yield Claim(f"{artifact}, first 8 KiB, requests", "peelfs", "value", None, "<= 3")
+    yield Claim(f"{artifact}, first 8 KiB, requests since the mount was asked for", "peelfs", "value")
     yield Claim(artifact, "peelfs", "speed", "line", ">= 0.95")
     yield Claim("artifact of 2 GiB, again", "peelfs", "speed", "ext4", ">= 0.95")
 
