@@ -193,6 +193,9 @@ def formats():
         yield Claim(f"pushed index, {image}, of the layers' bytes", "peelfs", "value", None, "<= 1.2")
         yield Claim(pushed, "peelfs-pushed", "time", "peelfs-known", "<= 1.1")
         yield Claim(f"{pushed}, with a profile, received", "peelfs-pushed", "share", "peelfs-demand", "<= 1.1")
+        soci = f"SOCI, {image}, {LINKS[1]}"
+        yield Claim(soci, "peelfs-soci", "time", "peelfs-known", "<= 1.15")
+        yield Claim(f"{soci}, received", "peelfs-soci", "share", "peelfs-known")
     for level in ("peelfs-zstd-3", "peelfs-zstd-19"):
         yield Claim("frames, python, index of the decoded bytes", level, "value", None, "<= 5")
         yield Claim("frames, python, 4 KiB in the middle, received", level, "value", None, "<= 2.5")

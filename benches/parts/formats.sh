@@ -9,6 +9,7 @@ measure_formats() {
     prepare_formats "$image"
     measure_prepared "$image"
     measure_pushed "$image"
+    measure_soci "$image"
   done
   measure_frames
   measure_artifact
@@ -106,6 +107,20 @@ measure_pushed() {
   for ((run = 1; run <= runs; run++)); do
     fresh
     measure_start "$image" peelfs-pushed $spec "$what, with a profile" --index-from referrers
+  done
+}
+
+# SOCI indexes of the layers as they are, beside an index of our own.
+measure_soci() {
+  local run image=$1 spec=$FORMATS_LINK what
+  what="SOCI, $image, $(link_name $spec)"
+  fresh
+  "$peelfs" index push --as soci --cache-dir "$dir/cache" "$registry/$image:latest" >> "$work/log" 2>&1
+  for ((run = 1; run <= runs; run++)); do
+    indexed "$image"
+    measure_start "$image" peelfs-known $spec "$what"
+    fresh
+    measure_start "$image" peelfs-soci $spec "$what" --verify vouched
   done
 }
 
