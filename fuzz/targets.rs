@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
+use peelfs::codec::tar_split::{self, TarSplitError};
 use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, StartKind, Status, Window};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{Document, ImageConfig, IndexArtifact, SociIndex, SociPrefetch, resolve_step};
-use peelfs::layer::foreign::{Bounds, ForeignLayer, TocError, estargz as stargz, soci, tar_split, zstd_chunked};
+use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, soci, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
     write_index_of_bodies,
@@ -295,7 +296,7 @@ pub fn toc(data: &[u8]) {
     let place = BlobOffset(TOC_AT)..BlobOffset(TOC_AT + 100);
     let read = match how & 3 {
         3 => {
-            let _ = tar_split::read(json, |_| Ok::<_, TocError>(()));
+            let _ = tar_split::read(json, |_| Ok::<_, TarSplitError>(()));
             return;
         }
         1 => zstd_chunked::parse(json, place.start, BOUNDS),

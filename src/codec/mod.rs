@@ -33,6 +33,7 @@ mod samples;
 mod sniff;
 mod start;
 mod stored;
+pub mod tar_split;
 mod window;
 mod zstd;
 

@@ -10,9 +10,10 @@ use super::error::ReadError;
 use super::open_layer::{Cached, OpenLayer};
 use super::reader::LayerReader;
 use crate::codec::StartKind;
+use crate::codec::tar_split::{self, Next, TarSplitError};
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
-use crate::layer::foreign::tar_split::{self, Piece};
+use crate::layer::foreign::tar_split::tar_split_of;
 use crate::layer::foreign::{Toc, TocError};
 use crate::layer::tar::WalkError;
 use crate::layer::{
@@ -33,7 +34,7 @@ pub(super) async fn confirm(reader: &Arc<LayerReader>) {
     if !is_open_by_toc || !has_diff_id || layer.is_confirmed() || layer.is_refuted() {
         return;
     }
-    let split = match tar_split_of(reader).await {
+    let split = match fetched(reader).await {
         Ok(Some(split)) => split,
         Ok(None) => return,
         Err(why) => return unconfirmed(layer, &why),
@@ -69,6 +70,8 @@ enum Unconfirmed {
     Source(#[from] SourceError),
     #[error(transparent)]
     Toc(#[from] TocError),
+    #[error("its tar-split data are malformed")]
+    Split(#[from] TarSplitError),
     #[error("the cached files cannot be read")]
     Read(#[source] ReadError),
     #[error("files are not cached any more")]
@@ -92,13 +95,19 @@ impl Unconfirmed {
     fn is_contradiction(&self) -> bool {
         match self {
             Self::Body { .. } | Self::Tar(_) | Self::OtherTar { .. } | Self::OtherNames { .. } => true,
-            Self::Source(_) | Self::Toc(_) | Self::Read(_) | Self::Evicted | Self::Write(_) | Self::Index(_) => false,
+            Self::Source(_)
+            | Self::Toc(_)
+            | Self::Split(_)
+            | Self::Read(_)
+            | Self::Evicted
+            | Self::Write(_)
+            | Self::Index(_) => false,
         }
     }
 }
 
 /// The tar-split data of a layer, decoded, if its table names any.
-async fn tar_split_of(reader: &LayerReader) -> Result<Option<Vec<u8>>, Unconfirmed> {
+async fn fetched(reader: &LayerReader) -> Result<Option<Vec<u8>>, Unconfirmed> {
     let blob = reader.blob();
     let Ok(Some(Toc::ZstdChunked(toc))) = Toc::of(blob, Format::ZstdChunked) else { return Ok(None) };
     let source = reader.fetcher.source();
@@ -107,7 +116,7 @@ async fn tar_split_of(reader: &LayerReader) -> Result<Option<Vec<u8>>, Unconfirm
         Ok::<_, Unconfirmed>(packed.unpack(&bytes)?)
     };
     let json = fetch(blob, &toc.packed).await?;
-    let Some(split) = tar_split::tar_split_of(blob, &json)? else { return Ok(None) };
+    let Some(split) = tar_split_of(blob, &json)? else { return Ok(None) };
     fetch(blob, &split).await.map(Some)
 }
 
@@ -124,7 +133,7 @@ fn compare(layer: &OpenLayer, split: &[u8]) -> Result<(), Unconfirmed> {
         body_of: None,
         size: 0,
     };
-    tar_split::read(split, |piece| tar.push(piece))?;
+    tar_split::read(split, |next| tar.push(next))?;
     let Rebuilt { hasher, walker, tree, size, .. } = tar;
     walker.finish().map_err(|cause| Unconfirmed::Tar(cause.into()))?;
     let actual = hasher.finish();
@@ -150,17 +159,16 @@ struct Rebuilt<'a> {
 }
 
 impl Rebuilt<'_> {
-    fn push(&mut self, piece: Piece) -> Result<(), Unconfirmed> {
-        match piece {
-            Piece::Bytes(bytes) => {
+    fn push(&mut self, next: Next<'_>) -> Result<(), Unconfirmed> {
+        match next {
+            Next::Literal(bytes) => {
                 let before = self.tree.len();
-                self.bytes(&bytes)?;
+                self.bytes(bytes)?;
                 // The header that has come last is that of the entry that has come last.
                 self.body_of = (self.tree.len() > before).then(|| EntryId(self.tree.len() - 1));
                 Ok(())
             }
-            Piece::Body(0) => Ok(()),
-            Piece::Body(size) => {
+            Next::File { size, .. } => {
                 let id = self.body_of.take().filter(|id| id.0 < self.layer.index.len());
                 let path = |id| self.layer.index.path(id);
                 let id = id.ok_or(Unconfirmed::OtherNames { name: Vec::new() })?;

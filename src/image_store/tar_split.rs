@@ -19,9 +19,9 @@ use futures_util::FutureExt as _;
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
+use crate::codec::tar_split::{Crc64, FILE, SEGMENT};
 use crate::image::{Answer, FileInTar, FsError, LayerFs, LayerTar, NoAnswer};
 use crate::offsets::FileOffset;
-use crate::source::tar_split::{Crc64, FILE, SEGMENT};
 
 /// Makes an unnamed file, deleted with this process.
 pub type MakeFile = Arc<dyn Fn() -> io::Result<File> + Send + Sync>;

@@ -18,7 +18,6 @@ pub mod registry;
 mod silence;
 pub mod spool;
 mod storage;
-pub(crate) mod tar_split;
 mod tarfile;
 mod tree;
 mod unpacked;

@@ -1,6 +1,6 @@
 //! A layer's tar that is nowhere as a whole: an engine has unpacked it, and kept what is needed to rebuild it.
 //!
-//! The [tar-split](super::tar_split) data is read once, when the layer is first needed: literal bytes go to an unnamed
+//! The [tar-split](crate::codec) data is read once, when the layer is first needed: literal bytes go to an unnamed
 //! file, and a table says for each offset of the tar whether such bytes or those of a file stand there. After that any
 //! range is read without the rest. Files are opened below the layer's directory only, whatever their paths say, and are
 //! never written.
@@ -9,20 +9,21 @@
 //! name the file that was changed.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{BufRead, BufReader, BufWriter, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use flate2::bufread::MultiGzDecoder;
 use rustix::io::Errno;
 
 use super::SourceError;
 use super::local::Piece;
 use super::spool::Spool;
-use super::tar_split::{self, Crc64, Next, TarSplitError};
 use super::tree::Tree;
+use crate::codec::tar_split::{self, Crc64, Next, TarSplitError};
 use crate::sync::lock;
 
 /// What a layer is rebuilt from.
@@ -42,7 +43,7 @@ impl Ingredients {
     /// Bytes of the tar; reads all of the tar-split data.
     pub(super) fn size(&self) -> Result<u64, SourceError> {
         let mut size = 0_u64;
-        let read = tar_split::read(self.tar_split.reader(), |next| {
+        let read = tar_split::read(self.lines(), |next| {
             let more = match next {
                 Next::Literal(bytes) => bytes.len() as u64,
                 Next::File { size, .. } => size,
@@ -51,6 +52,12 @@ impl Ingredients {
             Ok(())
         });
         read.map(|()| size).map_err(|error| self.unusable(&error))
+    }
+
+    /// The tar-split data, decompressed.
+    fn lines(&self) -> impl BufRead {
+        let packed = BufReader::with_capacity(BUFFER, self.tar_split.reader());
+        BufReader::with_capacity(BUFFER, MultiGzDecoder::new(packed))
     }
 
     fn unusable(&self, error: &Unusable) -> SourceError {
@@ -289,7 +296,7 @@ fn table(of: &Ingredients, size: u64, file: &File) -> Result<Vec<Part>, Unusable
     let mut into = BufWriter::with_capacity(256 << 10, file);
     let (mut parts, mut at, mut kept, mut files) = (Vec::<Part>::new(), 0_u64, 0_u64, 0_u64);
     let wrong = |actual| Unusable::WrongSize { expected: size, actual };
-    tar_split::read(of.tar_split.reader(), |next| {
+    tar_split::read(of.lines(), |next| {
         let (bytes, len) = match next {
             Next::Literal(bytes) => (bytes, bytes.len() as u64),
             Next::File { name, size, .. } => (name, size),
@@ -327,3 +334,4 @@ const HEADER: u64 = 512;
 const NAME_LIMIT: u32 = 4096;
 /// No layer is larger.
 const SIZE_LIMIT: u64 = 1 << 50;
+const BUFFER: usize = 64 << 10;
