@@ -67,7 +67,7 @@ package-check:
 	scripts/deb_check.sh $(DEB)
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := tar index gzip zstd documents reference platform wire toc estargz ztoc
+FUZZ_TARGETS := tar index gzip zstd checkpoint documents pushed reference platform wire toc estargz ztoc
 fuzz:
 	$(CARGO) run --quiet --locked -p peelfs-bench-tools --bin fuzz_seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \

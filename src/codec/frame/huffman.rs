@@ -27,9 +27,12 @@ impl Codes {
             let count = usize::from(first) - 127;
             rest.iter().flat_map(|byte| [byte >> 4, byte & 15]).take(count).collect()
         };
-        let share = |weight: &u8| if *weight == 0 { 0 } else { 1_u32.checked_shl(u32::from(weight - 1)).unwrap_or(0) };
+        if weights.len() > 255 || weights.iter().any(|weight| u32::from(*weight) > LOG) {
+            return Err(Unreadable("Huffman codes that are too long"));
+        }
+        let share = |weight: &u8| if *weight == 0 { 0 } else { 1_u32 << (weight - 1) };
         let sum: u32 = weights.iter().map(share).sum();
-        if sum == 0 || sum >= 1 << LOG || weights.iter().any(|weight| u32::from(*weight) > LOG) || weights.len() > 255 {
+        if sum == 0 || sum >= 1 << LOG {
             return Err(Unreadable("Huffman codes that are too long"));
         }
         // The last symbol has what is left up to a power of two.
