@@ -534,7 +534,10 @@ impl Layers {
             return self.content(slot, made);
         }
         if before.index().shows_the_same(&index).unwrap_or(false) {
-            return self.content(slot, slot.shared.made(index, self.shared_layers.store()));
+            let outcome = self.content(slot, slot.shared.made(index, self.shared_layers.store()));
+            // The names were right; bytes that were read by what was wrong may not have been, and the kernel keeps them.
+            let revoked = outcome.revoked.or(refuted.then(|| before.index().len()));
+            return Outcome { revoked, ..outcome };
         }
         if refuted {
             let why = LayerFailure::ShownOtherwise { layer: slot.pass.layer.blob.digest.clone() };
