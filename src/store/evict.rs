@@ -13,6 +13,7 @@ use super::files::Found;
 use super::seal::seal_of;
 use super::{CONTENT, DOCUMENT, EROFS, INDEX, LOCK, MIRROR, PROFILE, Store, StoreError, TAG, TMP, WHOLE};
 use crate::digest::Digest;
+use crate::sync::lock;
 
 /// Disk usage of the store.
 #[derive(Clone, Debug, Default)]
@@ -129,6 +130,7 @@ impl Store {
     /// [`StoreError::Io`]
     pub fn make_room(&self, wanted: u64) -> Result<u64, StoreError> {
         let Some(limit) = self.limit else { return Ok(0) };
+        let _one_at_a_time = lock(&self.making_room);
         let usage = self.usage()?;
         let all = usage.layer_bytes() + usage.images + usage.temporary;
         let mut over = (all + wanted).saturating_sub(limit);

@@ -87,6 +87,8 @@ pub struct Store {
     serial: AtomicU64,
     /// Bytes stored since the limit was last checked.
     unchecked: AtomicU64,
+    /// Held while room is made: who looks at what another one is removing would evict more than is needed.
+    making_room: Mutex<()>,
     marks: Arc<Marks>,
     /// Damaged indexes that cannot be removed, by device and inode.
     damaged: Arc<Mutex<HashSet<(u64, u64)>>>,
@@ -211,6 +213,7 @@ impl Store {
             files,
             serial: AtomicU64::new(0),
             unchecked: AtomicU64::new(0),
+            making_room: Mutex::default(),
             damaged: Arc::default(),
         }
     }
