@@ -85,14 +85,16 @@ pub(super) struct Attached {
 /// # Errors
 /// The error of the kernel or of fusermount3.
 pub(super) fn attach(target: &Target, options: &MountOptions) -> io::Result<Attached> {
-    let before: Vec<u64> = mounts::all().iter().map(|mount| mount.id).collect();
+    let before = mounts::all();
     let connection = match attach_by_system_call(target, options) {
         // The helper can open a device that only root may open.
         Err(Errno::PERM | Errno::ACCESS) => attach_by_helper(target, options)?,
         attached => attached?,
     };
     let now = std::fs::read_link(by_descriptor(&target.directory))?;
-    let new = |mount: &MountPoint| mount.is_peelfs() && mount.path == now && !before.contains(&mount.id);
+    // The kernel reuses the number of a mount that went meanwhile, elsewhere.
+    let same = |old: &MountPoint, mount: &MountPoint| (old.id, &old.path) == (mount.id, &mount.path);
+    let new = |mount: &MountPoint| mount.is_peelfs() && mount.path == now && !before.iter().any(|old| same(old, mount));
     Ok(Attached { connection, mount: mounts::all().into_iter().rev().find(new) })
 }
 
