@@ -86,7 +86,7 @@ async fn an_index_of_a_later_version_is_made_anew_without_a_word() {
     let sandbox = Sandbox::new();
     let name = format!("oci:{}", dir.path().display());
     let at_cache = ["--cache-dir", dir.path().join("cache").to_str().unwrap()].map(ToOwned::to_owned);
-    for (at, value) in [(8, 4), (8, 9), (472, 77), (476, 4)] {
+    for (at, value) in [(8, 4), (8, 9), (472, 77), (476, 0x40)] {
         let later = with_end(&ours, |end| {
             end[8] = 3;
             end[at] = value;

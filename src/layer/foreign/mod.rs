@@ -110,7 +110,7 @@ pub enum TocError {
     #[error("the table of contents is none")]
     Json(#[source] serde_json::Error),
     /// It is no flatbuffer, or none of a zTOC.
-    #[error("the zTOC is none")]
+    #[error("its bytes are not a zTOC")]
     Buffer(#[source] Box<flatbuffers::InvalidFlatbuffer>),
     /// It is of a version that nothing is known of.
     #[error("the table of contents has version {0}")]

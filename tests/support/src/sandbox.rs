@@ -200,8 +200,15 @@ impl MountPoint<'_> {
 
     /// The process that serves this mount.
     pub fn server(&self) -> i32 {
-        self.state().unwrap_or_else(|| panic!("no process serves {}", self.path.display()))["pid"].as_i64().unwrap()
-            as i32
+        let begun = Instant::now();
+        loop {
+            if let Some(state) = self.state() {
+                return state["pid"].as_i64().unwrap() as i32;
+            }
+            // A listing of the directory may miss a file that is being replaced.
+            assert!(begun.elapsed().as_secs() < 10, "no process serves {}", self.path.display());
+            std::thread::yield_now();
+        }
     }
 
     /// Sends a signal to the process that serves this mount. One that is to stop has stopped when this returns.
