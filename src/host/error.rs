@@ -8,7 +8,7 @@ use super::channel::ChannelError;
 use super::cover::Covers;
 use super::image_store::ImageStoreError;
 use super::kernel::KernelError;
-use super::report::{Code, Report};
+use super::report::{Code, Report, TOO_FEW_PROCESSES};
 use super::verifiers::VerifierError;
 use super::wire::WireError;
 use super::writable::OverlayError;
@@ -294,9 +294,7 @@ impl From<HostError> for Report {
             | HostError::Channel { .. } => told(Code::Failure),
             HostError::NoRoom { .. } => told(Code::Failure).hint("raise the limit of address space (`ulimit -v`)"),
             HostError::NoFiles { .. } => told(Code::Failure).hint("raise the limit of open files (`ulimit -n`)"),
-            HostError::NoThreads { .. } => told(Code::Failure).hint(
-                "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)",
-            ),
+            HostError::NoThreads { .. } => told(Code::Failure).hint(TOO_FEW_PROCESSES),
         }
     }
 }

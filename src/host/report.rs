@@ -191,6 +191,10 @@ impl From<FsError> for Report {
     }
 }
 
+/// What can be done where a thread or a process cannot be started.
+pub(super) const TOO_FEW_PROCESSES: &str =
+    "raise the limits of processes (`ulimit -u`, `pids.max` of its cgroup) and address space (`ulimit -v`)";
+
 impl From<MountError> for Report {
     fn from(error: MountError) -> Self {
         let told = Self::of(Code::Failure, &error);
@@ -230,6 +234,8 @@ impl From<MountError> for Report {
             std::io::ErrorKind::PermissionDenied => told.hint(
                 "users other than root need fusermount3 (`apt install fuse3`), a readable and writable /dev/fuse, and a mount point they own",
             ),
+            // A thread or a process that could not be started.
+            std::io::ErrorKind::WouldBlock => told.hint(TOO_FEW_PROCESSES),
             _ => told,
         }
     }
