@@ -786,7 +786,7 @@ fn row_11_a_table_that_the_tar_contradicts_is_not_used() {
         ("has the digest", |split| split.push_str("{\"type\":2,\"payload\":\"AAAA\"}")),
         ("make is none", |split| *split = split.replacen("\"payload\":\"Z", "\"payload\":\"b", 1)),
         ("another size", |split| *split = split.replacen("\"size\":6", "\"size\":5", 1)),
-        ("other entries", |split| split.insert_str(0, "{\"type\":1,\"size\":5}")),
+        ("other entries", |split| split.insert_str(0, "{\"type\":1,\"name\":\"f\",\"size\":5}\n")),
     ];
     for (told, split) in splits {
         let (_dir, store) = store();

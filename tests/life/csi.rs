@@ -449,14 +449,18 @@ fn the_kubelet_finds_the_plugin_and_may_refuse_it() {
     let mut plugin = Plugin::start(&sandbox, &options);
     let socket = registry.join("csi.test.example-reg.sock");
     let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
-    let channel = loop {
-        match plugin.runtime.block_on(endpoint.connect()) {
-            Ok(channel) => break channel,
-            Err(_) => std::thread::yield_now(),
+    // As the kubelet does, again and again.
+    let (mut kubelet, info) = loop {
+        let asked = plugin.runtime.block_on(async {
+            let mut kubelet = RegistrationClient::new(endpoint.connect().await.ok()?);
+            let info = kubelet.get_info(InfoRequest {}).await.ok()?.into_inner();
+            Some((kubelet, info))
+        });
+        match asked {
+            Some(asked) => break asked,
+            None => std::thread::yield_now(),
         }
     };
-    let mut kubelet = RegistrationClient::new(channel);
-    let info = plugin.runtime.block_on(kubelet.get_info(InfoRequest {})).unwrap().into_inner();
     assert_eq!((&info.r#type[..], &info.name[..], &info.endpoint[..]), ("CSIPlugin", "csi.test.example", own));
     assert_eq!(info.supported_versions, ["1.0.0"]);
     let said = |registered, error: &str| RegistrationStatus { plugin_registered: registered, error: error.to_owned() };

@@ -82,7 +82,7 @@ fn an_image_is_shown_by_the_kernel_once_it_is_whole() {
     let at = mount(&sandbox, &registry, "again", ALWAYS);
     assert_same("again", &tree_of(&layers()), &at.path, Compare::Exactly);
     assert_eq!(registry.blob_bytes(), 0);
-    let output = sandbox.run(["umount", "--all"]);
+    let output = sandbox.unmount_all();
     assert!(output.status.success() && !at.is_mounted(), "{}", said(&output));
 }
 

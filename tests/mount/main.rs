@@ -889,7 +889,7 @@ fn the_mounts_of_a_user_are_those_whose_status_it_may_read() {
     let (own, others) = (Sandbox::new(), Sandbox::new());
     let (one, two) = (own.mount(&reference, "one"), own.mount(&reference, "two"));
     let other = others.mount(&reference, "other");
-    let output = own.run(["umount", "--all"]);
+    let output = own.unmount_all();
     assert!(output.status.success(), "{}", said(&output));
     assert!(!one.is_mounted() && !two.is_mounted() && other.is_mounted());
     assert!(said(&output).contains(other.path.to_str().unwrap()), "{}", said(&output));

@@ -217,7 +217,7 @@ fn a_mount_below_another_mount_works_and_is_unmounted_first() {
         assert!(sandbox.peelfs(["umount"]).arg(&at).status().unwrap().success());
         assert_eq!(std::fs::read(at.join("f")).unwrap(), b"outer");
         mount();
-        let both = sandbox.run(["umount", "--all"]);
+        let both = sandbox.unmount_all();
         assert!(both.status.success() && mounted_below(sandbox.path()).is_empty(), "{}", said(&both));
     }
 }
@@ -319,7 +319,7 @@ fn a_mount_that_was_moved_is_still_known() {
         }
         // Ending the server ends the mount, wherever it is.
         mount();
-        assert!(sandbox.run(["umount", "--all"]).status.success());
+        assert!(sandbox.unmount_all().status.success());
         let state: serde_json::Value = serde_json::from_slice(&mount().stdout).unwrap();
         let server = rustix::process::Pid::from_raw(state["pid"].as_i64().unwrap() as i32).unwrap();
         rustix::process::kill_process(server, rustix::process::Signal::TERM).unwrap();

@@ -153,6 +153,19 @@ impl Sandbox {
         at
     }
 
+    /// `umount --all`, again while something is busy: another test that starts a program has this one's open files until
+    /// the program runs.
+    pub fn unmount_all(&self) -> Output {
+        let begun = Instant::now();
+        loop {
+            let output = self.run(["umount", "--all"]);
+            let busy = said(&output).contains("files on it are open");
+            if output.status.success() || !busy || begun.elapsed().as_secs() > 10 {
+                return output;
+            }
+        }
+    }
+
     /// What the logs of background processes say.
     pub fn logs(&self) -> String {
         let run = self.path().join("run/peelfs");
