@@ -33,6 +33,9 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             None => (option.as_str(), None),
         };
         let name = name.replace('-', "_");
+        // An empty value is none.
+        let value = value.filter(|value| !(value.is_empty() && WITH_VALUE.contains(&name.as_str())));
+        let wrong = |why: &dyn std::fmt::Display| Report::usage(format!("mount option `{option}`: {why}"));
         let access = &mut args.image.access;
         match (name.as_str(), value) {
             ("allow_other", None) => kernel.allow_other = true,
@@ -43,11 +46,11 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("nosuid", None) => kernel.suid = false,
             ("nodev", None) => kernel.dev = false,
             ("exec", None) => kernel.noexec = false,
-            ("layer", Some(value)) => args.layer.layer = Some(value.parse().map_err(Report::usage)?),
+            ("layer", Some(value)) => args.layer.layer = Some(value.parse().map_err(|why| wrong(&why))?),
             ("platform", Some(value)) => access.platform = Some(value.to_owned()),
             ("cache_dir", Some(value)) => access.cache.cache_dir = Some(value.into()),
             ("cache_size", Some(value)) => {
-                access.cache.cache_size = Some(size::parse(value).map_err(|error| Report::usage(error.to_string()))?);
+                access.cache.cache_size = Some(size::parse(value).map_err(|why| wrong(&why))?);
             }
             ("authfile", Some(value)) => access.authfile = Some(value.into()),
             ("ca", Some(value)) => access.ca.push(value.into()),
@@ -70,7 +73,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("let_cpus_sleep", None) => kernel.let_cpus_sleep = true,
             ("writable", upper) => args.writable = Some(upper.map(Into::into)),
             ("ephemeral", None) => args.ephemeral = true,
-            ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(Report::usage)?,
+            ("on_outage", Some(value)) => access.on_outage = value.parse().map_err(|why| wrong(&why))?,
             ("verify", Some(value)) => args.verify = one_of(&name, value)?,
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             ("index", Some(value)) => args.image.opening.index = one_of(&name, value)?,
@@ -301,6 +304,9 @@ mod tests {
         assert!(applied("ro,colour=red").unwrap_err().message.contains("`colour=red`"));
         assert!(applied("suid=1").is_err());
         assert!(applied("prefetch").unwrap_err().message.contains("needs a value"));
+        assert!(applied("cache_dir=").unwrap_err().message.contains("`cache_dir=` needs a value"));
+        let report = applied("on_outage=deadline=x").unwrap_err();
+        assert!(report.message.contains("`on_outage=deadline=x`: `x` is not a number"), "{}", report.message);
         assert!(applied("share=yes").unwrap_err().message.contains("takes no value"));
         let report = applied("prefetch=most").unwrap_err();
         assert!(report.message.contains("`most`") && report.message.contains("`prefetch`"), "{}", report.message);

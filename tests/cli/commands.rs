@@ -588,6 +588,9 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     let output = piped(&user, &["ls", "oci-archive:/dev/stdin"], &gzip[..gzip.len() / 2]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not decompress"), "{output:?}");
+    let output = piped(&user, &["diff", "-", "-"], &tar);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only one of the two images"), "{output:?}");
 }
 
 /// The spool file is unnamed: nothing has to be cleaned up, however the process ends.

@@ -31,6 +31,9 @@ use peelfs::overlay::{Last, LayerNo, NodeAttr, NodeId};
 /// # Errors
 /// A report whose code is not 1, which says that they differ.
 pub(crate) fn run(args: &DiffArgs) -> Result<bool, Report> {
+    if args.image.reference == "-" && args.other == "-" {
+        return Err(Report::usage("standard input can be only one of the two images"));
+    }
     let compared = process::runtime(process::Purpose::Reading)?.block_on(async {
         let before = specs::image(&args.image)?;
         let after = ImageArgs { reference: args.other.clone(), ..args.image.clone() };

@@ -110,8 +110,8 @@ pub enum TocError {
     #[error("the table of contents is none")]
     Json(#[source] serde_json::Error),
     /// It is no flatbuffer, or none of a zTOC.
-    #[error("its bytes are not a zTOC")]
-    Buffer(#[source] Box<flatbuffers::InvalidFlatbuffer>),
+    #[error("its bytes are not a zTOC: {0}")]
+    Buffer(String),
     /// It is of a version that nothing is known of.
     #[error("the table of contents has version {0}")]
     Version(i64),

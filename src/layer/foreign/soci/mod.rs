@@ -52,7 +52,9 @@ pub fn largest(size: u64) -> u64 {
 /// [`TocError`]
 pub fn parse(bytes: &[u8], blob: &Descriptor, compression: Compression, bounds: Bounds) -> Result<SociLayer, TocError> {
     let unusable = |what| TocError::Unusable { what };
-    let ztoc = root::<Ztoc<'_>>(bytes).map_err(|cause| TocError::Buffer(Box::new(cause)))?;
+    // The reader's message goes on with where it was.
+    let first_line = |cause: &dyn std::fmt::Display| cause.to_string().lines().next().unwrap_or_default().to_owned();
+    let ztoc = root::<Ztoc<'_>>(bytes).map_err(|cause| TocError::Buffer(first_line(&cause)))?;
     if ztoc.version().map(|version| version.bytes()) != Some(VERSION) {
         return Err(unusable("its version is unknown"));
     }
