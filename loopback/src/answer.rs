@@ -244,6 +244,8 @@ impl Answer {
             // A slow body is sent evenly, in steps of a hundredth of a second.
             let most = self.bytes_per_second.map_or(PIECE, |speed| (speed / 100).clamp(1, PIECE));
             let piece = self.piece(done, u64::min(next - done, most) as usize)?;
+            // Before it is written: a client that has received all of it may look at this figure at once.
+            sent(piece.len() as u64);
             match self.framing {
                 Framing::Chunked => {
                     let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
@@ -252,7 +254,6 @@ impl Answer {
                 Framing::Length { .. } | Framing::UntilClose => to.write_all(&piece)?,
             }
             done += piece.len() as u64;
-            sent(piece.len() as u64);
             if let Some(speed) = self.bytes_per_second {
                 waiting.pause(Duration::from_secs_f64(piece.len() as f64 / speed.max(1) as f64));
             }

@@ -60,7 +60,7 @@ pub struct Recorded {
     pub status: u16,
     /// The faults that struck, as `Truncate { after: 3 }`.
     pub faults: Vec<String>,
-    /// Body bytes written so far, chunk framing apart.
+    /// Body bytes written or being written, chunk framing apart.
     pub body_bytes: u64,
     /// Whether nothing more will be written: the answer ended, a fault ended it, or the client left.
     pub finished: bool,
