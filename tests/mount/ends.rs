@@ -12,7 +12,7 @@ use peelfs_loopback::registry::Registry;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{run, serve, small, wait_for};
+use super::{kill_for_good, run, serve, small, wait_for};
 use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 
 /// A file system of its own for the cache, which can be frozen; thawed and unmounted when dropped.
@@ -243,8 +243,7 @@ fn metrics_say_which_mount_has_no_process() {
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
-    at.signal(Signal::KILL);
-    wait_for(|| std::fs::metadata(&at.path).is_err());
+    kill_for_good(&at);
     let output = sandbox.peelfs(["status", "--metrics"]).arg(&at.path).output().unwrap();
     let told = said(&output);
     at.unmount();

@@ -808,6 +808,12 @@ fn small() -> Image {
     ImageBuilder::new().layer(LayerBuilder::new().dir("d").file("d/f", "content")).build()
 }
 
+/// Kills the process of a mount without a keeper; returns once reads there fail.
+fn kill_for_good(at: &MountPoint) {
+    at.signal(Signal::KILL);
+    wait_for(|| std::fs::metadata(&at.path).is_err());
+}
+
 #[test]
 fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     if cannot_mount() {
@@ -817,8 +823,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     let reference = registry.reference("library/image", "1");
     let sandbox = Sandbox::new();
     let at = sandbox.mount_with(&reference, "a", &["--no-keeper"]);
-    at.signal(Signal::KILL);
-    wait_for(|| std::fs::metadata(&at.path).is_err());
+    kill_for_good(&at);
     assert!(at.is_mounted());
     let output = at.try_mount(&reference, &[]);
     assert!(output.status.success(), "{}", said(&output));
@@ -826,8 +831,7 @@ fn a_mount_whose_server_was_killed_is_cleared_by_the_next() {
     at.unmount();
 
     let at = sandbox.mount_with(&reference, "b", &["--no-keeper"]);
-    at.signal(Signal::KILL);
-    wait_for(|| std::fs::metadata(&at.path).is_err());
+    kill_for_good(&at);
     at.unmount();
 }
 
