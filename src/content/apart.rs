@@ -46,7 +46,9 @@ impl Fetcher {
             let most = most_encoded(skip + spans::length(&known) as u64);
             let end = BlobOffset(at.start.0.saturating_add(most)).min(at.end);
             input.take_to(end, &mut encoded).ok_or_else(|| self.ended())?;
-            let decoded = decode(&known, skip, &encoded, &mut out).map_err(|cause| self.codec_error(cause))?;
+            let decoded = decoder_of(&known, skip)
+                .and_then(|mut decoder| decode(&mut decoder, skip, spans::length(&known), &encoded, &mut out))
+                .map_err(|cause| self.codec_error(cause))?;
             self.arrived(span, &known, decoded.into(), runs)?;
         }
         Ok(())
@@ -59,13 +61,22 @@ fn most_encoded(decoded: u64) -> u64 {
     decoded + decoded / 64 + (64 << 10)
 }
 
-/// What a span's bytes decode to, as far as it goes, without the first `skip`.
-fn decode(known: &Span, skip: u64, encoded: &[u8], out: &mut OutputBuffer) -> Result<Vec<u8>, CodecError> {
+/// A decoder at the start of a span that is decoded from the `skip` bytes before it.
+fn decoder_of(known: &Span, skip: u64) -> Result<LayerDecoder, CodecError> {
     let mark = Mark { blob: known.blob, bit: known.bit, decoded: known.decoded.start, kind: known.kind };
     let compression = known.kind.compression().unwrap_or(Compression::Stored);
-    let wanted = spans::length(known);
-    let limits = Limits::of_known(wanted as u64 + skip + OUTPUT as u64);
-    let mut decoder = LayerDecoder::resume(compression, limits, &mark, None)?;
+    let limits = Limits::of_known(spans::length(known) as u64 + skip + OUTPUT as u64);
+    LayerDecoder::resume(compression, limits, &mark, None)
+}
+
+/// What `encoded` decodes to without the first `skip` bytes: the first `wanted` of it, or as many as there are.
+pub(super) fn decode(
+    decoder: &mut LayerDecoder,
+    skip: u64,
+    wanted: usize,
+    encoded: &[u8],
+    out: &mut OutputBuffer,
+) -> Result<Vec<u8>, CodecError> {
     let (mut input, mut decoded, mut skip) = (encoded, Vec::with_capacity(wanted), skip);
     out.discard();
     while decoded.len() < wanted {

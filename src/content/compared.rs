@@ -6,11 +6,11 @@
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::apart::Input;
+use super::apart::{Input, decode};
 use super::error::ReadError;
 use super::fetch::{Fetcher, OUTPUT, SpanRun};
 use super::spans;
-use crate::codec::{CodecError, LayerDecoder, OutputBuffer, Status};
+use crate::codec::{CodecError, OutputBuffer};
 use crate::layer::{Check, IndexError};
 use crate::offsets::BlobOffset;
 use crate::span::{SpanId, SpanRange};
@@ -42,11 +42,16 @@ impl Fetcher {
                 input.skip_to(range.start).ok_or_else(|| self.ended())?;
             }
             input.take_to(range.end, &mut encoded).ok_or_else(|| self.ended())?;
-            let (decoder, known) = self.decoder_for(SpanRange::one(span), codec_error)?;
+            let (mut decoder, known) = self.decoder_for(SpanRange::one(span), codec_error)?;
             if known.check.is_of_blob() {
                 self.compare(span, &known, &encoded)?;
             }
-            let decoded = decode(decoder, spans::length(&known), &encoded, &mut out).map_err(codec_error)?;
+            let wanted = spans::length(&known);
+            let decoded = decode(&mut decoder, 0, wanted, &encoded, &mut out).map_err(codec_error)?;
+            if decoded.len() < wanted {
+                // The bytes are those that were promised, and what is said of them is not.
+                return Err(codec_error(CodecError::Truncated { at: decoder.blob_offset() }));
+            }
             let decoded = Bytes::from(decoded);
             self.arrived(span, &known, decoded.clone(), runs)?;
             self.compare_window(span.next(), &decoded)?;
@@ -69,26 +74,4 @@ impl Fetcher {
         let [expected, actual] = [said, found].map(|bytes| Check::blake3(bytes).to_string().into());
         Err(ReadError::Corrupt { layer: self.layer.blob().clone(), span, expected, actual })
     }
-}
-
-/// The first `wanted` bytes that a span's bytes decode to.
-fn decode(
-    mut decoder: LayerDecoder,
-    wanted: usize,
-    encoded: &[u8],
-    out: &mut OutputBuffer,
-) -> Result<Vec<u8>, CodecError> {
-    let (mut input, mut decoded) = (encoded, Vec::with_capacity(wanted));
-    out.discard();
-    while decoded.len() < wanted {
-        let status = decoder.decode(&mut input, out)?;
-        let more = out.decoded();
-        decoded.extend_from_slice(&more[..more.len().min(wanted - decoded.len())]);
-        out.discard();
-        if status != Status::OutputFull && decoded.len() < wanted {
-            // The bytes are those that were promised, and what is said of them is not.
-            return Err(CodecError::Truncated { at: decoder.blob_offset() });
-        }
-    }
-    Ok(decoded)
 }

@@ -13,7 +13,7 @@
 //! | `confirm` | compares a table of contents with the tar, once all of its files are cached |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
-//! | `pushed`, `pushed_error` | indexes that other machines have pushed to a registry |
+//! | `pushed`, `pushed_error`, `referrer` | indexes that other machines have pushed to a registry |
 //! | `soci`, `soci_referrers`, `soci_error`, `ztoc` | zTOCs: indexes that SOCI has made of a layer, and making them for it |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
@@ -50,6 +50,7 @@ mod profiles;
 mod pushed;
 mod pushed_error;
 mod reader;
+mod referrer;
 mod schedule;
 mod scope;
 mod sealed;

@@ -17,6 +17,7 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
+use super::referrer::manifest_of;
 use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
 use super::transfer;
@@ -25,7 +26,7 @@ use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use crate::layer::{Format, IndexError, LayerIndex, Proof};
 use crate::offsets::BlobOffset;
 use crate::source::registry::RegistrySource;
-use crate::source::{BlobSource, MANIFEST_LIMIT};
+use crate::source::BlobSource;
 use crate::store::{NewFile, Store};
 
 /// The pushed indexes of one image.
@@ -180,11 +181,7 @@ impl PushedIndexes {
         registry: &RegistrySource,
         candidate: &crate::descriptor::Descriptor,
     ) -> Result<IndexArtifact, String> {
-        if candidate.size > MANIFEST_LIMIT {
-            return Err(format!("{} has {} bytes", candidate.digest, candidate.size));
-        }
-        let bytes = registry.manifest(candidate).await.map_err(|error| error.to_string())?;
-        let bytes = bytes.verify(&candidate.digest, candidate.size).map_err(|error| error.to_string())?;
+        let bytes = manifest_of(registry, candidate).await?;
         IndexArtifact::parse(&bytes, &self.image).map_err(|error| format!("{}: {error}", candidate.digest))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::origin::{NotOpened, Opened, Origin, open_stored};
+use super::referrer::manifest_of;
 use super::soci::{Maker, WantedLayer};
 use super::soci_error::{NoIndex, SociError};
 use crate::descriptor::Descriptor;
@@ -13,7 +14,7 @@ use crate::digest::Digest;
 use crate::documents::{SOCI_V1, SociIndex, referrers};
 use crate::layer::Format;
 use crate::source::registry::RegistrySource;
-use crate::source::{BlobSource, MANIFEST_LIMIT};
+use crate::source::BlobSource;
 use crate::trust::Untrusted;
 
 /// The SOCI index that refers to an image.
@@ -82,11 +83,7 @@ impl SociReferrers {
     }
 
     async fn read(&self, candidate: &Descriptor) -> Result<SociIndex, String> {
-        if candidate.size > MANIFEST_LIMIT {
-            return Err(format!("{} has {} bytes", candidate.digest, candidate.size));
-        }
-        let bytes = self.registry.manifest(candidate).await.map_err(|error| error.to_string())?;
-        let bytes = bytes.verify(&candidate.digest, candidate.size).map_err(|error| error.to_string())?;
+        let bytes = manifest_of(&self.registry, candidate).await?;
         SociIndex::parse(&bytes, Some(&self.image)).map_err(|error| format!("{}: {error}", candidate.digest))
     }
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::LAYERS_LIMIT;
+use super::entry::Entry;
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
 
@@ -123,36 +124,22 @@ struct Subject {
     digest: Digest,
 }
 
-/// A descriptor.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    #[serde(default)]
-    artifact_type: Option<String>,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-}
-
 #[derive(Deserialize)]
 struct List {
     manifests: Vec<Value>,
 }
 
-impl Entry {
-    fn number<T: std::str::FromStr>(&self, annotation: &'static str) -> Result<T, ArtifactError> {
-        let number = self.annotations.get(annotation).and_then(|text| text.parse().ok());
-        number.ok_or_else(|| ArtifactError::Annotation { blob: self.digest.clone(), annotation })
-    }
-
-    fn blob(&self) -> Result<PushedBlob, ArtifactError> {
-        Ok(PushedBlob { digest: self.digest.clone(), size: self.size, decoded: self.number(SIZE)? })
-    }
+/// What an annotation of `entry` says.
+fn annotated<T: std::str::FromStr>(entry: &Entry, annotation: &'static str) -> Result<T, ArtifactError> {
+    let value = entry.annotations.get(annotation).and_then(|text| text.parse().ok());
+    value.ok_or_else(|| ArtifactError::Annotation { blob: entry.digest.clone(), annotation })
 }
 
 impl PushedBlob {
+    fn of(entry: &Entry) -> Result<Self, ArtifactError> {
+        Ok(Self { digest: entry.digest.clone(), size: entry.size, decoded: annotated(entry, SIZE)? })
+    }
+
     /// Its descriptor.
     pub fn descriptor(&self) -> Descriptor {
         let media_type = MediaType::parse("application/octet-stream");
@@ -191,13 +178,14 @@ impl IndexArtifact {
         for entry in &manifest.layers {
             match &*entry.media_type {
                 LAYER_INDEX => {
-                    let layer: Digest = entry.number(LAYER)?;
-                    let index = PushedIndex { layer, version: entry.number(VERSION)?, blob: entry.blob()? };
+                    let layer: Digest = annotated(entry, LAYER)?;
+                    let version = annotated(entry, VERSION)?;
+                    let index = PushedIndex { layer, version, blob: PushedBlob::of(entry)? };
                     if seen.insert(index.layer.to_string()) {
                         artifact.layers.push(index);
                     }
                 }
-                PROFILES if artifact.profiles.is_none() => artifact.profiles = Some(entry.blob()?),
+                PROFILES if artifact.profiles.is_none() => artifact.profiles = Some(PushedBlob::of(entry)?),
                 _ => {}
             }
         }
@@ -220,9 +208,7 @@ impl IndexArtifact {
                 "mediaType": EMPTY, "digest": Self::config().0.to_string(), "size": Self::config().1.len(), "data": "e30=",
             },
             "layers": layers,
-            "subject": {
-                "mediaType": subject.media_type.as_str(), "digest": subject.digest.to_string(), "size": subject.size,
-            },
+            "subject": Entry::described(subject),
             "annotations": Self::annotations(created),
         });
         manifest.to_string().into_bytes()
@@ -236,13 +222,7 @@ impl IndexArtifact {
 
     /// The entry of a list for its `manifest`.
     pub fn entry(manifest: &[u8], created: &str) -> Value {
-        json!({
-            "mediaType": MediaType::OciManifest.as_str(),
-            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
-            "size": manifest.len(),
-            "artifactType": INDEX_ARTIFACT,
-            "annotations": Self::annotations(created),
-        })
+        Entry::listed(manifest, INDEX_ARTIFACT, Self::annotations(created))
     }
 
     fn annotations(created: &str) -> Value {
@@ -268,14 +248,7 @@ pub fn referrers<'a>(pages: impl IntoIterator<Item = &'a [u8]>, kind: &str) -> V
     let mut found: Vec<_> = ours.map(|entry| (created(&entry), entry.digest.to_string(), entry)).collect();
     found.sort_unstable_by(|(at, digest, _), (other_at, other, _)| (other_at, other).cmp(&(at, digest)));
     found.dedup_by(|(_, one, _), (_, other, _)| one == other);
-    let found = found.into_iter().take(CANDIDATES).map(|(_, _, entry)| Descriptor {
-        media_type: MediaType::parse(&entry.media_type),
-        digest: entry.digest,
-        size: entry.size,
-        data: None,
-        annotations: entry.annotations,
-    });
-    found.collect()
+    found.into_iter().take(CANDIDATES).map(|(_, _, entry)| entry.descriptor()).collect()
 }
 
 #[cfg(test)]

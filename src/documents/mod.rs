@@ -13,6 +13,7 @@
 mod artifact;
 mod choose;
 mod config;
+mod entry;
 mod error;
 mod index_artifact;
 mod keys;
@@ -32,6 +33,7 @@ use crate::platform::Platform;
 pub use artifact::{Artifact, ArtifactKind, FileNote, Part};
 pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, select};
 pub use config::{Command, ImageConfig};
+pub use entry::Entry;
 pub use error::DocumentError;
 pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, referrers};
 use keys::check_keys;

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::LAYERS_LIMIT;
+use super::entry::Entry;
 use super::index_artifact::{ArtifactError, IndexArtifact};
 use crate::descriptor::{Descriptor, MediaType};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 
 /// The annotation of an image's manifest with the digest of its index.
 pub const SOCI_INDEX: &str = "com.amazon.soci.index-digest";
@@ -53,16 +54,6 @@ struct Manifest {
     subject: Option<Entry>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-}
-
 impl SociIndex {
     /// Reads the manifest of an index: of version 1 for `subject`, if there is one, of any version otherwise. Blobs of other
     /// media types are left out, and of several of one layer the first counts.
@@ -87,22 +78,15 @@ impl SociIndex {
         for entry in manifest.layers {
             let Some(Ok(layer)) = entry.annotations.get(LAYER).map(|digest| digest.parse::<Digest>()) else { continue };
             let blobs = if entry.media_type == PREFETCH { &mut index.prefetch } else { &mut index.ztocs };
-            blobs.entry(layer.to_string()).or_insert(Descriptor {
-                media_type: MediaType::parse(&entry.media_type),
-                digest: entry.digest,
-                size: entry.size,
-                data: None,
-                annotations: BTreeMap::new(),
-            });
+            blobs.entry(layer.to_string()).or_insert_with(|| entry.descriptor());
         }
         Ok(index)
     }
 
     /// The manifest of an index of version 1 for `subject`, which has these zTOCs: each with its layer.
     pub fn manifest(subject: &Descriptor, ztocs: &[(&Descriptor, Descriptor)]) -> Vec<u8> {
-        let described = |of: &Descriptor| json!({ "mediaType": of.media_type.as_str(), "digest": of.digest.to_string(), "size": of.size });
         let layers = ztocs.iter().map(|(layer, ztoc)| {
-            let mut entry = described(ztoc);
+            let mut entry = Entry::described(ztoc);
             entry["annotations"] = json!({
                 LAYER: layer.digest.to_string(),
                 LAYER_TYPE: layer.media_type.as_str(),
@@ -116,7 +100,7 @@ impl SociIndex {
             "mediaType": MediaType::OciManifest.as_str(),
             "config": { "mediaType": SOCI_V1, "digest": config.to_string(), "size": bytes.len() },
             "layers": layers.collect::<Vec<_>>(),
-            "subject": described(subject),
+            "subject": Entry::described(subject),
             "annotations": { TOOL: "peelfs" },
         });
         manifest.to_string().into_bytes()
@@ -124,13 +108,7 @@ impl SociIndex {
 
     /// The entry of a list for its `manifest`.
     pub fn entry(manifest: &[u8]) -> Value {
-        json!({
-            "mediaType": MediaType::OciManifest.as_str(),
-            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
-            "size": manifest.len(),
-            "artifactType": SOCI_V1,
-            "annotations": { TOOL: "peelfs" },
-        })
+        Entry::listed(manifest, SOCI_V1, json!({ TOOL: "peelfs" }))
     }
 
     /// The zTOC of the layer with this blob.
@@ -183,6 +161,7 @@ impl SociPrefetch {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::digest::Algorithm;
 
     fn digest(text: &str) -> Digest {
         Digest::of(Algorithm::Sha256, text.as_bytes())

@@ -93,8 +93,8 @@ pub(super) fn attach(target: &Target, options: &MountOptions) -> io::Result<Atta
     };
     let now = std::fs::read_link(by_descriptor(&target.directory))?;
     // The kernel reuses the number of a mount that went meanwhile, elsewhere.
-    let same = |old: &MountPoint, mount: &MountPoint| (old.id, &old.path) == (mount.id, &mount.path);
-    let new = |mount: &MountPoint| mount.is_peelfs() && mount.path == now && !before.iter().any(|old| same(old, mount));
+    let was_there = |mount: &MountPoint| before.iter().any(|old| old.id == mount.id && old.path == now);
+    let new = |mount: &MountPoint| mount.is_peelfs() && mount.path == now && !was_there(mount);
     Ok(Attached { connection, mount: mounts::all().into_iter().rev().find(new) })
 }
 

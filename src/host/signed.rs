@@ -4,7 +4,6 @@
 //! whose subject is the image, listed by the registry as referrers or in the image index with the tag `sha256-HEX`.
 //! Anyone with write access to the repository can put them there; only the key decides what a signature is worth.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use super::open::{self, Sources};
 use super::spec::ImageSpec;
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
+use crate::documents::Entry;
 use crate::image::Network;
 use crate::reference::{Place, Reference, RegistryName};
 use crate::signature::{self, PublicKey, SignatureError, Statement};
@@ -129,45 +129,20 @@ struct Search<'a> {
 #[derive(Deserialize)]
 struct Manifest {
     #[serde(default, deserialize_with = "readable")]
-    layers: Vec<Layer>,
+    layers: Vec<Entry>,
 }
 
 /// What an image index lists.
 #[derive(Deserialize)]
 struct Index {
     #[serde(default, deserialize_with = "readable")]
-    manifests: Vec<Layer>,
-}
-
-/// A descriptor, as far as it is needed.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Layer {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    #[serde(default)]
-    artifact_type: Option<String>,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    manifests: Vec<Entry>,
 }
 
 /// The readable items of a list; the others are skipped.
-fn readable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Layer>, D::Error> {
+fn readable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Error> {
     let all = Vec::<serde_json::Value>::deserialize(deserializer)?;
     Ok(all.into_iter().filter_map(|one| serde_json::from_value(one).ok()).collect())
-}
-
-impl Layer {
-    fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            media_type: MediaType::parse(&self.media_type),
-            digest: self.digest.clone(),
-            size: self.size,
-            data: None,
-            annotations: BTreeMap::new(),
-        }
-    }
 }
 
 type Found = Result<Option<Statement>, NotSigned>;
@@ -204,7 +179,7 @@ impl Search<'_> {
             Ok(index) => index,
             Err(error) => return Ok(self.wrong(unreadable(error))),
         };
-        let may_be = |entry: &&Layer| entry.artifact_type.as_deref().is_none_or(is_signature);
+        let may_be = |entry: &&Entry| entry.artifact_type.as_deref().is_none_or(is_signature);
         for entry in index.manifests.iter().filter(may_be).take(MANIFESTS_LIMIT) {
             let found = match self.fetched(&*source, entry, Kind::Manifest).await? {
                 Ok(bytes) => self.manifest(&*source, &bytes).await?,
@@ -271,7 +246,7 @@ impl Search<'_> {
     async fn fetched(
         &self,
         source: &dyn BlobSource,
-        of: &Layer,
+        of: &Entry,
         kind: Kind,
     ) -> Result<Result<Bytes, Wrong>, NotSigned> {
         let descriptor = of.descriptor();
@@ -319,7 +294,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn judge(&self, layer: &Layer, content: &[u8]) -> Result<Statement, Wrong> {
+    fn judge(&self, layer: &Entry, content: &[u8]) -> Result<Statement, Wrong> {
         let keys = &self.demand.keys;
         let statement = if layer.media_type == SIMPLE_SIGNING {
             let none = || SignatureError::Malformed { why: format!("it has no annotation `{SIGNATURE}`") };

@@ -237,7 +237,7 @@ impl LayerIndex {
         Ok(parts.join(&b'/'))
     }
 
-    pub(super) fn raw(&self, id: EntryId) -> Result<&[u8; Record::BYTES], IndexError> {
+    fn raw(&self, id: EntryId) -> Result<&[u8; Record::BYTES], IndexError> {
         let Place { start, count } = self.place(Section::Entries);
         if u64::from(id.0) >= count {
             return Err(IndexError::NoEntry { id });
@@ -256,7 +256,7 @@ impl LayerIndex {
     }
 
     /// A range of bytes in a section, within one page.
-    pub(super) fn bytes(&self, section: Section, at: u64, len: usize) -> Result<&[u8], IndexError> {
+    fn bytes(&self, section: Section, at: u64, len: usize) -> Result<&[u8], IndexError> {
         let Place { start, count } = self.place(section);
         if at.checked_add(len as u64).is_none_or(|end| end > count) {
             return Err(IndexError::Malformed { what: "a name lies outside" });
