@@ -25,8 +25,8 @@ use crate::digest::{Digest, Hasher};
 use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use crate::layer::{Format, IndexError, LayerIndex, Proof};
 use crate::offsets::BlobOffset;
-use crate::source::registry::RegistrySource;
 use crate::source::BlobSource;
+use crate::source::registry::RegistrySource;
 use crate::store::{NewFile, Store};
 
 /// The pushed indexes of one image.

@@ -13,8 +13,8 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::documents::{SOCI_V1, SociIndex, referrers};
 use crate::layer::Format;
-use crate::source::registry::RegistrySource;
 use crate::source::BlobSource;
+use crate::source::registry::RegistrySource;
 use crate::trust::Untrusted;
 
 /// The SOCI index that refers to an image.
