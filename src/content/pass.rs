@@ -430,6 +430,7 @@ impl FirstPass {
         let mut diff_id = (!same).then(|| Hasher::new(algorithm));
         let (tree, mut walker) = self.begun();
         let stream_name = self.layer.stream_name();
+        let index_file = self.reserve_index(store);
         let mut content = ContentWriter::new(store, LayerName { blob: &self.layer.blob.digest, diff_id: &stream_name });
         partial.begin(tree, content.reader());
         let mut spans = SpanCutter::default();
@@ -465,7 +466,7 @@ impl FirstPass {
         };
         let padding = diff_id.as_ref().and_then(|so_far| missing_padding(so_far, self.layer.diff_id.as_ref()?));
         let (diff_id, content) = (diff_id.map(Hasher::finish), content.into_content());
-        Ok(Walked { diff_id, padding, size: at, tree, spans: spans.done, windows, content })
+        Ok(Walked { diff_id, padding, size: at, tree, spans: spans.done, windows, content, index_file })
     }
 
     fn check_blob(&self, digest: &Digest, size: u64) -> Result<(), PassError> {
@@ -506,10 +507,10 @@ impl FirstPass {
             write_index_of(stream, &tree, &spans, &walked.windows.bytes, &layer, &Proof::Built, &mut out)
         };
         let mut content = walked.content;
-        let mut kept = self.store_index(store, write);
+        let mut kept = self.store_index(store, walked.index_file, write);
         if matches!(kept, Err(NotStored::Disk(_))) && content.take().is_some() {
             // If the disk has room for one of the two, keep the index.
-            kept = self.store_index(store, write);
+            kept = self.store_index(store, None, write);
         }
         let kept = kept.and_then(|file| {
             let own = LayerRef { diff_id: Some(layer.diff_id.clone()), ..self.layer.clone() };
@@ -536,13 +537,29 @@ impl FirstPass {
         Ok(Arc::new(index))
     }
 
-    /// Writes the index to a file of the store, without publishing it.
+    /// On a disk that may fill up before the pass ends, a file with room for the index: contents of other layers would take
+    /// it, and are worth less.
+    fn reserve_index(&self, store: &Store) -> Option<NewFile> {
+        let size = self.layer.blob.size;
+        if store.free_on_disk()? > size.saturating_mul(ROOMY) {
+            return None;
+        }
+        let file = store.new_index(self.layer.index_name()).ok()?;
+        file.reserve(size / INDEX_SHARE + INDEX_RESERVE).ok()?;
+        Some(file)
+    }
+
+    /// Writes the index to `reserved` or to a new file of the store, without publishing it.
     fn store_index(
         &self,
         store: &Store,
+        reserved: Option<NewFile>,
         write: impl Fn(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<NewFile, NotStored> {
-        let mut file = store.new_index(self.layer.index_name()).map_err(NotStored::Disk)?;
+        let (mut file, reserves) = match reserved {
+            Some(file) => (file, true),
+            None => (store.new_index(self.layer.index_name()).map_err(NotStored::Disk)?, false),
+        };
         let mut out = io::BufWriter::with_capacity(1 << 20, &mut file);
         match write(&mut out).and_then(|()| Ok(out.flush()?)) {
             Err(WriteError::Io { cause }) => {
@@ -553,6 +570,9 @@ impl FirstPass {
             written => written.map_err(NotStored::Index)?,
         }
         drop(out);
+        if reserves {
+            file.cut(file.length()).map_err(NotStored::Disk)?;
+        }
         if file.length() > SYNCED {
             file.sync().map_err(NotStored::Disk)?;
         }
@@ -609,6 +629,7 @@ struct Walked {
     spans: Vec<Span>,
     windows: PackedWindows,
     content: Option<NewContent>,
+    index_file: Option<NewFile>,
 }
 
 /// Beside the stages: hashes the blob.
@@ -650,6 +671,12 @@ const NOTED_EVERY: Duration = Duration::from_secs(1);
 const PIECES_AHEAD: usize = 4;
 /// Buffers of decoded bytes, 1 MiB each, between the decoder and the walker.
 const BUFFERS_AHEAD: usize = 2;
+/// A disk with room for so many times a layer's blob does not fill up while the layers of its image are read.
+const ROOMY: u64 = 32;
+/// Disk space that is taken for an index beforehand: this share of the blob, and so many bytes. An index of a gzip layer has
+/// a tenth of it at most, unless all files are small.
+const INDEX_SHARE: u64 = 8;
+const INDEX_RESERVE: u64 = 256 << 10;
 /// Larger indexes are synced before they are published: readers detect an index damaged by a power loss, but repairing
 /// it takes a second pass, which is slow for a layer this large.
 const SYNCED: u64 = 32 << 20;

@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, Shape};
@@ -432,6 +432,12 @@ impl Store {
         }
     }
 
+    /// Free bytes of the disk that this user may take; `None` if the system does not tell.
+    pub fn free_on_disk(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.root).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Disk usage of a layer's index and content: bytes and number of files.
     pub fn disk_usage(&self, layer: LayerName<'_>) -> (u64, u64) {
         let ContentPaths { data, map } = self.content_paths(layer);
@@ -507,6 +513,16 @@ impl NewFile {
         self.set_len(length)?;
         self.length = length;
         Ok(())
+    }
+
+    /// Takes disk space for `bytes` bytes, so that writing them cannot fail for want of it. What is not written is given
+    /// back by [`NewFile::cut`].
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also where the file system cannot do that.
+    pub fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
+        let taken = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes);
+        taken.map_err(|errno| StoreError::io("extend", &self.temp)(errno.into()))
     }
 
     /// Syncs the file to the disk, if it is expensive to rebuild.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
@@ -203,5 +204,32 @@ fn a_disk_that_fills_up_in_a_pass_costs_content_and_no_index() {
     told_once(&mount_and_read(&sandbox, &sandbox.cache(), "fills up"), "fills up");
     let indexes = sandbox.bucket("index-v2");
     assert_eq!(indexes.len(), 3, "every layer is known the next time");
+    assert_eq!(sandbox.bucket("tmp"), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn an_index_has_its_room_before_the_disk_fills_up() {
+    if cannot_mount() {
+        return;
+    }
+    let layer = LayerBuilder::new().packing(Packing::Stored).file("f", Random::new(9).bytes(600_000));
+    let image = ImageBuilder::new().layer(layer).build();
+    let registry = served(&image);
+    let (gate, blob) = (Gate::new(), image.layers()[0].digest.to_string());
+    let target = Target::matching(move |asked| asked.path.ends_with(&blob));
+    registry.faults().add(Rule::new(target, Fault::Stall { after: 100_000, gate: gate.clone() }));
+    let sandbox = Sandbox::new();
+    let Some(disk) = SmallDisk::mount(sandbox.cache()) else { return };
+    let listing = sandbox.peelfs(["ls", &registry.reference(NAME, "1")]).spawn().unwrap();
+    // The index and the content, in this order.
+    let begun = std::time::Instant::now();
+    while sandbox.bucket("tmp").len() < 2 {
+        assert!(begun.elapsed().as_secs() < 60, "no pass begins");
+        std::thread::yield_now();
+    }
+    disk.fill();
+    gate.open();
+    assert!(listing.wait_with_output().unwrap().status.success());
+    assert_eq!(sandbox.bucket("index-v2").len(), 1, "the layer is known the next time");
     assert_eq!(sandbox.bucket("tmp"), [] as [PathBuf; 0]);
 }
