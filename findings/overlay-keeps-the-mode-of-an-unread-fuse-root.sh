@@ -15,7 +15,7 @@ needs unshare setpriv fusermount3
 needs_root
 [ -c /dev/fuse ] || cannot 'there is no /dev/fuse'
 
-deb bindfs=1.14.7-1 libfuse3-3
+deb bindfs=1.14.7-1 libfuse2
 printf 'kernel    %s\n' "$(uname -r)"
 expected 'the file can be read through both overlays'
 
