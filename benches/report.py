@@ -206,6 +206,27 @@ def formats():
     yield Claim("artifact of 2 GiB, again", "peelfs", "speed", "ext4", ">= 0.95")
 
 
+def data():
+    for of in ("sqlite, 20 lookups", "sqlite, 100 lookups", "lmdb, 20 lookups", "rocksdb, 20 lookups"):
+        case = f"data, {of}"
+        yield Claim(case, "peelfs", "time", "peelfs-none")
+        yield Claim(f"{case}, received", "peelfs", "share", "peelfs-none", "<= 1.2")
+        yield from all_of(case)
+    case = "data, lance, 50 rows"
+    yield Claim(case, "peelfs", "value", None, "<= 0.6")
+    yield Claim(f"{case}, received", "peelfs", "value", None, "<= 4.8")
+    yield from all_of(case)
+    for of in ("lmdb", "git", "scattered"):
+        case = f"data, {of}, everything"
+        yield Claim(case, "peelfs", "time", "line", "<= 1.3")
+        yield from all_of(case)
+
+
+def all_of(case):
+    yield Claim(case, "peelfs-all", "time", "peelfs", "<= 1.05")
+    yield Claim(f"{case}, received in the end", "peelfs-all", "share", (f"{case}, received", "layer"), "<= 1.02")
+
+
 # Heading, chart, claims.
 PARTS = [
     ("Never seen", "never.svg", [claim for link in LINKS for claim in never(link)]),
@@ -218,6 +239,7 @@ PARTS = [
     ("Memory and index", None, list(memory())),
     ("Containers", None, list(containers())),
     ("Prepared images, indexes, artifacts", None, list(formats())),
+    ("Data files", None, list(data())),
 ]
 
 

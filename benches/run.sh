@@ -7,7 +7,7 @@
 #
 #   --runs N       measurements of each kind, alternating; the median counts (3; short ones five, unless N is 1)
 #   --only PART    some of: never, base, pass, seen, cold, large, warm, fresh, uncached, memory, growth,
-#                  containers, formats (all), and runs, a part of containers
+#                  containers, formats, data (all), and runs, a part of containers
 #   --images NAME  the images of never, pass and cold (python,node,server,ml); other parts use python and node
 #   --links LINK   the links of never and cold, megabits a second and a round trip in ms (1000:1,200:20,50:80)
 #   --layouts DIR  OCI layouts DIR/NAME, tag `latest` ($PEELFS_BENCH_DIR, built if missing)
@@ -23,7 +23,7 @@
 # shellcheck disable=SC2034 # variables are shared with parts
 set -euo pipefail
 
-PARTS=never,base,pass,seen,cold,large,warm,fresh,uncached,memory,growth,containers,formats
+PARTS=never,base,pass,seen,cold,large,warm,fresh,uncached,memory,growth,containers,formats,data
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bench=${PEELFS_BENCH_DIR:-$here/../target/bench}
