@@ -233,14 +233,15 @@ fn names_of(tree: &LayerTree, size: u64, index: &LayerIndex) -> Result<LayerInde
 
 /// Stores the index with what is known of it now, where the store has it.
 fn keep_confirmed(layer: &OpenLayer) -> Result<(), StoreError> {
-    let (index, name) = (&layer.index, IndexName::from(layer.blob()));
-    let Some((proof, file)) = index.proof().confirmed().zip(layer.store.index(name)) else { return Ok(()) };
-    let (end_at, end) = index.end_with(proof);
+    let index = &layer.index;
     // Another process may have replaced it.
     let is_same = |stored: LayerIndex| stored.end_with(index.proof().clone()) == index.end_with(index.proof().clone());
-    if !layer.store.index(name).is_some_and(|file| LayerIndex::open(file).is_ok_and(is_same)) {
-        return Ok(());
-    }
+    let mut names = IndexName::from(layer.blob()).alternatives();
+    let is_there =
+        |name: &IndexName<'_>| layer.store.index(*name).is_some_and(|file| LayerIndex::open(file).is_ok_and(is_same));
+    let Some(name) = names.find(is_there) else { return Ok(()) };
+    let Some((proof, file)) = index.proof().confirmed().zip(layer.store.index(name)) else { return Ok(()) };
+    let (end_at, end) = index.end_with(proof);
     let mut copy = layer.store.new_index(name)?;
     let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
     while at < end_at {

@@ -3,6 +3,7 @@
 use super::open_layer::{map_of, name_of};
 use super::passthrough_copy::{self, Compared};
 use super::spans::{self, Stored};
+use super::superseded::undescribed;
 use crate::digest::Digest;
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::DecodedOffset;
@@ -24,6 +25,9 @@ pub struct CheckedLayer {
     pub damaged_passthrough_copies: Vec<u32>,
     /// The content file had another size than the index says, so all content was dropped.
     pub misshapen: bool,
+    /// Bytes of content that no index in the store describes: those of an index that is in the memory of a process alone.
+    /// That process compares them before it uses them.
+    pub undescribed: u64,
 }
 
 impl CheckedLayer {
@@ -42,6 +46,7 @@ pub fn check_layer(store: &Store, blob: &Digest) -> Result<CheckedLayer, StoreEr
     for name in IndexName::all(blob) {
         check_index(store, blob, name, &mut found)?;
     }
+    found.undescribed = undescribed(store, blob);
     Ok(found)
 }
 

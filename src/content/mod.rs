@@ -12,7 +12,7 @@
 //! | `demand`, `schedule`, `prefetch`, `profiles` | prefetch, as [`crate::predict`] suggests |
 //! | `confirm` | compares a table of contents with the tar, once all of its files are cached |
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
-//! | [`fsck`], `evict_content`, `transfer` | upkeep: check, evict, export and import |
+//! | [`fsck`], `evict_content`, `superseded`, `transfer` | upkeep: check, evict, drop what an index has left, export and import |
 //! | `pushed`, `pushed_error`, `referrer` | indexes that other machines have pushed to a registry |
 //! | `soci`, `soci_referrers`, `soci_error`, `ztoc` | zTOCs: indexes that SOCI has made of a layer, and making them for it |
 //!
@@ -59,6 +59,7 @@ mod soci;
 mod soci_error;
 mod soci_referrers;
 mod spans;
+mod superseded;
 mod toc;
 mod transfer;
 mod ztoc;
@@ -88,5 +89,6 @@ pub use sealed::SealError;
 pub use shared::{SharedLayer, SharedLayers};
 pub use soci::BoundSoci;
 pub use soci_error::{NoIndex, SociError};
+pub use superseded::{drop_superseded, tidy};
 pub use transfer::{Imported, TransferError, export_indexes, import_indexes};
 pub use ztoc::{ZtocError, make_ztoc};

@@ -144,9 +144,11 @@ impl OpenLayer {
                 Stream::Blob => IndexName::of_file(layer),
                 Stream::Tar | Stream::Bodies => layer.into(),
             };
-            let stored = self.store.index(name).and_then(|file| LayerIndex::open(file).ok());
-            if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
-                self.store.drop_index(name);
+            for name in name.alternatives() {
+                let stored = self.store.index(name).and_then(|file| LayerIndex::open(file).ok());
+                if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
+                    self.store.drop_index(name);
+                }
             }
         }
         true

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::layer::foreign::{PlaceError, Toc, TocError};
 use crate::layer::{Format, IndexError, LayerIndex, Proof, WriteError};
 use crate::source::SourceError;
-use crate::store::Store;
+use crate::store::{IndexName, Store};
 
 /// Where a layer's index comes from.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -275,9 +275,23 @@ pub enum NotStored {
 /// # Errors
 /// [`NotStored`]; a damaged index is removed.
 pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Result<Opened, NotStored> {
+    let mut passed_over = NotStored::Absent;
+    for name in layer.index_name().alternatives() {
+        match open_named(name, layer, origins, store) {
+            Err(NotStored::Absent) => {}
+            // Of the index that the layer usually has, the reason says more.
+            Err(why) if matches!(passed_over, NotStored::Absent) => passed_over = why,
+            Err(_) => {}
+            opened => return opened,
+        }
+    }
+    Err(passed_over)
+}
+
+fn open_named(name: IndexName<'_>, layer: &LayerRef, origins: &[Origin], store: &Store) -> Result<Opened, NotStored> {
     let blob = &layer.blob.digest;
-    let file = store.index(layer.index_name()).ok_or(NotStored::Absent)?;
-    let dropper = store.index_dropper(layer.index_name(), &file);
+    let file = store.index(name).ok_or(NotStored::Absent)?;
+    let dropper = store.index_dropper(name, &file);
     let index = match LayerIndex::open(file) {
         Ok(index) => index,
         Err(error) => {
@@ -285,7 +299,7 @@ pub fn open_stored(layer: &LayerRef, origins: &[Origin], store: &Store) -> Resul
                 tracing::debug!(layer = %blob, %error, "the layer will be read again");
             } else {
                 tracing::warn!(layer = %blob, %error, "the cached layer index is damaged; the layer will be read again");
-                store.drop_index(layer.index_name());
+                store.drop_index(name);
             }
             return Err(NotStored::Unusable(error));
         }

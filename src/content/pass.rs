@@ -28,6 +28,7 @@ use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use super::pushed::PushedIndexes;
 use super::soci::BoundSoci;
+use super::superseded::drop_superseded_by_pass;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
     compression_of,
@@ -523,6 +524,7 @@ impl FirstPass {
         });
         match kept {
             Ok(()) => {
+                drop_superseded_by_pass(store, &layer.blob);
                 if let Some(index) = self.made(store) {
                     return Ok(index);
                 }

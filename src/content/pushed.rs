@@ -20,6 +20,7 @@ use super::pushed_error::PushedError;
 use super::referrer::manifest_of;
 use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
+use super::superseded::drop_superseded;
 use super::transfer;
 use crate::digest::{Digest, Hasher};
 use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
@@ -308,6 +309,7 @@ fn take(sink: Sink, layer: &LayerRef, proof: Proof, store: &Store) -> Result<Arc
     file.cut(end_at)?;
     file.write_all(&end)?;
     file.publish()?;
+    drop_superseded(store, &layer.blob.digest);
     match open_stored(layer, &[Origin::Vouched(Format::Pushed)], store) {
         Ok(stored) => Ok(stored.index),
         Err(why) => Err(PushedError::Decode { why: why.to_string() }),

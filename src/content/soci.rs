@@ -15,6 +15,7 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, bound, open_stored};
 use super::profiles::{keep_profile, load_profile};
 use super::soci_error::{NoIndex, SociError};
+use super::superseded::keep_foreign;
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Digest, Hasher};
 use crate::documents::{SociIndex, SociPrefetch};
@@ -208,20 +209,8 @@ fn make(
     let indexed = IndexedLayer { blob, blob_size: layer.blob.size, diff_id, decoded_size: read.decoded_size };
     let mut index = Vec::new();
     write_index(&read.tree, &read.spans, &read.windows, &indexed, proof, &mut index).map_err(NotOpened::NotWritten)?;
-    // What a first pass has made is worth more.
-    if open_stored(layer, &[Origin::Store], store).is_err() {
-        let kept = store.new_index(layer.index_name()).and_then(|mut file| {
-            file.write_all(&index)?;
-            file.publish()
-        });
-        match kept {
-            Ok(()) => {
-                if let Ok(stored) = open_stored(layer, &[origin], store) {
-                    return Ok(stored.index);
-                }
-            }
-            Err(error) => store.cannot_keep("the index of a layer", &error),
-        }
+    if let Some(stored) = keep_foreign(layer, &index, origin, store) {
+        return Ok(stored);
     }
     // In memory, for as long as this process runs.
     LayerIndex::open(index).map(Arc::new).map_err(NotOpened::Unusable)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::origin::{NotOpened, Opened, Origin, open_stored, voucher};
 use super::pass::{FirstPass, Means};
+use super::superseded::keep_foreign;
 use crate::documents::Document;
 use crate::layer::foreign::estargz::{self, Place};
 use crate::layer::foreign::{Bounds, ForeignLayer, Toc, TocError};
@@ -175,20 +176,8 @@ fn make(
     let proof = Proof::vouched(format, &voucher(toc));
     write_index_of_bodies(&tree, &spans, &sources, &layer, &proof, &mut index).map_err(NotOpened::NotWritten)?;
     drop((tree, spans, sources));
-    // What a first pass has made is worth more.
-    if open_stored(&pass.layer, &[Origin::Store], store).is_err() {
-        let kept = store.new_index(&layer.blob).and_then(|mut file| {
-            file.write_all(&index)?;
-            file.publish()
-        });
-        match kept {
-            Ok(()) => {
-                if let Ok(stored) = open_stored(&pass.layer, &[Origin::Vouched(format)], store) {
-                    return Ok(stored.index);
-                }
-            }
-            Err(error) => store.cannot_keep("the index of a layer", &error),
-        }
+    if let Some(stored) = keep_foreign(&pass.layer, &index, Origin::Vouched(format), store) {
+        return Ok(stored);
     }
     // In memory, for as long as this process runs.
     LayerIndex::open(index).map(Arc::new).map_err(NotOpened::Unusable)

@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 
 use super::layer_ref::LayerRef;
+use super::superseded::drop_superseded;
 use crate::digest::Digest;
 use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt, Stream};
 use crate::offsets::{BlobOffset, DecodedOffset};
@@ -137,6 +138,7 @@ pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<I
             new.cut(end_at)?;
             new.write_all(&end)?;
             new.publish()?;
+            drop_superseded(store, &layer);
             imported.new += 1;
         }
     }

@@ -385,7 +385,8 @@ impl Layers {
 
     /// The open layer in this process or in the store.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
-        slot.shared.known(self.shared_layers.store(), &slot.pass.layer, self.trust.origins())
+        let layer = &slot.pass.layer;
+        slot.shared.known(self.shared_layers.store(), layer, self.trust.stored_origins(layer))
     }
 
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> Outcome {

@@ -54,6 +54,7 @@ pub use tree::{Answer, KernelContent, NoAnswer, ReadNow, SeekTo, Totals, Tree};
 pub use trust::{Trust, Verify};
 pub use versions::{Change, Effect, LayerIndexes, LayerSummary, NamedVersions, Version, Waste};
 
+use crate::content::tidy;
 use crate::overlay::LayerNo;
 use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
@@ -124,7 +125,7 @@ fn open_part(
         tokio::time::sleep(TIDY_AFTER).await;
         let tidied = tokio::task::spawn_blocking(move || {
             shown.upgrade().iter().for_each(|layers| layers.keep_within_limit());
-            store.tidy()
+            tidy(&store)
         });
         if let Ok(Err(error)) = tidied.await {
             tracing::debug!(%error, "cannot look for leftovers of ended processes in the cache");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::content::{FromRegistry, IndexChoice, Origin, PushedIndexes};
+use crate::content::{FromRegistry, IndexChoice, LayerRef, Origin, PushedIndexes};
 
 /// When a layer's files may be shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,5 +35,18 @@ impl Trust {
     pub fn origins(&self) -> &'static [Origin] {
         let pushed = if self.pushed.is_some() { FromRegistry::Named } else { FromRegistry::Never };
         self.index.origins(pushed)
+    }
+
+    /// Those of them whose indexes in the cache are used before any origin is asked.
+    pub(super) fn stored_origins(&self, layer: &LayerRef) -> &'static [Origin] {
+        let all = self.origins();
+        let names_table = Origin::tables(layer).iter().any(|(_, wrong)| wrong.is_none()) || layer.soci.is_some();
+        let may_have_one = names_table || (self.pushed.is_some() && layer.file().is_none());
+        if self.index == IndexChoice::Foreign && may_have_one {
+            // The layer's own index comes behind the tables, wherever these are.
+            &all[..all.iter().position(|origin| *origin == Origin::Store).unwrap_or(all.len())]
+        } else {
+            all
+        }
     }
 }

@@ -245,6 +245,15 @@ impl Store {
         self.drop_content(blob).then_some(bytes)
     }
 
+    /// Removes the indexes and the content of a layer that no process uses, and returns the bytes freed; `None` if one does.
+    pub fn drop_unused(&self, blob: &Digest) -> Option<u64> {
+        let mut bytes = 0;
+        for bucket in [INDEX, CONTENT, WHOLE] {
+            self.each_of(bucket, blob, &mut |_, found| bytes += found.disk_bytes());
+        }
+        self.drop_unused_index(blob).then_some(bytes)
+    }
+
     /// Removes leftovers of ended processes: temporary files, and content without an index. Returns the bytes freed.
     ///
     /// # Errors

@@ -40,26 +40,46 @@ struct LastOpened {
 #[derive(Clone, Copy, Debug)]
 pub struct IndexName<'a> {
     blob: &'a Digest,
-    /// Whether it is that of the blob as one file.
-    is_file: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Of the files that the blob holds.
+    Files,
+    /// The same, made of another maker's table although there is the first.
+    Beside,
+    /// Of the blob as one file.
+    File,
 }
 
 impl<'a> IndexName<'a> {
     /// The index of the blob as one file.
     pub fn of_file(blob: &'a Digest) -> Self {
-        Self { blob, is_file: true }
+        Self { blob, kind: Kind::File }
+    }
+
+    /// Another index of the files that the blob holds, made of another maker's table although this machine has its own.
+    pub fn beside(blob: &'a Digest) -> Self {
+        Self { blob, kind: Kind::Beside }
     }
 
     /// All that a blob can have.
-    pub fn all(blob: &'a Digest) -> [Self; 2] {
-        [blob.into(), Self::of_file(blob)]
+    pub fn all(blob: &'a Digest) -> [Self; 3] {
+        [blob.into(), Self::beside(blob), Self::of_file(blob)]
+    }
+
+    /// Under which an index may be in place of this one, itself first.
+    pub fn alternatives(self) -> impl Iterator<Item = Self> {
+        let other = matches!(self.kind, Kind::Files).then(|| Self::beside(self.blob));
+        std::iter::once(self).chain(other)
     }
 }
 
 impl<'a> From<&'a Digest> for IndexName<'a> {
     /// The index of the files that the blob holds.
     fn from(blob: &'a Digest) -> Self {
-        Self { blob, is_file: false }
+        Self { blob, kind: Kind::Files }
     }
 }
 
@@ -151,7 +171,11 @@ impl Store {
 
     pub(super) fn index_path(&self, name: IndexName<'_>) -> PathBuf {
         let path = self.path(INDEX, name.blob);
-        if name.is_file { path.with_extension("file") } else { path }
+        match name.kind {
+            Kind::Files => path,
+            Kind::Beside => path.with_extension("beside"),
+            Kind::File => path.with_extension("file"),
+        }
     }
 
     /// A function that drops the layer index read as `file`, even if it cannot be removed; it keeps a replacement, and

@@ -3,6 +3,7 @@
 //! ```text
 //! CACHE/
 //!   index-v2/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
+//!   index-v2/ALG/HEX.beside   one made of another maker's table, where there is the first (`--index foreign`)
 //!   index-v2/ALG/HEX.file     that of the blob as one file
 //!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
@@ -37,6 +38,7 @@ mod open_files;
 mod pass_lock;
 mod passthrough_copy;
 mod seal;
+mod superseded;
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};

@@ -120,7 +120,7 @@ impl PassLock {
     }
 
     /// Whether other processes are locked out.
-    pub(super) fn is_real(&self) -> bool {
+    pub fn is_real(&self) -> bool {
         self.file.is_some()
     }
 }

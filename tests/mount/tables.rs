@@ -81,6 +81,45 @@ fn chunked_images_of_skopeo_are_shown_as_umoci_unpacks_them() {
     }
 }
 
+/// A layer's own index and that of its table lie in the cache side by side, each with its content.
+#[test]
+fn a_table_is_used_where_there_is_an_own_index_if_wanted() {
+    if cannot_mount() {
+        return;
+    }
+    let file = Entry::file("f", Random::new(9).bytes(100_000));
+    let registry =
+        Registry::start(Catalog::new().image("app", "1", &image_of(vec![ChunkedBuilder::of([file]).build()]))).unwrap();
+    let sandbox = Sandbox::new();
+    let reference = registry.reference("app", "1");
+    let mut seen = Vec::new();
+    for (name, index, origin) in [
+        ("a", "own", "own index"),
+        ("b", "auto", "own index"),
+        ("c", "foreign", "zstd:chunked"),
+        ("d", "foreign", "zstd:chunked"),
+        ("e", "own", "own index"),
+    ] {
+        registry.clear();
+        let mounted = sandbox.mount_with(&reference, name, &["--index", index, "--prefetch", "none"]);
+        assert_eq!(origins(&status(&sandbox, &mounted)), [origin], "{name}");
+        seen.push(std::fs::read(mounted.path.join("f")).unwrap());
+        mounted.unmount();
+        if !["a", "c"].contains(&name) {
+            assert_eq!(registry.blob_bytes(), 0, "{name}: all of it is cached");
+        }
+    }
+    assert!(seen.iter().all(|bytes| *bytes == seen[0]));
+    let checked = sandbox.run(["cache", "verify"]);
+    let told = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success() && !told.contains("not checked"), "{told}");
+    let dir = sandbox.cache().join("content-v2/sha256");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 4, "two files of each");
+    let dropped = sandbox.run(["cache", "drop", "--content", &reference]);
+    assert!(dropped.status.success());
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+}
+
 #[test]
 fn what_no_table_can_say_is_read_from_the_tar() {
     if cannot_mount() || is_missing("skopeo") {
