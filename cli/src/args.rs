@@ -691,13 +691,13 @@ pub(crate) enum CacheCommand {
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Evict the content of an image's layers, even while mounted; later reads fetch it again
+    /// Drop the content and the indexes of an image's layers; layers in use keep their indexes and fetch content again
     Drop {
-        /// Evict content, keep indexes
-        #[arg(long, required = true)]
+        /// Drop content alone: indexes stay, so that the next mount starts at once
+        #[arg(long)]
         content: bool,
         /// The layers of this image
-        #[arg(value_name = "IMAGE", required_unless_present = "all")]
+        #[arg(value_name = "IMAGE")]
         image: Option<String>,
         /// Choose OS/ARCH[/VARIANT] instead of this machine's platform
         #[arg(long, value_name = "PLATFORM", env = "PEELFS_PLATFORM", hide_env_values = true)]

@@ -1,5 +1,6 @@
 //! `peelfs cache`: shows, checks and prunes the cache.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
@@ -24,7 +25,14 @@ pub(super) fn run(args: &CacheArgs) -> Result<(), Report> {
         CacheCommand::Dir => print_dir(args, &mut out),
         CacheCommand::Show { json } => show(&existing(args)?, json, &mut out),
         CacheCommand::Verify { quiet } => verify(&existing(args)?, quiet.into(), &mut out),
-        CacheCommand::Drop { image, platform, content: _, all: _ } => drop_content(args, image, platform, &mut out),
+        CacheCommand::Drop { image: None, all: false, .. } => {
+            let missing = Report::new(Code::Usage, "`cache drop` needs the image whose layers it drops");
+            return Err(missing.hint("name it as it was mounted; `--all` drops what is cached of all images"));
+        }
+        CacheCommand::Drop { image, platform, content, all: _ } => {
+            let what = if content { Dropped::Content } else { Dropped::All };
+            drop_layers(args, image, platform, what, &mut out)
+        }
         CacheCommand::Prune { content, all, to } => {
             let keep = match (content, all, to) {
                 (_, _, Some(bytes)) => Keep::Bytes(bytes),
@@ -146,21 +154,24 @@ fn table(store: &Store, usage: &Usage) -> String {
 
 fn verify(store: &Store, quiet: Quiet, out: &mut impl Write) -> Done {
     let meter = Meter::start("verifying", quiet);
+    let stays = can_be_changed(store).err();
+    // What nothing describes cannot be checked, and is of no use.
+    let leftovers = if stays.is_none() { content::tidy(store)? } else { 0 };
     let usage = store.usage()?;
     let documents = store.check_documents()?;
     let mut damaged = documents.damaged.clone();
     damaged.extend(store.check_kernel_images()?.damaged);
-    let (mut spans, mut bytes) = (0u64, 0u64);
+    let (mut spans, mut bytes, mut undescribed) = (0u64, 0u64, 0u64);
     meter.begin("verifying", Some(usage.layer_bytes()));
     for layer in &usage.layers {
         let checked = check_layer(store, &layer.digest)?;
         meter.add(layer.index + layer.content);
         spans += u64::from(checked.spans);
         bytes += checked.bytes;
+        undescribed += checked.undescribed;
         damaged.extend(damage(&layer.digest, &checked));
     }
     drop(meter);
-    let stays = can_be_changed(store).err();
     let removed = if stays.is_none() { ", removed" } else { "" };
     for what in &damaged {
         writeln!(out, "damaged{removed}: {what}").map_err(Trouble::Output)?;
@@ -174,6 +185,13 @@ fn verify(store: &Store, quiet: Quiet, out: &mut impl Write) -> Done {
         text::count(documents.checked, "document"),
     )
     .map_err(Trouble::Output)?;
+    if leftovers > 0 {
+        writeln!(out, "removed {} of leftovers, which nothing uses", text::size(leftovers)).map_err(Trouble::Output)?;
+    }
+    if undescribed > 0 {
+        let what = "not checked, as no index in the cache describes it; a process that uses it checks it itself";
+        writeln!(out, "{} of content {what}", text::size(undescribed)).map_err(Trouble::Output)?;
+    }
     if damaged.is_empty() {
         return Ok(());
     }
@@ -201,8 +219,23 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     found
 }
 
-/// Evicts the content of an image's layers, or of all if no image is given; does not use the network.
-fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String>, out: &mut impl Write) -> Done {
+/// What `cache drop` drops of a layer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Dropped {
+    /// Its content.
+    Content,
+    /// Its content, and its index if no process uses it.
+    All,
+}
+
+/// Drops the content, and the indexes, of an image's layers, or of all if no image is given; does not use the network.
+fn drop_layers(
+    args: &CacheArgs,
+    image: Option<String>,
+    platform: Option<String>,
+    what: Dropped,
+    out: &mut impl Write,
+) -> Done {
     let store = Arc::new(existing(args)?);
     can_be_changed(&store)?;
     let layers: Vec<Digest> = match image {
@@ -225,22 +258,46 @@ fn drop_content(args: &CacheArgs, image: Option<String>, platform: Option<String
             let opened = process::runtime(process::Purpose::Reading)?
                 .block_on(open::open_in_cache(&image, &Arc::clone(&store).into()));
             let opened = opened.map_err(Report::from).map_err(|report| match report.code {
-                Code::NotFound => report.hint("name it as it was mounted, or drop the content of all with `--all`"),
+                Code::NotFound => report.hint("name it as it was mounted, or drop what is cached of all with `--all`"),
                 _ => report,
             })?;
-            opened.plan.layers.into_iter().map(|layer| layer.blob.digest).collect()
+            let layers: BTreeSet<_> = opened.plan.layers.into_iter().map(|layer| layer.blob.digest).collect();
+            layers.into_iter().collect()
         }
     };
-    let mut freed = 0;
-    for layer in layers {
-        freed += content::evict_content(&store, &layer)?;
+    let (mut freed, mut without_index, mut in_use) = (0, 0u64, 0u64);
+    for layer in &layers {
+        match if what == Dropped::All { store.drop_unused(layer) } else { None } {
+            Some(bytes) => (freed, without_index) = (freed + bytes, without_index + u64::from(bytes > 0)),
+            None => {
+                freed += content::evict_content(&store, layer)?;
+                in_use += u64::from(what == Dropped::All);
+            }
+        }
     }
-    writeln!(out, "freed {}", text::size(freed)).map_err(Trouble::Output)
+    let mut line = format!("freed {}", text::size(freed));
+    match what {
+        Dropped::Content if freed > 0 => {
+            line.push_str(&format!(": the content of {}; indexes stay", text::count(layers.len() as u64, "layer")));
+        }
+        Dropped::All if without_index > 0 => {
+            line.push_str(&format!(": content and index of {}", text::count(without_index, "layer")));
+        }
+        _ => {}
+    }
+    match in_use {
+        0 => {}
+        1 => line.push_str("; 1 layer is in use: its content was dropped, its index stays"),
+        _ => line.push_str(&format!("; {in_use} layers are in use: their content was dropped, their indexes stay")),
+    }
+    writeln!(out, "{line}").map_err(Trouble::Output)
 }
 
 fn prune(store: &Store, keep: Keep, out: &mut impl Write) -> Done {
     can_be_changed(store)?;
-    let freed = store.prune(keep)?;
+    let leftovers = content::tidy(store)?;
+    let mut freed = store.prune(keep)?;
+    freed.bytes += leftovers;
     let mut line = format!("freed {}", text::size(freed.bytes));
     if freed.layers > 0 {
         let what = if keep == Keep::Nothing { "removed" } else { "without content now" };

@@ -158,10 +158,57 @@ fn an_index_beside_the_image_is_used_where_that_is_wanted() {
         assert_eq!(of_layers(&status(&sandbox, &strict, &[]), "origin"), ["own index"]);
         strict.unmount();
     }
+    one_content_is_cached_whichever_index_reads_a_layer(&registry, &layers[0]);
     let sandbox = Sandbox::new();
     let explained = sandbox.run(["inspect", "--explain", "--index-from", "referrers", &reference]);
     let told = String::from_utf8(explained.stdout).unwrap();
     assert!(told.contains("has a zTOC of"), "{told}");
+}
+
+fn one_content_is_cached_whichever_index_reads_a_layer(registry: &Registry, layer: &Soci) {
+    let reference = registry.reference("team/app", "1");
+    let sandbox = Sandbox::new();
+    let contents = || {
+        let dir = sandbox.cache().join("content-v2/sha256");
+        let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".data")).collect::<Vec<_>>()
+    };
+    let verified = || {
+        let checked = sandbox.run(["cache", "verify"]);
+        assert!(checked.status.success(), "{}", said(&checked));
+        String::from_utf8(checked.stdout).unwrap()
+    };
+    let content_bytes = || {
+        let shown = sandbox.run(["cache", "show", "--json"]);
+        let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        shown["layers"][0]["content_bytes"].as_u64().unwrap()
+    };
+    let decoded = layer.layer.tar.len() as u64;
+    let read = |mounted: &MountPoint<'_>| std::fs::read(mounted.path.join("f")).unwrap();
+    let vouched = sandbox.mount_with(&reference, "vouched", &["--verify", "vouched"]);
+    let expected = read(&vouched);
+    let by_foreign = contents();
+    assert_eq!(by_foreign.len(), 1);
+    assert!(!verified().contains("not checked"));
+    // While the other index is in use, too.
+    let strict = sandbox.mount_with(&reference, "strict", &[]);
+    assert_eq!(read(&strict), expected);
+    let by_own = contents();
+    assert!(by_own.len() == 1 && by_own != by_foreign, "{by_own:?}");
+    assert!(content_bytes() < 2 * decoded);
+    assert_eq!(read(&vouched), expected);
+    let told = verified();
+    assert!(!told.contains("not checked") && !told.contains("in 0 spans"), "{told}");
+    vouched.unmount();
+    strict.unmount();
+    // What an earlier release has left is removed.
+    let dir = sandbox.cache().join("content-v2/sha256");
+    let stem = by_foreign[0].trim_end_matches(".data");
+    std::fs::write(dir.join(&by_foreign[0]), vec![1; 300_000]).unwrap();
+    std::fs::write(dir.join(format!("{stem}.map")), [1; 4]).unwrap();
+    let told = verified();
+    assert!(told.contains("of leftovers, which nothing uses"), "{told}");
+    assert_eq!(contents(), by_own);
 }
 
 #[test]
