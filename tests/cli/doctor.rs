@@ -291,9 +291,30 @@ fn each_mirror_is_asked_and_told() {
     own.push("library/app", "1", &small());
     good.push("library/app", "1", &small());
     let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mirrors = format!("--mirror={},{},{away}", good.addr(), empty.addr());
+    let portal = Registry::start(Catalog::new()).unwrap();
+    let page = Fault::Status {
+        status: 200,
+        headers: vec![("Content-Type".into(), "text/html".into())],
+        body: "<html>log in</html>".into(),
+    };
+    portal.faults().add(Rule::new(Target::Any, page));
+    // A portal may claim whatever type it wants.
+    let liar = Registry::start(Catalog::new()).unwrap();
+    let manifest = "application/vnd.oci.image.manifest.v1+json";
+    let page = Fault::Status {
+        status: 200,
+        headers: vec![("Content-Type".into(), manifest.into())],
+        body: "<html>log in</html>".into(),
+    };
+    liar.faults().add(Rule::new(Target::Any, page));
+    let mirrors = format!("--mirror={},{},{away},{},{}", good.addr(), empty.addr(), portal.addr(), liar.addr());
     let found = doctor(&Sandbox::new(), &[&mirrors, &own.reference("library/app", "1")]);
-    found.expect("mirrors", "ok", "3 mirrors, by --mirror");
+    found.expect("mirrors", "ok", "5 mirrors, by --mirror");
+    found.expect(&format!("mirror {}", portal.addr()), "broken", "`text/html`, which is not an image manifest");
+    found.expect(&format!("mirror {}", portal.addr()), "broken", "as a portal or a proxy may, or remove it (--mirror)");
+    found.expect(&format!("mirror {}", liar.addr()), "broken", "digest");
+    found.expect(&format!("mirror {away}"), "broken", "the next host is asked at once");
+    found.expect(&format!("mirror {away}"), "broken", "start it, or remove it (--mirror)");
     found.expect(&format!("mirror {}", good.addr()), "ok", "answered within 0.");
     found.expect(&format!("mirror {}", empty.addr()), "missing", "does not have the image");
     found.expect(&format!("mirror {away}"), "broken", "connection refused");

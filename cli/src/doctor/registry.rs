@@ -71,7 +71,7 @@ fn registry_checks(registry: ReachedRegistry, image: &Check, is_insecure: bool) 
     }
     if let Some(by) = mirrors_by.filter(|_| !mirrors.is_empty()) {
         checks.push(Check::ok("mirrors", format!("{}, by {by}", text::count(mirrors.len() as u64, "mirror"))));
-        checks.extend(mirrors.into_iter().map(mirror));
+        checks.extend(mirrors.into_iter().map(|asked| mirror(asked, &by)));
     }
     checks.extend(ranges.map(|ranges| {
         match ranges {
@@ -95,26 +95,41 @@ fn registry_checks(registry: ReachedRegistry, image: &Check, is_insecure: bool) 
     checks
 }
 
-/// What a mirror is good for, and what it costs.
-fn mirror(asked: MirrorAnswer) -> Check {
-    let MirrorAnswer { host, took, answer } = asked;
+/// What a mirror is good for, and what it costs. `by` names the mirrors.
+fn mirror(asked: MirrorAnswer, by: &str) -> Check {
+    let MirrorAnswer { host, took, answer, silent } = asked;
     let name = format!("mirror {host}");
     let took = format!("{:.2} s", took.as_secs_f64());
-    let report = match answer {
+    let error = match answer {
         Ok(()) => return Check::ok(name, format!("it has the image, and answered within {took}")),
         Err(SourceError::NotFound { .. }) => {
             return Check::missing(name, format!("it does not have the image, and said so within {took}"))
                 .costs("a request for each layer, once a minute; the next host is asked then");
         }
-        Err(error) => Report::from(error),
+        Err(error) => error,
     };
+    let is_answer_of_another = matches!(error, SourceError::Protocol { .. } | SourceError::Corrupt { .. });
+    let report = Report::from(error);
     let (costs, remedy) = match report.code {
-        Code::Network => (
-            "each command waits up to 3 s for it once before it asks the next host",
-            "start it, or remove it from the mirrors",
+        _ if is_answer_of_another => (
+            "a request for each layer; the next host is asked then, and after three failures it is not asked for a while",
+            format!("see what answers there, as a portal or a proxy may, or remove it ({by})"),
         ),
-        _ => ("a request for each layer; the next host is asked then", "see its log, or remove it from the mirrors"),
+        Code::Network if silent => (
+            "each command waits up to 3 s for it once before it asks the next host; for a minute, others do not ask it",
+            format!("start it, check the way to it, or remove it ({by})"),
+        ),
+        Code::Network => (
+            "next to no time: the next host is asked at once, and after three failures it is not asked for a while",
+            format!("start it, or remove it ({by})"),
+        ),
+        _ => {
+            let remedy = match &report.hint {
+                Some(hint) => hint.clone(),
+                None => format!("see its log, or remove it ({by})"),
+            };
+            ("a request for each layer; the next host is asked then", remedy)
+        }
     };
-    let check = Check::failed(name, report).costs(costs);
-    if check.remedy.is_some() { check } else { check.remedy(remedy) }
+    Check::failed(name, report).costs(costs).remedy(remedy)
 }

@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
 use reqwest::header::HeaderMap;
 
-use super::RegistrySource;
-use super::client::{Ask, Client, Thing};
+use super::client::{Client, Thing};
+use super::http::Reply;
 use super::origin::Origin;
 use super::patience::{Tries, Turn};
+use super::{RegistrySource, compare, kind};
 use crate::digest::Digest;
-use crate::source::{Outage, SourceError};
+use crate::source::{MANIFEST_LIMIT, Outage, SourceError};
 
 /// How a registry is reached.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,6 +46,8 @@ pub struct MirrorAnswer {
     pub took: Duration,
     /// Why it cannot be used for the image, if it cannot.
     pub answer: Result<(), SourceError>,
+    /// Whether requests wait for it in vain, as it neither answers nor refuses.
+    pub silent: bool,
 }
 
 impl RateLimit {
@@ -95,28 +97,32 @@ impl RegistrySource {
     }
 
     /// Asks all mirrors at once for the manifest `digest`, or for what the tag names if it is not known, for at most
-    /// `limit`.
+    /// `limit`. The manifest is compared: what is in a mirror's place may answer whatever is asked, as a portal does.
     pub async fn try_mirrors(&self, digest: Option<&Digest>, limit: Duration) -> Vec<MirrorAnswer> {
-        let digest = digest.map(ToString::to_string);
-        let what = "the image's manifest";
+        let (name, what) = (digest.map(ToString::to_string), "the image's manifest");
         let ask = |client: Arc<Client>| {
-            let digest = digest.as_deref();
+            let thing = name.as_deref().map_or(Thing::Root, Thing::Manifest);
             async move {
                 let begun = Instant::now();
-                let thing = digest.map_or(Thing::Root, Thing::Manifest);
-                let ask = Ask { method: Method::HEAD, thing, what, overcomes: 0 };
                 let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
                 tries.turn = Turn::Mirror;
-                let answer = match tokio::time::timeout(limit, client.ask(&ask, &mut tries)).await {
-                    Ok(Ok(reply)) if reply.status().is_success() => Ok(()),
-                    Ok(Ok(mut reply)) => Err(client.refusal(&mut reply, what).await),
+                let answer = {
+                    let right = |_: &Reply, body: &[u8]| digest.is_none_or(|digest| is_of(digest, body));
+                    let asked = client.document(thing, what, MANIFEST_LIMIT, right, &mut tries);
+                    tokio::time::timeout(limit, asked).await
+                };
+                let late = answer.is_err();
+                let answer = match answer {
+                    Ok(Ok((reply, body))) => kind(&client, &reply, &body)
+                        .and_then(|_| digest.map_or(Ok(()), |digest| compare(&client, what, digest, &body))),
                     Ok(Err(error)) => Err(error),
                     Err(_) => {
                         let why = format!("it gave no answer within {} s", limit.as_secs_f32());
                         Err(client.away(what, why, Outage::Silent))
                     }
                 };
-                MirrorAnswer { host: client.host.clone(), took: begun.elapsed(), answer }
+                let silent = late || matches!(tries.left, Some((Outage::Silent, _)));
+                MirrorAnswer { host: client.host.clone(), took: begun.elapsed(), answer, silent }
             }
         };
         futures_util::future::join_all(self.hosts.mirrors().map(ask)).await
@@ -133,6 +139,10 @@ impl RegistrySource {
             limit: self.counters.limit.get(),
         }
     }
+}
+
+fn is_of(digest: &Digest, body: &[u8]) -> bool {
+    Digest::of(digest.algorithm(), body) == *digest
 }
 
 #[cfg(test)]
