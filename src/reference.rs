@@ -39,6 +39,8 @@ pub const REFERENCE_LIMIT: usize = 4096;
 pub const REPOSITORY_LIMIT: usize = 255;
 /// The longest tag, in bytes (distribution-spec, "Pulling manifests").
 pub const TAG_LIMIT: usize = 128;
+/// What an archive is called that a user has named `-`.
+pub const STANDARD_INPUT: &str = "standard input";
 /// The host of names that have none.
 pub const DOCKER_HUB: &str = "docker.io";
 
@@ -47,6 +49,8 @@ pub const DOCKER_HUB: &str = "docker.io";
 pub struct Reference {
     typed: Box<str>,
     place: Place,
+    /// What it is called instead of what was parsed.
+    called: Option<Box<str>>,
 }
 
 /// Where an image is to be looked for.
@@ -74,6 +78,23 @@ impl Reference {
         &self.place
     }
 
+    /// The same image, shown as `name`: a process has it at another place than the user has named.
+    #[must_use]
+    pub fn called(self, name: &str) -> Self {
+        let called = (*self.typed != *name).then(|| name.into());
+        Self { called, ..self }
+    }
+
+    /// What was parsed, from which the reference can be made again; without what it is [called](Self::called).
+    pub fn written(&self) -> &str {
+        &self.typed
+    }
+
+    /// What it is [called](Self::called), if that is not what was parsed.
+    pub fn other_name(&self) -> Option<&str> {
+        self.called.as_deref()
+    }
+
     /// The reference with nothing left out: host, repository, tag or digest.
     ///
     /// Two references with the same canonical form name the same image at the same time.
@@ -98,11 +119,14 @@ impl Reference {
             (Place::ContainersStorage(_), _) => engine::with_absolute_root(&self.typed, absolute),
             (_, Some((transport, path))) => format!("{transport}:{}", absolute(Path::new(path)).display()),
         };
-        match (typed.parse::<Self>(), pin) {
-            (Ok(same), Some(pin)) => same.pinned(&pin),
-            (Ok(same), None) => same,
+        let same = match typed.parse::<Self>() {
+            Ok(same) => Self { called: self.called, ..same },
             // It has become too long.
-            (Err(_), _) => self,
+            Err(_) => return self,
+        };
+        match pin {
+            Some(pin) => same.pinned(&pin),
+            None => same,
         }
     }
 
@@ -164,7 +188,7 @@ impl Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.typed)
+        f.write_str(self.called.as_ref().unwrap_or(&self.typed))
     }
 }
 
@@ -173,7 +197,7 @@ impl FromStr for Reference {
 
     fn from_str(typed: &str) -> Result<Self, ReferenceError> {
         match place(typed) {
-            Ok(place) => Ok(Self { typed: typed.into(), place }),
+            Ok(place) => Ok(Self { typed: typed.into(), place, called: None }),
             Err(why) => Err(ReferenceError::of(typed, why)),
         }
     }

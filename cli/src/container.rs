@@ -227,7 +227,7 @@ impl Plan<'_> {
     /// Mounts the image with an overlay, and writes `config.json`. Unmounts again on failure.
     pub(super) fn make(mut self, runtime: &Runtime) -> Result<Made, Report> {
         let (image, piped) = {
-            let index_from = specs::index_from(self.args.verify, self.image.index_from.clone());
+            let index_from = specs::index_from(self.args.verify, &self.image);
             let image = ImageSpec { index_from, ..self.image.clone() };
             let spec = MountSpec::new(image, self.directory.join(ROOTFS));
             let (spec, piped) = piped::hold(spec)?;

@@ -16,7 +16,7 @@ use peelfs::host::spec::{
 };
 use peelfs::host::verifiers;
 use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
-use peelfs::reference::{Place, Reference};
+use peelfs::reference::{Place, Reference, STANDARD_INPUT};
 use peelfs::source::registry::Surroundings;
 use peelfs::source::registry::mirrors::Mirrors;
 
@@ -36,8 +36,9 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
             PassthroughArg::Never => Passthrough::Never,
         },
     };
-    let mut image = with_absolute_paths(image_or_layer(&args.image, &args.layer)?)?;
-    image.index_from = index_from(args.verify, image.index_from);
+    let image = image_or_layer(&args.image, &args.layer)?;
+    let index_from = index_from(args.verify, &image);
+    let mut image = ImageSpec { index_from, ..with_absolute_paths(image)? };
     if let Some(name) = args.as_layout {
         let name = name.unwrap_or_else(|| image.reference.canonical()).into();
         image.view = View::Layout { name };
@@ -67,10 +68,26 @@ pub(super) fn verify(arg: VerifyArg) -> Verify {
     }
 }
 
-/// Where indexes are looked for that others have pushed, if `arg` has them looked for.
-pub(super) fn index_from(arg: VerifyArg, named: Option<IndexFrom>) -> Option<IndexFrom> {
+/// Where indexes of `image` are looked for that others have pushed, if `arg` has them looked for. Prints a note if that
+/// has no effect.
+pub(super) fn index_from(arg: VerifyArg, image: &ImageSpec) -> Option<IndexFrom> {
     let own = (arg == VerifyArg::Vouched).then_some(IndexFrom::Referrers);
-    named.or(own)
+    let option = match (&own, &image.index_from) {
+        (Some(_), _) => Some("--verify vouched"),
+        // The variable is for all commands of a machine.
+        (None, Some(_)) if std::env::var_os("PEELFS_INDEX_FROM").is_none_or(|from| from.is_empty()) => {
+            Some("--index-from")
+        }
+        (None, _) => None,
+    };
+    if let Some(option) = option {
+        if image.index == IndexChoice::None {
+            eprintln!("note: `{option}` has no effect: with `--index none` no index of others is used");
+        } else if !matches!(image.reference.place(), Place::Registry(_)) {
+            eprintln!("note: `{option}` has no effect: `{}` is not in a registry", image.reference);
+        }
+    }
+    image.index_from.clone().or(own)
 }
 
 /// The image that `args` name, for processes with another working directory.
@@ -142,7 +159,7 @@ fn full_name(image: &ImageSpec) -> Result<Option<Reference>, Report> {
 fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
     let reference: Reference = match args.reference.as_str() {
         // Which kind of archive it is, is seen when it is read.
-        "-" => PIPE.parse()?,
+        "-" => PIPE.parse::<Reference>()?.called(STANDARD_INPUT),
         typed => typed.parse()?,
     };
     for note in reference.notes() {

@@ -47,10 +47,12 @@ pub fn hold(spec: MountSpec) -> Result<(MountSpec, Option<File>), HostError> {
     inherited.map_err(|errno| HostError::system("pass the archive on")(errno.into()))?;
     let held = format!("/proc/self/fd/{}", file.as_raw_fd());
     let held = match of {
-        Some(path) => reference.to_string().replacen(&path.display().to_string(), &held, 1),
+        Some(path) => reference.written().replacen(&path.display().to_string(), &held, 1),
         None => format!("docker-archive:{held}"),
     };
-    let reference = held.parse().expect("a path in place of a path is a reference");
+    let held: Reference = held.parse().expect("a path in place of a path is a reference");
+    // What the user has named, wherever the processes have it.
+    let reference = held.called(&reference.to_string());
     Ok((MountSpec { image: ImageSpec { reference, ..spec.image }, ..spec }, Some(file)))
 }
 

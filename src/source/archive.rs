@@ -13,13 +13,13 @@ use bytes::Bytes;
 
 use super::layout::{Files, descriptor, open_files};
 use super::local::{Blobs, LocalSource, Piece, listed, unusable};
-use super::spool::Spool;
+use super::spool::{Spool, shown};
 use super::tarfile::TarFile;
 use super::{CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::descriptor::{Compression, Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::documents::{ImageConfig, LAYERS_LIMIT};
-use crate::reference::{LocalName, Pick, RegistryName};
+use crate::reference::{LocalName, Pick, RegistryName, STANDARD_INPUT};
 
 /// Opens a tar of an image layout.
 ///
@@ -27,7 +27,8 @@ use crate::reference::{LocalName, Pick, RegistryName};
 /// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_oci(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    open_files(name, &reading.pick, local.digest(), TarFile::read(spool.archive(&reading.path)?)?)
+    let tar = tar_at(&name, &reading.path, spool)?;
+    open_files(name, &reading.pick, local.digest(), tar)
 }
 
 impl Files for TarFile {
@@ -36,7 +37,7 @@ impl Files for TarFile {
     }
 
     fn no_layout_hint(&self) -> Option<String> {
-        self.has("manifest.json").then(|| format!("try `docker-archive:{}`", self.path()))
+        self.has("manifest.json").then(|| other_kind("docker-archive", self))
     }
 }
 
@@ -46,12 +47,25 @@ impl Files for TarFile {
 /// [`SourceError`] if it cannot be read, or lacks the image that `local` names.
 pub(super) fn open_docker(name: String, local: &LocalName, spool: &Spool) -> Result<LocalSource, SourceError> {
     let reading = local.reading(|path| path.symlink_metadata().is_ok());
-    let tar = TarFile::read(spool.archive(&reading.path)?)?;
+    let tar = tar_at(&name, &reading.path, spool)?;
     // A pipe cannot be read again by another name.
     if is_piped(&reading.path) && !tar.has("manifest.json") && tar.has("oci-layout") {
         return open_files(name, &reading.pick, None, tar);
     }
     open_saved(name, &tar, &reading.pick)
+}
+
+/// The archive of the image called `name`.
+fn tar_at(name: &str, path: &Path, spool: &Spool) -> Result<TarFile, SourceError> {
+    TarFile::read(spool.archive(path, &shown(path, name))?)
+}
+
+/// A hint to read this archive as one of the other kind.
+fn other_kind(transport: &str, tar: &TarFile) -> String {
+    match tar.path() {
+        STANDARD_INPUT => "`-` reads archives of either kind".to_owned(),
+        path => format!("try `{transport}:{path}`"),
+    }
 }
 
 /// Whether this is a descriptor of the process, behind which a pipe is or was.
@@ -65,7 +79,7 @@ fn is_piped(path: &Path) -> bool {
 /// [`SourceError`] if it lacks the image that `pick` names.
 pub(super) fn open_saved(name: String, tar: &TarFile, pick: &Pick) -> Result<LocalSource, SourceError> {
     let Some(list) = tar.find("manifest.json") else {
-        let hint = tar.has("oci-layout").then(|| format!("try `oci-archive:{}`", tar.path()));
+        let hint = tar.has("oci-layout").then(|| other_kind("oci-archive", tar));
         return Err(SourceError::Unsupported { place: name, why: "it has no `manifest.json`".to_owned(), hint });
     };
     let list = list.read_whole(MANIFEST_LIMIT)?;

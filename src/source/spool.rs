@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::SourceError;
 use super::local::Piece;
+use crate::reference::STANDARD_INPUT;
 
 /// Where archives are spooled.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ impl Spool {
     /// # Errors
     /// [`SourceError`] if it cannot be copied.
     pub fn pipe(&self, path: &Path) -> Result<Option<File>, SourceError> {
-        let shown = path.display().to_string();
+        let shown = shown(path, "");
         match open(path) {
             Ok(Archive::Stream(stream)) => self.stream(&shown, stream).map(Some),
             // Other faults are reported when it is read.
@@ -45,25 +46,24 @@ impl Spool {
         }
     }
 
-    /// A seekable file with the archive that a user has named.
+    /// A seekable file with the archive that a user has named; messages call it `shown`.
     ///
     /// # Errors
     /// [`SourceError`] if it does not exist, does not decompress, or is too large.
-    pub(super) fn archive(&self, path: &Path) -> Result<Piece, SourceError> {
-        let shown = path.display().to_string();
-        let failed = |cause| SourceError::Io { path: shown.clone(), cause };
+    pub(super) fn archive(&self, path: &Path, shown: &str) -> Result<Piece, SourceError> {
+        let failed = |cause| SourceError::Io { path: shown.to_owned(), cause };
         match open(path).map_err(failed)? {
             Archive::File(file) => {
-                let piece = Piece::of(file, &shown)?;
+                let piece = Piece::of(file, shown)?;
                 let mut magic = [0; MAGIC];
                 let seen = usize::try_from(piece.len().min(MAGIC as u64)).expect("at most MAGIC");
                 piece.read_at(0, &mut magic[..seen])?;
                 match Format::of(&magic[..seen]) {
-                    Some(format) => Piece::of(self.copy(&shown, piece.reader(), Some(format))?, &shown),
+                    Some(format) => Piece::of(self.copy(shown, piece.reader(), Some(format))?, shown),
                     None => Ok(piece),
                 }
             }
-            Archive::Stream(stream) => Piece::of(self.stream(&shown, stream)?, &shown),
+            Archive::Stream(stream) => Piece::of(self.stream(shown, stream)?, shown),
         }
     }
 
@@ -100,6 +100,19 @@ impl Spool {
             }
         };
         copied.map_err(|error| error.told(shown, format, self.limit)).map(|()| into)
+    }
+}
+
+/// What an archive at `path` is called, of an image called `name`. A process that reads a pipe for a user has it under a
+/// descriptor of its own.
+pub(super) fn shown(path: &Path, name: &str) -> String {
+    let is_held = path.starts_with("/proc/self/fd") || path.starts_with("/dev/fd");
+    let path = path.display().to_string();
+    match is_held {
+        _ if path == "/dev/stdin" => STANDARD_INPUT.to_owned(),
+        true if name == STANDARD_INPUT || name.contains(":/dev/stdin") => STANDARD_INPUT.to_owned(),
+        true if !name.is_empty() && !name.contains(&path) => name.to_owned(),
+        _ => path,
     }
 }
 

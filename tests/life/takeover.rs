@@ -108,9 +108,9 @@ fn a_mount_of_a_piped_archive_outlives_its_server() {
     tar.append_dir_all(".", &layout).unwrap();
     let tar = zstd::bulk::compress(&tar.into_inner().unwrap(), 1).unwrap();
     std::fs::remove_dir_all(&layout).unwrap();
-    let mount = |name: &str, how: &[&str]| {
+    let mount = |name: &str, image: &str, how: &[&str]| {
         let at = sandbox.mount_point(name);
-        let mut command = sandbox.peelfs(["mount", "--wait", "oci-archive:/dev/stdin:1"]);
+        let mut command = sandbox.peelfs(["mount", "--wait", image]);
         command.arg(&at.path).args(how).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = command.spawn().unwrap();
         let mut stdin = running.stdin.take().unwrap();
@@ -122,8 +122,23 @@ fn a_mount_of_a_piped_archive_outlives_its_server() {
             (at, running.wait_with_output().unwrap())
         })
     };
-    let (at, output) = mount("mnt", &[]);
+    // Processes read it by descriptors of their own; it is called what was typed.
+    let is_called = |at: &MountPoint<'_>, name: &str| {
+        let told = sandbox.run(["status", "--json", at.path.to_str().unwrap()]);
+        let state: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!(state["reference"], name);
+        let listed = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = listed.lines().find(|line| line.contains(at.path.to_str().unwrap())).unwrap();
+        assert!(line.starts_with(&name.replace(' ', "\\040")), "{line}");
+    };
+    let typed = "oci-archive:/dev/stdin:1";
+    let (at, output) = mount("typed", typed, &[]);
     assert!(output.status.success(), "{}", said(&output));
+    is_called(&at, typed);
+    at.unmount();
+    let (at, output) = mount("mnt", "-", &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    is_called(&at, "standard input");
     let read_from_archive = || {
         let dropped = sandbox.run(["cache", "drop", "--content", "--all"]);
         assert!(dropped.status.success(), "{}", said(&dropped));
@@ -134,8 +149,9 @@ fn a_mount_of_a_piped_archive_outlives_its_server() {
     read_from_archive();
     at.upgrade();
     read_from_archive();
+    is_called(&at, "standard input");
     at.unmount();
-    let (_, output) = mount("shared", &["--share"]);
+    let (_, output) = mount("shared", typed, &["--share"]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("cannot read its archive from a pipe"), "{}", said(&output));
 }

@@ -252,6 +252,9 @@ pub struct ImageSpec {
     /// What the reference led to before, if it is to be that; it is written as it was typed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pin: Option<Digest>,
+    /// What the user calls it, where a process has it at another place, as an archive from a pipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    called: Option<String>,
     platform: Option<String>,
     /// Omitted for a whole image; programs that cannot show a single layer refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -419,8 +422,9 @@ impl From<&spec::ImageSpec> for ImageSpec {
         let is_usual = *verifiers == Path::new(DEFAULT_DIR) && !verifiers.exists();
         let spec::Access { network, insecure, ca, authfile, mirrors, on_outage: _, surroundings } = access;
         Self {
-            reference: reference.to_string(),
+            reference: reference.written().to_owned(),
             pin: reference.pin().cloned(),
+            called: reference.other_name().map(ToOwned::to_owned),
             platform: platform.as_ref().map(ToString::to_string),
             layer: layer.as_ref().map(ToString::to_string),
             up_to: *up_to,
@@ -453,7 +457,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
 impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
-        let Self { reference, pin, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
+        let Self { reference, pin, called, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
         let Self { mirrors, surroundings, cache_dir, cache_size, verifiers, index, index_from, view, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
@@ -464,12 +468,15 @@ impl ImageSpec {
             on_outage,
             surroundings: surroundings.try_into()?,
         };
-        let reference: Reference = value("reference", reference)?;
+        let mut reference: Reference = value("reference", reference)?;
+        if let Some(pin) = pin {
+            reference = reference.pinned(&pin);
+        }
+        if let Some(called) = called {
+            reference = reference.called(&called);
+        }
         Ok(spec::ImageSpec {
-            reference: match pin {
-                Some(pin) => reference.pinned(&pin),
-                None => reference,
-            },
+            reference,
             platform: platform.map(|platform| value("platform", platform)).transpose()?,
             layer: layer.map(|layer| value("layer", layer)).transpose()?,
             up_to,
