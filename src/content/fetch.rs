@@ -431,6 +431,11 @@ impl Fetcher {
         };
         drop(on_link);
         let Err(mut error) = result else { return true };
+        if let ReadError::Corrupt { span, .. } = &error
+            && let Some(cause) = self.explain(*span).await
+        {
+            error = ReadError::Source { layer: self.blob.digest.clone(), cause: Arc::new(cause) };
+        }
         if matches!(error, ReadError::Corrupt { .. } | ReadError::Codec { .. }) && self.layer.refute(&error) {
             error = ReadError::Refuted { layer: self.blob.digest.clone(), cause: Arc::new(error) };
         }
@@ -682,6 +687,13 @@ impl Fetcher {
         let limits = Limits::of_known(end - begin.decoded.start + 2 * OUTPUT as u64);
         let decoder = LayerDecoder::resume(compression, limits, &mark, Some(&window));
         Ok((decoder.map_err(codec_error)?, begin))
+    }
+
+    /// Why the source has other bytes for a span, if it knows.
+    async fn explain(&self, span: SpanId) -> Option<SourceError> {
+        let start = self.layer.span(span).ok()?.blob;
+        let length = self.layer.blob_bytes(SpanRange::one(span)).ok()?;
+        self.source.explain(&self.blob, start..start + length).await
     }
 
     pub(super) fn source(&self) -> &Arc<dyn BlobSource> {

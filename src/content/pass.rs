@@ -222,11 +222,23 @@ impl FirstPass {
                 Err(why) if means.partial.is_none() && why.may_be_of_sender() && senders.pass_over() => {
                     means.progress.received.store(0, Ordering::Relaxed);
                 }
-                Err(why) => return Err(why),
+                Err(why) => return Err(self.explained(why, means.source).await),
                 Ok(None) => {
                     tracing::info!(layer = %self.layer.blob.digest, "the stalled process makes progress again; waiting for it");
                 }
             }
+        }
+    }
+
+    /// The same failure, with its cause if the source knows why its bytes are wrong.
+    async fn explained(&self, why: PassError, source: &Arc<dyn BlobSource>) -> PassError {
+        if !why.is_corruption() {
+            return why;
+        }
+        let blob = &self.layer.blob;
+        match source.explain(blob, BlobOffset(0)..BlobOffset(blob.size)).await {
+            Some(cause) => PassError::Source { layer: blob.digest.clone(), cause },
+            None => why,
         }
     }
 

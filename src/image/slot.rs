@@ -15,11 +15,12 @@ use super::layer_state::{Failed, LayerProgress, LayerState};
 use super::trust::Trust;
 use crate::content::{
     Activity, Considered, ContentStats, FileActivity, FirstPass, LayerReader, Origin, PassError, PassProgress,
-    PassedOver, Reason, SharedLayer, SharedLayers, ShownSpan, explain,
+    PassedOver, ReadError, Reason, SharedLayer, SharedLayers, ShownSpan, explain,
 };
 use crate::digest::Digest;
 use crate::layer::{EntryId, Format, Proof};
 use crate::overlay::LayerNo;
+use crate::source::SourceError;
 use crate::sync::lock;
 
 /// One layer of a mount.
@@ -182,14 +183,23 @@ impl Slot {
         let (mut origin, mut not_used, mut origins, mut confirmed) = (None, Vec::new(), Vec::new(), false);
         let (reads, vouched_by, error) = match &*state {
             LayerState::Ready(content) => {
-                let error = content.last_error().as_ref().map(|why| chain(why));
+                let error = content.last_error().as_ref().map(|why| match why {
+                    ReadError::Source { cause, .. } => with_hint(chain(why), cause),
+                    _ => chain(why),
+                });
                 origin = Origin::of(content.index()).map(|origin| origin.name().to_owned());
                 not_used = self.not_used(content, trust);
                 origins = self.origins(content, trust);
                 confirmed = *content.index().proof() != Proof::Built && content.layer().is_confirmed();
                 (content.stats(), content.index().proof().vouched_by().map(ToOwned::to_owned), error)
             }
-            LayerState::Failed(failed) => (ContentStats::default(), None, Some(chain(&failed.why))),
+            LayerState::Failed(failed) => {
+                let error = match &*failed.why {
+                    LayerFailure::Pass(PassError::Source { cause, .. }) => with_hint(chain(&failed.why), cause),
+                    why => chain(why),
+                };
+                (ContentStats::default(), None, Some(error))
+            }
             _ => (ContentStats::default(), None, None),
         };
         LayerStatus {
@@ -287,6 +297,14 @@ impl Passed {
     fn so_far(&self) -> u64 {
         let making = self.making.as_ref();
         self.bytes + making.map_or(0, |(progress, before)| progress.own.load(Ordering::Relaxed) - before)
+    }
+}
+
+/// With what the user can do about files on this machine that were changed.
+fn with_hint(told: String, cause: &SourceError) -> String {
+    match cause {
+        SourceError::Unsupported { hint: Some(hint), .. } => format!("{told}; {hint}"),
+        _ => told,
     }
 }
 

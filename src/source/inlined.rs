@@ -51,6 +51,13 @@ impl BlobSource for Inlined {
         self.0.served_by(blob)
     }
 
+    fn explain<'a>(&'a self, blob: &'a Descriptor, range: Range<BlobOffset>) -> BoxFuture<'a, Option<SourceError>> {
+        match &blob.data {
+            Some(_) => Box::pin(std::future::ready(None)),
+            None => self.0.explain(blob, range),
+        }
+    }
+
     fn head(&self) -> BoxFuture<'_, Result<Descriptor, SourceError>> {
         self.0.head()
     }

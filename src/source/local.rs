@@ -170,6 +170,13 @@ impl BlobSource for LocalSource {
         })
     }
 
+    fn explain<'a>(&'a self, blob: &'a Descriptor, range: Range<BlobOffset>) -> BoxFuture<'a, Option<SourceError>> {
+        Box::pin(async move {
+            let piece = self.piece(blob).await.ok()?;
+            blocking(move || Ok(piece.changed(range))).await.ok()?
+        })
+    }
+
     fn stream<'a>(
         &'a self,
         blob: &'a Descriptor,
@@ -280,6 +287,14 @@ impl Piece {
     /// A sequential reader of its bytes.
     pub(super) fn reader(&self) -> impl io::Read + use<> {
         Reading { piece: self.clone(), at: 0 }
+    }
+
+    /// Which file of a rebuilt tar was changed, if one was that has bytes of `range`.
+    fn changed(&self, range: Range<BlobOffset>) -> Option<SourceError> {
+        match &self.bytes {
+            Stored::Rebuilt(tar) => tar.changed_in(self.start + range.start.0..self.start + range.end.0),
+            Stored::File(_) | Stored::Memory(_) => None,
+        }
     }
 
     /// The bytes of `range`, read one buffer ahead.

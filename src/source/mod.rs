@@ -116,6 +116,11 @@ pub trait BlobSource: Send + Sync {
         Box::pin(async move { Ok((range.clone(), self.stream(blob, range).await?)) })
     }
 
+    /// Why the bytes `range` of a blob are not the right ones, if the source can find that out, as that a file was changed.
+    fn explain<'a>(&'a self, _blob: &'a Descriptor, _range: Range<BlobOffset>) -> BoxFuture<'a, Option<SourceError>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// The bytes `range` of a blob in one buffer; for small ranges.
     fn read_at<'a>(
         &'a self,

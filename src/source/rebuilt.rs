@@ -6,10 +6,11 @@
 //! never written.
 //!
 //! Whether the result is the layer is for the reader to verify, by its diff_id. The checksums of the tar-split data only
-//! name the file that was changed.
+//! name the file that was changed, where the result is not the layer.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write as _};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -79,8 +80,8 @@ pub(super) struct RebuiltTar {
     size: u64,
     /// The file that was read last, by its part.
     last: Mutex<Option<(usize, Arc<File>)>>,
-    /// The part that was last warned of.
-    warned: AtomicUsize,
+    /// A part whose file was seen to be changed.
+    changed: AtomicUsize,
 }
 
 /// A run of the tar; it ends where the next one begins.
@@ -120,7 +121,7 @@ impl RebuiltTar {
         let file = spool.unnamed()?;
         match table(&of, size, &file) {
             Ok(parts) => {
-                Ok(Self { of, kept: file, parts, size, last: Mutex::new(None), warned: AtomicUsize::new(usize::MAX) })
+                Ok(Self { of, kept: file, parts, size, last: Mutex::new(None), changed: AtomicUsize::new(usize::MAX) })
             }
             Err(error) => Err(of.unusable(&error)),
         }
@@ -236,23 +237,41 @@ impl RebuiltTar {
         }
     }
 
-    /// Says once that a file is not what was unpacked. That it is not what the layer has is found by the layer's digest.
-    fn warn_of(&self, number: usize) {
-        if self.warned.swap(number, Ordering::Relaxed) != number {
-            tracing::warn!("`{}` was changed after it was unpacked", self.path(number));
+    /// The error for a file with bytes of `range` that is not what was unpacked; `None` if all are.
+    pub(super) fn changed_in(&self, range: Range<u64>) -> Option<SourceError> {
+        let last = self.part_at(range.end.checked_sub(1)?);
+        let parts = self.part_at(range.start)..last + 1;
+        let seen = self.changed.load(Ordering::Relaxed);
+        let seen = parts.contains(&seen).then_some(seen);
+        seen.into_iter().chain(parts).find_map(|number| self.changed_part(number).err())
+    }
+
+    /// Compares the file of a part with what was unpacked.
+    fn changed_part(&self, number: usize) -> Result<(), SourceError> {
+        let Part { at, name, sum: Some(wanted), .. } = self.parts[number] else { return Ok(()) };
+        if name == 0 {
+            return Ok(());
         }
+        let (mut sum, mut at, mut buffer) = (Crc64::new(), at, vec![0; BUFFER]);
+        while at < self.end(number) {
+            let got = self.read_part(number, at, &mut buffer)?;
+            sum.add(&buffer[..got]);
+            at += got as u64;
+        }
+        if sum.finish() == wanted { Ok(()) } else { Err(self.changed(number, "")) }
     }
 
     fn changed(&self, number: usize, why: &str) -> SourceError {
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         SourceError::Unsupported {
             place: self.of.layer.clone(),
-            why: format!("`{}` was changed after it was unpacked: {why}", self.path(number)),
+            why: format!("`{}` was changed after it was unpacked{why}", self.path(number)),
             hint: Some(self.of.hint.clone()),
         }
     }
 }
 
-/// Reads the bytes of a tar in order, and warns of files that were changed.
+/// Reads the bytes of a tar in order, and notes a file that was changed.
 pub(super) struct InOrder {
     tar: Arc<RebuiltTar>,
     at: u64,
@@ -280,7 +299,7 @@ impl InOrder {
                 if self.summed == Some(number) {
                     self.sum.add(&buffer[done..done + got]);
                     if self.at + got as u64 == end && self.sum.finish() != wanted {
-                        self.tar.warn_of(number);
+                        self.tar.changed.store(number, Ordering::Relaxed);
                     }
                 }
             }

@@ -229,6 +229,79 @@ fn a_changed_file_of_a_layer_is_an_error_that_names_it() {
         let output = sandbox.run(["cat", &storage.reference("app:1"), "/etc/large"]);
         assert!(!output.status.success() && output.stdout.is_empty(), "{change}");
         assert!(said(&output).contains(wanted), "{change}: {}", said(&output));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(told.lines().count(), 2, "an error and a hint: {told}");
+        assert!(told.contains("hint: the engine has removed or changed it"), "{told}");
+        let at = sandbox.path().join("mnt/changed");
+        std::fs::create_dir(&at).unwrap();
+        let output = sandbox.run(["mount", "--wait", &storage.reference("app:1"), at.to_str().unwrap()]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !told.contains("warning"), "{told}");
+    }
+}
+
+#[test]
+fn a_file_that_is_changed_under_a_mount_is_named() {
+    if no_engine() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let storage = Storage::with(&sandbox, "overlay", &small(), "localhost/app:1");
+    sandbox.mount(&storage.reference("app:1"), "a").unmount();
+    sandbox.drop_content();
+    let mounted = sandbox.mount_with(&storage.reference("app:1"), "a", &["--prefetch", "none"]);
+    let large = storage.file("etc/large");
+    let before = std::fs::read(&large).unwrap();
+    std::fs::write(&large, vec![b'y'; before.len()]).unwrap();
+    assert!(std::fs::read(mounted.join("etc/large")).is_err());
+    let told = String::from_utf8(sandbox.run(["status", mounted.path.to_str().unwrap()]).stdout).unwrap();
+    assert!(
+        told.contains("/etc/large` was changed after it was unpacked; the engine has removed or changed"),
+        "{told}"
+    );
+    // Other files are read as ever, and this one again once it is as it was.
+    assert_eq!(std::fs::read(mounted.join("data")).unwrap(), b"content\n");
+    std::fs::write(&large, &before).unwrap();
+    assert_eq!(std::fs::read(mounted.join("etc/large")).unwrap(), before);
+    mounted.unmount();
+}
+
+#[test]
+fn a_name_without_its_tag_and_a_short_id_are_hinted_at() {
+    if no_engine() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let storage = Storage::with(&sandbox, "overlay", &small(), "localhost/app:1");
+    let listed: Value = serde_json::from_slice(&std::fs::read(storage.list("images")).unwrap()).unwrap();
+    let id = listed[0]["id"].as_str().unwrap().to_owned();
+    let hint = |name: &str| {
+        let output = sandbox.run(["ls", &storage.reference(name)]);
+        assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+        let told = String::from_utf8(output.stderr).unwrap();
+        told.lines().nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(hint("app"), "hint: did you mean `app:1`?");
+    assert_eq!(hint("localhost/app:2"), "hint: did you mean `localhost/app:1`?");
+    assert!(hint("other").contains("each user has a storage"));
+    let short = format!("hint: an id needs three digits at least: `{}`", &id[..12]);
+    assert_eq!(hint(&id[..2]), short);
+    // A second image whose id begins likewise.
+    let other = format!("{}{}", &id[..4], if id.ends_with('0') { "1" } else { "0" }.repeat(60));
+    storage.edit("images", |images| {
+        let mut second = images[0].clone();
+        (second["id"], second["names"]) = (other.clone().into(), serde_json::json!(["localhost/app:2"]));
+        images.as_array_mut().unwrap().push(second);
+    });
+    assert_eq!(hint("app"), "hint: did you mean one of `app:1`, `app:2`?");
+    let output = sandbox.run(["ls", &storage.reference(&format!("@{}", &id[..4]))]);
+    let told = said(&output);
+    assert!(!output.status.success() && told.contains("it holds 2 images that"), "{told}");
+    for id in [&id, &other] {
+        assert!(
+            told.contains("hint: write more of its id: one of ") && told.contains(&format!("`{}`", &id[..12])),
+            "{told}"
+        );
     }
 }
 

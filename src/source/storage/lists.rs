@@ -179,12 +179,18 @@ pub(super) fn choose<'a>(stores: &'a [Store], wanted: &EngineName) -> Result<(us
         fits = all().filter(|(_, image)| image.names().any(|name| name.ends_with(&ending))).collect();
     }
     let same = fits.windows(2).all(|pair| pair[0].1.id == pair[1].1.id);
+    let by_id = wanted.id().is_some_and(|id| fits.iter().all(|(_, image)| image.id.starts_with(id)));
     match fits.first() {
         Some(found) if same => Ok(*found),
         Some(_) => Err(SourceError::Unsupported {
             place: shown(stores),
             why: format!("it holds {} images that `{}` could mean", fits.len(), named(wanted)),
-            hint: Some(format!("write one of {}", listed(fits.iter().flat_map(|(_, image)| called(image))))),
+            hint: Some(match by_id {
+                true => {
+                    format!("write more of its id: one of {}", listed(fits.iter().map(|(_, image)| told_id(&image.id))))
+                }
+                false => format!("write one of {}", listed(fits.iter().flat_map(|(_, image)| called(image)))),
+            }),
         }),
         None => Err(not_found(stores, wanted)),
     }
@@ -205,10 +211,50 @@ pub(super) fn not_found(stores: &[Store], wanted: &EngineName) -> SourceError {
         count if named_ones.is_empty() => format!("it has {count} images without names"),
         _ => format!("it has {named_ones}"),
     };
-    let hint = "each user has a storage, and root another one; one elsewhere is named as \
-                `containers-storage:[overlay@/path/to/storage]NAME`";
+    let hint = nearest(stores, wanted).unwrap_or_else(|| {
+        "each user has a storage, and root another one; one elsewhere is named as \
+         `containers-storage:[overlay@/path/to/storage]NAME`"
+            .to_owned()
+    });
     let what = format!("image `{}`", named(wanted));
     SourceError::NotFound { what, place: shown(stores), said: Some(said), hint: Some(hint.into()) }
+}
+
+/// The images that may be meant by a name with another tag, or by too few digits of an id.
+fn nearest(stores: &[Store], wanted: &EngineName) -> Option<String> {
+    let images = || stores.iter().flat_map(|store| &store.images);
+    let without_tag = |full: &str| full.rsplit_once(':').map(|(repository, _)| repository.to_owned());
+    let repositories: Vec<_> = wanted.full_names().iter().filter_map(|full| without_tag(full)).collect();
+    let ending = wanted.ending().as_deref().and_then(without_tag);
+    let typed = wanted.typed().rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    let typed = typed.map_or(wanted.typed(), |(repository, _)| repository);
+    let with_tag = |full: &str| {
+        let (repository, tag) = full.rsplit_once(':')?;
+        let is_meant = repositories.iter().any(|one| one == repository)
+            || ending.as_ref().is_some_and(|ending| repository.ends_with(ending));
+        is_meant.then(|| format!("{typed}:{tag}"))
+    };
+    let mut tags: Vec<_> = images().flat_map(ImageEntry::names).filter_map(with_tag).collect();
+    tags.sort_unstable();
+    tags.dedup();
+    match &tags[..] {
+        [] => {}
+        [one] => return Some(format!("did you mean `{one}`?")),
+        several => return Some(format!("did you mean one of {}?", listed(several.iter().map(String::as_str)))),
+    }
+    let digits = wanted.id().unwrap_or(wanted.typed());
+    let is_id = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !is_id {
+        return None;
+    }
+    let ids: std::collections::BTreeSet<_> =
+        images().map(|image| &*image.id).filter(|id| id.starts_with(digits)).map(told_id).collect();
+    (!ids.is_empty()).then(|| format!("an id needs three digits at least: {}", listed(ids)))
+}
+
+/// As much of an id as engines show.
+fn told_id(id: &str) -> &str {
+    id.get(..ID_TOLD).unwrap_or(id)
 }
 
 /// What was typed.
@@ -262,4 +308,6 @@ pub(in super::super) fn is_name(id: &str) -> bool {
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
+/// Digits of an id that engines show.
+const ID_TOLD: usize = 12;
 const LIST_LIMIT: u64 = 64 << 20;
