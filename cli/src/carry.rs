@@ -5,7 +5,7 @@ use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::args::{CarryCommand, ImageArgs, IndexCommand, ProfileCommand, PushedFormat};
+use super::args::{AccessArgs, CarryCommand, ImageArgs, IndexCommand, MirrorArg, ProfileCommand, PushedFormat};
 use super::progress::{Counted, Meter, above};
 use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
@@ -129,11 +129,16 @@ pub(super) fn profile(command: &ProfileCommand) -> Result<(), Report> {
     }
 }
 
-/// Removes the runs of an image.
+/// Removes the runs of an image, as the cache knows it: no registry is asked.
 fn forget(image: &ImageArgs) -> Result<(), Report> {
-    let image = specs::image(image)?;
+    let access = AccessArgs { offline: true, mirror: vec![MirrorArg::None], ..image.access.clone() };
+    let image = specs::image(&ImageArgs { access, ..image.clone() })?;
     let runtime = process::runtime(process::Purpose::Reading)?;
-    let opened = runtime.block_on(open::open_in_cache(&image, &open::shared_layers(&image.cache)?))?;
+    let opened = runtime.block_on(open::open_in_cache(&image, &open::shared_layers(&image.cache)?));
+    let opened = opened.map_err(Report::from).map_err(|report| match report.code {
+        Code::NotFound => report.hint("name it as it was mounted; a profile is of the image that its tag named then"),
+        _ => report,
+    })?;
     let forgotten = content::forget_profiles(&opened.store, &opened.plan.manifest.digest, &opened.plan.layers)?;
     match forgotten {
         0 => say(&format!("no run of {} has been recorded", opened.reference)),

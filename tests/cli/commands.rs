@@ -276,7 +276,7 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     assert_snapshot!(run(&["cache", "drop", "--content", &other]), @r#"
     --- stderr
     error: registry.test/library/app:2 is not in the cache, and the network may not be used
-    hint: name it as it was mounted, or drop the content of all with `--all`
+    hint: name it as it was mounted, or drop what is cached of all with `--all`
     --- exit 3
     "#);
     assert_snapshot!(run(&["index", "import", "layout/oci-layout"]), @r#"
@@ -588,6 +588,16 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     let output = piped(&user, &["ls", "oci-archive:/dev/stdin"], &gzip[..gzip.len() / 2]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not decompress"), "{output:?}");
+    // What the user has typed is named, however the archive is read.
+    for line in [&["ls", "-"][..], &["ls", "oci-archive:/dev/stdin"], &["mount", "-", "at"]] {
+        std::fs::create_dir_all(user.path("at")).unwrap();
+        let output = piped(&user, line, b"neither a tar nor compressed");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.starts_with("error: `standard input` cannot be used: it is not a valid tar"), "{line:?}: {told}");
+    }
+    let output = piped(&user, &["ls", "--platform", "linux/s390x", "-"], &tar);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.starts_with("error: standard input: there is no image for linux/s390x"), "{told}");
     let output = piped(&user, &["diff", "-", "-"], &tar);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("only one of the two images"), "{output:?}");
@@ -832,6 +842,59 @@ fn the_cache_is_shown_pruned_and_found() {
     assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");
     assert!(user.prints(&["cache", "prune", "--all"]).contains("2 layers removed"));
     assert!(user.json(&["cache", "show", "--json"])["layers"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn indexes_of_others_that_are_not_used_are_told() {
+    let registry = registry(&small());
+    let user = User::at(&registry);
+    small().write_layout(&user.path("layout"), "1").unwrap();
+    let image = registry.reference("library/app", "1");
+    // The directory is missing, so nothing is mounted.
+    let first = |line: &[&str]| {
+        let told = user.run(line).text;
+        told.lines().nth(1).unwrap().to_owned()
+    };
+    let none = "has no effect: with `--index none` no index of others is used";
+    for option in [&["--verify", "vouched"], &["--index-from", "referrers"]] {
+        let shown = if option[0] == "--verify" { "--verify vouched" } else { "--index-from" };
+        let line = ["mount", "--index", "none", option[0], option[1], &image, "nowhere"];
+        assert_eq!(first(&line), format!("note: `{shown}` {none}"));
+        let line = ["mount", option[0], option[1], "oci:layout:1", "nowhere"];
+        assert_eq!(first(&line), format!("note: `{shown}` has no effect: `oci:layout:1` is not in a registry"));
+        let line = ["mount", option[0], option[1], &image, "nowhere"];
+        assert!(first(&line).starts_with("error: "));
+    }
+}
+
+#[test]
+fn cache_drop_says_what_it_drops_and_what_stays() {
+    let user = User::with_layout(&small());
+    let sizes = || {
+        let shown = user.json(&["cache", "show", "--json"]);
+        let layers = shown["layers"].as_array().unwrap().clone();
+        let sum = |key: &str| layers.iter().map(|layer| layer[key].as_u64().unwrap()).sum::<u64>();
+        (layers.len(), sum("index_bytes"), sum("content_bytes"))
+    };
+    user.prints(&["cat", "oci:layout:1", "etc/motd"]);
+    let (layers, index, content) = sizes();
+    assert!(layers == 2 && index > 0 && content > 0);
+    let said = user.prints(&["cache", "drop", "--content", "oci:layout:1"]);
+    assert!(said.starts_with("freed ") && said.ends_with(": the content of 2 layers; indexes stay\n"), "{said}");
+    assert_eq!(sizes(), (2, index, 0));
+    assert_eq!(user.prints(&["cache", "drop", "--content", "oci:layout:1"]), "freed 0 B\n");
+    user.prints(&["cat", "oci:layout:1", "etc/motd"]);
+    let said = user.prints(&["cache", "drop", "oci:layout:1"]);
+    assert!(said.starts_with("freed ") && said.ends_with(": content and index of 2 layers\n"), "{said}");
+    assert_eq!(sizes(), (0, 0, 0));
+    assert_eq!(user.prints(&["cache", "drop", "--all"]), "freed 0 B\n");
+    assert_eq!(user.prints(&["cat", "oci:layout:1", "etc/motd"]), "hello\n");
+    assert_snapshot!(user.run(&["cache", "drop"]).text, @r#"
+    --- stderr
+    error: `cache drop` needs the image whose layers it drops
+    hint: name it as it was mounted; `--all` drops what is cached of all images
+    --- exit 2
+    "#);
 }
 
 #[test]

@@ -287,12 +287,14 @@ fn a_profile_is_forgotten_on_request() {
     if cannot_mount() {
         return;
     }
-    let (_registry, reference) = serve(&image(Packing::GZIP));
+    let (registry, reference) = serve(&image(Packing::GZIP));
     let sandbox = Sandbox::new();
     let at = mount(&sandbox, &reference, &["--wait"]);
     read(&at, &["17"]);
     at.unmount();
+    registry.clear();
     assert_eq!(run(&sandbox, &["profile", "forget", &reference]), "forgot the profiles of 1 layer\n");
+    assert!(registry.requests().is_empty(), "the cache knows what was mounted");
     let none = format!("no run of {reference} has been recorded");
     assert_eq!(run(&sandbox, &["profile", "forget", &reference]), format!("{none}\n"));
     let exported = sandbox.run(["profile", "export", &reference, "-"]);
