@@ -83,10 +83,11 @@ fn find_prints_what_find_prints() {
     let mount = mounted(&sandbox, &user);
     let times = "%t|%c|%a|%T@|%T+|%TY-%Tm-%Td %TH:%TM:%TS|%Ta %TA %Tb %TB %Th|%Tc|%TD|%TF|%Te|%Tj|%Tk|%Tl|%TI|%Tp|%Tr|%TR|\
                  %Ts|%TT|%TX|%Tx|%Tu|%TU|%TV|%Tw|%TW|%Ty|%Tz|%TZ|%Tg|%TG|%A@|%C@\\n";
-    let quoted: [&[&str]; 10] = [
+    let quoted: [&[&str]; 11] = [
         &["-printf", "%p|%f|%h|%H|%P|%d|%s|%k|%b|%m|%#m|%M|%U|%G|%y|%Y|%l|%n|%i\\n"],
         &["-printf", "[%10f|%-10f|%.2f|%05d|%+d|%.3d|%+05d|%-5d|%06s]\\t%%\\061\\101\\\\\\n"],
         &["-printf", times],
+        &["-printf", "%05m|%5m|%-05m|%#08m|%.5m|%010.6m|%S|%08S|%.2S|%-8S|%05U|%03n\\n"],
         &["-printf", "%P\\n\\c%p"],
         &["-type", "d", "-printf", "a\\n", "-o", "-printf", "b\\n"],
         &["-name", "*'s"],
@@ -133,6 +134,14 @@ fn find_prints_what_find_prints() {
         "-group 1001",
         "-links 2",
         "-links +1 -type f",
+        "-xdev -type l",
+        "-mount -noleaf -maxdepth 1",
+        "-depth",
+        "-depth -maxdepth 2",
+        "-depth -mindepth 1 -name etc -prune",
+        "-samefile usr/bin/su",
+        "-samefile etc",
+        "-inum +5",
         "-empty",
         "-empty -type d",
         "-maxdepth 1",
@@ -153,6 +162,11 @@ fn find_prints_what_find_prints() {
         let shown = |lines: &[Vec<u8>]| lines.join(&b'\n').escape_ascii().to_string();
         assert_eq!(shown(&own), shown(&theirs), "{expression:?}");
     }
+    // Sorted, a directory comes before what is in it; with `-depth` it comes behind.
+    let behind = user.prints(&["find", NAME, "usr", "-depth", "-name", "[ub]*"]);
+    assert_eq!(behind, "usr/bin\nusr/binary\nusr\n");
+    let names = user.prints(&["find", NAME, "/", "-samefile", "/usr/bin/su"]);
+    assert_eq!(names, "/usr/bin/su\n/usr/bin/su-too\n");
 }
 
 #[test]
@@ -296,6 +310,23 @@ fn wrong_expressions_and_paths_come_with_a_hint() {
     assert_snapshot!(user.run(&["find", NAME, "/", "-size", "big"]).text, @r#"
     --- stderr
     error: `-size big`: expected a size, as in +10M, -4k, 100c or 0
+    --- exit 2
+    "#);
+    assert_snapshot!(user.run(&["find", NAME, "/", "-fstype", "ext4"]).text, @r#"
+    --- stderr
+    error: find of an image has no `-fstype`
+    hint: an image is one file system: leave it out
+    --- exit 2
+    "#);
+    assert_snapshot!(user.run(&["find", NAME, "/", "-nmae", "x"]).text, @r#"
+    --- stderr
+    error: `-nmae` is not a test of find
+    hint: `peelfs find --help` lists the tests
+    --- exit 2
+    "#);
+    assert_snapshot!(user.run(&["find", NAME, "/", "-printf", "%D"]).text, @r#"
+    --- stderr
+    error: `-printf %D`: an image has no device number (`%D`)
     --- exit 2
     "#);
     assert_snapshot!(user.run(&["find", NAME, "/", "-exec", "rm", "{}", ";"]).text, @r#"

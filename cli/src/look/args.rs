@@ -92,8 +92,11 @@ Expressions, with one hyphen or two, are those of find(1):
   -mtime, -mmin [+-]N                  modified N days or minutes ago
   -user, -group NAME; -uid, -gid [+-]N; -nouser, -nogroup
   -links [+-]N, -empty, -executable, -true, -false
-  -maxdepth N, -mindepth N, -prune, -quit, -print, -print0, -ls
-  -printf FORMAT                       GNU's without %D, %F, %S and %Z; times in UTC
+  -samefile PATH, -inum [+-]N          hard links of that file of the image; the inode of a mount
+  -maxdepth N, -mindepth N, -depth, -prune, -quit, -print, -print0, -ls
+  -xdev, -mount, -noleaf               accepted: an image is one file system
+  -printf FORMAT                       GNU's without %D, %F and %Z, which an image has not; times in UTC; unknown
+                                       directives and escapes are refused
   ! or -not, -a, -o, ( )
 
 Examples:

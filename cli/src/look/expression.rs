@@ -11,12 +11,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use regex::bytes::Regex;
 
 use self::values::{Compared, Perm, compiled, glob, perm, size, time, types};
+use self::words::refused;
 pub(crate) use self::words::set_apart;
 use super::owners::Owners;
 use super::printf::Format;
 use peelfs::host::report::Report;
 use peelfs::layer::Kind;
-use peelfs::overlay::NodeAttr;
+use peelfs::overlay::{NodeAttr, NodeId};
 
 /// A parsed expression.
 #[derive(Debug)]
@@ -36,6 +37,10 @@ pub(crate) struct Expression {
     pub(crate) needs_followed: bool,
     /// The paths of the image whose times are compared.
     pub(crate) newer: Vec<Vec<u8>>,
+    /// The paths of the image whose other names are looked for.
+    pub(crate) same: Vec<Vec<u8>>,
+    /// Whether a directory comes behind what is in it.
+    pub(crate) depth_first: bool,
     /// Formats in which matches are printed.
     pub(crate) formats: Vec<Format>,
 }
@@ -63,6 +68,9 @@ enum Node {
     Uid(Compared),
     Gid(Compared),
     Links(Compared),
+    Inode(Compared),
+    /// A name of the file of this number.
+    Same(usize),
     NoUser,
     NoGroup,
     Empty,
@@ -90,6 +98,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) path: &'a [u8],
     pub(crate) name: &'a [u8],
     pub(crate) attr: &'a NodeAttr,
+    pub(crate) inode: u64,
     pub(crate) target: Option<&'a [u8]>,
     /// Whether it is a directory without names.
     pub(crate) empty_dir: bool,
@@ -100,6 +109,8 @@ pub(crate) struct Facts {
     pub(crate) owners: Owners,
     /// Times of the files of [`Expression::newer`].
     pub(crate) newer: Vec<(i64, u32)>,
+    /// The files of [`Expression::same`].
+    pub(crate) same: Vec<NodeId>,
     /// Seconds since 1970.
     pub(crate) now: i64,
 }
@@ -135,6 +146,8 @@ impl Expression {
                 needs_owners: false,
                 needs_followed: false,
                 newer: Vec::new(),
+                same: Vec::new(),
+                depth_first: false,
                 formats: Vec::new(),
             },
         };
@@ -183,6 +196,8 @@ impl Node {
             Self::Uid(compared) => compared.fits(attr.uid.into()),
             Self::Gid(compared) => compared.fits(attr.gid.into()),
             Self::Links(compared) => compared.fits(attr.nlink.into()),
+            Self::Inode(compared) => compared.fits(of.inode.into()),
+            Self::Same(number) => attr.node == facts.same[*number],
             Self::NoUser => !facts.owners.knows_user(attr.uid),
             Self::NoGroup => !facts.owners.knows_group(attr.gid),
             Self::Empty => of.empty_dir || (attr.kind == Kind::File && attr.size == 0),
@@ -314,6 +329,20 @@ impl<'a> Parser<'a> {
             "uid" => Node::Uid(self.number(name)?),
             "gid" => Node::Gid(self.number(name)?),
             "links" => Node::Links(self.number(name)?),
+            "inum" => Node::Inode(self.number(name)?),
+            "samefile" => {
+                let path = self.value(name)?.as_bytes().to_vec();
+                self.expression.same.push(path);
+                Node::Same(self.expression.same.len() - 1)
+            }
+            "depth" => {
+                self.expression.depth_first = true;
+                Node::Always(true)
+            }
+            // An image is one file system, and does not change.
+            "xdev" | "mount" | "noleaf" | "warn" | "nowarn" | "ignore_readdir_race" | "noignore_readdir_race" => {
+                Node::Always(true)
+            }
             "nouser" | "nogroup" => {
                 self.expression.needs_owners = true;
                 if name == "nouser" { Node::NoUser } else { Node::NoGroup }
@@ -347,11 +376,14 @@ impl<'a> Parser<'a> {
                 let number = needs.formats.len() - 1;
                 self.print(Print::Format(number))
             }
-            "exec" | "ok" | "delete" => {
-                return Err(Report::usage(format!("find of an image has no `{}`", word.display()))
-                    .hint("pipe its output into a program, as in `peelfs find IMAGE / -print0 | xargs -0 …`"));
+            name => {
+                let word = word.display();
+                return Err(match refused(name) {
+                    Some(hint) => Report::usage(format!("find of an image has no `{word}`")).hint(hint),
+                    None => Report::usage(format!("`{word}` is not a test of find"))
+                        .hint("`peelfs find --help` lists the tests"),
+                });
             }
-            _ => return Err(Report::usage(format!("`{}` is not a test of find", word.display()))),
         })
     }
 
@@ -418,6 +450,10 @@ mod tests {
             ("-perm 9", "`-perm 9`: expected a mode, as in 644, -4000, /111 or -u+s"),
             ("-name", "`-name` needs a value"),
             ("-delete", "find of an image has no `-delete`"),
+            ("-fstype ext4", "find of an image has no `-fstype`"),
+            ("-newerct 2025-01-01", "find of an image has no `-newerct`"),
+            ("-inum x", "`-inum x`: expected a number, as in 7, +7 for more or -7 for less"),
+            ("-nmae x", "`-nmae` is not a test of find"),
             ("-name x )", "`)` is not expected here"),
             ("( -name x", "`(` lacks its `)`"),
             ("-name x -o", "the expression ends where a test should follow"),

@@ -30,9 +30,14 @@ async fn find(args: &FindArgs, expression: &Expression, looked: Looked) -> Resul
         let attr = looked.named("compare with", path, Last::Keep).await?;
         newer.push((attr.mtime, attr.mtime_ns));
     }
+    let mut same = Vec::new();
+    for path in &expression.same {
+        same.push(looked.named("compare with", path, Last::Keep).await?.node);
+    }
     let facts = Facts {
         owners: if expression.needs_owners { Owners::of(&looked.tree).await } else { Owners::default() },
         newer,
+        same,
         now: jiff::Timestamp::now().as_second(),
     };
     let mut search = Search { args, expression, facts, looked, out: Out::new(), failures: Failures::default() };
@@ -68,10 +73,22 @@ enum Goes {
 impl Search<'_> {
     async fn below(&mut self, path: &[u8], start: NodeAttr) -> Result<Goes, Stop> {
         let mut walk = Walk::new(&self.looked.tree, path, start);
+        // Directories that come behind what is in them.
+        let mut entered = Vec::new();
         loop {
             let attr = match walk.next().await {
-                Ok(Some(Step::Node(attr))) => attr,
-                Ok(Some(Step::Leave)) => continue,
+                Ok(Some(Step::Node(attr))) => {
+                    let is_entered = attr.kind == Kind::Directory && walk.depth() < self.expression.max_depth;
+                    if self.expression.depth_first && is_entered {
+                        entered.push(attr);
+                        continue;
+                    }
+                    attr
+                }
+                Ok(Some(Step::Leave)) => match entered.pop() {
+                    Some(attr) => attr,
+                    None => continue,
+                },
                 Ok(None) => return Ok(Goes::On),
                 Err(error) => {
                     self.failures.add(cannot("list", walk.path(), error.into()));
@@ -107,7 +124,9 @@ impl Search<'_> {
         let empty_dir = self.expression.needs_empty
             && attr.kind == Kind::Directory
             && is_empty(tree, attr).await.map_err(failed)?;
-        let candidate = Candidate { path: walk.path(), name: walk.name(), attr, target: target.as_deref(), empty_dir };
+        let inode = tree.inode(attr.node);
+        let (path, name, target_of) = (walk.path(), walk.name(), target.as_deref());
+        let candidate = Candidate { path, name, attr, inode, target: target_of, empty_dir };
         let verdict = self.expression.ask(&candidate, &self.facts);
         let followed = match attr.kind {
             Kind::Symlink if self.expression.needs_followed && !verdict.prints.is_empty() => {

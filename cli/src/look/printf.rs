@@ -63,6 +63,8 @@ enum Field {
     Target,
     Links,
     Inode,
+    /// How much of it takes room on a disk.
+    Sparseness,
     /// A time by a letter of strftime(3), or one of `@`, `+` and `c`.
     Time(Which, char),
 }
@@ -159,7 +161,9 @@ impl Format {
                     if field.is_name() && out.is_terminal() {
                         text = text::printable(&text).into_bytes().into();
                     }
-                    shape.print(&text, out)?;
+                    // The precision of a number is not that of a text.
+                    let precision = shape.precision.filter(|_| !field.is_number());
+                    Shape { precision, ..*shape }.print(&text, out)?;
                 }
                 Piece::End => break,
             }
@@ -237,6 +241,7 @@ fn directive(rest: &mut &[u8]) -> Result<Piece, String> {
         b'l' => Field::Target,
         b'n' => Field::Links,
         b'i' => Field::Inode,
+        b'S' => Field::Sparseness,
         b't' | b'a' => Field::Time(Which::Modified, CTIME),
         b'c' => Field::Time(Which::Changed, CTIME),
         b'T' | b'A' | b'C' => {
@@ -247,9 +252,9 @@ fn directive(rest: &mut &[u8]) -> Result<Piece, String> {
             }
             Field::Time(which, of)
         }
-        b'D' | b'F' | b'S' | b'Z' => {
-            return Err(format!("`%{}` says nothing of an image", char::from(letter)));
-        }
+        b'D' => return Err("an image has no device number (`%D`)".to_owned()),
+        b'F' => return Err("an image has no type of file system (`%F`)".to_owned()),
+        b'Z' => return Err("SELinux contexts of an image are not told (`%Z`)".to_owned()),
         other => return Err(format!("there is no directive `%{}`", other.escape_ascii())),
     };
     Ok(Piece::Field(shape, field))
@@ -283,6 +288,11 @@ impl Field {
         )
     }
 
+    /// Whether flags and precision are those of numbers; find prints all others as texts.
+    fn is_number(self) -> bool {
+        matches!(self, Self::Depth | Self::Mode | Self::Sparseness)
+    }
+
     fn of<'a>(self, of: &Subject<'a>, shape: Shape) -> Cow<'a, [u8]> {
         let attr = of.attr;
         let text = |text: String| Cow::Owned(text.into_bytes());
@@ -299,8 +309,7 @@ impl Field {
             Self::Size => text(attr.size.to_string()),
             Self::Kibibytes => text(attr.blocks.div_ceil(2).to_string()),
             Self::Blocks => text(attr.blocks.to_string()),
-            Self::Mode if shape.alternate => text(format!("0{:o}", attr.mode)),
-            Self::Mode => text(format!("{:o}", attr.mode)),
+            Self::Mode => text(shape.octal(attr.mode)),
             Self::Symbolic => text(text::mode(attr.kind, attr.mode)),
             Self::Uid => text(attr.uid.to_string()),
             Self::Gid => text(attr.gid.to_string()),
@@ -315,6 +324,10 @@ impl Field {
             Self::Target => of.target.unwrap_or_default().into(),
             Self::Links => text(attr.nlink.to_string()),
             Self::Inode => text(of.inode.to_string()),
+            Self::Sparseness => text(shape.general(match (attr.size, attr.blocks) {
+                (0, 0) => 1.0,
+                (size, blocks) => 512.0 * blocks as f64 / size as f64,
+            })),
             Self::Time(Which::Modified, letter) => text(time((attr.mtime, attr.mtime_ns), letter)),
             Self::Time(Which::Changed, letter) => text(time(of.changed, letter)),
         }
@@ -322,7 +335,50 @@ impl Field {
 }
 
 impl Shape {
-    /// A number that is printed as one; all others are texts to find.
+    /// A number in base 8, without a sign (`%o` of printf(3)).
+    fn octal(self, value: u16) -> String {
+        let mut digits = format!("{value:0digits$o}", digits = self.precision.unwrap_or(1));
+        if self.alternate && !digits.starts_with('0') {
+            digits.insert(0, '0');
+        }
+        self.padded(digits)
+    }
+
+    /// A number with six digits, or with an exponent if it is very large or small (`%g` of printf(3)).
+    fn general(self, value: f64) -> String {
+        if !value.is_finite() {
+            return "inf".to_owned();
+        }
+        let digits = self.precision.unwrap_or(6).max(1);
+        let scientific = format!("{value:.*e}", digits - 1);
+        let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+        let exponent: i32 = exponent.parse().unwrap_or(0);
+        let whole = |text: &str| match text.contains('.') && !self.alternate {
+            true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+            false => text.to_owned(),
+        };
+        let text = if exponent < -4 || exponent >= digits as i32 {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{}e{sign}{:02}", whole(mantissa), exponent.unsigned_abs())
+        } else {
+            let after = (digits as i32 - 1 - exponent).max(0) as usize;
+            whole(&format!("{value:.after$}"))
+        };
+        self.padded(if self.sign { format!("+{text}") } else { text })
+    }
+
+    /// With zeros before it where `0` asks for them.
+    fn padded(self, digits: String) -> String {
+        let is_padded = self.zeros && !self.left && self.precision.is_none();
+        let (sign, digits) = match digits.strip_prefix('+') {
+            Some(digits) => ("+", digits.to_owned()),
+            None => ("", digits),
+        };
+        let zeros = if is_padded { self.width.saturating_sub(sign.len() + digits.len()) } else { 0 };
+        format!("{sign}{}{digits}", "0".repeat(zeros))
+    }
+
+    /// A number in base 10.
     fn number(self, value: u64) -> Cow<'static, [u8]> {
         let sign = if self.sign { "+" } else { "" };
         let text = match (self.precision, self.zeros && !self.left) {
@@ -415,6 +471,46 @@ mod tests {
         }
     }
 
+    /// As printf(3) prints them.
+    #[test]
+    fn numbers_of_find_are_padded_and_rounded() {
+        let shape = |directive: &str| {
+            let Piece::Field(shape, _) = directive_of(directive) else { panic!("{directive}") };
+            shape
+        };
+        for (directive, value, wanted) in [
+            ("05m", 0o644, "00644"),
+            ("m", 0o644, "644"),
+            ("#m", 0o644, "0644"),
+            ("#08m", 0o644, "00000644"),
+            ("-05m", 0o644, "644"),
+            (".5m", 0o644, "00644"),
+            ("#.6m", 0o644, "000644"),
+            ("010.6m", 0o644, "000644"),
+            ("#m", 0, "0"),
+        ] {
+            assert_eq!(shape(directive).octal(value), wanted, "{directive}");
+        }
+        for (directive, value, wanted) in [
+            ("S", 1.0, "1"),
+            ("S", 0.0, "0"),
+            ("S", 1_365.333, "1365.33"),
+            ("S", 0.000_001_365_33, "1.36533e-06"),
+            ("S", 0.000_123_456_7, "0.000123457"),
+            ("S", 1_234_567.0, "1.23457e+06"),
+            (".2S", 1365.3, "1.4e+03"),
+            ("08S", 0.5, "000000.5"),
+            ("+08S", 0.5, "+00000.5"),
+            ("S", f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(shape(directive).general(value), wanted, "{directive} {value}");
+        }
+    }
+
+    fn directive_of(text: &str) -> Piece {
+        directive(&mut text.as_bytes()).unwrap()
+    }
+
     #[test]
     fn what_find_warns_of_is_refused() {
         for (format, wanted) in [
@@ -423,7 +519,10 @@ mod tests {
             ("%q", "there is no directive `%q`"),
             ("%T", "it ends within a directive"),
             ("%TQ", "there is no time `%TQ`"),
-            ("%D", "`%D` says nothing of an image"),
+            ("%D", "an image has no device number (`%D`)"),
+            ("%F", "an image has no type of file system (`%F`)"),
+            ("%Z", "SELinux contexts of an image are not told (`%Z`)"),
+            ("\\x41", "there is no escape `\\x`"),
             ("\\q", "there is no escape `\\q`"),
             ("\\", "it ends with a backslash"),
             ("%99999s", "`99999` columns are too many"),

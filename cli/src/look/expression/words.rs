@@ -48,14 +48,61 @@ fn argument_of(word: &OsStr) -> Option<Takes> {
     if WITHOUT_VALUE.contains(&name) {
         return Some(Takes::Nothing);
     }
-    if WITH_VALUE.contains(&name) {
+    if WITH_VALUE.contains(&name) || REFUSED_WITH_VALUE.contains(&name) {
         return Some(Takes::Value(None));
+    }
+    // No option of a command has one hyphen and several letters, so it is a test that find or nothing has.
+    let is_word = name.len() > 1 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !text.starts_with("--") && is_word {
+        return Some(Takes::Nothing);
     }
     let (name, value) = text.strip_prefix("--")?.split_once('=')?;
     WITH_VALUE.contains(&name).then(|| Takes::Value(Some((format!("-{name}").into(), value.into()))))
 }
 
-const WITHOUT_VALUE: [&str; 19] = [
+/// What to do instead of a test or action that find(1) has, and this one has not.
+pub(super) fn refused(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "exec" | "execdir" | "ok" | "okdir" | "delete" => {
+            "pipe its output into a program, as in `peelfs find IMAGE / -print0 | xargs -0 …`"
+        }
+        "fprint" | "fprint0" | "fprintf" | "fls" => "redirect its output into a file",
+        "fstype" => "an image is one file system: leave it out",
+        "amin" | "anewer" | "atime" | "used" => {
+            "an image has no times of access; `-mmin`, `-mtime` and `-newer` compare those of modification"
+        }
+        "cmin" | "cnewer" | "ctime" => "`-mmin`, `-mtime` and `-newer` compare times of modification",
+        "readable" | "writable" => "`-perm` compares modes, as in `-perm -u+w`",
+        "follow" | "xtype" => "symlinks are not followed; `-printf '%p %Y\\n'` tells what they lead to",
+        "context" => "SELinux contexts of an image are not told",
+        "regextype" => "patterns have the syntax of Rust's regex",
+        "daystart" => "`-newermt` compares with a time",
+        "files0-from" => "name the paths behind the image",
+        name if name.starts_with("newer") => "`-newer PATH` and `-newermt TIME` compare times of modification",
+        _ => return None,
+    })
+}
+
+/// Tests and actions with a value that are refused.
+const REFUSED_WITH_VALUE: [&str; 16] = [
+    "fprint",
+    "fprint0",
+    "fls",
+    "fstype",
+    "amin",
+    "anewer",
+    "atime",
+    "used",
+    "cmin",
+    "cnewer",
+    "ctime",
+    "xtype",
+    "context",
+    "regextype",
+    "files0-from",
+    "fprintf",
+];
+const WITHOUT_VALUE: [&str; 27] = [
     "print",
     "print0",
     "ls",
@@ -72,11 +119,19 @@ const WITHOUT_VALUE: [&str; 19] = [
     "o",
     "or",
     "executable",
+    "depth",
+    "xdev",
+    "mount",
+    "noleaf",
+    "warn",
+    "nowarn",
+    "ignore_readdir_race",
+    "noignore_readdir_race",
     "delete",
     "exec",
     "ok",
 ];
-const WITH_VALUE: [&str; 25] = [
+const WITH_VALUE: [&str; 27] = [
     "name",
     "iname",
     "path",
@@ -99,6 +154,8 @@ const WITH_VALUE: [&str; 25] = [
     "uid",
     "gid",
     "links",
+    "inum",
+    "samefile",
     "printf",
     "maxdepth",
     "mindepth",
@@ -121,5 +178,7 @@ mod tests {
         assert_eq!(set("peelfs find i --offline"), "peelfs find i --offline");
         assert_eq!(set("peelfs find i -- -name x"), "peelfs find i -- -name x");
         assert_eq!(set("peelfs ls i -name"), "peelfs ls i -name");
+        assert_eq!(set("peelfs find i -nmae x -q --json"), "peelfs find i x -q --json -- -nmae");
+        assert_eq!(set("peelfs find i -fstype ext4 -depth"), "peelfs find i -- -fstype ext4 -depth");
     }
 }
