@@ -11,6 +11,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::deflate::{Codes, one_block};
 use super::tar::{Entry, append_end};
 use peelfs::descriptor::{Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
@@ -37,6 +38,8 @@ pub enum Packing {
         /// Decoded bytes in each member but the last; `None` for one member.
         member: Option<usize>,
     },
+    /// One gzip member of one deflate block that has codes of its own, as `igzip -0` writes it.
+    OneBlock,
     /// Zstandard frames (RFC 8878).
     Zstd {
         /// The level.
@@ -69,6 +72,7 @@ impl Packing {
                     encoder.finish()?;
                 }
             }
+            Self::OneBlock => blob = one_block(tar, Codes::Dynamic),
             Self::Zstd { level, frame, skippable } => {
                 for piece in pieces(frame) {
                     if skippable {
@@ -87,10 +91,10 @@ impl Packing {
     fn media_type(self, family: Family) -> &'static str {
         match (family, self) {
             (Family::Oci, Self::Stored) => "application/vnd.oci.image.layer.v1.tar",
-            (Family::Oci, Self::Gzip { .. }) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            (Family::Oci, Self::Gzip { .. } | Self::OneBlock) => "application/vnd.oci.image.layer.v1.tar+gzip",
             (Family::Oci, Self::Zstd { .. }) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Family::Docker, Self::Stored) => "application/vnd.docker.image.rootfs.diff.tar",
-            (Family::Docker, Self::Gzip { .. }) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            (Family::Docker, Self::Gzip { .. } | Self::OneBlock) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
             (Family::Docker, Self::Zstd { .. }) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
         }
     }
@@ -690,8 +694,9 @@ mod tests {
     fn every_packing_unpacks_to_the_same_tar() {
         let plain = builder().packing(Packing::Stored).build();
         assert_eq!(plain.blob, plain.tar);
-        for member in [None, Some(1000)] {
-            let layer = builder().packing(Packing::Gzip { level: 6, member }).build();
+        let gzip = [None, Some(1000)].map(|member| Packing::Gzip { level: 6, member });
+        for packing in gzip.into_iter().chain([Packing::OneBlock]) {
+            let layer = builder().packing(packing).build();
             let mut tar = Vec::new();
             flate2::read::MultiGzDecoder::new(&layer.blob[..]).read_to_end(&mut tar).unwrap();
             assert_eq!((&tar, &layer.diff_id), (&plain.tar.to_vec(), &plain.diff_id));

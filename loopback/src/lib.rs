@@ -11,6 +11,7 @@
 //! | [`faults`] | which request is answered wrongly, and how |
 //! | [`auth`] | passwords, tokens and the tickets of redirect targets |
 //! | [`tar`] | writing tar archives, good ones and odd ones |
+//! | [`deflate`] | a gzip member of one deflate block, however long |
 //! | [`image`] | layers, configurations, manifests and image indexes, in memory or as an OCI layout |
 //! | [`chunked`] | layers with a table of contents (zstd:chunked, eStargz), good ones and odd ones |
 //! | [`soci`] | layers and zTOCs that describe them, good ones and odd ones |
@@ -23,6 +24,7 @@ mod answer;
 pub mod auth;
 mod catalog;
 pub mod chunked;
+pub mod deflate;
 pub mod faults;
 mod http;
 pub mod image;
