@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# igzip -0 writes a whole stream as one deflate block, in which decoding can resume nowhere.
+# igzip -0 writes a whole stream as one deflate block, so that there is no border of blocks where decoding can resume.
 #
 # Expected: a compressor ends a deflate block every few ten or hundred kilobytes, if only to adapt its codes: gzip and
 #   pigz do about every 100 KB of output. Indexes for random access (zran, gztool, SOCI, nydus) rest on that, since a
@@ -7,8 +7,8 @@
 # Happens: igzip -0 never ends its block. Of 16 MiB, gztool makes 15 index points for gzip -6 and igzip -1, and two for
 #   igzip -0: the beginning and the end. So each read from the middle decodes, and fetches, all bytes before it.
 # Version: isal 2.30.0-5, gztool 1.5.1-1 (Debian 12).
-# Matters: "any gzip layer is random-access once it is indexed" is not true of these; a lazy mount has to keep what it
-#   decoded, or to resume inside a block, which needs its code tables.
+# Matters: "any gzip layer is random-access once it is indexed" is not true of these by borders of blocks; a lazy mount has
+#   to keep what it decoded, or to resume inside a block, which needs its code tables: peelfs has them in its index.
 source "$(dirname "${BASH_SOURCE[0]}")/harness.sh"
 needs python3 gzip
 

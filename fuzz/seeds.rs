@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
+use peelfs::codec::{LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
 use peelfs::documents::{IndexArtifact, PushedBlob, PushedIndex};
@@ -20,13 +20,17 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         // The byte in front says: checksums are put right, pieces of 50 × 7 bytes.
         "tar" => tars().into_iter().map(|tar| [&[101], tar.as_slice()].concat()).collect(),
         "index" => indexes().iter().map(|index| [unsealed_index(index).as_slice(), &[1]].concat()).collect(),
-        "gzip" => blobs([Packing::GZIP, Packing::Gzip { level: 1, member: Some(9000) }]),
+        "gzip" => [
+            blobs([Packing::GZIP, Packing::Gzip { level: 1, member: Some(9000) }]),
+            blobs([Packing::OneBlock, Packing::Gzip { level: 1, member: None }]),
+        ]
+        .concat(),
         "zstd" => [
             blobs([Packing::ZSTD, Packing::Zstd { level: 1, frame: Some(9000), skippable: true }]),
             [1, 3, 19].map(frame_of_blocks).into(),
         ]
         .concat(),
-        "checkpoint" => checkpoints(),
+        "checkpoint" => [checkpoints(), checkpoints_inside_blocks()].concat(),
         "documents" => documents(),
         "reference" => REFERENCES.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "platform" => PLATFORMS.iter().map(|text| text.as_bytes().to_vec()).collect(),
@@ -71,6 +75,34 @@ fn checkpoints() -> Vec<Vec<u8>> {
             all.push([&length[..], &checkpoint, &blob[marks[number].blob.0 as usize..]].concat());
         }
     }
+    all
+}
+
+/// Checkpoints inside deflate blocks, and what follows them.
+fn checkpoints_inside_blocks() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for packing in
+        [Packing::OneBlock, Packing::Gzip { level: 1, member: None }, Packing::Gzip { level: 0, member: None }]
+    {
+        let blob = LayerBuilder::new().file("text", words(20_000)).packing(packing).build().blob;
+        let limits = Limits { deflate_spacing: 64, ..Limits::default() };
+        let mut decoder = LayerDecoder::first_pass(Compression::Gzip, limits).expect("there is memory");
+        let mut out = OutputBuffer::new(1 << 20);
+        decoder.decode(&mut &blob[..], &mut out).expect("it was just written");
+        let marks = decoder.take_marks();
+        let windows = decoder.take_windows().into_iter();
+        for (number, window) in windows.filter(|(number, _)| marks[*number].kind == StartKind::InsideBlock) {
+            let checkpoint = ::zstd::bulk::decompress(&window.to_bytes(), 1 << 20).expect("it was just packed");
+            let Some(length) = u16::try_from(checkpoint.len()).ok().filter(|length| length >> 15 == 0) else {
+                continue;
+            };
+            let Mark { blob: from, bit, .. } = marks[number];
+            let rest = &blob[from.0 as usize..];
+            all.push([&(length | 1 << 15).to_le_bytes()[..], &checkpoint, &[bit], rest].concat());
+        }
+    }
+    let has = |kind| all.iter().any(|seed| seed[2] & 3 == kind);
+    assert!((0..3).all(has), "blocks of all kinds");
     all
 }
 
@@ -245,15 +277,16 @@ fn index(tar: &[u8]) -> Vec<u8> {
 
 /// A short and a long text, packed either way; the long one has marks in its middle.
 fn blobs(packings: [Packing; 2]) -> Vec<Vec<u8>> {
-    let text = |words: u32| -> Vec<u8> {
-        let word = |n: u32| n.wrapping_mul(0x9e37_79b9) >> 22;
-        (0..words).flat_map(|n| format!("word{} ", word(n)).into_bytes()).collect()
-    };
     let mut all = Vec::new();
-    for (words, packing) in [(3000, packings[0]), (3000, packings[1]), (60_000, packings[0])] {
-        all.push(LayerBuilder::new().file("text", text(words)).packing(packing).build().blob.to_vec());
+    for (count, packing) in [(3000, packings[0]), (3000, packings[1]), (60_000, packings[0])] {
+        all.push(LayerBuilder::new().file("text", words(count)).packing(packing).build().blob.to_vec());
     }
     all
+}
+
+fn words(count: u32) -> Vec<u8> {
+    let word = |n: u32| n.wrapping_mul(0x9e37_79b9) >> 22;
+    (0..count).flat_map(|n| format!("word{} ", word(n)).into_bytes()).collect()
 }
 
 fn documents() -> Vec<Vec<u8>> {

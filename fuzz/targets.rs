@@ -154,20 +154,30 @@ pub fn zstd(data: &[u8]) {
     }
 }
 
-/// From any checkpoint inside a zstd frame, any blocks decode to bytes or to an error.
+/// From any checkpoint inside a zstd frame or a deflate block, any bytes decode to bytes or to an error.
 ///
-/// Two bytes say how long the checkpoint is, which is packed here; the blocks follow it.
+/// Two bytes say how long the checkpoint is, which is packed here, and by their highest bit that it lies in a deflate block;
+/// then a byte with the bit where that goes on follows it. The rest is what is decoded.
 pub fn checkpoint(data: &[u8]) {
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return };
-    let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
-    let (checkpoint, mut blocks) = rest.split_at(length);
+    let length = u16::from_le_bytes(*length);
+    let (compression, kind) = match length >> 15 {
+        0 => (Compression::Zstd, StartKind::Block),
+        _ => (Compression::Gzip, StartKind::InsideBlock),
+    };
+    let (checkpoint, mut rest) = rest.split_at(usize::from(length & 0x7fff).min(rest.len()));
     let packed = ::zstd::bulk::compress(checkpoint, 1).expect("there is memory");
-    let Ok(window) = Window::from_bytes(StartKind::Block, &packed) else { return };
-    assert!(Window::from_bytes(StartKind::Block, &window.to_bytes()).as_ref() == Ok(&window), "it is stored as it is");
-    let mark = Mark { blob: BlobOffset(9), bit: 0, decoded: DecodedOffset(9), kind: StartKind::Block };
-    let Ok(mut decoder) = LayerDecoder::resume(Compression::Zstd, CODEC_LIMITS, &mark, Some(&window)) else { return };
+    let Ok(window) = Window::from_bytes(kind, &packed) else { return };
+    assert!(Window::from_bytes(kind, &window.to_bytes()).as_ref() == Ok(&window), "it is stored as it is");
+    let mut bit = 0;
+    if kind == StartKind::InsideBlock {
+        let Some((&first, after)) = rest.split_first() else { return };
+        (bit, rest) = (first, after);
+    }
+    let mark = Mark { blob: BlobOffset(9), bit, decoded: DecodedOffset(40_000), kind };
+    let Ok(mut decoder) = LayerDecoder::resume(compression, CODEC_LIMITS, &mark, Some(&window)) else { return };
     let mut out = OutputBuffer::new(64 << 10);
-    while decoder.decode(&mut blocks, &mut out) == Ok(Status::OutputFull) {
+    while decoder.decode(&mut rest, &mut out) == Ok(Status::OutputFull) {
         out.discard();
     }
 }
@@ -516,6 +526,7 @@ const CODEC_LIMITS: CodecLimits = CodecLimits {
     zstd_ratio: 2000,
     ratio_free: 1 << 20,
     zstd_spacing: 64,
+    deflate_spacing: 64,
 };
 /// So many of each kind of thing in an index are asked about.
 const ASKED: usize = 500;

@@ -7,7 +7,8 @@
 //! A member's CRC-32 is not computed: all bytes of a layer are checked against digests. Its length is checked if its
 //! start was decoded, for a clear error.
 
-use super::inflate::{Inflate, Stop};
+use super::block_state::BlockState;
+use super::inflate::{Inflate, InflateError, Stop};
 use super::marks::{FirstPass, Mark};
 use super::output::OutputBuffer;
 use super::start::StartKind;
@@ -25,6 +26,8 @@ pub(super) struct Gzip {
     whole_member: bool,
     /// The checkpoint whose window is being recorded.
     watched: Option<DecodedOffset>,
+    /// The state of the block that it lies in, if it lies in one.
+    inside: Option<BlockState>,
     references: Option<References>,
     /// The starts that are noted, if they are.
     log: Option<BlockLog>,
@@ -89,6 +92,7 @@ impl Gzip {
             history: DecodedOffset(0),
             whole_member: true,
             watched: None,
+            inside: None,
             references: None,
             log: None,
         }
@@ -119,6 +123,18 @@ impl Gzip {
         gzip
     }
 
+    /// A decoder inside a deflate block with this state, with `window` bytes before it.
+    pub(super) fn inside_block(
+        at: DecodedOffset,
+        bit: u8,
+        state: &BlockState,
+        window: usize,
+    ) -> Result<Self, InflateError> {
+        let mut gzip = Self::at_checkpoint(at, 0, window);
+        gzip.inflate.resume_at_bit(bit, state)?;
+        Ok(gzip)
+    }
+
     /// Whether the input may end here.
     pub(super) fn may_end(&self) -> bool {
         matches!(self.phase, Phase::Between(_) | Phase::Junk)
@@ -140,6 +156,9 @@ impl Gzip {
                         self.phase = Phase::Body;
                         if let Some(log) = &mut self.log {
                             log.block(at + 1, 0, out);
+                        }
+                        if let Some(pass) = &mut pass {
+                            pass.block_begins(8 * (at.0 + 1), out.end());
                         }
                     }
                 }
@@ -207,7 +226,7 @@ impl Gzip {
     ) -> Result<Stop, CodecError> {
         let mut until = DecodedOffset(u64::MAX / 2);
         if let Some(pass) = &pass {
-            until = pass.next_continued();
+            until = pass.next_continued().min(pass.next_inside());
         }
         let stop = if let (Some(mark), Some(references)) = (self.watched, &mut self.references) {
             let index = out.index(mark).expect("a window is complete before its mark leaves the history");
@@ -241,7 +260,8 @@ impl Gzip {
         if let (Some(mark), Some(references)) = (self.watched, &self.references)
             && (decoded - mark >= Window::MAX as u64 || stop == Stop::Stream)
         {
-            pass.window_complete(mark, || references.window());
+            let inside = self.inside.take();
+            pass.window_complete(mark, || references.window(inside));
             self.watched = None;
         }
         let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
@@ -250,13 +270,29 @@ impl Gzip {
         let is_wanted = pass.start_wanted(decoded) || is_behind_stored && pass.start_wanted_behind_stored(decoded);
         if stop == Stop::Block && is_wanted {
             pass.offer(mark(StartKind::Checkpoint));
-            // Empty blocks move the mark, but not its window.
-            if self.watched != Some(decoded) {
-                self.references.get_or_insert_with(References::new).begin(out.history());
-                self.watched = Some(decoded);
-            }
+            self.inside = None;
+            self.watch_from(decoded, out);
+        } else if stop == Stop::Output
+            && pass.start_wanted_inside(bits, decoded)
+            && let Some(state) = self.inflate.block_state()
+        {
+            pass.offer(mark(StartKind::InsideBlock));
+            self.inside = Some(state);
+            self.watch_from(decoded, out);
         } else if decoded >= pass.next_continued() {
             pass.offer(mark(StartKind::Continued));
+        }
+        if stop == Stop::Block {
+            pass.block_begins(bits, decoded);
+        }
+    }
+
+    /// Records the window of a mark at the end of the decoded bytes.
+    fn watch_from(&mut self, mark: DecodedOffset, out: &OutputBuffer) {
+        // Empty blocks move the mark, but not its window.
+        if self.watched != Some(mark) {
+            self.references.get_or_insert_with(References::new).begin(out.history());
+            self.watched = Some(mark);
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! A stream is invalid exactly if zlib rejects it: the tests compare both.
 
+use super::block_state::{BlockKind, BlockState};
 use super::codes::{
     BASE_SHIFT, DISTANCE_SYMBOLS, DROP, END_OF_BLOCK, EXCEPTIONAL, Incomplete, LITERAL, LITERAL_SYMBOLS, Unbuildable,
     build, extra, look_up, mask,
@@ -122,6 +123,11 @@ enum Phase {
     Begin {
         drop: u32,
     },
+    /// Inside a block, with this many bits to drop first; of a stored one, with this many bytes left.
+    Resume {
+        drop: u32,
+        stored: Option<u16>,
+    },
     StoredLength,
     Stored {
         left: usize,
@@ -141,7 +147,7 @@ pub(super) struct Tables {
     pub(super) literal: [u32; LITERAL_TABLE],
     pub(super) distance: [u32; DISTANCE_TABLE],
     code_length: [u32; 1 << CODE_LENGTH_BITS],
-    lengths: [u8; 286 + 30],
+    lengths: [u8; MOST_LITERALS + MOST_DISTANCES],
     code_lengths: [u8; 19],
     literals: usize,
     distances: usize,
@@ -162,7 +168,7 @@ impl Inflate {
                 literal: [0; LITERAL_TABLE],
                 distance: [0; DISTANCE_TABLE],
                 code_length: [0; 1 << CODE_LENGTH_BITS],
-                lengths: [0; 316],
+                lengths: [0; MOST_LITERALS + MOST_DISTANCES],
                 code_lengths: [0; 19],
                 literals: 0,
                 distances: 0,
@@ -185,6 +191,38 @@ impl Inflate {
         debug_assert!(bit < 8);
         self.phase = Phase::Begin { drop: u32::from(bit) };
         self.last_block = false;
+    }
+
+    /// Starts inside a block, with its state, at bit `bit` of the next input byte.
+    ///
+    /// # Errors
+    /// As of the block's header.
+    pub(super) fn resume_at_bit(&mut self, bit: u8, state: &BlockState) -> Result<(), InflateError> {
+        debug_assert!(bit < 8);
+        let mut stored = None;
+        match &state.kind {
+            BlockKind::Stored { left } => stored = Some(*left),
+            BlockKind::Fixed => self.tables.load_fixed(),
+            BlockKind::Dynamic { literals, distances } => self.tables.load_lengths(literals, distances)?,
+        }
+        self.phase = Phase::Resume { drop: u32::from(bit), stored };
+        self.last_block = state.last;
+        Ok(())
+    }
+
+    /// What [`Inflate::resume_at_bit`] needs to start here; `None` between blocks and in their headers.
+    pub(super) fn block_state(&self) -> Option<BlockState> {
+        let kind = match self.phase {
+            Phase::Stored { left } => BlockKind::Stored { left: u16::try_from(left).ok()? },
+            Phase::Symbols if self.tables.fixed => BlockKind::Fixed,
+            Phase::Symbols => {
+                let (literals, rest) = self.tables.lengths.split_at(self.tables.literals);
+                let distances = &rest[..self.tables.distances];
+                BlockKind::Dynamic { literals: literals.into(), distances: distances.into() }
+            }
+            _ => return None,
+        };
+        Some(BlockState { last: self.last_block, kind })
     }
 
     /// Length of the block that has ended last, if it was stored; else 0.
@@ -238,6 +276,13 @@ impl Inflate {
                         _ => return Err(InflateError::BlockType),
                     };
                 }
+                Phase::Resume { drop, stored } => {
+                    if !self.bits.need(drop, input) {
+                        return Ok(Stop::Input);
+                    }
+                    self.bits.take(drop);
+                    self.phase = stored.map_or(Phase::Symbols, |left| Phase::Stored { left: left.into() });
+                }
                 Phase::StoredLength => {
                     if !self.bits.need(32, input) {
                         return Ok(Stop::Input);
@@ -267,7 +312,7 @@ impl Inflate {
                     tables.distances = self.bits.take(5) as usize + 1;
                     tables.code_length_count = self.bits.take(4) as usize + 4;
                     tables.code_lengths = [0; 19];
-                    if tables.literals > 286 || tables.distances > 30 {
+                    if tables.literals > MOST_LITERALS || tables.distances > MOST_DISTANCES {
                         return Err(InflateError::TooManyCodes {
                             lengths: tables.literals,
                             distances: tables.distances,
@@ -490,6 +535,18 @@ impl Bits {
 }
 
 impl Tables {
+    /// Loads the codes with these lengths.
+    fn load_lengths(&mut self, literals: &[u8], distances: &[u8]) -> Result<(), InflateError> {
+        if literals.len() > MOST_LITERALS || distances.len() > MOST_DISTANCES {
+            return Err(InflateError::TooManyCodes { lengths: literals.len(), distances: distances.len() });
+        }
+        self.fixed = false;
+        (self.literals, self.distances) = (literals.len(), distances.len());
+        self.lengths[..literals.len()].copy_from_slice(literals);
+        self.lengths[literals.len()..][..distances.len()].copy_from_slice(distances);
+        self.load_dynamic()
+    }
+
     fn load_dynamic(&mut self) -> Result<(), InflateError> {
         let (literals, rest) = self.lengths.split_at(self.literals);
         let distances = &rest[..self.distances];
@@ -518,6 +575,9 @@ impl Tables {
     }
 }
 
+/// Codes of literals and lengths, and of distances, that a block may have.
+pub(super) const MOST_LITERALS: usize = 286;
+pub(super) const MOST_DISTANCES: usize = 30;
 /// Bytes that a run may write past [`Target::until`]: a match, and its last word.
 pub(super) const OVERRUN: usize = 258 + 16;
 
@@ -709,6 +769,66 @@ mod tests {
         let only_end = Writer::default().put(1, 1).dynamic(&lengths(&[(256, 1)], 257), &[0]).put(0, 1).bytes;
         assert_eq!(own(&only_end, || 1).unwrap().0, b"");
         assert_eq!(zlib(&only_end).unwrap().0, b"");
+    }
+
+    #[test]
+    fn codes_that_no_block_can_have_are_refused_inside_one() {
+        let literal = |of: &[(usize, u8)]| lengths(of, 257);
+        let ab = literal(&[(97, 2), (98, 2), (256, 1)]);
+        for (literals, distances, error) in [
+            (literal(&[(97, 1)]), vec![0], InflateError::NoEndOfBlock),
+            (literal(&[(97, 1), (98, 1), (256, 1)]), vec![0], InflateError::Code(Alphabet::Literal)),
+            (literal(&[(97, 2), (256, 1)]), vec![0], InflateError::Code(Alphabet::Literal)),
+            (ab.clone(), vec![2], InflateError::Code(Alphabet::Distance)),
+            (ab.clone(), vec![1, 1, 1], InflateError::Code(Alphabet::Distance)),
+            (lengths(&[(256, 1)], 287), vec![1], InflateError::TooManyCodes { lengths: 287, distances: 1 }),
+            (ab, vec![5; 31], InflateError::TooManyCodes { lengths: 257, distances: 31 }),
+        ] {
+            let kind = BlockKind::Dynamic { literals: literals.into(), distances: distances.into() };
+            let state = BlockState { last: true, kind };
+            assert_eq!(Inflate::new().resume_at_bit(3, &state), Err(error));
+        }
+    }
+
+    /// At every symbol of a block, wherever its bit lies in a byte.
+    #[test]
+    fn every_symbol_of_a_block_is_a_place_to_start() {
+        let mut random = Random::new(33);
+        for kind in KINDS {
+            let data = sample(kind, 3000, &mut random);
+            for stream in [0, 1, 6].map(|level| deflate(&data, level)) {
+                let mut inflate = Inflate::new();
+                let mut bytes = vec![0; LARGEST + OVERRUN];
+                let (mut at, mut rest) = (0, &stream[..]);
+                loop {
+                    let mut target = Target { bytes: &mut bytes, at, until: at + 1, floor: 0 };
+                    let stop = inflate.run(&mut rest, &mut target, &mut Unwatched).unwrap();
+                    at = target.at;
+                    let bits = 8 * (stream.len() - rest.len()) - inflate.unused_bits() as usize;
+                    match (stop, inflate.block_state()) {
+                        (Stop::Stream, None) => break,
+                        (Stop::Block, None) => continue,
+                        (Stop::Output, Some(state)) => {
+                            let mut resumed = Inflate::new();
+                            resumed.resume_at_bit((bits % 8) as u8, &state).unwrap();
+                            let mut again = [&data[..at], &[0; 9000]].concat();
+                            let mut target = Target { bytes: &mut again, at, until: 8000, floor: 0 };
+                            let mut from = &stream[bits / 8..];
+                            loop {
+                                match resumed.run(&mut from, &mut target, &mut Unwatched).unwrap() {
+                                    Stop::Block => {}
+                                    stop => break assert_eq!(stop, Stop::Stream),
+                                }
+                            }
+                            let end = target.at;
+                            assert!(again[..end] == data, "from {at} on");
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+                assert!(bytes[..at] == data);
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,11 @@
 //! Marks of stored bytes have no window and cost 64 bytes. Who looks up a row in a data file needs no 256 KiB, so in
 //! uncompressed layers they are sixteen times as close, and within 1 MiB; and in gzip layers, blocks of data that could
 //! not be compressed begin with one every 32 KiB, the least distance of two windows.
+//!
+//! A mark inside a deflate block has the block's codes, and an index with one is of no use to older releases. So there
+//! are such marks only in blocks that are longer than a span and 64 KiB of the blob, where no ordinary compressor's are.
 
+use super::Limits;
 use super::start::StartKind;
 use super::window::Window;
 use crate::offsets::{BlobOffset, DecodedOffset};
@@ -43,17 +47,29 @@ pub(super) struct FirstPass {
     last_blob: BlobOffset,
     /// Offset of the last mark of any kind, including an offered one.
     last: DecodedOffset,
+    /// Inside a deflate block: where the next start is looked for.
+    inside: InsideBlock,
     /// A mark at the end of the decoded bytes; it takes effect if bytes follow, so that no span is empty.
     offered: Option<Mark>,
 }
 
+/// Starts inside the current deflate block.
+struct InsideBlock {
+    /// Bytes of the blob between two starts, at least.
+    coded: u64,
+    /// Where the block or the last start inside it begins, in bits of the blob.
+    from: u64,
+    /// Where another start may be useful.
+    next: DecodedOffset,
+}
+
 impl FirstPass {
     /// A pass whose first mark is the start of the layer.
-    pub(super) fn new(kind: StartKind, blocks: u64) -> Self {
+    pub(super) fn new(kind: StartKind, limits: &Limits) -> Self {
         let zero = Mark { blob: BlobOffset(0), bit: 0, decoded: DecodedOffset(0), kind };
         Self {
             is_stored: kind == StartKind::Stored,
-            blocks,
+            blocks: limits.zstd_spacing,
             windows_of_blocks: 0,
             marks: vec![zero],
             windows: Vec::new(),
@@ -61,6 +77,7 @@ impl FirstPass {
             last_start: (0, zero.decoded),
             last_blob: zero.blob,
             last: zero.decoded,
+            inside: InsideBlock { coded: limits.deflate_spacing, from: 0, next: DecodedOffset(u64::MAX) },
             offered: None,
         }
     }
@@ -85,6 +102,39 @@ impl FirstPass {
     /// The offset from which a mark is useful even if it is not a start.
     pub(super) fn next_continued(&self) -> DecodedOffset {
         self.last + CONTINUED * spacing(self.last)
+    }
+
+    /// Records that a deflate block begins at this bit of the blob.
+    pub(super) fn block_begins(&mut self, bit: u64, at: DecodedOffset) {
+        self.inside.from = bit;
+        self.inside.next = at + self.inside_distance();
+    }
+
+    /// The offset from which [`FirstPass::start_wanted_inside`] must be asked.
+    pub(super) fn next_inside(&self) -> DecodedOffset {
+        self.inside.next
+    }
+
+    /// Whether a start is useful at this bit of the blob, inside a deflate block.
+    pub(super) fn start_wanted_inside(&mut self, bit: u64, at: DecodedOffset) -> bool {
+        if at < self.inside.next {
+            return false;
+        }
+        let distance = self.inside_distance();
+        let scale = spacing(self.last_start.1) / SPACING;
+        if (bit - self.inside.from) / 8 < self.inside.coded.saturating_mul(scale) {
+            self.inside.next = at + distance / 4;
+            return false;
+        }
+        self.inside.from = bit;
+        self.inside.next = at + distance;
+        true
+    }
+
+    /// Decoded bytes between two starts inside a deflate block, at least.
+    fn inside_distance(&self) -> u64 {
+        let scale = spacing(self.last_start.1) / SPACING;
+        self.inside.coded.saturating_mul(4).clamp(Window::MAX as u64, SPACING) * scale
     }
 
     /// Whether a start at this block of a zstd frame is useful, if its window has as many bytes as the last one has so
@@ -188,7 +238,7 @@ mod tests {
 
     #[test]
     fn stored_bytes_have_close_marks() {
-        let mut pass = FirstPass::new(StartKind::Stored, 1);
+        let mut pass = FirstPass::new(StartKind::Stored, &Limits::default());
         for (at, kib, in_gzip) in [(0, 16, 32), (3 << 30, 64, 64), (100 << 30, 1024, 1024)] {
             pass.last_start.1 = DecodedOffset(at);
             assert_eq!(pass.next_start(), DecodedOffset(at + (kib << 10)));
@@ -198,8 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn starts_inside_a_block_are_far_enough_from_each_other() {
+        let mut pass = FirstPass::new(StartKind::Member, &Limits::default());
+        let (kib, bits) = (|kib: u64| DecodedOffset(kib << 10), |kib: u64| 8 * (kib << 10));
+        pass.block_begins(bits(10), kib(50));
+        assert_eq!(pass.next_inside(), kib(50 + 256));
+        assert!(!pass.start_wanted_inside(bits(200), DecodedOffset(kib(306).0 - 1)), "too few decoded bytes");
+        assert!(!pass.start_wanted_inside(bits(74) - 1, kib(306)), "too few bytes of the blob");
+        assert_eq!(pass.next_inside(), kib(306 + 64), "where it is asked again");
+        assert!(pass.start_wanted_inside(bits(75), kib(370)));
+        assert_eq!(pass.next_inside(), kib(370 + 256));
+        assert!(!pass.start_wanted_inside(bits(75 + 63), kib(700)));
+        assert!(pass.start_wanted_inside(bits(75 + 64), kib(800)));
+        pass.last_start.1 = DecodedOffset(3 << 30);
+        pass.block_begins(bits(0), DecodedOffset(3 << 30));
+        assert_eq!(pass.next_inside(), DecodedOffset((3 << 30) + (1 << 20)));
+    }
+
+    #[test]
     fn an_offer_becomes_a_mark_when_bytes_follow_it() {
-        let mut pass = FirstPass::new(StartKind::Stored, 1);
+        let mut pass = FirstPass::new(StartKind::Stored, &Limits::default());
         assert_eq!(pass.take_marks().len(), 1);
         let mark = |blob| Mark { blob: BlobOffset(blob), bit: 0, decoded: pass.next_start(), kind: StartKind::Stored };
         let (early, late) = (mark(10), mark(20));

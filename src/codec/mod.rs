@@ -21,6 +21,7 @@
 //! # Ok::<(), peelfs::codec::CodecError>(())
 //! ```
 
+mod block_state;
 mod codes;
 mod fast;
 mod frame;
@@ -48,6 +49,7 @@ pub use self::sniff::{MAGIC, compression_of};
 pub use self::start::StartKind;
 pub use self::window::{Window, WindowError, WindowPacker};
 
+use self::block_state::BlockKind;
 use self::gzip::Gzip;
 use self::marks::FirstPass;
 use self::zstd::Zstd;
@@ -80,6 +82,9 @@ pub struct Limits {
     /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most 16 times that, unless they
     /// decode to very much.
     pub zstd_spacing: u64,
+    /// Bytes of the blob between two places inside a deflate block at which decoding can start, at least. Decoded, there
+    /// are at least four times as many between them, or 32 KiB, but 256 KiB suffice.
+    pub deflate_spacing: u64,
 }
 
 /// Why [`LayerDecoder::decode`] returned.
@@ -253,7 +258,7 @@ impl LayerDecoder {
         Ok(Self {
             format,
             limits,
-            first_pass: Some(FirstPass::new(kind, limits.zstd_spacing)),
+            first_pass: Some(FirstPass::new(kind, &limits)),
             window: Some(Box::default()),
             blob: BlobOffset(0),
             decoded: DecodedOffset(0),
@@ -287,7 +292,8 @@ impl LayerDecoder {
     /// Offsets in errors and buffers are those of the whole layer.
     ///
     /// # Errors
-    /// [`CodecError::NoStart`] if the mark is not a start of such a layer, or a checkpoint lacks its window.
+    /// [`CodecError::NoStart`] if the mark is not a start of such a layer, or a checkpoint lacks its window;
+    /// [`CodecError::Inflate`] or [`CodecError::Zstd`] if the window is one that no block can have.
     pub fn resume(
         compression: Compression,
         limits: Limits,
@@ -295,9 +301,9 @@ impl LayerDecoder {
         window: Option<&Window>,
     ) -> Result<Self, CodecError> {
         let no_start = || CodecError::NoStart { compression, mark: *start };
-        let checkpoint = start.kind == StartKind::Checkpoint;
+        let in_byte = matches!(start.kind, StartKind::Checkpoint | StartKind::InsideBlock);
         // Marks may come from a damaged file; sums of offsets must not overflow.
-        if start.blob.0 > FARTHEST || start.decoded.0 > FARTHEST || start.bit > if checkpoint { 7 } else { 0 } {
+        if start.blob.0 > FARTHEST || start.decoded.0 > FARTHEST || start.bit > if in_byte { 7 } else { 0 } {
             return Err(no_start());
         }
         let mut before = &[][..];
@@ -307,6 +313,16 @@ impl LayerDecoder {
             (Compression::Gzip, StartKind::Checkpoint) => {
                 before = window.and_then(Window::of_deflate).ok_or_else(no_start)?;
                 Format::Gzip(Box::new(Gzip::at_checkpoint(start.decoded, start.bit, before.len())))
+            }
+            (Compression::Gzip, StartKind::InsideBlock) => {
+                let (state, history) = window.and_then(Window::inside_block).ok_or_else(no_start)?;
+                // A stored block consists of whole bytes.
+                if matches!(state.kind, BlockKind::Stored { .. }) && start.bit > 0 {
+                    return Err(no_start());
+                }
+                before = history;
+                let gzip = Gzip::inside_block(start.decoded, start.bit, state, history.len());
+                Format::Gzip(Box::new(gzip.map_err(|source| CodecError::Inflate { at: start.blob, source })?))
             }
             (Compression::Zstd, StartKind::Frame) => Format::Zstd(Box::new(Zstd::new(&limits)?)),
             (Compression::Zstd, StartKind::Block) => {
@@ -438,9 +454,17 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 64 GiB, windows of 256 MiB, a ratio of 2000 beyond 1 GiB, and a start each 96 KiB of a zstd frame.
+    /// 64 GiB, windows of 256 MiB, a ratio of 2000 beyond 1 GiB, and a start each 96 KiB of a zstd frame, and each 64 KiB
+    /// of a long deflate block.
     fn default() -> Self {
-        Self { decoded: 64 << 30, zstd_window_log: 28, zstd_ratio: 2000, ratio_free: 1 << 30, zstd_spacing: 96 << 10 }
+        Self {
+            decoded: 64 << 30,
+            zstd_window_log: 28,
+            zstd_ratio: 2000,
+            ratio_free: 1 << 30,
+            zstd_spacing: 96 << 10,
+            deflate_spacing: 64 << 10,
+        }
     }
 }
 
@@ -462,6 +486,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::io::Write;
+
+    use peelfs_loopback::deflate::{Codes, one_block};
 
     use super::samples::{KINDS, Kind, Random, Writer, lengths, sample};
     use super::*;
@@ -550,7 +576,8 @@ mod tests {
         assert!(pass.marks.windows(2).all(|pair| {
             pair[0].decoded < pair[1].decoded && (pair[0].blob, pair[0].bit) <= (pair[1].blob, pair[1].bit)
         }));
-        let has_window = |mark: &Mark| matches!(mark.kind, StartKind::Checkpoint | StartKind::Block);
+        let has_window =
+            |mark: &Mark| matches!(mark.kind, StartKind::Checkpoint | StartKind::InsideBlock | StartKind::Block);
         let with_window = pass.marks.iter().enumerate().filter(|(_, mark)| has_window(mark));
         assert!(with_window.map(|(number, _)| number).eq(pass.windows.iter().map(|(number, _)| *number)));
         for (number, mark) in pass.marks.iter().enumerate() {
@@ -757,23 +784,165 @@ mod tests {
         resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
     }
 
-    /// Limits with many starts in a frame.
+    /// Limits with many starts in a frame, and in a deflate block.
     const DENSE: Limits = Limits {
         decoded: 64 << 30,
         zstd_window_log: 28,
         zstd_ratio: u64::MAX,
         ratio_free: 1 << 30,
         zstd_spacing: 5000,
+        deflate_spacing: 3000,
     };
 
-    fn dense_pass(blob: &[u8], random: &mut Random) -> Decoded {
-        let mut decoder = LayerDecoder::first_pass(Compression::Zstd, DENSE).unwrap();
+    fn dense_pass(compression: Compression, blob: &[u8], random: &mut Random) -> Decoded {
+        let mut decoder = LayerDecoder::first_pass(compression, DENSE).unwrap();
         let largest = 1 << (8 + random.below(12));
         push(&mut decoder, blob, 1 + random.magnitude(20), || 1 + random.below(largest)).unwrap()
     }
 
     fn blocks_of(pass: &Decoded) -> usize {
-        pass.marks.iter().filter(|mark| mark.kind == StartKind::Block).count()
+        marks_of(StartKind::Block, pass)
+    }
+
+    fn marks_of(kind: StartKind, pass: &Decoded) -> usize {
+        pass.marks.iter().filter(|mark| mark.kind == kind).count()
+    }
+
+    #[test]
+    fn a_gzip_layer_of_one_block_has_starts_inside_it() {
+        let (mut random, mut all) = (Random::new(41), 0);
+        for codes in [Codes::Fixed, Codes::Dynamic] {
+            for kind in KINDS {
+                let data = sample(kind, 2_000_000 + random.below(1_000_000), &mut random);
+                let blob = one_block(&data, codes);
+                let pass = first_pass(Compression::Gzip, &blob).unwrap();
+                assert!(pass.data == data);
+                let inside: Vec<_> = pass.marks.iter().filter(|mark| mark.kind == StartKind::InsideBlock).collect();
+                all += inside.len();
+                // 256 KiB decoded, unless these are less than 64 KiB of the blob.
+                let wanted = (data.len() >> 18).min(blob.len() >> 16) / 2;
+                assert!(inside.len() >= wanted, "{kind:?} {codes:?}: {} of {wanted}", inside.len());
+                assert!(inside.windows(2).all(|pair| {
+                    pair[1].decoded - pair[0].decoded >= 256 << 10 && pair[1].blob - pair[0].blob >= (64 << 10) - 1
+                }));
+                resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+                let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+                let pieces = push(&mut decoder, &blob, 70_000, || 1 + random.below(3000)).unwrap();
+                assert_eq!(pieces.marks, pass.marks);
+                assert!(pieces.windows == pass.windows);
+            }
+        }
+        assert!(all > 30, "{all}");
+    }
+
+    /// Blocks of all kinds and lengths, in members of several blocks and in members of one.
+    #[test]
+    fn starts_inside_blocks_of_all_kinds_decode_to_the_same_bytes() {
+        let (mut random, mut inside) = (Random::new(42), 0);
+        for round in 0..25 {
+            let (mut blob, mut data) = (Vec::new(), Vec::new());
+            for _ in 0..1 + random.below(3) {
+                let length = random.magnitude(18) + random.below(500_000);
+                let member = sample(KINDS[random.below(4)], length, &mut random);
+                match random.below(5) {
+                    0 => blob.extend(one_block(&member, Codes::Fixed)),
+                    1 | 2 => blob.extend(one_block(&member, Codes::Dynamic)),
+                    _ => blob.extend(gzip(&member, random.below(10) as u32)),
+                }
+                data.extend(member);
+            }
+            let pass = dense_pass(Compression::Gzip, &blob, &mut random);
+            assert!(pass.data == data, "{round}");
+            inside += marks_of(StartKind::InsideBlock, &pass);
+            resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+        }
+        assert!(inside > 200, "{inside}");
+    }
+
+    /// Stored blocks end before they are as long as a span, so only limits that no layer has make starts inside them.
+    #[test]
+    fn starts_inside_stored_blocks_decode_to_the_same_bytes() {
+        let mut random = Random::new(43);
+        let data = sample(Kind::Random, 1_000_000, &mut random);
+        let header = b"\x1f\x8b\x08\0\0\0\0\0\0\xff".to_vec();
+        let mut blob = data.chunks(65_535).fold(header, |mut blob, block| {
+            let length = block.len() as u16;
+            blob.push(0);
+            blob.extend([length.to_le_bytes(), (!length).to_le_bytes()].concat());
+            blob.extend(block);
+            blob
+        });
+        blob.extend(b"\x01\0\0\xff\xff\0\0\0\0");
+        blob.extend((data.len() as u32).to_le_bytes());
+        let pass = dense_pass(Compression::Gzip, &blob, &mut random);
+        assert!(marks_of(StartKind::InsideBlock, &pass) > 5, "{:?}", pass.marks);
+        resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+    }
+
+    /// So that older releases can use their indexes.
+    #[test]
+    fn ordinary_gzip_layers_have_no_starts_inside_blocks() {
+        let mut random = Random::new(44);
+        for kind in KINDS {
+            // Level 1 of this compressor is that of zlib-ng, which writes one block.
+            for level in [0, 2, 5, 6, 9] {
+                let data = sample(kind, 3_000_000, &mut random);
+                let pass = first_pass(Compression::Gzip, &gzip(&data, level)).unwrap();
+                assert_eq!(marks_of(StartKind::InsideBlock, &pass), 0, "{kind:?} {level}");
+            }
+        }
+        let pass = first_pass(Compression::Gzip, &gzip(&vec![0; 20 << 20], 6)).unwrap();
+        assert_eq!(marks_of(StartKind::InsideBlock, &pass), 0, "whose blocks decode to some MiB");
+    }
+
+    /// SOCI's readers begin at blocks only.
+    #[test]
+    fn places_for_other_readers_are_at_blocks_only() {
+        let data = sample(Kind::Text, 3_000_000, &mut Random::new(45));
+        let blob = one_block(&data, Codes::Dynamic);
+        let mut decoder = LayerDecoder::noting_blocks(Limits::default(), 100_000);
+        assert!(push(&mut decoder, &blob, 1 << 20, || 70_000).unwrap().data == data);
+        let places: Vec<_> = decoder.take_starts().into_iter().map(|start| start.mark.blob.0).collect();
+        assert_eq!(places, [10]);
+    }
+
+    #[test]
+    fn states_of_blocks_that_lie_give_an_error_or_bytes() {
+        let mut random = Random::new(46);
+        let data = sample(Kind::Text, 600_000, &mut random);
+        let blob = one_block(&data, Codes::Dynamic);
+        let pass = first_pass(Compression::Gzip, &blob).unwrap();
+        let (number, window) =
+            pass.windows.iter().find(|(n, _)| pass.marks[*n].kind == StartKind::InsideBlock).unwrap();
+        let mark = pass.marks[*number];
+        let good = ::zstd::bulk::decompress(&window.to_bytes(), 1 << 20).unwrap();
+        let (mut refused, mut decoded) = (0, 0);
+        for _ in 0..3000 {
+            let mut bytes = good.clone();
+            // Lengths that change places still make a code.
+            match random.below(2) {
+                0 => (0..5).for_each(|_| bytes.swap(4 + random.below(128), 4 + random.below(128))),
+                _ => bytes[random.below(170)] = random.next() as u8,
+            }
+            if random.below(4) == 0 {
+                bytes.truncate(random.below(good.len()));
+            }
+            let Ok(window) = Window::from_bytes(mark.kind, &zstd(&bytes, 1)) else {
+                refused += 1;
+                continue;
+            };
+            assert_eq!(::zstd::bulk::decompress(&window.to_bytes(), 1 << 20).unwrap(), bytes, "stored as it was");
+            let mark = Mark { bit: random.below(9) as u8, ..mark };
+            let Ok(mut decoder) = LayerDecoder::resume(Compression::Gzip, Limits::default(), &mark, Some(&window))
+            else {
+                refused += 1;
+                continue;
+            };
+            decoded += 1;
+            let mut out = OutputBuffer::new(1 << 20);
+            let _ = decoder.decode(&mut &blob[mark.blob.0 as usize..], &mut out);
+        }
+        assert!(refused > 500 && decoded > 500, "{refused} {decoded}");
     }
 
     #[test]
@@ -783,7 +952,7 @@ mod tests {
             for kind in [Kind::Mixed, KINDS[random.below(3)]] {
                 let data = sample(kind, 300_000 + random.below(300_000), &mut random);
                 let blob = zstd(&data, level);
-                let pass = dense_pass(&blob, &mut random);
+                let pass = dense_pass(Compression::Zstd, &blob, &mut random);
                 assert!(pass.data == data);
                 with_blocks += usize::from(blocks_of(&pass) > 0);
                 resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
@@ -828,7 +997,7 @@ mod tests {
                     blob.extend(b"toc");
                 }
             }
-            let pass = dense_pass(&blob, &mut random);
+            let pass = dense_pass(Compression::Zstd, &blob, &mut random);
             assert!(pass.data == data, "{round}");
             resume_everywhere(Compression::Zstd, &blob, &pass, usize::MAX, &mut random);
         }
@@ -930,6 +1099,9 @@ mod tests {
             (Compression::Gzip, mark(StartKind::Checkpoint, 0, 5)),
             (Compression::Gzip, mark(StartKind::Checkpoint, 8, 5)),
             (Compression::Gzip, mark(StartKind::Member, 1, 5)),
+            (Compression::Gzip, mark(StartKind::InsideBlock, 0, 5)),
+            (Compression::Gzip, mark(StartKind::InsideBlock, 8, 5)),
+            (Compression::Zstd, mark(StartKind::InsideBlock, 0, 5)),
             (Compression::Zstd, mark(StartKind::Continued, 0, 5)),
             (Compression::Stored, mark(StartKind::Stored, 0, u64::MAX)),
         ] {

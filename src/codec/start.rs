@@ -11,6 +11,8 @@ pub enum StartKind {
     Member,
     /// At a deflate block, with the mark's [`Window`](super::Window).
     Checkpoint,
+    /// Inside a deflate block, with the mark's [`Window`](super::Window), which has the block's codes.
+    InsideBlock,
     /// At a zstd frame's header.
     Frame,
     /// At a block of a zstd frame, with the mark's [`Window`](super::Window).
@@ -24,7 +26,7 @@ impl StartKind {
     pub fn compression(self) -> Option<Compression> {
         match self {
             Self::Stored => Some(Compression::Stored),
-            Self::Member | Self::Checkpoint => Some(Compression::Gzip),
+            Self::Member | Self::Checkpoint | Self::InsideBlock => Some(Compression::Gzip),
             Self::Frame | Self::Block => Some(Compression::Zstd),
             Self::Continued => None,
         }

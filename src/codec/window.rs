@@ -9,6 +9,7 @@ use std::borrow::Cow;
 
 use zstd::zstd_safe::{self, CCtx};
 
+use super::block_state::{self, BlockState};
 use super::frame::Checkpoint;
 use super::start::StartKind;
 
@@ -20,6 +21,8 @@ pub struct Window(Form);
 enum Form {
     /// The bytes before a deflate block; unreferenced bytes are zero.
     Deflate(Box<[u8]>),
+    /// The state of a deflate block, and the bytes before a place inside it, likewise.
+    InsideBlock(Box<BlockState>, Box<[u8]>),
     /// The bytes before a zstd block that are referenced, and the state of its frame.
     Zstd(Box<Checkpoint>),
 }
@@ -39,23 +42,31 @@ impl Window {
         Self(Form::Zstd(Box::new(checkpoint)))
     }
 
-    /// The bytes that end at the checkpoint in a deflate stream; at most [`Window::MAX`].
+    /// The bytes that end at the checkpoint at a deflate block; at most [`Window::MAX`].
     pub fn of_deflate(&self) -> Option<&[u8]> {
         match &self.0 {
             Form::Deflate(bytes) => Some(bytes),
-            Form::Zstd(_) => None,
+            Form::InsideBlock(..) | Form::Zstd(_) => None,
+        }
+    }
+
+    /// The state of the block that a checkpoint lies in, and the bytes that end there.
+    pub(super) fn inside_block(&self) -> Option<(&BlockState, &[u8])> {
+        match &self.0 {
+            Form::InsideBlock(state, bytes) => Some((state, bytes)),
+            Form::Deflate(_) | Form::Zstd(_) => None,
         }
     }
 
     /// The checkpoint in a zstd frame.
     pub(super) fn of_zstd(&self) -> Option<&Checkpoint> {
         match &self.0 {
-            Form::Deflate(_) => None,
+            Form::Deflate(_) | Form::InsideBlock(..) => None,
             Form::Zstd(checkpoint) => Some(checkpoint),
         }
     }
 
-    /// The stored form: nothing for an empty window, otherwise one zstd frame.
+    /// The stored form: nothing for an empty window at a deflate block, otherwise one zstd frame.
     pub fn to_bytes(&self) -> Vec<u8> {
         WindowPacker::new().pack(self)
     }
@@ -63,7 +74,8 @@ impl Window {
     /// Parses the output of [`Window::to_bytes`] for a mark of this kind.
     ///
     /// # Errors
-    /// [`WindowError`] for anything but a zstd frame of at most [`Window::MAX`] bytes, or, of a zstd block, of a checkpoint.
+    /// [`WindowError`] for anything but a zstd frame of at most [`Window::MAX`] bytes, inside a deflate block behind the
+    /// state of that, or, of a zstd block, of a checkpoint.
     pub fn from_bytes(kind: StartKind, packed: &[u8]) -> Result<Self, WindowError> {
         let unpack = |most: usize| {
             let mut bytes = vec![0; most];
@@ -78,6 +90,15 @@ impl Window {
             let most = said.min(MOST_OF_BLOCK) as usize;
             let checkpoint = Checkpoint::from_bytes(&unpack(most)?).ok_or(WindowError("no checkpoint"))?;
             return Ok(Self::of_block(checkpoint));
+        }
+        if kind == StartKind::InsideBlock {
+            let bytes = unpack(block_state::MOST_BYTES + Self::MAX)?;
+            let mut rest = &bytes[..];
+            let state = BlockState::take(&mut rest).ok_or(WindowError("no state of a block"))?;
+            if rest.len() > Self::MAX {
+                return Err(WindowError("too long"));
+            }
+            return Ok(Self(Form::InsideBlock(state.into(), rest.into())));
         }
         if packed.is_empty() {
             return Ok(Self(Form::Deflate(Box::default())));
@@ -100,6 +121,12 @@ impl WindowPacker {
         let (bytes, level) = match &window.0 {
             Form::Deflate(bytes) if bytes.is_empty() => return Vec::new(),
             Form::Deflate(bytes) => (Cow::Borrowed(&bytes[..]), 3),
+            Form::InsideBlock(state, bytes) => {
+                let mut all = Vec::with_capacity(block_state::MOST_BYTES + bytes.len());
+                state.put(&mut all);
+                all.extend_from_slice(bytes);
+                (Cow::Owned(all), 3)
+            }
             Form::Zstd(checkpoint) => (Cow::Owned(checkpoint.to_bytes()), LEVEL_OF_BLOCK),
         };
         let mut packed = vec![0; zstd_safe::compress_bound(bytes.len())];
@@ -182,10 +209,18 @@ impl References {
         }
     }
 
-    /// The window, from its first used byte on.
-    pub(super) fn window(&self) -> Window {
+    /// The window, with the state of the block that the mark lies in, if it lies in one.
+    pub(super) fn window(&self, inside: Option<BlockState>) -> Window {
+        Window(match inside {
+            Some(state) => Form::InsideBlock(state.into(), self.bytes()),
+            None => Form::Deflate(self.bytes()),
+        })
+    }
+
+    /// The bytes before the mark, from the first used one on.
+    fn bytes(&self) -> Box<[u8]> {
         let Some(first) = self.used.iter().position(|&word| word != 0) else {
-            return Window(Form::Deflate(Box::default()));
+            return Box::default();
         };
         // Few bytes are used, in runs: the others are zero already.
         let history = &self.history[first * 64..];
@@ -202,7 +237,7 @@ impl References {
             }
         }
         bytes.drain(..self.used[first].trailing_zeros() as usize);
-        Window(Form::Deflate(bytes.into()))
+        bytes.into()
     }
 }
 
@@ -210,6 +245,7 @@ impl References {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use super::super::block_state::BlockKind;
     use super::*;
 
     #[test]
@@ -224,7 +260,7 @@ mod tests {
         let mut expected = vec![0; 200];
         expected[..70].fill(7);
         expected[198..].fill(7);
-        assert_eq!(references.window().of_deflate().unwrap(), expected);
+        assert_eq!(references.window(None).of_deflate().unwrap(), expected);
     }
 
     #[test]
@@ -232,9 +268,9 @@ mod tests {
         let mut references = References::new();
         references.begin(&[7; Window::MAX]);
         references.note(0, 258);
-        assert_eq!(references.window().of_deflate().unwrap().len(), Window::MAX);
+        assert_eq!(references.window(None).of_deflate().unwrap().len(), Window::MAX);
         references.begin(&[7; Window::MAX]);
-        assert_eq!(references.window().of_deflate().unwrap(), b"", "nothing is left of the mark before");
+        assert_eq!(references.window(None).of_deflate().unwrap(), b"", "nothing is left of the mark before");
     }
 
     #[test]
@@ -245,6 +281,23 @@ mod tests {
             assert_eq!(Window::from_bytes(StartKind::Checkpoint, &window.to_bytes()).unwrap(), window);
             assert_eq!(packer.pack(&window), window.to_bytes(), "whatever was packed before");
         }
+    }
+
+    #[test]
+    fn windows_inside_blocks_survive_being_kept() {
+        for length in [0, 1, 100, Window::MAX] {
+            let state = BlockState { last: true, kind: BlockKind::Stored { left: 700 } };
+            let window = Window(Form::InsideBlock(state.into(), vec![9; length].into()));
+            let packed = window.to_bytes();
+            assert_eq!(Window::from_bytes(StartKind::InsideBlock, &packed).unwrap(), window);
+            assert!(window.of_deflate().is_none() && window.of_zstd().is_none());
+            for cut in 0..packed.len() {
+                assert!(Window::from_bytes(StartKind::InsideBlock, &packed[..cut]).is_err());
+            }
+        }
+        let state = BlockState { last: false, kind: BlockKind::Fixed };
+        let long = Window(Form::InsideBlock(state.into(), vec![1; Window::MAX + 1].into()));
+        assert!(Window::from_bytes(StartKind::InsideBlock, &long.to_bytes()).is_err());
     }
 
     #[test]

@@ -150,6 +150,10 @@ impl PackedWindows {
                 span.window = Some(*place);
             }
         }
+        // Without its block's codes, decoding begins where it can before that.
+        for span in spans.iter_mut().filter(|span| span.kind == StartKind::InsideBlock && span.window.is_none()) {
+            span.kind = StartKind::Continued;
+        }
         // Where the decoder could not follow a zstd frame, or a window is too large, a block has none. What lies behind it can
         // be decoded from the frame's beginning only, so no block is a start.
         let is_block = |span: &Span| span.kind == StartKind::Block;
@@ -169,16 +173,27 @@ mod tests {
     use super::*;
     use crate::offsets::BlobOffset;
 
-    #[test]
-    fn a_block_without_a_window_makes_all_blocks_continued() {
-        let span = |kind| Span {
+    fn span(kind: StartKind) -> Span {
+        Span {
             decoded: DecodedOffset(0)..DecodedOffset(1),
             blob: BlobOffset(0),
             bit: 0,
             kind,
             check: Check::blake3(b""),
             window: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_start_inside_a_block_without_its_codes_is_continued() {
+        let windows = PackedWindows { bytes: vec![0], places: vec![(1, WindowAt { start: 0, len: 1 })] };
+        let mut spans = [StartKind::Member, StartKind::InsideBlock, StartKind::InsideBlock].map(span);
+        windows.assign(&mut spans);
+        assert_eq!(spans.map(|span| span.kind), [StartKind::Member, StartKind::InsideBlock, StartKind::Continued]);
+    }
+
+    #[test]
+    fn a_block_without_a_window_makes_all_blocks_continued() {
         let of = |places: &[usize]| {
             let place = |number: &usize| (*number, WindowAt { start: 0, len: 1 });
             let windows = PackedWindows { bytes: vec![0], places: places.iter().map(place).collect() };

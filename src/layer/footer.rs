@@ -82,7 +82,7 @@ pub(super) struct Footer {
     pub(super) layer: IndexedLayer,
     pub(super) stream: Stream,
     pub(super) proof: Proof,
-    /// The kinds of checks of spans besides BLAKE3, one bit each; and [`Footer::BLOCKS`].
+    /// The kinds of checks of spans besides BLAKE3, one bit each; and [`Footer::BLOCKS`], [`Footer::INSIDE_BLOCKS`].
     pub(super) checks: u32,
 }
 
@@ -90,6 +90,8 @@ impl Footer {
     const DIGEST_BYTES: usize = 136;
     /// Beside the kinds of checks: some spans begin at blocks of zstd frames.
     pub(super) const BLOCKS: u32 = 1 << 31;
+    /// Likewise: some spans begin inside deflate blocks.
+    pub(super) const INSIDE_BLOCKS: u32 = 1 << 30;
 
     /// Whether its spans have digests of the blob's bytes.
     pub(super) fn checks_blob(&self) -> bool {
@@ -157,7 +159,7 @@ impl Footer {
     pub(super) fn from_bytes(raw: &[u8], name: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
         let checks = le32(raw, 476);
-        if checks & !(Check::KNOWN | Self::BLOCKS) != 0 {
+        if checks & !(Check::KNOWN | Self::BLOCKS | Self::INSIDE_BLOCKS) != 0 {
             return Err(IndexError::Kind { what: "check" });
         }
         if name.len() > Proof::BY {

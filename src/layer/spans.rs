@@ -21,16 +21,18 @@ fn nibble_of_kind(kind: StartKind) -> u8 {
         StartKind::Frame => 3,
         StartKind::Continued => 4,
         StartKind::Block => 5,
+        StartKind::InsideBlock => 6,
     }
 }
 
-const KINDS: [StartKind; 6] = [
+const KINDS: [StartKind; 7] = [
     StartKind::Stored,
     StartKind::Member,
     StartKind::Checkpoint,
     StartKind::Frame,
     StartKind::Continued,
     StartKind::Block,
+    StartKind::InsideBlock,
 ];
 
 /// The smallest piece of a layer that can be fetched, decoded and verified alone.

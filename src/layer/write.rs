@@ -144,8 +144,10 @@ fn write(
     body.put(windows)?;
     let (layer, proof) = (layer.clone(), proof.clone());
     let mut checks = spans.iter().fold(0, |kinds, span| kinds | 1 << span.check.kind()) & !1;
-    if spans.iter().any(|span| span.kind == StartKind::Block) {
-        checks |= Footer::BLOCKS;
+    for (kind, bit) in [(StartKind::Block, Footer::BLOCKS), (StartKind::InsideBlock, Footer::INSIDE_BLOCKS)] {
+        if spans.iter().any(|span| span.kind == kind) {
+            checks |= bit;
+        }
     }
     body.finish(Footer { contents, body: layout.end, places: layout.places, layer, stream, proof, checks })
 }

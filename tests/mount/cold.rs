@@ -13,10 +13,10 @@ use peelfs::offsets::FileOffset;
 use peelfs::overlay::Last;
 use peelfs::predict::{Profile, ProfileRun};
 use peelfs::store::{Keep, LayerName, Store};
-use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
+use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Recorded, Registry};
 use support::random::Random;
-use support::sandbox::{MountPoint, Sandbox, cannot_mount, said};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 use support::shown::{self, MemorySource};
 
 /// One layer of 24 files of half a MiB, named by number.
@@ -230,6 +230,59 @@ fn a_zstd_frame_is_read_from_its_middle() {
             assert!(read(&at, &names) == wanted, "{level}");
             at.unmount();
         }
+    }
+}
+
+/// As `igzip -0` and level 1 of zlib-ng write layers: no decoder can begin anywhere but at the beginning, unless it knows
+/// the codes of the block.
+#[test]
+fn a_deflate_block_is_read_from_its_middle() {
+    if cannot_mount() {
+        return;
+    }
+    for packing in [Packing::OneBlock, Packing::Gzip { level: 1, member: None }] {
+        few_spans_are_fetched(of_words().packing(packing).build());
+    }
+}
+
+#[test]
+fn a_layer_by_igzip_is_read_from_its_middle() {
+    if cannot_mount() || is_missing("igzip") {
+        return;
+    }
+    let tar = of_words().packing(Packing::Stored).build().tar;
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("layer.tar"), dir.path().join("layer.tar.gz"));
+    std::fs::write(&from, &tar).unwrap();
+    let packed = std::process::Command::new("igzip").args(["-0", "-f", "-o", text(&to), text(&from)]).output().unwrap();
+    assert!(packed.status.success(), "{}", said(&packed));
+    few_spans_are_fetched(Layer::of(tar, std::fs::read(to).unwrap(), Packing::GZIP));
+}
+
+/// Reads 4 KiB from the middle of such files when nothing is cached.
+fn few_spans_are_fetched(layer: Layer) {
+    let whole = layer.blob.len() as u64;
+    let (registry, reference) = serve(&ImageBuilder::new().layer(layer).build());
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &reference, &["--wait", "--prefetch", "none"]);
+    let names: Vec<String> = (0..32).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let wanted = read(&at, &names);
+    at.unmount();
+    for number in [5, 20, 31] {
+        run(&sandbox, &["cache", "drop", "--content", &reference]);
+        registry.clear();
+        let at = mount(&sandbox, &reference, &["--prefetch", "none"]);
+        let file = std::fs::File::open(at.join(names[number])).unwrap();
+        let mut bytes = [0; 4096];
+        file.read_exact_at(&mut bytes, 300_000).unwrap();
+        assert!(bytes == wanted[number][300_000..][..4096]);
+        drop(file);
+        let fetched = registry.blob_bytes();
+        assert!(fetched > 0 && fetched <= 512 << 10 && fetched * 16 < whole, "{fetched} of {whole}");
+        // From there on, and before it.
+        assert!(read(&at, &names) == wanted);
+        at.unmount();
     }
 }
 

@@ -127,6 +127,28 @@ fn a_pushed_index_costs_few_requests_and_bytes() {
     assert!(of_layers(&registry, &image).iter().any(|asked| asked.status == 200), "a first pass");
 }
 
+/// Of a layer that is one deflate block, as `igzip -0` writes it.
+#[test]
+fn a_pushed_index_has_starts_inside_a_block() {
+    let image = ImageBuilder::new().layer(large(9).packing(Packing::OneBlock)).build();
+    let registry = taking_pushes(&image);
+    let reference = registry.reference("team/app", "1");
+    let (here, there) = (Sandbox::new(), Sandbox::new());
+    let wanted = done(&here, &["cat", &reference, "/9/6"]);
+    done(&here, &["index", "push", &reference]);
+    registry.clear();
+    let cat = ["cat", &reference, "/9/6", "--index-from", "referrers"];
+    assert!(done(&there, &cat) == wanted);
+    let asked = of_layers(&registry, &image);
+    let bytes: u64 = asked.iter().inspect(|asked| assert_eq!(asked.status, 206)).map(|asked| asked.body_bytes).sum();
+    let whole = image.layers()[0].blob.len() as u64;
+    // The file is an eighth of the layer, and begins and ends inside a span.
+    assert!(bytes * 4 < whole, "{bytes} of {whole}");
+    let explained = json(&there, &["inspect", "--explain", "--index-from", "referrers", &reference]);
+    let used = explained["layers"][0]["origins"].as_array().unwrap().iter().find(|one| one["why_not"].is_null());
+    assert_eq!(used.unwrap()["origin"], "a pushed index");
+}
+
 #[test]
 fn a_profile_goes_with_the_indexes() {
     if cannot_mount() {

@@ -553,8 +553,10 @@ mod tests {
         spans[2].check = Check::sha256(b"bytes");
         assert_eq!(version(&spans, &Proof::Built), 3);
         // Releases that know no such spans find a kind that they do not know.
-        spans[2] = Span { kind: StartKind::Block, bit: 0, ..plain };
-        assert_eq!(version(&spans, &Proof::Built), 3);
+        for kind in [StartKind::Block, StartKind::InsideBlock] {
+            spans[2] = Span { kind, bit: 0, ..plain.clone() };
+            assert_eq!(version(&spans, &Proof::Built), 3);
+        }
     }
 
     #[test]
@@ -578,7 +580,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let footer = bytes.len() - FOOTER;
-        for (at, value, wanted) in [(472, 200, "proof"), (473, 3, "stream"), (476, 8, "check"), (479, 0x40, "check")] {
+        for (at, value, wanted) in [(472, 200, "proof"), (473, 3, "stream"), (476, 8, "check"), (479, 0x20, "check")] {
             let mut later = bytes.clone();
             later[footer + at] = value;
             resign(&mut later);
