@@ -436,7 +436,13 @@ impl Fetcher {
         {
             error = ReadError::Source { layer: self.blob.digest.clone(), cause: Arc::new(cause) };
         }
-        if matches!(error, ReadError::Corrupt { .. } | ReadError::Codec { .. }) && self.layer.refute(&error) {
+        let is_wrong = match &error {
+            ReadError::Corrupt { .. } | ReadError::Codec { .. } => true,
+            // Nothing has damaged it, so it came like that.
+            ReadError::Index { cause, .. } => !cause.is_damage(),
+            _ => false,
+        };
+        if is_wrong && self.layer.refute(&error) {
             error = ReadError::Refuted { layer: self.blob.digest.clone(), cause: Arc::new(error) };
         }
         let open = self.give_up(run, |_| true);

@@ -1,10 +1,10 @@
 //! Row 11 once more: pushed indexes that lie. They were put there by those who can write to the repository; what is shown is what the
 //! layer has, in the end by a first pass, or an error.
 
-use peelfs::codec::StartKind;
-use peelfs::descriptor::MediaType;
+use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, StartKind, Status};
+use peelfs::descriptor::{Compression, MediaType};
 use peelfs::digest::Digest;
-use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, write_index};
+use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
 use peelfs::offsets::{BlobOffset, DecodedOffset};
 use peelfs_loopback::faults::{Fault, Rule, Target};
 use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
@@ -33,7 +33,10 @@ struct Served {
 
 impl Served {
     fn new() -> Self {
-        let image = image("right");
+        Self::of(image("right"))
+    }
+
+    fn of(image: Image) -> Self {
         let registry =
             Registry::start(Catalog::new().image(NAME, "1", &image).listing_referrers().taking_pushes()).unwrap();
         let sandbox = Sandbox::new();
@@ -273,4 +276,80 @@ fn row_11_a_pushed_index_that_contradicts_the_layer_is_given_up() {
     let plain = sandbox.run(["cat", &registry.reference(NAME, "1"), "/f"]);
     assert_eq!(plain.stdout, b"right", "{}", said(&plain));
     tried(11, 3);
+}
+
+/// Changes a checkpoint as it is stored.
+type Change = fn(&mut Vec<u8>);
+
+/// An index of a layer that is one deflate block, whose spans have the right digests, and `change` what stands for the window
+/// of each start inside the block, before it is compressed.
+fn with_windows(layer: &Layer, change: Change) -> Vec<u8> {
+    let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+    let mut out = OutputBuffer::new(layer.tar.len() + 1);
+    assert_eq!(decoder.decode(&mut &layer.blob[..], &mut out), Ok(Status::NeedInput));
+    let (marks, found) = (decoder.take_marks(), decoder.take_windows());
+    let (mut windows, mut places) = (Vec::new(), vec![None; marks.len()]);
+    for (number, window) in found {
+        assert_eq!(marks[number].kind, StartKind::InsideBlock);
+        let mut bytes = zstd::bulk::decompress(&window.to_bytes(), 1 << 20).unwrap();
+        change(&mut bytes);
+        let packed = zstd::bulk::compress(&bytes, 3).unwrap();
+        places[number] = Some(WindowAt { start: windows.len() as u64, len: packed.len().try_into().unwrap() });
+        windows.extend(packed);
+    }
+    assert!(places.len() > 2, "{marks:?}");
+    let ends = marks[1..].iter().map(|mark| mark.decoded).chain([DecodedOffset(layer.tar.len() as u64)]);
+    let spans: Vec<Span> = marks
+        .iter()
+        .zip(ends)
+        .zip(places)
+        .map(|((mark, end), window)| Span {
+            decoded: mark.decoded..end,
+            blob: mark.blob,
+            bit: mark.bit,
+            kind: mark.kind,
+            check: Check::blake3(&layer.tar[mark.decoded.0 as usize..end.0 as usize]),
+            window,
+        })
+        .collect();
+    let (mut tree, mut walker) = (LayerTree::new(peelfs::layer::Limits::default()), TarWalker::new());
+    walker.push(&layer.tar, &mut tree).unwrap();
+    walker.finish().unwrap();
+    let (blob, diff_id) = (layer.digest.clone(), layer.diff_id.clone());
+    let of = IndexedLayer { blob, blob_size: layer.blob.len() as u64, diff_id, decoded_size: layer.tar.len() as u64 };
+    let mut index = Vec::new();
+    write_index(&tree, &spans, &windows, &of, &Proof::Built, &mut index).unwrap();
+    index
+}
+
+#[test]
+fn row_11_a_start_inside_a_block_that_lies_is_given_up() {
+    let text: String = (0..200_000_u32).map(|n| format!("{:x} ", n.wrapping_mul(0x9e37_79b9) >> 9)).collect();
+    let layer = LayerBuilder::new().file("before", text).file("f", "right").packing(Packing::OneBlock);
+    let served = Served::of(ImageBuilder::new().layer(layer).build());
+    let with = |change: Change| {
+        let index = with_windows(served.layer(), change);
+        served.with(|artifact, registry| replace(artifact, registry, &index))
+    };
+    let (code, out, told) = shown(&with(|_| {}));
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    assert!(!told.contains("WARN"), "{told}");
+    // The state's first byte is the kind of the block; behind the numbers of codes are two lengths a byte.
+    let lies: [(&str, Change); 8] = [
+        ("no state", Vec::clear),
+        ("an unknown kind", |state| state[0] = 7),
+        ("too many codes", |state| state[1] = 30),
+        ("a state cut short", |state| state.truncate(100)),
+        ("lengths that make no code", |state| state[3..40].fill(0x11)),
+        ("a block that cannot end", |state| state[3 + 128] &= 0xf0),
+        ("the fixed codes", |state| drop(state.splice(..3 + 158, [1 | 4]))),
+        ("another window", |state| state[3 + 158..].iter_mut().for_each(|byte| *byte ^= 1)),
+    ];
+    for (why, lie) in lies {
+        let (code, out, told) = shown(&with(lie));
+        assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{why}: {told}");
+        // A window may have no byte that counts for a file.
+        assert!(told.contains("is wrong about its layer") || why == "another window", "{why}: {told}");
+    }
+    tried(11, 8);
 }
