@@ -604,7 +604,7 @@ impl ImageFs {
         self.layers.known(number)
     }
 
-    fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {
+    pub(super) fn plan_read(&self, node: NodeId, at: FileOffset, length: usize) -> Now<ReadPlan> {
         let (number, shown) = self.carrier(node, Kind::File)?;
         // Where bytes lie is said by the index that they are read by: another may have taken the place of the one by which
         // the tree is shown.

@@ -9,15 +9,15 @@ use crate::overlay::NodeId;
 
 /// What is known of a file's content.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct KnownContent {
+pub struct KnownContent<'a> {
     /// The layer, by its decoded content, and the entry in it.
-    place: (Digest, EntryId),
+    place: (&'a Digest, EntryId),
     size: u64,
     /// Lengths and digests of its pieces in their order, if the layer's index has digests of just these bytes.
     pieces: Option<Vec<(u64, Check)>>,
 }
 
-impl KnownContent {
+impl KnownContent<'_> {
     /// Whether two files have the same content; `None` if that takes reading them.
     pub fn is_same_as(&self, other: &Self) -> Option<bool> {
         if self.size != other.size {
@@ -39,12 +39,12 @@ impl ImageFs {
     ///
     /// # Errors
     /// [`NotNow`]
-    pub fn known_content_of(&self, node: NodeId, layers: &[LayerRef]) -> Now<KnownContent> {
+    pub fn known_content_of<'a>(&self, node: NodeId, layers: &'a [LayerRef]) -> Now<KnownContent<'a>> {
         let (number, entry) = self.carrier(node, Kind::File)?;
         let reader = self.known_content(number).ok_or(NotNow::Needs(number))?;
         let index = reader.index();
         let size = index.entry(entry).map_err(|cause| damaged(number, cause))?.size();
-        let place = (layers[usize::from(number.0)].content().clone(), entry);
+        let place = (layers[usize::from(number.0)].content(), entry);
         let pieces = pieces(index, entry, size).map_err(|cause| damaged(number, cause))?;
         Ok(KnownContent { place, size, pieces })
     }

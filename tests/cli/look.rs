@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use insta::assert_snapshot;
 use peelfs_loopback::chunked::ChunkedBuilder;
-use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
+use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use support::random::Random;
@@ -817,6 +817,37 @@ fn differences_are_the_same_with_and_without_shared_layers() {
     }
     let back = user.run(&["diff", "oci:c:1", "oci:a:1"]).text;
     assert_eq!(back, user.run(&["diff", "oci:b:1", "oci:a:1"]).text);
+}
+
+/// Many of them lie in one span, which is read once for all; their order in the tar is none.
+#[test]
+fn small_files_that_differ_are_found_among_many() {
+    for packing in [Packing::GZIP, Packing::ZSTD, Packing::Stored] {
+        let changed = [7, 500, 1999];
+        let image = |is_changed: bool| {
+            let layer = (0..2000_usize).fold(LayerBuilder::new().packing(packing), |layer, number| {
+                let number = number * 1237 % 2000;
+                let mut text = Random::new(number as u64).bytes(300 + number % 700);
+                if is_changed && changed.contains(&number) {
+                    *text.last_mut().unwrap() ^= 1;
+                }
+                layer.file(&format!("d{}/{number:04}", number % 7), text)
+            });
+            ImageBuilder::new().layer(layer.file("large", vec![u8::from(is_changed); 70_000])).build()
+        };
+        let user = User::new();
+        image(false).write_layout(&user.path("a"), "1").unwrap();
+        image(true).write_layout(&user.path("b"), "1").unwrap();
+        let mut wanted: Vec<_> = changed.iter().map(|number| format!("M\t/d{}/{number:04}", number % 7)).collect();
+        wanted.push("M\t/large".to_owned());
+        wanted.sort();
+        // Twice, as what the first passes leave cached is read otherwise than what is verified anew.
+        for _ in 0..2 {
+            let told = user.run(&["diff", "oci:a:1", "oci:b:1"]).text;
+            let told: Vec<_> = told.lines().filter(|line| line.starts_with("M\t")).collect();
+            assert_eq!(told, wanted, "{packing:?}");
+        }
+    }
 }
 
 /// A shared layer is not asked for where the others decide every name.

@@ -21,7 +21,7 @@ use crate::progress::Meter;
 use crate::{specs, text};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process};
-use peelfs::image::{FsError, ImageFs, LayerIndexes, LayerRef, Tree, Version, tree};
+use peelfs::image::{FsError, ImageFs, LayerIndexes, LayerRef, NearFiles, Tree, Version, tree};
 use peelfs::layer::{Flags, Kind};
 use peelfs::offsets::FileOffset;
 use peelfs::overlay::{Last, LayerNo, NodeAttr, NodeId};
@@ -62,6 +62,7 @@ async fn compare(args: &DiffArgs, images: [Looked; 2]) -> Result<bool, Report> {
         args,
         shared: first,
         sides,
+        near: Default::default(),
         meter: &before.meter,
         out: Out::new(),
         counts: Counts::default(),
@@ -86,13 +87,18 @@ struct Side<'a> {
     layers: &'a [LayerRef],
     /// Indexes of the layers that the other image does not share.
     own: LayerIndexes,
+    /// Whether any of its files may have extended attributes.
+    has_xattrs: bool,
 }
 
 impl<'a> Side<'a> {
     async fn of(looked: &'a Looked, first: LayerNo) -> Result<Self, FsError> {
         let image = looked.shown.image();
         let own = image.layer_indexes(first).await?;
-        Ok(Self { image, tree: &looked.tree, layers: &looked.opened.plan.layers, own })
+        // Of shared layers nothing may be known, and nothing need be.
+        let has_xattrs = first != LayerNo(0)
+            || tree::awaited(&*looked.tree, |tree| tree.all_xattr_names()).await?.is_none_or(|names| !names.is_empty());
+        Ok(Self { image, tree: &looked.tree, layers: &looked.opened.plan.layers, own, has_xattrs })
     }
 
     /// Whether names of the shared layers show through in a directory of these versions.
@@ -116,6 +122,9 @@ impl<'a> Side<'a> {
     }
 
     async fn xattrs(&self, attr: &NodeAttr) -> Result<Vec<(Vec<u8>, Vec<u8>)>, FsError> {
+        if !self.has_xattrs {
+            return Ok(Vec::new());
+        }
         tree::awaited(&**self.tree, |tree| {
             let mut xattrs = Vec::new();
             for name in tree.xattr_names(attr.node)? {
@@ -132,6 +141,8 @@ struct Comparison<'a> {
     /// The number of layers that both have at the bottom.
     shared: LayerNo,
     sides: [Side<'a>; 2],
+    /// What small files were read of each.
+    near: [NearFiles; 2],
     /// Shows what is read of both.
     meter: &'a Meter,
     out: Out,
@@ -271,8 +282,9 @@ impl Comparison<'_> {
         }
         let [own, others] = [a.own.children(&versions[0])?, b.own.children(&versions[1])?];
         let mut pairs = Vec::new();
-        for (name, a_versions, b_versions) in merge(own, others, |(name, _)| *name) {
-            let name = name.to_vec();
+        for pair in merge(own, others, |(a, _), (b, _)| a.cmp(b)) {
+            let (a_versions, b_versions) = pair;
+            let name = a_versions.as_ref().or(b_versions.as_ref()).map_or(&[][..], |(name, _)| name).to_vec();
             let nodes = [a.lookup(dirs[0], &name).await?, b.lookup(dirs[1], &name).await?];
             let versions = [a_versions, b_versions].map(|side| side.map(|(_, versions)| versions).unwrap_or_default());
             pairs.push(Pair { name, nodes, versions });
@@ -286,8 +298,12 @@ impl Comparison<'_> {
         versions: &[Vec<Version>; 2],
     ) -> Result<Vec<Pair>, FsError> {
         let mut pairs = Vec::with_capacity(own.len().max(others.len()));
-        for (name, a, b) in merge(own, others, |(name, _)| name.clone()) {
-            let nodes = [a.map(|(_, attr)| attr), b.map(|(_, attr)| attr)];
+        for pair in merge(own, others, |(a, _), (b, _)| a.cmp(b)) {
+            let (name, nodes) = match pair {
+                (Some((name, a)), b) => (name, [Some(a), b.map(|(_, attr)| attr)]),
+                (None, Some((name, b))) => (name, [None, Some(b)]),
+                (None, None) => continue,
+            };
             let mut inside = [Vec::new(), Vec::new()];
             // Only directories of both are compared by what is in them.
             if self.shared != LayerNo(0)
@@ -346,7 +362,7 @@ impl Comparison<'_> {
         self.print(letter, &self.path.clone(), [Some(before), Some(after)], &aspects).await
     }
 
-    async fn aspects(&self, before: &NodeAttr, after: &NodeAttr) -> Result<Vec<Aspect>, FsError> {
+    async fn aspects(&mut self, before: &NodeAttr, after: &NodeAttr) -> Result<Vec<Aspect>, FsError> {
         if before.kind != after.kind {
             return Ok(vec![Aspect::Type]);
         }
@@ -379,7 +395,7 @@ impl Comparison<'_> {
     }
 
     /// Whether two files have the same content: as the layers' indexes tell, else by reading both.
-    async fn same_content(&self, before: &NodeAttr, after: &NodeAttr) -> Result<bool, FsError> {
+    async fn same_content(&mut self, before: &NodeAttr, after: &NodeAttr) -> Result<bool, FsError> {
         if before.size != after.size {
             return Ok(false);
         }
@@ -390,6 +406,15 @@ impl Comparison<'_> {
         ];
         if let Some(same) = known[0].is_same_as(&known[1]) {
             return Ok(same);
+        }
+        if before.size <= NearFiles::SMALL {
+            let [near_a, near_b] = &mut self.near;
+            let own = a.image.awaited(|image| image.near_file(before.node, near_a)).await?;
+            let other = b.image.awaited(|image| image.near_file(after.node, near_b)).await?;
+            if let (Some(own), Some(other)) = (own, other) {
+                self.meter.add(before.size + after.size);
+                return Ok(near_a.bytes(&own) == near_b.bytes(&other));
+            }
         }
         let mut at = FileOffset(0);
         while at.0 < before.size {
@@ -482,20 +507,19 @@ struct Difference<'a> {
     after: Option<JsonNode>,
 }
 
-/// Joins two lists that are sorted by key.
-fn merge<T, K: Ord>(own: Vec<T>, others: Vec<T>, key: impl Fn(&T) -> K) -> Vec<(K, Option<T>, Option<T>)> {
+/// Joins two lists that are sorted by `order`; each pair has one of them at least.
+fn merge<T>(own: Vec<T>, others: Vec<T>, order: impl Fn(&T, &T) -> Ordering) -> Vec<(Option<T>, Option<T>)> {
+    let mut merged = Vec::with_capacity(own.len().max(others.len()));
     let (mut own, mut others) = (own.into_iter().peekable(), others.into_iter().peekable());
-    let mut merged = Vec::new();
     loop {
         let order = match (own.peek(), others.peek()) {
-            (Some(a), Some(b)) => key(a).cmp(&key(b)),
+            (Some(a), Some(b)) => order(a, b),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return merged,
         };
         let a = if order.is_le() { own.next() } else { None };
         let b = if order.is_ge() { others.next() } else { None };
-        let name = a.as_ref().or(b.as_ref()).map(&key).expect("one of them is there");
-        merged.push((name, a, b));
+        merged.push((a, b));
     }
 }
