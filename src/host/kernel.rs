@@ -156,7 +156,7 @@ fn is_whole(fs: &ImageFs) -> bool {
 
 /// The files of an image that was mounted before, if they have not been written to since.
 fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
-    let image = store.kernel_image(&chain(layers, |_, layer| layer.stream_name().into_owned()))?;
+    let image = store.kernel_image(&chain(layers, |_, layer| layer.stream_name().to_string()))?;
     let found = |layer: &LayerRef| {
         let name = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
         store.verified_content(name).map(|sealed| sealed.file)
@@ -253,8 +253,8 @@ fn devices(layers: &[LayerRef]) -> Vec<&LayerRef> {
 }
 
 /// The identity of an EROFS image: its layers, and the version of its form.
-fn chain(layers: &[LayerRef], stream: impl Fn(LayerNo, &LayerRef) -> Digest) -> Digest {
-    let mut text = String::from("2\n");
+fn chain(layers: &[LayerRef], stream: impl Fn(LayerNo, &LayerRef) -> String) -> Digest {
+    let mut text = String::from("3\n");
     for (number, layer) in (0..).map(LayerNo).zip(layers) {
         text.push_str(&format!("{} {}\n", layer.blob.digest, stream(number, layer)));
         // The names of a tar are in its stream.
@@ -266,13 +266,18 @@ fn chain(layers: &[LayerRef], stream: impl Fn(LayerNo, &LayerRef) -> Digest) -> 
 }
 
 /// What the decoded stream of a layer is known by. An image over another stream of the same layer has other offsets, so
-/// it must have another name.
-fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> Digest {
-    match fs.layer(number) {
+/// it must have another name; so must one that shows what another maker says of the layer: it is for mounts that trust that maker.
+fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> String {
+    let reader = fs.layer(number);
+    let stream = match &reader {
         Some(reader) if reader.index().stream_name() != &reader.index().layer().diff_id => {
             reader.index().stream_name().clone()
         }
         _ => layer.stream_name().into_owned(),
+    };
+    match reader.as_ref().and_then(|reader| reader.index().proof().vouched_by()) {
+        Some(by) => format!("{stream} by {by:?}"),
+        None => stream.to_string(),
     }
 }
 
@@ -300,13 +305,13 @@ mod tests {
             soci: None,
         };
         let layers = [layer("a"), layer("b")];
-        let over_tars = chain(&layers, |_, layer| layer.content().clone());
-        assert_eq!(chain(&layers, |_, _| of("the tar")), over_tars);
+        let over_tars = chain(&layers, |_, layer| layer.content().to_string());
+        assert_eq!(chain(&layers, |_, _| of("the tar").to_string()), over_tars);
         for opened_by_table in [LayerNo(0), LayerNo(1)] {
-            let stream = |number| of(if number == opened_by_table { "bodies alone" } else { "the tar" });
+            let stream = |number| of(if number == opened_by_table { "bodies alone" } else { "the tar" }).to_string();
             assert_ne!(chain(&layers, |number, _| stream(number)), over_tars);
         }
         let swapped = [layer("b"), layer("a")];
-        assert_ne!(chain(&swapped, |_, layer| layer.content().clone()), over_tars);
+        assert_ne!(chain(&swapped, |_, layer| layer.content().to_string()), over_tars);
     }
 }

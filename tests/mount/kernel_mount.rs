@@ -472,6 +472,30 @@ fn indexes_and_profiles_are_carried_past_sealed_content() {
     at.unmount();
 }
 
+/// What was made of a pushed index is not shown where no such index is believed.
+#[test]
+fn an_image_by_a_pushed_index_is_for_those_who_believe_it() {
+    if cannot_mount() {
+        return;
+    }
+    let image = packed(&layers(), &[Packing::GZIP], Family::Oci);
+    let catalog = Catalog::new().image("library/image", "1", &image).listing_referrers().taking_pushes();
+    let registry = Registry::start(catalog).unwrap();
+    let (here, there) = (Sandbox::new(), Sandbox::new());
+    let pushed = here.run(["index", "push", &reference(&registry)]);
+    assert!(pushed.status.success(), "{}", said(&pushed));
+    let believing = [ALWAYS, &["--index-from", "referrers"]].concat();
+    mount(&there, &registry, "a", &believing).unmount();
+    registry.clear();
+    mount(&there, &registry, "a", &believing).unmount();
+    assert_eq!(registry.blob_bytes(), 0, "it is all there");
+    let own = mount(&there, &registry, "a", ALWAYS);
+    let sizes = image.layers().iter().map(|layer| layer.blob.len() as u64).sum::<u64>();
+    assert!(registry.blob_bytes() >= sizes, "{} of {sizes} bytes: the layers are read", registry.blob_bytes());
+    assert_same("own", &tree_of(&layers()), &own.path, Compare::Exactly);
+    own.unmount();
+}
+
 /// Metadata, content and link counts, on an image with everything and on random ones.
 #[test]
 fn a_kernel_mount_shows_what_umoci_unpacks() {
