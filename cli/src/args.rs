@@ -755,6 +755,14 @@ pub(crate) enum IndexCommand {
     /// Commands that `peelfs profile` has, too.
     #[command(flatten)]
     Carry(CarryCommand),
+        /// Sign what is pushed with the private key in this PEM file, as `cosign sign --key` does, for `--index-verifier-dir` on
+        /// other machines
+        ///
+        /// The key is one of ECDSA with P-256, Ed25519 or RSA, in PKCS#8, SEC1 or PKCS#1, and not encrypted. A file of the
+        /// user's own that others may read is refused, as ssh does. The signature goes beside the artifact, to the tag
+        /// `sha256-HEX.sig`, behind those that are there.
+        #[arg(long, value_name = "FILE")]
+        sign_key: Option<PathBuf>,
 }
 
 /// What `peelfs index push` pushes.

@@ -11,22 +11,31 @@ use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
 use peelfs::host::push::{self, Pushed, Step};
 use peelfs::host::report::{Code, Report};
-use peelfs::host::{open, process};
+use peelfs::host::{open, process, sign};
 use peelfs::image::LayerRef;
 use peelfs::reference::RegistryName;
+use peelfs::signature::PrivateKey;
 
 pub(super) fn index(command: &IndexCommand) -> Result<(), Report> {
     match command {
-        IndexCommand::Push { image, to, format: PushedFormat::Peelfs, .. } => push(image, to.as_ref()),
-        IndexCommand::Push { image, to, format: PushedFormat::Soci, min_layer_size } => {
-            push_soci(image, to.as_ref(), *min_layer_size)
+        IndexCommand::Push { image, to, format, sign_key, min_layer_size } => {
+            // Before anything is sent, and anything takes long.
+            let key = sign_key.as_deref().map(sign::private_key).transpose()?;
+            match format {
+                PushedFormat::Peelfs => push(image, to.as_ref(), key.as_ref()),
+                PushedFormat::Soci => push_soci(image, to.as_ref(), (*min_layer_size, key.as_ref())),
+            }?;
+            match key {
+                Some(key) => say(&format!("signed with the key {}", key.public().fingerprint())),
+                None => Ok(()),
+            }
         }
         IndexCommand::Carry(command) => index_file(command),
     }
 }
 
 /// Pushes what this machine knows of an image to a registry.
-fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
+fn push(image: &ImageArgs, to: Option<&RegistryName>, key: Option<&PrivateKey>) -> Result<(), Report> {
     let meter = Meter::start("pushing indexes", image.opening.quiet.into());
     let tell = |step| match step {
         Step::Reading { number, count, size, progress } => {
@@ -37,7 +46,8 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
         Step::Describing { .. } => {}
         Step::Sending { size } => meter.begin("pushing indexes", Some(size)),
     };
-    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&specs::image(image)?, to, tell))?;
+    let image = specs::image(image)?;
+    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&image, to, key, tell))?;
     drop(meter);
     let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
     note_left_out(left_out);
@@ -54,7 +64,7 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>) -> Result<(), Report> {
 }
 
 /// Pushes a SOCI index of an image.
-fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, least: u64) -> Result<(), Report> {
+fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, how: (u64, Option<&PrivateKey>)) -> Result<(), Report> {
     let meter = Meter::start("pushing a SOCI index", image.opening.quiet.into());
     let tell = |step| match step {
         Step::Describing { size, progress, .. } | Step::Reading { size, progress, .. } => {
@@ -64,7 +74,7 @@ fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, least: u64) -> Result
         Step::Sending { size } => meter.begin("pushing zTOCs", Some(size)),
     };
     let image = specs::image(image)?;
-    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push_soci(&image, to, least, tell))?;
+    let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push_soci(&image, to, how, tell))?;
     drop(meter);
     let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
     if left_out > 0 {

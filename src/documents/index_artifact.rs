@@ -225,6 +225,12 @@ impl IndexArtifact {
         Entry::listed(manifest, INDEX_ARTIFACT, Self::annotations(created))
     }
 
+    /// When the `manifest` of an artifact says that it was made.
+    pub fn created(manifest: &[u8]) -> Option<String> {
+        let manifest: Value = serde_json::from_slice(manifest).ok()?;
+        Some(manifest["annotations"][CREATED].as_str()?.to_owned())
+    }
+
     fn annotations(created: &str) -> Value {
         json!({ CREATED: created })
     }

@@ -49,6 +49,7 @@ mod room;
 pub mod rootfs;
 pub mod server;
 pub mod short_name;
+pub mod sign;
 pub mod signature_policy;
 pub mod signed;
 pub mod size;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::error::HostError;
 use super::open::{self, Opened};
 use super::report::{Code, Report};
+use super::sign::{self, SignError};
 use super::spec::ImageSpec;
 use crate::content::{
     self, FirstPass, LayerRef, Means, Origin, Others, PackedIndex, PassError, PassProgress, PassScheduler, Profiles,
@@ -19,9 +20,10 @@ use crate::content::{
 };
 use crate::descriptor::{Compression, Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
-use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob, SociIndex};
+use crate::documents::{INDEX_ARTIFACT, IndexArtifact, SociIndex};
 use crate::image::{Limits, Network};
 use crate::reference::{Place, RegistryName};
+use crate::signature::PrivateKey;
 use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
 use crate::source::registry::{Content, PushError, RegistrySource, Rights, Stored};
@@ -130,6 +132,17 @@ pub enum IndexPushError {
         #[source]
         cause: PushError,
     },
+    /// It is not signed.
+    #[error("cannot sign the artifact {artifact} in {place}")]
+    Sign {
+        /// Registry and repository.
+        place: String,
+        /// The artifact's manifest.
+        artifact: Digest,
+        /// Why.
+        #[source]
+        cause: SignError,
+    },
 }
 
 impl From<ZtocError> for IndexPushError {
@@ -158,9 +171,16 @@ impl From<IndexPushError> for Report {
             IndexPushError::Ztoc(_) => told(Code::Verification),
             IndexPushError::Pass(cause) => cause.into(),
             IndexPushError::Transfer(cause) => cause.into(),
-            IndexPushError::Push { cause: PushError::Refused { .. }, .. } => told(Code::Failure).hint(elsewhere),
-            IndexPushError::Push { cause: PushError::List { .. }, .. } => told(Code::Failure).hint(elsewhere),
-            IndexPushError::Push { cause: PushError::Source(ref cause), .. } => {
+            IndexPushError::Push { cause: PushError::Refused { .. } | PushError::List { .. }, .. }
+            | IndexPushError::Sign {
+                cause: SignError::Push(PushError::Refused { .. } | PushError::List { .. }), ..
+            } => told(Code::Failure).hint(elsewhere),
+            IndexPushError::Sign {
+                cause: SignError::NotMade(_) | SignError::Other { .. } | SignError::Full { .. } | SignError::Busy { .. },
+                ..
+            } => told(Code::Failure),
+            IndexPushError::Push { cause: PushError::Source(ref cause), .. }
+            | IndexPushError::Sign { cause: SignError::Push(PushError::Source(ref cause)), .. } => {
                 let Self { code, hint, .. } = Self::from_source(cause);
                 let hint = match (code, hint) {
                     (Code::Authentication, Some(hint)) => Some(format!("{hint}; or {elsewhere}")),
@@ -172,12 +192,18 @@ impl From<IndexPushError> for Report {
     }
 }
 
-/// Pushes the indexes and the profiles of an image to its repository, or to `to`. `tell` is told what begins.
+/// Pushes the indexes and the profiles of an image to its repository, or to `to`, and signs them with `key`. `tell` is told
+/// what begins.
 ///
 /// # Errors
 /// [`IndexPushError`]; blobs that were stored before remain.
-pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(Step)) -> Result<Pushed, IndexPushError> {
-    let Target { opened, registry, mut pushed } = target(image, to).await?;
+pub async fn push(
+    image: &ImageSpec,
+    to: Option<&RegistryName>,
+    key: Option<&PrivateKey>,
+    tell: impl Fn(Step),
+) -> Result<Pushed, IndexPushError> {
+    let Target { opened, registry, name, mut pushed } = target(image, to).await?;
     let layers = to_push(&opened);
     let count = opened.plan.layers.len();
     let left_out =
@@ -219,11 +245,15 @@ pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(St
         artifact.profiles = Some(blob);
         pushed.profiles = true;
     }
-    match existing(&registry, &image.digest, &artifact).await.map_err(|cause| push(cause.into()))? {
-        Some(existing) => (pushed.artifact, pushed.was_there) = (existing, true),
+    match existing(&registry, image, &artifact).await.map_err(|cause| push(cause.into()))? {
+        Some(existing) => {
+            signed(&registry, &name, &existing, key).await?;
+            (pushed.artifact, pushed.was_there) = (existing, true);
+        }
         None => {
             let created = jiff::Timestamp::now().to_string();
             let manifest = Bytes::from(artifact.manifest(image, &created));
+            signed(&registry, &name, &Digest::of(Algorithm::Sha256, &manifest), key).await?;
             let entry = IndexArtifact::entry(&manifest, &created);
             pushed.artifact = registry.push_referrer(&image.digest, &manifest, &entry).await.map_err(push)?;
         }
@@ -231,18 +261,33 @@ pub async fn push(image: &ImageSpec, to: Option<&RegistryName>, tell: impl Fn(St
     Ok(pushed)
 }
 
+/// Signs an artifact before it is listed, so that none is seen without its signature.
+async fn signed(
+    registry: &RegistrySource,
+    name: &RegistryName,
+    artifact: &Digest,
+    key: Option<&PrivateKey>,
+) -> Result<(), IndexPushError> {
+    let Some(key) = key else { return Ok(()) };
+    let signed = sign::sign(registry, name, artifact, key).await;
+    signed.map_err(|cause| {
+        let place = format!("{}/{}", name.authority(), name.repository());
+        IndexPushError::Sign { place, artifact: artifact.clone(), cause }
+    })
+}
+
 /// Pushes zTOCs of an image's gzip layers of `least` bytes and more, and a SOCI index of version 1 that refers to the image, to
-/// its repository, or to `to`. `tell` is told what begins.
+/// its repository, or to `to`, and signs the index with `key`. `tell` is told what begins.
 ///
 /// # Errors
 /// [`IndexPushError`]; blobs that were stored before remain.
 pub async fn push_soci(
     image: &ImageSpec,
     to: Option<&RegistryName>,
-    least: u64,
+    (least, key): (u64, Option<&PrivateKey>),
     tell: impl Fn(Step),
 ) -> Result<Pushed, IndexPushError> {
-    let Target { opened, registry, mut pushed } = target(image, to).await?;
+    let Target { opened, registry, name, mut pushed } = target(image, to).await?;
     let place = pushed.place.clone();
     let push = |cause| IndexPushError::Push { place: place.clone(), cause };
     let count = opened.plan.layers.len();
@@ -284,6 +329,7 @@ pub async fn push_soci(
     }
     let image = &opened.plan.manifest;
     let manifest = Bytes::from(SociIndex::manifest(image, &ztocs));
+    signed(&registry, &name, &Digest::of(Algorithm::Sha256, &manifest), key).await?;
     let entry = SociIndex::entry(&manifest);
     pushed.artifact = registry.push_referrer(&image.digest, &manifest, &entry).await.map_err(push)?;
     Ok(pushed)
@@ -293,6 +339,8 @@ pub async fn push_soci(
 struct Target {
     opened: Opened,
     registry: Arc<RegistrySource>,
+    /// The repository.
+    name: RegistryName,
     /// Nothing yet.
     pushed: Pushed,
 }
@@ -325,7 +373,7 @@ async fn target(image: &ImageSpec, to: Option<&RegistryName>) -> Result<Target, 
         layer_bytes: 0,
         profiles: false,
     };
-    Ok(Target { opened, registry, pushed })
+    Ok(Target { opened, registry, name: name.clone(), pushed })
 }
 
 /// The layers to push, each once, with their numbers.
@@ -362,22 +410,19 @@ async fn packed(opened: &Opened, layer: &LayerRef) -> Result<PackedIndex, IndexP
     Ok(packed.map_err(|error| TransferError::Io(std::io::Error::other(error)))??)
 }
 
-/// The newest artifact, if it holds the same.
+/// The newest artifact, if it is the same but for its time: what others have written there is neither taken for ours nor signed.
 async fn existing(
     registry: &RegistrySource,
-    image: &Digest,
+    image: &Descriptor,
     artifact: &IndexArtifact,
 ) -> Result<Option<Digest>, crate::source::SourceError> {
-    let pages = registry.referrers(image, Some(INDEX_ARTIFACT)).await?.into_pages();
+    let pages = registry.referrers(&image.digest, Some(INDEX_ARTIFACT)).await?.into_pages();
     let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
     let Some(newest) = IndexArtifact::candidates(pages.iter().map(|page| &**page)).into_iter().next() else {
         return Ok(None);
     };
     let Ok(bytes) = registry.manifest(&newest).await else { return Ok(None) };
     let Ok(bytes) = bytes.verify(&newest.digest, newest.size) else { return Ok(None) };
-    let same = IndexArtifact::parse(&bytes, image).is_ok_and(|known| {
-        let blobs = |of: &IndexArtifact| of.layers.iter().map(|index| index.blob.clone()).collect::<Vec<PushedBlob>>();
-        blobs(&known) == blobs(artifact) && known.profiles == artifact.profiles
-    });
+    let same = IndexArtifact::created(&bytes).is_some_and(|created| artifact.manifest(image, &created) == bytes);
     Ok(same.then_some(newest.digest))
 }

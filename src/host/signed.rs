@@ -17,7 +17,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::documents::Entry;
 use crate::image::Network;
 use crate::reference::{Place, Reference, RegistryName};
-use crate::signature::{self, PublicKey, SignatureError, Statement};
+use crate::signature::{self, PublicKey, SIGNATURE, SIMPLE_SIGNING, SignatureError, Statement};
 use crate::source::registry::{Referrers, referrers_tag};
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, TagRecord};
@@ -150,8 +150,7 @@ type Found = Result<Option<Statement>, NotSigned>;
 impl Search<'_> {
     /// In the manifest with the tag `ALGORITHM-HEX.sig`.
     async fn by_tag(&mut self) -> Found {
-        let tag = format!("{}-{}.sig", self.digest.algorithm().name(), self.digest.hex());
-        let Some((reference, (source, _))) = self.beside(&tag).await? else { return Ok(None) };
+        let Some((reference, (source, _))) = self.beside(&signature::tag(self.digest)).await? else { return Ok(None) };
         let asked = source.root().await.map(Document::from);
         let Some(bytes) = self.remembered(&reference, asked)? else { return Ok(None) };
         self.manifest(&*source, &bytes).await
@@ -402,14 +401,10 @@ fn is_same_repository(signed: &str, used: &Reference) -> bool {
     signed.parse().is_ok_and(same)
 }
 
-/// The media type of a simple signing payload.
-const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The artifact type of a manifest with such payloads that has a subject.
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// The media type of a bundle, before its version.
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
-/// The annotation that holds a payload's signature.
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// Payloads have some 250 bytes; bundles with certificates and log proofs some 10 KiB.
 const CONTENT_LIMIT: u64 = 1 << 20;
 /// Limit of manifests, and of signatures in each.

@@ -57,7 +57,8 @@ impl PublicKey {
         if keys.is_empty() { Err(KeyError::None) } else { Ok(keys) }
     }
 
-    fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+    /// The key in a SubjectPublicKeyInfo.
+    pub(super) fn from_der(der: &[u8]) -> Result<Self, KeyError> {
         let malformed = |why: &dyn fmt::Display| KeyError::Malformed { why: why.to_string() };
         let info = SubjectPublicKeyInfoRef::from_der(der).map_err(|error| malformed(&error))?;
         let key = info.subject_public_key.as_bytes().ok_or_else(|| malformed(&"it has a part of a byte"))?;
@@ -104,12 +105,12 @@ pub(super) fn maker(keys: &[PublicKey], message: &[u8], signature: &[u8]) -> Opt
     keys.iter().position(|key| key.verifies(message, signature))
 }
 
-const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+pub(super) const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+pub(super) const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
-const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+pub(super) const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+pub(super) const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 /// A modulus of 2048 bits has 256 bytes; the encoding adds some ten.
 const SHORTEST_RSA: usize = 257;
 

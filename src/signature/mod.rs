@@ -3,16 +3,20 @@
 //! cosign has two forms. A *simple signing* payload contains the manifest's digest and the repository it was signed
 //! for, and its bytes are signed. A *bundle* (sigstore, version 0.3) holds an in-toto statement in a DSSE envelope,
 //! with the digest only. The place of a signature proves nothing, as every writer of a repository can put it there: its
-//! digest is always compared, its repository on request.
+//! digest is always compared, its repository on request. Signatures are made in the first form.
 //!
 //! Everything here is a pure function of bytes; the cryptography is from aws-lc.
 
+mod attached;
 mod bundle;
 mod key;
+mod private_key;
 mod simple;
 
+pub use attached::{Attached, NotSignatures, SIGNATURE, SIMPLE_SIGNING, Signed, tag};
 pub use bundle::bundle;
 pub use key::{KeyError, PublicKey};
+pub use private_key::{NotMade, PrivateKey, PrivateKeyError};
 pub use simple::simple_signing;
 
 use crate::digest::Digest;

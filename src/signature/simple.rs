@@ -1,6 +1,7 @@
 //! Simple signing: the payload signed by `cosign sign` (containers/image, container-signature(5), "JSON Data Format").
 
 use serde::Deserialize;
+use serde_json::json;
 
 use super::key::maker;
 use super::{IMAGE_SIGNATURES, PublicKey, SignatureError, Statement, decoded};
@@ -47,4 +48,17 @@ pub fn simple_signing(payload: &[u8], signature: &str, keys: &[PublicKey]) -> Re
     let digest: Digest = image.digest.parse().map_err(SignatureError::malformed)?;
     let reference = Some(identity.reference).filter(|reference| !reference.is_empty());
     Ok(Statement { digests: vec![digest], reference, key })
+}
+
+/// The payload that says that `repository` has the manifest with this digest.
+pub(super) fn payload(manifest: &Digest, repository: &str) -> Vec<u8> {
+    let payload = json!({
+        "critical": {
+            "identity": { "docker-reference": repository },
+            "image": { "docker-manifest-digest": manifest.to_string() },
+            "type": IMAGE_SIGNATURES[0],
+        },
+        "optional": null,
+    });
+    payload.to_string().into_bytes()
 }

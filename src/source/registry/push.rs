@@ -99,6 +99,14 @@ impl RegistrySource {
         Ok(digest)
     }
 
+    /// Stores a manifest under a tag, in place of what is there.
+    ///
+    /// # Errors
+    /// [`PushError`]
+    pub async fn push_tagged(&self, tag: &str, media_type: &str, bytes: &Bytes) -> Result<(), PushError> {
+        self.push_manifest(tag, media_type, bytes).await.map(drop)
+    }
+
     async fn push_manifest(&self, reference: &str, media_type: &str, bytes: &Bytes) -> Result<Reply, PushError> {
         let what = manifest_name(reference);
         let thing = Thing::NewManifest { reference, media_type, bytes };

@@ -66,7 +66,10 @@ impl RegistrySource {
     }
 
     /// The document under a tag, if there is one.
-    pub(super) async fn tagged(&self, tag: &str) -> Result<Option<Untrusted<Bytes>>, SourceError> {
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Untrusted<Bytes>>, SourceError> {
         let plain = |_: &Reply, body: &[u8]| encoding::is_plain(body);
         let mut tries = self.tries();
         let thing = Thing::Manifest(tag);
