@@ -222,6 +222,13 @@ pub(crate) struct OpeningArgs {
     /// `referrers`, into the image's own repository; its writers are trusted for names, attributes and content
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true, help_heading = "Image")]
     pub index_from: Option<IndexFrom>,
+    /// Use such indexes only if the verifiers in this directory allow the artifact that they are in
+    /// [default: /etc/peelfs/index-verifiers, if there is one]
+    ///
+    /// The verifiers are run as those of images are, with REPO@DIGEST as the name. A directory without a verifier allows
+    /// nothing. If an artifact is not allowed, that is a warning, and layers are read as if it were not there.
+    #[arg(long, value_name = "DIR", env = "PEELFS_INDEX_VERIFIER_DIR", hide_env_values = true, help_heading = "Image")]
+    pub index_verifier_dir: Option<PathBuf>,
 }
 
 /// Which indexes of layers are used besides those that this machine has made.
@@ -748,13 +755,6 @@ pub(crate) enum IndexCommand {
         /// What to push: indexes of peelfs, or a SOCI index of version 1, for machines with soci-snapshotter, too
         #[arg(long = "as", value_enum, default_value_t, value_name = "FORMAT")]
         format: PushedFormat,
-        /// With `--as soci`: leave out layers that are smaller, as `soci create` does
-        #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::parse)]
-        min_layer_size: u64,
-    },
-    /// Commands that `peelfs profile` has, too.
-    #[command(flatten)]
-    Carry(CarryCommand),
         /// Sign what is pushed with the private key in this PEM file, as `cosign sign --key` does, for `--index-verifier-dir` on
         /// other machines
         ///
@@ -763,6 +763,13 @@ pub(crate) enum IndexCommand {
         /// `sha256-HEX.sig`, behind those that are there.
         #[arg(long, value_name = "FILE")]
         sign_key: Option<PathBuf>,
+        /// With `--as soci`: leave out layers that are smaller, as `soci create` does
+        #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::parse)]
+        min_layer_size: u64,
+    },
+    /// Commands that `peelfs profile` has, too.
+    #[command(flatten)]
+    Carry(CarryCommand),
 }
 
 /// What `peelfs index push` pushes.

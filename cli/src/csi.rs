@@ -41,6 +41,10 @@ pub(crate) struct CsiArgs {
     /// repository; its writers are trusted for names and attributes
     #[arg(long, value_name = "REPO", env = "PEELFS_INDEX_FROM", hide_env_values = true)]
     pub index_from: Option<IndexFrom>,
+    /// Use such indexes only if the verifiers in this directory allow the artifact that they are in
+    /// [default: /etc/peelfs/index-verifiers, if there is one]
+    #[arg(long, value_name = "DIR", env = "PEELFS_INDEX_VERIFIER_DIR", hide_env_values = true)]
+    pub index_verifier_dir: Option<PathBuf>,
     /// Serve Prometheus metrics of all mounts of this user at http://ADDR/metrics; a port alone is one of loopback
     #[arg(long, value_name = "ADDR", value_parser = http::parse_address)]
     pub metrics: Option<SocketAddr>,
@@ -65,6 +69,7 @@ pub(super) fn run(args: &CsiArgs) -> Result<(), Report> {
             verifiers,
             platform,
             index_from: args.index_from.clone(),
+            index_verifiers: args.index_verifier_dir.as_ref().map(open::absolute),
             separate_namespaces: args.separate_namespaces,
             cgroup: args.cgroup.as_ref().map(open::absolute),
             state: open::absolute(&args.state_dir),

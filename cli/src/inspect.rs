@@ -25,7 +25,8 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Report> {
     let opened = runtime.block_on(open::open_to_describe(&specs::image_or_layer(&args.image, &args.layer)?))?;
     let found = if args.explain { runtime.block_on(pushed(&opened)) } else { HashMap::new() };
     let explained = args.explain.then_some(&found);
-    let description = describe(&args.image.reference, &opened, explained)?;
+    let stored = runtime.block_on(stored(&opened));
+    let description = describe(&args.image.reference, &opened, (&stored, explained))?;
     let mut out = io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &description).map_err(io::Error::from);
     match written.and_then(|()| writeln!(out)).and_then(|()| out.flush()) {
@@ -148,14 +149,27 @@ async fn pushed(opened: &Opened) -> PushedOf {
     found
 }
 
-fn describe<'a>(typed: &'a str, opened: &'a Opened, explained: Option<&PushedOf>) -> Result<Description<'a>, Report> {
+/// The index of each layer in the cache, if it may be used.
+async fn stored(opened: &Opened) -> Vec<Option<content::Opened>> {
+    let mut found = Vec::new();
+    for layer in &opened.plan.layers {
+        found.push(opened.stored(layer).await);
+    }
+    found
+}
+
+fn describe<'a>(
+    typed: &'a str,
+    opened: &'a Opened,
+    (stored, explained): (&[Option<content::Opened>], Option<&PushedOf>),
+) -> Result<Description<'a>, Report> {
     let plan = &opened.plan;
     let used: HashMap<Digest, LayerUsage> =
         opened.store.usage()?.layers.into_iter().map(|layer| (layer.digest.clone(), layer)).collect();
     let asked_for = |number: usize| opened.layer.is_none_or(|layer| usize::from(layer.0) == number);
     let layers = plan.layers.iter().enumerate().filter(|(number, _)| asked_for(*number));
     let layers: Vec<Layer<'_>> =
-        layers.map(|(number, layer)| of_layer(number + 1, layer, opened, &used, explained)).collect();
+        layers.map(|(at, layer)| of_layer((at + 1, layer), opened, stored[at].as_ref(), &used, explained)).collect();
     let raw = plan.configuration.raw.get();
     let registry = opened.registry.as_deref().filter(|_| explained.is_some());
     Ok(Description {
@@ -187,20 +201,19 @@ fn described(descriptor: &Descriptor) -> Described<'_> {
 }
 
 fn of_layer<'a>(
-    number: usize,
-    layer: &'a LayerRef,
+    (number, layer): (usize, &'a LayerRef),
     opened: &Opened,
+    found: Option<&content::Opened>,
     used: &HashMap<Digest, LayerUsage>,
     explained: Option<&PushedOf>,
 ) -> Layer<'a> {
-    let found = content::open_stored(layer, opened.origins(), &opened.store);
     let origins = explained.map(|pushed| {
-        let used = found.as_ref().ok().map(|found| found.origin);
+        let used = found.map(|found| found.origin);
         let told = pushed.get(&layer.blob.digest).into_iter().flatten();
         let told = told.filter(|(origin, _)| used != Some(*origin)).cloned().collect();
         content::explain(layer, used, opened.origins(), &told)
     });
-    let known = found.ok().map(|content::Opened { index, origin, .. }| Known {
+    let known = found.map(|content::Opened { index, origin, .. }| Known {
         entries: index.len(),
         decoded_size: index.layer().decoded_size,
         origin: origin.name(),

@@ -78,6 +78,7 @@ pub(crate) fn apply(args: &mut MountArgs) -> Result<KernelOptions, Report> {
             ("prefetch", Some(value)) => args.prefetch = one_of(&name, value)?,
             ("index", Some(value)) => args.image.opening.index = one_of(&name, value)?,
             ("index_from", Some(value)) => args.image.opening.index_from = Some(index_from(value)?),
+            ("index_verifier_dir", Some(value)) => args.image.opening.index_verifier_dir = Some(value.into()),
             ("kernel", Some(value)) => args.kernel = one_of(&name, value)?,
             (ignored, _) if is_ignored(ignored) => {}
             _ => {
@@ -146,7 +147,7 @@ fn is_ignored(name: &str) -> bool {
     name.is_empty() || name.starts_with("x_") || name.starts_with("x.") || IGNORED.contains(&name)
 }
 
-const WITH_VALUE: [&str; 17] = [
+const WITH_VALUE: [&str; 18] = [
     "metrics",
     "mirror",
     "hosts_dir",
@@ -163,6 +164,7 @@ const WITH_VALUE: [&str; 17] = [
     "prefetch",
     "index",
     "index_from",
+    "index_verifier_dir",
     "kernel",
 ];
 const WITHOUT_VALUE: [&str; 18] = [

@@ -96,15 +96,17 @@ pub(super) fn image_with_absolute_paths(args: &ImageArgs) -> Result<ImageSpec, R
 }
 
 fn with_absolute_paths(image: ImageSpec) -> Result<ImageSpec, Report> {
-    let ImageSpec { reference, platform, layer, up_to, view, access, cache, index, index_from, verifiers } = image;
     let access = Access {
-        ca: access.ca.iter().map(open::absolute).collect(),
-        authfile: access.authfile.as_ref().map(open::absolute),
-        mirrors: Mirrors { hosts_dir: access.mirrors.hosts_dir.as_ref().map(open::absolute), ..access.mirrors },
-        ..access
+        ca: image.access.ca.iter().map(open::absolute).collect(),
+        authfile: image.access.authfile.as_ref().map(open::absolute),
+        mirrors: Mirrors {
+            hosts_dir: image.access.mirrors.hosts_dir.as_ref().map(open::absolute),
+            ..image.access.mirrors
+        },
+        ..image.access
     };
-    let reference = reference.absolute(|path| open::absolute(path));
-    Ok(ImageSpec { reference, platform, layer, up_to, view, access, cache, index, index_from, verifiers })
+    let reference = image.reference.absolute(|path| open::absolute(path));
+    Ok(ImageSpec { reference, access, ..image })
 }
 
 /// How to reach images that are named later.
@@ -188,6 +190,7 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
             IndexArg::None => IndexChoice::None,
         },
         index_from: args.opening.index_from.clone(),
+        index_verifiers: args.opening.index_verifier_dir.as_ref().map(open::absolute),
         verifiers: open::absolute(access.verifier_dir.as_deref().unwrap_or(Path::new(verifiers::DEFAULT_DIR))),
     })
 }

@@ -43,6 +43,8 @@ pub struct Node {
     pub platform: Option<Platform>,
     /// Where indexes of layers are looked for that others have pushed.
     pub index_from: Option<IndexFrom>,
+    /// The directory of verifiers that have to allow them; by default that of the machine, if there is one.
+    pub index_verifiers: Option<PathBuf>,
     /// One cache per namespace below `cache`, so that pods of different namespaces share no layers.
     pub separate_namespaces: bool,
     /// The control group in which the processes that serve mounts run.
@@ -227,6 +229,7 @@ impl Volumes {
             access,
             verifiers: self.node.verifiers.clone(),
             index_from: self.node.index_from.clone(),
+            index_verifiers: self.node.index_verifiers.clone(),
             ..ImageSpec::new(wanted.reference, &cache.dir)
         };
         let image = ImageSpec { cache, ..image };

@@ -45,6 +45,8 @@ pub(crate) struct Config {
     /// The repository whose pushed indexes of layers are used: `"referrers"` for the image's own.
     #[serde(deserialize_with = "index_from")]
     pub(crate) index_from: Option<IndexFrom>,
+    /// The directory of verifiers that have to allow them; by default that of the machine, if there is one.
+    pub(crate) index_verifier_dir: Option<PathBuf>,
     /// Time limit in seconds for resolving an image at its registry; after it, the image is pulled and unpacked.
     pub(crate) resolve_within: u64,
     /// Whether pulls of Kubernetes bring logins; set on the command line.
@@ -68,6 +70,7 @@ impl Default for Config {
             verify_behind: false,
             verifier_dir: None,
             index_from: None,
+            index_verifier_dir: None,
             resolve_within: 20,
             learns_logins: false,
         }
@@ -104,8 +107,8 @@ impl Config {
     /// Checks that named files exist: otherwise images would be unpacked, or used without verification.
     fn check_paths(&self) -> Result<(), (&Path, String)> {
         let commands = self.providers.iter().map(|provider| &provider.command);
-        let needed =
-            self.authfile.iter().chain(&self.verifier_dir).chain(&self.hosts_dir).chain(&self.ca).chain(commands);
+        let directories = self.hosts_dir.iter().chain(&self.verifier_dir).chain(&self.index_verifier_dir);
+        let needed = self.authfile.iter().chain(directories.clone()).chain(&self.ca).chain(commands);
         for path in self.cache_dir.iter().chain(needed.clone()) {
             if !path.is_absolute() {
                 return Err((path, "is not an absolute path".to_owned()));
@@ -114,7 +117,7 @@ impl Config {
         for path in needed {
             std::fs::metadata(path).map_err(|cause| (path.as_path(), format!("cannot be used: {cause}")))?;
         }
-        for path in self.hosts_dir.iter().chain(&self.verifier_dir) {
+        for path in directories {
             let read = std::fs::read_dir(path);
             read.map_err(|cause| (path.as_path(), format!("cannot be read as a directory: {cause}")))?;
         }
@@ -179,6 +182,8 @@ mod tests {
         assert_eq!((config.cache_size, config.kernel, config.lazy), (Some(20 << 30), false, true));
         assert_eq!((config.insecure, config.on_outage), (vec!["reg:5000".to_owned()], OnOutage::Block));
         assert_eq!(read("index-from = \"referrers\"").unwrap().index_from, Some(IndexFrom::Referrers));
+        let verified = read("index-from = \"referrers\"\nindex-verifier-dir = \"/etc\"").unwrap();
+        assert_eq!(verified.index_verifier_dir.as_deref(), Some(Path::new("/etc")));
         assert_eq!(read("cache-size = 1000000").unwrap().cache_size, Some(1_000_000));
         assert_eq!(read("cache-size = \"1.5k\"").unwrap().cache_size, Some(1536));
         assert_eq!(read("").unwrap().cache(Path::new("/r")).dir, Path::new("/r/cache"));
@@ -194,6 +199,7 @@ mod tests {
             ("cache-dir = \"here\"", "`here` is not an absolute path"),
             ("ca = [\"/nonexistent.pem\"]", "`/nonexistent.pem` cannot be used: No such file"),
             ("verifier-dir = \"/nonexistent\"", "`/nonexistent` cannot be used: No such file"),
+            ("index-verifier-dir = \"/nonexistent\"", "`/nonexistent` cannot be used: No such file"),
             ("index-from = \"reg/app:1\"", "has a tag or a digest"),
             ("= 3", "line 1"),
         ] {

@@ -197,10 +197,11 @@ impl Images {
             surroundings: providers::surroundings(&self.root, &self.config),
         };
         let cache = self.cache();
-        // Verifiers run when an image is pulled; a later mount does not run them again.
         let index_from = self.config.index_from.clone();
+        // Verifiers run when an image is pulled; a later mount does not run them again.
         let (view, verifiers) = (View::Image, PathBuf::new());
-        ImageSpec { view, access, cache, index_from, verifiers, ..ImageSpec::new(reference, "") }
+        let index_verifiers = self.config.index_verifier_dir.clone();
+        ImageSpec { view, access, cache, index_from, index_verifiers, verifiers, ..ImageSpec::new(reference, "") }
     }
 
     pub(crate) fn cache(&self) -> CacheSpec {

@@ -20,6 +20,7 @@
 
 mod activity;
 mod apart;
+mod artifact_check;
 mod beat;
 mod block_sums;
 mod budget;
@@ -65,6 +66,7 @@ mod transfer;
 mod ztoc;
 
 pub use activity::{Activity, ByReason, Cause, FileActivity, LayerActivity, LayerCounts, Reason};
+pub use artifact_check::{ArtifactCheck, Refusal};
 pub use budget::Prefetch;
 pub use error::ReadError;
 pub use evict_content::evict_content;

@@ -57,7 +57,7 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
             Err(NotOpened::None) => continue,
             Err(why) => why,
         };
-        if origin.is_fetched() && !why.is_absence() {
+        if origin.is_fetched() && !why.is_absence() && !why.was_told() {
             let (layer, origin, error) = (&pass.layer.blob.digest, origin.name(), &why as &dyn std::error::Error);
             tracing::warn!(%layer, origin, error, "an index is not used; the layer is opened otherwise");
         }

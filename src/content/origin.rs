@@ -218,6 +218,15 @@ impl NotOpened {
             _ => false,
         }
     }
+
+    /// Whether a line of the log has said it of the artifact, for all layers.
+    pub(super) fn was_told(&self) -> bool {
+        match self {
+            Self::Pushed(PushedError::None { .. } | PushedError::Refused(_)) => true,
+            Self::Soci(SociError::Index(why)) => matches!(**why, NoIndex::None { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// Who vouches for a table of contents: the author of the manifest, which has its digest.

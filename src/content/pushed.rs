@@ -3,7 +3,8 @@
 //! What a machine has learnt in a first pass is valid for all of them, so an artifact holds the indexes of an image's
 //! layers ([`IndexArtifact`]). It is looked for once for each image, when the first layer needs it. Nothing proves that
 //! the names and digests in such an index belong to the layer: those who can write to the repository vouch for them, so
-//! it is used only where the user has named the repository. All else is checked, here and when bytes are fetched: an
+//! it is used only where the user has named the repository, and, where that is asked for, if [`ArtifactCheck`] allows the artifact
+//! it is from. All else is checked, here and when bytes are fetched: an
 //! index that cannot be used, or contradicts the layer, is given up, and the layer is opened otherwise.
 
 use std::collections::HashMap;
@@ -13,21 +14,23 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
+use super::artifact_check::{ArtifactCheck, ArtifactChecks, Refusal, artifact_of, name_of, parse_name};
 use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
-use super::referrer::manifest_of;
+use super::referrer::{described, keep, manifest_of};
 use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
 use super::superseded::drop_superseded;
 use super::transfer;
+use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
 use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
 use crate::layer::{Format, IndexError, LayerIndex, Proof};
 use crate::offsets::BlobOffset;
-use crate::source::BlobSource;
 use crate::source::registry::RegistrySource;
+use crate::source::{BlobSource, MANIFEST_LIMIT};
 use crate::store::{NewFile, Store};
 
 /// The pushed indexes of one image.
@@ -42,6 +45,7 @@ pub struct PushedIndexes {
     layers: Vec<Digest>,
     found: OnceCell<Result<Found, Arc<PushedError>>>,
     profiles: OnceCell<()>,
+    checks: Arc<ArtifactChecks>,
     /// A SOCI index in the same place.
     soci: Option<SociReferrers>,
 }
@@ -49,21 +53,26 @@ pub struct PushedIndexes {
 /// What was found.
 #[derive(Debug, Default)]
 struct Found {
-    indexes: HashMap<Digest, PushedIndex>,
+    /// By layer, each with its artifact.
+    indexes: HashMap<Digest, (PushedIndex, Digest)>,
     profiles: Option<PushedBlob>,
     /// Artifacts that cannot be used.
     unusable: Vec<String>,
 }
 
 impl PushedIndexes {
-    /// Those of the image with the manifest `image` and these layers, in `place`, the repository of `registry`.
+    /// Those of the image with the manifest `image` and these layers, in `place`, the repository of `registry`; only those whose
+    /// artifact `check` allows.
     pub fn new<'a>(
         registry: Option<Arc<RegistrySource>>,
         place: &str,
         image: &Digest,
         layers: impl IntoIterator<Item = &'a LayerRef>,
+        check: Option<Arc<dyn ArtifactCheck>>,
     ) -> Self {
-        let soci = registry.as_ref().map(|registry| SociReferrers::new(Arc::clone(registry), place, image));
+        let checks = Arc::new(ArtifactChecks::new(check));
+        let soci = |registry| SociReferrers::new(Arc::clone(registry), place, image, Arc::clone(&checks));
+        let soci = registry.as_ref().map(soci);
         let layers = layers.into_iter().map(|layer| layer.blob.digest.clone()).collect();
         Self {
             registry,
@@ -72,8 +81,56 @@ impl PushedIndexes {
             layers,
             found: OnceCell::new(),
             profiles: OnceCell::new(),
+            checks,
             soci,
         }
+    }
+
+    /// Whether an index with this proof may be used, by the answers so far ([`PushedIndexes::ask_about`]).
+    pub fn admit(&self, proof: &Proof) -> bool {
+        self.checks.admit(proof)
+    }
+
+    /// Asks about the artifact that the stored index of a layer is from, if it is from one.
+    pub async fn ask_about(&self, layer: &LayerRef, store: &Store) {
+        if self.checks.is_asked()
+            && let Ok(stored) = open_stored(layer, &FROM_ARTIFACTS, store)
+        {
+            // Whether it is used is seen by the answer.
+            let _ = self.allowed(stored.index.proof(), store).await;
+        }
+    }
+
+    /// Whether an index with this proof may be used.
+    async fn allowed(&self, proof: &Proof, store: &Store) -> Result<(), PushedError> {
+        let Some(name) = artifact_of(proof).filter(|_| self.checks.is_asked()) else { return Ok(()) };
+        let answer = match self.checks.answer(name) {
+            Some(answer) => answer,
+            None => {
+                let artifact = self.described(name, store).await.map_err(|why| PushedError::NotAsked { why })?;
+                self.checks.ask(name, &artifact).await
+            }
+        };
+        answer.map_err(PushedError::Refused)
+    }
+
+    /// The manifest of the artifact with this name.
+    async fn described(&self, name: &str, store: &Store) -> Result<Descriptor, String> {
+        let (place, digest) = parse_name(name).ok_or("it does not say which artifact it is from")?;
+        let bytes = match (store.document_by_digest(&digest, MANIFEST_LIMIT), &self.registry) {
+            (Some(bytes), _) => bytes,
+            (None, Some(registry)) if place == &*self.place => {
+                let within = tokio::time::timeout(FIND_LIMIT, registry.manifest_by_digest(&digest)).await;
+                let bytes = within.map_err(|_| format!("no answer within {} s", FIND_LIMIT.as_secs()))?;
+                let bytes = bytes.map_err(|error| error.to_string())?;
+                let length = bytes.length() as u64;
+                let bytes = bytes.verify(&digest, length).map_err(|error| error.to_string())?;
+                keep(store, &digest, &bytes);
+                bytes
+            }
+            (None, _) => return Err(format!("the manifest of {name} is not cached")),
+        };
+        Ok(described(&digest, &bytes))
     }
 
     /// Opens a layer by a zTOC in the same place.
@@ -81,9 +138,20 @@ impl PushedIndexes {
     /// # Errors
     /// [`NotOpened`]
     pub(super) async fn open_by_ztoc(&self, wanted: &WantedLayer<'_>) -> Result<Opened, NotOpened> {
+        let origin = Origin::Vouched(Format::SociReferrer);
         match &self.soci {
-            Some(soci) => soci.open(wanted).await,
-            None => Ok(open_stored(wanted.layer, &[Origin::Vouched(Format::SociReferrer)], wanted.store)?),
+            Some(soci) => {
+                let stored = open_stored(wanted.layer, &[origin], wanted.store);
+                match stored {
+                    Ok(stored) if self.allowed(stored.index.proof(), wanted.store).await.is_ok() => Ok(stored),
+                    _ => soci.open(wanted).await,
+                }
+            }
+            None => {
+                let stored = open_stored(wanted.layer, &[origin], wanted.store)?;
+                self.allowed(stored.index.proof(), wanted.store).await?;
+                Ok(stored)
+            }
         }
     }
 
@@ -101,13 +169,23 @@ impl PushedIndexes {
     /// [`NotOpened`]
     pub(super) async fn open(&self, layer: &LayerRef, store: &Arc<Store>) -> Result<Opened, NotOpened> {
         let origin = Origin::Vouched(Format::Pushed);
+        let mut refused = None;
         if let Ok(stored) = open_stored(layer, &[origin], store) {
-            return Ok(stored);
+            match self.allowed(stored.index.proof(), store).await {
+                Ok(()) => return Ok(stored),
+                Err(why) => refused = Some(why),
+            }
         }
-        let Some(registry) = &self.registry else { return Err(NotOpened::None) };
-        let found = self.found(registry).await.map_err(|why| PushedError::NotFound { why })?;
-        let Some(pushed) = found.indexes.get(&layer.blob.digest) else {
-            let (place, unusable) = (self.place.to_string(), found.unusable.clone());
+        let Some(registry) = &self.registry else {
+            return Err(refused.map_or(NotOpened::None, NotOpened::from));
+        };
+        let found = self.found(registry, Some(store)).await.map_err(|why| PushedError::NotFound { why })?;
+        let Some((pushed, artifact)) = found.indexes.get(&layer.blob.digest) else {
+            let (place, mut unusable) = (self.place.to_string(), found.unusable.clone());
+            if let Some(PushedError::Refused(Refusal { why, .. })) = refused {
+                let is_new = unusable.iter().all(|known| **known != *why);
+                unusable.extend(is_new.then(|| why.to_string()));
+            }
             return Err(PushedError::None { place, unusable }.into());
         };
         let profiles = self.profiles.get_or_init(|| async {
@@ -118,17 +196,19 @@ impl PushedIndexes {
                 tracing::warn!(place = &*self.place, error, "pushed profiles are not used");
             }
         });
-        let (index, _) = tokio::join!(self.index(registry, pushed, layer, store), profiles);
+        let (index, _) = tokio::join!(self.index(registry, (pushed, artifact), layer, store), profiles);
         Ok(Opened { index: index?, origin, passed_over: Vec::new() })
     }
 
     /// Looks for the index of a layer, and says what there is, for `--explain`.
     pub async fn look(&self, layer: &LayerRef) -> String {
         let Some(registry) = &self.registry else { return NOT_OFFLINE.to_owned() };
-        match self.found(registry).await {
+        match self.found(registry, None).await {
             Err(why) => PushedError::NotFound { why }.to_string(),
             Ok(found) => match found.indexes.get(&layer.blob.digest) {
-                Some(index) => format!("{} has one of {} bytes; it is not needed yet", self.place, index.blob.size),
+                Some((index, _)) => {
+                    format!("{} has one of {} bytes; it is not needed yet", self.place, index.blob.size)
+                }
                 None => {
                     PushedError::None { place: self.place.to_string(), unusable: found.unusable.clone() }.to_string()
                 }
@@ -136,35 +216,45 @@ impl PushedIndexes {
         }
     }
 
-    async fn found(&self, registry: &RegistrySource) -> Result<&Found, Arc<PushedError>> {
-        let find = || async {
-            let limit = tokio::time::timeout(FIND_LIMIT, self.find(registry));
-            let late = |_| PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
-            limit.await.map_err(late).and_then(|found| found).map_err(Arc::new)
-        };
+    async fn found(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<&Found, Arc<PushedError>> {
+        let find = || async { self.find(registry, store).await.map_err(Arc::new) };
         self.found.get_or_init(find).await.as_ref().map_err(Arc::clone)
     }
 
     /// Looks at the artifacts of the image, the newest first, until each layer has an index.
-    async fn find(&self, registry: &RegistrySource) -> Result<Found, PushedError> {
-        let pages = registry.referrers(&self.image, Some(crate::documents::INDEX_ARTIFACT)).await?.into_pages();
+    async fn find(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<Found, PushedError> {
+        let mut patience = Patience { left: FIND_LIMIT };
+        let late = || PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
+        let pages = registry.referrers(&self.image, Some(crate::documents::INDEX_ARTIFACT));
+        let pages = patience.within(pages).await.ok_or_else(late)??.into_pages();
         let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
         let mut found = Found::default();
         for candidate in IndexArtifact::candidates(pages.iter().map(|page| &**page)) {
-            let artifact = match self.artifact(registry, &candidate).await {
-                Ok(artifact) => artifact,
+            let artifact = patience.within(self.artifact(registry, &candidate, store)).await.ok_or_else(late)?;
+            let (artifact, manifest) = match artifact {
+                Ok(read) => read,
                 Err(why) => {
                     tracing::warn!(place = &*self.place, artifact = %candidate.digest, why, "a pushed index is not used");
                     found.unusable.push(why);
                     continue;
                 }
             };
+            if let Err(refusal) = self.checks.ask(&name_of(&self.place, &candidate.digest), &manifest).await {
+                found.unusable.push(refusal.why.to_string());
+                match refusal.others_may_be {
+                    true => continue,
+                    false => break,
+                }
+            }
             for index in artifact.layers {
                 if LayerIndex::reads(index.version) {
-                    found.indexes.entry(index.layer.clone()).or_insert(index);
+                    let artifact = || candidate.digest.clone();
+                    found.indexes.entry(index.layer.clone()).or_insert_with(|| (index, artifact()));
                 } else {
                     let PushedIndex { layer, version, .. } = index;
-                    found.unusable.push(format!("the index of layer {layer} has version {version}"));
+                    let why = format!("the index of layer {layer} has version {version}");
+                    tracing::warn!(place = &*self.place, artifact = %candidate.digest, why, "a pushed index is not used");
+                    found.unusable.push(why);
                 }
             }
             if found.profiles.is_none() {
@@ -180,17 +270,20 @@ impl PushedIndexes {
     async fn artifact(
         &self,
         registry: &RegistrySource,
-        candidate: &crate::descriptor::Descriptor,
-    ) -> Result<IndexArtifact, String> {
-        let bytes = manifest_of(registry, candidate).await?;
-        IndexArtifact::parse(&bytes, &self.image).map_err(|error| format!("{}: {error}", candidate.digest))
+        candidate: &Descriptor,
+        store: Option<&Store>,
+    ) -> Result<(IndexArtifact, Descriptor), String> {
+        let bytes = manifest_of(registry, candidate, store).await?;
+        let artifact = IndexArtifact::parse(&bytes, &self.image);
+        let artifact = artifact.map_err(|error| format!("{}: {error}", candidate.digest))?;
+        Ok((artifact, described(&candidate.digest, &bytes)))
     }
 
     /// Fetches an index, and puts it into the store; without room, into memory.
     async fn index(
         &self,
         registry: &RegistrySource,
-        pushed: &PushedIndex,
+        (pushed, artifact): (&PushedIndex, &Digest),
         layer: &LayerRef,
         store: &Arc<Store>,
     ) -> Result<Arc<LayerIndex>, PushedError> {
@@ -209,7 +302,7 @@ impl PushedIndexes {
             }
         };
         let (layer, store) = (layer.clone(), Arc::clone(store));
-        let proof = Proof::vouched(Format::Pushed, &self.place);
+        let proof = Proof::vouched(Format::Pushed, &name_of(&self.place, artifact));
         let taken = tokio::task::spawn_blocking(move || take(sink, &layer, proof, &store));
         taken.await.map_err(|_| PushedError::Decode { why: "the process is ending".to_owned() })?
     }
@@ -305,16 +398,36 @@ fn take(sink: Sink, layer: &LayerRef, proof: Proof, store: &Store) -> Result<Arc
         }
     };
     let opened = file.file().try_clone().map_err(|cause| IndexError::Io { cause })?;
-    let (end_at, end) = checked(opened, layer)?.end_with(proof);
+    let (end_at, end) = checked(opened, layer)?.end_with(proof.clone());
     file.cut(end_at)?;
     file.write_all(&end)?;
     file.publish()?;
     drop_superseded(store, &layer.blob.digest);
     match open_stored(layer, &[Origin::Vouched(Format::Pushed)], store) {
-        Ok(stored) => Ok(stored.index),
+        Ok(stored) if *stored.index.proof() == proof => Ok(stored.index),
+        // That process may ask other verifiers, or none.
+        Ok(_) => Err(PushedError::Decode { why: "another process has replaced it".to_owned() }),
         Err(why) => Err(PushedError::Decode { why: why.to_string() }),
     }
 }
+
+/// The time that the registry has for all its answers; that of checks is not counted.
+struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    /// The answer, if it comes in time.
+    async fn within<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
+        let begun = tokio::time::Instant::now();
+        let answer = tokio::time::timeout(self.left, answer).await;
+        self.left = self.left.saturating_sub(begun.elapsed());
+        answer.ok()
+    }
+}
+
+/// Origins of indexes that are in artifacts.
+const FROM_ARTIFACTS: [Origin; 2] = [Origin::Vouched(Format::Pushed), Origin::Vouched(Format::SociReferrer)];
 
 fn checked(index: impl crate::layer::ReadAt + 'static, layer: &LayerRef) -> Result<LayerIndex, PushedError> {
     let index = LayerIndex::open(index)?;

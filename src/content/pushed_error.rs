@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::artifact_check::Refusal;
 use crate::digest::Digest;
 use crate::layer::IndexError;
 use crate::source::SourceError;
@@ -17,6 +18,15 @@ pub enum PushedError {
         place: String,
         /// Why artifacts of the image cannot be used.
         unusable: Vec<String>,
+    },
+    /// Its artifact may not be used.
+    #[error("the one in the cache is not used: {0}")]
+    Refused(Refusal),
+    /// Whether it may be used cannot be asked.
+    #[error("whether the one in the cache may be used cannot be asked: {why}")]
+    NotAsked {
+        /// Why.
+        why: String,
     },
     /// It cannot be looked for or fetched.
     #[error(transparent)]

@@ -12,6 +12,7 @@ use super::open_layer::OpenLayer;
 use super::origin::{Origin, is_from, open_stored};
 use super::pass::PassProgress;
 use super::pass_schedule::{PassScheduler, ScheduledPass};
+use super::pushed::PushedIndexes;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
 use crate::store::Store;
@@ -74,16 +75,31 @@ impl SharedLayers {
 }
 
 impl SharedLayer {
-    /// The open layer in this process, or else in the store, if its index comes from one of `origins`.
-    pub fn known(&self, store: &Arc<Store>, layer: &LayerRef, origins: &[Origin]) -> Option<Arc<OpenLayer>> {
+    /// The open layer in this process, or else in the store, if its index comes from one of `origins`; one of an artifact,
+    /// if `pushed` has been told that it may be used.
+    pub fn known(
+        &self,
+        store: &Arc<Store>,
+        layer: &LayerRef,
+        origins: &[Origin],
+        pushed: Option<&PushedIndexes>,
+    ) -> Option<Arc<OpenLayer>> {
         let mut open = lock(&self.open);
+        let admitted = |index: &LayerIndex| pushed.is_none_or(|pushed| pushed.admit(index.proof()));
         let usable = |known: &Arc<OpenLayer>| {
-            !known.index.is_damaged() && !known.is_refuted() && is_from(layer, &known.index, origins)
+            !known.index.is_damaged()
+                && !known.is_refuted()
+                && is_from(layer, &known.index, origins)
+                && admitted(&known.index)
         };
         if let Some(known) = open.upgrade().filter(usable) {
             return Some(known);
         }
-        let opened = Arc::new(OpenLayer::new(open_stored(layer, origins, store).ok()?.index, store));
+        let index = open_stored(layer, origins, store).ok()?.index;
+        if !admitted(&index) {
+            return None;
+        }
+        let opened = Arc::new(OpenLayer::new(index, store));
         *open = Arc::downgrade(&opened);
         Some(opened)
     }

@@ -209,7 +209,10 @@ fn make(
     let indexed = IndexedLayer { blob, blob_size: layer.blob.size, diff_id, decoded_size: read.decoded_size };
     let mut index = Vec::new();
     write_index(&read.tree, &read.spans, &read.windows, &indexed, proof, &mut index).map_err(NotOpened::NotWritten)?;
-    if let Some(stored) = keep_foreign(layer, &index, origin, store) {
+    if let Some(stored) = keep_foreign(layer, &index, origin, store)
+        // Another process may have replaced it.
+        && stored.proof() == proof
+    {
         return Ok(stored);
     }
     // In memory, for as long as this process runs.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use super::origin::{NotOpened, Opened, Origin, open_stored};
-use super::referrer::manifest_of;
+use super::artifact_check::{ArtifactChecks, name_of};
+use super::origin::{NotOpened, Opened};
+use super::referrer::{described, manifest_of};
 use super::soci::{Maker, WantedLayer};
 use super::soci_error::{NoIndex, SociError};
 use crate::descriptor::Descriptor;
@@ -15,6 +16,7 @@ use crate::documents::{SOCI_V1, SociIndex, referrers};
 use crate::layer::Format;
 use crate::source::BlobSource;
 use crate::source::registry::RegistrySource;
+use crate::store::Store;
 use crate::trust::Untrusted;
 
 /// The SOCI index that refers to an image.
@@ -25,66 +27,83 @@ pub(super) struct SociReferrers {
     image: Digest,
     /// Registry and repository.
     place: Box<str>,
-    found: OnceCell<Result<SociIndex, Arc<NoIndex>>>,
+    found: OnceCell<Result<Found, Arc<NoIndex>>>,
+    checks: Arc<ArtifactChecks>,
+}
+
+/// An index, and the name of it.
+#[derive(Debug)]
+struct Found {
+    index: SociIndex,
+    name: String,
 }
 
 impl SociReferrers {
-    /// That of the image with the manifest `image`, in `place`, the repository of `registry`.
-    pub(super) fn new(registry: Arc<RegistrySource>, place: &str, image: &Digest) -> Self {
-        Self { registry, image: image.clone(), place: place.into(), found: OnceCell::new() }
+    /// That of the image with the manifest `image`, in `place`, the repository of `registry`, if `checks` allow it.
+    pub(super) fn new(registry: Arc<RegistrySource>, place: &str, image: &Digest, checks: Arc<ArtifactChecks>) -> Self {
+        Self { registry, image: image.clone(), place: place.into(), found: OnceCell::new(), checks }
     }
 
-    /// Opens a layer by the zTOC that the index has of it.
+    /// Opens a layer by the zTOC that the index has of it, which is fetched.
     ///
     /// # Errors
     /// [`NotOpened`]
     pub(super) async fn open(&self, wanted: &WantedLayer<'_>) -> Result<Opened, NotOpened> {
-        let origin = Origin::Vouched(Format::SociReferrer);
-        if let Ok(stored) = open_stored(wanted.layer, &[origin], wanted.store) {
-            return Ok(stored);
-        }
-        let index = self.found().await?;
+        let Found { index, name } = self.found(Some(wanted.store)).await?;
         let source = Arc::clone(&self.registry) as Arc<dyn BlobSource>;
-        let (by, source) = (&*self.place, &source);
+        let (by, source) = (&**name, &source);
         Maker { format: Format::SociReferrer, by, source, image: &self.image }.open(index, wanted).await
     }
 
     /// What there is for a layer with this blob, for `--explain`.
     pub(super) async fn look(&self, layer: &Digest) -> String {
-        match self.found().await {
+        match self.found(None).await {
             Err(why) => why.to_string(),
-            Ok(index) => match index.ztoc(layer) {
+            Ok(Found { index, .. }) => match index.ztoc(layer) {
                 Some(ztoc) => format!("{} has a zTOC of {} bytes; it is not needed yet", self.place, ztoc.size),
                 None => SociError::NoZtoc.to_string(),
             },
         }
     }
 
-    async fn found(&self) -> Result<&SociIndex, SociError> {
-        let found = self.found.get_or_init(|| async { self.find().await.map_err(Arc::new) }).await;
+    async fn found(&self, store: Option<&Store>) -> Result<&Found, SociError> {
+        let found = self.found.get_or_init(|| async { self.find(store).await.map_err(Arc::new) }).await;
         found.as_ref().map_err(|why| SociError::Index(Arc::clone(why)))
     }
 
-    /// The newest index that refers to the image.
-    async fn find(&self) -> Result<SociIndex, NoIndex> {
+    /// The newest index that refers to the image and may be used.
+    async fn find(&self, store: Option<&Store>) -> Result<Found, NoIndex> {
         let pages = self.registry.referrers(&self.image, Some(SOCI_V1)).await?.into_pages();
         let pages: Vec<_> = pages.into_iter().map(Untrusted::into_unverified).collect();
         let mut unusable = Vec::new();
         for candidate in referrers(pages.iter().map(|page| &**page), SOCI_V1) {
-            match self.read(&candidate).await {
-                Ok(index) => return Ok(index),
+            let (index, manifest) = match self.read(&candidate, store).await {
+                Ok(read) => read,
                 Err(why) => {
                     tracing::warn!(place = &*self.place, index = %candidate.digest, why, "a SOCI index is not used");
                     unusable.push(why);
+                    continue;
+                }
+            };
+            let name = name_of(&self.place, &candidate.digest);
+            match self.checks.ask(&name, &manifest).await {
+                Ok(()) => return Ok(Found { index, name }),
+                Err(refusal) => {
+                    unusable.push(refusal.why.to_string());
+                    if !refusal.others_may_be {
+                        break;
+                    }
                 }
             }
         }
         Err(NoIndex::None { place: self.place.to_string(), unusable })
     }
 
-    async fn read(&self, candidate: &Descriptor) -> Result<SociIndex, String> {
-        let bytes = manifest_of(&self.registry, candidate).await?;
-        SociIndex::parse(&bytes, Some(&self.image)).map_err(|error| format!("{}: {error}", candidate.digest))
+    async fn read(&self, candidate: &Descriptor, store: Option<&Store>) -> Result<(SociIndex, Descriptor), String> {
+        let bytes = manifest_of(&self.registry, candidate, store).await?;
+        let index = SociIndex::parse(&bytes, Some(&self.image));
+        let index = index.map_err(|error| format!("{}: {error}", candidate.digest))?;
+        Ok((index, described(&candidate.digest, &bytes)))
     }
 }
 

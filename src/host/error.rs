@@ -302,7 +302,7 @@ impl From<HostError> for Report {
 /// What the user can do about a verifier that did not allow the image.
 fn verifier_hint(report: Report, why: &VerifierError) -> Report {
     match why {
-        VerifierError::Refused { .. } => report,
+        VerifierError::Refused { .. } | VerifierError::None { .. } => report,
         VerifierError::Late { .. } => report.hint("try again, or end what it waits for"),
         VerifierError::CannotRun { .. } | VerifierError::NotAProgram { .. } => {
             report.hint("every file of that directory is run: make it a program, or remove it")

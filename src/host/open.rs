@@ -7,8 +7,8 @@ use super::error::HostError;
 use super::nearest_tag;
 use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec, IndexFrom};
-use super::verifiers::{self, Question};
-use crate::content::{Origin, PushedIndexes};
+use super::verifiers::{self, IndexVerifiers, Question};
+use crate::content::{self, ArtifactCheck, LayerRef, Origin, PushedIndexes};
 use crate::digest::Digest;
 use crate::image::{
     self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, PlanError, Pull, SharedLayers, Shown,
@@ -58,6 +58,16 @@ impl Opened {
     /// Where an index of its layers may come from, in the order in which it is asked for.
     pub fn origins(&self) -> &'static [Origin] {
         self.trust(Verify::BeforeShowing).origins()
+    }
+
+    /// The index of a layer in the cache, if it may be used.
+    pub async fn stored(&self, layer: &LayerRef) -> Option<content::Opened> {
+        if let Some(pushed) = &self.pushed {
+            pushed.ask_about(layer, &self.store).await;
+        }
+        let found = content::open_stored(layer, self.origins(), &self.store).ok()?;
+        let admitted = |pushed: &Arc<PushedIndexes>| pushed.admit(found.index.proof());
+        self.pushed.as_ref().is_none_or(admitted).then_some(found)
     }
 
     /// What is believed of its layers.
@@ -361,5 +371,8 @@ fn pushed(
         None if image.access.network == Network::Offline => None,
         None => Some(Arc::new(registry(name, &place, &image.access, Rights::Pull)?)),
     };
-    Ok(Some(Arc::new(PushedIndexes::new(source, &place, &plan.manifest.digest, &plan.layers))))
+    let check = image.index_verifiers_in_force().map(|directory| -> Arc<dyn ArtifactCheck> {
+        Arc::new(IndexVerifiers { directory, access: image.access.clone() })
+    });
+    Ok(Some(Arc::new(PushedIndexes::new(source, &place, &plan.manifest.digest, &plan.layers, check))))
 }

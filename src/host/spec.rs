@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::verifiers;
 use crate::image::{IndexChoice, LayerChoice, Network, Prefetch, Verify, View};
@@ -106,6 +106,9 @@ pub struct ImageSpec {
     pub index: IndexChoice,
     /// Where indexes are looked for that others have pushed; they are used only if this is said.
     pub index_from: Option<IndexFrom>,
+    /// The directory of [`verifiers`](super::verifiers), which all have to allow an artifact with such indexes. By default
+    /// that of the machine, if there is one.
+    pub index_verifiers: Option<PathBuf>,
     /// The directory of [`verifiers`](super::verifiers), which all have to allow the image; empty for none.
     pub verifiers: PathBuf,
 }
@@ -134,8 +137,19 @@ impl ImageSpec {
             cache,
             index: IndexChoice::default(),
             index_from: None,
+            index_verifiers: None,
             verifiers: verifiers::DEFAULT_DIR.into(),
         }
+    }
+}
+
+impl ImageSpec {
+    /// The directory of verifiers that decide about artifacts with indexes, if there is one and such artifacts are looked for.
+    pub(super) fn index_verifiers_in_force(&self) -> Option<PathBuf> {
+        self.index_from.as_ref()?;
+        // One that cannot be looked at is not passed over.
+        let default = || Path::new(verifiers::DEFAULT_INDEX_DIR).try_exists().unwrap_or(true);
+        self.index_verifiers.clone().or_else(|| default().then(|| verifiers::DEFAULT_INDEX_DIR.into()))
     }
 }
 

@@ -5,6 +5,10 @@
 //! from stdin, and allows the image by exit status 0; its output is the reason. All of them must allow it. A missing or
 //! empty directory refuses nothing.
 //!
+//! Artifacts with indexes of layers are asked about in the same way ([`IndexVerifiers`]), of verifiers of their own: they are made
+//! by others than images are. There, a directory without a verifier allows nothing, since without an index a layer is read
+//! as any other.
+//!
 //! containerd skips programs beyond its limit; here too many programs are an error. So is a program that other users
 //! can write to.
 
@@ -23,12 +27,17 @@ use tokio::process::{Child, Command};
 
 use super::process;
 use super::spec::Access;
+use crate::content::{ArtifactCheck, Refusal};
 use crate::descriptor::Descriptor;
 use crate::image::Network;
+use crate::source::BoxFuture;
 use crate::sync::lock;
 
 /// The default directory.
 pub const DEFAULT_DIR: &str = "/etc/peelfs/verifiers";
+
+/// The default directory for artifacts with indexes.
+pub const DEFAULT_INDEX_DIR: &str = "/etc/peelfs/index-verifiers";
 
 /// Limits for verifiers.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +101,12 @@ pub enum VerifierError {
         /// The user.
         who: String,
     },
+    /// There is none, and one is needed.
+    #[error("`{}` has no verifier, so no artifact with indexes is allowed", directory.display())]
+    None {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// There are too many.
     #[error("`{}` has {count} verifiers; at most {limit} are allowed", directory.display())]
     TooMany {
@@ -134,6 +149,48 @@ pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> 
         return Ok(());
     }
     let (verifiers, state) = list(directory, limits)?;
+    ask_all(directory, question, limits, &verifiers, &state).await
+}
+
+/// Verifiers of artifacts with indexes.
+#[derive(Clone, Debug)]
+pub struct IndexVerifiers {
+    /// Their directory.
+    pub directory: PathBuf,
+    /// How to reach the image, for verifiers that are peelfs itself.
+    pub access: Access,
+}
+
+impl ArtifactCheck for IndexVerifiers {
+    fn check<'a>(&'a self, name: &'a str, artifact: &'a Descriptor) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            let question = Question { name, root: artifact, access: &self.access };
+            let answer = ask_some(&self.directory, &question, &Limits::default()).await;
+            answer.map_err(|error| Refusal {
+                why: crate::image::chain(&error).into(),
+                others_may_be: matches!(error, VerifierError::Refused { .. }),
+            })
+        })
+    }
+}
+
+/// As [`ask`], but without a verifier nothing is allowed.
+async fn ask_some(directory: &Path, question: &Question<'_>, limits: &Limits) -> Result<(), VerifierError> {
+    let (verifiers, state) = list(directory, limits)?;
+    if verifiers.is_empty() {
+        return Err(VerifierError::None { directory: directory.to_owned() });
+    }
+    ask_all(directory, question, limits, &verifiers, &state).await
+}
+
+/// Asks these verifiers, in the present `state` of their directory.
+async fn ask_all(
+    directory: &Path,
+    question: &Question<'_>,
+    limits: &Limits,
+    verifiers: &[PathBuf],
+    state: &str,
+) -> Result<(), VerifierError> {
     if verifiers.is_empty() {
         return Ok(());
     }
@@ -141,7 +198,7 @@ pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> 
     if lock(&ALLOWED).contains(&answered) {
         return Ok(());
     }
-    for verifier in &verifiers {
+    for verifier in verifiers {
         run(verifier, question, limits.time).await?;
     }
     let mut allowed = lock(&ALLOWED);
@@ -408,6 +465,38 @@ mod tests {
         // Another program gives another answer.
         std::fs::write(dir.path().join("b"), "#!/bin/sh\necho no longer; exit 3").unwrap();
         assert!(asked(dir.path()).await.unwrap_err().to_string().ends_with("/b` refused docker.io/a/b:1: no longer"));
+    }
+
+    #[tokio::test]
+    async fn an_index_needs_a_verifier_that_allows_it() {
+        let check = async |dir: &Path| {
+            let (directory, access) = (dir.to_owned(), ImageSpec::new("a/b".parse().unwrap(), "/nonexistent").access);
+            let (media_type, annotations) = (MediaType::OciManifest, std::collections::BTreeMap::new());
+            let digest = Digest::of(Algorithm::Sha256, dir.as_os_str().as_encoded_bytes());
+            let artifact = Descriptor { media_type, digest, size: 7, data: None, annotations };
+            let verifiers = IndexVerifiers { directory, access };
+            loop {
+                match verifiers.check("r.example/a@sha256:1", &artifact).await {
+                    // Another test may be starting a process that holds the script open for writing.
+                    Err(refusal) if refusal.why.contains("Text file busy") => {}
+                    answer => return answer,
+                }
+            }
+        };
+        for none in [Path::new("/nonexistent/verifiers"), scripts(&[]).path()] {
+            let refusal = check(none).await.unwrap_err();
+            assert!(refusal.why.contains("has no verifier") && !refusal.others_may_be, "{refusal:?}");
+        }
+        let refusal = check(scripts(&[("a", "exit 0"), ("v", "echo not ours; exit 1")]).path()).await.unwrap_err();
+        assert!(
+            refusal.why.ends_with("/v` refused r.example/a@sha256:1: not ours") && refusal.others_may_be,
+            "{refusal:?}"
+        );
+        let dir = scripts(&[("v", "exit 0")]);
+        check(dir.path()).await.unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let refusal = check(dir.path()).await.unwrap_err();
+        assert!(refusal.why.contains("others may write to it") && !refusal.others_may_be, "{refusal:?}");
     }
 
     #[tokio::test]

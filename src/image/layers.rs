@@ -385,8 +385,16 @@ impl Layers {
 
     /// The open layer in this process or in the store.
     fn shared(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
-        let layer = &slot.pass.layer;
-        slot.shared.known(self.shared_layers.store(), layer, self.trust.stored_origins(layer))
+        let (store, layer, pushed) = (self.shared_layers.store(), &slot.pass.layer, self.trust.pushed.as_deref());
+        slot.shared.known(store, layer, self.trust.stored_origins(layer), pushed)
+    }
+
+    /// The same, once it is known whether an index of an artifact may be used.
+    async fn shared_if_allowed(&self, slot: &Slot) -> Option<Arc<OpenLayer>> {
+        if let Some(pushed) = &self.trust.pushed {
+            pushed.ask_about(&slot.pass.layer, self.shared_layers.store()).await;
+        }
+        self.shared(slot)
     }
 
     fn content(&self, slot: &Slot, open: Arc<OpenLayer>) -> Outcome {
@@ -471,7 +479,7 @@ impl Layers {
         slot.passing(&progress);
         let outcome = match mending {
             Some(before) => self.mend(slot, before, others, &progress).await,
-            None => match self.shared(slot) {
+            None => match self.shared_if_allowed(slot).await {
                 Some(open) => self.content(slot, open), // another mount has made the pass meanwhile
                 None => self.make(slot, others, &progress).await,
             },

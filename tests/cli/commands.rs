@@ -141,24 +141,27 @@ fn help_of_a_command_names_its_options() {
       -h, --help   Print help (see more with '--help')
 
     Image:
-          --index <WHICH>        Which indexes of layers to use besides those that this machine has made
-                                 [env: PEELFS_INDEX] [default: auto] [possible values: auto, own,
-                                 foreign, none]
-          --artifact             Show the layers of an image as files, one each; artifacts are shown as
-                                 files without it
-          --index-from <REPO>    Where this machine has no index of a layer, use the one that `peelfs
-                                 index push` or SOCI has put into REPO, or, for `referrers`, into the
-                                 image's own repository; its writers are trusted for names, attributes
-                                 and content [env: PEELFS_INDEX_FROM]
-          --platform <PLATFORM>  Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
-                                 PEELFS_PLATFORM]
-          --offline              Use only what is cached; never use the network
-          --verifier-dir <DIR>   Run the verifiers in this directory to decide whether the image may be
-                                 used, as containerd does [default: /etc/peelfs/verifiers] [env:
-                                 PEELFS_VERIFIER_DIR]
-          --layer <N>            Use only layer N, as a lower directory of overlayfs: its number as in
-                                 `peelfs inspect` (1 is the lowest), or at least the first 6 digits of
-                                 its digest
+          --index <WHICH>             Which indexes of layers to use besides those that this machine has
+                                      made [env: PEELFS_INDEX] [default: auto] [possible values: auto,
+                                      own, foreign, none]
+          --artifact                  Show the layers of an image as files, one each; artifacts are
+                                      shown as files without it
+          --index-from <REPO>         Where this machine has no index of a layer, use the one that
+                                      `peelfs index push` or SOCI has put into REPO, or, for
+                                      `referrers`, into the image's own repository; its writers are
+                                      trusted for names, attributes and content [env: PEELFS_INDEX_FROM]
+          --index-verifier-dir <DIR>  Use such indexes only if the verifiers in this directory allow the
+                                      artifact that they are in [default: /etc/peelfs/index-verifiers,
+                                      if there is one] [env: PEELFS_INDEX_VERIFIER_DIR]
+          --platform <PLATFORM>       Choose OS/ARCH[/VARIANT] instead of this machine's platform [env:
+                                      PEELFS_PLATFORM]
+          --offline                   Use only what is cached; never use the network
+          --verifier-dir <DIR>        Run the verifiers in this directory to decide whether the image
+                                      may be used, as containerd does [default: /etc/peelfs/verifiers]
+                                      [env: PEELFS_VERIFIER_DIR]
+          --layer <N>                 Use only layer N, as a lower directory of overlayfs: its number as
+                                      in `peelfs inspect` (1 is the lowest), or at least the first 6
+                                      digits of its digest
 
     Registry:
           --insecure            Allow plain HTTP and unverified TLS (loopback registries need no
@@ -1159,9 +1162,18 @@ fn empty_variables_are_not_set_and_errors_name_others() {
         let output = sandbox.peelfs(["ls", &reference]).env(name, value).output().unwrap();
         (output.status.code(), said(&output))
     };
-    for name in
-        ["CACHE_SIZE", "PLATFORM", "INSECURE", "MIRROR", "HOSTS_DIR", "INDEX", "INDEX_FROM", "VERIFIER_DIR", "LOG"]
-    {
+    for name in [
+        "CACHE_SIZE",
+        "PLATFORM",
+        "INSECURE",
+        "MIRROR",
+        "HOSTS_DIR",
+        "INDEX",
+        "INDEX_FROM",
+        "VERIFIER_DIR",
+        "INDEX_VERIFIER_DIR",
+        "LOG",
+    ] {
         let (status, told) = list(&format!("PEELFS_{name}"), "");
         assert_eq!(status, Some(0), "{name}: {told}");
     }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
+mod artifacts;
 mod documents;
 mod forged;
 mod layers;

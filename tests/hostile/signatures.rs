@@ -25,30 +25,35 @@ fn image() -> Image {
 }
 
 /// Keys made by openssl, and what they sign.
-struct Keys {
+pub(super) struct Keys {
     dir: tempfile::TempDir,
 }
 
 impl Keys {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn openssl(&self, args: &str) -> Output {
+    pub(super) fn openssl(&self, args: &str) -> Output {
         let output = Command::new("openssl").args(args.split(' ')).current_dir(self.dir.path()).output().unwrap();
         assert!(output.status.success(), "openssl {args}: {}", said(&output));
         output
     }
 
     /// Makes `NAME.key` and `NAME.pub`.
-    fn make(&self, name: &str, algorithm: &str) -> PathBuf {
+    pub(super) fn make(&self, name: &str, algorithm: &str) -> PathBuf {
         self.openssl(&format!("genpkey -out {name}.key -algorithm {algorithm}"));
         self.openssl(&format!("pkey -in {name}.key -pubout -out {name}.pub"));
         self.public(name)
     }
 
     fn public(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.pub"))
+        self.path(&format!("{name}.pub"))
+    }
+
+    /// The path of a file beside the keys.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
     }
 
     /// The signature that `NAME.key` makes of `message`, in base64.

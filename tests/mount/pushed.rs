@@ -63,6 +63,7 @@ fn a_pushed_index_saves_another_machine_the_first_pass() {
     let (here, there) = (Sandbox::new(), Sandbox::new());
     let told = done(&here, &["index", "push", &reference]);
     assert!(told.starts_with("pushed the indexes of "), "{told}");
+    let artifact = told.lines().next().unwrap().rsplit_once(": ").unwrap().1;
 
     let own = here.mount_with(&reference, "a", &[]);
     assert_same("the model", &tree_of(&layers), &own.path, Compare::Exactly);
@@ -74,7 +75,7 @@ fn a_pushed_index_saves_another_machine_the_first_pass() {
     let status = json(&there, &["status", "--json", mounted.path.to_str().unwrap()]);
     for layer in status["layers"].as_array().unwrap() {
         assert_eq!((&layer["origin"], &layer["received"]), (&"a pushed index".into(), &0.into()), "no first pass");
-        assert_eq!(layer["vouched_by"], format!("{}/team/app", registry.addr()));
+        assert_eq!(layer["vouched_by"], format!("{}/team/app@{artifact}", registry.addr()));
     }
     let told = done(&there, &["status", "--explain", mounted.path.to_str().unwrap()]);
     assert!(told.contains("  used: a pushed index\n"), "{told}");
@@ -222,6 +223,89 @@ fn docker_registry_keeps_indexes_under_the_tag() {
     );
 }
 
+/// Signed there, and used by machines whose verifier of indexes has the right key.
+#[test]
+fn docker_registry_keeps_signatures_beside_indexes() {
+    if ["docker-registry", "skopeo", "openssl"].into_iter().any(is_missing) || cannot_mount() {
+        return;
+    }
+    let (here, there, stranger) = (Sandbox::new(), Sandbox::new(), Sandbox::new());
+    let served = DockerRegistry::start(&here.path().join("registry"));
+    let (layout, image) = (here.path().join("layout"), image());
+    image.write_layout(&layout, "1").unwrap();
+    let reference = format!("{}/team/app:1", served.address);
+    let from = format!("oci:{}:1", layout.display());
+    run(Command::new("skopeo").args(["copy", "--dest-tls-verify=false", &from, &format!("docker://{reference}")]));
+    let key = |name: &str| {
+        let at = |suffix: &str| here.path().join(format!("{name}.{suffix}")).display().to_string();
+        let (private, public) = (at("key"), at("pub"));
+        let openssl = |args: &[&str]| run(Command::new("openssl").args(args));
+        openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &private]);
+        openssl(&["pkey", "-in", &private, "-pubout", "-out", &public]);
+        (private, public)
+    };
+    let ((private, public), (_, other)) = (key("ours"), key("theirs"));
+    let told = done(&here, &["index", "push", &reference, "--sign-key", &private]);
+    let artifact = told.lines().next().unwrap().rsplit_once(": ").unwrap().1;
+    let name = format!("{}/team/app@{artifact}", served.address);
+    let own = done(&here, &["ls", "-lR", &reference]);
+
+    let verifier = |sandbox: &Sandbox, key: &str| {
+        let directory = sandbox.path().join("index-verifiers");
+        std::fs::create_dir(&directory).unwrap();
+        let (path, program) = (directory.join("cosign"), support::sandbox::program());
+        let script = format!(
+            "#!/bin/sh\nexec {} verify-image --key {key} --name $2 --digest $4 --stdin-media-type $6\n",
+            program.display()
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        directory.display().to_string()
+    };
+    let by_ours = verifier(&there, &public);
+    let options = ["--index-from", "referrers", "--prefetch", "none", "--index-verifier-dir", &by_ours];
+    let at = there.mount_with(&reference, "a", &options);
+    assert_eq!(std::fs::read_dir(&at.path).unwrap().count(), 3);
+    let status = json(&there, &["status", "--json", at.path.to_str().unwrap()]);
+    for layer in status["layers"].as_array().unwrap() {
+        assert_eq!((&layer["vouched_by"], &layer["received"]), (&name.as_str().into(), &0.into()));
+    }
+    at.unmount();
+    assert_eq!(done(&there, &["ls", "-lR", &reference, options[0], options[1], options[4], options[5]]), own);
+    let by_theirs = verifier(&stranger, &other);
+    let output = stranger.run(["ls", "-lR", &reference, options[0], options[1], options[4], &by_theirs]);
+    assert!(output.status.success() && output.stdout == own.as_bytes(), "{}", said(&output));
+    assert!(said(&output).contains(&format!("cosign` refused {name}: none of 1 signatures")), "{}", said(&output));
+
+    // What is signed is what cosign signs, and openssl agrees. (skopeo could verify it, but Debian's does not.)
+    let tag = format!("docker://{}/team/app:{}.sig", served.address, artifact.replace(':', "-"));
+    let attached = Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &tag]).output().unwrap();
+    let attached: Value = serde_json::from_slice(&attached.stdout).unwrap_or_else(|_| panic!("{}", said(&attached)));
+    let layer = &attached["layers"][0];
+    assert_eq!(layer["mediaType"], "application/vnd.dev.cosign.simplesigning.v1+json");
+    let copy = here.path().join("signatures");
+    let to = format!("dir:{}", copy.display());
+    run(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &tag, &to]));
+    let payload = copy.join(layer["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    let signed: Value = serde_json::from_slice(&std::fs::read(&payload).unwrap()).unwrap();
+    assert_eq!(signed["critical"]["image"]["docker-manifest-digest"], artifact);
+    assert_eq!(signed["critical"]["identity"]["docker-reference"], format!("{}/team/app", served.address));
+    let signature = layer["annotations"]["dev.cosignproject.cosign/signature"].as_str().unwrap();
+    let (encoded, decoded) = (here.path().join("base64"), here.path().join("signature"));
+    std::fs::write(&encoded, signature).unwrap();
+    let openssl = |args: &[&str]| run(Command::new("openssl").args(args));
+    openssl(&["base64", "-d", "-A", "-in", encoded.to_str().unwrap(), "-out", decoded.to_str().unwrap()]);
+    openssl(&[
+        "dgst",
+        "-sha256",
+        "-verify",
+        &public,
+        "-signature",
+        decoded.to_str().unwrap(),
+        payload.to_str().unwrap(),
+    ]);
+}
+
 #[test]
 fn indexes_can_be_kept_in_a_repository_of_their_own() {
     let image = image();
@@ -253,7 +337,7 @@ fn indexes_can_be_kept_in_a_repository_of_their_own() {
     assert_eq!(done(&there, &args), done(&here, &["ls", "-lR", &reference]));
     assert!(of_layers(&images, &image).iter().filter(|asked| asked.status == 200).count() <= 3, "by the first machine");
     let told = json(&there, &["inspect", &reference, "--index-from", &to, "--authfile", &file]);
-    assert_eq!(told["layers"][0]["vouched_by"], to);
+    assert!(told["layers"][0]["vouched_by"].as_str().unwrap().starts_with(&format!("{to}@sha256:")), "{told}");
     // A layout has no repository of its own.
     let layout = here.path().join("layout");
     image.write_layout(&layout, "1").unwrap();

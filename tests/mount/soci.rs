@@ -130,7 +130,7 @@ fn an_index_beside_the_image_is_used_where_that_is_wanted() {
     let catalog = Catalog::new().image("team/app", "1", &image).image("team/app", "soci", &beside).listing_referrers();
     let registry = Registry::start(catalog).unwrap();
     let reference = registry.reference("team/app", "1");
-    let place = format!("{}/team/app", registry.addr());
+    let place = format!("{}/team/app@{}", registry.addr(), beside.root().digest);
 
     let by_default = Sandbox::new();
     let mounted = by_default.mount_with(&reference, "a", &[]);

@@ -284,6 +284,9 @@ pub struct ImageSpec {
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     index_from: Option<String>,
+    /// Left out where no verifier is asked: programs that cannot ask refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index_verifiers: Option<WirePath>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -450,6 +453,7 @@ impl From<&spec::ImageSpec> for ImageSpec {
                 IndexChoice::None => Some(IndexUse::None),
             },
             index_from: index_from.as_ref().map(ToString::to_string),
+            index_verifiers: image.index_verifiers_in_force().as_ref().map(WirePath::from),
         }
     }
 }
@@ -458,7 +462,8 @@ impl ImageSpec {
     /// Parses it, with this policy for outages.
     pub(in crate::host) fn into_spec(self, on_outage: OnOutage) -> Result<spec::ImageSpec, WireError> {
         let Self { reference, pin, called, platform, layer, up_to, offline, insecure, ca, authfile, .. } = self;
-        let Self { mirrors, surroundings, cache_dir, cache_size, verifiers, index, index_from, view, .. } = self;
+        let Self { mirrors, surroundings, cache_dir, cache_size, verifiers, view, .. } = self;
+        let Self { index, index_from, index_verifiers, .. } = self;
         let access = spec::Access {
             network: if offline { Network::Offline } else { Network::Allowed },
             insecure,
@@ -495,6 +500,7 @@ impl ImageSpec {
                 Some(IndexUse::None) => IndexChoice::None,
             },
             index_from: index_from.map(|from| value("index_from", from)).transpose()?,
+            index_verifiers: path(index_verifiers)?,
             verifiers: path(verifiers)?.unwrap_or_else(|| DEFAULT_DIR.into()),
         })
     }
