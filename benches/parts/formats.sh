@@ -8,8 +8,9 @@ measure_formats() {
   for image in python node; do
     prepare_formats "$image"
     measure_prepared "$image"
-    measure_pushed "$image"
+    # Before there are indexes of our own beside the image, which would be used.
     measure_soci "$image"
+    measure_pushed "$image"
   done
   measure_frames
   measure_artifact
