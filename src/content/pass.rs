@@ -28,7 +28,7 @@ use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use super::pushed::PushedIndexes;
 use super::soci::BoundSoci;
-use super::superseded::drop_superseded_by_pass;
+use super::superseded::replaced_by_pass;
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
     compression_of,
@@ -525,8 +525,9 @@ impl FirstPass {
             // If the disk has room for one of the two, keep the index.
             kept = self.store_index(store, None, write);
         }
+        let own = LayerRef { diff_id: Some(layer.diff_id.clone()), ..self.layer.clone() };
+        let replaced = replaced_by_pass(store, &own);
         let kept = kept.and_then(|file| {
-            let own = LayerRef { diff_id: Some(layer.diff_id.clone()), ..self.layer.clone() };
             let name = LayerName { blob: &layer.blob, diff_id: &own.stream_name() };
             let publish = |content| store.publish_content(content, name, walked.size.0);
             if let Some(Err(error)) = content.map(publish) {
@@ -536,7 +537,9 @@ impl FirstPass {
         });
         match kept {
             Ok(()) => {
-                drop_superseded_by_pass(store, &layer.blob);
+                if let Some(diff_id) = &replaced {
+                    store.drop_content_of(LayerName { blob: &layer.blob, diff_id });
+                }
                 if let Some(index) = self.made(store) {
                     return Ok(index);
                 }

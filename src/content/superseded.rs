@@ -25,21 +25,24 @@ pub fn tidy(store: &Store) -> Result<u64, StoreError> {
     Ok(freed)
 }
 
-/// Removes content of a layer that none of its indexes describes, unless a process makes its first pass. Returns the bytes
-/// freed.
+/// Removes content of a layer that none of its indexes describes, unless a process uses the layer or makes its first pass.
+/// Returns the bytes freed.
 pub fn drop_superseded(store: &Store, blob: &Digest) -> u64 {
     // A pass publishes the content before the index, and holds this lock meanwhile.
-    let lock = store.try_lock_pass(blob).filter(PassLock::is_real);
-    lock.map_or(0, |_held| drop_superseded_by_pass(store, blob))
-}
-
-/// As [`drop_superseded`], by the pass itself, once its index is published.
-pub(super) fn drop_superseded_by_pass(store: &Store, blob: &Digest) -> u64 {
+    let Some(_held) = store.try_lock_pass(blob).filter(PassLock::is_real) else { return 0 };
     let freed = described(store, blob).map_or(0, |known| store.drop_other_content(blob, &known));
     if freed > 0 {
         tracing::debug!(layer = %blob, freed, "dropped content of an index that was replaced");
     }
     freed
+}
+
+/// What the index of a layer that a first pass replaces has its content named by, if that is not the name of the pass's own
+/// content, and both are of the same tar. One blob may also be two layers, of which each keeps its content.
+pub(super) fn replaced_by_pass(store: &Store, layer: &LayerRef) -> Option<Digest> {
+    let index = LayerIndex::open(store.index(layer.index_name())?).ok()?;
+    let is_another = *index.stream_name() != *layer.stream_name();
+    (layer.is(&index) && is_another).then(|| index.stream_name().clone())
 }
 
 /// Bytes of a layer's content that no index in the store describes. 0 if an index cannot be read, as that of another

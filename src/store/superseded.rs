@@ -5,7 +5,7 @@
 //! use, and without anything that says what it should be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::content::{ContentPaths, MapInPlace};
 use super::evict::digest_of;
@@ -22,18 +22,37 @@ impl Store {
         bytes
     }
 
-    /// Removes a blob's content that is none of the layers `known`, and returns the bytes freed. Processes that have it open
-    /// continue to read it; its disk space is freed when they close it.
+    /// Removes a blob's content that is none of the layers `known`, unless a process uses the blob: it may have opened it by an
+    /// index that was replaced since. Returns the bytes freed.
     pub fn drop_other_content(&self, blob: &Digest, known: &[Digest]) -> u64 {
+        let Some(_unused) = self.marks.unused(blob) else { return 0 };
         let before = self.other_content(blob, known);
-        if before == 0 {
-            return 0;
+        if before > 0 {
+            let mut found = Vec::new();
+            self.each_other(blob, known, &mut |path, _| found.push(path.to_owned()));
+            self.drop_files(found);
         }
-        let (mut contents, mut copies) = (BTreeSet::new(), Vec::new());
-        self.each_other(blob, known, &mut |path, _| match ContentPaths::of(path) {
-            Some(content) => drop(contents.insert(content)),
-            None => copies.push(path.to_owned()),
-        });
+        before.saturating_sub(self.other_content(blob, known))
+    }
+
+    /// Removes the content of one layer, also if it is used. Processes that have it open continue to read it; its disk space is
+    /// freed when they close it.
+    pub fn drop_content_of(&self, layer: LayerName<'_>) {
+        let wanted = self.decoded_path(CONTENT, layer, "data");
+        let mut found = Vec::new();
+        for bucket in [CONTENT, WHOLE] {
+            self.each_of(bucket, layer.blob, &mut |path, _| {
+                if stream_of(path) == stream_of(&wanted) {
+                    found.push(path.to_owned());
+                }
+            });
+        }
+        self.drop_files(found);
+    }
+
+    /// Removes files of contents, and passthrough copies.
+    fn drop_files(&self, files: Vec<PathBuf>) {
+        let contents: BTreeSet<_> = files.iter().filter_map(|path| ContentPaths::of(path)).collect();
         for ContentPaths { data, map } in contents {
             let _held = MapInPlace::hold(&self.files, &map);
             // In this order: a map alone takes no space, and has no effect without its data.
@@ -41,8 +60,7 @@ impl Store {
             self.files.remove(&data);
             self.files.remove(&map);
         }
-        copies.iter().for_each(|path| self.files.remove(path));
-        before.saturating_sub(self.other_content(blob, known))
+        files.iter().filter(|path| ContentPaths::of(path).is_none()).for_each(|path| self.files.remove(path));
     }
 
     /// The blobs that have more than one content, of which one may be superseded.
@@ -109,6 +127,9 @@ mod tests {
         let (before, superseded) = (used(), store.other_content(blob, std::slice::from_ref(own)));
         assert!(superseded >= 5000 && before >= 2 * 5000);
         assert_eq!(store.drop_other_content(blob, &[own.clone(), foreign.clone()]), 0);
+        let mark = store.marks.mark(blob);
+        assert_eq!(store.drop_other_content(blob, std::slice::from_ref(own)), 0, "a process uses it");
+        drop(mark);
         assert_eq!(store.drop_other_content(blob, std::slice::from_ref(own)), superseded);
         assert_eq!(used(), before - superseded);
         assert!(store.with_several_contents().unwrap().is_empty());
@@ -118,5 +139,7 @@ mod tests {
             content.read(DecodedOffset(0), &mut bytes).unwrap();
             assert_eq!(bytes, [7; 5000]);
         }
+        store.drop_content_of(LayerName { blob, diff_id: own });
+        assert!(store.usage().unwrap().layers.is_empty());
     }
 }
