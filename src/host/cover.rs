@@ -2,7 +2,8 @@
 //!
 //! A cache or a layout below the mount point would from then on be looked up in the image itself. The server would wait
 //! for its own answer, and its locks would block other mounts of the same layers. So a mount point that is such a
-//! directory, or above one, is refused; so is one within the cache, whose files come and go.
+//! directory, or above one, is refused; so is one within the cache, whose files come and go, but for the directory of published
+//! mounts, which may be there.
 //!
 //! Paths are not compared as text: the directories that a path passes through, including symlinks, and those above its
 //! end are compared by device and inode number. A bind mount shows a directory in a second place, so positions within
@@ -197,6 +198,10 @@ pub(super) fn check(target: &Target, typed: &Path, needs: &[Need]) -> Result<(),
     let mounted = mounts::all();
     let Some(point) = Walk::of_open(target.as_fd(), &mounted) else { return Ok(()) };
     let Some(own) = point.end else { return Ok(()) };
+    // Without XDG_RUNTIME_DIR it is in the cache, and containers of `run` have their root file systems in it.
+    let mut runtimes = needs.iter().filter(|need| matches!(need, Need::Runtime(_)));
+    let is_in_runtime =
+        runtimes.any(|need| Walk::to(need.path(), &mounted).end.is_some_and(|runtime| point.passes.contains(&runtime)));
     for need in needs {
         let walk = Walk::to(need.path(), &mounted);
         let (at, need) = (typed.to_owned(), need.clone());
@@ -206,7 +211,8 @@ pub(super) fn check(target: &Target, typed: &Path, needs: &[Need]) -> Result<(),
         if walk.passes.contains(&own) || point.lies_above(&walk) {
             return Err(Covers::Holds { at, need });
         }
-        if need.is_cache() && walk.end.is_some_and(|end| point.passes.contains(&end) || walk.lies_above(&point)) {
+        let may_not_hold = need.is_cache() && !is_in_runtime;
+        if may_not_hold && walk.end.is_some_and(|end| point.passes.contains(&end) || walk.lies_above(&point)) {
             return Err(Covers::Within { at, need });
         }
     }
@@ -374,6 +380,17 @@ mod tests {
         fn cache(&self, at: &str, cache: &str) -> Option<&'static str> {
             self.said(at, Need::Cache(self.path(cache)))
         }
+    }
+
+    #[test]
+    fn a_directory_of_published_mounts_in_the_cache_may_have_mounts() {
+        let tree = Tree::new();
+        std::fs::create_dir_all(tree.path("a/cache/run/1.run/rootfs")).unwrap();
+        let needs = [Need::Cache(tree.path("a/cache")), Need::Runtime(tree.path("a/cache/run"))];
+        let check = |at: &str| check(&Target::open(&tree.path(at)).unwrap(), &tree.path(at), &needs);
+        assert!(check("a/cache/run/1.run/rootfs").is_ok());
+        assert!(matches!(check("a/cache/run"), Err(Covers::Is { .. } | Covers::Within { .. })));
+        assert!(matches!(check("a/cache/deep"), Err(Covers::Within { .. })));
     }
 
     #[test]
