@@ -74,8 +74,7 @@ pub fn pushed(data: &[u8]) {
     let _ = (SociIndex::parse(data, None), SociIndex::parse(data, Some(&subject)), SociPrefetch::parse(data));
     let Ok(artifact) = IndexArtifact::parse(data, &subject) else { return };
     assert!(artifact.layers.len() <= 1001);
-    let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
-    let subject = Descriptor { media_type, digest: subject, size: 5, data: None, annotations };
+    let subject = Descriptor::new(MediaType::OciManifest, subject, 5);
     let written = artifact.manifest(&subject, "2026-01-01T00:00:00Z");
     assert_eq!(IndexArtifact::parse(&written, &subject.digest).as_ref(), Ok(&artifact));
 }

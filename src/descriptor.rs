@@ -23,6 +23,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// One without data and annotations.
+    pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Self {
+        Self { media_type, digest, size, data: None, annotations: BTreeMap::new() }
+    }
+
     /// The content, if it is inlined (image-spec, descriptor.md, "Embedded Content").
     ///
     /// # Errors

@@ -59,6 +59,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// Whether it is the digest of `bytes`.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        Self::of(self.algorithm, bytes) == *self
+    }
+
     /// The algorithm before the colon.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

@@ -104,7 +104,6 @@ pub(super) fn artifact_of(proof: &Proof) -> Option<&str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -126,8 +125,7 @@ mod tests {
     #[tokio::test]
     async fn each_artifact_is_asked_about_once_and_before_use() {
         let digest = Digest::of(Algorithm::Sha256, b"artifact");
-        let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
-        let artifact = Descriptor { media_type, digest: digest.clone(), size: 1, data: None, annotations };
+        let artifact = Descriptor::new(MediaType::OciManifest, digest.clone(), 1);
         let only = Arc::new(Only("good/", AtomicUsize::new(0)));
         let checks = ArtifactChecks::new(Some(only.clone()));
         let (good, bad) = (name_of("good/a", &digest), name_of("bad/a", &digest));

@@ -67,7 +67,6 @@ pub fn explain(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
 
     use super::super::layer_ref::Payload;
     use super::super::origin::{FromRegistry, IndexChoice};
@@ -77,13 +76,8 @@ mod tests {
 
     #[test]
     fn each_origin_is_told_once_and_one_is_used() {
-        let blob = Descriptor {
-            media_type: MediaType::parse("application/vnd.oci.image.layer.v1.tar+gzip"),
-            digest: Digest::of(Algorithm::Sha256, b"blob"),
-            size: 4,
-            data: None,
-            annotations: BTreeMap::new(),
-        };
+        let media_type = MediaType::parse("application/vnd.oci.image.layer.v1.tar+gzip");
+        let blob = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, b"blob"), 4);
         let layer = LayerRef { blob, diff_id: None, payload: Payload::Tar(Compression::Gzip), soci: None };
         let told = |used, choice: IndexChoice, pushed, failed: &[(Origin, &str)]| {
             let failed = failed.iter().map(|(origin, why)| (*origin, (*why).to_owned())).collect();

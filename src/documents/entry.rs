@@ -29,13 +29,7 @@ pub struct Entry {
 impl Entry {
     /// What it names, without its annotations.
     pub fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            media_type: MediaType::parse(&self.media_type),
-            digest: self.digest.clone(),
-            size: self.size,
-            data: None,
-            annotations: BTreeMap::new(),
-        }
+        Descriptor::new(MediaType::parse(&self.media_type), self.digest.clone(), self.size)
     }
 
     /// The entry of an artifact's manifest for `of`.

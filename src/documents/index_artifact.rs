@@ -142,9 +142,7 @@ impl PushedBlob {
 
     /// Its descriptor.
     pub fn descriptor(&self) -> Descriptor {
-        let media_type = MediaType::parse("application/octet-stream");
-        let (digest, size) = (self.digest.clone(), self.size);
-        Descriptor { media_type, digest, size, data: None, annotations: BTreeMap::new() }
+        Descriptor::new(MediaType::parse("application/octet-stream"), self.digest.clone(), self.size)
     }
 
     fn json(&self, media_type: &str, mut annotations: BTreeMap<&str, String>) -> Value {
@@ -267,8 +265,7 @@ mod tests {
     }
 
     fn subject() -> Descriptor {
-        let (media_type, digest) = (MediaType::OciManifest, digest("image"));
-        Descriptor { media_type, digest, size: 5, data: None, annotations: BTreeMap::new() }
+        Descriptor::new(MediaType::OciManifest, digest("image"), 5)
     }
 
     fn artifact() -> IndexArtifact {

@@ -283,7 +283,6 @@ fn stream(fs: &ImageFs, number: LayerNo, layer: &LayerRef) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::content::Payload;
@@ -293,13 +292,7 @@ mod tests {
     fn images_over_different_streams_of_a_layer_have_two_names() {
         let of = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
         let layer = |name: &str| LayerRef {
-            blob: Descriptor {
-                media_type: MediaType::OciManifest,
-                digest: of(name),
-                size: 1,
-                data: None,
-                annotations: BTreeMap::new(),
-            },
+            blob: Descriptor::new(MediaType::OciManifest, of(name), 1),
             diff_id: Some(of("the tar")),
             payload: Payload::Tar(Compression::Gzip),
             soci: None,

@@ -460,9 +460,7 @@ impl Resolver<'_> {
         if !is_json || descriptor.size > CONFIG_LIMIT {
             return Ok(ImageConfig::of_artifact(b"null"));
         }
-        if descriptor.size == EMPTY.len() as u64
-            && descriptor.digest == Digest::of(descriptor.digest.algorithm(), EMPTY)
-        {
+        if descriptor.size == EMPTY.len() as u64 && descriptor.digest.is_of(EMPTY) {
             return Ok(ImageConfig::of_artifact(EMPTY));
         }
         Ok(ImageConfig::of_artifact(&self.config_text(descriptor).await?))
@@ -696,13 +694,7 @@ impl Resolver<'_> {
 }
 
 fn described(record: &TagRecord) -> Descriptor {
-    Descriptor {
-        media_type: MediaType::parse(&record.media_type),
-        digest: record.digest.clone(),
-        size: record.size,
-        data: None,
-        annotations: std::collections::BTreeMap::new(),
-    }
+    Descriptor::new(MediaType::parse(&record.media_type), record.digest.clone(), record.size)
 }
 
 /// The empty descriptor's content (image-spec, manifest.md).

@@ -315,7 +315,6 @@ const SMALL_LAYER: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::content::{LayerRef, Payload};
@@ -324,13 +323,8 @@ mod tests {
     use crate::store::Store;
 
     fn pass() -> FirstPass {
-        let blob = Descriptor {
-            media_type: MediaType::parse("application/octet-stream"),
-            digest: Digest::of(Algorithm::Sha256, b"blob"),
-            size: 4,
-            data: None,
-            annotations: BTreeMap::new(),
-        };
+        let media_type = MediaType::parse("application/octet-stream");
+        let blob = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, b"blob"), 4);
         let (diff_id, payload) = (Some(Digest::of(Algorithm::Sha256, b"tar")), Payload::Tar(Compression::Stored));
         let layer = LayerRef { blob, diff_id, payload, soci: None };
         FirstPass { layer, codec_limits: Default::default(), layer_limits: Default::default() }

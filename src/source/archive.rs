@@ -11,7 +11,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::layout::{Files, descriptor, open_files};
+use super::layout::{Files, open_files};
 use super::local::{Blobs, LocalSource, Piece, listed, unusable};
 use super::spool::{Spool, shown};
 use super::tarfile::TarFile;
@@ -94,7 +94,7 @@ pub(super) fn open_saved(name: String, tar: &TarFile, pick: &Pick) -> Result<Loc
     let image = choose(&name, &images, pick)?;
     let mut blobs = HashMap::new();
     let manifest = manifest_of(&name, tar, image, &mut blobs)?;
-    let root = descriptor(MediaType::OciManifest, Digest::of(Algorithm::Sha256, &manifest), manifest.len() as u64);
+    let root = Descriptor::new(MediaType::OciManifest, Digest::of(Algorithm::Sha256, &manifest), manifest.len() as u64);
     Ok(LocalSource::new(name, root, Some(manifest), DockerBlobs(blobs)))
 }
 

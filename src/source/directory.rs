@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use super::layout::descriptor;
 use super::local::{Blobs, LocalSource, Piece};
 use super::tree::Tree;
 use super::{MANIFEST_LIMIT, SourceError};
@@ -33,7 +32,7 @@ pub(super) fn open(name: String, path: &Path) -> Result<LocalSource, SourceError
         Ok(document) => document.media_type().clone(),
         Err(_) => MediaType::parse("application/json"),
     };
-    let root = descriptor(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
+    let root = Descriptor::new(media_type, Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
     Ok(LocalSource::new(name, root, Some(bytes), Directory(tree)))
 }
 
@@ -62,6 +61,7 @@ mod tests {
 
     use super::super::BlobSource;
     use super::super::local::made::{Layout, layers, open, told};
+    use crate::descriptor::Descriptor;
 
     #[tokio::test]
     async fn blobs_lie_beside_the_manifest() {
@@ -90,7 +90,7 @@ mod tests {
         assert!(root.media_type.is_index());
         let size = fs::metadata(&listed).unwrap().len();
         let media_type = crate::descriptor::MediaType::OciManifest;
-        let read = source.manifest(&super::descriptor(media_type, digest.clone(), size)).await.unwrap();
+        let read = source.manifest(&Descriptor::new(media_type, digest.clone(), size)).await.unwrap();
         assert!(read.verify(&digest, size).is_ok());
     }
 

@@ -114,7 +114,6 @@ impl BlobSource for Inlined {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
 
     use super::super::offline::OfflineSource;
     use super::*;
@@ -123,13 +122,8 @@ mod tests {
 
     #[tokio::test]
     async fn any_range_of_inlined_data_is_served_and_no_other() {
-        let mut blob = Descriptor {
-            media_type: MediaType::parse("application/octet-stream"),
-            digest: Digest::of(Algorithm::Sha256, b"0123456789"),
-            size: 10,
-            data: None,
-            annotations: BTreeMap::new(),
-        };
+        let digest = Digest::of(Algorithm::Sha256, b"0123456789");
+        let mut blob = Descriptor::new(MediaType::parse("application/octet-stream"), digest, 10);
         let inlined = Inlined::before(Arc::new(OfflineSource::new("app".to_owned())));
         let range = |start, end| BlobOffset(start)..BlobOffset(end);
         assert!(matches!(inlined.read_at(&blob, range(0, 1)).await, Err(SourceError::NotFound { .. })));

@@ -190,15 +190,11 @@ fn by_digest(
     };
     let bytes = piece.read_whole(MANIFEST_LIMIT)?;
     let document = Document::parse(&bytes, None).map_err(|error| unusable(name, &format!("blob {digest}"), &error))?;
-    Ok((descriptor(document.media_type().clone(), digest.clone(), piece.len()), None))
+    Ok((Descriptor::new(document.media_type().clone(), digest.clone(), piece.len()), None))
 }
 
 fn whole(index: &Index, bytes: &Bytes) -> Descriptor {
-    descriptor(index.media_type.clone(), Digest::of(Algorithm::Sha256, bytes), bytes.len() as u64)
-}
-
-pub(super) fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type, digest, size, data: None, annotations: Default::default() }
+    Descriptor::new(index.media_type.clone(), Digest::of(Algorithm::Sha256, bytes), bytes.len() as u64)
 }
 
 fn check_version(name: &str, files: &impl Files) -> Result<(), SourceError> {

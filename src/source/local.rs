@@ -165,7 +165,7 @@ impl BlobSource for LocalSource {
 
     fn manifest_by_digest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Untrusted<Bytes>, SourceError>> {
         Box::pin(async move {
-            let piece = self.piece_of_any_size(&layout::descriptor(MediaType::OciManifest, digest.clone(), 0)).await?;
+            let piece = self.piece_of_any_size(&Descriptor::new(MediaType::OciManifest, digest.clone(), 0)).await?;
             blocking(move || piece.read_whole(MANIFEST_LIMIT)).await.map(Untrusted::new)
         })
     }
@@ -512,7 +512,7 @@ mod tests {
     use crate::digest::{Algorithm, Digest};
 
     fn blob(digest: Digest, size: u64) -> Descriptor {
-        Descriptor { media_type: MediaType::parse(""), digest, size, data: None, annotations: Default::default() }
+        Descriptor::new(MediaType::parse(""), digest, size)
     }
 
     #[tokio::test]

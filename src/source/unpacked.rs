@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::layout::descriptor;
 use super::local::{Blobs, LocalSource, Piece};
 use super::rebuilt::{Ingredients, RebuiltTar};
 use super::spool::Spool;
@@ -77,7 +76,7 @@ impl Unpacked {
 
     /// The source of this image, which the user called `name`.
     pub(super) fn into_source(self, name: String, spool: &Spool) -> LocalSource {
-        let root = descriptor(MediaType::OciManifest, self.digest(), self.manifest.len() as u64);
+        let root = Descriptor::new(MediaType::OciManifest, self.digest(), self.manifest.len() as u64);
         let blobs = UnpackedBlobs { config: self.config, layers: self.layers, spool: spool.clone() };
         LocalSource::new(name, root, Some(self.manifest), blobs).rebuilt(self.of)
     }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::{ContentPaths, DOCUMENT, LayerName, MapSize, Store, StoreError, TAG, TagRecord, evict};
-use crate::digest::Digest;
 
 /// Result of a check.
 #[derive(Clone, Debug, Default)]
@@ -35,10 +34,7 @@ impl Store {
         let mut found = Checked::default();
         self.files.each(&self.root.join(DOCUMENT), &mut |path, _| {
             let Some(digest) = evict::digest_of(path) else { return };
-            let intact = self
-                .files
-                .read_small(path, DOCUMENT_LIMIT)
-                .is_ok_and(|bytes| Digest::of(digest.algorithm(), &bytes) == digest);
+            let intact = self.files.read_small(path, DOCUMENT_LIMIT).is_ok_and(|bytes| digest.is_of(&bytes));
             found.note(&self.files, path, intact, || format!("document {digest}"));
         })?;
         self.files.each(&self.root.join(TAG), &mut |path, _| {
@@ -94,7 +90,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::digest::Algorithm;
+    use crate::digest::{Algorithm, Digest};
 
     #[test]
     fn a_damaged_document_is_found_and_removed() {

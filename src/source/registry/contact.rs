@@ -107,7 +107,7 @@ impl RegistrySource {
                 let mut tries = Tries::new(client.clock.clone(), &client.deadlines);
                 tries.turn = Turn::Mirror;
                 let answer = {
-                    let right = |_: &Reply, body: &[u8]| digest.is_none_or(|digest| is_of(digest, body));
+                    let right = |_: &Reply, body: &[u8]| digest.is_none_or(|digest| digest.is_of(body));
                     let asked = client.document(thing, what, MANIFEST_LIMIT, right, &mut tries);
                     tokio::time::timeout(limit, asked).await
                 };
@@ -139,10 +139,6 @@ impl RegistrySource {
             limit: self.counters.limit.get(),
         }
     }
-}
-
-fn is_of(digest: &Digest, body: &[u8]) -> bool {
-    Digest::of(digest.algorithm(), body) == *digest
 }
 
 #[cfg(test)]

@@ -261,7 +261,7 @@ impl RegistrySource {
         let media_type = known_type(reply)?;
         let served = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok())?;
         let is_named = self.name.digest().is_none_or(|named| *named == served);
-        is_named.then(|| descriptor(media_type, served, size))
+        is_named.then(|| Descriptor::new(media_type, served, size))
     }
 
     fn need_of_root(&self) -> Need<'_> {
@@ -278,7 +278,7 @@ impl RegistrySource {
             if expected.peek().is_none() {
                 return encoding::is_plain(body);
             }
-            expected.all(|expected| Digest::of(expected.algorithm(), body) == *expected)
+            expected.all(|expected| expected.is_of(body))
         };
         let check = |client: &Client, reply: Reply, body: Bytes| {
             let media_type = kind(client, &reply, &body)?;
@@ -286,7 +286,7 @@ impl RegistrySource {
                 compare(client, &what, expected, &body)?;
             }
             let digest = self.name.digest().cloned().unwrap_or_else(|| Digest::of(Algorithm::Sha256, &body));
-            Ok((descriptor(media_type, digest, body.len() as u64), Untrusted::new(body)))
+            Ok((Descriptor::new(media_type, digest, body.len() as u64), Untrusted::new(body)))
         };
         self.document(Thing::Root, (&what, self.need_of_root()), MANIFEST_LIMIT, right, check).await
     }
@@ -320,7 +320,7 @@ impl RegistrySource {
     async fn fetch_manifest_by_digest(&self, digest: &Digest) -> Result<Untrusted<Bytes>, SourceError> {
         let reference = digest.to_string();
         let what = manifest_name(&reference);
-        let right = |_: &Reply, body: &[u8]| Digest::of(digest.algorithm(), body) == *digest;
+        let right = |_: &Reply, body: &[u8]| digest.is_of(body);
         let check = |client: &Client, _: Reply, body: Bytes| {
             self.compare_of_several(client, &what, digest, &body)?;
             Ok(Untrusted::new(body))
@@ -641,13 +641,9 @@ impl InFlight {
     }
 }
 
-fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type, digest, size, data: None, annotations: std::collections::BTreeMap::new() }
-}
-
 /// Whether these bytes match the descriptor.
 fn is_described(wanted: &Descriptor, body: &[u8]) -> bool {
-    body.len() as u64 == wanted.size && Digest::of(wanted.digest.algorithm(), body) == wanted.digest
+    body.len() as u64 == wanted.size && wanted.digest.is_of(body)
 }
 
 fn known_type(reply: &Reply) -> Option<MediaType> {

@@ -93,7 +93,7 @@ fn unpacked(stores: &[Store], at: usize, image: &ImageEntry, pinned: Option<&Dig
     let documents = Documents { store, image, shown: &shown };
     let (manifest, config) = documents.manifest(pinned)?;
     let text = documents.read(&config.to_string(), CONFIG_LIMIT)?;
-    if Digest::of(config.algorithm(), &text) != config {
+    if !config.is_of(&text) {
         return Err(refused(format!("its configuration is not what its digest, {config}, says")));
     }
     let chain = lists::chain(stores, image.layer.as_deref())?;
@@ -145,7 +145,7 @@ impl Documents<'_> {
         if let Some(pinned) = pinned.filter(|pinned| **pinned != digest) {
             let refused = |why: String| SourceError::Unsupported { place: self.shown.to_owned(), why, hint: None };
             let pinned_text = self.read(&format!("manifest-{pinned}"), MANIFEST_LIMIT)?;
-            if Digest::of(pinned.algorithm(), &pinned_text) != *pinned {
+            if !pinned.is_of(&pinned_text) {
                 return Err(refused(format!("its manifest is not what its digest, {pinned}, says")));
             }
             match self.parse(&pinned_text)? {

@@ -213,7 +213,7 @@ async fn head_describes_without_a_body() {
         Response::head(200, &[("Content-Type", OCI), ("Content-Length", &length), ("Docker-Content-Digest", &named)])
     });
     let found = bench(&server, None).source.head().await.unwrap();
-    assert_eq!(found, descriptor(MediaType::OciManifest, digest, MANIFEST.len() as u64));
+    assert_eq!(found, Descriptor::new(MediaType::OciManifest, digest, MANIFEST.len() as u64));
 }
 
 #[tokio::test]
@@ -264,7 +264,7 @@ async fn a_manifest_that_contradicts_its_descriptor_is_refused() {
     let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
     let size = MANIFEST.len() as u64;
     let fetch = |media_type, size| {
-        let (source, wanted) = (bench.source.clone(), descriptor(media_type, digest.clone(), size));
+        let (source, wanted) = (bench.source.clone(), Descriptor::new(media_type, digest.clone(), size));
         async move { source.manifest(&wanted).await.map(drop) }
     };
     fetch(MediaType::OciManifest, size).await.unwrap();

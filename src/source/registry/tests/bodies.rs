@@ -253,7 +253,7 @@ async fn documents_that_were_encoded_on_the_way_are_decoded() {
             }
         });
         let bench = bench(&server, None);
-        let wanted = descriptor(MediaType::OciManifest, digest.clone(), MANIFEST.len() as u64);
+        let wanted = Descriptor::new(MediaType::OciManifest, digest.clone(), MANIFEST.len() as u64);
         let found = bench.source.root().await.map(|(descriptor, _)| descriptor);
         assert_eq!(found.as_ref().ok(), fits.then_some(&wanted), "{what}: {found:?}");
         for document in [bench.source.manifest(&wanted).await, bench.source.config(&wanted).await] {

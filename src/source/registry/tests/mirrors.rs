@@ -111,7 +111,7 @@ async fn whatever_is_wrong_with_a_mirror_the_next_is_asked_at_once() {
     let own = complete();
     let bench = mirrored(&[mirror.address], own.address, |_| {});
     let digest = Digest::of(Algorithm::Sha256, MANIFEST.as_bytes());
-    let wanted = descriptor(MediaType::OciManifest, digest, MANIFEST.len() as u64);
+    let wanted = Descriptor::new(MediaType::OciManifest, digest, MANIFEST.len() as u64);
     let got = bench.source.manifest(&wanted).await.unwrap().into_unverified();
     assert_eq!(got, MANIFEST);
 }

@@ -62,7 +62,7 @@ fn basic_of(user: &str, password: &str) -> String {
 
 fn blob(bytes: &[u8]) -> Descriptor {
     let digest = Digest::of(Algorithm::Sha256, bytes);
-    descriptor(MediaType::parse("application/vnd.oci.image.layer.v1.tar"), digest, bytes.len() as u64)
+    Descriptor::new(MediaType::parse("application/vnd.oci.image.layer.v1.tar"), digest, bytes.len() as u64)
 }
 
 /// 200,000 bytes that vary by position.
