@@ -11,7 +11,9 @@ use peelfs::codec::tar_split::{self, TarSplitError};
 use peelfs::codec::{LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, StartKind, Status, Window};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::documents::{Document, ImageConfig, IndexArtifact, SociIndex, SociPrefetch, resolve_step};
+use peelfs::documents::{
+    Document, INDEX_ARTIFACT, ImageConfig, IndexArtifact, SociIndex, SociPrefetch, referrers, resolve_step,
+};
 use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, soci, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
@@ -68,7 +70,7 @@ pub fn tar(data: &[u8]) {
 /// The manifest of pushed indexes, and a list of referrers: what is read is within bounds, and is the same when it is written
 /// and read again.
 pub fn pushed(data: &[u8]) {
-    let found = IndexArtifact::candidates([data, data]);
+    let found = referrers([data, data], INDEX_ARTIFACT);
     assert!(found.len() <= 8);
     let subject = Digest::of(Algorithm::Sha256, b"image");
     let _ = (SociIndex::parse(data, None), SociIndex::parse(data, Some(&subject)), SociPrefetch::parse(data));

@@ -86,6 +86,7 @@ pub use profiles::{Profiles, forget_profiles, keep_profile, load_profile};
 pub use pushed::PushedIndexes;
 pub use pushed_error::PushedError;
 pub use reader::{LayerReader, Local, Missing};
+pub use referrer::candidates as referring_artifacts;
 pub use scope::MountScope;
 pub use sealed::SealError;
 pub use shared::{SharedLayer, SharedLayers};

@@ -19,14 +19,14 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
-use super::referrer::{described, keep, manifest_of};
+use super::referrer::{candidates, described, keep, manifest_of};
 use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
 use super::superseded::drop_superseded;
 use super::transfer;
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
-use crate::documents::{IndexArtifact, PushedBlob, PushedIndex};
+use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex};
 use crate::layer::{Format, IndexError, LayerIndex, Proof};
 use crate::offsets::BlobOffset;
 use crate::source::registry::RegistrySource;
@@ -225,11 +225,10 @@ impl PushedIndexes {
     async fn find(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<Found, PushedError> {
         let mut patience = Patience { left: FIND_LIMIT };
         let late = || PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
-        let pages = registry.referrers(&self.image, Some(crate::documents::INDEX_ARTIFACT));
-        let pages = patience.within(pages).await.ok_or_else(late)??.into_pages();
-        let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
+        let candidates = candidates(registry, &self.image, INDEX_ARTIFACT);
+        let candidates = patience.within(candidates).await.ok_or_else(late)??;
         let mut found = Found::default();
-        for candidate in IndexArtifact::candidates(pages.iter().map(|page| &**page)) {
+        for candidate in candidates {
             let artifact = patience.within(self.artifact(registry, &candidate, store)).await.ok_or_else(late)?;
             let (artifact, manifest) = match artifact {
                 Ok(read) => read,

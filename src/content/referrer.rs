@@ -1,14 +1,24 @@
-//! The manifest of an artifact that refers to an image.
-
-use std::collections::BTreeMap;
+//! Artifacts that refer to an image: which there are, and their manifests.
 
 use bytes::Bytes;
 
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
+use crate::documents::referrers;
 use crate::source::registry::RegistrySource;
-use crate::source::{BlobSource, MANIFEST_LIMIT};
+use crate::source::{BlobSource, MANIFEST_LIMIT, SourceError};
 use crate::store::Store;
+use crate::trust::Untrusted;
+
+/// The manifests of artifacts of type `kind` that the registry lists as referrers of `image`, as [`referrers`] has them.
+///
+/// # Errors
+/// [`SourceError`] if there is no list to be had.
+pub async fn candidates(registry: &RegistrySource, image: &Digest, kind: &str) -> Result<Vec<Descriptor>, SourceError> {
+    let pages = registry.referrers(image, Some(kind)).await?.into_pages();
+    let pages: Vec<_> = pages.into_iter().map(Untrusted::into_unverified).collect();
+    Ok(referrers(pages.iter().map(|page| &**page), kind))
+}
 
 /// Fetches and verifies the manifest of `candidate`, an entry of a list of referrers, and caches it in `store`, so that it can be
 /// asked about without the registry; the error says why it is not used.
@@ -44,6 +54,5 @@ pub(super) fn described(digest: &Digest, manifest: &[u8]) -> Descriptor {
     }
     let read = serde_json::from_slice::<Manifest>(manifest);
     let media_type = read.map_or(MediaType::OciManifest, |manifest| MediaType::parse(&manifest.media_type));
-    let (digest, size) = (digest.clone(), manifest.len() as u64);
-    Descriptor { media_type, digest, size, data: None, annotations: BTreeMap::new() }
+    Descriptor::new(media_type, digest.clone(), manifest.len() as u64)
 }

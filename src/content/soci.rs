@@ -15,7 +15,7 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, bound, open_stored};
 use super::profiles::{keep_profile, load_profile};
 use super::soci_error::{NoIndex, SociError};
-use super::superseded::keep_foreign;
+use super::superseded::open_foreign;
 use crate::descriptor::{Compression, Descriptor};
 use crate::digest::{Digest, Hasher};
 use crate::documents::{SociIndex, SociPrefetch};
@@ -209,14 +209,7 @@ fn make(
     let indexed = IndexedLayer { blob, blob_size: layer.blob.size, diff_id, decoded_size: read.decoded_size };
     let mut index = Vec::new();
     write_index(&read.tree, &read.spans, &read.windows, &indexed, proof, &mut index).map_err(NotOpened::NotWritten)?;
-    if let Some(stored) = keep_foreign(layer, &index, origin, store)
-        // Another process may have replaced it.
-        && stored.proof() == proof
-    {
-        return Ok(stored);
-    }
-    // In memory, for as long as this process runs.
-    LayerIndex::open(index).map(Arc::new).map_err(NotOpened::Unusable)
+    open_foreign(layer, index, (origin, proof), store)
 }
 
 /// Limit for a list of what to fetch first, in bytes.

@@ -7,17 +7,16 @@ use tokio::sync::OnceCell;
 
 use super::artifact_check::{ArtifactChecks, name_of};
 use super::origin::{NotOpened, Opened};
-use super::referrer::{described, manifest_of};
+use super::referrer::{candidates, described, manifest_of};
 use super::soci::{Maker, WantedLayer};
 use super::soci_error::{NoIndex, SociError};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::documents::{SOCI_V1, SociIndex, referrers};
+use crate::documents::{SOCI_V1, SociIndex};
 use crate::layer::Format;
 use crate::source::BlobSource;
 use crate::source::registry::RegistrySource;
 use crate::store::Store;
-use crate::trust::Untrusted;
 
 /// The SOCI index that refers to an image.
 pub(super) struct SociReferrers {
@@ -73,10 +72,8 @@ impl SociReferrers {
 
     /// The newest index that refers to the image and may be used.
     async fn find(&self, store: Option<&Store>) -> Result<Found, NoIndex> {
-        let pages = self.registry.referrers(&self.image, Some(SOCI_V1)).await?.into_pages();
-        let pages: Vec<_> = pages.into_iter().map(Untrusted::into_unverified).collect();
         let mut unusable = Vec::new();
-        for candidate in referrers(pages.iter().map(|page| &**page), SOCI_V1) {
+        for candidate in candidates(&self.registry, &self.image, SOCI_V1).await? {
             let (index, manifest) = match self.read(&candidate, store).await {
                 Ok(read) => read,
                 Err(why) => {

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
-use super::origin::{Origin, open_stored};
+use super::origin::{NotOpened, Origin, open_stored};
 use crate::digest::Digest;
-use crate::layer::LayerIndex;
+use crate::layer::{LayerIndex, Proof};
 use crate::store::{IndexName, PassLock, Store, StoreError};
 
 /// Removes leftovers of ended processes, as [`Store::tidy`] does, and superseded content. Returns the bytes freed.
@@ -65,9 +65,27 @@ fn described(store: &Store, blob: &Digest) -> Option<Vec<Digest>> {
     (!known.is_empty()).then_some(known)
 }
 
-/// Stores an index that was made of another maker's table, in the place of another such one, or beside what a first pass has
-/// made, which is worth more. `None` if it cannot be stored.
-pub(super) fn keep_foreign(layer: &LayerRef, bytes: &[u8], origin: Origin, store: &Store) -> Option<Arc<LayerIndex>> {
+/// Opens an index that was made of another maker's table: from the store, or, if it cannot be kept there, in memory, for as
+/// long as this process runs.
+///
+/// # Errors
+/// [`NotOpened::Unusable`]
+pub(super) fn open_foreign(
+    layer: &LayerRef,
+    bytes: Vec<u8>,
+    (origin, proof): (Origin, &Proof),
+    store: &Store,
+) -> Result<Arc<LayerIndex>, NotOpened> {
+    match keep_foreign(layer, &bytes, origin, store) {
+        // Another process may have replaced it.
+        Some(stored) if stored.proof() == proof => Ok(stored),
+        _ => LayerIndex::open(bytes).map(Arc::new).map_err(NotOpened::Unusable),
+    }
+}
+
+/// Stores it in the place of another such one, or beside what a first pass has made, which is worth more. `None` if it cannot
+/// be stored.
+fn keep_foreign(layer: &LayerRef, bytes: &[u8], origin: Origin, store: &Store) -> Option<Arc<LayerIndex>> {
     let blob = &layer.blob.digest;
     let has_own = open_stored(layer, &[Origin::Store], store).is_ok();
     let name = if has_own { IndexName::beside(blob) } else { layer.index_name() };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::origin::{NotOpened, Opened, Origin, open_stored, voucher};
 use super::pass::{FirstPass, Means};
-use super::superseded::keep_foreign;
+use super::superseded::open_foreign;
 use crate::documents::Document;
 use crate::layer::foreign::estargz::{self, Place};
 use crate::layer::foreign::{Bounds, ForeignLayer, Toc, TocError};
@@ -176,9 +176,5 @@ fn make(
     let proof = Proof::vouched(format, &voucher(toc));
     write_index_of_bodies(&tree, &spans, &sources, &layer, &proof, &mut index).map_err(NotOpened::NotWritten)?;
     drop((tree, spans, sources));
-    if let Some(stored) = keep_foreign(&pass.layer, &index, Origin::Vouched(format), store) {
-        return Ok(stored);
-    }
-    // In memory, for as long as this process runs.
-    LayerIndex::open(index).map(Arc::new).map_err(NotOpened::Unusable)
+    open_foreign(&pass.layer, index, (Origin::Vouched(format), &proof), store)
 }

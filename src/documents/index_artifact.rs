@@ -232,11 +232,6 @@ impl IndexArtifact {
     fn annotations(created: &str) -> Value {
         json!({ CREATED: created })
     }
-
-    /// The manifests of artifacts with indexes in the `pages` of a list of referrers, as [`referrers`] has them.
-    pub fn candidates<'a>(pages: impl IntoIterator<Item = &'a [u8]>) -> Vec<Descriptor> {
-        referrers(pages, INDEX_ARTIFACT)
-    }
 }
 
 /// The manifests of artifacts of type `kind` in the `pages` of a list of referrers, the newest first; of a long list, only
@@ -331,7 +326,7 @@ mod tests {
         let of = |order: &[usize]| {
             let page = json!({ "manifests": order.iter().map(|at| entries[*at].clone()).collect::<Vec<_>>() });
             let page = page.to_string();
-            let found = IndexArtifact::candidates([page.as_bytes(), page.as_bytes(), b"no list"]);
+            let found = referrers([page.as_bytes(), page.as_bytes(), b"no list"], INDEX_ARTIFACT);
             found.into_iter().map(|found| found.digest).collect::<Vec<_>>()
         };
         let wanted = ["newer", "new", "old", "timeless"].map(digest);
@@ -340,9 +335,9 @@ mod tests {
         let many: Vec<_> = (0..100).map(|n| entry(&n.to_string(), "2026-01-01T00:00:00Z")).collect();
         let others = json!({ "manifests": [1, { "digest": "x" }, { "mediaType": "a", "digest": digest("a").to_string(), "size": 1 }] });
         assert_eq!(
-            IndexArtifact::candidates([&*json!({ "manifests": many }).to_string().into_bytes()]).len(),
+            referrers([&*json!({ "manifests": many }).to_string().into_bytes()], INDEX_ARTIFACT).len(),
             CANDIDATES
         );
-        assert!(IndexArtifact::candidates([&*others.to_string().into_bytes()]).is_empty());
+        assert!(referrers([&*others.to_string().into_bytes()], INDEX_ARTIFACT).is_empty());
     }
 }

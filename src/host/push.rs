@@ -4,7 +4,6 @@
 //! One that was imported or found in a registry would get another voucher without another proof, so such a layer is read
 //! first, as one without an index is. Layers that bring a table of contents along are left out: every machine has it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -313,9 +312,8 @@ pub async fn push_soci(
             Err(error) => return Err(error.into()),
         };
         let digest = Digest::of(Algorithm::Sha256, &ztoc);
-        let (media_type, annotations) = (MediaType::parse("application/octet-stream"), BTreeMap::new());
-        let described =
-            Descriptor { media_type, digest: digest.clone(), size: ztoc.len() as u64, data: None, annotations };
+        let media_type = MediaType::parse("application/octet-stream");
+        let described = Descriptor::new(media_type, digest.clone(), ztoc.len() as u64);
         tell(Step::Sending { size: described.size });
         (pushed.layers, pushed.layer_bytes) = (pushed.layers + 1, pushed.layer_bytes + size);
         pushed.index_bytes += described.size;
@@ -416,11 +414,8 @@ async fn existing(
     image: &Descriptor,
     artifact: &IndexArtifact,
 ) -> Result<Option<Digest>, crate::source::SourceError> {
-    let pages = registry.referrers(&image.digest, Some(INDEX_ARTIFACT)).await?.into_pages();
-    let pages: Vec<_> = pages.into_iter().map(crate::trust::Untrusted::into_unverified).collect();
-    let Some(newest) = IndexArtifact::candidates(pages.iter().map(|page| &**page)).into_iter().next() else {
-        return Ok(None);
-    };
+    let found = content::referring_artifacts(registry, &image.digest, INDEX_ARTIFACT).await?;
+    let Some(newest) = found.into_iter().next() else { return Ok(None) };
     let Ok(bytes) = registry.manifest(&newest).await else { return Ok(None) };
     let Ok(bytes) = bytes.verify(&newest.digest, newest.size) else { return Ok(None) };
     let same = IndexArtifact::created(&bytes).is_some_and(|created| artifact.manifest(image, &created) == bytes);
