@@ -1,12 +1,13 @@
 //! Signing what is pushed, as `cosign sign --key` does: a signature beside the manifest, behind those of others.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::report::{Code, Report};
+use super::signature_policy::read_bounded;
 use crate::digest::{Algorithm, Digest};
 use crate::reference::RegistryName;
 use crate::signature::{self, Attached, NotMade, NotSignatures, PrivateKey, PrivateKeyError, Signed};
@@ -87,11 +88,7 @@ pub fn private_key(path: &Path) -> Result<PrivateKey, KeyFileError> {
     if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode: metadata.mode() });
     }
-    let mut pem = Vec::new();
-    file.take(FILE_LIMIT + 1).read_to_end(&mut pem).map_err(failed)?;
-    if pem.len() as u64 > FILE_LIMIT {
-        return Err(failed(io::Error::other(format!("it has more than {FILE_LIMIT} bytes"))));
-    }
+    let pem = read_bounded(&file).map_err(failed)?;
     PrivateKey::from_pem(&pem).map_err(|cause| KeyFileError::Key { path: path.to_owned(), cause })
 }
 
@@ -178,8 +175,6 @@ fn repository(name: &RegistryName) -> String {
     format!("{host}/{}", name.repository())
 }
 
-/// Keys have some KiB at most.
-const FILE_LIMIT: u64 = 1 << 20;
 /// How often the signatures are written.
 const TRIES: usize = 4;
 

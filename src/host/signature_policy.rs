@@ -11,7 +11,7 @@
 //! is refused.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -160,7 +160,6 @@ pub fn keys(paths: &[impl AsRef<Path>]) -> Result<Vec<PublicKey>, PolicyError> {
 
 /// A file that decides what is allowed.
 fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
-    use std::io::Read as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let failed = |cause| PolicyError::File { path: path.to_owned(), cause };
     // Do not block on something that is not a regular file.
@@ -170,12 +169,17 @@ fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
         return Err(failed(io::Error::other("not a regular file")));
     }
     verifiers::check_writers(path)?;
-    let mut text = Vec::new();
-    file.take(FILE_LIMIT + 1).read_to_end(&mut text).map_err(failed)?;
-    if text.len() as u64 > FILE_LIMIT {
-        return Err(failed(io::Error::other(format!("it has more than {FILE_LIMIT} bytes"))));
+    read_bounded(&file).map_err(failed)
+}
+
+/// The bytes of a key or a policy, which have some KiB at most.
+pub(super) fn read_bounded(file: &std::fs::File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(io::Error::other(format!("it has more than {FILE_LIMIT} bytes")));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The name that rules are matched with: a repository or a local path.

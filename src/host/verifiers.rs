@@ -149,6 +149,9 @@ pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> 
         return Ok(());
     }
     let (verifiers, state) = list(directory, limits)?;
+    if verifiers.is_empty() {
+        return Ok(());
+    }
     ask_all(directory, question, limits, &verifiers, &state).await
 }
 
@@ -191,9 +194,6 @@ async fn ask_all(
     verifiers: &[PathBuf],
     state: &str,
 ) -> Result<(), VerifierError> {
-    if verifiers.is_empty() {
-        return Ok(());
-    }
     let answered = format!("{}\0{}\0{}\0{state}", directory.display(), question.name, question.root.digest);
     if lock(&ALLOWED).contains(&answered) {
         return Ok(());
@@ -424,13 +424,7 @@ mod tests {
 
     async fn asked_within(dir: &Path, limits: &Limits) -> Result<(), VerifierError> {
         let digest = Digest::of(Algorithm::Sha256, dir.as_os_str().as_encoded_bytes());
-        let root = Descriptor {
-            media_type: MediaType::OciIndex,
-            digest,
-            size: 7,
-            data: None,
-            annotations: std::collections::BTreeMap::new(),
-        };
+        let root = Descriptor::new(MediaType::OciIndex, digest, 7);
         let access = ImageSpec::new("a/b".parse().unwrap(), "/nonexistent").access;
         // Another test may be starting a process that holds the script open for writing.
         loop {
@@ -471,9 +465,8 @@ mod tests {
     async fn an_index_needs_a_verifier_that_allows_it() {
         let check = async |dir: &Path| {
             let (directory, access) = (dir.to_owned(), ImageSpec::new("a/b".parse().unwrap(), "/nonexistent").access);
-            let (media_type, annotations) = (MediaType::OciManifest, std::collections::BTreeMap::new());
             let digest = Digest::of(Algorithm::Sha256, dir.as_os_str().as_encoded_bytes());
-            let artifact = Descriptor { media_type, digest, size: 7, data: None, annotations };
+            let artifact = Descriptor::new(MediaType::OciManifest, digest, 7);
             let verifiers = IndexVerifiers { directory, access };
             loop {
                 match verifiers.check("r.example/a@sha256:1", &artifact).await {

@@ -238,20 +238,23 @@ impl Store {
 
     /// Removes the content of a layer that no process uses, and returns the bytes freed; `None` if one does.
     pub fn drop_unused_content(&self, blob: &Digest) -> Option<u64> {
-        let mut bytes = 0;
-        for bucket in [CONTENT, WHOLE] {
-            self.each_of(bucket, blob, &mut |_, found| bytes += found.disk_bytes());
-        }
+        let bytes = self.bytes_of(&[CONTENT, WHOLE], blob);
         self.drop_content(blob).then_some(bytes)
     }
 
     /// Removes the indexes and the content of a layer that no process uses, and returns the bytes freed; `None` if one does.
     pub fn drop_unused(&self, blob: &Digest) -> Option<u64> {
+        let bytes = self.bytes_of(&[INDEX, CONTENT, WHOLE], blob);
+        self.drop_unused_index(blob).then_some(bytes)
+    }
+
+    /// Disk usage of a blob's files in these buckets, in bytes.
+    fn bytes_of(&self, buckets: &[&str], blob: &Digest) -> u64 {
         let mut bytes = 0;
-        for bucket in [INDEX, CONTENT, WHOLE] {
+        for bucket in buckets {
             self.each_of(bucket, blob, &mut |_, found| bytes += found.disk_bytes());
         }
-        self.drop_unused_index(blob).then_some(bytes)
+        bytes
     }
 
     /// Removes leftovers of ended processes: temporary files, and content without an index. Returns the bytes freed.

@@ -26,12 +26,15 @@ impl Store {
     /// index that was replaced since. Returns the bytes freed.
     pub fn drop_other_content(&self, blob: &Digest, known: &[Digest]) -> u64 {
         let Some(_unused) = self.marks.unused(blob) else { return 0 };
-        let before = self.other_content(blob, known);
-        if before > 0 {
-            let mut found = Vec::new();
-            self.each_other(blob, known, &mut |path, _| found.push(path.to_owned()));
-            self.drop_files(found);
+        let (mut before, mut files) = (0, Vec::new());
+        self.each_other(blob, known, &mut |path, found| {
+            before += found.disk_bytes();
+            files.push(path.to_owned());
+        });
+        if files.is_empty() {
+            return 0;
         }
+        self.drop_files(files);
         before.saturating_sub(self.other_content(blob, known))
     }
 
