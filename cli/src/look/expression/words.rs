@@ -48,7 +48,7 @@ fn argument_of(word: &OsStr) -> Option<Takes> {
     if WITHOUT_VALUE.contains(&name) {
         return Some(Takes::Nothing);
     }
-    if WITH_VALUE.contains(&name) || REFUSED_WITH_VALUE.contains(&name) {
+    if WITH_VALUE.contains(&name) || refusal(name).is_some_and(|(_, takes_value, _)| *takes_value) {
         return Some(Takes::Value(None));
     }
     // No option of a command has one hyphen and several letters, so it is a test that find or nothing has.
@@ -62,46 +62,44 @@ fn argument_of(word: &OsStr) -> Option<Takes> {
 
 /// What to do instead of a test or action that find(1) has, and this one has not.
 pub(super) fn refused(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "exec" | "execdir" | "ok" | "okdir" | "delete" => {
-            "pipe its output into a program, as in `peelfs find IMAGE / -print0 | xargs -0 …`"
-        }
-        "fprint" | "fprint0" | "fprintf" | "fls" => "redirect its output into a file",
-        "fstype" => "an image is one file system: leave it out",
-        "amin" | "anewer" | "atime" | "used" => {
-            "an image has no times of access; `-mmin`, `-mtime` and `-newer` compare those of modification"
-        }
-        "cmin" | "cnewer" | "ctime" => "`-mmin`, `-mtime` and `-newer` compare times of modification",
-        "readable" | "writable" => "`-perm` compares modes, as in `-perm -u+w`",
-        "follow" | "xtype" => "symlinks are not followed; `-printf '%p %Y\\n'` tells what they lead to",
-        "context" => "SELinux contexts of an image are not told",
-        "regextype" => "patterns have the syntax of Rust's regex",
-        "daystart" => "`-newermt` compares with a time",
-        "files0-from" => "name the paths behind the image",
-        name if name.starts_with("newer") => "`-newer PATH` and `-newermt TIME` compare times of modification",
-        _ => return None,
-    })
+    let (.., hint) = refusal(name)?;
+    Some(hint)
 }
 
-/// Tests and actions with a value that are refused.
-const REFUSED_WITH_VALUE: [&str; 16] = [
-    "fprint",
-    "fprint0",
-    "fls",
-    "fstype",
-    "amin",
-    "anewer",
-    "atime",
-    "used",
-    "cmin",
-    "cnewer",
-    "ctime",
-    "xtype",
-    "context",
-    "regextype",
-    "files0-from",
-    "fprintf",
+/// The row of [`REFUSED`] that a word belongs to.
+fn refusal(name: &str) -> Option<&'static Refusal> {
+    let newer = || name.starts_with("newer").then_some(&NEWER);
+    REFUSED.iter().find(|(names, ..)| names.contains(&name)).or_else(newer)
+}
+
+/// Words of find(1), whether each takes a value, and what to do instead.
+type Refusal = (&'static [&'static str], bool, &'static str);
+
+static REFUSED: [Refusal; 12] = [
+    (
+        &["exec", "execdir", "ok", "okdir", "delete"],
+        false,
+        "pipe its output into a program, as in `peelfs find IMAGE / -print0 | xargs -0 …`",
+    ),
+    (&["fprint", "fprint0", "fprintf", "fls"], true, "redirect its output into a file"),
+    (&["fstype"], true, "an image is one file system: leave it out"),
+    (
+        &["amin", "anewer", "atime", "used"],
+        true,
+        "an image has no times of access; `-mmin`, `-mtime` and `-newer` compare those of modification",
+    ),
+    (&["cmin", "cnewer", "ctime"], true, "`-mmin`, `-mtime` and `-newer` compare times of modification"),
+    (&["readable", "writable"], false, "`-perm` compares modes, as in `-perm -u+w`"),
+    (&["follow"], false, FOLLOWED),
+    (&["xtype"], true, FOLLOWED),
+    (&["context"], true, "SELinux contexts of an image are not told"),
+    (&["regextype"], true, "patterns have the syntax of Rust's regex"),
+    (&["daystart"], false, "`-newermt` compares with a time"),
+    (&["files0-from"], true, "name the paths behind the image"),
 ];
+const FOLLOWED: &str = "symlinks are not followed; `-printf '%p %Y\\n'` tells what they lead to";
+/// Of times that are not told apart.
+static NEWER: Refusal = (&[], false, "`-newer PATH` and `-newermt TIME` compare times of modification");
 const WITHOUT_VALUE: [&str; 27] = [
     "print",
     "print0",
