@@ -57,11 +57,7 @@ make_data() {
     schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
     config: ({mediaType: "application/vnd.oci.image.config.v1+json"} + $config),
     layers: [{mediaType: ("application/vnd.oci.image.layer.v1.tar" + if $packing == "gzip" then "+gzip" else "" end)} + $layer]}'))
-  jq -n --argjson manifest "$manifest" '{schemaVersion: 2, manifests: [$manifest + {
-    mediaType: "application/vnd.oci.image.manifest.v1+json",
-    annotations: {"org.opencontainers.image.ref.name": "latest"}}]}' > "$at/index.json"
-  echo '{"imageLayoutVersion":"1.0.0"}' > "$at/oci-layout"
-  push "$at" "data-$kind"
+  push_new "$at" "$manifest" "data-$kind"
 }
 
 # read_data KIND TASK SUBJECT CASE LINK [OPTION...]: with the index known, and no content

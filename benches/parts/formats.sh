@@ -177,8 +177,7 @@ measure_artifact() {
 	    for _ in range((size - 4096) >> 20): file.write(os.urandom(1 << 20))
 	    file.write(os.urandom(size - file.tell()))
 	PY
-  put_artifact "$layout" "$file"
-  push "$layout" artifact
+  push_artifact "$layout" "$file"
   for ((run = 1; run <= runs; run++)); do
     fresh
     drop_caches
@@ -206,8 +205,8 @@ measure_artifact() {
     rm "$dir/copy"
   done
 }
-# put_artifact LAYOUT NAME: LAYOUT/model as an OCI artifact of one file
-put_artifact() {
+# push_artifact LAYOUT NAME: LAYOUT/model as an OCI artifact of one file
+push_artifact() {
   local config blob manifest
   config=$(keep_document "$1" <<< '{}')
   cp "$1/model" "$1/copy"
@@ -217,8 +216,5 @@ put_artifact() {
     mediaType: "application/vnd.oci.image.manifest.v1+json", artifactType: "application/vnd.example.model",
     config: ({mediaType: "application/vnd.oci.empty.v1+json"} + $config),
     layers: [{mediaType: "application/octet-stream", annotations: {"org.opencontainers.image.title": $name}} + $blob]}'))
-  jq -n --argjson manifest "$manifest" '{schemaVersion: 2, manifests: [$manifest + {
-    mediaType: "application/vnd.oci.image.manifest.v1+json",
-    annotations: {"org.opencontainers.image.ref.name": "latest"}}]}' > "$1/index.json"
-  echo '{"imageLayoutVersion":"1.0.0"}' > "$1/oci-layout"
+  push_new "$1" "$manifest" artifact
 }

@@ -48,11 +48,15 @@ push_lowest() {
     "$(blob "$2" "$(jq -r .config.digest "$(manifest_of "$2")")")"))
   manifest=$(keep_document "$new" < <(jq -c --argjson n "$1" --argjson config "$config" \
     '.config += $config | .layers |= .[:$n]' "$(manifest_of "$2")"))
-  jq -n --argjson manifest "$manifest" '{schemaVersion: 2, manifests: [$manifest + {
+  push_new "$new" "$manifest" "$3"
+}
+# push_new LAYOUT MANIFEST NAME: makes it a layout of this manifest, a digest and a size, and pushes that as NAME:latest
+push_new() {
+  jq -n --argjson manifest "$2" '{schemaVersion: 2, manifests: [$manifest + {
     mediaType: "application/vnd.oci.image.manifest.v1+json",
-    annotations: {"org.opencontainers.image.ref.name": "latest"}}]}' > "$new/index.json"
-  echo '{"imageLayoutVersion":"1.0.0"}' > "$new/oci-layout"
-  push "$new" "$3"
+    annotations: {"org.opencontainers.image.ref.name": "latest"}}]}' > "$1/index.json"
+  echo '{"imageLayoutVersion":"1.0.0"}' > "$1/oci-layout"
+  push "$1" "$3"
 }
 # keep_document LAYOUT: adds what it reads as a blob; its digest and size
 keep_document() {
