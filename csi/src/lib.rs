@@ -149,7 +149,12 @@ async fn serve(options: &Options) -> Result<(), Report> {
             refused: Arc::clone(&refused),
         };
         let services = Server::builder().add_service(RegistrationServer::new(registration));
-        registered = Some(tokio::spawn(services.serve_with_incoming(found_at.incoming())));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let served = tokio::spawn(peelfs_grpc::serve_beside(services, found_at, async {
+            // An error means that the other end was dropped, which is an end as well.
+            let _ = stopped.await;
+        }));
+        registered = Some((stop, served));
     }
     let signal = peelfs_grpc::ended().map_err(HostError::system("listen to signals"))?;
     let (tell, was_refused) = tokio::sync::oneshot::channel();
@@ -162,9 +167,9 @@ async fn serve(options: &Options) -> Result<(), Report> {
         }
     };
     let served = peelfs_grpc::serve(services, own, ended).await;
-    // Remove the socket, so that the kubelet drops the plugin.
-    if let Some(registered) = registered {
-        registered.abort();
+    // Remove the socket, so that the kubelet drops the plugin. A kubelet that has just refused it gets its answer.
+    if let Some((stop, registered)) = registered {
+        let _ = stop.send(());
         let _ = registered.await;
     }
     served.map_err(|error| Report::new(Code::Failure, chain(&error)))?;

@@ -21,7 +21,7 @@ use tonic::transport::server::Router;
 
 pub use socket::{Socket, SocketError};
 
-/// Serves until `ended`; requests in progress then have [`LAST`] to finish.
+/// Serves until `ended`, and tells the service manager; requests in progress then have [`LAST`] to finish.
 ///
 /// # Errors
 /// [`tonic::transport::Error`] of the server itself.
@@ -32,6 +32,22 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     // The socket listens already when this notification is sent.
     tell(NotifyState::Ready);
+    let ended = async {
+        ended.await;
+        tell(NotifyState::Stopping);
+    };
+    serve_beside(services, socket, ended).await
+}
+
+/// As [`serve`], of a socket whose end is not the service's.
+///
+/// # Errors
+/// [`tonic::transport::Error`] of the server itself.
+pub async fn serve_beside(
+    services: Router,
+    socket: Socket,
+    ended: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut served = pin!(services.serve_with_incoming_shutdown(socket.incoming(), async {
         // An error means that the other end was dropped, which is an end as well.
@@ -41,7 +57,6 @@ pub async fn serve(
         served = &mut served => return served,
         () = ended => {}
     }
-    tell(NotifyState::Stopping);
     let _ = stop.send(());
     tokio::time::timeout(LAST, served).await.unwrap_or_else(|_| {
         tracing::warn!("requests that were not answered in {} s are given up", LAST.as_secs());

@@ -428,11 +428,31 @@ fn left(sandbox: &Sandbox) -> Vec<String> {
     files.chain(processes).collect()
 }
 
+/// Who keeps something of the sandbox: processes that see its mounts, in whatever namespace, and its own processes, with
+/// what their threads wait for; and what was logged.
+fn kept_by(sandbox: &Sandbox) -> Vec<String> {
+    let text = |path: PathBuf| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let own = sandbox.path().to_str().unwrap();
+    let entries =
+        |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let processes = entries("/proc".into()).filter_map(|path| {
+        let mounts = text(path.join("mountinfo"));
+        let seen: Vec<_> = mounts.lines().filter(|line| line.contains(own)).collect();
+        let is_own = text(path.join("environ")).contains(own);
+        let waits: Vec<_> = entries(path.join("task")).map(|thread| text(thread.join("wchan"))).collect();
+        let said = || format!("{} {} {waits:?} sees {seen:?}", path.display(), text(path.join("cmdline")));
+        (is_own || !seen.is_empty()).then(said)
+    });
+    let logs = entries(sandbox.path().join("run/peelfs")).filter(|path| path.extension().is_some_and(|is| is == "log"));
+    processes.chain(logs.map(text)).collect()
+}
+
 /// Nothing is left of the sandbox's containers, at once or very soon: what served the image ends by itself.
 pub(super) fn assert_nothing_left(sandbox: &Sandbox) {
     let begun = Instant::now();
     while !left(sandbox).is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "left behind: {:?}", left(sandbox));
+        let is_late = begun.elapsed() > Duration::from_secs(20);
+        assert!(!is_late, "left behind: {:?}, kept by {:#?}", left(sandbox), kept_by(sandbox));
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(mounts::all().iter().all(|mount| !mount.path.starts_with(sandbox.path())), "something stays mounted");
