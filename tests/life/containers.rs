@@ -393,7 +393,7 @@ fn a_writable_mount_outlives_its_server() {
     at.unmount();
 }
 
-fn until(mut is_so: impl FnMut() -> bool) {
+pub(super) fn until(mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(60));
